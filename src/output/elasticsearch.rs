@@ -128,10 +128,6 @@ impl OutputSettings for Settings {
         self.client.targets()
     }
 
-    fn final_after(&self) -> Option<(&'static str, Duration)> {
-        None
-    }
-
     fn index(&self) -> Option<&str> {
         Some(&self.index)
     }

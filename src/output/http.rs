@@ -13,11 +13,11 @@
 //!
 //! | floor | files | what they know |
 //! |---|---|---|
-//! | 1 | `cookies` `proxy` `settings` `silence` `url` `wire` | the cookies of a connection · CONNECT · the keys · who is silent · the parts of a URL · the socket below HTTP |
+//! | 1 | `cookies` `proxy` `settings` `silence` `url` `wire` | the cookies of a connection · CONNECT · the keys · who is silent · the parts of a URL · how far a request got |
 //! | 2 | `body` | bodies of requests |
 //! | 3 | `api` | what a protocol over HTTP adds |
 //! | 4 | `answer` `confirm` | the meaning of answers · requests that are confirmed later |
-//! | 5 | `expanded` `request` | templates and files · a batch as a request |
+//! | 5 | `expanded` `request` | templates and files · compression, and the bodies of `http` |
 //! | 6 | `pool` | connections between requests |
 //! | 7 | `client` | picking an address, dialling |
 //! | 8 | `ask` `exchange` `service` `test_request` | which requests are confirmed · a request and its answer · a server that is not the consumer · `check --connect` |
@@ -79,7 +79,7 @@ impl IntoConnector for Settings {
 /// (`Client::dial`) when a request needs a connection, and again after the consumer has closed the
 /// previous one. The watch, a task that tests failed addresses, calls `Client::reach`, which
 /// connects to an address and sends it no request. The command `check --connect` calls
-/// `Client::test`, which sends the test requests of the protocol too.
+/// `Client::test_and_look`, which sends the test requests of the protocol too.
 pub(super) struct HttpConnector {
     client: Arc<Client>,
     watch: Watch,
@@ -97,9 +97,7 @@ impl HttpConnector {
 
     /// Makes the connector of an output that speaks this protocol. It has read no file yet.
     pub(super) fn new(config: &config::HttpClient, api: Arc<dyn Api>, setup: &Setup<'_>) -> Self {
-        let (metrics, expiry) = (setup.metrics.clone(), setup.expiry.clone());
-        let client = Arc::new(Client::new(config, api, setup.output, metrics, expiry));
-        Self { client, watch: Watch::default() }
+        Self { client: Arc::new(Client::new(config, api, setup)), watch: Watch::default() }
     }
 
     /// Starts the watch.

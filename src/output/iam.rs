@@ -17,7 +17,6 @@ use super::http::service::Question;
 use super::http::service::Service;
 use super::tokens::Issuer;
 use super::tokens::Tokens;
-use crate::config;
 
 const PATH: &str = "/identity/token";
 
@@ -35,8 +34,6 @@ static IN_USE: Mutex<Vec<Weak<Iam>>> = Mutex::new(Vec::new());
 pub(super) struct IamSettings {
     pub(super) credentials: Credentials,
     pub(super) service: Service,
-    /// The pauses between failed requests.
-    pub(super) retry: config::Retry,
 }
 
 /// The credentials by which the relay gets tokens. The files are read again for each request.
@@ -62,19 +59,19 @@ impl Credentials {
     fn form(&self) -> Result<(String, u64), String> {
         let (Self::ApiKey { file } | Self::TrustedProfile { token_file: file, .. }) = self;
         let secret = token_in(file)?;
-        let mut form = form_urlencoded::Serializer::new(String::new());
-        match self {
-            Self::ApiKey { .. } => {
-                form.append_pair("grant_type", "urn:ibm:params:oauth:grant-type:apikey");
-                form.append_pair("apikey", &secret);
-            }
-            Self::TrustedProfile { id, .. } => {
-                form.append_pair("grant_type", "urn:ibm:params:oauth:grant-type:cr-token");
-                form.append_pair("cr_token", &secret);
-                form.append_pair("profile_id", id);
-            }
-        }
-        Ok((form.finish(), rapidhash::v3::rapidhash_v3(secret.as_bytes())))
+        let pairs = match self {
+            Self::ApiKey { .. } => vec![
+                ("grant_type", "urn:ibm:params:oauth:grant-type:apikey"),
+                ("apikey", secret.as_str()),
+            ],
+            Self::TrustedProfile { id, .. } => vec![
+                ("grant_type", "urn:ibm:params:oauth:grant-type:cr-token"),
+                ("cr_token", secret.as_str()),
+                ("profile_id", id.as_str()),
+            ],
+        };
+        let form = form_urlencoded::Serializer::new(String::new()).extend_pairs(pairs).finish();
+        Ok((form, rapidhash::v3::rapidhash_v3(secret.as_bytes())))
     }
 }
 
@@ -106,10 +103,6 @@ impl Issuer for IamSettings {
 
     fn service(&self) -> &Service {
         &self.service
-    }
-
-    fn retry(&self) -> &config::Retry {
-        &self.retry
     }
 
     fn question(&self) -> Result<(Question, u64), String> {

@@ -6,7 +6,6 @@
 //! answer got lost, is stored again: the API knows no names of records.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -148,10 +147,6 @@ impl OutputSettings for Settings {
         self.client.targets()
     }
 
-    fn final_after(&self) -> Option<(&'static str, Duration)> {
-        None
-    }
-
     fn event_limit(&self) -> Option<&'static str> {
         Some(
             "IBM Cloud Logs takes records of up to 32 KB, and does not say what becomes of larger \
@@ -192,11 +187,9 @@ fn name(text: &str) -> Result<String, String> {
 
 impl IntoConnector for Settings {
     fn connector(&self, setup: &Setup<'_>) -> Box<dyn Connector> {
-        let config::Output { timeouts, retry, .. } = setup.output;
         let iam = iam::shared(IamSettings {
             credentials: self.credentials.clone(),
-            service: Service::beside(&self.client, &self.iam_url, timeouts),
-            retry: retry.clone(),
+            service: Service::beside(&self.client, &self.iam_url, setup.output),
         });
         let names = [&self.application_name, &self.subsystem_name]
             .map(|name| serde_json::Value::from(name.as_str()).to_string());
@@ -347,16 +340,6 @@ mod tests {
             (r#"{"responseStatus":{"code":500}}"#, 5),
             (r#"{"responseStatus":{"code":2147483647}}"#, 5),
             (r#"{"responseStatus":{"code":99999999999}}"#, 5),
-            (
-                r#"{"@timestamp":"2026-11-20T06:24:22Z","kubernetes":{"audit":{"responseStatus":{"code":403}}}}"#,
-                4,
-            ),
-            (r#"{"time_dt":"2026-11-20T06:24:22Z","api":{"response":{"code":403}}}"#, 4),
-            (r#"{"responseStatus":{"code":"500"}}"#, 3),
-            (r#"{"responseStatus":null}"#, 3),
-            (r#"{"responseStatus":[{"code":500}]}"#, 3),
-            (r#"{"requestObject":{"responseStatus":{"code":500}}}"#, 3),
-            (r#"{"code":500,"responseStatus":{}}"#, 3),
         ] {
             assert_eq!(severity(event.as_bytes()), wanted, "{event}");
         }

@@ -33,27 +33,19 @@ impl LineFormat {
             "lines: each event as received, or with kind and apiVersion as in kube-apiserver's audit.log",
         )
     }
-}
 
-/// Encodes a batch as JSON lines of one format.
-#[derive(Clone, Copy)]
-pub(super) struct Lines {
-    format: LineFormat,
-}
-
-impl Lines {
-    pub(super) fn new(format: LineFormat) -> Self {
-        Self { format }
+    /// Returns the stored lines `pieces` in this format.
+    pub(super) fn pieces(self, pieces: Vec<Bytes>) -> Vec<Bytes> {
+        match self {
+            Self::Ndjson => pieces,
+            Self::AuditLog => vec![audit_log(&pieces)],
+        }
     }
 }
 
-impl Encode for Lines {
+impl Encode for LineFormat {
     fn encode(&self, batch: Batch) -> Result<Encoded, String> {
-        let pieces = match self.format {
-            LineFormat::Ndjson => batch.pieces,
-            LineFormat::AuditLog => vec![audit_log(&batch.pieces)],
-        };
-        Ok(Encoded { pieces, rejected: Vec::new() })
+        Ok(Encoded { pieces: self.pieces(batch.pieces), rejected: Vec::new() })
     }
 }
 

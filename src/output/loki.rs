@@ -9,7 +9,6 @@
 //! Loki, and nothing is stored twice.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use hyper::StatusCode;
 
@@ -135,10 +134,6 @@ impl OutputSettings for Settings {
 
     fn targets(&self) -> Vec<Target> {
         self.client.targets()
-    }
-
-    fn final_after(&self) -> Option<(&'static str, Duration)> {
-        None
     }
 
     fn event_limit(&self) -> Option<&'static str> {
@@ -348,10 +343,10 @@ fn metadata<'a>(fields: &EventFields<'a>) -> [(&'static str, std::borrow::Cow<'a
         ("user", text(fields.username)),
         ("user_agent", text(fields.user_agent)),
         ("request_uri", text(fields.request_uri)),
-        ("api_group", text(fields.api_group)),
-        ("resource", text(fields.resource)),
-        ("namespace", text(fields.namespace)),
-        ("name", text(fields.name)),
+        ("api_group", text(fields.object.api_group)),
+        ("resource", text(fields.object.resource)),
+        ("namespace", text(fields.object.namespace)),
+        ("name", text(fields.object.name)),
         ("code", code.into()),
     ]
 }

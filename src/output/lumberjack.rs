@@ -15,7 +15,6 @@
 use std::collections::VecDeque;
 use std::io;
 use std::io::Write;
-use std::time::Duration;
 
 use bytes::Buf;
 use bytes::BytesMut;
@@ -74,10 +73,6 @@ impl OutputSettings for Settings {
 
     fn targets(&self) -> Vec<Target> {
         self.stream.targets()
-    }
-
-    fn final_after(&self) -> Option<(&'static str, Duration)> {
-        None
     }
 
     fn carries_checkpoints(&self) -> bool {
@@ -213,18 +208,11 @@ fn json(batch: &Batch, out: &mut impl Write, frames: &mut Frames) -> io::Result<
 mod tests {
     use std::io::Read;
 
-    use bytes::Bytes;
     use flate2::read::ZlibDecoder;
 
     use super::*;
-    use crate::queue::Claim;
-
-    fn batch(lines: &[&str]) -> Batch {
-        let pieces: Vec<_> = lines.iter().map(|line| Bytes::from(format!("{line}\n"))).collect();
-        let bytes = pieces.iter().map(|piece| piece.len() as u64).sum();
-        let events = lines.len() as u64;
-        Batch { claim: Claim::of(0, events), events, bytes, pieces, origins: Vec::new() }
-    }
+    use crate::output::tests::answered;
+    use crate::output::tests::batch;
 
     /// Two events: the second has 9 characters and 10 bytes.
     const TWO: [&str; 2] = [r#"{"a":1}"#, r#"{"b":"ä"}"#];
@@ -235,14 +223,10 @@ mod tests {
         2J\x00\x00\x00\x02\x00\x00\x00\x0a{\"b\":\"\xc3\xa4\"}";
 
     #[test]
-    fn a_window_without_compression_is_these_bytes() {
-        assert_eq!(window(&batch(&TWO), 0).unwrap().bytes, WINDOW_OF_TWO);
-    }
-
-    #[test]
-    fn a_compressed_window_holds_its_events_in_one_frame_of_zlib() {
+    fn a_window_is_these_bytes_and_a_compressed_one_holds_them_in_one_frame_of_zlib() {
+        assert_eq!(window(&batch(0, &TWO), 0).unwrap().bytes, WINDOW_OF_TWO);
         for level in 1..=9 {
-            let bytes = window(&batch(&TWO), level).unwrap().bytes;
+            let bytes = window(&batch(0, &TWO), level).unwrap().bytes;
             // The number of events is not compressed.
             assert_eq!(bytes[..8], *b"2W\x00\x00\x00\x022C");
             let length = u32::from_be_bytes(bytes[8..12].try_into().unwrap());
@@ -259,28 +243,13 @@ mod tests {
     #[tokio::test]
     async fn a_large_window_is_compressed_on_another_thread_and_the_same() {
         let event = format!("{{\"a\":\"{}\"}}", "x".repeat(100_000));
-        let batch = batch(&[&event, &event]);
+        let batch = batch(0, &[&event, &event]);
         let encoded = Lumberjack::new(3).encode(batch.clone()).await.unwrap();
         assert_eq!(encoded.bytes, window(&batch, 3).unwrap().bytes);
     }
 
     fn ack(number: u32) -> Vec<u8> {
         [b"2A", &number.to_be_bytes()[..]].concat()
-    }
-
-    /// Reads answers that come in pieces of `step` bytes. Returns how many events they acknowledge,
-    /// and whether they are signs of life.
-    fn answered(
-        protocol: &mut Lumberjack,
-        said: &[u8],
-        step: usize,
-    ) -> Result<(u64, bool), String> {
-        let (mut unread, mut answers) = (BytesMut::new(), Answers::default());
-        for piece in said.chunks(step) {
-            unread.extend_from_slice(piece);
-            protocol.read(&mut unread, &mut answers)?;
-        }
-        Ok((answers.acknowledged, answers.alive))
     }
 
     #[test]
@@ -290,19 +259,15 @@ mod tests {
             let mut protocol = Lumberjack::new(3);
             protocol.sent(5);
             protocol.sent(4);
-            assert_eq!(answered(&mut protocol, &said, step), Ok((5 + 3, true)), "{step}");
-            assert_eq!(answered(&mut protocol, &ack(4), step), Ok((1, true)));
+            assert_eq!(answered(&mut protocol, &said, step), Ok((5 + 3, true, false)), "{step}");
+            assert_eq!(answered(&mut protocol, &ack(4), step), Ok((1, true, false)));
             assert!(protocol.windows.is_empty());
         }
-    }
-
-    #[test]
-    fn a_sign_of_life_acknowledges_nothing() {
+        // The number 0 is a sign of life, also if nothing was sent, but not half of an answer.
         let mut protocol = Lumberjack::new(3);
-        assert_eq!(answered(&mut protocol, &ack(0), 6), Ok((0, true)));
-        protocol.sent(1);
-        assert_eq!(answered(&mut protocol, &ack(0), 6), Ok((0, true)));
-        assert_eq!(answered(&mut protocol, &ack(0)[..5], 6), Ok((0, false)));
+        for (said, wanted) in [(&ack(0)[..], (0, true, false)), (&ack(0)[..5], (0, false, false))] {
+            assert_eq!(answered(&mut protocol, said, 6), Ok(wanted));
+        }
     }
 
     #[test]

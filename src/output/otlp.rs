@@ -7,7 +7,6 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use hyper::StatusCode;
 use serde::Deserialize;
@@ -17,6 +16,7 @@ use super::event_fields::unescaped;
 use super::http::HttpConnector;
 use super::http::api::Api;
 use super::http::api::Encoded;
+use super::http::api::JsonNumber;
 use super::http::api::Outcome;
 use super::http::api::Reply;
 use super::http::api::RequestHead;
@@ -26,6 +26,7 @@ use super::http::api::body_for;
 use super::http::api::write_events;
 use super::setup::IntoConnector;
 use super::setup::Setup;
+use crate::ask::JSON;
 use crate::config;
 use crate::config::BatchBytes;
 use crate::config::Compression;
@@ -48,9 +49,6 @@ const ANSWER_BYTES: usize = 1 << 20;
 
 /// The default of `batch.max_bytes`. Receivers take 4 MB or more.
 const BATCH_BYTES: u64 = 4_000_000;
-
-/// The media type of the other encoding in which a receiver may answer.
-const JSON: &str = "application/json";
 
 /// The name of the scope: the program that has written the records.
 const SCOPE: &str = env!("CARGO_PKG_NAME");
@@ -88,10 +86,6 @@ impl OutputSettings for Settings {
 
     fn targets(&self) -> Vec<Target> {
         self.client.targets()
-    }
-
-    fn final_after(&self) -> Option<(&'static str, Duration)> {
-        None
     }
 }
 
@@ -221,11 +215,11 @@ fn write_record(event: &[u8], received: u64, body: &mut Vec<u8>) {
         ("k8s.audit.event.user_agent", fields.user_agent),
         ("k8s.audit.event.request.uri", fields.request_uri),
         ("k8s.audit.event.request.verb", fields.verb),
-        ("k8s.audit.event.object_ref.resource", fields.resource),
-        ("k8s.audit.event.object_ref.name", fields.name),
-        ("k8s.audit.event.object_ref.namespace", fields.namespace),
-        ("k8s.audit.event.object_ref.api_group", fields.api_group),
-        ("k8s.audit.event.object_ref.api_version", fields.api_version),
+        ("k8s.audit.event.object_ref.resource", fields.object.resource),
+        ("k8s.audit.event.object_ref.name", fields.object.name),
+        ("k8s.audit.event.object_ref.namespace", fields.object.namespace),
+        ("k8s.audit.event.object_ref.api_group", fields.object.api_group),
+        ("k8s.audit.event.object_ref.api_version", fields.object.api_version),
         ("k8s.user.username", fields.username),
     ] {
         if let Some(value) = value {
@@ -342,15 +336,7 @@ struct JsonResponse {
 #[derive(Deserialize)]
 struct JsonPartial {
     #[serde(default, rename = "rejectedLogRecords", alias = "rejected_log_records")]
-    rejected: Option<JsonNumber>,
-}
-
-/// A number of 64 bits, which JSON has as a string, and some receivers as a number.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum JsonNumber {
-    Number(i64),
-    Text(String),
+    rejected: Option<JsonNumber<i64>>,
 }
 
 /// Returns the number of rejected records in an `ExportLogsServiceResponse` in JSON: as for
@@ -361,8 +347,7 @@ fn rejected_in_json(response: &[u8]) -> Option<u64> {
     let response: JsonResponse = serde_json::from_slice(object).ok()?;
     let number = match response.partial.and_then(|partial| partial.rejected) {
         None => 0,
-        Some(JsonNumber::Number(number)) => number,
-        Some(JsonNumber::Text(text)) => text.parse().ok()?,
+        Some(number) => number.number()?,
     };
     // No number below 0 can be meant.
     Some(u64::try_from(number).unwrap_or(0))

@@ -8,8 +8,6 @@
 //! `serverclose`.
 
 use std::collections::VecDeque;
-use std::ops::Range;
-use std::time::Duration;
 
 use bytes::Buf;
 use bytes::BytesMut;
@@ -77,10 +75,6 @@ impl OutputSettings for Settings {
 
     fn targets(&self) -> Vec<Target> {
         self.stream.targets()
-    }
-
-    fn final_after(&self) -> Option<(&'static str, Duration)> {
-        None
     }
 
     fn carries_checkpoints(&self) -> bool {
@@ -179,7 +173,7 @@ impl Protocol for Relp {
             let what = format!("answers command {} before it opens", frame.number);
             return Err(Trouble::Protocol(what));
         }
-        let data = frame.data(unread);
+        let data = frame.data;
         taken(data).map_err(Trouble::Protocol)?;
         let offer = |name: &[u8]| {
             data.split(|byte| *byte == b'\n')
@@ -192,7 +186,8 @@ impl Protocol for Relp {
         if !commands.split(|byte| *byte == b',').any(|command| command == b"syslog") {
             return Err(Trouble::Protocol("does not offer the command syslog".into()));
         }
-        unread.advance(frame.length);
+        let length = frame.length;
+        unread.advance(length);
         self.next = after(self.next, 1);
         Ok(())
     }
@@ -209,16 +204,16 @@ impl Protocol for Relp {
     }
 
     fn read(&mut self, unread: &mut BytesMut, answers: &mut Answers) -> Result<(), String> {
-        while let Some(frame) = frame(unread)? {
+        while let Some(Frame { number, command, data, length }) = frame(unread)? {
             // A hint is not a sign of life: a consumer that sends only hints is stuck.
-            if frame.number == 0 {
-                answers.closing |= frame.command(unread) == b"serverclose";
+            if number == 0 {
+                answers.closing |= command == b"serverclose";
             } else {
                 answers.alive = true;
-                taken(frame.data(unread))?;
-                self.answer(frame.number)?;
+                taken(data)?;
+                self.answer(number)?;
             }
-            unread.advance(frame.length);
+            unread.advance(length);
             while self.answered.pop_front_if(|answered| *answered).is_some() {
                 answers.acknowledged += 1;
             }
@@ -243,32 +238,19 @@ fn taken(data: &[u8]) -> Result<(), String> {
     Err(format!("answers \"{}\"", said.escape_ascii()))
 }
 
-/// A complete RELP frame at the beginning of the bytes that were read from the consumer. The
-/// command and the data are stored as ranges of these bytes.
-struct Frame {
+/// A complete RELP frame at the beginning of the bytes that were read from the consumer.
+struct Frame<'a> {
     number: u32,
-    command: Range<usize>,
-    data: Range<usize>,
+    command: &'a [u8],
+    data: &'a [u8],
     /// The length of the whole frame in bytes.
     length: usize,
-}
-
-impl Frame {
-    /// Returns the command of the frame. `read` holds the bytes that the frame was parsed from.
-    fn command<'a>(&self, read: &'a [u8]) -> &'a [u8] {
-        read.get(self.command.clone()).unwrap_or_default()
-    }
-
-    /// Returns the data of the frame. `read` holds the bytes that the frame was parsed from.
-    fn data<'a>(&self, read: &'a [u8]) -> &'a [u8] {
-        read.get(self.data.clone()).unwrap_or_default()
-    }
 }
 
 /// Parses the frame at the beginning of `read`: an answer (`rsp`) or a hint (a command with the
 /// number 0). Returns `None` if the frame is not complete yet, and an error text if the bytes can't
 /// become such a frame.
-fn frame(read: &[u8]) -> Result<Option<Frame>, String> {
+fn frame(read: &[u8]) -> Result<Option<Frame<'_>>, String> {
     let wrong = || {
         let said = &read[..read.len().min(32)];
         format!("says \"{}\", which is not a RELP answer", said.escape_ascii())
@@ -301,7 +283,10 @@ fn frame(read: &[u8]) -> Result<Option<Frame>, String> {
     }
     match read.get(data.end) {
         None => Ok(None),
-        Some(b'\n') => Ok(Some(Frame { number, command, length: data.end + 1, data })),
+        Some(b'\n') => {
+            let length = data.end + 1;
+            Ok(Some(Frame { number, command: &read[command], data: &read[data], length }))
+        }
         Some(_) => Err(wrong()),
     }
 }
@@ -324,31 +309,15 @@ fn digits(read: &[u8], from: usize) -> Option<Option<(u32, usize)>> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
-    use bytes::Bytes;
-
     use super::*;
     use crate::config::Rejected;
-    use crate::queue::Claim;
+    use crate::output::tests::answered;
+    use crate::output::tests::batch;
+    use crate::output::tests::rfc5424;
 
     /// Returns the protocol on a connection whose `open` is done.
     fn relp(rejected: Rejected) -> Relp {
-        let config = Messages {
-            priority: 134,
-            hostname: "host".into(),
-            app_name: "app".into(),
-            max_message_bytes: 60,
-        };
-        Relp { next: 2, ..Relp::new(Rfc5424::new(&config, rejected, &BTreeMap::new())) }
-    }
-
-    fn batch(lines: &[&str]) -> Batch {
-        let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
-        let events = lines.len() as u64;
-        let claim = Claim::of(0, events);
-        let (bytes, pieces) = (text.len() as u64, vec![Bytes::from(text)]);
-        Batch { claim, events, bytes, pieces, origins: Vec::new() }
+        Relp { next: 2, ..Relp::new(rfc5424(60, rejected)) }
     }
 
     fn long() -> String {
@@ -358,7 +327,7 @@ mod tests {
     #[test]
     fn messages_are_framed_and_numbered_and_those_too_long_left_out() {
         let relp = relp(Rejected::Drop);
-        let frames = relp.frames(&batch(&[r#"{"a":1}"#, &long(), r#"{"b":"ä"}"#])).unwrap();
+        let frames = relp.frames(&batch(0, &[r#"{"a":1}"#, &long(), r#"{"b":"ä"}"#])).unwrap();
         // Lengths count bytes, not characters.
         let expected = "2 syslog 31 <134>1 - host app - - - {\"a\":1}\n\
                         3 syslog 34 <134>1 - host app - - - {\"b\":\"ä\"}\n";
@@ -369,7 +338,7 @@ mod tests {
         wanted.without(long().as_bytes());
         wanted.with();
         assert_eq!(frames, wanted);
-        let told = self::relp(Rejected::Retry).frames(&batch(&[&long()])).unwrap_err();
+        let told = self::relp(Rejected::Retry).frames(&batch(0, &[long()])).unwrap_err();
         assert!(told.contains("max_message_bytes"), "{told}");
     }
 
@@ -377,26 +346,13 @@ mod tests {
     fn numbers_begin_at_one_again_after_the_last() {
         assert_eq!((after(1, 1), after(NINE_DIGITS, 1)), (2, 1));
         let mut relp = Relp { next: NINE_DIGITS - 1, ..relp(Rejected::Drop) };
-        let frames = relp.frames(&batch(&["{}", "{}", "{}"])).unwrap();
-        let text = std::str::from_utf8(&frames.bytes).unwrap();
-        let numbers: Vec<_> =
-            text.lines().map(|line| line.split(' ').next().unwrap().to_owned()).collect();
-        assert_eq!(numbers, ["999999998", "999999999", "1"]);
+        let frames = relp.frames(&batch(0, &["{}", "{}", "{}"])).unwrap();
+        let line = |number| format!("{number} syslog 26 <134>1 - host app - - - {{}}\n");
+        assert_eq!(frames.bytes, [999_999_998, 999_999_999, 1].map(line).concat());
         relp.sent(3);
         let said = b"999999998 rsp 6 200 OK\n999999999 rsp 6 200 OK\n1 rsp 6 200 OK\n";
-        assert_eq!(answered(&mut relp, said, 7), Ok((3, false)));
+        assert_eq!(answered(&mut relp, said, 7), Ok((3, true, false)));
         assert_eq!(relp.close(), b"2 close 0\n");
-    }
-
-    /// Reads answers that come in pieces of `step` bytes. Returns how many events they acknowledge,
-    /// and whether the consumer announces its end.
-    fn answered(protocol: &mut Relp, said: &[u8], step: usize) -> Result<(u64, bool), String> {
-        let (mut unread, mut answers) = (BytesMut::new(), Answers::default());
-        for piece in said.chunks(step) {
-            unread.extend_from_slice(piece);
-            protocol.read(&mut unread, &mut answers)?;
-        }
-        Ok((answers.acknowledged, answers.closing))
     }
 
     #[test]
@@ -416,24 +372,20 @@ mod tests {
         for step in 1..=said.len() {
             let mut relp = relp(Rejected::Drop);
             relp.sent(4);
-            assert_eq!(answered(&mut relp, said, step), Ok((3, true)), "{step}");
+            assert_eq!(answered(&mut relp, said, step), Ok((3, true, true)), "{step}");
             assert_eq!(relp.answered, [false]);
         }
         let mut relp = relp(Rejected::Drop);
         relp.sent(4);
         // A message that is answered early counts only when all messages before it are answered.
-        assert_eq!(answered(&mut relp, b"3 rsp 6 200 OK\n5 rsp 6 200 OK\n", 99), Ok((0, false)));
-        assert_eq!(answered(&mut relp, b"2 rsp 6 200 OK\n", 99), Ok((2, false)));
-    }
-
-    #[test]
-    fn only_answers_are_signs_of_life() {
-        for (said, alive) in [("0 hint 4 what\n", false), ("3 rsp 6 200 OK\n", true)] {
-            let mut relp = relp(Rejected::Drop);
-            relp.sent(2);
-            let mut answers = Answers::default();
-            relp.read(&mut BytesMut::from(said), &mut answers).unwrap();
-            assert_eq!((answers.alive, answers.acknowledged), (alive, 0), "{said}");
+        for (said, acknowledged, alive) in [
+            // A consumer that sends only hints is not at work.
+            ("0 hint 4 what\n", 0, false),
+            ("3 rsp 6 200 OK\n5 rsp 6 200 OK\n", 0, true),
+            ("2 rsp 6 200 OK\n", 2, true),
+        ] {
+            let answers = answered(&mut relp, said.as_bytes(), 99);
+            assert_eq!(answers, Ok((acknowledged, alive, false)), "{said}");
         }
     }
 

@@ -206,13 +206,11 @@ fn prefix(text: &str) -> Result<String, String> {
 
 impl IntoConnector for Settings {
     fn connector(&self, setup: &Setup<'_>) -> Box<dyn Connector> {
-        let config::Output { timeouts, retry, .. } = setup.output;
         let keys = match &self.credentials {
             Credentials::Files(files) => Keys::of_files(files.clone()),
             Credentials::WebIdentity(role) => Keys::WebIdentity(Tokens::new(Sts {
-                service: Service::beside(&self.client, &role.url, timeouts),
+                service: Service::beside(&self.client, &role.url, setup.output),
                 role: role.clone(),
-                retry: retry.clone(),
             })),
         };
         let (address, compression) = (self.address.clone(), self.client.compression);

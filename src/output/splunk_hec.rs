@@ -28,6 +28,7 @@ use super::http::api::Api;
 use super::http::api::Call;
 use super::http::api::Confirm;
 use super::http::api::Encoded;
+use super::http::api::JsonNumber;
 use super::http::api::Outcome;
 use super::http::api::Reply;
 use super::http::api::RequestHead;
@@ -39,6 +40,7 @@ use super::http::api::token_header;
 use super::http::api::write_events;
 use super::setup::IntoConnector;
 use super::setup::Setup;
+use crate::ask::JSON;
 use crate::audit::time::nanos;
 use crate::config;
 use crate::config::BatchBytes;
@@ -238,8 +240,14 @@ impl IntoConnector for Settings {
     fn connector(&self, setup: &Setup<'_>) -> Box<dyn Connector> {
         let (before, after) = self.metadata.around();
         let indexed = self.acknowledge == Acknowledge::Indexed;
-        let acknowledgement =
-            indexed.then_some(Indexing { interval: self.ack_interval, timeout: self.ack_timeout });
+        let acknowledgement = indexed.then_some(Confirm {
+            path: ACK,
+            content_type: JSON,
+            interval: self.ack_interval,
+            timeout: self.ack_timeout,
+            question,
+            told,
+        });
         let collector =
             Collector { token_file: self.token_file.clone(), before, after, acknowledgement };
         HttpConnector::boxed(&self.client, Arc::new(collector), setup)
@@ -254,7 +262,7 @@ struct Collector {
     /// The text after the event.
     after: String,
     /// How Splunk is asked for acknowledgements; `None`: an answer with code 0 is final.
-    acknowledgement: Option<Indexing>,
+    acknowledgement: Option<Confirm>,
 }
 
 /// The answer of the collector. A proxy may answer something else.
@@ -262,30 +270,13 @@ struct Collector {
 struct Answer {
     #[serde(default)]
     code: Option<u16>,
+    /// The number of the request.
     #[serde(default, rename = "ackId")]
-    ack_id: Option<AckId>,
+    ack_id: Option<JsonNumber<u64>>,
     /// The index of the event at fault, or of the first one that a busy Splunk did not take. Splunk
     /// has taken those before it, and has not read those behind it.
     #[serde(default, rename = "invalid-event-number")]
     invalid: Option<u64>,
-}
-
-/// The number of a request. Splunk's documentation has it as a number, and some servers send a
-/// string.
-#[derive(Deserialize)]
-#[serde(untagged)]
-enum AckId {
-    Number(u64),
-    Text(String),
-}
-
-impl AckId {
-    fn number(&self) -> Option<u64> {
-        match self {
-            Self::Number(number) => Some(*number),
-            Self::Text(text) => text.parse().ok(),
-        }
-    }
 }
 
 /// The subject of a code of the collector.
@@ -328,11 +319,11 @@ fn fault(code: u16) -> Option<Fault> {
 
 impl Collector {
     /// Returns the result of a request with this answer, if Splunk has taken the request.
-    fn taken(&self, reply: &Reply<'_>, answer: &Answer) -> Outcome {
+    fn taken(&self, reply: &Reply<'_>, answer: Answer) -> Outcome {
         if self.acknowledgement.is_none() {
             return Outcome::Accepted;
         }
-        match answer.ack_id.as_ref().and_then(AckId::number) {
+        match answer.ack_id.and_then(JsonNumber::number) {
             Some(number) => Outcome::Taken(number),
             None => reply.unclear(
                 "the answer has no ackId: turn on indexer acknowledgement for this token in \
@@ -389,7 +380,7 @@ impl Api for Collector {
     }
 
     fn content_type(&self) -> &'static str {
-        "application/json"
+        JSON
     }
 
     fn authorization(&self) -> Result<Option<HeaderValue>, String> {
@@ -417,7 +408,7 @@ impl Api for Collector {
         let asks = self.acknowledgement.as_ref().filter(|_| reply.path == ACK);
         match (answer.code.and_then(fault), asks) {
             (Some(Fault::Settings(what) | Fault::Busy(what)), _) => Err(what.to_owned()),
-            (_, Some(asks)) if matches!(asks.told(reply.status, body), Told::Confirmed(_)) => {
+            (_, Some(asks)) if matches!((asks.told)(reply.status, body), Told::Confirmed(_)) => {
                 Ok(())
             }
             // The request has no event, and Splunk says so.
@@ -443,8 +434,8 @@ impl Api for Collector {
         Ok(channel.into_iter().map(|channel| (CHANNEL, channel)).collect())
     }
 
-    fn confirm(&self) -> Option<&dyn Confirm> {
-        self.acknowledgement.as_ref().map(|it| it as &dyn Confirm)
+    fn confirm(&self) -> Option<&Confirm> {
+        self.acknowledgement.as_ref()
     }
 
     fn wraps_events(&self) -> bool {
@@ -507,21 +498,12 @@ impl Api for Collector {
                 judged.unwrap_or(Outcome::Refused(failure))
             }
             Some(Fault::Event(what)) => failed(what),
-            Some(Fault::None) | None => match reply.by_status {
-                Outcome::Accepted => self.taken(&reply, &answer),
-                by_status @ (Outcome::Taken(_)
-                | Outcome::Judged(_)
-                | Outcome::Refused(_)
-                | Outcome::Failed(_)) => by_status,
-            },
+            Some(Fault::None) | None if matches!(reply.by_status, Outcome::Accepted) => {
+                self.taken(&reply, answer)
+            }
+            Some(Fault::None) | None => reply.by_status,
         }
     }
-}
-
-/// How Splunk is asked which requests are indexed.
-struct Indexing {
-    interval: Duration,
-    timeout: Duration,
 }
 
 /// The answer to the question which requests are indexed.
@@ -530,40 +512,24 @@ struct Acks {
     acks: BTreeMap<String, bool>,
 }
 
-impl Confirm for Indexing {
-    fn path(&self) -> &str {
-        ACK
-    }
+/// Returns the body of the question which of the requests with these numbers are indexed.
+fn question(numbers: &[u64]) -> Vec<u8> {
+    let numbers: Vec<_> = numbers.iter().map(u64::to_string).collect();
+    format!("{{\"acks\":[{}]}}", numbers.join(",")).into_bytes()
+}
 
-    fn content_type(&self) -> &'static str {
-        "application/json"
-    }
-
-    fn interval(&self) -> Duration {
-        self.interval
-    }
-
-    fn timeout(&self) -> Duration {
-        self.timeout
-    }
-
-    fn question(&self, numbers: &[u64]) -> Vec<u8> {
-        let numbers: Vec<_> = numbers.iter().map(u64::to_string).collect();
-        format!("{{\"acks\":[{}]}}", numbers.join(",")).into_bytes()
-    }
-
-    fn told(&self, status: StatusCode, body: &[u8]) -> Told {
-        match status {
-            status if status.is_success() => {
-                let Ok(Acks { acks }) = serde_json::from_slice(body) else { return Told::Unclear };
-                let indexed = acks.into_iter().filter(|(_, is_indexed)| *is_indexed);
-                let numbers = indexed.map(|(number, _)| number.parse());
-                numbers.collect::<Result<_, _>>().map_or(Told::Unclear, Told::Confirmed)
-            }
-            StatusCode::TOO_MANY_REQUESTS => Told::Nothing(AttemptError::Status429),
-            status if status.is_server_error() => Told::Nothing(AttemptError::Status5xx),
-            _ => Told::Nothing(AttemptError::Status4xx),
+/// Returns what the answer to such a question says.
+fn told(status: StatusCode, body: &[u8]) -> Told {
+    match status {
+        status if status.is_success() => {
+            let Ok(Acks { acks }) = serde_json::from_slice(body) else { return Told::Unclear };
+            let indexed = acks.into_iter().filter(|(_, is_indexed)| *is_indexed);
+            let numbers = indexed.map(|(number, _)| number.parse());
+            numbers.collect::<Result<_, _>>().map_or(Told::Unclear, Told::Confirmed)
         }
+        StatusCode::TOO_MANY_REQUESTS => Told::Nothing(AttemptError::Status429),
+        status if status.is_server_error() => Told::Nothing(AttemptError::Status5xx),
+        _ => Told::Nothing(AttemptError::Status4xx),
     }
 }
 
@@ -573,11 +539,9 @@ mod tests {
 
     #[test]
     fn acks_are_asked_and_told_as_splunk_documents_it() {
-        let indexing = Indexing { interval: Duration::ZERO, timeout: Duration::ZERO };
-        assert_eq!(indexing.question(&[0, 17]), b"{\"acks\":[0,17]}");
-        let told = |status: u16, body: &str| {
-            indexing.told(StatusCode::from_u16(status).unwrap(), body.as_bytes())
-        };
+        assert_eq!(question(&[0, 17]), b"{\"acks\":[0,17]}");
+        let told =
+            |status: u16, body: &str| told(StatusCode::from_u16(status).unwrap(), body.as_bytes());
         assert_eq!(
             told(200, r#"{"acks":{"0":true,"1":false,"17":true}}"#),
             Told::Confirmed(vec![0, 17])

@@ -16,16 +16,13 @@ use bytes::Bytes;
 use tokio::sync::mpsc as async_mpsc;
 
 use super::json_lines::LineFormat;
-use super::json_lines::Lines;
 use super::setup::IntoConnector;
 use super::setup::Setup;
-use super::transport::encode::Encode;
 use crate::config;
 use crate::config::OutputSettings;
 use crate::config::Target;
 use crate::config::table::Table;
 use crate::delivery::checkpoints::Checkpoint;
-use crate::delivery::checkpoints::Fate;
 use crate::delivery::endpoints::Probed;
 use crate::delivery::failure::Failure;
 use crate::delivery::link::Connect;
@@ -67,10 +64,6 @@ impl OutputSettings for Settings {
         Vec::new()
     }
 
-    fn final_after(&self) -> Option<(&'static str, Duration)> {
-        None
-    }
-
     fn carries_checkpoints(&self) -> bool {
         true
     }
@@ -78,8 +71,8 @@ impl OutputSettings for Settings {
 
 impl IntoConnector for Settings {
     fn connector(&self, setup: &Setup<'_>) -> Box<dyn prepared::Connector> {
-        let lines = Lines::new(self.format);
-        Box::new(StdoutConnector::new(lines, setup.output, setup.metrics.clone()))
+        let (limits, metrics) = (setup.output.batch, setup.metrics.clone());
+        Box::new(StdoutConnector { format: self.format, limits, metrics })
     }
 }
 
@@ -89,15 +82,9 @@ impl IntoConnector for Settings {
 /// dropped. After a failed write, the loop calls `connect` again: after a pause if the link was
 /// new, otherwise at once. A closed pipe ends the output instead, and with it the process.
 pub(super) struct StdoutConnector {
-    lines: Lines,
+    format: LineFormat,
     limits: config::BatchLimits,
     metrics: OutputMetrics,
-}
-
-impl StdoutConnector {
-    pub(super) fn new(lines: Lines, output: &config::Output, metrics: OutputMetrics) -> Self {
-        Self { lines, limits: output.batch, metrics }
-    }
 }
 
 impl Connect for StdoutConnector {
@@ -120,7 +107,7 @@ impl Connect for StdoutConnector {
             .spawn(move || write_all(out, &queue, &report))
             .map_err(failure)?;
         Ok(StdoutLink {
-            lines: self.lines,
+            format: self.format,
             limits: self.limits,
             metrics: self.metrics.clone(),
             jobs,
@@ -174,7 +161,7 @@ fn write_piece(out: &mut impl Write, mut piece: &[u8]) -> io::Result<()> {
 /// The link to the thread that writes to stdout. A claim is final when all its bytes are written to
 /// the file descriptor.
 pub(super) struct StdoutLink {
-    lines: Lines,
+    format: LineFormat,
     limits: config::BatchLimits,
     metrics: OutputMetrics,
     jobs: mpsc::SyncSender<Job>,
@@ -186,11 +173,7 @@ pub(super) struct StdoutLink {
 impl StdoutLink {
     /// Gives a batch to the writing thread.
     fn write(&mut self, claim: Option<Claim>, batch: Batch) {
-        let pieces = match self.lines.encode(batch) {
-            Ok(encoded) => encoded.pieces,
-            // JSON lines can carry every event, so encoding never fails.
-            Err(_) => Vec::new(),
-        };
+        let pieces = self.format.pieces(batch.pieces);
         self.metrics.bytes.increment(pieces.iter().map(|piece| piece.len() as u64).sum());
         self.under_way += 1;
         // Sending fails only if the thread has ended. The link learns this from the end of `done`.
@@ -216,10 +199,7 @@ impl Link for StdoutLink {
         match self.done.recv().await {
             Some((claim, Ok(()))) => {
                 self.under_way -= 1;
-                match claim {
-                    Some(claim) => Event::Accepted { claim, rejected: Vec::new() },
-                    None => Event::Checkpoint(Fate::Taken),
-                }
+                Event::accepted(claim, Vec::new())
             }
             Some((_, Err(error))) if error.kind() == io::ErrorKind::BrokenPipe => {
                 Event::Fatal(format!("cannot write to stdout: {error}"))

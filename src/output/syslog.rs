@@ -242,27 +242,12 @@ const TIMESTAMP_MAX: usize = 32;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::queue::Claim;
+    use crate::output::tests::batch;
+    use crate::output::tests::rfc5424;
     use bytes::Bytes;
 
-    fn batch(lines: &str) -> Batch {
-        Batch {
-            claim: Claim::of(0, 1),
-            events: lines.lines().count() as u64,
-            bytes: lines.len() as u64,
-            pieces: vec![Bytes::from(lines.to_owned())],
-            origins: Vec::new(),
-        }
-    }
-
-    fn messages(framing: Framing, bytes_max: Option<u64>) -> Messages {
-        let config = config::Messages {
-            priority: 134,
-            hostname: "host".into(),
-            app_name: "kube-audit".into(),
-            max_message_bytes: bytes_max.unwrap_or_default(),
-        };
-        Messages { framing, rfc5424: Rfc5424::new(&config, Rejected::Drop, &BTreeMap::new()) }
+    fn messages(framing: Framing, bytes_max: u64) -> Messages {
+        Messages { framing, rfc5424: rfc5424(bytes_max, Rejected::Drop) }
     }
 
     #[test]
@@ -282,24 +267,22 @@ mod tests {
 
     #[test]
     fn a_message_is_header_and_event_and_its_length_counts_bytes() {
-        let encoded =
-            messages(Framing::OctetCounting, None).encode(batch(&format!("{EVENT}\n"))).unwrap();
-        let message = format!("<134>1 2026-11-20T06:24:22.439323Z host kube-audit - - - {EVENT}");
-        assert_eq!(encoded.pieces, [Bytes::from(format!("{} {message}", message.len()))]);
-        let encoded =
-            messages(Framing::Newline, None).encode(batch(&format!("{EVENT}\n"))).unwrap();
-        assert_eq!(encoded.pieces, [Bytes::from(format!("{message}\n"))]);
+        let encoded = |framing| messages(framing, 0).encode(batch(0, &[EVENT])).unwrap().pieces;
+        let message = format!("<134>1 2026-11-20T06:24:22.439323Z host app - - - {EVENT}");
+        let counted = format!("{} {message}", message.len());
+        assert_eq!(encoded(Framing::OctetCounting), [Bytes::from(counted)]);
+        assert_eq!(encoded(Framing::Newline), [Bytes::from(format!("{message}\n"))]);
     }
 
     #[test]
     fn a_message_too_long_is_refused_whole_and_its_neighbours_pass() {
-        let lines = format!("{EVENT}\n{{\"x\":\"{}\"}}\n{EVENT}\n", "y".repeat(1000));
-        let encoded = messages(Framing::Newline, Some(500)).encode(batch(&lines)).unwrap();
-        let long = lines.lines().nth(1).unwrap();
+        let long = format!("{{\"x\":\"{}\"}}", "y".repeat(1000));
+        let events = [EVENT, &long, EVENT];
+        let encoded = messages(Framing::Newline, 500).encode(batch(0, &events)).unwrap();
         assert_eq!(encoded.rejected, [Bytes::from(format!("{long}\n"))]);
         assert_eq!(encoded.pieces[0].iter().filter(|byte| **byte == b'\n').count(), 2);
-        let mut strict = messages(Framing::Newline, Some(500));
+        let mut strict = messages(Framing::Newline, 500);
         strict.rfc5424.rejected = Rejected::Retry;
-        assert!(strict.encode(batch(&lines)).is_err());
+        assert!(strict.encode(batch(0, &events)).is_err());
     }
 }

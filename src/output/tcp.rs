@@ -4,7 +4,6 @@
 use std::time::Duration;
 
 use super::json_lines::LineFormat;
-use super::json_lines::Lines;
 use super::setup::IntoConnector;
 use super::setup::Setup;
 use super::transport::stream;
@@ -53,11 +52,7 @@ impl OutputSettings for Settings {
 
 impl IntoConnector for Settings {
     fn connector(&self, setup: &Setup<'_>) -> Box<dyn Connector> {
-        let lines = Lines::new(self.format);
-        Box::new(stream::StreamConnector::new(
-            setup.dialer(&self.stream),
-            lines,
-            self.replay_window,
-        ))
+        let dialer = setup.dialer(&self.stream);
+        Box::new(stream::StreamConnector::new(dialer, self.format, self.replay_window))
     }
 }

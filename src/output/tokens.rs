@@ -19,7 +19,6 @@ use tokio::time::Instant;
 use super::http::service::Question;
 use super::http::service::Service;
 use super::http::service::ServiceError;
-use crate::config;
 use crate::delivery::failure::Failure;
 use crate::delivery::retry::Retry;
 use crate::telemetry::AttemptError;
@@ -44,9 +43,6 @@ pub(super) trait Issuer: Send + Sync + 'static {
 
     /// Returns the server.
     fn service(&self) -> &Service;
-
-    /// Returns the pauses between failed requests.
-    fn retry(&self) -> &config::Retry;
 
     /// Reads the files of the credentials. Returns the request for a token, and a hash of the
     /// secret in the files. Blocks the thread.
@@ -243,7 +239,7 @@ impl<I: Issuer> Tokens<I> {
 impl<I: Issuer> Shared<I> {
     /// Runs the loop of the task, which never ends.
     async fn renew(self: &Arc<Self>) {
-        let mut retry = Retry::new(self.issuer.retry());
+        let mut retry = Retry::new(&self.issuer.service().retry);
         loop {
             self.state.send_modify(|state| state.began = Some(Instant::now()));
             let result = self.fetch().await;

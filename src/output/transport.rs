@@ -5,7 +5,7 @@
 //!
 //! | floor | files | what they know |
 //! |---|---|---|
-//! | 1 | `encode` `tls_session` | a batch as bytes · certificates and handshakes |
+//! | 1 | `encode` `socket` `tls_session` | a batch as bytes · what a socket has taken · certificates and handshakes |
 //! | 2 | `connection` | dialling, and what a socket can tell |
 //! | 3 | `session` | one connection's reading, writing, age and end |
 //! | 4 | `stream` `acknowledged` | when events are final |
@@ -14,5 +14,6 @@ pub(super) mod acknowledged;
 pub(super) mod connection;
 pub(super) mod encode;
 mod session;
+pub(super) mod socket;
 pub(super) mod stream;
 pub(super) mod tls_session;

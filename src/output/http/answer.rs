@@ -21,11 +21,12 @@ use super::api::Sent;
 use super::url::BaseUrl;
 use crate::delivery::failure::Failure;
 use crate::delivery::failure::RETRY_AFTER_MAX;
+use crate::output::transport::connection::io_reason;
 use crate::telemetry::AttemptError;
 
-/// The greatest number of bytes that are read from the body of a consumer's answer. If the body is
-/// longer, the connection is closed, because it can carry another request only after the whole body
-/// was read.
+/// The greatest number of bytes that are read from the body of a consumer's answer, unless the
+/// protocol wants more ([`Api::answer_bytes`]). If the body is longer, the connection is closed,
+/// because it can carry another request only after the whole body was read.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
 /// The longest time for which the body of a consumer's answer is read if only the status counts. If
@@ -88,23 +89,15 @@ pub(super) fn early(
 ) -> Outcome {
     let (status, headers) = (response.status(), response.headers());
     let path = own_path(api);
-    match meaning(base, path, status, headers) {
-        Outcome::Accepted => {
-            let what = format!(
-                "{base}: answered {status} before it had the whole request, which is no \
-                 acknowledgement"
-            );
-            Outcome::Failed(Failure::new(AttemptError::Protocol, what))
-        }
-        by_status @ (Outcome::Taken(_)
-        | Outcome::Judged(_)
-        | Outcome::Refused(_)
-        | Outcome::Failed(_)) => {
-            let (body, is_too_long) = (None, false);
-            let reply = Reply { status, headers, by_status, body, is_too_long, path, base };
-            api.judge(reply, sent)
-        }
+    let by_status = meaning(base, path, status, headers);
+    if matches!(by_status, Outcome::Accepted) {
+        let what = format!(
+            "{base}: answered {status} before it had the whole request, which is no acknowledgement"
+        );
+        return Outcome::Failed(Failure::new(AttemptError::Protocol, what));
     }
+    let (body, is_too_long) = (None, false);
+    api.judge(Reply { status, headers, by_status, body, is_too_long, path, base }, sent)
 }
 
 /// Returns the path that the protocol adds to the configured URL, without a query.
@@ -204,13 +197,7 @@ pub(super) fn reason(error: &hyper::Error) -> AttemptError {
     while let Some(error) = source {
         if let Some(error) = error.downcast_ref::<io::Error>() {
             // With TLS 1.3 a server refuses the client's certificate after the handshake.
-            if error.get_ref().is_some_and(|inner| inner.is::<rustls::Error>()) {
-                return AttemptError::Tls;
-            }
-            if error.kind() == io::ErrorKind::TimedOut {
-                return AttemptError::Timeout;
-            }
-            return AttemptError::Closed;
+            return io_reason(error);
         }
         source = error.source();
     }

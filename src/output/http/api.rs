@@ -5,6 +5,7 @@
 use std::fmt;
 use std::io;
 use std::path::Path;
+use std::str::FromStr;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -15,6 +16,7 @@ use hyper::StatusCode;
 use hyper::header;
 use hyper::header::HeaderName;
 use hyper::header::HeaderValue;
+use serde::Deserialize;
 
 use super::body::Pieces;
 use crate::config;
@@ -108,7 +110,8 @@ pub(in crate::output) trait Api: Send + Sync + 'static {
     fn take_up(&self) {}
 
     /// Starts the work that the protocol does besides its requests, such as renewing a token.
-    /// Called once, when the delivery begins. The work ends when this value is dropped.
+    /// Called when the delivery begins, and by `check --connect`. The work ends when this value is
+    /// dropped.
     fn begin(&self) {}
 
     /// Waits until the protocol has all that it needs for a request, such as a token. Returns the
@@ -186,7 +189,7 @@ pub(in crate::output) trait Api: Send + Sync + 'static {
 
     /// Returns how the consumer confirms requests later; `None` if the answer to a request is all
     /// that the consumer says.
-    fn confirm(&self) -> Option<&dyn Confirm> {
+    fn confirm(&self) -> Option<&Confirm> {
         None
     }
 
@@ -269,25 +272,20 @@ pub(in crate::output) struct TestRequest {
 
 /// How a consumer confirms the requests that it has taken ([`Outcome::Taken`]). It is asked at
 /// intervals, on the connection that carried the requests.
-pub(in crate::output) trait Confirm: Send + Sync {
+pub(in crate::output) struct Confirm {
     /// The path of the question, which is added to the path of the configured URL.
-    fn path(&self) -> &str;
-
+    pub(in crate::output) path: &'static str,
     /// The header `Content-Type` of the question.
-    fn content_type(&self) -> &'static str;
-
+    pub(in crate::output) content_type: &'static str,
     /// The time between two questions on a connection.
-    fn interval(&self) -> Duration;
-
+    pub(in crate::output) interval: Duration,
     /// The longest time that a request may wait for its confirmation. After that, its events are
     /// sent again.
-    fn timeout(&self) -> Duration;
-
+    pub(in crate::output) timeout: Duration,
     /// Returns the body of the question which of the requests with these numbers are confirmed.
-    fn question(&self, numbers: &[u64]) -> Vec<u8>;
-
+    pub(in crate::output) question: fn(&[u64]) -> Vec<u8>,
     /// Returns what an answer with this status and body says.
-    fn told(&self, status: StatusCode, body: &[u8]) -> Told;
+    pub(in crate::output) told: fn(StatusCode, &[u8]) -> Told,
 }
 
 /// The content of an answer to a question of [`Confirm`].
@@ -300,6 +298,24 @@ pub(in crate::output) enum Told {
     Nothing(AttemptError),
     /// The answer can't be understood. It may have confirmed requests.
     Unclear,
+}
+
+/// A number in an answer in JSON, which some servers send as a string.
+#[derive(Deserialize)]
+#[serde(untagged)]
+pub(in crate::output) enum JsonNumber<T> {
+    Number(T),
+    Text(String),
+}
+
+impl<T: FromStr> JsonNumber<T> {
+    /// Returns the number; `None` if the string is not one.
+    pub(in crate::output) fn number(self) -> Option<T> {
+        match self {
+            Self::Number(number) => Some(number),
+            Self::Text(text) => text.parse().ok(),
+        }
+    }
 }
 
 /// The body of a request.

@@ -10,7 +10,7 @@ use super::api::RequestHead;
 use super::api::Told;
 use super::body::Pieces;
 use super::client::Client;
-use super::confirm::Confirmed;
+use super::confirm::Settled;
 use super::pool::Lane;
 use super::pool::PooledConnection;
 use crate::delivery::failure::Failure;
@@ -27,17 +27,17 @@ impl Client {
     /// Returns when the consumer is to be asked next about a request of an idle connection of
     /// `lane`; `None` if there is nothing to ask.
     pub(super) fn asks_at(&self, lane: &Lane) -> Option<Instant> {
-        let interval = self.api.confirm()?.interval();
+        let interval = self.api.confirm()?.interval;
         lane.first_asked().map(|asked| asked + interval)
     }
 
     /// Asks the consumer which requests are confirmed, on each connection of `lane` whose turn it
     /// is. Returns the confirmed ones. A connection that gives no clear answer is closed.
-    pub(super) async fn ask(&self, lane: &mut Lane) -> Vec<Confirmed> {
+    pub(super) async fn ask(&self, lane: &mut Lane) -> Vec<Settled> {
         let (mut confirmed, Some(confirm)) = (Vec::new(), self.api.confirm()) else {
             return Vec::new();
         };
-        let due = Instant::now().checked_sub(confirm.interval());
+        let due = Instant::now().checked_sub(confirm.interval);
         for mut connection in due.map(|due| lane.take_asked_before(due)).unwrap_or_default() {
             match self.ask_one(&mut connection, confirm).await {
                 Ok(numbers) => {
@@ -47,9 +47,9 @@ impl Client {
                         "{}: the events were not confirmed within {} s: they are sent again, so \
                          that some may arrive twice",
                         connection.key.base,
-                        confirm.timeout().as_secs()
+                        confirm.timeout.as_secs()
                     );
-                    if connection.confirmations.doubt_older(&why, confirm.timeout()) {
+                    if connection.confirmations.doubt_older(&why, confirm.timeout) {
                         // The doubts are counted one by one.
                         attempt.blamed(&Failure::new(AttemptError::Acknowledgement, why));
                     } else if !numbers.is_empty() {
@@ -80,7 +80,7 @@ impl Client {
     async fn ask_one(
         &self,
         connection: &mut PooledConnection,
-        confirm: &dyn Confirm,
+        confirm: &Confirm,
     ) -> Result<Vec<u64>, Failure> {
         let base = connection.key.base.clone();
         let failed = |reason, what: &str| Failure::new(reason, format!("{base}: {what}"));
@@ -95,9 +95,9 @@ impl Client {
         let (Some(expanded), Some(endpoint)) = (&expanded, endpoint) else {
             return Err(failed(AttemptError::Protocol, "the config no longer has this URL"));
         };
-        let head = RequestHead::post(confirm.path(), confirm.content_type());
+        let head = RequestHead::post(confirm.path, confirm.content_type);
         let asked = connection.confirmations.ask(ASKED_MAX);
-        let question = Pieces::of(vec![Bytes::from(confirm.question(&asked))]);
+        let question = Pieces::of(vec![Bytes::from((confirm.question)(&asked))]);
         let ended = |_| {
             let what = "the connection ended before the consumer confirmed the events";
             failed(AttemptError::Closed, what)
@@ -118,7 +118,7 @@ impl Client {
             failed(AttemptError::Timeout, what)
         })??;
         connection.busy = false;
-        match confirm.told(status, &body) {
+        match (confirm.told)(status, &body) {
             Told::Confirmed(numbers) => Ok(numbers),
             Told::Nothing(reason) => {
                 self.metrics.failed(reason);

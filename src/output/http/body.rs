@@ -86,7 +86,7 @@ impl Pieces {
 
     /// Takes the next piece from the stored buffers without a copy. Returns `None` if the next
     /// piece must be a copy: because the body is a list, in which line breaks become commas, or
-    /// because the next stored buffer is smaller than `PASSED_ON_MIN`.
+    /// because the next stored buffer is smaller than `PASSED_ON_MIN`, or because none is left.
     fn pass_on(&mut self) -> Option<Bytes> {
         let front = self.lines.front_mut().filter(|front| front.len() >= PASSED_ON_MIN)?;
         if self.is_list {

@@ -32,7 +32,7 @@ use super::proxy::Proxy;
 use super::silence::AnswerTimes;
 use super::url::BaseUrl;
 use super::url::HttpEndpoint;
-use super::wire::HttpSocket;
+use super::wire::Progress;
 use crate::config;
 use crate::config::HostPort;
 use crate::delivery::endpoints::Attempt;
@@ -43,8 +43,9 @@ use crate::delivery::failure::Failure;
 use crate::delivery::files::Files;
 use crate::delivery::link::CLOSE_TIME;
 use crate::net;
+use crate::output::setup::Setup;
 use crate::output::transport::connection::dial_failure;
-use crate::output::transport::tls_session::Expiry;
+use crate::output::transport::socket::Socket;
 use crate::output::transport::tls_session::Tls;
 use crate::queue::Identity;
 use crate::queue::Take;
@@ -125,13 +126,8 @@ impl Client {
     }
 
     /// Makes a client that has read no file and made no connection yet.
-    pub(super) fn new(
-        client: &config::HttpClient,
-        api: Arc<dyn Api>,
-        output: &config::Output,
-        metrics: OutputMetrics,
-        expiry: Expiry,
-    ) -> Self {
+    pub(super) fn new(client: &config::HttpClient, api: Arc<dyn Api>, setup: &Setup<'_>) -> Self {
+        let output = setup.output;
         Self {
             config: client.clone(),
             api,
@@ -139,9 +135,9 @@ impl Client {
             timeouts: output.timeouts.clone(),
             room: Room::new(output.batch),
             endpoints: Arc::new(Endpoints::new(&output.name, client.strategy, &output.timeouts)),
-            tls: Arc::new(Tls::new(client.tls.clone(), &[b"http/1.1"], expiry)),
+            tls: Arc::new(Tls::new(client.tls.clone(), &[b"http/1.1"], setup.expiry.clone())),
             expanded: ArcSwapOption::empty(),
-            metrics,
+            metrics: setup.metrics.clone(),
             answer_times: AnswerTimes::default(),
             doubts: Arc::default(),
             drivers: TaskTracker::new(),
@@ -180,8 +176,7 @@ impl Client {
         let deadline = Instant::now() + self.timeouts.connect;
         let stream = self.open(base, &address, expanded.proxy.as_ref(), deadline).await?;
         if base.https {
-            let HostPort { host, port } = &base.at;
-            self.tls.handshake(host, *port, stream, deadline).await?;
+            self.tls.handshake(&base.at, stream, deadline).await?;
         }
         Ok(())
     }
@@ -203,15 +198,13 @@ impl Client {
         let deadline = Instant::now() + self.timeouts.connect;
         let failure =
             |error: hyper::Error| Failure::new(AttemptError::Connect, format!("{base}: {error}"));
-        let socket = HttpSocket::new(self.open(base, &address, proxy, deadline).await?);
-        let watch = socket.watch();
-        let progress = watch.progress();
+        let socket = Socket::new(self.open(base, &address, proxy, deadline).await?);
+        let (progress, shared) = (Progress::of(&socket), Arc::clone(&socket.shared));
         let (sender, driver) = if base.https {
-            let HostPort { host, port } = &base.at;
-            let stream = watch.over(self.tls.handshake(host, *port, socket, deadline).await?);
-            self.drive(stream).await.map_err(failure)?
+            let stream = self.tls.handshake(&base.at, socket, deadline).await?;
+            self.drive(progress.over(stream, shared)).await.map_err(failure)?
         } else {
-            self.drive(watch.over(socket)).await.map_err(failure)?
+            self.drive(progress.over(socket, shared)).await.map_err(failure)?
         };
         let (id, expiry) = (ConnectionId::random(), self.endpoints.expiry());
         let confirmations = Confirmations::new(address.id, &address.figures, &self.doubts);

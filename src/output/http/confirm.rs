@@ -93,13 +93,13 @@ impl Confirmations {
     }
 
     /// Removes the requests with these numbers, which the consumer has confirmed, and returns them.
-    pub(super) fn confirmed(&mut self, numbers: &[u64]) -> Vec<Confirmed> {
+    pub(super) fn confirmed(&mut self, numbers: &[u64]) -> Vec<Settled> {
         let is_confirmed = |request: &mut Unconfirmed| numbers.contains(&request.number);
         let confirmed = self.requests.extract_if(.., is_confirmed);
         let of = |request: Unconfirmed| {
             self.figures.ended(Some(request.sent_at.elapsed()), None);
             let Unconfirmed { claim, outcome, .. } = request;
-            Confirmed { consumer: self.consumer, claim, outcome }
+            Settled { consumer: self.consumer, claim, outcome }
         };
         let confirmed: Vec<_> = confirmed.map(of).collect();
         self.doubts.open.fetch_sub(confirmed.len(), Ordering::Relaxed);
@@ -134,7 +134,8 @@ impl Confirmations {
         let failure = Failure::new(AttemptError::Acknowledgement, why);
         let of = |Unconfirmed { claim, .. }| {
             self.figures.ended(None, Some(&failure));
-            Doubt { consumer: self.consumer, claim, failure: failure.clone() }
+            let outcome = Outcome::Failed(failure.clone());
+            Settled { consumer: self.consumer, claim, outcome }
         };
         self.doubts.add(doubtful.map(of).collect());
     }
@@ -148,27 +149,20 @@ impl Drop for Confirmations {
     }
 }
 
-/// A request that the consumer has confirmed.
-pub(super) struct Confirmed {
-    /// The id of the address that has confirmed it.
-    pub(super) consumer: usize,
-    pub(super) claim: Claim,
-    pub(super) outcome: Outcome,
-}
-
-/// A request of which nobody can say any more what became of it.
-pub(super) struct Doubt {
+/// A request that the consumer has confirmed, or a doubt: a request of which nobody can say any
+/// more what became of it, so that its outcome is a failure.
+pub(super) struct Settled {
     /// The id of the address to which the request was sent.
     pub(super) consumer: usize,
     pub(super) claim: Claim,
-    pub(super) failure: Failure,
+    pub(super) outcome: Outcome,
 }
 
 /// The requests of one output whose confirmation can't come any more, and the number of those that
 /// wait for one.
 #[derive(Default)]
 pub(super) struct Doubts {
-    doubts: Mutex<VecDeque<Doubt>>,
+    doubts: Mutex<VecDeque<Settled>>,
     /// Notified when a doubt is added.
     pub(super) added: Notify,
     /// The number of requests that wait for a confirmation.
@@ -176,7 +170,7 @@ pub(super) struct Doubts {
 }
 
 impl Doubts {
-    fn add(&self, doubts: Vec<Doubt>) {
+    fn add(&self, doubts: Vec<Settled>) {
         if doubts.is_empty() {
             return;
         }
@@ -186,7 +180,7 @@ impl Doubts {
     }
 
     /// Takes the oldest doubt.
-    pub(super) fn take(&self) -> Option<Doubt> {
+    pub(super) fn take(&self) -> Option<Settled> {
         self.doubts.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
     }
 
@@ -200,22 +194,10 @@ impl Doubts {
 mod tests {
     use super::*;
 
-    /// A request has waited too long. Its number says nothing about a later request.
-    #[test]
-    fn the_number_of_a_request_that_is_late_stays_taken() {
-        let (doubts, figures) = (Arc::<Doubts>::default(), Arc::<Figures>::default());
-        let mut confirmations = Confirmations::new(7, &figures, &doubts);
-        confirmations.add(Claim::of(0, 1), Outcome::Accepted, 5, Instant::now());
-        assert!(!confirmations.doubt_older("late", Duration::from_secs(60)));
-        assert!(confirmations.doubt_older("late", Duration::ZERO));
-        assert!(confirmations.is_empty() && confirmations.has(5) && !confirmations.has(6));
-    }
-
     /// The requests of a connection that ends are doubts, each once; confirmed ones are not.
     #[test]
     fn what_is_not_confirmed_when_a_connection_ends_is_doubtful() {
-        let doubts = Arc::<Doubts>::default();
-        let figures = Arc::<Figures>::default();
+        let (doubts, figures) = (Arc::<Doubts>::default(), Arc::<Figures>::default());
         let mut confirmations = Confirmations::new(7, &figures, &doubts);
         let now = Instant::now();
         for number in 0..4 {
@@ -223,18 +205,24 @@ mod tests {
         }
         let confirmed = confirmations.confirmed(&[2, 9]);
         assert_eq!(confirmed.iter().map(|it| it.claim).collect::<Vec<_>>(), [Claim::of(2, 3)]);
-        confirmations.doubt("late", |request| request.number == 0);
+        assert!(!confirmations.doubt_older("late", Duration::from_secs(60)));
+        assert!(confirmations.has(0) && confirmations.has(3) && !confirmations.has(2));
+        assert!(confirmations.doubt_older("late", Duration::ZERO));
+        // The number of a request that is late stays taken: it says nothing about a later one.
+        assert!(confirmations.is_empty() && confirmations.has(0) && !confirmations.has(6));
+        confirmations.add(Claim::of(4, 5), Outcome::Accepted, 7, now);
         drop(confirmations);
         let mut claims = Vec::new();
         while let Some(doubt) = doubts.take() {
-            assert_eq!((doubt.consumer, doubt.failure.reason), (7, AttemptError::Acknowledgement));
+            let Outcome::Failed(failure) = doubt.outcome else { panic!("it is a doubt") };
+            assert_eq!((doubt.consumer, failure.reason), (7, AttemptError::Acknowledgement));
             claims.push(doubt.claim);
         }
-        assert_eq!(claims, [Claim::of(0, 1), Claim::of(1, 2), Claim::of(3, 4)]);
+        assert_eq!(claims, [0, 1, 3, 4].map(|at| Claim::of(at, at + 1)));
         assert_eq!(doubts.open.load(Ordering::Relaxed), 0);
-        // The address has four attempts, of which one was acknowledged.
+        // The address has five attempts, of which one was acknowledged.
         let shown = figures.show();
-        assert_eq!((shown.requests, shown.errors), (4, vec![(AttemptError::Acknowledgement, 3)]));
+        assert_eq!((shown.requests, shown.errors), (5, vec![(AttemptError::Acknowledgement, 4)]));
         assert!(shown.times.is_some());
     }
 }

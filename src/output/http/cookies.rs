@@ -43,28 +43,14 @@ impl Cookie {
     }
 }
 
-/// The parts of a header `Set-Cookie` that are read.
-struct SetCookie {
-    cookie: Cookie,
-    /// `true`: the cookie is deleted.
-    is_over: bool,
-    /// `true`: the cookie is for https only.
-    is_secure: bool,
-}
-
 impl Cookies {
     /// Takes up the cookies that the answer with these headers sets or deletes. `target` is the
     /// path and query of its request, and `https` says if the connection is encrypted. Ignores a
     /// cookie for which there is no room.
     pub(super) fn take_up(&mut self, headers: &HeaderMap, target: &str, https: bool) {
         for header in headers.get_all(header::SET_COOKIE) {
-            let Some(set) = parse(header.as_bytes(), path_of(target), SystemTime::now()) else {
-                continue;
-            };
-            let SetCookie { cookie, is_over, is_secure } = set;
-            if is_secure && !https {
-                continue;
-            }
+            let parsed = parse(header.as_bytes(), path_of(target), https);
+            let Some((cookie, is_over)) = parsed else { continue };
             self.0.retain(|old| old.name != cookie.name || old.path != cookie.path);
             let all = self.0.iter().chain([&cookie]);
             let bytes: usize = all.map(|it| it.name.len() + it.value.len()).sum();
@@ -105,27 +91,28 @@ fn path_of(target: &str) -> &str {
 }
 
 /// Returns the cookie of a header `Set-Cookie` (RFC 6265 §5.2) of the answer to a request to
-/// `path`; `None` if the header can't be read.
-fn parse(header: &[u8], path: &str, now: SystemTime) -> Option<SetCookie> {
+/// `path`, and `true` if the cookie is deleted. Returns `None` if the header can't be read, or if
+/// its cookie is for https only and the connection is not.
+fn parse(header: &[u8], path: &str, https: bool) -> Option<(Cookie, bool)> {
     let mut parts = header.split(|byte| *byte == b';').map(<[u8]>::trim_ascii);
     let (name, value) = pair(parts.next()?);
     let name = Some(name).filter(|name| !name.is_empty())?;
     // Without the attribute, the cookie is for the directory of the request's path.
     let directory = path.rsplit_once('/').map_or("/", |(directory, _)| directory);
     let mut cookie_path = if directory.is_empty() { "/" } else { directory };
-    let (mut is_secure, mut age_is_over, mut is_expired) = (false, None, false);
+    let (mut age_is_over, mut is_expired) = (None, false);
     for part in parts {
         let (key, value) = pair(part);
         let value = value.and_then(|value| std::str::from_utf8(value).ok()).unwrap_or_default();
         match key.to_ascii_lowercase().as_slice() {
-            b"secure" => is_secure = true,
+            b"secure" if !https => return None,
             b"path" if value.starts_with('/') => cookie_path = value,
             b"max-age" => age_is_over = is_past_age(value).or(age_is_over),
             b"expires" => {
                 // Older servers write `01-Jan-1970`, with four digits.
                 let date = httpdate::parse_http_date(value)
                     .or_else(|_| httpdate::parse_http_date(&value.replace('-', " ")));
-                is_expired = date.is_ok_and(|date| date <= now);
+                is_expired = date.is_ok_and(|date| date <= SystemTime::now());
             }
             _ => {}
         }
@@ -133,7 +120,7 @@ fn parse(header: &[u8], path: &str, now: SystemTime) -> Option<SetCookie> {
     let cookie =
         Cookie { name: name.to_vec(), value: value?.to_vec(), path: cookie_path.to_owned() };
     // Max-Age counts before Expires.
-    Some(SetCookie { cookie, is_over: age_is_over.unwrap_or(is_expired), is_secure })
+    Some((cookie, age_is_over.unwrap_or(is_expired)))
 }
 
 /// Returns the two sides of the first `=`, without white space around them. The second one is
@@ -187,55 +174,39 @@ mod tests {
             (&["SRV"], None),
             (&["=a"], None),
             (&[""], None),
+            // A cookie that is over is deleted.
+            (&["SRV=a", "SRV=; Max-Age=0"], None),
+            (&["SRV=a", "SRV=x; max-age=-1; Expires=Fri, 31 Dec 9999 23:59:59 GMT"], None),
+            (&["SRV=a", "SRV=x; Expires=Thu, 01 Jan 1970 00:00:00 GMT"], None),
+            (&["SRV=a", "SRV=x; Expires=Thu, 01-Jan-1970 00:00:01 GMT"], None),
+            (&["SRV=a", "SRV=x; Expires=Thursday, 01-Jan-70 00:00:01 GMT"], None),
+            (&["SRV=b; Max-Age=60; Expires=Thu, 01 Jan 1970 00:00:00 GMT"], Some("SRV=b")),
+            (&["SRV=b; Max-Age=soon"], Some("SRV=b")),
+            (&["SRV=b; Expires=Fri, 31 Dec 9999 23:59:59 GMT"], Some("SRV=b")),
+            (&["SRV=b; Expires=soon"], Some("SRV=b")),
         ] {
             assert_eq!(sent(set, false, TARGET).as_deref(), wanted, "{set:?}");
         }
     }
 
     #[test]
-    fn a_cookie_that_is_over_is_deleted() {
-        for over in [
-            "SRV=; Max-Age=0",
-            "SRV=x; max-age=-1; Expires=Fri, 31 Dec 9999 23:59:59 GMT",
-            "SRV=x; Expires=Thu, 01 Jan 1970 00:00:00 GMT",
-            "SRV=x; Expires=Thu, 01-Jan-1970 00:00:01 GMT",
-            "SRV=x; Expires=Thursday, 01-Jan-70 00:00:01 GMT",
-        ] {
-            assert_eq!(sent(&["SRV=a", over], false, TARGET), None, "{over}");
-        }
-        for stays in [
-            "SRV=b; Max-Age=60; Expires=Thu, 01 Jan 1970 00:00:00 GMT",
-            "SRV=b; Max-Age=soon",
-            "SRV=b; Expires=Fri, 31 Dec 9999 23:59:59 GMT",
-            "SRV=b; Expires=soon",
-        ] {
-            assert_eq!(sent(&["SRV=a", stays], false, TARGET).as_deref(), Some("SRV=b"), "{stays}");
-        }
-    }
-
-    #[test]
-    fn a_cookie_goes_to_its_path_and_below_only() {
+    fn a_cookie_goes_to_its_path_and_below_only_and_a_secure_one_over_https_only() {
         const ACK: &str = "/services/collector/ack";
-        for (set, target, is_sent) in [
-            ("SRV=a", ACK, true),
-            ("SRV=a", "/services/collector", true),
-            ("SRV=a", "/services/collectors", false),
-            ("SRV=a", "/services", false),
-            ("SRV=a; Path=/", "/", true),
-            ("SRV=a; Path=/services/", ACK, true),
-            ("SRV=a; Path=/services", ACK, true),
-            ("SRV=a; Path=/service", ACK, false),
-            ("SRV=a; Path=/other", ACK, false),
-            ("SRV=a; Path=other", ACK, true),
+        for (set, https, target, is_sent) in [
+            ("SRV=a", false, ACK, true),
+            ("SRV=a", false, "/services/collector", true),
+            ("SRV=a", false, "/services/collectors", false),
+            ("SRV=a", false, "/services", false),
+            ("SRV=a; Path=/", false, "/", true),
+            ("SRV=a; Path=/services/", false, ACK, true),
+            ("SRV=a; Path=/services", false, ACK, true),
+            ("SRV=a; Path=/service", false, ACK, false),
+            ("SRV=a; Path=/other", false, ACK, false),
+            ("SRV=a; Path=other", false, ACK, true),
+            ("SRV=a; Secure", true, TARGET, true),
+            ("SRV=a; Secure", false, TARGET, false),
         ] {
-            assert_eq!(sent(&[set], false, target).is_some(), is_sent, "{set} to {target}");
-        }
-    }
-
-    #[test]
-    fn a_secure_cookie_is_for_https_only() {
-        for https in [true, false] {
-            assert_eq!(sent(&["SRV=a; Secure"], https, TARGET).is_some(), https);
+            assert_eq!(sent(&[set], https, target).is_some(), is_sent, "{set} to {target}");
         }
     }
 

@@ -9,6 +9,7 @@ use std::time::Duration;
 use hyper::HeaderMap;
 use hyper::Request;
 use hyper::header;
+use hyper::header::HeaderValue;
 use tokio::time::Instant;
 
 use super::answer;
@@ -23,11 +24,12 @@ use super::expanded::Expanded;
 use super::pool::Lane;
 use super::pool::PooledConnection;
 use super::request::compressed;
-use super::request::request;
+use super::request::content_encoding;
 use super::silence::Waiting;
 use super::url::BaseUrl;
 use super::url::HttpEndpoint;
 use super::wire::Progress;
+use crate::ask::USER_AGENT;
 use crate::ask::chain;
 use crate::config::Strategy;
 use crate::delivery::checkpoints::Checkpoint;
@@ -37,6 +39,7 @@ use crate::delivery::endpoints::ResolvedAddress;
 use crate::delivery::failure::Failure;
 use crate::delivery::link::Part;
 use crate::queue::Batch;
+use crate::queue::Identity;
 use crate::telemetry::AttemptError;
 
 /// The progress of a request is checked this many times within `timeouts.request`. With a timeout
@@ -120,25 +123,18 @@ impl Client {
     /// sent to the other address too. Returns the id of the address that decided the outcome, and
     /// the outcome.
     pub(super) async fn attempt(&self, lane: &mut Lane, batch: Batch) -> (usize, Outcome) {
-        if let Err(failure) = self.api.ready().await {
-            return (0, Outcome::Failed(failure));
-        }
-        let Some((expanded, attempt)) = self.pick().await else {
-            return (0, Outcome::Failed(Failure::new(AttemptError::Protocol, UNREAD)));
-        };
-        let Some(queue) = self.queue.get() else {
-            return (0, Outcome::Failed(Failure::new(AttemptError::Protocol, NO_IDENTITY)));
+        let (expanded, attempt, queue) = match self.begin().await {
+            Ok(begun) => begun,
+            Err(failure) => return (0, Outcome::Failed(failure)),
         };
         let (mut sent, bytes) = (Sent::of(&batch), batch.bytes);
-        let encoded = self.api.encode(batch, *queue, self.room.limits.max_bytes);
+        let encoded = self.api.encode(batch, queue, self.room.limits.max_bytes);
         debug_assert!(encoded.events > 0, "a request carries at least one event");
         self.room.note(bytes, &encoded, &sent);
         sent.cut(encoded.events);
         match compressed(encoded.body, self.config.compression).await {
             Ok(body) => {
-                let head = RequestHead::post(self.api.path(), self.api.content_type());
-                let head = RequestHead { compression: self.config.compression, ..head };
-                let load = Load { head, body, sent };
+                let load = self.load(body, sent);
                 let (id, outcome) = self.send_to(lane, &expanded, attempt, &load).await;
                 (id, load.sent.with_unsent(outcome))
             }
@@ -154,22 +150,17 @@ impl Client {
     /// An answer says nothing about the address: the consumer may take events, and no checkpoints.
     /// The silence of a consumer does.
     pub(super) async fn send_checkpoint(&self, lane: &mut Lane, checkpoint: &Checkpoint) -> Fate {
-        let unready = |what: &str| Fate::Failed(Failure::new(AttemptError::Protocol, what));
-        if let Err(failure) = self.api.ready().await {
-            return Fate::Failed(failure);
-        }
-        let Some((expanded, attempt)) = self.pick().await else { return unready(UNREAD) };
-        let Some(queue) = self.queue.get() else { return unready(NO_IDENTITY) };
-        let batch = checkpoint.batch();
-        let sent = Sent::of(&batch);
-        let encoded = self.api.encode(batch, *queue, self.room.limits.max_bytes);
-        let body = match compressed(encoded.body, self.config.compression).await {
-            Ok(body) => body,
+        let (expanded, attempt, queue) = match self.begin().await {
+            Ok(begun) => begun,
             Err(failure) => return Fate::Failed(failure),
         };
-        let head = RequestHead::post(self.api.path(), self.api.content_type());
-        let head = RequestHead { compression: self.config.compression, ..head };
-        let load = Load { head, body, sent };
+        let batch = checkpoint.batch();
+        let sent = Sent::of(&batch);
+        let encoded = self.api.encode(batch, queue, self.room.limits.max_bytes);
+        let load = match compressed(encoded.body, self.config.compression).await {
+            Ok(body) => self.load(body, sent),
+            Err(failure) => return Fate::Failed(failure),
+        };
         let pooled = lane.take(&expanded, attempt.address());
         let Exchanged { attempt, sent_at, outcome, connection } =
             self.exchange(pooled, &expanded, attempt, &load, None).await;
@@ -198,13 +189,26 @@ impl Client {
     /// Sends a request that a link of the protocol's own has made, to the address whose turn it is.
     /// Otherwise does the same as [`Client::attempt`].
     pub(super) async fn transfer(&self, lane: &mut Lane, load: Load) -> (usize, Outcome) {
-        if let Err(failure) = self.api.ready().await {
-            return (0, Outcome::Failed(failure));
+        match self.begin().await {
+            Ok((expanded, attempt, _)) => self.send_to(lane, &expanded, attempt, &load).await,
+            Err(failure) => (0, Outcome::Failed(failure)),
         }
-        match self.pick().await {
-            Some((expanded, attempt)) => self.send_to(lane, &expanded, attempt, &load).await,
-            None => (0, Outcome::Failed(Failure::new(AttemptError::Protocol, UNREAD))),
-        }
+    }
+
+    /// Waits until the protocol is ready, and picks the address for a request. Returns the URLs and
+    /// headers, the address, and the identity of the queue.
+    async fn begin(&self) -> Result<(Arc<Expanded>, Attempt, Identity), Failure> {
+        self.api.ready().await?;
+        let failed = |what| Failure::new(AttemptError::Protocol, what);
+        let (expanded, attempt) = self.pick().await.ok_or_else(|| failed(UNREAD))?;
+        let queue = self.queue.get().ok_or_else(|| failed(NO_IDENTITY))?;
+        Ok((expanded, attempt, *queue))
+    }
+
+    /// Returns a request of the protocol with this body, which is compressed.
+    fn load(&self, body: Pieces, sent: Sent) -> Load {
+        let post = RequestHead::post(self.api.path(), self.api.content_type());
+        Load { head: RequestHead { compression: self.config.compression, ..post }, body, sent }
     }
 
     /// Sends a request to an address, and to another one if the first one is silent. Returns the id
@@ -234,8 +238,8 @@ impl Client {
         self.settle(lane, done, sent)
     }
 
-    /// Waits for two requests that carry the same batch. As soon as one of them is accepted or
-    /// refused, drops the other request and returns this result. If one request fails, returns the
+    /// Waits for two requests that carry the same batch. As soon as one of them ends without a
+    /// failure, drops the other request and returns this result. If one request fails, returns the
     /// result of the other request. `id` is the address of the silent request.
     async fn first_answer<F: Future<Output = Exchanged>>(
         &self,
@@ -255,16 +259,10 @@ impl Client {
                 (done, silent)
             }
         };
-        match done.outcome {
-            Outcome::Accepted | Outcome::Taken(_) | Outcome::Judged(_) | Outcome::Refused(_) => {
-                done
-            }
-            Outcome::Failed(failure) => {
-                done.attempt.failed(&failure);
-                self.metrics.failed(failure.reason);
-                other.await
-            }
-        }
+        let Outcome::Failed(failure) = &done.outcome else { return done };
+        done.attempt.failed(failure);
+        self.metrics.failed(failure.reason);
+        other.await
     }
 
     /// Ends a request: notes whether its address works, and puts its connection back into `lane`,
@@ -445,8 +443,8 @@ impl Client {
     }
 
     /// Makes the next request on a connection, which is busy from then on. `extra` are the headers
-    /// of the config. To these come the protocol's own, and the cookies of the connection. The body
-    /// counts its bytes.
+    /// of the config, which replace those that the relay sets itself. The protocol's own headers
+    /// and the cookies of the connection replace both. The body counts its bytes.
     pub(super) fn request(
         &self,
         connection: &mut PooledConnection,
@@ -463,15 +461,30 @@ impl Client {
         let mut own = self.api.request_headers(&call)?;
         own.extend(cookie.map(|cookie| (header::COOKIE, cookie)));
         connection.busy = true;
+        let marks = connection.progress.begin();
         let upload = Upload {
             pieces,
             metrics: self.metrics.clone(),
             figures: Arc::clone(&connection.key.address.figures),
-            marks: connection.progress.begin(),
+            marks: marks.clone(),
         };
-        request(endpoint, head, own, extra, upload).map_err(|error| {
+        let request = Request::builder().method(&head.method).uri(target).body(upload);
+        let mut request = request.map_err(|error| {
             Failure::new(AttemptError::Protocol, format!("{}: {error}", endpoint.base))
-        })
+        })?;
+        let headers = request.headers_mut();
+        headers.insert(header::HOST, endpoint.authority.clone());
+        headers.insert(header::USER_AGENT, HeaderValue::from_static(USER_AGENT));
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(head.content_type));
+        if let Some(encoding) = content_encoding(head.compression) {
+            headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static(encoding));
+        }
+        let extra = extra.iter().map(|(name, value)| (name.clone(), value.clone()));
+        for (name, value) in extra.chain(own) {
+            headers.insert(name, value);
+        }
+        hyper::ext::on_informational(&mut request, move |_| marks.interim());
+        Ok(request)
     }
 
     /// Returns the time for which a request may wait without any progress: `timeouts.request`. A
@@ -520,11 +533,11 @@ impl Client {
         let (mut seen, mut since) = (progress.acknowledged(), Instant::now());
         loop {
             if let Some(waiting) = waiting {
-                waiting.set(id, since);
+                waiting.set(Some((id, since)));
             }
             let until = (Instant::now() + interval).min(since + limit);
             if let Ok(done) = tokio::time::timeout_at(until, exchange.as_mut()).await {
-                waiting.inspect(|waiting| waiting.clear());
+                waiting.inspect(|waiting| waiting.set(None));
                 return Some((done, since));
             }
             let now = progress.acknowledged();

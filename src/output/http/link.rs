@@ -12,8 +12,7 @@ use tokio::time::Instant;
 
 use super::api::Outcome;
 use super::client::Client;
-use super::confirm::Confirmed;
-use super::confirm::Doubt;
+use super::confirm::Settled;
 use super::pool::Lane;
 use super::pool::PooledConnection;
 use crate::delivery::checkpoints::Checkpoint;
@@ -43,7 +42,7 @@ enum Done {
     /// The checkpoint of the evidence was sent.
     Beside(Fate),
     /// The consumer was asked which requests are confirmed, and has confirmed these.
-    Asked(Vec<Confirmed>),
+    Asked(Vec<Settled>),
 }
 
 /// The link of an `http` output: it runs the output's requests. The delivery loop owns the link,
@@ -78,7 +77,7 @@ pub(in crate::output) struct HttpLink {
     /// The requests under way.
     busy: FuturesUnordered<UnderWay>,
     /// The requests that the consumer has confirmed, and that are not reported yet.
-    confirmed: VecDeque<Confirmed>,
+    confirmed: VecDeque<Settled>,
     /// The time until which no other request may begin; `None` if a request may begin now. See
     /// [`COALESCE`].
     waits_until: Option<Instant>,
@@ -134,13 +133,9 @@ impl HttpLink {
     /// Returns the next event about a claim whose request was finished before; `None` if there is
     /// none.
     fn finished(&mut self) -> Option<Event> {
-        if let Some(Confirmed { consumer, claim, outcome }) = self.confirmed.pop_front() {
-            self.consumer = consumer;
-            return Some(event_of(claim, outcome));
-        }
-        let Doubt { consumer, claim, failure } = self.client.doubts.take()?;
-        self.consumer = consumer;
-        Some(Event::Failed(claim, failure))
+        let settled = self.confirmed.pop_front().or_else(|| self.client.doubts.take())?;
+        self.consumer = settled.consumer;
+        Some(event_of(settled.claim, settled.outcome))
     }
 }
 
@@ -247,13 +242,10 @@ impl Link for HttpLink {
 
 #[cfg(test)]
 mod tests {
-    use bytes::Bytes;
-
     use super::*;
-    use crate::config;
     use crate::delivery::files::Files as _;
     use crate::output::http::Settings;
-    use crate::output::transport::tls_session::Expiry;
+    use crate::output::setup::Setup;
     use crate::queue::Identity;
 
     /// Returns a link with three lanes, and its consumer, which takes connections and never
@@ -261,18 +253,14 @@ mod tests {
     fn silent_link(limits: &str) -> (HttpLink, std::net::TcpListener) {
         let listener = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
         let address = listener.local_addr().unwrap();
-        let text = format!(
-            "[[listener]]\naddress = '127.0.0.1:0'\n[[output]]\nname = 'o'\ntype = 'http'\n\
-             urls = ['http://{address}/']\nconcurrency = 3\nbatch = {{ {limits} }}\n"
-        );
-        let read = config::read(&text, crate::output::TYPES);
-        let output = read.config.unwrap_or_else(|| panic!("{text}")).outputs.remove(0);
+        let output = crate::output::tests::output(&format!(
+            "type = 'http'\nurls = ['http://{address}/']\nconcurrency = 3\nbatch = {{ {limits} }}"
+        ));
         let http: &Settings = output.kind.settings().expect("it is http's");
         let api = Arc::new(http.format);
         let telemetry = Arc::new(crate::telemetry::Telemetry::new());
-        let expiry = Expiry::new(&telemetry, "o");
-        let metrics = telemetry.output("o");
-        let client = Arc::new(Client::new(&http.client, api, &output, metrics, expiry));
+        let client = Client::new(&http.client, api, &Setup::new(&output, &telemetry));
+        let client = Arc::new(client);
         client.queue.set(Identity::random().unwrap()).unwrap();
         (Arc::clone(&client).stage().unwrap())();
         (HttpLink::new(client), listener)
@@ -280,14 +268,8 @@ mod tests {
 
     /// Returns a batch that claims to hold `events` events in `bytes` bytes.
     fn batch(events: u64, bytes: usize) -> Batch {
-        let lines = Bytes::from("x".repeat(bytes - 1) + "\n");
-        Batch {
-            claim: Claim::of(0, events),
-            events,
-            bytes: bytes as u64,
-            pieces: vec![lines],
-            origins: Vec::new(),
-        }
+        let one = crate::output::tests::batch(0, &["x".repeat(bytes - 1)]);
+        Batch { claim: Claim::of(0, events), events, ..one }
     }
 
     #[tokio::test(start_paused = true)]
@@ -311,16 +293,16 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn nothing_waits_beside_a_request_that_is_large_or_holds_what_it_may() {
-        let (mut link, _consumer) = silent_link("max_events = 100");
-        link.send(batch(10, 64 * 1024));
-        assert!(link.room().is_some());
-        link.send(batch(50, 800));
-        assert!(link.room().is_some());
-        let (mut link, _consumer) = silent_link("max_events = 1");
-        link.send(batch(1, 800));
-        assert!(link.room().is_some());
-        let (mut link, _consumer) = silent_link("max_bytes = '16KiB'");
-        link.send(batch(1, 8 * 1024));
-        assert!(link.room().is_some());
+        for (limits, batches) in [
+            ("max_events = 100", &[(10, 64 * 1024), (50, 800)][..]),
+            ("max_events = 1", &[(1, 800)]),
+            ("max_bytes = '16KiB'", &[(1, 8 * 1024)]),
+        ] {
+            let (mut link, _consumer) = silent_link(limits);
+            for (events, bytes) in batches {
+                link.send(batch(*events, *bytes));
+                assert!(link.room().is_some(), "{limits}: {events} of {bytes}");
+            }
+        }
     }
 }

@@ -81,7 +81,8 @@ impl PooledConnection {
 }
 
 /// A slot for one request at a time. The slot keeps the open connections of its earlier requests:
-/// at most as many as the output has addresses. An output has as many lanes as its setting
+/// at most as many as the output has addresses, unless requests on them wait for their
+/// confirmation. An output has as many lanes as its setting
 /// `concurrency` says. A running request owns its lane; the link owns the lanes that no request
 /// uses.
 #[derive(Default)]

@@ -1,23 +1,16 @@
-//! Requests: the head, the compression, and the bodies of `type = "http"`.
+//! The compression of requests, and the bodies of `type = "http"`.
+
+use std::io;
 
 use bytes::Bytes;
-use hyper::HeaderMap;
-use hyper::Request;
-use hyper::header;
-use hyper::header::HeaderName;
-use hyper::header::HeaderValue;
 
 use super::api::Api;
 use super::api::Encoded;
 use super::api::Reply;
-use super::api::RequestHead;
 use super::body::Pieces;
-use super::body::Upload;
 use super::body::gzip;
 use super::body::zstd;
 use super::settings::HttpFormat;
-use super::url::HttpEndpoint;
-use crate::ask::USER_AGENT;
 use crate::audit::LIST_HEAD;
 use crate::config::Compression;
 use crate::delivery::failure::Failure;
@@ -57,60 +50,25 @@ impl Api for HttpFormat {
 ///
 /// The compression failed.
 pub(super) async fn compressed(body: Pieces, compression: Compression) -> Result<Pieces, Failure> {
-    let compress: fn(Pieces) -> std::io::Result<Vec<u8>> = match compression {
+    let compress: fn(Pieces) -> io::Result<Vec<u8>> = match compression {
         Compression::None => return Ok(body),
         Compression::Gzip => gzip,
         Compression::Zstd => zstd,
     };
     let compressed = tokio::task::spawn_blocking(move || compress(body)).await;
-    match compressed {
-        Ok(Ok(bytes)) => Ok(Pieces::of(vec![Bytes::from(bytes)])),
-        Ok(Err(error)) => {
-            Err(Failure::new(AttemptError::Protocol, format!("cannot compress: {error}")))
-        }
-        Err(error) => {
-            Err(Failure::new(AttemptError::Protocol, format!("cannot compress: {error}")))
-        }
-    }
+    let bytes = compressed.map_err(io::Error::other).flatten().map_err(|error| {
+        Failure::new(AttemptError::Protocol, format!("cannot compress: {error}"))
+    })?;
+    Ok(Pieces::of(vec![Bytes::from(bytes)]))
 }
 
-/// Returns a request to `endpoint` with this body. `own` are the headers of the protocol's own for
-/// it. A header in `extra` replaces one that the relay sets itself, and a header of the protocol's
-/// own replaces both.
-///
-/// # Errors
-///
-/// The path or query of the URL can't be put in a request.
-pub(super) fn request(
-    endpoint: &HttpEndpoint,
-    head: &RequestHead,
-    own: Vec<(HeaderName, HeaderValue)>,
-    extra: &HeaderMap,
-    body: Upload,
-) -> Result<Request<Upload>, hyper::http::Error> {
-    let marks = body.marks.clone();
-    let encoding = match head.compression {
+/// Returns the value of the header `Content-Encoding`; `None` without compression.
+pub(super) fn content_encoding(compression: Compression) -> Option<&'static str> {
+    match compression {
         Compression::None => None,
         Compression::Gzip => Some("gzip"),
         Compression::Zstd => Some("zstd"),
-    };
-    let target = endpoint.target(&head.path);
-    let mut request = Request::builder().method(&head.method).uri(target).body(body)?;
-    let headers = request.headers_mut();
-    headers.insert(header::HOST, endpoint.authority.clone());
-    headers.insert(header::USER_AGENT, HeaderValue::from_static(USER_AGENT));
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(head.content_type));
-    if let Some(encoding) = encoding {
-        headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static(encoding));
     }
-    for (name, value) in extra {
-        headers.insert(name, value.clone());
-    }
-    for (name, value) in own {
-        headers.insert(name, value);
-    }
-    hyper::ext::on_informational(&mut request, move |_| marks.interim());
-    Ok(request)
 }
 
 #[cfg(test)]

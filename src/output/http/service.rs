@@ -53,6 +53,8 @@ pub(in crate::output) struct Service {
     pub(in crate::output) proxy: Option<Template>,
     /// The time limits for making a connection and for waiting for an answer.
     pub(in crate::output) timeouts: config::Timeouts,
+    /// The pauses between failed requests.
+    pub(in crate::output) retry: config::Retry,
 }
 
 /// A request to a [`Service`]: a POST of a form.
@@ -92,13 +94,14 @@ impl Service {
     pub(in crate::output) fn beside(
         client: &config::HttpClient,
         url: &str,
-        timeouts: &config::Timeouts,
+        output: &config::Output,
     ) -> Self {
         Self {
             url: url.to_owned(),
             ca: client.tls.ca.clone(),
             proxy: client.proxy.clone(),
-            timeouts: timeouts.clone(),
+            timeouts: output.timeouts.clone(),
+            retry: output.retry.clone(),
         }
     }
 
@@ -174,11 +177,10 @@ impl Service {
         expanded: &Expanded,
         deadline: Instant,
     ) -> Result<TlsStream<TcpStream>, Failure> {
-        let HostPort { host, port } = &expanded.endpoint.base.at;
         let mut refused = Failure::new(AttemptError::Tls, "the URL is not https");
         for tls in &expanded.tls {
             let stream = self.dial(expanded, deadline).await?;
-            match handshake(tls, host, *port, stream, deadline).await {
+            match handshake(tls, &expanded.endpoint.base.at, stream, deadline).await {
                 Ok(stream) => return Ok(stream),
                 Err(failure) => refused = failure,
             }
@@ -225,11 +227,9 @@ async fn exchange(
     let connection = Connection::over(stream).await.map_err(failed)?;
     let mut reply = connection.send(request).await.map_err(failed)?;
     let status = reply.status;
-    match answer::meaning(base, path, status, &reply.headers) {
-        Outcome::Refused(failure) | Outcome::Failed(failure) => {
-            return Err(ServiceError { status: Some(status), failure });
-        }
-        Outcome::Accepted | Outcome::Taken(_) | Outcome::Judged(_) => {}
+    let meaning = answer::meaning(base, path, status, &reply.headers);
+    if let Outcome::Refused(failure) | Outcome::Failed(failure) = meaning {
+        return Err(ServiceError { status: Some(status), failure });
     }
     match reply.read(ANSWER_BYTES_MAX).await {
         Ok((body, true)) => Ok(body),

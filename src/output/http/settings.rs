@@ -1,7 +1,5 @@
 //! The keys of `type = "http"`.
 
-use std::time::Duration;
-
 use crate::config::Compression;
 use crate::config::HttpClient;
 use crate::config::HttpKeys;
@@ -57,10 +55,6 @@ impl OutputSettings for Settings {
 
     fn targets(&self) -> Vec<Target> {
         self.client.targets()
-    }
-
-    fn final_after(&self) -> Option<(&'static str, Duration)> {
-        None
     }
 
     fn carries_checkpoints(&self) -> bool {

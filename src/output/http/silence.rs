@@ -139,14 +139,8 @@ impl Drop for Unanswered<'_> {
 pub(super) struct Waiting(Mutex<Option<(usize, Instant)>>);
 
 impl Waiting {
-    /// Notes that the request waits at the address `id`, without progress since `since`.
-    pub(super) fn set(&self, id: usize, since: Instant) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some((id, since));
-    }
-
-    /// Notes that the request has its answer and does not wait any more.
-    pub(super) fn clear(&self) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = None;
+    pub(super) fn set(&self, waiting: Option<(usize, Instant)>) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = waiting;
     }
 
     /// Returns the id of the address that the request waits for, and the time of the last progress.

@@ -23,8 +23,8 @@ use crate::tls;
 /// The greatest number of bytes of an answer that are read.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 
-/// A server that speaks TLS answers the beginning of a handshake within this time. Many others wait
-/// for the rest of a request.
+/// The longest wait for the answer to the beginning of a TLS handshake. A server that does not
+/// speak TLS may never answer, because it takes the handshake for half a request.
 const TLS_ANSWER: Duration = Duration::from_secs(3);
 
 impl Client {
@@ -126,6 +126,6 @@ impl Client {
         let deadline = Instant::now() + self.timeouts.connect;
         let Ok(stream) = self.open(base, address, proxy, deadline).await else { return false };
         let deadline = Instant::now() + TLS_ANSWER;
-        handshake(&client, &base.at.host, base.at.port, stream, deadline).await.is_ok()
+        handshake(&client, &base.at, stream, deadline).await.is_ok()
     }
 }

@@ -111,22 +111,25 @@ mod tests {
     #[test]
     fn an_endpoint_shows_neither_path_nor_query() {
         let url = "https://logs.example:8443/v1/in?token=s3cr3t";
-        let endpoint = HttpEndpoint::parse(url).unwrap();
-        assert_eq!(endpoint.base.to_string(), "https://logs.example:8443");
-        assert_eq!(endpoint.target(""), "/v1/in?token=s3cr3t");
-        assert_eq!(endpoint.authority, "logs.example:8443");
-        let endpoint = HttpEndpoint::parse("http://[::1]/x").unwrap();
-        assert_eq!((endpoint.base.at.host.as_str(), endpoint.base.at.port), ("::1", 80));
-        assert_eq!(
-            (endpoint.base.to_string().as_str(), endpoint.authority),
-            ("http://[::1]:80", HeaderValue::from_static("[::1]"))
-        );
+        assert_eq!(HttpEndpoint::parse(url).unwrap().target(""), "/v1/in?token=s3cr3t");
+        let below = |url| HttpEndpoint::parse_below("audit", url);
+        for (endpoint, base, authority) in [
+            (HttpEndpoint::parse(url), "https://logs.example:8443", "logs.example:8443"),
+            (HttpEndpoint::parse("http://[::1]/x"), "http://[::1]:80", "[::1]"),
+            (
+                below("https://s3.example:9000/x"),
+                "https://audit.s3.example:9000",
+                "audit.s3.example:9000",
+            ),
+        ] {
+            let endpoint = endpoint.unwrap();
+            assert_eq!(endpoint.base.to_string(), base);
+            assert_eq!(endpoint.authority, authority);
+        }
+        assert_eq!(HttpEndpoint::parse("http://[::1]/x").unwrap().base.at.host, "::1");
+        assert_eq!(below("https://s3.example:9000/x").unwrap().path, "/x");
         assert!(HttpEndpoint::parse("ftp://x/").is_err());
-        let endpoint = HttpEndpoint::parse_below("audit", "https://s3.example:9000/x").unwrap();
-        assert_eq!(endpoint.base.to_string(), "https://audit.s3.example:9000");
-        assert_eq!(endpoint.authority, "audit.s3.example:9000");
-        assert_eq!(endpoint.path, "/x");
-        assert!(HttpEndpoint::parse_below("audit", "https://127.0.0.1:9000/").is_err());
+        assert!(below("https://127.0.0.1:9000/").is_err());
     }
 
     #[test]
@@ -145,22 +148,17 @@ mod tests {
             endpoint.cut(&own);
             assert_eq!(endpoint.target("/collector/event"), wanted, "{url}");
         }
-        // A protocol without a path of its own leaves the URL as it is.
-        let mut endpoint = HttpEndpoint::parse("http://x/in/").unwrap();
-        endpoint.cut(&[]);
-        assert_eq!(endpoint.target(""), "/in/");
-    }
-
-    #[test]
-    fn the_path_of_a_protocol_is_added_to_that_of_the_url() {
+        // Any other URL stays, and the path of the protocol is added to it.
         for (url, path, wanted) in [
+            ("http://x/in/", "", "/in/"),
             ("http://x", "/_bulk?a=b", "/_bulk?a=b"),
             ("http://x/", "/_bulk", "/_bulk"),
             ("http://x/es/", "/_bulk?a=b", "/es/_bulk?a=b"),
             ("http://x/es?token=t", "/_bulk?a=b", "/es/_bulk?a=b&token=t"),
             ("http://x/es?token=t", "/_bulk", "/es/_bulk?token=t"),
         ] {
-            let endpoint = HttpEndpoint::parse(url).unwrap();
+            let mut endpoint = HttpEndpoint::parse(url).unwrap();
+            endpoint.cut(&[]);
             assert_eq!(endpoint.target(path), wanted, "{url}");
         }
     }

@@ -1,5 +1,5 @@
-//! The socket below an HTTP connection, and what the sender of a request can learn from it: how far
-//! the request got, and whether the consumer had all of it when the answer began.
+//! What the sender of a request can learn from the socket below an HTTP connection: how far the
+//! request got, and whether the consumer had all of it when the answer began.
 //!
 //! The bytes that our kernel has taken say little: buffers hold enough to keep a slow consumer busy
 //! for minutes. Progress is therefore the number of the request's bytes that the peer's kernel has
@@ -14,60 +14,29 @@
 //! first.
 
 use std::io;
-use std::io::Read as _;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
 use std::sync::Weak;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::task::Context;
 use std::task::Poll;
 use std::task::ready;
 
 use bytes::Bytes;
-use socket2::SockRef;
 use tokio::io::AsyncRead;
 use tokio::io::AsyncWrite;
-use tokio::io::Interest;
 use tokio::io::ReadBuf;
-use tokio::net::TcpStream;
 
-use crate::net;
+use crate::output::transport::socket::SharedSocket;
+use crate::output::transport::socket::Socket;
 
 /// Before each write of a request except the first, the relay looks for an early answer, that is,
 /// one that came before the whole request was sent. At most this many bytes of such an answer are
 /// read at once.
 const EARLY_BYTES: usize = 4096;
-
-/// The TCP socket of an HTTP connection; with TLS, the layer below TLS. The task that reads and
-/// writes the connection owns this value.
-pub(super) struct HttpSocket {
-    shared: Arc<SharedSocket>,
-}
-
-/// The socket and its counters. Shared by the task that reads and writes the connection, by the
-/// layer above TLS, and by the sender of requests.
-struct SharedSocket {
-    stream: TcpStream,
-    /// The number of bytes that our kernel has taken since the connection was made. It never falls.
-    written: AtomicU64,
-    /// `true` if the next read must ask the kernel for data, even if the async runtime does not
-    /// know yet that there is something to read.
-    asks: AtomicBool,
-}
-
-impl SharedSocket {
-    /// Returns the number of bytes that the peer's kernel has acknowledged since the connection was
-    /// made.
-    fn acknowledged(&self) -> u64 {
-        let unacknowledged = net::unacknowledged(&self.stream).unwrap_or_default();
-        self.written.load(Ordering::Relaxed).saturating_sub(unacknowledged)
-    }
-}
 
 /// The record of how far the current request on a connection has got. Shared by the task that reads
 /// and writes the connection, the request's body, and the sender of the request.
@@ -126,62 +95,18 @@ pub(super) struct Progress {
     marks: RequestMarks,
 }
 
-impl HttpSocket {
-    /// Makes the socket of an HTTP connection from a connected TCP stream.
-    pub(super) fn new(stream: TcpStream) -> Self {
-        let (written, asks) = (AtomicU64::new(0), AtomicBool::new(false));
-        Self { shared: Arc::new(SharedSocket { stream, written, asks }) }
-    }
-
-    /// Returns a `SocketWatch` for this socket. Its methods return the objects that follow how far
-    /// a request on this socket has got. Must be called before TLS takes the socket.
-    pub(super) fn watch(&self) -> SocketWatch {
-        SocketWatch { shared: Arc::clone(&self.shared), marks: RequestMarks::default() }
-    }
-
-    /// Calls `write` as soon as the socket takes bytes, and adds the written bytes to the count.
-    /// Returns the result of the write.
-    fn poll_write_with(
-        &self,
-        cx: &mut Context<'_>,
-        write: impl Fn(&TcpStream) -> io::Result<usize>,
-    ) -> Poll<io::Result<usize>> {
-        loop {
-            ready!(self.shared.stream.poll_write_ready(cx))?;
-            match write(&self.shared.stream) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Poll::Ready(Err(error)),
-                Ok(bytes) => {
-                    self.shared.written.fetch_add(bytes as u64, Ordering::Relaxed);
-                    return Poll::Ready(Ok(bytes));
-                }
-            }
-        }
-    }
-}
-
-/// Makes the two observers of one connection. [`WatchedStream`] notes when an answer begins.
-/// [`Progress`] tells the sender how far a request has got. Both share the socket, and the notes on
-/// the current request (`marks`).
-pub(super) struct SocketWatch {
-    shared: Arc<SharedSocket>,
-    marks: RequestMarks,
-}
-
-impl SocketWatch {
-    /// Returns the observer that tells the sender of requests how far a request has got.
-    pub(super) fn progress(&self) -> Progress {
-        Progress { shared: Arc::downgrade(&self.shared), marks: self.marks.clone() }
-    }
-
-    /// Returns a stream for HTTP that notes when an answer begins. `stream` is the socket itself,
-    /// or TLS on the socket.
-    pub(super) fn over<S>(self, stream: S) -> WatchedStream<S> {
-        WatchedStream { stream, shared: self.shared, marks: self.marks, early: None }
-    }
-}
-
 impl Progress {
+    /// Makes the observer of a connection on this socket.
+    pub(super) fn of(socket: &Socket) -> Self {
+        Self { shared: Arc::downgrade(&socket.shared), marks: RequestMarks::default() }
+    }
+
+    /// Returns the stream for HTTP on this connection. `stream` is the socket itself, or TLS on the
+    /// socket.
+    pub(super) fn over<S>(&self, stream: S, shared: Arc<SharedSocket>) -> WatchedStream<S> {
+        WatchedStream { stream, shared, marks: self.marks.clone(), early: None }
+    }
+
     /// Notes that a new request begins. Returns its marks, which record how far the request has
     /// got. The previous request on the connection must have been answered.
     pub(super) fn begin(&self) -> RequestMarks {
@@ -193,7 +118,7 @@ impl Progress {
     /// made. Bytes after the end of the current request do not count. Returns `None` if the
     /// connection is gone.
     pub(super) fn acknowledged(&self) -> Option<u64> {
-        let acknowledged = self.shared.upgrade()?.acknowledged();
+        let acknowledged = self.shared.upgrade()?.acknowledged().ok()?;
         Some(self.marks.lock().end.map_or(acknowledged, |end| acknowledged.min(end)))
     }
 }
@@ -215,7 +140,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WatchedStream<S> {
     /// whole request by then.
     fn note_answer(&self) {
         let mut state = self.marks.lock();
-        let is_whole = state.end.is_some_and(|end| self.shared.acknowledged() >= end);
+        let is_whole =
+            state.end.is_some_and(|end| self.shared.acknowledged().is_ok_and(|bytes| bytes >= end));
         state.last = is_whole;
         state.answered.get_or_insert(is_whole);
     }
@@ -243,72 +169,6 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WatchedStream<S> {
         self.early = Some(result.map(|()| read));
         // The runtime wakes nobody for bytes that are already read, so the task is woken here.
         cx.waker().wake_by_ref();
-    }
-}
-
-impl AsyncRead for HttpSocket {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let SharedSocket { stream, asks, .. } = &*self.shared;
-        if asks.swap(false, Ordering::Relaxed) {
-            match (&*SockRef::from(stream)).read(buf.initialize_unfilled()) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                result => return Poll::Ready(result.map(|read| buf.advance(read))),
-            }
-        }
-        loop {
-            ready!(stream.poll_read_ready(cx))?;
-            let mut read = 0;
-            let unfilled = buf.initialize_unfilled();
-            let tried = stream.try_io(Interest::READABLE, || {
-                let room = unfilled.len();
-                read = (&*SockRef::from(stream)).read(unfilled)?;
-                // A short read took all that there was. `WouldBlock` tells the runtime so, and it
-                // does not ask the socket again before more has arrived.
-                if 0 < read && read < room { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
-            });
-            match tried {
-                Err(error) if read == 0 && error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) if read == 0 => return Poll::Ready(Err(error)),
-                _ => {
-                    buf.advance(read);
-                    return Poll::Ready(Ok(()));
-                }
-            }
-        }
-    }
-}
-
-impl AsyncWrite for HttpSocket {
-    fn poll_write(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        self.poll_write_with(cx, |stream| stream.try_write(buf))
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        self.poll_write_with(cx, |stream| stream.try_write_vectored(bufs))
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Poll::Ready(SockRef::from(&self.shared.stream).shutdown(std::net::Shutdown::Write))
     }
 }
 
@@ -369,7 +229,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> AsyncWrite for WatchedStream<S> {
         ready!(Pin::new(&mut self.stream).poll_flush(cx))?;
         let mut state = self.marks.lock();
         if state.ended {
-            state.end.get_or_insert(self.shared.written.load(Ordering::Relaxed));
+            state.end.get_or_insert(self.shared.written());
         }
         Poll::Ready(Ok(()))
     }

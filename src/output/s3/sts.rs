@@ -12,7 +12,6 @@ use url::form_urlencoded;
 
 use super::signature::SigningKey;
 use crate::audit::time::nanos;
-use crate::config;
 use crate::output::http::api::token_in;
 use crate::output::http::service::Question;
 use crate::output::http::service::Service;
@@ -54,8 +53,6 @@ impl Role {
 pub(super) struct Sts {
     pub(super) role: Role,
     pub(super) service: Service,
-    /// The pauses between failed requests.
-    pub(super) retry: config::Retry,
 }
 
 impl Issuer for Sts {
@@ -67,20 +64,18 @@ impl Issuer for Sts {
         &self.service
     }
 
-    fn retry(&self) -> &config::Retry {
-        &self.retry
-    }
-
     fn question(&self) -> Result<(Question, u64), String> {
         let Role { arn, session, token_file, .. } = &self.role;
         let secret = token_in(token_file)?;
-        let mut form = form_urlencoded::Serializer::new(String::new());
-        form.append_pair("Action", "AssumeRoleWithWebIdentity");
-        form.append_pair("Version", VERSION);
-        form.append_pair("RoleArn", arn);
-        form.append_pair("RoleSessionName", session);
-        form.append_pair("WebIdentityToken", &secret);
-        let question = Question { path: "/", accept: "text/xml", form: form.finish() };
+        let pairs = [
+            ("Action", "AssumeRoleWithWebIdentity"),
+            ("Version", VERSION),
+            ("RoleArn", arn.as_str()),
+            ("RoleSessionName", session.as_str()),
+            ("WebIdentityToken", secret.as_str()),
+        ];
+        let form = form_urlencoded::Serializer::new(String::new()).extend_pairs(pairs).finish();
+        let question = Question { path: "/", accept: "text/xml", form };
         Ok((question, rapidhash::v3::rapidhash_v3(secret.as_bytes())))
     }
 

@@ -76,14 +76,9 @@ pub(in crate::output) struct AcknowledgedConnector<P> {
     watch: Watch,
 }
 
-/// A connection on which the consumer was greeted, so that events can be sent.
-struct Opened<P> {
-    wire: Wire,
-    protocol: P,
-    /// Bytes that were read together with the consumer's greeting. They are the first bytes of the
-    /// answers to events.
-    unread: BytesMut,
-}
+/// A connection on which the consumer was greeted, so that events can be sent. The bytes were read
+/// together with the greeting, and are the first bytes of the answers to events.
+type Opened<P> = (Wire, P, BytesMut);
 
 impl<P: Protocol> AcknowledgedConnector<P> {
     /// Makes a connector that has made no connection yet. `make` is called for each new connection,
@@ -109,7 +104,7 @@ impl<P: Protocol> AcknowledgedConnector<P> {
         let (mut protocol, mut unread) = ((self.make)(), BytesMut::new());
         let opening = protocol.open(&mut wire, &mut unread);
         match tokio::time::timeout(self.dialer.timeouts.connect, opening).await {
-            Ok(Ok(())) => Ok(Opened { wire, protocol, unread }),
+            Ok(Ok(())) => Ok((wire, protocol, unread)),
             Ok(Err(Trouble::Io(error))) => Err(wire.failure(address, &error)),
             Ok(Err(Trouble::Protocol(what))) => Err(address.failure(AttemptError::Protocol, what)),
             Err(_) => {
@@ -206,12 +201,16 @@ pub(in crate::output) struct AcknowledgedLink<P> {
 }
 
 impl<P: Protocol> AcknowledgedLink<P> {
-    fn new(opened: Opened<P>, attempt: Attempt, connector: &AcknowledgedConnector<P>) -> Self {
+    fn new(
+        (wire, protocol, unread): Opened<P>,
+        attempt: Attempt,
+        connector: &AcknowledgedConnector<P>,
+    ) -> Self {
         Self {
-            session: Session::new(opened.wire, attempt, &connector.dialer),
+            session: Session::new(wire, attempt, &connector.dialer),
             window: Arc::clone(&connector.window),
-            protocol: opened.protocol,
-            unread: opened.unread,
+            protocol,
+            unread,
             encoding: None,
             in_flight: InFlight::default(),
             sent: 0,
@@ -275,14 +274,17 @@ impl<P: Protocol> AcknowledgedLink<P> {
                 continue;
             }
             self.poll_encode(cx);
-            if !finished
-                && self.unwritable.is_none()
-                && let Err(error) = self.poll_write(cx)
-            {
-                // The consumer's last answers may already lie in the socket, although the runtime
-                // has not been told of them yet.
-                self.unwritable = Some((error, now + CLOSE_TIME));
-                continue;
+            if !finished && self.unwritable.is_none() {
+                match self.session.poll_write(cx, |_| {}) {
+                    Ok(false) => {}
+                    Ok(true) => self.session.ready.push_back(Event::Room),
+                    // The consumer's last answers may already lie in the socket, although the
+                    // runtime has not been told of them yet.
+                    Err(error) => {
+                        self.unwritable = Some((error, now + CLOSE_TIME));
+                        continue;
+                    }
+                }
             }
             if !self.session.ready.is_empty() {
                 continue;
@@ -349,9 +351,8 @@ impl<P: Protocol> AcknowledgedLink<P> {
         self.encoding = None;
         match (claim, encoded) {
             (Some(claim), Ok(frames)) => self.begin(claim, frames),
-            (Some(claim), Err(what)) => self.session.refuse(claim, what),
             (None, Ok(frames)) => self.begin_checkpoint(frames),
-            (None, Err(what)) => self.session.refuse_checkpoint(what),
+            (claim, Err(what)) => self.session.refuse(claim, what),
         }
     }
 
@@ -366,7 +367,7 @@ impl<P: Protocol> AcknowledgedLink<P> {
     /// Adds a checkpoint to what waits for answers, and begins to write its frame.
     fn begin_checkpoint(&mut self, frames: Frames) {
         if frames.events() == 0 {
-            return self.session.refuse_checkpoint("it is too long".to_owned());
+            return self.session.refuse(None, "it is too long".to_owned());
         }
         self.in_flight.add_checkpoint();
         self.write(1, frames.bytes);
@@ -379,15 +380,6 @@ impl<P: Protocol> AcknowledgedLink<P> {
             self.protocol.sent(events);
             self.session.write([bytes].into());
         }
-    }
-
-    /// Writes as many bytes of the current batch as the connection takes now. When the batch is
-    /// completely written, reports that the link has room for the next one.
-    fn poll_write(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
-        if self.session.poll_write(cx, |_| {})? {
-            self.session.ready.push_back(Event::Room);
-        }
-        Ok(())
     }
 
     /// Returns the event that ends the link, or `None` if the link stays open at the time `now`.
@@ -456,12 +448,12 @@ impl<P: Protocol> Link for AcknowledgedLink<P> {
     }
 
     fn send(&mut self, batch: Batch) {
-        self.session.used(Instant::now());
+        self.session.used = Instant::now();
         self.encoding = Some((Some(batch.claim), self.protocol.encode(batch)));
     }
 
     fn send_checkpoint(&mut self, checkpoint: Checkpoint) {
-        self.session.used(Instant::now());
+        self.session.used = Instant::now();
         self.encoding = Some((None, self.protocol.encode(checkpoint.batch())));
     }
 

@@ -4,22 +4,18 @@
 //! This file knows no protocol. The links above it decide what is sent and when it is final.
 
 use std::io;
-use std::io::IoSlice;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::Context;
-use std::task::Poll;
 
 use socket2::SockRef;
-use tokio::io::AsyncRead;
-use tokio::io::AsyncWrite;
-use tokio::io::ReadBuf;
-use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_rustls::client::TlsStream;
 
+use super::socket::SharedSocket;
+use super::socket::Socket;
 use super::tls_session::Expiry;
 use super::tls_session::Tls;
+use crate::ask::Stream;
 use crate::config;
 use crate::config::HostPort;
 use crate::delivery::endpoints::Attempt;
@@ -117,15 +113,14 @@ impl Dialer {
         let Some(socket) = address.socket else {
             return Err(Failure::new(AttemptError::Resolve, format!("{address} has no address")));
         };
-        let HostPort { host, port } = &address.name;
         let deadline = Instant::now() + self.timeouts.connect;
         let stream = net::connect(socket, deadline).await.map_err(|error| dial_failure(&error))?;
         // The socket options notice a silent peer early. Without them the request timeout still
         // notices it, only later, so an error is ignored.
         net::tune_dialled(&stream, self.settings.keepalive, self.timeouts.request).ok();
-        let Some(tls) = &self.tls else { return Ok(Wire::Plain(Counted { stream, written: 0 })) };
-        let stream = tls.handshake(host, *port, Counted { stream, written: 0 }, deadline).await?;
-        Ok(Wire::Tls(Box::new(stream)))
+        let socket = Socket::new(stream);
+        let Some(tls) = &self.tls else { return Ok(Wire::Plain(socket)) };
+        Ok(Wire::Tls(Box::new(tls.handshake(&address.name, socket, deadline).await?)))
     }
 }
 
@@ -143,15 +138,19 @@ impl Wire {
         if let Some(refusal) = self.refusal() {
             return address.failure(AttemptError::Tls, refusal);
         }
-        let reason = if error.kind() == io::ErrorKind::TimedOut {
-            AttemptError::Timeout
-        } else if error.kind() == io::ErrorKind::InvalidData {
-            // rustls reports its own errors, and alerts of the peer, with this kind.
-            AttemptError::Tls
-        } else {
-            AttemptError::Closed
-        };
-        address.failure(reason, error)
+        address.failure(io_reason(error), error)
+    }
+}
+
+/// Returns the category of an error of reading or writing on an open connection.
+pub(in crate::output) fn io_reason(error: &io::Error) -> AttemptError {
+    if error.kind() == io::ErrorKind::TimedOut {
+        AttemptError::Timeout
+    } else if error.kind() == io::ErrorKind::InvalidData {
+        // rustls reports its own errors, and alerts of the peer, with this kind.
+        AttemptError::Tls
+    } else {
+        AttemptError::Closed
     }
 }
 
@@ -165,94 +164,25 @@ pub(in crate::output) fn dial_failure(error: &DialError) -> Failure {
     Failure::new(reason, error.to_string())
 }
 
-/// A TCP socket that counts the bytes that are written to it. With TLS, these are the encrypted
-/// bytes of the TLS records.
-pub(in crate::output) struct Counted {
-    stream: TcpStream,
-    /// The number of bytes that our kernel has taken since the connection was made.
-    pub(in crate::output) written: u64,
-}
-
-impl Counted {
-    /// Adds the bytes of a write to the count, if the write has succeeded. Returns the result of
-    /// the write unchanged.
-    fn count(&mut self, written: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
-        if let Poll::Ready(Ok(bytes)) = &written {
-            self.written += *bytes as u64;
-        }
-        written
-    }
-}
-
-impl AsyncRead for Counted {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_read(cx, buf)
-    }
-}
-
-impl AsyncWrite for Counted {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buf: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write(cx, buf);
-        self.count(written)
-    }
-
-    fn poll_write_vectored(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let written = Pin::new(&mut self.stream).poll_write_vectored(cx, bufs);
-        self.count(written)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        true
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-}
-
 /// An open connection, plain or with TLS.
 pub(in crate::output) enum Wire {
-    Plain(Counted),
-    Tls(Box<TlsStream<Counted>>),
+    Plain(Socket),
+    Tls(Box<TlsStream<Socket>>),
 }
-
-/// A stream that can be read and written, of any type.
-pub(in crate::output) trait Duplex:
-    AsyncRead + AsyncWrite + Unpin + Send
-{
-}
-
-impl<T: AsyncRead + AsyncWrite + Unpin + Send> Duplex for T {}
 
 impl Wire {
     /// Returns the socket below TLS, or the socket itself without TLS.
-    pub(in crate::output) fn counted(&self) -> &Counted {
+    pub(in crate::output) fn socket(&self) -> &SharedSocket {
         match self {
-            Self::Plain(counted) => counted,
-            Self::Tls(stream) => stream.get_ref().0,
+            Self::Plain(socket) => &socket.shared,
+            Self::Tls(stream) => &stream.get_ref().0.shared,
         }
     }
 
     /// Returns the stream that the protocol reads and writes: the socket, or TLS on the socket.
-    pub(in crate::output) fn io(&mut self) -> Pin<&mut (dyn Duplex + 'static)> {
+    pub(in crate::output) fn io(&mut self) -> Pin<&mut dyn Stream> {
         match self {
-            Self::Plain(counted) => Pin::new(counted),
+            Self::Plain(socket) => Pin::new(socket),
             Self::Tls(stream) => Pin::new(stream.as_mut()),
         }
     }
@@ -262,8 +192,8 @@ impl Wire {
     /// before the runtime knows that there is something to read.
     fn refusal(&mut self) -> Option<rustls::Error> {
         let Self::Tls(stream) = self else { return None };
-        let (counted, session) = stream.get_mut();
-        let socket = SockRef::from(&counted.stream);
+        let (socket, session) = stream.get_mut();
+        let socket = SockRef::from(&socket.shared.stream);
         while session.read_tls(&mut &*socket).is_ok_and(|bytes| bytes > 0) {
             if let Err(error) = session.process_new_packets() {
                 return Some(error);
@@ -278,7 +208,7 @@ impl Wire {
     /// after each read.
     pub(in crate::output) fn acknowledge_at_once(&self) {
         // An error is ignored: answers are slower then, and nothing else.
-        SockRef::from(&self.counted().stream).set_tcp_quickack(true).ok();
+        SockRef::from(&self.socket().stream).set_tcp_quickack(true).ok();
     }
 
     /// Returns the number of bytes that the peer's kernel has acknowledged since the connection was
@@ -288,12 +218,11 @@ impl Wire {
     ///
     /// The socket has met an error, such as a reset by the peer.
     pub(in crate::output) fn acknowledged(&self) -> io::Result<u64> {
-        let counted = self.counted();
-        let unacknowledged = net::unacknowledged(&counted.stream)?;
+        let acknowledged = self.socket().acknowledged()?;
         // The error must be asked for second: after a reset the number above means nothing.
-        if let Some(error) = counted.stream.take_error()? {
-            return Err(error);
+        match self.socket().stream.take_error()? {
+            Some(error) => Err(error),
+            None => Ok(acknowledged),
         }
-        Ok(counted.written.saturating_sub(unacknowledged))
     }
 }

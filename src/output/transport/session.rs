@@ -80,8 +80,8 @@ pub(super) struct Session {
     /// When the end of the peer's data (FIN) was read; `None` while the peer may still send.
     pub(super) finished: Option<Instant>,
     /// The time when the link last got a batch; before the first batch, the time when the session
-    /// began.
-    used: Instant,
+    /// began. The idle timeout counts from this time.
+    pub(super) used: Instant,
     /// When the connection reaches `timeouts.max_connection_age`; `None` without such a limit.
     expiry: Option<Instant>,
     /// `true` if the connection is *leaving*.
@@ -110,12 +110,6 @@ impl Session {
             accepted_any: false,
             ready: VecDeque::new(),
         }
-    }
-
-    /// Notes that the link got a batch at the time `now`. The idle timeout begins again at this
-    /// time.
-    pub(super) fn used(&mut self, now: Instant) {
-        self.used = now;
     }
 
     /// Begins to write the bytes of a batch. The previous batch must be written and flushed.
@@ -197,18 +191,14 @@ impl Session {
         self.attempt.succeeded();
     }
 
-    /// Reports to the delivery loop that a claim was refused, because it can't be sent in this
-    /// protocol. `what` is the reason.
-    pub(super) fn refuse(&mut self, claim: Claim, what: String) {
+    /// Reports to the delivery loop that a claim, or the checkpoint if there is no claim, was
+    /// refused, because it can't be sent in this protocol. `what` is the reason.
+    pub(super) fn refuse(&mut self, claim: Option<Claim>, what: String) {
         let failure = Failure::new(AttemptError::Protocol, what);
-        self.ready.push_back(Event::Refused(claim, failure));
-    }
-
-    /// Reports to the delivery loop that the checkpoint can't be sent in this protocol. `what` is
-    /// the reason.
-    pub(super) fn refuse_checkpoint(&mut self, what: String) {
-        let failure = Failure::new(AttemptError::Protocol, what);
-        self.ready.push_back(Event::Checkpoint(Fate::Refused(failure)));
+        self.ready.push_back(match claim {
+            Some(claim) => Event::Refused(claim, failure),
+            None => Event::Checkpoint(Fate::Refused(failure)),
+        });
     }
 
     /// Returns a failure of this connection. Its message names the address, and then says `what`.

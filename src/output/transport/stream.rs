@@ -39,7 +39,6 @@ use super::session;
 use super::session::READ_BYTES;
 use super::session::Session;
 use crate::delivery::checkpoints::Checkpoint;
-use crate::delivery::checkpoints::Fate;
 use crate::delivery::endpoints::Attempt;
 use crate::delivery::endpoints::Endpoints;
 use crate::delivery::endpoints::Probed;
@@ -147,27 +146,17 @@ fn lock(pace: &Mutex<Pace>) -> MutexGuard<'_, Pace> {
     pace.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A batch that is completely written to the connection and does not count as delivered yet.
+/// A batch that is being written, that waits to be written, or that is written and does not count
+/// as delivered yet.
 struct SentBatch {
     /// `None` for a checkpoint of the evidence, which is a line and not an event.
     claim: Option<Claim>,
     /// The events of the batch that can't be sent and are given up, one line each.
     rejected: Vec<Bytes>,
     /// The number of bytes that were written to the socket, from the beginning of the connection to
-    /// the last byte of this batch. With TLS, the bytes of TLS records count.
+    /// the last byte of this batch. With TLS, the bytes of TLS records count. 0 before that byte is
+    /// written.
     end: u64,
-    /// The length of the encoded batch in bytes, before TLS.
-    bytes: u64,
-    /// When the writing of the batch began.
-    begun: Instant,
-}
-
-/// The batch that is being written, or that waits to be written.
-struct Writing {
-    /// `None` for a checkpoint of the evidence, which is a line and not an event.
-    claim: Option<Claim>,
-    /// The events of the batch that can't be sent and are given up, one line each.
-    rejected: Vec<Bytes>,
     /// The length of the encoded batch in bytes, before TLS.
     bytes: u64,
     /// When the writing began; before that, when the link got the batch.
@@ -222,7 +211,7 @@ pub(in crate::output) struct StreamLink<E> {
     replay_window: Duration,
     pace: Arc<Mutex<Pace>>,
     /// The batch that is being written, or that waits to be written; `None` if there is none.
-    writing: Option<Writing>,
+    writing: Option<SentBatch>,
     /// The batches that are written and do not count as delivered yet, the oldest first.
     sent: VecDeque<SentBatch>,
     /// The number of bytes of the events that can't be sent, in all batches of `writing` and
@@ -233,7 +222,7 @@ pub(in crate::output) struct StreamLink<E> {
 
 impl<E: Encode> StreamLink<E> {
     fn new(wire: Wire, attempt: Attempt, connector: &StreamConnector<E>) -> Self {
-        let acknowledged = wire.counted().written;
+        let acknowledged = wire.socket().written();
         Self {
             session: Session::new(wire, attempt, &connector.dialer),
             encode: Arc::clone(&connector.encode),
@@ -252,7 +241,7 @@ impl<E: Encode> StreamLink<E> {
         if self.is_idle() {
             (self.session.progress, self.samples.next) = (now, now);
         }
-        self.session.used(now);
+        self.session.used = now;
         self.encode.encode(batch)
     }
 
@@ -262,8 +251,8 @@ impl<E: Encode> StreamLink<E> {
         let bytes = length(&encoded.pieces);
         let (rejected, held_back) = (encoded.rejected, Some(encoded.pieces.into()));
         self.rejected_bytes += length(&rejected);
-        let begun = Instant::now();
-        self.writing = Some(Writing { claim, rejected, bytes, begun, held_back });
+        let (end, begun) = (0, Instant::now());
+        self.writing = Some(SentBatch { claim, rejected, end, bytes, begun, held_back });
     }
 
     /// Returns `true` if no batch waits to be written, to become final or to be reported. The
@@ -349,10 +338,10 @@ impl<E: Encode> StreamLink<E> {
         }
         let pace = &self.pace;
         if self.session.poll_write(cx, |bytes| lock(pace).sent(bytes))?
-            && let Some(Writing { claim, rejected, bytes, begun, .. }) = self.writing.take()
+            && let Some(written) = self.writing.take()
         {
-            let end = self.session.wire.counted().written;
-            self.sent.push_back(SentBatch { claim, rejected, end, bytes, begun });
+            let end = self.session.wire.socket().written();
+            self.sent.push_back(SentBatch { end, ..written });
             self.session.ready.push_back(Event::Room);
         }
         Ok(())
@@ -404,10 +393,7 @@ impl<E: Encode> StreamLink<E> {
                 self.session.ended(sent.begun);
             }
             self.rejected_bytes -= length(&sent.rejected);
-            self.session.ready.push_back(match sent.claim {
-                Some(claim) => Event::Accepted { claim, rejected: sent.rejected },
-                None => Event::Checkpoint(Fate::Taken),
-            });
+            self.session.ready.push_back(Event::accepted(sent.claim, sent.rejected));
         }
         if any {
             self.session.succeeded();
@@ -471,11 +457,10 @@ impl<E: Encode + Sync> Link for StreamLink<E> {
     fn send(&mut self, batch: Batch) {
         let claim = batch.claim;
         match self.encode(batch) {
-            Err(what) => self.session.refuse(claim, what),
+            Err(what) => self.session.refuse(Some(claim), what),
             // Every event was given up and nothing is on the wire, so the claim is final at once.
             Ok(encoded) if encoded.pieces.is_empty() && self.sent.is_empty() => {
-                let accepted = Event::Accepted { claim, rejected: encoded.rejected };
-                self.session.ready.push_back(accepted);
+                self.session.ready.push_back(Event::accepted(Some(claim), encoded.rejected));
             }
             Ok(encoded) => self.begin(Some(claim), encoded),
         }
@@ -484,8 +469,8 @@ impl<E: Encode + Sync> Link for StreamLink<E> {
     fn send_checkpoint(&mut self, checkpoint: Checkpoint) {
         match self.encode(checkpoint.batch()) {
             Ok(encoded) if encoded.rejected.is_empty() => self.begin(None, encoded),
-            Ok(_) => self.session.refuse_checkpoint("it is too long".to_owned()),
-            Err(what) => self.session.refuse_checkpoint(what),
+            Ok(_) => self.session.refuse(None, "it is too long".to_owned()),
+            Err(what) => self.session.refuse(None, what),
         }
     }
 

@@ -10,6 +10,7 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::config;
+use crate::config::HostPort;
 use crate::delivery::failure::Failure;
 use crate::delivery::files::Files;
 use crate::staged::Staged;
@@ -64,52 +65,50 @@ impl Tls {
         Self { config, alpn, current: ArcSwapOption::empty(), expiry }
     }
 
-    /// Does the TLS handshake with `host` on `stream`, until `deadline`, and returns the encrypted
-    /// stream. Also updates the metric of when the consumer's certificate expires.
+    /// Does the TLS handshake with the consumer at this address on `stream`, until `deadline`, and
+    /// returns the encrypted stream. Also updates the metric of when the consumer's certificate
+    /// expires.
     ///
     /// # Errors
     ///
     /// The handshake failed or took too long, or the certificate files have not been read.
     pub(in crate::output) async fn handshake<T: AsyncRead + AsyncWrite + Unpin>(
         &self,
-        host: &str,
-        port: u16,
+        at: &HostPort,
         stream: T,
         deadline: Instant,
     ) -> Result<TlsStream<T>, Failure> {
-        let client =
-            self.current.load_full().ok_or_else(|| failed(host, port, "no usable settings"))?;
-        let stream = handshake(&client, host, port, stream, deadline).await?;
+        let client = self.current.load_full().ok_or_else(|| failed(at, "no usable settings"))?;
+        let stream = handshake(&client, at, stream, deadline).await?;
         let peer = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
         self.expiry.set("server", peer.and_then(tls::not_after));
         Ok(stream)
     }
 }
 
-/// Does the TLS handshake with `host` on `stream`, until `deadline`, and returns the encrypted
-/// stream.
+/// Does the TLS handshake with the server at this address on `stream`, until `deadline`, and
+/// returns the encrypted stream.
 ///
 /// # Errors
 ///
 /// The handshake failed or took too long.
 pub(in crate::output) async fn handshake<T: AsyncRead + AsyncWrite + Unpin>(
     client: &tls::Client,
-    host: &str,
-    port: u16,
+    at: &HostPort,
     stream: T,
     deadline: Instant,
 ) -> Result<TlsStream<T>, Failure> {
-    let name = client.server_name(host).map_err(|error| failed(host, port, &error.to_string()))?;
+    let name = client.server_name(&at.host).map_err(|error| failed(at, &error.to_string()))?;
     let connecting = TlsConnector::from(client.settings()).connect(name, stream);
     match tokio::time::timeout_at(deadline, connecting).await {
         Ok(Ok(stream)) => Ok(stream),
-        Ok(Err(error)) => Err(failed(host, port, &tls::handshake_error(&error))),
-        Err(_) => Err(failed(host, port, "no answer within the connect timeout")),
+        Ok(Err(error)) => Err(failed(at, &tls::handshake_error(&error))),
+        Err(_) => Err(failed(at, "no answer within the connect timeout")),
     }
 }
 
 /// Returns the failure of a TLS handshake.
-fn failed(host: &str, port: u16, what: &str) -> Failure {
+fn failed(HostPort { host, port }: &HostPort, what: &str) -> Failure {
     Failure::new(AttemptError::Tls, format!("TLS with {host}:{port}: {what}"))
 }
 

@@ -5,7 +5,6 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use crate::delivery::checkpoints::Fate;
 use crate::delivery::link::Event;
 use crate::queue::Claim;
 
@@ -89,16 +88,10 @@ impl InFlight {
             for (events, sent) in runs {
                 let end = start + *events;
                 let claim = Some(Claim { start, end });
-                let count = usize::try_from(*events).unwrap_or(usize::MAX);
-                self.parts.push_back(match sent {
-                    true => {
-                        SentPart { claim, awaited: *events, rejected: Vec::new(), last_of: None }
-                    }
-                    false => {
-                        let rejected = rejected.by_ref().take(count).collect();
-                        SentPart { claim, awaited: 0, rejected, last_of: None }
-                    }
-                });
+                let (awaited, unsent) = if *sent { (*events, 0) } else { (0, *events) };
+                let unsent = usize::try_from(unsent).unwrap_or(usize::MAX);
+                let rejected = rejected.by_ref().take(unsent).collect();
+                self.parts.push_back(SentPart { claim, awaited, rejected, last_of: None });
                 start = end;
             }
         } else {
@@ -122,10 +115,7 @@ impl InFlight {
         {
             events -= awaited;
             self.ended.extend(last_of);
-            told.push_back(match claim {
-                Some(claim) => Event::Accepted { claim, rejected },
-                None => Event::Checkpoint(Fate::Taken),
-            });
+            told.push_back(Event::accepted(claim, rejected));
         }
         let Some(first) = self.parts.front_mut() else { return events };
         if let Some(claim) = &mut first.claim
@@ -145,105 +135,105 @@ impl InFlight {
 mod tests {
     use super::super::protocol::Frames;
     use super::*;
+    use crate::delivery::checkpoints::Fate;
 
-    /// Frames of the events that `events` lists: `s` is an event that is sent, `x` one that can't
-    /// be.
-    fn frames(events: &str) -> Frames {
-        let mut frames = Frames::default();
-        for event in events.chars() {
-            if event == 's' { frames.with() } else { frames.without(b"x") }
+    /// Claims under way, and the reports about them.
+    #[derive(Default)]
+    struct Told {
+        in_flight: InFlight,
+        reports: VecDeque<Event>,
+    }
+
+    impl Told {
+        /// Adds a claim, and returns what is told then. In `events`, `s` is an event that is sent,
+        /// and `x` one that can't be.
+        fn add(&mut self, (start, end): (u64, u64), events: &str) -> String {
+            let mut frames = Frames::default();
+            for event in events.chars() {
+                if event == 's' { frames.with() } else { frames.without(b"x") }
+            }
+            let Frames { runs, rejected, .. } = frames;
+            self.in_flight.add(Claim::of(start, end), &runs, rejected, &mut self.reports);
+            self.told()
         }
-        frames
-    }
 
-    fn add(in_flight: &mut InFlight, claim: Claim, events: &str, told: &mut VecDeque<Event>) {
-        let Frames { runs, rejected, .. } = frames(events);
-        in_flight.add(claim, &runs, rejected, told);
-    }
+        /// Returns what is told after an answer about so many events, and how many of them were
+        /// never sent.
+        fn acknowledge(&mut self, events: u64) -> (String, u64) {
+            let more = self.in_flight.acknowledge(events, &mut self.reports);
+            (self.told(), more)
+        }
 
-    /// Takes what was told: start, end and number of rejected events of each claim.
-    fn told(events: &mut VecDeque<Event>) -> Vec<(u64, u64, u64)> {
-        let tell = |event| {
-            let Event::Accepted { claim, rejected } = event else { panic!("{event:?}") };
-            (claim.start.get(), claim.end.get(), rejected.len() as u64)
-        };
-        events.drain(..).map(tell).collect()
+        /// Takes the reports: start and end of each claim, and how many events were rejected.
+        fn told(&mut self) -> String {
+            let tell = |event| match event {
+                Event::Accepted { claim, rejected } if rejected.is_empty() => {
+                    format!("{}..{}", claim.start.get(), claim.end.get())
+                }
+                Event::Accepted { claim, rejected } => {
+                    format!("{}..{}-{}", claim.start.get(), claim.end.get(), rejected.len())
+                }
+                Event::Checkpoint(Fate::Taken) => "checkpoint".to_owned(),
+                other => panic!("{other:?}"),
+            };
+            self.reports.drain(..).map(tell).collect::<Vec<_>>().join(" ")
+        }
     }
 
     #[test]
     fn what_an_answer_covers_is_final_and_no_more() {
-        let (mut in_flight, mut events) = (InFlight::default(), VecDeque::new());
-        add(&mut in_flight, Claim::of(10, 14), "ssss", &mut events);
-        add(&mut in_flight, Claim::of(20, 22), "ss", &mut events);
-        assert_eq!((told(&mut events), in_flight.events()), (vec![], 6));
-        assert_eq!(in_flight.acknowledge(1, &mut events), 0);
-        assert_eq!(told(&mut events), [(10, 11, 0)]);
-        assert_eq!(in_flight.acknowledge(0, &mut events), 0);
-        assert_eq!(told(&mut events), []);
-        assert_eq!(in_flight.acknowledge(4, &mut events), 0);
-        assert_eq!((told(&mut events), in_flight.events()), (vec![(11, 14, 0), (20, 21, 0)], 1));
-        assert_eq!(in_flight.acknowledge(3, &mut events), 2);
-        assert_eq!(told(&mut events), [(21, 22, 0)]);
-        assert!(in_flight.is_empty());
+        let mut told = Told::default();
+        assert_eq!((told.add((10, 14), "ssss"), told.add((20, 22), "ss")), Default::default());
+        assert_eq!(told.in_flight.events(), 6);
+        for (events, wanted, more) in
+            [(1, "10..11", 0), (0, "", 0), (4, "11..14 20..21", 0), (3, "21..22", 2)]
+        {
+            assert_eq!(told.acknowledge(events), (wanted.to_owned(), more));
+        }
+        assert!(told.in_flight.is_empty());
     }
 
     #[test]
     fn what_cannot_be_sent_is_final_in_its_turn() {
-        let (mut in_flight, mut events) = (InFlight::default(), VecDeque::new());
-        add(&mut in_flight, Claim::of(0, 7), "xxssxsx", &mut events);
-        assert_eq!((told(&mut events), in_flight.events()), (vec![(0, 2, 2)], 3));
-        in_flight.acknowledge(1, &mut events);
-        assert_eq!(told(&mut events), [(2, 3, 0)]);
-        in_flight.acknowledge(1, &mut events);
-        assert_eq!(told(&mut events), [(3, 4, 0), (4, 5, 1)]);
-        in_flight.acknowledge(1, &mut events);
-        assert_eq!(told(&mut events), [(5, 6, 0), (6, 7, 1)]);
-        add(&mut in_flight, Claim::of(7, 9), "xx", &mut events);
-        assert_eq!(told(&mut events), [(7, 9, 2)]);
-        assert!(in_flight.is_empty());
+        let mut told = Told::default();
+        assert_eq!(told.add((0, 7), "xxssxsx"), "0..2-2");
+        assert_eq!(told.in_flight.events(), 3);
+        for wanted in ["2..3", "3..4 4..5-1", "5..6 6..7-1"] {
+            assert_eq!(told.acknowledge(1).0, wanted);
+        }
+        assert_eq!(told.add((7, 9), "xx"), "7..9-2");
+        assert!(told.in_flight.is_empty());
+        // A claim with a gap is final as a whole.
+        assert_eq!(told.add((10, 19), "ssxs"), "");
+        assert_eq!((told.acknowledge(2).0.as_str(), told.in_flight.events()), ("", 1));
+        assert_eq!(told.acknowledge(1).0, "10..19-1");
     }
 
     #[test]
     fn a_checkpoint_is_answered_between_events_and_is_none() {
-        let (mut in_flight, mut events) = (InFlight::default(), VecDeque::new());
-        in_flight.add_checkpoint();
-        assert_eq!((in_flight.is_empty(), in_flight.has_events()), (false, false));
-        add(&mut in_flight, Claim::of(0, 3), "sss", &mut events);
-        in_flight.add_checkpoint();
-        add(&mut in_flight, Claim::of(3, 5), "ss", &mut events);
-        assert_eq!((in_flight.events(), in_flight.has_events()), (7, true));
-        assert_eq!(in_flight.acknowledge(3, &mut events), 0);
-        assert!(matches!(events.pop_front(), Some(Event::Checkpoint(Fate::Taken))));
-        assert_eq!(told(&mut events), [(0, 2, 0)]);
-        assert_eq!(in_flight.acknowledge(3, &mut events), 0);
-        assert_eq!(events.len(), 3);
-        assert!(matches!(events.remove(1), Some(Event::Checkpoint(Fate::Taken))));
-        assert_eq!(told(&mut events), [(2, 3, 0), (3, 4, 0)]);
-        assert_eq!(in_flight.acknowledge(1, &mut events), 0);
-        assert_eq!(told(&mut events), [(4, 5, 0)]);
+        let mut told = Told::default();
+        told.in_flight.add_checkpoint();
+        assert_eq!((told.in_flight.is_empty(), told.in_flight.has_events()), (false, false));
+        told.add((0, 3), "sss");
+        told.in_flight.add_checkpoint();
+        told.add((3, 5), "ss");
+        assert_eq!((told.in_flight.events(), told.in_flight.has_events()), (7, true));
+        for (events, wanted) in [(3, "checkpoint 0..2"), (3, "2..3 checkpoint 3..4"), (1, "4..5")] {
+            assert_eq!(told.acknowledge(events), (wanted.to_owned(), 0));
+        }
     }
 
     /// A window that holds events which can't be sent counts once, with its last sent event.
     #[test]
     fn a_batch_has_ended_once_its_last_sent_event_is_acknowledged() {
-        let (mut in_flight, mut events) = (InFlight::default(), VecDeque::new());
-        add(&mut in_flight, Claim::of(0, 4), "sxsx", &mut events);
-        add(&mut in_flight, Claim::of(4, 6), "xx", &mut events);
-        add(&mut in_flight, Claim::of(6, 9), "sss", &mut events);
+        let mut told = Told::default();
+        for (claim, events) in [((0, 4), "sxsx"), ((4, 6), "xx"), ((6, 9), "sss")] {
+            told.add(claim, events);
+        }
         let mut ended = |acknowledged| {
-            in_flight.acknowledge(acknowledged, &mut events);
-            in_flight.take_ended().len()
+            told.acknowledge(acknowledged);
+            told.in_flight.take_ended().len()
         };
         assert_eq!([ended(1), ended(1), ended(2), ended(1), ended(0)], [0, 1, 0, 1, 0]);
-    }
-
-    #[test]
-    fn a_claim_with_a_gap_is_final_as_a_whole() {
-        let (mut in_flight, mut events) = (InFlight::default(), VecDeque::new());
-        add(&mut in_flight, Claim::of(0, 9), "ssxs", &mut events);
-        in_flight.acknowledge(2, &mut events);
-        assert_eq!((told(&mut events), in_flight.events()), (vec![], 1));
-        in_flight.acknowledge(1, &mut events);
-        assert_eq!(told(&mut events), [(0, 9, 1)]);
     }
 }

@@ -86,25 +86,18 @@ mod tests {
     /// Sends `total` bytes to a consumer that takes `cut` bytes of each connection and then breaks
     /// it. Returns how many bytes were sent for that.
     fn sent_to_cutter(cut: u64, total: u64) -> u64 {
-        let (mut pace, mut done, mut sent) = (Pace::default(), 0, 0);
+        let (mut pace, mut done, mut sent, mut carried) = (Pace::default(), 0, 0, 0);
         while done < total {
-            pace.connected();
-            let mut under_way;
-            let mut carried = 0;
-            loop {
-                under_way = pace.room().unwrap().min(total - done).min(4 * cut);
-                pace.sent(under_way);
-                sent += under_way;
-                carried += under_way;
-                if carried > cut {
-                    pace.broke();
-                    break;
-                }
-                done += under_way;
-                pace.finished(under_way, true);
-                if done == total {
-                    break;
-                }
+            let part = pace.room().unwrap().min(total - done).min(4 * cut);
+            pace.sent(part);
+            (sent, carried) = (sent + part, carried + part);
+            if carried > cut {
+                pace.broke();
+                pace.connected();
+                carried = 0;
+            } else {
+                pace.finished(part, true);
+                done += part;
             }
         }
         sent
