@@ -104,6 +104,21 @@ pub(super) struct Limits {
     pub(super) age: Duration,
 }
 
+/// The object that is collected.
+#[derive(Default)]
+struct Collected {
+    /// The object; `None` if it has no events yet, or while a batch is compressed into it.
+    open: Option<Object>,
+    /// The thread that compresses a batch into the object; `None` if none does.
+    packing: Option<JoinHandle<io::Result<Object>>>,
+    /// The end of the rest after a small batch; `None` if the link does not rest.
+    rests_until: Option<Instant>,
+    /// `true`: the loop waits for the events of the object, so that it ends now.
+    is_flushed: bool,
+    /// The events that come after the end of the object.
+    rest: Option<Batch>,
+}
+
 /// An object that is being stored: the steps *end*, *store* and *mark*.
 struct Storing {
     packed: Vec<Packed>,
@@ -124,17 +139,7 @@ pub(super) struct S3Link {
     plan: Arc<Plan>,
     /// The threads that compress or save.
     threads: TaskTracker,
-    /// The object that is collected; `None` if it has no events yet, or while a batch is compressed
-    /// into it.
-    open: Option<Object>,
-    /// The thread that compresses a batch into the open object; `None` if none does.
-    packing: Option<JoinHandle<io::Result<Object>>>,
-    /// The end of the rest after a small batch; `None` if the link does not rest.
-    rests_until: Option<Instant>,
-    /// `true`: the loop waits for the events of the open object, so that it ends now.
-    is_flushed: bool,
-    /// The events that come after the end of the open object.
-    rest: Option<Batch>,
+    collected: Collected,
     storing: Option<Storing>,
     /// The sender of objects with a checkpoint.
     beside: Transfers,
@@ -158,11 +163,7 @@ impl S3Link {
             begin,
             plan,
             threads: TaskTracker::new(),
-            open: None,
-            packing: None,
-            rests_until: None,
-            is_flushed: false,
-            rest: None,
+            collected: Collected::default(),
             storing: None,
             beside,
             checkpoint: None,
@@ -181,7 +182,7 @@ impl S3Link {
     fn pack(&mut self, batch: Batch) {
         let mut left = Some(batch);
         while let Some(batch) = left.take() {
-            let object = match self.open.take() {
+            let object = match self.collected.open.take() {
                 Some(object) => Ok(object),
                 None => {
                     let (until, is_planned) = match self.plan.place(batch.claim.start) {
@@ -207,8 +208,8 @@ impl S3Link {
                 Some(until) => cut(batch, until),
                 None => (Some(batch), None),
             };
-            self.rest = rest;
-            self.packing = Some(self.threads.spawn_blocking(move || {
+            self.collected.rest = rest;
+            self.collected.packing = Some(self.threads.spawn_blocking(move || {
                 let mut object = object?;
                 here.map_or(Ok(()), |batch| object.add(batch))?;
                 Ok(object)
@@ -232,8 +233,8 @@ impl S3Link {
 
     /// Returns `true` if the open object takes no more events.
     fn is_over(&self, object: &Object) -> bool {
-        self.rest.is_some()
-            || (self.is_flushed && !object.is_planned)
+        self.collected.rest.is_some()
+            || (self.collected.is_flushed && !object.is_planned)
             || object.is_complete()
             || object.bytes >= self.bytes_max(object)
             || self.ages_at(object) <= Instant::now()
@@ -250,13 +251,14 @@ impl S3Link {
         if self.storing.is_some() {
             return;
         }
-        let Some(object) = self.open.take() else { return };
+        let Some(object) = self.collected.open.take() else { return };
         let range = object.range().filter(|_| self.is_over(&object));
         let Some(range) = range else {
-            self.open = Some(object);
+            self.collected.open = Some(object);
             return;
         };
-        let is_cut_short = object.is_planned && !object.is_complete() && self.rest.is_none();
+        let is_cut_short =
+            object.is_planned && !object.is_complete() && self.collected.rest.is_none();
         if object.is_empty() {
             // The filter has kept back all events.
             let packed = object.packed.iter();
@@ -271,10 +273,10 @@ impl S3Link {
             let steps = Box::pin(self.store(object, range));
             self.storing = Some(Storing { packed, steps, after: Vec::new() });
         }
-        if let Some(rest) = self.rest.take() {
+        if let Some(rest) = self.collected.rest.take() {
             self.pack(rest);
         }
-        if self.packing.is_none() {
+        if self.collected.packing.is_none() {
             self.reports.push_back(Event::Room);
         }
     }
@@ -351,10 +353,12 @@ async fn end_of<F: Future + Unpin>(work: Option<&mut F>) -> F::Output {
 
 impl Link for S3Link {
     fn room(&self) -> Option<Take> {
-        let is_resting = self.rests_until.is_some_and(|until| until > Instant::now());
-        let is_busy =
-            self.packing.is_some() || self.rest.is_some() || is_resting || !self.reports.is_empty();
-        let open = self.open.as_ref();
+        let is_resting = self.collected.rests_until.is_some_and(|until| until > Instant::now());
+        let is_busy = self.collected.packing.is_some()
+            || self.collected.rest.is_some()
+            || is_resting
+            || !self.reports.is_empty();
+        let open = self.collected.open.as_ref();
         let is_over = open.is_some_and(|object| self.is_over(object));
         let limits = self.transfers.limits();
         let left = match open {
@@ -373,14 +377,14 @@ impl Link for S3Link {
         let is_small = batch.bytes < SMALL_BYTES.min(limits.max_bytes / 2)
             && batch.events < limits.max_events / 2;
         let rests = is_small && !self.is_ending();
-        self.rests_until = rests.then(|| Instant::now() + REST);
-        self.is_flushed = false;
+        self.collected.rests_until = rests.then(|| Instant::now() + REST);
+        self.collected.is_flushed = false;
         self.pack(batch);
     }
 
     /// The open object ends before its age. One that was begun before keeps its end.
     fn flush(&mut self) {
-        self.is_flushed = true;
+        self.collected.is_flushed = true;
     }
 
     /// A checkpoint waits for no object.
@@ -411,15 +415,15 @@ impl Link for S3Link {
             if let Some(event) = self.reports.pop_front() {
                 return event;
             }
-            let open = self.open.as_ref().filter(|_| self.storing.is_none());
+            let open = self.collected.open.as_ref().filter(|_| self.storing.is_none());
             let ages_at = open.map(|object| self.ages_at(object));
             let may_end = ages_at.is_some() && !self.is_ending();
             tokio::select! {
                 biased;
-                packed = end_of(self.packing.as_mut()) => {
-                    self.packing = None;
+                packed = end_of(self.collected.packing.as_mut()) => {
+                    self.collected.packing = None;
                     match joined(packed, "compress events") {
-                        Ok(object) => self.open = Some(object),
+                        Ok(object) => self.collected.open = Some(object),
                         Err(failure) => return Event::Gone(Some(failure)),
                     }
                     self.reports.push_back(Event::Room);
@@ -439,8 +443,8 @@ impl Link for S3Link {
                         Outcome::Failed(failure) => Fate::Failed(failure),
                     });
                 }
-                () = at(self.rests_until), if self.rests_until.is_some() => {
-                    self.rests_until = None;
+                () = at(self.collected.rests_until), if self.collected.rests_until.is_some() => {
+                    self.collected.rests_until = None;
                     self.reports.push_back(Event::Room);
                 }
                 () = at(ages_at.map(|at| at.min(Instant::now() + LOOK))), if ages_at.is_some() => {}
