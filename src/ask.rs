@@ -72,7 +72,8 @@ pub const JSON: &str = "application/json";
 const TEXT: &str = "text/plain; charset=utf-8";
 
 /// The reason why a server was asked in vain.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{url}: {reason}")]
 pub struct AskError {
     /// The status of the answer; `None` if there was none, or if the answer was a success that
     /// cannot be used.
@@ -90,12 +91,6 @@ pub struct Answer {
     pub status: u16,
     /// The body, of at most 64 KiB.
     pub body: Vec<u8>,
-}
-
-impl fmt::Display for AskError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}: {}", self.url, self.reason)
-    }
 }
 
 /// A server that can be asked, and the credentials for it.

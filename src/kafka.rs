@@ -4,7 +4,6 @@
 //! librdkafka works in threads of its own, and its calls may block. Therefore none of its calls is
 //! made on the runtime's threads.
 
-use std::fmt;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -31,18 +30,13 @@ const SETUP_MIN: Duration = Duration::from_secs(1);
 const SETUP_MAX: Duration = Duration::from_secs(300);
 
 /// An error of a Kafka client. The text names brokers by host and port.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("{message}")]
 pub struct Trouble {
     /// The reason under which the metrics count this error.
     pub reason: AttemptError,
     /// The text of the error for the log and for `/status`.
     pub message: String,
-}
-
-impl fmt::Display for Trouble {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.message)
-    }
 }
 
 impl Trouble {

@@ -136,6 +136,7 @@ impl OutputSettings for Settings {
 /// Parses the name of an index or data stream. Returns the name, or a text that says which names
 /// are allowed.
 fn index_name(text: &str) -> Result<String, String> {
+    let is_special = |c: char| r#"\/*?"<>|,#:"#.contains(c);
     let in_a_name = |c: char| c.is_ascii_graphic() && !c.is_ascii_uppercase() && !is_special(c);
     let begins = text.chars().next().is_some_and(|c| !"-_+".contains(c));
     if !(1..=255).contains(&text.len())
@@ -150,11 +151,6 @@ fn index_name(text: &str) -> Result<String, String> {
         );
     }
     Ok(text.to_owned())
-}
-
-/// Returns `true` if Elasticsearch allows this character in no name of an index.
-fn is_special(c: char) -> bool {
-    r#"\/*?"<>|,#:"#.contains(c)
 }
 
 impl IntoConnector for Settings {

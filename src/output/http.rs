@@ -21,7 +21,7 @@
 //! | 6 | `pool` | connections between requests |
 //! | 7 | `client` | picking an address, dialling |
 //! | 8 | `ask` `exchange` `service` `test_request` | which requests are confirmed · a request and its answer · a server that is not the consumer · `check --connect` |
-//! | 9 | `link` `look` `transfers` | lanes, and what the delivery loop sees · how a consumer would store events · requests of a protocol that has a link of its own |
+//! | 9 | `link` `transfers` | lanes, and what the delivery loop sees · requests of a protocol that has a link of its own |
 
 use std::sync::Arc;
 
@@ -35,7 +35,6 @@ mod cookies;
 mod exchange;
 mod expanded;
 mod link;
-mod look;
 mod pool;
 mod proxy;
 mod request;
@@ -150,9 +149,9 @@ impl Connect for HttpConnector {
         // The test request may need a token.
         client.api.begin();
         let Some(expanded) = client.expanded.load_full() else { return Vec::new() };
-        let shown = |address: &ResolvedAddress| match expanded.endpoints.get(address.endpoint) {
-            Some(endpoint) => endpoint.base.to_string(),
-            None => address.name.to_string(),
+        let shown = |address: &ResolvedAddress| {
+            let endpoint = expanded.endpoints.get(address.endpoint);
+            endpoint.map_or_else(|| address.name.to_string(), |it| it.base.to_string())
         };
         let test = |address| client.test_and_look(address);
         let mut probed = client.endpoints.try_all(shown, test).await;

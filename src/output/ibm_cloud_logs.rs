@@ -208,19 +208,6 @@ struct Singles {
     iam: Arc<Iam>,
 }
 
-impl Singles {
-    /// Writes the record of an event. Its time is that of the event's stage; if the event has none,
-    /// that of its acceptance, `received` milliseconds after the beginning of 1970.
-    fn write_record(&self, event: &[u8], received: u64, body: &mut Vec<u8>) {
-        let millis = stage_time(event).and_then(nanos).map_or(received, |time| time / 1_000_000);
-        body.extend_from_slice(self.head.as_bytes());
-        let severity = severity(event);
-        body.extend_from_slice(format!("{severity},\"timestamp\":{millis},\"text\":").as_bytes());
-        body.extend_from_slice(event);
-        body.push(b'}');
-    }
-}
-
 /// Returns the severity of an event by the response's code: 5 for an error from 500 on, 4 for a
 /// warning from 400 on, otherwise 3 for information.
 fn severity(event: &[u8]) -> u8 {
@@ -303,7 +290,16 @@ impl Api for Singles {
         let room = Take { bytes: max_bytes.saturating_sub(1), events: u64::MAX };
         let events = write_events(&batch, room, &mut body, |event, _, received, body| {
             body.push(if body.is_empty() { b'[' } else { b',' });
-            self.write_record(event, received, body);
+            // The time of a record is that of the event's stage; if the event has none, that of its
+            // acceptance.
+            let time = stage_time(event).and_then(nanos);
+            let millis = time.map_or(received, |time| time / 1_000_000);
+            body.extend_from_slice(self.head.as_bytes());
+            let severity = severity(event);
+            let middle = format!("{severity},\"timestamp\":{millis},\"text\":");
+            body.extend_from_slice(middle.as_bytes());
+            body.extend_from_slice(event);
+            body.push(b'}');
         });
         body.push(b']');
         Encoded::new(body, events)

@@ -217,7 +217,10 @@ impl Api for Format {
         let (mut size, mut events, mut entry) = (FRAME.0.len() + FRAME.1.len(), 0, Vec::new());
         for (event, (_, received)) in lines(&batch.pieces).zip(batch.places()) {
             let fields = EventFields::of(event);
-            let (verb, stream) = stream_of(&fields, &mut streams);
+            let verb = fields.verb.map(unescaped).unwrap_or_default();
+            let known = VERBS.iter().position(|known| *known == verb);
+            let index = known.unwrap_or(VERBS.len() - 1);
+            let (verb, stream) = (VERBS[index], &mut streams[index]);
             entry.clear();
             if stream.is_empty() {
                 self.begin_stream(verb, &mut entry);
@@ -273,16 +276,6 @@ fn is_error(body: &[u8]) -> bool {
     let status = answer.get("status").and_then(serde_json::Value::as_str);
     status.is_some_and(|status| ["error", "fail"].contains(&status))
         || answer.get("error").is_some_and(|error| !error.is_null())
-}
-
-/// Returns the verb of an event as a label, and the entries of its stream so far.
-fn stream_of<'a>(
-    fields: &EventFields<'_>,
-    streams: &'a mut [Vec<u8>; VERBS.len()],
-) -> (&'static str, &'a mut Vec<u8>) {
-    let verb = fields.verb.map(unescaped).unwrap_or_default();
-    let index = VERBS.iter().position(|known| *known == verb).unwrap_or(VERBS.len() - 1);
-    (VERBS[index], &mut streams[index])
 }
 
 impl Format {

@@ -195,7 +195,7 @@ fn json(batch: &Batch, out: &mut impl Write, frames: &mut Frames) -> io::Result<
             continue;
         };
         number += 1;
-        frames.with();
+        frames.push(true);
         out.write_all(b"2J")?;
         out.write_all(&number.to_be_bytes())?;
         out.write_all(&length.to_be_bytes())?;

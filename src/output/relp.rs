@@ -124,7 +124,7 @@ impl Relp {
                 frames.without(event);
                 continue;
             };
-            frames.with();
+            frames.push(true);
             out.extend_from_slice(format!("{number} syslog {} ", message.length).as_bytes());
             message.write(&mut out);
             out.extend_from_slice(b"\n");
@@ -141,12 +141,14 @@ impl Relp {
         let oldest = after(self.next, NINE_DIGITS - awaited % NINE_DIGITS);
         let index = usize::try_from((number + NINE_DIGITS - oldest) % NINE_DIGITS);
         match index.ok().and_then(|index| self.answered.get_mut(index)) {
-            Some(answered) if number > 0 && !*answered => *answered = true,
+            Some(answered) if number > 0 && !*answered => {
+                *answered = true;
+                Ok(())
+            }
             Some(_) | None => {
-                return Err(format!("answers command {number}, to which no answer is expected"));
+                Err(format!("answers command {number}, to which no answer is expected"))
             }
         }
-        Ok(())
     }
 }
 
@@ -334,9 +336,9 @@ mod tests {
         assert_eq!(frames.bytes, expected);
         let mut wanted = Frames::default();
         wanted.bytes = frames.bytes.clone();
-        wanted.with();
+        wanted.push(true);
         wanted.without(long().as_bytes());
-        wanted.with();
+        wanted.push(true);
         assert_eq!(frames, wanted);
         let told = self::relp(Rejected::Retry).frames(&batch(0, &[long()])).unwrap_err();
         assert!(told.contains("max_message_bytes"), "{told}");

@@ -201,21 +201,14 @@ impl Metadata {
 
     /// Returns the text between the time and the event, and the text after the event.
     fn around(&self) -> (String, String) {
-        let member = |name: &str, value: &str| format!(",\"{name}\":{}", json(value));
-        let mut before = member("host", &self.host);
-        before += &member("source", &self.source);
-        before += &member("sourcetype", &self.sourcetype);
-        if let Some(index) = &self.index {
-            before += &member("index", index);
-        }
-        let fields: Vec<_> = self
-            .fields
-            .iter()
-            .map(|(name, value)| format!("{}:{}", json(name), json(value)))
-            .collect();
-        let after = match fields.is_empty() {
+        let member = |(name, value): (&str, &str)| format!(",\"{name}\":{}", json(value));
+        let own =
+            [("host", &*self.host), ("source", &self.source), ("sourcetype", &self.sourcetype)];
+        let index = self.index.as_deref().map(|index| ("index", index));
+        let before: String = own.into_iter().chain(index).map(member).collect();
+        let after = match self.fields.is_empty() {
             true => "}".to_owned(),
-            false => format!(",\"fields\":{{{}}}}}", fields.join(",")),
+            false => format!(",\"fields\":{}}}", serde_json::json!(self.fields)),
         };
         (before + ",\"event\":", after)
     }

@@ -81,6 +81,7 @@ impl IntoConnector for Settings {
 /// before there is anything to send. The thread runs until a write fails or the link to it is
 /// dropped. After a failed write, the loop calls `connect` again: after a pause if the link was
 /// new, otherwise at once. A closed pipe ends the output instead, and with it the process.
+#[derive(Clone)]
 pub(super) struct StdoutConnector {
     format: LineFormat,
     limits: config::BatchLimits,
@@ -106,14 +107,7 @@ impl Connect for StdoutConnector {
             .name("stdout".to_owned())
             .spawn(move || write_all(out, &queue, &report))
             .map_err(failure)?;
-        Ok(StdoutLink {
-            format: self.format,
-            limits: self.limits,
-            metrics: self.metrics.clone(),
-            jobs,
-            done,
-            under_way: 0,
-        })
+        Ok(StdoutLink { output: self.clone(), jobs, done, under_way: 0 })
     }
 }
 
@@ -161,9 +155,7 @@ fn write_piece(out: &mut impl Write, mut piece: &[u8]) -> io::Result<()> {
 /// The link to the thread that writes to stdout. A claim is final when all its bytes are written to
 /// the file descriptor.
 pub(super) struct StdoutLink {
-    format: LineFormat,
-    limits: config::BatchLimits,
-    metrics: OutputMetrics,
+    output: StdoutConnector,
     jobs: mpsc::SyncSender<Job>,
     done: async_mpsc::Receiver<Done>,
     /// The number of batches that the thread has not yet reported as written.
@@ -173,8 +165,8 @@ pub(super) struct StdoutLink {
 impl StdoutLink {
     /// Gives a batch to the writing thread.
     fn write(&mut self, claim: Option<Claim>, batch: Batch) {
-        let pieces = self.format.pieces(batch.pieces);
-        self.metrics.bytes.increment(pieces.iter().map(|piece| piece.len() as u64).sum());
+        let pieces = self.output.format.pieces(batch.pieces);
+        self.output.metrics.bytes.increment(pieces.iter().map(|piece| piece.len() as u64).sum());
         self.under_way += 1;
         // Sending fails only if the thread has ended. The link learns this from the end of `done`.
         self.jobs.try_send((claim, pieces)).ok();
@@ -183,7 +175,8 @@ impl StdoutLink {
 
 impl Link for StdoutLink {
     fn room(&self) -> Option<Take> {
-        let take = Take { bytes: self.limits.max_bytes, events: self.limits.max_events };
+        let take =
+            Take { bytes: self.output.limits.max_bytes, events: self.output.limits.max_events };
         (self.under_way < WINDOW).then_some(take)
     }
 

@@ -105,24 +105,19 @@ impl Room {
         let margin = grown / 64;
         self.growth.store((grown + margin).max(before - before / 64).max(1000), Ordering::Relaxed);
     }
+}
 
-    /// Returns how many events and bytes the next batch may have. If the protocol `wraps` events,
-    /// the body of its request is larger than the batch.
-    fn take(&self, wraps: bool) -> Take {
-        let config::BatchLimits { max_bytes, max_events } = self.limits;
-        let growth = self.growth.load(Ordering::Relaxed);
-        let bytes = match wraps {
+impl Client {
+    /// Returns how many events and bytes the next batch may have. If the protocol wraps events, the
+    /// body of its request is larger than the batch.
+    pub(super) fn take(&self) -> Take {
+        let config::BatchLimits { max_bytes, max_events } = self.room.limits;
+        let growth = self.room.growth.load(Ordering::Relaxed);
+        let bytes = match self.api.wraps_events() {
             true => (max_bytes.saturating_mul(1000) / growth).max(1),
             false => max_bytes,
         };
         Take { bytes, events: max_events }
-    }
-}
-
-impl Client {
-    /// Returns how many events and bytes the next batch may have.
-    pub(super) fn take(&self) -> Take {
-        self.room.take(self.api.wraps_events())
     }
 
     /// Makes a client that has read no file and made no connection yet.

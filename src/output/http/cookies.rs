@@ -64,22 +64,13 @@ impl Cookies {
     /// `more` are the cookies of the config.
     pub(super) fn header(&self, target: &str, more: Option<&HeaderValue>) -> Option<HeaderValue> {
         let path = path_of(target);
-        let mut text = Vec::new();
-        for Cookie { name, value, .. } in self.0.iter().filter(|cookie| cookie.is_for(path)) {
-            if !text.is_empty() {
-                text.extend_from_slice(b"; ");
-            }
-            text.extend_from_slice(name);
-            text.push(b'=');
-            text.extend_from_slice(value);
-        }
-        if text.is_empty() {
+        let own = self.0.iter().filter(|cookie| cookie.is_for(path));
+        let mut all: Vec<_> = own.map(|it| [&*it.name, b"=", &*it.value].concat()).collect();
+        if all.is_empty() {
             return None;
         }
-        if let Some(more) = more {
-            text.splice(..0, [more.as_bytes(), b"; "].concat());
-        }
-        let mut value = HeaderValue::from_bytes(&text).ok()?;
+        all.splice(..0, more.map(|more| more.as_bytes().to_vec()));
+        let mut value = HeaderValue::from_bytes(&all.join(&b"; "[..])).ok()?;
         value.set_sensitive(true);
         Some(value)
     }

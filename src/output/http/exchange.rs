@@ -99,23 +99,14 @@ fn no_answer(limit: Duration) -> String {
     format!("no answer and no progress for {} s", limit.as_secs_f64())
 }
 
-/// Returns `true` if the reason of a failure is that the consumer could not be reached, or has not
-/// answered.
-fn has_no_answer(reason: AttemptError) -> bool {
-    match reason {
-        AttemptError::Resolve
-        | AttemptError::Connect
-        | AttemptError::Tls
-        | AttemptError::Timeout
-        | AttemptError::Closed => true,
-        AttemptError::Status4xx
-        | AttemptError::Status429
-        | AttemptError::Status5xx
-        | AttemptError::Protocol
-        | AttemptError::Item
-        | AttemptError::Acknowledgement => false,
-    }
-}
+/// The reasons of failures for which the consumer could not be reached, or has not answered.
+const NO_ANSWER: [AttemptError; 5] = [
+    AttemptError::Resolve,
+    AttemptError::Connect,
+    AttemptError::Tls,
+    AttemptError::Timeout,
+    AttemptError::Closed,
+];
 
 impl Client {
     /// Sends a batch to the address whose turn it is, on the open connection to it that `lane`
@@ -178,7 +169,7 @@ impl Client {
             }
             Outcome::Failed(failure) => {
                 attempt.ended(None, Some(&failure));
-                if has_no_answer(failure.reason) {
+                if NO_ANSWER.contains(&failure.reason) {
                     attempt.blamed(&failure);
                 }
                 Fate::Failed(failure)

@@ -41,20 +41,12 @@ impl Expanded {
         let mut endpoints = Vec::new();
         for (index, template) in config.urls.iter().enumerate() {
             let text = expand(template)?;
-            let endpoint = match api.host_prefix() {
-                Some(prefix) => HttpEndpoint::parse_below(prefix, &text),
-                None => HttpEndpoint::parse(&text),
-            };
+            let endpoint = HttpEndpoint::parse(api.host_prefix(), &text);
             let mut endpoint = endpoint.map_err(|what| format!("urls[{index}] {what}"))?;
             endpoint.cut(&api.printed_paths());
             endpoints.push(endpoint);
         }
-        let proxy = match &config.proxy {
-            Some(template) => {
-                Some(Proxy::new(&expand(template)?).map_err(|what| format!("proxy {what}"))?)
-            }
-            None => None,
-        };
+        let proxy = config.proxy.as_ref().map(Proxy::read).transpose()?;
         let mut headers = HeaderMap::new();
         for (name, template) in &config.headers {
             let text = expand(template)?;

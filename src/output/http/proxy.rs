@@ -18,7 +18,9 @@ use tokio::net::TcpStream;
 use url::Url;
 
 use crate::ask::USER_AGENT;
+use crate::ask::chain;
 use crate::config::HostPort;
+use crate::config::Template;
 use crate::telemetry::AttemptError;
 
 /// The greatest number of bytes of the head of a proxy's answer. A longer head is an error.
@@ -60,6 +62,13 @@ impl Proxy {
         Ok(Self { at: HostPort { host, port }, credentials })
     }
 
+    /// Fills in the template of a proxy's URL, and parses the URL. The error text is that of
+    /// [`Proxy::new`], or names the file that can't be read.
+    pub(super) fn read(template: &Template) -> Result<Self, String> {
+        let text = template.expand().map_err(|error| chain(&error))?;
+        Self::new(&text).map_err(|what| format!("proxy {what}"))
+    }
+
     /// Asks the proxy at the other end of `stream` to connect to `target`. After success, all bytes
     /// on `stream` are from and to the target. The error is a category and a text that names the
     /// proxy.
@@ -68,10 +77,9 @@ impl Proxy {
         stream: &mut TcpStream,
         target: &HostPort,
     ) -> Result<(), (AttemptError, String)> {
-        let credentials = match &self.credentials {
-            Some(value) => format!("Proxy-Authorization: {value}\r\n"),
-            None => String::new(),
-        };
+        let credentials = self.credentials.as_ref();
+        let credentials = credentials.map(|value| format!("Proxy-Authorization: {value}\r\n"));
+        let credentials = credentials.unwrap_or_default();
         let request = format!(
             "CONNECT {target} HTTP/1.1\r\nHost: {target}\r\nUser-Agent: {USER_AGENT}\r\n\
              {credentials}\r\n"
@@ -122,10 +130,8 @@ impl Proxy {
                 return Ok(head);
             }
             if head.len() > HEAD_BYTES_MAX {
-                return Err((
-                    AttemptError::Protocol,
-                    format!("{self}: the head of its answer is too long"),
-                ));
+                let what = format!("{self}: the head of its answer is too long");
+                return Err((AttemptError::Protocol, what));
             }
         }
     }

@@ -107,10 +107,8 @@ impl Service {
 
     /// Returns the scheme, host and port of the server, for messages.
     pub(in crate::output) fn base(&self) -> String {
-        match HttpEndpoint::parse(&self.url) {
-            Ok(endpoint) => endpoint.base.to_string(),
-            Err(_) => String::new(),
-        }
+        let parsed = HttpEndpoint::parse(None, &self.url);
+        parsed.map(|endpoint| endpoint.base.to_string()).unwrap_or_default()
     }
 
     /// Sends a form, and returns the body of the answer if its status is 2xx.
@@ -192,14 +190,8 @@ impl Service {
     /// Blocks the thread.
     fn expanded(&self) -> Result<Expanded, Failure> {
         let wrong = |what: String| Failure::new(AttemptError::Protocol, what);
-        let endpoint = HttpEndpoint::parse(&self.url).map_err(wrong)?;
-        let proxy = match &self.proxy {
-            None => None,
-            Some(template) => {
-                let text = template.expand().map_err(|error| wrong(chain(&error)))?;
-                Some(Proxy::new(&text).map_err(|what| wrong(format!("proxy {what}")))?)
-            }
-        };
+        let endpoint = HttpEndpoint::parse(None, &self.url).map_err(wrong)?;
+        let proxy = self.proxy.as_ref().map(Proxy::read).transpose().map_err(wrong)?;
         let authorities = self.ca.iter().cloned().map(Some).chain([None]);
         let read = |ca| {
             let settings = ClientTls { ca, ..ClientTls::default() };

@@ -1,8 +1,10 @@
-//! `check --connect`: requests without events, whose answers say if the consumer would take events.
+//! `check --connect`: requests without events, whose answers say if the consumer would take events,
+//! and how it would store them.
 
 use std::time::Duration;
 
 use bytes::Bytes;
+use hyper::StatusCode;
 use tokio::time::Instant;
 
 use super::answer;
@@ -20,8 +22,12 @@ use crate::output::transport::tls_session::handshake;
 use crate::telemetry::AttemptError;
 use crate::tls;
 
-/// The greatest number of bytes of an answer that are read.
+/// The greatest number of bytes of an answer to a test request that are read.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
+
+/// The greatest number of bytes of an answer about stored events that are read. The mapping of an
+/// index with 1,000 fields, which is the most by default, has about 100 KB.
+const LOOK_BYTES_MAX: usize = 4 << 20;
 
 /// The longest wait for the answer to the beginning of a TLS handshake. A server that does not
 /// speak TLS may never answer, because it takes the handshake for half a request.
@@ -33,10 +39,8 @@ impl Client {
     pub(super) async fn test(&self, address: ResolvedAddress) -> Result<(), Failure> {
         self.api.ready().await?;
         let expanded = self.expanded.load_full();
-        let found = expanded.as_ref().and_then(|expanded| {
-            expanded.endpoints.get(address.endpoint).map(|endpoint| (expanded, endpoint))
-        });
-        let Some((expanded, endpoint)) = found else {
+        let endpoint = expanded.as_ref().and_then(|it| it.endpoints.get(address.endpoint));
+        let (Some(expanded), Some(endpoint)) = (&expanded, endpoint) else {
             let what = format!("{address}: the config no longer has this URL");
             return Err(Failure::new(AttemptError::Protocol, what));
         };
@@ -127,5 +131,46 @@ impl Client {
         let Ok(stream) = self.open(base, address, proxy, deadline).await else { return false };
         let deadline = Instant::now() + TLS_ANSWER;
         handshake(&client, &base.at, stream, deadline).await.is_ok()
+    }
+
+    /// Does the same as [`Client::test`], and looks at how the consumer would store events.
+    pub(super) async fn test_and_look(&self, address: ResolvedAddress) -> Result<(), Failure> {
+        let tested = self.test(address.clone()).await;
+        // Without an answer, there is nothing to look at. A missing index may have a template.
+        if tested.as_ref().is_err_and(|failure| failure.reason != AttemptError::Status4xx) {
+            return tested;
+        }
+        self.look(&address).await.and(tested)
+    }
+
+    /// Asks a consumer how it would store events, by the requests of [`Api::looks`] one after the
+    /// other, until an answer can be understood. A consumer that says nothing about it, or not to
+    /// this client, is not a failure.
+    ///
+    /// # Errors
+    ///
+    /// The consumer would refuse events.
+    ///
+    /// [`Api::looks`]: super::api::Api::looks
+    async fn look(&self, address: &ResolvedAddress) -> Result<(), Failure> {
+        for look in self.api.looks() {
+            let looked = self.answer_to(look, address).await;
+            let looked = looked.and_then(|answer| self.api.looked(&answer));
+            if let Some(looked) = looked {
+                let failure =
+                    |what| Failure::new(AttemptError::Protocol, format!("{address}: {what}"));
+                return looked.map_err(failure);
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the body of the answer to a request, which is sent on a connection of its own;
+    /// `None` without an answer 200.
+    async fn answer_to(&self, look: TestRequest, address: &ResolvedAddress) -> Option<Vec<u8>> {
+        let expanded = self.expanded.load_full()?;
+        let endpoint = expanded.endpoints.get(address.endpoint)?;
+        let answer = self.ask_alone(look, address, &expanded, endpoint, LOOK_BYTES_MAX).await;
+        answer.ok().filter(|answer| answer.status == StatusCode::OK)?.body
     }
 }

@@ -38,25 +38,20 @@ impl fmt::Display for BaseUrl {
 }
 
 impl HttpEndpoint {
-    /// Splits a URL into its parts. The error text says what is wrong with the URL, and does not
-    /// contain the URL, because the URL may hold a token.
-    pub(super) fn parse(text: &str) -> Result<Self, String> {
-        let url = Url::parse(text).map_err(|error| format!("is not a URL: {error}"))?;
-        Self::of(&url)
-    }
-
-    /// Does the same as [`HttpEndpoint::parse`], and puts `prefix` and a dot before the host.
-    pub(super) fn parse_below(prefix: &str, text: &str) -> Result<Self, String> {
+    /// Splits a URL into its parts. If there is a `prefix`, puts it and a dot before the host. The
+    /// error text says what is wrong with the URL, and does not contain the URL, because the URL
+    /// may hold a token.
+    pub(super) fn parse(prefix: Option<&str>, text: &str) -> Result<Self, String> {
         let mut url = Url::parse(text).map_err(|error| format!("is not a URL: {error}"))?;
-        let Some(Host::Domain(host)) = url.host() else {
-            return Err(format!("has an address and no name, before which {prefix} can be put"));
-        };
-        let host = format!("{prefix}.{host}");
-        url.set_host(Some(&host)).map_err(|_| format!("can't have the host {host}"))?;
-        Self::of(&url)
-    }
-
-    fn of(url: &Url) -> Result<Self, String> {
+        if let Some(prefix) = prefix {
+            let Some(Host::Domain(host)) = url.host() else {
+                return Err(format!(
+                    "has an address and no name, before which {prefix} can be put"
+                ));
+            };
+            let host = format!("{prefix}.{host}");
+            url.set_host(Some(&host)).map_err(|_| format!("can't have the host {host}"))?;
+        }
         let https = match url.scheme() {
             "https" => true,
             "http" => false,
@@ -111,11 +106,11 @@ mod tests {
     #[test]
     fn an_endpoint_shows_neither_path_nor_query() {
         let url = "https://logs.example:8443/v1/in?token=s3cr3t";
-        assert_eq!(HttpEndpoint::parse(url).unwrap().target(""), "/v1/in?token=s3cr3t");
-        let below = |url| HttpEndpoint::parse_below("audit", url);
+        assert_eq!(HttpEndpoint::parse(None, url).unwrap().target(""), "/v1/in?token=s3cr3t");
+        let below = |url| HttpEndpoint::parse(Some("audit"), url);
         for (endpoint, base, authority) in [
-            (HttpEndpoint::parse(url), "https://logs.example:8443", "logs.example:8443"),
-            (HttpEndpoint::parse("http://[::1]/x"), "http://[::1]:80", "[::1]"),
+            (HttpEndpoint::parse(None, url), "https://logs.example:8443", "logs.example:8443"),
+            (HttpEndpoint::parse(None, "http://[::1]/x"), "http://[::1]:80", "[::1]"),
             (
                 below("https://s3.example:9000/x"),
                 "https://audit.s3.example:9000",
@@ -126,9 +121,9 @@ mod tests {
             assert_eq!(endpoint.base.to_string(), base);
             assert_eq!(endpoint.authority, authority);
         }
-        assert_eq!(HttpEndpoint::parse("http://[::1]/x").unwrap().base.at.host, "::1");
+        assert_eq!(HttpEndpoint::parse(None, "http://[::1]/x").unwrap().base.at.host, "::1");
         assert_eq!(below("https://s3.example:9000/x").unwrap().path, "/x");
-        assert!(HttpEndpoint::parse("ftp://x/").is_err());
+        assert!(HttpEndpoint::parse(None, "ftp://x/").is_err());
         assert!(below("https://127.0.0.1:9000/").is_err());
     }
 
@@ -144,7 +139,7 @@ mod tests {
             ("http://x/collector/raw", "/collector/raw/collector/event"),
             ("http://x/mycollector", "/mycollector/collector/event"),
         ] {
-            let mut endpoint = HttpEndpoint::parse(url).unwrap();
+            let mut endpoint = HttpEndpoint::parse(None, url).unwrap();
             endpoint.cut(&own);
             assert_eq!(endpoint.target("/collector/event"), wanted, "{url}");
         }
@@ -157,7 +152,7 @@ mod tests {
             ("http://x/es?token=t", "/_bulk?a=b", "/es/_bulk?a=b&token=t"),
             ("http://x/es?token=t", "/_bulk", "/es/_bulk?token=t"),
         ] {
-            let mut endpoint = HttpEndpoint::parse(url).unwrap();
+            let mut endpoint = HttpEndpoint::parse(None, url).unwrap();
             endpoint.cut(&[]);
             assert_eq!(endpoint.target(path), wanted, "{url}");
         }

@@ -112,7 +112,7 @@ impl KafkaConnector {
         let (ready, found) = oneshot::channel();
         let acknowledged = Arc::new(AtomicU64::new(0));
         let reporter = Reporter {
-            name: shared.name.clone(),
+            name: shared.output.name.clone(),
             reports,
             acknowledged: Arc::clone(&acknowledged),
         };
@@ -134,7 +134,7 @@ impl KafkaConnector {
         };
         // Each call of the thread takes at most `timeouts.connect`. The limit is for a thread that
         // hangs in a system call.
-        let limit = self.shared.timeouts.connect * 2 + CLOSE_TIME;
+        let limit = self.shared.output.timeouts.connect * 2 + CLOSE_TIME;
         let trouble = match tokio::time::timeout(limit, found).await {
             Ok(Ok(Ok(()))) => return Ok(link),
             Ok(Ok(Err(trouble))) => trouble,
@@ -142,16 +142,11 @@ impl KafkaConnector {
                 Trouble { reason: AttemptError::Timeout, message: "no answer".to_owned() }
             }
         };
-        let said = link.last_trouble().filter(|_| is_vague(&trouble));
+        // Such an error does not name the cause. An earlier error of librdkafka may.
+        let is_vague = matches!(trouble.reason, AttemptError::Connect | AttemptError::Timeout);
+        let said = link.last_trouble().filter(|_| is_vague);
         Err(said.unwrap_or_else(|| self.shared.failure(&trouble)))
     }
-}
-
-/// Returns `true` if an error of librdkafka says only that there is no connection or no answer.
-/// Such an error does not name the cause, so the caller shows an earlier error of librdkafka in its
-/// place, if there is one.
-fn is_vague(trouble: &Trouble) -> bool {
-    matches!(trouble.reason, AttemptError::Connect | AttemptError::Timeout)
 }
 
 /// The link to one Kafka producer. The delivery loop owns the link; the producer's threads report
@@ -355,7 +350,8 @@ impl KafkaLink {
 
     /// Returns the time between two checks of progress.
     fn check_interval(&self) -> Duration {
-        self.shared.timeouts.connect.min(self.shared.timeouts.request) / PROGRESS_CHECKS
+        self.shared.output.timeouts.connect.min(self.shared.output.timeouts.request)
+            / PROGRESS_CHECKS
     }
 
     /// Checks whether messages were acknowledged since the last check. If none was acknowledged for
@@ -373,7 +369,7 @@ impl KafkaLink {
             self.trouble = None;
             return None;
         };
-        let config::Timeouts { connect, request, .. } = self.shared.timeouts;
+        let config::Timeouts { connect, request, .. } = self.shared.output.timeouts;
         if waited >= request {
             let why = self.trouble.take().map(|failure| format!(": {failure}"));
             let message = format!(
@@ -397,7 +393,7 @@ impl KafkaLink {
 
 impl Link for KafkaLink {
     fn room(&self) -> Option<Take> {
-        let config::BatchLimits { max_bytes, max_events } = self.shared.limits;
+        let config::BatchLimits { max_bytes, max_events } = self.shared.output.batch;
         let has_room = self.under_way.bytes <= (WINDOW - 1).saturating_mul(max_bytes)
             && self.under_way.events <= (WINDOW - 1).saturating_mul(max_events);
         (has_room && self.jobs.is_some() && !self.outdated)

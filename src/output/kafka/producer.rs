@@ -48,12 +48,9 @@ const SET_BYTES: u64 = 1_000_000;
 
 /// The settings from which one output makes its producers, one after the other.
 pub(super) struct ProducerSettings {
-    pub(super) name: String,
     pub(super) cluster: Cluster,
     config: Settings,
-    retry: config::Retry,
-    pub(super) timeouts: config::Timeouts,
-    pub(super) limits: config::BatchLimits,
+    pub(super) output: config::Output,
     pub(super) metrics: OutputMetrics,
     expiry: Expiry,
 }
@@ -71,14 +68,10 @@ impl Files for ProducerSettings {
 impl ProducerSettings {
     /// Makes the settings from the config. No file is read yet.
     pub(super) fn new(kafka: &Settings, setup: &Setup<'_>) -> Self {
-        let output = setup.output;
         Self {
-            name: output.name.clone(),
             cluster: Cluster::new(&kafka.cluster),
             config: kafka.clone(),
-            retry: output.retry.clone(),
-            timeouts: output.timeouts.clone(),
-            limits: output.batch,
+            output: setup.output.clone(),
             metrics: setup.metrics.clone(),
             expiry: setup.expiry.clone(),
         }
@@ -86,7 +79,8 @@ impl ProducerSettings {
 
     /// Returns the configuration of librdkafka for one producer.
     fn producer(&self) -> ClientConfig {
-        let mut producer = self.cluster.client(self.timeouts.connect, self.timeouts.request);
+        let mut producer =
+            self.cluster.client(self.output.timeouts.connect, self.output.timeouts.request);
         let millis =
             |time: Duration, most: u64| time.as_millis().clamp(1, u128::from(most)).to_string();
         let compression = match self.config.compression {
@@ -102,13 +96,13 @@ impl ProducerSettings {
             // librdkafka never gives a message up by itself, because later messages could then
             // arrive before it. The link watches `timeouts.request`.
             .set("message.timeout.ms", "0")
-            .set("request.timeout.ms", millis(self.timeouts.request, 900_000))
-            .set("reconnect.backoff.ms", millis(self.retry.initial_interval, 3_600_000))
-            .set("reconnect.backoff.max.ms", millis(self.retry.max_interval, 3_600_000))
+            .set("request.timeout.ms", millis(self.output.timeouts.request, 900_000))
+            .set("reconnect.backoff.ms", millis(self.output.retry.initial_interval, 3_600_000))
+            .set("reconnect.backoff.max.ms", millis(self.output.retry.max_interval, 3_600_000))
             .set("partitioner", "murmur2_random")
             .set("compression.type", compression)
             .set("linger.ms", "5")
-            .set("batch.size", self.limits.max_bytes.min(SET_BYTES).to_string())
+            .set("batch.size", self.output.batch.max_bytes.min(SET_BYTES).to_string())
             // The brokers limit the size of an event, and `room` limits how much is under way.
             // With limits of its own librdkafka would refuse messages that can be delivered.
             .set("message.max.bytes", "1000000000")
@@ -163,7 +157,7 @@ pub(super) fn produce(
             return;
         }
     };
-    let found = shared.cluster.find_topic(producer.client(), shared.timeouts.connect);
+    let found = shared.cluster.find_topic(producer.client(), shared.output.timeouts.connect);
     let found = found.map_err(|error| Trouble::new(&error, ""));
     if ready.send(found).is_err() {
         return;

@@ -1,6 +1,5 @@
 //! AWS Signature Version 4 of a request (AWS documentation, "Create a signed AWS API request").
 
-use std::fmt::Write as _;
 use std::time::SystemTime;
 
 use percent_encoding::AsciiSet;
@@ -84,11 +83,7 @@ pub(super) fn sha256(bytes: &[u8]) -> String {
 
 /// Returns bytes as hexadecimal digits in lower case.
 pub(super) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        // Writing into a String can't fail.
-        write!(text, "{byte:02x}").ok();
-        text
-    })
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// The characters that `UriEncode` of the documentation encodes in a path.

@@ -222,7 +222,7 @@ impl<P: Protocol> AcknowledgedLink<P> {
     /// Returns `true` if no event is being encoded, is being written or waits for an answer. The
     /// connection can then end without any loss.
     fn is_idle(&self) -> bool {
-        self.encoding.is_none() && !self.session.is_writing() && self.in_flight.is_empty()
+        self.encoding.is_none() && self.session.unwritten.is_none() && self.in_flight.is_empty()
     }
 
     /// Notes that the connection has broken. Returns the event that ends the link.
@@ -378,7 +378,7 @@ impl<P: Protocol> AcknowledgedLink<P> {
         if events > 0 {
             self.session.progress = Instant::now();
             self.protocol.sent(events);
-            self.session.write([bytes].into());
+            self.session.unwritten = Some([bytes].into());
         }
     }
 
@@ -411,7 +411,7 @@ impl<P: Protocol> AcknowledgedLink<P> {
 
     /// Returns `true` if the link waits until the consumer takes bytes or acknowledges events.
     fn is_awaiting(&self) -> bool {
-        self.session.is_writing() || !self.in_flight.is_empty()
+        self.session.unwritten.is_some() || !self.in_flight.is_empty()
     }
 
     /// Returns the time when the next time limit of the link is over, if the peer does nothing
@@ -435,7 +435,7 @@ impl<P: Protocol> Link for AcknowledgedLink<P> {
     /// single events.
     fn room(&self) -> Option<Take> {
         let ending = self.session.finished.is_some() || self.closing || self.session.leaving;
-        if self.encoding.is_some() || self.session.is_writing() || ending {
+        if self.encoding.is_some() || self.session.unwritten.is_some() || ending {
             return None;
         }
         let window = self.window.events();
@@ -466,7 +466,8 @@ impl<P: Protocol> Link for AcknowledgedLink<P> {
     /// and waits for the peer's FIN. If a frame is only partly written, the last bytes are not
     /// sent, because the consumer would read them as part of an event.
     async fn close(self) {
-        let last = if self.session.is_writing() { Vec::new() } else { self.protocol.close() };
+        let last =
+            if self.session.unwritten.is_some() { Vec::new() } else { self.protocol.close() };
         self.session.close(&last).await;
     }
 }

@@ -50,7 +50,7 @@ const SLICES_MAX: usize = 64;
 /// The life of a session:
 ///
 /// 1. *Open.* The link takes batches. At most one batch is being written at any time
-///    ([`Session::write`]). The link keeps a list of the batches that are written and not yet
+///    ([`Session::unwritten`]). The link keeps a list of the batches that are written and not yet
 ///    final.
 /// 2. *Leaving.* The connection has reached its age limit, a preferred address is usable again, or
 ///    the connection's address is not an address of the output any more. The link takes no more
@@ -70,8 +70,9 @@ pub(super) struct Session {
     attempt: Attempt,
     pub(super) dialer: Arc<Dialer>,
     /// The bytes of the current batch that are still to be written. Empty if they are written but
-    /// not yet flushed. `None` if no batch is being written.
-    unwritten: Option<VecDeque<Bytes>>,
+    /// not yet flushed. `None` if no batch is being written. A link sets the bytes of the next
+    /// batch when this is `None`.
+    pub(super) unwritten: Option<VecDeque<Bytes>>,
     /// The timer that wakes the link when its next time limit is over.
     timer: Pin<Box<Sleep>>,
     /// The time when the peer last took bytes or sent an answer that shows that it works. If the
@@ -110,16 +111,6 @@ impl Session {
             accepted_any: false,
             ready: VecDeque::new(),
         }
-    }
-
-    /// Begins to write the bytes of a batch. The previous batch must be written and flushed.
-    pub(super) fn write(&mut self, pieces: VecDeque<Bytes>) {
-        self.unwritten = Some(pieces);
-    }
-
-    /// Returns `true` if bytes of a batch are not yet written and flushed.
-    pub(super) fn is_writing(&self) -> bool {
-        self.unwritten.is_some()
     }
 
     /// Writes as many bytes of the current batch as the connection takes now. Calls `wrote` with

@@ -285,25 +285,13 @@ impl<E: Encode> StreamLink<E> {
             if let Some(event) = self.session.ready.pop_front() {
                 return Poll::Ready(event);
             }
-            if let Err(error) = self.poll_read(cx) {
-                return Poll::Ready(self.failed(&error));
-            }
-            if self.session.finished.is_none()
-                && let Err(error) = self.poll_write(cx)
-            {
-                return Poll::Ready(self.failed(&error));
-            }
-            let now = Instant::now();
-            if now >= self.samples.next
-                && !self.is_idle()
-                && let Err(error) = self.sample(now)
-            {
+            if let Err(error) = self.poll_work(cx) {
                 return Poll::Ready(self.failed(&error));
             }
             if !self.session.ready.is_empty() {
                 continue;
             }
-            if let Some(event) = self.overdue(now) {
+            if let Some(event) = self.overdue(Instant::now()) {
                 return Poll::Ready(event);
             }
             let wake = self.wake();
@@ -311,6 +299,17 @@ impl<E: Encode> StreamLink<E> {
                 return Poll::Pending;
             }
         }
+    }
+
+    /// Reads, writes, and takes a sample if it is time.
+    fn poll_work(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        self.poll_read(cx)?;
+        if self.session.finished.is_none() {
+            self.poll_write(cx)?;
+        }
+        let now = Instant::now();
+        let is_due = now >= self.samples.next && !self.is_idle();
+        if is_due { self.sample(now) } else { Ok(()) }
     }
 
     /// Reads all bytes that have arrived from the peer, and discards them. Only the end of the
@@ -332,7 +331,7 @@ impl<E: Encode> StreamLink<E> {
         let Some(writing) = &mut self.writing else { return Ok(()) };
         let bytes = writing.bytes;
         if let Some(pieces) = writing.held_back.take_if(|_| lock(&self.pace).may_begin(bytes)) {
-            self.session.write(pieces);
+            self.session.unwritten = Some(pieces);
             writing.begun = Instant::now();
             self.session.progress = writing.begun;
         }

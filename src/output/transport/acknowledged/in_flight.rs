@@ -150,7 +150,7 @@ mod tests {
         fn add(&mut self, (start, end): (u64, u64), events: &str) -> String {
             let mut frames = Frames::default();
             for event in events.chars() {
-                if event == 's' { frames.with() } else { frames.without(b"x") }
+                if event == 's' { frames.push(true) } else { frames.without(b"x") }
             }
             let Frames { runs, rejected, .. } = frames;
             self.in_flight.add(Claim::of(start, end), &runs, rejected, &mut self.reports);

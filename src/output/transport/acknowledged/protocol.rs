@@ -69,11 +69,6 @@ pub(in crate::output) struct Frames {
 }
 
 impl Frames {
-    /// Notes that the next event of the batch is in the frames.
-    pub(in crate::output) fn with(&mut self) {
-        self.push(true);
-    }
-
     /// Notes that the next event of the batch can't be sent and is given up.
     pub(in crate::output) fn without(&mut self, event: &[u8]) {
         self.rejected.push(line(event));
@@ -82,7 +77,7 @@ impl Frames {
 
     /// Adds the next event of the batch to `runs`, the groups of consecutive events. `sent` is
     /// `true` if the event is in the frames, and `false` if it can't be sent.
-    fn push(&mut self, sent: bool) {
+    pub(in crate::output) fn push(&mut self, sent: bool) {
         match self.runs.last_mut() {
             Some((events, same)) if *same == sent => *events += 1,
             _ => self.runs.push((1, sent)),
