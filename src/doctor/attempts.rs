@@ -32,19 +32,15 @@ pub fn webhook_posts(
 /// Returns the hosts that get POSTs and are not kube-apiserver itself. An address that may also be
 /// kube-apiserver's own is left out only if other hosts remain.
 fn others(counts: &ApiserverCounts) -> Vec<&String> {
-    let all: Vec<&String> = counts.posts.keys().collect();
-    let without = |hosts: &[&'_ String], is_own: &dyn Fn(&str) -> bool| {
-        hosts.iter().any(|host| !is_own(host.as_str()))
-    };
+    let mut hosts: Vec<&String> = counts.posts.keys().collect();
     let is_own = |host: &str| address::is_own(host) || counts.changed.contains(host);
-    let mut hosts = all;
     // If kube-apiserver's own address is known, any address that merely may be its own is that of a
     // webhook.
     let is_known = hosts.iter().any(|host| is_own(host));
     let is_own: &dyn Fn(&str) -> bool = if is_known { &is_own } else { &address::may_be_own };
     let is_one = hosts.iter().all(|host| address::is_same(host, hosts[0]));
-    if !is_one && without(&hosts, is_own) {
-        hosts.retain(|host| !is_own(host.as_str()));
+    if !is_one && hosts.iter().any(|host| !is_own(host)) {
+        hosts.retain(|host| !is_own(host));
     }
     hosts
 }

@@ -147,10 +147,8 @@ pub fn totals(
     if !started_together(&of_apiservers, &of_relays) {
         return Comparison::Not("the processes started more than 60 s apart".to_owned());
     }
-    let earlier =
-        |it: &'_ Sampled<ApiserverCounts>| it.before.clone().or_else(|| it.counts.clone());
-    let earlier: Vec<ApiserverCounts> = apiservers.iter().filter_map(earlier).collect();
-    let earlier: Vec<&ApiserverCounts> = earlier.iter().collect();
+    let earlier = apiservers.iter().filter_map(|it| it.before.as_ref().or(it.counts.as_ref()));
+    let earlier: Vec<&ApiserverCounts> = earlier.collect();
     let least = generated(&earlier).saturating_sub(lost(&of_apiservers));
     let received = accepted(&of_relays);
     if received < least {
@@ -183,9 +181,7 @@ fn collects(apiserver: &Sampled<ApiserverCounts>) -> u64 {
     let Some(elapsed) = apiserver.elapsed.filter(|elapsed| *elapsed > BATCH_WAIT) else {
         return BATCH_MAX;
     };
-    let of = |counts: &Option<ApiserverCounts>| counts.as_ref().and_then(|it| it.generated);
-    let sent = of(&apiserver.counts).zip(of(&apiserver.before));
-    let sent = sent.map_or(0, |(now, before)| now.saturating_sub(before));
+    let sent = apiserver.increase(|it| it.generated).unwrap_or_default();
     let mean = sent as f64 * BATCH_WAIT / elapsed;
     BATCH_MAX.min((mean + 4.0 * mean.sqrt()).ceil() as u64)
 }

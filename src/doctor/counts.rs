@@ -89,16 +89,13 @@ pub trait Counts: Sized + Clone {
         Self::take(&Families::of(exposition))
     }
 
-    /// Returns the series that were left out.
-    fn wrong(&self) -> &[Wrong];
-
-    /// Returns the start time of the process, in seconds since 1970; `None` if it is not known.
-    fn started(&self) -> Option<f64>;
-
-    /// Returns a sum of counters. Of two samples of the same process, the newer one has the greater
-    /// sum.
-    fn progress(&self) -> u64;
+    /// Returns what distinguishes the process from others behind the same address; `None` if that
+    /// is not known.
+    fn process(&self) -> Start;
 }
+
+/// The start time of a process, as the bits of a number of seconds; `None` if it is not known.
+pub type Start = Option<u64>;
 
 /// A series that was left out, because its value is not possible for its metric.
 #[derive(Debug, Clone, PartialEq)]
@@ -156,6 +153,13 @@ impl ApiserverCounts {
         total(of_webhook.map(|(_, lost)| *lost))
     }
 
+    /// Returns a sum of counters. Of two samples of the same process, the newer one has the greater
+    /// sum.
+    #[must_use]
+    pub fn progress(&self) -> u64 {
+        total(self.errors.values().copied().chain(self.generated))
+    }
+
     /// Returns the plugins whose lost events are unknown, because their series was left out.
     pub fn unknown_plugins(&self) -> impl Iterator<Item = String> {
         let of_errors = self.wrong.iter().filter(|wrong| wrong.name == ERRORS);
@@ -193,16 +197,8 @@ impl Counts for ApiserverCounts {
         }
     }
 
-    fn wrong(&self) -> &[Wrong] {
-        &self.wrong
-    }
-
-    fn started(&self) -> Option<f64> {
-        self.started
-    }
-
-    fn progress(&self) -> u64 {
-        total(self.errors.values().copied().chain(self.generated))
+    fn process(&self) -> Start {
+        self.started.map(f64::to_bits)
     }
 }
 
@@ -356,17 +352,10 @@ impl Counts for RelayCounts {
         }
     }
 
-    fn wrong(&self) -> &[Wrong] {
-        &self.wrong
-    }
-
-    fn started(&self) -> Option<f64> {
-        self.started
-    }
-
-    fn progress(&self) -> u64 {
-        let lost = self.errors.iter().flat_map(|errors| errors.values().copied());
-        total(lost.chain(self.accepted))
+    /// There is one relay behind an address. After a restart it is another process, which is
+    /// compared with the one before.
+    fn process(&self) -> Start {
+        None
     }
 }
 

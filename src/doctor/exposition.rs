@@ -68,13 +68,6 @@ impl Exposition {
     pub fn family<'e>(&'e self, name: &str) -> impl Iterator<Item = (&'e Labels, f64)> + use<'e> {
         self.families.get(name).into_iter().flatten().map(|(labels, value)| (labels, *value))
     }
-
-    /// Returns the value of a family with a single series; `None` if the text does not have the
-    /// family.
-    #[must_use]
-    pub fn value(&self, name: &str) -> Option<f64> {
-        self.family(name).next().map(|(_, value)| value)
-    }
 }
 
 /// Reads a text part by part.
@@ -343,8 +336,8 @@ mod tests {
         let text = b"# HELP a \"x\n# TYPE a counter\na{x=\"1\"} 1\na{x=\"2\"} 2\nz 3\nz 3\n\nb:c 4\n# EOF\n";
         let found = Exposition::parse(text, &wanted()).unwrap();
         assert_eq!(found.family("a").map(|(_, value)| value).sum::<f64>(), 3.0);
-        assert_eq!(found.value("b:c"), Some(4.0));
-        assert_eq!((found.value("z"), found.value("y")), (None, None));
+        assert_eq!(found.family("b:c").map(|(_, value)| value).collect::<Vec<_>>(), [4.0]);
+        assert_eq!((found.family("z").count(), found.family("y").count()), (0, 0));
     }
 
     #[test]

@@ -26,7 +26,6 @@ use super::compare::rejected;
 use super::compare::rejected_in_interval;
 use super::counts::ApiserverCounts;
 use super::counts::ByLabel;
-use super::counts::Counts as _;
 use super::counts::EVENTS;
 use super::counts::LOG_PLUGIN;
 use super::counts::OutputCounts;
@@ -301,7 +300,7 @@ fn apiserver_causes(
         causes.push(Cause::unknown(&place, what, advice));
     }
     let Some(counts) = &apiserver.counts else { return };
-    wrong_causes(&place, counts.wrong(), causes);
+    wrong_causes(&place, &counts.wrong, causes);
     let posts = webhook_posts(counts, findings.webhook.as_ref());
     // Without the address of the webhook, the host is only a guess.
     let known = posts.as_ref().filter(|_| findings.webhook.is_some());
@@ -347,9 +346,8 @@ fn lost_by_plugins(
     let Some(counts) = &apiserver.counts else { return };
     let instance = one_of(apiserver, findings);
     for (plugin, &lost) in counts.errors.iter().filter(|(_, lost)| **lost > 0) {
-        let earlier = apiserver.before.as_ref();
-        let earlier = earlier.map(|it| it.errors.get(plugin).copied().unwrap_or_default());
-        let increase = earlier.map(|earlier| lost.saturating_sub(earlier)).zip(apiserver.elapsed);
+        let of_plugin_in = |it: &ApiserverCounts| Some(it.errors.get(plugin).copied().unwrap_or(0));
+        let increase = apiserver.increase(of_plugin_in).zip(apiserver.elapsed);
         let what = format!("plugin {plugin}{instance}, {}", since(counts.started, increase));
         if plugin == LOG_PLUGIN {
             let what = format!("{} of the audit log lost ({what})", events(lost));
@@ -460,7 +458,7 @@ fn relay_causes(relay: &Sampled<RelayCounts>, findings: &Findings, causes: &mut 
         causes.push(Cause::unknown(&place, format!("unknown, {fault}"), advice));
     }
     let Some(counts) = &relay.counts else { return };
-    wrong_causes(&place, counts.wrong(), causes);
+    wrong_causes(&place, &counts.wrong, causes);
     let is_named = |metric: &str| counts.wrong.iter().any(|wrong| wrong.name == metric);
     let has_no_events = counts.accepted.is_none() && !is_named(AcceptedMetrics::events);
     if has_no_events || counts.errors.is_none() && !is_named(LostMetrics::events) {
@@ -532,10 +530,8 @@ fn lost(
     if lost == 0 {
         return;
     }
-    let increase = before
-        .filter(|_| !is_restarted(relay))
-        .map(|before| counts.lost(plugin).saturating_sub(before.lost(plugin)))
-        .zip(relay.elapsed);
+    let elapsed = relay.elapsed.filter(|_| !is_restarted(relay));
+    let increase = relay.increase(|it| Some(it.lost(plugin))).zip(elapsed);
     let lately = increase.map(|(lost, _)| lost);
     let since = since(counts.started, increase);
     let output = counts.outputs.get(plugin);
@@ -642,10 +638,9 @@ fn relay_warnings(
     causes: &mut Vec<Cause>,
 ) {
     for (reason, &count) in counts.rejected.by_reason.iter().filter(|(_, count)| **count > 0) {
-        let increase = relay.before.as_ref().map(|before| {
-            count.saturating_sub(before.rejected.by_reason.get(reason).copied().unwrap_or_default())
-        });
-        let since = since(counts.started, increase.zip(relay.elapsed));
+        let of_reason_in =
+            |it: &RelayCounts| Some(it.rejected.by_reason.get(reason).copied().unwrap_or(0));
+        let since = since(counts.started, relay.increase(of_reason_in).zip(relay.elapsed));
         let what = format!(
             "{count} requests rejected with the reason {reason} ({since}); kube-apiserver sends \
              them again, so this alone is no loss"
@@ -890,8 +885,7 @@ fn refused(refusal: &Refusal<'_>, findings: &Findings) -> Cause {
 )]
 fn estimate(refusal: &Refusal<'_>, findings: &Findings) -> u64 {
     let rate_of = |it: &Sampled<ApiserverCounts>| {
-        let (before, now) = it.before.as_ref().zip(it.counts.as_ref())?;
-        let more = now.generated?.saturating_sub(before.generated?);
+        let more = it.increase(|counts| counts.generated)?;
         Some(more as f64 / it.elapsed.filter(|elapsed| *elapsed > 0.0)?)
     };
     let now: f64 = findings.apiservers.iter().filter_map(rate_of).sum();
@@ -931,11 +925,9 @@ fn rejections(
 /// Returns `true` if a kube-apiserver has generated events in the interval that it has not lost.
 fn grows(findings: &Findings) -> bool {
     let grows = |it: &Sampled<ApiserverCounts>| {
-        let (before, now) = it.before.as_ref().zip(it.counts.as_ref())?;
-        let generated = now.generated?.saturating_sub(before.generated?);
-        Some(generated > now.lost().saturating_sub(before.lost()))
+        it.increase(|counts| counts.generated) > it.increase(|counts| Some(counts.lost()))
     };
-    findings.apiservers.iter().any(|it| grows(it) == Some(true))
+    findings.apiservers.iter().any(grows)
 }
 
 /// Returns the seconds for which no relay has accepted an event; `None` if that is not known, or if

@@ -5,11 +5,9 @@
 //! active and whether events arrive. Metrics do not name single events, so events of others may
 //! stand in for those of the probe.
 
+use std::cell::Cell;
 use std::time::Duration;
 
-use tokio::time::Instant;
-
-use super::counts::ApiserverCounts;
 use super::counts::RelayCounts;
 use super::counts::total;
 use super::judge::Cause;
@@ -17,6 +15,7 @@ use super::judge::Kind;
 use super::sample::Apiservers;
 use super::sample::Cluster;
 use super::sample::ask;
+use super::sample::settle;
 use crate::ask::Target;
 
 /// The number of requests.
@@ -33,8 +32,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 pub async fn check(cluster: &Cluster, relays: &[(Target, String)]) -> Cause {
     const PLACE: &str = "the probe";
     let unknown = |what: String, advice: &str| Cause::new(Kind::Unknown, PLACE, what, advice);
-    let (generated, accepted) = (generated(cluster).await, accepted(relays).await);
-    let (generated_before, accepted_before) = match (generated, accepted) {
+    let before = match (generated(cluster).await, accepted(relays).await) {
         (Ok(generated), Ok(accepted)) => (generated, accepted),
         (Err(fault), _) | (_, Err(fault)) => {
             let advice = "Make sure doctor can read it, then use --probe again";
@@ -51,22 +49,18 @@ pub async fn check(cluster: &Cluster, relays: &[(Target, String)]) -> Cause {
             return unknown(format!("not sent: {error}"), "Check the server in --kubeconfig");
         }
     }
-    let end = Instant::now() + PATIENCE;
-    let mut is_generated = false;
-    loop {
-        // Each sum is read until it has risen once.
-        is_generated = is_generated || has_risen(self::generated(cluster).await, generated_before);
-        if is_generated && has_risen(self::accepted(relays).await, accepted_before) {
-            let what = format!("{REQUESTS} requests were audited, and as many events arrived");
-            return Cause::new(Kind::Ok, PLACE, what, "");
-        }
-        if Instant::now() >= end {
-            break;
-        }
-        tokio::time::sleep(PAUSE).await;
+    // Each sum is read until it has risen once.
+    let is_generated = Cell::new(false);
+    let arrived = async || {
+        is_generated.set(is_generated.get() || has_risen(generated(cluster).await, before.0));
+        is_generated.get() && has_risen(accepted(relays).await, before.1)
+    };
+    if settle(PATIENCE, PAUSE, arrived, |arrived| *arrived).await {
+        let what = format!("{REQUESTS} requests were audited, and as many events arrived");
+        return Cause::new(Kind::Ok, PLACE, what, "");
     }
     let seconds = PATIENCE.as_secs();
-    match is_generated {
+    match is_generated.get() {
         false => unknown(
             format!("{REQUESTS} requests, and no event for each of them within {seconds} s"),
             "Check that kube-apiserver has --audit-policy-file, and that the policy audits a get \
@@ -88,7 +82,7 @@ fn has_risen(sum: Result<u64, String>, before: u64) -> bool {
 /// Returns the number of events that all kube-apiservers have generated. The error names the one
 /// that cannot be read, and the reason.
 async fn generated(cluster: &Cluster) -> Result<u64, String> {
-    let first = Apiservers::<ApiserverCounts>::first(Vec::new(), Some(cluster), None).await;
+    let first = Apiservers::first(Vec::new(), Some(cluster), None).await;
     let each = first.second().await.into_iter().map(|it| {
         let fault = it.fault.as_deref().unwrap_or("apiserver_audit_event_total is missing");
         let generated = it.counts.as_ref().and_then(|counts| counts.generated);

@@ -72,12 +72,8 @@ impl Refusal<'_> {
 /// Returns the refusals of each relay that refuses everything now.
 #[must_use]
 pub fn find(relays: &[Sampled<RelayCounts>], now: f64) -> Vec<Refusal<'_>> {
-    let last_accepted = last_accepted(relays, now);
-    let mut refusals: Vec<_> = relays.iter().filter_map(|relay| of_one(relay, now)).collect();
-    for refusal in &mut refusals {
-        refusal.seconds_at_all = last_accepted.map(|last| refusal.seconds.min(now - last));
-    }
-    refusals
+    let last = last_accepted(relays, now);
+    relays.iter().filter_map(|relay| of_one(relay, last, now)).collect()
 }
 
 /// Returns the time at which any relay last accepted a batch; 0 if none has since its start, and
@@ -98,7 +94,7 @@ fn last_accepted(relays: &[Sampled<RelayCounts>], now: f64) -> Option<f64> {
 }
 
 #[allow(clippy::cast_precision_loss, reason = "a comparison with a time needs no more digits")]
-fn of_one(relay: &Sampled<RelayCounts>, now: f64) -> Option<Refusal<'_>> {
+fn of_one(relay: &Sampled<RelayCounts>, last: Option<f64>, now: f64) -> Option<Refusal<'_>> {
     let counts = relay.counts.as_ref().filter(|_| relay.fault.is_none() && !is_restarted(relay))?;
     let of = |mut rejected: ByLabel, is_wanted: &dyn Fn(&str) -> bool| {
         rejected.retain(|reason, count| *count > 0 && is_wanted(reason));
@@ -138,7 +134,7 @@ fn of_one(relay: &Sampled<RelayCounts>, now: f64) -> Option<Refusal<'_>> {
     ((goes_on || may_go_on) && is_one).then(|| Refusal {
         source: &relay.source,
         seconds,
-        seconds_at_all: None,
+        seconds_at_all: last.map(|last| seconds.min(now - last)),
         patience,
         reasons,
         batches: (known / attempts).max(1),

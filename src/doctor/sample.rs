@@ -10,7 +10,6 @@
 //! same: two kube-apiservers may start in the same second. The URLs beside a kubeconfig are the
 //! exception, because they are further addresses of the processes at the endpoints.
 
-use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use std::io::Read;
 use std::path::Path;
@@ -23,7 +22,10 @@ use tokio::time::Instant;
 use tokio::time::timeout;
 use tokio::time::timeout_at;
 
+use super::counts::ApiserverCounts;
 use super::counts::Counts;
+use super::counts::RelayCounts;
+use super::counts::Start;
 use super::text::Text;
 use crate::ask::AskError;
 use crate::ask::Target;
@@ -105,12 +107,23 @@ pub struct Sampled<C> {
 }
 
 impl<C> Sampled<C> {
+    /// Returns the increase of a count between the two samples; `None` if it is not known.
+    pub fn increase(&self, of: impl Fn(&C) -> Option<u64>) -> Option<u64> {
+        let (before, now) = self.before.as_ref().zip(self.counts.as_ref())?;
+        Some(of(now)?.saturating_sub(of(before)?))
+    }
+
     fn failed(source: String, fault: String) -> Self {
         Self { source, before: None, counts: None, elapsed: None, fault: Some(fault) }
     }
+}
 
-    fn of_file(source: String, counts: C) -> Self {
-        Self { source, before: None, counts: Some(counts), elapsed: None, fault: None }
+impl<C: Counts> Sampled<C> {
+    fn of_file(file: &Path) -> Self {
+        let read = read_file(file);
+        let fault = read.as_ref().err().cloned();
+        let source = file.display().to_string();
+        Self { source, before: None, counts: read.ok(), elapsed: None, fault }
     }
 }
 
@@ -119,14 +132,6 @@ impl<C> Sampled<C> {
 struct Seen<C> {
     at: Instant,
     counts: C,
-}
-
-/// The start time of a process, which distinguishes it from others. `None` if the process does not
-/// report it.
-type Start = Option<u64>;
-
-fn start_of(counts: &impl Counts) -> Start {
-    counts.started().map(f64::to_bits)
 }
 
 /// The instances that one address has shown.
@@ -140,10 +145,16 @@ struct Shown<C> {
     is_silent: bool,
 }
 
-impl<C> Shown<C> {
-    fn nothing(source: String, fault: Option<String>) -> Self {
-        Self { source, seen: BTreeMap::new(), fault, is_silent: false }
+/// Reads the files among the sources. Also returns the other sources.
+fn split<C: Counts>(sources: Vec<Source>) -> (Vec<Sampled<C>>, Vec<(Target, String)>) {
+    let (mut files, mut urls) = (Vec::new(), Vec::new());
+    for source in sources {
+        match source {
+            Source::File(file) => files.push(Sampled::of_file(&file)),
+            Source::Url(target, path) => urls.push((target, path)),
+        }
     }
+    (files, urls)
 }
 
 /// Reads the file of a source. The call blocks.
@@ -193,97 +204,86 @@ async fn ask_until<C: Counts>(target: &Target, path: &str, deadline: Instant) ->
     Ok(C::of(&exposition.map_err(|fault| format!("{target}: {fault}"))?))
 }
 
+/// An address of one or more processes.
+struct Address<C> {
+    target: Target,
+    path: String,
+    /// `true` for a relay, and for an endpoint of the Service. Behind it there is one process.
+    is_single: bool,
+    /// The instances that the address has shown in the first sample.
+    before: Shown<C>,
+}
+
+impl<C: Counts> Address<C> {
+    /// Takes the first sample. `expected` is the number of instances; `None` if it is not known.
+    async fn first(target: Target, path: String, is_single: bool, expected: Option<usize>) -> Self {
+        let expected = if is_single { Some(1) } else { expected };
+        let before = survey(&target, &path, &[], expected).await;
+        Self { target, path, is_single, before }
+    }
+
+    fn has_answered(&self) -> bool {
+        !self.before.seen.is_empty()
+    }
+
+    /// Takes the second sample. Returns the processes, and the fault of a request. An address that
+    /// was silent in the first sample is not asked again.
+    async fn second(&self) -> (Vec<Sampled<C>>, Option<String>) {
+        let Self { target, path, before, .. } = self;
+        if before.is_silent && before.seen.is_empty() {
+            return (Vec::new(), before.fault.clone());
+        }
+        let known: Vec<Start> = before.seen.keys().copied().collect();
+        let expected = Some(known.len()).filter(|count| *count > 0);
+        let after = survey(target, path, &known, expected).await;
+        // If the first sample has shown instances, a fault of the second sample belongs to one of
+        // them.
+        let fault = if known.is_empty() { &after.fault } else { &before.fault };
+        (matched(before, &after), fault.clone())
+    }
+
+    /// Returns the description of the address if no process has answered there.
+    fn unread(&self, fault: Option<String>) -> Sampled<C> {
+        Sampled::failed(self.before.source.clone(), fault.unwrap_or_else(|| "no answer".to_owned()))
+    }
+}
+
 /// Reads the relays: files once, and each URL in both samples.
-pub struct Relays<C> {
-    files: Vec<Sampled<C>>,
-    urls: Vec<(Target, String, Result<Seen<C>, Failed>)>,
+pub struct Relays {
+    files: Vec<Sampled<RelayCounts>>,
+    addresses: Vec<Address<RelayCounts>>,
 }
 
-/// The reason why a relay could not be read.
-struct Failed {
-    fault: String,
-    /// `true` if there was no answer when the time was over.
-    is_silent: bool,
-}
-
-impl<C: Counts> Relays<C> {
+impl Relays {
     /// Takes the first sample.
     pub async fn first(sources: Vec<Source>) -> Self {
-        let (mut files, mut urls) = (Vec::new(), Vec::new());
-        for source in sources {
-            match source {
-                Source::File(file) => files.push(of_file(&file)),
-                Source::Url(target, path) => urls.push((target, path)),
-            }
-        }
-        let asked = join_all(urls.into_iter().map(|(target, path)| async {
-            let at = Instant::now();
-            let asked = ask(&target, &path).await;
-            let is_silent = at.elapsed() >= SAMPLE;
-            let asked = asked.map(|counts| Seen { at, counts });
-            (target, path, asked.map_err(|fault| Failed { fault, is_silent }))
-        }));
-        Self { files, urls: asked.await }
+        let (files, urls) = split(sources);
+        let asked = urls.into_iter().map(|(target, path)| Address::first(target, path, true, None));
+        Self { files, addresses: join_all(asked).await }
     }
 
     /// Returns `true` if a URL has answered in the first sample.
     #[must_use]
     pub fn has_answers(&self) -> bool {
-        self.urls.iter().any(|(_, _, before)| before.is_ok())
+        self.addresses.iter().any(Address::has_answered)
     }
 
-    /// Takes the second sample, or repeats it. A server that was silent in the first sample is not
-    /// asked again.
-    pub async fn second(&self) -> Vec<Sampled<C>> {
-        let asked = self.urls.iter().map(|(target, path, before)| async move {
-            let at = Instant::now();
-            let source = target.to_string();
-            if let Err(Failed { fault, is_silent: true }) = before {
-                return Sampled::failed(source, fault.clone());
-            }
-            let before = before.as_ref().ok();
-            match ask::<C>(target, path).await {
-                Ok(counts) => Sampled {
-                    source,
-                    elapsed: before.map(|before| (at - before.at).as_secs_f64()),
-                    before: before.map(|before| before.counts.clone()),
-                    counts: Some(counts),
-                    fault: None,
-                },
-                Err(fault) => Sampled {
-                    counts: before.map(|before| before.counts.clone()),
-                    ..Sampled::failed(source, fault)
-                },
-            }
+    /// Takes the second sample, or repeats it.
+    pub async fn second(&self) -> Vec<Sampled<RelayCounts>> {
+        let asked = self.addresses.iter().map(|address| async move {
+            let (mut found, fault) = address.second().await;
+            found.pop().unwrap_or_else(|| address.unread(fault))
         });
         let asked = join_all(asked).await;
         self.files.iter().cloned().chain(asked).collect()
     }
 }
 
-fn of_file<C: Counts>(file: &Path) -> Sampled<C> {
-    let source = file.display().to_string();
-    match read_file(file) {
-        Ok(counts) => Sampled::of_file(source, counts),
-        Err(fault) => Sampled::failed(source, fault),
-    }
-}
-
-/// An address of one or more kube-apiservers.
-struct Address<C> {
-    target: Target,
-    path: String,
-    /// `true` for an endpoint of the Service. Behind it there is one process.
-    is_endpoint: bool,
-    /// The instances that the address has shown in the first sample.
-    before: Shown<C>,
-}
-
 /// Reads the kube-apiservers, as [`Relays`] reads relays.
-pub struct Apiservers<C> {
-    files: Vec<Sampled<C>>,
+pub struct Apiservers {
+    files: Vec<Sampled<ApiserverCounts>>,
     /// The addresses, the endpoints of the Service first.
-    addresses: Vec<Address<C>>,
+    addresses: Vec<Address<ApiserverCounts>>,
     /// The number of instances that the operator expects behind each URL; `None` if it was not
     /// given.
     expected: Option<usize>,
@@ -291,12 +291,12 @@ pub struct Apiservers<C> {
     has_cluster: bool,
     /// The number of endpoints of the Service; `None` if they were not asked for.
     endpoints: Option<usize>,
-    /// The reason why the endpoints could not be listed.
-    unlisted: Option<(String, String)>,
+    /// Says why the endpoints could not be listed.
+    unlisted: Option<Sampled<ApiserverCounts>>,
     has_other_addresses: bool,
 }
 
-impl<C: Counts> Apiservers<C> {
+impl Apiservers {
     /// Takes the first sample. `expected` is the number of instances behind each address; `None`
     /// if it is not known.
     pub async fn first(
@@ -304,13 +304,7 @@ impl<C: Counts> Apiservers<C> {
         cluster: Option<&Cluster>,
         expected: Option<usize>,
     ) -> Self {
-        let (mut files, mut urls) = (Vec::new(), Vec::new());
-        for source in sources {
-            match source {
-                Source::File(file) => files.push(of_file(&file)),
-                Source::Url(target, path) => urls.push((target, path)),
-            }
-        }
+        let (files, mut urls) = split(sources);
         let mut unlisted = None;
         let mut endpoints = Vec::new();
         if let Some(Cluster { server, .. }) = cluster {
@@ -320,7 +314,8 @@ impl<C: Counts> Apiservers<C> {
                     endpoints = found.into_iter().map(of).collect();
                 }
                 Err(fault) => {
-                    unlisted = Some((server.to_string(), fault));
+                    let fault = format!("the other instances are unknown: {fault}");
+                    unlisted = Some(Sampled::failed(server.to_string(), fault));
                     urls.push((server.clone(), format!("{}/metrics", server.base())));
                 }
             }
@@ -329,11 +324,9 @@ impl<C: Counts> Apiservers<C> {
         let behind = expected.or(count);
         let endpoints = endpoints.into_iter().map(|target| (target, "/metrics".to_owned(), true));
         let urls = urls.into_iter().map(|(target, path)| (target, path, false));
-        let asked = endpoints.chain(urls).map(|(target, path, is_endpoint)| async move {
-            let expected = if is_endpoint { Some(1) } else { behind };
-            let before = survey(&target, &path, &[], expected).await;
-            Address { target, path, is_endpoint, before }
-        });
+        let asked = endpoints.chain(urls);
+        let asked =
+            asked.map(|(target, path, is_single)| Address::first(target, path, is_single, behind));
         Self {
             files,
             addresses: join_all(asked).await,
@@ -348,7 +341,7 @@ impl<C: Counts> Apiservers<C> {
     /// Returns `true` if an address has answered in the first sample.
     #[must_use]
     pub fn has_answers(&self) -> bool {
-        self.addresses.iter().any(|address| !address.before.seen.is_empty())
+        self.addresses.iter().any(Address::has_answered)
     }
 
     /// Returns an instance that has not answered at the URL `source`, if there must be one. `read`
@@ -360,7 +353,7 @@ impl<C: Counts> Apiservers<C> {
         read: usize,
         found: usize,
         fault: Option<&str>,
-    ) -> Option<Sampled<C>> {
+    ) -> Option<Sampled<ApiserverCounts>> {
         let why = fault.map_or_else(String::new, |fault| format!(": {fault}"));
         match self.expected {
             Some(expected) if read < expected => {
@@ -376,40 +369,24 @@ impl<C: Counts> Apiservers<C> {
     }
 
     /// Takes the second sample. Each file is a process of its own. A process that an endpoint and a
-    /// URL beside the kubeconfig show is in the result once. An address that was silent in the
-    /// first sample is not asked again.
-    pub async fn second(&self) -> Vec<Sampled<C>> {
-        let asked = self.addresses.iter().map(|address| async move {
-            let Address { target, path, before, .. } = address;
-            if before.is_silent && before.seen.is_empty() {
-                return (address, Shown::nothing(before.source.clone(), before.fault.clone()));
-            }
-            let known: Vec<Start> = before.seen.keys().copied().collect();
-            let expected = Some(known.len()).filter(|count| *count > 0);
-            (address, survey::<C>(target, path, &known, expected).await)
-        });
-        let mut processes: Vec<Sampled<C>> = Vec::new();
+    /// URL beside the kubeconfig show is in the result once.
+    pub async fn second(&self) -> Vec<Sampled<ApiserverCounts>> {
+        let asked =
+            self.addresses.iter().map(|address| async move { (address, address.second().await) });
+        let mut processes: Vec<Sampled<ApiserverCounts>> = Vec::new();
         let mut partly = Vec::new();
         let mut unread = Vec::new();
-        for (address, after) in join_all(asked).await {
-            let Address { before, is_endpoint, .. } = address;
-            let source = &before.source;
-            let found = matched(before, &after);
-            // If the first sample has shown instances, a fault of the second sample belongs to one
-            // of them.
-            let newest = before.seen.is_empty();
-            let fault = if newest { after.fault.clone() } else { before.fault.clone() };
+        for (address, (found, fault)) in join_all(asked).await {
             if found.is_empty() {
-                let fault = fault.unwrap_or_else(|| "no answer".to_owned());
-                unread.push(Sampled::failed(source.clone(), fault));
-            } else if !is_endpoint {
-                partly.push((source, found.len(), fault));
+                unread.push(address.unread(fault));
+            } else if !address.is_single {
+                partly.push((&address.before.source, found.len(), fault));
             }
             for sampled in found {
-                let is_other_address = self.has_cluster && !is_endpoint;
-                let start = sampled.counts.as_ref().and_then(start_of);
-                let is_same = |kept: &&mut Sampled<C>| {
-                    start.is_some() && kept.counts.as_ref().and_then(start_of) == start
+                let is_other_address = self.has_cluster && !address.is_single;
+                let start = |it: &Sampled<_>| it.counts.as_ref().and_then(ApiserverCounts::process);
+                let is_same = |kept: &&mut Sampled<_>| {
+                    start(&sampled).is_some() && start(kept) == start(&sampled)
                 };
                 match processes.iter_mut().find(is_same).filter(|_| is_other_address) {
                     Some(kept) => keep(kept, sampled),
@@ -426,10 +403,7 @@ impl<C: Counts> Apiservers<C> {
             unread.clear();
         }
         processes.extend(unread);
-        if let Some((source, fault)) = &self.unlisted {
-            let fault = format!("the other instances are unknown: {fault}");
-            processes.push(Sampled::failed(source.clone(), fault));
-        }
+        processes.extend(self.unlisted.clone());
         processes.extend(self.files.iter().cloned());
         processes
     }
@@ -437,15 +411,10 @@ impl<C: Counts> Apiservers<C> {
 
 /// Keeps one of two descriptions of the same process: the newer one or, of equally new ones, the
 /// one that replaces a fault or has two samples.
-fn keep<C: Counts>(kept: &mut Sampled<C>, sampled: Sampled<C>) {
-    let progress = |it: &Sampled<C>| it.counts.as_ref().map(C::progress);
+fn keep(kept: &mut Sampled<ApiserverCounts>, sampled: Sampled<ApiserverCounts>) {
+    let progress = |it: &Sampled<_>| it.counts.as_ref().map(ApiserverCounts::progress);
     let has_more = kept.before.is_none() && sampled.before.is_some();
-    let is_better = match progress(&sampled).cmp(&progress(kept)) {
-        Ordering::Greater => true,
-        Ordering::Equal => kept.fault.is_some() || has_more,
-        Ordering::Less => false,
-    };
-    if is_better {
+    if (progress(&sampled), kept.fault.is_some() || has_more) > (progress(kept), false) {
         *kept = sampled;
     }
 }
@@ -488,7 +457,8 @@ async fn survey<C: Counts>(
     expected: Option<usize>,
 ) -> Shown<C> {
     let deadline = Instant::now() + SAMPLE;
-    let mut shown = Shown::nothing(target.to_string(), None);
+    let source = target.to_string();
+    let mut shown = Shown { source, seen: BTreeMap::new(), fault: None, is_silent: false };
     let mut nothing_new = 0;
     for _ in 0..REQUESTS_MAX {
         let at = Instant::now();
@@ -507,7 +477,7 @@ async fn survey<C: Counts>(
                 }
             }
         };
-        let start = start_of(&counts);
+        let start = counts.process();
         let is_new = !shown.seen.contains_key(&start);
         if is_new || !known.is_empty() {
             shown.seen.insert(start, Seen { at, counts });
@@ -606,7 +576,6 @@ mod tests {
     use flate2::write::GzEncoder;
 
     use super::*;
-    use crate::doctor::counts::ApiserverCounts;
 
     #[test]
     fn endpoints_are_read_in_both_forms() {
@@ -632,7 +601,7 @@ mod tests {
                 generated: Some(generated),
                 ..ApiserverCounts::default()
             };
-            (start_of(&counts), Seen { at: Instant::now(), counts })
+            (counts.process(), Seen { at: Instant::now(), counts })
         });
         let fault = fault.map(str::to_owned);
         let seen = seen.collect();
@@ -673,16 +642,16 @@ mod tests {
             Source::File(file)
         };
         let files = vec![file("first", 2), file("second", 3)];
-        let first = Apiservers::<ApiserverCounts>::first(files, None, None).await;
+        let first = Apiservers::first(files, None, None).await;
         let lost = |it: &Sampled<ApiserverCounts>| it.counts.as_ref().unwrap().lost();
         assert_eq!(first.second().await.iter().map(lost).collect::<Vec<_>>(), [2, 3]);
     }
 
-    fn address(is_endpoint: bool, url: &str, instances: &[(f64, u64)]) -> Address<ApiserverCounts> {
+    fn address(is_single: bool, url: &str, instances: &[(f64, u64)]) -> Address<ApiserverCounts> {
         // Nothing listens at port 1, so the second sample has no answers.
         let target = Target::new(url).unwrap();
         let before = Shown { source: url.to_owned(), ..shown(instances, None) };
-        Address { target, path: "/metrics".to_owned(), is_endpoint, before }
+        Address { target, path: "/metrics".to_owned(), is_single, before }
     }
 
     #[tokio::test]
@@ -722,15 +691,15 @@ mod tests {
         let source = || Source::Url(target.clone(), "/metrics".to_owned());
         let bound = SAMPLE * 2 + Duration::from_secs(1);
         let begin = Instant::now();
-        let relays = Relays::<ApiserverCounts>::first(vec![source()]).await;
+        let relays = Relays::first(vec![source()]).await;
         let of_relays = relays.second().await;
         assert!(begin.elapsed() <= bound, "{:?}", begin.elapsed());
         let begin = Instant::now();
-        let apiservers = Apiservers::<ApiserverCounts>::first(vec![source()], None, Some(3)).await;
+        let apiservers = Apiservers::first(vec![source()], None, Some(3)).await;
         let of_apiservers = apiservers.second().await;
         assert!(begin.elapsed() <= bound, "{:?}", begin.elapsed());
-        for sampled in of_relays.iter().chain(&of_apiservers) {
-            let fault = sampled.fault.as_deref().unwrap_or_default();
+        for fault in [&of_relays[0].fault, &of_apiservers[0].fault] {
+            let fault = fault.as_deref().unwrap_or_default();
             assert!(fault.contains(&target.to_string()), "{fault}");
             assert!(fault.contains("no complete answer within 20 s"), "{fault}");
         }

@@ -82,16 +82,13 @@ pub fn text(findings: &Findings, verdict: &Verdict) -> String {
         let (place, what, advice) = (&cause.place, &cause.what, &cause.advice);
         lines.head(&format!("{word}: {place}: {count}{what}{end}{advice}"));
     }
-    lines.head(&match verdict.kind {
-        Kind::Ok | Kind::Warning | Kind::SoFar if verdict.sentence.is_empty() => {
-            "VERDICT: OK".to_owned()
-        }
-        Kind::Ok | Kind::Warning | Kind::SoFar => {
-            format!("VERDICT: OK so far – {}", verdict.sentence)
-        }
-        Kind::Unknown => format!("VERDICT: UNKNOWN – {}", verdict.sentence),
-        Kind::Lost => format!("VERDICT: LOST – {}", verdict.sentence),
-    });
+    let word = match verdict.kind {
+        Kind::Ok | Kind::Warning | Kind::SoFar if verdict.sentence.is_empty() => "OK",
+        Kind::Ok | Kind::Warning | Kind::SoFar => "OK so far – ",
+        Kind::Unknown => "UNKNOWN – ",
+        Kind::Lost => "LOST – ",
+    };
+    lines.head(&format!("VERDICT: {word}{}", verdict.sentence));
     lines.0
 }
 
@@ -100,22 +97,16 @@ fn known(count: Option<u64>) -> String {
     count.map_or_else(|| UNKNOWN.to_owned(), |count| count.to_string())
 }
 
-/// Returns the increase of a count as the end of a line; empty if there were no two samples.
-fn growth(before: Option<u64>, now: Option<u64>, elapsed: Option<f64>) -> String {
-    let Some(((before, now), elapsed)) = before.zip(now).zip(elapsed) else {
-        return String::new();
-    };
-    let more = now.saturating_sub(before);
-    format!(", {more} in the last {}{}", seconds(elapsed), rate(more, elapsed))
-}
-
-/// Returns a rate in brackets; empty if the time is too short for one.
+/// Returns the increase of a count as the end of a line, with its rate unless the time is too short
+/// for one; empty if there were no two samples.
 #[allow(clippy::cast_precision_loss, reason = "a rate needs no more digits")]
-fn rate(count: u64, elapsed: f64) -> String {
-    match elapsed >= RATE_MIN {
-        true => format!(" ({:.1}/s)", count as f64 / elapsed),
+fn growth(more: Option<u64>, elapsed: Option<f64>) -> String {
+    let Some((more, elapsed)) = more.zip(elapsed) else { return String::new() };
+    let rate = match elapsed >= RATE_MIN {
+        true => format!(" ({:.1}/s)", more as f64 / elapsed),
         false => String::new(),
-    }
+    };
+    format!(", {more} in the last {}{rate}", seconds(elapsed))
 }
 
 /// Returns counts by label, such as `200: 3, 429: 1`; `0` if there are none above 0.
@@ -144,8 +135,7 @@ fn apiserver_lines(apiserver: &Sampled<ApiserverCounts>, lines: &mut Lines) {
     let state = if apiserver.fault.is_some() { ", then unknown" } else { "" };
     let started = started(counts.started);
     lines.head(&format!("kube-apiserver {} ({started}{state})", apiserver.source));
-    let before = apiserver.before.as_ref().and_then(|it| it.generated);
-    let growth = growth(before, counts.generated, apiserver.elapsed);
+    let growth = growth(apiserver.increase(|it| it.generated), apiserver.elapsed);
     lines.line("generated", &format!("{}{growth}", known(counts.generated)));
     let by_plugin = by_plugin(counts);
     let told = |(name, lost): (&String, &Option<u64>)| format!("{name}: {}", known(*lost));
@@ -177,8 +167,8 @@ fn network_lines(findings: &Findings, lines: &mut Lines) {
         };
         let sum = total(posts.values().copied());
         let earlier = earlier_posts(apiserver, &host, findings.webhook.as_ref());
-        let earlier = earlier.map(|it| total(it.values().copied()));
-        let growth = growth(earlier, Some(sum), apiserver.elapsed);
+        let more = earlier.map(|it| sum.saturating_sub(total(it.into_values())));
+        let growth = growth(more, apiserver.elapsed);
         lines.line("attempts", &format!("{sum} to {host} ({}){growth}", list(&posts)));
     }
     if findings.apiservers.is_empty() {
@@ -221,8 +211,8 @@ fn relay_lines(relay: &Sampled<RelayCounts>, lines: &mut Lines) {
     let state = if relay.fault.is_some() { ", then unknown" } else { "" };
     let started = started(counts.started);
     lines.head(&format!("relay {} ({version}, {started}{state})", relay.source));
-    let before = relay.before.as_ref().filter(|_| !is_restarted(relay));
-    let more = growth(before.and_then(|it| it.accepted), counts.accepted, relay.elapsed);
+    let elapsed = relay.elapsed.filter(|_| !is_restarted(relay));
+    let more = growth(relay.increase(|it| it.accepted), elapsed);
     lines.line("accepted", &format!("{}{more}", known(counts.accepted)));
     lines.line("rejected", &format!("requests by reason: {}", list(&counts.rejected.by_reason)));
     let full =
@@ -234,8 +224,8 @@ fn relay_lines(relay: &Sampled<RelayCounts>, lines: &mut Lines) {
     let lost = counts.errors.as_ref().map(|_| counts.lost("queue"));
     lines.line("lost", &format!("{} that no output could get", known(lost)));
     for (name, output) in &counts.outputs {
-        let earlier = before.and_then(|it| it.outputs.get(name)).map(|it| it.delivered);
-        let more = growth(earlier, Some(output.delivered), relay.elapsed);
+        let delivered = |it: &RelayCounts| Some(it.outputs.get(name)?.delivered);
+        let more = growth(relay.increase(delivered), elapsed);
         output_lines(relay, name, output, counts, &more, lines);
     }
 }
@@ -362,13 +352,6 @@ fn sum<C>(sampled: &[Sampled<C>], of: impl Fn(&C) -> Option<u64>) -> Option<u64>
     each.filter(|each| !each.is_empty()).map(total)
 }
 
-/// Returns the increase of a count in the interval; `None` if there were no two samples.
-fn increase<C>(sampled: &Sampled<C>, of: impl Fn(&C) -> Option<u64>) -> Option<u64> {
-    let before = sampled.before.as_ref().and_then(&of)?;
-    let now = sampled.counts.as_ref().and_then(&of)?;
-    Some(now.saturating_sub(before))
-}
-
 fn apiserver_json(findings: &Findings, notes: Vec<Value>) -> Value {
     let apiservers = &findings.apiservers;
     let address = findings.webhook.as_ref();
@@ -379,7 +362,7 @@ fn apiserver_json(findings: &Findings, notes: Vec<Value>) -> Value {
             "source": it.source,
             "start_time_seconds": counts.and_then(|counts| counts.started),
             "generated": counts.and_then(|counts| counts.generated),
-            "generated_in_interval": increase(it, |counts| counts.generated),
+            "generated_in_interval": it.increase(|counts| counts.generated),
             "interval_seconds": it.elapsed,
             "lost": counts.map(by_plugin),
             "levels": counts.map(|counts| &counts.levels),
@@ -431,7 +414,7 @@ fn relay_json(findings: &Findings, notes: Vec<Value>) -> Value {
             "version": counts.and_then(|counts| counts.version.as_deref()),
             "start_time_seconds": counts.and_then(|counts| counts.started),
             "accepted": counts.and_then(|counts| counts.accepted),
-            "accepted_in_interval": increase(it, |counts| counts.accepted),
+            "accepted_in_interval": it.increase(|counts| counts.accepted),
             "interval_seconds": it.elapsed,
             "lost": counts.and_then(|counts| counts.errors.as_ref()),
             "rejected": counts.map(|counts| &counts.rejected.by_reason),
@@ -464,7 +447,7 @@ fn outputs_json(relay: &Sampled<RelayCounts>) -> Vec<Value> {
             "relay": relay.source,
             "name": name,
             "delivered": output.delivered,
-            "delivered_in_interval": increase(relay, delivered),
+            "delivered_in_interval": relay.increase(delivered),
             "waiting": output.backlog,
             "lag_seconds": output.lag,
             "retried": output.retried,

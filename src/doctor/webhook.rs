@@ -48,11 +48,9 @@ pub async fn check(webhook: &Target, relays: &[(Target, String)], now: f64) -> V
         found.push(certificate(&place, at, now));
     }
     let reached_by = |after: &Vec<Option<u64>>| {
-        let counts = relays.iter().zip(before.iter().zip(after));
-        let reached = |(_, (before, after)): &(_, (&Option<u64>, &Option<u64>))| {
-            before.is_some() && after > before
-        };
-        counts.filter(reached).map(|((relay, _), _)| relay).next()
+        let mut counts = relays.iter().zip(before.iter().zip(after));
+        let reached = counts.find(|(_, (before, after))| before.is_some() && after > before);
+        reached.map(|((relay, _), _)| relay)
     };
     // A relay may count a request a moment after its answer.
     let after =
