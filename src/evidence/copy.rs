@@ -33,7 +33,6 @@ use super::layout::LINES;
 use super::layout::ROLLED_BACK;
 use super::layout::if_there;
 use super::lines;
-use super::lines::Record;
 use super::reader::Directory;
 use super::reader::Files as _;
 use super::reader::Log;
@@ -287,22 +286,13 @@ impl<'a> Copying<'a> {
         for file in self.files.line_files().map_err(failed)? {
             let content = self.files.line_file(file).map_err(failed)?;
             let mut kept = Vec::new();
-            let mut offsets = lines::Records::of(&content).peekable();
-            while let Some((from, Ok(record))) = offsets.next() {
-                let to = offsets.peek().map_or(content.len() as u64, |(offset, _)| *offset);
-                let place = usize::try_from(from).and_then(|from| Ok(from..usize::try_from(to)?));
-                let first = match record {
-                    Record::Accepted(range) => {
-                        let oldest = oldest.get_or_insert(range.first);
-                        *oldest = range.first.min(*oldest);
-                        range.first
-                    }
-                    Record::Delivered(delivered) => delivered.range.first,
-                };
+            for record in lines::Records::of(&content).map_while(|(_, record)| record.ok()) {
+                let first = record.range.first;
+                if record.output.is_none() {
+                    oldest = Some(oldest.map_or(first, |oldest| first.min(oldest)));
+                }
                 if first < end {
-                    kept.extend_from_slice(
-                        place.ok().and_then(|it| content.get(it)).unwrap_or(&[]),
-                    );
+                    record.write(&mut kept);
                 }
             }
             if !kept.is_empty() {

@@ -15,6 +15,7 @@ use serde::de::Error as _;
 
 pub use crate::queue::Fate;
 use crate::tlog::merkle::Hash;
+use crate::tlog::tile::WIDTH;
 
 /// The maximum number of events of a range.
 pub const RANGE_MAX: u64 = 4096;
@@ -46,26 +47,7 @@ pub enum Entry {
         root: Hash,
     },
     /// The fates of events at an output.
-    Delivered {
-        /// The name of the output.
-        output: String,
-        /// The first position.
-        first: u64,
-        /// The number of events.
-        count: u64,
-        /// The time at which this became final.
-        at: u64,
-        /// The root over the lines that left, if a filter changed or dropped any. `None` if all
-        /// lines left as they came, or if none left.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        root: Option<Hash>,
-        /// The events that did not leave, by their offsets in the range, each with the reason.
-        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
-        not_delivered: BTreeMap<Offset, Fate>,
-        /// The offsets of the events that left in another form than their own.
-        #[serde(default, skip_serializing_if = "Vec::is_empty")]
-        changed: Vec<Offset>,
-    },
+    Delivered(Delivered),
     /// Events that are lost.
     Lost {
         /// The name of the output that lost them, or `queue`.
@@ -113,6 +95,37 @@ pub enum Entry {
         #[serde(flatten)]
         what: Alarm,
     },
+}
+
+/// The fates of events at an output.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Delivered {
+    /// The name of the output.
+    pub output: String,
+    /// The first position.
+    pub first: u64,
+    /// The number of events.
+    pub count: u64,
+    /// The time at which this became final.
+    pub at: u64,
+    /// The root over the lines that left, if a filter changed or dropped any. `None` if all lines
+    /// left as they came, or if none left.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub root: Option<Hash>,
+    /// The events that did not leave, by their offsets in the range, each with the reason.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub not_delivered: BTreeMap<Offset, Fate>,
+    /// The offsets of the events that left in another form than their own.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub changed: Vec<Offset>,
+}
+
+impl Delivered {
+    /// Returns the positions of the events.
+    #[must_use]
+    pub fn range(&self) -> Range<u64> {
+        self.first..self.first.saturating_add(self.count)
+    }
 }
 
 /// The fact that the relay noticed.
@@ -217,7 +230,7 @@ impl Entry {
         let is_of_output = if let Self::Lost { output, first, .. } = self {
             output != QUEUE || first.is_none()
         } else {
-            matches!(self, Self::Delivered { .. })
+            matches!(self, Self::Delivered(_))
         };
         let (first, count) = self.events().filter(|_| !is_of_output)?;
         Some(first..first.checked_add(count)?)
@@ -231,7 +244,7 @@ impl Entry {
             return Some((first.unwrap_or_default(), *count));
         }
         if let Self::Accepted { first, count, .. }
-        | Self::Delivered { first, count, .. }
+        | Self::Delivered(Delivered { first, count, .. })
         | Self::Alarm { what: Alarm::Off { first, count }, .. } = self
         {
             return Some((*first, *count));
@@ -242,7 +255,7 @@ impl Entry {
     /// Returns `true` if the entry gives the fates of events at an output.
     #[must_use]
     pub fn is_fate(&self) -> bool {
-        matches!(self, Self::Delivered { .. } | Self::Lost { first: Some(_), .. })
+        matches!(self, Self::Delivered(_) | Self::Lost { first: Some(_), .. })
     }
 
     /// Returns the time of the entry, in milliseconds since 1970.
@@ -250,7 +263,7 @@ impl Entry {
     pub fn at(&self) -> u64 {
         match self {
             Self::Accepted { at, .. }
-            | Self::Delivered { at, .. }
+            | Self::Delivered(Delivered { at, .. })
             | Self::Lost { at, .. }
             | Self::Heartbeat { at }
             | Self::Pruned { at, .. }
@@ -261,6 +274,26 @@ impl Entry {
             }
         }
     }
+}
+
+/// Returns the position after the last event of the queue that has one of the first `size` entries;
+/// `None` if no event has one. `bundle` returns the entries of a bundle.
+pub(super) fn end_in_queue<E>(
+    size: u64,
+    bundle: impl Fn(u64) -> Result<Vec<Vec<u8>>, E>,
+) -> Result<Option<u64>, E> {
+    for index in (0..size.div_ceil(WIDTH)).rev() {
+        let end = last_end(&bundle(index)?);
+        if end.is_some() {
+            return Ok(end);
+        }
+    }
+    Ok(None)
+}
+
+/// Returns the position after the last event of the queue that has one of these entries.
+pub(super) fn last_end(entries: &[Vec<u8>]) -> Option<u64> {
+    entries.iter().rev().find_map(|entry| Some(Entry::parse(entry).ok()?.in_queue()?.end))
 }
 
 #[cfg(test)]
@@ -282,14 +315,9 @@ mod tests {
             r#""at":5,"version":"0.1.0","config_sha256":"{}","heartbeat_ms":3600000,"outputs":{{"siem":7}}"#,
             "ab".repeat(32)
         );
-        let delivered = |root, not_delivered, changed| Entry::Delivered {
-            output: "siem".to_owned(),
-            first: 10,
-            count: 3,
-            at: 5,
-            root,
-            not_delivered,
-            changed,
+        let delivered = |root, not_delivered, changed| {
+            let (output, first, count, at) = ("siem".to_owned(), 10, 3, 5);
+            Entry::Delivered(Delivered { output, first, count, at, root, not_delivered, changed })
         };
         let lost = |first| Entry::Lost {
             output: "queue".to_owned(),

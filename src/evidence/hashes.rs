@@ -11,9 +11,8 @@ use super::layout::LineFile;
 use super::layout::if_there;
 use super::layout::path;
 use super::lines;
-use super::lines::Delivered;
 use super::lines::FILE_BYTES_MAX;
-use super::lines::Range;
+use super::lines::Record;
 use super::store::read_all;
 use crate::queue::disk::Access;
 use crate::queue::disk::Disk;
@@ -57,17 +56,11 @@ impl Hashes {
         Ok(Self { disk, max_bytes, files, open: None, buffer: Vec::new(), first: None })
     }
 
-    /// Adds the hashes of a range. They are not durable before [`Hashes::commit`].
-    pub(super) fn push(&mut self, range: &Range) {
-        self.first.get_or_insert(range.first);
-        range.write(&mut self.buffer);
-    }
-
-    /// Adds the hashes of lines as they were sent. `next` is the position after the last range of
-    /// accepted events. The hashes are not durable before [`Hashes::commit`].
-    pub(super) fn push_delivered(&mut self, delivered: &Delivered, next: u64) {
+    /// Adds a record. `next` is the position after the last range of accepted events before it. The
+    /// hashes are not durable before [`Hashes::commit`].
+    pub(super) fn push(&mut self, record: &Record, next: u64) {
         self.first.get_or_insert(next);
-        delivered.write(&mut self.buffer);
+        record.write(&mut self.buffer);
     }
 
     /// Makes all hashes durable.
@@ -120,14 +113,17 @@ impl Hashes {
     fn next_file(&self, first: u64) -> io::Result<(Arc<dyn File>, LineFile, u64)> {
         let (from, to) = (LineFile { first, number: 0 }, LineFile { first, number: u32::MAX });
         let last = self.files.range(from..=to).next_back();
-        match last.map(|(name, bytes)| (*name, *bytes)) {
-            Some((name, bytes)) if bytes < self.file_bytes() => self.go_on(name),
-            Some((name, _)) => {
-                let name = LineFile { number: name.number.saturating_add(1), ..name };
-                Ok((self.create(name)?, name, 0))
-            }
-            None => Ok((self.create(from)?, from, 0)),
-        }
+        let name = match last.map(|(name, bytes)| (*name, *bytes)) {
+            Some((name, bytes)) if bytes < self.file_bytes() => return self.go_on(name),
+            Some((name, _)) => LineFile { number: name.number.saturating_add(1), ..name },
+            None => from,
+        };
+        let path = path(&name.path());
+        // The file of a failed attempt has nothing that the log says is there.
+        if_there(self.disk.remove(&path))?;
+        let file = self.disk.create(&path, self.buffer.len() as u64)?;
+        self.disk.sync_directory(&path_of_lines())?;
+        Ok((file, name, 0))
     }
 
     /// Opens a file of an earlier run. Returns the file, its name, and the offset at which its last
@@ -140,16 +136,6 @@ impl Hashes {
         // The run before may have been killed before it synced the file's name.
         self.disk.sync_directory(&path_of_lines())?;
         Ok((file, name, end))
-    }
-
-    /// Makes a file.
-    fn create(&self, name: LineFile) -> io::Result<Arc<dyn File>> {
-        let path = path(&name.path());
-        // The file of a failed attempt has nothing that the log says is there.
-        if_there(self.disk.remove(&path))?;
-        let file = self.disk.create(&path, self.buffer.len() as u64)?;
-        self.disk.sync_directory(&path_of_lines())?;
-        Ok(file)
     }
 
     /// Returns the oldest file that may stay when `evidence.max_bytes` makes the relay delete
@@ -210,14 +196,15 @@ fn path_of_lines() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::evidence::lines::Record;
+    use crate::evidence::lines::Range;
     use crate::evidence::lines::SALT_BYTES;
     use crate::evidence::lines::Salt;
     use crate::queue::tests::simulated_disk::SimulatedDisk;
     use crate::tlog::merkle::Hash;
 
-    fn range(first: u64, count: usize) -> Range {
-        Range { first, salt: Salt([1; SALT_BYTES]), lines: vec![Hash([7; 32]); count] }
+    fn record(first: u64, count: usize) -> Record {
+        let lines = vec![Hash([7; 32]); count];
+        Record::accepted(Range { first, salt: Salt([1; SALT_BYTES]), lines })
     }
 
     fn open(disk: &SimulatedDisk, max_bytes: u64) -> Hashes {
@@ -229,7 +216,7 @@ mod tests {
         let disk = SimulatedDisk::new(1);
         let mut hashes = open(&disk, 1 << 20);
         for first in (0..40).map(|at| at * 4096) {
-            hashes.push(&range(first, 4096));
+            hashes.push(&record(first, 4096), first);
             hashes.commit().expect("no fault is set");
             if let Some(below) = hashes.keeps_from() {
                 hashes.remove_before(below);
@@ -238,7 +225,7 @@ mod tests {
             assert!(disk.bytes_in("evidence/lines") <= 2 << 20);
         }
         // One commit of more than the limit.
-        (40..60).for_each(|at| hashes.push(&range(at * 4096, 4096)));
+        (40..60).for_each(|at| hashes.push(&record(at * 4096, 4096), at * 4096));
         hashes.commit().expect("no fault is set");
         let below = hashes.keeps_from().expect("the limit is passed");
         hashes.remove_before(below);
@@ -250,14 +237,14 @@ mod tests {
     fn a_file_of_an_earlier_run_is_gone_on_with_behind_its_last_whole_record() {
         let disk = SimulatedDisk::new(1);
         let mut hashes = open(&disk, 1 << 20);
-        hashes.push(&range(5, 10));
+        hashes.push(&record(5, 10), 5);
         hashes.commit().expect("no fault is set");
         let mut again = open(&disk, 1 << 20);
-        again.push(&range(5, 20));
+        again.push(&record(5, 20), 5);
         again.commit().expect("no fault is set");
         let content = disk.contents("evidence/lines/00000000000000000005");
         let found: Vec<_> = lines::Records::of(&content).map(|(_, record)| record).collect();
-        assert_eq!(found, [range(5, 10), range(5, 20)].map(Record::Accepted).map(Ok));
+        assert_eq!(found, [record(5, 10), record(5, 20)].map(Ok));
     }
 
     /// Method: no event comes in, and an output catches up: all hashes are of lines that were sent.
@@ -265,9 +252,9 @@ mod tests {
     fn files_are_full_at_their_size_also_while_no_event_comes_in() {
         let disk = SimulatedDisk::new(1);
         let mut hashes = open(&disk, 1 << 20);
-        let delivered = Delivered { output: "siem".to_owned(), count: 4096, range: range(0, 4096) };
+        let sent = Record { output: Some("siem".to_owned()), ..record(0, 4096) };
         for _ in 0..40 {
-            hashes.push_delivered(&delivered, 9000);
+            hashes.push(&sent, 9000);
             hashes.commit().expect("no fault is set");
             if let Some(kept) = hashes.keeps_from() {
                 hashes.remove_before(kept);
@@ -280,11 +267,11 @@ mod tests {
         assert!(newest.starts_with("evidence/lines/00000000000000009000-"), "{names:?}");
         // The next start goes on behind them.
         let mut again = open(&disk, 1 << 20);
-        again.push(&range(9000, 5));
+        again.push(&record(9000, 5), 9000);
         again.commit().expect("no fault is set");
         let last = again.files.keys().next_back().expect("there are files");
         let content = disk.contents(&format!("evidence/{}", last.path()));
         let last = lines::Records::of(&content).last().expect("it has records").1;
-        assert_eq!(last, Ok(Record::Accepted(range(9000, 5))));
+        assert_eq!(last, Ok(record(9000, 5)));
     }
 }

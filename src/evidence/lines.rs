@@ -68,7 +68,7 @@ impl Salt {
     }
 }
 
-/// The hashes of the lines of a range, as the lines came in.
+/// The hashes of the lines of a range.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Range {
     /// The first position.
@@ -103,24 +103,43 @@ impl Range {
     pub fn hash(&self, position: u64) -> Option<&Hash> {
         self.lines.get(usize::try_from(position.checked_sub(self.first)?).ok()?)
     }
+}
 
-    /// Appends the record of the range to a file's bytes.
-    pub fn write(&self, file: &mut Vec<u8>) {
-        self.write_record(ACCEPTED, self.lines.len() as u64, &[], file);
+/// A record of a file of line hashes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record {
+    /// The output that has sent the lines in another form than they came in, or that has not sent
+    /// all of them. `None` for lines as they came in.
+    pub output: Option<String>,
+    /// The number of events of the range.
+    pub count: u64,
+    /// The hashes: of all events, or of those that were sent. The entry about the range says which
+    /// of its events were sent.
+    pub range: Range,
+}
+
+impl Record {
+    /// Makes the record of lines as they came in.
+    pub fn accepted(range: Range) -> Self {
+        Self { output: None, count: range.lines.len() as u64, range }
     }
 
-    /// Appends a record. `count` is the number of events of the range, and `name` lies between the
-    /// salt and the hashes.
-    fn write_record(&self, kind: u8, count: u64, name: &[u8], file: &mut Vec<u8>) {
+    /// Appends the record to a file's bytes.
+    pub fn write(&self, file: &mut Vec<u8>) {
         let start = file.len();
         file.extend_from_slice(&[0; FRAME]);
-        file.push(kind);
-        file.extend_from_slice(&self.first.to_be_bytes());
-        let count = u32::try_from(count).unwrap_or(u32::MAX);
+        file.push(if self.output.is_some() { DELIVERED } else { ACCEPTED });
+        file.extend_from_slice(&self.range.first.to_be_bytes());
+        let count = u32::try_from(self.count).unwrap_or(u32::MAX);
         file.extend_from_slice(&count.to_be_bytes());
-        file.extend_from_slice(&self.salt.0);
-        file.extend_from_slice(name);
-        for Hash(line) in &self.lines {
+        file.extend_from_slice(&self.range.salt.0);
+        if let Some(output) = &self.output {
+            // A name has at most 63 bytes.
+            let length = u8::try_from(output.len()).unwrap_or(u8::MAX);
+            file.push(length);
+            file.extend(output.bytes().take(length.into()));
+        }
+        for Hash(line) in &self.range.lines {
             file.extend_from_slice(line);
         }
         let (frame, record) = file[start..].split_at_mut(FRAME);
@@ -128,70 +147,31 @@ impl Range {
         frame[..4].copy_from_slice(&length.to_be_bytes());
         frame[4..].copy_from_slice(&crc32c::crc32c(record).to_be_bytes());
     }
-}
 
-/// The hashes of the lines of a range that were sent to a consumer, as they were sent. They are
-/// there if the filter of the output has changed or dropped any event of the range.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Delivered {
-    /// The name of the output.
-    pub output: String,
-    /// The number of events of the range.
-    pub count: u64,
-    /// The first position, the salt, and the hash of each line that was sent. The entry about the
-    /// range says which of its events were sent.
-    pub range: Range,
-}
-
-impl Delivered {
-    /// Appends the record of the range to a file's bytes.
-    pub fn write(&self, file: &mut Vec<u8>) {
-        // A name has at most 63 bytes.
-        let length = u8::try_from(self.output.len()).unwrap_or(u8::MAX);
-        let name: Vec<u8> = self.output.bytes().take(length.into()).collect();
-        let name = [&[length], name.as_slice()].concat();
-        self.range.write_record(DELIVERED, self.count, &name, file);
-    }
-}
-
-/// A record of a file of line hashes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Record {
-    /// Lines as they came in.
-    Accepted(Range),
-    /// Lines as they were sent to a consumer.
-    Delivered(Delivered),
-}
-
-impl Record {
     /// Reads a record's bytes behind its frame. Returns `None` if they are not a record.
     fn parse(record: &[u8]) -> Option<Self> {
         let (kind, rest) = record.split_first()?;
         let (first, rest) = rest.split_first_chunk()?;
         let (count, rest) = rest.split_first_chunk()?;
         let (salt, rest) = rest.split_first_chunk()?;
-        let (name, rest) = match *kind {
-            ACCEPTED => ([].as_slice(), rest),
+        let (output, rest) = match *kind {
+            ACCEPTED => (None, rest),
             DELIVERED => {
                 let (length, rest) = rest.split_first()?;
-                rest.split_at_checked(usize::from(*length))?
+                let (name, rest) = rest.split_at_checked(usize::from(*length))?;
+                (Some(String::from_utf8(name.to_vec()).ok()?), rest)
             }
             _ => return None,
         };
         let (lines, rest) = rest.as_chunks::<HASH_BYTES>();
         let (first, count) = (u64::from_be_bytes(*first), u64::from(u32::from_be_bytes(*count)));
         let hashes = lines.len() as u64;
-        let fits = hashes == count || (*kind == DELIVERED && hashes < count);
+        let fits = hashes == count || (output.is_some() && hashes < count);
         if !rest.is_empty() || !fits || first.checked_add(count).is_none() {
             return None;
         }
         let lines = lines.iter().copied().map(Hash).collect();
-        let range = Range { first, salt: Salt(*salt), lines };
-        if *kind == ACCEPTED {
-            return Some(Self::Accepted(range));
-        }
-        let output = String::from_utf8(name.to_vec()).ok()?;
-        Some(Self::Delivered(Delivered { output, count, range }))
+        Some(Self { output, count, range: Range { first, salt: Salt(*salt), lines } })
     }
 }
 
@@ -339,24 +319,17 @@ mod tests {
 
     #[test]
     fn ranges_are_read_again_up_to_the_damage() {
-        let (output, last) = ("siem".to_owned(), Range { lines: Vec::new(), ..range(4097, 0) });
+        let sent = |count, range| Record { output: Some("siem".to_owned()), count, range };
         let ranges = [
-            Record::Accepted(range(0, 1)),
-            Record::Delivered(Delivered {
-                output: output.clone(),
-                count: 4096,
-                range: range(1, 7),
-            }),
-            Record::Accepted(range(1, 4096)),
-            Record::Delivered(Delivered { output, count: 2, range: last }),
+            Record::accepted(range(0, 1)),
+            sent(4096, range(1, 7)),
+            Record::accepted(range(1, 4096)),
+            sent(2, range(4097, 0)),
         ];
         let mut file = Vec::new();
         let mut ends = Vec::new();
         for record in &ranges {
-            match record {
-                Record::Accepted(range) => range.write(&mut file),
-                Record::Delivered(delivered) => delivered.write(&mut file),
-            }
+            record.write(&mut file);
             ends.push(file.len());
         }
         let read = |file: &[u8]| -> (Vec<Record>, Option<Damage>) {

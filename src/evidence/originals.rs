@@ -130,7 +130,7 @@ impl Originals {
                     bytes if bytes == buffer.len() => Ok(()),
                     _ => Err(io::ErrorKind::UnexpectedEof.into()),
                 };
-                if let Some(Record::Accepted(range)) = lines::record_at(offset, read)? {
+                if let Some(Record { output: None, range, .. }) = lines::record_at(offset, read)? {
                     found.push(range);
                 }
             }
@@ -248,9 +248,10 @@ mod tests {
         positions.flat_map(|at| [line(at), b"\n".to_vec()].concat()).collect()
     }
 
-    fn range(positions: Range<u64>) -> lines::Range {
+    fn record(positions: Range<u64>) -> Record {
         let (first, salt) = (positions.start, Salt([1; SALT_BYTES]));
-        lines::Range { first, salt, lines: positions.map(|at| Hash::of(&[&line(at)])).collect() }
+        let lines = positions.map(|at| Hash::of(&[&line(at)])).collect();
+        Record::accepted(lines::Range { first, salt, lines })
     }
 
     /// Method: ranges of random lengths in files of 64 KiB, and records of lines that were sent
@@ -268,10 +269,9 @@ mod tests {
         let mut next = 100;
         while next < 12_000 {
             let end = next + rng.u64(1..400);
-            hashes.push(&range(next..end));
-            let (output, count) = ("siem".to_owned(), 1);
-            let sent = lines::Delivered { output, count, range: range(next..next + 1) };
-            hashes.push_delivered(&sent, end);
+            hashes.push(&record(next..end), next);
+            let sent = Record { output: Some("siem".to_owned()), ..record(next..next + 1) };
+            hashes.push(&sent, end);
             hashes.commit().expect("no fault is set");
             next = end;
             let first = rng.u64(0..next + 50);
@@ -296,10 +296,10 @@ mod tests {
         let originals = Originals::new(Arc::clone(&disk), Telemetry::new().evidence());
         originals.decide(true);
         let mut hashes = Hashes::open(disk, 1 << 20).expect("no fault is set");
-        hashes.push(&range(0..10));
-        let mut others = range(50..60);
-        others.first = 5;
-        hashes.push(&others);
+        hashes.push(&record(0..10), 0);
+        let mut others = record(50..60);
+        others.range.first = 5;
+        hashes.push(&others, 0);
         hashes.commit().expect("no fault is set");
         assert!(originals.changed(Position::new(0), &text(0..10)).is_empty());
         assert!(originals.changed(Position::new(5), &text(50..60)).is_empty());
@@ -313,7 +313,7 @@ mod tests {
         let telemetry = Telemetry::new();
         let originals = Originals::new(Arc::clone(&disk), telemetry.evidence());
         let mut hashes = Hashes::open(disk, 1 << 20).expect("no fault is set");
-        hashes.push(&range(0..10));
+        hashes.push(&record(0..10), 0);
         hashes.commit().expect("no fault is set");
         originals.decide(false);
         assert!(originals.changed(Position::new(0), &text(50..60)).is_empty());

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use super::entry::Delivered;
 use super::entry::Entry;
 use super::entry::Fate;
 use super::entry::Offset;
 use super::entry::RANGE_MAX;
-use super::lines::Delivered;
 use super::lines::Range;
+use super::lines::Record;
 use super::lines::Salt;
 use crate::queue::Fates;
 use crate::queue::Finished;
@@ -27,7 +28,7 @@ const CHANGED_BYTES: usize = r#""4095","#.len();
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Made {
     pub(super) entry: Entry,
-    pub(super) sent: Option<Delivered>,
+    pub(super) sent: Option<Record>,
 }
 
 /// Makes entries about the events that the outputs have finished. Ranges of one output that follow
@@ -120,60 +121,50 @@ fn runs(range: std::ops::Range<u64>, fates: &Fates) -> Vec<Run> {
 
 /// The entry that is being made.
 struct Open {
-    output: String,
-    first: u64,
-    count: u64,
-    at: u64,
+    entry: Delivered,
     kind: Kind,
-    not_delivered: BTreeMap<Offset, Fate>,
-    changed: Vec<Offset>,
     lines: Vec<Hash>,
 }
 
 impl Open {
     fn new(output: &str, first: u64, kind: Kind) -> Self {
-        Self {
-            output: output.to_owned(),
-            first,
-            count: 0,
-            at: 0,
-            kind,
-            not_delivered: BTreeMap::new(),
-            changed: Vec::new(),
-            lines: Vec::new(),
-        }
+        let (output, not_delivered, changed) = (output.to_owned(), BTreeMap::new(), Vec::new());
+        let (count, at, root) = (0, 0, None);
+        let entry = Delivered { output, first, count, at, root, not_delivered, changed };
+        Self { entry, kind, lines: Vec::new() }
     }
 
     /// Returns `true` if a run can be added to this entry.
     fn takes(&self, output: &str, run: &Run, kind: Kind) -> bool {
-        let follows = self.output == output && self.first + self.count == run.first;
-        let bytes = self.not_delivered.len() * FATE_BYTES + self.changed.len() * CHANGED_BYTES;
-        let has_room = self.count + run.count <= RANGE_MAX && bytes < OFFSETS_BYTES_MAX;
+        let Delivered { not_delivered, changed, count, .. } = &self.entry;
+        let follows = self.entry.output == output && self.entry.range().end == run.first;
+        let bytes = not_delivered.len() * FATE_BYTES + changed.len() * CHANGED_BYTES;
+        let has_room = count + run.count <= RANGE_MAX && bytes < OFFSETS_BYTES_MAX;
         follows && has_room && self.kind == kind
     }
 
     fn add(&mut self, run: &Run, at: u64) {
-        let offset = Offset(self.count);
-        self.count += run.count;
-        self.at = self.at.max(at);
+        let entry = &mut self.entry;
+        let offset = Offset(entry.count);
+        entry.count += run.count;
+        entry.at = entry.at.max(at);
         if let Some(fate) = run.fate {
-            self.not_delivered.insert(offset, fate);
+            entry.not_delivered.insert(offset, fate);
         }
         if let Some(SentLine { hash, is_changed, .. }) = run.sent {
             self.lines.push(Hash(hash));
-            self.changed.extend(is_changed.then_some(offset));
+            entry.changed.extend(is_changed.then_some(offset));
         }
     }
 
     fn close(self, salt: impl Fn() -> Salt) -> Made {
-        let Self { output, first, count, at, not_delivered, changed, lines, .. } = self;
+        let Self { mut entry, lines, .. } = self;
         let sent = (!lines.is_empty()).then(|| {
-            let range = Range { first, salt: salt(), lines };
-            Delivered { output: output.clone(), count, range }
+            let range = Range { first: entry.first, salt: salt(), lines };
+            Record { output: Some(entry.output.clone()), count: entry.count, range }
         });
-        let root = sent.as_ref().map(|sent| sent.range.root());
-        let entry = Entry::Delivered { output, first, count, at, root, not_delivered, changed };
-        Made { entry, sent }
+        entry.root = sent.as_ref().map(|sent| sent.range.root());
+        Made { entry: Entry::Delivered(entry), sent }
     }
 }
 

@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::path::PathBuf;
 
-use super::entry::Entry;
+use super::entry;
 use super::journal;
 use super::journal::JOURNAL_BYTES_MAX;
 use super::layout;
@@ -175,13 +175,12 @@ impl Directory {
         for file in files {
             let content = self.line_file(file)?;
             let records = lines::Records::of(&content).filter_map(|(_, record)| record.ok());
-            let mut same = records.filter_map(|record| match record {
-                Record::Accepted(range) => {
-                    (range.first, range.lines.len() as u64).eq(&(first, count)).then_some(range)
-                }
-                Record::Delivered(_) => None,
-            });
-            if let Some(range) = same.find(|range| range.root() == root) {
+            let accepted = records.filter(|record| record.output.is_none());
+            let mut same = accepted.map(|record| record.range);
+            let is_same = |range: &Range| {
+                (range.first, range.lines.len() as u64) == (first, count) && range.root() == root
+            };
+            if let Some(range) = same.find(is_same) {
                 return Ok(Some(range));
             }
         }
@@ -336,14 +335,7 @@ impl<'a> Log<'a> {
     ///
     /// A bundle is missing or can't be read.
     pub fn end_in_queue(&self) -> Result<Option<u64>, ReadError> {
-        for index in (0..self.size().div_ceil(WIDTH)).rev() {
-            let bundle = self.bundle(index)?;
-            let entries = bundle.iter().rev().filter_map(|entry| Entry::parse(entry).ok());
-            if let Some(range) = entries.filter_map(|entry| entry.in_queue()).next() {
-                return Ok(Some(range.end));
-            }
-        }
-        Ok(None)
+        entry::end_in_queue(self.size(), |index| self.bundle(index))
     }
 
     /// Returns the entries of a bundle, up to the checkpoint.

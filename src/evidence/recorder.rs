@@ -31,6 +31,7 @@ use super::entry::now;
 use super::hashes;
 use super::hashes::Hashes;
 use super::lines::Range;
+use super::lines::Record;
 use super::lines::SALT_BYTES;
 use super::lines::Salt;
 use super::off;
@@ -174,12 +175,9 @@ impl Recorder {
             orders.send(Order::Stop(running, times)).await.ok();
             tokio::task::spawn_blocking(|| thread.join()).await
         };
-        match tokio::time::timeout(within, ended).await {
-            // If the thread has panicked, it has reported that.
-            Ok(_) => {}
-            Err(_) => {
-                tracing::error!("the evidence is not complete yet: it goes on at the next start")
-            }
+        // If the thread has panicked, it has reported that.
+        if tokio::time::timeout(within, ended).await.is_err() {
+            tracing::error!("the evidence is not complete yet: it goes on at the next start");
         }
     }
 }
@@ -292,30 +290,25 @@ impl Work {
             self.turn();
             let (takes, wakes_at) = (self.may_take(), self.wakes_at());
             let finished = self.setup.cursor.finished();
-            let order = tokio::select! {
+            tokio::select! {
                 biased;
-                order = orders.recv() => order,
-                answered = answered(&mut self.files) => {
-                    self.hear(answered);
-                    continue;
-                }
-                () = self.setup.cursor.readable(), if takes => continue,
+                order = orders.recv() => match order {
+                    Some(Order::Reload(running)) => {
+                        self.add(Entry::Reload(self.now(running)));
+                        // The fates of all later events can only be understood with the list of
+                        // the outputs.
+                        self.commit_at = Some(Instant::now());
+                    }
+                    Some(Order::Stop(running, times)) => break Some((running, times)),
+                    // The relay has ended without an order to stop.
+                    None => break None,
+                },
+                answered = answered(&mut self.files) => self.hear(answered),
+                () = self.setup.cursor.readable(), if takes => {}
                 () = finished, if self.commit_at.is_none() => {
                     self.commit_at = Some(Instant::now() + COMMIT_EVERY);
-                    continue;
                 }
-                () = tokio::time::sleep_until(wakes_at) => continue,
-            };
-            match order {
-                Some(Order::Reload(running)) => {
-                    self.add(Entry::Reload(self.now(running)));
-                    // The fates of all later events can only be understood with the list of the
-                    // outputs.
-                    self.commit_at = Some(Instant::now());
-                }
-                Some(Order::Stop(running, times)) => break Some((running, times)),
-                // The relay has ended without an order to stop.
-                None => break None,
+                () = tokio::time::sleep_until(wakes_at) => {}
             }
         };
         self.end(last).await;
@@ -757,7 +750,7 @@ impl Work {
         let ready: Vec<_> = self.fates.open.extract_if(.., ready).collect();
         for Made { entry, sent } in outcome::entries(&ready, salt) {
             if let (Some(sent), Some(log)) = (sent, &mut self.files) {
-                log.hashes.push_delivered(&sent, next);
+                log.hashes.push(&sent, next);
             }
             self.add(entry);
         }
@@ -767,13 +760,12 @@ impl Work {
     /// Ends the range that is being hashed.
     fn close(&mut self) {
         let Some(Open { range, received }) = self.open.take() else { return };
-        let (first, count) = (range.first, range.lines.len() as u64);
-        let entry = Entry::Accepted { first, count, at: received, root: range.root() };
+        let (first, root, end) = (range.first, range.root(), range.end());
         if let Some(log) = &mut self.files {
-            log.hashes.push(&range);
-            log.next = range.end();
+            log.hashes.push(&Record::accepted(range), first);
+            log.next = end;
         }
-        self.add(entry);
+        self.add(Entry::Accepted { first, count: end - first, at: received, root });
     }
 
     /// Makes hashes and entries durable, and finishes their claims. With `signs`, also signs a

@@ -13,7 +13,8 @@ use std::io;
 use std::sync::Arc;
 
 use super::entry::Alarm;
-use super::entry::Entry;
+use super::entry::end_in_queue;
+use super::entry::last_end;
 use super::entry::now;
 use super::journal;
 use super::journal::Chain;
@@ -457,17 +458,11 @@ impl Store {
     ///
     /// A bundle can't be read.
     pub(super) fn last_accepted(&self) -> io::Result<Option<u64>> {
-        if let Some(end) = self.pending.entries.iter().rev().find_map(|entry| end_of(entry)) {
-            return Ok(Some(end));
-        }
         let size = self.newest.head.size;
-        for index in (0..size.div_ceil(WIDTH)).rev() {
-            let entries = self.entries_of(index, size)?;
-            if let Some(end) = entries.iter().rev().find_map(|entry| end_of(entry)) {
-                return Ok(Some(end));
-            }
+        match last_end(&self.pending.entries) {
+            None => end_in_queue(size, |index| self.entries_of(index, size)),
+            end => Ok(end),
         }
-        Ok(None)
     }
 
     /// Returns `true` if the log takes no more entries until there is a checkpoint.
@@ -689,11 +684,6 @@ fn known(disk: &dyn Disk, origin: &str) -> io::Result<Option<Head>> {
             Ok(None)
         }
     }
-}
-
-/// Returns the position after the events that an entry adds to the log; `None` if it adds none.
-fn end_of(entry: &[u8]) -> Option<u64> {
-    Entry::parse(entry).ok()?.in_queue().map(|range| range.end)
 }
 
 /// Checks that no log that was set aside has this origin.

@@ -203,14 +203,6 @@ pub fn tile_of(level: u32, index: u64, size: u64) -> (Tile, usize) {
     (Tile { content, index: index / WIDTH, width }, place)
 }
 
-/// Returns the bundle that holds an entry, in a log of `size` entries. Also returns the place of
-/// the entry in the bundle.
-#[must_use]
-pub fn bundle_of(index: u64, size: u64) -> (Tile, usize) {
-    let (tile, place) = tile_of(0, index, size);
-    (Tile { content: Content::Entries, ..tile }, place)
-}
-
 /// The tiles of a log of `size` entries, as the nodes of its tree.
 pub struct Tiles<R> {
     size: u64,

@@ -19,7 +19,7 @@ pub(super) const FACTS_MAX: usize = 1_000_000;
 pub(super) fn excess(entry: &Entry) -> Option<&'static str> {
     let is_long = |text: &String| text.len() > NAME_BYTES_MAX;
     let (long, outputs) = match entry {
-        Entry::Delivered { output, .. } => (is_long(output), 0),
+        Entry::Delivered(entry) => (is_long(&entry.output), 0),
         Entry::Lost { output, reason, .. } => (is_long(output) || is_long(reason), 0),
         Entry::Start(Started { running, .. }) | Entry::Reload(running) | Entry::Stop(running) => {
             let long = is_long(&running.version) || is_long(&running.config_sha256);

@@ -18,6 +18,7 @@ use super::log::WHO_WROTE;
 use super::positions::Positions;
 use super::report::Report;
 use super::store::Store;
+use crate::evidence::entry::Delivered;
 use crate::evidence::entry::Entry;
 use crate::evidence::entry::Fate;
 use crate::evidence::entry::Offset;
@@ -41,10 +42,8 @@ const PLACES_MAX: usize = 20;
 pub(super) struct Fates {
     /// The events with a fate. An event whose fate is recorded again after a crash counts once.
     seen: Positions,
-    dropped: u64,
-    duplicate: u64,
     changed: u64,
-    dead_letters: u64,
+    not_delivered: BTreeMap<Fate, u64>,
 }
 
 /// The lines of one log that left by the outputs that are asked about.
@@ -123,7 +122,9 @@ impl Check<'_> {
         for (_, bytes) in log.entries().map_while(Result::ok) {
             frontier.push(Hash::of_leaf(&bytes), &mut |_, _| {});
             let Ok(entry) = Entry::parse(&bytes) else { continue };
-            self.count(&entry, left);
+            if let Entry::Delivered(delivered) = &entry {
+                self.count(delivered, left);
+            }
             if let Some(store) = &mut store {
                 self.add_left(&entry, left, &mut store.comparison)?;
             }
@@ -146,27 +147,17 @@ impl Check<'_> {
     }
 
     /// Counts the fates of events at an output.
-    fn count(&self, entry: &Entry, left: &mut Left) {
-        let Entry::Delivered { output, first, count, not_delivered, changed, .. } = entry else {
-            return;
-        };
-        let fates = left.fates.entry(output.clone()).or_default();
+    fn count(&self, entry: &Delivered, left: &mut Left) {
+        let fates = left.fates.entry(entry.output.clone()).or_default();
         let is_new = |offset: &Offset| {
-            let position = first.saturating_add(offset.0);
+            let position = entry.first.saturating_add(offset.0);
             self.asked.positions.contains(&position) && !fates.seen.contains(position)
         };
-        let changed = changed.iter().filter(|offset| is_new(offset)).count() as u64;
-        let of = |fate: Fate| {
-            let same = not_delivered.iter().filter(|it| *it.1 == fate && is_new(it.0));
-            same.count() as u64
-        };
-        let (dropped, duplicate) = (of(Fate::Dropped), of(Fate::Duplicate));
-        let dead_letters = of(Fate::DeadLetter);
-        fates.changed += changed;
-        fates.dropped += dropped;
-        fates.duplicate += duplicate;
-        fates.dead_letters += dead_letters;
-        fates.seen.insert(*first..first.saturating_add(*count));
+        fates.changed += entry.changed.iter().filter(|offset| is_new(offset)).count() as u64;
+        for (_, fate) in entry.not_delivered.iter().filter(|it| is_new(it.0)) {
+            *fates.not_delivered.entry(*fate).or_default() += 1;
+        }
+        fates.seen.insert(entry.range());
     }
 
     /// Adds a line for each output to the report.
@@ -186,10 +177,13 @@ impl Check<'_> {
                 }
             }
             let not_its_own = self.history.not_its_own(output).len_within(asked.clone());
-            let Fates { dropped, duplicate, changed, dead_letters, .. } = fates;
+            let of = |fate| fates.not_delivered.get(&fate).copied().unwrap_or_default();
+            let (dropped, duplicate) = (of(Fate::Dropped), of(Fate::Duplicate));
             self.report.outputs.push(format!(
-                "output {name}: dropped {dropped}, duplicate {duplicate}, changed {changed}, given \
-                 up {given_up}, dead letters {dead_letters}, lost {}, not its own {not_its_own}",
+                "output {name}: dropped {dropped}, duplicate {duplicate}, changed {}, given up \
+                 {given_up}, dead letters {}, lost {}, not its own {not_its_own}",
+                fates.changed,
+                of(Fate::DeadLetter),
                 lost.len()
             ));
             if self.request.asks_of(name) {
@@ -241,8 +235,8 @@ impl Check<'_> {
         left: &mut Left,
         comparison: &mut Comparison,
     ) -> io::Result<()> {
-        if let Entry::Delivered { output, .. } = entry {
-            return match left.source(self, output) {
+        if let Entry::Delivered(entry) = entry {
+            return match left.source(self, &entry.output) {
                 Some(source) => self.add_lines(entry, source, left, comparison),
                 None => self.add_elsewhere(entry, comparison),
             };
@@ -263,23 +257,17 @@ impl Check<'_> {
 
     /// Returns for each event of an entry about deliveries whether a line left, and its hash if it
     /// is known.
-    fn lines_of(&mut self, entry: &Entry) -> io::Result<Vec<Settled>> {
-        let Entry::Delivered { output, first, count, root, not_delivered, changed, .. } = entry
-        else {
-            return Ok(Vec::new());
-        };
+    fn lines_of(&mut self, entry: &Delivered) -> io::Result<Vec<Settled>> {
+        let Delivered { output, first, root, not_delivered, changed, .. } = entry;
         let is_filtered = !changed.is_empty()
             || not_delivered.values().any(|it| matches!(it, Fate::Dropped | Fate::Duplicate));
-        let own = match root {
-            Some(root) => match self.hashes.range(Some(output), *first, *root)? {
-                Found::Range(range) => range.lines.clone(),
-                Found::Changed | Found::Gone => Vec::new(),
-            },
-            None => Vec::new(),
-        };
-        let mut own = own.into_iter();
-        let range = *first..first.saturating_add(*count);
-        let accepted = self.accepted(range.clone())?;
+        let mut own = Vec::new().into_iter();
+        if let Some(root) = root
+            && let Found::Range(range) = self.hashes.range(Some(output), *first, *root)?
+        {
+            own = range.lines.clone().into_iter();
+        }
+        let accepted = self.accepted(entry.range())?;
         let line = |(position, as_it_came): (u64, Option<Hash>)| {
             let fate = not_delivered.get(&Offset(position - first)).copied();
             let hash = match (fate, root, is_filtered) {
@@ -291,23 +279,21 @@ impl Check<'_> {
             };
             (position, fate, hash)
         };
-        Ok(range.zip(accepted).map(line).collect())
+        Ok(entry.range().zip(accepted).map(line).collect())
     }
 
     fn add_lines(
         &mut self,
-        entry: &Entry,
+        entry: &Delivered,
         source: u16,
         left: &mut Left,
         comparison: &mut Comparison,
     ) -> io::Result<()> {
-        if let Entry::Delivered { first, count, at, changed, not_delivered, .. } = entry {
-            left.changes |= !changed.is_empty();
-            left.filters |=
-                !changed.is_empty() || not_delivered.values().any(|fate| *fate == Fate::Dropped);
-            if self.may_have_two_forms(*first, *at) {
-                left.twice += *count;
-            }
+        let changes = !entry.changed.is_empty();
+        left.changes |= changes;
+        left.filters |= changes || entry.not_delivered.values().any(|it| *it == Fate::Dropped);
+        if self.may_have_two_forms(entry.first, entry.at) {
+            left.twice += entry.count;
         }
         for (position, fate, hash) in self.lines_of(entry)? {
             if !self.history.accepted.contains(position) {
@@ -338,7 +324,7 @@ impl Check<'_> {
             match hash {
                 Some(hash) => {
                     let kind = match is_asked {
-                        true if entry.at() > left.late_from => Kind::Late,
+                        true if entry.at > left.late_from => Kind::Late,
                         true => Kind::Left,
                         false => Kind::Outside,
                     };
@@ -352,13 +338,10 @@ impl Check<'_> {
 
     /// Adds the lines that left by other outputs while the outputs that are asked about were not in
     /// the config: an output may have been renamed.
-    fn add_elsewhere(&mut self, entry: &Entry, comparison: &mut Comparison) -> io::Result<()> {
-        let Entry::Delivered { first, count, .. } = entry else { return Ok(()) };
-        let range = *first..first.saturating_add(*count);
-        let asked = self.history.outputs.iter().filter(|it| self.request.asks_of(it.0));
-        let is_away = asked.clone().next().is_some()
-            && asked.clone().all(|(_, output)| output.is_away_in(range.clone()));
-        if !is_away {
+    fn add_elsewhere(&mut self, entry: &Delivered, comparison: &mut Comparison) -> io::Result<()> {
+        let mut asked =
+            self.history.outputs.iter().filter(|it| self.request.asks_of(it.0)).peekable();
+        if asked.peek().is_none() || !asked.all(|(_, output)| output.is_away_in(entry.range())) {
             return Ok(());
         }
         for (position, fate, hash) in self.lines_of(entry)? {
@@ -413,7 +396,8 @@ impl Check<'_> {
         for entry in &self.journal.entries {
             let found = if let Entry::Accepted { first, root, .. } = entry {
                 self.hashes.range(None, *first, *root)?
-            } else if let Entry::Delivered { output, first, root: Some(root), .. } = entry
+            } else if let Entry::Delivered(entry) = entry
+                && let Delivered { output, first, root: Some(root), .. } = entry
                 && left.source(self, output).is_some()
             {
                 self.hashes.range(Some(output), *first, *root)?

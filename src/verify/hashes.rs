@@ -82,10 +82,7 @@ impl<'a> Hashes<'a> {
     }
 
     fn add(&mut self, record: Record, place: (LineFile, u64)) {
-        let (output, range) = match record {
-            Record::Accepted(range) => (None, range),
-            Record::Delivered(delivered) => (Some(delivered.output), delivered.range),
-        };
+        let Record { output, range, .. } = record;
         self.firsts.insert((output.clone(), range.first));
         self.places.insert((output, range.first, range.root()), place);
     }
@@ -109,8 +106,7 @@ impl<'a> Hashes<'a> {
             return Ok(if is_changed { Found::Changed } else { Found::Gone });
         };
         let range = match directory.line_record(*file, *offset)? {
-            Some(Record::Accepted(range)) => range,
-            Some(Record::Delivered(delivered)) => delivered.range,
+            Some(record) => record.range,
             // The relay has deleted the file meanwhile.
             None => return Ok(Found::Gone),
         };

@@ -9,6 +9,7 @@ use super::report::Faults;
 use super::report::time;
 use super::runs::Runs;
 use crate::evidence::entry::Alarm;
+use crate::evidence::entry::Delivered;
 use crate::evidence::entry::Entry;
 use crate::evidence::entry::Fate;
 use crate::evidence::entry::Offset;
@@ -96,9 +97,9 @@ impl History {
                 self.follow(index, &range, *at, faults);
                 self.accepted.insert(range);
             }
-            Entry::Delivered { output, first, count, at, not_delivered, .. } => {
-                let range = *first..first.saturating_add(*count);
-                self.settle(index, output, range, *at, faults);
+            Entry::Delivered(entry) => {
+                let Delivered { output, first, at, not_delivered, .. } = entry;
+                self.settle(index, output, entry.range(), *at, faults);
                 for (Offset(offset), _) in not_delivered.iter().filter(|it| *it.1 == Fate::Lost) {
                     let position = first.saturating_add(*offset);
                     self.lose(output, GIVEN_UP, position..position.saturating_add(1));
@@ -321,7 +322,7 @@ impl History {
 /// Returns `true` if the entry is not about more events than an entry may be.
 fn is_usable(index: u64, entry: &Entry, faults: &mut Faults) -> bool {
     let Some((first, count)) = entry.events() else { return true };
-    let is_range = matches!(entry, Entry::Accepted { .. } | Entry::Delivered { .. });
+    let is_range = matches!(entry, Entry::Accepted { .. } | Entry::Delivered(_));
     let max = if is_range { RANGE_MAX } else { u64::MAX };
     let is_usable = (1..=max).contains(&count) && first.checked_add(count).is_some();
     if !is_usable {
@@ -358,15 +359,8 @@ mod tests {
 
     fn delivered(output: &str, first: u64, count: u64, at: u64) -> Entry {
         let (not_delivered, changed) = (BTreeMap::new(), Vec::new());
-        Entry::Delivered {
-            output: output.to_owned(),
-            first,
-            count,
-            at,
-            root: None,
-            not_delivered,
-            changed,
-        }
+        let (output, root) = (output.to_owned(), None);
+        Entry::Delivered(Delivered { output, first, count, at, root, not_delivered, changed })
     }
 
     fn lost(output: &str, first: Option<u64>, count: u64, at: u64) -> Entry {

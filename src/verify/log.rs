@@ -17,6 +17,7 @@ use super::report::Report;
 use super::report::time;
 use super::request::Request;
 use super::runs::Row;
+use crate::evidence::entry::Delivered;
 use crate::evidence::entry::Entry;
 use crate::evidence::entry::Offset;
 use crate::evidence::entry::QUEUE;
@@ -501,9 +502,10 @@ impl<'a> Check<'a> {
             return Ok(());
         }
         let at = entry.at();
-        let Some(Range { start, end }) = entry.in_queue() else {
-            return self.as_sent(entry);
-        };
+        if let Entry::Delivered(delivered) = entry {
+            return self.as_sent(delivered);
+        }
+        let Some(Range { start, end }) = entry.in_queue() else { return Ok(()) };
         let mut span = Span { end, at, root: None };
         if let Entry::Accepted { count, root, .. } = entry {
             match self.hashes.range(None, start, *root) {
@@ -523,8 +525,8 @@ impl<'a> Check<'a> {
     }
 
     /// Takes an entry about lines that were sent in another form than they came in.
-    fn as_sent(&mut self, entry: &Entry) -> io::Result<()> {
-        let Entry::Delivered { output, first, count, at, root: Some(root), .. } = entry else {
+    fn as_sent(&mut self, entry: &Delivered) -> io::Result<()> {
+        let Delivered { output, first, count, at, root: Some(root), .. } = entry else {
             return Ok(());
         };
         match self.hashes.range(Some(output), *first, *root)? {
@@ -533,7 +535,7 @@ impl<'a> Check<'a> {
                 self.hashes.changed.push((Some(output.clone()), *first, *count, *at));
             }
             Found::Gone => {
-                self.hashes.gone_as_sent.insert(*first..first.saturating_add(*count));
+                self.hashes.gone_as_sent.insert(entry.range());
             }
         }
         Ok(())
@@ -541,12 +543,9 @@ impl<'a> Check<'a> {
 
     /// Checks that the lines of an entry left as they came in, unless the entry lists them as
     /// changed.
-    fn compare_as_sent(&mut self, entry: &Entry, sent: &[Hash]) -> io::Result<()> {
-        let Entry::Delivered { output, first, count, at, not_delivered, changed, .. } = entry
-        else {
-            return Ok(());
-        };
-        let as_they_came = self.accepted(*first..first.saturating_add(*count))?;
+    fn compare_as_sent(&mut self, entry: &Delivered, sent: &[Hash]) -> io::Result<()> {
+        let Delivered { output, first, count, at, not_delivered, changed, .. } = entry;
+        let as_they_came = self.accepted(entry.range())?;
         let offsets = (0..*count).map(Offset).zip(as_they_came);
         let left = offsets.filter(|(offset, _)| !not_delivered.contains_key(offset));
         let left: Vec<_> = left.collect();

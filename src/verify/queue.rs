@@ -8,6 +8,7 @@ use super::compare::Kind;
 use super::log::Check;
 use super::log::Ending;
 use super::positions::Positions;
+use crate::evidence::entry::Delivered;
 use crate::evidence::entry::Entry;
 use crate::queue::inspect;
 use crate::queue::inspect::Seen;
@@ -155,7 +156,7 @@ impl Check<'_> {
     fn explained(&self, name: &str) -> Positions {
         let mut explained = Positions::default();
         for entry in &self.journal.entries {
-            if let Entry::Delivered { output, first, count, .. }
+            if let Entry::Delivered(Delivered { output, first, count, .. })
             | Entry::Lost { output, first: Some(first), count, .. } = entry
                 && output == name
             {

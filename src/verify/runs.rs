@@ -136,7 +136,7 @@ impl Runs {
     fn hear(&mut self, index: u64, entry: &Entry, faults: &mut Faults) {
         let at = entry.at();
         // These entries have the time of their events, which may have waited for the entry.
-        let is_of_events = matches!(entry, Entry::Accepted { .. } | Entry::Delivered { .. });
+        let is_of_events = matches!(entry, Entry::Accepted { .. } | Entry::Delivered(_));
         let is_start = matches!(entry, Entry::Start(_));
         // An alarm is about something that a start has found, and may come before the entry about
         // the start.

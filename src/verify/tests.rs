@@ -4,6 +4,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::evidence::entry::Alarm;
+use crate::evidence::entry::Delivered;
 use crate::evidence::entry::Entry;
 use crate::evidence::entry::Fate;
 use crate::evidence::entry::Offset;
@@ -11,8 +12,8 @@ use crate::evidence::entry::Previous;
 use crate::evidence::entry::Running;
 use crate::evidence::entry::Started;
 use crate::evidence::entry::now;
-use crate::evidence::lines::Delivered;
 use crate::evidence::lines::Range;
+use crate::evidence::lines::Record;
 use crate::evidence::lines::SALT_BYTES;
 use crate::evidence::lines::Salt;
 use crate::tlog::checkpoint::Checkpoint;
@@ -82,9 +83,9 @@ impl Made {
 
     /// Enters lines that came in.
     fn accepted(&mut self, first: u64, lines: &[String], at: u64) {
-        let range = range(first, lines);
-        range.write(&mut self.hashes);
-        let (count, root) = (lines.len() as u64, range.root());
+        let record = Record::accepted(range(first, lines));
+        record.write(&mut self.hashes);
+        let (count, root) = (record.count, record.range.root());
         self.push(&Entry::Accepted { first, count, at: self.began + at, root });
     }
 
@@ -102,7 +103,7 @@ impl Made {
         root: Option<Hash>,
         fates: &[(u64, Fate)],
     ) -> Entry {
-        Entry::Delivered {
+        Entry::Delivered(Delivered {
             output: output.to_owned(),
             first,
             count,
@@ -110,7 +111,7 @@ impl Made {
             root,
             not_delivered: fates.iter().map(|(at, fate)| (Offset(*at), *fate)).collect(),
             changed: Vec::new(),
-        }
+        })
     }
 
     /// Starts a relay with the output `a`, and enters some lines that left.
@@ -342,9 +343,9 @@ fn a_line_that_left_altered_while_the_log_says_unchanged_is_a_fault() {
     let mut log = Made::new("example.org/a");
     log.start(0, "1", &[("a", 0)]);
     log.accepted(0, &all, 10);
-    let delivered = Delivered { output: "a".to_owned(), count: 3, range: range(0, &sent) };
-    delivered.write(&mut log.hashes);
-    log.push(&log.fates("a", 0, 3, 20, Some(delivered.range.root()), &[]));
+    let record = Record { output: Some("a".to_owned()), ..Record::accepted(range(0, &sent)) };
+    record.write(&mut log.hashes);
+    log.push(&log.fates("a", 0, 3, 20, Some(record.range.root()), &[]));
     let log = log.stopped(&[("a", 3)]);
     let text = "FAULT position 1 2";
     assert(&check(&[&log], &sent, |_| {}), 1, &[text, "says that it was not changed"]);
