@@ -90,14 +90,12 @@ impl Plan {
     }
 
     /// Makes the source of a kube-apiserver. A URL without a path gets the path of the metrics.
-    #[must_use]
     pub fn apiserver(target: Target) -> Source {
         let path = target.given().unwrap_or("/metrics").to_owned();
         Source::Url(target, path)
     }
 
     /// Makes the source of a relay, whose URL is the base of its admin pages.
-    #[must_use]
     pub fn relay(target: Target) -> Source {
         let base = target.base();
         let path = match base.ends_with("/metrics") {
@@ -119,13 +117,11 @@ pub struct Report {
 
 impl Report {
     /// Returns the screen, whose last line is the verdict.
-    #[must_use]
     pub fn text(&self) -> String {
         screen::text(&self.findings, &self.verdict)
     }
 
     /// Returns the JSON object.
-    #[must_use]
     pub fn json(&self) -> Value {
         screen::json(&self.findings, &self.verdict)
     }

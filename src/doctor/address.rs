@@ -31,7 +31,6 @@ pub struct Address {
 impl Address {
     /// Makes an address of the host and the port of a URL, such as `relay.example` or
     /// `[::1]:3000`. `https` says which port is the default.
-    #[must_use]
     pub fn new(authority: &str, https: bool) -> Self {
         let (host, port) = parse(authority);
         let default_port = if https { 443 } else { 80 };
@@ -39,7 +38,6 @@ impl Address {
     }
 
     /// Returns `true` if a label `host` is this address.
-    #[must_use]
     pub fn is(&self, label: &str) -> bool {
         let (host, port) = parse(label);
         host == self.host && port.unwrap_or(self.default_port) == self.port
@@ -48,14 +46,12 @@ impl Address {
 
 /// Returns `true` if two labels `host` are the same address. A label without a port differs from
 /// one with a port, because the scheme is not known.
-#[must_use]
 pub fn is_same(first: &str, second: &str) -> bool {
     parse(first) == parse(second)
 }
 
 /// Returns `true` for the address at which kube-apiserver sends requests to itself: `[::1]`, unless
 /// it listens on IPv4 only.
-#[must_use]
 pub fn is_own(label: &str) -> bool {
     parse(label).0 == Host::Ip(Ipv6Addr::LOCALHOST.into())
 }

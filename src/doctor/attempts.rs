@@ -14,7 +14,6 @@ use super::sample::Sampled;
 /// Returns the host of the audit webhook as in the metrics, and the POSTs to it by status. If the
 /// address is not known and kube-apiserver sends POSTs to several hosts, such as admission
 /// webhooks, the result is `None`. Its POSTs to itself do not count as long as there are others.
-#[must_use]
 pub fn webhook_posts(
     counts: &ApiserverCounts,
     address: Option<&Address>,
@@ -46,7 +45,6 @@ fn others(counts: &ApiserverCounts) -> Vec<&String> {
 }
 
 /// Returns the POSTs to the same host in the first sample; `None` if there were none.
-#[must_use]
 pub fn earlier_posts(
     apiserver: &Sampled<ApiserverCounts>,
     host: &str,
@@ -58,7 +56,6 @@ pub fn earlier_posts(
 
 /// Returns the increase of each of these counts since an earlier sample, or the counts themselves
 /// if there is no earlier sample.
-#[must_use]
 pub fn increases(now: &ByLabel, before: Option<&ByLabel>) -> ByLabel {
     let increase = |(name, count): (&String, &u64)| {
         let earlier = before.and_then(|before| before.get(name)).copied().unwrap_or_default();
@@ -68,14 +65,12 @@ pub fn increases(now: &ByLabel, before: Option<&ByLabel>) -> ByLabel {
 }
 
 /// Returns the attempts that have failed.
-#[must_use]
 pub fn failed(posts: &ByLabel) -> u64 {
     total(posts.iter().filter(|(code, _)| !code.starts_with('2')).map(|(_, count)| *count))
 }
 
 /// Returns the attempts to reach the webhook that have failed between the two samples; `None` if
 /// they are not known.
-#[must_use]
 pub fn failed_in_interval(
     apiserver: &Sampled<ApiserverCounts>,
     webhook: Option<&Address>,

@@ -63,7 +63,6 @@ pub fn sums<'c>(all: impl IntoIterator<Item = &'c ByLabel>) -> ByLabel {
 }
 
 /// Returns counts as text, such as `200: 3, 429: 1`.
-#[must_use]
 pub fn listed(counts: &ByLabel) -> String {
     let each: Vec<_> = counts.iter().map(|(value, count)| format!("{value}: {count}")).collect();
     each.join(", ")
@@ -76,7 +75,6 @@ pub trait Counts: Sized + Clone {
     fn take(families: &Families<'_>) -> Self;
 
     /// Returns the names of the families that are read.
-    #[must_use]
     fn wanted() -> Vec<String> {
         let nothing = Exposition::default();
         let families = Families::of(&nothing);
@@ -147,7 +145,6 @@ pub struct ApiserverCounts {
 impl ApiserverCounts {
     /// Returns the events that the webhook has lost: all that were given up, except those of the
     /// audit log.
-    #[must_use]
     pub fn lost(&self) -> u64 {
         let of_webhook = self.errors.iter().filter(|(plugin, _)| *plugin != LOG_PLUGIN);
         total(of_webhook.map(|(_, lost)| *lost))
@@ -155,7 +152,6 @@ impl ApiserverCounts {
 
     /// Returns a sum of counters. Of two samples of the same process, the newer one has the greater
     /// sum.
-    #[must_use]
     pub fn progress(&self) -> u64 {
         total(self.errors.values().copied().chain(self.generated))
     }
@@ -301,7 +297,6 @@ pub struct OutputCounts {
 
 impl OutputCounts {
     /// Returns the events that the filter kept back.
-    #[must_use]
     pub fn kept_back(&self) -> u64 {
         let actions = ["dropped", "duplicate"].iter();
         total(actions.filter_map(|action| self.filtered.get(*action)).copied())
@@ -310,7 +305,6 @@ impl OutputCounts {
 
 impl RelayCounts {
     /// Returns the events that this output has lost, or those of `queue`.
-    #[must_use]
     pub fn lost(&self, plugin: &str) -> u64 {
         self.errors.as_ref().and_then(|errors| errors.get(plugin)).copied().unwrap_or_default()
     }

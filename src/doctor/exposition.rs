@@ -86,7 +86,6 @@ pub struct Reader {
 
 impl Reader {
     /// Makes a reader that keeps the families with these names.
-    #[must_use]
     pub fn new(wanted: Vec<String>) -> Self {
         Self { wanted, ..Self::default() }
     }

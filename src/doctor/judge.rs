@@ -82,13 +82,11 @@ pub struct Findings {
 
 impl Findings {
     /// Compares the totals since the starts.
-    #[must_use]
     pub fn totals(&self) -> Comparison {
         compare::totals(&self.apiservers, &self.relays)
     }
 
     /// Compares the increases between the two samples.
-    #[must_use]
     pub fn increases(&self) -> Comparison {
         compare::increases(&self.apiservers, &self.relays, self.webhook.as_ref())
     }
@@ -168,7 +166,6 @@ pub struct Verdict {
 }
 
 /// Judges everything that was read.
-#[must_use]
 pub fn judge(findings: &Findings) -> Verdict {
     let mut causes = findings.checks.clone();
     for apiserver in &findings.apiservers {
@@ -251,13 +248,11 @@ fn when(lost: &[&Cause]) -> &'static str {
 }
 
 /// Returns a number of events in words.
-#[must_use]
 pub fn events(count: u64) -> String {
     format!("{count} {}", if count == 1 { "event" } else { "events" })
 }
 
 /// Returns a time as text, without its milliseconds.
-#[must_use]
 pub fn time(seconds: f64) -> String {
     let since = Duration::try_from_secs_f64(seconds.max(0.0)).unwrap_or_default();
     match UNIX_EPOCH.checked_add(since) {
@@ -267,7 +262,6 @@ pub fn time(seconds: f64) -> String {
 }
 
 /// Returns a number of seconds in words, such as `0.2 s` or `30 s`.
-#[must_use]
 pub fn seconds(elapsed: f64) -> String {
     if elapsed < 9.95 { format!("{elapsed:.1} s") } else { format!("{elapsed:.0} s") }
 }

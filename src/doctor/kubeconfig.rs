@@ -154,7 +154,6 @@ impl Pem {
     }
 
     /// Returns the name for messages about the content. `field` is the field of the kubeconfig.
-    #[must_use]
     pub fn name(&self, field: &str) -> PathBuf {
         match self {
             Self::Inline(_) => format!("{field}-data of the kubeconfig").into(),

@@ -57,20 +57,17 @@ pub struct Refusal<'f> {
 
 impl Refusal<'_> {
     /// Returns the reasons as text.
-    #[must_use]
     pub fn reasons(&self) -> String {
         listed(&self.reasons)
     }
 
     /// Returns the most frequent reason.
-    #[must_use]
     pub fn reason(&self) -> &str {
         self.reasons.iter().max_by_key(|(_, count)| **count).map_or("", |(reason, _)| reason)
     }
 }
 
 /// Returns the refusals of each relay that refuses everything now.
-#[must_use]
 pub fn find(relays: &[Sampled<RelayCounts>], now: f64) -> Vec<Refusal<'_>> {
     let last = last_accepted(relays, now);
     relays.iter().filter_map(|relay| of_one(relay, last, now)).collect()

@@ -9,7 +9,6 @@ pub const NOT_MARSHALLED: &str = "None of its attempts has failed, so kube-apise
      see the runbook AuditWebhookError";
 
 /// Returns the remedy for events that a plugin of kube-apiserver has lost.
-#[must_use]
 pub fn of_plugin(plugin: &str) -> &'static str {
     match plugin {
         "buffered" => {
@@ -38,7 +37,6 @@ pub fn of_plugin(plugin: &str) -> &'static str {
 }
 
 /// Returns the remedy for requests that a relay has rejected for this reason.
-#[must_use]
 pub fn of_reason(reason: &str) -> &'static str {
     match reason {
         "queue_full" => {
@@ -69,7 +67,6 @@ pub fn of_reason(reason: &str) -> &'static str {
 }
 
 /// Returns the remedy for a webhook that could not be reached, by the error.
-#[must_use]
 pub fn of_webhook(error: &str) -> &'static str {
     let has = |words: &[&str]| words.iter().any(|word| error.contains(word));
     if has(&["UnknownIssuer", "BadSignature"]) {

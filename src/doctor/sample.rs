@@ -71,7 +71,6 @@ pub enum Source {
 
 impl Source {
     /// Returns the server and the path of its metrics; `None` for a file.
-    #[must_use]
     pub fn url(&self) -> Option<(Target, String)> {
         match self {
             Self::File(_) => None,
@@ -263,7 +262,6 @@ impl Relays {
     }
 
     /// Returns `true` if a URL has answered in the first sample.
-    #[must_use]
     pub fn has_answers(&self) -> bool {
         self.addresses.iter().any(Address::has_answered)
     }
@@ -339,7 +337,6 @@ impl Apiservers {
     }
 
     /// Returns `true` if an address has answered in the first sample.
-    #[must_use]
     pub fn has_answers(&self) -> bool {
         self.addresses.iter().any(Address::has_answered)
     }

@@ -51,7 +51,6 @@ impl Lines {
 }
 
 /// Returns the screen. Its last line is the verdict.
-#[must_use]
 pub fn text(findings: &Findings, verdict: &Verdict) -> String {
     let mut lines = Lines::default();
     if findings.apiservers.is_empty() {
@@ -288,7 +287,6 @@ fn consumer_lines(findings: &Findings, lines: &mut Lines) {
 }
 
 /// Returns the JSON object.
-#[must_use]
 pub fn json(findings: &Findings, verdict: &Verdict) -> Value {
     let outputs: Vec<Value> = findings.relays.iter().flat_map(outputs_json).collect();
     json!({

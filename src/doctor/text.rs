@@ -58,7 +58,6 @@ impl Write for Plain {
 
 impl Text {
     /// Makes a text that keeps the families with these names.
-    #[must_use]
     pub fn new(wanted: Vec<String>) -> Self {
         Self::Plain(Plain { reader: Reader::new(wanted), bytes: 0, fault: None })
     }

@@ -24,7 +24,6 @@ pub const RANGE_MAX: u64 = 4096;
 pub const QUEUE: &str = "queue";
 
 /// Returns the time in milliseconds since 1970.
-#[must_use]
 pub fn now() -> u64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
     u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
@@ -122,7 +121,6 @@ pub struct Delivered {
 
 impl Delivered {
     /// Returns the positions of the events.
-    #[must_use]
     pub fn range(&self) -> Range<u64> {
         self.first..self.first.saturating_add(self.count)
     }
@@ -218,14 +216,12 @@ impl Entry {
     }
 
     /// Returns the bytes of the entry, as they are in the log.
-    #[must_use]
     pub fn bytes(&self) -> Vec<u8> {
         serde_json::to_vec(self).expect("numbers and texts, and the keys of its maps are texts")
     }
 
     /// Returns the positions of the events that came in, or were lost from the queue, by this
     /// entry; `None` if the entry is about no such events.
-    #[must_use]
     pub fn in_queue(&self) -> Option<Range<u64>> {
         let is_of_output = if let Self::Lost { output, first, .. } = self {
             output != QUEUE || first.is_none()
@@ -238,7 +234,6 @@ impl Entry {
 
     /// Returns the first position of the events that the entry is about, and their number; `None`
     /// if it is about no events. The position is 0 if the events never got one.
-    #[must_use]
     pub fn events(&self) -> Option<(u64, u64)> {
         if let Self::Lost { first, count, .. } = self {
             return Some((first.unwrap_or_default(), *count));
@@ -253,13 +248,11 @@ impl Entry {
     }
 
     /// Returns `true` if the entry gives the fates of events at an output.
-    #[must_use]
     pub fn is_fate(&self) -> bool {
         matches!(self, Self::Delivered(_) | Self::Lost { first: Some(_), .. })
     }
 
     /// Returns the time of the entry, in milliseconds since 1970.
-    #[must_use]
     pub fn at(&self) -> u64 {
         match self {
             Self::Accepted { at, .. }

@@ -55,14 +55,12 @@ impl fmt::Display for Salt {
 
 impl Salt {
     /// Reads a salt as it is shown.
-    #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let salt = STANDARD.decode(text).ok()?;
         salt.try_into().ok().map(Self)
     }
 
     /// Returns the hash of the tree's leaf for a line with this SHA-256.
-    #[must_use]
     pub fn leaf(&self, line: &Hash) -> Hash {
         Hash::of(&[&[0], &self.0, &line.0])
     }
@@ -81,25 +79,21 @@ pub struct Range {
 
 impl Range {
     /// Returns the root over the range, as the log has it.
-    #[must_use]
     pub fn root(&self) -> Hash {
         root(self.leaves())
     }
 
     /// Returns the leaves of the tree over the range.
-    #[must_use]
     pub fn leaves(&self) -> Vec<Hash> {
         self.lines.iter().map(|line| self.salt.leaf(line)).collect()
     }
 
     /// Returns the position after the range.
-    #[must_use]
     pub fn end(&self) -> u64 {
         self.first + self.lines.len() as u64
     }
 
     /// Returns the SHA-256 of the line at a position; `None` if the range does not have it.
-    #[must_use]
     pub fn hash(&self, position: u64) -> Option<&Hash> {
         self.lines.get(usize::try_from(position.checked_sub(self.first)?).ok()?)
     }
@@ -203,7 +197,6 @@ pub struct Records<'a> {
 
 impl<'a> Records<'a> {
     /// Reads the records of a file.
-    #[must_use]
     pub fn of(file: &'a [u8]) -> Self {
         Self { file, bytes: 0, is_over: false }
     }
@@ -225,7 +218,6 @@ impl Iterator for Records<'_> {
 }
 
 /// Returns the number of bytes up to the first record that is damaged or cut off.
-#[must_use]
 pub fn whole_bytes(file: &[u8]) -> u64 {
     let damaged = Records::of(file).find(|(_, record)| record.is_err());
     damaged.map_or(file.len() as u64, |(offset, _)| offset)

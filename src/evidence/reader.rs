@@ -58,13 +58,11 @@ impl Directory {
     }
 
     /// Returns the log in this directory, which need not have a checkpoint yet.
-    #[must_use]
     pub fn at(log: &Path) -> Self {
         Self(log.to_owned())
     }
 
     /// Returns `true` if this is the log in a queue's directory, and not the directory itself.
-    #[must_use]
     pub fn is_below(&self, queue: &Path) -> bool {
         self.0 == queue.join(DIRECTORY)
     }
@@ -236,7 +234,6 @@ pub enum ReadError {
 impl ReadError {
     /// Returns `true` if the log itself is at fault: a file is missing or has a wrong content.
     /// Returns `false` if the reader had no access or could not ask.
-    #[must_use]
     pub fn is_of_the_log(&self) -> bool {
         !matches!(self.kind(), io::ErrorKind::NotConnected | io::ErrorKind::PermissionDenied)
     }
@@ -269,31 +266,26 @@ impl<'a> Log<'a> {
     }
 
     /// Returns the checkpoint.
-    #[must_use]
     pub fn signed(&self) -> &Signed {
         &self.signed
     }
 
     /// Returns the number of entries up to the checkpoint, and the root over them.
-    #[must_use]
     pub fn head(&self) -> Head {
         self.signed.checkpoint.head
     }
 
     /// Returns the number of entries up to the checkpoint.
-    #[must_use]
     pub fn size(&self) -> u64 {
         self.head().size
     }
 
     /// Returns the name of the log.
-    #[must_use]
     pub fn origin(&self) -> &str {
         &self.signed.checkpoint.origin
     }
 
     /// Returns the files of the log.
-    #[must_use]
     pub fn files(&self) -> &'a dyn Files {
         self.files
     }

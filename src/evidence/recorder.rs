@@ -882,7 +882,6 @@ fn salt() -> Salt {
 }
 
 /// Returns the facts that entries give about the relay, without the places of the outputs.
-#[must_use]
 pub(crate) fn running(config_sha256: String, settings: &config::Evidence) -> Running {
     // Nobody sees a heartbeat before a checkpoint covers it.
     let heartbeat = settings.heartbeat_interval.max(settings.checkpoint_interval);

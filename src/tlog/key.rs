@@ -94,19 +94,16 @@ impl VerifierKey {
     }
 
     /// Returns the name of the key.
-    #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 
     /// Returns the number by which the key is found among the signatures of a note.
-    #[must_use]
     pub fn id(&self) -> u32 {
         self.id
     }
 
     /// Returns what the key signs.
-    #[must_use]
     pub fn kind(&self) -> Kind {
         self.kind
     }
@@ -205,7 +202,6 @@ impl SigningKey {
     }
 
     /// Returns the public key.
-    #[must_use]
     pub fn verifier(&self) -> &VerifierKey {
         &self.verifier
     }
@@ -227,7 +223,6 @@ impl SigningKey {
     }
 
     /// Returns the signature of a message: 64 bytes.
-    #[must_use]
     pub fn sign(&self, message: &[u8]) -> Vec<u8> {
         self.pair.sign(message).as_ref().to_vec()
     }

@@ -39,7 +39,6 @@ impl Hasher {
     }
 
     /// Returns the hash of all bytes.
-    #[must_use]
     pub fn finish(self) -> Hash {
         let mut hash = [0; HASH_BYTES];
         hash.copy_from_slice(self.0.finish().as_ref());
@@ -49,7 +48,6 @@ impl Hasher {
 
 impl Hash {
     /// Returns the SHA-256 hash of the parts, one directly after the other.
-    #[must_use]
     pub fn of(parts: &[&[u8]]) -> Self {
         let mut hasher = Hasher::default();
         parts.iter().for_each(|part| hasher.update(part));
@@ -57,26 +55,22 @@ impl Hash {
     }
 
     /// Returns the hash of a log's entry in the tree.
-    #[must_use]
     pub fn of_leaf(entry: &[u8]) -> Self {
         Self::of(&[&[0], entry])
     }
 
     /// Returns the hash of the node above two nodes.
-    #[must_use]
     pub fn of_node(left: &Self, right: &Self) -> Self {
         Self::of(&[&[1], &left.0, &right.0])
     }
 
     /// Returns the root of a log without entries.
-    #[must_use]
     pub fn of_nothing() -> Self {
         Self::of(&[])
     }
 
     /// Reads a hash from base64 with padding. Returns `None` for any other text, even if it would
     /// decode to the same bytes.
-    #[must_use]
     pub fn parse(text: &str) -> Option<Self> {
         let bytes = STANDARD.decode(text).ok()?;
         bytes.try_into().ok().map(Self)
@@ -132,7 +126,6 @@ impl Frontier {
     }
 
     /// Returns the number of entries.
-    #[must_use]
     pub fn size(&self) -> u64 {
         self.size
     }
@@ -152,7 +145,6 @@ impl Frontier {
     }
 
     /// Returns the root.
-    #[must_use]
     pub fn root(&self) -> Hash {
         let mut nodes = self.nodes.iter().rev();
         let Some(&last) = nodes.next() else { return Hash::of_nothing() };
@@ -164,7 +156,6 @@ impl Frontier {
 ///
 /// The last of an odd number of nodes moves up alone, which gives the tree of RFC 6962: the left
 /// part of each node's entries is a power of two.
-#[must_use]
 pub fn root(leaves: impl IntoIterator<Item = Hash>) -> Hash {
     let mut nodes: Vec<Hash> = leaves.into_iter().collect();
     while nodes.len() > 1 {

@@ -90,7 +90,6 @@ impl Note {
     }
 
     /// Returns the text, which ends with a line break.
-    #[must_use]
     pub fn text(&self) -> &str {
         &self.text
     }

@@ -48,7 +48,6 @@ pub struct Tile {
 impl Tile {
     /// Returns the path of the file, relative to the directory or URL of the log, such as
     /// `tile/0/x001/234.p/17`.
-    #[must_use]
     pub fn path(&self) -> String {
         let mut path = match self.content {
             Content::Entries => "tile/entries".to_owned(),
@@ -70,7 +69,6 @@ impl Tile {
     }
 
     /// Reads a path as [`Tile::path`] writes it. Returns `None` for any other text.
-    #[must_use]
     pub fn parse(path: &str) -> Option<Self> {
         let (content, rest) = path.strip_prefix("tile/")?.split_once('/')?;
         let content = match content {
@@ -116,7 +114,6 @@ impl Tile {
     }
 
     /// Returns the maximum size of the tile's file in bytes.
-    #[must_use]
     pub fn bytes_max(&self) -> usize {
         let width = usize::try_from(self.width).unwrap_or(usize::MAX);
         match self.content {
@@ -193,7 +190,6 @@ impl Growing {
 
 /// Returns the tile that holds the hash of a node at a level of the tree which is a multiple of 8,
 /// in a log of `size` entries. Also returns the place of the hash in the tile.
-#[must_use]
 pub fn tile_of(level: u32, index: u64, size: u64) -> (Tile, usize) {
     let content = Content::Hashes(level / HEIGHT);
     let count = size >> level;

@@ -206,7 +206,6 @@ impl Faults {
     }
 
     /// Returns the number of all faults.
-    #[must_use]
     pub fn count(&self) -> u64 {
         self.count
     }
