@@ -1,9 +1,10 @@
 //! `doctor`: compares what kube-apiserver counts with what the relays count, and says whether
 //! events were lost, where, how many, and what to do.
 //!
-//! kube-apiservers and relays are read by their metrics, and nothing is changed. The numbers are
-//! read once from files and twice, some time apart, from URLs. Two samples show what happens now,
-//! and they tell events that are on their way from events that are missing.
+//! kube-apiservers and relays are read by their metrics. Nothing is changed, apart from the counters
+//! and the audit events of the requests that `webhook` and `probe` send. The numbers are read once
+//! from files and twice, some time apart, from URLs. Two samples show what happens now, and they
+//! distinguish events that are on their way from events that are missing.
 //!
 //! # Floors
 //!
@@ -37,8 +38,6 @@ pub mod text;
 pub mod webhook;
 
 use std::time::Duration;
-
-use serde_json::Value;
 
 use address::Address;
 use compare::Comparison;
@@ -106,36 +105,14 @@ impl Plan {
     }
 }
 
-/// The result of an examination.
-#[derive(Debug)]
-pub struct Report {
-    /// Everything that was read.
-    pub findings: Findings,
-    /// The verdict on the findings.
-    pub verdict: Verdict,
-}
-
-impl Report {
-    /// Returns the screen, whose last line is the verdict.
-    pub fn text(&self) -> String {
-        screen::text(&self.findings, &self.verdict)
-    }
-
-    /// Returns the JSON object.
-    pub fn json(&self) -> Value {
-        screen::json(&self.findings, &self.verdict)
-    }
-}
-
 /// Takes the samples and judges them. `waiting` is called before the wait between two samples. It
 /// is not called if there is no wait, because the interval is 0, each kube-apiserver is a file, or
 /// no server has answered.
 ///
 /// # Cancel safety
 ///
-/// Nothing is changed anywhere, apart from the audit events of the probe, so the future can be
-/// dropped at any time.
-pub async fn examine(plan: Plan, waiting: impl FnOnce(Duration)) -> Report {
+/// Nothing is kept anywhere, so the future can be dropped at any time.
+pub async fn examine(plan: Plan, waiting: impl FnOnce(Duration)) -> (Findings, Verdict) {
     let has_only_files = plan.has_only_files();
     let Plan { apiservers, cluster, instances, relays, interval, webhook, probe } = plan;
     let interval = if has_only_files { interval.min(OF_FILES) } else { interval };
@@ -176,5 +153,5 @@ pub async fn examine(plan: Plan, waiting: impl FnOnce(Duration)) -> Report {
     };
     let findings = sample::settle(SETTLE.min(interval), PAUSE, sample, is_settled).await;
     let verdict = judge::judge(&findings);
-    Report { findings, verdict }
+    (findings, verdict)
 }

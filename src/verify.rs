@@ -1,8 +1,8 @@
 //! Checks evidence logs from outside: that each is whole and signed, that it says what became of
 //! each event, and that a consumer has the lines that left.
 //!
-//! Nothing is written, and nothing is asked of a running relay. A directory may be a copy, or the
-//! one that a relay writes to meanwhile. Therefore the order of reading matters: the stored lines
+//! Nothing is written but temporary files (see `compare`). A directory may be a copy, or the one that
+//! a relay writes to meanwhile. Therefore the order of reading matters: the stored lines
 //! come first, then the places of the outputs, the journal, the checkpoint, and last all that the
 //! checkpoint covers. Only that is proven. An event that is not covered is called newer, and is
 //! never a fault and never a pass.
@@ -146,7 +146,7 @@ fn compared<'a, 'b>(
     request: &Request,
     mut store: Option<&mut Store>,
 ) -> io::Result<Vec<Compared<'a, 'b>>> {
-    let starts: Vec<_> = logs.iter().map(|log| log.check.history.runs.started_at()).collect();
+    let starts: Vec<_> = logs.iter().map(|log| log.check.history.runs.started_at).collect();
     let sources = u16::try_from(request.outputs.len()).unwrap_or(u16::MAX);
     let mut compared = Vec::new();
     for (at, (read, place)) in (0..).zip(logs.iter_mut().zip(places)) {
@@ -165,7 +165,7 @@ fn compared<'a, 'b>(
         }
         // A log that was kept aside ends where the one after it begins.
         let beside = places.iter().zip(&starts).filter(|(other, _)| other.is_beside(place));
-        let last = check.history.runs.last_at();
+        let last = check.history.runs.last_at;
         check.judge(beside.filter_map(|(_, start)| start.filter(|at| Some(*at) >= last)).min());
         compared.push(Compared { check, left, is_covered: *is_covered });
     }
@@ -246,11 +246,10 @@ impl Check<'_> {
     fn uncovered_before(&mut self, end: u64) {
         let next = self.history.recorded_until();
         if next < end {
-            let text = format!(
+            self.report.unchecked.push(format!(
                 "positions {next} to {}: no checkpoint covers these events of the queue",
                 end - 1
-            );
-            self.report.unchecked.push(text);
+            ));
         }
     }
 
@@ -265,7 +264,7 @@ impl Check<'_> {
 
     /// Compares the checkpoints among the stored lines with the log of their origin.
     fn kept(&mut self, store: &mut Store, log: &Log<'_>) {
-        let own = log.signed().checkpoint.clone();
+        let own = log.signed.checkpoint.clone();
         let is_own = |kept: &mut store::Kept| kept.origin == own.origin;
         for kept in store.kept.extract_if(.., is_own).collect::<Vec<_>>() {
             let name = store.name_of_checkpoint(kept.place);
@@ -277,12 +276,11 @@ impl Check<'_> {
             self.goes_on = true;
             self.report.counts.newer += 1;
             let last = self.last_checkpoint();
-            let text = format!(
+            self.report.unchecked.push(format!(
                 "{name} covers {} entries, and the log has only {}: it is newer than {last}, or the \
                  end of the log was cut off",
                 kept.head.size, own.head.size
-            );
-            self.report.unchecked.push(text);
+            ));
         }
     }
 
@@ -304,11 +302,10 @@ fn drop_repeated(logs: &mut [Read<'_>], report: &mut Report) {
             && !origins.insert(origin.clone())
         {
             read.check.entries = Entries::Wrong;
-            let text = format!(
+            report.unchecked.push(format!(
                 "a second log of {origin}: the events of a log can be counted once only. Two relays \
                  with one origin are a fork"
-            );
-            report.unchecked.push(text);
+            ));
         }
     }
 }

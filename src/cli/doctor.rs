@@ -18,6 +18,7 @@ use crate::doctor::judge::Kind;
 use crate::doctor::kubeconfig::Kubeconfig;
 use crate::doctor::sample::Cluster;
 use crate::doctor::sample::Source;
+use crate::doctor::screen;
 
 /// The exit status if events are lost.
 const LOST: u8 = 1;
@@ -65,13 +66,14 @@ pub(super) fn run(arguments: &Arguments, file: Option<&Path>) -> Result<(), u8> 
             eprintln!("the second sample follows after {} s", interval.as_secs_f64());
         }
     };
-    let report = healthcheck::block_on(doctor::examine(plan, waiting)).map_err(|_| UNKNOWN)?;
+    let examined = healthcheck::block_on(doctor::examine(plan, waiting));
+    let (findings, verdict) = examined.map_err(|_| UNKNOWN)?;
     let text = match arguments.json {
-        true => format!("{:#}\n", report.json()),
-        false => report.text(),
+        true => format!("{:#}\n", screen::json(&findings, &verdict)),
+        false => screen::text(&findings, &verdict),
     };
     print(&text).map_err(|_| UNKNOWN)?;
-    match report.verdict.kind {
+    match verdict.kind {
         Kind::Ok | Kind::Warning | Kind::SoFar => Ok(()),
         Kind::Lost => Err(LOST),
         Kind::Unknown => Err(UNKNOWN),

@@ -137,7 +137,7 @@ fn show(directory: &Path, json: bool) -> Result<(), u8> {
 
 fn show_to(log: &Log<'_>, json: bool, stdout: &mut impl Write) -> Result<(), u8> {
     if !json {
-        for line in log.signed().note.text().lines() {
+        for line in log.signed.note.text().lines() {
             writeln!(stdout, "{}", escape::message(line)).map_err(failed)?;
         }
         writeln!(stdout, "\nINDEX TIME ENTRY").map_err(failed)?;
@@ -168,7 +168,7 @@ fn prove(directory: &Path, position: u64) -> Result<(), u8> {
     })?;
     let Accepted { index, entry, first, count, root } = found;
     let path = inclusion(&log.nodes(), index, log.size()).map_err(failed)?;
-    let proof = Proof { extra: Some(entry.clone()), index, path, signed: log.signed().clone() };
+    let proof = Proof { extra: Some(entry.clone()), index, path, signed: log.signed.clone() };
     if !proof.proves(&entry) {
         return Err(failed(format!(
             "entry {index} is not the one that the checkpoint is about: the log is damaged"

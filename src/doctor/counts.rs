@@ -373,13 +373,11 @@ fn outputs(families: &Families<'_>) -> BTreeMap<String, OutputCounts> {
             set(outputs.entry(output).or_default(), count);
         }
     }
-    for (labels, value) in families.gauges(BacklogMetrics::start) {
-        let Some(size) = count(value.abs()) else {
-            families.leave_out(BacklogMetrics::start, labels, value);
-            continue;
-        };
-        let size = i64::try_from(size).unwrap_or_default();
-        let start = if value < 0.0 { -size } else { size };
+    let signed = |value: f64| {
+        let size = i64::try_from(count(value.abs())?).ok()?;
+        Some(if value < 0.0 { -size } else { size })
+    };
+    for (labels, start) in families.series(BacklogMetrics::start, signed) {
         outputs.entry(label(labels, "output")).or_default().start = start;
     }
     let gauges: Setters<f64> = [
@@ -436,37 +434,35 @@ impl<'e> Families<'e> {
         self.exposition.family(name).collect()
     }
 
-    /// Names a series that is left out.
-    fn leave_out(&self, name: &str, labels: &Labels, value: f64) {
-        let mut wrong = self.wrong.borrow_mut();
-        if wrong.len() < WRONG_MAX {
-            let keys = labels.keys().filter(|key| key.len() <= LABEL_CHARS_MAX).take(LABELS_MAX);
-            let labels = keys.map(|key| (key.clone(), label(labels, key))).collect();
-            wrong.push(Wrong { name: name.to_owned(), labels, value });
+    /// Returns the series of a family whose values can be read. The others are named as left out.
+    fn series<T>(
+        &self,
+        name: &'static str,
+        read: impl Fn(f64) -> Option<T>,
+    ) -> Vec<(&'e Labels, T)> {
+        let mut read_all = Vec::new();
+        for (labels, value) in self.all(name) {
+            let mut wrong = self.wrong.borrow_mut();
+            if let Some(read) = read(value) {
+                read_all.push((labels, read));
+            } else if wrong.len() < WRONG_MAX {
+                let keys = labels.keys().filter(|key| key.len() <= LABEL_CHARS_MAX);
+                let keys = keys.take(LABELS_MAX);
+                let labels = keys.map(|key| (key.clone(), label(labels, key))).collect();
+                wrong.push(Wrong { name: name.to_owned(), labels, value });
+            }
         }
+        read_all
     }
 
     /// Returns the series of a family whose values are finite.
     fn gauges(&self, name: &'static str) -> Vec<(&'e Labels, f64)> {
-        let is_finite = |(labels, value): &(&Labels, f64)| {
-            if !value.is_finite() {
-                self.leave_out(name, labels, *value);
-            }
-            value.is_finite()
-        };
-        self.all(name).into_iter().filter(is_finite).collect()
+        self.series(name, |value| value.is_finite().then_some(value))
     }
 
     /// Returns the series of a family whose values are counts.
     fn counts(&self, name: &'static str) -> Vec<(&'e Labels, u64)> {
-        let as_count = |(labels, value): (&'e Labels, f64)| match count(value) {
-            Some(count) => Some((labels, count)),
-            None => {
-                self.leave_out(name, labels, value);
-                None
-            }
-        };
-        self.all(name).into_iter().filter_map(as_count).collect()
+        self.series(name, count)
     }
 
     /// Returns the value of a family without labels; `None` if it is missing or not finite.

@@ -237,19 +237,13 @@ fn field<'n>(node: &'n Node, name: &str) -> Option<&'n Node> {
 }
 
 fn list(node: &Node) -> &[Node] {
-    match &node.value {
-        Value::List(nodes) => nodes,
-        Value::Scalar { .. } | Value::Map(_) => &[],
-    }
+    if let Value::List(nodes) = &node.value { nodes } else { &[] }
 }
 
 /// Returns the text of a value; `None` if it is null, empty, or not a text.
 fn scalar(node: &Node) -> Option<&str> {
-    match &node.value {
-        Value::Scalar { .. } if is_nothing(node) => None,
-        Value::Scalar { text, .. } => Some(text),
-        Value::List(_) | Value::Map(_) => None,
-    }
+    let Value::Scalar { text, .. } = &node.value else { return None };
+    (!is_nothing(node)).then_some(text)
 }
 
 fn text_of<'n>(node: &'n Node, name: &str) -> Option<&'n str> {
@@ -258,12 +252,8 @@ fn text_of<'n>(node: &'n Node, name: &str) -> Option<&'n str> {
 
 /// Returns `true` if the value is null or an empty text, which client-go treats as not set.
 fn is_nothing(node: &Node) -> bool {
-    match &node.value {
-        Value::Scalar { text, plain } => {
-            text.is_empty() || *plain && matches!(text.as_str(), "~" | "null" | "Null" | "NULL")
-        }
-        Value::List(_) | Value::Map(_) => false,
-    }
+    let Value::Scalar { text, plain } = &node.value else { return false };
+    text.is_empty() || *plain && matches!(text.as_str(), "~" | "null" | "Null" | "NULL")
 }
 
 #[cfg(test)]

@@ -626,24 +626,6 @@ mod tests {
         assert!(gone.iter().all(|it| it.fault.as_deref() == Some("cannot connect")));
     }
 
-    #[tokio::test]
-    async fn files_are_never_merged() {
-        let directory = tempfile::TempDir::new().unwrap();
-        let file = |name: &str, lost: u64| {
-            let file = directory.path().join(name);
-            let text = format!(
-                "process_start_time_seconds 7\napiserver_audit_event_total 9\n\
-                 apiserver_audit_error_total{{plugin=\"webhook\"}} {lost}\n"
-            );
-            std::fs::write(&file, text).unwrap();
-            Source::File(file)
-        };
-        let files = vec![file("first", 2), file("second", 3)];
-        let first = Apiservers::first(files, None, None).await;
-        let lost = |it: &Sampled<ApiserverCounts>| it.counts.as_ref().unwrap().lost();
-        assert_eq!(first.second().await.iter().map(lost).collect::<Vec<_>>(), [2, 3]);
-    }
-
     fn address(is_single: bool, url: &str, instances: &[(f64, u64)]) -> Address<ApiserverCounts> {
         // Nothing listens at port 1, so the second sample has no answers.
         let target = Target::new(url).unwrap();

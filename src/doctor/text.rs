@@ -28,9 +28,12 @@ pub struct Plain {
     reader: Reader,
     /// The number of bytes that were read.
     bytes: u64,
-    /// The fault of the text, once it has one.
-    fault: Option<String>,
 }
+
+/// A fault of the text, as the error of the decoder that unpacks it.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+struct OfText(String);
 
 impl Plain {
     fn feed(&mut self, part: &[u8]) -> Result<(), String> {
@@ -44,10 +47,7 @@ impl Plain {
 
 impl Write for Plain {
     fn write(&mut self, part: &[u8]) -> io::Result<usize> {
-        self.feed(part).map_err(|fault| {
-            self.fault = Some(fault.clone());
-            io::Error::other(fault)
-        })?;
+        self.feed(part).map_err(|fault| io::Error::other(OfText(fault)))?;
         Ok(part.len())
     }
 
@@ -59,7 +59,7 @@ impl Write for Plain {
 impl Text {
     /// Makes a text that keeps the families with these names.
     pub fn new(wanted: Vec<String>) -> Self {
-        Self::Plain(Plain { reader: Reader::new(wanted), bytes: 0, fault: None })
+        Self::Plain(Plain { reader: Reader::new(wanted), bytes: 0 })
     }
 
     /// Reads the next part.
@@ -73,15 +73,12 @@ impl Text {
             && part.first() == Some(&MAGIC)
         {
             let reader = std::mem::take(&mut plain.reader);
-            let plain = Plain { reader, bytes: 0, fault: None };
+            let plain = Plain { reader, bytes: 0 };
             *self = Self::Gzip(Box::new(MultiGzDecoder::new(plain)));
         }
         match self {
             Self::Plain(plain) => plain.feed(part),
-            Self::Gzip(gzip) => {
-                let fed = gzip.write_all(part);
-                fed.map_err(|error| fault(gzip.get_mut().fault.take(), &error))
-            }
+            Self::Gzip(gzip) => gzip.write_all(part).map_err(fault),
         }
     }
 
@@ -93,17 +90,16 @@ impl Text {
     pub fn finish(self) -> Result<Exposition, String> {
         let plain = match self {
             Self::Plain(plain) => plain,
-            Self::Gzip(mut gzip) => {
-                let ended = gzip.try_finish();
-                ended.map_err(|error| fault(gzip.get_mut().fault.take(), &error))?;
-                gzip.finish().map_err(|error| fault(None, &error))?
-            }
+            Self::Gzip(gzip) => gzip.finish().map_err(fault)?,
         };
         plain.reader.finish().map_err(|fault| fault.to_string())
     }
 }
 
 /// Returns the fault of the text or, if it has none, that of gzip.
-fn fault(of_text: Option<String>, error: &io::Error) -> String {
-    of_text.unwrap_or_else(|| format!("not valid gzip: {error}"))
+fn fault(error: io::Error) -> String {
+    match error.downcast::<OfText>() {
+        Ok(OfText(fault)) => fault,
+        Err(error) => format!("not valid gzip: {error}"),
+    }
 }

@@ -1,5 +1,5 @@
-//! Tries the way of the audit webhook from here: its URL, its certificate, and whether it leads to
-//! one of the relays.
+//! Tries the audit webhook from here: its URL, its certificate, and whether it leads to one of the
+//! relays.
 //!
 //! The request is an EventList without events. A relay answers it with 200, counts the request, and
 //! counts no event.

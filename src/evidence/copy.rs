@@ -323,7 +323,7 @@ impl<'a> Copying<'a> {
         if let Some(why) = self.files.rolled_back_file()? {
             self.write(ROLLED_BACK, &why)?;
         }
-        self.write(CHECKPOINT, begun.log.signed().note.to_string().as_bytes())?;
+        self.write(CHECKPOINT, begun.log.signed.note.to_string().as_bytes())?;
         let copy = Directory::at(self.part);
         let copy = Log::open(&copy)?;
         if root_at(&copy.nodes(), copy.size())? != copy.head().root {

@@ -312,13 +312,11 @@ mod tests {
             let (output, first, count, at) = ("siem".to_owned(), 10, 3, 5);
             Entry::Delivered(Delivered { output, first, count, at, root, not_delivered, changed })
         };
-        let lost = |first| Entry::Lost {
-            output: "queue".to_owned(),
-            first,
-            count: 3,
-            at: 5,
-            reason: "when_full".to_owned(),
+        let lost = |first| {
+            let (output, reason) = ("queue".to_owned(), "when_full".to_owned());
+            Entry::Lost { output, first, count: 3, at: 5, reason }
         };
+        let alarm = |what| Entry::Alarm { at: 5, what };
         for (entry, text) in [
             (
                 Entry::Accepted { first: 0, count: 400, at: 5, root: hash },
@@ -361,6 +359,12 @@ mod tests {
             ),
             (Entry::Reload(running.clone()), format!(r#"{{"type":"reload",{common}}}"#)),
             (Entry::Stop(running), format!(r#"{{"type":"stop",{common}}}"#)),
+            (
+                alarm(Alarm::Off { first: 3, count: 2 }),
+                r#"{"type":"alarm","at":5,"what":"off","first":3,"count":2}"#.to_owned(),
+            ),
+            (alarm(Alarm::Journal), r#"{"type":"alarm","at":5,"what":"journal"}"#.to_owned()),
+            (alarm(Alarm::Removed), r#"{"type":"alarm","at":5,"what":"removed"}"#.to_owned()),
             (Entry::Heartbeat { at: 5 }, r#"{"type":"heartbeat","at":5}"#.to_owned()),
             (
                 Entry::Pruned { at: 5, below: 7 },
@@ -371,23 +375,6 @@ mod tests {
                 r#"{"type":"key","at":5,"verifier_key":"a+0+b"}"#.to_owned(),
             ),
         ] {
-            assert_eq!(String::from_utf8(entry.bytes()).unwrap(), text);
-            assert_eq!(Entry::parse(text.as_bytes()).unwrap(), entry);
-            assert_eq!(entry.at(), 5);
-        }
-    }
-
-    #[test]
-    fn alarms_are_written_and_read_as_the_contract_says() {
-        for (what, text) in [
-            (Alarm::Off { first: 3, count: 2 }, r#""off","first":3,"count":2"#),
-            (Alarm::Journal, r#""journal""#),
-            (Alarm::Removed, r#""removed""#),
-        ] {
-            let (entry, text) = (
-                Entry::Alarm { at: 5, what },
-                format!(r#"{{"type":"alarm","at":5,"what":{text}}}"#),
-            );
             assert_eq!(String::from_utf8(entry.bytes()).unwrap(), text);
             assert_eq!(Entry::parse(text.as_bytes()).unwrap(), entry);
             assert_eq!(entry.at(), 5);

@@ -348,17 +348,4 @@ mod tests {
         assert_eq!(read(&torn), (ranges.to_vec(), Some(Damage::CutOff)));
         assert_eq!(whole_bytes(&torn), file.len() as u64);
     }
-
-    #[test]
-    fn a_root_is_over_salted_hashes() {
-        let range = range(5, 2);
-        let leaf = |at: usize| {
-            let entry = [range.salt.0.as_slice(), &range.lines[at].0].concat();
-            Hash::of_leaf(&entry)
-        };
-        assert_eq!(range.leaves(), [leaf(0), leaf(1)]);
-        assert_eq!(range.leaves(), [0, 1].map(|at| range.salt.leaf(&range.lines[at])));
-        assert_eq!(range.root(), Hash::of_node(&leaf(0), &leaf(1)));
-        assert_eq!(range.end(), 7);
-    }
 }

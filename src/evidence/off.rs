@@ -109,14 +109,6 @@ mod tests {
     use super::*;
     use crate::queue::tests::simulated_disk::SimulatedDisk;
 
-    #[test]
-    fn a_queue_that_never_had_evidence_notes_nothing() {
-        let disk = SimulatedDisk::new(1);
-        turned_off(&disk, 500).expect("no fault is set");
-        assert_eq!(disk.names().iter().filter(|name| *name == OFF).count(), 0);
-        assert_eq!(turned_on(&disk, 900).expect("no fault is set"), []);
-    }
-
     /// Method: evidence is turned off, the relay is started again without it, then evidence is on
     /// for two starts, off again, and on.
     #[test]

@@ -254,6 +254,14 @@ mod tests {
         Record::accepted(lines::Range { first, salt, lines })
     }
 
+    /// Returns a comparison of lines that has been decided, and the files of hashes beside it.
+    fn opened(telemetry: &Telemetry, compares: bool) -> (Originals, Hashes) {
+        let disk: Arc<dyn Disk> = Arc::new(SimulatedDisk::new(1));
+        let originals = Originals::new(Arc::clone(&disk), telemetry.evidence());
+        originals.decide(compares);
+        (originals, Hashes::open(disk, 1 << 20).expect("no fault is set"))
+    }
+
     /// Method: ranges of random lengths in files of 64 KiB, and records of lines that were sent
     /// between them. Lines are read at random places while the files grow.
     #[test]
@@ -261,11 +269,8 @@ mod tests {
         let seed = fastrand::u64(..);
         println!("seed {seed}");
         let mut rng = fastrand::Rng::with_seed(seed);
-        let disk: Arc<dyn Disk> = Arc::new(SimulatedDisk::new(1));
-        let originals = Originals::new(Arc::clone(&disk), Telemetry::new().evidence());
-        originals.decide(true);
+        let (originals, mut hashes) = opened(&Telemetry::new(), true);
         assert!(originals.changed(Position::new(5), &text(5..9)).is_empty());
-        let mut hashes = Hashes::open(Arc::clone(&disk), 1 << 20).expect("no fault is set");
         let mut next = 100;
         while next < 12_000 {
             let end = next + rng.u64(1..400);
@@ -281,21 +286,15 @@ mod tests {
             let changed = rng.u64(first..last);
             let at = lines.len() - text(changed..last).len();
             lines[at] = b'x';
-            let expected: Vec<_> = Some(Position::new(changed))
-                .into_iter()
-                .filter(|_| (100..next).contains(&changed))
-                .collect();
-            assert_eq!(originals.changed(Position::new(first), &lines), expected);
+            let expected = (100..next).contains(&changed).then_some(Position::new(changed));
+            assert_eq!(originals.changed(Position::new(first), &lines), expected.as_slice());
         }
     }
 
     /// Method: the hashes of some events are there twice, as after a crash, once of other lines.
     #[test]
     fn a_line_is_right_if_any_of_its_hashes_is() {
-        let disk: Arc<dyn Disk> = Arc::new(SimulatedDisk::new(1));
-        let originals = Originals::new(Arc::clone(&disk), Telemetry::new().evidence());
-        originals.decide(true);
-        let mut hashes = Hashes::open(disk, 1 << 20).expect("no fault is set");
+        let (originals, mut hashes) = opened(&Telemetry::new(), true);
         hashes.push(&record(0..10), 0);
         let mut others = record(50..60);
         others.range.first = 5;
@@ -309,13 +308,10 @@ mod tests {
 
     #[test]
     fn nothing_is_compared_if_nothing_is_recorded() {
-        let disk: Arc<dyn Disk> = Arc::new(SimulatedDisk::new(1));
         let telemetry = Telemetry::new();
-        let originals = Originals::new(Arc::clone(&disk), telemetry.evidence());
-        let mut hashes = Hashes::open(disk, 1 << 20).expect("no fault is set");
+        let (originals, mut hashes) = opened(&telemetry, false);
         hashes.push(&record(0..10), 0);
         hashes.commit().expect("no fault is set");
-        originals.decide(false);
         assert!(originals.changed(Position::new(0), &text(50..60)).is_empty());
         originals.decide(true);
         for _ in 0..3 {

@@ -248,8 +248,10 @@ impl ReadError {
 
 /// A log up to its checkpoint. Signatures and hashes are not checked here.
 pub struct Log<'a> {
-    files: &'a dyn Files,
-    signed: Signed,
+    /// The files of the log.
+    pub files: &'a dyn Files,
+    /// The checkpoint.
+    pub signed: Signed,
 }
 
 impl<'a> Log<'a> {
@@ -265,11 +267,6 @@ impl<'a> Log<'a> {
         Ok(Self { files, signed: Signed::parse(&note).map_err(ReadError::Checkpoint)? })
     }
 
-    /// Returns the checkpoint.
-    pub fn signed(&self) -> &Signed {
-        &self.signed
-    }
-
     /// Returns the number of entries up to the checkpoint, and the root over them.
     pub fn head(&self) -> Head {
         self.signed.checkpoint.head
@@ -283,11 +280,6 @@ impl<'a> Log<'a> {
     /// Returns the name of the log.
     pub fn origin(&self) -> &str {
         &self.signed.checkpoint.origin
-    }
-
-    /// Returns the files of the log.
-    pub fn files(&self) -> &'a dyn Files {
-        self.files
     }
 
     /// Returns the bytes of a tile or bundle.

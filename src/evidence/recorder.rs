@@ -463,7 +463,7 @@ impl Work {
         let (witnesses, metrics) = (&self.setup.witnesses, &self.setup.metrics);
         let mut off = None;
         let store = Store::open(Arc::clone(disk), &settings.origin, keys)?;
-        for alarm in store.alarms() {
+        for alarm in &store.alarms {
             // If this attempt fails, the next one may find the traces a second time, or not at all.
             let is_late = |late: &Entry| matches!(late, Entry::Alarm { what, .. } if what == alarm);
             if !self.late.iter().any(is_late) {
@@ -473,7 +473,7 @@ impl Work {
         }
         let last = store.last_accepted()?;
         let mut next = last.unwrap_or(begin.get());
-        if store.alarms().contains(&Alarm::Removed) && last.is_none() && begin.get() > 0 {
+        if store.alarms.contains(&Alarm::Removed) && last.is_none() && begin.get() > 0 {
             // Nothing that is left says which of these events had an entry.
             (next, off) = (0, Some(0..begin.get()));
         }
@@ -492,7 +492,7 @@ impl Work {
         let size = store.signed().size;
         let witnesses = Witnesses::new(witnesses, metrics, size).map_err(io::Error::other)?;
         let asks_until = (!witnesses.have_answered()).then(|| Instant::now() + ANSWERS_WITHIN);
-        let unproven = if store.alarms().is_empty() { 0 } else { end.get() };
+        let unproven = if store.alarms.is_empty() { 0 } else { end.get() };
         self.setup.off.splice(..0, off);
         Ok(Log { store, hashes, next, unproven, pruned: 0, witnesses, asks_until })
     }

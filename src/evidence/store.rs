@@ -85,7 +85,7 @@ pub(super) struct Store {
     /// the new key, which is known both before and after the change.
     key: journal::Key,
     /// Traces of somebody else that were found when the log was opened.
-    alarms: Vec<Alarm>,
+    pub(super) alarms: Vec<Alarm>,
     /// The tiles over all entries that are not in files of the newest checkpoint.
     tiles: Growing,
     /// The last bundle of the newest checkpoint, if it is partial.
@@ -193,11 +193,6 @@ impl Store {
         let Some(file) = file else { return Ok(None) };
         let fits = file.bytes()? <= JOURNAL_BYTES_MAX as u64;
         if fits { read_all(&*file, JOURNAL_BYTES_MAX).map(Some) } else { Ok(Some(Vec::new())) }
-    }
-
-    /// Returns the traces of somebody else that were found when the log was opened.
-    pub(super) fn alarms(&self) -> &[Alarm] {
-        &self.alarms
     }
 
     /// Returns the content of a file; `None` if there is none.

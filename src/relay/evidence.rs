@@ -76,7 +76,7 @@ pub(super) fn reader(
 /// which may be forged; their events are read once more.
 fn recorded_until(directory: Directory, settings: &config::Evidence) -> Option<u64> {
     let log = Log::open(&directory).ok()?;
-    let Signed { checkpoint, note } = log.signed();
+    let Signed { checkpoint, note } = &log.signed;
     let keys = read_keys(settings).ok()?;
     let is_own = keys.iter().any(|key| matches!(note.check(key.verifier()), Check::Valid(_)));
     if checkpoint.origin != settings.origin || !is_own {

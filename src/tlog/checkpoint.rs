@@ -94,21 +94,6 @@ pub(super) fn number(text: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tlog::note::Signed as Check;
-
-    #[test]
-    fn a_signed_checkpoint_is_read_again() {
-        let (key, _) = SigningKey::generate("example.org/relay-0").unwrap();
-        let (next, _) = SigningKey::generate("example.org/relay-0").unwrap();
-        let head = Head { size: 20_852_163, root: Hash::of(&[b"x"]) };
-        let checkpoint = Checkpoint { origin: "example.org/relay-0".to_owned(), head };
-        let note = checkpoint.sign([&key, &next]).unwrap();
-        let read = Signed::parse(note.to_string().as_bytes()).unwrap();
-        assert_eq!(read.checkpoint, checkpoint);
-        for key in [key, next] {
-            assert_eq!(read.note.check(key.verifier()), Check::Valid(None));
-        }
-    }
 
     #[test]
     fn a_text_that_is_no_checkpoint_is_refused() {

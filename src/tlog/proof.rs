@@ -42,17 +42,12 @@ impl Proof {
             return Err(Malformed("the proof does not begin with c2sp.org/tlog-proof@v1"));
         }
         let extra = lines.peek().and_then(|line| line.strip_prefix("extra "));
-        let extra = match extra {
-            Some(extra) => {
-                lines.next();
-                let extra = STANDARD.decode(extra);
-                Some(
-                    extra
-                        .map_err(|_| Malformed("the proof has an extra line that is not base64"))?,
-                )
-            }
-            None => None,
-        };
+        let extra = extra.map(|extra| STANDARD.decode(extra)).transpose();
+        let extra =
+            extra.map_err(|_| Malformed("the proof has an extra line that is not base64"))?;
+        if extra.is_some() {
+            lines.next();
+        }
         let index = lines.next().and_then(|line| number(line.strip_prefix("index ")?));
         let index = index.ok_or(Malformed("the proof has no index"))?;
         let path: Option<Vec<_>> = lines.map(Hash::parse).collect();

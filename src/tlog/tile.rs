@@ -307,28 +307,11 @@ mod tests {
             assert_eq!(tile.path(), path);
             assert_eq!(Tile::parse(path), Some(tile));
         }
-        for wrong in [
-            "",
-            "tile/0",
-            "tile/0/",
-            "tile/0/0",
-            "tile/0/0000",
-            "tile/0/x000/067",
-            "tile/0/001/067",
-            "tile/0/x001",
-            "tile/0/x01/067",
-            "tile/00/067",
-            "tile/+0/067",
-            "tile/64/067",
-            "tile/0/067.p/0",
-            "tile/0/067.p/256",
-            "tile/0/067.p/01",
-            "tile/0/067.p/1/2",
-            "tile/0/../067",
-            "tile/0/x999/x999/x999/x999/x999/x999/x999/999",
-            "/tile/0/067",
-            "checkpoint",
-        ] {
+        let wrong = "checkpoint tile/0 tile/0/ tile/0/0 tile/0/0000 tile/0/x000/067 tile/0/001/067 \
+                     tile/0/x001 tile/0/x01/067 tile/00/067 tile/+0/067 tile/64/067 tile/0/067.p/0 \
+                     tile/0/067.p/256 tile/0/067.p/01 tile/0/067.p/1/2 tile/0/../067 /tile/0/067 \
+                     tile/0/x999/x999/x999/x999/x999/x999/x999/999";
+        for wrong in wrong.split(' ').chain([""]) {
             assert_eq!(Tile::parse(wrong), None, "{wrong}");
         }
     }

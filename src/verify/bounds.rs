@@ -1,4 +1,4 @@
-//! Bounds of what a log may say, so that no log takes more memory than this machine has.
+//! Bounds of what a log may say, so that a hostile log takes a bounded amount of memory.
 
 use crate::evidence::entry::Entry;
 use crate::evidence::entry::Started;

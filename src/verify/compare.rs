@@ -1,8 +1,8 @@
 //! Compares the hashes of the lines that left with those of the lines that are stored.
 //!
 //! There may be hundreds of millions of them, in any order. They are cut into 256 buckets by their
-//! first byte, and buckets that do not fit into memory go to temporary files. Then one bucket after
-//! the other is sorted and compared.
+//! first byte. Whenever the buckets take too much memory together, all of them are appended to
+//! temporary files. Then one bucket after the other is sorted and compared.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -62,18 +62,21 @@ pub(super) enum Kind {
 }
 
 impl Kind {
+    /// All kinds, in the order of their numbers.
+    const ALL: [Self; 9] = [
+        Self::Left,
+        Self::Outside,
+        Self::Late,
+        Self::Allowed,
+        Self::Elsewhere,
+        Self::Newer,
+        Self::Stored,
+        Self::Either,
+        Self::Plain,
+    ];
+
     fn of(byte: u8) -> Self {
-        match byte {
-            0 => Self::Left,
-            1 => Self::Outside,
-            2 => Self::Late,
-            3 => Self::Allowed,
-            4 => Self::Elsewhere,
-            5 => Self::Newer,
-            6 => Self::Stored,
-            7 => Self::Either,
-            _ => Self::Plain,
-        }
+        Self::ALL.get(usize::from(byte)).copied().unwrap_or(Self::Plain)
     }
 
     fn is_stored(self) -> bool {
@@ -152,17 +155,13 @@ impl Comparison {
         // The lines with two hashes, by place, to find which of the two matches.
         let mut fits = Self { limit: self.limit, ..Self::new() };
         for bucket in &mut self.buckets {
-            let mut added = Ok(());
             bucket.groups(|group| {
-                let add = |(kind, at): (Kind, u64)| fits.add(key_of(at), kind, (0, at));
                 let mut of_group = differences.add(group).into_iter();
-                added =
-                    std::mem::replace(&mut added, Ok(())).and_then(|()| of_group.try_for_each(add));
+                of_group.try_for_each(|(kind, at)| fits.add(key_of(at), kind, (0, at)))
             })?;
-            added?;
         }
         for bucket in &mut fits.buckets {
-            bucket.groups(|group| differences.add_place(group))?;
+            bucket.groups(|group| Ok(differences.add_place(group)))?;
         }
         Ok(differences)
     }
@@ -183,6 +182,7 @@ impl Comparison {
                         found.insert(*at, *left);
                     }
                 }
+                Ok(())
             })?;
         }
         Ok(found)
@@ -202,7 +202,10 @@ impl Bucket {
     }
 
     /// Calls `tell` with all items of each hash, in the order of kind and place.
-    fn groups(&mut self, mut tell: impl FnMut(&[(Kind, Place)])) -> io::Result<()> {
+    fn groups(
+        &mut self,
+        mut tell: impl FnMut(&[(Kind, Place)]) -> io::Result<()>,
+    ) -> io::Result<()> {
         let mut bytes = Vec::new();
         if let Some(file) = &mut self.file {
             file.seek(SeekFrom::Start(0))?;
@@ -230,7 +233,7 @@ impl Bucket {
                 false => BTreeSet::new(),
             };
             group.retain(|(kind, place)| *kind != Kind::Late || !left.contains(place));
-            tell(&group);
+            tell(&group)?;
         }
         Ok(())
     }

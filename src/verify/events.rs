@@ -17,6 +17,7 @@ use super::log::Ending;
 use super::log::WHO_WROTE;
 use super::positions::Positions;
 use super::report::Report;
+use super::report::time;
 use super::store::Store;
 use crate::evidence::entry::Delivered;
 use crate::evidence::entry::Entry;
@@ -210,10 +211,9 @@ impl Check<'_> {
         counts.without_evidence = self.history.off.len_within(self.asked.positions.clone());
         let is_whole = counts.events.all > 0 && self.report.faults.count() == 0;
         let no_gap = if is_whole { "No event is missing in the log. " } else { "" };
-        let text = format!(
+        self.report.notes.push(format!(
             "proven: positions. {no_gap}Without --events, nobody knows what the consumer has stored"
-        );
-        self.report.notes.push(text);
+        ));
     }
 
     /// Counts the lines that left.
@@ -570,7 +570,8 @@ fn tell_newer(
 ) {
     let last = log.map(|log| log.check.last_checkpoint()).unwrap_or_default();
     let after_last = format!("after {last}");
-    let after_export = format!("after the stored lines were exported at {}", store.exported());
+    let after_export =
+        format!("after the stored lines were exported at {}", time(store.exported_at));
     for (count, what, than) in [
         (newer, "stored lines fit nothing, and may be events that left", &after_last),
         (differences.newer, "stored lines are events that came in", &after_last),
@@ -582,32 +583,29 @@ fn tell_newer(
         }
     }
     if differences.elsewhere > 0 {
-        let text = format!(
+        report.unchecked.push(format!(
             "{} stored lines left by another output, before the one that is asked about joined: \
              name it with --output too",
             differences.elsewhere
-        );
-        report.unchecked.push(text);
+        ));
     }
 }
 
 /// Says how many stored lines may have two forms.
 fn tell_forms(differences: &Differences, report: &mut Report) {
     if differences.ambiguous > 0 {
-        let text = format!(
+        report.unchecked.push(format!(
             "{} stored lines may each be either of two events that left, with and without kind and \
              apiVersion",
             differences.ambiguous
-        );
-        report.unchecked.push(text);
+        ));
     }
     if differences.with_added > 0 && differences.without_added > 0 {
-        let text = format!(
+        report.unchecked.push(format!(
             "{} stored lines have kind and apiVersion, which the events that left lack, and {} have \
              not: an output with format = \"audit_log\" adds them to each event",
             differences.with_added, differences.without_added
-        );
-        report.unchecked.push(text);
+        ));
     }
 }
 

@@ -18,7 +18,8 @@ use crate::tlog::merkle::Hash;
 /// root. The output is `None` for lines as they came in.
 type Key = (Option<String>, u64, Hash);
 
-/// The ranges that were read last. One is of lines as they came in, and the others of outputs.
+/// The number of ranges that stay in memory after they were read. As a rule one of them is of lines
+/// as they came in, and the others are of outputs.
 const CACHED: usize = 4;
 
 /// The line hashes in a directory. Only the places of the records are in memory: about 150 bytes

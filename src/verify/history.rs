@@ -1,5 +1,4 @@
-//! The story that all entries tell together: positions without gaps, no silence, and a fate for
-//! each event.
+//! What all entries say together: positions without gaps, no silence, and a fate for each event.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -339,13 +338,9 @@ mod tests {
     use crate::tlog::merkle::Hash;
 
     fn running(at: u64, places: &[(&str, u64)]) -> Running {
-        Running {
-            at,
-            version: String::new(),
-            config_sha256: String::new(),
-            heartbeat_ms: 10_000,
-            outputs: places.iter().map(|(name, at)| ((*name).to_owned(), *at)).collect(),
-        }
+        let (version, config_sha256) = (String::new(), String::new());
+        let outputs = places.iter().map(|(name, at)| ((*name).to_owned(), *at)).collect();
+        Running { at, version, config_sha256, heartbeat_ms: 10_000, outputs }
     }
 
     fn start(at: u64, places: &[(&str, u64)]) -> Entry {
@@ -425,10 +420,9 @@ mod tests {
         assert_one(&quiet(15_001), "nothing was recorded for 15 s before entry 1");
         let mut short = running(0, &[]);
         short.heartbeat_ms = 1000;
-        let previous = Previous { size: 0, root: Hash::of_nothing() };
-        let start_short = Entry::Start(Started { running: short, previous });
-        assert_eq!(faults(&[start_short.clone(), Entry::Heartbeat { at: 3000 }]), [""; 0]);
-        assert_one(&[start_short, Entry::Heartbeat { at: 3001 }], "nothing was recorded");
+        let short = |at| [start(0, &[]), Entry::Reload(short.clone()), Entry::Heartbeat { at }];
+        assert_eq!(faults(&short(3000)), [""; 0]);
+        assert_one(&short(3001), "nothing was recorded");
         let crashed = [start(0, &[]), start(100_000, &[])];
         assert_eq!(faults(&crashed), [""; 0]);
         let back = [start(100_000, &[]), Entry::Heartbeat { at: 0 }, Entry::Heartbeat { at: 9000 }];

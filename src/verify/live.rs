@@ -58,12 +58,13 @@ impl Deadline {
     }
 
     /// Waits until `has_come` returns `true`. Returns `false` if that does not happen in time.
+    #[expect(clippy::disallowed_methods, reason = "this runs in a command, not in a runtime")]
     fn wait(self, has_come: impl Fn() -> bool) -> bool {
         while !has_come() {
             if self.0 <= Instant::now() {
                 return false;
             }
-            sleep(PAUSE);
+            std::thread::sleep(PAUSE);
         }
         true
     }
@@ -82,9 +83,4 @@ fn interval(files: &Directory, log: &Path) -> Duration {
     let between = |(before, newest): (SystemTime, SystemTime)| newest.duration_since(before).ok();
     let between = before.zip(newest).and_then(between);
     between.unwrap_or(INTERVAL_MAX).clamp(INTERVAL_MIN, INTERVAL_MAX)
-}
-
-#[allow(clippy::disallowed_methods, reason = "the command has no runtime whose threads it blocks")]
-fn sleep(pause: Duration) {
-    std::thread::sleep(pause);
 }

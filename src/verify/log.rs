@@ -197,7 +197,7 @@ impl<'a> Check<'a> {
         // Line hashes are durable before the checkpoint over their entries, so they are read after
         // it.
         self.hashes.read()?;
-        let own = log.signed().clone();
+        let own = log.signed.clone();
         let rolled_back = self.hashes.directory.map(|it| it.rolled_back(log.origin()));
         if let Some(why) = rolled_back.transpose()?.flatten() {
             let text = format!("the relay has recorded nothing more: {why}");
@@ -241,7 +241,7 @@ impl<'a> Check<'a> {
         for (url, note) in &self.request.witnessed {
             self.newest_of_witness(url, note, log);
         }
-        self.judge_witnesses(&log.signed().clone());
+        self.judge_witnesses(&log.signed);
     }
 
     /// Returns how the log ends.
@@ -267,7 +267,7 @@ impl<'a> Check<'a> {
         if let (Some((first, _)), Some((_, last))) = (first, last) {
             self.asked.positions = *first..last.end;
         }
-        let is_after = since.zip(self.history.runs.last_at()).is_some_and(|(it, last)| last < it);
+        let is_after = since.zip(self.history.runs.last_at).is_some_and(|(it, last)| last < it);
         let is_before =
             until.zip(self.spans.values().next()).is_some_and(|(it, span)| it < span.at);
         if is_after || is_before {
@@ -319,7 +319,7 @@ impl<'a> Check<'a> {
                 return;
             }
         };
-        let (kept, own) = (&signed.checkpoint, &log.signed().checkpoint);
+        let (kept, own) = (&signed.checkpoint, &log.signed.checkpoint);
         if kept.origin != own.origin {
             let (kept, own) = (&kept.origin, &own.origin);
             let text = format!("{name} is a checkpoint of {kept}, and the log is that of {own}");
@@ -427,18 +427,17 @@ impl<'a> Check<'a> {
         let index = from / WIDTH;
         let bundle = |width| Tile { content: Content::Entries, index, width };
         let width = log.size().saturating_sub(index * WIDTH).min(WIDTH);
-        let is_missing = matches!(log.files().tile(bundle(width)), Ok(None));
-        let is_older = index > 0 || matches!(log.files().tile(bundle(1)), Ok(Some(_)));
+        let is_missing = matches!(log.files.tile(bundle(width)), Ok(None));
+        let is_older = index > 0 || matches!(log.files.tile(bundle(1)), Ok(Some(_)));
         let is_torn = is_missing && is_older;
         if !is_torn {
             self.unread(error);
         }
-        let text = format!(
+        self.report.unchecked.push(format!(
             "the entries from {from} on: {error}. The checkpoint covers {} entries. Was the \
              directory copied while the relay was running? `evidence copy` makes a whole copy",
             log.size()
-        );
-        self.report.unchecked.push(text);
+        ));
         if is_torn { Entries::Torn } else { Entries::Wrong }
     }
 
@@ -459,7 +458,7 @@ impl<'a> Check<'a> {
                 let text = format!("{} has other hashes than the entries", tile.path());
                 self.faults().add(None, WHO_WROTE, text);
             }
-            Err(error) if !is_there && log.files().tile(tile).is_ok() => {
+            Err(error) if !is_there && log.files.tile(tile).is_ok() => {
                 self.report.unchecked.push(format!("{error}; its entries are there"));
             }
             Err(error) => self.unread(&error),
@@ -654,7 +653,7 @@ impl<'a> Check<'a> {
         let is_asked = |row: &Row| self.request.asks_about(row.from, row.to);
         self.report.runs.extend(rows.into_iter().filter(is_asked).map(|row| row.text));
         self.report.notes.extend(set_back.into_iter().filter(is_asked).map(|row| row.text));
-        if let Some(at) = self.history.runs.last_at() {
+        if let Some(at) = self.history.runs.last_at {
             self.report.notes.push(format!("the last entry is of {}", time(at)));
         }
     }
@@ -747,7 +746,7 @@ impl<'a> Check<'a> {
     }
 
     pub(super) fn last_checkpoint(&self) -> String {
-        let at = self.history.runs.last_at().map_or_else(|| "an unknown time".to_owned(), time);
+        let at = self.history.runs.last_at.map_or_else(|| "an unknown time".to_owned(), time);
         format!("the last checkpoint, whose last entry is of {at}")
     }
 

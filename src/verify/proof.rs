@@ -42,9 +42,7 @@ pub fn check(text: &str, request: &Request) -> io::Result<Report> {
                 false => Ok(()),
             }
         };
-        stored::read(path, &mut line, &mut |_| {}).map_err(|error| {
-            io::Error::new(error.kind(), format!("{}: {error}", path.display()))
-        })?;
+        stored::read(path, &mut line, &mut |_| {})?;
     }
     let mut report = Report::default();
     report.counts.checkpoints.all = 1;
@@ -97,19 +95,17 @@ fn check_proof(
         "entry {index}: the events at positions {first} to {last} came in until {}",
         time(at)
     ));
-    match path {
-        Some(path) if !lines.is_empty() => check_line(path, lines, first, count, root, report),
-        Some(_) => {
-            let text = "the line itself was not compared: give it with --events";
-            report.notes.push(text.to_owned());
-            Ok(())
-        }
-        None => {
-            let text = "the proof has no way to the line, because its line hashes were gone";
-            report.unchecked.push(text.to_owned());
-            Ok(())
-        }
+    let Some(path) = path else {
+        let text = "the proof has no way to the line, because its line hashes were gone";
+        report.unchecked.push(text.to_owned());
+        return Ok(());
+    };
+    if lines.is_empty() {
+        let text = "the line itself was not compared: give it with --events";
+        report.notes.push(text.to_owned());
+        return Ok(());
     }
+    check_line(path, lines, first, count, root, report)
 }
 
 /// Checks that the path leads from one of the lines to the root.

@@ -50,7 +50,7 @@ pub fn published(files: &dyn Files, request: &Request) -> io::Result<Report> {
 /// signed and matches the right edge of the tree.
 fn refused(log: &Log<'_>, request: &Request) -> io::Result<Option<Report>> {
     let head = log.head();
-    let (question, text) = if let Err(why) = signed_by(&request.keys, log.signed()) {
+    let (question, text) = if let Err(why) = signed_by(&request.keys, &log.signed) {
         (WHICH_KEY, format!("checkpoint of {} {why}", log.origin()))
     } else if head.size > ENTRIES_MAX {
         (WHICH_KEY, format!("checkpoint covers {} entries, which no relay can write", head.size))

@@ -48,10 +48,10 @@ pub(super) struct Row {
 pub(super) struct Runs {
     state: State,
     /// The latest time among the entries and the events in them.
-    last_at: Option<u64>,
+    pub(super) last_at: Option<u64>,
     heartbeat_ms: u64,
     /// The time of the first start.
-    started_at: Option<u64>,
+    pub(super) started_at: Option<u64>,
     /// The config and the outputs in the last entry that names them.
     before: Option<(String, BTreeSet<String>)>,
     /// The times of the starts after a crash, and of the changes of the config. Events that were
@@ -222,16 +222,6 @@ impl Runs {
 
     pub(super) fn facts(&self) -> usize {
         self.rows.len() + self.set_back.len() + self.turns.len()
-    }
-
-    /// Returns the time of the first start.
-    pub(super) fn started_at(&self) -> Option<u64> {
-        self.started_at
-    }
-
-    /// Returns the time of the last entry.
-    pub(super) fn last_at(&self) -> Option<u64> {
-        self.last_at
     }
 }
 

@@ -14,7 +14,6 @@ use super::compare::Kind;
 use super::log::WHICH_KEY;
 use super::log::signed_by;
 use super::report::Report;
-use super::report::time;
 use super::request::Request;
 use super::stored;
 use super::stored::Line;
@@ -76,9 +75,7 @@ impl Store {
                 }
                 Ok(())
             };
-            stored::read(path, &mut line, read).map_err(|error| {
-                io::Error::new(error.kind(), format!("{}: {error}", path.display()))
-            })?;
+            stored::read(path, &mut line, read)?;
             // The places of lines of two files must not be neighbours.
             place += 3;
         }
@@ -106,11 +103,6 @@ impl Store {
     /// Returns the name of the checkpoint at a place, for the report.
     pub(super) fn name_of_checkpoint(&self, place: u64) -> String {
         format!("a checkpoint among the stored lines ({})", self.name(place))
-    }
-
-    /// Returns the time at which the lines were exported.
-    pub(super) fn exported(&self) -> String {
-        time(self.exported_at)
     }
 
     /// Returns the file of a place, and the number of the line in it.

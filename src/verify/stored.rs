@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 
+use crate::queue::disk::named;
 use crate::replay::packing::Counted;
 use crate::replay::packing::MAGIC_BYTES;
 use crate::replay::packing::Packing;
@@ -56,6 +57,14 @@ struct Object {
 /// Reads the lines of a file; `-` is the standard input. `line` is called with each line, and
 /// `read` with the number of bytes of the file that were read since the last call.
 pub(super) fn read(
+    path: &Path,
+    line: &mut dyn FnMut(Line) -> io::Result<()>,
+    read: &mut dyn FnMut(u64),
+) -> io::Result<()> {
+    read_lines(path, line, read).map_err(named(&path.display().to_string()))
+}
+
+fn read_lines(
     path: &Path,
     line: &mut dyn FnMut(Line) -> io::Result<()>,
     read: &mut dyn FnMut(u64),

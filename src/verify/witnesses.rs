@@ -20,7 +20,7 @@ impl Check<'_> {
             Ok(signed) => signed,
             Err(error) => return self.report.unchecked.push(format!("{name}: {error}")),
         };
-        let (seen, own) = (&signed.checkpoint, &log.signed().checkpoint);
+        let (seen, own) = (&signed.checkpoint, &log.signed.checkpoint);
         if seen.origin != own.origin {
             return;
         }
@@ -62,11 +62,10 @@ impl Check<'_> {
             let Some(at) = self.cosigned.get(witness) else {
                 if is_absent {
                     // The witness may have been unavailable, which is not a sign of tampering.
-                    let text = format!(
+                    self.report.unchecked.push(format!(
                         "checkpoint has no valid cosignature of the witness {witness}: has the \
                          witness seen another log, or was it away?"
-                    );
-                    self.report.unchecked.push(text);
+                    ));
                 }
                 continue;
             };
@@ -84,11 +83,10 @@ impl Check<'_> {
             }
             let age = (now() / 1000).saturating_sub(*at);
             if let Some(max_age) = max_age.map(|it| it.as_secs()).filter(|max_age| age > *max_age) {
-                let text = format!(
+                self.report.unchecked.push(format!(
                     "the newest cosignature of the witness {witness} is of {newest}, {age} s ago, \
                      and --witness-max-age is {max_age} s: the log may have been set back since then"
-                );
-                self.report.unchecked.push(text);
+                ));
             }
         }
     }

@@ -19,6 +19,7 @@ use crate::cli::FAILED;
 use crate::cli::WRONG;
 use crate::cli::input;
 use crate::cli::print;
+use crate::queue::disk::named;
 use crate::tlog::key::VerifierKey;
 use crate::verify;
 use crate::verify::Request;
@@ -53,14 +54,24 @@ pub(in crate::cli) struct Arguments {
     /// The verifier key of the log, as `evidence keygen` has printed it; may be repeated
     #[arg(long, value_name = "VKEY", required = true)]
     key: Vec<String>,
-    /// The verifier key of a witness that must have signed too; may be repeated
-    #[arg(long, value_name = "VKEY")]
-    witness: Vec<String>,
     #[command(flatten)]
     witnesses: Witnesses,
     /// A file with a checkpoint that somebody has kept; may be repeated
     #[arg(long, value_name = "NOTE", conflicts_with = "proof")]
     checkpoint: Vec<PathBuf>,
+    #[command(flatten)]
+    stored: Stored,
+    /// Do not count it as a fault that events are lost by the log
+    #[arg(long)]
+    allow_lost: bool,
+    /// Beside a running relay, do not wait for a checkpoint that covers the stored lines
+    #[arg(long)]
+    no_wait: bool,
+}
+
+/// The stored lines, and the events that are compared with them.
+#[derive(Args)]
+struct Stored {
     /// The output whose consumer has stored the lines; may be repeated if it was renamed
     #[arg(long, value_name = "NAME", requires = "events")]
     output: Vec<String>,
@@ -77,12 +88,6 @@ pub(in crate::cli) struct Arguments {
     /// newest modification time of the files]
     #[arg(long, value_name = "TIME", value_parser = time, requires = "events")]
     exported_at: Option<u64>,
-    /// Do not count it as a fault that events are lost by the log
-    #[arg(long)]
-    allow_lost: bool,
-    /// Beside a running relay, do not wait for a checkpoint that covers the stored lines
-    #[arg(long)]
-    no_wait: bool,
 }
 
 fn time(text: &str) -> Result<u64, String> {
@@ -91,16 +96,16 @@ fn time(text: &str) -> Result<u64, String> {
 
 /// Checks a log or a proof, and prints what was found.
 pub(super) fn run(arguments: &Arguments) -> Result<(), u8> {
-    let wrong = |text: String| super::told(WRONG, text);
+    let (wrong, stored) = (|text: String| super::told(WRONG, text), &arguments.stored);
     for (files, what) in [
         (&arguments.directory, "the evidence"),
         (&arguments.proof.iter().cloned().collect(), "the proof"),
         (&arguments.checkpoint, "the checkpoint"),
-        (&arguments.events, "the events"),
+        (&stored.events, "the events"),
     ] {
         files.iter().try_for_each(|file| input(file, what))?;
     }
-    if arguments.since.zip(arguments.until).is_some_and(|(since, until)| until < since) {
+    if stored.since.zip(stored.until).is_some_and(|(since, until)| until < since) {
         return Err(wrong("--since is later than --until".to_owned()));
     }
     let mut request = request(arguments).map_err(wrong)?;
@@ -115,7 +120,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), u8> {
         return Err(wrong(text.to_owned()));
     }
     let report = match (&arguments.proof, &arguments.url) {
-        (Some(file), _) => proof(file, &request),
+        (Some(file), _) => read(file)
+            .and_then(|text| verify::proof::check(&String::from_utf8_lossy(&text), &request)),
         (None, None) => directory_report(&arguments.directory, &request),
         (None, Some(url)) => {
             let published =
@@ -140,40 +146,36 @@ fn request(arguments: &Arguments) -> Result<Request, String> {
         keys.iter().map(read).collect()
     };
     let checkpoint = |path: &PathBuf| -> Result<_, String> {
-        let content = read(path).map_err(|error| format!("{}: {error}", path.display()))?;
+        let content = read(path).map_err(|error| error.to_string())?;
         Ok((path.display().to_string(), content))
     };
+    let stored = &arguments.stored;
     Ok(Request {
         keys: keys("--key", &arguments.key)?,
-        witnesses: keys("--witness", &arguments.witness)?,
+        witnesses: keys("--witness", &arguments.witnesses.witness)?,
         checkpoints: arguments.checkpoint.iter().map(checkpoint).collect::<Result<_, _>>()?,
-        outputs: arguments.output.clone(),
-        events: arguments.events.clone(),
-        since: arguments.since,
-        until: arguments.until,
-        exported_at: arguments.exported_at,
+        outputs: stored.output.clone(),
+        events: stored.events.clone(),
+        since: stored.since,
+        until: stored.until,
+        exported_at: stored.exported_at,
         allows_lost: arguments.allow_lost,
         waits: !arguments.no_wait,
         witnessed: Vec::new(),
-        witness_max_age: arguments.witnesses.max_age(),
+        witness_max_age: arguments.witnesses.witness_max_age,
     })
 }
 
 /// Reads a small file, which may be a pipe.
 fn read(path: &Path) -> io::Result<Vec<u8>> {
+    let file = path.display().to_string();
+    let opened = fs::File::open(path).map_err(named(&file))?;
     let mut bytes = Vec::new();
-    fs::File::open(path)?.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes)?;
+    opened.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(named(&file))?;
     match bytes.len() as u64 > FILE_BYTES_MAX {
-        true => Err(io::Error::other("the file has more than 16 MiB")),
+        true => Err(io::Error::other(format!("{file}: the file has more than 16 MiB"))),
         false => Ok(bytes),
     }
-}
-
-fn proof(file: &Path, request: &Request) -> io::Result<Report> {
-    let named =
-        |error: io::Error| io::Error::new(error.kind(), format!("{}: {error}", file.display()));
-    let text = String::from_utf8_lossy(&read(file).map_err(named)?).into_owned();
-    verify::proof::check(&text, request)
 }
 
 /// Checks directories, and shows on a terminal how far the reading of the stored lines is.
@@ -201,29 +203,20 @@ fn directory_report(directories: &[PathBuf], request: &Request) -> io::Result<Re
 /// and reload that changed something, for each fault, for each thing that could not be checked, and
 /// for each note.
 fn text_of(report: &Report) -> String {
-    let mut text = format!("{}\n", report.counts);
-    let mut add = |row: String| {
-        text.push_str(&escape::message(&row));
-        text.push('\n');
+    let limited = |word: &str, rows: &[String], max: usize| -> Vec<String> {
+        let more = (rows.len() > max).then(|| format!("{word}{} more", rows.len() - max));
+        rows.iter().take(max).map(|row| format!("{word}{row}")).chain(more).collect()
     };
-    for rows in [&report.outputs, &report.runs] {
-        rows.iter().take(RUNS_MAX).for_each(|row| add(row.clone()));
-        let more = rows.len().saturating_sub(RUNS_MAX);
-        if more > 0 {
-            add(format!("{more} more"));
-        }
-    }
-    report.faults.kept().iter().for_each(|fault| add(fault.to_string()));
-    let more = report.faults.count() - report.faults.kept().len() as u64;
-    if more > 0 {
-        add(format!("FAULT: {more} more"));
-    }
-    for (word, rows) in [("NOT CHECKED", &report.unchecked), ("note", &report.notes)] {
-        rows.iter().take(ROWS_MAX).for_each(|row| add(format!("{word}: {row}")));
-        let more = rows.len().saturating_sub(ROWS_MAX);
-        if more > 0 {
-            add(format!("{word}: {more} more"));
-        }
-    }
-    text
+    let kept = report.faults.kept();
+    let more = report.faults.count() - kept.len() as u64;
+    let more = (more > 0).then(|| format!("FAULT: {more} more"));
+    let rows = [
+        limited("", &report.outputs, RUNS_MAX),
+        limited("", &report.runs, RUNS_MAX),
+        kept.iter().map(ToString::to_string).chain(more).collect(),
+        limited("NOT CHECKED: ", &report.unchecked, ROWS_MAX),
+        limited("note: ", &report.notes, ROWS_MAX),
+    ];
+    let rows = rows.iter().flatten().map(|row| format!("{}\n", escape::message(row)));
+    format!("{}\n{}", report.counts, rows.collect::<String>())
 }

@@ -13,6 +13,9 @@ use crate::verify::Request;
 
 #[derive(Args)]
 pub(super) struct Witnesses {
+    /// The verifier key of a witness that must have signed too; may be repeated
+    #[arg(long, value_name = "VKEY")]
+    pub(super) witness: Vec<String>,
     /// The URL below which a witness serves the newest checkpoint that it has cosigned (its
     /// monitoring prefix, by C2SP tlog-witness): the log must contain it; may be repeated
     #[arg(long, value_name = "URL", requires = "witness", conflicts_with = "proof")]
@@ -20,13 +23,7 @@ pub(super) struct Witnesses {
     /// The newest cosignature of each witness must be at most this old, such as 1h
     #[arg(long, value_name = "DURATION", requires = "witness", conflicts_with = "proof",
           value_parser = config::time)]
-    witness_max_age: Option<Duration>,
-}
-
-impl Witnesses {
-    pub(super) fn max_age(&self) -> Option<Duration> {
-        self.witness_max_age
-    }
+    pub(super) witness_max_age: Option<Duration>,
 }
 
 /// Asks each witness for the newest checkpoint of each log that the keys are of, and adds the

@@ -18,16 +18,10 @@ fn open(disk: &SimulatedDisk, key: &SigningKey) -> io::Result<Store> {
 
 /// Returns all entries of a store.
 fn entries(store: &Store) -> Vec<Vec<u8>> {
-    let mut found = Vec::new();
-    for index in 0..store.newest.head.size.div_ceil(WIDTH) {
-        let width = (store.newest.head.size - index * WIDTH).min(WIDTH);
-        let tile = Tile { content: Content::Entries, index, width };
-        let bundle = tile_of(&*store.disk, tile).expect("it is there");
-        let entries = tile::entries(&bundle, width).expect("it is whole");
-        found.extend(entries.into_iter().map(<[u8]>::to_vec));
-    }
-    found.extend(store.pending.entries.iter().cloned());
-    found
+    let size = store.newest.head.size;
+    let bundles =
+        (0..size.div_ceil(WIDTH)).map(|at| store.entries_of(at, size).expect("it is whole"));
+    bundles.flatten().chain(store.pending.entries.iter().cloned()).collect()
 }
 
 /// A log under random faults and crashes, beside a list of the entries that must be in it.
@@ -53,7 +47,7 @@ impl Model {
             Err(error) if is_crash(&error) => return None,
             Err(error) => panic!("the log can't be opened: {error}"),
         };
-        assert_eq!(store.alarms(), [], "nobody else has written");
+        assert_eq!(store.alarms.as_slice(), [], "nobody else has written");
         let found = entries(&store);
         assert!(found.len() >= self.durable, "{} of {}", found.len(), self.durable);
         assert_eq!(found, self.entries[..found.len()]);
@@ -236,13 +230,13 @@ impl Killed {
     fn assert_refused(&self, why: &str) {
         let journal = self.journal();
         let mut store = self.open();
-        assert_eq!(store.alarms(), [Alarm::Journal], "{why}");
+        assert_eq!(store.alarms.as_slice(), [Alarm::Journal], "{why}");
         assert_eq!(store.head().size, self.signed, "{why}");
         let aside = self.disk.names().into_iter().filter(|name| name.contains(REFUSED)).max();
         assert_eq!(self.disk.contents(&aside.expect("it was kept")), journal, "{why}");
         store.push(b"alarm".to_vec()).expect("it is short");
         store.sign(std::slice::from_ref(&self.key)).expect("no fault is set");
-        assert_eq!(self.open().alarms(), [], "{why}");
+        assert_eq!(self.open().alarms, [], "{why}");
     }
 }
 
@@ -276,7 +270,7 @@ fn the_entries_of_a_killed_relay_are_there_and_a_torn_end_is_no_alarm() {
     for end in last..=journal.len() {
         killed.put(&journal[..end]);
         let store = killed.open();
-        assert_eq!(store.alarms(), [], "cut at {end}");
+        assert_eq!(store.alarms.as_slice(), [], "cut at {end}");
         assert_eq!(store.head().size, if end == journal.len() { 13 } else { 12 }, "cut at {end}");
     }
     // A byte of the last record did not reach the disk.
@@ -285,7 +279,7 @@ fn the_entries_of_a_killed_relay_are_there_and_a_torn_end_is_no_alarm() {
         torn[at] ^= 0x20;
         killed.put(&torn);
         let store = killed.open();
-        assert_eq!((store.alarms(), store.head().size), (&[][..], 12), "byte {at}");
+        assert_eq!((store.alarms.as_slice(), store.head().size), (&[][..], 12), "byte {at}");
     }
     killed.put(&journal);
     assert_eq!(killed.open().head().size, killed.size);
@@ -356,7 +350,7 @@ fn a_journal_that_the_checkpoint_covers_needs_no_mac() {
         let killed = Killed::new();
         killed.put(&journal);
         let store = killed.open();
-        assert_eq!((store.alarms(), store.head().size), (&[][..], 10));
+        assert_eq!((store.alarms.as_slice(), store.head().size), (&[][..], 10));
     }
     for journal in [without_macs(&entries[..9]), without_macs(&entries[4..7])] {
         let killed = Killed::new();
@@ -373,7 +367,7 @@ fn the_journal_is_believed_while_a_key_is_followed_by_the_next_one() {
     let [old, next] = texts.map(|text| move || SigningKey::parse(&text).expect("it is a key"));
     for (keys, size) in [(vec![old()], 0), (vec![old(), next()], 2), (vec![next()], 4)] {
         let mut store = Store::open(Arc::new(disk.clone()), ORIGIN, &keys).expect("it is whole");
-        assert_eq!((store.alarms(), store.head().size), (&[][..], size));
+        assert_eq!((store.alarms.as_slice(), store.head().size), (&[][..], size));
         store.push(vec![1]).expect("it is short");
         store.sign(&keys).expect("no fault is set");
         store.push(vec![2]).expect("it is short");
@@ -386,7 +380,7 @@ fn only_the_newest_of_the_refused_journals_are_kept() {
     let killed = Killed::new();
     for at in 0..10 {
         killed.put(format!("attempt {at}").as_bytes());
-        assert_eq!(killed.open().alarms(), [Alarm::Journal]);
+        assert_eq!(killed.open().alarms, [Alarm::Journal]);
         // The name has the time in milliseconds.
         let at = now();
         while now() == at {
@@ -409,20 +403,14 @@ fn a_log_that_is_shorter_than_the_queue_knows_is_an_alarm() {
             killed.disk.remove(&name).expect("it is there");
         }
     };
-    let killed = Killed::new();
-    remove(&killed, "evidence/");
-    let mut store = killed.open();
-    assert_eq!((store.alarms(), store.head().size), (&[Alarm::Removed][..], 0));
-    store.push(b"alarm".to_vec()).expect("it is short");
-    store.sign(std::slice::from_ref(&killed.key)).expect("no fault is set");
-    store.remember().expect("no fault is set");
-    assert_eq!(killed.open().alarms(), []);
-
     // The journal was removed, and entries with it.
     let killed = Killed::new();
     remove(&killed, "evidence/journal");
     let store = killed.open();
-    assert_eq!((store.alarms(), store.head().size), (&[Alarm::Removed][..], killed.signed));
+    assert_eq!(
+        (store.alarms.as_slice(), store.head().size),
+        (&[Alarm::Removed][..], killed.signed)
+    );
 
     // The older checkpoint was signed, and its tiles are there.
     let killed = Killed::new();
@@ -438,39 +426,5 @@ fn a_log_that_is_shorter_than_the_queue_knows_is_an_alarm() {
     assert!(Tampered::is(&error), "{error}");
     remove(&killed, "evidence/journal");
     let store = killed.open();
-    assert_eq!((store.alarms(), store.head().size), (&[Alarm::Removed][..], 10));
-
-    // A log of another origin is another log.
-    let killed = Killed::new();
-    remove(&killed, "evidence/");
-    let other = SigningKey::generate("example.org/other").expect("random numbers").0;
-    let keys = std::slice::from_ref(&other);
-    let store = Store::open(Arc::new(killed.disk.clone()), "example.org/other", keys);
-    assert_eq!(store.expect("it is new").alarms(), []);
-}
-
-/// Method: files are removed while the store is open.
-#[test]
-fn what_vanishes_under_the_relay_is_noticed_and_written_again() {
-    for name in ["evidence/checkpoint", JOURNAL_PATH] {
-        let killed = Killed::new();
-        let mut store = killed.open();
-        store.push(vec![13]).expect("it is short");
-        store.commit().expect("no fault is set");
-        assert!(store.is_there().expect("no fault is set"));
-        killed.disk.remove(name).expect("it is there");
-        assert!(!store.is_there().expect("no fault is set"), "{name}");
-        assert!(store.restore().expect("no fault is set"), "{name}");
-        store.commit().expect("no fault is set");
-        assert!(store.is_there().expect("no fault is set"), "{name}");
-        let store = killed.open();
-        assert_eq!((store.alarms(), store.head().size), (&[][..], 14), "{name}");
-    }
-    let killed = Killed::new();
-    let mut store = killed.open();
-    for name in killed.disk.names().iter().filter(|name| name.starts_with("evidence/")) {
-        killed.disk.remove(name).expect("it is there");
-    }
-    assert!(!store.is_there().expect("no fault is set"));
-    assert!(!store.restore().expect("no fault is set"), "there are no tiles");
+    assert_eq!((store.alarms.as_slice(), store.head().size), (&[Alarm::Removed][..], 10));
 }

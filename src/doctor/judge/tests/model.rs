@@ -18,14 +18,24 @@ const WAIT: f64 = 30.0;
 /// The time of the simulation's start, in seconds since 1970.
 const START: f64 = 1_700_000_000.0;
 
-/// The counts of a relay that has refused nothing.
-fn nothing_rejected() -> RejectedCounts {
-    RejectedCounts { since: Some(0.0), batches: Some(0), ..RejectedCounts::default() }
+/// Returns the counts of a kube-apiserver that has just started.
+fn new_apiserver(time: f64) -> ApiserverCounts {
+    ApiserverCounts { started: Some(time), generated: Some(0), ..ApiserverCounts::default() }
 }
 
-/// The counts of a queue, in memory or on disk.
-fn queue(in_memory: Option<bool>) -> QueueCounts {
-    QueueCounts { in_memory, ..QueueCounts::default() }
+/// Returns the counts of a relay that has just started, with its queue in memory or on disk.
+fn new_relay(time: f64, in_memory: Option<bool>) -> RelayCounts {
+    let rejected =
+        RejectedCounts { since: Some(0.0), batches: Some(0), ..RejectedCounts::default() };
+    RelayCounts {
+        started: Some(time),
+        accepted: Some(0),
+        last_event: Some(0.0),
+        rejected,
+        errors: Some(ByLabel::from([("queue".to_owned(), 0), ("out".to_owned(), 0)])),
+        queue: QueueCounts { in_memory, ..QueueCounts::default() },
+        ..RelayCounts::default()
+    }
 }
 
 /// The state of something for some time.
@@ -140,11 +150,7 @@ impl World {
         let older = if rng.bool() { 0.0 } else { rng.u32(0..4000) as f64 };
         let api = |_| Api {
             started: START - older,
-            counts: ApiserverCounts {
-                started: Some(START - older),
-                generated: Some(0),
-                ..ApiserverCounts::default()
-            },
+            counts: new_apiserver(START - older),
             collected: 0,
             collects_since: START,
             batches: Vec::new(),
@@ -153,15 +159,7 @@ impl World {
         };
         let apis = (0..count).map(api).collect();
         let relays = (0..rng.usize(1..3)).map(|_| Sim {
-            counts: RelayCounts {
-                started: Some(START),
-                accepted: Some(0),
-                last_event: Some(0.0),
-                rejected: nothing_rejected(),
-                errors: Some(ByLabel::from([("queue".to_owned(), 0), ("out".to_owned(), 0)])),
-                queue: queue(Some(rng.bool())),
-                ..RelayCounts::default()
-            },
+            counts: new_relay(START, Some(rng.bool())),
             state: Phases { now: State::Works, until: 0.0 },
             consumer: Phases { now: true, until: 0.0 },
             backlog: 0,
@@ -198,11 +196,7 @@ impl World {
             self.lost += held + api.collected;
             api.collected = 0;
             api.started = time;
-            api.counts = ApiserverCounts {
-                started: Some(time),
-                generated: Some(0),
-                ..ApiserverCounts::default()
-            };
+            api.counts = new_apiserver(time);
         }
         let api = &mut self.apis[index];
         let rate = api.rate.at(time, &mut self.rng, |rng| match is_idle {
@@ -326,13 +320,7 @@ impl World {
         let works = relay.consumer.at(time, &mut self.rng, |_| consumer_works);
         if works && relay.backlog > 0 {
             let gives_up = if loses { relay.backlog.min(3) } else { 0 };
-            relay
-                .counts
-                .errors
-                .as_mut()
-                .unwrap()
-                .entry("out".to_owned())
-                .and_modify(|it| *it += gives_up);
+            *relay.counts.errors.as_mut().unwrap().get_mut("out").unwrap() += gives_up;
             self.lost += gives_up;
             relay.backlog -= gives_up;
             let out = relay.counts.outputs.entry("out".to_owned()).or_default();
@@ -348,16 +336,8 @@ impl World {
             }
             let start = i64::try_from(relay.backlog).unwrap();
             let output = OutputCounts { start, ..OutputCounts::default() };
-            relay.counts = RelayCounts {
-                started: Some(time),
-                accepted: Some(0),
-                last_event: Some(0.0),
-                rejected: nothing_rejected(),
-                errors: Some(ByLabel::from([("queue".to_owned(), 0), ("out".to_owned(), 0)])),
-                outputs: BTreeMap::from([("out".to_owned(), output)]),
-                queue: queue(relay.counts.queue.in_memory),
-                ..RelayCounts::default()
-            };
+            relay.counts = new_relay(time, relay.counts.queue.in_memory);
+            relay.counts.outputs.insert("out".to_owned(), output);
         }
         let out = relay.counts.outputs.entry("out".to_owned()).or_default();
         out.backlog = Some(relay.backlog);
@@ -400,9 +380,9 @@ impl Sim {
         };
         *self.counts.rejected.by_reason.entry(reason.to_owned()).or_default() += 1;
         if answer == State::Full {
-            self.counts.rejected.since =
-                self.counts.rejected.since.map(|at| if at > 0.0 { at } else { time });
-            *self.counts.rejected.batches.get_or_insert_default() += 1;
+            let rejected = &mut self.counts.rejected;
+            rejected.since = rejected.since.map(|at| if at > 0.0 { at } else { time });
+            *rejected.batches.get_or_insert_default() += 1;
         }
         answer
     }
@@ -421,8 +401,7 @@ fn sampled<C: Clone>(name: &str, before: Vec<C>, now: Vec<C>, elapsed: f64) -> V
 }
 
 /// Returns what the kube-apiservers have generated and not lost in the interval, and what the
-/// relays
-/// have accepted; `None` if one of them has only one sample.
+/// relays have accepted; `None` if one of them has only one sample.
 fn in_interval(findings: &Findings) -> Option<(u64, u64)> {
     let (mut sent, mut arrived) = (0, 0);
     for it in &findings.apiservers {
