@@ -1,10 +1,10 @@
 //! `doctor`: compares what kube-apiserver counts with what the relays count, and says whether
 //! events were lost, where, how many, and what to do.
 //!
-//! kube-apiservers and relays are read by their metrics. Nothing is changed, apart from the counters
-//! and the audit events of the requests that `webhook` and `probe` send. The numbers are read once
-//! from files and twice, some time apart, from URLs. Two samples show what happens now, and they
-//! distinguish events that are on their way from events that are missing.
+//! kube-apiservers and relays are read by their metrics. Nothing is changed but counters and audit
+//! events, by the requests that `webhook` and `probe` send. The numbers are read once from files
+//! and twice, some time apart, from URLs. Two samples show what happens now, and they distinguish
+//! events that are on their way from events that are missing.
 //!
 //! # Floors
 //!

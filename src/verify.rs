@@ -1,9 +1,9 @@
 //! Checks evidence logs from outside: that each is whole and signed, that it says what became of
 //! each event, and that a consumer has the lines that left.
 //!
-//! Nothing is written but temporary files (see `compare`). A directory may be a copy, or the one that
-//! a relay writes to meanwhile. Therefore the order of reading matters: the stored lines
-//! come first, then the places of the outputs, the journal, the checkpoint, and last all that the
+//! Nothing is written but temporary files (see `compare`). A directory may be a copy, or the one
+//! that a relay writes to meanwhile. Therefore the order of reading matters: the stored lines come
+//! first, then the places of the outputs, the journal, the checkpoint, and last all that the
 //! checkpoint covers. Only that is proven. An event that is not covered is called newer, and is
 //! never a fault and never a pass.
 //!

@@ -21,6 +21,7 @@ use crate::tlog::key::SigningKey;
 use crate::tlog::merkle::Frontier;
 use crate::tlog::merkle::Hash;
 use crate::tlog::merkle::Head;
+use crate::tlog::merkle::root;
 use crate::tlog::tile::Content;
 use crate::tlog::tile::Tile;
 use crate::tlog::tile::push_entry;
@@ -258,6 +259,32 @@ fn lost_events_are_a_fault_unless_they_are_allowed_and_damage_is_never_allowed()
         let report = check(&[&log], &all[..4], |request| request.allows_lost = true);
         assert(&report, allowed, &["lost 2,", "by the log, 2 events were lost at a"]);
     }
+    // A loss of the queue is a loss of every output.
+    let mut log = Made::with_lines("example.org/a", &all);
+    let (output, reason, at) = ("queue".to_owned(), "when_full".to_owned(), log.began + 25);
+    log.push(&Entry::Lost { output, first: Some(6), count: 2, at, reason });
+    let log = log.stopped(&[("a", 8)]);
+    assert(&check(&[&log], &all, |_| {}), 1, &["lost 2,", "2 events were lost at queue"]);
+}
+
+#[test]
+fn a_checkpoint_of_another_log_with_the_same_key_is_a_fault() {
+    let all = lines('a', 3);
+    let log = Made::with_lines("example.org/a", &all).stopped(&[("a", 3)]);
+    for (root, status, text) in [
+        (root_of(&log, 2), 0, "checkpoints 2/2 valid"),
+        (Hash::of(&[b"x"]), 1, "two logs of one origin"),
+    ] {
+        let checkpoint = Checkpoint { origin: log.origin.to_owned(), head: Head { size: 2, root } };
+        let note = checkpoint.sign([&log.key]).expect("a key").to_string().into_bytes();
+        let kept = vec![("kept".to_owned(), note)];
+        assert(&check(&[&log], &all, |request| request.checkpoints = kept), status, &[text]);
+    }
+}
+
+/// Returns the root over the first entries of a log.
+fn root_of(log: &Made, size: usize) -> Hash {
+    root(log.entries.iter().take(size).map(|entry| Hash::of_leaf(entry)))
 }
 
 #[test]

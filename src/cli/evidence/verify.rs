@@ -69,7 +69,8 @@ pub(in crate::cli) struct Arguments {
     no_wait: bool,
 }
 
-/// The stored lines, and the events that are compared with them.
+// The stored lines, and the events that are compared with them. A doc comment would become the
+// description of the command.
 #[derive(Args)]
 struct Stored {
     /// The output whose consumer has stored the lines; may be repeated if it was renamed

@@ -403,6 +403,14 @@ fn a_log_that_is_shorter_than_the_queue_knows_is_an_alarm() {
             killed.disk.remove(&name).expect("it is there");
         }
     };
+    // Another log with this key is longer than the one that is known.
+    let killed = Killed::new();
+    remove(&killed, "evidence/");
+    let mut store = killed.open();
+    (20..40).for_each(|entry| store.push(vec![entry]).expect("it is short"));
+    store.sign(std::slice::from_ref(&killed.key)).expect("no fault is set");
+    assert_eq!(killed.open().alarms, [Alarm::Removed]);
+
     // The journal was removed, and entries with it.
     let killed = Killed::new();
     remove(&killed, "evidence/journal");
