@@ -161,7 +161,10 @@ impl Comparison {
             })?;
         }
         for bucket in &mut fits.buckets {
-            bucket.groups(|group| Ok(differences.add_place(group)))?;
+            bucket.groups(|group| {
+                differences.add_place(group);
+                Ok(())
+            })?;
         }
         Ok(differences)
     }
