@@ -1,9 +1,9 @@
 //! Reads files that a config names: secrets, certificates, policies.
 //!
 //! Only regular files are read, behind any number of symlinks, as ConfigMaps and Secrets have them.
-//! The open of a FIFO waits until somebody writes into it, a device may never end, and neither can
-//! be read a second time. A file system that hangs can't be told from a slow one, so this module
-//! notes which files are being read: whoever has waited too long can name them.
+//! Opening a FIFO would wait until somebody writes into it, reading a device may never end, and
+//! neither can be read a second time. A file system that hangs looks like a slow one, so this
+//! module notes which files are being read: code that has waited too long can name them.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -21,7 +21,7 @@ use std::sync::PoisonError;
 use std::time::Duration;
 
 /// The longest wait for the files that a config names. After this time the file system counts as
-/// hanging, and whoever needs the files gives up.
+/// hanging, and the command or the reload that needs the files fails.
 pub const WAIT_MAX: Duration = Duration::from_secs(30);
 
 /// The files that are being read or looked at now, each under a number of its own.
@@ -31,7 +31,7 @@ fn under_way() -> MutexGuard<'static, BTreeMap<u64, PathBuf>> {
     UNDER_WAY.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Notes, as long as it lives, that a file is being read.
+/// While this value exists, its file is in the list of files that are being read.
 struct Reading(u64);
 
 impl Reading {
@@ -49,8 +49,8 @@ impl Drop for Reading {
     }
 }
 
-/// Returns the files that are being read now by any thread, for a message: `FILE, FILE`. If there
-/// is none, the text says so.
+/// Returns the files that any thread is reading now, for a message: `FILE, FILE`. If there are
+/// none, the text names no file.
 #[must_use]
 pub fn names_under_way() -> String {
     let mut names: Vec<_> = under_way().values().map(|path| path.display().to_string()).collect();
@@ -94,13 +94,14 @@ pub fn is_regular(path: &Path) -> bool {
     path.is_file()
 }
 
-/// Opens a file below a directory that somebody else may have filled: a regular file, on a way
-/// without symlinks. A symlink could lead to any file of this machine, or into a circle without an
-/// end. The open waits for nobody.
+/// Opens a regular file below a directory that somebody else may have filled. No part of `path` may
+/// be a symlink, which could lead to any file of this machine, or into a loop. The open does not
+/// block.
 ///
 /// # Errors
 ///
-/// The error of the operating system, or a sentence that says what is there instead of the file.
+/// The error of the operating system, or a sentence that says what is there instead of a regular
+/// file.
 pub fn open_below(root: &Path, path: &str) -> io::Result<File> {
     let mut place = root.to_owned();
     let mut kind = None;
@@ -115,7 +116,7 @@ pub fn open_below(root: &Path, path: &str) -> io::Result<File> {
     if let Some(kind) = kind.filter(|kind| !kind.is_file()) {
         return Err(refused(kind));
     }
-    // Somebody may have replaced the file since the look.
+    // Somebody may have replaced the file since the check.
     let flags = libc::O_NONBLOCK | libc::O_NOFOLLOW;
     let file = OpenOptions::new().read(true).custom_flags(flags).open(&place)?;
     let kind = file.metadata()?.file_type();
@@ -130,15 +131,16 @@ fn refused(kind: FileType) -> io::Error {
 
 fn open(path: &Path) -> io::Result<File> {
     let is_wrong = |kind: FileType| !kind.is_file() && !kind.is_dir();
-    // The look before the open matters to whoever waits at the other end of a FIFO.
+    // Opening a FIFO would wake the process that waits at its other end, so the check comes first.
     let kind = std::fs::metadata(path)?.file_type();
     if is_wrong(kind) {
         return Err(refused(kind));
     }
-    // The file may be another one by now. The open waits for nobody, whatever it is.
+    // The file may have been replaced since then, so the open must not block, and the check is made
+    // again.
     let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path)?;
     let kind = file.metadata()?.file_type();
-    // The read of a directory says that it is one.
+    // A directory is let through: reading it fails with an error that says what it is.
     if is_wrong(kind) { Err(refused(kind)) } else { Ok(file) }
 }
 

@@ -1,5 +1,5 @@
 //! The process as a whole: the settings that it asks of the kernel once at the start, before
-//! anything is open, and the failures after which it cannot go on.
+//! anything is open, and the failures after which it must end.
 
 use std::io;
 

@@ -1,4 +1,4 @@
-//! Reports the end of tasks and threads without which the process cannot go on.
+//! Reports that a task or a thread has ended without which the process cannot continue.
 
 use std::any::Any;
 use std::future::Future;
@@ -55,8 +55,8 @@ impl Failures {
     }
 
     /// Wraps `task`, which the process needs. If the task panics, a failure is reported whose
-    /// description begins with `name`. A task that returns is no failure, because tasks return only
-    /// when they are told to end.
+    /// description begins with `name`. A task that returns is not a failure, because tasks return
+    /// only when they are told to end.
     pub fn watched<T>(&self, name: String, task: T) -> impl Future<Output = ()> + use<T>
     where
         T: Future<Output = ()>,
