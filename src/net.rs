@@ -137,15 +137,11 @@ pub async fn dial(host: &str, port: u16, deadline: Instant) -> Result<TcpStream,
             // the other addresses.
             let left = deadline.saturating_duration_since(Instant::now());
             let share = left / u32::try_from(addresses.len() - index).unwrap_or(u32::MAX);
-            match tokio::time::timeout(share, TcpStream::connect(address)).await {
-                Ok(Ok(stream)) => return Ok(stream),
-                Ok(Err(source)) => last = Some(DialError::Connect { address: *address, source }),
-                Err(_) => {
-                    last = Some(DialError::Connect {
-                        address: *address,
-                        source: io::Error::new(io::ErrorKind::TimedOut, "no answer"),
-                    });
-                }
+            let connecting = tokio::time::timeout(share, TcpStream::connect(address)).await;
+            let silent = |_| Err(io::Error::new(io::ErrorKind::TimedOut, "no answer"));
+            match connecting.unwrap_or_else(silent) {
+                Ok(stream) => return Ok(stream),
+                Err(source) => last = Some(DialError::Connect { address: *address, source }),
             }
         }
         let none = || unresolved(io::Error::new(io::ErrorKind::NotFound, "no address"));

@@ -75,6 +75,7 @@ pub use contract::Redelivery;
 pub use contract::Refused;
 pub use contract::SentLine;
 pub use contract::Take;
+pub use contract::Ticket;
 pub use contract::lines;
 pub use disk::OpenError;
 pub use identity::Identity;
@@ -222,10 +223,7 @@ impl Queue {
     ///
     /// The queue refuses the batch, and stores nothing of it.
     pub fn append(&self, batch: Append) -> Result<Ticket, Refused> {
-        match self {
-            Self::Memory(queue) => queue.append(batch).map(Ticket::Memory),
-            Self::Spool(queue) => queue.append(batch).map(Ticket::Spool),
-        }
+        either!(self, queue => queue.append(batch))
     }
 
     /// Returns the queue's directory, and the position behind the last event of the queue. `None`
@@ -278,8 +276,7 @@ impl Queue {
         incoming: Incoming,
         levels: LevelCounts,
     ) -> Result<Ticket, Refused> {
-        let queue = self.spool().ok_or(Refused::Disk)?;
-        queue.append_incoming(incoming, levels).map(Ticket::Spool)
+        self.spool().ok_or(Refused::Disk)?.append_incoming(incoming, levels)
     }
 
     /// Returns `true` while the queue counts as full. It counts as full from the first batch for
@@ -412,36 +409,6 @@ impl Crowding {
     #[must_use]
     pub fn is_crowded(&self) -> bool {
         (self.0)()
-    }
-}
-
-/// A sender's receipt for a batch, returned by [`Queue::append`]. If the ticket is dropped before
-/// the batch is acknowledged, the queue removes the batch, because its sender gets no answer and
-/// may send it again. The batch stays if an output has begun to send it, or if the writer thread
-/// has begun to store it.
-#[must_use]
-pub enum Ticket {
-    /// The receipt for a batch in a queue in memory.
-    Memory(memory::Ticket),
-    /// The receipt for a batch in a queue in files.
-    Spool(spool::Ticket),
-}
-
-impl Ticket {
-    /// Waits until the sender may be told that its batch is safe. For a queue in files, this is
-    /// when the batch is synced to the disk. For a queue in memory, it is at once, or with
-    /// `acknowledge = "delivered"` when every required output has acknowledged the batch or counted
-    /// it as lost. A second call returns the same result as the first.
-    ///
-    /// # Errors
-    ///
-    /// The batch is not safe, and the sender must keep it. The error is [`Refused::Disk`] if the
-    /// queue is in files, or with `acknowledge = "delivered"` [`Refused::Undelivered`].
-    pub async fn acknowledged(&mut self) -> Result<(), Refused> {
-        match self {
-            Self::Memory(ticket) => ticket.delivered().await,
-            Self::Spool(ticket) => ticket.acknowledged().await,
-        }
     }
 }
 
@@ -584,7 +551,7 @@ impl Cursor {
     /// finished events again.
     #[must_use]
     pub fn is_in_order(&self) -> bool {
-        either!(self, cursor => cursor.is_in_order())
+        either!(self, cursor => cursor.with(|state| state.claims.is_in_order()))
     }
 
     /// Removes the output from the queue. The events that the output has not finished are counted
@@ -592,14 +559,14 @@ impl Cursor {
     /// the queue waits for it. If the queue is in files, the upkeep then saves the cursors file
     /// without the output's name.
     pub fn leave(self) -> u64 {
-        either!(self, cursor => cursor.leave())
+        either!(self, cursor => cursor.remove(true))
     }
 
     /// Removes an output that has joined but taken no events, for example because a reload failed
     /// afterwards. The events that were appended since it joined are not counted as lost for it,
     /// because they were never meant for it.
     pub fn leave_uncounted(self) {
-        either!(self, cursor => cursor.leave_uncounted())
+        either!(self, cursor => cursor.remove(false));
     }
 
     /// Changes [`Output::keeps`]: how long segments are kept although all outputs have finished
@@ -624,7 +591,7 @@ impl Cursor {
     /// origin is the position and age of one piece of the batch's lines. Before the first call of
     /// this function the batches have no origins.
     pub fn tell_origins(&self, tells: bool) {
-        either!(self, cursor => cursor.tell_origins(tells))
+        either!(self, cursor => cursor.with(|state| state.tells_origins = tells))
     }
 
     /// Returns how many events were acknowledged and dropped without a position since the last
@@ -639,7 +606,7 @@ impl Cursor {
     /// ([`Disposition::fates`]). Always `false` for a queue in memory.
     #[must_use]
     pub(crate) fn is_recorded(&self) -> bool {
-        self.spool().is_some_and(spool::Cursor::is_recorded)
+        self.spool().is_some_and(|cursor| cursor.with(|state| state.unrecorded.is_some()))
     }
 
     /// Waits until an output has finished events that [`Cursor::take_finished`] returns. Only the
@@ -711,14 +678,14 @@ impl Cursor {
     /// position, the claim begins after them.
     #[must_use]
     pub fn position(&self) -> Position {
-        either!(self, cursor => cursor.position())
+        either!(self, cursor => cursor.with(|state| state.claims.read))
     }
 
     /// Returns the first position that this output has not finished. All positions before it are
     /// finished.
     #[must_use]
     pub fn watermark(&self) -> Position {
-        either!(self, cursor => cursor.watermark())
+        either!(self, cursor => cursor.with(|state| state.claims.watermark()))
     }
 
     /// Returns `true` if this output has taken all events in the queue to send them. If the queue

@@ -2,6 +2,7 @@
 //! and the queue's answers. They are the same for the queue in memory and for the queue on disk.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 use std::time::SystemTime;
 use std::time::UNIX_EPOCH;
@@ -9,6 +10,8 @@ use std::time::UNIX_EPOCH;
 use bytes::Bytes;
 use serde::Deserialize;
 use serde::Serialize;
+use tokio::sync::Notify;
+use tokio::sync::oneshot;
 
 use crate::audit::LevelCounts;
 use crate::position::Position;
@@ -40,6 +43,66 @@ pub enum Refused {
     /// because a required output has ended or was removed.
     #[error("no output will acknowledge the events")]
     Undelivered,
+}
+
+/// A sender's receipt for a batch, returned by [`Queue::append`](super::Queue::append). If the
+/// ticket is dropped before the batch is acknowledged, the queue removes the batch, because its
+/// sender gets no answer and may send it again. The batch stays if an output has begun to send it,
+/// or if the writer thread has begun to store it.
+#[must_use]
+pub struct Ticket {
+    /// The answer to the sender. While `waits` is there, it is the answer for the case that the
+    /// queue is gone.
+    pub(super) answer: Result<(), Refused>,
+    /// `None` once the answer is known.
+    pub(super) waits: Option<Waits>,
+}
+
+/// A batch whose sender has no answer yet.
+pub(super) struct Waits {
+    pub(super) done: oneshot::Receiver<Result<(), Refused>>,
+    pub(super) queue: Arc<dyn Withdraw>,
+    /// The number by which the queue knows the batch.
+    pub(super) number: u64,
+}
+
+/// A queue from which a batch can be taken back.
+pub(super) trait Withdraw: Send + Sync {
+    /// Removes the batch with this number, because its sender has gone. Does nothing if it is too
+    /// late for that.
+    fn withdraw(&self, number: u64);
+}
+
+impl Ticket {
+    /// Makes the receipt for a batch whose sender can be told at once that it is safe.
+    pub(super) fn stored() -> Self {
+        Self { answer: Ok(()), waits: None }
+    }
+
+    /// Waits until the sender may be told that its batch is safe. For a queue in files, this is
+    /// when the batch is synced to the disk. For a queue in memory, it is at once, or with
+    /// `acknowledge = "delivered"` when every required output has acknowledged the batch or counted
+    /// it as lost. A second call returns the same result as the first.
+    ///
+    /// # Errors
+    ///
+    /// The batch is not safe, and the sender must keep it. The error is [`Refused::Disk`] if the
+    /// queue is in files, or with `acknowledge = "delivered"` [`Refused::Undelivered`].
+    pub async fn acknowledged(&mut self) -> Result<(), Refused> {
+        if let Some(Waits { done, .. }) = &mut self.waits {
+            self.answer = done.await.unwrap_or(self.answer);
+            self.waits = None;
+        }
+        self.answer
+    }
+}
+
+impl Drop for Ticket {
+    fn drop(&mut self) {
+        if let Some(Waits { queue, number, .. }) = &self.waits {
+            queue.withdraw(*number);
+        }
+    }
 }
 
 /// The reason why an output could not be added to the queue. The queue is then as it was before.
@@ -93,6 +156,22 @@ pub struct Take {
     pub events: u64,
 }
 
+impl Take {
+    /// Returns how many bytes, and how many events, at the front of these lines are within the
+    /// limits. It is at least one event, even if this event alone is larger than the limits.
+    pub(super) fn front_of(self, lines: &[u8]) -> (usize, u64) {
+        let (mut bytes, mut events) = (0, 0);
+        for end in memchr::memchr_iter(b'\n', lines) {
+            let fits = (end as u64) < self.bytes && events < self.events;
+            if events > 0 && !fits {
+                break;
+            }
+            (bytes, events) = (end + 1, events + 1);
+        }
+        (bytes, events)
+    }
+}
+
 /// A range of positions, `start..end`, whose events an output has taken from the queue to send. Two
 /// claims of the same output never overlap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -135,6 +214,19 @@ pub struct Batch {
 }
 
 impl Batch {
+    /// Makes a batch that has no lines yet.
+    pub(super) fn of(claim: Claim) -> Self {
+        Self { claim, events: 0, bytes: 0, pieces: Vec::new(), origins: Vec::new() }
+    }
+
+    /// Adds the lines of `events` events at the end.
+    pub(super) fn push(&mut self, events: u64, lines: Bytes, origin: Option<Origin>) {
+        self.events += events;
+        self.bytes += lines.len() as u64;
+        self.pieces.push(lines);
+        self.origins.extend(origin);
+    }
+
     /// Returns the position of each line, in the order of the lines. The batch must have origins.
     pub fn positions(&self) -> impl Iterator<Item = Position> {
         self.origins.iter().flat_map(Origin::positions)
@@ -181,6 +273,17 @@ pub struct Origin {
 /// nearly full: they are at least three quarters of its limit.
 pub(super) fn is_crowded(needed: u64, capacity: u64) -> bool {
     needed >= capacity / 4 * 3
+}
+
+/// Waits until something is so. `wakes` is notified whenever it may have become so.
+pub(super) async fn until(wakes: &Notify, is_so: impl Fn() -> bool) {
+    loop {
+        let woken = wakes.notified();
+        if is_so() {
+            return;
+        }
+        woken.await;
+    }
 }
 
 /// Returns the current time by the wall clock, in milliseconds since 1970.

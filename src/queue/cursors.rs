@@ -9,6 +9,9 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 
+use bytes::Buf as _;
+
+use super::disk;
 use super::disk::Access;
 use super::disk::Disk;
 use super::disk::File;
@@ -19,9 +22,6 @@ use crate::release::Format;
 
 /// The name of the cursors file, which says how far each output has got in the queue.
 pub(super) const FILE: &str = "cursors";
-
-/// The name under which a new cursors file is written, before it is renamed to replace the old one.
-const NEW_FILE: &str = "cursors.new";
 
 /// The size of one slot in bytes. The cursors file has two slots, which are written in turn.
 const SLOT: usize = 16 << 10;
@@ -42,13 +42,14 @@ pub(super) const FORMAT: Format =
 /// The size of the checksum at the end of a slot, in bytes.
 const CRC: usize = 4;
 
-/// A range of positions whose events were dropped before all outputs had got them. These events
-/// were counted as lost.
+/// A range of positions whose events are missing, and were counted as lost. In the cursors file, it
+/// is a range that was dropped before all outputs had got its events. A cursor has such ranges for
+/// damage that it has passed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Hole {
     pub(super) start: Position,
     pub(super) end: Position,
-    /// The number of bytes of the dropped lines.
+    /// The number of bytes of the missing lines.
     pub(super) bytes: u64,
 }
 
@@ -90,11 +91,11 @@ impl History {
     }
 }
 
-/// Returns two numbers about the dropped events from `position` on: how many they are, and how many
-/// bytes their lines have. `holes` are the ranges of dropped events. If `position` lies inside a
+/// Returns two numbers about the missing events from `position` on: how many they are, and how many
+/// bytes their lines have. `holes` are the ranges of missing events. If `position` lies inside a
 /// hole, the number of events begins at `position`, but the number of bytes includes the whole
 /// hole.
-pub(super) fn dropped_from(holes: &[Hole], position: Position) -> (u64, u64) {
+pub(super) fn missing_from(holes: &[Hole], position: Position) -> (u64, u64) {
     let behind = holes.iter().filter(|hole| hole.end > position);
     behind.fold((0, 0), |(events, bytes), hole| {
         (events + (hole.end - hole.start.max(position)), bytes + hole.bytes)
@@ -102,7 +103,7 @@ pub(super) fn dropped_from(holes: &[Hole], position: Position) -> (u64, u64) {
 }
 
 /// Returns how many of these positions are in `holes`.
-pub(super) fn dropped_in(holes: &[Hole], positions: &Range<Position>) -> u64 {
+pub(super) fn missing_in(holes: &[Hole], positions: &Range<Position>) -> u64 {
     let overlap =
         |hole: &Hole| hole.end.min(positions.end).saturating_since(hole.start.max(positions.start));
     holes.iter().map(overlap).sum()
@@ -230,18 +231,12 @@ fn decode(slot: &[u8]) -> Result<Option<(u64, Contents)>, u32> {
 struct Reader<'a>(&'a [u8]);
 
 impl Reader<'_> {
-    fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
-        let (taken, rest) = self.0.split_first_chunk::<N>()?;
-        self.0 = rest;
-        Some(*taken)
-    }
-
     fn u32(&mut self) -> Option<u32> {
-        self.take().map(u32::from_le_bytes)
+        self.0.try_get_u32_le().ok()
     }
 
     fn u64(&mut self) -> Option<u64> {
-        self.take().map(u64::from_le_bytes)
+        self.0.try_get_u64_le().ok()
     }
 
     fn position(&mut self) -> Option<Position> {
@@ -257,7 +252,7 @@ impl Reader<'_> {
         let mut contents = Contents { end: self.place()?, ..Contents::default() };
         let (outputs, holes) = (self.u32()?, self.u32()?);
         for _ in 0..outputs {
-            let [length] = self.take()?;
+            let length = self.0.try_get_u8().ok()?;
             let (name, rest) = self.0.split_at_checked(length.into())?;
             self.0 = rest;
             let name = std::str::from_utf8(name).ok()?.to_owned();
@@ -283,11 +278,7 @@ impl Reader<'_> {
 /// in its slots. The generation is 0 if no slot is valid, or if a newer version of the program has
 /// written the file.
 pub(super) fn read(disk: &dyn Disk) -> io::Result<(Found, u64)> {
-    let file = match disk.open(FILE, Access::Read) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((Found::Nothing, 0)),
-        Err(error) => return Err(error),
-    };
+    let Some(file) = disk::open_if_there(disk, FILE)? else { return Ok((Found::Nothing, 0)) };
     let mut slots = Vec::new();
     for slot in 0..2_u64 {
         let mut bytes = vec![0; SLOT];
@@ -350,7 +341,9 @@ impl Cursors {
             return Ok(());
         };
         self.generation += 1;
-        write_slot(&*file, contents, self.generation)?;
+        // Even generations are in the slot 0, odd ones in the slot 1.
+        let at = self.generation % 2 * SLOT as u64;
+        file.write_at(&[&contents.encode(self.generation)], at)?;
         file.sync()?;
         self.file = Some(file);
         Ok(())
@@ -359,26 +352,14 @@ impl Cursors {
     /// Makes a new cursors file with these contents in both slots, and renames it to replace the
     /// old file.
     fn make(&mut self, disk: &dyn Disk, contents: &Contents) -> io::Result<Arc<dyn File>> {
-        match disk.remove(NEW_FILE) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-            Ok(()) | Err(_) => {}
-        }
-        let file = disk.create(NEW_FILE, BYTES)?;
-        for _ in 0..2 {
-            self.generation += 1;
-            write_slot(&*file, contents, self.generation)?;
-        }
-        file.sync()?;
-        disk.rename(NEW_FILE, FILE)?;
-        disk.sync_directory("")?;
-        Ok(file)
+        self.generation = (self.generation + 1).next_multiple_of(2) + 1;
+        let mut slots = contents.encode(self.generation - 1);
+        slots.resize(SLOT, 0);
+        slots.extend(contents.encode(self.generation));
+        slots.resize(2 * SLOT, 0);
+        disk::replace(disk, FILE, &slots)?;
+        disk.open(FILE, Access::Write)
     }
-}
-
-/// Writes the contents into a slot of the file: the slot 0 if `generation` is even, the slot 1 if
-/// it is odd.
-fn write_slot(file: &dyn File, contents: &Contents, generation: u64) -> io::Result<()> {
-    file.write_at(&[&contents.encode(generation)], generation % 2 * SLOT as u64)
 }
 
 #[cfg(test)]

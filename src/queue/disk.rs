@@ -21,7 +21,7 @@ use std::sync::atomic::Ordering;
 use rustix::fs::FallocateFlags;
 use rustix::io::Errno;
 
-use direct::DirectFile;
+use direct::Direct;
 
 mod direct;
 
@@ -112,10 +112,12 @@ pub(crate) fn named(name: &str) -> impl Fn(io::Error) -> io::Error {
     move |error| io::Error::new(error.kind(), format!("{name}: {error}"))
 }
 
-/// Returns the number of files in the quarantine, and the number of bytes in these files. Files
-/// that can't be opened do not count.
-pub(crate) fn quarantined(disk: &dyn Disk) -> (u64, u64) {
-    sizes(disk, QUARANTINE)
+/// Opens a file for reading. `None` if there is no such file.
+pub(crate) fn open_if_there(disk: &dyn Disk, name: &str) -> io::Result<Option<Arc<dyn File>>> {
+    match disk.open(name, Access::Read) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        opened => opened.map(Some),
+    }
 }
 
 /// Returns the number of files in a directory below the queue's directory, and the number of bytes
@@ -298,19 +300,16 @@ impl Disk for RealDisk {
     fn open(&self, name: &str, access: Access) -> io::Result<Arc<dyn File>> {
         let path = self.root.join(name);
         let file = options(access).open(&path)?;
-        match access {
-            Access::Read if name.ends_with(".seg") => {
-                // As long as this handle is open, the file is not used for another segment. If that
-                // is just happening, the segment is gone.
-                let is_taken = matches!(file.try_lock_shared(), Err(fs::TryLockError::WouldBlock));
-                if is_taken || !is_named(&file, &path) {
-                    return Err(io::ErrorKind::NotFound.into());
-                }
+        if access == Access::Read && name.ends_with(".seg") {
+            // As long as this handle is open, the file is not used for another segment. If that is
+            // just happening, the segment is gone.
+            let is_taken = matches!(file.try_lock_shared(), Err(fs::TryLockError::WouldBlock));
+            if is_taken || !is_named(&file, &path) {
+                return Err(io::ErrorKind::NotFound.into());
             }
-            Access::Read | Access::Write => {}
-            Access::Append => return Ok(Arc::new(DirectFile::new(file))),
         }
-        Ok(Arc::new(RealFile(file)))
+        let direct = if access == Access::Append { Direct::new(&file) } else { None };
+        Ok(Arc::new(RealFile { file, direct }))
     }
 
     fn create(&self, name: &str, bytes: u64) -> io::Result<Arc<dyn File>> {
@@ -323,7 +322,7 @@ impl Disk for RealDisk {
             fs::remove_file(&path).ok();
             return Err(error);
         }
-        Ok(Arc::new(RealFile(file)))
+        Ok(Arc::new(RealFile { file, direct: None }))
     }
 
     fn make_directory(&self, name: &str) -> io::Result<()> {
@@ -364,13 +363,17 @@ fn is_named(file: &fs::File, path: &Path) -> bool {
 
 /// An open file in the operating system's file system.
 #[derive(Debug)]
-struct RealFile(fs::File);
+struct RealFile {
+    file: fs::File,
+    /// `None` if all writes go through the page cache.
+    direct: Option<Direct>,
+}
 
 impl File for RealFile {
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
         let mut filled = 0;
         while filled < buffer.len() {
-            match self.0.read_at(&mut buffer[filled..], offset + filled as u64) {
+            match self.file.read_at(&mut buffer[filled..], offset + filled as u64) {
                 Ok(0) => break,
                 Ok(size) => filled += size,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -381,22 +384,24 @@ impl File for RealFile {
     }
 
     fn write_at(&self, pieces: &[&[u8]], offset: u64) -> io::Result<()> {
-        match pieces {
-            [piece] => self.0.write_all_at(piece, offset),
-            pieces => write_pieces(&self.0, pieces, offset),
+        if let Some(direct) = &self.direct
+            && direct.write(&self.file, pieces, offset)?
+        {
+            return Ok(());
         }
+        write_pieces(&self.file, pieces, offset)
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.0.sync_data()
+        self.file.sync_data()
     }
 
     fn truncate(&self, bytes: u64) -> io::Result<()> {
-        self.0.set_len(bytes)
+        self.file.set_len(bytes)
     }
 
     fn bytes(&self) -> io::Result<u64> {
-        Ok(self.0.metadata()?.len())
+        Ok(self.file.metadata()?.len())
     }
 }
 

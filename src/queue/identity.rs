@@ -10,7 +10,6 @@ use ring::rand::SecureRandom as _;
 use ring::rand::SystemRandom;
 
 use super::disk;
-use super::disk::Access;
 use super::disk::Disk;
 
 /// The name of the file that holds the identity: 32 hexadecimal digits and a line break.
@@ -58,7 +57,7 @@ impl Identity {
             ),
         }
         let identity = Self::random()?;
-        if let Err(error) = identity.store(disk) {
+        if let Err(error) = disk::replace(disk, FILE, format!("{identity}\n").as_bytes()) {
             tracing::warn!(
                 %error,
                 "the file `identity` of the queue can't be written: events that are sent again \
@@ -75,20 +74,11 @@ impl Identity {
     /// The file can't be read. If its content is not an identity, the kind is
     /// [`io::ErrorKind::Other`].
     pub(super) fn read(disk: &dyn Disk) -> io::Result<Option<Self>> {
-        let file = match disk.open(FILE, Access::Read) {
-            Ok(file) => file,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            Err(error) => return Err(error),
-        };
+        let Some(file) = disk::open_if_there(disk, FILE)? else { return Ok(None) };
         let mut text = [0; TEXT];
         let size = file.read_at(&mut text, 0)?;
         let identity = Self::parse(text.get(..size).unwrap_or_default());
         identity.map(Some).ok_or_else(|| io::Error::other("it is damaged"))
-    }
-
-    /// Writes the file, which replaces an earlier one.
-    fn store(self, disk: &dyn Disk) -> io::Result<()> {
-        disk::replace(disk, FILE, format!("{self}\n").as_bytes())
     }
 
     fn parse(text: &[u8]) -> Option<Self> {

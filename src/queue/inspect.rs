@@ -25,9 +25,9 @@ use super::cursors;
 use super::cursors::Contents;
 use super::cursors::Found;
 use super::disk;
-use super::disk::Access;
 use super::disk::Disk;
 use super::disk::File;
+use super::disk::QUARANTINE;
 use super::disk::RealDisk;
 use super::disk::SEGMENTS;
 use super::segment;
@@ -205,99 +205,67 @@ impl fmt::Display for CursorsFile {
 
 /// A fault that was found in the queue's directory.
 #[derive(Debug)]
-pub enum Finding {
+pub struct Finding {
+    /// The kind of fault, and where it is.
+    pub fault: Fault,
+    /// The number of events that are missing because of it, without the events that the relay
+    /// itself has dropped and counted; 0 if that is not known.
+    pub events: u64,
+    /// The range of positions in which these events are missing; empty if no event is missing, or
+    /// if the positions are not known.
+    pub positions: Range<Position>,
+}
+
+/// The kinds of faults. A file is named by its path, relative to the queue's directory.
+#[derive(Debug)]
+pub enum Fault {
     /// Some bytes of a segment file are damaged.
     Damaged {
-        /// The file's path, relative to the queue's directory.
+        /// The file.
         file: String,
         /// The offset in the file where the damaged bytes begin.
         offset: u64,
         /// The number of damaged bytes.
         bytes: u64,
-        /// The number of events that were in the damaged bytes.
-        events: u64,
-        /// The range of positions of these events; empty if there were none.
-        positions: Range<Position>,
     },
     /// Some output still needs these events, but no segment has them.
-    Missing {
-        /// The range of positions in which events are missing.
-        positions: Range<Position>,
-        /// The number of missing events in this range, without the events that the relay itself has
-        /// dropped and counted.
-        events: u64,
-    },
+    Missing,
     /// A segment file exists, but can't be opened.
     Unreadable {
-        /// The file's path, relative to the queue's directory.
+        /// The file.
         file: String,
         /// The error of the operating system.
         error: io::Error,
-        /// The number of events that should be in the file; 0 if that is not known.
-        events: u64,
-        /// The range of positions of these events; empty if that is not known.
-        positions: Range<Position>,
     },
     /// The cursors file is missing, or one slot or both slots of it are damaged.
     Cursors(CursorsFile),
 }
 
-impl Finding {
-    /// Returns the number of events that are missing because of this fault; 0 if it is a fault of
-    /// the cursors file.
-    #[must_use]
-    pub fn missing(&self) -> u64 {
-        match self {
-            Self::Damaged { events, .. }
-            | Self::Missing { events, .. }
-            | Self::Unreadable { events, .. } => *events,
-            Self::Cursors(_) => 0,
-        }
-    }
-
-    /// Returns the range of positions in which events are missing because of this fault; empty if
-    /// no event is missing, or if the positions are not known.
-    #[must_use]
-    pub fn positions(&self) -> Range<Position> {
-        match self {
-            Self::Damaged { positions, .. }
-            | Self::Missing { positions, .. }
-            | Self::Unreadable { positions, .. } => positions.clone(),
-            Self::Cursors(_) => Position::START..Position::START,
-        }
-    }
-}
-
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Damaged { file, offset, bytes, events, .. } => {
+        let Self { fault, events, positions: Range { start, end } } = self;
+        let file = cursors::FILE;
+        match fault {
+            Fault::Damaged { file, offset, bytes } => {
                 write!(f, "{file} offset {offset}: {bytes} bytes damaged, {events} events missing")
             }
-            Self::Missing { positions: Range { start, end }, events } => {
+            Fault::Missing => {
                 let last = end.saturating_back(1);
                 write!(
                     f,
                     "positions {start} to {last}: {events} events missing, no segment has them"
                 )
             }
-            Self::Unreadable { file, error, events, .. } => {
-                write!(
-                    f,
-                    "{file}: cannot be read, {events} events missing: {error}{}",
-                    remedy(error)
-                )
+            Fault::Unreadable { file, error } => {
+                let remedy = remedy(error);
+                write!(f, "{file}: cannot be read, {events} events missing: {error}{remedy}")
             }
-            Self::Cursors(CursorsFile::Half) => write!(
-                f,
-                "{}: one of two slots damaged; a relay goes on from the other one",
-                cursors::FILE
-            ),
-            Self::Cursors(state) => write!(
-                f,
-                "{}: {state}; with a relay every output starts at the oldest event",
-                cursors::FILE
-            ),
+            Fault::Cursors(CursorsFile::Half) => {
+                write!(f, "{file}: one of two slots damaged; a relay goes on from the other one")
+            }
+            Fault::Cursors(state) => {
+                write!(f, "{file}: {state}; with a relay every output starts at the oldest event")
+            }
         }
     }
 }
@@ -365,14 +333,13 @@ impl Directory {
     /// The directory can't be read, or a newer version of the program has written it. Damage, or a
     /// segment that can't be opened, is not an error.
     pub fn summary(&self) -> Result<Summary, Error> {
-        let mut attempts = ATTEMPTS;
-        loop {
+        for _ in 1..ATTEMPTS {
             let (summary, settled) = self.look()?;
-            attempts -= 1;
-            if settled || attempts == 0 {
+            if settled {
                 return Ok(summary);
             }
         }
+        Ok(self.look()?.0)
     }
 
     /// Returns the name of each output and the first event that it has not finished, as they are in
@@ -404,8 +371,7 @@ impl Directory {
             let place = outputs.and_then(|outputs| outputs.get(name));
             from = place.ok_or_else(|| no_output(name, outputs))?.position;
         }
-        let synced = self.synced();
-        Walk::new(self, Want { lines: true, output, from }, tell).run(&found, synced)
+        self.walk(&found, Want { lines: true, output, from }, tell)
     }
 
     /// Reads all segments, and passes each fault (for example damage or missing events) and the
@@ -417,8 +383,14 @@ impl Directory {
     /// failed. Damage is passed to `tell`, and is not an error.
     pub fn verify(&self, tell: &mut Tell<'_>) -> Result<Verdict, Error> {
         let found = self.cursors()?;
-        Walk::new(self, Want { lines: false, output: None, from: Position::START }, tell)
-            .run(&found, self.synced())
+        self.walk(&found, Want { lines: false, output: None, from: Position::START }, tell)
+    }
+
+    /// Reads the segments. `found` is the cursors file, which was read before. The file `synced`
+    /// must be read before the list of segments is made: a running relay may make new segments in
+    /// between, and the events in them would count as missing.
+    fn walk(&self, found: &Found, want: Want<'_>, tell: &mut Tell<'_>) -> Result<Verdict, Error> {
+        Walk::new(self, want, tell).run(found, synced::read(&*self.disk))
     }
 
     /// Makes an error that has the path of this file in the queue's directory.
@@ -429,20 +401,20 @@ impl Directory {
     /// Reads the cursors file, which has two slots. If one of the slots is not valid, reads the
     /// file again, a limited number of times, because a running relay may be writing the slot.
     fn cursors(&self) -> Result<Found, Error> {
-        let read = || cursors::read(&*self.disk).map_err(|error| self.failed(cursors::FILE, error));
-        let mut found = read()?.0;
-        for _ in 1..ATTEMPTS {
-            if matches!(found, Found::Whole(_) | Found::Nothing | Found::Newer(_)) {
-                break;
+        let mut attempts = ATTEMPTS;
+        loop {
+            let read = cursors::read(&*self.disk);
+            let (found, _) = read.map_err(|error| self.failed(cursors::FILE, error))?;
+            attempts -= 1;
+            match found {
+                Found::Newer(version) => {
+                    return Err(Error::Newer { path: self.root.join(cursors::FILE), version });
+                }
+                Found::Half(_) | Found::Damaged if attempts > 0 => pause(),
+                Found::Whole(_) | Found::Half(_) | Found::Damaged | Found::Nothing => {
+                    return Ok(found);
+                }
             }
-            pause();
-            found = read()?.0;
-        }
-        match found {
-            Found::Newer(version) => {
-                Err(Error::Newer { path: self.root.join(cursors::FILE), version })
-            }
-            Found::Whole(_) | Found::Half(_) | Found::Damaged | Found::Nothing => Ok(found),
         }
     }
 
@@ -463,20 +435,10 @@ impl Directory {
         Ok(segments)
     }
 
-    /// Reads up to where the log is known to be synced; `None` if nothing is known. This must be
-    /// read before the list of segments is made: a running relay may make new segments in between,
-    /// and the events in them would count as missing.
-    fn synced(&self) -> Option<Synced> {
-        synced::read(&*self.disk)
-    }
-
     /// Opens the file of the segment whose first position is `first`. Returns `Ok(None)` if the
     /// file does not exist any more.
     fn segment(&self, first: Position) -> io::Result<Option<Arc<dyn File>>> {
-        match self.disk.open(&segment::file_name(first), Access::Read) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-            opened => opened.map(Some),
-        }
+        disk::open_if_there(&*self.disk, &segment::file_name(first))
     }
 
     /// Reads the header of the segment whose first position is `first`. `None` if the header is
@@ -523,8 +485,9 @@ impl Directory {
             let header = self.header(&*file, first, next.is_none())?;
             let limit = walk::limit(first, next, &contents.holes);
             let byte = header.map_or(0, |it| it.first_byte);
-            let segment = walk::Segment::new(&*file, first, header, limit);
-            let end = segment.tail(byte, Known::new(known, synced, first)).end.max(known);
+            let segment = walk::open(&*file, first, header, limit);
+            let known_here = Known::new(known, synced, first);
+            let end = walk::tail(&segment, byte, known_here).end.max(known);
             if header.is_some() || end.position > first {
                 return Ok(Some(end));
             }
@@ -541,7 +504,7 @@ impl Directory {
     fn look(&self) -> Result<(Summary, bool), Error> {
         let found = self.cursors()?;
         let contents = found.contents().cloned().unwrap_or_default();
-        let synced = self.synced();
+        let synced = synced::read(&*self.disk);
         let segments = self.segments()?;
         let end = self.end(&segments, &contents, synced)?;
         let (mut settled, end) = (end.is_some(), end.unwrap_or(contents.known()));
@@ -554,7 +517,7 @@ impl Directory {
             first: segments.first().copied().unwrap_or(end.position),
             end: end.position,
             damaged_headers: 0,
-            quarantine: disk::quarantined(&*self.disk),
+            quarantine: disk::sizes(&*self.disk, QUARANTINE),
             unreadable: Vec::new(),
         };
         for (first, next) in with_next(&segments) {
@@ -571,14 +534,14 @@ impl Directory {
                 Ok(None) => {}
                 Err(error) => {
                     let events = next.map_or(0, |next| next - first);
-                    let (file, positions) = (segment::file_name(first), first..first + events);
-                    let finding = Finding::Unreadable { file, error, events, positions };
-                    summary.unreadable.push(finding);
+                    let fault = Fault::Unreadable { file: segment::file_name(first), error };
+                    let positions = first..first + events;
+                    summary.unreadable.push(Finding { fault, events, positions });
                 }
             }
         }
         for (name, place) in contents.outputs {
-            let dropped = cursors::dropped_from(&contents.holes, place.position);
+            let dropped = cursors::missing_from(&contents.holes, place.position);
             let events = (end.position - place.position).saturating_sub(dropped.0);
             let bytes = end.byte.saturating_sub(place.byte).saturating_sub(dropped.1);
             let (oldest, found) = match events {
@@ -605,7 +568,7 @@ impl Directory {
             let Some(file) = file else { return (None, false) };
             let limit = next.unwrap_or(Position::MAX);
             let header = SegmentHeader::read(&*file, first).ok();
-            let segment = walk::Segment::new(&*file, first, header, limit);
+            let segment = walk::open(&*file, first, header, limit);
             let mut scan = segment.scan((FIRST_RECORD, first), Check::Headers);
             scan.skip_to(position);
             while let Some(found) = scan.next() {

@@ -1,10 +1,10 @@
-//! The queue in memory: what is in it is lost when the process ends.
+//! The queue in memory: the events in it are lost when the process ends.
 //!
-//! One mutex guards everything. While it is held there is only bookkeeping, and a search for line
-//! ends if a batch is larger than what an output claims at once. Nothing is held across an await.
+//! One mutex guards everything. It is held only for bookkeeping, and for a search for line ends if
+//! a batch is larger than what an output claims at once. It is never held across an await.
 //!
 //! The public methods of this file are documented at [`super::Queue`] and [`super::Cursor`], which
-//! are the only ones that call them. Here is only what is different in memory.
+//! alone call them. The comments here say only what is different in memory.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -28,7 +28,11 @@ use super::contract::JoinError;
 use super::contract::Origin;
 use super::contract::Refused;
 use super::contract::Take;
+use super::contract::Ticket;
+use super::contract::Waits;
+use super::contract::Withdraw;
 use super::contract::is_crowded;
+use super::contract::until;
 use super::identity::Identity;
 use super::notes;
 use super::notes::Notes;
@@ -48,6 +52,7 @@ use crate::telemetry::State as Told;
 
 mod record;
 
+use record::Amount;
 use record::Record;
 
 /// The queue in memory. A clone is cheap, and is a handle to the same queue.
@@ -115,7 +120,7 @@ struct MemoryState {
     /// The events, and the bytes of their lines, that were accepted and counted in the metric
     /// `event_total`.
     counted: Amount,
-    /// `true`: the last log line about the queue's room says that the queue is full.
+    /// `true`: the queue counts as full, and the last log line about its room says so.
     told_full: bool,
     /// `true`: the queue takes no more batches. The events that were still in the queue are already
     /// counted as lost, so a batch that came now would not be counted.
@@ -126,40 +131,15 @@ struct MemoryState {
 /// finished. Only optional outputs still need them, so they are dropped when their room is needed.
 #[derive(Default)]
 struct Spare {
-    /// The number of spare records: the stored batches at the front of the queue that only optional
-    /// outputs still need.
     records: usize,
-    /// The weight in bytes of the spare records: the stored batches at the front of the queue that
-    /// only optional outputs still need.
+    /// The weight of these records in bytes.
     bytes: u64,
-}
-
-impl Spare {
-    /// Notes that a spare record is taken out of the queue: subtracts it from these numbers.
-    fn take(&mut self, record: &Record) {
-        self.records -= 1;
-        self.bytes -= record.weight();
-    }
-}
-
-/// A number of events, and the number of bytes of their lines.
-#[derive(Debug, Clone, Copy, Default)]
-struct Amount {
-    events: u64,
-    bytes: u64,
-}
-
-impl Amount {
-    fn add(&mut self, other: Self) {
-        self.events += other.events;
-        self.bytes += other.bytes;
-    }
 }
 
 /// The place of one output in the queue, and the numbers that are counted for this output.
-struct CursorState {
+pub(super) struct CursorState {
     output: Output,
-    claims: Claims<()>,
+    pub(super) claims: Claims<()>,
     /// The accepted events that are not in this output's backlog: events that the output has
     /// finished or lost, or that were appended before the output joined. The other events of
     /// [`MemoryState::counted`] are the backlog.
@@ -174,7 +154,7 @@ struct CursorState {
     /// `true`: the output has ended permanently, and the queue waits for it no longer.
     gone: bool,
     /// `true`: each batch for this output says the position and age of each piece of its lines.
-    tells_origins: bool,
+    pub(super) tells_origins: bool,
     /// The facts that the output keeps for the delivery that replaces its present one.
     notes: notes::Memory,
     readable: Arc<Notify>,
@@ -184,32 +164,13 @@ impl CursorState {
     /// Returns the part of a record that this output has not finished: the number of events, and
     /// the number of bytes of their lines.
     fn outstanding(&self, record: &mut Record) -> Amount {
-        let mut left = Amount { events: 0, bytes: 0 };
-        let mut from = record.first.max(self.claims.watermark().min(record.end()));
-        let mut add = |record: &mut Record, from: Position, to: Position| {
-            if from < to {
-                left.events += to - from;
-                left.bytes += record.slice(from, to).len() as u64;
-            }
-        };
+        let mut left = record.amount(self.claims.watermark(), record.end());
         for entry in self.claims.overlapping(record.positions()) {
             if entry.stage == Stage::Done {
-                add(record, from, entry.claim.start.min(record.end()));
-                from = from.max(entry.claim.end);
+                left -= record.amount(entry.claim.start, entry.claim.end);
             }
         }
-        add(record, from, record.end());
         left
-    }
-
-    /// Updates this output's numbers for a record that is dropped. Returns the number of the
-    /// record's events that the output had not finished; the caller counts them as lost. An
-    /// optional output may already have sent some of these events. If it acknowledges them later,
-    /// they are not counted again.
-    fn lose(&mut self, record: &mut Record) -> u64 {
-        let amount = self.outstanding(record);
-        self.passed.add(amount);
-        amount.events
     }
 
     /// Returns `true` if the output is required and had joined before the record was appended.
@@ -256,8 +217,8 @@ impl MemoryState {
     /// events, and the number of bytes of their lines.
     fn accept(counted: &mut Amount, record: &mut Record, metrics: &QueueMetrics) -> Amount {
         record.counted = true;
-        let amount = Amount { events: record.events, bytes: record.lines.len() as u64 };
-        counted.add(amount);
+        let amount = record.amount(record.first, record.end());
+        *counted += amount;
         metrics.accepted(record.events, amount.bytes, &record.levels);
         amount
     }
@@ -281,7 +242,7 @@ impl MemoryState {
         let amount = Self::accept(counted, record, metrics);
         for (_, cursor) in cursors {
             if cursor.joined > record.first {
-                cursor.passed.add(amount);
+                cursor.passed += amount;
                 cursor.start -= signed(amount.events);
                 show_start(&cursor.output.metrics, cursor.start);
             }
@@ -297,10 +258,8 @@ impl MemoryState {
         let needed = cursors.iter().filter(|(_, cursor)| cursor.is_needed_for(record));
         let (gone, going): (Vec<_>, Vec<_>) = needed.partition(|(_, cursor)| cursor.gone);
         let is_missed = gone.iter().any(|(_, cursor)| cursor.outstanding(record).events > 0);
-        match is_missed || (going.is_empty() && gone.is_empty()) {
-            true => Err(Refused::Undelivered),
-            false => Ok(()),
-        }
+        let nobody = going.is_empty() && gone.is_empty();
+        if is_missed || nobody { Err(Refused::Undelivered) } else { Ok(()) }
     }
 
     /// Sends the result to the sender of a record, if the sender waits for it. No required output
@@ -308,13 +267,11 @@ impl MemoryState {
     /// to send it: the batch is then not accepted, and the caller must remove the record. Otherwise
     /// returns `true`.
     fn answer(cursors: &Slab<CursorState>, record: &mut Record) -> bool {
-        if let Some(waiting) = record.waiting.take() {
-            let verdict = Self::verdict(cursors, record);
-            // The sender may have gone: then nobody needs the answer.
-            waiting.send(verdict).ok();
-            return verdict.is_ok() || record.counted;
-        }
-        true
+        let Some(waiting) = record.waiting.take() else { return true };
+        let verdict = Self::verdict(cursors, record);
+        // The sender may have gone: then nobody needs the answer.
+        waiting.send(verdict).ok();
+        verdict.is_ok() || record.counted
     }
 
     /// Adds a record at the end. There must be room for it.
@@ -331,7 +288,8 @@ impl MemoryState {
         let record = self.records.remove(index)?;
         self.bytes -= record.weight();
         if index < self.spare.records {
-            self.spare.take(&record);
+            self.spare.records -= 1;
+            self.spare.bytes -= record.weight();
         }
         Some(record)
     }
@@ -349,12 +307,10 @@ impl MemoryState {
             }
         }
         while self.records.front().is_some_and(|record| record.end() <= held) {
-            let Some(mut record) = self.records.pop_front() else { break };
-            self.bytes -= record.weight();
-            if self.spare.records == 0 {
+            let was_spare = self.spare.records > 0;
+            let Some(mut record) = self.remove(0) else { break };
+            if !was_spare {
                 Self::answer(&self.cursors, &mut record);
-            } else {
-                self.spare.take(&record);
             }
         }
         while let Some(record) = self.records.get_mut(self.spare.records)
@@ -380,10 +336,7 @@ impl MemoryState {
             if record.waiting.is_none() || Self::verdict(&self.cursors, record).is_ok() {
                 continue;
             }
-            if let Some(waiting) = record.waiting.take() {
-                // The sender may have gone: then nobody needs the answer.
-                waiting.send(Err(Refused::Undelivered)).ok();
-            }
+            record.refuse();
             if !record.counted {
                 index -= 1;
                 self.remove(index);
@@ -421,18 +374,18 @@ impl MemoryState {
         for index in chosen.into_iter().rev() {
             let is_spare = index < self.spare.records;
             let Some(mut record) = self.remove(index) else { continue };
-            if let Some(waiting) = record.waiting.take() {
-                // The batch was appended while `delivered` was set. Its sender still has it, so
-                // that it is lost only if an output has begun to send it.
-                waiting.send(Err(Refused::Undelivered)).ok();
-                if !record.counted {
-                    continue;
-                }
+            // If the batch was appended while `delivered` was set, its sender still has it. It is
+            // lost only if an output has begun to send it.
+            if record.refuse() && !record.counted {
+                continue;
             }
             let mut dropped = DropCount::default();
             for (_, cursor) in &mut self.cursors {
-                let lost = cursor.lose(&mut record);
-                dropped.lose(&cursor.output, lost);
+                // An optional output may already have sent some of these events. If it acknowledges
+                // them later, they are not counted again.
+                let lost = cursor.outstanding(&mut record);
+                cursor.passed += lost;
+                dropped.lose(&cursor.output, lost.events);
             }
             // Every required output that still runs has finished a spare record.
             if !is_spare {
@@ -447,38 +400,28 @@ impl MemoryState {
     fn read(&mut self, claim: Claim, cursor: usize) -> Option<Batch> {
         let from = self.index_at(claim.start);
         let now = self.cursors[cursor].tells_origins.then(Instant::now);
-        let mut batch: Option<Batch> = None;
+        let mut batch = Batch::of(claim);
         for record in self.records.range_mut(from..) {
             if !record.overlaps(claim) {
                 break;
             }
             let (start, end) = (claim.start.max(record.first), claim.end.min(record.end()));
-            let piece = record.slice(start, end);
-            let batch = batch.get_or_insert_with(|| Batch {
-                claim,
-                events: 0,
-                bytes: 0,
-                pieces: Vec::new(),
-                origins: Vec::new(),
-            });
-            batch.events += end - start;
-            batch.bytes += piece.len() as u64;
-            batch.pieces.push(piece);
-            batch.origins.extend(now.map(|now| Origin {
+            let events = end - start;
+            let origin = now.map(|now| Origin {
                 first: start,
-                events: end - start,
+                events,
                 age: now.saturating_duration_since(record.accepted),
                 received: record.received,
-            }));
+            });
+            batch.push(events, record.slice(start, end), origin);
         }
-        batch
+        (batch.events > 0).then_some(batch)
     }
 }
 
 impl Queue {
     /// Makes an empty queue, with a cursor for each of these outputs. Returns the queue and the
     /// cursors, in the order of `outputs`.
-    #[must_use]
     pub fn new(
         config: &config::Queue,
         identity: Identity,
@@ -602,7 +545,6 @@ impl Queue {
     }
 
     /// Returns `true` while the queue counts as full. See [`super::Queue::is_full`].
-    #[must_use]
     pub fn is_full(&self) -> bool {
         self.shared.lock().told_full
     }
@@ -649,12 +591,12 @@ impl Queue {
                 Ticket::stored()
             }
             Acknowledge::Delivered => {
-                let (waiting, delivered) = oneshot::channel();
+                let (waiting, done) = oneshot::channel();
                 record.waiting = Some(waiting);
-                Ticket {
-                    delivered: Delivered::Waits(delivered),
-                    place: Some((Arc::clone(&self.shared), first)),
-                }
+                let queue = Arc::clone(&self.shared);
+                let waits = Some(Waits { done, queue, number: first.get() });
+                // If the queue is gone, no output will deliver the batch any more.
+                Ticket { answer: Err(Refused::Undelivered), waits }
             }
         };
         state.push(record);
@@ -665,14 +607,12 @@ impl Queue {
     }
 
     /// Returns the limit of the queue in bytes: `queue.max_bytes`. See [`super::Queue::capacity`].
-    #[must_use]
     pub fn capacity(&self) -> u64 {
         self.shared.lock().capacity
     }
 
     /// Returns the number of bytes, and the number of events, that the queue holds. See
     /// [`super::Queue::held`].
-    #[must_use]
     pub fn held(&self) -> (u64, u64) {
         let state = self.shared.lock();
         (state.bytes, state.records.iter().map(|record| record.events).sum())
@@ -680,13 +620,11 @@ impl Queue {
 
     /// Returns the weight of the records that a required output has not finished. See
     /// [`super::Queue::needed`].
-    #[must_use]
     pub fn needed(&self) -> u64 {
         self.shared.lock().needed()
     }
 
     /// Returns the name and the backlog of each output. See [`super::Queue::backlogs`].
-    #[must_use]
     pub fn backlogs(&self) -> Vec<(String, Backlog)> {
         let state = self.shared.lock();
         let backlog =
@@ -714,13 +652,7 @@ impl Queue {
     ///
     /// Nothing is lost if the future is dropped.
     pub async fn drained(&self) {
-        loop {
-            let progress = self.shared.progress.notified();
-            if self.shared.lock().records.is_empty() {
-                return;
-            }
-            progress.await;
-        }
+        until(&self.shared.progress, || self.shared.lock().records.is_empty()).await;
     }
 
     /// Notes that the output with this name has ended permanently. Accepted events that the output
@@ -740,7 +672,6 @@ impl Queue {
 
     /// Closes the queue. The accepted events that an output has not finished are counted as lost
     /// for this output. Returns for each output its name, and the number of these events.
-    #[must_use]
     pub fn abandon(&self) -> Vec<(String, u64)> {
         let mut state = self.shared.lock();
         state.closed = true;
@@ -774,63 +705,19 @@ impl MemoryState {
     }
 }
 
-/// A sender's receipt for a batch. If the receipt is dropped before [`Ticket::delivered`] has
-/// returned, the batch is removed from the queue, but only if it does not count as accepted yet. A
-/// batch counts as accepted at once if its sender need not wait, otherwise when an output begins to
-/// send it.
-#[must_use]
-pub struct Ticket {
-    delivered: Delivered,
-    /// The queue, and the position of the batch's first event. `None` if the batch is accepted or
-    /// refused already.
-    place: Option<(Arc<Shared>, Position)>,
-}
-
-/// The result for the sender of a batch: accepted or refused.
-enum Delivered {
-    /// The result is not known yet, and will come through this channel.
-    Waits(oneshot::Receiver<Result<(), Refused>>),
-    /// The result is known, and stays the same however often the sender asks.
-    Known(Result<(), Refused>),
-}
-
-impl Ticket {
-    /// Makes the receipt for a batch that needs no waiting, because its result is known at once.
-    fn stored() -> Self {
-        Self { delivered: Delivered::Known(Ok(())), place: None }
-    }
-
-    /// Waits for the result for the sender. The result is known at once. But if `acknowledge` is
-    /// `delivered`, it is known when every required output has finished the batch, or when the
-    /// batch is refused. A second call returns the same result.
-    ///
-    /// # Errors
-    ///
-    /// The batch is not delivered, for example because a required output can no longer send it, or
-    /// because the batch was dropped to make room. The sender must keep the batch.
-    pub async fn delivered(&mut self) -> Result<(), Refused> {
-        let waits = match &mut self.delivered {
-            Delivered::Known(known) => return *known,
-            Delivered::Waits(waits) => waits,
-        };
-        // An error means that the queue is gone: no output will deliver the batch any more.
-        let answer = waits.await.unwrap_or(Err(Refused::Undelivered));
-        self.delivered = Delivered::Known(answer);
-        self.place = None;
-        answer
-    }
-}
-
-impl Drop for Ticket {
-    fn drop(&mut self) {
-        let Some((shared, first)) = self.place.take() else { return };
-        let mut state = shared.lock();
+impl Withdraw for Shared {
+    /// Removes a batch that does not count as accepted yet. A batch counts as accepted at once if
+    /// its sender need not wait, otherwise when an output begins to send it. `number` is the
+    /// position of its first event.
+    fn withdraw(&self, number: u64) {
+        let first = Position::new(number);
+        let mut state = self.lock();
         let index = state.index_at(first);
         if state.records.get(index).is_some_and(|record| record.first == first && !record.counted) {
             drop(state.remove(index));
-            state.log_not_full(&shared.metrics);
+            state.log_not_full(&self.metrics);
             drop(state);
-            shared.progress.notify_waiters();
+            self.progress.notify_waiters();
         }
     }
 }
@@ -845,23 +732,22 @@ pub struct Cursor {
 }
 
 impl Cursor {
+    /// Calls a function with the state of this cursor, under the lock.
+    pub(super) fn with<R>(&self, call: impl FnOnce(&mut CursorState) -> R) -> R {
+        call(&mut self.shared.lock().cursors[self.index])
+    }
+
     /// Waits until the queue has an event that this cursor has not claimed yet.
     ///
     /// # Cancel safety
     ///
     /// Nothing is lost if the future is dropped.
     pub async fn readable(&self) {
-        loop {
-            if !self.is_at_end() {
-                return;
-            }
-            self.readable.notified().await;
-        }
+        until(&self.readable, || !self.is_at_end()).await;
     }
 
     /// Claims the next events, within the limits of `take`. `None` if every event in the queue is
     /// claimed. See [`super::Cursor::next`].
-    #[must_use]
     pub fn next(&self, take: Take) -> Option<Batch> {
         let mut guard = self.shared.lock();
         let state = &mut *guard;
@@ -871,11 +757,7 @@ impl Cursor {
         let mut left = take;
         for record in state.records.range_mut(first..) {
             let start = read.max(record.first);
-            let bytes = match start == record.first {
-                true => record.lines.len() as u64,
-                false => record.slice(start, record.end()).len() as u64,
-            };
-            let events = record.end() - start;
+            let Amount { events, bytes } = record.amount(start, record.end());
             let whole = bytes <= left.bytes && events <= left.events;
             let end = match (&claim, whole) {
                 (_, true) => record.end(),
@@ -909,19 +791,17 @@ impl Cursor {
         let cursor = &mut state.cursors[self.index];
         let Some(entry) = cursor.claims.find(claim) else { return };
         entry.stage = Stage::Done;
-        let mut amount = Amount { events: 0, bytes: 0 };
+        let mut amount = Amount::default();
         let now = Instant::now();
         for record in state.records.range_mut(from..) {
             if !record.overlaps(claim) {
                 break;
             }
-            let (start, end) = (claim.start.max(record.first), claim.end.min(record.end()));
-            amount.events += end - start;
-            amount.bytes += record.slice(start, end).len() as u64;
+            amount += record.amount(claim.start, claim.end);
             cursor.output.metrics.delivered(now.duration_since(record.accepted), now);
         }
         disposition.count(amount.events, &cursor.output.metrics);
-        cursor.passed.add(amount);
+        cursor.passed += amount;
         cursor.claims.forget_done();
         state.free_finished();
         state.log_not_full(&self.shared.metrics);
@@ -931,16 +811,27 @@ impl Cursor {
 
     /// Notes that a claim must be sent again. See [`super::Cursor::release`].
     pub fn release(&self, claim: Claim) {
-        let mut state = self.shared.lock();
-        if let Some(entry) = state.cursors[self.index].claims.find(claim) {
-            entry.stage = Stage::Released;
-        }
+        self.with(|cursor| {
+            if let Some(entry) = cursor.claims.find(claim) {
+                entry.stage = Stage::Released;
+            }
+        });
+    }
+
+    /// Cuts a claim into two parts. See [`super::Cursor::split_at`].
+    pub fn split_at(&self, claim: Claim, middle: Position) -> Option<(Claim, Claim)> {
+        self.with(|cursor| cursor.claims.split(claim, middle, |()| ((), ())))
+    }
+
+    /// Forgets all unfinished claims, so that their events are taken again. See
+    /// [`super::Cursor::rewind`].
+    pub fn rewind(&self) {
+        self.with(|cursor| cursor.claims.rewind());
     }
 
     /// Returns the lines of a claim that was released (its events must be sent again). `None` if
     /// all events of the claim were dropped; the claim then does not exist any more. See
     /// [`super::Cursor::redeliver`].
-    #[must_use]
     pub fn redeliver(&self, claim: Claim) -> Option<Batch> {
         let mut guard = self.shared.lock();
         let state = &mut *guard;
@@ -963,7 +854,6 @@ impl Cursor {
     /// Cuts a claim into two halves, and returns them. `None` if fewer than two events of the claim
     /// are still in the queue, or if the claim is no longer in the list. See
     /// [`super::Cursor::split`].
-    #[must_use]
     pub fn split(&self, claim: Claim) -> Option<(Claim, Claim)> {
         let mut guard = self.shared.lock();
         let state = &mut *guard;
@@ -977,59 +867,22 @@ impl Cursor {
                 end: claim.end.min(record.end()),
             })
             .collect();
-        let events: u64 = pieces.iter().map(|piece| piece.end - piece.start).sum();
-        let mut half = events / 2;
-        if half == 0 {
-            return None;
-        }
-        let mut middle = claim.start;
-        for piece in pieces {
+        let mut half = pieces.iter().map(|piece| piece.end - piece.start).sum::<u64>() / 2;
+        let middle = pieces.iter().find_map(|piece| {
             let length = piece.end - piece.start;
-            middle = piece.start + half.min(length);
-            if half <= length {
-                break;
+            let is_here = half <= length;
+            if !is_here {
+                half -= length;
             }
-            half -= length;
-        }
+            is_here.then(|| piece.start + half)
+        })?;
         state.cursors[self.index].claims.split(claim, middle, |()| ((), ()))
     }
 
-    /// Cuts a claim into two parts, and returns them. The second part begins at `middle`. `None` if
-    /// `middle` is not inside the claim, or if the claim is no longer in the list. See
-    /// [`super::Cursor::split_at`].
-    #[must_use]
-    pub fn split_at(&self, claim: Claim, middle: Position) -> Option<(Claim, Claim)> {
-        self.shared.lock().cursors[self.index].claims.split(claim, middle, |()| ((), ()))
-    }
-
-    /// Forgets all unfinished claims, so that their events are taken again. See
-    /// [`super::Cursor::rewind`].
-    pub fn rewind(&self) {
-        self.shared.lock().cursors[self.index].claims.rewind();
-    }
-
-    /// Returns `true` if no finished claim comes after an unfinished one. See
-    /// [`super::Cursor::is_in_order`].
-    #[must_use]
-    pub fn is_in_order(&self) -> bool {
-        self.shared.lock().cursors[self.index].claims.is_in_order()
-    }
-
-    /// Removes the output from the queue. Returns the number of events that are counted as lost for
-    /// it. See [`super::Cursor::leave`].
-    pub fn leave(self) -> u64 {
-        self.remove(true)
-    }
-
-    /// Removes an output that has taken no events, without counting events as lost. See
-    /// [`super::Cursor::leave_uncounted`].
-    pub fn leave_uncounted(self) {
-        self.remove(false);
-    }
-
     /// Removes the output from the queue. If `counts` is `true`, the events that the output has not
-    /// finished are counted as lost. Returns the number of lost events.
-    fn remove(self, counts: bool) -> u64 {
+    /// finished are counted as lost. Returns the number of lost events. See
+    /// [`super::Cursor::leave`] and [`super::Cursor::leave_uncounted`].
+    pub fn remove(self, counts: bool) -> u64 {
         let mut guard = self.shared.lock();
         let state = &mut *guard;
         // Senders that waited for this output alone are answered first. Their batches are then
@@ -1048,20 +901,12 @@ impl Cursor {
         lost
     }
 
-    /// Sets whether each batch that this cursor returns says the position and age of each piece of
-    /// its lines. See [`super::Cursor::tell_origins`].
-    pub fn tell_origins(&self, tells: bool) {
-        self.shared.lock().cursors[self.index].tells_origins = tells;
-    }
-
     /// Returns the identity of the queue. See [`super::Cursor::identity`].
-    #[must_use]
     pub fn identity(&self) -> Identity {
         self.shared.identity
     }
 
     /// Returns the limit of the queue in bytes. See [`super::Cursor::capacity`].
-    #[must_use]
     pub fn capacity(&self) -> u64 {
         self.shared.lock().capacity
     }
@@ -1077,7 +922,6 @@ impl Cursor {
     }
 
     /// Returns the notes in which the output may keep facts. See [`super::Cursor::notes`].
-    #[must_use]
     pub fn notes(&self) -> Notes {
         let (notes, end) = {
             let state = self.shared.lock();
@@ -1094,22 +938,8 @@ impl Cursor {
         Notes::in_memory(notes, end, settled)
     }
 
-    /// Returns the position at which the next claim begins. See [`super::Cursor::position`].
-    #[must_use]
-    pub fn position(&self) -> Position {
-        self.shared.lock().cursors[self.index].claims.read
-    }
-
-    /// Returns the first position that this output has not finished. See
-    /// [`super::Cursor::watermark`].
-    #[must_use]
-    pub fn watermark(&self) -> Position {
-        self.shared.lock().cursors[self.index].claims.watermark()
-    }
-
     /// Returns `true` if this output has taken all events in the queue to send them. See
     /// [`super::Cursor::is_at_end`].
-    #[must_use]
     pub fn is_at_end(&self) -> bool {
         let state = self.shared.lock();
         state.index_at(state.cursors[self.index].claims.read) >= state.records.len()

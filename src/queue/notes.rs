@@ -9,7 +9,6 @@ use std::sync::Mutex;
 use std::sync::PoisonError;
 
 use super::disk;
-use super::disk::Access;
 use super::disk::Disk;
 use super::disk::named;
 use crate::position::Position;
@@ -116,11 +115,7 @@ impl Notes {
 
 /// Reads the text of a file with notes. Returns `None` if there is no such file.
 fn read(disk: &dyn Disk, file: &str) -> io::Result<Option<Vec<u8>>> {
-    let file = match disk.open(file, Access::Read) {
-        Ok(file) => file,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(error),
-    };
+    let Some(file) = disk::open_if_there(disk, file)? else { return Ok(None) };
     let damaged = || io::Error::new(io::ErrorKind::InvalidData, "the file is damaged");
     let bytes = file.bytes()?;
     if bytes > BYTES_MAX {

@@ -101,12 +101,6 @@ impl Departed {
         signed(self.0.get(name).copied().unwrap_or(0)) - signed(accepted)
     }
 
-    /// Returns the number of names of outputs that have left.
-    #[cfg(test)]
-    pub(super) fn len(&self) -> usize {
-        self.0.len()
-    }
-
     /// Removes an output that has not finished `backlog` events, and returns the number of events
     /// that are counted as lost for it. If `counts` is `true`, all events of the backlog are
     /// counted as lost. If `counts` is `false`, none is counted as lost, because the output was

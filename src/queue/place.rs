@@ -10,6 +10,7 @@ use std::path::Path;
 use std::path::PathBuf;
 
 use rustix::fs::Access;
+use rustix::fs::access;
 
 use super::cursors;
 use super::disk;
@@ -57,8 +58,8 @@ pub fn directory(path: &Path) -> Result<(), OpenError> {
             return failed("make", io::ErrorKind::NotADirectory.into());
         }
         let what = if missing.is_some() { "make" } else { "write to" };
-        if let Err(error) = allows(part, Access::WRITE_OK | Access::EXEC_OK) {
-            return failed(what, error);
+        if let Err(error) = access(part, Access::WRITE_OK | Access::EXEC_OK) {
+            return failed(what, error.into());
         }
         if missing.is_some() && is_virtual(part) {
             return failed(what, io::ErrorKind::ReadOnlyFilesystem.into());
@@ -111,8 +112,8 @@ pub fn of_queue(root: &Path) -> Result<(), OpenError> {
             let error = io::Error::other("it is no file");
             return Err(OpenError::new("open", path, error));
         }
-        allows(&path, Access::READ_OK | Access::WRITE_OK)
-            .map_err(|error| OpenError::new("open", path.clone(), error))?;
+        access(&path, Access::READ_OK | Access::WRITE_OK)
+            .map_err(|error| OpenError::new("open", path.clone(), error.into()))?;
     }
     refuse_newer(root)
 }
@@ -148,12 +149,8 @@ fn read_too(path: &Path) -> Result<(), OpenError> {
     if !path.exists() {
         return Ok(());
     }
-    allows(path, Access::READ_OK).map_err(|error| OpenError::new("read", path.to_owned(), error))
-}
-
-/// Returns an error if this process may not use the path in this way. Asks the kernel (access(2)).
-fn allows(path: &Path, access: Access) -> io::Result<()> {
-    Ok(rustix::fs::access(path, access)?)
+    access(path, Access::READ_OK)
+        .map_err(|error| OpenError::new("read", path.to_owned(), error.into()))
 }
 
 /// Returns `true` if the path is in a virtual file system of the kernel, such as proc.

@@ -392,6 +392,31 @@ pub(super) struct Damage {
     pub(super) torn: bool,
 }
 
+/// A segment's file, and what has to be known to read it.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct SegmentFile<'a> {
+    pub(super) file: &'a dyn File,
+    /// The first position of the segment.
+    pub(super) first: Position,
+    /// The seed of the checksums of the segment's records.
+    pub(super) seed: Seed,
+    /// `true`: the file was another segment before, and what is behind the last record is left of
+    /// that one.
+    pub(super) reused: bool,
+    /// The offset in the file up to which the segment is read; bytes after it do not count.
+    pub(super) size: u64,
+    /// The first position that does not belong to the segment. Records from there on were never
+    /// acknowledged: their positions belong to the next segment, or to one that was dropped.
+    pub(super) limit: Position,
+}
+
+impl<'a> SegmentFile<'a> {
+    /// Makes a scan that begins at this offset, where the record with this position is expected.
+    pub(super) fn scan(&self, begin: (u64, Position), check: Check) -> Scan<'a> {
+        Scan::new(self.file, self.seed, begin, self.size, self.limit, check)
+    }
+}
+
 /// The reader of a segment file, which goes from record to record.
 ///
 /// The scan expects a record with a certain position at a certain offset. If the record is there,
@@ -481,11 +506,6 @@ impl<'a> Scan<'a> {
         self.seed
     }
 
-    /// Returns `true` if a record of this segment begins at this offset, whole or not.
-    pub(super) fn begins_record(&mut self, at: u64) -> bool {
-        self.header(at).is_some()
-    }
-
     /// Returns the offset in the file after the record or damage that was found last.
     pub(super) fn offset(&self) -> u64 {
         self.at
@@ -528,7 +548,11 @@ impl<'a> Scan<'a> {
                 // Zeros up to the end of the block are padding: the next record comes after them.
                 let block = (offset + 1).next_multiple_of(BLOCK).min(self.end);
                 let inside = !offset.is_multiple_of(BLOCK);
-                if inside && self.is_zero(offset..block) && self.has_read(&(offset..block)) {
+                let is_zero = |bytes: &[u8]| bytes.iter().all(|byte| *byte == 0);
+                if inside
+                    && is_zero(self.peek(offset, block - offset))
+                    && self.has_read(&(offset..block))
+                {
                     self.at = block;
                     continue;
                 }
@@ -572,14 +596,11 @@ impl<'a> Scan<'a> {
     pub(super) fn skip_to(&mut self, position: Position) {
         loop {
             let before = (self.at, self.next);
-            let passed = loop {
-                match self.next() {
-                    Some(Found::Record(record)) => break record.header.end() <= position,
-                    Some(Found::Damage(_)) => {}
-                    None => break false,
-                }
-            };
-            if !passed {
+            let record = std::iter::from_fn(|| self.next()).find_map(|found| match found {
+                Found::Record(record) => Some(record),
+                Found::Damage(_) => None,
+            });
+            if record.is_none_or(|record| record.header.end() > position) {
                 (self.at, self.next) = before;
                 return;
             }
@@ -661,7 +682,7 @@ impl<'a> Scan<'a> {
     }
 
     /// Returns the header of the record at this offset; `None` if there is no valid header.
-    fn header(&mut self, at: u64) -> Option<RecordHeader> {
+    pub(super) fn header(&mut self, at: u64) -> Option<RecordHeader> {
         let seed = self.seed;
         RecordHeader::decode(self.peek(at, RECORD_HEADER), seed)
     }
@@ -707,11 +728,6 @@ impl<'a> Scan<'a> {
         let bytes = bytes.start..end;
         let torn = torn && self.unreadable_end(&bytes).is_none();
         Damage { bytes, events, lines, torn }
-    }
-
-    /// Returns `true` if all these bytes of the file are zeros.
-    fn is_zero(&mut self, bytes: Range<u64>) -> bool {
-        self.peek(bytes.start, bytes.end - bytes.start).iter().all(|byte| *byte == 0)
     }
 
     /// Returns the offset of the end of the last unreadable block in this range of bytes. `None` if

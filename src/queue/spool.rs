@@ -36,6 +36,11 @@ use super::contract::Backlog;
 use super::contract::JoinError;
 use super::contract::Originals;
 use super::contract::Refused;
+use super::contract::Ticket;
+use super::contract::Waits;
+use super::contract::Withdraw;
+use super::contract::now;
+use super::contract::until;
 use super::cursors;
 use super::disk::Disk;
 use super::disk::OpenError;
@@ -71,6 +76,7 @@ pub(super) use before::Before;
 pub(super) use cursor::Cursor;
 use cursor::CursorState;
 pub use incoming::Incoming;
+use incoming::IncomingFile;
 use state::LogState;
 use state::Segment;
 use state::SpoolState;
@@ -254,16 +260,20 @@ impl Shared {
             * BLOCK
     }
 
-    /// Finds room for a batch that needs this many bytes of a segment. Returns `Room::Here` if the
-    /// last segment still has room after all batches that wait to be written. Otherwise returns the
-    /// size of a new segment for the batch. `None` if there is no room for either.
-    fn place(&self, state: &SpoolState, needed: u64) -> Option<Room> {
+    /// Finds room for a batch that needs this many bytes of a segment. Returns `None` if the last
+    /// segment still has room after all batches that wait to be written. Otherwise returns the size
+    /// of a new segment for the batch, in bytes.
+    ///
+    /// # Errors
+    ///
+    /// There is no room for either.
+    fn place(&self, state: &SpoolState, needed: u64) -> Result<Option<u64>, Refused> {
         if needed <= state.writing.accounting.segment_free() {
-            return Some(Room::Here);
+            return Ok(None);
         }
         let (least, room) = (FIRST_RECORD + needed, self.room(state));
         let size = state.writing.segment_bytes.next_multiple_of(BLOCK).max(least).min(room);
-        (least <= room).then_some(Room::Opens(size))
+        if least <= room { Ok(Some(size)) } else { Err(Refused::Full) }
     }
 
     /// Returns how many bytes of segments have to be dropped to make room for a new segment with a
@@ -272,15 +282,50 @@ impl Shared {
         let wanted = state.writing.accounting.taken() + FIRST_RECORD + needed;
         wanted.saturating_sub(self.usable() + state.reclaimable())
     }
-}
 
-/// The place where a batch finds room: the last segment or a new one.
-enum Room {
-    /// The batch finds room in the last segment. This is the segment that is the last one at the
-    /// time when the batch is written.
-    Here,
-    /// The batch needs a new segment of this size, in bytes.
-    Opens(u64),
+    /// Chooses segments of at least `missing` bytes to drop, because their room is needed for a
+    /// batch. `None` if the batch is to be dropped instead (`drop_newest`).
+    ///
+    /// # Errors
+    ///
+    /// There are no segments that may be dropped for the batch.
+    fn choose(&self, state: &mut SpoolState, missing: u64) -> Result<Option<Vec<usize>>, Refused> {
+        if let Some(spare) = state.log.droppable(missing, false) {
+            return Ok(Some(spare));
+        }
+        self.log_full(state);
+        match state.writing.when_full {
+            WhenFull::Reject => Err(Refused::Full),
+            WhenFull::DropNewest => Ok(None),
+            WhenFull::DropOldest => {
+                state.log.droppable(missing, true).map(Some).ok_or(Refused::Full)
+            }
+        }
+    }
+
+    /// Adds a batch to the batches that wait to be written, and wakes the writer thread. Returns
+    /// the sender's receipt.
+    fn join_line(
+        self: &Arc<Self>,
+        mut state: MutexGuard<'_, SpoolState>,
+        append: Append,
+        incoming: Option<IncomingFile>,
+        opens: Option<u64>,
+    ) -> Ticket {
+        let (sender, done) = oneshot::channel();
+        let (number, received) = (state.writing.arrivals, now());
+        state.writing.arrivals += 1;
+        let waiting = Waiting { number, append, incoming, received, opens, done: sender };
+        state.writing.waiting.push_back(waiting);
+        let sleeps = state.writing.health.busy.is_none();
+        drop(state);
+        if sleeps {
+            self.wakes.writer.notify_one();
+        }
+        let waits = Some(Waits { done, queue: Arc::<Self>::clone(self), number });
+        // If the writer thread is gone, the disk has not stored the batch.
+        Ticket { answer: Err(Refused::Disk), waits }
+    }
 }
 
 /// Returns the greatest number of bytes that a batch takes in a segment. `lines` is the number of
@@ -306,7 +351,7 @@ impl Queue {
     ) -> Result<(Self, Vec<Cursor>), OpenError> {
         let disk = Arc::new(RealDisk::own(directory)?);
         let (queue, cursors, writer) = recovery::open(disk, directory, config, telemetry, outputs)?;
-        let (upkeep, shared) = (writer.upkeep_handle(), Arc::clone(&queue.shared));
+        let (upkeep, shared) = (Arc::clone(&writer.upkeep), Arc::clone(&queue.shared));
         let name = |name: &str| std::thread::Builder::new().name(name.to_owned());
         let threads = name("spool-upkeep")
             .spawn(move || upkeep::run(&upkeep, &shared))
@@ -331,7 +376,7 @@ impl Queue {
         }
         let needed = needed(bytes);
         let has_room = state.writing.when_full != WhenFull::Reject
-            || self.shared.place(&state, needed).is_some()
+            || self.shared.place(&state, needed).is_ok()
             || state.log.droppable(self.shared.missing(&state, needed), false).is_some();
         if !has_room {
             self.shared.log_full(&mut state);
@@ -349,64 +394,32 @@ impl Queue {
     pub fn append(&self, append: Append) -> Result<Ticket, Refused> {
         let shared = &self.shared;
         let mut state = shared.lock();
-        if state.writing.closed {
-            return Err(Refused::Full);
-        }
-        if state.writing.health.fault().is_some() {
-            return Err(Refused::Disk);
-        }
+        state.writing.takes()?;
         let needed = needed(append.lines.len() as u64);
-        let mut place = shared.place(&state, needed);
-        if place.is_none() {
+        let mut opens = shared.place(&state, needed);
+        if opens.is_err() {
             let missing = shared.missing(&state, needed);
-            let mut chosen = state.log.droppable(missing, false);
-            if chosen.is_none() {
-                shared.log_full(&mut state);
-                match state.writing.when_full {
-                    WhenFull::Reject => {}
-                    WhenFull::DropNewest => {
-                        let bytes = append.lines.len() as u64;
-                        shared.metrics.drop_newest(append.events, bytes, &append.levels);
-                        state.writing.unplaced += append.events;
-                        return Ok(Ticket { done: None, answer: Ok(()), place: None });
-                    }
-                    WhenFull::DropOldest => chosen = state.log.droppable(missing, true),
-                }
-            }
-            let Some(chosen) = chosen else { return Err(Refused::Full) };
+            let Some(chosen) = shared.choose(&mut state, missing)? else {
+                let Append { lines, events, levels } = append;
+                shared.metrics.drop_newest(events, lines.len() as u64, &levels);
+                state.writing.unplaced += events;
+                return Ok(Ticket::stored());
+            };
             state.drop_segments(chosen, &shared.metrics);
-            place = shared.place(&state, needed);
+            opens = shared.place(&state, needed);
         }
-        let opens = match place {
-            None => return Err(Refused::Full),
-            Some(Room::Here) => {
-                state.writing.accounting.plan_here(needed);
-                None
-            }
-            Some(Room::Opens(size)) => {
-                state.writing.accounting.plan_new(size, needed);
-                Some(size)
-            }
-        };
-        let (number, acknowledged) = state.writing.join_line(append, None, opens);
-        let sleeps = state.writing.health.busy.is_none();
-        drop(state);
-        if sleeps {
-            shared.wakes.writer.notify_one();
-        }
-        let place = Some((Arc::clone(shared), number));
-        Ok(Ticket { done: Some(acknowledged), answer: Ok(()), place })
+        let opens = opens?;
+        state.writing.accounting.plan(needed, opens);
+        Ok(shared.join_line(state, append, None, opens))
     }
 
     /// Returns `true` while the queue counts as full. See [`super::Queue::is_full`].
-    #[must_use]
     pub fn is_full(&self) -> bool {
         self.shared.lock().writing.told_full
     }
 
     /// Returns the reason why the disk stores no batches at present; `None` if it does. See
     /// [`super::Queue::fault`].
-    #[must_use]
     pub fn fault(&self) -> Option<String> {
         self.shared.lock().writing.health.fault()
     }
@@ -422,7 +435,6 @@ impl Queue {
     }
 
     /// Returns the limit of the queue in bytes: `queue.max_bytes`. See [`super::Queue::capacity`].
-    #[must_use]
     pub fn capacity(&self) -> u64 {
         self.shared.capacity()
     }
@@ -488,7 +500,8 @@ impl Queue {
         drop(state);
         self.shared.wakes.upkeep.notify_one();
         let cursor = Some(Cursor::new(Arc::clone(&self.shared), index));
-        Ok(Joining { shared: Arc::clone(&self.shared), cursor, number })
+        let shared = Arc::clone(&self.shared);
+        Ok(Joining { shared, cursor, number })
     }
 
     /// Sets whether the output with this name is required: events are kept until all required
@@ -507,24 +520,22 @@ impl Queue {
 
     /// Returns two numbers: the bytes that the queue holds, counted as for `queue.max_bytes`, and
     /// the events that at least one output has not finished.
-    #[must_use]
     pub fn held(&self) -> (u64, u64) {
         let state = self.shared.lock();
-        let watermark = state.log.outputs_watermark();
+        let watermarks = state.log.outputs().map(|cursor| cursor.claims.watermark());
+        let watermark = watermarks.min().unwrap_or(state.log.end.position);
         let events = (state.log.end.position - watermark)
-            .saturating_sub(state.log.dropped_from(watermark).0);
+            .saturating_sub(cursors::missing_from(&state.log.holes, watermark).0);
         (self.shared.held_bytes(&state), events)
     }
 
     /// Returns the part of the bytes that the queue holds whose room a new batch can't have. See
     /// [`super::Queue::needed`].
-    #[must_use]
     pub fn needed(&self) -> u64 {
         self.shared.needed_bytes(&self.shared.lock())
     }
 
     /// Returns the name and the backlog of each output. See [`super::Queue::backlogs`].
-    #[must_use]
     pub fn backlogs(&self) -> Vec<(String, Backlog)> {
         let state = self.shared.lock();
         let backlog =
@@ -577,13 +588,8 @@ impl Queue {
     /// Nothing is lost if the future is dropped.
     pub async fn drained(&self) {
         self.shared.lock().log.draining = true;
-        loop {
-            let progress = self.shared.wakes.progress.notified();
-            if self.shared.lock().log.cursors.iter().all(|(_, cursor)| cursor.is_idle()) {
-                return;
-            }
-            progress.await;
-        }
+        let is_idle = || self.shared.lock().log.cursors.iter().all(|(_, cursor)| cursor.is_idle());
+        until(&self.shared.wakes.progress, is_idle).await;
     }
 
     /// Notes that the output with this name has ended permanently. The events that it has not
@@ -638,13 +644,7 @@ impl Joining {
 
     /// Waits until the cursors file has the name of the output that joins.
     async fn saved(&self) {
-        loop {
-            let progress = self.shared.wakes.progress.notified();
-            if self.is_saved() {
-                return;
-            }
-            progress.await;
-        }
+        until(&self.shared.wakes.progress, || self.is_saved()).await;
     }
 
     /// Returns the output's cursor. The output has then joined.
@@ -656,47 +656,18 @@ impl Joining {
 impl Drop for Joining {
     fn drop(&mut self) {
         if let Some(cursor) = self.cursor.take() {
-            cursor.leave_uncounted();
+            cursor.remove(false);
         }
     }
 }
 
-/// A sender's receipt for a batch. If the receipt is dropped before the writer thread has begun to
-/// write the batch, the batch is not stored.
-#[must_use]
-pub struct Ticket {
-    /// Receives the writer's answer to the sender. `None` once the answer is in `answer`.
-    done: Option<oneshot::Receiver<Result<(), Refused>>>,
-    /// The answer to the sender. Valid only if `done` is `None`.
-    answer: Result<(), Refused>,
-    /// The queue, and the batch's number among the batches that wait to be written. `None` once the
-    /// answer is known.
-    place: Option<(Arc<Shared>, u64)>,
-}
-
-impl Ticket {
-    /// Waits until the batch is synced to the disk, or refused. A second call returns the same
-    /// result.
-    ///
-    /// # Errors
-    ///
-    /// [`Refused::Disk`]: the disk has not stored the batch.
-    pub async fn acknowledged(&mut self) -> Result<(), Refused> {
-        let Some(done) = &mut self.done else { return self.answer };
-        // An error means that the writer thread is gone.
-        self.answer = done.await.unwrap_or(Err(Refused::Disk));
-        self.done = None;
-        self.place = None;
-        self.answer
-    }
-}
-
-impl Drop for Ticket {
-    fn drop(&mut self) {
-        let Some((shared, number)) = self.place.take() else { return };
-        shared.lock().writing.withdraw(number);
+impl Withdraw for Shared {
+    /// Removes a batch that the writer thread has not begun to write. `number` is its number among
+    /// the batches that wait to be written.
+    fn withdraw(&self, number: u64) {
+        self.lock().writing.withdraw(number);
         // If the batch was a large body, its file must be deleted.
-        shared.wakes.upkeep.notify_one();
+        self.wakes.upkeep.notify_one();
     }
 }
 

@@ -5,15 +5,13 @@
 //! `spool/recovery.rs`. The commands that look at a directory from outside use the same code, so
 //! that both call the same bytes damaged and the same write unfinished.
 
-use super::disk::File;
 use super::segment::BLOCK;
 use super::segment::Check;
 use super::segment::Damage;
 use super::segment::Found;
 use super::segment::LogOffset;
 use super::segment::RecordHeader;
-use super::segment::Scan;
-use super::segment::Seed;
+use super::segment::SegmentFile;
 use super::synced::Synced;
 use crate::position::Position;
 
@@ -58,46 +56,19 @@ impl Known {
     }
 }
 
-/// The last segment of a log, or what is read of it.
-pub(super) struct LastSegment<'a> {
-    pub(super) file: &'a dyn File,
-    /// The seed of the checksums of the segment's records.
-    pub(super) seed: Seed,
-    /// `true`: the file was an earlier segment before, and what is behind the last record is left
-    /// of that one.
-    pub(super) reused: bool,
-    /// The offset in the file at which reading begins, and the position that is expected there.
-    pub(super) from: (u64, Position),
-    /// The size of the file in bytes.
-    pub(super) size: u64,
-    /// The first position that does not belong to the segment.
-    pub(super) limit: Position,
-}
-
-impl LastSegment<'_> {
-    fn scan(&self, from: (u64, Position), end: u64) -> Scan<'_> {
-        Scan::new(self.file, self.seed, from, end, self.limit, Check::Lines)
-    }
-
-    /// Returns `true` if a record's header begins at this offset.
-    fn begins_record(&self, offset: u64) -> bool {
-        self.scan(self.from, self.size).begins_record(offset)
-    }
-}
-
 /// Damaged bytes in the last group, of which nothing has proved yet that they were synced, and the
 /// end of the log before them.
 type Unsure = (Damage, LogOffset);
 
 impl Tail {
-    /// Reads the last segment to its end, and finds where the log ends. Reading begins at the place
-    /// `begin` of the log. The table of cases is at the head of `spool/recovery.rs`.
-    pub(super) fn read(last: &LastSegment<'_>, begin: LogOffset, known: Known) -> Self {
-        let mut tail =
-            Self { end: begin, kept: last.from.0, damages: Vec::new(), unfinished: None };
-        let mut from = last.from;
+    /// Reads the last segment to its end, and finds where the log ends. Reading begins at the
+    /// offset `from` of the file, which is the place `begin` of the log. The table of cases is at
+    /// the head of `spool/recovery.rs`.
+    pub(super) fn read(last: &SegmentFile<'_>, from: u64, begin: LogOffset, known: Known) -> Self {
+        let mut tail = Self { end: begin, kept: from, damages: Vec::new(), unfinished: None };
+        let mut from = (from, begin.position);
         if let Some(offset) = known.offset.filter(|offset| *offset > from.0) {
-            tail.read_synced(last, offset);
+            tail.read_synced(last, from, offset);
             (tail.end, tail.kept) = (tail.end.max(known.end), offset);
             from = (offset.next_multiple_of(BLOCK), tail.end.position);
         }
@@ -107,8 +78,9 @@ impl Tail {
     }
 
     /// Reads the bytes before the offset that is known to be synced.
-    fn read_synced(&mut self, last: &LastSegment<'_>, offset: u64) {
-        let mut scan = last.scan(last.from, offset.min(last.size));
+    fn read_synced(&mut self, last: &SegmentFile<'_>, from: (u64, Position), offset: u64) {
+        let synced = SegmentFile { size: offset.min(last.size), ..*last };
+        let mut scan = synced.scan(from, Check::Lines);
         while let Some(found) = scan.next() {
             match found {
                 // Case 15.
@@ -119,8 +91,8 @@ impl Tail {
     }
 
     /// Reads the groups behind that offset. Returns the damage in the last one.
-    fn read_groups(&mut self, last: &LastSegment<'_>, from: (u64, Position)) -> Vec<Unsure> {
-        let mut scan = last.scan(from, last.size);
+    fn read_groups(&mut self, last: &SegmentFile<'_>, from: (u64, Position)) -> Vec<Unsure> {
+        let mut scan = last.scan(from, Check::Lines);
         let mut unsure: Vec<Unsure> = Vec::new();
         while let Some(found) = scan.next() {
             match found {
@@ -142,7 +114,7 @@ impl Tail {
 
     /// Decides whether the damage in the last group is an unfinished write. Events before `known`
     /// were synced.
-    fn judge(&mut self, last: &LastSegment<'_>, unsure: Vec<Unsure>, known: Position) {
+    fn judge(&mut self, last: &SegmentFile<'_>, unsure: Vec<Unsure>, known: Position) {
         let whole = self.kept;
         for (damage, before) in unsure {
             let offset = damage.bytes.start;
@@ -152,7 +124,8 @@ impl Tail {
                 if offset < whole {
                     (self.end, self.kept) = (before, offset);
                 }
-                let is_leftover = last.reused && !last.begins_record(offset) && offset >= whole;
+                let header = last.scan((offset, last.first), Check::Lines).header(offset);
+                let is_leftover = last.reused && header.is_none() && offset >= whole;
                 self.unfinished = (!is_leftover).then_some(offset);
                 return;
             }

@@ -36,6 +36,7 @@ use super::resume::Read as Resumed;
 use super::spool::Spool;
 use crate::audit::LIST_HEAD;
 use crate::position::Position;
+use crate::queue::inspect::Fault;
 use crate::queue::inspect::Finding;
 use crate::queue::inspect::Seen;
 
@@ -391,17 +392,18 @@ impl Events<'_, '_> {
 
     /// Reports and counts a fault of the directory. The events after it are read on.
     fn fault(&mut self, finding: &Finding) -> Result<(), Ended> {
-        let positions = finding.positions();
+        let positions = finding.positions.clone();
         let last = positions.end.saturating_back(1);
-        let what = match positions.is_empty() || matches!(finding, Finding::Missing { .. }) {
+        let what = match positions.is_empty() || matches!(finding.fault, Fault::Missing) {
             true => finding.to_string(),
             false => format!("{finding} (positions {} to {last})", positions.start),
         };
         self.reader.remark(self.path, what);
         // Damaged bytes in which no event was cost nothing, such as those of a segment's header.
-        let costs_nothing = matches!(finding, Finding::Damaged { events: 0, .. });
+        let is_damage = matches!(finding.fault, Fault::Damaged { .. });
+        let costs_nothing = is_damage && finding.events == 0;
         self.batch.damage.faults += u64::from(!costs_nothing);
-        self.batch.damage.missing += finding.missing();
+        self.batch.damage.missing += finding.events;
         self.next.lines = Position::new(self.next.lines).max(positions.end).get();
         self.done()
     }

@@ -19,8 +19,6 @@ use std::sync::atomic::Ordering;
 use memmap2::MmapMut;
 use rustix::fs::OFlags;
 
-use super::File;
-use super::RealFile;
 use super::write_pieces;
 
 /// The size in bytes of the buffer. Larger writes are made in parts.
@@ -35,31 +33,46 @@ const ALIGNMENT: usize = 4096;
 /// some do not promise that readers of the page cache see the new bytes.
 const FILE_SYSTEMS: [u64; 2] = [0xEF53, 0x5846_5342];
 
-/// A file that is written in whole blocks.
+/// What a file needs that is written past the page cache.
 #[derive(Debug)]
-pub(super) struct DirectFile {
-    file: RealFile,
+pub(super) struct Direct {
     /// `true` as long as writes go past the page cache.
-    is_direct: AtomicBool,
+    is_on: AtomicBool,
     /// The aligned memory from which the kernel writes. `None` before the first write.
     buffer: Mutex<Option<MmapMut>>,
 }
 
-impl DirectFile {
-    /// Makes a file whose writes go past the page cache, if its file system is known to do this
-    /// well. Otherwise writes go through the page cache.
-    pub(super) fn new(file: fs::File) -> Self {
-        let is_known = rustix::fs::fstatfs(&file)
+impl Direct {
+    /// Lets writes to a file go past the page cache, if its file system is known to do this well.
+    /// Otherwise returns `None`: writes go through the page cache.
+    pub(super) fn new(file: &fs::File) -> Option<Self> {
+        let is_known = rustix::fs::fstatfs(file)
             .is_ok_and(|status| FILE_SYSTEMS.contains(&(status.f_type as u64)));
-        let is_direct = is_known && set_direct(&file, true).is_ok();
-        Self {
-            file: RealFile(file),
-            is_direct: AtomicBool::new(is_direct),
-            buffer: Mutex::new(None),
-        }
+        let is_direct = is_known && set_direct(file, true).is_ok();
+        is_direct.then(|| Self { is_on: AtomicBool::new(true), buffer: Mutex::new(None) })
     }
 
-    fn write_direct(&self, pieces: &[&[u8]], mut offset: u64) -> io::Result<()> {
+    /// Writes past the page cache. Returns `false`, and has written nothing, if that is not
+    /// possible: this and all later writes then have to go through the page cache.
+    pub(super) fn write(&self, file: &fs::File, pieces: &[&[u8]], offset: u64) -> io::Result<bool> {
+        if !self.is_on.load(Ordering::Relaxed) {
+            return Ok(false);
+        }
+        let length: usize = pieces.iter().map(|piece| piece.len()).sum();
+        let is_aligned =
+            length.is_multiple_of(ALIGNMENT) && offset.is_multiple_of(ALIGNMENT as u64);
+        match is_aligned.then(|| self.write_aligned(file, pieces, offset)) {
+            None => {}
+            // The device wants larger blocks, or the file system can't write directly.
+            Some(Err(error)) if error.kind() == io::ErrorKind::InvalidInput => {}
+            Some(written) => return written.map(|()| true),
+        }
+        self.is_on.store(false, Ordering::Relaxed);
+        set_direct(file, false)?;
+        Ok(false)
+    }
+
+    fn write_aligned(&self, file: &fs::File, pieces: &[&[u8]], mut offset: u64) -> io::Result<()> {
         let mut guard = self.buffer.lock().unwrap_or_else(PoisonError::into_inner);
         let buffer = match &mut *guard {
             Some(buffer) => buffer,
@@ -73,13 +86,13 @@ impl DirectFile {
                 buffer[filled..filled + part.len()].copy_from_slice(part);
                 (filled, rest) = (filled + part.len(), others);
                 if filled == BUFFER {
-                    write_pieces(&self.file.0, &[buffer], offset)?;
+                    write_pieces(file, &[buffer], offset)?;
                     offset += filled as u64;
                     filled = 0;
                 }
             }
         }
-        write_pieces(&self.file.0, &[&buffer[..filled]], offset)
+        write_pieces(file, &[&buffer[..filled]], offset)
     }
 }
 
@@ -90,43 +103,10 @@ fn set_direct(file: &fs::File, is_direct: bool) -> io::Result<()> {
     Ok(rustix::fs::fcntl_setfl(file, flags)?)
 }
 
-impl File for DirectFile {
-    fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize> {
-        self.file.read_at(buffer, offset)
-    }
-
-    fn write_at(&self, pieces: &[&[u8]], offset: u64) -> io::Result<()> {
-        let length: usize = pieces.iter().map(|piece| piece.len()).sum();
-        let is_aligned =
-            length.is_multiple_of(ALIGNMENT) && offset.is_multiple_of(ALIGNMENT as u64);
-        if self.is_direct.load(Ordering::Relaxed) {
-            match is_aligned.then(|| self.write_direct(pieces, offset)) {
-                None => {}
-                // The device wants larger blocks, or the file system can't write directly.
-                Some(Err(error)) if error.kind() == io::ErrorKind::InvalidInput => {}
-                Some(written) => return written,
-            }
-            self.is_direct.store(false, Ordering::Relaxed);
-            set_direct(&self.file.0, false)?;
-        }
-        self.file.write_at(pieces, offset)
-    }
-
-    fn sync(&self) -> io::Result<()> {
-        self.file.sync()
-    }
-
-    fn truncate(&self, bytes: u64) -> io::Result<()> {
-        self.file.truncate(bytes)
-    }
-
-    fn bytes(&self) -> io::Result<u64> {
-        self.file.bytes()
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use super::super::File as _;
+    use super::super::RealFile;
     use super::*;
 
     /// Method: pieces of odd lengths, together longer than two buffers, are written to a file that
@@ -143,7 +123,8 @@ mod tests {
         let before = vec![b'-'; 4 * BUFFER];
         fs::write(&path, &before).expect("it can be written");
         let open = fs::OpenOptions::new().read(true).write(true).open(&path);
-        let file = DirectFile::new(open.expect("it is there"));
+        let file = open.expect("it is there");
+        let file = RealFile { direct: Direct::new(&file), file };
         let mut rng = fastrand::Rng::with_seed(1);
         let length = 2 * BUFFER + 3 * ALIGNMENT;
         let bytes: Vec<u8> = (0..length).map(|_| rng.u8(..)).collect();

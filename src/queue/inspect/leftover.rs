@@ -10,7 +10,6 @@ use super::Error;
 use super::Tell;
 use super::Verdict;
 use super::no_output;
-use super::walk::Walk;
 use super::walk::Want;
 use crate::position::Position;
 use crate::queue::cursors;
@@ -61,7 +60,7 @@ impl Leftover {
     /// Returns how many events at these positions the relay itself has dropped and counted as lost.
     #[must_use]
     pub fn dropped_in(&self, positions: Range<Position>) -> u64 {
-        cursors::dropped_in(&self.holes, &positions)
+        cursors::missing_in(&self.holes, &positions)
     }
 }
 
@@ -128,9 +127,7 @@ impl Directory {
         output: Option<&str>,
         tell: &mut Tell<'_>,
     ) -> Result<Verdict, Error> {
-        let found = self.cursors()?;
-        let synced = self.synced();
-        Walk::new(self, Want { lines: true, output, from }, tell).run(&found, synced)
+        self.walk(&self.cursors()?, Want { lines: true, output, from }, tell)
     }
 
     /// Returns a name of the queue that does not change; see [`Leftover::queue`].

@@ -7,6 +7,7 @@ use super::ATTEMPTS;
 use super::CursorsFile;
 use super::Directory;
 use super::Error;
+use super::Fault;
 use super::Finding;
 use super::Seen;
 use super::Tell;
@@ -29,11 +30,11 @@ use crate::queue::segment::Record;
 use crate::queue::segment::SEGMENT_HEADER;
 use crate::queue::segment::Scan;
 use crate::queue::segment::Seed;
+use crate::queue::segment::SegmentFile;
 use crate::queue::segment::SegmentHeader;
 use crate::queue::segment::WINDOW;
 use crate::queue::synced::Synced;
 use crate::queue::tail::Known;
-use crate::queue::tail::LastSegment;
 use crate::queue::tail::Tail;
 
 /// The settings of a walk, which reads all segments of a queue in order.
@@ -104,7 +105,8 @@ impl<'a, 't> Walk<'a, 't> {
         let fresh = state == CursorsFile::Missing && segments.is_empty();
         // For an export the cursors file does not matter: lines are whole without it.
         if !self.want.lines && state != CursorsFile::Whole && !fresh {
-            self.find(&Finding::Cursors(state))?;
+            let positions = Position::START..Position::START;
+            self.find(&Finding { fault: Fault::Cursors(state), events: 0, positions })?;
         }
         let known = found.contents().map(Contents::known).unwrap_or_default();
         let end = Known::end(known, synced).position;
@@ -141,7 +143,7 @@ impl<'a, 't> Walk<'a, 't> {
     /// Counts a fault that was found in the directory, and passes it to the caller's function.
     fn find(&mut self, finding: &Finding) -> Result<(), Error> {
         self.verdict.findings += 1;
-        self.verdict.missing += finding.missing();
+        self.verdict.missing += finding.events;
         self.tell(Seen::Finding(finding))
     }
 
@@ -160,7 +162,7 @@ impl<'a, 't> Walk<'a, 't> {
             return Ok(());
         }
         let start = positions.start.max(self.floor.unwrap_or_default());
-        self.find(&Finding::Missing { positions: start..until, events })
+        self.find(&Finding { fault: Fault::Missing, events, positions: start..until })
     }
 
     /// Returns how many of these positions are needed: those from `floor` on, without those that
@@ -169,7 +171,7 @@ impl<'a, 't> Walk<'a, 't> {
     fn needed(&self, positions: &Range<Position>) -> u64 {
         let positions = positions.start.max(self.floor.unwrap_or_default())..positions.end;
         let events = positions.end.saturating_since(positions.start);
-        events.saturating_sub(cursors::dropped_in(&self.holes, &positions))
+        events.saturating_sub(cursors::missing_in(&self.holes, &positions))
     }
 
     /// Walks through the segment whose first position is `first`. `next` is the first position of
@@ -190,16 +192,18 @@ impl<'a, 't> Walk<'a, 't> {
                 self.position = next.unwrap_or(known.end.position).max(first);
                 let positions = first.max(self.want.from)..self.position;
                 let events = positions.end.saturating_since(positions.start);
-                return self.find(&Finding::Unreadable { file: name, error, events, positions });
+                let fault = Fault::Unreadable { file: name, error };
+                return self.find(&Finding { fault, events, positions });
             }
         };
         self.verdict.segments += 1;
         let header = self.directory.header(&*file, first, next.is_none())?;
         let limit = limit(first, next, &self.holes);
-        let mut segment = Segment::new(&*file, first, header, limit);
+        let mut segment = open(&*file, first, header, limit);
+        let mut end = limit;
         if next.is_none() {
-            let tail = segment.tail(0, known);
-            (segment.size, segment.end) = (tail.kept, tail.end.position);
+            let tail = tail(&segment, 0, known);
+            (segment.size, end) = (tail.kept, tail.end.position);
             let unfinished = tail.unfinished.map(|offset| (name.clone(), offset));
             if header.is_none()
                 && tail.damages.is_empty()
@@ -213,39 +217,59 @@ impl<'a, 't> Walk<'a, 't> {
         }
         // The header is read again, because a relay may have written it after it was read first.
         if header.is_none() && self.directory.header(&*file, first, false)?.is_none() {
-            let (file, bytes, positions) = (name.clone(), SEGMENT_HEADER as u64, first..first);
-            self.find(&Finding::Damaged { file, offset: 0, bytes, events: 0, positions })?;
+            let (file, bytes) = (name.clone(), SEGMENT_HEADER as u64);
+            let fault = Fault::Damaged { file, offset: 0, bytes };
+            self.find(&Finding { fault, events: 0, positions: first..first })?;
         }
-        let begin = segment.place_of(self.want.from);
+        let begin = place_of(&segment, self.want.from);
         self.position = begin.1;
-        self.position = segment.read(begin, &mut |step| self.step(&name, step))?;
-        Ok(())
+        let mut scan = segment.scan(begin, Check::Lines);
+        let mut damages = Vec::new();
+        while let Some(found) = scan.next() {
+            match found {
+                Found::Damage(damage) => damages.push(damage),
+                Found::Record(record) => {
+                    self.pass(&name, &mut damages, record.header.first)?;
+                    self.record(&name, &mut scan, &record)?;
+                }
+            }
+        }
+        if damages.is_empty() { Ok(()) } else { self.pass(&name, &mut damages, end) }
     }
 
-    /// Processes one step through a segment: counts a record, or reports damaged or missing events.
-    fn step(&mut self, name: &str, step: Step<'_, '_>) -> Result<(), Error> {
-        match step {
-            Step::Record(scan, record) => {
-                self.position = record.header.end();
-                self.verdict.events += record.header.events;
-                self.verdict.bytes += record.header.length;
-                if self.want.lines && !self.lines(scan, record)? {
-                    let (file, bytes) = (name.to_owned(), record.header.size());
-                    let (offset, events) = (record.offset, record.header.events);
-                    let positions = record.header.first..record.header.end();
-                    return self.find(&Finding::Damaged { file, offset, bytes, events, positions });
-                }
-                Ok(())
-            }
-            Step::Damaged { offset, bytes, positions } => {
-                let positions = positions.start.max(self.want.from)..positions.end;
-                let events = positions.end.saturating_since(positions.start);
-                self.position = positions.end;
-                let file = name.to_owned();
-                self.find(&Finding::Damaged { file, offset, bytes, events, positions })
-            }
-            Step::Absent(until) => self.miss(until),
+    /// Moves the expected position forward to `until`, where the next record of the file begins.
+    /// If there are damaged bytes before it, the events between are damaged: all of these bytes are
+    /// reported as one. Otherwise the events are missing.
+    fn pass(
+        &mut self,
+        name: &str,
+        damages: &mut Vec<Damage>,
+        until: Position,
+    ) -> Result<(), Error> {
+        let Some(offset) = damages.first().map(|first| first.bytes.start) else {
+            return if self.position < until { self.miss(until) } else { Ok(()) };
+        };
+        let bytes = damages.drain(..).map(|damage| damage.bytes.end - damage.bytes.start).sum();
+        let positions = self.position.max(self.want.from)..until;
+        let events = positions.end.saturating_since(positions.start);
+        self.position = until;
+        let fault = Fault::Damaged { file: name.to_owned(), offset, bytes };
+        self.find(&Finding { fault, events, positions })
+    }
+
+    /// Counts a record with valid checksums, which `scan` has found, and passes its lines on.
+    fn record(&mut self, name: &str, scan: &mut Scan<'_>, record: &Record) -> Result<(), Error> {
+        let header = record.header;
+        self.position = header.end();
+        self.verdict.events += header.events;
+        self.verdict.bytes += header.length;
+        if !self.want.lines || self.lines(scan, record)? {
+            return Ok(());
         }
+        let (file, offset, bytes) = (name.to_owned(), record.offset, header.size());
+        let fault = Fault::Damaged { file, offset, bytes };
+        let positions = header.first..header.end();
+        self.find(&Finding { fault, events: header.events, positions })
     }
 
     /// Passes the lines of a record, from the position `want.from` on, to the caller's function.
@@ -284,121 +308,40 @@ pub(super) fn limit(first: Position, next: Option<Position>, holes: &[Hole]) -> 
     dropped.chain(next).min().unwrap_or(Position::MAX)
 }
 
-/// A segment that a walk reads.
-pub(super) struct Segment<'a> {
-    file: &'a dyn File,
+/// Makes the value with which a segment is read, from its file and its header. The header is `None`
+/// if it is damaged. Records from the position `limit` on do not count.
+pub(super) fn open(
+    file: &dyn File,
     first: Position,
-    /// The seed of the checksums of the segment's records.
-    seed: Seed,
-    /// `true`: the file was an earlier segment before.
-    reused: bool,
-    /// The offset in the file up to which the segment is read; bytes after it do not count.
-    size: u64,
-    /// The position at which the segment ends: all its valid records lie before this position.
-    /// Records from this position on do not count, because they were never acknowledged.
+    header: Option<SegmentHeader>,
     limit: Position,
-    /// The position after the last event that the segment should have.
-    end: Position,
+) -> SegmentFile<'_> {
+    let (seed, reused) = Seed::of_file(header, file, first);
+    SegmentFile { file, first, seed, reused, size: u64::MAX, limit }
 }
 
-/// One step through a segment: a record, damaged bytes, or missing events.
-enum Step<'s, 'f> {
-    /// A record with valid checksums, and the scan that has found it.
-    Record(&'s mut Scan<'f>, &'s Record),
-    /// Damaged bytes from `offset` on, and the positions of the events that were in them.
-    Damaged { offset: u64, bytes: u64, positions: Range<Position> },
-    /// There is neither a record nor damage up to this position: the events before it are missing.
-    Absent(Position),
+/// Reads the end of the last segment, from the position on up to which it is known to be synced. If
+/// there is damage, reads the end again, a limited number of times, because a running relay may be
+/// writing it. `byte`: the byte number with which the segment begins.
+pub(super) fn tail(segment: &SegmentFile<'_>, byte: u64, known: Known) -> Tail {
+    let (offset, position) = place_of(segment, known.end.position);
+    let mut attempts = ATTEMPTS;
+    loop {
+        let tail = Tail::read(segment, offset, LogOffset { position, byte }, known);
+        attempts -= 1;
+        if tail.damages.is_empty() || attempts == 0 {
+            return tail;
+        }
+        pause();
+    }
 }
 
-/// The function that gets each step through a segment.
-type Take<'a> = dyn FnMut(Step<'_, '_>) -> Result<(), Error> + 'a;
-
-impl<'a> Segment<'a> {
-    /// Makes a segment from its file and its header, which is `None` if it is damaged. Records from
-    /// the position `limit` on do not count.
-    pub(super) fn new(
-        file: &'a dyn File,
-        first: Position,
-        header: Option<SegmentHeader>,
-        limit: Position,
-    ) -> Self {
-        let (seed, reused) = Seed::of_file(header, file, first);
-        Self { file, first, seed, reused, size: u64::MAX, limit, end: limit }
-    }
-
-    /// Reads the end of the last segment, from the position on up to which it is known to be
-    /// synced. If there is damage, reads the end again, a limited number of times, because a
-    /// running relay may be writing it. `byte`: the byte number with which the segment begins.
-    pub(super) fn tail(&self, byte: u64, known: Known) -> Tail {
-        let (offset, position) = self.place_of(known.end.position);
-        let Self { file, seed, reused, limit, .. } = *self;
-        let from = (offset, position);
-        let last = LastSegment { file, seed, reused, from, size: u64::MAX, limit };
-        let begin = LogOffset { position, byte };
-        let mut attempts = ATTEMPTS;
-        loop {
-            let tail = Tail::read(&last, begin, known);
-            attempts -= 1;
-            if tail.damages.is_empty() || attempts == 0 {
-                return tail;
-            }
-            pause();
-        }
-    }
-
-    /// Makes a scan of the segment, which begins at this offset and position.
-    pub(super) fn scan(&self, begin: (u64, Position), check: Check) -> Scan<'a> {
-        Scan::new(self.file, self.seed, begin, self.size, self.limit, check)
-    }
-
-    /// Returns the offset in the file, and the first position, of the record in which this event is
-    /// expected.
-    fn place_of(&self, event: Position) -> (u64, Position) {
-        let begin = (FIRST_RECORD, self.first);
-        if event <= self.first {
-            return begin;
-        }
-        let mut scan = self.scan(begin, Check::Headers);
+/// Returns the offset in the file, and the first position, of the record in which this event is
+/// expected.
+fn place_of(segment: &SegmentFile<'_>, event: Position) -> (u64, Position) {
+    let mut scan = segment.scan((FIRST_RECORD, segment.first), Check::Headers);
+    if event > segment.first {
         scan.skip_to(event);
-        (scan.offset(), scan.position())
     }
-
-    /// Reads the segment from the record at `begin`, which is an offset and a position, to the end.
-    /// Passes each step to `take`. Returns the position after the last event or damage.
-    fn read(&self, begin: (u64, Position), take: &mut Take<'_>) -> Result<Position, Error> {
-        let (mut scan, mut position) = (self.scan(begin, Check::Lines), begin.1);
-        let mut damages: Vec<Damage> = Vec::new();
-        while let Some(found) = scan.next() {
-            let record = match found {
-                Found::Damage(damage) => {
-                    damages.push(damage);
-                    continue;
-                }
-                Found::Record(record) => record,
-            };
-            let first = record.header.first;
-            match damaged(&damages, position..first) {
-                Some(step) => take(step)?,
-                None if position < first => take(Step::Absent(first))?,
-                None => {}
-            }
-            damages.clear();
-            take(Step::Record(&mut scan, &record))?;
-            position = record.header.end();
-        }
-        if let Some(step) = damaged(&damages, position..self.end) {
-            take(step)?;
-            position = self.end;
-        }
-        Ok(position)
-    }
-}
-
-/// Joins the damaged parts of the file between two records into one report of damage. `positions`
-/// are the positions between the two records. `None` if there is no damage.
-fn damaged<'s, 'f>(damages: &[Damage], positions: Range<Position>) -> Option<Step<'s, 'f>> {
-    let offset = damages.first()?.bytes.start;
-    let bytes = damages.iter().map(|damage| damage.bytes.end - damage.bytes.start).sum();
-    Some(Step::Damaged { offset, bytes, positions })
+    (scan.offset(), scan.position())
 }

@@ -1,6 +1,8 @@
 //! One accepted batch in memory, and where its lines begin.
 
+use std::ops::AddAssign;
 use std::ops::Range;
+use std::ops::SubAssign;
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
@@ -19,6 +21,27 @@ use crate::queue::contract::now;
 /// parts, the search for a line begins at the nearest remembered offset, and not at the start of
 /// the batch. 64 lines of 1.5 KB are 96 KB to search.
 const LINES_PER_MARK: usize = 64;
+
+/// A number of events, and the number of bytes of their lines.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Amount {
+    pub(super) events: u64,
+    pub(super) bytes: u64,
+}
+
+impl AddAssign for Amount {
+    fn add_assign(&mut self, other: Self) {
+        self.events += other.events;
+        self.bytes += other.bytes;
+    }
+}
+
+impl SubAssign for Amount {
+    fn sub_assign(&mut self, other: Self) {
+        self.events -= other.events;
+        self.bytes -= other.bytes;
+    }
+}
 
 /// One batch in the queue in memory: its lines, and what the queue notes about the batch.
 pub(super) struct Record {
@@ -57,6 +80,13 @@ impl Record {
             waiting: None,
             marks: Vec::new(),
         }
+    }
+
+    /// Refuses the batch, if its sender waits. Returns whether it has waited.
+    pub(super) fn refuse(&mut self) -> bool {
+        let waiting = self.waiting.take();
+        // The sender may have gone: then nobody needs the answer.
+        waiting.map(|waiting| waiting.send(Err(Refused::Undelivered)).ok()).is_some()
     }
 
     /// Returns the position after the batch's last event.
@@ -107,6 +137,15 @@ impl Record {
         }
     }
 
+    /// Returns how many events of this batch are from the position `start` on and before `end`, and
+    /// the number of bytes of their lines.
+    pub(super) fn amount(&mut self, start: Position, end: Position) -> Amount {
+        let start = start.clamp(self.first, self.end());
+        let end = end.clamp(start, self.end());
+        let bytes = self.offset(end) - self.offset(start);
+        Amount { events: end - start, bytes: bytes as u64 }
+    }
+
     /// Returns the lines of those events of this batch whose positions are in `start..end`.
     pub(super) fn slice(&mut self, start: Position, end: Position) -> Bytes {
         let (from, to) = (self.offset(start), self.offset(end));
@@ -118,17 +157,7 @@ impl Record {
     /// this event alone is larger than the limits.
     pub(super) fn cut(&mut self, start: Position, take: Take) -> Position {
         let from = self.offset(start);
-        let mut end = start;
-        for line_end in memchr::memchr_iter(b'\n', &self.lines[from..]) {
-            let fits = (line_end as u64) < take.bytes && end - start < take.events;
-            if !fits && end > start {
-                break;
-            }
-            end += 1;
-            if !fits {
-                break;
-            }
-        }
-        end.clamp(start + 1, self.end())
+        let (_, events) = take.front_of(&self.lines[from..]);
+        (start + events).clamp(start + 1, self.end())
     }
 }

@@ -4,16 +4,12 @@ use std::iter;
 use std::sync::Arc;
 
 use proptest::prelude::*;
-use proptest::test_runner::TestCaseResult;
 use rustix::io::Errno;
 
 use super::*;
-use crate::queue::disk::Access;
 use crate::queue::disk::Disk;
 use crate::queue::tests::simulated_disk::Operation;
 use crate::queue::tests::simulated_disk::SimulatedDisk;
-use crate::tests::Failing;
-use crate::tests::seeds;
 
 /// The position and the byte number at which the log of these tests begins.
 const FIRST: Position = Position::new(1_000);
@@ -205,38 +201,6 @@ fn segment() -> Segment {
     segment
 }
 
-#[test]
-fn the_bytes_are_those_of_the_tables() {
-    let begin = LogOffset { position: Position::new(7), byte: 600 };
-    let segment = SegmentHeader::new(begin, 1_700_000_000_000, true);
-    let wanted = [
-        b"\xFFKAFSEG\0\x02\0\0\0\x01\0\0\0".as_slice(),
-        b"\x07\0\0\0\0\0\0\0\x58\x02\0\0\0\0\0\0\0\x68\xE5\xCF\x8B\x01\0\0\0\0\0\0",
-        &0xC833_A96D_u32.to_le_bytes(),
-    ];
-    assert_eq!(segment.encode().as_slice(), wanted.concat());
-    let header = RecordHeader {
-        first: Position::new(7),
-        first_byte: 600,
-        received: 1_700_000_000_001,
-        length: 11,
-        events: 2,
-        group: Position::new(5),
-        crc: crc32c::crc32c(b"{\"a\":1}\n{}\n"),
-    };
-    // Format 1 has no seed.
-    let wanted = [
-        b"\xFFKAFREC\0\x07\0\0\0\0\0\0\0\x58\x02\0\0\0\0\0\0\x01\x68\xE5\xCF\x8B\x01\0\0"
-            .as_slice(),
-        b"\x0B\0\0\0\0\0\0\0\x02\0\0\0\0\0\0\0\x05\0\0\0\0\0\0\0\x59\x7F\x89\0",
-        &0x183A_FCBF_u32.to_le_bytes(),
-    ];
-    assert_eq!(header.encode(Seed::NONE).as_slice(), wanted.concat());
-    let seeded = RecordHeader { crc: segment.seed().crc(b"{\"a\":1}\n{}\n"), ..header };
-    let crcs = [0xEAE8_230D_u32, 0x66B0_7239].map(u32::to_le_bytes).concat();
-    assert_eq!(seeded.encode(segment.seed()), *[&wanted.concat()[..56], &crcs].concat());
-}
-
 /// The example is read by the program, and the program writes the same bytes.
 #[test]
 fn the_example_of_the_page_is_a_segment() {
@@ -254,6 +218,8 @@ fn the_example_of_the_page_is_a_segment() {
     let begin = LogOffset { position: Position::new(42_000), byte: 61_320_000 };
     let header = SegmentHeader::new(begin, 1_767_225_600_000, false);
     assert_eq!(bytes[..SEGMENT_HEADER], header.encode());
+    let reused = SegmentHeader { reused: true, ..header };
+    assert_eq!(reused.encode()[12..16], [1, 0, 0, 0], "the flag");
     let lines = b"{\"auditID\":\"1\"}\n{\"auditID\":\"2\"}\n";
     let record = RecordHeader {
         first: begin.position,
@@ -441,38 +407,6 @@ fn any_changed_byte_costs_its_record_and_nothing_else() {
     assert!(changes > 5_000 && of_records > 5_000, "{changes} {of_records}");
 }
 
-#[test]
-fn missing_events_are_the_difference_of_positions() {
-    let segment = segment();
-    let (disk, file) = segment.put();
-    // The changed bytes are in a header, in lines, in a header, and in the header of a group's last
-    // record.
-    for (record, byte) in [(0, 9), (1, RECORD_HEADER + 1), (2, 30), (5, 40)] {
-        disk.flip(&Segment::name(), segment.records[record].offset + byte, 1);
-    }
-    for check in CHECKS {
-        let mut scan = scan(&*file, check);
-        let (mut missing, mut told) = (Vec::new(), 0);
-        loop {
-            let expected = scan.position();
-            match scan.next() {
-                None => break,
-                Some(Found::Damage(damage)) => told += damage.events,
-                Some(Found::Record(record)) => {
-                    assert_eq!(scan.position(), record.header.end());
-                    assert_eq!(scan.offset(), record.offset + record.header.size());
-                    missing.extend(expected - FIRST..record.header.first - FIRST);
-                }
-            }
-        }
-        // The records have 3, 1, 20, 7, 1, 10 and 2 events.
-        let lines = (check == Check::Lines).then_some(3);
-        let wanted: Vec<u64> = (0..3).chain(lines).chain(4..24).chain(32..42).collect();
-        assert_eq!(missing, wanted, "{check:?}");
-        assert_eq!(told, wanted.len() as u64, "{check:?}");
-    }
-}
-
 /// Method: the file is cut at every byte of its last group. A scan must find the records before the
 /// cut, and report the rest as torn and not as damaged.
 #[test]
@@ -492,99 +426,6 @@ fn a_file_cut_short_anywhere_is_torn_there() {
                 [damage] => assert!(damage.torn, "{damage:?}, cut at {cut}"),
                 more => panic!("{more:?}, cut at {cut}"),
             }
-        }
-    }
-}
-
-/// True if a record ends so near to the edge of a sector that a sector which was not written can't
-/// be told from padding or from a changed byte.
-fn ends_at_an_edge(record: &Written) -> bool {
-    record.bytes().end % SECTOR < 2
-}
-
-/// Method: in each of 3,000 rounds, a group of random records is written and not synced, and the
-/// machine crashes, so that any of its sectors may be missing. A scan must find exactly the records
-/// that survived whole, and must report the rest as torn.
-#[test]
-fn of_a_group_that_was_never_synced_what_is_broken_is_torn() {
-    let (mut torn, mut nothing, mut whole) = (0, 0, 0);
-    for seed in 0..3000 {
-        let mut rng = fastrand::Rng::with_seed(seed);
-        let random = iter::repeat_with(|| {
-            let mut segment = Segment::new();
-            segment.group([lines(&mut rng, 3, 900)]);
-            let shapes: Vec<_> =
-                (0..rng.usize(1..8)).map(|_| (rng.usize(1..9), rng.usize(1..3000))).collect();
-            segment.group(shapes.iter().map(|(events, bytes)| lines(&mut rng, *events, *bytes)));
-            segment.reserve(2 * BLOCK);
-            segment
-        });
-        let told = |segment: &Segment| !segment.records.iter().any(ends_at_an_edge);
-        let segment = random.take(100).find(told).expect("most are");
-        let disk = SimulatedDisk::new(seed);
-        let file = disk.create(&Segment::name(), segment.bytes.len() as u64).unwrap();
-        let (synced, group) = segment.bytes.split_at(index(segment.groups[1]));
-        file.write_at(&[synced], 0).unwrap();
-        file.sync().unwrap();
-        disk.sync_directory(SEGMENTS).unwrap();
-        file.write_at(&[group], segment.groups[1]).unwrap();
-
-        let disk = disk.crash(&mut rng);
-        let bytes = disk.contents(&Segment::name());
-        let file = disk.open(&Segment::name(), Access::Read).unwrap();
-        let found = all(scan(&*file, Check::Lines));
-        let range = |record: &Written| {
-            let Range { start, end } = record.bytes();
-            index(start)..index(end)
-        };
-        let survivors: Vec<&Written> = segment
-            .records
-            .iter()
-            .filter(|record| bytes[range(record)] == segment.bytes[range(record)])
-            .collect();
-        let expected: Vec<u64> = survivors.iter().map(|record| record.offset).collect();
-        assert_eq!(records(&found), expected, "seed {seed}");
-        let last = survivors.last().expect("the first group was synced").bytes().end;
-        let behind = damages(&found).into_iter().find(|damage| damage.bytes.start >= last);
-        match behind {
-            Some(damage) => {
-                assert!(damage.torn, "{damage:?}, seed {seed}");
-                torn += 1;
-            }
-            None if expected.len() == segment.records.len() => whole += 1,
-            None => {
-                let rest = &bytes[index(last)..];
-                assert!(rest.iter().all(|byte| *byte == 0), "seed {seed}");
-                nothing += 1;
-            }
-        }
-    }
-    assert!(torn > 500 && nothing > 100 && whole > 100, "{torn} {nothing} {whole}");
-}
-
-/// Method: each page of 4 KiB of the file, one at a time, can't be read. A scan must find every
-/// record that does not lie in the page, and must report damage and not a torn write.
-#[test]
-fn a_page_that_cannot_be_read_costs_the_records_it_holds_and_is_not_torn() {
-    let segment = segment();
-    for page in 1..segment.bytes.len() as u64 / BLOCK {
-        let bad = page * BLOCK..(page + 1) * BLOCK;
-        for (check, ahead) in CHECKS.into_iter().flat_map(|check| [(check, 100), (check, WINDOW)]) {
-            let (disk, file) = segment.put();
-            disk.unreadable(&Segment::name(), bad.start + 77);
-            let found = all(scan(&*file, check).ahead(ahead));
-            let readable = |record: &&Written| {
-                let Range { start, mut end } = record.bytes();
-                if check == Check::Headers {
-                    end = start + RECORD_HEADER;
-                }
-                end <= bad.start || bad.end <= start
-            };
-            let expected: Vec<&Written> = segment.records.iter().filter(readable).collect();
-            let offsets: Vec<u64> = expected.iter().map(|record| record.offset).collect();
-            assert_eq!(records(&found), offsets, "page {page}, {check:?}, {ahead}");
-            let damages = damages(&found);
-            assert!(damages.iter().all(|damage| !damage.torn), "page {page}: {damages:?}");
         }
     }
 }
@@ -649,29 +490,23 @@ fn a_record_that_reaches_into_the_next_segment_is_damage() {
     assert_eq!(found[1], segment.records[1].damage());
 }
 
+/// Method: a scan begins at each record, and another one ends there. Both together must find all
+/// records, and each of them once.
 #[test]
-fn nothing_is_read_at_or_behind_the_end() {
+fn a_scan_may_begin_and_end_at_any_record() {
     let segment = segment();
     let (_, file) = segment.put();
-    for check in CHECKS {
-        for (count, record) in segment.records.iter().enumerate() {
-            let begin = (FIRST_RECORD, FIRST);
-            let found = all(Scan::new(&*file, seed(), begin, record.offset, Position::MAX, check));
-            assert_same(&found, &segment.expect(check, |_| None)[..count], || format!("{count}"));
+    for (check, (count, record)) in CHECKS
+        .into_iter()
+        .flat_map(|check| segment.records.iter().enumerate().map(move |it| (check, it)))
+    {
+        let expected = segment.expect(check, |_| None);
+        let (before, behind) = expected.split_at(count);
+        let (begin, here) = ((FIRST_RECORD, FIRST), (record.offset, record.header.first));
+        for (begin, end, expected) in [(begin, record.offset, before), (here, u64::MAX, behind)] {
+            let found = all(Scan::new(&*file, seed(), begin, end, Position::MAX, check));
+            assert_same(&found, expected, || format!("{begin:?} to {end}, {check:?}"));
         }
-    }
-}
-
-#[test]
-fn a_scan_may_begin_at_any_record() {
-    let segment = segment();
-    let (_, file) = segment.put();
-    for (count, record) in segment.records.iter().enumerate() {
-        let begin = (record.offset, record.header.first);
-        let found = all(Scan::new(&*file, seed(), begin, u64::MAX, Position::MAX, Check::Lines));
-        assert_same(&found, &segment.expect(Check::Lines, |_| None)[count..], || {
-            format!("{count}")
-        });
     }
 }
 
@@ -806,41 +641,6 @@ fn shaped(shapes: &[Vec<(usize, usize)>], seed: u64) -> Segment {
     segment
 }
 
-/// Method: up to five random parts of the file are overwritten with zeros or random bytes. A scan
-/// must find exactly the records whose bytes are unchanged, and must invent none.
-fn whatever_is_changed_costs_only_what_it_touches(
-    segment: &Segment,
-    changes: &[(prop::sample::Index, usize, bool)],
-    seed: u64,
-) -> TestCaseResult {
-    let mut rng = fastrand::Rng::with_seed(seed);
-    let mut bytes = segment.bytes.clone();
-    for (at, length, zeros) in changes {
-        let at = at.index(bytes.len());
-        let part = at..bytes.len().min(at + length);
-        match zeros {
-            true => bytes[part].fill(0),
-            false => rng.fill(&mut bytes[part]),
-        }
-    }
-    let (_, file) = segment.put();
-    file.write_at(&[&bytes], 0).unwrap();
-    let found = all(scan(&*file, Check::Lines).ahead(5000));
-    let untouched = |record: &&Written| {
-        let (from, to) = (record.offset, record.bytes().end);
-        let range = index(from)..index(to);
-        bytes[range.clone()] == segment.bytes[range]
-    };
-    let found = found.into_iter().filter(|found| matches!(found, Found::Record(_)));
-    let found: Vec<Found> = found.collect();
-    let expected: Vec<u64> =
-        segment.records.iter().filter(untouched).map(|record| record.offset).collect();
-    prop_assert_eq!(records(&found), expected);
-    let all = segment.expect(Check::Lines, |_| None);
-    prop_assert!(found.iter().all(|found| all.contains(found)));
-    Ok(())
-}
-
 proptest! {
     #![proptest_config(ProptestConfig { cases: 300, ..ProptestConfig::default() })]
 
@@ -851,91 +651,6 @@ proptest! {
         for check in CHECKS {
             let found = all(scan(&*file, check).ahead(ahead));
             prop_assert!(found == segment.expect(check, |_| None));
-        }
-    }
-
-    #[test]
-    fn any_damage_costs_what_it_touches(
-        shapes in shapes(),
-        seed: u64,
-        changes in prop::collection::vec((any::<prop::sample::Index>(), 1_usize..5000, any::<bool>()), 1..6),
-    ) {
-        whatever_is_changed_costs_only_what_it_touches(&shaped(&shapes, seed), &changes, seed)?;
-    }
-}
-
-/// Method: a file was many segments before. Their records lie everywhere behind, and in, the
-/// records of the new segment, because each of its sectors may not have been written: records with
-/// lower positions, and records of failed writes, whose positions were given again. The scan must
-/// find the records of the new segment, and nothing else.
-#[test]
-fn records_of_a_files_earlier_lives_are_never_found() {
-    for seed in seeds(300) {
-        let _failing = Failing(seed);
-        let mut rng = fastrand::Rng::with_seed(seed);
-        let mut new = Segment::new();
-        (0..rng.usize(1..5)).for_each(|_| {
-            let records = rng.usize(1..4);
-            let records: Vec<_> = (0..records).map(|_| lines(&mut rng, 3, 700)).collect();
-            new.group(records);
-        });
-        let size = new.bytes.len() + 4 * index(BLOCK);
-        let mut bytes = vec![0; size];
-        for life in (1..rng.u64(2..9)).rev() {
-            // The positions of the records reach into the new segment, as those of failed writes.
-            let first = Position::new(FIRST.get() - life);
-            let mut at = index(FIRST_RECORD);
-            while at < size {
-                let text = lines(&mut rng, 2, 900);
-                let position = rng.u64(first.get()..FIRST.get() + 20);
-                let header = RecordHeader {
-                    first: Position::new(position),
-                    first_byte: FIRST_BYTE,
-                    received: 1,
-                    length: text.len() as u64,
-                    events: 2,
-                    group: Position::new(position),
-                    crc: Seed::of(first).crc(&text),
-                };
-                let of_life = if rng.bool() { Seed::of(first) } else { Seed::NONE };
-                let record = [header.encode(of_life).as_slice(), &text].concat();
-                let end = size.min(at + record.len());
-                bytes[at..end].copy_from_slice(&record[..end - at]);
-                at = end.next_multiple_of(*rng.choice(&[1, 512, 4096]).expect("one"));
-            }
-        }
-        let missing: Vec<usize> =
-            (0..new.bytes.len() / 512).filter(|_| rng.u8(..20) == 0).collect();
-        for (sector, written) in new.bytes.chunks(512).enumerate() {
-            if !missing.contains(&sector) || sector < 8 {
-                bytes[sector * 512..][..written.len()].copy_from_slice(written);
-            }
-        }
-        let disk = SimulatedDisk::new(0);
-        let file = disk.create(&Segment::name(), size as u64).expect("it is new");
-        file.write_at(&[&bytes], 0).expect("no fault is set");
-        let whole: Vec<u64> = new
-            .records
-            .iter()
-            .filter(|record| {
-                !missing.iter().any(|sector| {
-                    let sector = *sector as u64 * 512;
-                    sector >= FIRST_RECORD
-                        && sector < record.bytes().end
-                        && record.bytes().start < sector + 512
-                })
-            })
-            .map(|record| record.offset)
-            .collect();
-        let found = records(&all(scan(&*file, Check::Lines)));
-        assert!(whole.iter().all(|offset| found.contains(offset)), "{whole:?}, not {found:?}");
-        for offset in found {
-            let lies = index(offset)
-                ..index(offset) + index(new.at(offset).expect("one of its own").header.size());
-            assert!(
-                bytes[lies.clone()] == new.bytes[lies],
-                "the record at {offset} is not as it was written"
-            );
         }
     }
 }

@@ -22,7 +22,7 @@ pub(super) type Removed = (Position, u64);
 pub(super) const SPARES_MAX: usize = 2;
 
 /// The end of the name of a spare file.
-const SPARE: &str = ".spare";
+pub(super) const SPARE: &str = ".spare";
 
 /// A file that holds no event and becomes the next segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -52,11 +52,19 @@ impl Spare {
     pub(super) fn name(&self) -> String {
         format!("{SPARES}/{:020}{SPARE}", self.number)
     }
+}
 
-    /// Returns the number in the name of a spare file; `None` if the name is of another kind.
-    pub(super) fn number_of(name: &str) -> Option<u64> {
-        name.rsplit('/').next()?.strip_suffix(SPARE)?.parse().ok()
-    }
+/// Returns the number in the name of a file, such as a spare file, whose name ends with `suffix`;
+/// `None` if the name is of another kind.
+pub(super) fn number_of(name: &str, suffix: &str) -> Option<u64> {
+    name.rsplit('/').next()?.strip_suffix(suffix)?.parse().ok()
+}
+
+/// Returns the number for the next file whose name ends with `suffix`: one more than the highest
+/// number in the names of these files; 0 if there are none.
+pub(super) fn next_number(files: &[(String, u64)], suffix: &str) -> u64 {
+    let numbers = files.iter().filter_map(|(name, _)| number_of(name, suffix));
+    numbers.max().map_or(0, |last| last.saturating_add(1))
 }
 
 /// The spool's counters of files and bytes.
@@ -148,8 +156,7 @@ impl Accounting {
         pending_delete: Vec<Removed>,
         abandoned: Vec<(String, u64)>,
     ) -> Self {
-        let numbers = abandoned.iter().filter_map(|(name, _)| Spare::number_of(name));
-        let spare_count = numbers.max().map_or(0, |last| last.saturating_add(1));
+        let spare_count = next_number(&abandoned, SPARE);
         let files = segments.iter().map(|segment| segment.size).sum::<u64>()
             + pending_delete.iter().map(|(_, size)| size).sum::<u64>()
             + abandoned.iter().map(|(_, size)| size).sum::<u64>();
@@ -382,17 +389,16 @@ impl Accounting {
 
     // ---- The line ----
 
-    /// Plans room for a batch in the log's last segment: takes `needed` bytes from the bytes that
-    /// are free in this segment.
-    pub(super) fn plan_here(&mut self, needed: u64) {
-        self.segment_free -= needed;
-    }
-
-    /// Plans a new segment of `size` bytes for a batch. The batch is the first one in this segment,
-    /// and takes `needed` bytes of it.
-    pub(super) fn plan_new(&mut self, size: u64, needed: u64) {
-        self.segment_free = size - FIRST_RECORD - needed;
-        self.reserved_new += size;
+    /// Plans room for a batch that takes `needed` bytes: in the log's last segment, or, if `opens`
+    /// is a number, as the first batch of a new segment of this size.
+    pub(super) fn plan(&mut self, needed: u64, opens: Option<u64>) {
+        match opens {
+            None => self.segment_free -= needed,
+            Some(size) => {
+                self.segment_free = size - FIRST_RECORD - needed;
+                self.reserved_new += size;
+            }
+        }
     }
 
     /// Plans the file of a large request body as the log's last segment. Nothing is appended to
@@ -436,13 +442,10 @@ impl Accounting {
     /// Notes that the writer has taken this group of batches from the waiting ones, to write them.
     pub(super) fn take_in_hand(&mut self, group: &[Waiting]) {
         let Some(first) = group.first() else { return };
-        self.in_hand = match first.incoming {
-            Some(_) => InHand { is_incoming: true, ..InHand::default() },
-            None => InHand {
-                reserved: first.opens.unwrap_or(0),
-                needed: group.iter().map(Waiting::needed).sum(),
-                is_incoming: false,
-            },
+        self.in_hand = InHand {
+            reserved: first.opens.unwrap_or(0),
+            needed: group.iter().map(Waiting::needed).sum(),
+            is_incoming: first.incoming.is_some(),
         };
     }
 

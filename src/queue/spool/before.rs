@@ -7,13 +7,12 @@
 //! before the last event that was lost, or before the last change of the filter's rules, is read:
 //! what was not delivered must not hide its repetition.
 
-use std::collections::BTreeSet;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::task::JoinHandle;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::Shared;
 use super::cursor::age;
@@ -32,7 +31,6 @@ use crate::queue::segment::Check;
 use crate::queue::segment::FIRST_RECORD;
 use crate::queue::segment::Found;
 use crate::queue::segment::LogOffset;
-use crate::queue::segment::Scan;
 use crate::queue::segment::SegmentHeader;
 
 /// The greatest number of bytes of old lines that a reader reads: it begins at most this far before
@@ -72,18 +70,12 @@ pub struct Before {
     /// Pieces that were read from a file and not returned yet.
     pieces: VecDeque<Piece>,
     /// The read from a file that is running now; `None` if no read is running.
-    reading: Option<JoinHandle<Option<Part>>>,
+    reading: Option<AbortOnDropHandle<Option<Part>>>,
 }
 
-/// The result of one read: some lines, and the place where the next read begins.
-struct Part {
-    pieces: Vec<Piece>,
-    /// The position where the next read begins.
-    at: Position,
-    /// The place in a file where the event at the position `at` can be read; `None` if this place
-    /// is not known.
-    spot: Option<Spot>,
-}
+/// The result of one read: some lines, the position where the next read begins, and the place of
+/// its event in a file; `None` if this place is not known.
+type Part = (Vec<Piece>, Position, Option<Spot>);
 
 impl Before {
     /// Makes a reader of the events from the position `from` up to `place`, where the cursor's
@@ -122,7 +114,7 @@ impl Before {
                 none => {
                     let shared = Arc::clone(&self.shared);
                     let read = move || shared.read_before(at, spot, limits);
-                    none.insert(tokio::task::spawn_blocking(read))
+                    none.insert(AbortOnDropHandle::new(tokio::task::spawn_blocking(read)))
                 }
             };
             let read = reading.await;
@@ -140,9 +132,9 @@ impl Before {
     }
 
     /// Adds the result of a read to the lines in memory, and notes where the next read begins.
-    fn take_in(&mut self, part: Part) {
-        (self.at, self.spot) = (part.at, part.spot);
-        self.pieces.extend(part.pieces);
+    fn take_in(&mut self, (pieces, at, spot): Part) {
+        (self.at, self.spot) = (at, spot);
+        self.pieces.extend(pieces);
     }
 
     /// Reads all events at once, on the calling thread. Returns the lines piece by piece, each with
@@ -156,14 +148,6 @@ impl Before {
     }
 }
 
-impl Drop for Before {
-    fn drop(&mut self) {
-        if let Some(reading) = self.reading.take() {
-            reading.abort();
-        }
-    }
-}
-
 impl Shared {
     /// Reads a part of one segment: the first segment that ends after the position `at`. Returns
     /// those lines that are within the limits; there may be none. `None` if nothing is left to
@@ -173,12 +157,13 @@ impl Shared {
             return None;
         }
         let (mut job, behind) = self.job_before(at, limits.end)?;
-        let none = Part { pieces: Vec::new(), at: job.end.position, spot: None };
-        if job.end.byte <= limits.byte || behind.is_some_and(|next| self.made(next) < limits.since)
+        let none = (Vec::new(), job.segment.end.position, None);
+        if job.segment.end.byte <= limits.byte
+            || behind.is_some_and(|next| self.made(next) < limits.since)
         {
             return Some(none);
         }
-        let name = segment::file_name(job.first.position);
+        let name = segment::file_name(job.segment.first.position);
         let file = match self.disk.open(&name, Access::Read) {
             Ok(file) => file,
             Err(error) => {
@@ -186,7 +171,7 @@ impl Shared {
                 return Some(none);
             }
         };
-        let spot = spot.filter(|spot| spot.segment == job.first.position);
+        let spot = spot.filter(|spot| spot.segment == job.segment.first.position);
         let Some(spot) = spot.or_else(|| begin(&*file, &job, limits)) else { return Some(none) };
         job.spot = spot;
         job.from = job.from.max(spot.position);
@@ -210,8 +195,8 @@ impl Shared {
         let pieces = pieces.filter(is_wanted).map(within).collect();
         // The next read begins after this one in any case, so that reading comes to an end.
         let next = loaded.next.filter(|next| next.position > job.from);
-        let at = next.map_or(job.end.position, |next| next.position);
-        Some(Part { pieces, at, spot: next })
+        let at = next.map_or(job.segment.end.position, |next| next.position);
+        Some((pieces, at, next))
     }
 
     /// Plans a read of the first segment that ends after the position `at`. Returns the planned
@@ -221,19 +206,14 @@ impl Shared {
         let state = self.lock();
         let index = state.log.segment_at(at);
         let segment = state.log.segments.get(index).filter(|it| it.first.position < end)?;
-        let first = segment.first;
-        let from = at.max(first.position);
+        let first = segment.first.position;
         let job = Job {
             epoch: 0,
-            spot: Spot { segment: first.position, offset: FIRST_RECORD, line: 0, position: from },
-            from,
+            spot: Spot { segment: first, offset: FIRST_RECORD, line: 0, position: first },
+            from: at.max(first),
             to: None,
             chunk: state.log.chunk,
-            first,
-            end: segment.end,
-            offset: segment.offset,
-            seed: segment.seed,
-            known: BTreeSet::new(),
+            segment: segment.clone(),
             patient: false,
         };
         Some((job, state.log.segments.get(index + 1).map(|next| next.first.position)))
@@ -252,8 +232,8 @@ impl Shared {
 /// Finds the first record of a segment that is within the limits and ends after the first position
 /// that is to be read. Returns the place of this record; `None` if there is no such record.
 fn begin(file: &dyn File, job: &Job, limits: Limits) -> Option<Spot> {
-    let at = (FIRST_RECORD, job.first.position);
-    let mut scan = Scan::new(file, job.seed, at, job.offset, job.end.position, Check::Headers);
+    let segment = job.segment.first.position;
+    let mut scan = job.segment.scan(file, (FIRST_RECORD, segment), Check::Headers);
     loop {
         let Found::Record(record) = scan.next()? else { continue };
         let header = record.header;
@@ -261,7 +241,7 @@ fn begin(file: &dyn File, job: &Job, limits: Limits) -> Option<Spot> {
             && header.received >= limits.since
             && header.end_byte() > limits.byte;
         if is_wanted {
-            let (segment, offset) = (job.first.position, record.offset);
+            let offset = record.offset;
             return Some(Spot { segment, offset, line: 0, position: header.first });
         }
     }

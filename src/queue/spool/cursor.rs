@@ -6,11 +6,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::Notify;
-use tokio::task::JoinHandle;
 use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
 
 use super::Before;
 use super::LogState;
+use super::Segment;
 use super::Shared;
 use super::SpoolState;
 use super::TailRecord;
@@ -34,16 +35,15 @@ use crate::queue::contract::Redelivery;
 use crate::queue::contract::Take;
 use crate::queue::contract::is_crowded;
 use crate::queue::contract::now;
-use crate::queue::cursors;
 use crate::queue::cursors::History;
 use crate::queue::cursors::Hole;
+use crate::queue::cursors::missing_in;
 use crate::queue::identity::Identity;
 use crate::queue::notes::Notes;
 use crate::queue::outputs::Output;
 use crate::queue::segment::FIRST_RECORD;
 use crate::queue::segment::LogOffset;
 use crate::queue::segment::RECORD_HEADER;
-use crate::queue::segment::Seed;
 use crate::telemetry::Loss;
 
 /// Lines are final when they need not be sent again. When this many bytes of lines became final
@@ -76,7 +76,7 @@ pub(super) const REMOVED: &str = "removed";
 /// The data that the spool keeps with each claim. A claim is a range of events that an output has
 /// taken to send.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Note {
+pub(in crate::queue) struct Note {
     /// The number of bytes of the claim's lines.
     bytes: u64,
     /// The byte number of the claim's first line: the number of bytes of all lines before this line
@@ -113,9 +113,9 @@ pub(super) struct Note {
 ///
 /// The cursor must never pass an event that was neither claimed nor counted as lost. An event must
 /// never be counted as lost twice.
-pub(super) struct CursorState {
+pub(in crate::queue) struct CursorState {
     pub(super) output: Output,
-    pub(super) claims: Claims<Note>,
+    pub(in crate::queue) claims: Claims<Note>,
     pub(super) ahead: Ahead,
     resend: Resend,
     /// The output's place in the cursors file as it was last saved. [`Position::START`] before the
@@ -126,16 +126,16 @@ pub(super) struct CursorState {
     /// what [`Cursor::select`] was told last.
     pub(super) history: History,
     /// Gaps that this output has counted as lost already. Gaps before the watermark are not kept.
-    counted: Vec<Gap>,
+    pub(super) counted: Vec<Hole>,
     /// The events that the output has finished, and whose evidence is not durable yet. `None` if
     /// there is no evidence.
-    pub(super) unrecorded: Option<Unrecorded>,
+    pub(in crate::queue) unrecorded: Option<Unrecorded>,
     /// The value of the gauge `output_start_events` of this output.
     pub(super) start: i64,
     /// `true`: the output has ended permanently, and nothing waits for it any more.
     pub(super) gone: bool,
     /// `true`: batches of this output contain the position and the age of each piece of lines.
-    tells_origins: bool,
+    pub(in crate::queue) tells_origins: bool,
     /// Notified when the log has grown, so that the output can take more events.
     pub(super) readable: Arc<Notify>,
 }
@@ -175,7 +175,10 @@ enum Resend {
     },
     /// The lines were read, often with those of later claims.
     Fetched {
-        lines: Fetched,
+        /// The positions of the lines: a claim that is to be sent again, and often later ones.
+        range: Claim,
+        /// The lines, in one or more pieces. No line is missing.
+        pieces: Vec<Piece>,
         /// `true`: the output has not asked again yet since the lines are here.
         is_news: bool,
     },
@@ -184,38 +187,7 @@ enum Resend {
 impl Resend {
     /// Returns the lines of a claim; `None` if they are not here.
     fn lines(&self, claim: Claim) -> Option<Vec<Piece>> {
-        match self {
-            Self::Fetched { lines, .. } => lines.of(claim),
-            Self::Idle | Self::Wanted { .. } => None,
-        }
-    }
-
-    /// Asks for the lines of a claim.
-    fn want(&mut self, claim: Claim) {
-        let alone = matches!(self, Self::Wanted { alone: true, .. });
-        *self = Self::Wanted { claim, alone };
-    }
-
-    /// Notes that the output has got the lines that it asked for. Others that were read are kept.
-    fn answered(&mut self) {
-        match self {
-            Self::Fetched { is_news, .. } => *is_news = false,
-            Self::Idle | Self::Wanted { .. } => *self = Self::Idle,
-        }
-    }
-}
-
-/// Lines that were read from a file because their events are to be sent again.
-struct Fetched {
-    /// The positions of the lines: a claim that is to be sent again, and often later ones.
-    range: Claim,
-    /// The lines, in one or more pieces. No line is missing.
-    pieces: Vec<Piece>,
-}
-
-impl Fetched {
-    /// Returns the lines of a claim; `None` if they are not there.
-    fn of(&self, claim: Claim) -> Option<Vec<Piece>> {
+        let Self::Fetched { range, pieces, .. } = self else { return None };
         let overlaps = |piece: &&Piece| piece.first < claim.end && claim.start < piece.end();
         let within = |piece: &Piece| {
             let mut piece = piece.clone();
@@ -225,18 +197,9 @@ impl Fetched {
             let events = piece.events.min(claim.end - piece.first);
             piece.cut(Take { bytes: u64::MAX, events })
         };
-        let has = self.range.start <= claim.start && claim.end <= self.range.end;
-        has.then(|| self.pieces.iter().filter(overlaps).map(within).collect())
+        let has = range.start <= claim.start && claim.end <= range.end;
+        has.then(|| pieces.iter().filter(overlaps).map(within).collect())
     }
-}
-
-/// A range of positions whose events are missing because of damage, and the number of bytes that
-/// the missing lines had.
-#[derive(Debug, Clone, Copy)]
-struct Gap {
-    start: Position,
-    end: Position,
-    bytes: u64,
 }
 
 impl CursorState {
@@ -307,17 +270,6 @@ impl CursorState {
         let open = self.claims.iter().filter(|entry| entry.stage.is_open());
         open.fold((0, 0), |(events, bytes), entry| {
             (events + left(entry.claim, &self.counted), bytes + entry.note.bytes)
-        })
-    }
-
-    /// Returns how many missing events this output has counted as lost from `position` on, and the
-    /// number of their bytes. If `position` lies inside a range of missing events, all bytes of
-    /// this range count. After the cursor was moved back (rewound), some of these events may come
-    /// after `claims.read`.
-    pub(super) fn counted_from(&self, position: Position) -> (u64, u64) {
-        let behind = self.counted.iter().filter(|gap| gap.end > position);
-        behind.fold((0, 0), |(events, bytes), gap| {
-            (events + (gap.end - gap.start.max(position)), bytes + gap.bytes)
         })
     }
 
@@ -393,7 +345,7 @@ impl CursorState {
     /// this output loses, so that the caller counts them: events that the output had not finished,
     /// and that were not counted as lost before. Some lost events may be on the wire. When their
     /// answer comes, nothing is counted.
-    pub(super) fn drop_segment(&mut self, segment: &super::Segment) -> u64 {
+    pub(super) fn drop_segment(&mut self, segment: &Segment) -> u64 {
         let dropped = segment.positions();
         if self.claims.watermark() >= dropped.end {
             return 0;
@@ -403,8 +355,8 @@ impl CursorState {
         self.ahead.epoch += 1;
         let read = self.claims.read;
         let mut missed = dropped.end.saturating_since(dropped.start.max(read));
-        missed =
-            missed.saturating_sub(overlap(&self.counted, dropped.start.max(read)..dropped.end));
+        let unread = dropped.start.max(read)..dropped.end;
+        missed = missed.saturating_sub(missing_in(&self.counted, &unread));
         let mut lost = Vec::new();
         for entry in self.claims.overlapping_mut(dropped.clone()) {
             if entry.stage.is_open() {
@@ -416,7 +368,7 @@ impl CursorState {
         lost.into_iter().for_each(|(events, byte)| self.record_loss(events, byte, DROPPED));
         self.claims.forget_done();
         // The gaps of this segment are part of the hole now. A gap never lies in two segments.
-        self.counted.retain(|gap| overlap(&[*gap], dropped.clone()) == 0);
+        self.counted.retain(|gap| missing_in(&[*gap], &dropped) == 0);
         if dropped.contains(&read) {
             self.record_loss(read..dropped.end, self.ahead.byte, DROPPED);
             self.claims.read = dropped.end;
@@ -458,7 +410,8 @@ impl CursorState {
     /// were counted as lost at the drop.
     fn pass_gap(&mut self, gap: &Piece, dropped: u64) {
         self.count_missing(gap, dropped);
-        let reason = if dropped >= gap.events { DROPPED } else { why_missing(gap) };
+        let reason = if gap.is_tampered { TAMPERED } else { DAMAGED };
+        let reason = if dropped >= gap.events { DROPPED } else { reason };
         self.record_loss(gap.first..gap.end(), gap.first_byte, reason);
         self.claims.read = gap.end();
         self.ahead.byte = gap.first_byte + gap.bytes();
@@ -470,14 +423,14 @@ impl CursorState {
     /// `dropped`: the number of events of the gap that lie in dropped segments, and were counted as
     /// lost at the drop. Returns `true` if any was counted.
     fn count_missing(&mut self, gap: &Piece, dropped: u64) -> bool {
-        let known = dropped + overlap(&self.counted, gap.first..gap.end());
+        let known = dropped + missing_in(&self.counted, &(gap.first..gap.end()));
         let lost = gap.events.saturating_sub(known);
         if lost == 0 {
             return false;
         }
         self.output.metrics.lost.increment(lost);
         self.output.metrics.losses.add(Loss::Missing, lost, Some(&gap.first.to_string()));
-        self.counted.push(Gap { start: gap.first, end: gap.end(), bytes: gap.bytes() });
+        self.counted.push(Hole { start: gap.first, end: gap.end(), bytes: gap.bytes() });
         self.doubt();
         true
     }
@@ -501,11 +454,6 @@ impl CursorState {
     }
 }
 
-/// Returns the reason why the lines of a gap are missing.
-fn why_missing(gap: &Piece) -> &'static str {
-    if gap.is_tampered { TAMPERED } else { DAMAGED }
-}
-
 /// Returns the time from `received` to `now`, which are both in ms since 1970; 0 if `received` is
 /// later.
 pub(super) fn age(received: u64, now: u64) -> Duration {
@@ -522,22 +470,12 @@ fn origin(piece: &Piece, now: u64) -> Origin {
 /// the position and the age of each piece of lines.
 fn batch_of(claim: Claim, parts: impl Iterator<Item = Piece>, tells_origins: bool) -> Batch {
     let now = tells_origins.then(now);
-    let (pieces, origins) = (Vec::new(), Vec::new());
-    let mut batch = Batch { claim, events: 0, bytes: 0, pieces, origins };
+    let mut batch = Batch::of(claim);
     for part in parts {
-        batch.events += part.events;
-        batch.bytes += part.bytes();
-        batch.origins.extend(now.map(|now| origin(&part, now)));
-        batch.pieces.push(part.lines);
+        let origin = now.map(|now| origin(&part, now));
+        batch.push(part.events, part.lines, origin);
     }
     batch
-}
-
-/// Returns how many of these `positions` lie in the `gaps`, where events are missing.
-fn overlap(gaps: &[Gap], positions: Range<Position>) -> u64 {
-    let overlap =
-        |gap: &Gap| gap.end.min(positions.end).saturating_since(gap.start.max(positions.start));
-    gaps.iter().map(overlap).sum()
 }
 
 /// Returns each position of a range.
@@ -547,8 +485,8 @@ fn positions(range: Range<Position>) -> impl Iterator<Item = Position> {
 
 /// Returns the number of events in a claim that are not missing. Events in the `gaps` are missing,
 /// and do not count.
-fn left(claim: Claim, gaps: &[Gap]) -> u64 {
-    claim.end - claim.start - overlap(gaps, claim.start..claim.end)
+fn left(claim: Claim, gaps: &[Hole]) -> u64 {
+    claim.end - claim.start - missing_in(gaps, &(claim.start..claim.end))
 }
 
 impl SpoolState {
@@ -556,9 +494,9 @@ impl SpoolState {
     /// least one event. Gaps before them are passed. `None` if no event is in memory.
     fn next(&mut self, index: usize, take: Take) -> Option<Batch> {
         let Self { log, writing } = self;
-        let mut taken: Option<(Claim, Note)> = None;
+        let mut taken: Option<(Batch, Note)> = None;
         let now = log.cursors[index].tells_origins.then(now);
-        let (mut pieces, mut origins, mut left) = (Vec::new(), Vec::new(), take);
+        let mut left = take;
         loop {
             let cursor = &mut log.cursors[index];
             let Some(piece) = cursor.ahead.pieces.front_mut() else {
@@ -572,12 +510,13 @@ impl SpoolState {
                     break;
                 }
                 let Some(gap) = cursor.ahead.pieces.pop_front() else { break };
-                let dropped = log.dropped_in(gap.first..gap.end());
+                let dropped = missing_in(&log.holes, &(gap.first..gap.end()));
                 log.cursors[index].pass_gap(&gap, dropped);
                 writing.saving.is_dirty = true;
                 continue;
             }
-            let elsewhere = taken.is_some_and(|(_, note)| note.spot.segment != piece.spot.segment);
+            let segment = piece.spot.segment;
+            let elsewhere = taken.as_ref().is_some_and(|(_, note)| note.spot.segment != segment);
             let whole = piece.bytes() <= left.bytes && piece.events <= left.events;
             if elsewhere || (!whole && taken.is_some()) {
                 break;
@@ -588,29 +527,25 @@ impl SpoolState {
                 bytes: left.bytes.saturating_sub(part.bytes()),
                 events: left.events.saturating_sub(part.events),
             };
-            let (claim, note) = taken.get_or_insert((
-                Claim { start: part.first, end: part.first },
-                Note {
-                    bytes: 0,
-                    first_byte: part.first_byte,
-                    received: part.received,
-                    spot: part.spot,
-                },
-            ));
-            claim.end = part.end();
-            note.bytes += part.bytes();
+            let (batch, note) = taken.get_or_insert_with(|| {
+                let claim = Claim { start: part.first, end: part.first };
+                let Piece { first_byte, received, spot, .. } = part;
+                (Batch::of(claim), Note { bytes: 0, first_byte, received, spot })
+            });
             cursor.ahead.received = part.received;
-            cursor.claims.read = claim.end;
+            cursor.claims.read = part.end();
+            batch.claim.end = part.end();
+            let origin = now.map(|now| origin(&part, now));
+            batch.push(part.events, part.lines, origin);
+            note.bytes = batch.bytes;
             cursor.ahead.byte = note.first_byte + note.bytes;
-            origins.extend(now.map(|now| origin(&part, now)));
-            pieces.push(part.lines);
             if !whole {
                 break;
             }
         }
-        let (claim, note) = taken?;
-        log.cursors[index].claims.push(claim, note);
-        Some(Batch { claim, events: claim.end - claim.start, bytes: note.bytes, pieces, origins })
+        let (batch, note) = taken?;
+        log.cursors[index].claims.push(batch.claim, note);
+        Some(batch)
     }
 }
 
@@ -633,11 +568,6 @@ impl LogState {
         cursor.ahead.spot = Some(behind);
         cursor.ahead.pieces.push_back(piece);
         true
-    }
-
-    /// Returns how many of these positions lie in holes.
-    fn dropped_in(&self, positions: Range<Position>) -> u64 {
-        cursors::dropped_in(&self.holes, &positions)
     }
 
     /// Makes the batch of a claim from the tail, which is the newest records in memory. `None` if
@@ -720,29 +650,13 @@ impl LogState {
         to: Option<Position>,
         chunk: u64,
     ) -> ReadPlan {
-        ReadPlan::Load(match self.segment(spot.segment) {
-            Some(segment) => Job {
-                epoch,
-                spot,
-                from,
-                to,
-                chunk,
-                first: segment.first,
-                end: segment.end,
-                offset: segment.offset,
-                seed: segment.seed,
-                known: segment.damaged.clone(),
-                patient: true,
-            },
+        let segment = self.segment(spot.segment).cloned().unwrap_or_else(|| {
             // The segment is gone. All events up to the next segment are missing.
-            None => {
-                let next = self.segments.get(self.segment_at(from));
-                let end = next.map_or(self.end, |segment| segment.first);
-                let (first, offset, patient) = (end, 0, true);
-                let (seed, known) = (Seed::of(first.position), Default::default());
-                Job { epoch, spot, from, to, chunk, first, end, offset, seed, known, patient }
-            }
-        })
+            let next = self.segments.get(self.segment_at(from));
+            let end = next.map_or(self.end, |segment| segment.first);
+            Segment { offset: 0, ..Segment::new(end, 0) }
+        });
+        ReadPlan::Load(Job { epoch, spot, from, to, chunk, segment, patient: true })
     }
 }
 
@@ -816,7 +730,7 @@ impl Shared {
         let is_all_missing = pieces.is_empty();
         cursor.resend = match is_all_missing {
             true => Resend::Wanted { claim, alone: false },
-            false => Resend::Fetched { lines: Fetched { range, pieces }, is_news: true },
+            false => Resend::Fetched { range, pieces, is_news: true },
         };
         if !cursor.claims.find(claim).is_some_and(|entry| entry.stage.is_open()) {
             return;
@@ -875,7 +789,7 @@ pub struct Cursor {
     /// The read from a file that is under way: the cursor's epoch when it was started, and its
     /// task. `None` if no read is under way. At the end, nobody waits for a read that hangs because
     /// of the disk.
-    loading: Option<(u64, JoinHandle<std::io::Result<Loaded>>)>,
+    loading: Option<(u64, AbortOnDropHandle<std::io::Result<Loaded>>)>,
     /// The time of the first failed read after the last successful one; `None` if no read has
     /// failed since then.
     failing: Option<Instant>,
@@ -887,6 +801,11 @@ impl Cursor {
     pub(super) fn new(shared: Arc<Shared>, index: usize) -> Self {
         let readable = Arc::clone(&shared.lock().log.cursors[index].readable);
         Self { shared, index, readable, loading: None, failing: None, told: None }
+    }
+
+    /// Calls a function with the state of this cursor, under the lock.
+    pub(in crate::queue) fn with<R>(&self, call: impl FnOnce(&mut CursorState) -> R) -> R {
+        call(&mut self.shared.lock().log.cursors[self.index])
     }
 
     /// Waits until this cursor has events to hand out, and reads them from a file if necessary. See
@@ -919,7 +838,7 @@ impl Cursor {
             job.patient = self.failing.is_none_or(|since| since.elapsed() < PATIENCE);
             let (epoch, shared) = (job.epoch, Arc::clone(&self.shared));
             let loading = tokio::task::spawn_blocking(move || shared.read(&job));
-            self.loading = Some((epoch, loading));
+            self.loading = Some((epoch, AbortOnDropHandle::new(loading)));
         }
     }
 
@@ -963,7 +882,6 @@ impl Cursor {
 
     /// Claims the next events that are in memory, and returns them. `None` if no event is in
     /// memory, or if the relay drains. See [`crate::queue::Cursor::next`].
-    #[must_use]
     pub fn next(&mut self, take: Take) -> Option<Batch> {
         let (batch, ahead) = {
             let mut state = self.shared.lock();
@@ -1007,7 +925,7 @@ impl Cursor {
         cursor.output.metrics.delivered(took, Instant::now());
         if let Some(unrecorded) = &mut cursor.unrecorded {
             let mut fates = disposition.fates;
-            let within = |gap: &Gap| positions(gap.start.max(claim.start)..gap.end.min(claim.end));
+            let within = |gap: &Hole| positions(gap.start.max(claim.start)..gap.end.min(claim.end));
             let missing: Vec<_> = cursor.counted.iter().flat_map(within).collect();
             if !missing.is_empty() {
                 fates.lose(&missing);
@@ -1034,7 +952,6 @@ impl Cursor {
     /// must be read from a file first, the result is `NotYet`. While the relay drains, the result
     /// is `NotYet` too. If the claim is final or was dropped, the result is `Gone`. See
     /// [`crate::queue::Cursor::redeliver`].
-    #[must_use]
     pub fn redeliver(&mut self, claim: Claim) -> Redelivery {
         let mut state = self.shared.lock();
         if state.log.draining {
@@ -1051,18 +968,23 @@ impl Cursor {
             Some(batch_of(claim, pieces.into_iter(), tells))
         };
         let Some(batch) = from_tail.or_else(fetched) else {
-            cursor.resend.want(claim);
+            let alone = matches!(cursor.resend, Resend::Wanted { alone: true, .. });
+            cursor.resend = Resend::Wanted { claim, alone };
             return Redelivery::NotYet;
         };
         entry.stage = Stage::OnWire;
-        cursor.resend.answered();
+        if let Resend::Fetched { is_news, .. } = &mut cursor.resend {
+            // Other lines that were read are kept.
+            *is_news = false;
+        } else {
+            cursor.resend = Resend::Idle;
+        }
         Redelivery::Batch(batch)
     }
 
     /// Notes that the events of a claim are being sent again, without returning their lines.
     /// Returns `false` if the claim is final or was dropped. See
     /// [`crate::queue::Cursor::take_back`].
-    #[must_use]
     pub fn take_back(&self, claim: Claim) -> bool {
         let mut state = self.shared.lock();
         let claims = &mut state.log.cursors[self.index].claims;
@@ -1075,7 +997,6 @@ impl Cursor {
 
     /// Cuts a claim into two halves. `None` if it can't be cut. See
     /// [`crate::queue::Cursor::split`].
-    #[must_use]
     pub fn split(&self, claim: Claim) -> Option<(Claim, Claim)> {
         self.split_at(claim, claim.start + (claim.end - claim.start) / 2)
     }
@@ -1083,7 +1004,6 @@ impl Cursor {
     /// Cuts a claim into two parts. The second part begins at the position `middle`. `None` if
     /// `middle` does not lie inside the claim, or if the queue does not have the claim any more.
     /// See [`crate::queue::Cursor::split_at`].
-    #[must_use]
     pub fn split_at(&self, claim: Claim, middle: Position) -> Option<(Claim, Claim)> {
         let mut state = self.shared.lock();
         state.log.cursors[self.index].claims.split(claim, middle, |note| {
@@ -1101,34 +1021,14 @@ impl Cursor {
     /// Moves the cursor back to the first event that is not finished. All events from there on are
     /// handed out again. See [`crate::queue::Cursor::rewind`].
     pub fn rewind(&mut self) {
-        let mut state = self.shared.lock();
-        state.log.cursors[self.index].rewind();
-        drop(state);
+        self.with(CursorState::rewind);
         self.shared.wakes.progress.notify_waiters();
     }
 
-    /// Returns `true` if no finished claim comes after an unfinished one. See
-    /// [`crate::queue::Cursor::is_in_order`].
-    #[must_use]
-    pub fn is_in_order(&self) -> bool {
-        self.shared.lock().log.cursors[self.index].claims.is_in_order()
-    }
-
-    /// Removes the output's cursor, and counts its backlog as lost. Returns the number of lost
-    /// events. See [`crate::queue::Cursor::leave`].
-    pub fn leave(self) -> u64 {
-        self.remove(true)
-    }
-
-    /// Removes the output's cursor, without counting any event as lost. See
-    /// [`crate::queue::Cursor::leave_uncounted`].
-    pub fn leave_uncounted(self) {
-        self.remove(false);
-    }
-
     /// Removes the output's cursor. If `counts` is `true`, the events that the output has not
-    /// finished are counted as lost. Returns the number of events that were counted as lost.
-    fn remove(self, counts: bool) -> u64 {
+    /// finished are counted as lost. Returns the number of events that were counted as lost. See
+    /// [`crate::queue::Cursor::leave`] and [`crate::queue::Cursor::leave_uncounted`].
+    pub fn remove(self, counts: bool) -> u64 {
         let shared = Arc::clone(&self.shared);
         let mut guard = shared.lock();
         let state = &mut *guard;
@@ -1150,12 +1050,6 @@ impl Cursor {
         lost
     }
 
-    /// Returns `true` if there is evidence. See [`crate::queue::Cursor::is_recorded`].
-    #[must_use]
-    pub fn is_recorded(&self) -> bool {
-        self.shared.lock().log.cursors[self.index].unrecorded.is_some()
-    }
-
     /// Changes how long segments are kept although all outputs have finished them. See
     /// [`crate::queue::Cursor::keep`].
     pub fn keep(&self, keeps: Duration) {
@@ -1166,17 +1060,12 @@ impl Cursor {
     /// Notes by which rules the output's filter chooses events, from the position `from` on. See
     /// [`crate::queue::Cursor::select`].
     pub fn select(&self, selection: u64, from: Position) {
-        let cursor = &mut self.shared.lock().log.cursors[self.index];
-        let history = &mut cursor.history;
-        if std::mem::replace(&mut history.selection, selection) != selection {
-            history.since = history.since.max(from);
-        }
-    }
-
-    /// Sets whether batches of this cursor also contain the position and the age of each piece of
-    /// lines. See [`crate::queue::Cursor::tell_origins`].
-    pub fn tell_origins(&self, tells: bool) {
-        self.shared.lock().log.cursors[self.index].tells_origins = tells;
+        self.with(|cursor| {
+            let history = &mut cursor.history;
+            if std::mem::replace(&mut history.selection, selection) != selection {
+                history.since = history.since.max(from);
+            }
+        });
     }
 
     /// Returns how many events never got a position since the last call. See
@@ -1193,13 +1082,9 @@ impl Cursor {
 
     /// Returns what the outputs have finished since the last call. See
     /// [`crate::queue::Cursor::take_finished`].
-    #[must_use]
     pub fn take_finished(&self) -> Vec<Finished> {
         let mut state = self.shared.lock();
-        let LogState { cursors, leaving, .. } = &mut state.log;
-        let here = cursors.iter_mut().filter_map(|(_, it)| it.unrecorded.as_mut());
-        let all = leaving.iter_mut().map(|(_, it)| it).chain(here);
-        all.flat_map(Unrecorded::take).collect()
+        state.log.unrecorded().flat_map(|(_, it)| it.take()).collect()
     }
 
     /// Notes that the evidence of these events is durable. See
@@ -1210,21 +1095,16 @@ impl Cursor {
         }
         let mut guard = self.shared.lock();
         let state = &mut *guard;
-        let LogState { cursors, leaving, .. } = &mut state.log;
-        let here = cursors.iter_mut().map(|(_, it)| (it.output.name.as_str(), &mut it.unrecorded));
-        let here = here.filter_map(|(name, it)| Some((name, it.as_mut()?)));
-        let gone = leaving.iter_mut().map(|(name, it)| (name.as_str(), it));
-        for (name, unrecorded) in here.chain(gone) {
+        for (name, unrecorded) in state.log.unrecorded() {
             let own = finished.iter().filter(|it| it.output == name);
             own.for_each(|it| unrecorded.recorded(it.claim));
         }
-        leaving.retain(|(_, unrecorded)| !unrecorded.is_recorded());
+        state.log.leaving.retain(|(_, unrecorded)| !unrecorded.is_recorded());
         self.shared.settled(state, self.index);
     }
 
     /// Returns `true` if no more events are handed out, because the relay drains. See
     /// [`crate::queue::Cursor::is_closed`].
-    #[must_use]
     pub fn is_closed(&self) -> bool {
         self.shared.lock().log.draining
     }
@@ -1232,7 +1112,6 @@ impl Cursor {
     /// Returns a reader of old events: those before the first position that this output has not
     /// finished. Events that were received longer ago than `within` are skipped. See
     /// [`crate::queue::Cursor::before`].
-    #[must_use]
     pub fn before(&self, within: Duration) -> Before {
         let state = self.shared.lock();
         let cursor = &state.log.cursors[self.index];
@@ -1240,13 +1119,11 @@ impl Cursor {
     }
 
     /// Returns the identity of the queue. See [`crate::queue::Cursor::identity`].
-    #[must_use]
     pub fn identity(&self) -> Identity {
         self.shared.identity
     }
 
     /// Returns the limit of the queue in bytes. See [`crate::queue::Cursor::capacity`].
-    #[must_use]
     pub fn capacity(&self) -> u64 {
         self.shared.capacity()
     }
@@ -1260,7 +1137,6 @@ impl Cursor {
 
     /// Returns the file in which the output may keep facts for the next start. See
     /// [`crate::queue::Cursor::notes`].
-    #[must_use]
     pub fn notes(&self) -> Notes {
         let (name, end) = {
             let state = self.shared.lock();
@@ -1276,23 +1152,8 @@ impl Cursor {
         Notes::new(Arc::clone(&self.shared.disk), &name, end, settled)
     }
 
-    /// Returns the position of the next event that this output will claim. See
-    /// [`crate::queue::Cursor::position`].
-    #[must_use]
-    pub fn position(&self) -> Position {
-        self.shared.lock().log.cursors[self.index].claims.read
-    }
-
-    /// Returns the first position that this output has not finished. See
-    /// [`crate::queue::Cursor::watermark`].
-    #[must_use]
-    pub fn watermark(&self) -> Position {
-        self.shared.lock().log.cursors[self.index].claims.watermark()
-    }
-
     /// Returns `true` if this output has claimed all events that are synced to the disk. See
     /// [`crate::queue::Cursor::is_at_end`].
-    #[must_use]
     pub fn is_at_end(&self) -> bool {
         let state = self.shared.lock();
         state.log.cursors[self.index].claims.read >= state.log.end.position
@@ -1320,13 +1181,5 @@ impl Cursor {
     /// Gives this cursor the result of a read that was started in this `epoch`.
     pub(super) fn take_in(&self, epoch: u64, loaded: Loaded) {
         self.shared.apply(self.index, epoch, loaded);
-    }
-}
-
-impl Drop for Cursor {
-    fn drop(&mut self) {
-        if let Some((_, loading)) = self.loading.take() {
-            loading.abort();
-        }
     }
 }

@@ -23,13 +23,12 @@ use super::HANGS;
 use super::Queue;
 use super::Shared;
 use super::SpoolState;
-use super::Ticket;
 #[cfg(doc)]
 use super::accounting::Accounting;
 use crate::audit::LevelCounts;
-use crate::config::WhenFull;
 use crate::queue::contract::Append;
 use crate::queue::contract::Refused;
+use crate::queue::contract::Ticket;
 use crate::queue::disk::File;
 use crate::queue::disk::SEGMENTS;
 use crate::queue::segment::BLOCK;
@@ -42,29 +41,12 @@ use crate::queue::segment::RECORD_HEADER;
 const SYNC_BYTES: u64 = if cfg!(test) { 6 << 10 } else { 16 << 20 };
 
 /// The end of the name of a file that holds a large request body and is not a segment yet.
-const SUFFIX: &str = ".incoming";
+pub(super) const SUFFIX: &str = ".incoming";
 
 /// Returns the file name for a large request body that is arriving: `segments/%020u.incoming`,
 /// where `%020u` is the number with 20 digits.
 fn file_name(number: u64) -> String {
     format!("{SEGMENTS}/{number:020}{SUFFIX}")
-}
-
-/// Returns the number in the name of a file `*.incoming`, which holds a large request body. `None`
-/// if the name is of another kind.
-pub(super) fn number_of(name: &str) -> Option<u64> {
-    let name = name.rsplit('/').next()?;
-    name.strip_suffix(SUFFIX)?.parse().ok()
-}
-
-/// Returns the number for the next file of a large request body: one more than the highest number
-/// in the names of these `files`; 0 if there are none.
-pub(super) fn next_number(files: &[(String, u64)]) -> u64 {
-    files
-        .iter()
-        .filter_map(|(name, _)| number_of(name))
-        .max()
-        .map_or(0, |last| last.saturating_add(1))
 }
 
 /// One record in the file of a large request body that is arriving. The record's header is written
@@ -143,21 +125,8 @@ pub(super) enum Room {
 }
 
 impl Incoming {
-    pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self {
-            shared,
-            file: None,
-            unsynced: 0,
-            events: 0,
-            bytes: 0,
-            is_dropped: false,
-            is_dropper: false,
-        }
-    }
-
     /// Returns the number of bytes of all lines of the body so far, including lines that were
     /// dropped because the queue is full.
-    #[must_use]
     pub fn bytes(&self) -> u64 {
         self.bytes
     }
@@ -313,12 +282,7 @@ impl Shared {
         bytes: u64,
         is_dropper: &mut bool,
     ) -> Result<Room, Refused> {
-        if state.writing.closed {
-            return Err(Refused::Full);
-        }
-        if state.writing.health.fault().is_some() {
-            return Err(Refused::Disk);
-        }
+        state.writing.takes()?;
         let (wanted, usable) = (state.writing.accounting.taken() + bytes, self.usable());
         if wanted <= usable {
             state.writing.accounting.reserve_incoming(bytes);
@@ -326,16 +290,7 @@ impl Shared {
         }
         let missing = wanted.saturating_sub(usable + state.reclaimable());
         if missing > 0 {
-            let mut chosen = state.log.droppable(missing, false);
-            if chosen.is_none() {
-                self.log_full(state);
-                match state.writing.when_full {
-                    WhenFull::Reject => {}
-                    WhenFull::DropNewest => return Ok(Room::Dropped),
-                    WhenFull::DropOldest => chosen = state.log.droppable(missing, true),
-                }
-            }
-            let Some(chosen) = chosen else { return Err(Refused::Full) };
+            let Some(chosen) = self.choose(state, missing)? else { return Ok(Room::Dropped) };
             if std::mem::replace(&mut state.writing.bodies.has_dropper, true) && !*is_dropper {
                 return Err(Refused::Full);
             }
@@ -351,9 +306,16 @@ impl Shared {
 impl Queue {
     /// Makes a place for the lines of a body that is too large to be held in memory. See
     /// [`crate::queue::Queue::incoming`].
-    #[must_use]
     pub fn incoming(&self) -> Incoming {
-        Incoming::new(Arc::clone(&self.shared))
+        Incoming {
+            shared: Arc::clone(&self.shared),
+            file: None,
+            unsynced: 0,
+            events: 0,
+            bytes: 0,
+            is_dropped: false,
+            is_dropper: false,
+        }
     }
 
     /// Adds a large request body, whose lines are all stored and synced, to the batches that wait
@@ -370,11 +332,7 @@ impl Queue {
     ) -> Result<Ticket, Refused> {
         let shared = &self.shared;
         let mut state = shared.lock();
-        let refused = match state.writing.closed {
-            true => Some(Refused::Full),
-            false => state.writing.health.fault().map(|_| Refused::Disk),
-        };
-        if let Some(refused) = refused {
+        if let Err(refused) = state.writing.takes() {
             // `incoming` takes the lock when it is dropped at the return.
             drop(state);
             return Err(refused);
@@ -382,15 +340,11 @@ impl Queue {
         if incoming.is_dropped {
             shared.metrics.drop_newest(incoming.events, incoming.bytes, &levels);
             state.writing.unplaced += incoming.events;
-            return Ok(Ticket { done: None, answer: Ok(()), place: None });
+            return Ok(Ticket::stored());
         }
         let append = Append { lines: bytes::Bytes::new(), events: incoming.events, levels };
         // Batches that arrive after this body begin a new segment.
         state.writing.accounting.plan_incoming();
-        let (number, acknowledged) = state.writing.join_line(append, incoming.file.take(), Some(0));
-        drop(state);
-        shared.wakes.writer.notify_one();
-        let place = Some((Arc::clone(shared), number));
-        Ok(Ticket { done: Some(acknowledged), answer: Ok(()), place })
+        Ok(shared.join_line(state, append, incoming.file.take(), Some(0)))
     }
 }

@@ -4,7 +4,6 @@
 //! The reads run on threads that may block, and change the state only through what they return.
 //! Damaged bytes are copied to the quarantine and logged here, by the first read that finds them.
 
-use std::collections::BTreeSet;
 use std::io;
 use std::ops::Range;
 use std::sync::atomic::AtomicU64;
@@ -12,13 +11,14 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 
+use super::Segment;
 use super::Shared;
 use super::TailRecord;
 use super::quarantine_bytes;
 use crate::position::Position;
 use crate::queue::contract::Originals;
 use crate::queue::contract::Take;
-use crate::queue::disk::Access;
+use crate::queue::disk;
 use crate::queue::disk::Disk;
 use crate::queue::disk::File;
 use crate::queue::disk::QUARANTINE;
@@ -31,7 +31,6 @@ use crate::queue::segment::LogOffset;
 use crate::queue::segment::RECORD_HEADER;
 use crate::queue::segment::RecordHeader;
 use crate::queue::segment::Scan;
-use crate::queue::segment::Seed;
 use crate::telemetry::QueueMetrics;
 
 /// The place of an event in the files of the log.
@@ -92,17 +91,7 @@ impl Piece {
     /// Cuts off the first events and returns them: as many events as `take` allows, but at least
     /// one. `self` keeps the events after them.
     pub(super) fn cut(&mut self, take: Take) -> Self {
-        let (mut bytes, mut events) = (0, 0);
-        for end in memchr::memchr_iter(b'\n', &self.lines) {
-            let fits = (end as u64) < take.bytes && events < take.events;
-            if !fits && events > 0 {
-                break;
-            }
-            (bytes, events) = (end + 1, events + 1);
-            if !fits {
-                break;
-            }
-        }
+        let (bytes, events) = take.front_of(&self.lines);
         let front = Self { events, lines: self.lines.split_to(bytes), ..self.clone() };
         let line =
             if self.spot.line == 0 { self.spot.offset + RECORD_HEADER } else { self.spot.line };
@@ -159,17 +148,9 @@ pub(super) struct Job {
     pub(super) to: Option<Position>,
     /// About how many bytes of lines are to be read at once.
     pub(super) chunk: u64,
-    /// The place in the log where the segment begins.
-    pub(super) first: LogOffset,
-    /// The place in the log where the last record of the segment ends.
-    pub(super) end: LogOffset,
-    /// The offset in the file where the last record of the segment ends. 0 if the log has no such
-    /// segment: all events of the read are then missing.
-    pub(super) offset: u64,
-    /// The seed of the checksums of the segment's records.
-    pub(super) seed: Seed,
-    /// The offsets in the file at which damage was found before. This damage is not reported again.
-    pub(super) known: BTreeSet<u64>,
+    /// The segment as it was when the read was planned. Its damage is known, and is not reported
+    /// again. If the log has no such segment, `offset` is 0: all events of the read are missing.
+    pub(super) segment: Segment,
     /// `true`: if a part of the file can't be read, the read fails and is tried again later.
     /// `false`: such a part counts as damaged, and the read continues.
     pub(super) patient: bool,
@@ -203,14 +184,11 @@ impl Shared {
     /// The file exists, but can't be opened. Or a part of the file can't be read, and the job is
     /// patient, which means that the read is to be tried again later.
     pub(super) fn read(&self, job: &Job) -> io::Result<Loaded> {
-        let name = segment::file_name(job.first.position);
+        let name = segment::file_name(job.segment.first.position);
         let named = named(&name);
-        let file = match job.offset {
+        let file = match job.segment.offset {
             0 => None,
-            _ => match self.disk.open(&name, Access::Read) {
-                Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-                opened => Some(opened.map_err(&named)?),
-            },
+            _ => disk::open_if_there(&*self.disk, &name).map_err(&named)?,
         };
         let mut reader = Reader::new(job);
         let Some(file) = file else {
@@ -221,13 +199,13 @@ impl Shared {
         if job.patient && !reader.has_read_all {
             return Err(named(io::Error::other("a part of it can't be read")));
         }
-        let new = |damage: &&Damage| !job.known.contains(&damage.bytes.start);
+        let new = |damage: &&Damage| !job.segment.damaged.contains(&damage.bytes.start);
         for damage in reader.loaded.damages.iter().filter(new) {
             let room = quarantine_bytes(self.capacity());
             set_aside(
                 &*self.disk,
                 &*file,
-                job.first.position,
+                job.segment.first.position,
                 damage,
                 room,
                 &self.quarantined,
@@ -351,11 +329,11 @@ impl<'a> Reader<'a> {
     fn new(job: &'a Job) -> Self {
         Self {
             job,
-            at: LogOffset { position: job.from, byte: job.first.byte },
+            at: LogOffset { position: job.from, byte: job.segment.first.byte },
             bytes: 0,
             has_read_all: true,
             loaded: Loaded {
-                segment: job.first.position,
+                segment: job.segment.first.position,
                 from: job.from,
                 to: job.to,
                 pieces: Vec::new(),
@@ -376,11 +354,13 @@ impl<'a> Reader<'a> {
     /// Reads the events of the job, beginning with the record that holds the first of these events.
     fn read(&mut self, file: &dyn File) {
         let job = self.job;
-        let expected = if job.spot.line == 0 { job.spot.position } else { job.first.position };
+        let expected =
+            if job.spot.line == 0 { job.spot.position } else { job.segment.first.position };
         // Before that record only headers are read.
         let mut position = expected;
         let mut within = None;
-        let mut scan = self.scan(file, job.spot.offset, position, Check::Headers);
+        let mut scan =
+            job.segment.scan(file, (job.spot.offset, position), Check::Headers).ahead(job.chunk);
         while let Some(found) = scan.next() {
             match found {
                 Found::Damage(damage) => self.loaded.damages.push(damage),
@@ -394,7 +374,8 @@ impl<'a> Reader<'a> {
         }
         self.has_read_all &= scan.has_read_all();
         let Some(first) = within.filter(|first| !self.is_beyond(first)) else { return self.end() };
-        let mut scan = self.scan(file, first.offset, position, Check::Lines);
+        let mut scan =
+            job.segment.scan(file, (first.offset, position), Check::Lines).ahead(job.chunk);
         self.read_on(&mut scan);
         self.has_read_all &= scan.has_read_all();
     }
@@ -430,7 +411,7 @@ impl<'a> Reader<'a> {
         }
         if self.loaded.next.is_none() {
             let (offset, position) = (scan.offset(), scan.position());
-            let segment = job.first.position;
+            let segment = job.segment.first.position;
             self.loaded.next = Some(Spot { segment, offset, line: 0, position });
         }
     }
@@ -439,19 +420,6 @@ impl<'a> Reader<'a> {
     /// events that were not found in earlier records are then missing.
     fn is_beyond(&self, record: &segment::Record) -> bool {
         self.job.to.is_some_and(|to| record.header.first >= to)
-    }
-
-    /// Makes a scan of the segment's file. The scan begins at `offset`, where a record is expected
-    /// that begins at this `position`.
-    fn scan<'f>(
-        &self,
-        file: &'f dyn File,
-        offset: u64,
-        position: Position,
-        check: Check,
-    ) -> Scan<'f> {
-        let (end, limit) = (self.job.offset, self.job.end.position);
-        Scan::new(file, self.job.seed, (offset, position), end, limit, check).ahead(self.job.chunk)
     }
 
     /// Adds a gap to the result: from the end of what was read so far up to the place `until`. Adds
@@ -487,9 +455,9 @@ impl<'a> Reader<'a> {
     /// Ends the read at the end of the segment. Wanted events that were not found become a gap:
     /// they count as missing.
     fn end(&mut self) {
-        let end = self.job.to.unwrap_or(self.job.end.position);
-        let spot = Spot { offset: self.job.offset, ..self.job.spot };
-        self.miss(LogOffset { position: end, byte: self.job.end.byte }, spot);
+        let end = self.job.to.unwrap_or(self.job.segment.end.position);
+        let spot = Spot { offset: self.job.segment.offset, ..self.job.spot };
+        self.miss(LogOffset { position: end, byte: self.job.segment.end.byte }, spot);
         self.loaded.next = None;
     }
 
@@ -498,14 +466,8 @@ impl<'a> Reader<'a> {
     /// missing.
     fn take(&mut self, record: &segment::Record, lines: &Bytes) {
         let header = record.header;
-        let whole = TailRecord {
-            first: LogOffset { position: header.first, byte: header.first_byte },
-            events: header.events,
-            lines: lines.clone(),
-            received: header.received,
-            segment: self.job.first.position,
-            offset: record.offset,
-        };
+        let segment = self.job.segment.first.position;
+        let whole = TailRecord::new(segment, record.offset, header, lines.clone());
         let piece = piece_of(&whole, self.at.position..self.job.to.unwrap_or(header.end()));
         let begins = LogOffset { position: piece.first, byte: piece.first_byte };
         self.miss(begins, piece.spot);
@@ -533,7 +495,7 @@ impl<'a> Reader<'a> {
                 break;
             };
             let spot = Spot {
-                segment: self.job.first.position,
+                segment: self.job.segment.first.position,
                 offset: record.offset,
                 line: if line == begin { 0 } else { line },
                 position,
@@ -556,7 +518,7 @@ impl<'a> Reader<'a> {
         if self.wants() || line >= end {
             return true;
         }
-        let (segment, offset) = (self.job.first.position, record.offset);
+        let (segment, offset) = (self.job.segment.first.position, record.offset);
         self.loaded.next = Some(Spot { segment, offset, line, position });
         false
     }

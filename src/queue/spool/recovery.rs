@@ -52,25 +52,28 @@ use tokio_util::sync::CancellationToken;
 
 use super::Cursor;
 use super::CursorState;
+use super::LogState;
 use super::Queue;
 use super::Segment;
 use super::Shared;
 use super::SpoolState;
 use super::Wakes;
 use super::accounting::Accounting;
-use super::accounting::Spare;
+use super::accounting::SPARE;
+use super::accounting::next_number;
+use super::accounting::number_of;
 use super::cursor::REMOVED;
 use super::incoming;
 use super::load;
 use super::load::Spot;
 use super::quarantine_bytes;
+use super::state::WriterState;
 use super::unrecorded::Unrecorded;
 use super::writer::Writer;
 use crate::position::Position;
 use crate::queue::contract::Backlog;
 use crate::queue::contract::Claim;
 use crate::queue::contract::Outcome;
-use crate::queue::contract::now;
 use crate::queue::cursors;
 use crate::queue::cursors::Contents;
 use crate::queue::cursors::Cursors;
@@ -80,6 +83,7 @@ use crate::queue::disk::Access;
 use crate::queue::disk::Disk;
 use crate::queue::disk::File;
 use crate::queue::disk::OpenError;
+use crate::queue::disk::QUARANTINE;
 use crate::queue::disk::SEGMENTS;
 use crate::queue::disk::SPARES;
 use crate::queue::disk::named;
@@ -99,11 +103,11 @@ use crate::queue::segment::Record;
 use crate::queue::segment::SEGMENT_HEADER;
 use crate::queue::segment::Scan;
 use crate::queue::segment::Seed;
+use crate::queue::segment::SegmentFile;
 use crate::queue::segment::SegmentHeader;
 use crate::queue::synced;
 use crate::queue::synced::Synced;
 use crate::queue::tail::Known;
-use crate::queue::tail::LastSegment;
 use crate::queue::tail::Tail;
 use crate::telemetry::Telemetry;
 
@@ -123,7 +127,8 @@ pub(super) fn open(
 ) -> Result<(Queue, Vec<Cursor>, Writer), OpenError> {
     let failed = |what, name: &str| failed(directory, what, name);
     let metrics = telemetry.queue();
-    let (contents, writing) = read_cursors(&*disk, directory, outputs)?;
+    let (found, writing) = read_cursors(&*disk, directory, outputs)?;
+    let contents = found.contents();
     let identity = Identity::of(&*disk).map_err(failed("make", identity::FILE))?;
     let mut log = Log::read(&*disk, directory)?;
     if contents.is_none() && !log.segments.is_empty() {
@@ -131,32 +136,23 @@ pub(super) fn open(
             "the cursors file is missing or damaged: every output starts at the oldest event"
         );
     }
-    let quarantined = AtomicU64::new(disk::quarantined(&*disk).1);
+    let quarantined = AtomicU64::new(disk::sizes(&*disk, QUARANTINE).1);
     let room = quarantine_bytes(config.max_bytes);
-    let known = contents.as_ref().map(|(contents, _)| contents);
-    let judged = log.judge(&*disk, known, synced::read(&*disk), &mut |file, at, damage| {
+    let judged = log.judge(&*disk, contents, synced::read(&*disk), &mut |file, at, damage| {
         metrics.spool.corrupt.increment(1);
         load::set_aside(&*disk, file, at, damage, room, &quarantined, &metrics);
     });
     judged.map_err(failed("open a file of", SEGMENTS))?;
     let abandoned = not_taken(&*disk).map_err(failed("read", SEGMENTS))?;
 
-    let mut state = state_of(log, abandoned, known, config);
+    let mut state = state_of(log, abandoned, contents, config);
     if outputs.iter().any(|output| output.is_recorder()) {
         state.log.finished_wakes = Some(Arc::new(Notify::new()));
     }
-    if let Some(contents) = known {
+    if let Some(contents) = contents {
         count_removed(&mut state, contents, telemetry, outputs);
     }
-    let mut indices = Vec::with_capacity(outputs.len());
-    for output in outputs {
-        let mut cursor = join(&state, &*disk, contents.as_ref(), output);
-        let backlog = state.log.backlog(&cursor);
-        if !output.is_recorder() {
-            begin(&mut cursor, backlog);
-        }
-        indices.push(state.insert_cursor(cursor));
-    }
+    let indices = join_all(&mut state, &*disk, &found, outputs);
 
     #[allow(clippy::cast_precision_loss, reason = "a gauge; sizes are below 2^52")]
     metrics.capacity.set(config.max_bytes as f64);
@@ -191,13 +187,12 @@ fn failed(
     move |error| OpenError::new(what, path, error)
 }
 
-/// Reads the cursors file. Returns its contents, if it has any, and the file as it is written from
-/// now on.
+/// Reads the cursors file. Returns what was found, and the file as it is written from now on.
 fn read_cursors(
     disk: &dyn Disk,
     directory: &Path,
     outputs: &[Output],
-) -> Result<(Option<(Contents, Trust)>, Cursors), OpenError> {
+) -> Result<(cursors::Found, Cursors), OpenError> {
     let failed = |what| failed(directory, what, cursors::FILE);
     if outputs.iter().filter(|output| !output.is_recorder()).count() > cursors::OUTPUTS_MAX {
         let error = io::Error::other(format!("it has room for {} outputs", cursors::OUTPUTS_MAX));
@@ -209,12 +204,7 @@ fn read_cursors(
         return Err(OpenError::Newer { path: directory.join(cursors::FILE), version });
     }
     let writing = Cursors::open(disk, &found, generation).map_err(failed("open"))?;
-    let contents = match found {
-        cursors::Found::Whole(contents) => Some((contents, Trust::Names)),
-        cursors::Found::Half(contents) => Some((contents, Trust::Places)),
-        cursors::Found::Nothing | cursors::Found::Damaged | cursors::Found::Newer(_) => None,
-    };
-    Ok((contents, writing))
+    Ok((found, writing))
 }
 
 /// Makes the state of a queue without outputs from what was found. `abandoned`: the names and the
@@ -225,8 +215,8 @@ fn state_of(
     contents: Option<&Contents>,
     config: &crate::config::Queue,
 ) -> SpoolState {
-    let mut state = SpoolState::new(config);
-    state.writing.bodies.count = incoming::next_number(&abandoned);
+    let mut state = SpoolState { log: LogState::default(), writing: WriterState::new(config) };
+    state.writing.bodies.count = next_number(&abandoned, incoming::SUFFIX);
     state.writing.accounting = Accounting::new(&log.segments, log.pending_delete, abandoned);
     (state.log.segments, state.log.end) = (log.segments, log.end);
     state.log.holes = contents.map(|contents| contents.holes.clone()).unwrap_or_default();
@@ -236,13 +226,13 @@ fn state_of(
 /// Case 21: finds the files of large request bodies that never became segments, and spare files.
 /// Returns their names and sizes in bytes.
 fn not_taken(disk: &dyn Disk) -> io::Result<Vec<(String, u64)>> {
-    let is_incoming = |name: &str| incoming::number_of(name).is_some();
+    let is_incoming = |name: &str| number_of(name, incoming::SUFFIX).is_some();
     let of = |directory: &str| -> io::Result<Vec<String>> {
         let names = disk.list(directory)?.into_iter();
         Ok(names.map(|name| format!("{directory}/{name}")).collect())
     };
     let names = of(SEGMENTS)?.into_iter().filter(|name| is_incoming(name));
-    let spares = of(SPARES)?.into_iter().filter(|name| Spare::number_of(name).is_some());
+    let spares = of(SPARES)?.into_iter().filter(|name| number_of(name, SPARE).is_some());
     let sized = names.chain(spares).map(|path| {
         let bytes = disk.open(&path, Access::Read).and_then(|file| file.bytes());
         let bytes = bytes.map_err(named(&path))?;
@@ -259,15 +249,6 @@ fn not_taken(disk: &dyn Disk) -> io::Result<Vec<(String, u64)>> {
     sized.collect()
 }
 
-/// How far the cursors file can be trusted. It has two slots, which are written in turn.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Trust {
-    /// Case 1: both slots are whole.
-    Names,
-    /// Case 2: only one slot can be used.
-    Places,
-}
-
 /// Case 5: counts the lost events of removed outputs, which the cursors file names and the config
 /// does not name any more.
 fn count_removed(
@@ -279,7 +260,7 @@ fn count_removed(
     let removed =
         contents.outputs.iter().filter(|(name, _)| outputs.iter().all(|kept| kept.name != **name));
     for (name, place) in removed {
-        let dropped = state.log.dropped_from(place.position).0;
+        let dropped = cursors::missing_from(&state.log.holes, place.position).0;
         let events = (state.log.end.position - place.position).saturating_sub(dropped);
         tracing::info!(output = name, "the config does not name this output any more");
         telemetry.removed(name, events);
@@ -307,16 +288,37 @@ fn begin(cursor: &mut CursorState, backlog: Backlog) {
     }
 }
 
+/// Makes the cursors of the outputs. Returns their indices, in the order of `outputs`.
+fn join_all(
+    state: &mut SpoolState,
+    disk: &dyn Disk,
+    found: &cursors::Found,
+    outputs: &[Output],
+) -> Vec<usize> {
+    let mut indices = Vec::with_capacity(outputs.len());
+    for output in outputs {
+        let mut cursor = join(state, disk, found, output);
+        let backlog = state.log.backlog(&cursor);
+        if !output.is_recorder() {
+            begin(&mut cursor, backlog);
+        }
+        indices.push(state.insert_cursor(cursor));
+    }
+    indices
+}
+
 /// Makes the cursor of an output (cases 1 to 3). The reader that records the evidence begins with
 /// the segment that holds the first event that it needs.
 fn join(
     state: &SpoolState,
     disk: &dyn Disk,
-    contents: Option<&(Contents, Trust)>,
+    found: &cursors::Found,
     output: &Output,
 ) -> CursorState {
     let name = output.name.as_str();
     let oldest = state.log.segments.front().map_or(state.log.end, |segment| segment.first);
+    let contents = found.contents();
+    let is_whole = matches!(found, cursors::Found::Whole(_));
     let at = match contents {
         _ if let Some(needed) = output.recorder => {
             let segment = state.log.segments.get(state.log.segment_at(needed));
@@ -324,12 +326,12 @@ fn join(
         }
         // Case 3.
         None => oldest,
-        Some((contents, trust)) => match (contents.outputs.get(name), trust) {
+        Some(contents) => match contents.outputs.get(name) {
             // Case 2. Segments before the oldest one were deleted after the damaged slot was
             // written, which said that their events were delivered or counted.
-            (Some(place), Trust::Places) if place.position < oldest.position => oldest,
-            (Some(place), _) => *place,
-            (None, Trust::Names) => {
+            Some(place) if !is_whole && place.position < oldest.position => oldest,
+            Some(place) => *place,
+            None if is_whole => {
                 tracing::info!(
                     output = name,
                     position = state.log.end.position.get(),
@@ -337,7 +339,7 @@ fn join(
                 );
                 state.log.end
             }
-            (None, Trust::Places) => {
+            None => {
                 tracing::warn!(
                     output = name,
                     "half of the cursors file is damaged, and may have named this output: it starts at the oldest event"
@@ -347,7 +349,7 @@ fn join(
         },
     };
     let mut cursor = CursorState::new(output.clone(), at);
-    if let Some(history) = contents.and_then(|(contents, _)| contents.histories.get(name)) {
+    if let Some(history) = contents.and_then(|contents| contents.histories.get(name)) {
         cursor.history = *history;
     }
     if let Some((spot, received)) = locate(state, disk, at.position) {
@@ -364,9 +366,7 @@ fn locate(state: &SpoolState, disk: &dyn Disk, position: Position) -> Option<(Sp
     let segment = state.log.segments.get(state.log.segment_at(position))?;
     let first = segment.first.position;
     let file = disk.open(&segment::file_name(first), Access::Read).ok()?;
-    let begin = (FIRST_RECORD, first);
-    let (end, limit) = (segment.offset, segment.end.position);
-    let mut scan = Scan::new(&*file, segment.seed, begin, end, limit, Check::Headers);
+    let mut scan = segment.scan(&*file, (FIRST_RECORD, first), Check::Headers);
     scan.skip_to(position);
     let Some(Found::Record(record)) = scan.next() else { return None };
     let Record { offset, header, .. } = record;
@@ -422,16 +422,12 @@ impl Log {
             }
             let damaged = header.is_none().then_some(0).into_iter().collect();
             segments.push_back(Segment {
-                first,
-                end: first,
                 offset: size,
-                size,
                 seed,
                 reused,
                 is_sound: header.is_some(),
                 damaged,
-                active: false,
-                ended: now(),
+                ..Segment::new(first, size)
             });
         }
         let end = segments.back().map(|last| last.first).unwrap_or_default();
@@ -545,15 +541,10 @@ fn judge_last(
         disk.open(&name, Access::Read).map_err(|_| error)
     });
     let file = opened.map_err(named(&name))?;
-    let read = LastSegment {
-        file: &*file,
-        seed: last.seed,
-        reused: last.reused,
-        from: (FIRST_RECORD, first),
-        size: last.size,
-        limit,
-    };
-    let Tail { end, kept, damages, unfinished } = Tail::read(&read, last.first, known);
+    let Segment { seed, reused, size, .. } = *last;
+    let read = SegmentFile { file: &*file, first, seed, reused, size, limit };
+    let Tail { end, kept, damages, unfinished } =
+        Tail::read(&read, FIRST_RECORD, last.first, known);
     for damage in damages {
         last.damaged.insert(damage.bytes.start);
         report(&*file, first, &damage);

@@ -29,7 +29,7 @@ use super::cursor::CursorState;
 use super::incoming::IncomingFile;
 use super::needed;
 use super::unrecorded::Unrecorded;
-use super::upkeep::Ended;
+use super::upkeep::Written;
 use crate::config;
 use crate::config::BATCH_OVERHEAD;
 use crate::config::WhenFull;
@@ -41,12 +41,16 @@ use crate::queue::contract::now;
 use crate::queue::cursors;
 use crate::queue::cursors::Contents;
 use crate::queue::cursors::Hole;
+use crate::queue::disk::File;
 use crate::queue::outputs::Departed;
 use crate::queue::outputs::DropCount;
 use crate::queue::segment::BLOCK;
+use crate::queue::segment::Check;
 use crate::queue::segment::FIRST_RECORD;
 use crate::queue::segment::LogOffset;
 use crate::queue::segment::RECORD_HEADER;
+use crate::queue::segment::RecordHeader;
+use crate::queue::segment::Scan;
 use crate::queue::segment::Seed;
 use crate::telemetry::QueueMetrics;
 
@@ -87,6 +91,7 @@ pub(super) struct SpoolState {
 ///
 /// A position must never be given to two events. Each stored event must be in a segment, in a hole
 /// or in a counter.
+#[derive(Default)]
 pub(super) struct LogState {
     /// The segments of the log, oldest first. Segments that were removed from the log, and are not
     /// deleted yet, are in [`Accounting`].
@@ -182,7 +187,7 @@ pub(super) struct Health {
 #[derive(Default)]
 pub(super) struct Chores {
     /// Segments that were ended, and whose files have to be cut.
-    pub(super) ended: Vec<Ended>,
+    pub(super) ended: Vec<Written>,
     /// `true`: a large request body that is arriving waits until segments that no output needs are
     /// deleted.
     pub(super) reclaim_wanted: bool,
@@ -207,6 +212,7 @@ pub(super) struct Saving {
 }
 
 /// A segment of the log, which is one file.
+#[derive(Debug, Clone)]
 pub(super) struct Segment {
     pub(super) first: LogOffset,
     /// The place in the log where the segment's last record ends, and where the next segment
@@ -277,12 +283,6 @@ fn chunk(outputs: usize) -> u64 {
 }
 
 impl SpoolState {
-    /// Makes the state of a queue whose directory is empty. The cursors file counts as out of date,
-    /// so that it is saved first.
-    pub(super) fn new(config: &config::Queue) -> Self {
-        Self { log: LogState::new(), writing: WriterState::new(config) }
-    }
-
     /// Compares the counters with the segments and batches that the spool holds.
     ///
     /// # Panics
@@ -428,17 +428,11 @@ impl SpoolState {
         let end = LogOffset { position: first.position + events, byte: first.byte + stored.bytes };
         let last = stored.records.last();
         log.begin_segment(Segment {
-            first,
             end,
             offset: last.map_or(FIRST_RECORD, |it| it.offset + RECORD_HEADER + it.length),
-            size: stored.size,
-            seed: Seed::of(first.position),
-            reused: false,
             // The file has the size of the body, not that of a segment.
             is_sound: false,
-            damaged: BTreeSet::new(),
-            active: false,
-            ended: now(),
+            ..Segment::new(first, stored.size)
         });
         log.end = end;
         log.accepted += events;
@@ -450,21 +444,13 @@ impl SpoolState {
 }
 
 impl LogState {
-    fn new() -> Self {
-        Self {
-            segments: VecDeque::new(),
-            end: LogOffset::default(),
-            tail: VecDeque::new(),
-            tail_bytes: 0,
-            chunk: chunk(0),
-            cursors: Slab::new(),
-            departed: Departed::default(),
-            accepted: 0,
-            holes: Vec::new(),
-            draining: false,
-            finished_wakes: None,
-            leaving: Vec::new(),
-        }
+    /// Returns the name of each output, also of those that have left, with the events whose
+    /// evidence is not durable yet.
+    pub(super) fn unrecorded(&mut self) -> impl Iterator<Item = (&str, &mut Unrecorded)> {
+        let here = self.cursors.iter_mut().filter_map(|(_, cursor)| {
+            Some((cursor.output.name.as_str(), cursor.unrecorded.as_mut()?))
+        });
+        self.leaving.iter_mut().map(|(name, it)| (name.as_str(), it)).chain(here)
     }
 
     /// Returns the first position that at least one output has not finished, or whose evidence is
@@ -487,13 +473,6 @@ impl LogState {
     /// Returns the places of all outputs. The reader that records the evidence is not among them.
     pub(super) fn outputs(&self) -> impl Iterator<Item = &CursorState> {
         self.cursors.iter().map(|(_, cursor)| cursor).filter(|it| !it.output.is_recorder())
-    }
-
-    /// Returns the first position that at least one output has not finished; the log's end if there
-    /// is no output.
-    pub(super) fn outputs_watermark(&self) -> Position {
-        let watermarks = self.outputs().map(|cursor| cursor.claims.watermark());
-        watermarks.min().unwrap_or(self.end.position)
     }
 
     /// Returns `true` if a cursor hands out no more events, because the relay drains.
@@ -584,20 +563,15 @@ impl LogState {
         self.tail.get(index).filter(|record| record.first.position <= position).map(|_| index)
     }
 
-    /// Returns how many events from a position on were dropped together with their segments, and
-    /// the number of their bytes. If the position lies in a hole, all bytes of this hole count,
-    /// also those before the position.
-    pub(super) fn dropped_from(&self, position: Position) -> (u64, u64) {
-        cursors::dropped_from(&self.holes, position)
-    }
-
     /// Returns the events that an output has not finished: how many they are, the number of their
     /// bytes, and the output's lag. The lag is about the age of the oldest of these events in
     /// seconds; 0 if there are none.
     pub(super) fn backlog(&self, cursor: &CursorState) -> Backlog {
         let (mut events, mut bytes) = cursor.open();
-        let (dropped_events, dropped_bytes) = self.dropped_from(cursor.claims.read);
-        let (counted_events, counted_bytes) = cursor.counted_from(cursor.claims.read);
+        let (dropped_events, dropped_bytes) =
+            cursors::missing_from(&self.holes, cursor.claims.read);
+        let (counted_events, counted_bytes) =
+            cursors::missing_from(&cursor.counted, cursor.claims.read);
         events += (self.end.position - cursor.claims.read)
             .saturating_sub(dropped_events + counted_events);
         bytes += self
@@ -756,7 +730,9 @@ impl LogState {
 }
 
 impl WriterState {
-    fn new(config: &config::Queue) -> Self {
+    /// Makes the state of a queue whose directory is empty. The cursors file counts as out of date,
+    /// so that it is saved first.
+    pub(super) fn new(config: &config::Queue) -> Self {
         Self {
             accounting: Accounting::default(),
             waiting: VecDeque::new(),
@@ -773,25 +749,22 @@ impl WriterState {
         }
     }
 
+    /// Returns `Ok` if batches may join the line.
+    ///
+    /// # Errors
+    ///
+    /// The queue is closed, or the disk does not work.
+    pub(super) fn takes(&self) -> Result<(), Refused> {
+        match self.health.fault() {
+            _ if self.closed => Err(Refused::Full),
+            Some(_) => Err(Refused::Disk),
+            None => Ok(()),
+        }
+    }
+
     /// Returns the size in bytes that a segment has if nothing asks for another size.
     pub(super) fn next_size(&self) -> u64 {
         self.segment_bytes.next_multiple_of(BLOCK)
-    }
-
-    /// Adds a batch to the batches that wait to be written. Returns the batch's number, and the
-    /// channel on which the answer for the sender arrives.
-    pub(super) fn join_line(
-        &mut self,
-        append: Append,
-        incoming: Option<IncomingFile>,
-        opens: Option<u64>,
-    ) -> (u64, oneshot::Receiver<Result<(), Refused>>) {
-        let (done, acknowledged) = oneshot::channel();
-        let number = self.arrivals;
-        self.arrivals += 1;
-        let received = now();
-        self.waiting.push_back(Waiting { number, append, incoming, received, opens, done });
-        (number, acknowledged)
     }
 
     /// Removes a batch from the waiting ones, and cancels what was planned for it. Does nothing if
@@ -863,6 +836,33 @@ impl Saving {
 }
 
 impl Segment {
+    /// Makes a segment that begins at this place of the log, has no records, and is not written to.
+    pub(super) fn new(first: LogOffset, size: u64) -> Self {
+        Self {
+            first,
+            end: first,
+            offset: FIRST_RECORD,
+            size,
+            seed: Seed::of(first.position),
+            reused: false,
+            is_sound: true,
+            damaged: BTreeSet::new(),
+            active: false,
+            ended: now(),
+        }
+    }
+
+    /// Makes a scan of the segment's file. The scan begins at this offset, where the record with
+    /// this position is expected.
+    pub(super) fn scan<'f>(
+        &self,
+        file: &'f dyn File,
+        begin: (u64, Position),
+        check: Check,
+    ) -> Scan<'f> {
+        Scan::new(file, self.seed, begin, self.offset, self.end.position, check)
+    }
+
     /// Notes that the writer will not write to the segment any more.
     pub(super) fn end_now(&mut self) {
         (self.active, self.ended) = (false, now());
@@ -875,6 +875,14 @@ impl Segment {
 }
 
 impl TailRecord {
+    /// Makes the value from a record's header and lines. `offset` is the place of its header in the
+    /// file of the segment that begins at the position `segment`.
+    pub(super) fn new(segment: Position, offset: u64, header: RecordHeader, lines: Bytes) -> Self {
+        let RecordHeader { first, first_byte, received, events, .. } = header;
+        let first = LogOffset { position: first, byte: first_byte };
+        Self { first, events, lines, received, segment, offset }
+    }
+
     /// Returns the position after the record's last event.
     pub(super) fn end(&self) -> Position {
         self.first.position + self.events

@@ -25,7 +25,8 @@ use crate::queue::segment::LogOffset;
 const WAITING_MAX: usize = 1 << 20;
 
 /// The events that one output has finished, and whose evidence is not durable yet.
-pub(super) struct Unrecorded {
+#[derive(Default)]
+pub(in crate::queue) struct Unrecorded {
     /// For each range of these events, by its first position and its end, the place in the log at
     /// which it begins. A range that was joined with others has the end of the first of them.
     places: BTreeMap<(Position, Position), LogOffset>,
@@ -46,14 +47,7 @@ pub(super) struct Unrecorded {
 impl Unrecorded {
     /// `wakes` is notified when there is a range to take.
     pub(super) fn new(wakes: Arc<Notify>) -> Self {
-        Self {
-            places: BTreeMap::new(),
-            not_kept: None,
-            finished: Vec::new(),
-            waiting: 0,
-            losses: Vec::new(),
-            wakes,
-        }
+        Self { wakes, ..Self::default() }
     }
 
     /// Notes that an output has finished a range of events, which begins at this byte of the log.

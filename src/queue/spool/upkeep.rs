@@ -67,9 +67,9 @@ pub(super) enum Chore {
     Prepare,
 }
 
-/// A segment that the writer has ended, and whose file has to be cut after its last record.
+/// A segment that the writer writes to, or has written to.
 #[derive(Debug)]
-pub(super) struct Ended {
+pub(super) struct Written {
     pub(super) file: Arc<dyn File>,
     /// The first position of the segment.
     pub(super) first: Position,
@@ -131,7 +131,7 @@ pub(super) struct Upkeep {
     save_attempted: u64,
     /// `true`: the cursors file does not contain every output's name yet. No batch is stored before
     /// the file contains all names.
-    is_unnamed: bool,
+    pub(super) is_unnamed: bool,
     /// The earliest time when files are deleted again, unless room is needed.
     reclaim_at: Instant,
     /// After a file could not be deleted, it is tried again at this time, or earlier if room is
@@ -184,11 +184,6 @@ impl Upkeep {
             told_kept: false,
             told_unsaved: false,
         }
-    }
-
-    /// Returns `true` if the cursors file does not contain every output's name yet.
-    pub(super) fn is_unnamed(&self) -> bool {
-        self.is_unnamed
     }
 
     /// Returns the next action: the most urgent chore that is to be done now, or how long to wait,
@@ -249,11 +244,8 @@ impl Upkeep {
             state.writing.accounting.discard_spares();
             state.writing.saving.is_dirty || state.log.end.position != self.saved_end
         };
-        let left = match outdated {
-            true => self.save().and_then(|()| self.reclaim(Reclaim::Old)),
-            false => self.reclaim(Reclaim::Old),
-        };
-        if let Err(error) = left {
+        let saved = if outdated { self.save() } else { Ok(()) };
+        if let Err(error) = saved.and_then(|()| self.reclaim(Reclaim::Old)) {
             tracing::error!(
                 %error,
                 "the cursors can't be written, outputs may get some events again"
@@ -265,7 +257,7 @@ impl Upkeep {
     /// that were not used.
     fn cut(&mut self, which: Cut) {
         let ended = std::mem::take(&mut self.shared.lock().writing.chores.ended);
-        for Ended { file, first } in ended {
+        for Written { file, first } in ended {
             let offset = {
                 let mut state = self.shared.lock();
                 let Some(segment) = state.log.segment_mut(first) else { continue };
@@ -479,21 +471,25 @@ impl Upkeep {
 
     /// Deletes the file of a segment that was removed from the log.
     fn remove(&self, file: Removed) -> io::Result<()> {
-        let name = segment::file_name(file.0);
-        let outcome = match self.shared.disk.remove(&name) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            Ok(()) | Err(_) => Ok(()),
-        };
+        let outcome = self.delete(&segment::file_name(file.0));
         let mut state = self.shared.lock();
         match &outcome {
             Ok(()) => state.writing.accounting.deleted(file),
-            Err(_) => {
-                state.writing.accounting.not_deleted(file);
-                self.shared.metrics.spool.write_errors.increment(1);
-            }
+            Err(_) => state.writing.accounting.not_deleted(file),
         }
         self.shared.log_not_full(&mut state);
-        outcome.map_err(named(&name))
+        outcome
+    }
+
+    /// Deletes a file, if it is still there.
+    fn delete(&self, name: &str) -> io::Result<()> {
+        match self.shared.disk.remove(name) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                self.shared.metrics.spool.write_errors.increment(1);
+                Err(named(name)(error))
+            }
+            Ok(()) | Err(_) => Ok(()),
+        }
     }
 
     /// Deletes the abandoned files: files of large request bodies that did not become segments, and
@@ -504,18 +500,14 @@ impl Upkeep {
         let abandoned = self.shared.lock().writing.accounting.abandoned().to_vec();
         let (mut gone, mut failed) = (false, None);
         for (name, _) in abandoned {
-            match self.shared.disk.remove(&name) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    self.shared.metrics.spool.write_errors.increment(1);
-                    failed.get_or_insert_with(|| named(&name)(error));
-                }
-                Ok(()) | Err(_) => {
-                    gone = true;
-                    let mut state = self.shared.lock();
-                    state.writing.accounting.deleted_abandoned(&name);
-                    self.shared.log_not_full(&mut state);
-                }
+            if let Err(error) = self.delete(&name) {
+                failed.get_or_insert(error);
+                continue;
             }
+            gone = true;
+            let mut state = self.shared.lock();
+            state.writing.accounting.deleted_abandoned(&name);
+            self.shared.log_not_full(&mut state);
         }
         (gone, failed)
     }

@@ -24,10 +24,9 @@ use super::turn::NoticePanic;
 use super::turn::Turn;
 #[cfg(test)]
 use super::upkeep::Chore;
-use super::upkeep::Ended;
 use super::upkeep::Reclaim;
 use super::upkeep::Upkeep;
-use crate::position::Position;
+use super::upkeep::Written;
 use crate::queue::contract::Refused;
 use crate::queue::contract::now;
 use crate::queue::cursors::Cursors;
@@ -79,11 +78,11 @@ const RETRY_MAX: Duration = Duration::from_secs(5);
 /// answer, nobody waits for the thread: the process may end before the thread has ended.
 pub(super) struct Writer {
     shared: Arc<Shared>,
-    upkeep: Arc<Mutex<Upkeep>>,
+    pub(super) upkeep: Arc<Mutex<Upkeep>>,
     /// The file that notes up to where the log is synced.
     synced: SyncedFile,
     /// The segment that is written to; `None` after an error and at the start.
-    active: Option<Active>,
+    active: Option<Written>,
     /// The least size in bytes of the segment that the next probe must make. A probe tests whether
     /// the disk works again after an error; no batch is stored until a probe succeeds. The size has
     /// room for the largest batch of the group that was being written when the error came; 0 after
@@ -94,13 +93,6 @@ pub(super) struct Writer {
     retry_at: Instant,
     /// The pause before the next attempt to store, if there is another error.
     pause: Duration,
-}
-
-/// The segment that is written to.
-struct Active {
-    file: Arc<dyn File>,
-    /// The first position of the segment.
-    first: Position,
 }
 
 /// A step of the writer thread.
@@ -145,11 +137,6 @@ impl Writer {
         let shared = Arc::clone(&self.shared);
         self.fault(&mut shared.lock(), format!("the cursors can't be written: {error}"));
         Ok(())
-    }
-
-    /// Returns a handle to the upkeep, for the upkeep's own thread.
-    pub(super) fn upkeep_handle(&self) -> Arc<Mutex<Upkeep>> {
-        Arc::clone(&self.upkeep)
     }
 
     /// Waits until the upkeep's thread has done its chore, and keeps it from doing the next one.
@@ -343,14 +330,12 @@ impl Writer {
     /// is not refused. `free`: the number of bytes that are still free in the smaller segment after
     /// this group.
     fn turn_away(&self, free: u64) {
-        let behind: Vec<Waiting> = {
+        let behind = {
             let mut state = self.shared.lock();
             state.writing.accounting.clear_line(free);
             state.writing.clear_line()
         };
-        for waiting in behind {
-            waiting.done.send(Err(Refused::Disk)).ok();
-        }
+        refuse_all(behind);
     }
 
     /// Writes a group of batches after the last record of the active segment, and syncs the file.
@@ -420,14 +405,7 @@ impl Writer {
             let bytes = waiting.append.lines.len() as u64;
             metrics.accepted(waiting.append.events, bytes, &waiting.append.levels);
             state.log.accepted += waiting.append.events;
-            let record = TailRecord {
-                first: LogOffset { position: header.first, byte: header.first_byte },
-                events: header.events,
-                lines: waiting.append.lines,
-                received: header.received,
-                segment: first,
-                offset,
-            };
+            let record = TailRecord::new(first, offset, header, waiting.append.lines);
             state.log.remember(record, &mut evicted);
             // The sender may have gone: then nobody needs the answer.
             waiting.done.send(Ok(())).ok();
@@ -472,25 +450,18 @@ impl Writer {
         self.fault(&mut state, format!("{what}: {error}"));
         drop(state);
         self.shared.wakes.upkeep.notify_one();
-        for waiting in group.into_iter().chain(behind) {
-            waiting.done.send(Err(Refused::Disk)).ok();
-        }
+        refuse_all(group.into_iter().chain(behind));
     }
 
     /// Notes an error of the disk. Logs the error, unless the same error was noted before. No batch
-    /// is stored until a probe (a test whether the disk works) succeeds.
+    /// is stored until a probe succeeds, which comes after the present pause. The pause after the
+    /// next error is twice as long.
     fn fault(&mut self, state: &mut SpoolState, fault: String) {
         if state.writing.health.error.as_ref() != Some(&fault) {
             let error = fault.clone();
             self.shared.metrics.changed(telemetry::State::DiskRefuses { error });
         }
         state.writing.health.error = Some(fault);
-        self.wait();
-    }
-
-    /// Sets the time of the next attempt to store, after the present pause. Then doubles the pause
-    /// for the next error, up to `RETRY_MAX`.
-    fn wait(&mut self) {
         self.retry_at = Instant::now() + self.pause;
         self.pause = (self.pause * 2).min(RETRY_MAX);
     }
@@ -513,7 +484,7 @@ impl Writer {
     /// Returns `Ok` if the disk works again. To find out, it makes and syncs a new segment. If the
     /// queue is full, no segment may be made. In this case it writes the cursors file instead.
     fn try_probe(&mut self) -> io::Result<()> {
-        if self.upkeep().is_unnamed() {
+        if self.upkeep().is_unnamed {
             self.upkeep().save()?;
         }
         self.reclaim_all()?;
@@ -556,19 +527,13 @@ impl Writer {
         state.writing.accounting.made(size);
         state.writing.chores.spare_failed = false;
         state.log.begin_segment(Segment {
-            first: end,
-            end,
-            offset: FIRST_RECORD,
-            size,
-            seed: Seed::of(end.position),
             reused: spare.is_some_and(|spare| spare.reused),
-            is_sound: true,
-            damaged: Default::default(),
             active: true,
             ended: 0,
+            ..Segment::new(end, size)
         });
         drop(state);
-        self.active = Some(Active { file, first: end.position });
+        self.active = Some(Written { file, first: end.position });
         // The next segment is made ready.
         self.shared.wakes.upkeep.notify_one();
         Ok(size)
@@ -595,21 +560,13 @@ impl Writer {
             disk.rename(&old, &name)?;
             Ok(file)
         });
-        let mut state = self.shared.lock();
-        let file = match renamed {
-            Ok(file) => file,
-            Err(error) => {
-                state.writing.accounting.discard_spare(spare.number);
-                return Err(error);
-            }
-        };
-        state.writing.accounting.spare_is_used(spare.number);
-        drop(state);
-        if let Err(error) = disk.sync_directory(SEGMENTS) {
-            let mut state = self.shared.lock();
-            state.writing.accounting.made_in_vain(end.position, spare.size);
-            return Err(error);
-        }
+        let file = renamed.inspect_err(|_| {
+            self.shared.lock().writing.accounting.discard_spare(spare.number);
+        })?;
+        self.shared.lock().writing.accounting.spare_is_used(spare.number);
+        disk.sync_directory(SEGMENTS).inspect_err(|_| {
+            self.shared.lock().writing.accounting.made_in_vain(end.position, spare.size);
+        })?;
         Ok(file)
     }
 
@@ -698,24 +655,20 @@ impl Writer {
     /// `false`.
     fn drop_for_space(&self) -> bool {
         let mut state = self.shared.lock();
-        if state.log.finished().next().is_some() {
-            return true;
-        }
-        let oldest = state.log.droppable(1, false);
-        if let Some(oldest) = oldest {
+        if state.log.finished().next().is_none() {
+            let Some(oldest) = state.log.droppable(1, false) else { return false };
             state.drop_segments(oldest, &self.shared.metrics);
-            return true;
         }
-        false
+        true
     }
 
     /// Ends the active segment: no batch is written to it any more. The upkeep cuts its file.
     fn seal(&mut self) {
-        let Some(Active { file, first }) = self.active.take() else { return };
+        let Some(active) = self.active.take() else { return };
         let mut state = self.shared.lock();
-        let Some(segment) = state.log.segment_mut(first) else { return };
+        let Some(segment) = state.log.segment_mut(active.first) else { return };
         segment.end_now();
-        state.writing.chores.ended.push(Ended { file, first });
+        state.writing.chores.ended.push(active);
     }
 
     /// Ends the active segment if the queue is full and every required output has finished all
@@ -752,6 +705,14 @@ impl Writer {
         self.shared.lock().writing.accounting.clear_plans(0);
         self.seal();
         self.upkeep().end();
+    }
+}
+
+/// Tells the senders of these batches that they are not stored.
+fn refuse_all(batches: impl IntoIterator<Item = Waiting>) {
+    for waiting in batches {
+        // The sender may have gone: then nobody needs the answer.
+        waiting.done.send(Err(Refused::Disk)).ok();
     }
 }
 

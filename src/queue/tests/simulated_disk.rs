@@ -732,70 +732,6 @@ mod tests {
     }
 
     #[test]
-    fn reserved_room_may_be_lost_until_it_is_synced() {
-        let mut lengths = BTreeSet::new();
-        for seed in 0..SEEDS {
-            let disk = SimulatedDisk::new(seed);
-            let file = disk.create(NAME, 1024).expect("it is new");
-            disk.sync_directory(SEGMENTS).expect("no fault");
-            file.write_at(&[&sectors(1, 1)], 1536).expect("it grows");
-            lengths.insert(crash(&disk, seed).contents(NAME).len());
-        }
-        assert_eq!(lengths, [0, 1024, 2048].into());
-    }
-
-    #[test]
-    fn what_was_cut_off_does_not_come_back_as_the_file_grows() {
-        for seed in 0..SEEDS {
-            let (disk, file) = synced(seed, 4);
-            file.write_at(&[&sectors(4, 2)], 0).expect("no fault");
-            file.truncate(600).expect("no fault");
-            file.truncate(2048).expect("no fault");
-            let wanted = [vec![2; 600], vec![0; 1448]].concat();
-            assert_eq!(disk.contents(NAME), wanted);
-            if seed % 2 == 0 {
-                file.sync().expect("no fault");
-                assert_eq!(crash(&disk, seed).contents(NAME), wanted, "seed {seed}");
-            } else {
-                let length = crash(&disk, seed).contents(NAME).len();
-                assert!([600, 2048].contains(&length), "{length}, seed {seed}");
-            }
-        }
-    }
-
-    #[test]
-    fn a_rename_leaves_the_old_file_or_the_new_one() {
-        let mut outcomes = BTreeSet::new();
-        for seed in 0..SEEDS {
-            let (disk, _) = synced(seed, 1);
-            let new = disk.create("segments/new", 512).expect("it is new");
-            new.write_at(&[&sectors(1, 2)], 0).expect("no fault");
-            new.sync().expect("no fault");
-            disk.rename("segments/new", NAME).expect("no fault");
-            assert_eq!(disk.names(), [NAME]);
-            let disk = crash(&disk, seed);
-            let number = disk.contents(NAME)[0];
-            outcomes.insert((number, disk.names().len()));
-        }
-        assert_eq!(outcomes, [(1, 1), (1, 2), (2, 1)].into());
-    }
-
-    #[test]
-    fn a_removed_file_may_come_back_and_another_of_its_name_stays() {
-        let mut outcomes = BTreeSet::new();
-        for seed in 0..SEEDS {
-            let (disk, _) = synced(seed, 1);
-            disk.remove(NAME).expect("it is there");
-            assert_eq!(errno(disk.open(NAME, Access::Read)), Some(Errno::NOENT));
-            let new = disk.create(NAME, 1024).expect("there is none of this name");
-            new.sync().expect("no fault");
-            let disk = crash(&disk, seed);
-            outcomes.insert(disk.names().first().map(|name| disk.contents(name).len()));
-        }
-        assert_eq!(outcomes, [None, Some(512), Some(1024)].into());
-    }
-
-    #[test]
     fn a_failed_sync_forgets_and_the_next_one_says_nothing() {
         let mut lost = 0;
         for seed in 0..SEEDS {
@@ -812,69 +748,6 @@ mod tests {
             lost += u32::from(after != read);
         }
         assert!(lost > 100, "{lost}");
-    }
-
-    #[test]
-    fn faults_hit_what_they_were_set_for() {
-        let (disk, file) = synced(1, 4);
-        disk.fail(Operation::Write, 1, Errno::DQUOT);
-        disk.fail(Operation::Remove, 0, Errno::IO);
-        disk.fail(Operation::Create, 0, Errno::NOSPC);
-        file.write_at(&[&sectors(1, 2)], 0).expect("the next one");
-        assert_eq!(errno(file.write_at(&[&sectors(4, 3)], 0)), Some(Errno::DQUOT));
-        let written = disk.contents(NAME).iter().filter(|byte| **byte == 3).count();
-        assert!((1..4 * SECTOR).contains(&written), "{written}");
-        assert_eq!(errno(disk.remove(NAME)), Some(Errno::IO));
-        assert_eq!(errno(disk.create("cursors", 1)), Some(Errno::NOSPC));
-        disk.remove(NAME).expect("only the first one fails");
-
-        disk.read_only(true);
-        let changes: [io::Result<()>; 6] = [
-            file.write_at(&[b"x"], 0),
-            file.sync(),
-            file.truncate(0),
-            disk.create("x", 1).map(drop),
-            disk.sync_directory(""),
-            disk.remove("x"),
-        ];
-        assert!(changes.into_iter().all(|change| errno(change) == Some(Errno::ROFS)));
-        disk.read_only(false);
-        disk.faults(1.0);
-        let errors: BTreeSet<i32> = (0..100)
-            .filter_map(|_| errno(file.write_at(&[b"x"], 0)))
-            .map(Errno::raw_os_error)
-            .collect();
-        let wanted = [Errno::IO, Errno::NOSPC, Errno::DQUOT].map(Errno::raw_os_error);
-        assert_eq!(errors, wanted.into());
-        assert_eq!(file.bytes().expect("it changes nothing"), 2048);
-    }
-
-    #[test]
-    fn a_create_that_fails_may_leave_an_empty_file() {
-        let left: BTreeSet<Vec<usize>> = (0..SEEDS)
-            .map(|seed| {
-                let disk = SimulatedDisk::new(seed);
-                disk.fail(Operation::Create, 0, Errno::NOSPC);
-                assert!(disk.create(NAME, 1).is_err());
-                disk.names().iter().map(|name| disk.contents(name).len()).collect()
-            })
-            .collect();
-        assert_eq!(left, [vec![], vec![0]].into());
-    }
-
-    #[test]
-    fn room_is_taken_by_what_is_named_or_open() {
-        let (disk, file) = synced(1, 4);
-        disk.capacity(3072);
-        assert_eq!(errno(disk.create("cursors", 2048)), Some(Errno::NOSPC));
-        assert_eq!(disk.names(), [NAME]);
-        assert_eq!(errno(file.write_at(&[&sectors(3, 2)], 2048)), Some(Errno::NOSPC));
-        assert_eq!(file.bytes().expect("a length"), 3072, "what has room is written");
-        file.write_at(&[&sectors(6, 2)], 0).expect("its room is its own");
-        disk.remove(NAME).expect("it is there");
-        assert_eq!(errno(disk.create("cursors", 1)), Some(Errno::NOSPC), "it is still open");
-        drop(file);
-        disk.create("cursors", 3072).expect("there is room");
     }
 
     #[test]
@@ -900,50 +773,5 @@ mod tests {
         assert!(read(&next, 1).is_ok());
         assert!(file.read_at(&mut byte, 0).as_ref().is_err_and(is_crash));
         assert!(read(&disk, 1).as_ref().is_err_and(is_crash), "of the process that was before");
-    }
-
-    #[test]
-    fn the_medium_goes_bad_byte_by_byte_and_page_by_page() {
-        let (disk, file) = synced(1, 24);
-        disk.flip(NAME, 700, 0x80);
-        disk.unreadable(NAME, 5000);
-        let disk = crash(&disk, 1);
-        let mut bytes = sectors(8, 0);
-        assert!(file.read_at(&mut bytes, 0).is_err());
-        let file = disk.open(NAME, Access::Read).expect("it is there");
-        assert_eq!(file.read_at(&mut bytes, 0).expect("a good page"), 4096);
-        assert_eq!((bytes[699], bytes[700]), (1, 0x81));
-        for offset in [1, 4096, 8191] {
-            assert_eq!(errno(file.read_at(&mut bytes, offset)), Some(Errno::IO), "{offset}");
-        }
-        assert_eq!(file.read_at(&mut bytes, 8192).expect("a good page"), 4096);
-        assert_eq!(file.read_at(&mut bytes, 12_200).expect("cut off"), 88);
-        assert_eq!(file.read_at(&mut bytes, 99_999).expect("nothing there"), 0);
-        assert_eq!(errno(file.write_at(&[b"x"], 0)), Some(Errno::BADF), "only to be read");
-    }
-
-    #[test]
-    fn a_seed_decides_all() {
-        let outcome = |seed| {
-            let (disk, file) = synced(seed, 8);
-            disk.faults(0.3);
-            for n in 0..40 {
-                let name = format!("quarantine/{}", n % 7);
-                // Which of them fail is what the seed decides.
-                drop(disk.create(&name, 700));
-                drop(file.write_at(&[&sectors(2, n)], u64::from(n) * 100));
-                drop(file.sync());
-                drop(disk.remove(&name));
-                drop(disk.sync_directory(QUARANTINE));
-            }
-            let disk = crash(&disk, seed);
-            let names = disk.names();
-            let contents: Vec<_> = names.iter().map(|name| disk.contents(name)).collect();
-            (names, contents)
-        };
-        for seed in 0..20 {
-            assert_eq!(outcome(seed), outcome(seed), "seed {seed}");
-        }
-        assert!(outcome(1) != outcome(2));
     }
 }

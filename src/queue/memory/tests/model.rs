@@ -441,7 +441,7 @@ impl Pair {
             Step::Rewind { cursor } => {
                 let (real, model) =
                     (&self.cursors[cursor % cursors], &mut self.model.cursors[cursor % cursors]);
-                same("in order", real.is_in_order(), model.is_in_order())?;
+                same("in order", real.with(|it| it.claims.is_in_order()), model.is_in_order())?;
                 if model.is_in_order() {
                     let watermark = model.watermark();
                     model.read = watermark;
@@ -460,7 +460,7 @@ impl Pair {
             Step::Leave { cursor } => {
                 let index = cursor % cursors;
                 if self.can_spare(index) {
-                    let lost = self.cursors.remove(index).leave();
+                    let lost = self.cursors.remove(index).remove(true);
                     same("left", lost, self.model.leave(index))?;
                 }
             }
@@ -502,7 +502,7 @@ impl Pair {
         if let (Taken::Stored, Ok(ticket), Some(record)) = (taken, real, self.model.records.last())
         {
             let waits = self.model.settings.acknowledge == Acknowledge::Delivered;
-            same("waits", matches!(ticket.delivered, Delivered::Waits(_)), waits)?;
+            same("waits", ticket.waits.is_some(), waits)?;
             if waits {
                 self.tickets.push((record.first, ticket));
             }
@@ -627,6 +627,7 @@ impl Pair {
         self.model.bound = self.model.settings.capacity.max(self.model.bound.min(held.0));
         same("within its bounds", held.0 <= self.model.bound, true)?;
         same("accepted", self.real.shared.lock().counted.events, self.model.accepted())?;
+        same("capacity", self.real.capacity(), self.model.settings.capacity)?;
         self.compare_tickets()?;
         let all = self.model.events_of(Claim::of(0, u64::MAX));
         let backlogs: BTreeMap<String, Backlog> = self.real.backlogs().into_iter().collect();
@@ -675,10 +676,8 @@ impl Pair {
     fn compare_tickets(&mut self) -> TestCaseResult {
         let mut waiting = Vec::new();
         for (first, mut ticket) in std::mem::take(&mut self.tickets) {
-            let told = match &mut ticket.delivered {
-                Delivered::Known(known) => Ok(*known),
-                Delivered::Waits(waits) => waits.try_recv(),
-            };
+            let waits = ticket.waits.as_mut();
+            let told = waits.map_or(Ok(ticket.answer), |waits| waits.done.try_recv());
             same("heard", told == Err(TryRecvError::Closed), false)?;
             let told = told.ok();
             let record = self.model.records.iter().find(|record| record.first == first);
@@ -734,36 +733,8 @@ fn run(settings: Settings, required: [bool; 2], steps: &[Step]) -> TestCaseResul
     pair.end()
 }
 
-fn of(when_full: WhenFull, acknowledge: Acknowledge) -> Settings {
-    Settings { capacity: 20_000, when_full, acknowledge }
-}
-
-fn is_of_old(step: &Step) -> bool {
-    !matches!(step, Step::Join { .. } | Step::Leave { .. } | Step::Require { .. } | Step::Apply(_))
-}
-
-/// Steps without changes of outputs and settings.
-fn alone() -> impl Strategy<Value = Vec<Step>> {
-    prop::collection::vec(step().prop_filter("nothing changes", is_of_old), 1..80)
-}
-
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 150, ..ProptestConfig::default() })]
-
-    #[test]
-    fn a_queue_that_rejects_is_as_its_model(steps in alone(), optional in any::<bool>()) {
-        run(of(WhenFull::Reject, Acknowledge::Queued), [true, !optional], &steps)?;
-    }
-
-    #[test]
-    fn a_queue_that_drops_the_oldest_is_as_its_model(steps in alone(), optional in any::<bool>()) {
-        run(of(WhenFull::DropOldest, Acknowledge::Queued), [true, !optional], &steps)?;
-    }
-
-    #[test]
-    fn a_queue_that_answers_when_delivered_is_as_its_model(steps in alone(), optional in any::<bool>()) {
-        run(of(WhenFull::Reject, Acknowledge::Delivered), [true, !optional], &steps)?;
-    }
+    #![proptest_config(ProptestConfig { cases: 250, ..ProptestConfig::default() })]
 
     #[test]
     fn a_queue_that_changes_as_events_flow_is_as_its_model(

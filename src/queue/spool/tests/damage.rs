@@ -39,23 +39,11 @@ fn copy(disk: &SimulatedDisk) -> SimulatedDisk {
     copy
 }
 
-/// A queue that runs on one thread.
-struct Running {
-    telemetry: Telemetry,
-    queue: Queue,
-    cursors: Vec<Cursor>,
-    writer: Writer,
-    counts: Vec<Counts>,
-}
-
-impl Running {
-    fn open(disk: &SimulatedDisk, config: &config::Queue, names: &[&str]) -> Self {
-        let telemetry = Telemetry::new();
-        let (counts, outputs) = outputs(&telemetry, names);
-        let disk = Arc::new(disk.clone());
-        let opened = recovery::open(disk, Path::new("spool"), config, &telemetry, &outputs);
-        let (queue, cursors, writer) = opened.expect("damage is no reason not to start");
-        Self { telemetry, queue, cursors, writer, counts }
+impl Scene {
+    /// Opens a queue with required outputs of these names.
+    fn on(disk: &SimulatedDisk, config: &config::Queue, names: &[&str]) -> Self {
+        let outputs: Vec<_> = names.iter().map(|name| (*name, true)).collect();
+        Self::open(disk.clone(), config, &outputs, |_| {})
     }
 
     fn positions(&self) -> Vec<u64> {
@@ -73,7 +61,7 @@ impl Running {
         self.queue.shared.lock().log.end.position.get()
     }
 
-    fn append(&self, events: impl Iterator<Item = (u64, usize)>) {
+    fn put(&self, events: impl Iterator<Item = (u64, usize)>) {
         let mut lines = Vec::new();
         let mut count = 0;
         for (number, length) in events {
@@ -83,7 +71,7 @@ impl Running {
         let append = Append { lines: lines.into(), events: count, levels: LevelCounts::default() };
         let mut ticket = self.queue.append(append).expect("there is room");
         // Without this, dropping the ticket would withdraw the batch.
-        ticket.place = None;
+        ticket.waits = None;
     }
 
     /// Takes an output's next batch, and reads the files for it if needed. Returns `None` if there
@@ -122,10 +110,6 @@ impl Running {
             }
         }
         panic!("{claim:?} never comes");
-    }
-
-    fn work(&mut self, work: impl Into<Work>) {
-        work.into().perform(&mut self.writer);
     }
 
     fn stop(self) {
@@ -169,7 +153,7 @@ impl Spool {
         let segment_bytes = rng.choice([16 << 10, 32 << 10]).expect("one");
         let config = settings(1 << 20, segment_bytes, WhenFull::Reject);
         let mut names: &[&str] = if rng.bool() { &["a"] } else { &["a", "b"] };
-        let mut running = Running::open(&disk, &config, names);
+        let mut running = Scene::on(&disk, &config, names);
         let mut number = 0;
         for _ in 0..rng.u32(3..25) {
             for _ in 0..rng.u32(1..4) {
@@ -177,7 +161,7 @@ impl Spool {
                 let lengths: Vec<usize> =
                     (0..rng.usize(1..12)).map(|_| rng.usize(12..most)).collect();
                 let events = lengths.len() as u64;
-                running.append((number..).zip(lengths));
+                running.put((number..).zip(lengths));
                 number += events;
             }
             while !running.queue.shared.lock().writing.waiting.is_empty() {
@@ -192,7 +176,7 @@ impl Spool {
                     if rng.bool() {
                         names = &["a", "b"];
                     }
-                    running = Running::open(&disk, &config, names);
+                    running = Scene::on(&disk, &config, names);
                 }
                 3 | 4 => {
                     let chosen = rng.usize(..names.len());
@@ -224,7 +208,7 @@ impl Spool {
         };
 
         let sound = copy(&disk);
-        let running = Running::open(&sound, &config, names);
+        let running = Scene::on(&sound, &config, names);
         let (starts, end) = (running.positions(), running.end());
         let is_reused =
             running.queue.shared.lock().log.segments.back().is_some_and(|last| last.reused);
@@ -232,7 +216,7 @@ impl Spool {
         let records = Self::records(&sound);
         let without = copy(&disk);
         without.remove(cursors::FILE).expect("it is there");
-        let mut running = Running::open(&without, &config, &["all"]);
+        let mut running = Scene::on(&without, &config, &["all"]);
         let lines = Delivered::drain(&mut running, 0, rng).lines;
         assert_eq!(lines.keys().next_back().map(|last| last + 1).unwrap_or(end), end);
         Self {
@@ -303,7 +287,7 @@ impl Delivered {
 
     /// Takes and finishes up to this many claims. Some of them are released and taken again before.
     /// Returns false if there were fewer.
-    fn some(&mut self, running: &mut Running, chosen: usize, claims: usize, rng: &mut Rng) -> bool {
+    fn some(&mut self, running: &mut Scene, chosen: usize, claims: usize, rng: &mut Rng) -> bool {
         for _ in 0..claims {
             let take = match rng.u8(..3) {
                 0 => ALL,
@@ -323,7 +307,7 @@ impl Delivered {
         true
     }
 
-    fn drain(running: &mut Running, chosen: usize, rng: &mut Rng) -> Self {
+    fn drain(running: &mut Scene, chosen: usize, rng: &mut Rng) -> Self {
         let mut delivered = Self::default();
         delivered.some(running, chosen, usize::MAX, rng);
         delivered
@@ -408,7 +392,7 @@ fn try_one(spool: &Spool, damage: &Damage, rng: &mut Rng) -> u64 {
     if !is_late {
         damage.befall(&disk);
     }
-    let mut running = Running::open(&disk, &spool.config, spool.names);
+    let mut running = Scene::on(&disk, &spool.config, spool.names);
     let starts = running.positions();
     for (start, wanted) in starts.iter().zip(&spool.starts) {
         assert!(start == wanted || (of_cursors && start < wanted), "at {start}, not {wanted}");
@@ -423,7 +407,7 @@ fn try_one(spool: &Spool, damage: &Damage, rng: &mut Rng) -> u64 {
     let new: Vec<usize> = (0..rng.usize(..5)).map(|_| rng.usize(12..300)).collect();
     let end = first + new.len() as u64;
     if !new.is_empty() {
-        running.append((first..).zip(new));
+        running.put((first..).zip(new));
         running.work(Step::Commit);
     }
     assert_eq!(running.end(), end);
@@ -445,7 +429,7 @@ fn try_one(spool: &Spool, damage: &Damage, rng: &mut Rng) -> u64 {
         lost = running.counts.iter().map(Counts::lost).collect();
         corrupt = running.corrupt();
         running.stop();
-        running = Running::open(&disk, &spool.config, spool.names);
+        running = Scene::on(&disk, &spool.config, spool.names);
     }
     for (chosen, delivered) in delivered.iter_mut().enumerate() {
         delivered.some(&mut running, chosen, usize::MAX, rng);
@@ -489,7 +473,7 @@ fn try_one(spool: &Spool, damage: &Damage, rng: &mut Rng) -> u64 {
         assert!(disk.bytes_in(QUARANTINE) > 0, "it is not put aside");
     }
     running.stop();
-    let running = Running::open(&disk, &spool.config, spool.names);
+    let running = Scene::on(&disk, &spool.config, spool.names);
     assert!(running.counts.iter().all(|counts| counts.start() == 0.0), "all was delivered");
     most
 }
@@ -532,27 +516,29 @@ fn any_damage_costs_what_it_hits_and_that_is_counted() {
 fn what_is_missing_in_a_segment_is_counted_once_though_it_is_dropped_too() {
     let disk = SimulatedDisk::new(0);
     let config = settings(256 << 10, 16 << 10, WhenFull::DropOldest);
-    let mut running = Running::open(&disk, &config, &["a", "b"]);
-    let append = |running: &mut Running, number: u64| {
+    let mut running = Scene::on(&disk, &config, &["a", "b"]);
+    let append = |running: &mut Scene, number: u64| {
         // The two events fill a segment.
-        running.append([(number, 6000), (number + 1, 6000)].into_iter());
+        running.put([(number, 6000), (number + 1, 6000)].into_iter());
         running.work(Step::Commit);
         running.work(Chore::Reclaim);
     };
     (0..8).step_by(2).for_each(|number| append(&mut running, number));
     disk.flip(&segment::file_name(Position::new(2)), FIRST_RECORD + RECORD_HEADER, 1);
     let first = Claim::of(0, 2);
-    assert_eq!(running.next(0, ALL).map(|batch| batch.claim), Some(first));
-    assert_eq!(running.next(0, ALL).map(|batch| batch.claim), Some(Claim::of(4, 6)));
-    assert_eq!(running.counts[0].lost(), 2);
-    running.cursors[0].rewind();
+    for _ in 0..2 {
+        assert_eq!(running.next(0, ALL).map(|batch| batch.claim), Some(first));
+        assert_eq!(running.next(0, ALL).map(|batch| batch.claim), Some(Claim::of(4, 6)));
+        assert_eq!(running.counts[0].lost(), 2, "once, however often the cursor comes there");
+        running.cursors[0].rewind();
+    }
     // The claim on the wire stays, and segments after it are dropped.
     assert_eq!(running.next(1, ALL).map(|batch| batch.claim), Some(first));
     (8..40).step_by(2).for_each(|number| append(&mut running, number));
     assert!(disk.names().contains(&segment::file_name(Position::new(0))));
     assert!(!disk.names().contains(&segment::file_name(Position::new(2))));
 
-    let conserved = |running: &Running| {
+    let conserved = |running: &Scene| {
         for (counts, (name, backlog)) in running.counts.iter().zip(running.queue.backlogs()) {
             let all = counts.delivered() + counts.lost() + backlog.events;
             assert_eq!(all, running.end(), "{name} has {backlog:?}");
@@ -573,14 +559,14 @@ fn what_is_missing_in_a_segment_is_counted_once_though_it_is_dropped_too() {
 fn missing_events_make_no_output_lag_for_decades() {
     let disk = SimulatedDisk::new(0);
     let config = settings(256 << 10, 16 << 10, WhenFull::Reject);
-    let mut running = Running::open(&disk, &config, &["a"]);
+    let mut running = Scene::on(&disk, &config, &["a"]);
     for number in (0..6).step_by(2) {
-        running.append([(number, 6000), (number + 1, 6000)].into_iter());
+        running.put([(number, 6000), (number + 1, 6000)].into_iter());
         running.work(Step::Commit);
     }
     running.stop();
     disk.flip(&segment::file_name(Position::START), FIRST_RECORD + RECORD_HEADER, 1);
-    let running = Running::open(&disk, &config, &["a"]);
+    let running = Scene::on(&disk, &config, &["a"]);
     assert!(running.read(0), "the events are read from the files");
     let (_, backlog) = running.queue.backlogs().remove(0);
     assert!(backlog.events >= 4, "{backlog:?}");

@@ -155,31 +155,6 @@ fn the_segment_that_is_written_to_makes_room_too_whoever_hangs() {
     assert!(scene.counts[1].lost() >= 18, "{}", scene.counts[1].lost());
 }
 
-#[test]
-fn a_smaller_queue_drops_nothing_and_keeps_to_what_it_has_planned() {
-    let mut scene = scene(&settings(1 << 20, 64 << 10, WhenFull::Reject));
-    for _ in 0..80 {
-        assert_eq!(scene.send(8000), Ok(()));
-    }
-    // The batch is large enough to begin a segment.
-    let append = |bytes: usize| Append {
-        lines: Bytes::from([vec![b'x'; bytes - 1], vec![b'\n']].concat()),
-        events: 1,
-        levels: LevelCounts::default(),
-    };
-    let mut planned = scene.queue.append(append(100_000)).expect("room");
-    scene.queue.apply(&settings(256 << 10, 16 << 10, WhenFull::Reject));
-    assert_eq!(scene.queue.capacity(), 256 << 10);
-    scene.work(Step::Commit);
-    let answer = planned.done.as_mut().expect("it waits").try_recv();
-    assert_eq!(answer, Ok(Ok(())), "there was room as it came");
-    assert_eq!(scene.queue.fault(), None);
-    scene.sent += 1;
-    assert!(scene.queue.append(append(100_000)).is_err());
-    assert_eq!(scene.counts[1].lost(), 0);
-    assert_eq!(scene.queue.held().1, 81, "all of it is there");
-}
-
 #[tokio::test(start_paused = true)]
 async fn who_is_not_saved_in_time_has_not_joined() {
     let mut scene = scene(&settings(512 << 10, 32 << 10, WhenFull::Reject));
@@ -201,14 +176,16 @@ async fn who_is_not_saved_in_time_has_not_joined() {
     assert_eq!(queue.backlogs().len(), 2, "who asked for it has gone");
     assert_eq!(counts.lost(), 0, "and nothing was ever for it");
 
-    let joining = queue.begin_to_join(guest).expect("its name is free");
-    assert_eq!(counts.start(), -1.0);
-    assert!(!joining.is_saved());
-    scene.work(Chore::Save);
-    joining.saved().await;
-    let cursor = joining.end().expect("it has joined");
+    let cursor = {
+        let joining = queue.join(guest);
+        tokio::pin!(joining);
+        tokio::select! { biased; _ = &mut joining => panic!("not yet"), () = std::future::ready(()) => {} }
+        assert_eq!(counts.start(), -1.0);
+        scene.work(Chore::Save);
+        joining.await.expect("it hears in time that it is saved")
+    };
     assert_eq!(scene.send(5000), Ok(()));
-    assert_eq!(cursor.leave(), 1);
+    assert_eq!(cursor.remove(true), 1);
     let again = scene.queue.begin_to_join(counts.output(&scene.telemetry, "guest", true));
     assert_eq!((again.is_ok(), counts.start(), counts.lost()), (true, -1.0, 1));
 }

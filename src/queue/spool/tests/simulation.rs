@@ -449,7 +449,8 @@ impl Simulation {
             let name = self.outputs[chosen].name.clone();
             let selection = self.selections[&name];
             let cursor = &self.process().cursors[chosen];
-            let (found, watermark) = (cursor.before(Duration::MAX).all(), cursor.watermark());
+            let (found, watermark) =
+                (cursor.before(Duration::MAX).all(), cursor.with(|it| it.claims.watermark()));
             let mut next = 0;
             for (origin, lines) in found {
                 assert!(next <= origin.first.get(), "{} is behind {next}", origin.first);
@@ -548,7 +549,7 @@ impl Simulation {
         say!(self, "an incoming body of {} events from {first} on", lengths.len());
         let Ok(ticket) = taken else { return false };
         if is_dropped {
-            assert!(ticket.done.is_none());
+            assert!(ticket.waits.is_none());
             self.dropped_newest += lengths.len() as u64;
             return false;
         }
@@ -615,7 +616,7 @@ impl Simulation {
             self.check_full(bytes);
         }
         let Ok(ticket) = taken else { return false };
-        if ticket.done.is_none() {
+        if ticket.waits.is_none() {
             assert_eq!(when_full, WhenFull::DropNewest);
             self.dropped_newest += events;
             return false;
@@ -748,8 +749,8 @@ impl Simulation {
         for (number, (sent, mut ticket)) in
             std::mem::take(&mut self.waiting).into_iter().enumerate()
         {
-            let done = ticket.done.as_mut().expect("it was not answered");
-            let answer = done.try_recv();
+            let waits = ticket.waits.as_mut().expect("it was not answered");
+            let answer = waits.done.try_recv();
             let batch = &mut self.sent[sent];
             let events = batch.lengths.len() as u64;
             if new > 0 {
@@ -872,7 +873,7 @@ impl Simulation {
         say!(self, "{} chooses by {selection}", self.outputs[chosen].name);
         self.selections.insert(self.outputs[chosen].name.clone(), selection);
         let cursor = &self.process().cursors[chosen];
-        cursor.select(selection, cursor.position());
+        cursor.select(selection, cursor.with(|it| it.claims.read));
     }
 
     fn release(&mut self, chosen: usize) {
@@ -913,7 +914,7 @@ impl Simulation {
     }
 
     fn rewind(&mut self, chosen: usize) {
-        let is_in_order = self.process().cursors[chosen].is_in_order();
+        let is_in_order = self.process().cursors[chosen].with(|it| it.claims.is_in_order());
         let output = &mut self.outputs[chosen];
         assert!(is_in_order || !output.ordered, "{} finishes in order", output.name);
         if !is_in_order {
@@ -1517,7 +1518,7 @@ impl Simulation {
             return;
         }
         self.tally.left += 1;
-        let lost = self.process().cursors.remove(chosen).leave();
+        let lost = self.process().cursors.remove(chosen).remove(true);
         let mut output = self.outputs.remove(chosen);
         say!(self, "{} leaves, {lost} lost", output.name);
         assert_eq!(lost, output.waiting());

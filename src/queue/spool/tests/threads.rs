@@ -7,7 +7,6 @@ use tokio::task::JoinSet;
 
 use super::*;
 use crate::queue::contract::Redelivery;
-use crate::queue::outputs::signed;
 
 const SENDERS: usize = 64;
 
@@ -154,61 +153,4 @@ async fn many_senders_and_outputs_lose_nothing_and_keep_the_order() {
         next[sender] += 1;
     }
     println!("{total} events, the queue was full {} times", full.load(Ordering::Relaxed));
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_joins_while_many_send_gets_all_from_then_on() {
-    let directory = tempfile::tempdir().expect("a directory");
-    let config = settings(2 << 20, 32 << 10, WhenFull::Reject);
-    let total = total();
-    let (queue, mut cursors, telemetry) = open(directory.path(), &config);
-    let quick = cursors.remove(0);
-    for cursor in cursors {
-        assert_eq!(cursor.leave(), 0);
-    }
-    let mut senders = JoinSet::new();
-    for sender in 0..SENDERS {
-        senders.spawn(send(queue.clone(), sender, Arc::default()));
-    }
-    let mut all = JoinSet::new();
-    all.spawn(receive(quick, "quick", total));
-    let (guest, mut stays) = (Counts::default(), Vec::new());
-    let mut rng = fastrand::Rng::with_seed(3);
-    while !senders.is_empty() {
-        let output = guest.output(&telemetry, "guest", stays.len() % 2 == 0);
-        let mut cursor = queue.join(output).await.expect("the disk is well");
-        let (mut got, events) = (Vec::new(), rng.usize(..100));
-        while got.len() < events && !senders.is_empty() {
-            while senders.try_join_next().is_some() {}
-            // The last batch may have come already.
-            let _ready = tokio::time::timeout(Duration::from_millis(50), cursor.readable()).await;
-            let Some(batch) = cursor.next(Take { bytes: 3000, events: 20 }) else { continue };
-            let lines = String::from_utf8(batch.pieces.concat()).expect("as it was sent");
-            got.extend(lines.lines().map(str::to_owned));
-            cursor.acknowledge(batch.claim, Disposition::default());
-        }
-        cursor.leave();
-        stays.push(got);
-        while senders.try_join_next().is_some() {}
-    }
-    let all = all.join_next().await.expect("one").expect("it ends");
-    assert_eq!(all.len() as u64, total);
-    let mut from = 0;
-    for got in stays.iter().filter(|got| !got.is_empty()) {
-        let begin = all[from..].iter().position(|event| *event == got[0]);
-        from += begin.expect("behind what it got before it left");
-        assert_eq!(got.as_slice(), &all[from..from + got.len()], "without a gap");
-        from += got.len();
-    }
-    let (delivered, lost) = (guest.delivered(), guest.lost());
-    assert_eq!(delivered, stays.iter().map(|got| got.len() as u64).sum::<u64>());
-    let last = queue.join(guest.output(&telemetry, "guest", true)).await.expect("the disk is well");
-    let start = signed(delivered + lost) - signed(total);
-    #[allow(clippy::cast_precision_loss, reason = "a small log")]
-    let start = start as f64;
-    assert_eq!(guest.start(), start, "its counters go on");
-    assert_eq!(queue.backlogs().len(), 2);
-    last.leave();
-    queue.close().await;
-    println!("{} stays, {delivered} of {total} events, {lost} lost by leaving", stays.len());
 }
