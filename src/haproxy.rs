@@ -15,8 +15,8 @@
 //!
 //! | floor | files | what they know |
 //! |---|---|---|
-//! | 1 | `read` | sections, lines and words of a file |
-//! | 2 | `report` `words` | what is said of each line · words without effect |
+//! | 1 | `report` | a line, and what is said of it |
+//! | 2 | `read` `words` | sections, lines and words of a file · words without effect |
 //! | 3 | `global` `judge` `proxy` | settings of `global` · HAProxy's own judgement · frontends and backends |
 //! | 4 | `bind` | addresses that are listened on |
 //! | 5 | `settings` | limits and log |
@@ -43,12 +43,13 @@ mod write;
 
 use bind::Bind;
 use bind::is_variable;
+use files::CONSUMER;
 use files::Files;
+use files::LISTENER;
 use global::Global;
 use output::Output;
 use proxy::Proxy;
 use read::File;
-use read::Line;
 use read::Section;
 use report::Notes;
 use report::is_of_secret;
@@ -59,9 +60,7 @@ use route::STATISTICS;
 use settings::Limits;
 use settings::Log;
 
-pub use judge::Judgement;
 pub use judge::judge;
-pub use report::Carried;
 pub use report::Finding;
 pub use report::Report;
 pub use report::Verdict;
@@ -109,14 +108,11 @@ pub struct Unusable {
 /// The sections of the file cannot be told apart, no frontend has a usable `bind` line, no frontend
 /// leads to a usable server, or there is no frontend of the name in `options`.
 pub fn migrate(text: &str, options: Options<'_>) -> Result<Migrated, Unusable> {
-    let file = read::read(text);
     let mut notes = Notes::default();
-    if !file.refused.is_empty() {
-        file.refused.iter().for_each(|(line, why)| notes.decide(line, why));
+    let file = read::read(text, &mut notes).map_err(|findings| {
         let missing = "HAProxy would not start with this file".to_owned();
-        return Err(Unusable { missing, findings: notes.findings() });
-    }
-    conditions(&file, &mut notes);
+        Unusable { missing, findings }
+    })?;
     let global = Global::read(&file, &mut notes);
     let fronts = Fronts::read(&file, &global);
     let (group, others) = fronts.choose(options.frontend)?;
@@ -127,7 +123,7 @@ pub fn migrate(text: &str, options: Options<'_>) -> Result<Migrated, Unusable> {
         binds.extend(route.binds.iter().cloned());
         route::modes(&file, route, &mut notes);
     }
-    let binds = route::listeners(&binds, &mut notes);
+    let mut binds = route::listeners(&binds, &mut notes);
     let of_senders: Vec<&Proxy<'_>> = group.iter().map(|route| &route.front).collect();
     let all: Vec<&Proxy<'_>> = group.iter().flat_map(|route| [&route.front, &route.back]).collect();
     let limits = Limits::read(&of_senders, &binds, &global, &mut notes);
@@ -136,11 +132,19 @@ pub fn migrate(text: &str, options: Options<'_>) -> Result<Migrated, Unusable> {
     others.iter().for_each(|other| aside(&file, first, other, &mut notes));
     finish(&file, &fronts, &group, &others, &mut notes);
 
-    let mut files = Files::new(options.keeps_paths);
-    let (output, key) = files.output(&first.output);
-    let binds: Vec<Bind<'_>> = binds.iter().map(|bind| files.listener(bind)).collect();
-    let mut needs = files.needs();
-    let tables = alternatives(&file, &group, &others, &global, &mut files);
+    let mut output = first.output.clone();
+    let mut tables = alternatives(&file, &group, &others, &global);
+    let mut needs = Vec::new();
+    if !options.keeps_paths {
+        let mut files = Files::default();
+        files.place_all(&CONSUMER, output.tls.as_mut());
+        binds.iter_mut().for_each(|bind| files.place_all(&LISTENER, bind.tls.as_mut()));
+        needs = files.needs();
+        for other in &mut tables {
+            other.binds.iter_mut().for_each(|it| files.place_all(&LISTENER, it.tls.as_mut()));
+            files.place_all(&CONSUMER, other.output.tls.as_mut());
+        }
+    }
     let mut config = write::Config {
         name: options.name,
         report: Vec::new(),
@@ -149,7 +153,6 @@ pub fn migrate(text: &str, options: Options<'_>) -> Result<Migrated, Unusable> {
         limits,
         log,
         output: &output,
-        key: key.as_deref(),
         admin,
         others: &tables,
     };
@@ -160,7 +163,7 @@ pub fn migrate(text: &str, options: Options<'_>) -> Result<Migrated, Unusable> {
     }
     let report = Report {
         listeners: binds.len(),
-        carried: notes.carried_lines(),
+        carried: notes.carried.clone(),
         findings: notes.findings(),
         validity: options.validity.to_owned(),
         needs,
@@ -178,26 +181,6 @@ fn plain_secrets(output: &Output) -> impl Iterator<Item = String> {
              file, and write \"{name}\" = \"${{file:PATH}}\" in output.headers"
         )
     })
-}
-
-/// Reports the lines `.if` and the like, and the lines that they switch off.
-fn conditions(file: &File, notes: &mut Notes) {
-    for (line, is_unknown) in &file.conditions {
-        if *is_unknown {
-            let why = "only HAProxy knows what this decides; the lines below it are read as if the \
-                       condition were true";
-            notes.decide(line, why);
-        } else {
-            notes.no_effect(line, "the condition is evaluated here");
-        }
-    }
-    for (line, may_be_read) in &file.skipped {
-        if *may_be_read {
-            notes.in_section(line, "it is in another branch of a condition above");
-        } else {
-            notes.no_effect(line, "HAProxy does not read it: its condition is false");
-        }
-    }
 }
 
 /// Returns the value of `admin.address` for the new config: the address of HAProxy's statistics
@@ -245,15 +228,15 @@ fn alternatives<'a>(
     group: &[&Route<'a>],
     others: &[&Route<'a>],
     global: &Global<'a>,
-    files: &mut Files,
 ) -> Vec<write::Other<'a>> {
-    let mut outputs: Vec<(String, &[Bind<'a>], Output)> = Vec::new();
+    let mut tables: Vec<write::Other<'a>> = Vec::new();
     for route in others {
         let why = format!(
             "For frontend `{}`. With these tables both consumers get every event of both:",
             file.sections[route.front.place].name()
         );
-        outputs.push((why, &route.binds, route.output.clone()));
+        let (binds, output) = (route.binds.clone(), route.output.clone());
+        tables.push(write::Other { why, binds, output });
     }
     for (route, place) in group.iter().flat_map(|r| r.conditional.iter().map(move |p| (r, *p))) {
         let (back, name) = (Proxy::read(file, place), file.sections[place].name());
@@ -261,28 +244,25 @@ fn alternatives<'a>(
         let notes = &mut Notes::default();
         let output = Output::read(name, &route.front, &back, global, &ports, notes);
         let known = |output: &Output| {
-            output.is_same(&route.output) || outputs.iter().any(|(_, _, o)| o.is_same(output))
+            output.is_same(&route.output) || tables.iter().any(|it| it.output.is_same(output))
         };
         let Some(output) = output.filter(|output| !known(output)) else { continue };
         let why = format!(
             "For backend `{name}`, to which a rule leads. With this table both consumers get every \
              event:"
         );
-        outputs.push((why, &[], output));
+        tables.push(write::Other { why, binds: Vec::new(), output });
     }
     let mut names: BTreeSet<String> = group.iter().map(|route| route.output.name.clone()).collect();
-    let table = |(why, binds, output): (String, &[Bind<'a>], Output)| {
-        let (mut output, key) = files.output(&output);
-        let base = output.name.clone();
+    for Output { name, .. } in tables.iter_mut().map(|table| &mut table.output) {
+        let base = name.clone();
         let mut count = 2;
-        while !names.insert(output.name.clone()) {
-            output.name = format!("{base}-{count}");
+        while !names.insert(name.clone()) {
+            *name = format!("{base}-{count}");
             count += 1;
         }
-        let binds = binds.iter().map(|bind| files.listener(bind)).collect();
-        write::Other { why, binds, output, key }
-    };
-    outputs.into_iter().map(table).collect()
+    }
+    tables
 }
 
 /// Returns a sentence for each environment variable that the config needs.
@@ -330,11 +310,10 @@ fn finish(
     notes: &mut Notes,
 ) {
     notes.merge(&fronts.lost);
-    let proxies: Vec<&Proxy<'_>> =
-        group.iter().flat_map(|route| [&route.front, &route.back]).collect();
-    let used: BTreeSet<usize> = proxies.iter().flat_map(|it| it.sections.iter().copied()).collect();
+    let proxies = || group.iter().flat_map(|route| [&route.front, &route.back]);
+    let used: BTreeSet<usize> = proxies().flat_map(|it| it.sections.iter().copied()).collect();
     let holding: BTreeSet<usize> =
-        proxies.iter().flat_map(|proxy| &proxy.lines).map(|line| line.number).collect();
+        proxies().flat_map(|it| &it.lines).map(|line| line.number).collect();
     // The sections of frontends that are not carried over, and the backends to which only
     // conditions lead. Each has the name of a frontend that uses it.
     let mut asides: BTreeMap<usize, &str> = BTreeMap::new();
@@ -346,65 +325,42 @@ fn finish(
             asides.entry(place).or_insert(name);
         }
     }
-    for (place, section) in file.sections.iter().enumerate() {
-        let lines = section.lines.iter().filter(|line| !notes.knows(line));
-        let lines: Vec<&Line> = lines.collect();
-        if section.kind() == "global" {
-            for line in lines {
+    for (place, Section { head, lines, .. }) in file.sections.iter().enumerate() {
+        let kind = head.word(0);
+        let is_carried = kind == "global" || used.contains(&place);
+        let shows = fronts.statistics.contains(&place);
+        if !is_carried && !words::is_harmless_section(kind) && !notes.knows(head) {
+            notes.other(head, &shown(head), false);
+        }
+        let of_section = match asides.get(&place) {
+            _ if shows => (Verdict::NoEffect, STATISTICS.to_owned()),
+            _ if fronts.idle.contains(&place) => {
+                (Verdict::NoEffect, "the section is disabled or listens nowhere".to_owned())
+            }
+            Some(name) => {
+                (Verdict::Section, format!("it belongs to what `{name}` forwards elsewhere"))
+            }
+            None if notes.knows(head) => {
+                (Verdict::Section, "its section is to decide about".to_owned())
+            }
+            None => (Verdict::NoEffect, "nothing else that is carried over uses it".to_owned()),
+        };
+        for line in std::iter::once(head).chain(lines) {
+            let is_head = line.number == head.number;
+            if notes.knows(line) || is_carried && is_head {
+                continue;
+            }
+            if kind == "global" {
                 notes.other(line, &shown(line), words::is_harmless_in_global(line));
-            }
-        } else if used.contains(&place) {
-            for line in lines {
-                if holding.contains(&line.number) {
-                    notes.other(line, &shown(line), words::is_harmless_in_proxy(line));
-                } else {
-                    notes.no_effect(line, "a later line overrides it");
-                }
-            }
-        } else if fronts.statistics.contains(&place) {
-            without_effect(section, &[], STATISTICS, notes);
-            for line in lines {
+            } else if is_carried && !holding.contains(&line.number) {
+                notes.no_effect(line, "a later line overrides it");
+            } else if is_carried || shows && !is_head {
                 notes.other(line, &shown(line), words::is_harmless_in_proxy(line));
+            } else {
+                notes.add(line, &shown(line), of_section.0, &of_section.1);
             }
-        } else if fronts.idle.contains(&place) {
-            without_effect(section, &lines, "the section is disabled or listens nowhere", notes);
-        } else if let Some(name) = asides.get(&place) {
-            let why = format!("it belongs to what `{name}` forwards elsewhere");
-            in_section(section, &lines, &why, notes);
-        } else {
-            unused(section, &lines, notes);
         }
     }
-}
-
-/// Reports a section to which nothing leads that is carried over.
-fn unused(section: &Section, lines: &[&Line], notes: &mut Notes) {
-    let is_proxy = matches!(section.kind(), "defaults" | "frontend" | "backend" | "listen");
-    if notes.knows(&section.head) {
-        return in_section(section, lines, "its section is to decide about", notes);
-    }
-    if is_proxy || words::is_harmless_section(section.kind()) {
-        return without_effect(section, lines, "nothing else that is carried over uses it", notes);
-    }
-    notes.other(&section.head, &shown(&section.head), false);
-    in_section(section, lines, "its section is to decide about", notes);
-}
-
-/// Reports a section whose absence changes nothing, and those of its lines that are in `lines`.
-fn without_effect(section: &Section, lines: &[&Line], why: &str, notes: &mut Notes) {
-    if !notes.knows(&section.head) {
-        notes.no_effect(&section.head, why);
-    }
-    lines.iter().for_each(|line| notes.no_effect(line, why));
-}
-
-/// Reports a section about which somebody has to decide, and those of its lines that are in
-/// `lines`.
-fn in_section(section: &Section, lines: &[&Line], why: &str, notes: &mut Notes) {
-    if !notes.knows(&section.head) {
-        notes.in_section(&section.head, why);
-    }
-    lines.iter().for_each(|line| notes.in_section(line, why));
 }
 
 #[cfg(test)]

@@ -12,7 +12,6 @@ use super::read_input;
 use super::wrong;
 use crate::haproxy;
 use crate::haproxy::Finding;
-use crate::haproxy::Judgement;
 use crate::haproxy::Migrated;
 use crate::haproxy::Options;
 use crate::haproxy::Verdict;
@@ -60,15 +59,10 @@ pub(super) fn run(command: &Command) -> Result<(), u8> {
         Some(name) => name.to_string_lossy().into_owned(),
         None => shown.clone(),
     };
-    let validity = match haproxy::judge(&text, &shown) {
-        Judgement::Open(validity) => validity,
-        Judgement::Refused(alerts) => {
-            alerts.iter().for_each(|alert| eprintln!("{shown}: {alert}"));
-            return Err(wrong(format_args!(
-                "{shown}: HAProxy would not start with this file: nothing is written"
-            )));
-        }
-    };
+    let validity = haproxy::judge(&text, &shown).map_err(|alerts| {
+        alerts.iter().for_each(|alert| eprintln!("{shown}: {alert}"));
+        wrong(format_args!("{shown}: HAProxy would not start with this file: nothing is written"))
+    })?;
     let options = Options {
         name: &name,
         frontend: frontend.as_deref(),

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
 use super::global::Global;
-use super::read::Line;
+use super::report::Line;
 use super::report::Notes;
 use super::report::shown_words;
 use super::words;
@@ -16,7 +16,7 @@ use super::words::switches;
 pub(super) struct Bind<'a> {
     /// The address of the listener, as `IP:PORT`.
     pub(super) address: String,
-    pub(super) tls: Option<BindTls>,
+    pub(super) tls: Option<Tls>,
     /// `maxconn` of the line.
     pub(super) maxconn: Option<u64>,
     /// `true`: HAProxy accepts only IPv6 at this address.
@@ -24,23 +24,25 @@ pub(super) struct Bind<'a> {
     pub(super) line: &'a Line,
 }
 
-/// The settings of a table `[listener.tls]` in the new config. Paths are those of the haproxy.cfg.
+/// The settings of a table `[listener.tls]` or `[output.tls]` in the new config.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct BindTls {
-    /// The file that holds the certificate chain.
-    pub(super) certificate: String,
-    /// The file that holds the private key. With HAProxy this may be the same file.
-    pub(super) private_key: String,
-    pub(super) client_ca: Option<String>,
+pub(super) struct Tls {
+    /// The file that holds the certificate chain; `None` if HAProxy presents no certificate.
+    pub(super) certificate: Option<String>,
+    /// The file that holds the private key. With HAProxy this is usually the same file.
+    pub(super) private_key: Option<String>,
+    /// The CAs of the other side's certificates. For a listener: `None` if it asks for none.
+    pub(super) ca: Option<String>,
+    pub(super) server_name: Option<String>,
     pub(super) min_version: Option<&'static str>,
+    pub(super) insecure_skip_verify: bool,
 }
 
 /// The options of a `bind` line.
 #[derive(Default)]
 struct Settings {
     is_tls: bool,
-    tls: BindTls,
-    ca: Option<String>,
+    tls: Tls,
     /// The value of `verify`.
     verify: String,
     maxconn: Option<u64>,
@@ -73,7 +75,7 @@ impl<'a> Bind<'a> {
             settings.take(switch, line, global, notes);
         }
         let (maxconn, is_v6_only) = (settings.maxconn, settings.is_v6_only);
-        if settings.is_tls && settings.tls.certificate.is_empty() {
+        if settings.is_tls && settings.tls.certificate.is_none() {
             notes.decide(line, "left out: `ssl` has no certificate (crt FILE)");
             return Vec::new();
         }
@@ -101,7 +103,7 @@ impl Settings {
         let part = format!("bind … {}", switch.shown());
         match (switch.name.as_str(), switch.value.as_str()) {
             ("ssl", _) => self.is_tls = true,
-            ("crt" | "default-crt", _) if !self.tls.certificate.is_empty() => {
+            ("crt" | "default-crt", _) if self.tls.certificate.is_some() => {
                 notes.decide_part(line, &part, ONE_CERTIFICATE);
             }
             ("crt" | "crt-list" | "default-crt", path) => {
@@ -109,9 +111,10 @@ impl Settings {
                     notes.decide_part(line, &part, ONE_CERTIFICATE);
                 }
                 let (certificate, private_key) = global.certificate(path, notes);
-                (self.tls.certificate, self.tls.private_key) = (certificate, private_key);
+                self.tls.certificate = Some(certificate);
+                self.tls.private_key = Some(private_key);
             }
-            ("ca-file", path) => self.ca = Some(Global::path(global.ca_base, path)),
+            ("ca-file", path) => self.tls.ca = Some(Global::path(global.ca_base, path)),
             ("verify", value) => value.clone_into(&mut self.verify),
             ("maxconn", value) => self.maxconn = value.parse().ok(),
             ("v6only", _) => self.is_v6_only = true,
@@ -126,18 +129,15 @@ impl Settings {
     }
 
     /// Returns the settings of TLS; `None` if the line has no `ssl`.
-    fn tls(mut self, line: &Line, notes: &mut Notes) -> Option<BindTls> {
-        match self.verify.as_str() {
-            "" | "none" => {}
-            "required" if self.ca.is_some() => self.tls.client_ca = self.ca,
-            _ if self.is_tls => {
-                let part = format!("bind … verify {}", self.verify);
-                let why = "the relay asks for no client certificate here: it requires one from \
-                           every sender if listener.tls.client_ca is set, and else from none";
-                notes.decide_part(line, &part, why);
-            }
-            _ => {}
+    fn tls(mut self, line: &Line, notes: &mut Notes) -> Option<Tls> {
+        let is_required = self.verify == "required" && self.tls.ca.is_some();
+        if !is_required && self.is_tls && !matches!(self.verify.as_str(), "" | "none") {
+            let part = format!("bind … verify {}", self.verify);
+            let why = "the relay asks for no client certificate here: it requires one from every \
+                       sender if listener.tls.client_ca is set, and else from none";
+            notes.decide_part(line, &part, why);
         }
+        self.tls.ca = self.tls.ca.filter(|_| is_required);
         self.is_tls.then_some(self.tls)
     }
 }

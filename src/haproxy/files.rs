@@ -1,34 +1,31 @@
 //! Maps the paths of HAProxy's pod to the places where the manifests of `deploy` mount Secrets, and
 //! says how to make these Secrets.
 
-use super::bind::Bind;
-use super::output::Output;
+use super::bind::Tls;
 use super::report::COMMAND;
 
 /// A Secret that the Deployment in `deploy/base` mounts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Secret {
-    /// The certificate of the HTTPS listeners.
-    Listener,
-    /// Files that outputs need.
-    Consumer,
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Secret {
+    name: &'static str,
+    directory: &'static str,
+    /// The usual names of the certificate chain, its private key and the CA's certificates.
+    usual: [&'static str; 3],
 }
 
-impl Secret {
-    fn name(self) -> &'static str {
-        match self {
-            Self::Listener => "audit-webhook",
-            Self::Consumer => "kube-audit-forwarder-consumer",
-        }
-    }
+/// The certificate of the HTTPS listeners.
+pub(super) const LISTENER: Secret = Secret {
+    name: "audit-webhook",
+    directory: "/certificates",
+    usual: ["tls.crt", "tls.key", "client-ca.crt"],
+};
 
-    fn directory(self) -> &'static str {
-        match self {
-            Self::Listener => "/certificates",
-            Self::Consumer => "/consumer",
-        }
-    }
-}
+/// Files that outputs need.
+pub(super) const CONSUMER: Secret = Secret {
+    name: "kube-audit-forwarder-consumer",
+    directory: "/consumer",
+    usual: ["client.crt", "client.key", "ca.crt"],
+};
 
 /// The use of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,7 +39,7 @@ enum Role {
 /// A file of HAProxy's pod and its place in the relay's pod.
 #[derive(Debug)]
 struct Mounted {
-    secret: Secret,
+    secret: &'static Secret,
     role: Role,
     /// The path in the haproxy.cfg.
     original: String,
@@ -52,59 +49,33 @@ struct Mounted {
 
 /// The files that the new config names.
 #[derive(Debug, Default)]
-pub(super) struct Files {
-    keeps_paths: bool,
-    mounted: Vec<Mounted>,
-}
+pub(super) struct Files(Vec<Mounted>);
 
 impl Files {
-    /// With `keeps_paths`, each file stays where it is.
-    pub(super) fn new(keeps_paths: bool) -> Self {
-        Self { keeps_paths, mounted: Vec::new() }
-    }
-
-    /// Returns the listener with the paths that its files have in the relay's pod.
-    pub(super) fn listener<'a>(&mut self, bind: &Bind<'a>) -> Bind<'a> {
-        let mut bind = bind.clone();
-        if let Some(tls) = &mut bind.tls {
-            let (secret, chain) = (Secret::Listener, tls.certificate.clone());
-            tls.certificate = self.place(secret, Role::Chain, "tls.crt", &chain);
-            tls.private_key = self.place(secret, Role::Key, "tls.key", &tls.private_key);
-            tls.client_ca = tls
-                .client_ca
-                .as_ref()
-                .map(|ca| self.place(secret, Role::Authority, "client-ca.crt", ca));
+    /// Replaces the paths of files by those that the files have in the relay's pod.
+    pub(super) fn place_all(&mut self, secret: &'static Secret, tls: Option<&mut Tls>) {
+        let Some(tls) = tls else { return };
+        let paths = [&mut tls.certificate, &mut tls.private_key, &mut tls.ca];
+        let roles = [Role::Chain, Role::Key, Role::Authority].into_iter().zip(secret.usual);
+        for (path, (role, usual)) in paths.into_iter().zip(roles) {
+            *path = path.as_deref().map(|path| self.place(secret, role, usual, path));
         }
-        bind
-    }
-
-    /// Returns the output with the paths that its files have in the relay's pod, and the path of
-    /// its private key. With HAProxy, the key is in the same file as the certificate.
-    pub(super) fn output(&mut self, output: &Output) -> (Output, Option<String>) {
-        let mut output = output.clone();
-        let mut key = None;
-        if let Some(tls) = &mut output.tls {
-            let secret = Secret::Consumer;
-            tls.ca = tls.ca.as_ref().map(|ca| self.place(secret, Role::Authority, "ca.crt", ca));
-            let pair = tls.certificate.clone();
-            tls.certificate =
-                pair.as_ref().map(|pair| self.place(secret, Role::Chain, "client.crt", pair));
-            key = pair.map(|pair| self.place(secret, Role::Key, "client.key", &pair));
-        }
-        (output, key)
     }
 
     /// Returns the path of a file in the relay's pod. `usual` is the file's name in the Secret,
     /// unless another file of the haproxy.cfg has that name already.
-    fn place(&mut self, secret: Secret, role: Role, usual: &str, original: &str) -> String {
-        if self.keeps_paths {
-            return original.to_owned();
-        }
-        let known = self.mounted.iter().find(|mounted| {
+    fn place(
+        &mut self,
+        secret: &'static Secret,
+        role: Role,
+        usual: &str,
+        original: &str,
+    ) -> String {
+        let known = self.0.iter().find(|mounted| {
             (mounted.secret, mounted.role, mounted.original.as_str()) == (secret, role, original)
         });
         if let Some(known) = known {
-            return format!("{}/{}", secret.directory(), known.name);
+            return format!("{}/{}", secret.directory, known.name);
         }
         let ending = if role == Role::Key { "key" } else { "crt" };
         let stem = original.rsplit('/').find(|part| !part.is_empty()).unwrap_or("file");
@@ -113,15 +84,15 @@ impl Files {
         let stem: String = stem.chars().take(40).map(keep).collect();
         let mut name = usual.to_owned();
         let mut count = 1;
-        while self.mounted.iter().any(|other| other.secret == secret && other.name == name) {
+        while self.0.iter().any(|other| other.secret == secret && other.name == name) {
             name = match count {
                 1 => format!("{stem}.{ending}"),
                 count => format!("{stem}-{count}.{ending}"),
             };
             count += 1;
         }
-        let path = format!("{}/{name}", secret.directory());
-        self.mounted.push(Mounted { secret, role, original: original.to_owned(), name });
+        let path = format!("{}/{name}", secret.directory);
+        self.0.push(Mounted { secret, role, original: original.to_owned(), name });
         path
     }
 
@@ -129,44 +100,37 @@ impl Files {
     /// from copies of HAProxy's files.
     pub(super) fn needs(&self) -> Vec<String> {
         let mut needs = Vec::new();
-        for secret in [Secret::Listener, Secret::Consumer] {
-            let files = || self.mounted.iter().filter(|mounted| mounted.secret == secret);
+        for Secret { name: of, directory, .. } in [LISTENER, CONSUMER] {
+            let files = || self.0.iter().filter(|mounted| mounted.secret.name == of);
             if files().next().is_none() {
                 continue;
             }
             let mut commands = Vec::new();
-            let mut create =
-                format!("kubectl create secret generic {} -n ibm-kube-audit", secret.name());
+            let mut create = format!("kubectl create secret generic {of} -n ibm-kube-audit");
             for Mounted { role, original, name, .. } in files() {
-                let at = format!("{}/{name} was {original}", secret.directory());
                 let both = files().filter(|other| other.original == *original).count() > 1;
                 let quoted = quoted(original);
-                match role {
-                    Role::Chain if both => {
-                        needs.push(format!(
-                            "{at}. HAProxy reads certificate and key from this one PEM file (or \
-                             the key from {original}.key)"
-                        ));
-                        commands
-                            .push(format!("sed -n '/-BEGIN CERT/,/-END CERT/p' {quoted} > {name}"));
-                        create.push_str(&format!(" --from-file={name}"));
-                    }
+                let (hint, command) = match role {
+                    Role::Chain if both => (
+                        format!(
+                            ". HAProxy reads certificate and key from this one PEM file (or the \
+                             key from {original}.key)"
+                        ),
+                        Some(format!("sed -n '/-BEGIN CERT/,/-END CERT/p' {quoted} > {name}")),
+                    ),
                     Role::Key if both => {
-                        needs.push(at);
-                        commands.push(format!("openssl pkey -in {quoted} -out {name}"));
-                        create.push_str(&format!(" --from-file={name}"));
+                        (String::new(), Some(format!("openssl pkey -in {quoted} -out {name}")))
                     }
-                    Role::Chain | Role::Key | Role::Authority => {
-                        needs.push(at);
-                        create.push_str(&format!(" --from-file={name}={quoted}"));
-                    }
-                }
+                    _ => (String::new(), None),
+                };
+                needs.push(format!("{directory}/{name} was {original}{hint}"));
+                let source = if command.is_some() { String::new() } else { format!("={quoted}") };
+                create.push_str(&format!(" --from-file={name}{source}"));
+                commands.extend(command);
             }
             needs.push(format!(
-                "the Secret {}, which deploy/base/deployment.yaml mounts at {}, has these files. \
-                 With copies of HAProxy's files:",
-                secret.name(),
-                secret.directory()
+                "the Secret {of}, which deploy/base/deployment.yaml mounts at {directory}, has \
+                 these files. With copies of HAProxy's files:"
             ));
             commands.push(create);
             needs.extend(commands.iter().map(|command| format!("{COMMAND}{command}")));

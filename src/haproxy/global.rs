@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::read::File;
-use super::read::Line;
+use super::report::Line;
 use super::report::Notes;
 
 /// The settings of the `global` section and of `crt-store` sections that other sections depend on.

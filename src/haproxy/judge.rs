@@ -9,16 +9,6 @@ use std::time::Duration;
 
 use super::report::shown_words;
 
-/// The judgement of HAProxy about a file.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Judgement {
-    /// HAProxy accepts the file, or its judgement is unknown. The value is the sentence for the
-    /// report.
-    Open(String),
-    /// HAProxy refuses the file, for these reasons.
-    Refused(Vec<String>),
-}
-
 /// The time limit of `haproxy -c`. It looks up the names of servers, which may take a few seconds.
 const TIME_MAX: Duration = Duration::from_secs(15);
 
@@ -47,10 +37,15 @@ const OF_MACHINES: [&str; 14] = [
     "(got '",
 ];
 
-/// Returns the judgement of the `haproxy` on PATH about a file with this text, which is `name` in
-/// its messages. It blocks the thread for at most 15 s.
-pub fn judge(text: &str, name: &str) -> Judgement {
-    let not_checked = |why: &str| Judgement::Open(format!("NOT CHECKED: validity: {why}"));
+/// Asks the `haproxy` on PATH about a file with this text, which is `name` in its messages. Returns
+/// the sentence for the report, which says that HAProxy accepts the file, or why its judgement is
+/// not known. It blocks the thread for at most 15 s.
+///
+/// # Errors
+///
+/// The reasons for which HAProxy refuses the file.
+pub fn judge(text: &str, name: &str) -> Result<String, Vec<String>> {
+    let not_checked = |why: &str| Ok(format!("NOT CHECKED: validity: {why}"));
     let (status, messages) = match run(text) {
         Ok(Some(ended)) => ended,
         Ok(None) => return not_checked("`haproxy -c` did not end in time"),
@@ -60,7 +55,7 @@ pub fn judge(text: &str, name: &str) -> Judgement {
         Err(error) => return not_checked(&format!("`haproxy -c` cannot run: {error}")),
     };
     if status.success() {
-        return Judgement::Open("Validity: `haproxy -c` takes the file.".to_owned());
+        return Ok("Validity: `haproxy -c` takes the file.".to_owned());
     }
     let alerts = alerts(&messages, name);
     // A variable may have no value on this machine.
@@ -70,7 +65,7 @@ pub fn judge(text: &str, name: &str) -> Judgement {
             OF_MACHINES.iter().any(|part| alert.contains(part))
         });
     match alerts.first() {
-        Some(_) if !is_of_machine => Judgement::Refused(alerts),
+        Some(_) if !is_of_machine => Err(alerts),
         Some(alert) => not_checked(&format!(
             "`haproxy -c` refuses the file here, which may be due to this machine or to another \
              version: {alert}"

@@ -5,12 +5,13 @@ use std::net::IpAddr;
 use std::net::Ipv6Addr;
 use std::time::Duration;
 
+use super::bind::Tls;
 use super::bind::host_and_port;
 use super::bind::is_variable;
 use super::bind::min_version;
 use super::global::Global;
 use super::proxy::Proxy;
-use super::read::Line;
+use super::report::Line;
 use super::report::Notes;
 use super::report::Verdict;
 use super::settings::time;
@@ -30,21 +31,9 @@ pub(super) struct Output {
     pub(super) compression: Option<&'static str>,
     pub(super) concurrency: Option<u64>,
     pub(super) headers: Vec<(String, String)>,
-    pub(super) tls: Option<ServerTls>,
+    pub(super) tls: Option<Tls>,
     pub(super) connect: Option<Duration>,
     pub(super) request: Option<Duration>,
-}
-
-/// The settings of a table `[output.tls]` in the new config. Paths are those of the haproxy.cfg.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct ServerTls {
-    pub(super) ca: Option<String>,
-    /// The file that holds both the certificate chain and the private key; `None` if HAProxy
-    /// presents no certificate to the server.
-    pub(super) certificate: Option<String>,
-    pub(super) server_name: Option<String>,
-    pub(super) min_version: Option<&'static str>,
-    pub(super) insecure_skip_verify: bool,
 }
 
 /// The settings of one `server` line of the backend.
@@ -53,15 +42,12 @@ struct Server<'a> {
     /// The server's address, as `host:port`.
     address: String,
     is_tls: bool,
-    tls: ServerTls,
+    tls: Tls,
     is_backup: bool,
     is_disabled: bool,
     weight: Option<u64>,
     maxconn: Option<u64>,
 }
-
-/// The relay's default value of `timeouts.request`.
-const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The relay's default value of `output.concurrency`, in requests.
 const CONCURRENCY: u64 = 4;
@@ -93,8 +79,8 @@ impl Output {
             concurrency: least.filter(|&count| count < CONCURRENCY),
             headers: Vec::new(),
             tls,
-            connect: None,
-            request: None,
+            connect: time(back, "connect", notes),
+            request: time(back, "server", notes),
         };
         // A `listen` section that has the servers itself is one proxy.
         let proxies = if front.place == back.place { vec![front] } else { vec![front, back] };
@@ -116,7 +102,6 @@ impl Output {
                 output.urls.push(url);
             }
         }
-        output.timeouts(back, notes);
         output.compress(&proxies, notes);
         (!output.urls.is_empty()).then_some(output)
     }
@@ -174,28 +159,6 @@ impl Output {
         notes.carried(line, "output.headers");
     }
 
-    fn timeouts(&mut self, back: &Proxy<'_>, notes: &mut Notes) {
-        if let Some(line) = back.last(&["timeout", "connect"]) {
-            self.connect = time(line, notes);
-            if self.connect.is_some() {
-                notes.carried(line, "output.timeouts.connect");
-            }
-        }
-        let Some(line) = back.last(&["timeout", "server"]) else { return };
-        match time(line, notes) {
-            Some(limit) if limit >= REQUEST_TIMEOUT => {
-                self.request = Some(limit);
-                notes.carried(line, "output.timeouts.request");
-            }
-            Some(_) => notes.no_effect(
-                line,
-                "timeouts.request stays 60s: a shorter one sends a slow consumer the same batch \
-                 again and again",
-            ),
-            None => {}
-        }
-    }
-
     /// Carries gzip over if HAProxy compressed requests (since version 2.8).
     fn compress(&mut self, proxies: &[&Proxy<'_>], notes: &mut Notes) {
         let last = |words: &[&str]| proxies.iter().find_map(|proxy| proxy.last(words));
@@ -211,7 +174,7 @@ impl Output {
 
 /// Returns the settings of TLS that all URLs of the output share, and removes the servers that have
 /// others.
-fn one_tls(servers: &mut Vec<Server<'_>>, notes: &mut Notes) -> Option<ServerTls> {
+fn one_tls(servers: &mut Vec<Server<'_>>, notes: &mut Notes) -> Option<Tls> {
     // Settings that verify certificates have precedence: one server without verification must not
     // switch it off for the others.
     let settings = || servers.iter().filter(|server| server.is_tls).map(|server| &server.tls);
@@ -329,8 +292,7 @@ impl<'a> Server<'a> {
         global: &Global<'_>,
         notes: &mut Notes,
     ) -> Option<Self> {
-        let tls =
-            ServerTls { insecure_skip_verify: global.trusts_all_servers, ..Default::default() };
+        let tls = Tls { insecure_skip_verify: global.trusts_all_servers, ..Default::default() };
         let mut server = Self {
             line,
             address,
@@ -370,7 +332,10 @@ impl<'a> Server<'a> {
             "verify" => tls.insecure_skip_verify = value == "none",
             "ca-file" if value == "@system-ca" => tls.ca = None,
             "ca-file" => tls.ca = Some(Global::path(global.ca_base, value)),
-            "crt" => tls.certificate = Some(Global::path(global.crt_base, value)),
+            "crt" => {
+                tls.certificate = Some(Global::path(global.crt_base, value));
+                tls.private_key = tls.certificate.clone();
+            }
             "verifyhost" if is_name(value) => tls.server_name = Some(value.to_owned()),
             "sni" if fixed_name(value).is_some() => {
                 tls.server_name = tls.server_name.take().or_else(|| fixed_name(value));

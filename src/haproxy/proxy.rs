@@ -3,7 +3,7 @@
 //! manual.
 
 use super::read::File;
-use super::read::Line;
+use super::report::Line;
 
 /// A proxy with the lines that hold for it.
 #[derive(Debug, Clone)]
@@ -90,11 +90,11 @@ fn setting(line: &Line) -> Option<(&str, &str)> {
 mod tests {
     use super::*;
     use crate::haproxy::read;
+    use crate::haproxy::report::Notes;
 
     #[track_caller]
     fn assert_lines(text: &str, place: usize, expected: &[usize]) {
-        let file = read::read(text);
-        assert_eq!(file.refused, []);
+        let file = read::read(text, &mut Notes::default()).unwrap();
         let proxy = Proxy::read(&file, place);
         assert_eq!(proxy.lines.iter().map(|line| line.number).collect::<Vec<_>>(), expected);
     }

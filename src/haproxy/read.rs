@@ -8,27 +8,11 @@ use std::collections::BTreeMap;
 use std::iter::Peekable;
 use std::str::Chars;
 
-/// A line of the haproxy.cfg that has at least one word. Empty lines and comments are skipped.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Line {
-    /// The line number in the haproxy.cfg, counted from 1.
-    pub(super) number: usize,
-    /// The words of the line; at least one.
-    pub(super) words: Vec<String>,
-}
-
-impl Line {
-    /// Returns the word with this index, counted from 0, or an empty text if the line has fewer
-    /// words.
-    pub(super) fn word(&self, index: usize) -> &str {
-        self.words.get(index).map_or("", String::as_str)
-    }
-
-    /// Returns `true` if the line begins with these words.
-    pub(super) fn is(&self, words: &[&str]) -> bool {
-        words.iter().enumerate().all(|(index, word)| self.word(index) == *word)
-    }
-}
+use super::report::Finding;
+use super::report::Line;
+use super::report::Notes;
+use super::report::Verdict;
+use super::report::shown;
 
 /// A section of the haproxy.cfg: the line with its keyword, and all lines up to the next section's
 /// keyword.
@@ -56,15 +40,6 @@ impl Section {
 #[derive(Debug, Default)]
 pub(super) struct File {
     pub(super) sections: Vec<Section>,
-    /// The lines that make the file unreadable, each with the reason. HAProxy does not start with
-    /// them either.
-    pub(super) refused: Vec<(Line, &'static str)>,
-    /// The lines `.if`, `.elif`, `.else`, `.endif` and the other lines that begin with a dot.
-    /// `true`: nobody but HAProxy knows what the line decides.
-    pub(super) conditions: Vec<(Line, bool)>,
-    /// The lines that are not read because a condition above them is false. `true`: HAProxy may
-    /// read the line, because nobody but HAProxy can evaluate the condition.
-    pub(super) skipped: Vec<(Line, bool)>,
 }
 
 /// The keywords with which a section of a haproxy.cfg begins.
@@ -72,10 +47,15 @@ const SECTIONS: &str = " acme backend cache crt-store defaults fcgi-app frontend
     listen log-forward log-profile mailers namespace_list peers program resolvers ring traces \
     userlist ";
 
-/// Reads the text of a haproxy.cfg into sections and lines. Lines that HAProxy would refuse do not
-/// end the reading; they are collected in `File::refused`.
-pub(super) fn read(text: &str) -> File {
+/// Reads the text of a haproxy.cfg into sections and lines. `notes` gets the lines `.if` and the
+/// like, and the lines that they switch off.
+///
+/// # Errors
+///
+/// The lines that make the file unreadable. HAProxy does not start with them either.
+pub(super) fn read(text: &str, notes: &mut Notes) -> Result<File, Vec<Finding>> {
     let mut file = File::default();
+    let mut refused = Notes::default();
     let mut environment = Environment::default();
     let mut blocks = Blocks::default();
     for (index, text) in text.lines().enumerate() {
@@ -86,35 +66,45 @@ pub(super) fn read(text: &str) -> File {
         let line = Line { number: index + 1, words };
         if line.word(0).starts_with('.') {
             match blocks.take(&line) {
-                Ok(is_unknown) => file.conditions.push((line, is_unknown)),
-                Err(why) => file.refused.push((line, why)),
+                Ok(true) => notes.decide(&line, UNKNOWN),
+                Ok(false) => notes.no_effect(&line, "the condition is evaluated here"),
+                Err(why) => refused.decide(&line, why),
             }
         } else if let Some(may_be_read) = blocks.skips() {
-            file.skipped.push((line, may_be_read));
+            let (verdict, why) = match may_be_read {
+                true => (Verdict::Section, "it is in another branch of a condition above"),
+                false => (Verdict::NoEffect, "HAProxy does not read it: its condition is false"),
+            };
+            notes.add(&line, &shown(&line), verdict, why);
         } else if !whole {
-            file.refused.push((line, "the quote has no end"));
+            refused.decide(&line, "the quote has no end");
         } else if SECTIONS.contains(&format!(" {} ", line.word(0))) {
-            file.begin(line);
+            file.begin(line, &mut refused);
         } else if let Some(section) = file.sections.last_mut() {
             if section.kind() == "global" {
                 set(&mut environment, &line);
             }
             section.lines.push(line);
         } else {
-            file.refused.push((line, "the line is in no section"));
+            refused.decide(&line, "the line is in no section");
         }
     }
     if let Some(block) = blocks.0.pop() {
-        file.refused.push((block.head, "the block has no `.endif`"));
+        refused.decide(&block.head, "the block has no `.endif`");
     }
-    file
+    let refused = refused.findings();
+    if refused.is_empty() { Ok(file) } else { Err(refused) }
 }
+
+/// The reason in the report about a condition whose value is not known.
+const UNKNOWN: &str = "only HAProxy knows what this decides; the lines below it are read as if the \
+     condition were true";
 
 impl File {
     /// Begins a section with this line.
-    fn begin(&mut self, head: Line) {
+    fn begin(&mut self, head: Line, refused: &mut Notes) {
         let defaults = defaults_of(&self.sections, &head).unwrap_or_else(|why| {
-            self.refused.push((head.clone(), why));
+            refused.decide(&head, why);
             None
         });
         let of_side = |kind: &str, side: &str| kind == side || kind == "listen";
@@ -124,7 +114,7 @@ impl File {
             other.name() == name && (both("frontend") || both("backend"))
         };
         if self.sections.iter().any(is_twin) {
-            self.refused.push((head.clone(), "another section has this name"));
+            refused.decide(&head, "another section has this name");
         }
         self.sections.push(Section { head, lines: Vec::new(), defaults });
     }
@@ -253,14 +243,8 @@ fn words(text: &str, environment: &Environment) -> (Vec<String>, bool) {
             '#' => break,
             ' ' | '\t' | '\r' => words.extend(word.take()),
             '\\' => escaped(&mut chars, word.get_or_insert_default()),
-            '\'' => {
-                if !strong(&mut chars, word.get_or_insert_default()) {
-                    words.extend(word);
-                    return (words, false);
-                }
-            }
-            '"' => {
-                if !weak(&mut chars, environment, word.get_or_insert_default()) {
+            '\'' | '"' => {
+                if !quoted(c, &mut chars, environment, word.get_or_insert_default()) {
                     words.extend(word);
                     return (words, false);
                 }
@@ -290,12 +274,8 @@ fn escaped(rest: &mut Peekable<Chars<'_>>, word: &mut String) {
         Some('t') => word.push('\t'),
         // `\xNN` is the character of this hexadecimal number.
         Some('x') => {
-            let mut digits = String::new();
-            while digits.len() < 2
-                && let Some(digit) = rest.next_if(char::is_ascii_hexdigit)
-            {
-                digits.push(digit);
-            }
+            let mut digit = || rest.next_if(char::is_ascii_hexdigit);
+            let digits: String = digit().into_iter().chain(digit()).collect();
             match u8::from_str_radix(&digits, 16) {
                 Ok(byte) if byte.is_ascii() => literal(char::from(byte), rest, word),
                 _ => {
@@ -313,27 +293,20 @@ fn escaped(rest: &mut Peekable<Chars<'_>>, word: &mut String) {
     }
 }
 
-/// Reads up to the closing `'` and appends the text before it to `word`. Between single quotes, no
-/// other character has a special meaning. Returns `false` if the quote is not closed.
-fn strong(rest: &mut Peekable<Chars<'_>>, word: &mut String) -> bool {
-    while let Some(c) = rest.next() {
-        if c == '\'' {
-            return true;
-        }
-        literal(c, rest, word);
-    }
-    false
-}
-
-/// Reads up to the closing `"` and appends the text before this quote to `word`. In the text,
-/// escapes are resolved, and variables get their form in the relay's config. Returns `false` if the
-/// quote is not closed.
-fn weak(rest: &mut Peekable<Chars<'_>>, environment: &Environment, word: &mut String) -> bool {
+/// Reads up to the closing `quote` and appends the text before it to `word`. Between double quotes,
+/// escapes are resolved, and variables get their form in the relay's config. Between single quotes,
+/// no other character has a special meaning. Returns `false` if the quote is not closed.
+fn quoted(
+    quote: char,
+    rest: &mut Peekable<Chars<'_>>,
+    environment: &Environment,
+    word: &mut String,
+) -> bool {
     while let Some(c) = rest.next() {
         match c {
-            '"' => return true,
-            '\\' => escaped(rest, word),
-            '$' => variable(rest, environment, word),
+            c if c == quote => return true,
+            '\\' if quote == '"' => escaped(rest, word),
+            '$' if quote == '"' => variable(rest, environment, word),
             c => literal(c, rest, word),
         }
     }
@@ -346,10 +319,7 @@ fn weak(rest: &mut Peekable<Chars<'_>>, environment: &Environment, word: &mut St
 fn variable(rest: &mut Peekable<Chars<'_>>, environment: &Environment, word: &mut String) {
     let is_braced = rest.next_if_eq(&'{').is_some();
     let in_a_name = |c: &char| c.is_ascii_alphanumeric() || *c == '_';
-    let mut name = String::new();
-    while let Some(c) = rest.next_if(in_a_name) {
-        name.push(c);
-    }
+    let name: String = std::iter::from_fn(|| rest.next_if(in_a_name)).collect();
     if name.is_empty() {
         word.push_str(if is_braced { "$${" } else { "$" });
         return;
@@ -361,20 +331,15 @@ fn variable(rest: &mut Peekable<Chars<'_>>, environment: &Environment, word: &mu
         default = has_default.then_some(text);
     }
     match environment.get(&name) {
-        Some((value, false)) => word.push_str(value),
         // A default value can't hold another variable.
-        Some((value, true)) if value.contains("${") => word.push_str(value),
-        Some((value, true)) => word.push_str(&reference(&name, Some(value))),
-        None => word.push_str(&reference(&name, default.as_deref())),
+        Some((value, is_default)) if !is_default || value.contains("${") => {
+            return word.push_str(value);
+        }
+        Some((value, _)) => default = Some(value.clone()),
+        None => {}
     }
-}
-
-/// Returns an environment variable in the form of the relay's config.
-fn reference(name: &str, default: Option<&str>) -> String {
-    match default {
-        Some(default) => format!("${{env:{name}:-{default}}}"),
-        None => format!("${{env:{name}}}"),
-    }
+    let default = default.map_or_else(String::new, |default| format!(":-{default}"));
+    word.push_str(&format!("${{env:{name}{default}}}"));
 }
 
 #[cfg(test)]
@@ -414,10 +379,9 @@ mod tests {
 
     #[test]
     fn sections_start_from_the_defaults_before_them_or_those_they_name() {
-        let file = read(
-            "maxconn 5\ndefaults one\n mode http\ndefaults two\nbackend a\n server s 1:1\n\
-             backend b from one\n.if 1\n",
-        );
+        let text = "defaults one\n mode http\ndefaults two\nbackend a\n server s 1:1\nbackend b from one\n";
+        let notes = &mut Notes::default();
+        let file = read(text, notes).unwrap();
         let seen: Vec<_> = file.sections.iter().map(|s| (s.kind(), s.name(), s.defaults)).collect();
         let expected = [
             ("defaults", "one", None),
@@ -426,32 +390,38 @@ mod tests {
             ("backend", "b", Some(0)),
         ];
         assert_eq!(seen, expected);
-        assert_eq!(file.sections[2].lines[0].number, 6);
-        let refused: Vec<usize> = file.refused.iter().map(|(line, _)| line.number).collect();
-        assert_eq!(refused, [1, 8]);
+        assert_eq!(file.sections[2].lines[0].number, 5);
+        let refused = read(&format!("maxconn 5\n{text}.if 1\n"), notes).unwrap_err();
+        assert_eq!(refused.iter().map(|it| it.line).collect::<Vec<_>>(), [1, 8]);
     }
 
     #[test]
     fn only_the_branch_that_haproxy_reads_is_read() {
+        let mut notes = Notes::default();
         let file = read(
             "global\n.if defined(A)\n daemon\n.else\n quiet\n.endif\n.if 0\n noepoll\n.elif 1\n \
              nopoll\n.else\n debug\n.endif\n",
+            &mut notes,
         );
-        let lines = |section: &Section| section.lines.iter().map(|l| l.number).collect::<Vec<_>>();
-        assert_eq!(lines(&file.sections[0]), [3, 10]);
-        let skipped: Vec<_> = file.skipped.iter().map(|(line, may)| (line.number, *may)).collect();
+        let lines = &file.unwrap().sections[0].lines;
+        assert_eq!(lines.iter().map(|line| line.number).collect::<Vec<_>>(), [3, 10]);
+        let lines_of = |verdict| {
+            let findings = notes.findings().into_iter().filter(|it| it.verdict == verdict);
+            findings.map(|it| it.line).collect::<Vec<_>>()
+        };
         // `defined(A)` depends on the environment, so that HAProxy may read line 5.
-        assert_eq!(skipped, [(5, true), (8, false), (12, false)]);
-        let unknown = |(line, is_unknown): &(Line, bool)| is_unknown.then_some(line.number);
-        assert_eq!(file.conditions.iter().filter_map(unknown).collect::<Vec<_>>(), [2]);
-        assert!(file.refused.is_empty(), "{:?}", file.refused);
+        assert_eq!(lines_of(Verdict::Decide), [2]);
+        assert_eq!(lines_of(Verdict::Section), [5]);
+        assert_eq!(lines_of(Verdict::NoEffect), [4, 6, 7, 8, 9, 11, 12, 13]);
     }
 
     #[test]
     fn variables_of_the_global_section_are_their_values() {
         let file = read(
             "global\n setenv H logs\n presetenv P 80\nlisten l\n server s \"$H:${P-1}\" \"$OTHER\"\n",
-        );
+            &mut Notes::default(),
+        )
+        .unwrap();
         let words: Vec<&str> = file.sections[1].lines[0].words.iter().map(String::as_str).collect();
         assert_eq!(words[2..], ["logs:${env:P:-80}", "${env:OTHER}"]);
     }

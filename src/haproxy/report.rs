@@ -3,8 +3,29 @@
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 
-use super::read::Line;
 use crate::words::escape;
+
+/// A line of the haproxy.cfg that has at least one word. Empty lines and comments are skipped.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Line {
+    /// The line number in the haproxy.cfg, counted from 1.
+    pub(super) number: usize,
+    /// The words of the line; at least one.
+    pub(super) words: Vec<String>,
+}
+
+impl Line {
+    /// Returns the word with this index, counted from 0, or an empty text if the line has fewer
+    /// words.
+    pub(super) fn word(&self, index: usize) -> &str {
+        self.words.get(index).map_or("", String::as_str)
+    }
+
+    /// Returns `true` if the line begins with these words.
+    pub(super) fn is(&self, words: &[&str]) -> bool {
+        words.iter().enumerate().all(|(index, word)| self.word(index) == *word)
+    }
+}
 
 /// The consequence of a directive that is not carried over, for the users of the new config.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -19,7 +40,7 @@ pub enum Verdict {
 }
 
 /// A directive of the haproxy.cfg that is not carried over, or whose counterpart works differently.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Finding {
     /// The line number of the directive in the haproxy.cfg, counted from 1.
     pub line: usize,
@@ -31,23 +52,15 @@ pub struct Finding {
     pub reason: String,
 }
 
-/// A line of the haproxy.cfg that is carried over, wholly or in part.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Carried {
-    /// The line number in the haproxy.cfg, counted from 1.
-    pub line: usize,
-    /// The keys of the new config that hold what the line says. Empty if the relay does by itself
-    /// what the line says.
-    pub keys: BTreeSet<String>,
-}
-
 /// What became of each line of a haproxy.cfg.
 #[derive(Debug, Default)]
 pub struct Report {
     /// The number of `[[listener]]` tables in the new config.
     pub listeners: usize,
-    /// The lines that are carried over, in their order.
-    pub carried: Vec<Carried>,
+    /// The lines that are carried over, wholly or in part: the line numbers, counted from 1, each
+    /// with the keys of the new config that hold what the line says. There is no key if the relay
+    /// does by itself what the line says.
+    pub carried: BTreeMap<usize, BTreeSet<String>>,
     /// The directives that are not carried over, in the order of their lines.
     pub findings: Vec<Finding>,
     /// The sentence that says whether HAProxy accepts the file.
@@ -115,10 +128,9 @@ impl Report {
 /// config, reported to the user, or both.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Notes {
-    /// The numbers of the lines that are carried over, each with the keys that hold them.
-    carried: BTreeMap<usize, BTreeSet<String>>,
-    /// The findings about each line.
-    findings: BTreeMap<usize, Vec<Finding>>,
+    /// The lines that are carried over, as in [`Report::carried`].
+    pub(super) carried: BTreeMap<usize, BTreeSet<String>>,
+    findings: BTreeSet<Finding>,
 }
 
 impl Notes {
@@ -146,11 +158,6 @@ impl Notes {
         self.add(line, &shown(line), Verdict::NoEffect, why);
     }
 
-    /// Adds a finding that a line is in a section that is not carried over.
-    pub(super) fn in_section(&mut self, line: &Line, why: &str) {
-        self.add(line, &shown(line), Verdict::Section, why);
-    }
-
     /// Adds the finding about `part` of a line for which the relay has no setting.
     pub(super) fn other(&mut self, line: &Line, part: &str, is_harmless: bool) {
         let (verdict, why) = match is_harmless {
@@ -162,14 +169,7 @@ impl Notes {
 
     pub(super) fn add(&mut self, line: &Line, part: &str, verdict: Verdict, why: &str) {
         let (directive, reason) = (printable(part), printable(why));
-        self.push(Finding { line: line.number, verdict, directive, reason });
-    }
-
-    fn push(&mut self, finding: Finding) {
-        let of_line = self.findings.entry(finding.line).or_default();
-        if !of_line.contains(&finding) {
-            of_line.push(finding);
-        }
+        self.findings.insert(Finding { line: line.number, verdict, directive, reason });
     }
 
     /// Returns the numbers of the lines that are carried over into a key of the new config.
@@ -179,7 +179,10 @@ impl Notes {
 
     /// Returns `true` if the line is carried over or reported already.
     pub(super) fn knows(&self, line: &Line) -> bool {
-        self.carried.contains_key(&line.number) || self.findings.contains_key(&line.number)
+        let (line, verdict) = (line.number, Verdict::Decide);
+        let least = Finding { line, verdict, directive: String::new(), reason: String::new() };
+        let finding = self.findings.range(least..).next();
+        self.carried.contains_key(&line) || finding.is_some_and(|finding| finding.line == line)
     }
 
     /// Adds the notes of another part of the file.
@@ -187,21 +190,12 @@ impl Notes {
         for (number, keys) in &other.carried {
             self.carried.entry(*number).or_default().extend(keys.iter().cloned());
         }
-        other.findings.values().flatten().for_each(|finding| self.push(finding.clone()));
+        self.findings.extend(other.findings.iter().cloned());
     }
 
     /// Returns all findings in the order of their lines.
     pub(super) fn findings(&self) -> Vec<Finding> {
-        let mut findings: Vec<Finding> = self.findings.values().flatten().cloned().collect();
-        findings.sort_by_key(|finding| (finding.line, finding.verdict));
-        findings
-    }
-
-    /// Returns the lines that are carried over, in their order.
-    pub(super) fn carried_lines(&self) -> Vec<Carried> {
-        let carried =
-            |(line, keys): (&usize, &BTreeSet<String>)| Carried { line: *line, keys: keys.clone() };
-        self.carried.iter().map(carried).collect()
+        self.findings.iter().cloned().collect()
     }
 }
 

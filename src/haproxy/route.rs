@@ -8,7 +8,7 @@ use super::global::Global;
 use super::output::Output;
 use super::proxy::Proxy;
 use super::read::File;
-use super::read::Line;
+use super::report::Line;
 use super::report::Notes;
 use super::report::Verdict;
 use super::report::printable;
@@ -58,33 +58,28 @@ impl<'a> Fronts<'a> {
     }
 
     fn take(&mut self, front: Proxy<'a>, global: &Global<'a>) {
-        let head = &self.file.sections[front.place].head;
         let mut notes = Notes::default();
         let mut conditional = Vec::new();
-        let Some(place) = self.destination(&front, &mut conditional, &mut notes) else {
-            if !self.statistics.contains(&front.place) {
-                let why = "HAProxy takes requests here and forwards none of them to a server";
-                self.lost.decide(head, why);
-                self.lost.merge(&notes);
-            }
+        let place = self.destination(&front, &mut conditional, &mut notes);
+        if place.is_none() && self.statistics.contains(&front.place) {
             return;
-        };
-        let back = Proxy::read(self.file, place);
-        let lines = front.all(&["bind"]);
-        let binds: Vec<Bind<'_>> =
-            lines.flat_map(|line| Bind::read(line, global, &mut notes)).collect();
-        let name = self.file.sections[place].name();
-        let output = Output::read(name, &front, &back, global, &ports_of(&binds), &mut notes);
-        match output {
-            Some(output) if !binds.is_empty() => {
-                self.routes.push(Route { front, back, output, binds, conditional, notes });
-            }
-            _ => {
-                let why = "it has no `bind` or no `server` line that could be carried over";
-                self.lost.decide(head, why);
-                self.lost.merge(&notes);
-            }
         }
+        let head = &self.file.sections[front.place].head;
+        let mut why = "HAProxy takes requests here and forwards none of them to a server";
+        if let Some(place) = place {
+            let back = Proxy::read(self.file, place);
+            let lines = front.all(&["bind"]);
+            let binds: Vec<Bind<'_>> =
+                lines.flat_map(|line| Bind::read(line, global, &mut notes)).collect();
+            let (name, ports) = (self.file.sections[place].name(), ports_of(&binds));
+            let output = Output::read(name, &front, &back, global, &ports, &mut notes);
+            if let Some(output) = output.filter(|_| !binds.is_empty()) {
+                return self.routes.push(Route { front, back, output, binds, conditional, notes });
+            }
+            why = "it has no `bind` or no `server` line that could be carried over";
+        }
+        self.lost.decide(head, why);
+        self.lost.merge(&notes);
     }
 
     fn backend(&self, name: &str) -> Option<usize> {

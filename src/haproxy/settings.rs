@@ -9,24 +9,59 @@ use super::global::connections;
 use super::global::lines_of_global;
 use super::proxy::Proxy;
 use super::read::File;
-use super::read::Line;
+use super::report::Line;
 use super::report::Notes;
 
-/// Reads a time in HAProxy's syntax, such as `30s`, from a line `timeout NAME TIME`; a number
-/// without a unit is in milliseconds. `None` if the relay's config does not take the time: if it is
-/// zero (which means "no limit" in HAProxy), above a year, or not a time. This is reported.
-pub(super) fn time(line: &Line, notes: &mut Notes) -> Option<Duration> {
-    let limit = parsed_time(line.word(2));
-    if limit.is_none() {
-        notes.decide(
+/// The time limits of HAProxy that the relay has too: the name after `timeout`, the key of the new
+/// config, the shortest limit that is carried over, in milliseconds, and why no shorter one is.
+const TIMES: [(&str, &str, u64, &str); 5] = [
+    ("http-request", "limits.header_timeout", 1, ""),
+    (
+        "client",
+        "limits.body_timeout",
+        30_001,
+        "a whole body may take 30s here (limits.body_timeout), and a quiet connection stays open \
+         for 5m (limits.idle_timeout): kube-apiserver keeps its own for 90s",
+    ),
+    (
+        "http-keep-alive",
+        "limits.idle_timeout",
+        90_001,
+        "limits.idle_timeout stays 5m: kube-apiserver keeps a connection for 90s, and a request is \
+         lost if the relay closes the connection first",
+    ),
+    ("connect", "output.timeouts.connect", 1, ""),
+    (
+        "server",
+        "output.timeouts.request",
+        60_000,
+        "timeouts.request stays 60s: a shorter one sends a slow consumer the same batch again and \
+         again",
+    ),
+];
+
+/// Reads a line `timeout NAME TIME` that holds for the proxy. `None` if there is no such line, or
+/// if the time is not carried over, which is reported. The relay's config takes no time that is
+/// zero (which means "no limit" in HAProxy) or above a year.
+pub(super) fn time(proxy: &Proxy<'_>, name: &str, notes: &mut Notes) -> Option<Duration> {
+    let line = proxy.last(&["timeout", name])?;
+    let (_, key, least, why) = TIMES.iter().find(|(of, ..)| *of == name)?;
+    match parsed_time(line.word(2)) {
+        None => notes.decide(
             line,
             "not a time from 1ms to a year: the relay's default stays, because each of its waits \
              must end",
-        );
+        ),
+        Some(limit) if limit < Duration::from_millis(*least) => notes.no_effect(line, why),
+        Some(limit) => {
+            notes.carried(line, key);
+            return Some(limit);
+        }
     }
-    limit
+    None
 }
 
+/// Returns a time in HAProxy's syntax, such as `30s`. A number without a unit is in milliseconds.
 fn parsed_time(text: &str) -> Option<Duration> {
     let digits = text.bytes().take_while(u8::is_ascii_digit).count();
     let (number, unit) = text.split_at(digits);
@@ -45,20 +80,13 @@ fn parsed_time(text: &str) -> Option<Duration> {
 }
 
 /// The settings of `[limits]` in the new config. `None` means that the setting keeps its default.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Limits {
     pub(super) max_connections: Option<u64>,
     pub(super) header_timeout: Option<Duration>,
     pub(super) body_timeout: Option<Duration>,
     pub(super) idle_timeout: Option<Duration>,
 }
-
-/// The time for which kube-apiserver keeps an idle connection open. A server that closes the
-/// connection earlier may break kube-apiserver's next request.
-const KEPT_BY_SENDERS: Duration = Duration::from_secs(90);
-
-/// The relay's default value of `limits.body_timeout`.
-const BODY_TIMEOUT: Duration = Duration::from_secs(30);
 
 impl Limits {
     pub(super) fn read(
@@ -67,7 +95,6 @@ impl Limits {
         global: &Global<'_>,
         notes: &mut Notes,
     ) -> Self {
-        let mut limits = Self::default();
         // HAProxy bounds each frontend and all of them together; the relay bounds all together.
         let mut sum = Some(0_u64);
         for front in fronts {
@@ -81,43 +108,15 @@ impl Limits {
         let of_binds: Option<u64> = binds.iter().map(|bind| bind.maxconn).sum();
         let bounds = [sum, of_binds, global.maxconn].into_iter().flatten();
         let least = bounds.filter(|&count| count > 0).min();
-        limits.max_connections = least.map(|count| count.min(CONNECTIONS_MAX));
-        for name in ["http-request", "client", "http-keep-alive"] {
-            for line in fronts.iter().filter_map(|front| front.last(&["timeout", name])) {
-                limits.take(line, notes);
-            }
+        // Of several frontends, the longest limit holds, so that no sender is cut off earlier than
+        // before.
+        let mut longest = |name| fronts.iter().filter_map(|front| time(front, name, notes)).max();
+        Self {
+            max_connections: least.map(|count| count.min(CONNECTIONS_MAX)),
+            header_timeout: longest("http-request"),
+            body_timeout: longest("client"),
+            idle_timeout: longest("http-keep-alive"),
         }
-        limits
-    }
-
-    /// Reads a time limit of a frontend. Of several frontends, the one with the longest limit
-    /// holds, so that no sender is cut off earlier than before.
-    fn take(&mut self, line: &Line, notes: &mut Notes) {
-        let Some(limit) = time(line, notes) else { return };
-        let (setting, key, least, why) = match line.word(1) {
-            "http-request" => {
-                (&mut self.header_timeout, "limits.header_timeout", Duration::ZERO, "")
-            }
-            "client" => (
-                &mut self.body_timeout,
-                "limits.body_timeout",
-                BODY_TIMEOUT,
-                "a whole body may take 30s here (limits.body_timeout), and a quiet connection \
-                 stays open for 5m (limits.idle_timeout): kube-apiserver keeps its own for 90s",
-            ),
-            _ => (
-                &mut self.idle_timeout,
-                "limits.idle_timeout",
-                KEPT_BY_SENDERS,
-                "limits.idle_timeout stays 5m: kube-apiserver keeps a connection for 90s, and a \
-                 request is lost if the relay closes the connection first",
-            ),
-        };
-        if limit <= least {
-            return notes.no_effect(line, why);
-        }
-        *setting = (*setting).max(Some(limit));
-        notes.carried(line, key);
     }
 }
 

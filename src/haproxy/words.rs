@@ -7,7 +7,7 @@
 //!
 //! Source: HAProxy's configuration manuals 2.6, 2.8 and 3.0.
 
-use super::read::Line;
+use super::report::Line;
 
 /// Directives of the `global` section. In all lists here, a `*` at the end of an entry stands for
 /// any rest of the word.
@@ -77,9 +77,10 @@ const CARRIED: &str = "balance bind default-server default_backend dispatch log 
     server-template timeout/client timeout/connect timeout/http-keep-alive timeout/http-request \
     timeout/server use_backend";
 
-/// Sections that are not proxies.
-const SECTIONS: &str =
-    "cache crt-store fcgi-app http-errors log-profile mailers peers resolvers ring traces";
+/// Sections that change nothing unless a line names them: proxies, and what proxies use. The lines
+/// that name them are reported by themselves.
+const SECTIONS: &str = "backend cache crt-store defaults fcgi-app frontend http-errors listen \
+    log-profile mailers peers resolvers ring traces";
 
 /// The options of `bind` lines that `bind` carries over, and those without effect. In lists of
 /// options, a `=` at the end of a name says that the next word is the option's value.
@@ -121,8 +122,8 @@ pub(super) fn is_harmless_in_global(line: &Line) -> bool {
     has(GLOBAL, line.word(0))
 }
 
-/// Returns `true` if a section of this kind, such as `resolvers`, has no effect on what is
-/// forwarded. The lines that use it are reported by themselves.
+/// Returns `true` if a section of this kind that nothing carried over uses has no effect on what is
+/// forwarded.
 pub(super) fn is_harmless_section(kind: &str) -> bool {
     has(SECTIONS, kind)
 }

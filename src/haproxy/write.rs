@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use super::bind::Bind;
+use super::bind::Tls;
 use super::output::Output;
 use super::report::Notes;
 use super::report::printable;
@@ -20,8 +21,6 @@ pub(super) struct Config<'a> {
     pub(super) limits: Limits,
     pub(super) log: Log,
     pub(super) output: &'a Output,
-    /// The path of the private key of the output's certificate.
-    pub(super) key: Option<&'a str>,
     pub(super) admin: String,
     pub(super) others: &'a [Other<'a>],
 }
@@ -32,7 +31,6 @@ pub(super) struct Other<'a> {
     pub(super) why: String,
     pub(super) binds: Vec<Bind<'a>>,
     pub(super) output: Output,
-    pub(super) key: Option<String>,
 }
 
 impl fmt::Display for Config<'_> {
@@ -46,25 +44,37 @@ impl fmt::Display for Config<'_> {
             let from = self.from(&format!("listener {}", bind.address));
             f.write_str(&listener(bind, &from))?;
         }
-        self.limits(f)?;
-        writeln!(
-            f,
-            "\n# HAProxy kept nothing. The queue holds what is not delivered yet, in memory; with \
-             `directory` on disk,\n# where it survives a crash.\n[queue]\nmax_bytes = \"256MiB\""
-        )?;
-        f.write_str(&output(self.output, self.key, |key| self.from(key)))?;
-        writeln!(
-            f,
-            "\n# Status page, /metrics, /livez and /readyz.\n[admin]\naddress = {}{}",
-            string(&self.admin),
-            self.from("admin.address")
-        )?;
-        self.log(f)?;
-        for Other { why, binds, output, key } in self.others {
+        let Limits { max_connections, header_timeout, body_timeout, idle_timeout } = self.limits;
+        f.write_str(&table(
+            "\n[limits]",
+            |key| self.from(&format!("limits.{key}")),
+            [
+                ("max_connections", max_connections.map(|count| count.to_string())),
+                ("header_timeout", header_timeout.map(time)),
+                ("body_timeout", body_timeout.map(time)),
+                ("idle_timeout", idle_timeout.map(time)),
+            ],
+        ))?;
+        let queue = "\n# HAProxy kept nothing. The queue holds what is not delivered yet, in memory; \
+                     with `directory` on disk,\n# where it survives a crash.\n[queue]\n\
+                     max_bytes = \"256MiB\"";
+        writeln!(f, "{queue}\n{}", output(self.output, |key| self.from(key)).trim_end())?;
+        let admin = "\n# Status page, /metrics, /livez and /readyz.\n[admin]";
+        let keys = [("address", Some(string(&self.admin)))];
+        f.write_str(&table(admin, |_| self.from("admin.address"), keys))?;
+        let head = format!("\n[log]{}", self.from("log"));
+        f.write_str(&table(
+            &head,
+            no_source,
+            [
+                ("level", self.log.level.map(string)),
+                ("format", self.log.is_json.then(|| string("json"))),
+            ],
+        ))?;
+        for Other { why, binds, output } in self.others {
             writeln!(f, "\n# {}", printable(why))?;
-            let mut text = String::new();
-            binds.iter().for_each(|bind| text.push_str(&listener(bind, "")));
-            text.push_str(&self::output(output, key.as_deref(), |_| String::new()));
+            let listeners = binds.iter().map(|bind| listener(bind, ""));
+            let text: String = listeners.chain([self::output(output, no_source)]).collect();
             for line in text.lines().filter(|line| !line.is_empty()) {
                 writeln!(f, "# {line}")?;
             }
@@ -82,114 +92,94 @@ impl Config<'_> {
             self.notes.sources(key).map(|line| format!("{name}:{line}")).collect();
         if lines.is_empty() { String::new() } else { format!(" # {}", lines.join(", ")) }
     }
+}
 
-    fn limits(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Limits { max_connections, header_timeout, body_timeout, idle_timeout } = self.limits;
-        let times = [
-            ("header_timeout", header_timeout),
-            ("body_timeout", body_timeout),
-            ("idle_timeout", idle_timeout),
-        ];
-        if max_connections.is_none() && times.iter().all(|(_, limit)| limit.is_none()) {
-            return Ok(());
-        }
-        writeln!(f, "\n[limits]")?;
-        if let Some(count) = max_connections {
-            writeln!(f, "max_connections = {count}{}", self.from("limits.max_connections"))?;
-        }
-        for (key, limit) in times {
-            f.write_str(&time(key, limit, &self.from(&format!("limits.{key}"))))?;
-        }
-        Ok(())
-    }
+/// Returns a table with the keys that have a value; an empty text if none has one. `from` gives the
+/// comment with the sources of a key.
+fn table<const N: usize>(
+    head: &str,
+    from: impl Fn(&str) -> String,
+    keys: [(&str, Option<String>); N],
+) -> String {
+    let keys = keys.into_iter().filter_map(|(key, value)| value.map(|value| (key, value)));
+    let lines: String =
+        keys.map(|(key, value)| format!("{key} = {value}{}\n", from(key))).collect();
+    if lines.is_empty() { lines } else { format!("{head}\n{lines}") }
+}
 
-    fn log(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Log { level, is_json } = &self.log;
-        if level.is_none() && !is_json {
-            return Ok(());
-        }
-        writeln!(f, "\n[log]{}", self.from("log"))?;
-        level.iter().try_for_each(|level| writeln!(f, "level = {}", string(level)))?;
-        if *is_json { writeln!(f, "format = \"json\"") } else { Ok(()) }
-    }
+fn no_source(_: &str) -> String {
+    String::new()
 }
 
 fn listener(bind: &Bind<'_>, from: &str) -> String {
-    let mut written = format!("\n[[listener]]\naddress = {}{from}\n", string(&bind.address));
-    if let Some(tls) = &bind.tls {
-        written.push_str("[listener.tls]\n");
-        written.push_str(&text("certificate", Some(&tls.certificate)));
-        written.push_str(&text("private_key", Some(&tls.private_key)));
-        written.push_str(&text("client_ca", tls.client_ca.as_deref()));
-        written.push_str(&text("min_version", tls.min_version));
-    }
-    written
+    let keys = [("address", Some(string(&bind.address)))];
+    let listener = table("\n[[listener]]", |_| from.to_owned(), keys);
+    let tls = bind.tls.as_ref().map(|it| tls("[listener.tls]", "client_ca", it));
+    listener + &tls.unwrap_or_default()
 }
 
 /// Returns the table of an output. `from` gives the comment with the sources of a key.
-fn output(output: &Output, key: Option<&str>, from: impl Fn(&str) -> String) -> String {
-    let urls: Vec<String> = output.urls.iter().map(|url| string(url)).collect();
-    let mut written = format!(
-        "\n[[output]]{}\nname = {}\ntype = \"http\"\n# HAProxy passed on the path and the headers \
-         of each request; the relay POSTs to the path of the URL,\n# with the headers below.\n\
-         urls = [{}]{}\n",
-        from("output"),
-        string(&output.name),
-        urls.join(", "),
-        from("output.urls")
+fn output(output: &Output, from: impl Fn(&str) -> String) -> String {
+    let urls: Vec<String> = output.urls.iter().map(string).collect();
+    let headers = output.headers.iter();
+    let headers: Vec<String> =
+        headers.map(|(name, value)| format!("{} = {}", string(name), string(value))).collect();
+    let concurrency = output.concurrency;
+    let head = format!(
+        "\n[[output]]{}\n# HAProxy passed on the path and the headers of each request; the relay \
+         POSTs to the path of the URL,\n# with the headers below.",
+        from("output")
     );
-    if output.is_round_robin {
-        let from = from("output.strategy");
-        written.push_str(&format!("strategy = \"round_robin\"{from}\n"));
-    }
-    if let Some(count) = output.concurrency {
-        written.push_str(&format!("# The least maxconn of a server.\nconcurrency = {count}\n"));
-    }
-    if let Some(compression) = output.compression {
-        let from = from("output.compression");
-        written.push_str(&format!("compression = {}{from}\n", string(compression)));
-    }
-    if !output.headers.is_empty() {
-        let headers = output.headers.iter();
-        let headers: Vec<String> =
-            headers.map(|(name, value)| format!("{} = {}", string(name), string(value))).collect();
-        let from = from("output.headers");
-        written.push_str(&format!("headers = {{ {} }}{from}\n", headers.join(", ")));
-    }
-    if let Some(tls) = &output.tls {
-        written.push_str("[output.tls]\n");
-        written.push_str(&text("ca", tls.ca.as_deref()));
-        written.push_str(&text("certificate", tls.certificate.as_deref()));
-        written.push_str(&text("private_key", key));
-        written.push_str(&text("server_name", tls.server_name.as_deref()));
-        written.push_str(&text("min_version", tls.min_version));
-        if tls.insecure_skip_verify {
-            written.push_str("insecure_skip_verify = true\n");
-        }
-    }
-    if output.connect.or(output.request).is_some() {
-        written.push_str("[output.timeouts]\n");
-        written.push_str(&time("connect", output.connect, &from("output.timeouts.connect")));
-        written.push_str(&time("request", output.request, &from("output.timeouts.request")));
-    }
-    written
+    let own = table(
+        &head,
+        |key| from(&format!("output.{key}")),
+        [
+            ("name", Some(string(&output.name))),
+            ("type", Some(string("http"))),
+            ("urls", Some(format!("[{}]", urls.join(", ")))),
+            ("strategy", output.is_round_robin.then(|| string("round_robin"))),
+            (
+                "concurrency",
+                concurrency.map(|count| format!("{count} # the least maxconn of a server")),
+            ),
+            ("compression", output.compression.map(string)),
+            ("headers", (!headers.is_empty()).then(|| format!("{{ {} }}", headers.join(", ")))),
+        ],
+    );
+    let tls = output.tls.as_ref().map(|it| tls("[output.tls]", "ca", it));
+    let timeouts = table(
+        "[output.timeouts]",
+        |key| from(&format!("output.timeouts.{key}")),
+        [("connect", output.connect.map(time)), ("request", output.request.map(time))],
+    );
+    own + &tls.unwrap_or_default() + &timeouts
 }
 
-fn text(key: &str, value: Option<&str>) -> String {
-    value.map_or_else(String::new, |value| format!("{key} = {}\n", string(value)))
+fn tls(head: &str, ca: &str, tls: &Tls) -> String {
+    table(
+        head,
+        no_source,
+        [
+            ("certificate", tls.certificate.as_ref().map(string)),
+            ("private_key", tls.private_key.as_ref().map(string)),
+            (ca, tls.ca.as_ref().map(string)),
+            ("server_name", tls.server_name.as_ref().map(string)),
+            ("min_version", tls.min_version.map(string)),
+            ("insecure_skip_verify", tls.insecure_skip_verify.then(|| "true".to_owned())),
+        ],
+    )
 }
 
-fn time(key: &str, limit: Option<Duration>, from: &str) -> String {
-    let Some(limit) = limit else { return String::new() };
+fn time(limit: Duration) -> String {
     match limit.as_millis() {
-        millis if millis.is_multiple_of(1000) => format!("{key} = \"{}s\"{from}\n", millis / 1000),
-        millis => format!("{key} = \"{millis}ms\"{from}\n"),
+        millis if millis.is_multiple_of(1000) => format!("\"{}s\"", millis / 1000),
+        millis => format!("\"{millis}ms\""),
     }
 }
 
 /// Returns a text as a basic string of TOML, in quotes. The escapes that serde_json writes are
 /// valid in TOML too, so the text is written as JSON; only U+007F needs an escape that JSON does
 /// not write.
-fn string(text: &str) -> String {
-    serde_json::Value::from(text).to_string().replace('\u{7f}', "\\u007f")
+fn string(text: impl AsRef<str>) -> String {
+    serde_json::Value::from(text.as_ref()).to_string().replace('\u{7f}', "\\u007f")
 }
