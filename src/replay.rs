@@ -43,9 +43,7 @@ mod spool;
 
 use client::Client;
 use client::Failed;
-use client::Failure;
 use input::Batch;
-use input::Damage;
 use input::Item;
 use input::Place;
 use resume::State;
@@ -215,9 +213,7 @@ pub struct Unusable(String);
 /// A replay whose inputs were checked and that is ready to run.
 pub struct Replay {
     settings: Settings,
-    state: State,
-    /// For each input: the queue if it is a queue's directory, and `None` if it is a file.
-    spools: Vec<Option<Arc<Spool>>>,
+    frontier: Frontier,
 }
 
 impl Replay {
@@ -239,7 +235,7 @@ impl Replay {
         }
         let mut state = State::default();
         if let Some(file) = &settings.resume {
-            state = State::load(file).map_err(|error| Unusable(error.to_string()))?;
+            state = State::load(file)?;
             let (there, named) = (state.files.len(), settings.files.len());
             if there > named {
                 return Err(Unusable(format!(
@@ -269,14 +265,14 @@ impl Replay {
             let saved = state.save(file);
             saved.map_err(|error| Unusable(format!("cannot write {}: {error}", file.display())))?;
         }
-        Ok(Self { settings, state, spools })
+        Ok(Self { settings, frontier: Frontier::new(state, spools) })
     }
 
     /// Returns what the operator should know before the events of queues are sent, one sentence for
     /// each line: which events are sent, and which outputs get some of them a second time.
     #[must_use]
     pub fn remarks(&self) -> Vec<String> {
-        let inputs = self.settings.files.iter().zip(&self.spools);
+        let inputs = self.settings.files.iter().zip(&self.frontier.spools);
         let spools = inputs.filter_map(|(path, spool)| Some((path, spool.as_ref()?)));
         spools.flat_map(|(path, spool)| spool.remarks(path)).collect()
     }
@@ -285,28 +281,24 @@ impl Replay {
     /// place to begin with, for example in the first run.
     #[must_use]
     pub fn resumes_at(&self) -> Option<Span> {
-        let last = self.state.files.last().filter(|last| last.lines > 0)?;
-        let index = self.state.files.len() - 1;
-        let file = self.settings.files.get(index)?;
-        let (unit, next) = match self.spools.get(index)? {
-            Some(spool) => (Unit::Position, spool.start.get()),
-            None => (Unit::Line, last.lines + 1),
-        };
-        Some(Span::new(file, unit, next..=next))
+        let is_resumed = self.frontier.state.files.last().is_some_and(|last| last.lines > 0);
+        is_resumed.then(|| self.frontier.place(&self.settings.files))
     }
 
-    /// Returns the size of all inputs together, in bytes: of a file its size, and of a queue the
-    /// lines that are left over. `None` if an input has no size, such as a pipe.
+    /// Returns the size of all inputs together, in bytes. `None` if an input has no size, such as a
+    /// pipe.
     #[must_use]
     pub fn file_bytes(&self) -> Option<u64> {
-        let size = |(file, spool): (&PathBuf, &Option<Arc<Spool>>)| {
-            if let Some(spool) = spool {
-                return Some(spool.left.bytes);
-            }
-            let found = std::fs::metadata(file).ok().filter(std::fs::Metadata::is_file);
-            found.map(|found| found.len())
-        };
-        self.settings.files.iter().zip(&self.spools).map(size).sum()
+        self.sizes().sum()
+    }
+
+    /// Returns the size of each input in bytes: of a file its size, and of a queue the lines that
+    /// are left over.
+    fn sizes(&self) -> impl Iterator<Item = Option<u64>> {
+        self.settings.files.iter().zip(&self.frontier.spools).map(|(file, spool)| match spool {
+            Some(spool) => Some(spool.left.bytes),
+            None => std::fs::metadata(file).ok().filter(|it| it.is_file()).map(|it| it.len()),
+        })
     }
 
     /// Sends all events, until the end of the files or until `stop` is cancelled. `notes` gets
@@ -323,18 +315,16 @@ impl Replay {
         progress: watch::Sender<Progress>,
         stop: CancellationToken,
     ) -> Result<(), Stopped> {
-        let Self { settings, state, spools } = self;
-        let events_max = settings.rate.map_or(settings.batch_events, |rate| {
+        let sizes = self.sizes().map(Option::unwrap_or_default).collect();
+        let Self { mut settings, frontier } = self;
+        if let Some(rate) = settings.rate {
             let share = usize::try_from(rate.get() / REQUESTS_PER_SECOND).unwrap_or(usize::MAX);
-            settings.batch_events.min(share.max(1))
-        });
+            settings.batch_events = settings.batch_events.min(share.max(1));
+        }
         let plan = input::Plan {
-            files: settings.files.clone(),
-            spools: spools.clone(),
-            resumed: state.files.clone(),
-            events_max,
-            bytes_max: settings.batch_bytes,
-            on_bad_line: settings.on_bad_line,
+            settings: settings.clone(),
+            spools: frontier.spools.clone(),
+            resumed: frontier.state.files.clone(),
         };
         let (sender, items) = mpsc::channel(1);
         let for_reader = notes.clone();
@@ -343,17 +333,13 @@ impl Replay {
         let reading = std::thread::Builder::new()
             .name("replay-reader".to_owned())
             .spawn(move || input::read_all(&plan, &sender, &for_reader));
-        let sizes = settings.files.iter().zip(&spools).map(|(file, spool)| match spool {
-            Some(spool) => spool.left.bytes,
-            None => std::fs::metadata(file).map_or(0, |it| it.len()),
-        });
         let running = Running {
             client: Arc::new(client),
             notes,
             progress,
             stop,
-            sizes: sizes.collect(),
-            frontier: Frontier::new(state, spools),
+            sizes,
+            frontier,
             saver: Saver::default(),
             lanes: FuturesUnordered::new(),
             idle: Vec::new(),
@@ -394,22 +380,6 @@ fn is_directory(file: &Path) -> Result<bool, Unusable> {
     found.map_err(|error| Unusable(format!("cannot read {}: {error}", file.display())))
 }
 
-/// A request that was sent, and that the frontier has not passed yet. The frontier is the point in
-/// the files up to which all events are accepted.
-struct Sent {
-    /// The point in the files after the last line of the request.
-    end: Place,
-    events: u64,
-    /// The number of lines that were skipped after the end of the previous request and before the
-    /// end of this request.
-    bad_lines: u64,
-    /// The damage of a queue's directory that was found after the end of the previous request and
-    /// before the end of this request.
-    damage: Damage,
-    /// `true`: the receiver has accepted the request, or the request has no events.
-    accepted: bool,
-}
-
 /// The frontier, and the requests after that point.
 struct Frontier {
     /// The contents that the resume file must have now. They describe the part of the files before
@@ -417,8 +387,10 @@ struct Frontier {
     state: State,
     /// The number of the first request in `sent`. The requests of a run are numbered from 0.
     first: u64,
-    /// The requests that were sent and that lie after the frontier, in the order of the files.
-    sent: VecDeque<Sent>,
+    /// The requests that were sent and lie after the frontier, in the order of the files. Their
+    /// bodies are empty. The `bool` is `true` if the receiver has accepted the request, or if it
+    /// has no events.
+    sent: VecDeque<(Batch, bool)>,
     /// The frontier: the index of a file, and the number of lines of that file that lie before the
     /// frontier.
     at: (usize, u64),
@@ -441,24 +413,25 @@ impl Frontier {
     }
 
     /// Adds a request at the end of `sent`, and returns the number of the request.
-    fn push(&mut self, sent: Sent) -> u64 {
-        self.sent.push_back(sent);
+    fn push(&mut self, sent: Batch) -> u64 {
+        let is_accepted = sent.events == 0;
+        self.sent.push_back((sent, is_accepted));
         self.first + self.sent.len() as u64 - 1
     }
 
     /// Notes that the receiver has accepted the request with this number.
     fn accepted(&mut self, number: u64) {
         let index = usize::try_from(number - self.first).unwrap_or(usize::MAX);
-        if let Some(sent) = self.sent.get_mut(index) {
-            sent.accepted = true;
+        if let Some((_, is_accepted)) = self.sent.get_mut(index) {
+            *is_accepted = true;
         }
     }
 
     /// Removes the first request in `sent` and returns it, if it is accepted. The frontier then
     /// lies after this request. `None` if the first request is not accepted yet, or if there is no
     /// request. `files` are the paths for the resume file.
-    fn next(&mut self, files: &[PathBuf]) -> Option<Sent> {
-        let done = self.sent.pop_front_if(|sent| sent.accepted)?;
+    fn next(&mut self, files: &[PathBuf]) -> Option<Batch> {
+        let (done, _) = self.sent.pop_front_if(|(_, is_accepted)| *is_accepted)?;
         self.first += 1;
         let Place { file, head, offset, lines, .. } = done.end;
         let saved = self.state.files.get(file).and_then(|read| read.queue.clone());
@@ -593,22 +566,6 @@ impl Trouble {
     }
 }
 
-/// Sends a batch with [`Client::post`]. `Err` is a text that says why the batch was not accepted.
-async fn post(
-    client: &Client,
-    connection: &mut Option<Connection>,
-    body: &Bytes,
-    events: u64,
-    failed: impl Fn(Failed),
-) -> Result<(), String> {
-    let posted = client.post(connection, body, events, failed).await;
-    posted.map_err(|failure| match failure {
-        Failure::Final(what) => what,
-        Failure::GivenUp(what) => format!("given up after the last attempt: {what}"),
-        Failure::Stopped => "interrupted".to_owned(),
-    })
-}
-
 /// The result of a lane.
 struct Done {
     number: u64,
@@ -740,11 +697,11 @@ impl Running {
 
     /// Starts the lane that sends the batch. A batch without events is not sent, and counts as
     /// accepted at once.
-    fn send(&mut self, batch: Batch) {
-        let Batch { body, events, first_line, last_line, end, bad_lines, damage } = batch;
-        let bytes = body.len();
-        let sent = Sent { end, events, bad_lines, damage, accepted: events == 0 };
-        let number = self.frontier.push(sent);
+    fn send(&mut self, mut batch: Batch) {
+        let body = Bytes::from(std::mem::take(&mut batch.body));
+        let (bytes, events) = (body.len(), batch.events);
+        let span = self.span(batch.end.file, batch.first_line..=batch.last_line);
+        let number = self.frontier.push(batch);
         if events == 0 {
             self.advance();
             return;
@@ -760,16 +717,18 @@ impl Running {
         self.progress.send_modify(|progress| progress.sent += events);
         let (client, notes) = (Arc::clone(&self.client), self.notes.clone());
         let mut connection = self.idle.pop();
-        let span = self.span(end.file, first_line..=last_line);
         self.lanes.push(Box::pin(async move {
             let failed = |failed: Failed| {
                 let note = Note::Retrying { span: span.clone(), failed };
                 // If the channel is full of unread notes, this note is dropped.
                 notes.try_send(note).ok();
             };
-            let posted = post(&client, &mut connection, &body, events, failed).await;
-            let lines = Some(span);
-            let result = posted.map_err(|what| Trouble { what, lines, finishes: false });
+            let posted = client.post(&mut connection, &body, events, failed).await;
+            let result = posted.map_err(|failure| Trouble {
+                what: failure.to_string(),
+                lines: Some(span),
+                finishes: false,
+            });
             Done { number, events, bytes, connection, result }
         }));
     }

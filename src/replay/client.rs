@@ -4,9 +4,9 @@
 //! is 1.5 times as long, with up to 20 % of jitter. An attempt lasts at most 30 s. Within an
 //! attempt, up to ten more requests follow if the response is 429 or 5xx with a Retry-After in
 //! seconds. Two things differ from kube-apiserver. A response that cannot change (a redirect, or
-//! 4xx other than 408 and 429) ends the batch at once. So does a success response that says another
-//! number of events was accepted, because it is no relay's. No message contains a path or a query,
-//! because these may contain a token.
+//! 4xx other than 408 and 429) ends the batch at once. So does a success response that names
+//! another number of accepted events, because it is not a relay's. No message contains a path or a
+//! query, because these may contain a token.
 
 use std::fmt;
 use std::sync::Arc;
@@ -70,14 +70,17 @@ impl Default for Retry {
 }
 
 /// The reason why a batch was not accepted.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, thiserror::Error)]
 pub enum Failure {
     /// The batch cannot be accepted: the next attempt would fail in the same way. The text is the
     /// reason.
+    #[error("{0}")]
     Final(String),
     /// All attempts have failed. The text is the reason why the last attempt failed.
+    #[error("given up after the last attempt: {0}")]
     GivenUp(String),
     /// A stop was requested before the batch was accepted.
+    #[error("interrupted")]
     Stopped,
 }
 

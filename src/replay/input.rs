@@ -15,16 +15,15 @@ use std::io::Seek;
 use std::io::SeekFrom;
 use std::ops::Range;
 use std::path::Path;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 
-use bytes::Bytes;
 use tokio::sync::mpsc;
 
 use super::Note;
 use super::OnBadLine;
+use super::Settings;
 use super::Span;
 use super::Unit;
 use super::line;
@@ -86,20 +85,23 @@ pub(super) struct Place {
     pub(super) bytes_read: u64,
 }
 
-/// The events of one request. A batch without events is not sent; it only moves the frontier.
+/// The events of one request, also while the reader fills it. A batch without events is not sent,
+/// but moves the frontier.
+#[derive(Default)]
 pub(super) struct Batch {
     /// The request body: a JSON object EventList; empty if the batch has no events.
-    pub(super) body: Bytes,
+    pub(super) body: Vec<u8>,
     /// The number of events in the body.
     pub(super) events: u64,
     /// The number of the line with the batch's first event, counted from 1, or the position of this
     /// event in a queue; 0 without events.
     pub(super) first_line: u64,
-    /// The number of the line with the batch's last event, counted from 1, or the position of this
-    /// event in a queue; 0 without events.
+    /// The same of the batch's last event.
     pub(super) last_line: u64,
-    /// The point in the files after this batch. The frontier reaches it once this batch and all
-    /// batches before it are accepted.
+    /// The point in the files after the last line whose events are all in this batch or in earlier
+    /// ones. Bad lines that were skipped count too, except for a bad last line that may be
+    /// unfinished. The frontier reaches this point once this batch and all batches before it are
+    /// accepted.
     pub(super) end: Place,
     /// The number of lines that were skipped since the previous batch because they are not events.
     pub(super) bad_lines: u64,
@@ -133,20 +135,13 @@ pub(super) enum Item {
     },
 }
 
-/// The paths of the files to read, and the limits of a request.
+/// The files to read, and the limits of a request.
 pub(super) struct Plan {
-    pub(super) files: Vec<PathBuf>,
-    /// For each of `files`: the queue if it is a queue's directory, and `None` if it is a file.
+    pub(super) settings: Settings,
+    /// For each file: the queue if it is a queue's directory, and `None` if it is a file.
     pub(super) spools: Vec<Option<Arc<Spool>>>,
-    /// The parts of the files that earlier runs have sent, in the order of `files`.
+    /// The parts of the files that earlier runs have sent, in the order of the files.
     pub(super) resumed: Vec<Resumed>,
-    /// The greatest number of events in a request.
-    pub(super) events_max: usize,
-    /// The greatest number of bytes in a request body. A larger event is sent in a request of its
-    /// own.
-    pub(super) bytes_max: usize,
-    /// The reaction to a line that is not an event.
-    pub(super) on_bad_line: OnBadLine,
 }
 
 /// The reason why reading has ended before the end of the last file.
@@ -169,7 +164,7 @@ impl From<mpsc::error::SendError<Item>> for Ended {
 pub(super) fn read_all(plan: &Plan, items: &mpsc::Sender<Item>, notes: &mpsc::Sender<Note>) {
     let mut reader = Reader { plan, items, notes, cut_short: 0 };
     let mut last = Ok(());
-    for (file, path) in plan.files.iter().enumerate() {
+    for (file, path) in plan.settings.files.iter().enumerate() {
         let read = match plan.spools.get(file).and_then(Option::as_ref) {
             Some(spool) => reader.read_spool(file, path, spool),
             None => reader.read_file(file, path),
@@ -206,7 +201,7 @@ impl Reader<'_> {
         let resumed = self.plan.resumed.get(file);
         let mut text = Text::open(path, file, resumed).map_err(|what| failed(1, what))?;
         let mut line = Vec::new();
-        let mut batch = Filling::new(Unit::Line, text.place);
+        let mut batch = Batch { end: text.place, ..Batch::default() };
         loop {
             let before = text.place;
             let number = before.lines + 1;
@@ -217,7 +212,7 @@ impl Reader<'_> {
                 Err(error) => {
                     let what = format!("cannot read further: {}", text.packing.explain(&error));
                     batch.flush(self.items)?;
-                    if self.plan.on_bad_line == OnBadLine::Stop {
+                    if self.plan.settings.on_bad_line == OnBadLine::Stop {
                         return Err(stopped(number, what, SKIP_REST));
                     }
                     self.cut_short += 1;
@@ -250,7 +245,7 @@ impl Reader<'_> {
     /// skipped. `Err` if the line is bad and stops the replay.
     fn add(
         &mut self,
-        batch: &mut Filling,
+        batch: &mut Batch,
         path: &Path,
         line: &[u8],
         found: Result<Range<usize>, String>,
@@ -261,20 +256,22 @@ impl Reader<'_> {
                 let lines = line.get(found).unwrap_or_default();
                 for event in lines.split_inclusive(|byte| *byte == b'\n') {
                     let event = event.strip_suffix(b"\n").unwrap_or(event);
-                    if !batch.has_room(self.plan, event.len()) {
+                    if !batch.has_room(&self.plan.settings, event.len()) {
                         batch.flush(self.items)?;
                     }
                     batch.push(event, number);
                 }
                 Ok(true)
             }
-            Err(what) if self.plan.on_bad_line == OnBadLine::Stop => {
+            Err(what) if self.plan.settings.on_bad_line == OnBadLine::Stop => {
                 batch.flush(self.items)?;
                 Err(Ended::Failed { line: number, what: format!("{what}; {SKIP_LINE}") })
             }
             Err(what) => {
                 batch.bad_lines += 1;
-                self.tell(Span::new(path, batch.unit, number..=number), what);
+                let is_queue = matches!(self.plan.spools.get(batch.end.file), Some(Some(_)));
+                let unit = if is_queue { Unit::Position } else { Unit::Line };
+                self.tell(Span::new(path, unit, number..=number), what);
                 Ok(false)
             }
         }
@@ -287,7 +284,7 @@ impl Reader<'_> {
         let lines = spool.start.get();
         let end = Place { file, offset: spool.offset, lines, ..Place::default() };
         let mut events = Events {
-            batch: Filling::new(Unit::Position, end),
+            batch: Batch { end, ..Batch::default() },
             reader: self,
             path,
             next: end,
@@ -335,7 +332,7 @@ impl Reader<'_> {
 struct Events<'a, 'r> {
     reader: &'a mut Reader<'r>,
     path: &'a Path,
-    batch: Filling,
+    batch: Batch,
     /// The point before the event that is read next. Its `lines` is the position of this event.
     next: Place,
     /// The beginning of the event's line that was read so far.
@@ -419,41 +416,13 @@ impl Events<'_, '_> {
     }
 }
 
-/// The request that the reader is filling with events.
-struct Filling {
-    /// The unit of `first_line` and `last_line`.
-    unit: Unit,
-    body: Vec<u8>,
-    events: usize,
-    first_line: u64,
-    last_line: u64,
-    /// The point in the files after the last line whose events are all in this request or in
-    /// earlier requests. Bad lines that were skipped count too, except for a bad last line that may
-    /// be unfinished.
-    end: Place,
-    bad_lines: u64,
-    damage: Damage,
-}
-
-impl Filling {
-    fn new(unit: Unit, end: Place) -> Self {
-        Self {
-            unit,
-            body: Vec::new(),
-            events: 0,
-            first_line: 0,
-            last_line: 0,
-            end,
-            bad_lines: 0,
-            damage: Damage::default(),
-        }
-    }
-
+impl Batch {
     /// Returns `true` if an event of this many bytes may be added to the request. An empty request
     /// takes an event of any size.
-    fn has_room(&self, plan: &Plan, bytes: usize) -> bool {
+    fn has_room(&self, settings: &Settings, bytes: usize) -> bool {
         let length = self.body.len() + 1 + bytes + LIST_TAIL.len();
-        self.events == 0 || self.events < plan.events_max && length <= plan.bytes_max
+        let is_below = self.events < settings.batch_events as u64 && length <= settings.batch_bytes;
+        self.events == 0 || is_below
     }
 
     /// Adds an event to the request. `line` is the number of the line with the event.
@@ -472,18 +441,14 @@ impl Filling {
     /// Sends the request to the replay, even if the request has no events, and begins a new
     /// request. `Err` if the replay takes no more requests.
     fn flush(&mut self, items: &mpsc::Sender<Item>) -> Result<(), Ended> {
-        let next = Self::new(self.unit, self.end);
-        let capacity = self.body.len() + self.body.len() / 8;
-        let Self { mut body, events, first_line, last_line, end, bad_lines, damage, .. } =
-            std::mem::replace(self, next);
-        if events > 0 {
-            body.extend_from_slice(LIST_TAIL);
+        let mut full = std::mem::replace(self, Self { end: self.end, ..Self::default() });
+        if full.events > 0 {
             // The body of the next request will probably be as long as this one.
+            let capacity = full.body.len() + full.body.len() / 8;
             self.body.reserve(capacity.min(KEPT_BYTES_MAX));
+            full.body.extend_from_slice(LIST_TAIL);
         }
-        let (body, events) = (Bytes::from(body), events as u64);
-        let batch = Batch { body, events, first_line, last_line, end, bad_lines, damage };
-        Ok(items.blocking_send(Item::Batch(batch))?)
+        Ok(items.blocking_send(Item::Batch(full))?)
     }
 }
 

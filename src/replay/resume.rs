@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use serde::Serialize;
 
+use super::Unusable;
 use crate::queue::inspect::Leftover;
 use crate::release::Format;
 
@@ -112,54 +113,30 @@ impl Default for State {
     }
 }
 
-/// The reason why a resume file cannot be used. The replay does not start, because without this
-/// file it would send events again. The operator must name another resume file, or remove this one
-/// to send everything from the start.
-#[derive(Debug, thiserror::Error)]
-pub(super) enum ResumeError {
-    /// The file exists and cannot be read.
-    #[error("cannot read {}: {source}", file.display())]
-    Unreadable {
-        /// The path of the resume file.
-        file: PathBuf,
-        /// The error of the operating system when the resume file was read.
-        source: io::Error,
-    },
-    /// The file is not the resume file of a replay.
-    #[error("{} is not the resume file of a replay: {source}", file.display())]
-    Foreign {
-        /// The path of the file.
-        file: PathBuf,
-        /// The error of the JSON parser, which names the place in the file.
-        source: serde_json::Error,
-    },
-    /// Another version of the program has written the file.
-    #[error(
-        "the resume file {} has version {version}, but this program reads version {VERSION}",
-        file.display()
-    )]
-    Version {
-        /// The path of the resume file.
-        file: PathBuf,
-        /// The version of the format that the resume file has.
-        version: u32,
-    },
-}
-
 impl State {
     /// Reads the resume file and returns its contents. If the file does not exist, returns the
-    /// state of a replay that has not begun. `Err` if the file cannot be used.
-    pub(super) fn load(file: &Path) -> Result<Self, ResumeError> {
-        let named = || file.to_owned();
+    /// state of a replay that has not begun.
+    ///
+    /// # Errors
+    ///
+    /// The reason why the file cannot be used. The replay does not start then, because without
+    /// this file it would send events again. The operator must name another resume file, or remove
+    /// this one to send everything from the start.
+    pub(super) fn load(file: &Path) -> Result<Self, Unusable> {
+        let name = file.display();
         let text = match std::fs::read(file) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
-            Err(source) => return Err(ResumeError::Unreadable { file: named(), source }),
+            Err(error) => return Err(Unusable(format!("cannot read {name}: {error}"))),
         };
-        let state: Self = serde_json::from_slice(&text)
-            .map_err(|source| ResumeError::Foreign { file: named(), source })?;
+        let state: Self = serde_json::from_slice(&text).map_err(|error| {
+            Unusable(format!("{name} is not the resume file of a replay: {error}"))
+        })?;
         if state.version != VERSION {
-            return Err(ResumeError::Version { file: named(), version: state.version });
+            return Err(Unusable(format!(
+                "the resume file {name} has version {}, but this program reads version {VERSION}",
+                state.version
+            )));
         }
         Ok(state)
     }

@@ -16,6 +16,7 @@ use crate::queue::inspect::Directory;
 use crate::queue::inspect::Error;
 use crate::queue::inspect::Leftover;
 use crate::queue::inspect::printable;
+use crate::words::grouped;
 
 /// A queue's directory that was opened for a replay, and the events in it that are left over: those
 /// that its outputs, or the chosen one of them, have not finished.
@@ -239,32 +240,6 @@ impl Spool {
 
 /// Returns a number of things as text, such as "1 event" or "1,200 events".
 pub(super) fn count(number: u64, what: &str) -> String {
-    let digits = number.to_string();
-    let mut text = String::new();
-    for (index, digit) in digits.chars().enumerate() {
-        if index > 0 && (digits.len() - index).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
     let end = if number == 1 { "" } else { "s" };
-    format!("{text} {what}{end}")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn numbers_are_written_with_commas() {
-        for (number, text) in [
-            (0, "0 events"),
-            (1, "1 event"),
-            (999, "999 events"),
-            (1200, "1,200 events"),
-            (1_234_567, "1,234,567 events"),
-        ] {
-            assert_eq!(count(number, "event"), text);
-        }
-    }
+    format!("{} {what}{end}", grouped(number))
 }
