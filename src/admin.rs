@@ -13,8 +13,6 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::MutexGuard;
-use std::sync::PoisonError;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -42,6 +40,7 @@ use tokio_util::task::TaskTracker;
 use crate::config;
 use crate::delivery::Status;
 use crate::listener::Token;
+use crate::lock::lock;
 use crate::queue::Queue;
 use crate::source;
 use crate::tap::Taps;
@@ -396,10 +395,6 @@ impl Admin {
         body.push_str(&format!("readyz check {verdict}\n"));
         text(status, body)
     }
-}
-
-fn lock<T>(state: &Mutex<T>) -> MutexGuard<'_, T> {
-    state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Returns `true` if this parameter of a URL's query is `verbose` or `verbose=…`, which asks

@@ -41,13 +41,12 @@ const BATCH_EVERY: Duration = Duration::from_millis(100);
 /// such limit. While the relay responds, the demo stays below the limit.
 const UNDER_WAY_MAX: usize = 64;
 
-/// The moment at which the consumer goes away (begins to reset every connection), as a share of the
-/// demo's length: 0.4 of 20 s is 8 s after the start.
+/// The moment at which the consumer goes away, as a share of the demo's length: 0.4 of 20 s is 8 s
+/// after the start.
 const AWAY_FROM: f64 = 0.4;
-/// The time for which the consumer is away (resets every connection), as a share of the demo's
-/// length.
+/// The time for which the consumer is away, as a share of the demo's length.
 const AWAY_PART: f64 = 0.25;
-/// The longest time for which the consumer is away (resets every connection).
+/// The longest time for which the consumer is away.
 const AWAY_MAX: Duration = Duration::from_secs(5);
 
 /// The time between two updates of the numbers that the demo shows.
@@ -107,7 +106,7 @@ pub struct Summary {
     pub repeated: u64,
     /// The number of events that were sent and have not arrived at the consumer.
     pub lost: u64,
-    /// The time for which the consumer was away (reset every connection).
+    /// The time for which the consumer was away.
     pub away: Duration,
     /// The greatest number of events that were seen in the queue at one moment.
     pub queue_events_max: u64,

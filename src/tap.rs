@@ -29,15 +29,13 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::MutexGuard;
-use std::sync::PoisonError;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use crate::lock::lock;
 use crate::telemetry::TapMetrics;
 
 mod condition;
@@ -242,11 +240,8 @@ struct ReaderState {
     /// The lines that the consumer has acknowledged and that the reader's task has not taken yet.
     lines: VecDeque<Line>,
     skipped: Skipped,
-    /// The lines and bytes that may be copied now.
-    lines_left: f64,
-    bytes_left: f64,
-    /// The time at which `lines_left` and `bytes_left` were last computed.
-    refilled: Instant,
+    /// The lines and bytes that may be copied.
+    allowed: [Allowance; 2],
     is_closed: bool,
 }
 
@@ -255,9 +250,7 @@ impl Reader {
         let state = ReaderState {
             lines: VecDeque::new(),
             skipped: Skipped::default(),
-            lines_left: f64::from(LINES_PER_SECOND),
-            bytes_left: f64::from(BYTES_PER_SECOND),
-            refilled: Instant::now(),
+            allowed: [LINES_PER_SECOND, BYTES_PER_SECOND].map(Allowance::new),
             is_closed: false,
         };
         let (held, arrived) = (AtomicUsize::new(0), Notify::new());
@@ -305,23 +298,44 @@ impl Reader {
 impl ReaderState {
     /// Takes one line of `size` bytes from the allowance; `None` if the allowance is too small.
     fn take(&mut self, size: usize) -> Option<()> {
-        let now = Instant::now();
-        let passed = now.saturating_duration_since(self.refilled).min(Duration::from_secs(1));
-        self.refilled = now;
-        let refill = |left: f64, rate: u32| {
-            let rate = f64::from(rate);
-            passed.as_secs_f64().mul_add(rate, left).min(rate)
-        };
-        self.lines_left = refill(self.lines_left, LINES_PER_SECOND);
-        self.bytes_left = refill(self.bytes_left, BYTES_PER_SECOND);
+        let [lines, bytes] = &mut self.allowed;
         // A size is at most EVENT_BYTES_MAX and the overhead.
         let size = f64::from(u32::try_from(size).unwrap_or(u32::MAX));
-        if self.lines_left < 1.0 || self.bytes_left < size {
-            return None;
+        (bytes.has(size) && lines.take(1.0)).then(|| bytes.left -= size)
+    }
+}
+
+/// An allowance per second. All of a second may be taken at once.
+pub struct Allowance {
+    per_second: f64,
+    left: f64,
+    refilled: Instant,
+}
+
+impl Allowance {
+    /// Makes an allowance of this much per second, of which nothing is taken yet.
+    #[must_use]
+    pub fn new(per_second: u32) -> Self {
+        let per_second = f64::from(per_second);
+        Self { per_second, left: per_second, refilled: Instant::now() }
+    }
+
+    /// Returns `true` if as much is left.
+    fn has(&mut self, amount: f64) -> bool {
+        let now = Instant::now();
+        let passed = now.saturating_duration_since(self.refilled).as_secs_f64();
+        self.refilled = now;
+        self.left = passed.mul_add(self.per_second, self.left).min(self.per_second);
+        self.left >= amount
+    }
+
+    /// Takes this much and returns `true` if as much is left.
+    pub fn take(&mut self, amount: f64) -> bool {
+        let is_left = self.has(amount);
+        if is_left {
+            self.left -= amount;
         }
-        self.lines_left -= 1.0;
-        self.bytes_left -= size;
-        Some(())
+        is_left
     }
 }
 
@@ -354,12 +368,10 @@ impl Drop for Line {
     }
 }
 
-fn lock<T>(state: &Mutex<T>) -> MutexGuard<'_, T> {
-    state.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use super::*;
     use crate::telemetry::Telemetry;
 

@@ -10,8 +10,6 @@ use std::collections::BTreeMap;
 use std::collections::VecDeque;
 use std::ops::RangeInclusive;
 use std::sync::Mutex;
-use std::sync::MutexGuard;
-use std::sync::PoisonError;
 use std::time::Duration;
 
 use serde::Serialize;
@@ -19,6 +17,8 @@ use serde::Serializer;
 use tokio::time::Instant;
 
 use super::all_dropped::AllDropped;
+
+use crate::lock::lock;
 
 /// The time between two points of the history.
 pub(super) const STEP: Duration = Duration::from_secs(10);
@@ -212,23 +212,19 @@ impl History {
         }))
     }
 
-    fn lock(&self) -> MutexGuard<'_, Hour> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Adds the sample of the moment `now`.
     pub(super) fn add(&self, now: Instant, sample: &Sample) {
-        self.lock().add(now, sample);
+        lock(&self.0).add(now, sample);
     }
 
     /// Removes all outputs but those with these names.
     pub(super) fn keep(&self, is_kept: impl Fn(&str) -> bool) {
-        self.lock().outputs.retain(|name, _| is_kept(name));
+        lock(&self.0).outputs.retain(|name, _| is_kept(name));
     }
 
     /// Notes a reload of the config, and whether it succeeded.
     pub(super) fn reloaded(&self, now: Instant, success: bool) {
-        let mut hour = self.lock();
+        let mut hour = lock(&self.0);
         if hour.reloads.len() >= RELOADS_MAX {
             hour.reloads.pop_front();
         }
@@ -238,7 +234,7 @@ impl History {
     /// Returns the rates over the last minute. `counters` are those of the moment `now`. In the
     /// first minute of the process, returns the rates since its start.
     pub(super) fn last_minute(&self, now: Instant, counters: &[f64; 4]) -> LastMinute {
-        let hour = self.lock();
+        let hour = lock(&self.0);
         let minute = steps(MINUTE_STEPS as u64);
         let is_old = |(at, _): &&(Instant, [f64; 4])| now.duration_since(*at) >= minute;
         let old = hour.minute.iter().rev().find(is_old).or(hour.minute.front());
@@ -252,7 +248,7 @@ impl History {
     /// Returns `true` if the backlog and the lag of this output have grown through the last two
     /// minutes.
     pub(super) fn is_growing(&self, name: &str) -> bool {
-        let hour = self.lock();
+        let hour = lock(&self.0);
         let Some(output) = hour.outputs.get(name) else { return false };
         // A working output has a lag of milliseconds, which rises and falls. NaN is unknown.
         let lag = output.lines.get(BACKLOG_AND_LAG[1], hour.last);
@@ -272,7 +268,7 @@ impl History {
     /// Returns how fast the needed part of the queue has grown in the last minutes, in bytes for
     /// each second; negative if it shrinks. Returns `None` if too few points are known.
     pub(super) fn queue_growth(&self) -> Option<f64> {
-        let hour = self.lock();
+        let hour = lock(&self.0);
         let first = (hour.last + 1).saturating_sub(GROWTH_POINTS.1).max(1);
         let points = (first..=hour.last).map(|step| hour.lines.get(NEEDED, step));
         // Points from before a pause of the machine do not show the present growth.
@@ -283,7 +279,7 @@ impl History {
 
     /// Returns how long the filter of this output has dropped every event; `None` if it does not.
     pub(super) fn all_dropped(&self, name: &str) -> Option<Duration> {
-        self.lock().outputs.get(name)?.all_dropped.lasts()
+        lock(&self.0).outputs.get(name)?.all_dropped.lasts()
     }
 
     /// Returns the history as JSON. `now` is the present moment, and `time_seconds` is the same by
@@ -295,7 +291,7 @@ impl History {
         host: &str,
         start_time_seconds: f64,
     ) -> String {
-        let hour = self.lock();
+        let hour = lock(&self.0);
         let (begun, span) = (hour.begun.unwrap_or(now), steps(POINTS as u64));
         // Times are counted by a clock that never jumps, unlike the wall clock.
         let age = |at: Instant| now.saturating_duration_since(at);

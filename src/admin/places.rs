@@ -9,11 +9,11 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::MutexGuard;
-use std::sync::PoisonError;
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
+
+use crate::lock::lock;
 
 /// The largest number of connections that the admin address serves at the same time: enough for a
 /// scraper, the probes and a few people. Without this limit, a client could open very many
@@ -47,15 +47,11 @@ struct Entry {
 }
 
 impl Places {
-    fn lock(&self) -> MutexGuard<'_, Taken> {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     /// Returns a place for a new connection. If no place is free, one connection loses its place at
     /// once: the one that has sent no request for the longest time.
     pub(super) fn take(self: &Arc<Self>) -> Place {
         let lost = CancellationToken::new();
-        let mut taken = self.lock();
+        let mut taken = lock(&self.taken);
         if taken.by_id.len() >= CONNECTIONS_MAX {
             let longest = taken.by_id.iter().map(|(id, entry)| (entry.asked, *id)).min();
             let entry = longest.and_then(|(_, id)| taken.by_id.remove(&id));
@@ -84,13 +80,13 @@ impl Place {
     /// Gives the place back, because other limits apply to this connection from now on. After that,
     /// a new connection can no longer end this one.
     pub(super) fn leave(&self) {
-        self.places.lock().by_id.remove(&self.id);
+        lock(&self.places.taken).by_id.remove(&self.id);
     }
 
     /// Notes that this connection has sent a request now. If a new connection needs a place later,
     /// the connection whose last request is the oldest loses its place.
     pub(super) fn asked(&self) {
-        if let Some(entry) = self.places.lock().by_id.get_mut(&self.id) {
+        if let Some(entry) = lock(&self.places.taken).by_id.get_mut(&self.id) {
             entry.asked = Instant::now();
         }
     }
@@ -98,7 +94,7 @@ impl Place {
 
 impl Drop for Place {
     fn drop(&mut self) {
-        self.places.lock().by_id.remove(&self.id);
+        lock(&self.places.taken).by_id.remove(&self.id);
     }
 }
 
@@ -128,12 +124,12 @@ mod tests {
         assert_eq!(lost(&held), [1]);
         held.push(places.take());
         assert_eq!(lost(&held), [1, 2]);
-        assert_eq!(places.lock().by_id.len(), CONNECTIONS_MAX);
+        assert_eq!(lock(&places.taken).by_id.len(), CONNECTIONS_MAX);
         // A connection that has left is in nobody's way, and nobody takes its place.
         held[3].leave();
         held.push(places.take());
         assert_eq!(lost(&held), [1, 2]);
         drop(held);
-        assert!(places.lock().by_id.is_empty());
+        assert!(lock(&places.taken).by_id.is_empty());
     }
 }

@@ -37,9 +37,10 @@ use tokio_util::task::TaskTracker;
 
 use super::believed;
 use super::for_now;
-use super::lock;
 use super::text;
 use crate::listener::Token;
+use crate::lock::lock;
+use crate::tap::Allowance;
 use crate::tap::BYTES_PER_SECOND;
 use crate::tap::Conditions;
 use crate::tap::EVENT_BYTES_MAX;
@@ -343,7 +344,7 @@ impl Door {
         let mut writer = Writer {
             tap,
             view: View::new(conditions),
-            sample: Sample::new(sample),
+            sample: Allowance::new(sample),
             frames: sender,
             lines: format!("{}\n", escape::json(&head.to_string())),
             skipped: Skipped::default(),
@@ -391,38 +392,12 @@ impl Refusal {
     }
 }
 
-/// The allowance of events per second that may be shown. The events of a second may come all at
-/// once.
-struct Sample {
-    per_second: f64,
-    left: f64,
-    refilled: Instant,
-}
-
-impl Sample {
-    fn new(per_second: u32) -> Self {
-        let per_second = f64::from(per_second);
-        Self { per_second, left: per_second, refilled: Instant::now() }
-    }
-
-    fn take(&mut self) -> bool {
-        let now = Instant::now();
-        let passed = now.saturating_duration_since(self.refilled).as_secs_f64();
-        self.refilled = now;
-        self.left = passed.mul_add(self.per_second, self.left).min(self.per_second);
-        let is_left = self.left >= 1.0;
-        if is_left {
-            self.left -= 1.0;
-        }
-        is_left
-    }
-}
-
 /// Writes the lines of one tap. The task of the tap owns this value.
 struct Writer {
     tap: Tap,
     view: View,
-    sample: Sample,
+    /// The events that may be shown.
+    sample: Allowance,
     frames: mpsc::Sender<Bytes>,
     /// Lines that are not handed to the connection yet.
     lines: String,
@@ -483,7 +458,7 @@ impl Writer {
         match looked {
             Looked::Unreadable => self.skipped.unreadable += 1,
             Looked::Other => {}
-            Looked::Shown(_) if !self.sample.take() => self.skipped.sample += 1,
+            Looked::Shown(_) if !self.sample.take(1.0) => self.skipped.sample += 1,
             Looked::Shown(event) => {
                 let output = json!(line.output()).to_string();
                 let output = escape::json(&output);

@@ -11,8 +11,6 @@ use std::net::SocketAddr;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::MutexGuard;
-use std::sync::PoisonError;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -32,6 +30,8 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::events;
+
+use crate::lock::lock;
 
 /// The greatest number of bytes in a request body. The relay's requests have at most 4 MiB, except
 /// for a request with a single larger event.
@@ -113,10 +113,6 @@ impl Consumer {
         let missing = numbers.iter().cloned().flatten().filter(|number| !seen.has(*number));
         missing.count() as u64
     }
-}
-
-fn lock(seen: &Mutex<Seen>) -> MutexGuard<'_, Seen> {
-    seen.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 async fn accept(socket: TcpListener, seen: Arc<Mutex<Seen>>, away: watch::Receiver<bool>) {

@@ -16,11 +16,12 @@ use std::io;
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::PoisonError;
 
 use bytes::Bytes;
 use memmap2::MmapMut;
 use memmap2::RemapOptions;
+
+use crate::lock::lock;
 
 /// The largest body in bytes that is held in a `Vec`. A larger body is held in a memory mapping. A
 /// small body needs no mapping, because the allocator does not keep much freed memory of this size.
@@ -56,7 +57,7 @@ impl Pool {
     /// there is none, chooses the smallest mapping that is large enough, or else the largest. If
     /// the pool is empty, returns a new mapping of `first` bytes, rounded up to whole pages.
     fn take(&self, wanted: usize, first: usize) -> io::Result<MmapMut> {
-        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut free = lock(&self.free);
         let rank = |&at: &usize| match free[at].len() {
             small if small < wanted => (2, usize::MAX - small),
             large if large > wanted.saturating_mul(2) => (1, large),
@@ -72,7 +73,7 @@ impl Pool {
     /// Puts a mapping into the pool for a later body. If the pool is full, frees the mapping
     /// instead.
     fn give_back(&self, map: MmapMut) {
-        let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut free = lock(&self.free);
         let held: usize = free.iter().map(|map| map.len()).sum();
         if held + map.len() <= POOL_MAX {
             free.push(map);

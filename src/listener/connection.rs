@@ -14,7 +14,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
-use std::sync::PoisonError;
 use std::task::Context;
 use std::task::Poll;
 use std::time::Duration;
@@ -30,6 +29,7 @@ use tokio::time::Sleep;
 
 use super::answer;
 use super::framing::Framing;
+use crate::lock::lock;
 use crate::telemetry::ListenerMetrics;
 use crate::telemetry::Rejection;
 
@@ -286,7 +286,7 @@ pub(super) struct Connection {
 
 impl Connection {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     pub(super) fn metrics(&self) -> &ListenerMetrics {
@@ -431,7 +431,7 @@ impl Drop for RefusedRequest<'_> {
 
 impl Registry {
     fn lock(&self) -> MutexGuard<'_, Entries> {
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.entries)
     }
 
     /// Adds a new connection to the registry and returns its place there. If `max` connections are

@@ -39,6 +39,7 @@ const STREAM_WINDOW: u32 = 1024 * 1024;
 /// The flow-control window of one h2 connection in bytes, which all streams of the connection
 /// share.
 const CONNECTION_WINDOW: u32 = 4 * 1024 * 1024;
+
 /// The limits that all listeners share. The connections and requests of all listeners count against
 /// these limits. The module `relay` owns this value. The drain first calls [`Gate::close`] and then
 /// waits in [`Gate::closed`]. If connections are still open after half of the drain timeout, it

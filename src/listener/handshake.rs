@@ -12,7 +12,6 @@ use std::net::IpAddr;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::PoisonError;
 use std::time::Duration;
 
 use rustls::AlertDescription;
@@ -24,6 +23,7 @@ use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
+use crate::lock::lock;
 use crate::telemetry::ListenerMetrics;
 use crate::telemetry::Telemetry;
 use crate::telemetry::TlsFailure;
@@ -213,8 +213,7 @@ impl Refused {
     /// Notes that the handshake of a sender has failed.
     fn handshake(&self, listener: &str, peer: SocketAddr, failure: &Failure) {
         let (reason, error) = (failure.reason.name(), &*failure.words);
-        if let Some(told) = self.handshakes.count(peer, reason) {
-            let [handshakes, of_many] = told.fields();
+        if let Some([handshakes, of_many]) = self.handshakes.count(peer, reason) {
             tracing::warn!(
                 listener, %peer, reason, error, handshakes, handshakes_of_many_senders = of_many,
                 "a sender cannot connect: the TLS handshake fails"
@@ -226,8 +225,7 @@ impl Refused {
 
     /// Notes that a request of a sender was answered 401. `error` is the sentence of the answer.
     pub(super) fn token(&self, listener: &str, peer: SocketAddr, error: &'static str) {
-        if let Some(told) = self.tokens.count(peer, error) {
-            let [requests, of_many] = told.fields();
+        if let Some([requests, of_many]) = self.tokens.count(peer, error) {
             tracing::warn!(
                 listener, %peer, error, requests, requests_of_many_senders = of_many,
                 "requests of a sender are answered 401"
@@ -236,25 +234,9 @@ impl Refused {
     }
 }
 
-/// The number of refusals since the line before, for a log line.
-#[derive(Debug, PartialEq)]
-enum Told {
-    /// The refusals of one sender for one reason.
-    OfOne(u64),
-    /// The refusals of all senders that have no entry of their own, for any reason.
-    OfMany(u64),
-}
-
-impl Told {
-    /// Returns the number of refusals of one sender, and that of many senders. One of them is
-    /// `None`.
-    fn fields(&self) -> [Option<u64>; 2] {
-        match self {
-            Self::OfOne(count) => [Some(*count), None],
-            Self::OfMany(count) => [None, Some(*count)],
-        }
-    }
-}
+/// The number of refusals since the line before, for a log line: first those of one sender for one
+/// reason, then those of all senders that have no entry of their own. One of them is `None`.
+type Told = [Option<u64>; 2];
 
 /// Decides which refusals have a log line. One sender cannot keep the line of another from the log,
 /// unless more than [`SENDERS_MAX`] senders are refused within ten seconds.
@@ -299,7 +281,7 @@ impl Seldom {
     /// Counts a refusal of this sender. Returns what the log line says if one may be written now.
     fn count(&self, peer: SocketAddr, reason: &'static str) -> Option<Told> {
         let (key, now) = ((peer.ip(), reason), Instant::now());
-        let mut senders = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut senders = lock(&self.0);
         let Senders { known, others } = &mut *senders;
         if known.len() >= SENDERS_MAX && !known.contains_key(&key) {
             // An entry that may have a line again keeps nothing from the log; its count moves.
@@ -312,9 +294,9 @@ impl Seldom {
             });
         }
         if known.len() >= SENDERS_MAX && !known.contains_key(&key) {
-            return others.count(now).map(Told::OfMany);
+            return others.count(now).map(|count| [None, Some(count)]);
         }
-        known.entry(key).or_default().count(now).map(Told::OfOne)
+        known.entry(key).or_default().count(now).map(|count| [Some(count), None])
     }
 }
 
@@ -331,13 +313,13 @@ mod tests {
     async fn a_line_has_the_number_of_refusals_since_the_line_before() {
         let seldom = Seldom::default();
         let count = || seldom.count(sender(1), "other");
-        assert_eq!(count(), Some(Told::OfOne(1)));
+        assert_eq!(count(), Some([Some(1), None]));
         for _ in 0..4 {
             assert_eq!(count(), None);
             tokio::time::advance(Duration::from_secs(2)).await;
         }
         tokio::time::advance(Duration::from_secs(2)).await;
-        assert_eq!(count(), Some(Told::OfOne(5)));
+        assert_eq!(count(), Some([Some(5), None]));
         assert_eq!(count(), None);
     }
 
@@ -345,19 +327,19 @@ mod tests {
     async fn a_scanner_does_not_hide_another_sender_or_another_reason() {
         let seldom = Seldom::default();
         let count = |number, reason| seldom.count(sender(number), reason);
-        assert_eq!(count(1, "other"), Some(Told::OfOne(1)));
+        assert_eq!(count(1, "other"), Some([Some(1), None]));
         assert_eq!(count(1, "other"), None);
-        assert_eq!(count(2, "other"), Some(Told::OfOne(1)));
-        assert_eq!(count(1, "plain_http"), Some(Told::OfOne(1)));
+        assert_eq!(count(2, "other"), Some([Some(1), None]));
+        assert_eq!(count(1, "plain_http"), Some([Some(1), None]));
     }
 
     #[tokio::test(start_paused = true)]
     async fn senders_beyond_the_greatest_number_share_a_line_and_none_is_uncounted() {
         let seldom = Seldom::default();
         let mut told = 0;
-        let mut count = |number| match seldom.count(sender(number), "other") {
-            Some(Told::OfOne(count) | Told::OfMany(count)) => told += count,
-            None => {}
+        let mut count = |number| {
+            let counts = seldom.count(sender(number), "other").into_iter().flatten().flatten();
+            told += counts.sum::<u64>();
         };
         for _ in 0..2 {
             (0..=u8::MAX).for_each(&mut count);

@@ -60,7 +60,7 @@ use crate::telemetry::Rejection;
 /// is still writing gets its answer. A sender that sends nothing, or sends very slowly, cannot keep
 /// its connection.
 const REFUSED_TIME: Duration = Duration::from_secs(2);
-/// The number of bytes of a refused body after which the wait of [`REFUSED_TIME`] (2 s) starts
+/// The number of bytes of a refused body after which the wait of [`REFUSED_TIME`] starts
 /// again. A sender must therefore send 64 KiB in each second on average, which a slow network can
 /// still do.
 const REFUSED_BYTES: u64 = 128 * 1024;
@@ -274,7 +274,7 @@ impl Ingest {
         {
             return Err(invalid("a request has exactly one Host header (RFC 9112 §3.2)"));
         }
-        // The prefix "/" allows every path, and the `*` of OPTIONS, which is no path.
+        // The prefix "/" allows every path, and the `*` of OPTIONS, which is not a path.
         let settings = self.settings.load();
         let prefix = settings.path_prefix.trim_end_matches('/');
         let rest = head.uri.path().strip_prefix(prefix);

@@ -34,8 +34,8 @@ const PIECE_BYTES: u64 = 2 * 1024 * 1024;
 /// step, on a thread for blocking work.
 const STEP_BYTES: u64 = 1024 * 1024;
 
-/// The sizes in bytes that decide how a large body is decoded. Normally they are the constants of
-/// this file. If `limits.max_in_flight` is small, the first three are smaller.
+/// The sizes in bytes that decide how a large body is decoded. The first three are the constants of
+/// this file, or parts of `limits.max_in_flight` if that is small.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Sizes {
     /// The largest body in bytes that is decoded as one whole if the queue is durable. With a queue

@@ -34,8 +34,7 @@ impl Plan {
             files.stage().map_err(|error| Refused::File(format!("output {name}: {error}")))
         };
         let of_outputs = outputs.into_iter().map(stage);
-        let of_sources =
-            self.sources.iter().map(|source| source.stage().map_err(Refused::File));
+        let of_sources = self.sources.iter().map(|source| source.stage().map_err(Refused::File));
         let staged = of_outputs.chain(of_sources).collect::<Result<_, _>>()?;
         let settings = self.listeners.iter().map(listeners::Planned::read);
         let settings = settings.collect::<Result<_, _>>()?;
