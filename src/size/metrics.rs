@@ -86,28 +86,15 @@ fn wanted() -> Vec<String> {
 /// Reads the numbers from metrics that were parsed. The error says what is missing.
 fn counts(exposition: &Exposition) -> Result<Counts, String> {
     let relay = RelayCounts::of(exposition);
-    if let Some(events) = relay.accepted {
-        return Ok(Counts {
-            kind: Kind::Relay,
-            events,
-            bytes: relay.accepted_bytes,
-            capacity: relay.queue.capacity,
-            on_disk: relay.queue.in_memory == Some(false),
-            started: relay.started,
-        });
-    }
-    let ApiserverCounts { generated, started, .. } = ApiserverCounts::of(exposition);
-    match generated {
-        Some(events) => Ok(Counts {
-            kind: Kind::Apiserver,
-            events,
-            bytes: None,
-            capacity: None,
-            on_disk: false,
-            started,
-        }),
-        None => Err(format!("has neither {} nor {EVENTS}", AcceptedMetrics::events)),
-    }
+    let apiserver = ApiserverCounts::of(exposition);
+    let (kind, events, started) = match (relay.accepted, apiserver.generated) {
+        (Some(events), _) => (Kind::Relay, events, relay.started),
+        (None, Some(events)) => (Kind::Apiserver, events, apiserver.started),
+        (None, None) => return Err(format!("has neither {} nor {EVENTS}", AcceptedMetrics::events)),
+    };
+    let (bytes, capacity) = (relay.accepted_bytes, relay.queue.capacity);
+    let on_disk = relay.queue.in_memory == Some(false);
+    Ok(Counts { kind, events, bytes, capacity, on_disk, started })
 }
 
 /// Reads the metrics once. The error says why there are none.

@@ -110,21 +110,22 @@ pub fn draw(view: &View, frame: &mut Frame<'_>) {
         details: count(&details).saturating_add(short(addresses)),
         chart: if view.history.is_some() { CHART_LINES.1 } else { 0 },
     };
-    let areas = lines.fitted(area.height).areas(area);
-    frame.render_widget(Paragraph::new(top), areas.top);
-    frame.render_widget(Paragraph::new(flow), areas.flow);
-    if let Some(history) = view.history.as_ref().filter(|_| !areas.chart.is_empty()) {
-        hour(history, status, frame, areas.title, areas.chart);
+    let [top_area, flow_area, title, chart, table, details_area, keys_area] =
+        lines.fitted(area.height).areas(area);
+    frame.render_widget(Paragraph::new(top), top_area);
+    frame.render_widget(Paragraph::new(flow), flow_area);
+    if let Some(history) = view.history.as_ref().filter(|_| !chart.is_empty()) {
+        hour(history, status, frame, title, chart);
     }
-    outputs_table(view, status, frame, areas.table);
+    outputs_table(view, status, frame, table);
     if let Some(output) = shown {
         let [words, addresses] =
             Layout::vertical([Constraint::Length(count(&details)), Constraint::Min(0)])
-                .areas(areas.details);
+                .areas(details_area);
         frame.render_widget(Paragraph::new(details), words);
         addresses_table(output, frame, addresses);
     }
-    frame.render_widget(Paragraph::new(keys(view)), areas.keys);
+    frame.render_widget(Paragraph::new(keys(view)), keys_area);
 }
 
 /// Returns the screen while the relay has not answered yet.
@@ -152,17 +153,6 @@ struct Lines {
     chart: u16,
 }
 
-/// The places of the parts of the screen.
-struct Areas {
-    top: Rect,
-    flow: Rect,
-    title: Rect,
-    chart: Rect,
-    table: Rect,
-    details: Rect,
-    keys: Rect,
-}
-
 impl Lines {
     /// Shortens the parts so that they fit into a terminal of this height: first the chart is left
     /// out, then the details, then lines of the table.
@@ -178,7 +168,9 @@ impl Lines {
         Self { table, details, chart, ..self }
     }
 
-    fn areas(&self, area: Rect) -> Areas {
+    /// Returns the places of the relay and the verdict, the flow, the chart's title, the chart, the
+    /// table, the details and the keys.
+    fn areas(&self, area: Rect) -> [Rect; 7] {
         let length = Constraint::Length;
         let [top, _, flow, title, chart, _, table, _, details, _, keys] = Layout::vertical([
             length(self.top),
@@ -194,7 +186,7 @@ impl Lines {
             length(1),
         ])
         .areas(area);
-        Areas { top, flow, title, chart, table, details, keys }
+        [top, flow, title, chart, table, details, keys]
     }
 }
 
@@ -238,7 +230,7 @@ fn head(view: &View, status: &Status, width: u16, lines_max: u16) -> Vec<Line<'s
         let text = format!(
             "{sign} The relay has not answered for {since} ({failure}). All below is older."
         );
-        lines.extend(wrapped(&text, width, "  ").into_iter().map(|it| Line::styled(it, style)));
+        lines.extend(styled(&text, width, style));
     }
     lines.extend(findings(status, width, usize::from(lines_max.max(3))));
     lines
@@ -251,11 +243,9 @@ fn findings(status: &Status, width: u16, lines_max: usize) -> Vec<Line<'static>>
         for finding in status.verdict.iter().flat_map(|verdict| &verdict.findings) {
             let (style, sign) = look(finding.state);
             let text = format!("{sign} {}", message(&finding.text));
-            let text = wrapped(&text, width, "  ").into_iter();
-            lines.extend(text.map(|it| Line::styled(it, style.add_modifier(Modifier::BOLD))));
+            lines.extend(styled(&text, width, style.add_modifier(Modifier::BOLD)));
             if let Some(advice) = finding.advice.as_ref().filter(|_| with_advice) {
-                let text = wrapped(&format!("  {}", message(advice)), width, "  ").into_iter();
-                lines.extend(text.map(Line::from));
+                lines.extend(styled(&format!("  {}", message(advice)), width, Style::new()));
             }
         }
         lines
@@ -273,15 +263,15 @@ fn findings(status: &Status, width: u16, lines_max: usize) -> Vec<Line<'static>>
 }
 
 /// Cuts a text into lines of at most `width` columns, between words. The lines after the first
-/// begin with `indent`.
-fn wrapped(text: &str, width: u16, indent: &str) -> Vec<String> {
+/// begin with two spaces.
+fn styled(text: &str, width: u16, style: Style) -> Vec<Line<'static>> {
     let width = usize::from(width).max(20);
     let mut lines = Vec::new();
     let mut line: String = text.chars().take_while(|char| *char == ' ').collect();
     let mut is_empty = true;
     for word in text.split_whitespace() {
         if !is_empty && line.chars().count() + 1 + word.chars().count() > width {
-            lines.push(std::mem::replace(&mut line, indent.to_owned()));
+            lines.push(std::mem::replace(&mut line, "  ".to_owned()));
             is_empty = true;
         }
         if !is_empty {
@@ -291,7 +281,7 @@ fn wrapped(text: &str, width: u16, indent: &str) -> Vec<String> {
         is_empty = false;
     }
     lines.push(line);
-    lines
+    lines.into_iter().map(|line| Line::styled(line, style)).collect()
 }
 
 /// Returns the lines about events that come in, the queue, losses, and the evidence.
@@ -574,12 +564,12 @@ fn details(it: &Output, width: u16) -> Vec<Line<'static>> {
         facts.push(format!("next retry in {}", span(seconds)));
     }
     let title = format!("{}: {}", message(&it.name), facts.join(" · "));
-    let mut lines: Vec<_> = wrapped(&title, width, "  ").into_iter().map(Line::from).collect();
+    let mut lines = styled(&title, width, Style::new());
     if let Some(error) = &it.health.last_error {
         let age = it.health.last_error_seconds_ago.map(|age| format!(", {}", ago(age)));
         let text = format!("{} (last error{})", message(error), age.unwrap_or_default());
         let style = if it.health.up { Style::new() } else { look(State::Bad).0 };
-        lines.extend(wrapped(&text, width, "  ").into_iter().map(|it| Line::styled(it, style)));
+        lines.extend(styled(&text, width, style));
     }
     lines
 }
