@@ -63,7 +63,7 @@ impl<'a> Members<'a> {
         self.depth
     }
 
-    /// Moves to the next byte that is no white space, comma or colon, and returns that byte.
+    /// Moves to the next byte that is not white space, a comma or a colon, and returns that byte.
     /// Returns `None` at the end of the text.
     fn skip_to_token(&mut self) -> Option<u8> {
         loop {

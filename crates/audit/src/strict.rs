@@ -204,8 +204,8 @@ impl Envelope<'_> {
     }
 }
 
-/// Returns the text of the JSON string `raw`; `None` if `raw` is `None`. If `raw` is no string, the
-/// result is an error with the text `otherwise`.
+/// Returns the text of the JSON string `raw`; `None` if `raw` is `None`. If `raw` is not a string,
+/// the result is an error with the text `otherwise`.
 fn text_of<'a>(
     raw: Option<&'a RawValue>,
     otherwise: &'static str,

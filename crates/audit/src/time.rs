@@ -20,7 +20,7 @@ pub fn is_timestamp(time: &[u8]) -> bool {
 }
 
 /// Returns the time of a valid [timestamp](is_timestamp) in milliseconds since 1970 began in UTC.
-/// Smaller parts of a second are cut off. Returns `None` if the text is no such time.
+/// Smaller parts of a second are cut off. Returns `None` if the text is not such a time.
 #[must_use]
 pub fn milliseconds(time: &[u8]) -> Option<i64> {
     let parts = parts(time).filter(|it| it.fraction.len() <= 6)?;
@@ -28,7 +28,7 @@ pub fn milliseconds(time: &[u8]) -> Option<i64> {
 }
 
 /// Returns the nanoseconds since 1970 of a time in the format of RFC 3339, with capital letters and
-/// at most 9 digits of fraction. Returns `None` if the text is no such time, or if the time is
+/// at most 9 digits of fraction. Returns `None` if the text is not such a time, or if the time is
 /// before 1970 or after April 2262 (protocols have 64 bits with a sign for it).
 #[must_use]
 pub fn nanos(time: &[u8]) -> Option<u64> {
@@ -39,8 +39,8 @@ pub fn nanos(time: &[u8]) -> Option<u64> {
 }
 
 /// Reads a time in the format of RFC 3339, such as `2026-11-22T08:00:00Z` or
-/// `2026-11-22T09:00:00.5+01:00`. Returns it in milliseconds since 1970; `None` if the text is no
-/// time, or one before 1970.
+/// `2026-11-22T09:00:00.5+01:00`. Returns it in milliseconds since 1970; `None` if the text is not
+/// a time, or one before 1970.
 pub fn parse(text: &str) -> Option<u64> {
     // RFC 3339 allows small letters, and a blank between date and time.
     let text = text.to_ascii_uppercase().replacen(' ', "T", 1);
@@ -122,8 +122,8 @@ impl Parts<'_> {
     }
 }
 
-/// Takes a time apart. Returns `None` if the text is no time in the format of RFC 3339, or no time
-/// that exists in the calendar.
+/// Takes a time apart. Returns `None` if the text is not a time in the format of RFC 3339, or if
+/// the time does not exist in the calendar.
 fn parts(time: &[u8]) -> Option<Parts<'_>> {
     let (moment, mut offset) = time.split_at_checked(19)?;
     let mut fraction: &[u8] = &[];
@@ -184,54 +184,30 @@ mod tests {
 
     #[test]
     fn only_rfc5424_timestamps_pass() {
-        for good in [
-            "2026-11-20T06:24:22Z",
-            "2026-11-20T06:24:22.1Z",
-            "2026-11-20T06:24:22.439323+01:00",
-            "2026-11-20T00:00:00-23:59",
-            "2024-02-29T23:59:59Z",
-            "2000-02-29T00:00:00Z",
-            "9999-12-31T23:59:59.999999Z",
-        ] {
+        let good = "2026-11-20T06:24:22Z, 2026-11-20T06:24:22.1Z, 2026-11-20T06:24:22.439323+01:00, \
+             2026-11-20T00:00:00-23:59, 2024-02-29T23:59:59Z, 2000-02-29T00:00:00Z, \
+             9999-12-31T23:59:59.999999Z";
+        for good in good.split(", ") {
             assert!(is_timestamp(good.as_bytes()), "{good}");
         }
-        for bad in [
-            "",
-            "x",
-            "2026-11-20 06:24:22Z",
-            "2026-11-20t06:24:22Z",
-            "2026-11-20T06:24:22z",
-            "2026-11-20T06:24:22.4393231Z",
-            "2026-11-20T06:24:22",
-            "2026-11-20T06:24:22.Z",
-            "2026-11-20T06:24:22Z ",
-            "2026-11-20T06:24:22+1:00",
-        ] {
+        let bad = ", x, 2026-11-20 06:24:22Z, 2026-11-20t06:24:22Z, 2026-11-20T06:24:22z, \
+             2026-11-20T06:24:22.4393231Z, 2026-11-20T06:24:22, 2026-11-20T06:24:22.Z, \
+             2026-11-20T06:24:22Z , 2026-11-20T06:24:22+1:00";
+        for bad in bad.split(", ") {
             assert!(!is_timestamp(bad.as_bytes()), "{bad}");
         }
     }
 
     #[test]
     fn a_time_that_is_in_no_calendar_stays_out_of_the_header() {
-        for bad in [
-            "9999-99-99T99:99:99Z",
-            "2026-00-20T06:24:22Z",
-            "2026-13-20T06:24:22Z",
-            "2026-11-00T06:24:22Z",
-            "2026-11-31T06:24:22Z",
-            "2026-01-32T06:24:22Z",
-            "2026-02-29T06:24:22Z",
-            "2024-02-30T06:24:22Z",
-            "1900-02-29T06:24:22Z",
-            "2100-02-29T06:24:22Z",
-            "2026-11-20T24:00:00Z",
-            "2026-11-20T06:60:00Z",
-            // RFC 5424 §6.2.3: leap seconds must not be used.
-            "2016-12-31T23:59:60Z",
-            "2026-11-20T06:24:22+24:00",
-            "2026-11-20T06:24:22-01:60",
-            "2026-11-20T06:24:22.5+99:99",
-        ] {
+        // RFC 5424 §6.2.3: leap seconds must not be used.
+        let bad = "9999-99-99T99:99:99Z, 2026-00-20T06:24:22Z, 2026-13-20T06:24:22Z, \
+             2026-11-00T06:24:22Z, 2026-11-31T06:24:22Z, 2026-01-32T06:24:22Z, \
+             2026-02-29T06:24:22Z, 2024-02-30T06:24:22Z, 1900-02-29T06:24:22Z, \
+             2100-02-29T06:24:22Z, 2026-11-20T24:00:00Z, 2026-11-20T06:60:00Z, \
+             2016-12-31T23:59:60Z, 2026-11-20T06:24:22+24:00, 2026-11-20T06:24:22-01:60, \
+             2026-11-20T06:24:22.5+99:99";
+        for bad in bad.split(", ") {
             assert!(!is_timestamp(bad.as_bytes()), "{bad}");
         }
     }

@@ -235,36 +235,16 @@ mod tests {
 
     #[test]
     fn what_kube_apiserver_does_not_read_as_the_url_of_an_object_has_no_location() {
-        for uri in [
-            "",
-            "/",
-            "///",
-            "*",
-            "?",
-            "/?/api/v1/namespaces/quiet/pods",
-            "/api",
-            "/api/v1",
-            "/api/v1/",
-            "/api/v1/watch",
-            "/api/v1/proxy/",
-            "/apis/apps/v1",
-            "/apis/apps/v1/",
-            "/apis/apps/v1/watch",
-            "/API/v1/namespaces/quiet/pods",
-            "/oapi/v1/namespaces/quiet/pods",
-            "/prefix/api/v1/namespaces/quiet/pods",
-            "/healthz",
-            "api/v1/namespaces/quiet/pods",
-            "%2Fapi/v1/namespaces/quiet/pods",
-            "http://host/api/v1/namespaces/quiet/pods",
-            // Go refuses these.
-            "/api/v1/namespaces/quiet/pods/%",
-            "/api/v1/namespaces/quiet/pods/%2",
-            "/api/v1/namespaces/quiet/pods/%zz",
-            "/api/v1/namespaces/%2 quiet/pods",
-            r"/api/v1/namespaces/quiet/\ud800/x",
-            "REDACTED",
-        ] {
+        // Go refuses the last ones that begin with `/`.
+        let uris = ", /, ///, *, ?, /?/api/v1/namespaces/quiet/pods, /api, /api/v1, /api/v1/, \
+             /api/v1/watch, /api/v1/proxy/, /apis/apps/v1, /apis/apps/v1/, /apis/apps/v1/watch, \
+             /API/v1/namespaces/quiet/pods, /oapi/v1/namespaces/quiet/pods, \
+             /prefix/api/v1/namespaces/quiet/pods, /healthz, api/v1/namespaces/quiet/pods, \
+             %2Fapi/v1/namespaces/quiet/pods, http://host/api/v1/namespaces/quiet/pods, \
+             /api/v1/namespaces/quiet/pods/%, /api/v1/namespaces/quiet/pods/%2, \
+             /api/v1/namespaces/quiet/pods/%zz, /api/v1/namespaces/%2 quiet/pods, \
+             /api/v1/namespaces/quiet/\\ud800/x, REDACTED";
+        for uri in uris.split(", ") {
             assert_eq!(located(uri), None, "{uri}");
         }
     }

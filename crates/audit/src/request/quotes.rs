@@ -4,7 +4,7 @@
 /// called a window. A mask (`u64`) has one bit for each byte of a window.
 pub(super) const WINDOW: usize = 64;
 
-/// Two masks of a window (64 bytes of text). They mark the bytes that are quotes and the bytes that
+/// Two masks of a window. They mark the bytes that are quotes and the bytes that
 /// are backslashes. The lowest bit belongs to the first byte.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Masks {
@@ -19,8 +19,8 @@ pub(super) trait Search {
     fn run(self, masks: impl Fn(&[u8; WINDOW]) -> Masks) -> bool;
 }
 
-/// Computes the masks of the quotes and backslashes in a window of 64 bytes. Works on every CPU,
-/// eight bytes at a time.
+/// Computes the masks of the quotes and backslashes in a window. Works on every CPU, eight bytes
+/// at a time.
 #[inline]
 pub(super) fn portable(window: &[u8; WINDOW]) -> Masks {
     const LOW: u64 = u64::from_ne_bytes([0x7f; 8]);

@@ -297,8 +297,7 @@ fn head(event: &[u8]) -> Option<(&'static [u8], &'static [u8], &[u8])> {
 struct Walk<'a, M> {
     /// The bytes of the event that are not read yet.
     rest: &'a [u8],
-    /// The function that computes the masks of the quotes and backslashes in a window (64 bytes of
-    /// text).
+    /// The function that computes the masks of the quotes and backslashes in a window.
     masks: M,
 }
 

@@ -115,24 +115,11 @@ fn every_byte_may_be_another_one() {
 /// still valid, the reader must still return the same request as `request`.
 #[test]
 fn anything_may_be_put_anywhere_or_missing() {
-    const MORE: [&str; 12] = [
-        "\"",
-        "\\",
-        r#"\""#,
-        r"\\",
-        r"\u0041",
-        "\",\"",
-        "{}",
-        " ",
-        ",",
-        r#"","name":"x"#,
-        "]",
-        "}",
-    ];
+    const MORE: &str = r#"" \ \" \\ \u0041 "," {} , ","name":"x ] }"#;
     let mut valid = 0_u32;
     for event in [FULL, BARE] {
         for at in 0..event.len() {
-            for more in MORE {
+            for more in MORE.split(' ').chain([" "]) {
                 let (before, behind) = event.as_bytes().split_at(at);
                 let changed = [before, more.as_bytes(), behind].concat();
                 valid += u32::from(check_changed(event.as_bytes(), changed));
