@@ -235,7 +235,7 @@ impl Replay {
         }
         let mut state = State::default();
         if let Some(file) = &settings.resume {
-            state = State::load(file)?;
+            state = State::load(file).map_err(Unusable)?;
             let (there, named) = (state.files.len(), settings.files.len());
             if there > named {
                 return Err(Unusable(format!(

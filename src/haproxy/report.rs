@@ -40,7 +40,7 @@ pub enum Verdict {
 }
 
 /// A directive of the haproxy.cfg that is not carried over, or whose counterpart works differently.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Finding {
     /// The line number of the directive in the haproxy.cfg, counted from 1.
     pub line: usize,
@@ -130,7 +130,8 @@ impl Report {
 pub(super) struct Notes {
     /// The lines that are carried over, as in [`Report::carried`].
     pub(super) carried: BTreeMap<usize, BTreeSet<String>>,
-    findings: BTreeSet<Finding>,
+    /// The findings about each line, in the order in which they were made.
+    findings: BTreeMap<usize, Vec<Finding>>,
 }
 
 impl Notes {
@@ -169,7 +170,14 @@ impl Notes {
 
     pub(super) fn add(&mut self, line: &Line, part: &str, verdict: Verdict, why: &str) {
         let (directive, reason) = (printable(part), printable(why));
-        self.findings.insert(Finding { line: line.number, verdict, directive, reason });
+        self.push(Finding { line: line.number, verdict, directive, reason });
+    }
+
+    fn push(&mut self, finding: Finding) {
+        let of_line = self.findings.entry(finding.line).or_default();
+        if !of_line.contains(&finding) {
+            of_line.push(finding);
+        }
     }
 
     /// Returns the numbers of the lines that are carried over into a key of the new config.
@@ -179,10 +187,7 @@ impl Notes {
 
     /// Returns `true` if the line is carried over or reported already.
     pub(super) fn knows(&self, line: &Line) -> bool {
-        let (line, verdict) = (line.number, Verdict::Decide);
-        let least = Finding { line, verdict, directive: String::new(), reason: String::new() };
-        let finding = self.findings.range(least..).next();
-        self.carried.contains_key(&line) || finding.is_some_and(|finding| finding.line == line)
+        self.carried.contains_key(&line.number) || self.findings.contains_key(&line.number)
     }
 
     /// Adds the notes of another part of the file.
@@ -190,12 +195,14 @@ impl Notes {
         for (number, keys) in &other.carried {
             self.carried.entry(*number).or_default().extend(keys.iter().cloned());
         }
-        self.findings.extend(other.findings.iter().cloned());
+        other.findings.values().flatten().for_each(|finding| self.push(finding.clone()));
     }
 
     /// Returns all findings in the order of their lines.
     pub(super) fn findings(&self) -> Vec<Finding> {
-        self.findings.iter().cloned().collect()
+        let mut findings: Vec<Finding> = self.findings.values().flatten().cloned().collect();
+        findings.sort_by_key(|finding| (finding.line, finding.verdict));
+        findings
     }
 }
 

@@ -13,7 +13,6 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use serde::Serialize;
 
-use super::Unusable;
 use crate::queue::inspect::Leftover;
 use crate::release::Format;
 
@@ -122,21 +121,20 @@ impl State {
     /// The reason why the file cannot be used. The replay does not start then, because without
     /// this file it would send events again. The operator must name another resume file, or remove
     /// this one to send everything from the start.
-    pub(super) fn load(file: &Path) -> Result<Self, Unusable> {
+    pub(super) fn load(file: &Path) -> Result<Self, String> {
         let name = file.display();
         let text = match std::fs::read(file) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
-            Err(error) => return Err(Unusable(format!("cannot read {name}: {error}"))),
+            Err(error) => return Err(format!("cannot read {name}: {error}")),
         };
-        let state: Self = serde_json::from_slice(&text).map_err(|error| {
-            Unusable(format!("{name} is not the resume file of a replay: {error}"))
-        })?;
+        let state: Self = serde_json::from_slice(&text)
+            .map_err(|error| format!("{name} is not the resume file of a replay: {error}"))?;
         if state.version != VERSION {
-            return Err(Unusable(format!(
+            return Err(format!(
                 "the resume file {name} has version {}, but this program reads version {VERSION}",
                 state.version
-            )));
+            ));
         }
         Ok(state)
     }
