@@ -117,13 +117,7 @@ pub fn migrate(text: &str, options: Options<'_>) -> Result<Migrated, Unusable> {
     let fronts = Fronts::read(&file, &global);
     let (group, others) = fronts.choose(options.frontend)?;
     let first = group[0];
-    let mut binds: Vec<Bind<'_>> = Vec::new();
-    for route in &group {
-        notes.merge(&route.notes);
-        binds.extend(route.binds.iter().cloned());
-        route::modes(&file, route, &mut notes);
-    }
-    let mut binds = route::listeners(&binds, &mut notes);
+    let mut binds = listeners(&file, &group, &mut notes);
     let of_senders: Vec<&Proxy<'_>> = group.iter().map(|route| &route.front).collect();
     let all: Vec<&Proxy<'_>> = group.iter().flat_map(|route| [&route.front, &route.back]).collect();
     let limits = Limits::read(&of_senders, &binds, &global, &mut notes);
@@ -170,6 +164,17 @@ pub fn migrate(text: &str, options: Options<'_>) -> Result<Migrated, Unusable> {
     };
     config.report = report.lines(options.name);
     Ok(Migrated { config: config.to_string(), report })
+}
+
+/// Returns the listeners of these routes, and adds the notes of the routes to `notes`.
+fn listeners<'f>(file: &File, group: &[&Route<'f>], notes: &mut Notes) -> Vec<Bind<'f>> {
+    let mut binds = Vec::new();
+    for route in group {
+        notes.merge(&route.notes);
+        binds.extend(route.binds.iter().cloned());
+        route::modes(file, route, notes);
+    }
+    route::listeners(&binds, notes)
 }
 
 /// Returns a sentence about each header of the output whose value is a secret.

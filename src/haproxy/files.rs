@@ -121,7 +121,7 @@ impl Files {
                     Role::Key if both => {
                         (String::new(), Some(format!("openssl pkey -in {quoted} -out {name}")))
                     }
-                    _ => (String::new(), None),
+                    Role::Chain | Role::Key | Role::Authority => (String::new(), None),
                 };
                 needs.push(format!("{directory}/{name} was {original}{hint}"));
                 let source = if command.is_some() { String::new() } else { format!("={quoted}") };

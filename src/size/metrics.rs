@@ -90,7 +90,9 @@ fn counts(exposition: &Exposition) -> Result<Counts, String> {
     let (kind, events, started) = match (relay.accepted, apiserver.generated) {
         (Some(events), _) => (Kind::Relay, events, relay.started),
         (None, Some(events)) => (Kind::Apiserver, events, apiserver.started),
-        (None, None) => return Err(format!("has neither {} nor {EVENTS}", AcceptedMetrics::events)),
+        (None, None) => {
+            return Err(format!("has neither {} nor {EVENTS}", AcceptedMetrics::events));
+        }
     };
     let (bytes, capacity) = (relay.accepted_bytes, relay.queue.capacity);
     let on_disk = relay.queue.in_memory == Some(false);

@@ -166,6 +166,7 @@ mod tests {
 
         /// Takes the reports: start and end of each claim, and how many events were rejected.
         fn told(&mut self) -> String {
+            #[expect(clippy::wildcard_enum_match_arm, reason = "no other event is expected")]
             let tell = |event| match event {
                 Event::Accepted { claim, rejected } if rejected.is_empty() => {
                     format!("{}..{}", claim.start.get(), claim.end.get())
