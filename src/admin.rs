@@ -136,7 +136,6 @@ pub struct Listener {
 impl Admin {
     /// Makes the state of a relay that has not started yet and has no outputs, listeners and
     /// sources.
-    #[must_use]
     pub fn new(
         telemetry: Arc<Telemetry>,
         queue: Queue,

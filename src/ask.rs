@@ -165,13 +165,11 @@ impl Target {
     }
 
     /// Makes an answer that is compressed an error. Otherwise its bytes are given as they come.
-    #[must_use]
     pub fn plain(self) -> Self {
         Self { is_plain: true, ..self }
     }
 
     /// Returns `true` if the URL begins with `https://`.
-    #[must_use]
     pub fn is_https(&self) -> bool {
         self.https
     }
@@ -210,7 +208,6 @@ impl Target {
 
     /// Returns a target at another address that is the same server, or another instance of it. Its
     /// certificate may have the name of this target, the address, or one of `names`.
-    #[must_use]
     pub fn at(&self, host: &str, port: u16, names: &[&str]) -> Self {
         let mut all = match self.names.is_empty() {
             true => vec![self.host.clone()],
@@ -230,19 +227,16 @@ impl Target {
 
     /// Returns the path that was given with the URL, with its query and without a slash at its end;
     /// `None` if it was only the root.
-    #[must_use]
     pub fn given(&self) -> Option<&str> {
         self.path.as_deref()
     }
 
     /// Returns the path of the server's own URL, without a slash at its end.
-    #[must_use]
     pub fn base(&self) -> &str {
         &self.base
     }
 
     /// Returns the host and the port, as kube-apiserver writes them in the label `host`.
-    #[must_use]
     pub fn authority(&self) -> String {
         let has_default_port = self.port == if self.https { 443 } else { 80 };
         let host = match self.host.contains(':') {
@@ -253,7 +247,6 @@ impl Target {
     }
 
     /// Returns the scheme, the host and the port of the URL.
-    #[must_use]
     pub fn origin(&self) -> String {
         format!("{}://{}", if self.https { "https" } else { "http" }, self.authority())
     }
@@ -508,7 +501,6 @@ impl From<String> for NoTls {
 
 /// Returns the text of an error and of its causes, separated by colons. The text of a cause is left
 /// out if the result contains it already.
-#[must_use]
 pub fn chain(error: &dyn Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
@@ -538,7 +530,6 @@ struct Status {
 
 /// Returns the reason of a refusal, which is the body of an answer, as the end of a message: a
 /// colon and the text, which is safe for a terminal; empty if there is none.
-#[must_use]
 pub fn shown(body: &[u8]) -> String {
     let message = match serde_json::from_slice::<Status>(body) {
         Ok(status) => status.message,

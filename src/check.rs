@@ -35,7 +35,6 @@ use crate::tls::TlsError;
 
 /// Checks the files that a config names, and returns their faults. Faults that were already found
 /// when the config was read are not repeated. Blocks on the disk.
-#[must_use]
 pub fn files(checked: &Checked) -> Vec<Problem> {
     let mut found = Findings { checked, problems: Vec::new() };
     for named in checked.named.iter().filter(|named| named_file::is_regular(&named.path)) {
@@ -56,7 +55,6 @@ pub fn files(checked: &Checked) -> Vec<Problem> {
 /// Checks the directories that a config names, and returns their faults. Directories in `in_use`
 /// are not checked, because the running relay continues to use them in any case. Blocks on the
 /// disk.
-#[must_use]
 pub fn directories(checked: &Checked, in_use: &[PathBuf]) -> Vec<Problem> {
     let mut problems = Vec::new();
     let directories = checked.named.iter().filter(|named| named.content == Content::Directory);
@@ -79,7 +77,6 @@ pub fn directories(checked: &Checked, in_use: &[PathBuf]) -> Vec<Problem> {
 /// Returns the faults that listeners, outputs and sources find when they read their files. Call
 /// this function only if no other check has found a fault in the config. An output with a faulty
 /// policy is left out, because the fault is reported separately, with its line. Blocks on the disk.
-#[must_use]
 pub fn rest(checked: &Checked, config: &Config) -> Vec<Problem> {
     let mut problems = Vec::new();
     let mut refused = |key: String, error: String| {
@@ -308,7 +305,6 @@ fn mode_for_everybody(file: &Path) -> Option<u32> {
 
 /// Returns a warning if the queue on disk may become larger than the file system that holds it.
 /// Blocks on the disk.
-#[must_use]
 pub fn room(checked: &Checked) -> Option<Problem> {
     let queue = &checked.config.as_ref()?.queue;
     let directory = std::path::absolute(queue.directory.as_ref()?).ok()?;

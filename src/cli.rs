@@ -275,7 +275,6 @@ fn config_file(
 }
 
 /// Runs the command that the command line names, and returns the process's exit status.
-#[must_use]
 pub fn main() -> ExitCode {
     let mut command = command();
     let parsed = command.try_get_matches_from_mut(std::env::args_os()).and_then(|matches| {

@@ -176,7 +176,6 @@ impl Checked {
     /// Returns a problem of the key with the path `key`. The problem has the position of the key's
     /// value. If the file does not set the key, the problem has the position of the innermost table
     /// around the key, or line 1 if there is no such table.
-    #[must_use]
     pub fn problem(&self, key: &str, message: impl Into<String>, severity: Severity) -> Problem {
         let place = reader::enclosing(key).find_map(|path| self.places.get(path));
         let (line, column) = place.copied().unwrap_or((1, 1));
@@ -185,7 +184,6 @@ impl Checked {
 
     /// Adds problems that were found after the reading, such as a broken certificate in a file that
     /// the config names. If one of `problems` is an error, `config` becomes `None`.
-    #[must_use]
     pub fn with(mut self, problems: Vec<Problem>) -> Self {
         let failed = problems.iter().any(|problem| problem.severity == Severity::Error);
         self.config = self.config.filter(|_| !failed);
@@ -196,7 +194,6 @@ impl Checked {
 
     /// Turns each problem about a missing file into an error, for callers that need the files now.
     /// If there is such a problem, `config` becomes `None`.
-    #[must_use]
     pub fn strict(mut self) -> Self {
         for problem in &mut self.problems {
             if problem.severity == Severity::MissingFile {
@@ -259,7 +256,6 @@ pub fn admin_address(text: &str) -> Result<SocketAddr, Vec<Problem>> {
 
 /// Reads only the key `admin.tap_token_file` of a config file, and ignores the other keys, as
 /// [`admin_address`] does. Returns `None` if the key is absent or cannot be read.
-#[must_use]
 pub fn tap_token_file(text: &str) -> Option<PathBuf> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let env = |name: &str| std::env::var(name).ok();
@@ -313,7 +309,6 @@ impl Config {
     /// `dead_letter.directory` if that key is set; otherwise, it is `dead-letter` in the queue's
     /// directory. Returns `None` if neither directory is configured: rejected events are then
     /// dropped.
-    #[must_use]
     pub fn dead_letter_directory(&self) -> Option<PathBuf> {
         let below = || self.queue.directory.as_ref().map(|queue| queue.join("dead-letter"));
         self.dead_letter.directory.clone().or_else(below)

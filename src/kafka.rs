@@ -42,7 +42,6 @@ pub struct Trouble {
 impl Trouble {
     /// Makes a `Trouble` from an error of librdkafka. `words` is librdkafka's own description of
     /// the error; an empty text if there is none.
-    #[must_use]
     pub fn new(error: &KafkaError, words: &str) -> Self {
         let code = error.rdkafka_error_code();
         let message = match (error, code) {
@@ -118,19 +117,16 @@ pub type Changes = watch::Receiver<Option<Arc<Secrets>>>;
 
 impl Cluster {
     /// Makes a cluster from the config. This function reads no file and makes no connection.
-    #[must_use]
     pub fn new(config: &config::Kafka) -> Self {
         Self { config: config.clone(), secrets: watch::Sender::new(None) }
     }
 
     /// Returns the name of the topic.
-    #[must_use]
     pub fn topic(&self) -> &str {
         &self.config.topic
     }
 
     /// Returns the addresses of the brokers from the config: `host:port,host:port`.
-    #[must_use]
     pub fn brokers(&self) -> String {
         let brokers: Vec<_> = self.config.brokers.iter().map(ToString::to_string).collect();
         brokers.join(",")
@@ -183,14 +179,12 @@ impl Cluster {
 
     /// Returns the end of the validity of the client certificate in use, in seconds since 1970;
     /// `None` if there is no client certificate, or if it cannot be parsed.
-    #[must_use]
     pub fn not_after(&self) -> Option<i64> {
         self.secrets.borrow().as_ref().and_then(|secrets| secrets.not_after)
     }
 
     /// Makes a value that reports when the secrets change after this call. Clients that were made
     /// before the change should then be replaced.
-    #[must_use]
     pub fn changes(&self) -> Changes {
         self.secrets.subscribe()
     }
@@ -198,7 +192,6 @@ impl Cluster {
     /// Returns librdkafka's settings that all clients of the cluster have in common, with the
     /// secrets in use. `connect` is the timeout for setting up a connection, `request` the timeout
     /// for the answer to a request.
-    #[must_use]
     pub fn client(&self, connect: Duration, request: Duration) -> ClientConfig {
         let mut client = ClientConfig::new();
         let millis = |time: Duration| time.clamp(SETUP_MIN, SETUP_MAX).as_millis().to_string();

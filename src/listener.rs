@@ -82,7 +82,6 @@ pub struct Listener {
 impl Listener {
     /// Makes a listener on a socket that is already bound. Clients can already connect, because the
     /// kernel completes their connections. [`Listener::serve`] then accepts these connections.
-    #[must_use]
     pub fn new(
         socket: TcpListener,
         config: &config::Listener,
@@ -113,7 +112,6 @@ impl Listener {
     }
 
     /// Returns the listener's address, as it is written in the config.
-    #[must_use]
     pub fn label(&self) -> &str {
         &self.label
     }
@@ -129,7 +127,6 @@ impl Listener {
     }
 
     /// Returns the settings that are in use now for new requests.
-    #[must_use]
     pub fn settings(&self) -> Arc<Settings> {
         self.settings.load_full()
     }
@@ -144,7 +141,6 @@ impl Listener {
     /// Makes a listener on the same socket with new settings. Open connections of the old listener,
     /// `self`, may not stay under the new settings (see [`Settings::is_compatible`]). The caller
     /// must also call `Listener::revoke` on the old listener.
-    #[must_use]
     pub fn successor(&self, settings: Settings, gate: &Gate) -> Self {
         let successor = Self {
             settings: Arc::new(ArcSwap::from_pointee(settings)),

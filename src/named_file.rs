@@ -51,7 +51,6 @@ impl Drop for Reading {
 
 /// Returns the files that any thread is reading now, for a message: `FILE, FILE`. If there are
 /// none, the text names no file.
-#[must_use]
 pub fn names_under_way() -> String {
     let mut names: Vec<_> = under_way().values().map(|path| path.display().to_string()).collect();
     names.dedup();
@@ -88,7 +87,6 @@ pub fn look(path: &Path) -> io::Result<()> {
 }
 
 /// Returns `true` if the path is that of a regular file. Blocks on the disk.
-#[must_use]
 pub fn is_regular(path: &Path) -> bool {
     let _reading = Reading::of(path);
     path.is_file()

@@ -105,7 +105,6 @@ pub async fn connect(address: SocketAddr, deadline: Instant) -> Result<TcpStream
 
 /// Returns how many sockets of this network namespace listen on a TCP port, whoever has them;
 /// `None` if the kernel does not tell.
-#[must_use]
 pub fn sockets_listening_on(port: u16) -> Option<usize> {
     /// The state of a socket that listens, as the kernel writes it.
     const LISTENS: &str = "0A";
@@ -180,7 +179,6 @@ pub fn tune_dialled(stream: &TcpStream, keepalive: Duration, silence: Duration) 
 
 /// Returns a random age between 90 % and 110 % of `age`, so that connections that were made
 /// together do not all end together.
-#[must_use]
 pub fn jittered(age: Duration) -> Duration {
     age.mul_f64(0.9 + 0.2 * fastrand::f64())
 }

@@ -89,7 +89,6 @@ pub const TYPES: &[OutputType] = &Row::types::<{ PROTOCOLS.len() }>(PROTOCOLS);
 /// Returns the output that `config` describes. The output does not run yet: it has made no
 /// connection and has read no file. Events that the output gives up will be written to
 /// `dead_letters`, if the config says so.
-#[must_use]
 pub fn prepare(
     config: &config::Output,
     telemetry: &Arc<Telemetry>,

@@ -88,7 +88,6 @@ impl Stages {
 
 impl Policy {
     /// Returns the rules as a text, which differs from that of every policy that decides otherwise.
-    #[must_use]
     pub fn rules_as_text(&self) -> String {
         format!("{:?}", (&self.rules, &self.outcomes, self.otherwise))
     }
@@ -106,7 +105,6 @@ impl Policy {
     /// Makes a policy from these rules. `omit_stages` and `omit_managed_fields` hold for every
     /// rule, but a rule's own `omit_managed_fields` has priority. Rules after the first
     /// [`RULES_MAX`] are dropped.
-    #[must_use]
     pub fn new(omit_stages: &[Stage], omit_managed_fields: bool, mut rules: Vec<Rule>) -> Self {
         rules.truncate(RULES_MAX);
         let outcome = |rule: &Rule| Outcome {
@@ -129,14 +127,12 @@ impl Policy {
 
     /// Returns the values in the policy's text that are allowed, and that match no request of a
     /// Kubernetes client.
-    #[must_use]
     pub fn doubts(&self) -> &[Problem] {
         &self.doubts
     }
 
     /// Decides how much of an event must be recorded; `request` is the request that the event
     /// describes. The first rule that matches the request decides.
-    #[must_use]
     pub fn decide(&self, request: &Request<'_>) -> Decision {
         self.decide_of(&Located::new(request), &mut Users::default())
     }
@@ -151,13 +147,11 @@ impl Policy {
     }
 
     /// Explains, rule by rule, why [`Self::decide`] decides as it does for this request.
-    #[must_use]
     pub fn explain(&self, request: &Request<'_>) -> Explanation {
         Explanation::new(&self.rules, request, |rule| self.decision(rule, request))
     }
 
     /// Returns the rules of the policy, in the order of the file.
-    #[must_use]
     pub fn rules(&self) -> &[Rule] {
         &self.rules
     }

@@ -28,34 +28,29 @@ impl Position {
 
     /// Makes a position from its number, which is the number of events that were accepted before
     /// the event at this position.
-    #[must_use]
     pub const fn new(number: u64) -> Self {
         Self(number)
     }
 
     /// Returns the position as a plain number, as files, logs and commands show it.
-    #[must_use]
     pub const fn get(self) -> u64 {
         self.0
     }
 
     /// Returns this position plus 1. This is the position of the event that is accepted directly
     /// after the event at this position.
-    #[must_use]
     pub const fn next(self) -> Self {
         Self(self.0 + 1)
     }
 
     /// Returns the number of events from the position `earlier` up to this position; 0 if `earlier`
     /// is not before this position. For example, from 10 up to 15 there are 5 events.
-    #[must_use]
     pub const fn saturating_since(self, earlier: Self) -> u64 {
         self.0.saturating_sub(earlier.0)
     }
 
     /// Returns the position that is `events` smaller than this one; [`Position::START`] if fewer
     /// than `events` events were accepted before this position.
-    #[must_use]
     pub const fn saturating_back(self, events: u64) -> Self {
         Self(self.0.saturating_sub(events))
     }

@@ -248,7 +248,6 @@ impl Queue {
     }
 
     /// Returns `true` if the queue is in files, `false` if it is in memory.
-    #[must_use]
     pub fn is_durable(&self) -> bool {
         matches!(self, Self::Spool(_))
     }
@@ -256,7 +255,6 @@ impl Queue {
     /// Returns the store for one large request body, which is too large to be held in memory: the
     /// lines of the body are written to a file while the body arrives. `None` if the queue is in
     /// memory.
-    #[must_use]
     pub fn incoming(&self) -> Option<Incoming> {
         self.spool().map(spool::Queue::incoming)
     }
@@ -281,7 +279,6 @@ impl Queue {
 
     /// Returns `true` while the queue counts as full. It counts as full from the first batch for
     /// which there is no room until a fifth of `queue.max_bytes` is free again.
-    #[must_use]
     pub fn is_full(&self) -> bool {
         either!(self, queue => queue.is_full())
     }
@@ -289,7 +286,6 @@ impl Queue {
     /// Returns the reason why the disk stores no batches at present: its last error, or that it
     /// does not answer. `None` if the disk works, even if the queue is full. Always `None` for a
     /// queue in memory.
-    #[must_use]
     pub fn fault(&self) -> Option<String> {
         self.spool().and_then(spool::Queue::fault)
     }
@@ -309,14 +305,12 @@ impl Queue {
     }
 
     /// Returns the limit of the queue in bytes: `queue.max_bytes`.
-    #[must_use]
     pub fn capacity(&self) -> u64 {
         either!(self, queue => queue.capacity())
     }
 
     /// Returns two numbers: the bytes that the queue holds, counted in the same way as for the
     /// limit `queue.max_bytes`, and the events that the queue holds.
-    #[must_use]
     pub fn held(&self) -> (u64, u64) {
         either!(self, queue => queue.held())
     }
@@ -325,13 +319,11 @@ impl Queue {
     /// can't have: those of events that a required output has not finished, and of files that can't
     /// be dropped. [`Queue::append`] takes the room of all other bytes if it needs it, whatever
     /// `when_full` says. The share of `queue.max_bytes` that is needed is how full the queue is.
-    #[must_use]
     pub fn needed(&self) -> u64 {
         either!(self, queue => queue.needed())
     }
 
     /// Returns the name of each output, with its backlog.
-    #[must_use]
     pub fn backlogs(&self) -> Vec<(String, Backlog)> {
         either!(self, queue => queue.backlogs())
     }
@@ -374,7 +366,6 @@ impl Queue {
     /// queue in memory counts them as lost, and takes no more batches. A queue in files keeps them
     /// for the next start. Returns for each output its name, and how many events it has not
     /// finished.
-    #[must_use]
     pub fn abandon(&self) -> Vec<(String, Left)> {
         match self {
             Self::Memory(queue) => {
@@ -406,7 +397,6 @@ pub struct Crowding(Arc<dyn Fn() -> bool + Send + Sync>);
 impl Crowding {
     /// Returns `true` if three quarters of the queue's limit are needed ([`Queue::needed`]), or
     /// more.
-    #[must_use]
     pub fn is_crowded(&self) -> bool {
         (self.0)()
     }
@@ -469,7 +459,6 @@ impl Cursor {
     /// the output's filter has kept back by the same rules as today: the reader begins after the
     /// last event that was lost. Damaged or missing events are skipped. For a queue in memory the
     /// reader is empty, because finished events are not kept.
-    #[must_use]
     pub fn before(&self, within: Duration) -> Before {
         Before(self.spool().map(|cursor| cursor.before(within)))
     }
@@ -512,7 +501,6 @@ impl Cursor {
     /// Marks a released claim as sent and not answered yet, but does not return its lines. The
     /// output can then acknowledge the claim. Returns `true` if this was done. Returns `false` if
     /// all events of the claim were dropped.
-    #[must_use]
     pub fn take_back(&self, claim: Claim) -> bool {
         match self {
             Self::Memory(cursor) => cursor.redeliver(claim).is_some(),
@@ -523,7 +511,6 @@ impl Cursor {
     /// Cuts a claim into two halves, and returns them. Both halves get the state of the claim, for
     /// example "sent and not answered yet". `None` if the claim has fewer than two events, or if it
     /// and all claims before it are finished already.
-    #[must_use]
     pub fn split(&self, claim: Claim) -> Option<(Claim, Claim)> {
         either!(self, cursor => cursor.split(claim))
     }
@@ -532,7 +519,6 @@ impl Cursor {
     /// parts get the state of the claim, for example "sent and not answered yet". `None` if
     /// `middle` does not lie inside the claim, or if the claim and all claims before it are
     /// finished already.
-    #[must_use]
     pub fn split_at(&self, claim: Claim, middle: Position) -> Option<(Claim, Claim)> {
         either!(self, cursor => cursor.split_at(claim, middle))
     }
@@ -549,7 +535,6 @@ impl Cursor {
     /// Returns `true` if no finished claim comes after an unfinished one. Call [`Cursor::rewind`]
     /// only if the result is `true`. If the result is `false`, [`Cursor::rewind`] would send
     /// finished events again.
-    #[must_use]
     pub fn is_in_order(&self) -> bool {
         either!(self, cursor => cursor.with(|state| state.claims.is_in_order()))
     }
@@ -597,14 +582,12 @@ impl Cursor {
     /// Returns how many events were acknowledged and dropped without a position since the last
     /// call, because the queue was full and `when_full` is `drop_newest`. Only the reader that
     /// records the evidence calls this. Always 0 for a queue in memory.
-    #[must_use]
     pub(crate) fn take_unplaced(&self) -> u64 {
         self.spool().map_or(0, spool::Cursor::take_unplaced)
     }
 
     /// Returns `true` if there is evidence, which needs to know what became of each event
     /// ([`Disposition::fates`]). Always `false` for a queue in memory.
-    #[must_use]
     pub(crate) fn is_recorded(&self) -> bool {
         self.spool().is_some_and(|cursor| cursor.with(|state| state.unrecorded.is_some()))
     }
@@ -628,7 +611,6 @@ impl Cursor {
     /// Returns what all outputs have finished since the last call. The places of the outputs in the
     /// cursors file stay before these events until [`Cursor::recorded`] is called. Only the reader
     /// that records the evidence calls this. Always empty for a queue in memory.
-    #[must_use]
     pub(crate) fn take_finished(&self) -> Vec<Finished> {
         self.spool().map(spool::Cursor::take_finished).unwrap_or_default()
     }
@@ -643,54 +625,46 @@ impl Cursor {
 
     /// Returns `true` if the queue hands out no more events, because the process is ending and the
     /// files keep the events for the next start. Always `false` for a queue in memory.
-    #[must_use]
     pub fn is_closed(&self) -> bool {
         self.spool().is_some_and(spool::Cursor::is_closed)
     }
 
     /// Returns the identity of the queue, which no other queue has.
-    #[must_use]
     pub fn identity(&self) -> Identity {
         either!(self, cursor => cursor.identity())
     }
 
     /// Returns the limit of the queue in bytes: `queue.max_bytes`.
-    #[must_use]
     pub fn capacity(&self) -> u64 {
         either!(self, cursor => cursor.capacity())
     }
 
     /// Returns a function that says whether the queue is nearly full: three quarters of its limit
     /// are needed, or more.
-    #[must_use]
     pub fn crowding(&self) -> Crowding {
         either!(self, cursor => Crowding(Arc::new(cursor.crowding())))
     }
 
     /// Returns the notes in which the output may keep facts for the delivery that replaces this
     /// one, and, if the queue is in files, for the next start.
-    #[must_use]
     pub fn notes(&self) -> Notes {
         either!(self, cursor => cursor.notes())
     }
 
     /// Returns the position at which this cursor's next claim begins. If events are missing at this
     /// position, the claim begins after them.
-    #[must_use]
     pub fn position(&self) -> Position {
         either!(self, cursor => cursor.with(|state| state.claims.read))
     }
 
     /// Returns the first position that this output has not finished. All positions before it are
     /// finished.
-    #[must_use]
     pub fn watermark(&self) -> Position {
         either!(self, cursor => cursor.with(|state| state.claims.watermark()))
     }
 
     /// Returns `true` if this output has taken all events in the queue to send them. If the queue
     /// is in files, only synced events count.
-    #[must_use]
     pub fn is_at_end(&self) -> bool {
         either!(self, cursor => cursor.is_at_end())
     }

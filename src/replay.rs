@@ -270,7 +270,6 @@ impl Replay {
 
     /// Returns what the operator should know before the events of queues are sent, one sentence for
     /// each line: which events are sent, and which outputs get some of them a second time.
-    #[must_use]
     pub fn remarks(&self) -> Vec<String> {
         let inputs = self.settings.files.iter().zip(&self.frontier.spools);
         let spools = inputs.filter_map(|(path, spool)| Some((path, spool.as_ref()?)));
@@ -279,7 +278,6 @@ impl Replay {
 
     /// Returns the line or position with which this run begins. `None` if the resume file names no
     /// place to begin with, for example in the first run.
-    #[must_use]
     pub fn resumes_at(&self) -> Option<Span> {
         let is_resumed = self.frontier.state.files.last().is_some_and(|last| last.lines > 0);
         is_resumed.then(|| self.frontier.place(&self.settings.files))
@@ -287,7 +285,6 @@ impl Replay {
 
     /// Returns the size of all inputs together, in bytes. `None` if an input has no size, such as a
     /// pipe.
-    #[must_use]
     pub fn file_bytes(&self) -> Option<u64> {
         self.sizes().sum()
     }

@@ -58,7 +58,6 @@ pub enum Shape {
 
 impl Shape {
     /// Returns the value of the key `filter.shape` that chooses this schema.
-    #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::Event => "event",
@@ -104,7 +103,6 @@ pub struct DataStream {
 impl DataStream {
     /// Returns the data stream with the name `TYPE-DATASET-NAMESPACE`. Returns `None` if the name
     /// has another form: no part may be empty or have a hyphen.
-    #[must_use]
     pub fn of(name: &str) -> Option<Self> {
         let mut parts = name.split('-').map(str::to_owned);
         let (kind, dataset, namespace) = (parts.next()?, parts.next()?, parts.next()?);
@@ -143,14 +141,12 @@ impl Form {
 
 /// Returns `true` if the document begins with the member `@timestamp`, as an ECS document of an
 /// event with a time does.
-#[must_use]
 pub fn has_timestamp(document: &[u8]) -> bool {
     document.starts_with(ecs::HEAD)
 }
 
 /// Returns the event that an ECS document holds, without the changes of its shape undone. Returns
 /// any other document as it is.
-#[must_use]
 pub fn event_in(document: &[u8]) -> &[u8] {
     static AUDIT: LazyLock<Finder<'static>> =
         LazyLock::new(|| Finder::new(br#""kubernetes":{"audit":"#));
@@ -163,14 +159,12 @@ pub fn event_in(document: &[u8]) -> &[u8] {
 }
 
 /// Returns `true` if the document begins as an OCSF document of an event does.
-#[must_use]
 pub fn is_ocsf(document: &[u8]) -> bool {
     ocsf::HEADS.iter().any(|head| document.starts_with(head))
 }
 
 /// Returns the `auditID` of the event from which a document was made, as it is written. Returns
 /// `None` if the event has none.
-#[must_use]
 pub fn audit_id(document: &[u8]) -> Option<&[u8]> {
     let object = |value: &&[u8]| value.first() == Some(&b'{');
     let of_event = scan::member(event_in(document), "auditID");
@@ -183,7 +177,6 @@ pub fn audit_id(document: &[u8]) -> Option<&[u8]> {
 /// Returns the time of an event that is the first member of its document: the time of its stage or,
 /// without a valid one, that of its request. Returns `None` if the document has no such member,
 /// which is so for every event that leaves in its own shape.
-#[must_use]
 pub fn time_of(document: &[u8]) -> Option<&[u8]> {
     let rest = [ecs::HEAD, ocsf::HEAD].iter().find_map(|head| document.strip_prefix(*head))?;
     let time = rest.get(..memchr::memchr(b'"', rest)?)?;

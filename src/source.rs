@@ -97,7 +97,6 @@ impl Status {
     }
 
     /// Returns a copy of the state of the source at this moment.
-    #[must_use]
     pub fn snapshot(&self) -> Snapshot {
         self.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -139,7 +138,6 @@ pub struct Planned {
 
 impl Planned {
     /// Returns the name of the source, from the config.
-    #[must_use]
     pub fn name(&self) -> &str {
         &self.config.name
     }
@@ -212,7 +210,6 @@ impl Slot {
 impl Sources {
     /// Makes a set without sources. If a source of this set ends although nobody has told it to
     /// end, or its thread cannot be started, this is reported to `failures`.
-    #[must_use]
     pub fn new(failures: Failures) -> Self {
         Self { failures, ..Self::default() }
     }
@@ -220,7 +217,6 @@ impl Sources {
     /// Compares a config with the running sources, and returns a plan with one entry for each
     /// source of the config. Changes nothing, reads no files and makes no connection. A message
     /// must have fewer bytes than `max_body`.
-    #[must_use]
     pub fn plan(
         &self,
         configs: &[config::Source],
@@ -319,7 +315,6 @@ impl Sources {
     }
 
     /// Returns the sources as `/status` shows them.
-    #[must_use]
     pub fn show(&self) -> Vec<Shown> {
         let show =
             |slot: &Slot| Shown { config: slot.config.clone(), status: slot.source.status() };

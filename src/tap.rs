@@ -81,14 +81,12 @@ pub struct Taps {
 
 impl Taps {
     /// Makes the taps of a relay. None is open.
-    #[must_use]
     pub fn new(metrics: TapMetrics) -> Self {
         Self { open: AtomicUsize::new(0), readers: Mutex::default(), metrics }
     }
 
     /// Opens a tap for the events of the output of this name, or of all outputs. Returns `None` if
     /// [`TAPS_MAX`] taps are open. The tap is closed when the value is dropped.
-    #[must_use]
     pub fn open(self: &Arc<Self>, output: Option<String>) -> Option<Tap> {
         let mut readers = lock(&self.readers);
         if readers.len() >= TAPS_MAX {
@@ -102,7 +100,6 @@ impl Taps {
     }
 
     /// Returns `true` if a tap is open. This is the only cost of the taps while none is.
-    #[must_use]
     pub fn is_open(&self) -> bool {
         self.open.load(Ordering::Relaxed) > 0
     }
@@ -148,20 +145,17 @@ impl Tap {
     }
 
     /// Returns the next line; `None` if there is none yet.
-    #[must_use]
     pub fn try_next(&self) -> Option<Line> {
         lock(&self.reader.state).lines.pop_front()
     }
 
     /// Returns the counters of the events that taps have shown and skipped.
-    #[must_use]
     pub fn metrics(&self) -> &TapMetrics {
         &self.taps.metrics
     }
 
     /// Returns the numbers of events that were not handed to this tap since the last call, by
     /// reason.
-    #[must_use]
     pub fn take_skipped(&self) -> Skipped {
         std::mem::take(&mut lock(&self.reader.state).skipped)
     }
@@ -199,7 +193,6 @@ pub struct Skipped {
 
 impl Skipped {
     /// Returns the number of all events that were not shown.
-    #[must_use]
     pub fn events(&self) -> u64 {
         self.sample + self.rate + self.full + self.large + self.unreadable
     }
@@ -314,7 +307,6 @@ pub struct Allowance {
 
 impl Allowance {
     /// Makes an allowance of this much per second, of which nothing is taken yet.
-    #[must_use]
     pub fn new(per_second: u32) -> Self {
         let per_second = f64::from(per_second);
         Self { per_second, left: per_second, refilled: Instant::now() }
@@ -349,13 +341,11 @@ pub struct Line {
 
 impl Line {
     /// Returns the name of the output that has sent the event.
-    #[must_use]
     pub fn output(&self) -> &str {
         &self.output
     }
 
     /// Returns the event, without a line break. It may contain secrets.
-    #[must_use]
     pub fn event(&self) -> &[u8] {
         &self.event
     }

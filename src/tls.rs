@@ -80,7 +80,6 @@ pub enum TlsError {
 
 impl TlsError {
     /// Returns `true` if a file does not exist, and `false` if a file is wrong or unreadable.
-    #[must_use]
     pub fn is_missing(&self) -> bool {
         matches!(self, Self::Read { source, .. } if source.kind() == io::ErrorKind::NotFound)
     }
@@ -130,7 +129,6 @@ fn certificate_fault(error: &OtherError) -> String {
 
 /// Returns the text of an error that ended a TLS handshake with a consumer, for the log and for the
 /// page `/status`.
-#[must_use]
 pub fn handshake_error(error: &io::Error) -> String {
     let source = error.get_ref().and_then(|source| source.downcast_ref::<rustls::Error>());
     match source {
@@ -154,7 +152,6 @@ pub fn handshake_error(error: &io::Error) -> String {
 
 /// Returns `true` if a TLS handshake has failed because the server's certificate is valid for other
 /// names than the one that was asked for.
-#[must_use]
 pub fn is_wrong_name(error: &io::Error) -> bool {
     let source = error.get_ref().and_then(|source| source.downcast_ref::<rustls::Error>());
     matches!(
@@ -195,14 +192,12 @@ pub type Client = Made<ClientTls, ClientConfig>;
 
 impl<C: PartialEq, R> Made<C, R> {
     /// Returns the rustls settings for the next handshake.
-    #[must_use]
     pub fn settings(&self) -> Arc<R> {
         Arc::clone(&self.rustls)
     }
 
     /// Returns the end of the own certificate's validity, in seconds since 1970. Returns `None` if
     /// there is no such certificate, or if it cannot be parsed.
-    #[must_use]
     pub fn not_after(&self) -> Option<i64> {
         self.not_after
     }
@@ -273,7 +268,6 @@ impl Server {
 
     /// Returns the PEM text of the certificate authority (CA) that must have issued a client's
     /// certificate. Returns `None` if clients need no certificate.
-    #[must_use]
     pub fn client_ca(&self) -> Option<&[u8]> {
         // The CA is the third file: [`Server::read`] reads it after the certificate and the key.
         self.config.client_ca.as_ref().and(self.made_of.get(2)).map(Vec::as_slice)
@@ -457,7 +451,6 @@ impl Chain {
 
     /// Returns `true` if the first certificate has a `subjectAltName`. Returns `true` as well if it
     /// cannot be parsed, which [`Chain::validity`] finds.
-    #[must_use]
     pub fn has_names(&self) -> bool {
         let Some(leaf) = self.0.first() else { return true };
         let Ok((_, parsed)) = x509_parser::parse_x509_certificate(leaf) else { return true };
@@ -467,7 +460,6 @@ impl Chain {
     /// Returns the numbers of the certificates, counted from 1, that another certificate has issued
     /// and that do not belong to a CA. A certificate that has signed itself is not among them,
     /// because old CAs do not say that they are CAs.
-    #[must_use]
     pub fn leaves(&self) -> Vec<usize> {
         let is_leaf = |certificate: &CertificateDer<'static>| {
             x509_parser::parse_x509_certificate(certificate).is_ok_and(|(_, parsed)| {
@@ -605,7 +597,6 @@ fn system_roots() -> RootCertStore {
 
 /// Returns a certificate's notAfter of RFC 5280 §4.1.2.5, in seconds since 1970. Returns `None` if
 /// the certificate cannot be parsed.
-#[must_use]
 pub fn not_after(certificate: &CertificateDer<'_>) -> Option<i64> {
     let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
     Some(parsed.validity().not_after.timestamp())

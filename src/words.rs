@@ -11,13 +11,11 @@ const DAY: u64 = 24 * HOUR;
 /// Returns the whole number that is nearest to `value`: 0 below 0, and the largest one above it.
 #[expect(clippy::cast_possible_truncation, reason = "a cast from float to integer saturates")]
 #[expect(clippy::cast_sign_loss, reason = "the value is not below 0")]
-#[must_use]
 pub fn whole(value: f64) -> u64 {
     value.max(0.0).round() as u64
 }
 
 /// Returns a number with a comma between each three digits: `1,234,567`.
-#[must_use]
 pub fn grouped(value: u64) -> String {
     let digits = value.to_string();
     let mut text = String::with_capacity(digits.len() + digits.len() / 3);
@@ -31,7 +29,6 @@ pub fn grouped(value: u64) -> String {
 }
 
 /// Returns a rate or a part: with one digit after the point below 100, and as a whole number above.
-#[must_use]
 pub fn scaled(value: f64) -> String {
     let value = value.max(0.0);
     match value > 0.0 && value < 99.95 {
@@ -41,7 +38,6 @@ pub fn scaled(value: f64) -> String {
 }
 
 /// Returns a number of bytes: `1.5 MiB`.
-#[must_use]
 pub fn bytes(value: f64) -> String {
     let units = ["B", "KiB", "MiB", "GiB", "TiB"];
     let mut value = value.max(0.0);
@@ -55,7 +51,6 @@ pub fn bytes(value: f64) -> String {
 }
 
 /// Returns a span of time in its two largest units: `1 d 2 h`, `3 min 4 s`, `5 s`.
-#[must_use]
 pub fn span(seconds: f64) -> String {
     let seconds = whole(seconds);
     let (size, unit, rest, rest_unit) = match seconds {
@@ -71,7 +66,6 @@ pub fn span(seconds: f64) -> String {
 }
 
 /// Returns a short time, such as a latency: `850 µs`, `12 ms`, `3.4 s`. `–` if it is not known.
-#[must_use]
 pub fn latency(seconds: Option<f64>) -> String {
     match seconds {
         None => "–".to_owned(),
@@ -85,7 +79,6 @@ pub fn latency(seconds: Option<f64>) -> String {
 /// Returns the known word that is most similar to `text`, or `None` if no word is similar. A word
 /// is similar if it differs by one typing error, or by at most a third of the letters of `text`.
 /// For example, `multplier` finds `multiplier`.
-#[must_use]
 pub fn nearest<'w>(text: &str, words: impl IntoIterator<Item = &'w str>) -> Option<&'w str> {
     let typos_max = (text.chars().count() / 3).max(1);
     let typos = |word: &str| strsim::damerau_levenshtein(text, word);
@@ -94,7 +87,6 @@ pub fn nearest<'w>(text: &str, words: impl IntoIterator<Item = &'w str>) -> Opti
 }
 
 /// Returns the age of something: `just now`, `5 s ago`.
-#[must_use]
 pub fn ago(seconds: f64) -> String {
     if seconds < 1.0 { "just now".to_owned() } else { format!("{} ago", span(seconds)) }
 }

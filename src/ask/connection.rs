@@ -126,14 +126,12 @@ impl Reply {
     }
 
     /// Returns the connection for the next request. The body must have been read to its end.
-    #[must_use]
     pub fn into_connection(self) -> Connection {
         self.connection
     }
 
     /// Returns the end of the validity of the server's certificate (notAfter), in seconds since
     /// 1970; `None` without TLS.
-    #[must_use]
     pub fn not_after(&self) -> Option<i64> {
         self.connection.not_after
     }

@@ -91,7 +91,6 @@ pub(super) struct Section {
 
 impl Filter {
     /// Returns `true` if the filter changes nothing: every event is sent, and is sent unchanged.
-    #[must_use]
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }

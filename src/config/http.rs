@@ -74,7 +74,6 @@ pub struct HttpKeys {
 
 impl HttpKeys {
     /// Returns the keys of a type of output whose requests carry a batch each.
-    #[must_use]
     pub const fn of_requests(compression: Compression, authorization: bool) -> Self {
         Self {
             compression,
@@ -148,7 +147,6 @@ impl HttpClient {
     /// other addresses. A URL that cannot be expanded is left out. See [`OutputSettings::targets`].
     ///
     /// [`OutputSettings::targets`]: super::protocol::OutputSettings::targets
-    #[must_use]
     pub fn targets(&self) -> Vec<Target> {
         let is_proxied = self.proxy.is_some();
         let urls =

@@ -100,7 +100,6 @@ impl Kafka {
     /// [`OutputSettings::targets`].
     ///
     /// [`OutputSettings::targets`]: super::protocol::OutputSettings::targets
-    #[must_use]
     pub fn targets(&self) -> Vec<Target> {
         Target::of_addresses("brokers", &self.brokers, self.tls.is_some())
     }

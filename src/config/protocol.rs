@@ -121,7 +121,6 @@ pub struct OutputType {
 impl OutputType {
     /// Returns the description of one type of output, for the table of all types. `S` is the type
     /// of the settings of such an output.
-    #[must_use]
     pub const fn of<S: OutputSettings>() -> Self {
         Self {
             name: S::TYPE,
@@ -154,7 +153,6 @@ pub struct OutputKind {
 
 impl OutputKind {
     /// Wraps the settings of one type of output.
-    #[must_use]
     pub fn new<S: OutputSettings>(settings: S) -> Self {
         Self {
             name: S::TYPE,
@@ -167,21 +165,18 @@ impl OutputKind {
     }
 
     /// Returns the name of the output's type, as the key `type` has it: `"http"`.
-    #[must_use]
     pub fn name(&self) -> &'static str {
         self.name
     }
 
     /// Returns the settings of the output as `S`. Returns `None` if the output is of another type
     /// than `S`.
-    #[must_use]
     pub fn settings<S: OutputSettings>(&self) -> Option<&S> {
         self.settings.as_any().downcast_ref()
     }
 
     /// Returns the configured addresses that the output sends events to, and that of its proxy. A
     /// URL that cannot be read is left out.
-    #[must_use]
     pub fn targets(&self) -> Vec<Target> {
         self.settings.targets()
     }

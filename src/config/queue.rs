@@ -67,7 +67,6 @@ pub enum Acknowledge {
 
 impl Acknowledge {
     /// Returns the value as the config has it.
-    #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::Queued => "queued",
@@ -91,7 +90,6 @@ pub enum WhenFull {
 
 impl WhenFull {
     /// Returns the value as the config has it.
-    #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::Reject => "reject",

@@ -35,7 +35,6 @@ pub enum SourceKind {
 
 impl Source {
     /// Returns the values of `type`, `topic` and `group`, in this order.
-    #[must_use]
     pub fn origin(&self) -> [&str; 3] {
         match self.kind {
             #[cfg(feature = "kafka")]

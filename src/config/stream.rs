@@ -64,7 +64,6 @@ impl Stream {
     /// See [`OutputSettings::targets`].
     ///
     /// [`OutputSettings::targets`]: super::protocol::OutputSettings::targets
-    #[must_use]
     pub fn targets(&self) -> Vec<Target> {
         Target::of_addresses("addresses", &self.addresses, self.tls.is_some())
     }
@@ -103,7 +102,6 @@ pub enum Strategy {
 
 impl Strategy {
     /// Returns the value as the config has it.
-    #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::Failover => "failover",

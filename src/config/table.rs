@@ -207,7 +207,6 @@ impl<'c, 'a> Table<'c, 'a> {
     }
 
     /// Returns the full path of a key of this table: `output[0].tls` for `tls`.
-    #[must_use]
     pub fn path_of(&self, name: &str) -> String {
         let name = bare_or_quoted(name);
         match self.path.as_str() {
@@ -218,7 +217,6 @@ impl<'c, 'a> Table<'c, 'a> {
 
     /// Returns `true` if the file sets the key `name` of this table. Call this function only after
     /// the key was taken; before that, the result is always `false`.
-    #[must_use]
     pub fn is_set(&self, name: &str) -> bool {
         self.cx.is_set(&self.path_of(name))
     }
@@ -672,7 +670,6 @@ impl<'c, 'a> Table<'c, 'a> {
 
     /// Returns `true` if no key is left in the table: the table was empty, or all of its keys were
     /// taken.
-    #[must_use]
     pub fn is_empty(&self) -> bool {
         self.keys.is_empty()
     }

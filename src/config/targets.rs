@@ -83,7 +83,6 @@ fn plain(host: &str) -> String {
 impl Target {
     /// Returns one target for each of `addresses`, which are the value of the key `key`. `tls` is
     /// `true` if connections to them use TLS.
-    #[must_use]
     pub fn of_addresses(key: &str, addresses: &[HostPort], tls: bool) -> Vec<Self> {
         let target = |(index, address): (usize, &HostPort)| {
             let host = plain(&address.host);
@@ -97,7 +96,6 @@ impl Target {
     /// Returns the target for a URL. `key` is the path of the URL's key, such as `urls[0]`.
     /// `resolved_elsewhere` is `true` if a proxy resolves the URL's host. Returns `None` if the URL
     /// cannot be read; another function reports that.
-    #[must_use]
     pub fn of_url(key: String, url: &Template, resolved_elsewhere: bool) -> Option<Self> {
         let url = Url::parse(&url.expand().ok()?).ok()?;
         let host = match url.host()? {
@@ -112,7 +110,6 @@ impl Target {
 
     /// Returns the address without anything that may be secret: `host:port`, or the scheme, host
     /// and port of a URL.
-    #[must_use]
     pub fn address(&self) -> String {
         let address = HostPort { host: self.host.clone(), port: self.port };
         match &self.scheme {
@@ -122,13 +119,11 @@ impl Target {
     }
 
     /// Returns `true` if connections to the address use TLS.
-    #[must_use]
     pub fn is_tls(&self) -> bool {
         self.tls
     }
 
     /// Returns `true` if the address is that of a proxy, which passes on what the output sends.
-    #[must_use]
     pub fn is_proxy(&self) -> bool {
         self.key == PROXY
     }

@@ -154,7 +154,6 @@ fn number_of_units(text: &str, units: &[(&str, u64)]) -> Option<Option<u64>> {
 }
 
 /// Returns a size in the shortest form that [`size`] can parse: `64MiB`, or `1000`.
-#[must_use]
 pub fn show_size(size: u64) -> String {
     for (name, unit) in [("GiB", GIB), ("MiB", MIB), ("KiB", KIB)] {
         if size != 0 && size.is_multiple_of(unit) {
@@ -166,7 +165,6 @@ pub fn show_size(size: u64) -> String {
 
 /// Returns a time in a short form that [`time`] can parse: `5m`, `90s`. The time must be a whole
 /// number of milliseconds.
-#[must_use]
 pub fn show_time(time: Duration) -> String {
     let millis = time.as_millis();
     for (name, unit) in [("h", 3_600_000), ("m", 60_000)] {

@@ -59,7 +59,6 @@ pub fn is_own(label: &str) -> bool {
 /// Returns `true` for an address on the same machine, or at the port of kube-apiserver. It is
 /// kube-apiserver's own address if kube-apiserver listens on IPv4 only; otherwise it may be a
 /// webhook's.
-#[must_use]
 pub fn may_be_own(label: &str) -> bool {
     let (host, port) = parse(label);
     let is_near = match &host {

@@ -95,7 +95,6 @@ fn rules(limits: &config::Limits, queue: &config::Queue) -> Rules {
 impl Gate {
     /// Makes the gate with the limits and deadlines of the config. The events of all requests go to
     /// `queue`.
-    #[must_use]
     pub fn new(
         limits: &config::Limits,
         queue_config: &config::Queue,

@@ -40,7 +40,6 @@ impl Settings {
     /// these settings. They may stay if both settings use TLS with the same `client_ca`, or if
     /// neither uses TLS. Otherwise clients must connect again, because the certificate of a client
     /// is checked only in the TLS handshake.
-    #[must_use]
     pub fn is_compatible(&self, others: &Self) -> bool {
         fn asked(settings: &Settings) -> Option<Option<&[u8]>> {
             settings.tls.as_ref().map(|tls| tls.client_ca())

@@ -93,7 +93,6 @@ impl Messages {
     /// Makes an encoder from the config. The names and values of `annotate` are added to the
     /// structured data of each message. `rejected` says what happens to an event whose message is
     /// too long.
-    #[must_use]
     pub fn new(config: &Settings, rejected: Rejected, annotate: &BTreeMap<String, String>) -> Self {
         let rfc5424 = Rfc5424::new(&config.messages, rejected, annotate);
         Self { framing: config.framing, rfc5424 }

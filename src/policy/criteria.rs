@@ -111,7 +111,6 @@ impl fmt::Display for Mistake {
 impl Criteria {
     /// Returns all mistakes in the criteria: values that kube-apiserver refuses, and values that it
     /// accepts but that can never match. `names` are the field names for the messages.
-    #[must_use]
     pub fn mistakes(&self, names: &Names) -> Vec<Mistake> {
         let mut found = Vec::new();
         let mut note = |path: &[Step], what: String| {
@@ -159,7 +158,6 @@ impl Criteria {
     /// Returns the values that are allowed, and that match no request of a Kubernetes client,
     /// because Kubernetes writes such values in another way. `names` are the field names for the
     /// messages.
-    #[must_use]
     pub fn doubts(&self, names: &Names) -> Vec<Mistake> {
         let lists = [
             (vec![Step::Field("users")], &self.users, doubt_of_who as Doubt),

@@ -197,7 +197,6 @@ pub struct Located<'r> {
 
 impl<'r> Located<'r> {
     /// Makes a value of which no part is read yet.
-    #[must_use]
     pub fn new(request: &'r Request<'r>) -> Self {
         Self { request, location: OnceCell::new(), path: OnceCell::new() }
     }

@@ -27,7 +27,6 @@ impl Level {
     pub const ALL: [Self; 4] = [Self::None, Self::Metadata, Self::Request, Self::RequestResponse];
 
     /// Returns the level's name, as policies and events write it.
-    #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::None => "None",
@@ -38,7 +37,6 @@ impl Level {
     }
 
     /// Returns the level with exactly this name; `None` if no level has the name.
-    #[must_use]
     pub fn of(name: &[u8]) -> Option<Self> {
         Self::ALL.into_iter().find(|level| level.name().as_bytes() == name)
     }
@@ -70,7 +68,6 @@ impl Stage {
         [Self::RequestReceived, Self::ResponseStarted, Self::ResponseComplete, Self::Panic];
 
     /// Returns the stage's name, as policies and events write it.
-    #[must_use]
     pub fn name(self) -> &'static str {
         match self {
             Self::RequestReceived => "RequestReceived",
@@ -81,7 +78,6 @@ impl Stage {
     }
 
     /// Returns the stage with exactly this name; `None` if no stage has the name.
-    #[must_use]
     pub fn of(name: &[u8]) -> Option<Self> {
         Self::ALL.into_iter().find(|stage| stage.name().as_bytes() == name)
     }

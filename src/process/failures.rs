@@ -35,7 +35,6 @@ impl Failures {
     }
 
     /// Returns the description of the first failure; `None` if there was no failure.
-    #[must_use]
     pub fn first(&self) -> Option<String> {
         self.first.borrow().clone()
     }

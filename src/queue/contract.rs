@@ -405,7 +405,6 @@ pub struct Finished {
 impl Disposition {
     /// Makes the value for a claim of which this many events are lost. The consumer has the other
     /// events of the claim.
-    #[must_use]
     pub fn lost(events: u64) -> Self {
         let fates = Fates { rest: Some(Fate::Lost), ..Fates::default() };
         Self { lost: events, fates, ..Self::default() }

@@ -112,7 +112,6 @@ fn remedy(error: &io::Error) -> &'static str {
 /// Makes a name that was read from a file safe for printing on a terminal, because a damaged or
 /// foreign file may have any bytes in the name. The result is one word, has no control characters,
 /// and is not empty.
-#[must_use]
 pub fn printable(name: &str) -> String {
     let escape = |char: char| match char.is_whitespace() {
         true => char.escape_unicode().to_string(),

@@ -68,14 +68,12 @@ impl Notes {
 
     /// Returns the position of the first event that may come again: after a reload, or after a
     /// crash, for which it is the place of the output that the queue's files have.
-    #[must_use]
     pub fn settled(&self) -> Position {
         (self.settled)()
     }
 
     /// Returns the position after the last event of the queue when this value was made. Notes about
     /// later positions are not of this queue.
-    #[must_use]
     pub fn end(&self) -> Position {
         self.end
     }

@@ -51,7 +51,6 @@ pub struct Load {
 
 impl Load {
     /// Returns the highest rate in events per second, which is at least the mean.
-    #[must_use]
     pub fn peak(&self) -> f64 {
         let most = EVENTS_PER_SECOND_OF_APISERVER * f64::from(self.apiservers);
         let peak = self.peak.unwrap_or_else(|| (self.events_per_second * PEAK).min(most));

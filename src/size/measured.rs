@@ -157,7 +157,6 @@ pub const OUTPUTS: [Output; 13] = [
 ];
 
 /// Returns the needs of a type of output; `None` if there is no such type.
-#[must_use]
 pub fn output(name: &str) -> Option<Output> {
     OUTPUTS.into_iter().find(|output| output.name == name)
 }

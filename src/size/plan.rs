@@ -89,7 +89,6 @@ fn segment(max_bytes: u64) -> u64 {
 
 /// Returns a size with one decimal, whatever its magnitude, so that a reader can compute with it:
 /// `9.3 GiB`.
-#[must_use]
 pub fn bytes(bytes: f64) -> String {
     let units = [("TiB", 1024.0 * m::GIB as f64), ("GiB", m::GIB as f64), ("MiB", m::MIB as f64)];
     match units.into_iter().find(|(_, unit)| bytes >= *unit) {
@@ -100,13 +99,11 @@ pub fn bytes(bytes: f64) -> String {
 }
 
 /// Returns a time in two units: `3 d 4 h`, `1 h 10 min`, `50 s`.
-#[must_use]
 pub fn time(time: Duration) -> String {
     span(time.as_secs_f64())
 }
 
 /// Returns a number without needless digits: `150`, `0.5`.
-#[must_use]
 pub fn number(number: f64) -> String {
     let digits = if number >= 100.0 {
         0
@@ -268,7 +265,6 @@ impl Plan {
 
     /// Returns how long a queue of this size and at this place lasts, in a relay that gets its
     /// share of the load.
-    #[must_use]
     pub fn lasts_with(&self, max_bytes: u64, place: Place) -> Duration {
         let usable = match place {
             Place::Disk => usable(max_bytes, (max_bytes / 4).min(m::SEGMENT_MAX)),
@@ -278,7 +274,6 @@ impl Plan {
     }
 
     /// Returns the lines for the config of each relay.
-    #[must_use]
     pub fn config(&self) -> String {
         let mut text = format!(
             "[limits]\nmax_in_flight = \"{}\"\nmax_connections = {}\n\n[queue]\n",
@@ -299,7 +294,6 @@ impl Plan {
     }
 
     /// Returns the lines for the container of each relay, and for its volume.
-    #[must_use]
     pub fn kubernetes(&self) -> String {
         let mebibytes = |bytes: u64| format!("{}Mi", bytes.div_ceil(m::MIB));
         let mut text = format!(

@@ -103,7 +103,6 @@ impl Conditions {
     }
 
     /// Returns `true` if the event with these values is what the reader asks for.
-    #[must_use]
     pub fn hold(&self, fields: &Fields<'_>) -> bool {
         let is_alternative = |it: &Condition, of: &Condition| {
             it.key.name == of.key.name && matches!(it.operator, Operator::Is)

@@ -33,7 +33,6 @@ pub enum Looked {
 
 impl View {
     /// Makes the view of a reader who asks for events by these conditions.
-    #[must_use]
     pub fn new(conditions: Conditions) -> Self {
         let redaction = Redaction::new(&[]).expect("no rule has no mistake");
         Self { redaction, conditions, redacted: Vec::new() }

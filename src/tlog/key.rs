@@ -109,7 +109,6 @@ impl VerifierKey {
     }
 
     /// Returns `true` if the signature is this key's signature of the message.
-    #[must_use]
     pub fn has_signed(&self, message: &[u8], signature: &[u8]) -> bool {
         UnparsedPublicKey::new(&ED25519, self.public).verify(message, signature).is_ok()
     }
@@ -212,7 +211,6 @@ impl SigningKey {
     /// # Panics
     ///
     /// Never: HKDF gives up to 255 times 32 bytes.
-    #[must_use]
     pub fn derive(&self, purpose: &str) -> [u8; KEY_BYTES] {
         let mut secret = [0; KEY_BYTES];
         let purpose = [purpose.as_bytes()];

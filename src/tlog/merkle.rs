@@ -245,7 +245,6 @@ pub fn inclusion<N: Nodes + ?Sized>(nodes: &N, index: u64, size: u64) -> io::Res
 
 /// Returns `true` if `path` proves that `leaf` is the hash of the entry with this index, among the
 /// `size` entries that have this root (RFC 9162 §2.1.3.2).
-#[must_use]
 pub fn includes(leaf: Hash, index: u64, size: u64, path: &[Hash], root: Hash) -> bool {
     if index >= size {
         return false;
@@ -333,7 +332,6 @@ pub struct Head {
 
 /// Returns `true` if `path` proves that the log `new` begins with the log `old` (RFC 9162
 /// §2.1.4.2).
-#[must_use]
 pub fn extends(old: Head, new: Head, path: &[Hash]) -> bool {
     if old.size >= new.size {
         return path.is_empty() && old == new;

@@ -104,7 +104,6 @@ impl Note {
     }
 
     /// Checks the signature of a key on the note.
-    #[must_use]
     pub fn check(&self, key: &VerifierKey) -> Signed {
         let mut found = Signed::Absent;
         for signature in &self.signatures {

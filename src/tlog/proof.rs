@@ -58,7 +58,6 @@ impl Proof {
 
     /// Returns `true` if the entry is in the log of the proof's checkpoint. The signatures of the
     /// checkpoint are not checked.
-    #[must_use]
     pub fn proves(&self, entry: &[u8]) -> bool {
         let head = self.signed.checkpoint.head;
         includes(Hash::of_leaf(entry), self.index, head.size, &self.path, head.root)

@@ -78,7 +78,6 @@ fn look(state: State) -> (Style, &'static str) {
 }
 
 /// Returns the number of lines that all parts of the screen need.
-#[must_use]
 pub fn height(view: &View) -> u16 {
     let Some(status) = &view.status else { return 3 };
     let addresses = view.shown_output().map_or(0, |it| it.addresses.len());

@@ -49,7 +49,6 @@ pub struct View {
 impl View {
     /// Makes a view of the relay at `url` that has no answer yet. The details of the selected
     /// output are shown if `details` is `true`.
-    #[must_use]
     pub fn new(url: &str, details: bool) -> Self {
         Self {
             url: message(url),

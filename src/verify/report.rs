@@ -200,7 +200,6 @@ impl Faults {
     }
 
     /// Returns the faults, at most 1,000.
-    #[must_use]
     pub fn kept(&self) -> &[Fault] {
         &self.kept
     }
@@ -231,7 +230,6 @@ pub struct Report {
 impl Report {
     /// Returns the exit status: 0 if nothing is wrong, 1 if something is wrong, 2 if something
     /// could not be checked.
-    #[must_use]
     pub fn status(&self) -> u8 {
         match (self.faults.count, self.unchecked.is_empty() && self.counts.newer == 0) {
             (0, true) => 0,

@@ -25,7 +25,6 @@ use std::fmt::Write as _;
 const FIELD_CHARS_MAX: usize = 256;
 
 /// Returns `true` if a terminal shows the character as it is, and in its place.
-#[must_use]
 pub fn is_plain(char: char) -> bool {
     match char {
         ' '..='~' => true,
@@ -36,7 +35,6 @@ pub fn is_plain(char: char) -> bool {
 
 /// Returns a JSON text in which each character that is not plain is an escape of JSON. The value of
 /// the text does not change. Blanks between the tokens of the text become spaces.
-#[must_use]
 pub fn json(text: &str) -> Cow<'_, str> {
     if text.chars().all(is_plain) {
         return Cow::Borrowed(text);
@@ -62,7 +60,6 @@ pub fn json(text: &str) -> Cow<'_, str> {
 /// space, a quote, a backslash, one of `separators`, or a character that is not plain stands in
 /// quotes and with escapes, so that no client can forge a field. An empty text is `-`, and a long
 /// one is cut.
-#[must_use]
 pub fn field(text: &str, separators: &str) -> String {
     let is_bare = |char: char| {
         is_plain(char) && !matches!(char, ' ' | '"' | '\\') && !separators.contains(char)
@@ -87,7 +84,6 @@ pub fn field(text: &str, separators: &str) -> String {
 }
 
 /// Returns a text for a message: each character that is not plain is an escape such as `\u{1b}`.
-#[must_use]
 pub fn message(text: &str) -> String {
     let mut safe = String::with_capacity(text.len());
     for char in text.chars() {
@@ -98,7 +94,6 @@ pub fn message(text: &str) -> String {
 
 /// Returns the first `chars_max` characters of a text, with U+FFFD in the place of each one that is
 /// not plain.
-#[must_use]
 pub fn masked(text: &str, chars_max: usize) -> String {
     let mask = |char| if is_plain(char) { char } else { char::REPLACEMENT_CHARACTER };
     text.chars().take(chars_max).map(mask).collect()

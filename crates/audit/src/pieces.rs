@@ -145,7 +145,6 @@ impl Pieces {
     /// Makes the state for a body of which no byte has arrived yet. The body will be cut into
     /// pieces of about `piece_bytes` bytes. The caller lets at most about `waiting_max` bytes of it
     /// wait here ([`Pieces::held`]); if more wait, they may take their memory twice.
-    #[must_use]
     pub fn new(piece_bytes: usize, waiting_max: usize) -> Self {
         let piece_bytes = piece_bytes.max(2);
         let window_max = waiting_max.saturating_add(LIST_HEAD.len() + LIST_TAIL.len());
@@ -165,7 +164,6 @@ impl Pieces {
     }
 
     /// Returns the number of bytes of memory that this value takes now.
-    #[must_use]
     pub fn held(&self) -> usize {
         self.waiting() + self.frame.len()
     }

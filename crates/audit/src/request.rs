@@ -43,19 +43,16 @@ pub struct Uri<'a>(&'a [u8]);
 
 impl<'a> Uri<'a> {
     /// Makes a `Uri` of the bytes between the quotes of `requestURI`.
-    #[must_use]
     pub fn written(raw: &'a [u8]) -> Self {
         Self(raw)
     }
 
     /// Returns the bytes between the quotes of `requestURI`, with the escapes of JSON as written.
-    #[must_use]
     pub fn as_written(&self) -> &'a [u8] {
         self.0
     }
 
     /// Returns the whole URI, with the escapes of JSON resolved.
-    #[must_use]
     pub fn text(&self) -> Text<'a> {
         scan::key(self.0)
     }
@@ -63,7 +60,6 @@ impl<'a> Uri<'a> {
     /// Returns the URI without its query; percent-encoding stays as it is written. Returns an empty
     /// text if kube-apiserver saw no path. This is the case for a URI that is not `*` and does not
     /// begin with `/`, such as `k:x`.
-    #[must_use]
     pub fn path(&self) -> Text<'a> {
         // The question mark, too, may be written as an escape of JSON.
         let mut text = self.text();
@@ -82,7 +78,6 @@ impl<'a> Uri<'a> {
     /// Returns the namespace and the name of the request's object, as the URL has them. Returns
     /// `None` if kube-apiserver would not treat a request with this URL as a request about an
     /// object.
-    #[must_use]
     pub fn location(&self) -> Option<Location<'a>> {
         Location::of(*self)
     }
@@ -123,7 +118,6 @@ pub struct Object<'a> {
 
 /// Returns the request that `event` describes. The event must be valid JSON. If a key occurs twice,
 /// its first value counts. A value that is not a string is read as an empty text.
-#[must_use]
 pub fn request(event: &[u8]) -> Request<'_> {
     let [level, stage, uri, verb, user, object] =
         scan::firsts(event, ["level", "stage", "requestURI", "verb", "user", "objectRef"]);

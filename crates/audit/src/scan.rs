@@ -18,14 +18,12 @@ pub struct Member<'a> {
 
 impl<'a> Member<'a> {
     /// Returns `true` if the key is written with escapes.
-    #[must_use]
     pub fn has_escapes(&self) -> bool {
         self.has_escapes
     }
 
     /// Returns the text of the key with its escapes resolved, as [`key`] does. The walk has met the
     /// escapes of the key already, so they are not searched again.
-    #[must_use]
     pub fn name(&self) -> Cow<'a, [u8]> {
         if self.has_escapes { key(self.key) } else { Cow::Borrowed(self.key) }
     }
@@ -44,21 +42,18 @@ pub struct Members<'a> {
 }
 
 /// Returns an iterator over the members of `object`, a JSON text that begins with `{`.
-#[must_use]
 pub fn members(object: &[u8]) -> Members<'_> {
     Members { text: object, at: 1, depth: 1 }
 }
 
 /// Returns an iterator over those members of `object` that begin after the byte offset `at`. The
 /// preceding member must end at this offset.
-#[must_use]
 pub fn members_behind(object: &[u8], at: usize) -> Members<'_> {
     Members { text: object, at, depth: 1 }
 }
 
 impl<'a> Members<'a> {
     /// Returns the deepest nesting that the iterator has met so far; the object itself is level 1.
-    #[must_use]
     pub fn depth(&self) -> usize {
         self.depth
     }
@@ -154,7 +149,6 @@ pub fn elements(array: &[u8]) -> impl Iterator<Item = &[u8]> {
 
 /// Returns the offset at which the JSON value at the beginning of `text` ends. Returns `None` if
 /// that value is not a string, object or array.
-#[must_use]
 pub fn value_end(text: &[u8]) -> Option<usize> {
     let mut members = Members { text, at: 0, depth: 1 };
     match text.first()? {
@@ -167,7 +161,6 @@ pub fn value_end(text: &[u8]) -> Option<usize> {
 
 /// Returns the offset of the byte after a string's closing quote; `at` is the offset of its opening
 /// quote. If the string does not end, returns the length of `text`.
-#[must_use]
 pub fn string_end(text: &[u8], at: usize) -> usize {
     end_and_escapes(text, at).0
 }
@@ -214,7 +207,6 @@ fn end_and_escapes(text: &[u8], at: usize) -> (usize, bool) {
 
 /// Returns the text of a key with its escapes resolved; `raw` is the bytes between the key's
 /// quotes. A key with an escaped lone surrogate, which cannot be UTF-8, is returned as written.
-#[must_use]
 pub fn key(raw: &[u8]) -> Cow<'_, [u8]> {
     if memchr::memchr(b'\\', raw).is_none() {
         return Cow::Borrowed(raw);
@@ -228,14 +220,12 @@ pub fn key(raw: &[u8]) -> Cow<'_, [u8]> {
 }
 
 /// Returns the text of a JSON string with its escapes resolved; `None` if `value` is not a string.
-#[must_use]
 pub fn string(value: &[u8]) -> Option<Cow<'_, [u8]>> {
     inner(value).map(key)
 }
 
 /// Returns the bytes between the quotes of a JSON string, with escapes as written; `None` if
 /// `value` is not a string.
-#[must_use]
 pub fn inner(value: &[u8]) -> Option<&[u8]> {
     match value {
         [b'"', inner @ .., b'"'] => Some(inner),
@@ -245,14 +235,12 @@ pub fn inner(value: &[u8]) -> Option<&[u8]> {
 
 /// Returns the value of the first member of `object` with the key `name`; `None` if there is no
 /// such member.
-#[must_use]
 pub fn member<'a>(object: &'a [u8], name: &str) -> Option<&'a [u8]> {
     members(object).find(|member| *member.name() == *name.as_bytes()).map(|member| member.value)
 }
 
 /// Returns, for each name in `names`, the value of the first member of `object` with this name, or
 /// `None` if `object` has no such member. All results are `None` if `object` is not a JSON object.
-#[must_use]
 pub fn firsts<'a, const N: usize>(object: &'a [u8], names: [&str; N]) -> [Option<&'a [u8]>; N] {
     let (mut found, mut missing) = ([None; N], N);
     if object.first() != Some(&b'{') {

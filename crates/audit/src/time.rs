@@ -14,14 +14,12 @@ const DAY: u64 = 86_400;
 /// RFC 3339 too. The date must exist in the calendar, and leap seconds are not allowed. The check
 /// is needed because the text comes from outside: it must not add fields to a syslog header, and a
 /// receiver must be able to parse it.
-#[must_use]
 pub fn is_timestamp(time: &[u8]) -> bool {
     parts(time).is_some_and(|Parts { fraction, .. }| fraction.len() <= 6)
 }
 
 /// Returns the time of a valid [timestamp](is_timestamp) in milliseconds since 1970 began in UTC.
 /// Smaller parts of a second are cut off. Returns `None` if the text is not such a time.
-#[must_use]
 pub fn milliseconds(time: &[u8]) -> Option<i64> {
     let parts = parts(time).filter(|it| it.fraction.len() <= 6)?;
     Some(parts.seconds() * 1000 + parts.below_a_second(3))
@@ -30,7 +28,6 @@ pub fn milliseconds(time: &[u8]) -> Option<i64> {
 /// Returns the nanoseconds since 1970 of a time in the format of RFC 3339, with capital letters and
 /// at most 9 digits of fraction. Returns `None` if the text is not such a time, or if the time is
 /// before 1970 or after April 2262 (protocols have 64 bits with a sign for it).
-#[must_use]
 pub fn nanos(time: &[u8]) -> Option<u64> {
     let parts = parts(time).filter(|it| it.fraction.len() <= 9)?;
     let (seconds, below) = (parts.seconds(), parts.below_a_second(9));

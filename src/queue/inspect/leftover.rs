@@ -58,7 +58,6 @@ pub struct Leftover {
 
 impl Leftover {
     /// Returns how many events at these positions the relay itself has dropped and counted as lost.
-    #[must_use]
     pub fn dropped_in(&self, positions: Range<Position>) -> u64 {
         cursors::missing_in(&self.holes, &positions)
     }

@@ -29,14 +29,12 @@ impl Isa {
 
     /// Returns the instruction set with the widest registers that this CPU has; `None` if the CPU
     /// has none of them.
-    #[must_use]
     pub fn best() -> Option<Self> {
         Self::ALL.into_iter().rev().find(|isa| isa.is_there())
     }
 
     /// Returns `true` if this CPU has all instructions of the instruction set that the scanner
     /// uses.
-    #[must_use]
     pub fn is_there(self) -> bool {
         match self {
             Self::Sse2 => is_x86_feature_detected!("sse2"),

@@ -44,14 +44,12 @@ impl<'a> Location<'a> {
     /// Returns the namespace of the request. The result is empty if the request is about no
     /// namespace, or about all namespaces. For a request about a namespace object, the result is
     /// the name of this object.
-    #[must_use]
     pub fn namespace(&self) -> &[u8] {
         self.path.get(self.namespace.clone()).unwrap_or_default()
     }
 
     /// Returns the name of the object. The result is empty if the URL names no object, for example
     /// when an object is created or many objects are listed.
-    #[must_use]
     pub fn name(&self) -> &[u8] {
         self.path.get(self.name.clone()).unwrap_or_default()
     }

@@ -86,7 +86,6 @@ impl Search for Usual<'_, '_> {
 impl<'a> Reader<'a> {
     /// Makes a reader of `lines`: events that are valid JSON without raw line breaks, each followed
     /// by one `\n`.
-    #[must_use]
     pub fn new(lines: &'a [u8]) -> Self {
         let mut clients = Vec::new();
         clients.resize_with(CLIENTS, Client::default);
@@ -109,7 +108,6 @@ impl<'a> Reader<'a> {
     }
 
     /// Returns the request of the last event.
-    #[must_use]
     pub fn request(&self) -> &Request<'a> {
         &self.request
     }
@@ -145,7 +143,6 @@ impl<'a> Reader<'a> {
     /// with the key that kube-apiserver writes there. The bytes end before a member of the event,
     /// or before its closing brace. The result is 0 if the event is not written as kube-apiserver
     /// writes events.
-    #[must_use]
     pub fn known(&self) -> usize {
         self.known
     }
