@@ -128,17 +128,10 @@ pub fn migrate(text: &str, options: Options<'_>) -> Result<Migrated, Unusable> {
 
     let mut output = first.output.clone();
     let mut tables = alternatives(&file, &group, &others, &global);
-    let mut needs = Vec::new();
-    if !options.keeps_paths {
-        let mut files = Files::default();
-        files.place_all(&CONSUMER, output.tls.as_mut());
-        binds.iter_mut().for_each(|bind| files.place_all(&LISTENER, bind.tls.as_mut()));
-        needs = files.needs();
-        for other in &mut tables {
-            other.binds.iter_mut().for_each(|it| files.place_all(&LISTENER, it.tls.as_mut()));
-            files.place_all(&CONSUMER, other.output.tls.as_mut());
-        }
-    }
+    let mut needs = match options.keeps_paths {
+        true => Vec::new(),
+        false => placed(&mut output, &mut binds, &mut tables),
+    };
     let mut config = write::Config {
         name: options.name,
         report: Vec::new(),
@@ -175,6 +168,24 @@ fn listeners<'f>(file: &File, group: &[&Route<'f>], notes: &mut Notes) -> Vec<Bi
         route::modes(file, route, notes);
     }
     route::listeners(&binds, notes)
+}
+
+/// Replaces the paths of all files by those in the relay's pod. Returns sentences about the Secrets
+/// that the listeners and the output need there.
+fn placed(
+    output: &mut Output,
+    binds: &mut [Bind<'_>],
+    tables: &mut [write::Other<'_>],
+) -> Vec<String> {
+    let mut files = Files::default();
+    files.place_all(&CONSUMER, output.tls.as_mut());
+    binds.iter_mut().for_each(|bind| files.place_all(&LISTENER, bind.tls.as_mut()));
+    let needs = files.needs();
+    for other in tables {
+        other.binds.iter_mut().for_each(|bind| files.place_all(&LISTENER, bind.tls.as_mut()));
+        files.place_all(&CONSUMER, other.output.tls.as_mut());
+    }
+    needs
 }
 
 /// Returns a sentence about each header of the output whose value is a secret.
