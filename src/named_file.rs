@@ -17,8 +17,9 @@ use std::path::Path;
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
-use std::sync::PoisonError;
 use std::time::Duration;
+
+use crate::lock::lock;
 
 /// The longest wait for the files that a config names. After this time the file system counts as
 /// hanging, and the command or the reload that needs the files fails.
@@ -28,7 +29,7 @@ pub const WAIT_MAX: Duration = Duration::from_secs(30);
 static UNDER_WAY: Mutex<BTreeMap<u64, PathBuf>> = Mutex::new(BTreeMap::new());
 
 fn under_way() -> MutexGuard<'static, BTreeMap<u64, PathBuf>> {
-    UNDER_WAY.lock().unwrap_or_else(PoisonError::into_inner)
+    lock(&UNDER_WAY)
 }
 
 /// While this value exists, its file is in the list of files that are being read.

@@ -18,7 +18,6 @@
 
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::PoisonError;
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -28,6 +27,7 @@ use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::config;
+use crate::lock::lock;
 use crate::process::Failures;
 use crate::queue::Queue;
 use crate::staged::Staged;
@@ -93,12 +93,12 @@ pub struct Snapshot {
 
 impl Status {
     fn update(&self, change: impl FnOnce(&mut Snapshot)) {
-        change(&mut self.state.lock().unwrap_or_else(PoisonError::into_inner));
+        change(&mut lock(&self.state));
     }
 
     /// Returns a copy of the state of the source at this moment.
     pub fn snapshot(&self) -> Snapshot {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        lock(&self.state).clone()
     }
 }
 

@@ -10,58 +10,7 @@ const FIRST: &[&str] = &[
 ];
 
 /// The examples of all commands. Each is a whole command line, which may end with a comment.
-const EXAMPLES: &[&str] = &[
-    "kube-audit-forwarder run --config relay.toml",
-    "kube-audit-forwarder run                   # the file of KUBE_AUDIT_FORWARDER_CONFIG",
-    "kube-audit-forwarder check relay.toml",
-    "kube-audit-forwarder check relay.toml --connect     # also connect to every consumer",
-    "kube-audit-forwarder check relay.toml --elsewhere   # on another machine than the relay's",
-    "kube-audit-forwarder config --config relay.toml",
-    "kube-audit-forwarder config --reference",
-    "kube-audit-forwarder demo --seconds 10",
-    "kube-audit-forwarder replay audit.log --url http://127.0.0.1:3000/",
-    "kube-audit-forwarder replay audit-1.log.gz audit.log --url https://relay.example:3443/ --ca ca.crt --rate 500",
-    "zcat audit-1.log.gz | kube-audit-forwarder replay - --url http://127.0.0.1:3000/ --on-bad-line skip",
-    "kube-audit-forwarder replay /mnt/spool --url http://127.0.0.1:3000/ --resume replay.state",
-    "kube-audit-forwarder migrate haproxy haproxy.cfg > relay.toml",
-    "kube-audit-forwarder migrate haproxy --keep-paths /etc/haproxy/haproxy.cfg > relay.toml",
-    "kubectl get configmap haproxy -o 'jsonpath={.data.haproxy\\.cfg}' | kube-audit-forwarder migrate haproxy -",
-    "kube-audit-forwarder queue inspect /var/lib/kube-audit-forwarder",
-    "kube-audit-forwarder queue inspect --json /var/lib/kube-audit-forwarder",
-    "kube-audit-forwarder queue export /var/lib/kube-audit-forwarder > events.jsonl",
-    "kube-audit-forwarder queue export /var/lib/kube-audit-forwarder --output logstash",
-    "kube-audit-forwarder queue verify /var/lib/kube-audit-forwarder",
-    "kube-audit-forwarder evidence keygen --origin example.org/prod/relay-0 --out relay-0.key",
-    "kube-audit-forwarder evidence show /var/lib/kube-audit-forwarder",
-    "kube-audit-forwarder evidence show --json /var/lib/kube-audit-forwarder",
-    "kube-audit-forwarder evidence prove /var/lib/kube-audit-forwarder --position 4711 > proof",
-    "kube-audit-forwarder evidence copy /var/lib/kube-audit-forwarder evidence-2026-11-22",
-    "kube-audit-forwarder evidence verify --directory /var/lib/kube-audit-forwarder --key \"$(cat relay-0.vkey)\"",
-    "kube-audit-forwarder evidence verify --directory /backup/queue --key \"$(cat relay-0.vkey)\" --output archive --events stored/*.gz",
-    "kube-audit-forwarder evidence verify --proof proof --key \"$(cat relay-0.vkey)\"",
-    "kube-audit-forwarder policy explain --policy audit-policy.yaml event.json",
-    "tail -n 20 audit.log | kube-audit-forwarder policy explain --policy audit-policy.yaml -",
-    "kube-audit-forwarder completions bash > /etc/bash_completion.d/kube-audit-forwarder",
-    "kube-audit-forwarder completions zsh",
-    "kube-audit-forwarder man | man -l -",
-    "kube-audit-forwarder man /usr/local/share/man/man1",
-    "kube-audit-forwarder healthcheck http://127.0.0.1:9090",
-    "kube-audit-forwarder healthcheck --config relay.toml",
-    "kube-audit-forwarder doctor --kubeconfig admin.conf --relay http://127.0.0.1:9090",
-    "kubectl get --raw /metrics | kube-audit-forwarder doctor --apiserver - --relay http://127.0.0.1:9090 --json",
-    "kube-audit-forwarder size --events-per-second 150 --event-bytes 1430 --outage 12h",
-    "kube-audit-forwarder size --events-per-second 20 --event-bytes 2KiB --outage 30m --queue memory --outputs syslog",
-    "kube-audit-forwarder size --url http://10.0.0.5:9090 --url http://10.0.0.6:9090 --outage 4h",
-    "kube-audit-forwarder size --kubeconfig admin.conf --event-bytes 1430 --interval 0s",
-    "kube-audit-forwarder drain http://127.0.0.1:9090 --seconds 300",
-    "kube-audit-forwarder drain --config relay.toml",
-    "kube-audit-forwarder top http://127.0.0.1:9090",
-    "kube-audit-forwarder top --once http://127.0.0.1:9090 > report.txt",
-    "kube-audit-forwarder tap --config relay.toml --match resource=secrets",
-    "kube-audit-forwarder tap http://127.0.0.1:9090 --token-file token --match verb=delete --match 'code>=400'",
-    "kube-audit-forwarder tap --config relay.toml --output siem --format json --limit 10",
-    "kube-audit-forwarder metrics > metrics.md",
-];
+const EXAMPLES: &str = include_str!("examples.txt");
 
 /// Returns the examples of the command at this path: all that call it, or only the first of them if
 /// it is a group of commands.
@@ -70,8 +19,8 @@ fn examples(path: &str, is_group: bool) -> Vec<&'static str> {
         return FIRST.to_vec();
     }
     let called = format!("kube-audit-forwarder {path} ");
-    let calls = EXAMPLES.iter().copied().filter(|line| line.contains(&called));
-    calls.take(if is_group { 1 } else { EXAMPLES.len() }).collect()
+    let calls = EXAMPLES.lines().filter(|line| line.contains(&called));
+    calls.take(if is_group { 1 } else { usize::MAX }).collect()
 }
 
 /// Returns the command with the examples at the end of its help and of the help of each command
@@ -143,7 +92,7 @@ mod tests {
             let help = below.render_long_help().to_string();
             assert!(help.contains(&format!("Examples:\n  {}", lines[0])), "{path}: {help}");
         }
-        for line in EXAMPLES {
+        for line in EXAMPLES.lines() {
             assert!(shown.contains(line), "{line} is an example of no command");
         }
     }

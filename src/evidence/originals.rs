@@ -24,6 +24,7 @@ use super::lines;
 use super::lines::HEADING;
 use super::lines::Heading;
 use super::lines::Record;
+use crate::lock::lock;
 use crate::position::Position;
 use crate::queue;
 use crate::queue::disk::Access;
@@ -98,13 +99,13 @@ impl Originals {
     /// Called when the recorder has opened the log or has failed to do so. Lines are compared from
     /// now on, or not: if nothing is recorded any more, the hashes may be those of other events.
     pub(super) fn decide(&self, compares: bool) {
-        *self.compares.lock().unwrap_or_else(PoisonError::into_inner) = Some(compares);
+        *lock(&self.compares) = Some(compares);
         self.decided.notify_all();
     }
 
     /// Returns `true` if lines are compared. Waits until the log is open, but not for long.
     fn compares(&self) -> bool {
-        let compares = self.compares.lock().unwrap_or_else(PoisonError::into_inner);
+        let compares = lock(&self.compares);
         let waited = self.decided.wait_timeout_while(compares, OPENS_WITHIN, |it| it.is_none());
         let (mut compares, _) = waited.unwrap_or_else(PoisonError::into_inner);
         *compares.get_or_insert(false)
@@ -145,7 +146,7 @@ impl Originals {
         name: LineFile,
         positions: &Range<u64>,
     ) -> io::Result<Vec<u64>> {
-        let mut indexed = self.indexed.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut indexed = lock(&self.indexed);
         let mut of_file = match indexed.iter().position(|it| it.name == name) {
             Some(at) => indexed.remove(at),
             None => Indexed { name, bytes: 0, records: Vec::new() },
@@ -162,7 +163,7 @@ impl Originals {
     fn tell(&self, changed: &[Position]) {
         let Some(first) = changed.first() else { return };
         let is_due = {
-            let mut told = self.told.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut told = lock(&self.told);
             if told.positions.len() >= TOLD_MAX {
                 told.positions.clear();
             }

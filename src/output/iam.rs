@@ -4,7 +4,6 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::PoisonError;
 use std::sync::Weak;
 use std::time::Duration;
 
@@ -17,6 +16,7 @@ use super::http::service::Question;
 use super::http::service::Service;
 use super::tokens::Issuer;
 use super::tokens::Tokens;
+use crate::lock::lock;
 
 const PATH: &str = "/identity/token";
 
@@ -85,7 +85,7 @@ struct Answer {
 
 /// Returns the tokens with these settings that are in use, or else new ones.
 pub(super) fn shared(settings: IamSettings) -> Arc<Iam> {
-    let mut in_use = IN_USE.lock().unwrap_or_else(PoisonError::into_inner);
+    let mut in_use = lock(&IN_USE);
     in_use.retain(|iam| iam.strong_count() > 0);
     let mut others = in_use.iter().filter_map(Weak::upgrade);
     if let Some(iam) = others.find(|iam| *iam.issuer() == settings) {

@@ -8,7 +8,6 @@ use std::io;
 use std::io::Write;
 use std::os::fd::AsFd;
 use std::sync::Mutex;
-use std::sync::PoisonError;
 use std::sync::mpsc;
 use std::time::Duration;
 
@@ -29,6 +28,7 @@ use crate::delivery::link::Connect;
 use crate::delivery::link::Event;
 use crate::delivery::link::Link;
 use crate::delivery::prepared;
+use crate::lock::lock;
 use crate::queue::Batch;
 use crate::queue::Claim;
 use crate::queue::Take;
@@ -124,7 +124,7 @@ const FULL_PIPE: Duration = Duration::from_millis(10);
 /// thread waits until the old thread has ended. Their lines are thus not mixed.
 fn write_all(mut out: File, queue: &mpsc::Receiver<Job>, report: &async_mpsc::Sender<Done>) {
     static TURN: Mutex<()> = Mutex::new(());
-    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let _turn = lock(&TURN);
     for (claim, pieces) in queue {
         let result = pieces.iter().try_for_each(|piece| write_piece(&mut out, piece));
         let failed = result.is_err();

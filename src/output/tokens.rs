@@ -4,7 +4,6 @@
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::PoisonError;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -21,6 +20,7 @@ use super::http::service::Service;
 use super::http::service::ServiceError;
 use crate::delivery::failure::Failure;
 use crate::delivery::retry::Retry;
+use crate::lock::lock;
 use crate::telemetry::AttemptError;
 
 /// The longest life of a token that is believed.
@@ -141,7 +141,7 @@ impl<I: Issuer> Tokens<I> {
 
     /// Starts the task, unless it runs already.
     pub(super) fn begin(&self) {
-        let mut task = self.task.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut task = lock(&self.task);
         if task.is_empty() {
             let shared = Arc::clone(&self.shared);
             task.spawn(async move {

@@ -10,7 +10,6 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
-use std::sync::PoisonError;
 
 use slab::Slab;
 use tokio::sync::Notify;
@@ -45,6 +44,7 @@ use crate::config;
 use crate::config::Acknowledge;
 use crate::config::BATCH_OVERHEAD;
 use crate::config::WhenFull;
+use crate::lock::lock;
 use crate::position::Position;
 use crate::telemetry::Loss;
 use crate::telemetry::QueueMetrics;
@@ -74,7 +74,7 @@ impl Shared {
     /// Locks the queue's state, even if a task has panicked while it held the lock. The panic was
     /// reported, and the state is used as the task has left it, because there is no better one.
     fn lock(&self) -> MutexGuard<'_, MemoryState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 }
 

@@ -6,11 +6,11 @@ use std::fmt;
 use std::io;
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::PoisonError;
 
 use super::disk;
 use super::disk::Disk;
 use super::disk::named;
+use crate::lock::lock;
 use crate::position::Position;
 
 /// The most bytes of a file with notes.
@@ -86,9 +86,7 @@ impl Notes {
     pub fn load(&self) -> io::Result<Option<Vec<u8>>> {
         match &self.place {
             Place::File(disk, file) => read(&**disk, file).map_err(named(file)),
-            Place::Memory(memory) => {
-                Ok(memory.lock().unwrap_or_else(PoisonError::into_inner).clone())
-            }
+            Place::Memory(memory) => Ok(lock(&memory).clone()),
         }
     }
 
@@ -104,7 +102,7 @@ impl Notes {
                 disk::replace(&**disk, file, &content).map_err(named(file))
             }
             Place::Memory(memory) => {
-                *memory.lock().unwrap_or_else(PoisonError::into_inner) = Some(text.to_vec());
+                *lock(&memory) = Some(text.to_vec());
                 Ok(())
             }
         }

@@ -22,7 +22,6 @@ use std::sync::Condvar;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::OnceLock;
-use std::sync::PoisonError;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -55,6 +54,7 @@ use super::segment::RECORD_HEADER;
 use super::synced;
 use crate::config;
 use crate::config::WhenFull;
+use crate::lock::lock;
 use crate::position::Position;
 use crate::telemetry::QueueMetrics;
 use crate::telemetry::State as Told;
@@ -359,7 +359,7 @@ impl Queue {
         let threads = threads.map_err(|error| {
             OpenError::new("start the threads that write", directory.to_owned(), error)
         })?;
-        *queue.shared.threads.lock().unwrap_or_else(PoisonError::into_inner) = threads;
+        *lock(&queue.shared.threads) = threads;
         Ok((queue, cursors))
     }
 
@@ -608,9 +608,7 @@ impl Queue {
     pub async fn close(&self) {
         self.shared.lock().writing.closed = true;
         self.shared.wake();
-        let threads = std::mem::take(
-            &mut *self.shared.threads.lock().unwrap_or_else(PoisonError::into_inner),
-        );
+        let threads = std::mem::take(&mut *lock(&self.shared.threads));
         let join = || threads.into_iter().try_for_each(std::thread::JoinHandle::join);
         let ended = tokio::task::spawn_blocking(join);
         match tokio::time::timeout(CLOSING, ended).await {

@@ -14,8 +14,6 @@ use std::collections::BTreeMap;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::MutexGuard;
-use std::sync::PoisonError;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::thread::park_timeout;
@@ -48,6 +46,7 @@ use crate::config::BATCH_OVERHEAD;
 use crate::kafka::Changes;
 use crate::kafka::Cluster;
 use crate::kafka::Trouble;
+use crate::lock::lock;
 use crate::queue::Append;
 use crate::queue::Queue;
 use crate::queue::Ticket;
@@ -418,10 +417,6 @@ impl Context {
         drop(state);
         tracing::info!(source = self.source, ?partitions, unfinished, "partitions given back");
     }
-}
-
-fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
-    state.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn numbers(partitions: &TopicPartitionList) -> Vec<i32> {

@@ -43,6 +43,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::Log;
 use crate::config::LogFormat;
+use crate::lock::lock;
 use crate::words::escape;
 
 /// The greatest number of log lines that may wait for the log's thread, which writes them.
@@ -285,7 +286,7 @@ enum Work {
 
 impl Lines {
     fn lock(&self) -> MutexGuard<'_, LinesState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// Adds a line to the queue, or counts the line as dropped if there is no room. Never waits for

@@ -9,7 +9,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
-use std::sync::PoisonError;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -27,6 +26,7 @@ use crate::config::HostPort;
 use crate::config::Strategy;
 use crate::config::Timeouts;
 use crate::delivery::failure::Failure;
+use crate::lock::lock;
 use crate::net;
 use crate::telemetry::AttemptError;
 
@@ -124,7 +124,7 @@ impl Endpoints {
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, AddressTable> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.table)
     }
 
     /// Wakes all callers that wait for a change of the addresses with [`Endpoints::changed`].

@@ -9,7 +9,6 @@ use std::collections::BTreeSet;
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::PoisonError;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -20,6 +19,7 @@ use tokio::time::Instant;
 use super::api::Outcome;
 use crate::delivery::endpoints::Figures;
 use crate::delivery::failure::Failure;
+use crate::lock::lock;
 use crate::queue::Claim;
 use crate::telemetry::AttemptError;
 
@@ -175,13 +175,13 @@ impl Doubts {
             return;
         }
         self.open.fetch_sub(doubts.len(), Ordering::Relaxed);
-        self.doubts.lock().unwrap_or_else(PoisonError::into_inner).extend(doubts);
+        lock(&self.doubts).extend(doubts);
         self.added.notify_one();
     }
 
     /// Takes the oldest doubt.
     pub(super) fn take(&self) -> Option<Settled> {
-        self.doubts.lock().unwrap_or_else(PoisonError::into_inner).pop_front()
+        lock(&self.doubts).pop_front()
     }
 
     /// Returns `true` if as many requests as allowed wait for a confirmation.

@@ -11,10 +11,11 @@
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
-use std::sync::PoisonError;
 use std::time::Duration;
 
 use tokio::time::Instant;
+
+use crate::lock::lock;
 
 /// The shortest time without progress after which a request can count as silent.
 pub(super) const SILENT_MIN: Duration = Duration::from_secs(1);
@@ -70,7 +71,7 @@ pub(super) struct Unanswered<'a> {
 
 impl AnswerTimes {
     fn lock(&self) -> MutexGuard<'_, AnswerState> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.state)
     }
 
     /// Returns the time without progress after which a request counts as silent.
@@ -140,13 +141,13 @@ pub(super) struct Waiting(Mutex<Option<(usize, Instant)>>);
 
 impl Waiting {
     pub(super) fn set(&self, waiting: Option<(usize, Instant)>) {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = waiting;
+        *lock(&self.0) = waiting;
     }
 
     /// Returns the id of the address that the request waits for, and the time of the last progress.
     /// Returns `None` before the request has a connection, and after its answer.
     pub(super) fn get(&self) -> Option<(usize, Instant)> {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        *lock(&self.0)
     }
 }
 

@@ -18,7 +18,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
-use std::sync::PoisonError;
 use std::sync::Weak;
 use std::sync::atomic::Ordering;
 use std::task::Context;
@@ -30,6 +29,7 @@ use tokio::io::AsyncRead;
 use tokio::io::AsyncWrite;
 use tokio::io::ReadBuf;
 
+use crate::lock::lock;
 use crate::output::transport::socket::SharedSocket;
 use crate::output::transport::socket::Socket;
 
@@ -65,7 +65,7 @@ struct RequestState {
 
 impl RequestMarks {
     fn lock(&self) -> MutexGuard<'_, RequestState> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.0)
     }
 
     /// Notes that hyper has taken the last piece of the body.

@@ -3,7 +3,6 @@
 use std::borrow::Cow;
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::PoisonError;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc;
@@ -31,6 +30,7 @@ use crate::delivery::failure::Failure;
 use crate::delivery::files::Files;
 use crate::kafka::Cluster;
 use crate::kafka::Trouble;
+use crate::lock::lock;
 use crate::output::setup::Setup;
 use crate::output::transport::tls_session::Expiry;
 use crate::queue::Batch;
@@ -277,7 +277,7 @@ impl SentClaim {
     /// Adds the result of one message to the result of its claim. The worst result counts: refused,
     /// then failed, then accepted. Of several failures, the first one with a cause counts.
     fn note(&self, verdict: Verdict) {
-        let mut noted = self.verdict.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut noted = lock(&self.verdict);
         let replace = match (&*noted, &verdict) {
             (_, Verdict::Accepted) | (Verdict::Refused(_), _) => false,
             (Verdict::Accepted, _) | (_, Verdict::Refused(_)) => true,
@@ -315,7 +315,7 @@ impl Reporter {
     /// last ones of the claim, sends the result for the claim as a `Report`.
     fn finish(&self, sent: &SentClaim, messages: u64) {
         if sent.left.fetch_sub(messages, Ordering::AcqRel) == messages {
-            let mut noted = sent.verdict.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut noted = lock(&sent.verdict);
             let verdict = std::mem::replace(&mut *noted, Verdict::Accepted);
             self.tell(Report::Done(sent.claim, verdict));
         }

@@ -7,11 +7,11 @@
 use std::io;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
-use std::sync::PoisonError;
 
 use serde::Deserialize;
 use serde::Serialize;
 
+use crate::lock::lock;
 use crate::queue::Claim;
 use crate::queue::Notes;
 use crate::queue::Position;
@@ -99,7 +99,7 @@ impl Plan {
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Range>> {
-        self.ranges.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.ranges)
     }
 
     /// Returns the object to which the event at `position` belongs.
@@ -141,7 +141,7 @@ impl Plan {
     /// change.
     fn change(&self, change: impl FnOnce(&mut Vec<Range>)) {
         // One change is saved after the other.
-        let mut is_told = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut is_told = lock(&self.saving);
         let ranges = {
             let mut ranges = self.lock();
             change(&mut ranges);

@@ -20,8 +20,6 @@ use std::collections::VecDeque;
 use std::io;
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::MutexGuard;
-use std::sync::PoisonError;
 use std::task::Context;
 use std::task::Poll;
 use std::time::Duration;
@@ -49,6 +47,7 @@ use crate::delivery::link::Connect;
 use crate::delivery::link::Event;
 use crate::delivery::link::Link;
 use crate::delivery::link::REJECTED_BYTES_MAX;
+use crate::lock::lock;
 use crate::queue::Batch;
 use crate::queue::Claim;
 use crate::queue::Take;
@@ -139,11 +138,6 @@ impl<E: Encode + Sync> Connect for StreamConnector<E> {
 /// Returns the sum of the lengths of `pieces`, in bytes.
 fn length(pieces: &[Bytes]) -> u64 {
     pieces.iter().map(|piece| piece.len() as u64).sum()
-}
-
-/// Locks `pace`, also after a panic of another holder of the lock.
-fn lock(pace: &Mutex<Pace>) -> MutexGuard<'_, Pace> {
-    pace.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// A batch that is being written, that waits to be written, or that is written and does not count

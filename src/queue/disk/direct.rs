@@ -12,7 +12,6 @@
 use std::fs;
 use std::io;
 use std::sync::Mutex;
-use std::sync::PoisonError;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 
@@ -20,6 +19,7 @@ use memmap2::MmapMut;
 use rustix::fs::OFlags;
 
 use super::write_pieces;
+use crate::lock::lock;
 
 /// The size in bytes of the buffer. Larger writes are made in parts.
 const BUFFER: usize = 1 << 20;
@@ -73,7 +73,7 @@ impl Direct {
     }
 
     fn write_aligned(&self, file: &fs::File, pieces: &[&[u8]], mut offset: u64) -> io::Result<()> {
-        let mut guard = self.buffer.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut guard = lock(&self.buffer);
         let buffer = match &mut *guard {
             Some(buffer) => buffer,
             none => none.insert(MmapMut::map_anon(BUFFER)?),

@@ -7,7 +7,6 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::PoisonError;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -21,6 +20,7 @@ use super::cursor::UNSAVED_MAX;
 use super::turn;
 use super::turn::NoticePanic;
 use super::turn::Turn;
+use crate::lock::lock;
 use crate::position::Position;
 use crate::queue::contract::now;
 use crate::queue::cursors::Cursors;
@@ -151,7 +151,7 @@ pub(super) struct Upkeep {
 pub(super) fn run(upkeep: &Mutex<Upkeep>, shared: &Arc<Shared>) {
     let _panic = NoticePanic(Arc::clone(shared));
     loop {
-        let mut upkeep = upkeep.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut upkeep = lock(&upkeep);
         let state = shared.lock();
         match upkeep.turn(&state) {
             Turn::End => return,

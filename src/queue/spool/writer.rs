@@ -27,6 +27,7 @@ use super::upkeep::Chore;
 use super::upkeep::Reclaim;
 use super::upkeep::Upkeep;
 use super::upkeep::Written;
+use crate::lock::lock;
 use crate::queue::contract::Refused;
 use crate::queue::contract::now;
 use crate::queue::cursors::Cursors;
@@ -142,7 +143,7 @@ impl Writer {
     /// Waits until the upkeep's thread has done its chore, and keeps it from doing the next one.
     /// The caller must not hold the lock of the state.
     fn upkeep(&self) -> MutexGuard<'_, Upkeep> {
-        self.upkeep.lock().unwrap_or_else(PoisonError::into_inner)
+        lock(&self.upkeep)
     }
 
     /// Does one step after the other until the queue is closed. At the end writes the batches that
