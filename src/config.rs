@@ -1,12 +1,12 @@
 //! Reads and checks the config file. One run reports all problems of the file.
 //!
-//! The function [`read`] does this. Each table of the file has a module here, with three parts: the
+//! The function [`read`] does this. A table of the file has a module here, with three parts: the
 //! struct of its settings, the reading of its keys, and the checks for keys that contradict each
-//! other. The resulting values are typed and checked, so no other module checks them again.
+//! other. The small tables `[admin]` and `[shutdown]` are read in this file. The resulting values
+//! are typed and checked, so no other module checks them again.
 //!
-//! Three tasks are not part of this module. It reports missing files, but the module `check` checks
-//! the content of certificates, keys and policies. It resolves no host names. It opens no
-//! connections.
+//! This module reports missing files; the module `check` checks the content of certificates, keys
+//! and policies. No host name is resolved here, and no connection is opened.
 //!
 //! A new key needs two things: a field of its struct, and one call in the function that reads its
 //! table. That call also declares the key for the effective config (all values, with defaults), for
@@ -237,9 +237,9 @@ pub fn read_with(
     Checked { config, problems, files, policies, named, effective, places }
 }
 
-/// Reads only the key `admin.address` of a config file, and ignores the other keys. The commands
-/// `healthcheck` and `drain` can then find a running relay even if its config file has a mistake in
-/// another key now.
+/// Returns the key `admin.address` of a config file, of which only the section `[admin]` is read.
+/// The commands that ask a running relay, such as `healthcheck` and `top`, then find it even if its
+/// config file has a mistake in another section now.
 ///
 /// # Errors
 ///
@@ -254,8 +254,9 @@ pub fn admin_address(text: &str) -> Result<SocketAddr, Vec<Problem>> {
     address.ok_or_else(|| cx.problems().into_iter().map(as_error).collect())
 }
 
-/// Reads only the key `admin.tap_token_file` of a config file, and ignores the other keys, as
-/// [`admin_address`] does. Returns `None` if the key is absent or cannot be read.
+/// Returns the key `admin.tap_token_file` of a config file, of which only the section `[admin]` is
+/// read, as [`admin_address`] does. Returns `None` if the key is absent or cannot be read.
+#[must_use]
 pub fn tap_token_file(text: &str) -> Option<PathBuf> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let env = |name: &str| std::env::var(name).ok();
@@ -281,12 +282,13 @@ pub struct Config {
     /// The section `[limits]`: the limits of requests and connections.
     pub limits: Limits,
     /// The section `[queue]`: the settings of the queue that holds the events until the outputs
-    /// have sent them.
+    /// have finished them.
     pub queue: Queue,
     /// The settings of each `[[output]]`, to which the relay sends the events. A config has at
     /// least one output with `required = true`, the default.
     pub outputs: Vec<Output>,
-    /// The section `[dead_letter]`: the settings of the files for rejected events.
+    /// The section `[dead_letter]`: the settings of the files for events that an output has given
+    /// up.
     pub dead_letter: DeadLetter,
     /// The section `[evidence]`: the log that proves which events came in. `None`: there is no such
     /// log.
@@ -305,10 +307,10 @@ pub struct Config {
 }
 
 impl Config {
-    /// Returns the directory of the dead-letter files, which keep rejected events. The directory is
-    /// `dead_letter.directory` if that key is set; otherwise, it is `dead-letter` in the queue's
-    /// directory. Returns `None` if neither directory is configured: rejected events are then
-    /// dropped.
+    /// Returns the directory of the dead-letter files: `dead_letter.directory` if that key is set,
+    /// otherwise `dead-letter` in the queue's directory. Returns `None` if neither directory is
+    /// configured; dead letters are then dropped.
+    #[must_use]
     pub fn dead_letter_directory(&self) -> Option<PathBuf> {
         let below = || self.queue.directory.as_ref().map(|queue| queue.join("dead-letter"));
         self.dead_letter.directory.clone().or_else(below)

@@ -1,4 +1,4 @@
-//! `[dead_letter]`: where events go that a consumer refuses for good.
+//! `[dead_letter]`: the files for events that an output has given up.
 
 use std::path::PathBuf;
 
@@ -15,8 +15,7 @@ use super::values::MIB;
 /// kept in the dead-letter files at all, and one event can have several hundred KiB.
 const DEAD_LETTER_MIN: u64 = MIB;
 
-/// The settings of the section `[dead_letter]`: the directory and the size of the dead-letter
-/// files. These files keep events that an output could not deliver.
+/// The settings of the section `[dead_letter]`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeadLetter {
     /// The configured directory of the dead-letter files. `None`: no directory is configured here;
@@ -28,7 +27,6 @@ pub struct DeadLetter {
     pub max_bytes: u64,
 }
 
-/// Reads the section `[dead_letter]`.
 pub(super) fn read(t: &mut Table<'_, '_>) -> DeadLetter {
     DeadLetter {
         directory: t.directory(optional(

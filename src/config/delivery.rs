@@ -1,4 +1,5 @@
-//! The sections that every output has: `retry`, `timeouts`, `batch` and `rejected`.
+//! The sections that every output has besides `filter`: `retry`, `timeouts`, `batch` and
+//! `rejected`.
 
 use std::ops::Bound;
 use std::time::Duration;
@@ -64,7 +65,6 @@ pub enum Rejected {
     Retry,
 }
 
-/// Reads the section `[output.retry]`.
 pub(super) fn retry(t: &mut Table<'_, '_>) -> Retry {
     let retry = Retry {
         initial_interval: t.time("initial_interval", millis(500), TIME_MIN.., "first wait"),
@@ -95,7 +95,6 @@ pub(super) fn retry(t: &mut Table<'_, '_>) -> Retry {
     retry
 }
 
-/// Reads the section `[output.timeouts]`.
 pub(super) fn timeouts(t: &mut Table<'_, '_>) -> Timeouts {
     Timeouts {
         connect: t.time(
@@ -141,10 +140,8 @@ pub(super) fn batch(t: &mut Table<'_, '_>, bytes: BatchBytes) -> BatchLimits {
     }
 }
 
-/// Reads the section `[output.rejected]`: what is done with events that the consumer refuses, and
-/// after which time an event counts as refused that the consumer answers with server errors. The
-/// first value is `DeadLetter`, the default, if `action` is absent or wrong, so it is never `None`;
-/// a wrong value is recorded as a problem.
+/// Reads the keys `action` and `after_server_errors` of `[output.rejected]`. A wrong value is
+/// recorded as a problem and replaced by its default, so the first result is never `None`.
 pub(super) fn rejected(t: &mut Table<'_, '_>) -> (Option<Rejected>, Duration) {
     let action = t.choice(
         "action",

@@ -22,16 +22,17 @@ use crate::tlog::key::check_name;
 pub struct Evidence {
     /// The file with the private signing key.
     pub key_file: PathBuf,
-    /// The file with the private signing key that takes over at the next start without this one.
-    /// Until then both sign. `None`: there is no such key.
+    /// The file with the private signing key that `key_file` will name after a later restart. While
+    /// this key is set, both keys sign each checkpoint. `None`: there is no such key.
     pub next_key_file: Option<PathBuf>,
     /// The name of the log, which no other log has.
     pub origin: String,
     /// The time between two checkpoints while the log grows.
     pub checkpoint_interval: Duration,
-    /// The longest time without an entry.
+    /// The relay adds an entry after this long without one, which shows that it still runs.
     pub heartbeat_interval: Duration,
-    /// The greatest number of bytes of the line hashes. The files may take twice as much.
+    /// The size in bytes above which the oldest line hashes are deleted. Their files stay within
+    /// twice this size.
     pub max_bytes: u64,
     /// The witnesses that are asked to cosign each checkpoint. Their names are all different.
     pub witnesses: Vec<Witness>,
@@ -46,7 +47,7 @@ pub struct Witness {
     pub key: VerifierKey,
 }
 
-/// The greatest number of witnesses. A note has room for 100 signatures.
+/// The greatest number of witnesses, far below the 100 signatures that a note may have.
 const WITNESSES_MAX: usize = 16;
 
 /// Reads the section `[evidence]`. Returns `None` if a value that has no default is wrong; the
@@ -136,7 +137,8 @@ fn witness(t: &mut Table<'_, '_>) -> Option<Witness> {
     Some(Witness { url: url?, key: key? })
 }
 
-/// Reports that the section needs a queue in files, if it is there and the queue is in memory.
+/// Reports a section `[evidence]` without a queue on disk. `is_set` is `true` if the section is
+/// there.
 pub(super) fn contradictions(cx: &Context<'_>, is_set: bool) {
     if is_set && !queue::is_durable(cx) {
         cx.error("evidence", "needs queue.directory: what is in memory only can't be proven");

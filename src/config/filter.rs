@@ -35,9 +35,8 @@ use crate::shape::Shape;
 /// (`requestObject` and `responseObject`) were removed.
 const EVENT_BYTES_MIN: u64 = 1024;
 
-/// The longest allowed value of `deduplicate`, the time within which repeated events are not sent.
-/// Only a limited number of past events is remembered, so with a longer time an event would often
-/// be forgotten too early.
+/// The longest allowed value of `deduplicate`. At most a million past events are remembered
+/// (`filter::seen`), so with a longer time an event would often be forgotten too early.
 const WINDOW_MAX: Duration = secs(24 * 3600);
 
 /// The greatest number of characters of an annotation's name. RFC 5424 allows at most 32 characters
@@ -56,8 +55,8 @@ pub struct Filter {
     /// each, if the section has the key `match`. An event is sent only if it matches at least one
     /// element of every list. Without a list, every event is sent.
     pub matches: Vec<Vec<Criteria>>,
-    /// The files with Kubernetes audit policies. Each policy may drop an event, or lower the audit
-    /// level of the event (how many details the event contains).
+    /// The files with Kubernetes audit policies. Each policy may drop an event, or lower its audit
+    /// level.
     pub policies: Vec<PathBuf>,
     /// The configured rules of redaction: the values that are removed from events, or replaced by a
     /// hash. Values that hold Kubernetes' own secrets are redacted in addition, even if this list
@@ -72,7 +71,8 @@ pub struct Filter {
     /// The annotations that are added to each event: name and value. The names are stored without
     /// their prefix `kube-audit-forwarder/`.
     pub annotate: BTreeMap<String, String>,
-    /// The form in which events leave: the last change, which the other changes do not see.
+    /// The form in which events leave. It is given after all other changes, so `max_event_bytes`
+    /// and `deduplicate` judge the event before its form.
     pub form: Form,
     /// The data stream into which the output writes ECS documents; `None`: it writes into none, or
     /// it writes no such documents.
@@ -199,7 +199,6 @@ fn keys(t: &mut Table<'_, '_>, of_type: Option<Form>) -> Option<Section> {
     Some(Section { filter, shape, bodies, managed_fields })
 }
 
-/// Reads `policy`.
 fn policy(t: &mut Table<'_, '_>) -> Option<PathBuf> {
     let policy = t.file(
         optional(
@@ -247,8 +246,8 @@ fn form(
     (shape, bodies, managed_fields)
 }
 
-/// Returns the text about an output without a key of the form, for the config reference. `default`
-/// is the default of the output's type, and `None` in the section `[filter]`.
+/// Returns the config reference's default of a key of the form. `default` is the default of the
+/// output's type, and `None` in the section `[filter]`.
 fn otherwise<T: PartialEq>(words: &[(&str, T)], default: Option<T>) -> String {
     match words.iter().find(|(_, value)| Some(value) == default.as_ref()) {
         Some((word, _)) => format!("that of `[filter]`, or `\"{word}\"`"),

@@ -170,8 +170,8 @@ fn parsed(url: &Template) -> Option<Url> {
 }
 
 /// Warns of each credential of the output that goes over the network without TLS: the files with
-/// tokens and passwords, and the headers that look like credentials. A consumer on this machine is
-/// left out.
+/// tokens and passwords, the headers whose names look like those of credentials, and the headers
+/// with a `${file:…}`. There is no warning if the consumer is on this machine.
 fn warn_of_plain_credentials(
     t: &Table<'_, '_>,
     urls: &[Template],
@@ -205,7 +205,6 @@ fn is_credential(header: &str) -> bool {
     words.iter().any(|word| header.contains(word))
 }
 
-/// Reads the key `bearer_token_file`. Returns `None` if it is absent or wrong.
 fn bearer_token_file(t: &mut Table<'_, '_>) -> Option<PathBuf> {
     t.file(
         optional("bearer_token_file", "path", "none", "file with the token for Authorization"),
@@ -214,7 +213,6 @@ fn bearer_token_file(t: &mut Table<'_, '_>) -> Option<PathBuf> {
     )
 }
 
-/// Reads the key `proxy`. Returns `None` if it is absent or wrong.
 fn proxy(t: &mut Table<'_, '_>) -> Option<Template> {
     let meaning =
         "http://[USER:PASSWORD@]HOST[:PORT], which is asked for every connection (CONNECT)";

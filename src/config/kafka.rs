@@ -76,10 +76,9 @@ impl Kafka {
         brokers.zip(topic)
     }
 
-    /// Reads the sections `sasl` and `tls`. Returns a struct of these sections and of `topic` (the
-    /// brokers and the topic's name, which were read before). Returns `None` if `topic` is `None`,
-    /// or if a key of the section `sasl` is missing or wrong. Any other wrong value is replaced by
-    /// its default or left out. Each problem is recorded.
+    /// Reads the sections `sasl` and `tls`. `topic` is the result of [`Kafka::read_topic`]. Returns
+    /// `None` if `topic` is `None`, or if a key of the section `sasl` is missing or wrong. Any
+    /// other wrong value is replaced by its default or left out. Each problem is recorded.
     pub fn read(t: &mut Table<'_, '_>, topic: KafkaTopic) -> Option<Self> {
         let sasl = t.optional_section(
             optional("sasl", TABLE, "none", "user and password for the brokers"),

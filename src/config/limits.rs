@@ -16,8 +16,8 @@ use super::values::TIME_MIN;
 use super::values::secs;
 use super::values::unless_zero;
 
-/// The largest allowed `max_connections`. No process can have more sockets than this (`fs.nr_open`
-/// is 1,048,576 by default), and the semaphore that counts the connections has a limit too.
+/// The largest allowed `max_connections`. No process can have more sockets than this, because
+/// `fs.nr_open` is 1,048,576 by default.
 const CONNECTIONS_MAX: u64 = 1 << 20;
 
 /// The size in bytes that usual request bodies do not exceed: a batch of 400 events at the audit
@@ -44,9 +44,9 @@ pub struct Limits {
     pub body_timeout: Duration,
     /// The longest time that a connection without a request is kept open for the next one.
     pub idle_timeout: Duration,
-    /// The age at which a connection is closed, give or take a random difference of up to 10 %. If
-    /// a request is under way then, the connection is closed after the answer. `None`: connections
-    /// have no age limit.
+    /// The age at which a connection is closed; each connection gets a random age within 10 % of
+    /// it. If a request is under way then, the connection is closed after the answer. `None`:
+    /// connections have no age limit.
     pub max_connection_age: Option<Duration>,
 }
 

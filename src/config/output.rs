@@ -31,9 +31,9 @@ const NO_PLACE: &str = "is true, and this output has no place for a checkpoint, 
 pub struct Output {
     /// The output's name, unique among the outputs. The metrics carry it in the label `output`.
     pub name: String,
-    /// `true` if the queue keeps each event until this output has finished it (delivered it or
-    /// given it up), unless `queue.when_full` is `drop_oldest`. `false`: the queue may drop an
-    /// event earlier whenever it needs the space. At least one output of a config must be required.
+    /// `true` if the queue keeps each event until this output has finished it, unless
+    /// `queue.when_full` is `drop_oldest`. `false`: the queue may drop an event earlier whenever it
+    /// needs the space. At least one output of a config must be required.
     pub required: bool,
     /// `true` if the newest checkpoint of the evidence also leaves through this output.
     pub checkpoints: bool,
@@ -48,8 +48,8 @@ pub struct Output {
     /// The section `[output.rejected]`: the treatment of an event that the consumer refuses
     /// permanently.
     pub rejected: Rejected,
-    /// The key `after_server_errors` of this section: an event that the consumer answers with
-    /// server errors for this long, while it takes others, counts as refused.
+    /// The key `rejected.after_server_errors`: an event that the consumer answers with server
+    /// errors for this long, while it takes others, counts as refused.
     pub after_server_errors: Duration,
     /// The filter of the output: `[filter]` and `[output.filter]` merged.
     pub filter: Filter,
@@ -155,8 +155,9 @@ pub(super) fn read(
     Draft { path, name, required, checkpoints, kind, final_after, collects, filter, output }
 }
 
-/// Reports that `retry.max_elapsed` is set, although nothing is to be given up, or that it is not
-/// longer than the time for which an output collects events: `collected_after`, with its key.
+/// Reports `retry.max_elapsed` in two cases: the output tries rejected events again for ever, so it
+/// must not give any up; or the time is not longer than the time for which the output collects
+/// events. `collected_after` is that time, with the name of its key.
 fn contradictions_of_max_elapsed(
     t: &Table<'_, '_>,
     max_elapsed: Option<Duration>,

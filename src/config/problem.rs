@@ -37,7 +37,7 @@ pub enum Severity {
 
 impl Problem {
     /// Returns the problem as one line: `FILE:LINE:COLUMN: key.path: what is wrong, what is
-    /// allowed`.
+    /// allowed`. The message of a warning or of a missing file begins with `warning: `.
     pub fn render(&self, file: &str) -> String {
         let Self { line, column, path, message, severity } = self;
         let colon = if path.is_empty() { "" } else { ": " };
@@ -58,7 +58,8 @@ pub struct Named {
     pub path: PathBuf,
     /// The content that the file must have, so that `check` can verify it.
     pub content: Content,
-    /// `true`: the file must exist. `false`: it may be absent (`tls.optional`).
+    /// `false` if the file may be absent, because of `tls.optional`. Nothing uses this field of a
+    /// directory, which may always be absent.
     pub must_exist: bool,
 }
 
@@ -72,7 +73,8 @@ pub enum Content {
     PrivateKey,
     /// The certificates of one or more certificate authorities (CAs), in PEM.
     Authorities,
-    /// One line with the token that senders must present. Blanks around the token are ignored.
+    /// One line with the token that senders, or readers of a tap, must present. Blanks around the
+    /// token are ignored.
     ListenerToken,
     /// One line with a token that the relay sends in a header. Blanks around the token are ignored.
     Token,

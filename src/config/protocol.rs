@@ -1,8 +1,8 @@
 //! The interface between the config and the protocols of outputs.
 //!
 //! The config knows no protocol. Each protocol implements [`OutputSettings`] in its own file below
-//! `src/output`; the table of all protocols, [`crate::output`]'s `TYPES`, is handed to every
-//! function that reads a config. The types of this file make it possible to keep settings of
+//! `src/output`; the table of all protocols, [`crate::output`]'s `TYPES`, is an argument of the
+//! functions that read a whole config. The types of this file make it possible to keep settings of
 //! different types in one `Vec` of outputs.
 
 use std::any::Any;
@@ -44,8 +44,8 @@ pub trait OutputSettings: fmt::Debug + PartialEq + Send + Sync + Sized + 'static
     /// outputs of this type.
     const ONLY_ONE: Option<&'static str> = None;
 
-    /// `true` if the output collects events for minutes before it sends them. An output of this
-    /// type contradicts `queue.acknowledge = "delivered"`.
+    /// `true` if the output collects events for minutes before it sends them. A required output of
+    /// this type contradicts `queue.acknowledge = "delivered"`.
     const COLLECTS: bool = false;
 
     /// The values that `batch.max_bytes` may have for this type of output.
@@ -77,8 +77,7 @@ pub trait OutputSettings: fmt::Debug + PartialEq + Send + Sync + Sized + 'static
     }
 
     /// Returns `true` if the output can carry a checkpoint of the evidence, which is a line of JSON
-    /// and no event. The link of such an output must have
-    /// `Link::send_checkpoint` of the delivery.
+    /// but not an event. The link of such an output must implement `Link::send_checkpoint`.
     fn carries_checkpoints(&self) -> bool {
         false
     }
@@ -194,8 +193,7 @@ impl PartialEq for OutputKind {
     }
 }
 
-/// Some methods of [`OutputSettings`], for settings whose concrete type is not known (as a trait
-/// object).
+/// Some methods of [`OutputSettings`], for settings whose concrete type is not known.
 trait AnySettings: fmt::Debug + Send + Sync {
     /// Returns the settings in a form that can be converted back to their concrete type.
     fn as_any(&self) -> &dyn Any;

@@ -165,7 +165,7 @@ pub(super) fn read(t: &mut Table<'_, '_>) -> Queue {
     }
 }
 
-/// Reads `acknowledge`. Its default depends on `directory`.
+/// Reads `acknowledge`. The default is `synced` with a directory, and `queued` without one.
 fn acknowledge(t: &mut Table<'_, '_>) -> Acknowledge {
     let default = if is_durable(t.cx) { Acknowledge::Synced } else { Acknowledge::Queued };
     let chosen = t.choice(
@@ -230,7 +230,7 @@ pub(super) fn contradictions(cx: &Context<'_>, queue: &Queue, outputs: &[output:
 }
 
 /// Reports settings that contradict `acknowledge = "delivered"`. With this value, a 200 means that
-/// the outputs have the events. The queue must therefore not drop events when it is full
+/// every required output has the events. The queue must therefore not drop events when it is full
 /// (`when_full`), and no required output may collect events for minutes. In addition,
 /// `delivered_timeout` must be longer than the time that a required output waits before a sent
 /// event counts as delivered.

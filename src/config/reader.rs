@@ -128,13 +128,13 @@ pub(super) enum Wrong {
 /// A value, or the reason why it can't be used.
 pub(super) type Read<T> = Result<T, Wrong>;
 
-/// The words of a warning of a string that a shell would expand.
+/// The words that each warning about a string that a shell would expand contains.
 const NOT_EXPANDED: &str = ", which is not expanded here, ";
 
 impl<'a> Context<'a> {
-    /// Warns of each string in this table that a shell would expand and the relay does not: with
-    /// the name of a variable behind a `$`, or with `~/` at its beginning. `path` is the path of
-    /// the table. The text of the string is not shown, because it may be a secret.
+    /// Warns of each string in this table that a shell would expand and the relay does not: a
+    /// string that has the name of a variable after a `$`, or that begins with `~/`. `path` is the
+    /// path of the table. The text of the string is not shown, because it may be a secret.
     pub(super) fn warn_of_shell(&self, path: &str, table: &DeTable<'_>) {
         for (key, value) in table {
             let key = bare_or_quoted(key.get_ref());
@@ -169,7 +169,7 @@ impl<'a> Context<'a> {
     }
 
     /// Forgets the warning of [`Context::warn_of_shell`] about the key `path`, and returns its
-    /// message: it is the cause of an error, which says it.
+    /// message. The caller puts the message into the error that the unexpanded text has caused.
     fn take_shell_warning(&self, path: &str) -> Option<String> {
         let mut problems = self.problems.borrow_mut();
         let is_it = |it: &Problem| it.path == path && it.message.contains(NOT_EXPANDED);
@@ -232,7 +232,7 @@ impl<'a> Context<'a> {
     }
 
     /// Forgets that the key `path` is missing, because the file has it with another spelling, which
-    /// is reported.
+    /// is reported. The key then counts as one without a usable value.
     pub(super) fn is_misspelt(&self, path: &str) {
         let is_consequence =
             |it: &Problem| it.path == path && it.message.starts_with("is missing, ");
@@ -418,8 +418,9 @@ impl<'a> Context<'a> {
     }
 
     /// Reads the path of a file. The path is returned even if the file is missing or can't be read;
-    /// this is recorded as a problem if `must_exist` is `true`. If the path is that of a directory,
-    /// an error is returned.
+    /// this is recorded as a problem if `must_exist` is `true`. An error is returned if the path is
+    /// that of a directory, or of anything else that is not a regular file, such as a pipe or a
+    /// device.
     pub(super) fn file(
         &self,
         found: &Found<'_>,
@@ -576,7 +577,6 @@ fn read_integer(value: &DeValue<'_>) -> Option<u64> {
     u64::from_str_radix(integer.as_str(), integer.radix()).ok()
 }
 
-/// Reads a flag, `true` or `false`.
 pub(super) fn read_flag(value: &DeValue<'_>) -> Read<bool> {
     value.as_bool().ok_or_else(|| other_type(value, "true or false"))
 }

@@ -50,9 +50,12 @@ pub struct KafkaSource {
     pub cluster: Kafka,
     /// The consumer group. The relays of one group share the topic's partitions.
     pub group: String,
-    /// The limit for messages that the source has read, in bytes. A message counts until all
-    /// required outputs have acknowledged it. A single message that is larger than this limit is
-    /// read alone.
+    /// The limit in bytes for the batches that the source has put into the queue and that a
+    /// required output has not acknowledged yet. A batch counts its lines and [`BATCH_OVERHEAD`]. A
+    /// batch that is larger than this limit waits until no other batch of the source is in the
+    /// queue.
+    ///
+    /// [`BATCH_OVERHEAD`]: super::BATCH_OVERHEAD
     pub max_in_flight: u64,
     /// If the brokers hear nothing from a member of the consumer group for this long, the member
     /// loses its partitions to the other members.

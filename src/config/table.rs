@@ -72,7 +72,7 @@ enum Absent {
 }
 
 impl Absent {
-    /// Returns the treatment of a key with this default, as TOML, in every config.
+    /// Returns the treatment of a key whose default, written as TOML, is the same in every config.
     fn same(default: String) -> Self {
         Self::Default(default.clone(), default)
     }
@@ -132,7 +132,7 @@ fn listed(words: &[&str], between: &str) -> String {
     words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(between)
 }
 
-/// Returns a size as TOML, in its shortest form: `"64MiB"`, or `512` without quotes.
+/// Returns a size as TOML: `"64MiB"`, or `1000` without quotes if it is a number of bytes.
 fn size_literal(size: u64) -> String {
     let shown = values::show_size(size);
     if shown.parse::<u64>().is_ok() { shown } else { quoted(&shown) }
@@ -296,7 +296,7 @@ impl<'c, 'a> Table<'c, 'a> {
         found
     }
 
-    /// Returns what was read of a value. `None` after an error, which is recorded as a problem.
+    /// Returns the value that was read. After an error, records the problem and returns `None`.
     ///
     /// The methods below are compiled for each type and each parser. They are short, because
     /// everything that does not depend on the type is in functions that are compiled once.
@@ -716,7 +716,7 @@ impl<'c, 'a> Table<'c, 'a> {
         value
     }
 
-    /// Takes the section `[name]`; an empty one if it is absent or not a table.
+    /// Takes the section `[name]`. Returns an empty section if it is absent or not a table.
     fn begin(&mut self, name: &'static str) -> Self {
         let table = match self.remove(name) {
             Some(Found { value: DeValue::Table(table), .. }) => table,

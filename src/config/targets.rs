@@ -43,7 +43,7 @@ pub struct Target {
 /// this relay itself.
 ///
 /// `own` are the addresses that this relay binds, each with the path of its key. `outputs` are the
-/// paths of the outputs (`output[0]`), each with the targets (configured addresses) of the output.
+/// paths of the outputs (`output[0]`), each with the output's targets.
 pub(super) fn warn<'o>(
     cx: &Context<'_>,
     own: &[(String, SocketAddr)],

@@ -3,7 +3,8 @@
 //!
 //! Variables are expanded once, when the config is read. Files are read again at every
 //! [`Template::expand`], so that a rotated secret is used without a restart. The content of a
-//! variable or a file is never shown: `Debug` and all messages have the source only.
+//! variable or a file is never shown: `Debug` shows the string as the config file has it, and a
+//! message names the variable or the file.
 
 use std::fmt;
 use std::fs::File;

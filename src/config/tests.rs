@@ -25,7 +25,7 @@ fn env(name: &str) -> Option<String> {
     }
 }
 
-/// Reads the text with what it lacks to be a config behind it.
+/// Reads the text. A listener and an output are added at its end if it has none.
 fn checked(text: &str) -> Checked {
     let mut text = text.to_owned();
     if !text.contains("listener") {
@@ -244,7 +244,7 @@ fn assert_in_output(kind: &str, lines: &str, expected: &str) {
         "stdout" => "",
         _ => "addresses = [\"a:1\"]",
     };
-    // The limit is that of Loki, for which the config would be warned of otherwise.
+    // Without this limit, which is that of Loki, there would be a warning about large events.
     let limit = "\n[filter]\nmax_event_bytes = '256kB'\n";
     let text = format!("[[output]]\nname = \"o\"\ntype = \"{kind}\"\n{place}\n{lines}{limit}");
     assert_problems(&text, expected);
@@ -723,7 +723,7 @@ fn at_least_one_output_is_required() {
     let one = config(&[output("a", "required = false"), output("b", "")].concat());
     let required: Vec<_> = one.outputs.iter().map(|output| output.required).collect();
     assert_eq!(required, [false, true]);
-    // Nobody's answer waits for it.
+    // No 200 waits for an optional output, so its times contradict nothing.
     let delivered = "[queue]\nacknowledge = 'delivered'\ndelivered_timeout = '1s'\n";
     let stdout = "[[output]]\nname = 'b'\ntype = 'stdout'\n";
     config(&format!("{delivered}{}{stdout}", output("a", "required = false")));
@@ -830,8 +830,8 @@ fn a_smaller_bound_of_bodies_takes_effect_with_a_warning() {
         assert_problems(text, &format!("{position}: {key}: warning: {message}"));
         assert_eq!(checked(text).config.unwrap().limits.max_body, effective);
     }
-    // A default is no promise: without a word it is what the other bounds leave, as long as usual
-    // batches pass.
+    // If the file does not set max_body, the other limits lower its default without a warning, as
+    // long as usual batches fit.
     for (text, effective) in [
         ("", (256 << 20) - 256),
         ("[queue]\nmax_bytes = '65MiB'\n", (65 << 20) - 256),
@@ -849,7 +849,7 @@ fn a_smaller_bound_of_bodies_takes_effect_with_a_warning() {
         );
         assert_eq!(config(&text).limits.max_body, exact);
     }
-    // A directory with a mistake in it is one all the same.
+    // A wrong value of queue.directory makes the queue durable too.
     let broken = "[limits]\nmax_body = '600KiB'\n[queue]\nmax_bytes = '1MiB'\ndirectory = ''\n";
     assert_problems(broken, &format!("2:12: limits.max_body: warning: {disk}\n5:13: queue."));
 }
@@ -862,7 +862,7 @@ fn a_token_on_a_listener_without_tls_is_warned_of() {
         "3:21: listener[0].bearer_token_file: warning: kube-apiserver sends no token over";
     assert_problems(listener, warning);
     assert!(checked(listener).strict().config.is_some(), "it is no error");
-    // Any file that is there will do.
+    // Any regular file is enough, because this test reads no certificate.
     let tls = "tls = { certificate = '/proc/self/status', private_key = '/proc/self/status' }\n";
     assert_problems(&format!("{listener}{tls}"), "");
     assert_problems("[[listener]]\naddress = '127.0.0.1:0'\n", "");

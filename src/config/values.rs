@@ -34,14 +34,12 @@ impl fmt::Display for HostPort {
     }
 }
 
-/// 1 KiB.
 pub(super) const KIB: u64 = 1024;
-/// 1 MiB.
 pub(super) const MIB: u64 = 1024 * KIB;
 const GIB: u64 = 1024 * MIB;
 
-/// The smallest allowed `max_in_flight`, and the smallest allowed `queue.max_bytes` of a queue in
-/// memory, in bytes. One small event needs less than this.
+/// The smallest allowed `max_in_flight` of `[limits]` and of a source, and the smallest allowed
+/// `queue.max_bytes` of a queue in memory, in bytes. One small event needs less than this.
 pub(super) const ROOM_MIN: u64 = KIB;
 
 /// The largest size that a config may contain, 1 PiB. With this limit, a sum of several sizes never
@@ -56,7 +54,8 @@ const TIME_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
 /// over at once.
 pub(super) const TIME_MIN: Duration = Duration::from_millis(1);
 
-/// The longest host name of the DNS (RFC 1035 §2.3.4).
+/// The greatest number of characters of a host name: the longest name of the DNS has 255 bytes in a
+/// message (RFC 1035 §2.3.4) and 253 characters as text.
 const HOST_BYTES_MAX: usize = 253;
 
 /// The values that `batch.max_bytes` may have for one type of output.
@@ -73,12 +72,10 @@ impl BatchBytes {
     pub const UNLIMITED: Self = Self { default: 4 * MIB, max: None };
 }
 
-/// Returns a time of `secs` seconds.
 pub(super) const fn secs(secs: u64) -> Duration {
     Duration::from_secs(secs)
 }
 
-/// Returns a time of `millis` milliseconds.
 pub(super) const fn millis(millis: u64) -> Duration {
     Duration::from_millis(millis)
 }
@@ -126,8 +123,9 @@ pub fn time(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| format!("is too long, allowed: at most {}", show_time(TIME_MAX)))
 }
 
-/// Returns `true` if the text has the name of an environment variable behind a `$`, as a shell
-/// would expand it: at least two characters, in upper case. A `$$` does not count.
+/// Returns `true` if the text has the name of an environment variable after a `$`, as a shell would
+/// expand it: two or more upper-case letters, digits and `_`, the first of them a letter, and no
+/// lower-case letter after them. A `$$` does not count.
 pub(super) fn names_a_variable(text: &str) -> bool {
     let is_part = |it: char| it.is_ascii_uppercase() || it.is_ascii_digit() || it == '_';
     let is_name = |rest: &str| {
@@ -153,7 +151,9 @@ fn number_of_units(text: &str, units: &[(&str, u64)]) -> Option<Option<u64>> {
     Some(number.parse::<u64>().ok().and_then(|number| number.checked_mul(*unit)))
 }
 
-/// Returns a size in the shortest form that [`size`] can parse: `64MiB`, or `1000`.
+/// Returns a size in the largest of the units GiB, MiB and KiB of which it is a multiple, such as
+/// `64MiB`, or else as a number of bytes, such as `1000`. [`size`] can parse the text.
+#[must_use]
 pub fn show_size(size: u64) -> String {
     for (name, unit) in [("GiB", GIB), ("MiB", MIB), ("KiB", KIB)] {
         if size != 0 && size.is_multiple_of(unit) {
@@ -192,7 +192,6 @@ pub(super) fn allowed<T: Copy>(range: &Range<T>, show: impl Fn(T) -> String) -> 
 /// The values that a key allows: a range of any form.
 pub(super) type Range<T> = (Bound<T>, Bound<T>);
 
-/// Returns the bounds of a range.
 pub(super) fn bounds<T: Copy>(range: &impl RangeBounds<T>) -> Range<T> {
     (range.start_bound().cloned(), range.end_bound().cloned())
 }
