@@ -1,12 +1,13 @@
 //! Writes an event in another shape: as a document of the Elastic Common Schema (ECS) or of the
 //! Open Cybersecurity Schema Framework (OCSF), or as the event itself with other bodies.
 //!
-//! A shape moves values and never rewrites them: each value of the event is copied as it is
-//! written, so that numbers keep their digits and texts their escapes. Fields that a shape does not
-//! know are kept. An ECS document holds the whole event in `kubernetes.audit`, and an OCSF document
-//! holds in `unmapped` all that has no place of its own. An event with members that are missing or
-//! have unexpected types is shaped as well as it can be. If the event has a key twice, the first
-//! counts.
+//! A shape moves values: each value of the event is copied as it is written, so that numbers keep
+//! their digits and texts their escapes. Three things change: bodies become strings or are removed
+//! if `bodies` says so, the keys of annotations lose their dots in ECS, and OCSF cuts `requestURI`
+//! at its first question mark. Fields that a shape does not know are kept. An ECS document holds
+//! the whole event in `kubernetes.audit`, and an OCSF document holds in `unmapped` all that has no
+//! place of its own. An event with members that are missing or have unexpected types is shaped as
+//! well as it can be. If the event has a key twice, the first counts.
 //!
 //! A document is one JSON object in one line, because the event is one. No object that a shape
 //! makes has a key twice, unless the event itself has it twice.
@@ -39,8 +40,8 @@ pub struct Form {
     pub shape: Shape,
     /// How `requestObject` and `responseObject` leave.
     pub bodies: Bodies,
-    /// How `metadata.managedFields` leaves in the bodies. [`Form::write`] does not look at
-    /// this field: the caller removes the managed fields before.
+    /// How `metadata.managedFields` leaves in the bodies. [`Form::write`] does not look at this
+    /// field: its caller has removed the managed fields already.
     pub managed_fields: ManagedFields,
 }
 
@@ -118,9 +119,9 @@ impl Form {
         Self { shape: Shape::Event, bodies: Bodies::Keep, managed_fields: ManagedFields::Keep };
 
     /// Appends the document of an event to `out`. The event must be one that [`crate::audit`] has
-    /// found valid. If the event leaves as it is, `out` stays as it is. `data_stream` is the data
-    /// stream into which the document is written, which only ECS documents name; `None`: it is
-    /// written into none.
+    /// found valid. If the event leaves as it is, nothing is appended. `data_stream` is the data
+    /// stream into which the document is written, which only ECS documents name; `None` if there is
+    /// no data stream.
     pub fn write(self, event: &[u8], data_stream: Option<&DataStream>, out: &mut Vec<u8>) {
         if event.first() != Some(&b'{') {
             return;
@@ -145,8 +146,9 @@ pub fn has_timestamp(document: &[u8]) -> bool {
     document.starts_with(ecs::HEAD)
 }
 
-/// Returns the event that an ECS document holds, without the changes of its shape undone. Returns
-/// any other document as it is.
+/// Returns the event that an ECS document holds. Its bodies and annotations stay as the shape has
+/// changed them. Returns any other document as it is.
+#[must_use]
 pub fn event_in(document: &[u8]) -> &[u8] {
     static AUDIT: LazyLock<Finder<'static>> =
         LazyLock::new(|| Finder::new(br#""kubernetes":{"audit":"#));
@@ -174,9 +176,10 @@ pub fn audit_id(document: &[u8]) -> Option<&[u8]> {
     })
 }
 
-/// Returns the time of an event that is the first member of its document: the time of its stage or,
-/// without a valid one, that of its request. Returns `None` if the document has no such member,
-/// which is so for every event that leaves in its own shape.
+/// Returns the time of an event, if the document begins with it: the time of the event's stage or,
+/// without a valid one, that of its request. Returns `None` for every event that leaves in its own
+/// shape.
+#[must_use]
 pub fn time_of(document: &[u8]) -> Option<&[u8]> {
     let rest = [ecs::HEAD, ocsf::HEAD].iter().find_map(|head| document.strip_prefix(*head))?;
     let time = rest.get(..memchr::memchr(b'"', rest)?)?;

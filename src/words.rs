@@ -8,7 +8,8 @@ const MINUTE: u64 = 60;
 const HOUR: u64 = 60 * MINUTE;
 const DAY: u64 = 24 * HOUR;
 
-/// Returns the whole number that is nearest to `value`: 0 below 0, and the largest one above it.
+/// Returns the whole number that is nearest to `value`: 0 for a negative value or NaN, and the
+/// largest `u64` for a value above it.
 #[expect(clippy::cast_possible_truncation, reason = "a cast from float to integer saturates")]
 #[expect(clippy::cast_sign_loss, reason = "the value is not below 0")]
 pub fn whole(value: f64) -> u64 {

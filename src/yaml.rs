@@ -42,8 +42,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// A position in a text: line and column, both counted from 1. The column counts
-/// characters.
+/// A position in a text: line and column, both counted from 1. The column counts characters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Place {
     pub(crate) line: usize,
@@ -82,8 +81,8 @@ impl Default for Node {
 
 #[derive(Debug, Clone)]
 pub(crate) enum Value {
-    /// A text. `plain` is `true` if the text is written without quotes: `1` is then a number, and
-    /// an empty text is null.
+    /// A text. `plain` is `true` if the text is written without quotes and without the tag `!!str`:
+    /// `1` is then a number, and an empty text is null.
     Scalar {
         text: String,
         plain: bool,

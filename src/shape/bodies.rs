@@ -1,4 +1,5 @@
-//! The changes inside an event: bodies that become strings or go, and the names of annotations.
+//! The changes inside an event: bodies that become strings or are removed, and the keys of
+//! annotations without dots.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -32,15 +33,15 @@ enum With {
     DotlessKeys,
 }
 
-/// The changes to the members of an event, which are told to it one after the other.
+/// The changes to an event. Its members are added one after the other, in their order.
 #[derive(Debug, Default)]
 pub(super) struct Edits {
     /// The ranges of the event's bytes that are replaced, in their order.
     list: Vec<(Range<usize>, With)>,
-    /// The index at which the first of the members begins that are removed before any member that
-    /// stays. `None` if there are none, or if they are in `list` already.
+    /// The index at which the first removed member begins, if no member that stays came before it.
+    /// `None` if there is none, or if its range is in `list` already.
     lead: Option<usize>,
-    /// `true`: a member stays.
+    /// `true` if a member that stays was added already.
     has_kept: bool,
     /// The index at which the last member ends.
     end: usize,
@@ -72,7 +73,7 @@ impl Edits {
         self.add(event, member, treatment);
     }
 
-    /// Adds the annotations, whose keys are to have no dots.
+    /// Adds the member `annotations`, whose keys lose their dots.
     pub(super) fn annotations(&mut self, event: &[u8], member: Member<'_>) {
         let treatment = match has_dots(member.value) {
             true => Treatment::Replace(With::DotlessKeys),
@@ -107,7 +108,8 @@ impl Edits {
         }
     }
 
-    /// Notes that all members were added.
+    /// Must be called after the last member. It cuts out the removed members of an event in which
+    /// no member stays.
     pub(super) fn finish(&mut self) {
         if let Some(first) = self.lead.take() {
             self.list.push((first..self.end, With::Nothing));
@@ -151,9 +153,9 @@ fn write_without_dots(object: &[u8], out: &mut Vec<u8>) {
     }
 }
 
-/// Does the work of [`write_without_dots`] for an object with few keys, which have no escapes and
-/// stay different from each other without dots. Annotations are such objects as a rule. Returns
-/// `false` if the object is another; `out` then has bytes that do not belong there.
+/// Does the work of [`write_without_dots`] for an object with at most eight keys, which have no
+/// escapes and stay different from each other without dots. Annotations are such objects as a rule.
+/// Returns `false` if the object is another; `out` then has bytes that do not belong there.
 fn write_few_without_dots(object: &[u8], out: &mut Vec<u8>) -> bool {
     const FEW: usize = 8;
     // The places of the new keys in `out`.
@@ -232,7 +234,7 @@ mod tests {
 
     proptest::proptest! {
         /// Compares the two ways to write an object without dots in its keys, for objects with up
-        /// to ten keys that often become the same. The first way must refuse an object exactly if
+        /// to nine keys that often become the same. The first way must refuse an object exactly if
         /// it has too many keys, or two keys that become the same.
         #[test]
         fn few_keys_lose_their_dots_as_any_keys_do(

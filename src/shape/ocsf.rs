@@ -26,8 +26,8 @@ pub(super) const HEAD: &[u8] = br#"{"time_dt":""#;
 /// The beginnings of all documents: with a time, and without.
 pub(super) const HEADS: [&[u8]; 2] = [HEAD, br#"{"class_uid":6003,"#];
 
-/// The version of OCSF that the documents name. They are valid by every version from 1.1.0 on, but
-/// versions before 1.5.0 allow no text of more than 65,535 bytes.
+/// The version of OCSF that the documents name. They are valid in every version from 1.1.0 on,
+/// except that versions before 1.5.0 allow no text of more than 65,535 bytes.
 const VERSION: &[u8] = br#""1.5.0""#;
 
 /// The value of a field that the schema requires and the event does not have.
@@ -68,8 +68,8 @@ impl<'a> Rest<'a> {
         &mut self.members
     }
 
-    /// Adds what is left of the object `name`. Does nothing if nothing is left of an object of
-    /// which something has a place.
+    /// Adds the object `name` with its members that have no place of their own. If there are none,
+    /// adds nothing; but an object without any place is kept, even if it is empty.
     fn nest(&mut self, name: &str, rest: &Rest<'_>, has_place: bool) {
         if !rest.members.is_empty() || !has_place {
             let members = self.begin(name.as_bytes());
@@ -134,7 +134,7 @@ impl<'a> User<'a> {
         let [name, uid, groups] = rest.split(user, ["username", "uid", "groups"]);
         let name = rest.unless_text("username", name);
         let uid = rest.unless_text("uid", uid);
-        // The schema has no user without a name and a uid.
+        // The schema requires a name or a uid of each user.
         let is_user = name.is_some() || uid.is_some();
         let is_list =
             |list: &[u8]| is_user && is_list_of(list, |value| scan::inner(value).is_some());
@@ -143,7 +143,7 @@ impl<'a> User<'a> {
         Self { name, uid, groups }
     }
 
-    /// Writes the member `actor`. `user_agent` stands for a user who is not known.
+    /// Writes the member `actor`. If the user is not known, `user_agent` takes the user's place.
     fn write(&self, user_agent: Option<&[u8]>, document: &mut Object<'_>) {
         let mut actor = Object::begin(document.key(b"actor"));
         if self.name.is_none() && self.uid.is_none() {
@@ -189,7 +189,8 @@ impl<'a> Resource<'a> {
             rest.split(reference, names);
         let api_group = rest.unless_text("apiGroup", api_group);
         let api_version = rest.unless_text("apiVersion", api_version);
-        // The schema has no resource without a name and a uid. A list has neither.
+        // The schema requires a name or a uid of each resource. The `objectRef` of a list request
+        // has neither.
         let is_one = text(name).is_some() || text(uid).is_some();
         let is_text = |value: &[u8]| is_one && text(Some(value)).is_some();
         let members = [
@@ -313,7 +314,7 @@ pub(super) fn write(event: &[u8], bodies: Bodies, out: &mut Vec<u8>) {
     document.end();
 }
 
-/// Writes the numbers of the class, and of the activity that this verb is.
+/// Writes the numbers of the class, and of the activity for which this verb stands.
 fn write_class(verb: Option<&[u8]>, document: &mut Object<'_>) {
     let activity = activity(verb);
     for (key, number) in [
@@ -327,7 +328,6 @@ fn write_class(verb: Option<&[u8]>, document: &mut Object<'_>) {
     }
 }
 
-/// Writes the member `metadata`.
 fn write_metadata(version: Option<&[u8]>, level: Option<&[u8]>, document: &mut Object<'_>) {
     let mut metadata = Object::begin(document.key(b"metadata"));
     metadata.member("version", VERSION);

@@ -229,7 +229,7 @@ fn assert_all_is_there(event: &str) -> usize {
         };
         assert_eq!(found.as_ref(), Some(leaf), "{steps:?}: {event}");
     });
-    // Nothing is there twice.
+    // No leaf is in `unmapped` besides those that have no place of their own.
     let mut there = 0;
     if let Some(rest) = ocsf.at(&["unmapped"]) {
         rest.leaves(&mut Vec::new(), &mut |_, _| there += 1);
@@ -261,7 +261,7 @@ fn recorded_events_are_whole_in_every_shape() {
     assert!(placed / events >= 12, "{placed} of {events}");
 }
 
-/// An event with all that the shapes know.
+/// An event with every member that a shape moves.
 const FULL: &str = concat!(
     r#"{"kind":"Event","apiVersion":"audit.k8s.io/v1","level":"RequestResponse","auditID":"8b8398cd","#,
     r#""stage":"ResponseComplete","requestURI":"/api/v1/namespaces/a/pods?dryRun=All\u0026x=%3F?","#,

@@ -1,4 +1,4 @@
-//! What may reach a terminal.
+//! Decides which characters may reach a terminal as they are, and escapes the others.
 //!
 //! Configs, events, files and other programs choose texts that this program prints. A terminal
 //! obeys some characters, shows some in another order, and shows others not at all, so a text could
@@ -21,7 +21,7 @@
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
-/// The most characters of a field that [`field`] shows. A user's name is shorter.
+/// The greatest number of characters of a field that [`field`] shows. A user's name is shorter.
 const FIELD_CHARS_MAX: usize = 256;
 
 /// Returns `true` if a terminal shows the character as it is, and in its place.
@@ -58,8 +58,9 @@ pub fn json(text: &str) -> Cow<'_, str> {
 
 /// Returns a text as one field of a line whose fields are separated by spaces. A text that has a
 /// space, a quote, a backslash, one of `separators`, or a character that is not plain stands in
-/// quotes and with escapes, so that no client can forge a field. An empty text is `-`, and a long
-/// one is cut.
+/// quotes and with escapes, so that no client can forge a field. An empty text is `-`, so a text
+/// that is `-` itself stands in quotes too. A long text is cut.
+#[must_use]
 pub fn field(text: &str, separators: &str) -> String {
     let is_bare = |char: char| {
         is_plain(char) && !matches!(char, ' ' | '"' | '\\') && !separators.contains(char)
