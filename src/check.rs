@@ -1,8 +1,8 @@
 //! Checks the files and directories that a config names, before a relay uses them: certificates,
 //! keys, tokens and directories.
 //!
-//! [`files`] and [`directories`] find the faults with which `run` would refuse to start, or would
-//! start and be of no use, and name the key of each. Nothing is changed on the disk, bound or
+//! The functions find the faults with which `run` would refuse to start, or would start and be of
+//! no use, and name the config key of each fault. Nothing is written to the disk, bound or
 //! connected. Only regular files are read; reading the config has refused all others.
 
 use std::io;
@@ -124,7 +124,7 @@ impl Findings<'_> {
         }
     }
 
-    /// Adds an error of the file of the config key `named`, which `what` describes.
+    /// Adds an error of the file that the config key `named` names. `what` says what is wrong.
     fn refuse(&mut self, named: &Named, what: impl std::fmt::Display) {
         self.add(named, format!("{what}, allowed: {}", allowed(named)), Severity::Error);
     }
@@ -139,8 +139,8 @@ impl Findings<'_> {
         }
     }
 
-    /// Checks the certificate chain in the file of the config key `named`, and checks that the
-    /// configured private key belongs to the certificate.
+    /// Checks the certificate chain in the file of the config key `named`: its dates, the names in
+    /// the leaf of a listener, and that the configured private key belongs to the leaf.
     fn certificate(&mut self, named: &Named) {
         let chain = match Chain::read(&named.path) {
             Ok(chain) => chain,
@@ -252,7 +252,8 @@ impl Findings<'_> {
         }
     }
 
-    /// Checks a file with the private key of the evidence, and adds its faults to the problems.
+    /// Checks the file with a signing key of the evidence: that it holds a key, that the key has
+    /// the name `evidence.origin`, and that not every user may read it.
     fn signing_key(&mut self, named: &Named) {
         let Some(secret) = self.secret(named) else { return };
         if let Some(mode) = mode_for_everybody(&named.path) {
@@ -294,8 +295,8 @@ impl Findings<'_> {
     }
 }
 
-/// Returns the permission bits of a file if every user may read it: they may read the file itself,
-/// and may enter each directory above it. `None`: not everybody may, or this is not known.
+/// Returns the permission bits of a file if every user may read it, and may enter each directory
+/// above it. Returns `None` if not everybody may, or if this is not known.
 fn mode_for_everybody(file: &Path) -> Option<u32> {
     let file = file.canonicalize().ok()?;
     let mode = |path: &Path| path.metadata().ok().map(|it| it.permissions().mode() & 0o7777);
