@@ -59,8 +59,8 @@ mod version;
 
 /// The exit status of a command that failed while it ran.
 const FAILED: u8 = 1;
-/// The longest time between two samples of metrics. kube-apiserver holds a batch for a few minutes
-/// at most.
+/// The longest time between two samples of metrics of `doctor` and `size`. A longer one shows no
+/// more, because kube-apiserver holds a batch for a few minutes at most.
 const INTERVAL_MAX: Duration = Duration::from_secs(60 * 60);
 /// The exit status for wrong usage or a wrong config. clap uses the same status.
 const WRONG: u8 = 2;
@@ -397,7 +397,7 @@ fn read(file: Option<&Path>) -> Result<(String, String), u8> {
         return Ok((config::EMBEDDED.to_owned(), "embedded default".to_owned()));
     };
     let (regular, whole) = (file.to_owned(), file.to_owned());
-    // Whoever writes into a pipe may take any time for it.
+    // A pipe is read without a time limit, because its writer may be slow.
     let content = match in_time(move || named_file::is_regular(&regular))? {
         true => in_time(move || named_file::read(&whole, u64::MAX))?,
         false => std::fs::read(file),

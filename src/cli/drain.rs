@@ -39,9 +39,9 @@ pub(super) fn run(url: Option<&str>, seconds: u64, file: Option<&Path>) -> Resul
         .map_err(|error| failed(format_args!("{url}: {error}")))
 }
 
-/// Waits until no required output of the relay has events to deliver, its backlog. Waits at least
-/// [`SETTLE`], or until `limit` if that is shorter. `Err` is the reason for the failure: `limit`
-/// has passed, the connection has failed, or the response is not a relay's status.
+/// Waits until no required output of the relay has a backlog. Waits at least [`SETTLE`], or until
+/// `limit` if that is shorter. `Err` is the reason for the failure: `limit` has passed, the
+/// connection has failed, or the response is not a relay's status.
 async fn wait(url: &Url, limit: Duration) -> Result<(), String> {
     let begun = Instant::now();
     loop {

@@ -115,7 +115,7 @@ fn keygen(origin: &str, file: &Path) -> Result<(), u8> {
         options.write(true).create_new(true).mode(0o600).open(file).map_err(&failed)?;
     let written = created.write_all(text.as_bytes()).and_then(|()| created.sync_all());
     if let Err(error) = written {
-        // A half of a key would be refused by each later attempt.
+        // With half a key in it, the file would make each later attempt fail, because it exists.
         fs::remove_file(file).ok();
         return Err(failed(error));
     }
@@ -181,7 +181,7 @@ fn prove(directory: &Path, position: u64) -> Result<(), u8> {
         text.push_str(&format!("\nsalt {}\n", range.salt));
         path.iter().for_each(|hash| text.push_str(&format!("{hash}\n")));
     }
-    // The proof can't be shown in another form than its own.
+    // An escape would make the proof invalid, so a proof that needs one is not printed.
     if text.lines().any(|line| escape::message(line) != line) {
         return Err(failed(
             "the checkpoint has characters that would change what a terminal shows",

@@ -1,4 +1,5 @@
-//! Examples for the help of each command. A test parses each of them, and finds a command without.
+//! Examples for the help of each command. A test parses each example, and fails if a command has
+//! none.
 
 use clap::Command;
 

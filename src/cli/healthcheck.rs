@@ -1,6 +1,6 @@
-//! The command `healthcheck`: sends one GET to a relay's `/readyz`, and exits with 0 if the relay
-//! is ready. It is meant for images without a shell. It says which address it asked, and what the
-//! answer was; all of this goes to stderr.
+//! The command `healthcheck`: sends one GET to a relay's `/readyz`, or to another path that the URL
+//! has, and exits with 0 if the answer is 200. It is meant for images without a shell. It says
+//! which address it asked, and what the answer was; all of this goes to stderr.
 
 use std::net::IpAddr;
 use std::net::Ipv4Addr;
@@ -39,7 +39,7 @@ const ANSWER_MAX: usize = 64 * 1024;
 const LINES_MAX: usize = 50;
 
 /// Asks the relay at this URL whether it is ready. If `url` is `None`, the config names the relay.
-/// `Ok` means that the relay is ready; `Err` is the exit status for all other cases.
+/// `Ok` means that the answer was 200; `Err` is the exit status for all other cases.
 pub(super) fn run(url: Option<&str>, file: Option<&Path>) -> Result<(), u8> {
     let url = url_of(url, file)?;
     let late = || Err(format!("no answer within {} s", TIMEOUT.as_secs()));

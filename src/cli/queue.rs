@@ -107,7 +107,7 @@ fn as_table(summary: &Summary) -> String {
     text + &table(&rows)
 }
 
-/// Returns what is the same for all outputs, with its name in the output of the command.
+/// Returns the facts about the whole directory, each with its name in the JSON and in the table.
 fn of_directory(summary: &Summary) -> [(&'static str, Value); 10] {
     let (files, bytes) = summary.quarantine;
     [

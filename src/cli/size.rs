@@ -119,7 +119,7 @@ fn rate(text: &str) -> Result<f64, String> {
 }
 
 fn event_bytes(text: &str) -> Result<f64, String> {
-    // A size below 2^26 is exact as a floating-point number.
+    // `config::size` allows at most 2^50, and whole numbers up to 2^53 are exact as an `f64`.
     let bytes = config::size(text)? as f64;
     match (1.0..=EVENT_BYTES_MAX).contains(&bytes) {
         true => Ok(bytes),
@@ -149,7 +149,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), u8> {
     print(&text)
 }
 
-/// Reads the load of what the arguments name. `Err` is the exit status.
+/// Reads the metrics of the processes that the arguments name. `Err` is the exit status.
 fn running(asked: &Asked) -> Result<Vec<Running>, u8> {
     if let Some(file) = &asked.kubeconfig {
         input(file, "the kubeconfig")?;
@@ -194,7 +194,8 @@ fn running(asked: &Asked) -> Result<Vec<Running>, u8> {
     Ok(running)
 }
 
-/// Makes the load of the arguments and of what was read.
+/// Returns the load. A value of the arguments wins over the value that was read. `Err` is the exit
+/// status.
 fn load(arguments: &Arguments, running: &[Running]) -> Result<Load, u8> {
     let sum: f64 = running.iter().map(|it| it.events_per_second).sum();
     // The mean size is weighted by the rates.
@@ -207,7 +208,8 @@ fn load(arguments: &Arguments, running: &[Running]) -> Result<Load, u8> {
     if arguments.peak.is_some_and(|peak| peak < events_per_second) {
         return Err(wrong("--peak is lower than the mean rate"));
     }
-    // An hour may have been a quiet one, so its peak counts only if it is a burst.
+    // A peak of the last hour replaces the default of three times the mean, also if the hour was
+    // quiet. It is raised to the mean below.
     let peak = arguments.peak.or(peaks.filter(|_| !running.is_empty()));
     let relays = running.iter().filter(|it| it.kind == Kind::Relay).count();
     let replicas = u32::try_from(relays).unwrap_or(u32::MAX).max(2);
@@ -250,7 +252,7 @@ fn queues(plan: &Plan, running: &[Running]) -> Vec<String> {
     running.iter().filter_map(queue).collect()
 }
 
-/// Returns what was read, a line for each process.
+/// Returns a line for each process, with the load that was read from it.
 fn readings(running: &[Running]) -> Vec<String> {
     let reading = |it: &Running| {
         let bytes = it.event_bytes.map(|bytes| format!(" of {} bytes", number(bytes)));

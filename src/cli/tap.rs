@@ -47,7 +47,8 @@ const SILENCE: Duration = Duration::from_secs(30);
 /// of its characters is an escape.
 const LINE_MAX: usize = 4 << 20;
 
-/// The texts that wait for a slow reader of stdout. Beyond them, nothing is read from the relay.
+/// The greatest number of texts that wait for a slow reader of stdout. Beyond them, nothing is read
+/// from the relay.
 const PRINTED: usize = 16;
 
 /// The arguments of the command `tap`.
@@ -119,7 +120,7 @@ pub(super) fn run(arguments: &Arguments, file: Option<&Path>) -> Result<(), u8> 
     healthcheck::block_on(looking)?.map_err(failed)
 }
 
-/// Returns the token: that of `--token-file`, or the one that the config names.
+/// Returns the token from `--token-file`, or from the file that the config names.
 fn token(arguments: &Arguments, file: Option<&Path>) -> Result<String, u8> {
     let (named, token) = match &arguments.token_file {
         Some(named) => (Some(named.clone()), config::read_token_of_command(named)),
@@ -136,18 +137,19 @@ fn token(arguments: &Arguments, file: Option<&Path>) -> Result<String, u8> {
     token.map_err(|error| cannot_read(&named, "the token", &error))
 }
 
-/// A text for stdout, and for whom it is important to be written.
+/// A message to the thread that writes to stdout.
 enum Printed {
     Text(String),
-    /// Everything before was written: tell it.
+    /// The thread answers when everything before this message is written.
     Flushed(oneshot::Sender<()>),
 }
 
 type Failure = oneshot::Receiver<Result<(), String>>;
 
-/// Starts the thread that writes to stdout: a reader that does not read must not keep Ctrl-C from
-/// ending the command. The receiver hears when stdout can't be written any more; a pipe that was
-/// closed is not a failure. The thread ends with the process, or when the sender is dropped.
+/// Starts the thread that writes to stdout. It is a thread of its own, so that Ctrl-C ends the
+/// command even if nobody reads stdout. The receiver gets a result when stdout can't be written any
+/// more; a pipe that was closed is not a failure. The thread ends after a failed write, when the
+/// sender is dropped, or with the process.
 fn printer() -> (mpsc::Sender<Printed>, Failure) {
     let (sender, mut texts) = mpsc::channel(PRINTED);
     let (failed, failure) = oneshot::channel();
@@ -168,7 +170,8 @@ fn printer() -> (mpsc::Sender<Printed>, Failure) {
             failed.send(if is_closed { Ok(()) } else { Err(failure) }).ok();
             return;
         }
-        // Nobody asks any more. Dropping `failed` here would look like a closed pipe.
+        // The sender is dropped, so the command has ended. Dropping `failed` here would look like a
+        // closed pipe.
         std::mem::forget(failed);
     });
     (sender, failure)
@@ -251,7 +254,7 @@ struct Show<'a> {
     format: Format,
     /// `true` if stdout is a terminal.
     escapes: bool,
-    /// The events that are still to be shown; `None`: no limit.
+    /// The number of events that are still to be shown; `None` without `--limit`.
     left: Option<u64>,
     sample: u32,
 }
@@ -331,7 +334,8 @@ impl Show<'_> {
 }
 
 /// Returns an event as one line of text: time, output, level, verb, user, object, status, address
-/// and duration, separated by spaces. A value that the event does not have is `-`.
+/// and duration, separated by spaces. A value that the event does not have is `-`. The stage is
+/// added if it is not `ResponseComplete`.
 fn short(output: &str, event: &str) -> String {
     let fields = Fields::of(event);
     let field = |text: &str| escape::field(text, "");
@@ -374,7 +378,7 @@ fn object(fields: &Fields<'_>) -> String {
     object
 }
 
-/// Returns a time to the millisecond, as in `2026-11-22T14:03:05.123Z`. A text that is not a time
+/// Returns a time, cut to milliseconds, as in `2026-11-22T14:03:05.123Z`. A text that is not a time
 /// stays as it is.
 fn moment(time: &str) -> String {
     match time.split_once('.') {

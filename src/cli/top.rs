@@ -50,7 +50,7 @@ const HISTORY: Duration = Duration::from_secs(10);
 /// The shortest and the longest interval between two questions.
 const INTERVAL: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
 
-/// The time between the two answers of `--once`, which rates are computed from.
+/// The time between the two answers from which `--once` computes rates.
 const BETWEEN: Duration = Duration::from_secs(1);
 
 /// The time after which the screen is drawn again without a key or an answer.
@@ -59,7 +59,8 @@ const REDRAW: Duration = Duration::from_secs(1);
 /// The greatest number of messages that wait to be drawn. A thread that has one more waits.
 const MESSAGES_MAX: usize = 16;
 
-/// The width in columns of a screen that is printed and not drawn, unless COLUMNS says another one.
+/// The width in columns of a screen that is printed and not drawn. The variable COLUMNS can set
+/// another one, from 40 to 1000.
 const COLUMNS: u16 = 120;
 
 #[derive(Args)]
@@ -210,8 +211,9 @@ async fn ask_often(
     }
 }
 
-/// Waits for a future. Returns `None` if the command is to end before: because `stop` is cancelled,
-/// or by a signal, which is told. SIGHUP counts too: a process gets it when its terminal is closed.
+/// Waits for a future. Returns `None` if the command has to end before: `stop` is cancelled, or a
+/// signal comes, which is passed on as [`Message::Stop`]. SIGHUP counts too: a process gets it when
+/// its terminal is closed.
 async fn unless_ended<T>(
     future: impl Future<Output = T>,
     heard: &mut Heard,

@@ -12,13 +12,13 @@ use crate::config::WhenFull;
 use crate::config::show_size;
 use crate::words::escape;
 
-/// What `check` has not tried.
+/// The part of the checks that `check` has left out.
 pub(super) enum Untried {
-    /// It has tried everything.
+    /// Nothing is left out.
     Nothing,
-    /// It has made no connection.
+    /// No connection was made.
     Connections,
-    /// It has made no connection, and the files may be on another machine.
+    /// No connection was made, and the files may be on another machine.
     FilesAndConnections,
 }
 

@@ -1,4 +1,4 @@
-//! A log that an HTTP server has, which may be an attacker's.
+//! Reads a log from an HTTP server, which an attacker may control.
 
 use std::cell::Cell;
 use std::cell::OnceCell;
@@ -12,23 +12,25 @@ use crate::tlog::merkle::Hash;
 use crate::tlog::note::NOTE_BYTES_MAX;
 use crate::tlog::tile::CHECKPOINT;
 
-/// The maximum number of bytes of one check. A longer log is copied, and checked as a directory.
+/// The greatest number of bytes that one check reads. A longer log must be copied, and checked as a
+/// directory.
 const BYTES_MAX: u64 = 64 << 30;
 
-/// A log that an HTTP server has. Its checkpoint is asked for once: the server can't change it
-/// while the log is checked, and a log that grows meanwhile stays as it was.
+/// A log on an HTTP server. Its checkpoint is asked for once, so that the server can't change it
+/// during a check. A log that grows meanwhile is checked as it was at that checkpoint.
 pub(super) struct Published {
     target: Target,
     /// The path of the log, without a slash at its end.
     base: String,
     runtime: Runtime,
     checkpoint: OnceCell<Option<Vec<u8>>>,
-    /// The number of bytes that were read so far.
+    /// The number of bytes that were read so far, for the limit [`BYTES_MAX`].
     read: Cell<u64>,
 }
 
 impl Published {
-    /// Makes the log below a URL: below its path, or below `/evidence` if it has none.
+    /// Makes the log whose files are below the path of this URL, or below `/evidence` if the URL
+    /// has no path.
     ///
     /// # Errors
     ///
@@ -37,8 +39,8 @@ impl Published {
         Self::with(url, "/evidence")
     }
 
-    /// Makes a log of which only the checkpoint is there: `BASE/ORIGIN-HASH/checkpoint`, where a
-    /// witness has it (C2SP `tlog-witness`, "Monitor Retrieval Mechanism").
+    /// Makes a log of which the server has only the checkpoint, at `BASE/ORIGIN-HASH/checkpoint`.
+    /// This is where a witness serves it (C2SP `tlog-witness`, "Monitor Retrieval Mechanism").
     ///
     /// # Errors
     ///

@@ -26,13 +26,13 @@ use crate::verify::Request;
 use crate::verify::report::Report;
 use crate::words::escape;
 
-/// The exit status if not all of it could be checked.
+/// The exit status if a part of the log or of the stored lines could not be checked.
 const UNCHECKED: u8 = 2;
 
-/// The maximum size in bytes of a file with a checkpoint or a proof.
+/// The greatest size in bytes of a file with a checkpoint or a proof.
 const FILE_BYTES_MAX: u64 = 16 << 20;
 
-/// The maximum number of notes, and of things that were not checked, that are printed.
+/// The greatest number of notes, and of parts that were not checked, that are printed.
 const ROWS_MAX: usize = 100;
 
 /// The greatest number of outputs, and of starts, stops and reloads, that are printed.
@@ -179,7 +179,7 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
     }
 }
 
-/// Checks directories, and shows on a terminal how far the reading of the stored lines is.
+/// Checks directories, and shows on a terminal how many bytes of the stored lines are read.
 fn directory_report(directories: &[PathBuf], request: &Request) -> io::Result<Report> {
     let sizes = request.events.iter().filter_map(|path| fs::metadata(path).ok());
     let bar = ProgressBar::new(sizes.map(|metadata| metadata.len()).sum());
@@ -200,9 +200,8 @@ fn directory_report(directories: &[PathBuf], request: &Request) -> io::Result<Re
     Ok(report)
 }
 
-/// Returns the counts on the first two lines, and then a line for each output, for each start, stop
-/// and reload that changed something, for each fault, for each thing that could not be checked, and
-/// for each note.
+/// Returns the counts, and then a line for each output, for each start, stop and reload that
+/// changed something, for each fault, for each part that could not be checked, and for each note.
 fn text_of(report: &Report) -> String {
     let limited = |word: &str, rows: &[String], max: usize| -> Vec<String> {
         let more = (rows.len() > max).then(|| format!("{word}{} more", rows.len() - max));
