@@ -62,8 +62,9 @@ pub struct Filter {
     /// hash. Values that hold Kubernetes' own secrets are redacted in addition, even if this list
     /// is empty. `None`: nothing is redacted.
     pub redact: Option<Vec<redact::Rule>>,
-    /// The largest size of an event in bytes. A larger event loses its bodies (first
-    /// `responseObject`, then `requestObject`). `None`: there is no limit.
+    /// The largest size of an event in bytes. A larger event loses `responseObject`, and then
+    /// `requestObject` if it is still too large. An event that is too large without both counts as
+    /// rejected, but is sent if `rejected.action` is `retry`. `None`: there is no limit.
     pub max_event_bytes: Option<u64>,
     /// Events with the same bytes are sent only once within this time. `None`: repeated events are
     /// sent too.

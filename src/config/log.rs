@@ -1,4 +1,4 @@
-//! `[log]`.
+//! `[log]`: the level and the format of the log.
 
 use tracing::Level;
 

@@ -1,4 +1,4 @@
-//! `[[output]]`: the keys that all outputs have, and what contradicts what among outputs.
+//! `[[output]]`: the keys that all outputs have, and the checks that compare outputs.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! Every class of problem, with its position. Those of `[queue]` are in `queue.rs`; what a config
-//! without problems gives is in `good.rs`.
+//! Tests each class of problem, with its position. The problems of `[queue]` are in `queue.rs`; the
+//! configs without problems are in `good.rs`.
 
 mod filter;
 mod good;
@@ -217,13 +217,14 @@ drain_timeout = "1ms"
 "#;
 
 fn everything(dir: &std::path::Path) -> String {
-    // Not a URL: in the text only so that the way back keeps the escape.
+    // `$${x` is not a URL, so it is removed. The user name gets an escape instead, which the
+    // effective config must keep.
     let text = EVERYTHING.replace(r#", "$${x"]"#, "]").replace(r#""u ${env"#, r#""$${ ${env"#);
     text.replace("DIR", dir.to_str().unwrap())
 }
 
-/// The problems of the text are these lines, in this order: `LINE:COLUMN: key.path: message`, of
-/// which the message is compared up to the length given.
+/// Asserts that the problems of the text are these lines, in this order: `LINE:COLUMN: key.path:
+/// message`. A message is compared up to the length of the expected one.
 #[track_caller]
 fn assert_problems(text: &str, expected: &str) {
     let checked = checked(text);
@@ -236,7 +237,8 @@ fn assert_problems(text: &str, expected: &str) {
     assert!(!(failed && checked.config.is_some()), "an error and a config:\n{text}");
 }
 
-/// As [`assert_problems`], for a value of the third line after `[[output]]`, and a type of output.
+/// Calls [`assert_problems`] for an output of the type `kind`. The first of `lines` is line 5 of
+/// the text.
 #[track_caller]
 fn assert_in_output(kind: &str, lines: &str, expected: &str) {
     let place = match kind {

@@ -1,4 +1,5 @@
-//! Parsers of the config's strings (sizes, times, addresses, names), and the way back to text.
+//! Parsers of the config's strings, such as sizes, times, addresses and names, and the way back to
+//! text.
 //!
 //! The error of a parser says what is wrong and what is allowed, and is the end of a sentence that
 //! begins with the value: `is not a size, allowed: …`. The reader puts the value in front, or
@@ -141,7 +142,7 @@ pub(super) fn names_a_variable(text: &str) -> bool {
     })
 }
 
-/// Reads a whole number and the unit behind it, and multiplies the two. Returns `None` if the text
+/// Reads a whole number and the unit after it, and multiplies the two. Returns `None` if the text
 /// does not begin with a digit or has another unit, and `Some(None)` if the result is larger than a
 /// `u64`.
 fn number_of_units(text: &str, units: &[(&str, u64)]) -> Option<Option<u64>> {

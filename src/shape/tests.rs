@@ -21,7 +21,7 @@ impl Tree {
         }
     }
 
-    /// The value at a path of names and indices.
+    /// Returns the value at a path of names and indices.
     fn at(&self, path: &[&str]) -> Option<&Tree> {
         path.iter().try_fold(self, |value, step| match value {
             Self::Object(members) => members.iter().find(|(key, _)| key == step).map(|it| &it.1),
@@ -66,7 +66,7 @@ impl Tree {
 const SHAPES: [Shape; 3] = [Shape::Event, Shape::Ecs, Shape::Ocsf];
 const BODIES: [Bodies; 3] = [Bodies::Keep, Bodies::String, Bodies::Drop];
 
-/// The document of an event. Asserts that it is one JSON object in one line.
+/// Returns the document of an event. Asserts that it is one JSON object in one line.
 fn document(event: &str, shape: Shape, bodies: Bodies) -> String {
     let mut out = b"before".to_vec();
     let stream = DataStream::of("logs-kubernetes.audit_logs-prod");
@@ -78,7 +78,7 @@ fn document(event: &str, shape: Shape, bodies: Bodies) -> String {
     out
 }
 
-/// The event as it must be in a document that has it whole.
+/// Returns the event as it must be in a document that holds all of it.
 fn expected(event: &Tree, bodies: Bodies, raw: &str, is_ecs: bool) -> Tree {
     let Pairs(pairs) = serde_json::from_str(raw).unwrap();
     let mut members = Vec::new();
@@ -97,7 +97,7 @@ fn expected(event: &Tree, bodies: Bodies, raw: &str, is_ecs: bool) -> Tree {
     Tree::Object(members)
 }
 
-/// The annotations as an ECS document must have them.
+/// Returns the annotations as an ECS document must have them.
 fn dotless(annotations: &Tree) -> Tree {
     let Tree::Object(members) = annotations else { return annotations.clone() };
     let mut written: BTreeSet<String> = members.iter().map(|(key, _)| key.clone()).collect();
@@ -110,7 +110,7 @@ fn dotless(annotations: &Tree) -> Tree {
     Tree::Object(renamed.collect())
 }
 
-/// Asserts what holds for every document of every event.
+/// Asserts what must be true of every document of every event.
 fn check(event: &str) {
     let tree = Tree::read(event);
     for bodies in BODIES {
@@ -130,8 +130,8 @@ fn check(event: &str) {
     }
 }
 
-/// Asserts that no object that the shape has made has a key twice, and that what the schema
-/// requires is there.
+/// Asserts that no object that the shape has made has a key twice, and that the members that the
+/// schema requires are there.
 fn assert_ocsf_is_made_right(document: &Tree) {
     fn visit(value: &Tree) {
         value.assert_no_key_twice();
@@ -238,7 +238,7 @@ fn assert_all_is_there(event: &str) -> usize {
     placed
 }
 
-/// The recorded events, each a line.
+/// Returns the recorded events, one line each.
 fn recorded() -> Vec<String> {
     let mut events = Vec::new();
     for (_, body) in corpus() {
@@ -545,7 +545,7 @@ fn a_large_event_costs_no_more_than_a_few_times_its_length() {
     }
 }
 
-/// Keys as they may be written, those of events more often than others.
+/// Returns random keys, with escapes too; the keys of events are more frequent.
 fn key() -> impl Strategy<Value = String> {
     let known = list(
         r"
@@ -567,7 +567,7 @@ kubernetes
     ]
 }
 
-/// JSON values, with and without white space between their tokens.
+/// Returns random JSON values, with and without white space between their tokens.
 fn value() -> impl Strategy<Value = String> {
     let plain = list(
         r#"

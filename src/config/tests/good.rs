@@ -21,7 +21,7 @@ use super::output::syslog;
 use super::output::tcp;
 use crate::tests::list;
 
-/// The settings of an output, which is of the type `S`.
+/// Returns the settings of an output of the type `S`.
 fn settings<S: OutputSettings>(output: &Output) -> &S {
     output.kind.settings().expect(S::TYPE)
 }
@@ -192,8 +192,8 @@ drain_timeout = "20s"
     assert_eq!(checked.effective(), expected);
 }
 
-/// The counterpart of the test before: the defaults that are printed are the defaults that are
-/// used.
+/// The test above compares the defaults that are printed. This test asserts that the same defaults
+/// are used.
 #[test]
 fn defaults_are_the_same_whether_written_or_not() {
     let short = checked(SHORTEST);

@@ -1,4 +1,5 @@
-//! Kafka: outputs and sources. `deploy/test/image.sh` asks a program that was built without Kafka.
+//! Tests of outputs and sources of type `kafka`. `deploy/test/image.sh` tests a program that was
+//! built without Kafka.
 
 use super::TYPES;
 use super::assert_problems;

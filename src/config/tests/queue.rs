@@ -25,7 +25,7 @@ fn what_200_means_follows_from_where_the_queue_is() {
             Err(why) => assert_problems(&text, &format!("2:15: queue.acknowledge: {why}")),
         }
     }
-    // With "synced", the other keys would be right.
+    // Only `acknowledge` is reported: with "synced", the other keys would be right.
     assert_problems(
         "[queue]\ndirectory = '/no'\nacknowledge = 'delivered'\nwhen_full = 'drop_oldest'\n\
          delivered_timeout = '1s'\n[[output]]\nname = 'a'\ntype = 'tcp'\naddresses = ['a:1']\n",

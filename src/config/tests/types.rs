@@ -1,5 +1,5 @@
-//! Types of output that are made for these tests: what the config does with a type that it has
-//! never seen, by the interface that every protocol uses.
+//! Tests of the config with a type of output that is made for them, to test the interface that
+//! every protocol implements.
 
 use super::super::*;
 use super::LISTENER;
@@ -7,7 +7,8 @@ use super::env;
 use super::table::Table;
 use super::table::required;
 
-/// A type with a credential of its own, a key that waits, and at most one output.
+/// A type with a credential of its own, a key for the time that it waits, and at most one output
+/// per config.
 #[derive(Debug, Clone, PartialEq)]
 struct Bucket {
     client: HttpClient,
