@@ -182,7 +182,7 @@ impl Findings<'_> {
         }
         let key = format!("{}private_key", named.key.trim_end_matches("certificate"));
         let key = self.checked.named.iter().find(|other| other.key == key);
-        // A file without a key is reported when that file is checked itself.
+        // A faulty key file is reported when that file is checked itself.
         let key = key.filter(|key| tls::check_private_key(&key.path).is_ok());
         if let Some(key) = key.filter(|key| named_file::is_regular(&key.path)) {
             let fits = chain.fits(&named.path, &key.path);
@@ -191,7 +191,8 @@ impl Findings<'_> {
         }
     }
 
-    /// Checks a file with a bundle of CA certificates, and adds its faults to the problems.
+    /// Checks a bundle of CA certificates: that it can be used, that no certificate in it is that
+    /// of a server or client, and their dates.
     fn authorities(&mut self, named: &Named) {
         let chain = match Chain::read(&named.path) {
             Ok(chain) => chain,
@@ -216,7 +217,6 @@ impl Findings<'_> {
         }
     }
 
-    /// Checks a file with a bearer token, and adds its faults to the problems.
     fn token(&mut self, named: &Named) {
         let Some(secret) = self.secret(named) else { return };
         // White space around a token is ignored, as when the token is used.
@@ -233,7 +233,6 @@ impl Findings<'_> {
         self.refuse(named, format_args!("{} {what}", named.path.display()));
     }
 
-    /// Checks a file with a password, and adds its faults to the problems.
     fn password(&mut self, named: &Named) {
         if self.secret(named).is_some_and(|password| password.is_empty()) {
             let message = format!("{} is empty", named.path.display());
@@ -322,8 +321,7 @@ pub fn room(checked: &Checked) -> Option<Problem> {
     })
 }
 
-/// Returns a description, for error messages, of the contents that the file of this config key may
-/// have.
+/// Returns the end of an error message: the contents that the file of this config key may have.
 fn allowed(named: &Named) -> &'static str {
     match named.content {
         Content::Certificate => "a PEM chain, the leaf first",

@@ -48,7 +48,7 @@ fn add_below(command: Command, path: &str) -> Command {
 mod tests {
     use super::*;
 
-    /// Returns the words of the command in a line for a shell: behind the last `|`, before a `>` or
+    /// Returns the words of the command in a line for a shell: after the last `|`, before a `>` or
     /// a comment, and without the quotes.
     fn words(line: &str) -> Vec<String> {
         let line = line.rsplit(" | ").find(|part| part.starts_with("kube-audit-forwarder"));

@@ -273,8 +273,8 @@ async fn send(
     }
 }
 
-/// Returns a message for a replay that has stopped early: the file and line at which it stopped,
-/// and how to continue from there.
+/// Returns a message for a replay that has stopped early: the file, and the line or position in it,
+/// at which it stopped, and how to continue from there.
 fn farewell(arguments: &Arguments, stopped: &Stopped) -> String {
     let Stopped { what, at, lines } = stopped;
     let mut text = "stopped: ".to_owned();

@@ -9,7 +9,7 @@ use crate::release;
 use crate::release::Format;
 use crate::replay;
 
-/// Returns the text behind the program's name: version, revision, features, and for each format of
+/// Returns the text after the program's name: version, revision, features, and for each format of
 /// files the versions that this program reads and the one that it writes. A line has the form
 /// `NAME: VALUE`, except for the version, which is the first line.
 pub(super) fn long() -> &'static str {
