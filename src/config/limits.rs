@@ -38,7 +38,8 @@ pub struct Limits {
     pub max_in_flight: u64,
     /// The greatest number of open connections of all listeners together.
     pub max_connections: usize,
-    /// The time limit from the first byte of a request's head to the end of the head.
+    /// The time limit from the first byte of a request's head to the end of the head, and for a TLS
+    /// handshake.
     pub header_timeout: Duration,
     /// The time limit from the end of a request's head to the end of its body.
     pub body_timeout: Duration,
