@@ -33,12 +33,14 @@ pub struct Retry {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Timeouts {
     /// The time limit for the lookup of a host name. Each address of the host then has the same
-    /// limit for its TCP connection, the proxy's CONNECT and the TLS handshake together.
+    /// limit for its TCP connection, the proxy's CONNECT and the TLS handshake together. With
+    /// `relp`, the protocol's `open` has the same limit once more.
     pub connect: Duration,
     /// An attempt to send fails if it makes no progress towards an acknowledgement for this long.
     pub request: Duration,
-    /// The age at which the output closes a connection and opens a new one. Before the old
-    /// connection is closed, the work on it is finished. `None`: connections have no age limit.
+    /// The age, within a small random difference, at which the output closes a connection and opens
+    /// a new one. Before the old connection is closed, the work on it is finished. `None`:
+    /// connections have no age limit.
     pub max_connection_age: Option<Duration>,
 }
 
