@@ -256,7 +256,6 @@ pub fn admin_address(text: &str) -> Result<SocketAddr, Vec<Problem>> {
 
 /// Returns the key `admin.tap_token_file` of a config file, of which only the section `[admin]` is
 /// read, as [`admin_address`] does. Returns `None` if the key is absent or cannot be read.
-#[must_use]
 pub fn tap_token_file(text: &str) -> Option<PathBuf> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let env = |name: &str| std::env::var(name).ok();
@@ -310,7 +309,6 @@ impl Config {
     /// Returns the directory of the dead-letter files: `dead_letter.directory` if that key is set,
     /// otherwise `dead-letter` in the queue's directory. Returns `None` if neither directory is
     /// configured; dead letters are then dropped.
-    #[must_use]
     pub fn dead_letter_directory(&self) -> Option<PathBuf> {
         let below = || self.queue.directory.as_ref().map(|queue| queue.join("dead-letter"));
         self.dead_letter.directory.clone().or_else(below)

@@ -148,7 +148,6 @@ pub fn has_timestamp(document: &[u8]) -> bool {
 
 /// Returns the event that an ECS document holds. Its bodies and annotations stay as the shape has
 /// changed them. Returns any other document as it is.
-#[must_use]
 pub fn event_in(document: &[u8]) -> &[u8] {
     static AUDIT: LazyLock<Finder<'static>> =
         LazyLock::new(|| Finder::new(br#""kubernetes":{"audit":"#));
@@ -179,7 +178,6 @@ pub fn audit_id(document: &[u8]) -> Option<&[u8]> {
 /// Returns the time of an event, if the document begins with it: the time of the event's stage or,
 /// without a valid one, that of its request. Returns `None` for every event that leaves in its own
 /// shape.
-#[must_use]
 pub fn time_of(document: &[u8]) -> Option<&[u8]> {
     let rest = [ecs::HEAD, ocsf::HEAD].iter().find_map(|head| document.strip_prefix(*head))?;
     let time = rest.get(..memchr::memchr(b'"', rest)?)?;

@@ -172,12 +172,11 @@ pub(super) fn contradictions(cx: &Context<'_>, listeners: &[Draft], admin: Optio
     }
 }
 
-/// Returns `true` if the kernel refuses to bind one of these addresses while the other is bound. An
-/// IPv4 and an IPv6 address never count as a conflict here, although Linux by default refuses
-/// `0.0.0.0` beside `[::]` on the same port (`net.ipv6.bindv6only` is 0).
+/// Returns `true` if the kernel refuses to bind one of these addresses while the other is bound. The
+/// address `[::]` also takes the port for IPv4, unless `net.ipv6.bindv6only` is 1.
 fn meets(one: SocketAddr, other: SocketAddr) -> bool {
-    let wildcard = |it: SocketAddr| it.ip().is_unspecified();
-    let same_family = one.is_ipv4() == other.is_ipv4();
-    one == other
-        || (one.port() == other.port() && same_family && (wildcard(one) || wildcard(other)))
+    let covers = |it: SocketAddr, other: SocketAddr| {
+        it.ip().is_unspecified() && (it.is_ipv6() || other.is_ipv4())
+    };
+    one == other || (one.port() == other.port() && (covers(one, other) || covers(other, one)))
 }

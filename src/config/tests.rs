@@ -743,6 +743,14 @@ fn contradictions_are_found() {
         "[[listener]]\naddress = '[::1]:1'\n[admin]\naddress = '[0::1]:1'\n",
         "4:11: admin.address: can't be bound beside listener[0].address",
     );
+    // Linux refuses these too: tried with bind(2).
+    for other in ["0.0.0.0", "127.0.0.1", "[::1]"] {
+        assert_problems(
+            &format!("[[listener]]\naddress = '[::]:1'\n[admin]\naddress = '{other}:1'\n"),
+            "4:11: admin.address: can't be bound beside listener[0].address",
+        );
+    }
+    config("[[listener]]\naddress = '[::1]:1'\n[admin]\naddress = '0.0.0.0:1'\n");
     assert_problems(
         "[queue]\nacknowledge = 'delivered'\nwhen_full = 'drop_oldest'\n",
         r#"3:13: queue.when_full: contradicts acknowledge = "delivered""#,

@@ -154,7 +154,6 @@ fn number_of_units(text: &str, units: &[(&str, u64)]) -> Option<Option<u64>> {
 
 /// Returns a size in the largest of the units GiB, MiB and KiB of which it is a multiple, such as
 /// `64MiB`, or else as a number of bytes, such as `1000`. [`size`] can parse the text.
-#[must_use]
 pub fn show_size(size: u64) -> String {
     for (name, unit) in [("GiB", GIB), ("MiB", MIB), ("KiB", KIB)] {
         if size != 0 && size.is_multiple_of(unit) {

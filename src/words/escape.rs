@@ -60,7 +60,6 @@ pub fn json(text: &str) -> Cow<'_, str> {
 /// space, a quote, a backslash, one of `separators`, or a character that is not plain stands in
 /// quotes and with escapes, so that no client can forge a field. An empty text is `-`, so a text
 /// that is `-` itself stands in quotes too. A long text is cut.
-#[must_use]
 pub fn field(text: &str, separators: &str) -> String {
     let is_bare = |char: char| {
         is_plain(char) && !matches!(char, ' ' | '"' | '\\') && !separators.contains(char)
