@@ -76,8 +76,8 @@ pub(in crate::output) struct AcknowledgedConnector<P> {
     watch: Watch,
 }
 
-/// A connection on which the consumer was greeted, so that events can be sent. The bytes were read
-/// together with the greeting, and are the first bytes of the answers to events.
+/// A connection on which events can be sent, because the consumer was greeted. The bytes were read
+/// together with the answer to the greeting, and are the first bytes of the answers to events.
 type Opened<P> = (Wire, P, BytesMut);
 
 impl<P: Protocol> AcknowledgedConnector<P> {
@@ -97,9 +97,8 @@ impl<P: Protocol> AcknowledgedConnector<P> {
         }
     }
 
-    /// Lets the protocol greet the consumer on a new connection, and returns the connection, which
-    /// is then ready for events. The greeting may take `timeouts.connect`, in addition to the time
-    /// that connecting took.
+    /// Lets the protocol greet the consumer on a new connection. The greeting may take
+    /// `timeouts.connect`, in addition to the time that connecting took.
     async fn open(&self, mut wire: Wire, address: &ResolvedAddress) -> Result<Opened<P>, Failure> {
         let (mut protocol, mut unread) = ((self.make)(), BytesMut::new());
         let opening = protocol.open(&mut wire, &mut unread);
@@ -191,7 +190,7 @@ pub(in crate::output) struct AcknowledgedLink<P> {
     /// checkpoint has no claim. `None` if no batch is being encoded.
     encoding: Option<(Option<Claim>, Encoding)>,
     in_flight: InFlight,
-    /// The number of events that were sent on this connection.
+    /// The number of events that were sent on this connection, without checkpoints.
     sent: u64,
     /// The error that made writing impossible, and the time until which answers are still read;
     /// `None` as long as writing works.
@@ -219,8 +218,8 @@ impl<P: Protocol> AcknowledgedLink<P> {
         }
     }
 
-    /// Returns `true` if no event is being encoded, is being written or waits for an answer. The
-    /// connection can then end without any loss.
+    /// Returns `true` if no event or checkpoint is being encoded, is being written or waits for an
+    /// answer. If the connection ends now, nothing has to be sent again.
     fn is_idle(&self) -> bool {
         self.encoding.is_none() && self.session.unwritten.is_none() && self.in_flight.is_empty()
     }
@@ -233,8 +232,8 @@ impl<P: Protocol> AcknowledgedLink<P> {
         self.session.broken(failure)
     }
 
-    /// Returns the event that ends the link after an error. The event is [`Event::Closed`] if the
-    /// consumer has only ended a connection on which nothing was under way.
+    /// Returns the event that ends the link after an error. If the consumer has ended a connection
+    /// on which nothing was under way, this is [`Event::Closed`] and not an error.
     fn troubled(&mut self, trouble: Trouble) -> Event {
         let failure = match trouble {
             Trouble::Protocol(what) => self.session.failure(AttemptError::Protocol, what),
@@ -251,8 +250,7 @@ impl<P: Protocol> AcknowledgedLink<P> {
         self.broken(failure)
     }
 
-    /// Does the work of the link until there is an event for the delivery loop, and returns this
-    /// event.
+    /// Reads, encodes and writes until there is an event for the delivery loop.
     fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
         loop {
             if let Some(event) = self.session.ready.pop_front() {
@@ -278,8 +276,8 @@ impl<P: Protocol> AcknowledgedLink<P> {
                 match self.session.poll_write(cx, |_| {}) {
                     Ok(false) => {}
                     Ok(true) => self.session.ready.push_back(Event::Room),
-                    // The consumer's last answers may already lie in the socket, although the
-                    // runtime has not been told of them yet.
+                    // Answers are still read for `CLOSE_TIME`: they may lie in the socket already,
+                    // although the runtime has not been told of them yet.
                     Err(error) => {
                         self.unwritable = Some((error, now + CLOSE_TIME));
                         continue;
@@ -356,7 +354,6 @@ impl<P: Protocol> AcknowledgedLink<P> {
         }
     }
 
-    /// Adds a claim to those that wait for answers, and begins to write its frames.
     fn begin(&mut self, claim: Claim, frames: Frames) {
         let events = frames.events();
         self.in_flight.add(claim, &frames.runs, frames.rejected, &mut self.session.ready);
@@ -364,7 +361,8 @@ impl<P: Protocol> AcknowledgedLink<P> {
         self.write(events, frames.bytes);
     }
 
-    /// Adds a checkpoint to what waits for answers, and begins to write its frame.
+    /// Begins to write the frame of a checkpoint. A checkpoint without a frame is refused: the
+    /// protocol has left it out because of its length.
     fn begin_checkpoint(&mut self, frames: Frames) {
         if frames.events() == 0 {
             return self.session.refuse(None, "it is too long".to_owned());
@@ -373,7 +371,8 @@ impl<P: Protocol> AcknowledgedLink<P> {
         self.write(1, frames.bytes);
     }
 
-    /// Begins to write frames that hold this number of events.
+    /// Begins to write frames that hold this number of events. Frames without an event, of a batch
+    /// in which no event can be sent, are not written.
     fn write(&mut self, events: u64, bytes: Bytes) {
         if events > 0 {
             self.session.progress = Instant::now();
@@ -383,8 +382,8 @@ impl<P: Protocol> AcknowledgedLink<P> {
     }
 
     /// Returns the event that ends the link, or `None` if the link stays open at the time `now`.
-    /// The link ends when a time limit is over, or when the consumer has ended the connection. The
-    /// link also ends when the connection is to end soon and no event waits for an answer.
+    /// The link ends in three cases: a time limit is over; the consumer has ended the connection;
+    /// or the connection is to end and no event waits for an answer.
     fn overdue(&mut self, now: Instant) -> Option<Event> {
         self.session.age(now);
         let finished = self.session.finished.is_some();
@@ -429,10 +428,10 @@ impl<P: Protocol> AcknowledgedLink<P> {
 }
 
 impl<P: Protocol> Link for AcknowledgedLink<P> {
-    /// Returns how many events the next batch may have: half of the window. Returns `None` if the
-    /// link takes no batch now, or if fewer events than that may be sent. While the consumer
-    /// acknowledges one half, the other half is encoded and written. Batches thus do not shrink to
-    /// single events.
+    /// Returns how many events the next batch may have: half of the window, such as 64 of 128.
+    /// Returns `None` if the link takes no batch now, or if fewer events than that may be sent.
+    /// While the consumer acknowledges one half, the other half is encoded and written. Batches
+    /// thus do not shrink to single events.
     fn room(&self) -> Option<Take> {
         let ending = self.session.finished.is_some() || self.closing || self.session.leaving;
         if self.encoding.is_some() || self.session.unwritten.is_some() || ending {
@@ -462,9 +461,9 @@ impl<P: Protocol> Link for AcknowledgedLink<P> {
         session::next_event(&dialer.endpoints, |cx| self.poll_event(cx)).await
     }
 
-    /// Ends the connection in order: writes the last bytes of the protocol, shuts the write side,
-    /// and waits for the peer's FIN. If a frame is only partly written, the last bytes are not
-    /// sent, because the consumer would read them as part of an event.
+    /// Ends the connection in order, after the last bytes of the protocol. If a frame is only
+    /// partly written, these bytes are not sent, because the consumer would read them as part of an
+    /// event.
     async fn close(self) {
         let last =
             if self.session.unwritten.is_some() { Vec::new() } else { self.protocol.close() };

@@ -126,8 +126,8 @@ impl Dialer {
 
 impl Wire {
     /// Turns an error of reading or writing on the connection to `address` into a failure for
-    /// counters and the log. If the peer has refused the connection by a TLS alert, the failure
-    /// says so.
+    /// counters and the log. If the peer has sent a TLS alert, the failure is about the alert and
+    /// not about `error`.
     pub(in crate::output) fn failure(
         &mut self,
         address: &ResolvedAddress,
@@ -154,7 +154,6 @@ pub(in crate::output) fn io_reason(error: &io::Error) -> AttemptError {
     }
 }
 
-/// Turns an error of dialling into a failure for counters and the log.
 pub(in crate::output) fn dial_failure(error: &DialError) -> Failure {
     let reason = match error {
         DialError::Resolve { .. } => AttemptError::Resolve,
@@ -187,9 +186,10 @@ impl Wire {
         }
     }
 
-    /// Returns the TLS alert that the peer has sent before it ended the connection; `None` if there
-    /// is none. The socket is read directly, and not through the async runtime: a write may fail
-    /// before the runtime knows that there is something to read.
+    /// Reads the bytes that have arrived, and returns the error that rustls finds in them: almost
+    /// always the alert by which the peer has refused the connection. Returns `None` if there is no
+    /// error, or no TLS. The socket is read directly, and not through the async runtime: a write
+    /// may fail before the runtime knows that there is something to read.
     fn refusal(&mut self) -> Option<rustls::Error> {
         let Self::Tls(stream) = self else { return None };
         let (socket, session) = stream.get_mut();
@@ -202,10 +202,10 @@ impl Wire {
         None
     }
 
-    /// Asks our kernel to acknowledge, at once, the bytes that were read. Otherwise the kernel may
-    /// wait up to 40 ms, and a peer that writes small answers without TCP_NODELAY sends no next
-    /// answer in the meantime (RFC 896). The kernel forgets this request, so it must be repeated
-    /// after each read.
+    /// Asks our kernel to acknowledge, at once, the bytes that were read. Otherwise the kernel
+    /// may wait for 40 to 200 ms, and a peer that writes small answers without TCP_NODELAY sends no
+    /// next answer in the meantime (RFC 896). The kernel forgets this request, so it must be
+    /// repeated after each read.
     pub(in crate::output) fn acknowledge_at_once(&self) {
         // An error is ignored: answers are slower then, and nothing else.
         SockRef::from(&self.socket().stream).set_tcp_quickack(true).ok();

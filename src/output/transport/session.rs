@@ -70,13 +70,14 @@ pub(super) struct Session {
     attempt: Attempt,
     pub(super) dialer: Arc<Dialer>,
     /// The bytes of the current batch that are still to be written. Empty if they are written but
-    /// not yet flushed. `None` if no batch is being written. A link sets the bytes of the next
-    /// batch when this is `None`.
+    /// not yet flushed; `None` if no batch is being written. The link puts the bytes of the next
+    /// batch here.
     pub(super) unwritten: Option<VecDeque<Bytes>>,
     /// The timer that wakes the link when its next time limit is over.
     timer: Pin<Box<Sleep>>,
-    /// The time when the peer last took bytes or sent an answer that shows that it works. If the
-    /// link began to wait for the peer after that, the time when the wait began.
+    /// The time of the last sign that the peer works: our kernel took bytes, the peer's kernel
+    /// acknowledged bytes (`stream`), or the consumer answered (`acknowledged`). If the link began
+    /// to wait for the peer after that, the time when the wait began.
     pub(super) progress: Instant,
     /// When the end of the peer's data (FIN) was read; `None` while the peer may still send.
     pub(super) finished: Option<Instant>,
@@ -176,7 +177,7 @@ impl Session {
         self.attempt.ended(Some(begun.elapsed()), None);
     }
 
-    /// Notes that the consumer has accepted something: its address works.
+    /// Notes that the consumer has accepted something, so that its address works.
     pub(super) fn succeeded(&mut self) {
         self.accepted_any = true;
         self.attempt.succeeded();
@@ -215,8 +216,8 @@ impl Session {
         Event::Broken { failure, progress: self.accepted_any }
     }
 
-    /// Sets `leaving` if the connection is to end in order: because it has reached its age limit,
-    /// or because another address is to be used instead.
+    /// Sets `leaving` if the connection has reached its age limit, or if another address is to be
+    /// used instead.
     pub(super) fn age(&mut self, now: Instant) {
         self.leaving = self.leaving
             || self.expiry.is_some_and(|expiry| now >= expiry)
@@ -255,8 +256,9 @@ impl Session {
     }
 
     /// Ends the connection in order: writes `last`, shuts the write side, and reads until the
-    /// peer's FIN, for [`CLOSE_TIME`] at most. Errors are ignored: events that are not final by now
-    /// are sent again anyway.
+    /// peer's FIN, for [`CLOSE_TIME`] at most. If the socket were closed with bytes that nobody has
+    /// read, our kernel would send a reset, and the peer could lose what it has not read yet.
+    /// Errors are ignored: events that are not final by now are sent again anyway.
     pub(super) async fn close(mut self, last: &[u8]) {
         let closing = async {
             self.wire.io().write_all(last).await?;

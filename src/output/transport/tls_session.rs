@@ -28,14 +28,13 @@ pub(crate) struct Expiry {
 }
 
 impl Expiry {
-    /// Makes the reports for the output with this name.
     pub(crate) fn new(telemetry: &Arc<Telemetry>, output: &str) -> Self {
         Self { telemetry: Arc::clone(telemetry), output: output.to_owned() }
     }
 
     /// Sets the metric of a certificate's end to `not_after`, in seconds since 1970. `role` is
-    /// `client` for the output's own certificate, and `server` for the consumer's. If `not_after`
-    /// is `None`, the metric does not change.
+    /// `client` for the output's own certificate, and `server` for the consumer's. `None` leaves
+    /// the metric as it is.
     pub(crate) fn set(&self, role: &'static str, not_after: Option<i64>) {
         if let Some(not_after) = not_after {
             self.telemetry.certificate_expiry("output", &self.output, role, not_after);
@@ -107,7 +106,6 @@ pub(in crate::output) async fn handshake<T: AsyncRead + AsyncWrite + Unpin>(
     }
 }
 
-/// Returns the failure of a TLS handshake.
 fn failed(HostPort { host, port }: &HostPort, what: &str) -> Failure {
     Failure::new(AttemptError::Tls, format!("TLS with {host}:{port}: {what}"))
 }

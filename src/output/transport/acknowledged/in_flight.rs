@@ -17,14 +17,15 @@ use crate::queue::Claim;
 #[derive(Default)]
 pub(super) struct InFlight {
     parts: VecDeque<SentPart>,
-    /// When the batches were sent that were acknowledged as a whole, and are not counted yet.
+    /// One entry for each batch that was acknowledged as a whole and is not counted yet: the time
+    /// when it was sent.
     ended: Vec<Instant>,
 }
 
 /// A claim that was sent, or a part of one.
 #[derive(Debug)]
 struct SentPart {
-    /// `None` for a checkpoint of the evidence, for which the consumer answers once.
+    /// `None` for a checkpoint, which the consumer acknowledges as one event.
     claim: Option<Claim>,
     /// The number of events of this part that the consumer has not acknowledged yet.
     awaited: u64,
@@ -39,19 +40,18 @@ impl InFlight {
         self.parts.is_empty()
     }
 
-    /// Returns `true` if there is more than a checkpoint.
+    /// Returns `true` if there is a claim, and not only checkpoints.
     pub(super) fn has_events(&self) -> bool {
         self.parts.iter().any(|part| part.claim.is_some())
     }
 
-    /// Adds a checkpoint that is sent now.
     pub(super) fn add_checkpoint(&mut self) {
         let last_of = Some(Instant::now());
         self.parts.push_back(SentPart { claim: None, awaited: 1, rejected: Vec::new(), last_of });
     }
 
-    /// Returns when each of the batches was sent that was acknowledged as a whole since the last
-    /// call.
+    /// Takes the times when batches were sent: one for each batch that was acknowledged as a whole
+    /// since the last call.
     pub(super) fn take_ended(&mut self) -> Vec<Instant> {
         std::mem::take(&mut self.ended)
     }
@@ -68,9 +68,9 @@ impl InFlight {
         self.parts.iter().flat_map(|sent| &sent.rejected).map(|line| line.len() as u64).sum()
     }
 
-    /// Adds a claim that is sent now. `runs` says which of these events are sent, and `rejected`
-    /// holds the events that can't be sent. If events are final at once, adds reports about them to
-    /// `told`.
+    /// Adds a claim that is sent now. `runs` says which of its events are sent, as in `Frames`, and
+    /// `rejected` holds the events that can't be sent. If events are final at once, adds reports
+    /// about them to `told`.
     pub(super) fn add(
         &mut self,
         claim: Claim,
@@ -109,7 +109,8 @@ impl InFlight {
     /// that are now final to `told`. Returns how many of the acknowledged events were never sent;
     /// this is 0 unless the consumer violates the protocol.
     pub(super) fn acknowledge(&mut self, mut events: u64, told: &mut VecDeque<Event>) -> u64 {
-        // A part that can't be sent awaits nothing: it is final as soon as all before it is.
+        // A part that can't be sent awaits nothing, so it is final as soon as all parts before it
+        // are.
         while let Some(SentPart { claim, awaited, rejected, last_of }) =
             self.parts.pop_front_if(|first| first.awaited <= events)
         {
@@ -224,7 +225,8 @@ mod tests {
         }
     }
 
-    /// A window that holds events which can't be sent counts once, with its last sent event.
+    /// A batch counts once, also if it is kept as several parts, and a batch of which no event was
+    /// sent does not count.
     #[test]
     fn a_batch_has_ended_once_its_last_sent_event_is_acknowledged() {
         let mut told = Told::default();

@@ -32,8 +32,8 @@ pub(in crate::output) trait Protocol: Send + 'static {
     /// the next batch.
     fn encode(&self, batch: Batch) -> Encoding;
 
-    /// Notes that the frames of the last encoded batch are being sent now. `events` is the number
-    /// of events in these frames.
+    /// Notes that the frames of the last encoded batch, with this number of events, are being sent
+    /// now.
     fn sent(&mut self, events: u64);
 
     /// Takes all complete answers off the front of `unread` and adds them to `answers`. The
@@ -46,23 +46,23 @@ pub(in crate::output) trait Protocol: Send + 'static {
     /// violation too.
     fn read(&mut self, unread: &mut BytesMut, answers: &mut Answers) -> Result<(), String>;
 
-    /// Returns the last bytes of the protocol, which are written before the connection ends in
-    /// order.
+    /// Returns the bytes that are written before the connection ends in order; empty if the
+    /// protocol has none.
     fn close(&self) -> Vec<u8>;
 }
 
-/// The future that encodes a batch as frames. Its error is a text. The future fails if the batch
-/// can't be compressed, or if an event can't be sent and may not be given up.
+/// The future that encodes a batch as frames. It fails, with a text, if the batch can't be
+/// compressed, or if an event can't be sent and may not be given up.
 pub(in crate::output) type Encoding = Pin<Box<dyn Future<Output = Result<Frames, String>> + Send>>;
 
-/// A batch in its encoded form, as frames of the protocol.
+/// A batch that is encoded as frames of the protocol.
 #[derive(Debug, Default, PartialEq)]
 pub(in crate::output) struct Frames {
-    /// The bytes of all frames, to be written to the connection.
+    /// All frames, one after the other.
     pub(in crate::output) bytes: Bytes,
-    /// The events of the batch in order, grouped into runs. In a run, either all events are in the
-    /// frames (`true`), or all events can't be sent (`false`). The number is the number of events
-    /// in the run.
+    /// The events of the batch in order, grouped into runs: the number of events in the run, and
+    /// `true` if they are in the frames, or `false` if they can't be sent. For example, 2 events in
+    /// the frames and 1 that can't be sent are `[(2, true), (1, false)]`.
     pub(super) runs: Vec<(u64, bool)>,
     /// The events that can't be sent and so are not in the frames, one line each.
     pub(super) rejected: Vec<Bytes>,
@@ -75,8 +75,7 @@ impl Frames {
         self.push(false);
     }
 
-    /// Adds the next event of the batch to `runs`, the groups of consecutive events. `sent` is
-    /// `true` if the event is in the frames, and `false` if it can't be sent.
+    /// Adds the next event of the batch to `runs`. `sent` is `true` if the event is in the frames.
     pub(in crate::output) fn push(&mut self, sent: bool) {
         match self.runs.last_mut() {
             Some((events, same)) if *same == sent => *events += 1,

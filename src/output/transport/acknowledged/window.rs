@@ -12,7 +12,7 @@ use std::sync::atomic::Ordering;
 /// to the config's `window`. For example, a connection breaks after 80 events were sent: the window
 /// falls to 40. When 20 events are acknowledged after that, the window is 60.
 pub(super) struct Window {
-    /// The greatest number of events that the config allows to be sent and not yet acknowledged.
+    /// The window of the config.
     configured: u64,
     /// The greatest number of events that may be under way now: at least 1, and at most
     /// `configured`.
@@ -20,8 +20,7 @@ pub(super) struct Window {
 }
 
 impl Window {
-    /// Makes the window of an output that has had no broken connection yet. `configured` is the
-    /// largest window that the config allows, and the first one.
+    /// Makes the window of an output on which no connection has broken yet.
     pub(super) fn new(configured: u64) -> Self {
         Self { configured, now: AtomicU64::new(configured) }
     }
@@ -39,8 +38,8 @@ impl Window {
     }
 
     /// Notes that a connection broke while sent events were not yet acknowledged. `sent` is the
-    /// number of all events that were sent on that connection. The window falls to half of `sent`,
-    /// unless it is lower already; it is at least 1.
+    /// number of all events that were sent on that connection, also of those that were
+    /// acknowledged.
     pub(super) fn broke_after(&self, sent: u64) {
         self.now.store(self.events().min(sent / 2).max(1), Ordering::Relaxed);
     }
