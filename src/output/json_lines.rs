@@ -1,5 +1,5 @@
-//! Batches as JSON lines: as they are stored, or as kube-apiserver writes them to its own log. Used
-//! by `tcp` and `stdout`, and by `http` for one of its formats.
+//! Batches as JSON lines: unchanged, or as kube-apiserver writes events to its own log. `tcp` and
+//! `stdout` write both forms with this file, and `http` the second one.
 
 use bytes::Bytes;
 use bytes::BytesMut;
@@ -15,16 +15,15 @@ use crate::queue::lines;
 /// The values of the key `format` of an output that writes each event as a line of JSON.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum LineFormat {
-    /// The line is the event as it was received.
+    /// Each line is the document, unchanged.
     Ndjson,
-    /// Each line is the event as kube-apiserver writes it to its own audit.log. `kind` and
-    /// `apiVersion` are added at the front of an event without `kind`.
+    /// Each line is the event as kube-apiserver writes it to its own audit.log ([`audit_log`]).
     AuditLog,
 }
 
 impl LineFormat {
-    /// Reads the key `format` from `t`. Returns `None` if the value is wrong; the problem is then
-    /// recorded for the report of the config's problems.
+    /// Reads the key `format`. If its value is wrong, adds the problem to those of the config, and
+    /// returns `None`.
     pub(super) fn read(t: &mut Table<'_, '_>) -> Option<Self> {
         t.choice(
             "format",
@@ -34,7 +33,7 @@ impl LineFormat {
         )
     }
 
-    /// Returns the stored lines `pieces` in this format.
+    /// Returns the lines of a batch in this format.
     pub(super) fn pieces(self, pieces: Vec<Bytes>) -> Vec<Bytes> {
         match self {
             Self::Ndjson => pieces,
@@ -49,7 +48,7 @@ impl Encode for LineFormat {
     }
 }
 
-/// Returns the events as lines in the form of kube-apiserver's own `audit.log`: an event without
+/// Returns the events as lines in the form of kube-apiserver's own audit.log: an event without
 /// `kind` gets `kind` and `apiVersion` as its first members. Events that were sent as items of an
 /// EventList have neither.
 pub(super) fn audit_log(pieces: &[Bytes]) -> Bytes {

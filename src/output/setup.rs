@@ -1,5 +1,5 @@
-//! How the settings of a protocol become a connector: the trait that each protocol implements, and
-//! what it gets.
+//! Makes a connector from the settings of a protocol: the trait that each protocol implements, and
+//! the values that it gets.
 
 use std::sync::Arc;
 
@@ -13,8 +13,8 @@ use crate::delivery::prepared::Connector;
 use crate::telemetry::OutputMetrics;
 use crate::telemetry::Telemetry;
 
-/// The settings of one protocol, from which the connector is made, the maker of an output's
-/// connections. Each protocol has its own type of settings, which is listed in `src/output.rs`.
+/// The settings of one protocol. The connector, which makes an output's connections, is made from
+/// them. Each protocol has its own type of settings, and a row for it in `src/output.rs`.
 pub(crate) trait IntoConnector: OutputSettings {
     /// Returns the connector of an output with these settings. No connection is made and no file is
     /// read yet.
@@ -36,7 +36,6 @@ pub(crate) struct Setup<'a> {
     /// The config of the output, with the keys that all types of output have: name, timeouts, batch
     /// limits, …
     pub(super) output: &'a config::Output,
-    /// The metrics of the output.
     pub(super) metrics: OutputMetrics,
     /// The metric that shows when the output's TLS certificates expire.
     pub(super) expiry: Expiry,
@@ -58,7 +57,7 @@ impl<'a> Setup<'a> {
 pub(super) struct Row {
     /// The type of output: its name in the config, and how its keys are read.
     pub(super) settings: OutputType,
-    /// Makes the connector of an output; `None`: the output is of another type.
+    /// Makes the connector of an output; `None` if the output is of another type.
     pub(super) connector: fn(&OutputKind, &Setup<'_>) -> Option<Box<dyn Connector>>,
 }
 

@@ -1,4 +1,4 @@
-//! What the tests of several protocols share.
+//! Helpers that the tests of several protocols share.
 
 use std::collections::BTreeMap;
 
@@ -13,21 +13,22 @@ use crate::config::Rejected;
 use crate::queue::Batch;
 use crate::queue::Claim;
 
-/// Returns the output with the name `o` and these keys.
+/// Returns the config of an output with the name `o` and these keys.
 pub(crate) fn output(keys: &str) -> config::Output {
     let text = format!("[[listener]]\naddress = '127.0.0.1:0'\n[[output]]\nname = 'o'\n{keys}\n");
     let read = config::read(&text, super::TYPES);
     read.config.unwrap_or_else(|| panic!("{text}")).outputs.remove(0)
 }
 
-/// Returns the messages `<134>1 TIME host app - - - EVENT`, which have at most so many bytes.
+/// Returns the format of messages such as `<134>1 TIME host app - - - EVENT`. A message may have
+/// `max_message_bytes` bytes.
 pub(super) fn rfc5424(max_message_bytes: u64, rejected: Rejected) -> Rfc5424 {
     let (hostname, app_name) = ("host".into(), "app".into());
     let config = config::Messages { priority: 134, hostname, app_name, max_message_bytes };
     Rfc5424::new(&config, rejected, &BTreeMap::new())
 }
 
-/// Returns a batch of these events, in a piece each, that begins at the position `start`.
+/// Returns a batch that begins at the position `start` and has one piece for each event.
 pub(super) fn batch(start: u64, events: &[impl AsRef<str>]) -> Batch {
     let piece = |event: &_| Bytes::from(format!("{}\n", AsRef::<str>::as_ref(event)));
     let pieces: Vec<_> = events.iter().map(piece).collect();
@@ -36,8 +37,9 @@ pub(super) fn batch(start: u64, events: &[impl AsRef<str>]) -> Batch {
     Batch { claim: Claim::of(start, start + events), events, bytes, pieces, origins: Vec::new() }
 }
 
-/// Reads answers that come in pieces of `step` bytes. Returns how many events they acknowledge,
-/// whether they are signs of life, and whether the consumer announces its end.
+/// Reads the answers `said`, which arrive in pieces of `step` bytes. Returns how many events they
+/// acknowledge, whether they are signs of life, and whether the consumer announces the end of the
+/// connection.
 pub(super) fn answered(
     protocol: &mut impl Protocol,
     said: &[u8],

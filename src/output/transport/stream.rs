@@ -14,7 +14,8 @@
 //! **Progress is guaranteed** (see [`Pace`]): a consumer that cuts every connection after N bytes
 //! still gets about N/2 new bytes on each connection.
 //!
-//! One question to our kernel how many bytes the peer's kernel has acknowledged is a *sample*.
+//! The link asks our kernel regularly how many bytes the peer's kernel has acknowledged. Each such
+//! question is a *sample*.
 
 use std::collections::VecDeque;
 use std::io;
@@ -135,7 +136,6 @@ impl<E: Encode + Sync> Connect for StreamConnector<E> {
     }
 }
 
-/// Returns the sum of the lengths of `pieces`, in bytes.
 fn length(pieces: &[Bytes]) -> u64 {
     pieces.iter().map(|piece| piece.len() as u64).sum()
 }
@@ -143,7 +143,7 @@ fn length(pieces: &[Bytes]) -> u64 {
 /// A batch that is being written, that waits to be written, or that is written and does not count
 /// as delivered yet.
 struct SentBatch {
-    /// `None` for a checkpoint of the evidence, which is a line and not an event.
+    /// `None` if this batch is a checkpoint.
     claim: Option<Claim>,
     /// The events of the batch that can't be sent and are given up, one line each.
     rejected: Vec<Bytes>,
@@ -168,7 +168,7 @@ struct Samples {
     kept: VecDeque<(Instant, u64)>,
     next: Instant,
     /// The highest number of acknowledged bytes that our kernel has reported so far on this
-    /// connection.
+    /// connection. Before the first sample, the number of bytes that the handshake has written.
     acknowledged: u64,
 }
 
@@ -229,7 +229,8 @@ impl<E: Encode> StreamLink<E> {
         }
     }
 
-    /// Returns a batch as bytes of the protocol, and notes that the connection is used.
+    /// Encodes a batch, and begins to count the idle timeout again. If the link was idle, the
+    /// request timeout begins now too, and the next sample is due at once.
     fn encode(&mut self, batch: Batch) -> Result<Encoded, String> {
         let now = Instant::now();
         if self.is_idle() {
@@ -272,8 +273,7 @@ impl<E: Encode> StreamLink<E> {
         self.broken(failure)
     }
 
-    /// Does the work of the link until there is an event for the delivery loop, and returns this
-    /// event.
+    /// Reads, writes and takes samples until there is an event for the delivery loop.
     fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
         loop {
             if let Some(event) = self.session.ready.pop_front() {
@@ -295,7 +295,6 @@ impl<E: Encode> StreamLink<E> {
         }
     }
 
-    /// Reads, writes, and takes a sample if it is time.
     fn poll_work(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
         self.poll_read(cx)?;
         if self.session.finished.is_none() {
@@ -340,7 +339,7 @@ impl<E: Encode> StreamLink<E> {
         Ok(())
     }
 
-    /// Takes a sample.
+    /// Takes a sample, and reports the batches that are final by it.
     ///
     /// # Errors
     ///
@@ -367,7 +366,8 @@ impl<E: Encode> StreamLink<E> {
         Ok(())
     }
 
-    /// Returns the time between two samples. The more bytes are under way, the shorter the time is.
+    /// Returns the time between two samples. The more bytes are under way, the shorter the time is:
+    /// with a replay window of 1 s, 100 ms up to 20 MiB, and 10 ms for 200 MiB.
     fn sample_interval(&self) -> Duration {
         let first = self.sent.front().map_or(0, |sent| sent.end - sent.bytes);
         let under_way = self.sent.back().map_or(0, |sent| sent.end) - first;
@@ -375,8 +375,8 @@ impl<E: Encode> StreamLink<E> {
         (self.replay_window / samples.clamp(SAMPLES_PER_WINDOW, SAMPLES_MAX)).max(SAMPLE_MIN)
     }
 
-    /// Reports batches as accepted. `safe` is a number of bytes, counted from the beginning of the
-    /// connection. A batch is reported if its last byte is among these bytes.
+    /// Reports the batches as accepted whose last byte is among the first `safe` bytes of the
+    /// connection.
     fn finish(&mut self, safe: u64) {
         let (mut bytes, mut any) = (0, false);
         while let Some(sent) = self.sent.pop_front_if(|sent| sent.end <= safe) {
@@ -403,8 +403,8 @@ impl<E: Encode> StreamLink<E> {
             if self.is_idle() {
                 return Some(Event::Closed);
             }
-            // The grace is one replay window and two samples, so that the bytes that were
-            // acknowledged when the FIN came have had their whole window.
+            // The grace is one replay window and the time of two samples, so that the bytes that
+            // were acknowledged when the FIN came have had their whole window.
             let grace =
                 self.replay_window + (self.replay_window / SAMPLES_PER_WINDOW).max(SAMPLE_MIN) * 2;
             if now.duration_since(finished) >= grace {
@@ -472,8 +472,7 @@ impl<E: Encode + Sync> Link for StreamLink<E> {
         session::next_event(&dialer.endpoints, |cx| self.poll_event(cx)).await
     }
 
-    /// Ends the connection in order: shuts the write side and waits for the peer's FIN. The FIN
-    /// shows that the peer has read everything.
+    /// Ends the connection in order. Nothing is written before the end.
     async fn close(self) {
         self.session.close(&[]).await;
     }

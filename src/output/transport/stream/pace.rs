@@ -1,4 +1,4 @@
-//! How much a stream may have under way, so that every consumer makes progress.
+//! The limit for what a stream has under way, so that every consumer makes progress.
 
 /// The limit for bytes that are sent and not yet final. All connections of an output, which exist
 /// one after the other, share one value.
@@ -9,9 +9,9 @@
 /// that becomes final, but only once more bytes have become final on the new connection than were
 /// sent on the broken one.
 ///
-/// For example, a consumer cuts every connection after N bytes. With this limit, each connection is
-/// sent N/2 bytes twice, and the first N/2 bytes become final. If the limit doubled at once, a
-/// connection would be sent N/2 bytes and then N bytes.
+/// For example, a consumer cuts every connection after N = 100 kB. With this limit, the relay sends
+/// 50 kB on a connection, which become final, and then 50 kB in vain. If the limit doubled at once,
+/// it would send 100 kB in vain after the first 50 kB.
 #[derive(Debug, Default)]
 pub(super) struct Pace {
     /// The greatest number of bytes that may be sent before all of them are final; `None` if there
@@ -20,7 +20,7 @@ pub(super) struct Pace {
     /// The number of bytes that were sent on the last connection that broke.
     broke_after: u64,
     /// The number of bytes that were sent since the last time when no sent bytes waited to become
-    /// final.
+    /// final. Without a limit, since the connection was made.
     window: u64,
     /// The number of bytes on this connection that are final.
     final_bytes: u64,
@@ -29,7 +29,7 @@ pub(super) struct Pace {
 }
 
 impl Pace {
-    /// Notes that a new connection begins, on which nothing is sent yet.
+    /// Notes that a new connection begins. The limit stays.
     pub(super) fn connected(&mut self) {
         (self.window, self.final_bytes, self.sent) = (0, 0, 0);
     }
@@ -51,14 +51,14 @@ impl Pace {
         self.limit.is_none_or(|limit| self.window == 0 || self.window + bytes <= limit)
     }
 
-    /// Notes that `bytes` bytes were written to the connection.
+    /// Notes that this number of bytes was written to the connection.
     pub(super) fn sent(&mut self, bytes: u64) {
         self.sent += bytes;
         self.window += bytes;
     }
 
-    /// Notes that `bytes` bytes became final. `all` is `true` if all sent bytes are now final. The
-    /// count of bytes for the limit then begins again at 0, and the limit may double.
+    /// Notes that `bytes` bytes became final. `all` is `true` if all sent bytes are now final: the
+    /// next window then begins, and the limit may double.
     pub(super) fn finished(&mut self, bytes: u64, all: bool) {
         self.final_bytes += bytes;
         let Some(limit) = self.limit.filter(|_| all && self.window > 0) else { return };
