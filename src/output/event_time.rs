@@ -10,8 +10,8 @@ use crate::audit::time::is_timestamp;
 use crate::shape;
 
 /// Returns the value of the event's member `stageTimestamp`, without quotes, if it is a valid
-/// TIMESTAMP of RFC 5424 (§6.2.3), as kube-apiserver writes it. Of an event in another shape,
-/// returns the time with which its document begins.
+/// TIMESTAMP of RFC 5424 (§6.2.3), as kube-apiserver writes it. For a document in another shape,
+/// returns the time with which it begins.
 pub(super) fn stage_time(event: &[u8]) -> Option<&[u8]> {
     if let Some(time) = shape::time_of(event) {
         return Some(time);
@@ -25,12 +25,11 @@ pub(super) fn request_time(event: &[u8]) -> Option<&[u8]> {
     valid(scan::member(event, "requestReceivedTimestamp"))
 }
 
-/// Returns the text of a JSON value that is a string with a valid TIMESTAMP.
+/// Returns the text of a JSON string, without quotes, if it is a valid TIMESTAMP.
 fn valid(value: Option<&[u8]>) -> Option<&[u8]> {
     value.and_then(scan::inner).filter(|time| is_timestamp(time))
 }
 
-/// The name of the member with the time of the event's stage, and its colon.
 const STAGE_TIMESTAMP: &[u8] = b"\"stageTimestamp\":";
 
 /// The greatest number of bytes at the end of an event that are searched forwards. A search
@@ -39,8 +38,8 @@ const STAGE_TIMESTAMP: &[u8] = b"\"stageTimestamp\":";
 const TAIL: usize = 256;
 
 /// Returns the value of `stageTimestamp`, with quotes, if no member follows it, or only the member
-/// `annotations`. kube-apiserver writes events in this way. Otherwise returns `None`. The search
-/// from the end is fast: a walk over all members takes a fifth of the CPU time of a syslog output.
+/// `annotations`, as kube-apiserver writes events. Otherwise returns `None`. This search spares a
+/// walk over all members, which takes a fifth of the CPU time of a syslog output.
 fn timestamp_at_the_end(event: &[u8]) -> Option<&[u8]> {
     static FORWARDS: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(STAGE_TIMESTAMP));
     static BACKWARDS: LazyLock<FinderRev<'static>> =

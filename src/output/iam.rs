@@ -24,9 +24,10 @@ const PATH: &str = "/identity/token";
 /// with the same settings share them.
 pub(super) type Iam = Tokens<IamSettings>;
 
-/// All [`Iam`]s that are in use. Outputs are prepared one by one, and a reload prepares new ones
-/// while the old ones still run, so they find a common token here. There are as many entries as
-/// different settings, because each call of [`shared`] removes those that are not used.
+/// The [`Iam`]s that are in use, and some that are not. Outputs are prepared one by one, and a
+/// reload prepares new ones while the old ones still run, so they find a common token here. The
+/// list does not grow for ever: each call of [`shared`] first removes those that no output uses any
+/// more.
 static IN_USE: Mutex<Vec<Weak<Iam>>> = Mutex::new(Vec::new());
 
 /// Everything that a request for a token depends on. Outputs with equal settings share a token.
@@ -36,7 +37,7 @@ pub(super) struct IamSettings {
     pub(super) service: Service,
 }
 
-/// The credentials by which the relay gets tokens. The files are read again for each request.
+/// The credentials by which the relay gets tokens. Their file is read again for each token.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Credentials {
     /// The API key of a user or a service ID.
@@ -83,7 +84,7 @@ struct Answer {
     expires_in: u64,
 }
 
-/// Returns the tokens with these settings that are in use, or else new ones.
+/// Returns the tokens of the outputs that have these settings; if there is none, new ones.
 pub(super) fn shared(settings: IamSettings) -> Arc<Iam> {
     let mut in_use = lock(&IN_USE);
     in_use.retain(|iam| iam.strong_count() > 0);

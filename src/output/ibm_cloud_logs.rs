@@ -3,7 +3,7 @@
 //!
 //! A request is a JSON array with a record for each event. The event itself is the record's `text`,
 //! byte for byte. An answer 2xx acknowledges the request. A request that is sent again, because its
-//! answer got lost, is stored again: the API knows no names of records.
+//! answer got lost, is stored again: records have no ID by which the API could tell.
 
 use std::sync::Arc;
 
@@ -63,10 +63,10 @@ const NAME_CHARS_MAX: usize = 256;
 /// The greatest number of bytes of an answer that are read.
 const ANSWER_BYTES: usize = 64 * 1024;
 
-/// The words for an operator whose token is answered 401.
+/// The text for the log if an answer has the status 401.
 const UNAUTHORIZED: &str = "the IAM token is not accepted";
 
-/// The words for an operator whose token is answered 403.
+/// The text for the log if an answer has the status 403.
 const FORBIDDEN: &str = "the service ID or trusted profile needs the role Sender for this instance";
 
 /// The settings of an output of `type = "ibm_cloud_logs"`, as read from the config.
@@ -164,7 +164,6 @@ fn trusted_profile(t: &mut Table<'_, '_>) -> Option<Credentials> {
     Some(Credentials::TrustedProfile { id: id?, token_file: token_file? })
 }
 
-/// Parses the URL of IAM.
 fn iam_url(text: &str) -> Result<String, String> {
     match config::url(text)?.query() {
         Some(_) => Err("has a query, allowed: https://HOST[:PORT]".to_owned()),
@@ -172,7 +171,6 @@ fn iam_url(text: &str) -> Result<String, String> {
     }
 }
 
-/// Parses the name of an application or a subsystem.
 fn name(text: &str) -> Result<String, String> {
     if text.trim().is_empty()
         || text.chars().count() > NAME_CHARS_MAX
@@ -227,8 +225,8 @@ impl Api for Singles {
         "application/json"
     }
 
-    /// Checks the file of the credentials. The header itself changes over time, so it is one of
-    /// [`Api::request_headers`].
+    /// Checks the file of the credentials, and returns no header: the token is renewed, so the
+    /// header is one of [`Api::request_headers`].
     fn authorization(&self) -> Result<Option<HeaderValue>, String> {
         self.iam.check().map(|()| None)
     }

@@ -1,13 +1,13 @@
 //! `type = "lumberjack"`: the protocol of Elastic Beats, version 2, as Logstash's `beats` input
 //! speaks it.
 //!
-//! Numbers are big-endian and have 32 bits. We send windows, one after the other:
+//! Numbers are big-endian and have 32 bits. The relay sends windows, one after the other:
 //!
 //! | frame | bytes |
 //! |---|---|
 //! | window | `2W`, how many events follow |
 //! | compressed | `2C`, length, that many bytes of a zlib stream: the JSON frames of the window; without compression they come as they are |
-//! | JSON | `2J`, number of the event in its window from 1, length, that many bytes: the event as it was received |
+//! | JSON | `2J`, number of the event in its window from 1, length, that many bytes: the document |
 //!
 //! The consumer answers with `2A` and a number: it acknowledges the events of the oldest window up
 //! to that number. The number 0 acknowledges no event, and says that the consumer is at work.
@@ -50,7 +50,7 @@ const ACK_BYTES: usize = 6;
 /// The settings of an output of `type = "lumberjack"`, as read from the config.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Settings {
-    /// The compression level of zlib, from 0 to 9. 0: events are not compressed.
+    /// The compression level of zlib, from 0 to 9. With 0, events are not compressed.
     pub(crate) compression_level: u32,
     /// The greatest number of events that may be sent and not yet acknowledged, at least 1.
     pub(crate) window: u64,
@@ -91,7 +91,7 @@ impl IntoConnector for Settings {
 
 /// The state of the Lumberjack protocol on one connection.
 pub(super) struct Lumberjack {
-    /// The compression level of zlib. 0: events are not compressed.
+    /// The compression level of zlib. With 0, events are not compressed.
     level: u32,
     /// The windows that were sent and are not wholly acknowledged, the oldest first.
     windows: VecDeque<Window>,
@@ -105,8 +105,6 @@ struct Window {
 }
 
 impl Lumberjack {
-    /// Makes the state of the protocol for a new connection. `level` is the compression level of
-    /// zlib.
     pub(super) fn new(level: u32) -> Self {
         Self { level, windows: VecDeque::new() }
     }
@@ -154,7 +152,6 @@ impl Protocol for Lumberjack {
     }
 }
 
-/// Returns the error text for a batch that can't be compressed.
 fn cannot(error: impl std::fmt::Display) -> String {
     format!("cannot compress: {error}")
 }
@@ -165,7 +162,7 @@ fn window(batch: &Batch, level: u32) -> io::Result<Frames> {
     let mut frames = Frames::default();
     let capacity = if level == 0 { batch.bytes + 10 * batch.events } else { batch.bytes / 4 };
     let mut out = Vec::with_capacity(usize::try_from(capacity).unwrap_or_default() + 12);
-    // The number of events is filled in when all are written, because some may be left out.
+    // The number of events is filled in after the last event, because some may be left out.
     out.extend_from_slice(b"2W\0\0\0\0");
     let events = if level == 0 {
         json(batch, &mut out, &mut frames)?
@@ -183,8 +180,8 @@ fn window(batch: &Batch, level: u32) -> io::Result<Frames> {
     Ok(frames)
 }
 
-/// Writes each event of a batch to `out` as a JSON frame. An event that is too long is not written,
-/// but noted in `frames` as given up. Returns the number of written events.
+/// Writes each event of a batch to `out` as a JSON frame. An event of more than [`EVENT_BYTES_MAX`]
+/// is not written, but noted in `frames` as given up. Returns the number of written events.
 fn json(batch: &Batch, out: &mut impl Write, frames: &mut Frames) -> io::Result<u32> {
     let mut number = 0_u32;
     for event in lines(&batch.pieces) {
@@ -217,7 +214,7 @@ mod tests {
     /// Two events: the second has 9 characters and 10 bytes.
     const TWO: [&str; 2] = [r#"{"a":1}"#, r#"{"b":"ä"}"#];
 
-    /// The window of these two events, as the protocol's description has it.
+    /// The window of these two events, written by hand from the protocol's description.
     const WINDOW_OF_TWO: &[u8] = b"2W\x00\x00\x00\x02\
         2J\x00\x00\x00\x01\x00\x00\x00\x07{\"a\":1}\
         2J\x00\x00\x00\x02\x00\x00\x00\x0a{\"b\":\"\xc3\xa4\"}";

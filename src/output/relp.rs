@@ -1,11 +1,11 @@
 //! `type = "relp"`: the Reliable Event Logging Protocol, as rsyslog's `imrelp` speaks it. The
 //! messages are those of `syslog`.
 //!
-//! Each side sends frames, `TXNR SP COMMAND SP DATALEN [SP DATA] LF`. Our commands are numbered
-//! from 1: `open` with our offers, a `syslog` for each message, and `close`. The consumer answers
-//! each command with a `rsp` of the same number. Its data begins with 200 if the consumer took the
-//! command; any other answer breaks the connection. The number 0 is for hints, such as
-//! `serverclose`.
+//! Each side sends frames, `TXNR SP COMMAND SP DATALEN [SP DATA] LF`. The relay numbers its
+//! commands from 1: `open` with its offers, a `syslog` for each message, and `close`. The consumer
+//! answers each command with a `rsp` of the same number. The data of the answer begins with 200 if
+//! the consumer took the command; any other answer breaks the connection. The number 0 is for
+//! hints, such as `serverclose`.
 
 use std::collections::VecDeque;
 
@@ -111,10 +111,10 @@ impl Relp {
         Self { messages, next: 1, answered: VecDeque::new() }
     }
 
-    /// Encodes each event of a batch as one RELP command `syslog`. Returns the encoded commands. An
-    /// event whose message is too long for RELP or for the config is not encoded; the result lists
-    /// it among the events that are given up. If the config forbids to give up events, the function
-    /// returns an error text instead.
+    /// Encodes each event of a batch as one RELP command `syslog`. An event whose message is too
+    /// long for RELP or for the config is not encoded; the result lists it among the events that
+    /// are given up. If the config says that no event may be given up, returns an error text
+    /// instead.
     fn frames(&self, batch: &Batch) -> Result<Frames, String> {
         let mut frames = Frames::default();
         let mut out = BytesMut::with_capacity(self.messages.capacity(batch));
@@ -228,8 +228,8 @@ impl Protocol for Relp {
     }
 }
 
-/// Checks the data of an answer. Returns an error text that quotes the answer unless its code is
-/// 200, with which the consumer accepts the command.
+/// Checks that the data of an answer has the code 200. Otherwise returns an error text that quotes
+/// the answer.
 fn taken(data: &[u8]) -> Result<(), String> {
     if data.starts_with(b"200") && data.get(3).is_none_or(|byte| *byte == b' ' || *byte == b'\n') {
         return Ok(());

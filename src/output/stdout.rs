@@ -39,7 +39,7 @@ use crate::telemetry::OutputMetrics;
 /// waits.
 const WINDOW: usize = 2;
 
-/// A batch for the writing thread: its claim, and the bytes to write. A checkpoint has no claim.
+/// A batch for the writing thread: its claim, and its bytes. A checkpoint has no claim.
 type Job = (Option<Claim>, Vec<Bytes>);
 /// A report of the writing thread: the claim of a batch, and the result of writing the batch.
 type Done = (Option<Claim>, io::Result<()>);
@@ -163,7 +163,6 @@ pub(super) struct StdoutLink {
 }
 
 impl StdoutLink {
-    /// Gives a batch to the writing thread.
     fn write(&mut self, claim: Option<Claim>, batch: Batch) {
         let pieces = self.output.format.pieces(batch.pieces);
         self.output.metrics.bytes.increment(pieces.iter().map(|piece| piece.len() as u64).sum());
@@ -216,7 +215,8 @@ impl Link for StdoutLink {
 mod tests {
     use super::*;
 
-    /// A writer that takes a few bytes, is full, is interrupted, and begins again.
+    /// A writer whose calls are in turn interrupted, taken for at most 7 bytes, and refused as by a
+    /// full pipe.
     struct Reluctant {
         taken: Vec<u8>,
         turn: usize,

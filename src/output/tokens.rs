@@ -23,7 +23,7 @@ use crate::delivery::retry::Retry;
 use crate::lock::lock;
 use crate::telemetry::AttemptError;
 
-/// The longest life of a token that is believed.
+/// The longest life of a token that is believed. A longer life in an answer counts as this one.
 const LIFE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// A token that a consumer has refused is renewed at once, unless a request for a token began less
@@ -33,15 +33,14 @@ const REFUSED_PAUSE: Duration = Duration::from_secs(5);
 /// The pause after a panic of the task that renews tokens, before the task continues.
 const RESTART_PAUSE: Duration = Duration::from_secs(1);
 
-/// A server that gives tokens, and the credentials that the relay shows to it.
+/// A server that issues tokens, and the credentials that the relay shows to it.
 pub(super) trait Issuer: Send + Sync + 'static {
-    /// The token, as requests need it. A clone is cheap.
+    /// A token in the form that requests need. It must be cheap to clone.
     type Token: Clone + Send + Sync + 'static;
 
     /// The name of the server in messages.
     const NAME: &'static str;
 
-    /// Returns the server.
     fn service(&self) -> &Service;
 
     /// Reads the files of the credentials. Returns the request for a token, and a hash of the
@@ -52,7 +51,7 @@ pub(super) trait Issuer: Send + Sync + 'static {
     /// The text names the file, and contains nothing that is in the file.
     fn question(&self) -> Result<(Question, u64), String>;
 
-    /// Returns the text for an operator whose credentials the server refuses.
+    /// Returns the text for the log if the server refuses the credentials.
     fn refusal(&self) -> String;
 
     /// Returns the token in an answer, and its life; `None` if the answer has none.
@@ -63,7 +62,7 @@ pub(super) trait Issuer: Send + Sync + 'static {
 struct Held<T> {
     token: T,
     expires: Instant,
-    /// When the next token is asked for: when four fifths of the life are over.
+    /// The time when the next token is asked for: four fifths of the life are over then.
     renewed: Instant,
 }
 
@@ -75,7 +74,9 @@ struct State<T> {
     asked: u64,
     /// The time when the last request began, or was ordered by [`Tokens::refused`].
     began: Option<Instant>,
-    /// `true`: a consumer has refused a token, and has taken none since then.
+    /// `true` if a new token was asked for because a consumer had refused one. `false` again when a
+    /// consumer takes a token, when the credentials change, or when the pause after the last
+    /// request is over.
     was_refused: bool,
     /// The failure of the last request; `None` if it gave a token, or if none has ended.
     failure: Option<Failure>,
@@ -191,10 +192,14 @@ impl<I: Issuer> Tokens<I> {
         self.newest().map(drop)
     }
 
-    /// Tells that a consumer has refused the token. The task asks for a new one at once, unless the
-    /// last request is too recent or has failed: the task then asks again anyway. If a consumer
-    /// refuses the new token too, the settings are at fault, and the task asks only when
-    /// the token is to be renewed, or when the credentials change.
+    /// Tells that a consumer has refused the token. The task asks for a new one at once, except in
+    /// three cases:
+    ///
+    /// - The last request began less than [`REFUSED_PAUSE`] ago: the consumer may have refused the
+    ///   token before that one. Only the next refusal counts.
+    /// - The last request has failed: the task asks again anyway.
+    /// - A token was refused before, and none was taken since: the settings are at fault. The task
+    ///   asks when the token is to be renewed, or when the credentials change.
     pub(super) fn refused(&self) {
         self.shared.state.send_if_modified(|state| {
             let is_old = state.began.is_some_and(|began| began.elapsed() >= REFUSED_PAUSE);
@@ -215,7 +220,7 @@ impl<I: Issuer> Tokens<I> {
     }
 
     /// Checks that the file of the credentials can be used. If its secret is not the one that was
-    /// last shown to the server, the task asks for a new token at once. Blocks the thread.
+    /// last read for a request, the task asks for a new token at once. Blocks the thread.
     ///
     /// # Errors
     ///
@@ -284,7 +289,6 @@ impl<I: Issuer> Shared<I> {
         });
     }
 
-    /// Asks the server for a token.
     async fn fetch(self: &Arc<Self>) -> Result<Held<I::Token>, Failure> {
         let (issuer, service) = (&self.issuer, self.issuer.service());
         let wrong = |what: String| Failure::new(AttemptError::Protocol, what);
