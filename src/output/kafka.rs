@@ -1,5 +1,5 @@
-//! `type = "kafka"`: each event a message of a topic. The settings are known to every binary, so
-//! that a binary without the feature `kafka` says what it lacks; the connector is in
+//! `type = "kafka"`: each event becomes a message of a topic. Every binary can read the settings,
+//! so that a binary without the feature `kafka` can say what it lacks. The connector is in
 //! `kafka/connector.rs`, and the producer in `kafka/producer.rs`.
 
 #[cfg(feature = "kafka")]
@@ -23,23 +23,23 @@ use crate::delivery::prepared::Connector;
 #[derive(Debug, Clone, PartialEq)]
 #[cfg_attr(not(feature = "kafka"), allow(dead_code, reason = "no value exists without kafka"))]
 pub(crate) struct Settings {
-    /// The topic that messages are sent to, and how the brokers that have it are reached.
+    /// The topic, its brokers, and the secrets for them.
     pub(crate) cluster: Kafka,
-    /// The choice of the key of each message. Kafka picks the partition of a message by its key.
     pub(crate) key: MessageKey,
     /// The compression of messages that are sent together.
     pub(crate) compression: Compression,
-    /// A field that makes it impossible to create the settings, because its type has no values. The
-    /// field exists only in a binary without Kafka.
+    /// A field whose type has no values, so that a binary without Kafka can't make settings.
     #[cfg(not(feature = "kafka"))]
     never: Infallible,
 }
 
-/// The values of the config key `key` of a Kafka output, which sets the key of each message.
+/// The values of the config key `key`, which sets the key of each message. The partition of a
+/// message follows from its key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum MessageKey {
     /// The key of a message is the `auditID` of its event. All stages of one request to
-    /// kube-apiserver are then in one partition, in order.
+    /// kube-apiserver are then in one partition, in order. An event without an `auditID` has no
+    /// key.
     AuditId,
     /// Messages have no key, and are spread over the partitions.
     None,
@@ -62,7 +62,7 @@ impl OutputSettings for Settings {
         let cluster = Kafka::read(t, topic);
         #[cfg(not(feature = "kafka"))]
         {
-            // The keys were read all the same: they may hold more problems.
+            // The keys were read only to find the problems in them.
             drop((key, compression, cluster));
             crate::config::without_kafka(t);
             None

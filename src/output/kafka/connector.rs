@@ -1,13 +1,13 @@
 //! Delivers to Kafka: one message for each event. A message is final when every in-sync replica of
 //! its partition has it.
 //!
-//! librdkafka sends the messages and retries them, without changing the order within a partition
-//! and without sending any message twice (it is an idempotent producer). If it can't deliver a
-//! message in order, this producer ends and another one begins. Messages that were sent and not
-//! acknowledged may then arrive twice, but none is left out.
+//! librdkafka sends the messages and retries them. The order within a partition stays, and the
+//! brokers store a message once even if it is sent again (an idempotent producer). If a message
+//! can't be delivered in order, this producer ends and another one begins. Messages that were sent
+//! and not acknowledged may then arrive twice, but none is left out.
 //!
-//! Each producer has two threads: one of ours makes the calls that may block, and one of the crate
-//! rdkafka polls. Both end when the link is gone.
+//! Besides librdkafka's own threads, each producer has two: one of the relay makes the calls that
+//! may block, and one of the crate rdkafka polls. Both end when the link is gone.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -92,7 +92,7 @@ impl Connect for KafkaConnector {
             let mut changes = self.shared.cluster.changes();
             tokio::select! {
                 connected = self.attempt() => return connected,
-                // A reload has replaced the files, so an attempt with the old ones proves nothing.
+                // The attempt with the old files proves nothing.
                 _ = changes.changed() => {}
             }
         }
@@ -106,8 +106,8 @@ impl KafkaConnector {
         let shared = Arc::clone(&self.shared);
         let changes = shared.cluster.changes();
         let (jobs, queue) = mpsc::channel();
-        // The number of reports is bounded by the claims under way: one each, and a few about
-        // trouble.
+        // The number of reports needs no limit: there is one for each claim under way, and a few
+        // about trouble.
         let (reports, reported) = async_mpsc::unbounded_channel();
         let (ready, found) = oneshot::channel();
         let acknowledged = Arc::new(AtomicU64::new(0));
@@ -142,7 +142,7 @@ impl KafkaConnector {
                 Trouble { reason: AttemptError::Timeout, message: "no answer".to_owned() }
             }
         };
-        // Such an error does not name the cause. An earlier error of librdkafka may.
+        // Such an error does not name the cause, but an earlier error of librdkafka may.
         let is_vague = matches!(trouble.reason, AttemptError::Connect | AttemptError::Timeout);
         let said = link.last_trouble().filter(|_| is_vague);
         Err(said.unwrap_or_else(|| self.shared.failure(&trouble)))
@@ -205,7 +205,7 @@ pub(super) struct KafkaLink {
     given_up: Option<GivenUp>,
 }
 
-/// The batches that were sent and have no result yet.
+/// The batches that were sent and have no result yet, without checkpoints.
 #[derive(Default)]
 struct UnderWay {
     /// For each batch, the number of its events and the number of its bytes.
@@ -231,7 +231,8 @@ impl UnderWay {
     }
 }
 
-/// What is known of acknowledgements. If nothing is under way, sending a batch begins a new record.
+/// The record of acknowledgements, by which a silent producer is found. A batch that is sent while
+/// nothing is under way begins a new record.
 struct Progress {
     /// The number of messages that the brokers have acknowledged. The callbacks of the producer
     /// increase this number.
@@ -250,13 +251,12 @@ impl Progress {
         Self { acknowledged, seen, since: now, checked: now }
     }
 
-    /// Begins a new record.
     fn begin(&mut self) {
         *self = Self::of(Arc::clone(&self.acknowledged));
     }
 
-    /// Returns the time since which no message was acknowledged; `None` if some were acknowledged
-    /// since the last check.
+    /// Returns for how long no message was acknowledged; `None` if some were acknowledged since the
+    /// last check.
     fn silence(&mut self, now: Instant) -> Option<Duration> {
         self.checked = now;
         let acknowledged = self.acknowledged.load(Ordering::Relaxed);
@@ -320,9 +320,9 @@ impl KafkaLink {
         None
     }
 
-    /// Handles the result for a claim, or for a checkpoint of the evidence. After a message that
-    /// was refused or has failed, this producer sends no other. Returns the event that the delivery
-    /// loop must get, or `None` if there is none.
+    /// Handles the result for a claim, or for a checkpoint. After a message that was refused or has
+    /// failed, this producer gets no more batches. Returns the event that the delivery loop must
+    /// get, or `None` if there is none.
     fn on_verdict(&mut self, claim: Option<Claim>, verdict: Verdict) -> Option<Event> {
         claim.inspect(|claim| self.under_way.remove(claim));
         match verdict {
@@ -348,7 +348,6 @@ impl KafkaLink {
         }
     }
 
-    /// Returns the time between two checks of progress.
     fn check_interval(&self) -> Duration {
         self.shared.output.timeouts.connect.min(self.shared.output.timeouts.request)
             / PROGRESS_CHECKS

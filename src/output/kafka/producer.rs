@@ -66,7 +66,7 @@ impl Files for ProducerSettings {
 }
 
 impl ProducerSettings {
-    /// Makes the settings from the config. No file is read yet.
+    /// Takes the settings from the config. No file is read yet.
     pub(super) fn new(kafka: &Settings, setup: &Setup<'_>) -> Self {
         Self {
             cluster: Cluster::new(&kafka.cluster),
@@ -77,7 +77,6 @@ impl ProducerSettings {
         }
     }
 
-    /// Returns the configuration of librdkafka for one producer.
     fn producer(&self) -> ClientConfig {
         let mut producer =
             self.cluster.client(self.output.timeouts.connect, self.output.timeouts.request);
@@ -103,15 +102,16 @@ impl ProducerSettings {
             .set("compression.type", compression)
             .set("linger.ms", "5")
             .set("batch.size", self.output.batch.max_bytes.min(SET_BYTES).to_string())
-            // The brokers limit the size of an event, and `room` limits how much is under way.
-            // With limits of its own librdkafka would refuse messages that can be delivered.
+            // The brokers limit the size of an event, and `KafkaLink::room` limits how much is
+            // under way. These limits of librdkafka are therefore as high as they can be:
+            // otherwise it would refuse messages that can be delivered.
             .set("message.max.bytes", "1000000000")
             .set("queue.buffering.max.messages", "0")
             .set("queue.buffering.max.kbytes", "2147483647");
         producer
     }
 
-    /// Returns the topic and the brokers as a text for log messages: `kafka TOPIC at BROKERS`.
+    /// Returns the topic and the brokers for messages: `kafka TOPIC at BROKERS`.
     pub(super) fn place(&self) -> String {
         format!("kafka {} at {}", self.cluster.topic(), self.cluster.brokers())
     }
@@ -122,7 +122,7 @@ impl ProducerSettings {
         Failure::new(trouble.reason, format!("{}: {trouble}", self.place()))
     }
 
-    /// Returns the failure of what this producer has not sent before its end.
+    /// Returns the failure of messages that this producer had not delivered when it ended.
     pub(super) fn ended(&self, reason: AttemptError) -> Failure {
         Failure::new(reason, format!("{}: the producer has ended", self.place()))
     }
@@ -130,11 +130,11 @@ impl ProducerSettings {
 
 /// A batch for a producer's thread.
 pub(super) struct Job {
-    /// The claim of the batch; `None` for a checkpoint of the evidence.
+    /// The claim of the batch; `None` for a checkpoint.
     pub(super) claim: Option<Claim>,
     pub(super) batch: Batch,
-    /// The key of the messages: that of a checkpoint is its origin, so that all checkpoints are in
-    /// one partition, and a compacted topic keeps the newest one. `None` for events, whose keys
+    /// The key of a checkpoint, which is the origin of its evidence log. All checkpoints are thus
+    /// in one partition, and a compacted topic keeps the newest one. `None` for events, whose keys
     /// follow from the config.
     pub(super) key: Option<Vec<u8>>,
 }
@@ -152,7 +152,8 @@ pub(super) fn produce(
     {
         Ok(producer) => producer,
         Err(error) => {
-            // Sending the result fails only if the output was stopped in the meantime.
+            // Sending fails only if nobody waits any more: the attempt took too long, a reload has
+            // replaced the files, or the output was stopped.
             ready.send(Err(Trouble::new(&error, ""))).ok();
             return;
         }
@@ -184,9 +185,9 @@ fn send_all(
     }
 }
 
-/// Hands the messages of a batch to librdkafka. Returns `true` if librdkafka takes all of them. If
-/// librdkafka does not take a message, the rest of the batch is not sent, but counts as reported,
-/// so that the batch gets its result; then returns `false`.
+/// Hands the messages of a batch to librdkafka. Returns `true` if librdkafka takes all of them, and
+/// `false` if it does not take one. The rest of the batch is then not sent, but counts as reported,
+/// so that the batch gets its result.
 fn send(shared: &ProducerSettings, producer: &ThreadedProducer<Reporter>, job: &Job) -> bool {
     let Job { claim, batch, key } = job;
     let mut unsent = batch.events;
@@ -206,7 +207,6 @@ fn send(shared: &ProducerSettings, producer: &ThreadedProducer<Reporter>, job: &
         };
         if let Err((error, _)) = producer.send(record) {
             sent.note(Verdict::of(&error, line.len()));
-            // The messages after this one must not be sent, and count as reported.
             producer.context().finish(&sent, unsent);
             return false;
         }
@@ -215,7 +215,7 @@ fn send(shared: &ProducerSettings, producer: &ThreadedProducer<Reporter>, job: &
     true
 }
 
-/// The result for one claim. It is collected from the delivery reports of the claim's messages.
+/// The result for one claim, made from the delivery reports of the claim's messages.
 #[derive(Debug)]
 pub(super) enum Verdict {
     /// No message of the claim has failed so far. Once every message has its delivery report, the
@@ -249,8 +249,7 @@ const REFUSALS: [RDKafkaErrorCode; 3] = [
 ];
 
 impl Verdict {
-    /// Returns the result for a batch in which one message has failed. `error` is the cause, and
-    /// `bytes` is the size of the message.
+    /// Returns the result for a claim of which a message of `bytes` bytes has failed.
     fn of(error: &KafkaError, bytes: usize) -> Self {
         let mut trouble = Trouble::new(error, "");
         match error.rdkafka_error_code() {
@@ -266,7 +265,7 @@ impl Verdict {
 
 /// A claim whose messages were handed to librdkafka. All messages of the claim share this value.
 pub(super) struct SentClaim {
-    /// `None` for a checkpoint of the evidence.
+    /// `None` for a checkpoint.
     claim: Option<Claim>,
     /// The number of messages of the claim for which no delivery report has come yet.
     left: AtomicU64,
@@ -311,8 +310,8 @@ pub(super) struct Reporter {
 }
 
 impl Reporter {
-    /// Notes that `messages` more messages of a claim have their delivery report. If these were the
-    /// last ones of the claim, sends the result for the claim as a `Report`.
+    /// Notes that `messages` more messages of a claim have their delivery report. After the last
+    /// ones of the claim, sends the result for the claim.
     fn finish(&self, sent: &SentClaim, messages: u64) {
         if sent.left.fetch_sub(messages, Ordering::AcqRel) == messages {
             let mut noted = lock(&sent.verdict);
@@ -321,8 +320,6 @@ impl Reporter {
         }
     }
 
-    /// Sends a report to the receiver of the producer's reports. Does nothing if the receiver is
-    /// gone.
     fn tell(&self, report: Report) {
         // Sending fails only if the link is gone, and nobody needs the report then.
         self.reports.send(report).ok();
@@ -337,7 +334,7 @@ impl ClientContext for Reporter {
     fn error(&self, error: KafkaError, reason: &str) {
         let code = error.rdkafka_error_code();
         if code == Some(RDKafkaErrorCode::AllBrokersDown) {
-            // The errors of the single brokers tell more, and were reported before.
+            // The error of each single broker says more, and was reported before.
             return;
         }
         let fatal = code == Some(RDKafkaErrorCode::Fatal);
