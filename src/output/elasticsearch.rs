@@ -3,9 +3,9 @@
 //!
 //! A request has two lines for each event: the action `create` with the document's `_id`, and the
 //! document. The `_id` is made of the identity of the queue, the event's position and a hash of the
-//! event. So an event that is sent again, also after a restart with a queue in files, is stored
-//! once: the second attempt is answered by 409. The auditID is not in the `_id`, because the client
-//! of kube-apiserver chooses it.
+//! event. An event that is sent again, also after a restart with a queue in files, is therefore
+//! stored once: the second attempt is answered by 409. The auditID is not in the `_id`, because the
+//! client of kube-apiserver can choose it.
 
 mod mapping;
 
@@ -91,7 +91,7 @@ pub(crate) struct Settings {
     client: HttpClient,
     /// The index or data stream into which events are written.
     index: String,
-    /// The file with the API key for `Authorization: ApiKey`; `None`: none is sent.
+    /// The file with the API key for `Authorization: ApiKey`; `None` if no key is sent.
     api_key_file: Option<PathBuf>,
 }
 
@@ -167,14 +167,14 @@ impl IntoConnector for Settings {
     }
 }
 
-/// The bulk API.
+/// The bulk API, with the settings of one output.
 struct Bulk {
     index: String,
     api_key_file: Option<PathBuf>,
     /// The name of the output, for the log.
     output: String,
     metrics: OutputMetrics,
-    /// `true`: it was logged that documents went to the failure store.
+    /// `true` once the log says that documents go to the failure store.
     told: AtomicBool,
     /// The form in which events leave.
     form: Form,
@@ -197,7 +197,7 @@ struct Created {
     status: u16,
     #[serde(default)]
     error: Option<ItemError>,
-    /// `used`: the document did not fit the data stream, and is in its failure store.
+    /// `used` if the document did not fit the data stream, and is in its failure store.
     #[serde(default)]
     failure_store: Option<String>,
 }
@@ -211,10 +211,11 @@ struct ItemError {
 }
 
 impl Created {
-    /// Returns what the item says of its event. `base` names the address that answered, and
+    /// Returns the verdict of the item on its event. `base` names the address that answered, and
     /// `bodies` says how the event's bodies left.
     fn verdict(&self, base: &dyn std::fmt::Display, bodies: Bodies) -> Verdict {
-        // The type is a word of Elasticsearch's, but an answer may come from anybody.
+        // The type is shown only if it can be a word of Elasticsearch: an answer may come from
+        // anybody.
         let kind = self.error.as_ref().map_or("", |error| error.kind.as_str());
         let is_word = |kind: &&str| {
             kind.len() <= TYPE_BYTES_MAX
@@ -276,8 +277,7 @@ impl Api for Bulk {
         }
     }
 
-    /// An answer whose items say what became of each event is all that counts:
-    /// [`Api::judge`] reads them.
+    /// Checks nothing: [`Api::judge`] reads the item of each event, which no other answer has.
     fn acknowledged(&self, _: &Reply<'_>) -> Result<(), String> {
         Ok(())
     }
@@ -359,8 +359,8 @@ impl Api for Bulk {
     }
 }
 
-/// Returns `true` if an answer says in the usual words that each of so many documents is stored. Of
-/// an answer in any other words, the items are read one by one.
+/// Returns `true` if an answer says, in exactly the usual bytes, that this number of documents is
+/// stored. The items of any other answer are read one by one.
 fn stores_all(answer: &[u8], documents: u64) -> bool {
     let items = answer.strip_prefix(br#"{"errors":false,"items":["#);
     let Some(items) = items.and_then(|items| items.strip_suffix(b"]}")) else { return false };

@@ -50,8 +50,8 @@ const LABELS_MAX: usize = 13;
 /// (`max_label_value_length`).
 const LABEL_BYTES_MAX: usize = 2048;
 
-/// The verbs of Kubernetes, which are the values of the label `verb`, and the value for any other
-/// verb: a client of kube-apiserver can choose it.
+/// The values of the label `verb`: the verbs of Kubernetes, and `other` for any other verb, because
+/// a client of kube-apiserver can choose its verb.
 const VERBS: [&str; 9] =
     ["get", "list", "watch", "create", "update", "patch", "delete", "deletecollection", "other"];
 
@@ -79,13 +79,11 @@ pub(crate) struct Settings {
     format: Format,
 }
 
-/// The form of entries.
 #[derive(Debug, Clone, PartialEq)]
 struct Format {
     /// The configured labels of each stream.
     labels: BTreeMap<String, String>,
     timestamp: Timestamp,
-    /// `true` if entries have structured metadata.
     metadata: bool,
 }
 
@@ -156,7 +154,6 @@ fn tenant(name: &str) -> Result<(), String> {
     Ok(())
 }
 
-/// Parses the name of a label.
 fn label_name(name: &str) -> Result<String, String> {
     let begins = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
     let in_a_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
@@ -173,7 +170,6 @@ fn label_name(name: &str) -> Result<String, String> {
     Ok(name.to_owned())
 }
 
-/// Parses the value of a label.
 fn label(value: &str) -> Result<String, String> {
     if !(1..=LABEL_BYTES_MAX).contains(&value.len()) || value.chars().any(char::is_control) {
         return Err(format!(
@@ -228,7 +224,7 @@ impl Api for Format {
                 entry.push(b',');
             }
             self.write_entry(event, &fields, received, &mut entry);
-            // A stream also has its end, and a comma behind it.
+            // A new stream also needs room for its end and a comma.
             let end = if stream.is_empty() { STREAM_END.len() + 1 } else { 0 };
             if events > 0 && (size + entry.len() + end) as u64 > max_bytes {
                 break;
@@ -315,7 +311,7 @@ impl Format {
                     write_member(name, value, body);
                 }
             }
-            // Each member begins with a comma, and the first needs none.
+            // Each member begins with a comma, which the first one must not have.
             if body.len() > begin {
                 body.remove(begin);
             }

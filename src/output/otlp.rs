@@ -44,7 +44,8 @@ use crate::queue::Identity;
 use crate::queue::Take;
 use crate::telemetry::AttemptError;
 
-/// The greatest number of bytes of an answer that are read. An answer has a number and a message.
+/// The greatest number of bytes of an answer that are read. An answer has only a number and a
+/// message.
 const ANSWER_BYTES: usize = 1 << 20;
 
 /// The default of `batch.max_bytes`. Receivers take 4 MB or more.
@@ -56,8 +57,8 @@ const SCOPE: &str = env!("CARGO_PKG_NAME");
 /// `SEVERITY_NUMBER_INFO`. An audit event is information, whatever its audit level is.
 const SEVERITY: u64 = 9;
 
-/// The greatest number of bytes of the two lengths that are put into a request behind its last
-/// record. A length of 5 bytes is enough for 32 GiB.
+/// The room in a request for the lengths of its `ScopeLogs` and its `ResourceLogs`, in bytes. They
+/// are known only after the last record. A length of 5 bytes is enough for 32 GiB.
 const LENGTHS: u64 = 2 * 5;
 
 /// The settings of an output of `type = "otlp"`, as read from the config.
@@ -89,7 +90,6 @@ impl OutputSettings for Settings {
     }
 }
 
-/// Parses the value of an attribute.
 fn attribute(value: &str) -> Result<String, String> {
     if value.len() > 4096 {
         return Err("is too long, allowed: at most 4096 bytes".to_owned());
@@ -104,7 +104,7 @@ impl IntoConnector for Settings {
     }
 }
 
-/// The service for logs.
+/// The API for logs, with the settings of one output.
 struct Logs {
     /// The attributes of the resource.
     resource: BTreeMap<String, String>,
@@ -285,21 +285,19 @@ fn write_varint(number: u64, body: &mut Vec<u8>) {
     }
 }
 
-/// Writes a field of 8 bytes.
 fn write_fixed64(field: u8, number: u64, body: &mut Vec<u8>) {
     write_key(field, FIXED64, body);
     body.extend_from_slice(&number.to_le_bytes());
 }
 
-/// Writes a field of bytes, or a text.
 fn write_bytes(field: u8, bytes: &[u8], body: &mut Vec<u8>) {
     write_key(field, BYTES, body);
     write_varint(bytes.len() as u64, body);
     body.extend_from_slice(bytes);
 }
 
-/// Writes a field that is a message. `write` writes the fields of the message; its length, which is
-/// known then, is moved before them.
+/// Writes a field that is a message. `write` writes the fields of the message. The length of the
+/// message is known after that, and is then moved before the fields.
 fn write_message(field: u8, body: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
     write_key(field, BYTES, body);
     let begin = body.len();
@@ -339,8 +337,8 @@ struct JsonPartial {
     rejected: Option<JsonNumber<i64>>,
 }
 
-/// Returns the number of rejected records in an `ExportLogsServiceResponse` in JSON: as for
-/// [`rejected`].
+/// Returns the number of rejected records in an `ExportLogsServiceResponse` in JSON, as
+/// [`rejected`] does for Protobuf.
 fn rejected_in_json(response: &[u8]) -> Option<u64> {
     // serde would also take an array for the message.
     let object = Some(response).filter(|it| it.trim_ascii_start().starts_with(b"{"))?;
@@ -349,7 +347,7 @@ fn rejected_in_json(response: &[u8]) -> Option<u64> {
         None => 0,
         Some(number) => number.number()?,
     };
-    // No number below 0 can be meant.
+    // A number below 0 makes no sense, and counts as 0.
     Some(u64::try_from(number).unwrap_or(0))
 }
 
@@ -362,7 +360,7 @@ fn rejected(response: &[u8]) -> Option<u64> {
         if let (1, Value::Bytes(mut partial)) = read_field(&mut rest)? {
             while !partial.is_empty() {
                 if let (1, Value::Number(number)) = read_field(&mut partial)? {
-                    // The number has a sign. No number below 0 can be meant.
+                    // The number has a sign. A number below 0 makes no sense, and counts as 0.
                     rejected = u64::try_from(number.cast_signed()).unwrap_or(0);
                 }
             }
@@ -371,11 +369,10 @@ fn rejected(response: &[u8]) -> Option<u64> {
     Some(rejected)
 }
 
-/// The value of a field.
 enum Value<'a> {
     Number(u64),
     Bytes(&'a [u8]),
-    /// 4 or 8 bytes, which no field has that is read here.
+    /// 4 or 8 bytes. No field that is read here has such a value.
     Fixed,
 }
 

@@ -62,13 +62,11 @@ use crate::queue::Identity;
 use crate::queue::Take;
 use crate::telemetry::AttemptError;
 
-/// The path of requests with events.
 const EVENTS: &str = "/services/collector/event";
 
-/// The path of the question which requests are indexed.
+/// The path at which Splunk is asked which requests are indexed.
 const ACK: &str = "/services/collector/ack";
 
-/// The header with the channel of a request.
 const CHANNEL: HeaderName = HeaderName::from_static("x-splunk-request-channel");
 
 /// The default sourcetype, which Splunk has predefined for JSON. It sets no limit for the size of
@@ -86,7 +84,7 @@ pub(crate) struct Settings {
     /// The file with the token of the HTTP Event Collector.
     token_file: PathBuf,
     acknowledge: Acknowledge,
-    /// The time between two questions which requests are indexed.
+    /// The time after which Splunk is asked again which requests are indexed.
     ack_interval: Duration,
     /// The longest time that a request may wait until its events are indexed.
     ack_timeout: Duration,
@@ -98,14 +96,14 @@ pub(crate) struct Settings {
 enum Acknowledge {
     /// When Splunk says that they are indexed.
     Indexed,
-    /// When Splunk has answered 2xx. It may lose them in a crash after that.
+    /// When Splunk has taken the request. Splunk may lose them in a crash after that.
     Accepted,
 }
 
-/// The members that stand beside each event.
+/// The members of a request that stand beside each event.
 #[derive(Debug, Clone, PartialEq)]
 struct Metadata {
-    /// `None`: the index is the token's.
+    /// `None` if the token decides the index.
     index: Option<String>,
     host: String,
     source: String,
@@ -224,7 +222,6 @@ fn plain(text: &str) -> Result<String, String> {
     }
 }
 
-/// Returns a text as a JSON string.
 fn json(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }
@@ -247,14 +244,15 @@ impl IntoConnector for Settings {
     }
 }
 
-/// The HTTP Event Collector.
+/// The API of the HTTP Event Collector, with the settings of one output.
 struct Collector {
     token_file: PathBuf,
     /// The text between the time and the event.
     before: String,
     /// The text after the event.
     after: String,
-    /// How Splunk is asked for acknowledgements; `None`: an answer with code 0 is final.
+    /// How Splunk is asked for acknowledgements. `None` if events are final as soon as Splunk has
+    /// taken their request.
     acknowledgement: Option<Confirm>,
 }
 
@@ -284,8 +282,8 @@ enum Fault {
     Busy(&'static str),
 }
 
-/// Returns what a code is about. The codes are those of "Possible error codes" in Splunk's
-/// documentation.
+/// Returns the subject of a code; `None` if the code is not known. The codes are those of "Possible
+/// error codes" in Splunk's documentation.
 fn fault(code: u16) -> Option<Fault> {
     Some(match code {
         // 24 and 25 warn that a queue or the acknowledgements are nearly full.
@@ -311,7 +309,7 @@ fn fault(code: u16) -> Option<Fault> {
 }
 
 impl Collector {
-    /// Returns the result of a request with this answer, if Splunk has taken the request.
+    /// Returns the result of a request that Splunk has taken.
     fn taken(&self, reply: &Reply<'_>, answer: Answer) -> Outcome {
         if self.acknowledgement.is_none() {
             return Outcome::Accepted;
@@ -326,7 +324,7 @@ impl Collector {
     }
 
     /// Returns the verdict on events that Splunk took before it refused the rest of their request.
-    /// It gives them no number, so nobody can ask whether they are indexed.
+    /// Such an answer has no number, so nobody can ask whether these events are indexed.
     fn taken_before(&self) -> Verdict {
         match self.acknowledgement {
             None => Verdict::Delivered,
@@ -334,12 +332,12 @@ impl Collector {
         }
     }
 
-    /// Returns the result of a request of which Splunk says that the event with the index `at` is
-    /// wrong.
+    /// Returns the result of a request in which the event with the index `at` is wrong, as Splunk
+    /// says; `None` if the whole request is to be refused, or has no such event.
     fn one_is_wrong(&self, at: u64, failure: &Failure, sent: &Sent) -> Option<Outcome> {
         if at == 0 && sent.events > 1 {
-            // If each event is wrong, halves of the request find this sooner than one event less at
-            // each attempt.
+            // A refused request is halved. If each event is wrong, this ends sooner than attempts
+            // that each have one event less.
             return None;
         }
         let position = sent.positions().nth(usize::try_from(at).ok()?)?;
@@ -353,7 +351,8 @@ impl Collector {
         Some(Outcome::Judged(parts))
     }
 
-    /// Returns the result of a request of which Splunk had taken `at` events when it became busy.
+    /// Returns the result of a request of which Splunk had taken `at` events when it became busy;
+    /// `None` if it had taken none.
     fn busy_after(&self, at: u64, failure: &Failure, sent: &Sent) -> Option<Outcome> {
         if at == 0 {
             return None;
@@ -384,8 +383,9 @@ impl Api for Collector {
         [&format!("{EVENTS}/1.0"), EVENTS, "/services/collector"].map(str::to_owned).into()
     }
 
-    /// A request without an event, and the question whether a request is indexed of which the
-    /// collector knows nothing. The question is refused if acknowledgement is off for the token.
+    /// Returns a request without an event. With `acknowledge = "indexed"`, also returns the
+    /// question whether the request 0 is indexed, which was never sent on this channel: Splunk
+    /// refuses the question if acknowledgement is off for the token.
     fn test_requests(&self) -> Vec<TestRequest> {
         let test = |path, body| {
             let head = RequestHead::post(path, self.content_type());
@@ -404,7 +404,7 @@ impl Api for Collector {
             (_, Some(asks)) if matches!((asks.told)(reply.status, body), Told::Confirmed(_)) => {
                 Ok(())
             }
-            // The request has no event, and Splunk says so.
+            // Splunk says that the request has no event, which is true.
             (Some(Fault::Event(_)), None) => Ok(()),
             (_, Some(_)) if reply.status.is_success() => {
                 let what = "the answer does not say which requests are indexed";
@@ -511,7 +511,7 @@ fn question(numbers: &[u64]) -> Vec<u8> {
     format!("{{\"acks\":[{}]}}", numbers.join(",")).into_bytes()
 }
 
-/// Returns what the answer to such a question says.
+/// Reads the answer to such a question.
 fn told(status: StatusCode, body: &[u8]) -> Told {
     match status {
         status if status.is_success() => {

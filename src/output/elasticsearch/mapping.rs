@@ -1,4 +1,5 @@
-//! How an index maps the bodies of events: what `check --connect` and refusals say of them.
+//! Finds out how an index maps the bodies of events, for `check --connect` and for the messages
+//! about refused events.
 //!
 //! An index maps a body as an object or as a single value, and refuses each event whose body is the
 //! other. The template of Elastic's own Kubernetes integration maps bodies as objects, and `string`
@@ -17,16 +18,16 @@ use crate::shape::Shape;
 /// The members of an event that are bodies.
 const BODIES: [&str; 2] = ["requestObject", "responseObject"];
 
-/// How an index maps a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Mapped {
     AsObject,
     AsValue,
 }
 
-/// Returns the requests whose answers tell how an index maps bodies: one for the mapping of the
-/// index, and one, for an index that does not exist yet, for the mapping that its template will
-/// give it. Empty if the form has no bodies, or does not keep them in fields of their own.
+/// Returns the requests whose answers tell how an index maps bodies. The first asks for the mapping
+/// of the index; the second, for an index that does not exist yet, for the mapping that its
+/// template will give it. Empty if the form has no bodies, or does not keep them in fields of their
+/// own.
 pub(super) fn requests(index: &str, form: Form) -> Vec<TestRequest> {
     if form.bodies == Bodies::Drop || form.shape == Shape::Ocsf {
         return Vec::new();
@@ -75,8 +76,8 @@ fn mapped(field: &Value) -> Option<Mapped> {
     }
 }
 
-/// Returns what to set if an index maps bodies as `mapped`, and they leave as `bodies`; `None` if
-/// the two agree.
+/// Returns which key to set if an index maps bodies as `mapped`, and they leave as `bodies`; `None`
+/// if the two agree.
 fn hint(mapped: Mapped, bodies: Bodies) -> Option<&'static str> {
     match (mapped, bodies) {
         (Mapped::AsObject, Bodies::String) => Some(
@@ -90,9 +91,9 @@ fn hint(mapped: Mapped, bodies: Bodies) -> Option<&'static str> {
     }
 }
 
-/// Returns what to set if a server refuses an event for this reason, while the bodies leave as
-/// `bodies`; `None` if the reason is not about bodies. The reason itself is never shown: it may
-/// quote the event.
+/// Returns which key to set if a server refuses an event for this reason, while the bodies leave as
+/// `bodies`; `None` if the reason is not about bodies, or if no key helps. The reason itself is
+/// never shown: it may quote the event.
 pub(super) fn hint_for(reason: &str, bodies: Bodies) -> Option<&'static str> {
     let is_about = |before: &str, after: &str| {
         BODIES.iter().any(|name| reason.contains(&format!("{before}{name}]{after}")))
@@ -118,7 +119,7 @@ mod tests {
 
     const FORM: Form = Form { shape: Shape::Ecs, ..Form::AS_RECEIVED };
 
-    /// Returns the text of the error about an index with this field as its body.
+    /// Returns the error about an index that maps `responseObject` as `field`.
     fn told(field: &Value, form: Form) -> Option<String> {
         let body = json!({"properties": {"responseObject": field}});
         let mappings = match form.shape {
