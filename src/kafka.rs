@@ -23,10 +23,11 @@ use crate::named_file;
 use crate::telemetry::AttemptError;
 use crate::tls;
 
-/// The shortest timeout that librdkafka accepts for setting up a connection, and also for a
-/// request.
+/// The shortest timeout that librdkafka accepts for setting up a connection. For a request it would
+/// accept 10 ms, but both timeouts have the same bounds here.
 const SETUP_MIN: Duration = Duration::from_secs(1);
-/// The longest timeout that librdkafka accepts for setting up a connection, and also for a request.
+/// The longest timeout that librdkafka accepts for a request. For setting up a connection it would
+/// accept 24 days.
 const SETUP_MAX: Duration = Duration::from_secs(300);
 
 /// An error of a Kafka client. The text names brokers by host and port.
@@ -41,7 +42,8 @@ pub struct Trouble {
 
 impl Trouble {
     /// Makes a `Trouble` from an error of librdkafka. `words` is librdkafka's own description of
-    /// the error; an empty text if there is none.
+    /// the error, or empty if there is none.
+    #[must_use]
     pub fn new(error: &KafkaError, words: &str) -> Self {
         let code = error.rdkafka_error_code();
         let message = match (error, code) {
@@ -51,8 +53,8 @@ impl Trouble {
             (_, Some(code)) => code.to_string(),
             (_, None) => error.to_string(),
         };
-        // If a broker ends a connection because of the client certificate, librdkafka reports a
-        // broken connection.
+        // If a broker ends a connection because of the client certificate, librdkafka reports only
+        // a broken connection. Its text then names SSL.
         let reason = match code {
             Some(RDKafkaErrorCode::BrokerTransportFailure) if message.contains("SSL") => {
                 AttemptError::Tls
@@ -159,7 +161,8 @@ impl Cluster {
         };
         let mut secrets = Secrets::default();
         if let Some(tls) = &self.config.tls {
-            // The result is used only to check the files: the connections use OpenSSL, not rustls.
+            // The result is used only to check the files, and for the end of the certificate's
+            // validity: the connections use OpenSSL, not rustls.
             let client = tls::Client::read(tls, &[], None).map_err(|error| error.to_string())?;
             secrets.not_after = client.not_after();
             secrets.ca = tls.ca.as_deref().map(pem).transpose()?;

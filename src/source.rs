@@ -1,10 +1,11 @@
-//! Reads events from topics, as one reader of a consumer group. Sources are the second way in,
-//! besides the listeners.
+//! Reads events from Kafka topics, as one reader of a consumer group. Sources are the second way
+//! into the queue, besides the listeners.
 //!
 //! A source appends to the queue as a listener does. The group stores the offset up to which a
 //! partition is finished, and a source moves that offset only past events that every required
-//! output has acknowledged or counted as lost. Therefore the next reader of the partition misses
-//! nothing, also after a crash.
+//! output has acknowledged or counted as lost: the config must have
+//! `queue.acknowledge = "delivered"`. Therefore the next reader of the partition misses nothing,
+//! also after a crash.
 
 #![cfg_attr(
     not(feature = "kafka"),
@@ -38,7 +39,7 @@ mod kafka;
 
 /// The longest time that the relay waits, at the beginning of the drain, until all sources have
 /// stopped taking events. Only a source that hangs, or that is giving partitions back, needs the
-/// full time. Any other source stops in a fraction of it.
+/// full time. Any other source stops within about 100 ms.
 const CLOSING: Duration = Duration::from_secs(1);
 
 /// The longest time that a reload waits for the sources that it removes or changes, until they have
@@ -72,7 +73,8 @@ trait Source: Send + Sync {
     fn status(&self) -> Arc<Status>;
 }
 
-/// The state of a source that the page `/status` shows. The thread of the source updates it.
+/// The state of a source that the page `/status` shows. The thread of the source updates it, and
+/// the task that waits for this thread notes an end without an order.
 #[derive(Default)]
 pub struct Status {
     state: Mutex<Snapshot>,
@@ -81,13 +83,14 @@ pub struct Status {
 /// A copy of the state of a source at one moment; see [`Status`].
 #[derive(Debug, Default, Clone)]
 pub struct Snapshot {
-    /// `true`: the source takes no events now, because the queue has no room, too much of what the
-    /// source has taken is not acknowledged, or the source is about to end.
+    /// `true` if the source takes no events now, because the queue has had no room for a second,
+    /// because too much of what the source has taken is not acknowledged, or because the source is
+    /// about to end.
     pub paused: bool,
     /// The partitions of the topic that this relay reads.
     pub partitions: Vec<i32>,
-    /// The last error; `None` if there was no error. An error is removed when the source reads
-    /// a message or gets partitions.
+    /// The last error; `None` if there was no error. An error is removed when the source reads a
+    /// message or gets partitions.
     pub last_error: Option<String>,
 }
 
@@ -116,7 +119,7 @@ struct Orders {
     /// soon as the events that it has already taken are acknowledged.
     closing: CancellationToken,
     /// This token is cancelled when the source must end now, without waiting for acknowledgements.
-    /// The next reader of the partitions then reads again all events that are not acknowledged yet.
+    /// The next reader of the partitions reads all events again that are not acknowledged by then.
     stop: CancellationToken,
     /// A token that exists while the source may still take events. The source sets this field to
     /// `None` when it has stopped taking events, so that others can wait for this moment.
@@ -277,8 +280,7 @@ impl Sources {
         let thread = std::thread::Builder::new().name(format!("source {name}"));
         let started = thread.spawn(move || {
             source.run(&queue, orders);
-            // Sending fails only if the waiting task has given up, because the thread took too long
-            // to end.
+            // Sending fails only if the waiting task is gone, because the process is about to end.
             ended.send(()).ok();
         });
         if let Err(error) = started {

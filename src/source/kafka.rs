@@ -55,8 +55,7 @@ use crate::telemetry::ListenerMetrics;
 use crate::telemetry::Rejection;
 
 /// The size in bytes up to which messages are put together into one batch of the queue, unless
-/// `limits.max_body` is smaller. A message that is larger than this size becomes a batch of its
-/// own.
+/// `limits.max_body` is smaller. A larger message becomes a batch of its own.
 const GROUP_BYTES: usize = 1024 * 1024;
 /// The greatest number of messages that are put together into one batch of the queue.
 const GROUP_MESSAGES: u64 = 5000;
@@ -93,7 +92,7 @@ const HEARTBEATS: u32 = 4;
 /// reader.
 const POLL_MAX: Duration = Duration::from_secs(300);
 
-/// The timeout for setting up a connection to a broker.
+/// The timeout for setting up a connection to a broker, and for finding the topic in a probe.
 const CONNECT: Duration = Duration::from_secs(10);
 /// The timeout for a broker's response to a request.
 const REQUEST: Duration = Duration::from_secs(60);
@@ -101,10 +100,12 @@ const REQUEST: Duration = Duration::from_secs(60);
 /// The largest total size, in KiB, of the messages that librdkafka fetches ahead, before the source
 /// asks for them.
 const AHEAD_KIB: u64 = 16 * 1024;
-/// The largest size in bytes of a broker's response to one fetch request.
+/// The largest size in bytes of a broker's response to one fetch request. If the first set of
+/// messages in a response is larger, the broker sends it all the same, and alone.
 const FETCH_BYTES: u64 = 8 * 1024 * 1024;
 
-/// The shortest time between two warnings about the same trouble with the brokers.
+/// The shortest time between two warnings about trouble with the brokers, as long as no message
+/// arrives.
 const REMIND: Duration = Duration::from_secs(60);
 
 /// The shortest time between two log lines about skipped messages.
@@ -170,8 +171,7 @@ impl Reader {
         Context { source: self.name.clone(), metrics: self.metrics.clone(), topic, state, status }
     }
 
-    /// Makes a Kafka consumer and subscribes it to the topic. Returns the consumer as a
-    /// [`Session`].
+    /// Makes a Kafka consumer and subscribes it to the topic.
     fn open(&self) -> Result<Session<'_>, Trouble> {
         let changes = self.cluster.changes();
         let state = Arc::new(Mutex::new(State::default()));
@@ -259,12 +259,12 @@ struct State {
     messages: u64,
     /// The number of bytes in all batches that are not acknowledged yet.
     bytes: u64,
-    /// `true`: the partitions are paused, so that librdkafka delivers no messages.
+    /// `true` if the partitions are paused, so that librdkafka delivers no messages.
     paused: bool,
-    /// `true`: a partition is given back at once, without waiting for the acknowledgement of its
-    /// batches.
+    /// `true` if partitions are given back at once, without waiting for the acknowledgement of
+    /// their batches.
     hurried: bool,
-    /// `true`: the queue has accepted a batch, but has later reported that the batch is refused.
+    /// `true` if the queue has taken a batch, and has said later that no acknowledgement will come.
     /// The consumer must be replaced, so that the messages of this batch are read again.
     refused: bool,
     /// The time of the last warning about trouble with the brokers. `None` if there was no warning,
@@ -274,8 +274,8 @@ struct State {
 
 /// A partition that this consumer reads now.
 struct Partition {
-    /// The number of the assignment that gave this partition to the consumer. The number changes if
-    /// the partition goes to another reader and comes back.
+    /// The number of the assignment that gave this partition to the consumer. If the partition goes
+    /// to another reader and comes back, it has a new number.
     assignment: u64,
     /// The batches of this partition that are not acknowledged yet, in the order of their offsets.
     taken: VecDeque<Taken>,
@@ -311,7 +311,7 @@ struct Taken {
 impl State {
     /// Removes the acknowledged batches at the front of each partition. Returns the partitions from
     /// which a batch was removed, each with the offset after the last removed batch. Sets `refused`
-    /// if the queue has refused a batch.
+    /// if the first batch that remains will not be acknowledged.
     fn settle(&mut self, metrics: &ListenerMetrics) -> Vec<(i32, i64)> {
         let mut behind = Vec::new();
         for (number, partition) in &mut self.partitions {
@@ -399,8 +399,9 @@ impl Context {
         self.status.update(|status| status.partitions = partitions);
     }
 
-    /// Gives partitions back to the consumer group. First waits for the acknowledgement of their
-    /// batches, for at most `REVOKE_WAIT`.
+    /// Prepares to give partitions back to the consumer group, which librdkafka does after this
+    /// call. Waits for the acknowledgement of their batches, for at most `REVOKE_WAIT`, unless the
+    /// source is in a hurry or has lost the partitions already.
     fn give_back(&self, consumer: &BaseConsumer<Self>, partitions: &[i32]) {
         let hurried = lock(&self.state).hurried || consumer.assignment_lost();
         let until = Instant::now() + if hurried { Duration::ZERO } else { REVOKE_WAIT };
@@ -562,7 +563,6 @@ impl Intake<'_> {
         }
     }
 
-    /// Returns the largest number of bytes of messages that are put together into one batch.
     fn group_max(&self) -> usize {
         let max_body = usize::try_from(self.reader.max_body).unwrap_or(usize::MAX);
         GROUP_BYTES.min(max_body)
@@ -605,8 +605,7 @@ impl Intake<'_> {
         );
     }
 
-    /// Completes the batch that is being filled, and adds it to the batches that wait for the
-    /// queue.
+    /// Moves the batch that is being filled, if there is one, to those that wait for the queue.
     fn close_group(&mut self) {
         let Some(mut group) = self.group.take() else { return };
         // The queue counts the bytes in the vector, not its capacity.
@@ -690,8 +689,9 @@ impl Group {
 ///    to close. After an order to close, it ends when all of its batches are acknowledged. If a
 ///    poll reports that the consumer has failed, it ends too.
 /// 4. If no batch is waiting, it polls for messages and makes batches of them. If a batch is
-///    waiting, it sleeps for a moment. If a batch has waited for a second, it pauses the partitions
-///    and polls again, so that the consumer group does not take the partitions away.
+///    waiting, it sleeps for a moment. If a batch has waited for a second, or after an order to
+///    close, it pauses the partitions and polls without taking messages, so that the consumer group
+///    does not take the partitions away.
 ///
 /// An offset is stored only after every batch before it was acknowledged. When the consumer is
 /// dropped, its partitions go back to the consumer group and the stored offsets are committed. The
