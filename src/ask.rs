@@ -1,8 +1,8 @@
 //! Asks servers over HTTP/1.1, with or without TLS.
 //!
-//! A [`Target`] is a server and the credentials for it. Most callers send one request on a
-//! connection of its own ([`Target::open`] and what is built on it). `replay` keeps a
-//! [`Connection`] for its next request, and `output` makes the stream of its connections itself.
+//! A [`Target`] is a server and the credentials for it. Most callers send each request on a
+//! connection of its own ([`Target::open`], [`Target::get`] and others). `replay` and `demo` keep a
+//! [`Connection`] for the next request, and `output` makes the stream of its connections itself.
 //!
 //! Every wait has a time limit, and every body a size limit. An error says what was tried, at which
 //! URL, and what the operator can do. No message contains a token or the query of a URL.
@@ -42,11 +42,11 @@ use crate::words::escape::is_plain;
 /// The time limit for a connection, with its TLS handshake.
 const CONNECT: Duration = Duration::from_secs(10);
 
-/// The time limit for the head of an answer, and for each further part of its body.
-/// kube-apiserver takes seconds to write all of its metrics.
+/// The time limit for the head of an answer, for each further part of its body, and for a whole
+/// [`Target::post`]. kube-apiserver takes seconds to write all of its metrics.
 const WAIT: Duration = Duration::from_secs(30);
 
-/// The time limit for a whole request.
+/// The time limit for a whole [`Target::get`].
 const TOTAL: Duration = Duration::from_secs(120);
 
 /// The TCP keepalive interval of a connection.
@@ -56,10 +56,11 @@ const KEEPALIVE: Duration = Duration::from_secs(30);
 /// have tens of megabytes.
 pub const BODY_MAX: u64 = 64 << 20;
 
-/// The greatest number of bytes of a refusal, or of a short answer.
+/// The greatest number of bytes that are read of a refusal, or of an answer to
+/// [`Target::exchange`].
 const ANSWER_MAX: usize = 64 << 10;
 
-/// The greatest number of characters of a refusal that a message shows.
+/// The number of characters after which a message cuts the text of a refusal.
 const SHOWN_CHARS_MAX: usize = 300;
 
 /// The value of the header `User-Agent` in all requests of this program.
@@ -108,7 +109,7 @@ pub struct Target {
     /// tried. If there is none, the host is the name.
     names: Vec<String>,
     authorization: Option<HeaderValue>,
-    /// `true`: an answer that is compressed is an error.
+    /// `true` if a compressed answer is an error.
     is_plain: bool,
 }
 
@@ -124,7 +125,7 @@ impl Target {
     ///
     /// # Errors
     ///
-    /// A text that says why this is no URL of a server.
+    /// A text that says why this is not the URL of a server.
     pub fn new(url: &str) -> Result<Self, String> {
         Self::of(&Url::parse(url).map_err(|error| format!("is not a URL ({error}), {ALLOWED}"))?)
     }
@@ -164,7 +165,9 @@ impl Target {
         })
     }
 
-    /// Makes an answer that is compressed an error. Otherwise its bytes are given as they come.
+    /// Makes a compressed answer an error. Without this call, the compressed bytes are given as
+    /// they come.
+    #[must_use]
     pub fn plain(self) -> Self {
         Self { is_plain: true, ..self }
     }
@@ -236,7 +239,9 @@ impl Target {
         &self.base
     }
 
-    /// Returns the host and the port, as kube-apiserver writes them in the label `host`.
+    /// Returns the host and the port, as kube-apiserver writes them in the label `host`: without
+    /// the port if it is the default, 80 or 443.
+    #[must_use]
     pub fn authority(&self) -> String {
         let has_default_port = self.port == if self.https { 443 } else { 80 };
         let host = match self.host.contains(':') {
@@ -269,7 +274,7 @@ impl Target {
         self.within(TOTAL, path, asked).await.map(drop)
     }
 
-    /// Sends a GET for `path` and returns the body, which may have a megabyte.
+    /// Sends a GET for `path` and returns the body, of at most 1 MiB.
     ///
     /// # Errors
     ///
@@ -325,8 +330,8 @@ impl Target {
         self.within(limit, path, asked).await
     }
 
-    /// Sends a request on a new connection, and returns the answer, whatever its status is. The
-    /// body of the request has its content type.
+    /// Sends a request on a new connection, and returns the answer, whatever its status is. `body`
+    /// is the content type and the bytes of the request's body.
     ///
     /// # Errors
     ///
@@ -352,7 +357,7 @@ impl Target {
         sent.map_err(|error| self.error(path, format!("no HTTP answer: {}", chain(&error))))
     }
 
-    /// Makes a request with the headers that the server needs.
+    /// Makes a request with the headers `Host`, `User-Agent`, and those for the body and the token.
     ///
     /// # Errors
     ///
@@ -377,7 +382,8 @@ impl Target {
         request.body(Full::new(body.map(|(_, body)| body).unwrap_or_default()))
     }
 
-    /// Makes a connection, and tries the names of the server's certificate one after the other.
+    /// Makes a connection, and tries the names of the server's certificate one after the other,
+    /// each on a new TCP connection.
     ///
     /// # Errors
     ///
@@ -440,7 +446,8 @@ impl Target {
         })
     }
 
-    /// Reads the body of an answer to its end. The answer must have status 200.
+    /// Gives the body of an answer to `sink`, part by part, and returns the end of the validity of
+    /// the server's certificate. The answer must have status 200.
     async fn take(
         &self,
         path: &str,
@@ -468,7 +475,7 @@ impl Target {
         Ok(reply.not_after())
     }
 
-    /// Gives a request this time.
+    /// Ends a request with an error after the time `limit`.
     async fn within<T>(
         &self,
         limit: Duration,

@@ -1,4 +1,5 @@
-//! Binds and dials TCP sockets, and sets their options. Nothing here knows a protocol above TCP.
+//! Binds and dials TCP sockets, looks up names, and sets the options of sockets. Nothing here knows
+//! a protocol above TCP.
 
 use std::io;
 use std::net::SocketAddr;
@@ -23,8 +24,8 @@ pub use unacknowledged::unacknowledged;
 const BACKLOG: u32 = 1024;
 
 /// The limit for bytes that the kernel holds for one connection and has not sent yet
-/// (TCP_NOTSENT_LOWAT). Bytes that are already sent to the peer do not count. The number is small,
-/// because the bytes in the kernel must be sent again when the connection breaks.
+/// (TCP_NOTSENT_LOWAT). Bytes that are sent to the peer and not acknowledged do not count. The
+/// limit is low, because the bytes in the kernel must be sent again when the connection breaks.
 const NOT_SENT_MAX: u32 = 512 * 1024;
 
 /// The reason why a connection could not be made.
@@ -38,7 +39,8 @@ pub enum DialError {
         /// The error of the resolver.
         source: io::Error,
     },
-    /// No address of the name accepted the connection; the fields are those of the last attempt.
+    /// No address of the name, or not the one address, accepted the connection. The fields are
+    /// those of the last attempt.
     #[error("cannot connect to {address}: {source}")]
     Connect {
         /// The address that was tried last.
@@ -132,8 +134,8 @@ pub async fn dial(host: &str, port: u16, deadline: Instant) -> Result<TcpStream,
         let addresses = resolve(host.to_owned(), port, ()).await.map_err(unresolved)?;
         let mut last = None;
         for (index, address) in addresses.iter().enumerate() {
-            // An address that does not react may use its share of the time left; the rest is for
-            // the other addresses.
+            // An address that does not react may use its share of the time left, such as 5 s of
+            // 10 s with one more address to try; the rest is for the other addresses.
             let left = deadline.saturating_duration_since(Instant::now());
             let share = left / u32::try_from(addresses.len() - index).unwrap_or(u32::MAX);
             let connecting = tokio::time::timeout(share, TcpStream::connect(address)).await;
@@ -163,8 +165,10 @@ pub fn tune_accepted(stream: &TcpStream) -> io::Result<()> {
     SockRef::from(stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(Duration::from_secs(60)))
 }
 
-/// Sets the options of a connection to a consumer. `silence` is the time for which sent bytes may
-/// stay unacknowledged before the kernel ends the connection (TCP_USER_TIMEOUT, RFC 5482).
+/// Sets the options of a connection that was dialled. `keepalive` is the time without traffic
+/// before the kernel's first probe, and the time between two probes. `silence` is the time for
+/// which sent bytes may stay unacknowledged before the kernel ends the connection
+/// (TCP_USER_TIMEOUT, RFC 5482).
 ///
 /// # Errors
 ///

@@ -1,4 +1,4 @@
-//! Makes the TLS settings of listeners and outputs from PEM files.
+//! Makes the TLS settings of listeners, outputs and other clients from PEM files.
 //!
 //! A [`Server`] or [`Client`] is made completely or not at all. If a file is half written, cannot
 //! be parsed, or does not fit the others, the settings in use stay in use. Reading files blocks;
@@ -127,8 +127,9 @@ fn certificate_fault(error: &OtherError) -> String {
     .to_owned()
 }
 
-/// Returns the text of an error that ended a TLS handshake with a consumer, for the log and for the
-/// page `/status`.
+/// Returns the text of an error that ended a TLS handshake with a server, such as a consumer, for
+/// the log and for the page `/status`.
+#[must_use]
 pub fn handshake_error(error: &io::Error) -> String {
     let source = error.get_ref().and_then(|source| source.downcast_ref::<rustls::Error>());
     match source {
@@ -175,8 +176,8 @@ fn read(file: &Path) -> Result<Vec<u8>, TlsError> {
 /// TLS settings: `R` is their form in rustls, and `C` is the config that they were made from.
 pub struct Made<C, R> {
     config: C,
-    /// The contents of the files, as far as they are configured. Of a listener: the certificate,
-    /// the key and the CA. Of an output: the CA, the certificate and the key.
+    /// The contents of the files that are configured. The order is certificate, key and CA for a
+    /// listener, and CA, certificate and key for an output.
     made_of: Contents,
     rustls: Arc<R>,
     /// The end of the own certificate's validity, in seconds since 1970. `None` if there is no such
@@ -187,7 +188,7 @@ pub struct Made<C, R> {
 /// The TLS settings of a listener.
 pub type Server = Made<ListenerTls, ServerConfig>;
 
-/// The TLS settings of an output.
+/// The TLS settings of an output, or of any other client.
 pub type Client = Made<ClientTls, ClientConfig>;
 
 impl<C: PartialEq, R> Made<C, R> {
@@ -278,7 +279,8 @@ impl Client {
     /// Reads the certificate files and makes TLS settings from them. Returns `current` if neither
     /// the files nor the config have changed since `current` was made. If the config names no CA,
     /// the system's root certificates are used; if only these have changed, `current` is returned.
-    /// `alpn` is the list of protocols that the handshake offers.
+    /// `alpn` is the list of protocols that the handshake offers, and must be the same for
+    /// `current`.
     ///
     /// # Errors
     ///
@@ -372,12 +374,10 @@ impl Client {
     }
 }
 
-/// Returns the error for the content of a file that cannot be used.
 fn content(file: &Path, what: impl Into<String>) -> TlsError {
     TlsError::Content { file: file.to_owned(), what: what.into() }
 }
 
-/// Returns the error for a certificate or CA that rustls does not accept.
 fn unusable(file: &Path, source: rustls::Error) -> TlsError {
     TlsError::Unusable { file: file.to_owned(), source }
 }

@@ -28,7 +28,7 @@ impl<S: AsyncRead + AsyncWrite + Send + Unpin + 'static> Stream for S {}
 pub struct Connection {
     sender: http1::SendRequest<Full<Bytes>>,
     /// The one task that reads and writes the connection. Its result is the error that ended the
-    /// connection. The task ends with this value.
+    /// connection, if there was one. Dropping this value ends the task.
     driver: JoinSet<hyper::Result<()>>,
     /// The end of the validity of the server's certificate (notAfter), in seconds since 1970;
     /// `None` without TLS.

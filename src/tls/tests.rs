@@ -20,7 +20,7 @@ const NO_KEY: &str = "-----BEGIN PRIVATE KEY-----\nbm8ga2V5\n-----END PRIVATE KE
 /// A PEM section whose contents are no certificate.
 const NO_CERTIFICATE: &str = "-----BEGIN CERTIFICATE-----\nbm8ga2V5\n-----END CERTIFICATE-----\n";
 
-/// The head is enough: nothing parses the contents.
+/// An encrypted key. Its first line is enough, because nothing parses the contents.
 const ENCRYPTED: &str =
     "-----BEGIN ENCRYPTED PRIVATE KEY-----\nbm8ga2V5\n-----END ENCRYPTED PRIVATE KEY-----\n";
 
