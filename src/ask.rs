@@ -76,8 +76,7 @@ const TEXT: &str = "text/plain; charset=utf-8";
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{url}: {reason}")]
 pub struct AskError {
-    /// The status of the answer; `None` if there was none, or if the answer was a success that
-    /// cannot be used.
+    /// The status if the reason is that it was not 200; `None` if the reason is another one.
     pub status: Option<u16>,
     /// The URL, without its query.
     url: String,

@@ -260,7 +260,8 @@ mod tests {
             assert_eq!(answered(&mut protocol, &ack(4), step), Ok((1, true, false)));
             assert!(protocol.windows.is_empty());
         }
-        // The number 0 is a sign of life, also if nothing was sent, but not half of an answer.
+        // An answer with the number 0 is a sign of life, even if nothing was sent. The beginning of
+        // an answer is not.
         let mut protocol = Lumberjack::new(3);
         for (said, wanted) in [(&ack(0)[..], (0, true, false)), (&ack(0)[..5], (0, false, false))] {
             assert_eq!(answered(&mut protocol, said, 6), Ok(wanted));

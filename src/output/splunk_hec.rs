@@ -251,7 +251,7 @@ struct Collector {
     before: String,
     /// The text after the event.
     after: String,
-    /// How Splunk is asked for acknowledgements. `None` if events are final as soon as Splunk has
+    /// The way to ask Splunk for acknowledgements. `None` if events are final as soon as Splunk has
     /// taken their request.
     acknowledgement: Option<Confirm>,
 }

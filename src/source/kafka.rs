@@ -684,10 +684,10 @@ impl Group {
 ///
 /// 1. It stores the offsets of batches that are acknowledged.
 /// 2. It appends the waiting batches to the queue. After an order to close, it drops them instead.
-/// 3. It ends if the source has an order to stop at once, or if the queue has refused a batch after
-///    it had accepted it. It also ends if the files with secrets have changed and there is no order
-///    to close. After an order to close, it ends when all of its batches are acknowledged. If a
-///    poll reports that the consumer has failed, it ends too.
+/// 3. It ends in these cases: the source has an order to stop at once; the queue says of a batch
+///    that no acknowledgement will come; the files with secrets have changed, and there is no order
+///    to close; or there is an order to close, and all batches are acknowledged. It also ends if a
+///    poll reports that the consumer has failed.
 /// 4. If no batch is waiting, it polls for messages and makes batches of them. If a batch is
 ///    waiting, it sleeps for a moment. If a batch has waited for a second, or after an order to
 ///    close, it pauses the partitions and polls without taking messages, so that the consumer group

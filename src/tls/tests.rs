@@ -14,10 +14,10 @@ qySObfmnCwIhAP32SJv4pu5hqIG0YL32ED3hESsvDBcH6NKthGHaGsTC
 -----END CERTIFICATE-----
 ";
 
-/// A PEM section whose contents are no key: base64 of `no key`.
+/// A PEM section whose contents are not a key: base64 of `no key`.
 const NO_KEY: &str = "-----BEGIN PRIVATE KEY-----\nbm8ga2V5\n-----END PRIVATE KEY-----\n";
 
-/// A PEM section whose contents are no certificate.
+/// A PEM section whose contents are not a certificate.
 const NO_CERTIFICATE: &str = "-----BEGIN CERTIFICATE-----\nbm8ga2V5\n-----END CERTIFICATE-----\n";
 
 /// An encrypted key. Its first line is enough, because nothing parses the contents.

@@ -84,7 +84,8 @@ pub(super) struct Session {
     /// The time when the link last got a batch; before the first batch, the time when the session
     /// began. The idle timeout counts from this time.
     pub(super) used: Instant,
-    /// When the connection reaches `timeouts.max_connection_age`; `None` without such a limit.
+    /// When the connection reaches its age limit, which is `timeouts.max_connection_age` with a
+    /// random difference of at most 10 %; `None` without such a limit.
     expiry: Option<Instant>,
     /// `true` if the connection is *leaving*.
     pub(super) leaving: bool,

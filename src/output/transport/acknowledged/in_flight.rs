@@ -146,8 +146,8 @@ mod tests {
     }
 
     impl Told {
-        /// Adds a claim, and returns what is told then. In `events`, `s` is an event that is sent,
-        /// and `x` one that can't be.
+        /// Adds a claim, and returns the reports about it. In `events`, `s` is an event that is
+        /// sent, and `x` one that can't be sent.
         fn add(&mut self, (start, end): (u64, u64), events: &str) -> String {
             let mut frames = Frames::default();
             for event in events.chars() {
@@ -158,14 +158,15 @@ mod tests {
             self.told()
         }
 
-        /// Returns what is told after an answer about so many events, and how many of them were
+        /// Acknowledges `events` events. Returns the reports about them, and how many of them were
         /// never sent.
         fn acknowledge(&mut self, events: u64) -> (String, u64) {
             let more = self.in_flight.acknowledge(events, &mut self.reports);
             (self.told(), more)
         }
 
-        /// Takes the reports: start and end of each claim, and how many events were rejected.
+        /// Takes the reports as a text: `10..14` is an accepted claim, and `10..14-2` one of which
+        /// two events were rejected.
         fn told(&mut self) -> String {
             #[expect(clippy::wildcard_enum_match_arm, reason = "no other event is expected")]
             let tell = |event| match event {

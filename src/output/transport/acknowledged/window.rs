@@ -1,4 +1,4 @@
-//! How many events an acknowledged session may have under way.
+//! The limit for the events that an acknowledged session has under way.
 
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
