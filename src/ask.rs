@@ -166,7 +166,6 @@ impl Target {
 
     /// Makes a compressed answer an error. Without this call, the compressed bytes are given as
     /// they come.
-    #[must_use]
     pub fn plain(self) -> Self {
         Self { is_plain: true, ..self }
     }
@@ -240,7 +239,6 @@ impl Target {
 
     /// Returns the host and the port, as kube-apiserver writes them in the label `host`: without
     /// the port if it is the default, 80 or 443.
-    #[must_use]
     pub fn authority(&self) -> String {
         let has_default_port = self.port == if self.https { 443 } else { 80 };
         let host = match self.host.contains(':') {

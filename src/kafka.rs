@@ -43,7 +43,6 @@ pub struct Trouble {
 impl Trouble {
     /// Makes a `Trouble` from an error of librdkafka. `words` is librdkafka's own description of
     /// the error, or empty if there is none.
-    #[must_use]
     pub fn new(error: &KafkaError, words: &str) -> Self {
         let code = error.rdkafka_error_code();
         let message = match (error, code) {

@@ -129,7 +129,6 @@ fn certificate_fault(error: &OtherError) -> String {
 
 /// Returns the text of an error that ended a TLS handshake with a server, such as a consumer, for
 /// the log and for the page `/status`.
-#[must_use]
 pub fn handshake_error(error: &io::Error) -> String {
     let source = error.get_ref().and_then(|source| source.downcast_ref::<rustls::Error>());
     match source {

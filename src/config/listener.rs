@@ -172,8 +172,8 @@ pub(super) fn contradictions(cx: &Context<'_>, listeners: &[Draft], admin: Optio
     }
 }
 
-/// Returns `true` if the kernel refuses to bind one of these addresses while the other is bound. The
-/// address `[::]` also takes the port for IPv4, unless `net.ipv6.bindv6only` is 1.
+/// Returns `true` if the kernel refuses to bind one of these addresses while the other is bound.
+/// The address `[::]` also takes the port for IPv4, unless `net.ipv6.bindv6only` is 1.
 fn meets(one: SocketAddr, other: SocketAddr) -> bool {
     let covers = |it: SocketAddr, other: SocketAddr| {
         it.ip().is_unspecified() && (it.is_ipv6() || other.is_ipv4())
