@@ -59,7 +59,8 @@ impl<'a> Uri<'a> {
 
     /// Returns the URI without its query; percent-encoding stays as it is written. Returns an empty
     /// text if kube-apiserver saw no path. This is the case for a URI that is not `*` and does not
-    /// begin with `/`, such as `k:x`.
+    /// begin with `/`: for `GET k:x`, kube-apiserver records the URI `x`.
+    #[must_use]
     pub fn path(&self) -> Text<'a> {
         // The question mark, too, may be written as an escape of JSON.
         let mut text = self.text();
@@ -131,8 +132,8 @@ pub fn request(event: &[u8]) -> Request<'_> {
     }
 }
 
-/// Reads a user from the JSON value `user`, which an event has under the key `user`. Returns `None`
-/// if the user has neither a name nor groups.
+/// Reads the value of the event's member `user`. Returns `None` if the user has neither a name nor
+/// groups.
 fn user(user: &[u8]) -> Option<User<'_>> {
     let [name, groups] = scan::firsts(user, ["username", "groups"]);
     let name = text(name);

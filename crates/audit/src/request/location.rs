@@ -55,8 +55,9 @@ impl<'a> Location<'a> {
     }
 }
 
-/// Returns the path of a URI, percent-decoded. Returns `None` if the path has an escape that is not
-/// valid; Go's `url.ParseRequestURI` refuses such a path, and kube-apiserver makes no event for it.
+/// Returns the path of a URI, percent-decoded. Returns `None` if the path has an invalid escape, of
+/// percent-encoding or of JSON. Go's `url.ParseRequestURI` refuses invalid percent-encoding, and
+/// kube-apiserver makes no event for it.
 fn decoded(uri: Uri<'_>) -> Option<Text<'_>> {
     // In most URIs no escape of JSON and no percent-encoding stands before the query. The path is
     // then borrowed from the event.

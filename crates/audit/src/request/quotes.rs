@@ -1,11 +1,11 @@
 //! Finds the quotes and backslashes among 64 bytes, with wide registers if the CPU has them.
 
-/// The number of bytes that are searched for quotes and backslashes in one step. These 64 bytes are
-/// called a window. A mask (`u64`) has one bit for each byte of a window.
+/// The number of bytes in a window, which is the text that is searched for quotes and backslashes
+/// in one step. A mask (`u64`) has one bit for each byte of a window.
 pub(super) const WINDOW: usize = 64;
 
-/// Two masks of a window. They mark the bytes that are quotes and the bytes that
-/// are backslashes. The lowest bit belongs to the first byte.
+/// Two masks of a window: one marks the quotes, the other the backslashes. The lowest bit belongs
+/// to the first byte.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Masks {
     pub(super) quote: u64,
@@ -15,7 +15,7 @@ pub(super) struct Masks {
 /// A search that asks for the masks of windows. `run` must be inlined: only then does the compiler
 /// use the wide registers of the function that calls it.
 pub(super) trait Search {
-    /// Searches with this function, and returns the result.
+    /// Searches a text. `masks` computes the masks of a window of it.
     fn run(self, masks: impl Fn(&[u8; WINDOW]) -> Masks) -> bool;
 }
 

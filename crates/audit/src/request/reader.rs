@@ -40,9 +40,8 @@ const CLIENTS: usize = 64;
 pub struct Reader<'a> {
     /// The lines that are not read yet. Each line ends with `\n`.
     lines: &'a [u8],
-    /// The request that the event that was read last describes. If `current` is `Some`, it is an
-    /// index in `clients`: the user in this request was moved here from the client with this index.
-    /// Before another user is moved in, this user must be moved back to that client.
+    /// The request of the last event. If `current` is `Some`, its user was moved here from
+    /// `clients`. Before another user is moved in, this user must be moved back.
     request: Request<'a>,
     /// The clients that the reader remembers. The function [`place`] computes an index from the
     /// bytes that describe a client. A client is stored at this index, or at the index that differs
@@ -138,11 +137,12 @@ impl<'a> Reader<'a> {
         Some(event)
     }
 
-    /// Returns the number of bytes at the beginning of the last event in which no key can stand
-    /// twice: every key of the event in these bytes, and every key of `objectRef`, was compared
-    /// with the key that kube-apiserver writes there. The bytes end before a member of the event,
-    /// or before its closing brace. The result is 0 if the event is not written as kube-apiserver
-    /// writes events.
+    /// Returns the number of bytes at the beginning of the last event in which no key of the event,
+    /// and no key of `objectRef`, can stand twice: each of these keys was compared with the key
+    /// that kube-apiserver writes there. The keys of other members, such as `user.extra`, were not
+    /// compared. The bytes end before a member of the event, or before its closing brace. The
+    /// result is 0 if the event is not written as kube-apiserver writes events.
+    #[must_use]
     pub fn known(&self) -> usize {
         self.known
     }
