@@ -124,8 +124,9 @@ struct Space {
     /// fills the last blocks of the chunk.
     padding: [u64; BLOCKS],
     /// The byte offsets in the chunk of all bytes of one kind: of the brackets outside of strings,
-    /// for example. [`flatten`] writes at least four offsets for each block, even if the block has
-    /// fewer such bytes; the offsets for the next block then replace the meaningless ones.
+    /// for example. For each block that has such bytes, [`flatten`] writes at least four offsets,
+    /// even if the block has fewer of them; the offsets for the next block then replace the
+    /// meaningless ones.
     places: [u16; PLACES],
     /// The offsets in the chunk, in bytes, of the brackets after which only the array of events is
     /// open. These are the opening bracket of this array and the closing bracket of each of its
@@ -186,7 +187,7 @@ const IN_ITEM: u64 = 0b101;
 
 /// The state of the scanner while it passes once over the array of events of one body.
 struct Pass<'a> {
-    /// The bytes of the body up to the closing bracket of the array of events.
+    /// The bytes of the body up to and including the closing bracket of the array of events.
     body: &'a [u8],
     /// The offset in `body` of the array's opening bracket.
     start: usize,
@@ -271,14 +272,14 @@ fn check_usual(event: &[u8]) -> Option<usize> {
     (*first != b'"' && is_known).then_some(level)
 }
 
-// The following functions use no wide registers. They are inlined into `run`, so that the compiler
-// compiles them, too, for each instruction set.
+// The following functions use no wide registers. Most of them are inlined into `run`, so that the
+// compiler compiles them for each instruction set too.
 impl Pass<'_> {
     /// Clears the bits of escaped quotes in the masks `quote`, so that only quotes that begin or
     /// end a string remain. Marks rare escapes (all but `\"`, `\\` and `\n`) in the masks
     /// `escaped`; [`Self::one_by_one`] checks them later. `backslashes` has a bit for each block
-    /// (64 bytes) with a backslash. `blocks` is the number of blocks in this chunk. Returns a bit
-    /// for each block with rare escapes. In the other blocks the masks `escaped` are meaningless.
+    /// with a backslash. `blocks` is the number of blocks in this chunk. Returns a bit for each
+    /// block with rare escapes. In the other blocks the masks `escaped` are meaningless.
     #[inline(always)]
     fn escaped_quotes(&mut self, backslashes: u64, blocks: usize) -> u64 {
         let Space { blocks: Blocks { quote, backslash, n, .. }, escaped, .. } = &mut *self.space;

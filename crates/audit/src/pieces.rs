@@ -26,8 +26,9 @@ use window::Window;
 
 mod window;
 
-/// The largest number of bytes that a large list of events may have outside of its array `items`.
-/// kube-apiserver writes 76 bytes there. The limit is never more than half the size of a piece.
+/// The largest number of bytes that a large list of events may have outside of the contents of its
+/// array `items`. kube-apiserver writes 77 bytes there. The limit is never more than half the size
+/// of a piece.
 const FRAME_MAX: usize = 1024 * 1024;
 
 /// The bytes that are put after the events of a piece, so that the piece can be decoded as a list.
@@ -163,13 +164,14 @@ impl Pieces {
         }
     }
 
-    /// Returns the number of bytes of memory that this value takes now.
+    /// Returns the number of bytes of the body that are in memory here: the bytes that are not
+    /// decoded yet, and the bytes outside of the array `items`.
+    #[must_use]
     pub fn held(&self) -> usize {
         self.waiting() + self.frame.len()
     }
 
-    /// Returns the largest number of bytes that the body may have outside of the array `items`; see
-    /// [`FRAME_MAX`].
+    /// Returns [`FRAME_MAX`], or half the size of a piece if that is less.
     fn frame_max(&self) -> usize {
         FRAME_MAX.min(self.piece_bytes / 2)
     }

@@ -1,5 +1,5 @@
-//! Splits a body with serde_json: this module accepts every form in any order and spacing, and
-//! returns an error for everything else.
+//! Splits a body with serde_json. This module accepts every form, with any order of members and any
+//! white space, and returns an error for everything else.
 
 use std::borrow::Cow;
 use std::cell::Cell;

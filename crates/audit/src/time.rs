@@ -36,8 +36,8 @@ pub fn nanos(time: &[u8]) -> Option<u64> {
 }
 
 /// Reads a time in the format of RFC 3339, such as `2026-11-22T08:00:00Z` or
-/// `2026-11-22T09:00:00.5+01:00`. Returns it in milliseconds since 1970; `None` if the text is not
-/// a time, or one before 1970.
+/// `2026-11-22T09:00:00.5+01:00`. Returns the time in milliseconds since 1970 began in UTC. Returns
+/// `None` if the text is not a time, or if the time is before 1970.
 pub fn parse(text: &str) -> Option<u64> {
     // RFC 3339 allows small letters, and a blank between date and time.
     let text = text.to_ascii_uppercase().replacen(' ', "T", 1);
@@ -91,9 +91,9 @@ fn ahead(offset: &[u8]) -> i64 {
     }
 }
 
-/// The parts of a time.
+/// A time that [`parts`] has checked.
 struct Parts<'a> {
-    /// Date and time, to the second.
+    /// The date and the time of day to the second, as `YYYY-MM-DDThh:mm:ss`.
     moment: &'a [u8],
     /// The digits of the fraction of a second; empty if the time has none.
     fraction: &'a [u8],
@@ -111,16 +111,16 @@ impl Parts<'_> {
         (days * 24 + at(11, 2)) * 3600 + at(14, 2) * 60 + at(17, 2) - ahead(self.offset)
     }
 
-    /// Returns the fraction of the second in units of this many decimal digits. Smaller parts are
-    /// cut off.
+    /// Returns the fraction of the second in units of `digits` decimal digits: in milliseconds for
+    /// 3, in nanoseconds for 9. Smaller parts are cut off.
     fn below_a_second(&self, digits: usize) -> i64 {
         let all = self.fraction.iter().chain(std::iter::repeat(&b'0'));
         all.take(digits).fold(0, |number, digit| number * 10 + i64::from(digit - b'0'))
     }
 }
 
-/// Takes a time apart. Returns `None` if the text is not a time in the format of RFC 3339, or if
-/// the time does not exist in the calendar.
+/// Splits a time into its parts. Letters must be capital. Returns `None` if the text is not a time
+/// in the format of RFC 3339, or if the time does not exist in the calendar.
 fn parts(time: &[u8]) -> Option<Parts<'_>> {
     let (moment, mut offset) = time.split_at_checked(19)?;
     let mut fraction: &[u8] = &[];

@@ -12,7 +12,7 @@ pub enum Isa {
     Sse2,
     /// AVX2, in Intel Haswell, AMD Zen and later CPUs.
     Avx2,
-    /// AVX-512, in Intel Ice Lake, AMD Zen 4 and later CPUs.
+    /// AVX-512, in Intel's server CPUs since Ice Lake and AMD's CPUs since Zen 4.
     ///
     /// The scanner does not use the extension VBMI2, but requires it, because CPUs that have
     /// AVX-512 without VBMI2 lower their clock when they use registers of 512 bits, and for some

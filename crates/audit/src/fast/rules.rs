@@ -165,8 +165,10 @@ macro_rules! rules {
                 }
             }
 
-            /// Checks that a token follows each comma, colon and opening bracket, and nothing else.
-            /// Returns the places where it does not, and the beginnings of numbers and literals.
+            /// Checks that a token begins after each comma, colon and opening bracket, and nowhere
+            /// else. After an opening bracket its closing bracket may stand instead. Returns a mask
+            /// of the places where this does not hold, and a mask of the first bytes of numbers and
+            /// literals.
             #[target_feature(enable = $features)]
             #[inline]
             fn order(&mut self, step: &Step) -> (Lanes, Lanes) {
@@ -183,7 +185,7 @@ macro_rules! rules {
                 (xor(after, or(token, closed_at_once)), scalar_start)
             }
 
-            /// Finds the keys of objects. `n` are the letters `n`.
+            /// Finds the keys of objects. `n` marks the letters `n`.
             #[target_feature(enable = $features)]
             #[inline]
             fn keys(

@@ -1,16 +1,17 @@
 //! The bytes of a large body that are not decoded yet.
 //!
-//! They are few as a rule: those of one piece. Only an event that is larger than a piece makes them
-//! many, and such an event must not need its size twice, as it would in a `Vec` that grows: the
-//! allocator then holds the old bytes and the new ones. Therefore many bytes are in a mapping that
-//! is large enough for all that may come. Pages that nothing is written to take no memory.
+//! The window normally holds about one piece. It is larger only for an event that is larger than a
+//! piece. Such an event must not need its size twice, as it would in a `Vec` that grows: the
+//! allocator then holds the old bytes and the new ones. A large window is therefore in a mapping
+//! that has room for all bytes that may come. Pages of the mapping take no memory until something
+//! is written to them.
 
 use std::ops::Deref;
 use std::ops::DerefMut;
 
 use memmap2::MmapMut;
 
-/// A window has at most this many times the bytes of a piece in a `Vec`.
+/// A window of at most this many pieces is in a `Vec`, and a larger one in a mapping.
 const HEAP_PIECES: usize = 4;
 
 /// The bytes of a large body that have arrived and are not decoded yet.
@@ -19,7 +20,7 @@ pub(super) struct Window {
     /// The number of bytes in the window. A mapping has more room than that.
     length: usize,
     piece_bytes: usize,
-    /// The size of the mapping.
+    /// The size of the mapping in bytes. A window that grows beyond it gets a larger mapping.
     bytes_max: usize,
 }
 
@@ -30,14 +31,14 @@ enum Store {
 }
 
 impl Window {
-    /// Makes a window with these bytes. `piece_bytes` is the size of a piece, and `bytes_max` the
-    /// number of bytes that the window has at most, as a rule. If it gets more, they are copied.
+    /// Makes a window with these bytes. `piece_bytes` is the size of a piece. `bytes_max` is the
+    /// number of bytes that the window normally does not exceed; if it does, its bytes are copied
+    /// to a larger mapping.
     pub(super) fn new(bytes: &[u8], piece_bytes: usize, bytes_max: usize) -> Self {
         let (store, length) = (Store::Heap(bytes.to_vec()), bytes.len());
         Self { store, length, piece_bytes, bytes_max }
     }
 
-    /// Appends bytes.
     pub(super) fn extend(&mut self, bytes: &[u8]) {
         self.make_room(self.length + bytes.len());
         match &mut self.store {
@@ -49,7 +50,7 @@ impl Window {
         self.length += bytes.len();
     }
 
-    /// Cuts the window to `length` bytes, or appends zeros until it has as many.
+    /// Cuts the window to `length` bytes, or appends zeros until it has `length` bytes.
     pub(super) fn resize(&mut self, length: usize) {
         self.make_room(length);
         match &mut self.store {
@@ -60,7 +61,8 @@ impl Window {
         self.length = length;
     }
 
-    /// Removes `bytes` bytes from the offset `at` on. If few bytes are left, the mapping is freed.
+    /// Removes `bytes` bytes, beginning at the offset `at`. If at most two pieces are left, a
+    /// mapping is freed.
     pub(super) fn remove(&mut self, at: usize, bytes: usize) {
         if bytes == 0 {
             return;
@@ -73,7 +75,7 @@ impl Window {
         }
     }
 
-    /// Makes room for `length` bytes in all.
+    /// Makes room for a window of `length` bytes.
     fn make_room(&mut self, length: usize) {
         let room = match &self.store {
             Store::Heap(vector) => vector.capacity(),
@@ -90,8 +92,9 @@ impl Window {
                 return;
             }
         }
-        // The kernel may give no such mapping. The vector then grows by a quarter, so that less
-        // memory is held twice than if its size doubled.
+        // A small window is in a vector. A large one is too if the kernel gives no mapping. The
+        // vector grows by a quarter, or by one piece if that is more, so that less memory is held
+        // twice than if its size doubled.
         match &mut self.store {
             Store::Heap(vector) => {
                 let more = length - self.length + (self.length / 4).max(self.piece_bytes);
