@@ -222,7 +222,6 @@ impl State {
         }
     }
 
-    /// Begins a phase.
     fn enter(&mut self, phase: Phase) {
         self.phase = phase;
         self.since = Instant::now();
@@ -232,7 +231,6 @@ impl State {
         self.protocol != Protocol::Http1
     }
 
-    /// Notes whether the connection speaks HTTP/2.
     fn speaks(&mut self, multiplexed: bool) {
         if multiplexed != self.is_multiplexed() {
             let http2 = Protocol::Http2 { is_dismissed: false };
@@ -255,8 +253,9 @@ impl State {
 /// this value.
 ///
 /// A connection goes through the phases `Handshake` → `Idle` → `Head` → `Serving` → `Answered` →
-/// `Idle`. HTTP/2 stays `Idle` until its first request, returns to `Idle` after the
-/// last of its requests, and is never `Answered`. The phases have these time limits:
+/// `Idle`. HTTP/2 stays `Idle` until its first request, returns to `Idle` after the last of its
+/// requests, and is never `Answered`. While the relay throws away the rest of a refused body after
+/// the answer, the connection is `Idle` too. The phases have these time limits:
 ///
 /// - `Idle`: `idle_timeout`. After it, HTTP/1.1 is closed. h2 is sent GOAWAY, and is closed after a
 ///   further [`FAREWELL`].
@@ -266,14 +265,15 @@ impl State {
 /// - `Answered`: `header_timeout`, plus the time for which the rest of a refused body is thrown
 ///   away.
 ///
-/// A connection that was told to end ([`Connection::leave`]) is closed [`FAREWELL`] later, unless a
-/// request is under way or the rest of a refused body is being thrown away.
+/// A connection that was told to end ([`Connection::leave`]) is closed [`FAREWELL`] later. If
+/// requests were under way, it is closed [`FAREWELL`] after the last of them was answered. While
+/// the answer to a refused body is being sent, only the limit of `Answered` holds.
 ///
 /// The registry never ends a connection that has a request that may still be accepted.
 pub(super) struct Connection {
     state: Mutex<State>,
-    /// Wakes the task that reads or writes the socket when the registry has decided to end the
-    /// connection.
+    /// Wakes the task of the connection when the registry has decided to end it. The task waits for
+    /// its socket or, during the TLS handshake, in [`Connection::judged`].
     waker: AtomicWaker,
     /// The time at which the connection was accepted.
     opened: Instant,
@@ -354,9 +354,9 @@ impl Connection {
         RefusedRequest(self)
     }
 
-    /// Tells the connection to take no new requests. The connection then ends after at most
-    /// [`FAREWELL`] and one [`Deadlines::tick`], unless a request is under way or the rest of a
-    /// refused body is being thrown away.
+    /// Tells the connection to take no new requests. If no request is under way, the connection
+    /// ends after at most [`FAREWELL`] and one [`Deadlines::tick`]. Otherwise the same time begins
+    /// with the answer to its last request.
     pub(super) fn leave(&self) {
         self.lock().leaving.get_or_insert_with(Instant::now);
     }
@@ -391,8 +391,7 @@ impl Connection {
         self.lock().refusals.linger = Some(time);
     }
 
-    /// Sets `verdict`, the way in which the connection must end, and wakes the task of the
-    /// connection.
+    /// Notes how the connection must end, and wakes its task.
     fn judge(&self, verdict: Verdict) {
         self.lock().verdict = Some(verdict);
         self.waker.wake();
