@@ -65,7 +65,7 @@ pub struct Listener {
     socket: Arc<TcpListener>,
     /// The address as configured, which is also the metrics' label `listener`.
     label: String,
-    /// The settings for requests, which a reload replaces.
+    /// The settings for TLS handshakes and requests, which a reload replaces.
     settings: Arc<ArcSwap<Settings>>,
     metrics: ListenerMetrics,
     /// The senders that were refused, for the log.

@@ -1,4 +1,4 @@
-//! The TLS handshakes of senders, and what is said of those that fail.
+//! The TLS handshakes of senders, and the log lines about those that fail.
 //!
 //! A handshake that fails is counted by its reason. The log has at most one line in ten seconds for
 //! each sender and reason, so that a sender that tries again and again is seen and fills no disk. A
@@ -33,7 +33,8 @@ use crate::tls::not_after;
 /// The shortest time between two log lines about the same refused sender and reason.
 const QUIET: Duration = Duration::from_secs(10);
 
-/// The greatest number of senders and reasons that have log lines of their own at the same time.
+/// The greatest number of pairs of a sender and a reason that have log lines of their own at the
+/// same time. All others share a line.
 const SENDERS_MAX: usize = 64;
 
 /// The beginnings of HTTP requests without TLS, and of h2 without TLS (RFC 9113 §3.4).
@@ -152,8 +153,8 @@ pub(super) struct Handshake {
 }
 
 impl Handshake {
-    /// Makes the handshake, and notes when the sender's certificate expires or why the handshake
-    /// failed. `None` if it failed.
+    /// Makes the handshake. Notes when the sender's certificate expires or, if the handshake has
+    /// failed and the sender had sent at least one byte, why it failed. `None` if it failed.
     pub(super) async fn make(self, stream: TcpStream) -> Option<TlsStream<TcpStream>> {
         match accept(self.acceptor, stream, self.limit).await {
             Ok(stream) => {
@@ -201,7 +202,7 @@ async fn accept(
     }
 }
 
-/// The senders that one listener has refused, for the log. Each sender has a line at its first
+/// Writes to the log which senders one listener refuses. Each sender has a line at its first
 /// refusal for a reason, and then at most one line in ten seconds for the same reason.
 #[derive(Default)]
 pub(super) struct Refused {
@@ -239,13 +240,13 @@ impl Refused {
 type Told = [Option<u64>; 2];
 
 /// Decides which refusals have a log line. One sender cannot keep the line of another from the log,
-/// unless more than [`SENDERS_MAX`] senders are refused within ten seconds.
+/// unless there are more than [`SENDERS_MAX`] pairs of a sender and a reason within ten seconds.
 #[derive(Default)]
 struct Seldom(Mutex<Senders>);
 
 #[derive(Default)]
 struct Senders {
-    /// By sender and reason.
+    /// The refusals of each sender for each reason.
     known: HashMap<(IpAddr, &'static str), Counted>,
     /// The refusals that have no entry in `known`.
     others: Counted,

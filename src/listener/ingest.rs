@@ -1,11 +1,11 @@
 //! Turns one POST into one answer: the head is judged, the body is read within its limits, decoded,
 //! and appended to the queue.
 //!
-//! A refusal is answered after the body was read and thrown away, because a Go client whose
-//! connection closes while it writes sees a transport error instead of the answer. There are three
-//! exceptions. A body that is larger than allowed, or not sent yet (`Expect: 100-continue`), is
-//! refused at once. A body that does not come soon is not waited for ([`REFUSED_TIME`]). A body
-//! that is too large to be held whole is decoded and stored while it arrives ([`Large`]).
+//! A refusal is normally answered after the body was read and thrown away, because a Go client
+//! whose connection closes while it writes sees a transport error instead of the answer. There are
+//! three exceptions. A body that is larger than allowed, or not sent yet (`Expect: 100-continue`),
+//! is refused at once. So is a body that has already taken longer than `limits.body_timeout`. A
+//! body that does not come soon is not waited for ([`REFUSED_TIME`]).
 
 use std::io;
 use std::io::Write;
@@ -60,9 +60,8 @@ use crate::telemetry::Rejection;
 /// is still writing gets its answer. A sender that sends nothing, or sends very slowly, cannot keep
 /// its connection.
 const REFUSED_TIME: Duration = Duration::from_secs(2);
-/// The number of bytes of a refused body after which the wait of [`REFUSED_TIME`] starts
-/// again. A sender must therefore send 64 KiB in each second on average, which a slow network can
-/// still do.
+/// The number of bytes of a refused body after which the wait of [`REFUSED_TIME`] starts again. A
+/// sender must therefore send 64 KiB in each second on average, which a slow network can still do.
 const REFUSED_BYTES: u64 = 128 * 1024;
 
 /// The number of compressed bytes that are decompressed in one step. At gzip's best compression
@@ -119,7 +118,6 @@ impl InFlight {
         taken.is_ok()
     }
 
-    /// Subtracts `bytes` from the counter.
     #[allow(clippy::cast_precision_loss, reason = "a gauge")]
     fn give_back(&self, bytes: u64) {
         self.used.fetch_sub(bytes, Ordering::Relaxed);
@@ -174,7 +172,8 @@ pub(super) struct Bounds {
     /// the config that a body must obey.
     pub(super) max_body: u64,
     pub(super) max_in_flight: u64,
-    /// The sizes that decide how large bodies are decoded. They are computed from `max_in_flight`.
+    /// The sizes that decide how large bodies are decoded. They are computed from `max_body` and
+    /// `max_in_flight`.
     pub(super) sizes: Sizes,
     pub(super) body_timeout: Duration,
     pub(super) acknowledge: Acknowledge,
@@ -221,8 +220,8 @@ pub(super) struct Ingest {
 }
 
 impl Ingest {
-    /// Answers a request. `refusal` is the reason why it is refused in any case. Also returns the
-    /// refusal if the answer is one.
+    /// Answers a request. If `refusal` is `Some`, the request is refused for this reason, whatever
+    /// it contains. Also returns the refusal if the answer is one.
     pub(super) async fn handle(
         &self,
         request: Request<Incoming>,
@@ -369,7 +368,8 @@ impl Ingest {
     ) -> Result<Intake, Refusal> {
         let announced =
             upload.body.size_hint().exact().and_then(|length| usize::try_from(length).ok());
-        // With a durable queue, most bytes of a large body never come into the buffer.
+        // With a durable queue, the buffer of a large body is handed on for decoding and replaced
+        // each time that it is full (`settle`), so it never needs room for the whole body.
         let most = bounds.sizes.whole + bounds.sizes.step;
         let is_held_whole = !self.shared.queue.is_durable();
         let first = announced.map(|length| if is_held_whole { length } else { length.min(most) });
@@ -507,8 +507,8 @@ impl Ingest {
             self.connection.linger(if slow { LINGER_TIME_SLOW } else { LINGER_TIME });
         }
         if unread || refusal.closes() {
-            // On h2 the stream of an unread body is reset with NO_ERROR. The connection ends only
-            // if the sender should connect to another replica.
+            // On h2 the stream of an unread body is reset with NO_ERROR, and the connection ends
+            // only for the statuses of [`Refusal::closes`].
             response
                 .headers_mut()
                 .insert(header::CONNECTION, header::HeaderValue::from_static("close"));
@@ -529,7 +529,8 @@ impl Ingest {
 /// that neither a slow consumer nor a slow disk can block a request for ever.
 fn too_late(bounds: &Bounds) -> Refusal {
     let (reason, message) = match bounds.acknowledge {
-        // In a queue in memory only the decoding of a large body can take this long.
+        // `queued` is only for a queue in memory, where nothing but the decoding of a large body
+        // can take this long.
         Acknowledge::Queued => {
             (Rejection::DeliveryTimeout, "the relay has not decoded the body in time")
         }

@@ -34,8 +34,9 @@ const PIECE_BYTES: u64 = 2 * 1024 * 1024;
 /// step, on a thread for blocking work.
 const STEP_BYTES: u64 = 1024 * 1024;
 
-/// The sizes in bytes that decide how a large body is decoded. The first three are the constants of
-/// this file, or parts of `limits.max_in_flight` if that is small.
+/// The sizes in bytes that decide how a large body is decoded. The constants of this file are their
+/// upper limits; if `limits.max_in_flight` is small, `whole` is a quarter of it, and `step` and
+/// `piece` are an eighth of it.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Sizes {
     /// The largest body in bytes that is decoded as one whole if the queue is durable. With a queue
@@ -45,7 +46,8 @@ pub(super) struct Sizes {
     pub(super) step: usize,
     /// The size in bytes of a piece of a large body, which becomes one record of the queue.
     piece: usize,
-    /// The greatest number of bytes of a large body that wait until an event is complete.
+    /// The greatest number of bytes of a large body that wait until an event is complete:
+    /// `limits.max_body`, or `limits.max_in_flight` if that is less.
     waiting: usize,
 }
 
@@ -102,7 +104,7 @@ impl Large {
         Self { pieces: Pieces::new(sizes.piece, sizes.waiting), lines: Lines(incoming) }
     }
 
-    /// Returns the number of bytes of memory that the undecoded part of this body takes now.
+    /// Returns the number of bytes of this body that are in memory here; see [`Pieces::held`].
     pub(super) fn held(&self) -> usize {
         self.pieces.held()
     }

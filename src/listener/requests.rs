@@ -20,9 +20,9 @@ use super::auth::Auth;
 use super::connection::Connection;
 use super::ingest::Ingest;
 
-/// Answers the requests of one connection, and counts them and their answers in the metrics. It
-/// also ends an HTTP/1.1 connection with the next answer, if the connection has reached its maximum
-/// age or its listener is closed.
+/// Answers the requests of one connection, and counts them and their answers in the metrics. If an
+/// HTTP/1.1 connection has reached its maximum age, or its listener is closed, the next answer ends
+/// the connection.
 pub(super) struct Requests {
     pub(super) auth: Auth,
     pub(super) ingest: Ingest,

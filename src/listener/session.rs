@@ -101,8 +101,8 @@ struct Orders<'c> {
     connection: &'c Connection,
     /// `None` after the listener was closed.
     closing: Option<CancellationToken>,
-    /// Ends when the connection has reached its greatest age; `None` after that, and if there is no
-    /// such age.
+    /// A timer that ends when the connection has reached its greatest age; `None` after that, and
+    /// if connections of any age may stay.
     old: Option<Pin<Box<Sleep>>>,
 }
 
@@ -137,7 +137,7 @@ impl Orders<'_> {
     }
 }
 
-/// Waits for the future; for ever if it is `None`.
+/// Waits for the future, or for ever if there is none.
 async fn if_any(future: Option<impl Future<Output = ()>>) {
     match future {
         Some(future) => future.await,
