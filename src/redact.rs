@@ -1,5 +1,5 @@
-//! Changes one event for an output: lowers its level, takes out what must not leave, drops bodies
-//! that are too large for the consumer, and adds constant annotations.
+//! Changes one event for an output: lowers its level, removes values that must not leave the relay,
+//! drops bodies that are too large for the consumer, and adds constant annotations.
 //!
 //! [`apply`] cuts bytes out of an event and inserts others. It never rewrites the JSON:
 //! everything that no rule changes leaves byte for byte and in its order, including unusual
@@ -222,7 +222,8 @@ fn may_have_managed_fields(event: &[u8]) -> bool {
     NAME.find(event).is_some() || ambiguous::spells_letters(event)
 }
 
-/// The names of an event's members that need a treatment of their own; all other names are `Other`.
+/// The names of the members of an event that are handled in a special way; all other names are
+/// `Other`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Name {
     Level,
@@ -417,7 +418,8 @@ impl<'a> Reader<'a, '_> {
         walk.value(status, wishes)
     }
 
-    /// Adds the edits that replace the credentials in the request's URI.
+    /// Adds the edits that replace the credentials in the request's URI. A URI of more than
+    /// [`uri::BYTES_MAX`] bytes is replaced as a whole.
     fn uri(&self, value: &[u8], walk: &mut Walk<'a>) {
         let [b'"', raw @ .., b'"'] = value else { return };
         let whole = walk::place(self.event, value);
@@ -437,10 +439,10 @@ impl<'a> Reader<'a, '_> {
         }));
     }
 
-    /// Returns the edit that adds the missing annotations, or `None` if none is missing or none can
-    /// be added. This function computes which of the event's annotations stay, although the caller
-    /// has done the same work before. The second time costs little, because few events have
-    /// annotations that are removed.
+    /// Returns the edit that adds the missing annotations. Returns `None` if none is missing, or if
+    /// none can be added. This function finds out again which of the event's annotations stay, as
+    /// the caller has done before. This costs little, because few events have annotations that are
+    /// removed.
     fn added(
         &self,
         annotations: &'a [u8],

@@ -39,7 +39,8 @@ pub(super) fn is_ambiguous(event: &[u8], known: usize, spells_letters: bool) -> 
         _ if spells_letters => is_repeated(event),
         _ if URI.find_iter(event).nth(1).is_some() => is_repeated(event),
         (None, _) => false,
-        // The second occurrence of `objectRef` or `requestURI` may be inside a body.
+        // The second occurrence of either key may be inside a body, so the event's own members are
+        // read.
         (Some(_), Some(_)) => is_repeated(event),
         (Some(at), None) => {
             let behind = event.get(at + OBJECT.needle().len()..).unwrap_or_default();

@@ -29,7 +29,7 @@ pub(super) struct Look {
 }
 
 impl Look {
-    /// The look at an event of which nothing is to be redacted.
+    /// The look that has found nothing to redact.
     pub(super) const NOTHING: Self = Self {
         known: 0,
         spells_letters: false,
@@ -39,7 +39,8 @@ impl Look {
     };
 
     pub(super) fn at(event: &[u8], request: &Request<'_>, known: usize) -> Self {
-        // Each search after this one is only made if its sign was found.
+        // The searches after this one are made only if their signs were found. Without known bytes,
+        // the sign of the keys is not asked: the event's own keys have it.
         let signs = Signs::of(event, known);
         let spells_letters = signs.escapes && ambiguous::spells_letters(event);
         let may_repeat = known == 0 || spells_letters || signs.keys;

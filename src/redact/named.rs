@@ -139,8 +139,8 @@ impl Command {
                     self.expects = true;
                     continue;
                 }
-                // An option follows directly, so the command line has no credential here: the
-                // program will ask for the credential.
+                // An option follows at once. The value was then left out, because the program asks
+                // for it.
                 if text[start] != b'-' {
                     let value = quoted(text, start, end);
                     at = end.max(value.end);

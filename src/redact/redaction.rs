@@ -1,5 +1,5 @@
-//! Decides what must not leave of an event: the rules for the event's object, and the redactions
-//! that always hold.
+//! Decides which parts of an event must not leave the relay: those that the rules for its object
+//! name, and those that are always redacted.
 //!
 //! Four things are always redacted: the contents and annotations of Secrets; the bodies of requests
 //! that make or check tokens, and of OpenShift's OAuth objects; credentials in a request's URI; and
@@ -53,7 +53,7 @@ pub(super) enum Bodies {
     Go,
 }
 
-/// The redactions that one event needs, except for those of JSON Web Tokens.
+/// The redactions that one event needs. JSON Web Tokens are not in the plan.
 #[derive(Debug)]
 pub(super) struct Plan<'r> {
     /// The changes to make, each with the path from the top of the event to the value to redact.

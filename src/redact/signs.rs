@@ -32,7 +32,7 @@ const STEP: usize = 32;
 const BEHIND: usize = 4;
 
 impl Signs {
-    /// The signs of a text about which nothing is known.
+    /// The signs of a text that was not searched.
     const UNKNOWN: Self = Self { escapes: true, tokens: true, keys: true };
 
     /// Looks for signs in an event, which must be a JSON object without white space after it. The
@@ -45,10 +45,11 @@ impl Signs {
         Self::portable(event, known)
     }
 
-    /// Looks for signs with instructions that every CPU has.
+    /// Looks for signs as [`Signs::of`] does. Inlined into a function for AVX2, the same code is
+    /// compiled for AVX2.
     #[inline(always)]
     fn portable(event: &[u8], known: usize) -> Self {
-        // A function that is passed on, as in `map`, would be compiled without AVX2.
+        // A closure or function that is passed on, as in `map`, would be compiled without AVX2.
         let Some(rest) = event.get(known..) else { return Self::UNKNOWN };
         let behind = Self::in_text(rest);
         if known == 0 {
@@ -70,8 +71,9 @@ impl Signs {
     }
 
     /// Looks for the signs that begin in the text, but not in its last four bytes. At the end of an
-    /// event nothing is missed by that: an event ends with the brace that closes it, and before
-    /// this brace there are at least the last letter and the closing quote of each string.
+    /// event nothing is missed by that: after the first byte of a sign come the rest of an escape,
+    /// of a token, or of a key with its value, and then the brace that closes the event. These are
+    /// at least five bytes, as in `RI":1}`.
     #[inline(always)]
     fn in_text(text: &[u8]) -> Self {
         let places = text.len().saturating_sub(BEHIND);

@@ -1,5 +1,5 @@
-//! Finds the parts of a request's URI that let their reader act as somebody else: values of names
-//! such as `token`, and JSON Web Tokens anywhere.
+//! Finds the credentials in a request's URI, with which a reader of the event could act as somebody
+//! else: values of names such as `token`, and JSON Web Tokens anywhere.
 //!
 //! The URI is read as the server reads it: percent-encoding hides neither the name of a parameter
 //! nor a token. Names are looked for in the query, within its parameters (`labelSelector=token=…`,

@@ -1,4 +1,4 @@
-//! Follows paths through the values of an event, and notes which bytes to cut out or replace.
+//! Follows paths through the values of an event, and finds which bytes to cut out or replace.
 //!
 //! A *wish* is the part of a path that is still to be followed at a value. It is met if no step is
 //! left. It is also met if a name led to a value that cannot hold the rest of the path: a text or
@@ -45,10 +45,9 @@ impl<'p> Wish<'p> {
         Self { rest: path, with, why, by_name: true }
     }
 
-    /// Returns the wishes for one child of an object or array.
-    /// `wishes` are those for the object or array. The result has the wishes whose next step leads
-    /// to the child, without that step. `name` is the name of the child, or `None` for an element
-    /// of an array.
+    /// Returns the wishes for one child of an object or array. `wishes` are those for the object or
+    /// array. The result has the wishes whose next step leads to the child, without that step.
+    /// `name` is the name of the child, or `None` for an element of an array.
     pub(super) fn at_child(wishes: &[Self], name: Option<&[u8]>) -> Vec<Self> {
         let follow = |wish: &Self| {
             let (step, rest) = wish.rest.split_first()?;
@@ -230,8 +229,8 @@ impl<'a> Walk<'a> {
     }
 }
 
-/// Returns those of `wishes` that a JSON Patch operation concerns. The operation names places in an
-/// object with its members `path` and `from`. `None` if `path` is missing, or if `path` or `from`
+/// Returns the wishes that a JSON Patch operation concerns. The operation names places in an object
+/// with its members `path` and `from`. Returns `None` if `path` is missing, or if `path` or `from`
 /// is not a valid JSON Pointer.
 ///
 /// The members `path` and `from` are handled one after the other and not collected, because an
