@@ -76,7 +76,8 @@ impl Names {
     };
 }
 
-/// A mistake in a rule: a value that kube-apiserver refuses, or a value that can never match.
+/// A mistake in a rule: a value that kube-apiserver refuses, or a value that is allowed and can
+/// never match.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Mistake {
     /// The path from the criteria to the value, as names of fields and indices of items.
@@ -316,14 +317,15 @@ impl Criteria {
 }
 
 impl GroupResources {
-    /// Returns `true` if the group is one of those that serve metrics as resources. Their names are
-    /// free: `external.metrics.k8s.io` has the names of the metrics as resources.
+    /// Returns `true` if the group is one of those that serve metrics as resources. The resources
+    /// of `external.metrics.k8s.io` are named like the metrics, so their names have no fixed form.
     fn is_of_metrics(&self) -> bool {
         self.group.ends_with("metrics.k8s.io")
     }
 
     /// Returns `true` if the object is of one of these kinds and has one of these names. `is_named`
-    /// says if a list of names has that of the object; it is called only if the rest matches.
+    /// says whether a list contains the name of the object. It is called only if the kind matches
+    /// and the list is not empty.
     pub(super) fn matches(
         &self,
         object: &Object<'_>,

@@ -17,8 +17,8 @@ pub struct Explanation {
 }
 
 impl Explanation {
-    /// Explains the decision about a request. `decide` returns it for the index of the rule that
-    /// matches, or for `None` if no rule does.
+    /// Explains the decision about a request. `decide` returns the decision for the index of the
+    /// rule that matches, or for `None` if no rule does.
     pub(super) fn new(
         rules: &[Rule],
         request: &Request<'_>,

@@ -2,12 +2,13 @@
 //!
 //! A set of rules is a bit set, with one bit for each rule. For each criterion, a table maps a
 //! value to the rules that this value does not exclude: the rules that list the value, and the
-//! rules that do not use the criterion. The search begins with all rules and intersects the sets of
-//! the request's user, groups, verb, API group, resource and namespace, one after the other. Only
-//! the rules that are left are compared one by one, and only for what no table holds: subresources,
-//! names of objects, paths, and which API group a resource is of. The search allocates memory only
-//! if the request's URI has escapes, and to remember a user. A table is skipped if no rule that is
-//! left uses its criterion. The namespace is last, because reading it from the URL takes longest.
+//! rules that do not use the criterion. The search begins with the rules that can match a request
+//! about an object, or about a path. It intersects this set with the sets of the request's user and
+//! groups, verb, API group, resource and namespace, one after the other. Only the rules that are
+//! left are compared one by one, and only for what no table holds: subresources, names of objects,
+//! paths, and which API group a resource is of. The search allocates memory only if the request's
+//! URI has escapes, and to remember a user. A table is skipped if no rule that is left uses its
+//! criterion. The namespace is last, because reading it from the URL takes longest.
 
 use std::cell::OnceCell;
 use std::collections::HashMap;
@@ -35,8 +36,8 @@ const WORDS_MAX: usize = RULES_MAX / 64;
 #[derive(Debug)]
 pub struct Matcher {
     id: ListId,
-    /// For each rule, the criteria that are not in the lookup tables below: API groups,
-    /// subresources, names of objects, and paths. These criteria are compared one by one.
+    /// For each rule, the criteria that the tables below do not decide, and that are compared one
+    /// by one.
     rest: Vec<Rest>,
     /// The set of rules that a request about an object can match, one bit for each rule.
     about_object: Vec<u64>,
@@ -58,8 +59,8 @@ pub struct Matcher {
     groups: Table,
 }
 
-/// The criteria of one rule that are not in the lookup tables, such as names of objects and paths.
-/// They are compared with a request one by one.
+/// The criteria of one rule that the tables do not decide: which resource is of which API group,
+/// subresources, names of objects, and paths.
 #[derive(Debug, Default)]
 struct Rest {
     /// `true`: the rule keeps the events that it matches, and therefore also matches an object

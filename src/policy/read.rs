@@ -1,5 +1,5 @@
-//! Reads a policy file: gives its rules, or every mistake in it with its position and what is
-//! allowed instead.
+//! Reads a policy file. The result is its rules, or every mistake in it with its position and what
+//! is allowed instead.
 //!
 //! Everything that kube-apiserver refuses is refused. Unknown and duplicate fields are refused too:
 //! kube-apiserver ignores them and only warns in its log, so that a rule with a misspelt criterion
@@ -89,7 +89,7 @@ pub(super) fn read(text: &str) -> Result<File, Vec<Problem>> {
     }
 }
 
-/// Collects the mistakes in a policy file; its methods read the parts of the file.
+/// Collects the mistakes in a policy file. Its methods read the parts of the file.
 #[derive(Default)]
 struct Problems {
     found: RefCell<Vec<Problem>>,

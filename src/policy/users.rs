@@ -15,8 +15,9 @@ use crate::audit::request::User;
 const PLACES: usize = 256;
 
 /// The greatest number of bytes of a user's name and groups, with eight bytes for the length of
-/// each. A user with more is not remembered. With [`PLACES`], the memory of one list of rules stays
-/// below 192 KiB, with the sets of its rules.
+/// each. A user with more is not remembered. With [`PLACES`] users and sets of
+/// [`RULES_MAX`](super::RULES_MAX) bits, a memory stays below 192 KiB: 256 × (512 + 128) bytes, and
+/// what the vectors need.
 const KEY_BYTES_MAX: usize = 512;
 
 /// The number of a list of rules. It tells the list from all others of this process.
@@ -31,8 +32,8 @@ impl ListId {
     }
 }
 
-/// A memory of users, for one list of rules at a time. With another list than before, it forgets
-/// all users.
+/// A memory of users, for one list of rules at a time. When it is asked for another list, it
+/// forgets all users.
 #[derive(Debug, Default)]
 pub struct Users {
     /// The list that the remembered sets belong to; `None` until the first request.
@@ -43,7 +44,8 @@ pub struct Users {
 /// The place of one user.
 #[derive(Debug, Default)]
 struct Place {
-    /// The user's name and groups, each with its length before it. Empty if nobody is here.
+    /// The user's name and groups, each with its length before it. Empty if no user is remembered
+    /// here.
     key: Vec<u8>,
     /// The set of rules that the user can match, one bit for each rule.
     rules: Vec<u64>,
@@ -51,8 +53,8 @@ struct Place {
 
 impl Users {
     /// Returns the set of rules of the list `list` that this user can match, one bit for each rule.
-    /// `look_up` finds it out, for a user who is not remembered: it writes the set to its argument,
-    /// which has `words` words.
+    /// If the user is not remembered, `look_up` writes this set to its argument, which has `words`
+    /// words.
     pub(super) fn rules(
         &mut self,
         list: ListId,
@@ -78,8 +80,8 @@ impl Users {
 }
 
 impl Place {
-    /// Returns `true` if the place has this user: exactly this name, and exactly these groups in
-    /// this order.
+    /// Returns `true` if this user is remembered here: exactly this name, and exactly these groups
+    /// in this order.
     fn is_of(&self, user: &User<'_>) -> bool {
         let mut rest = &*self.key;
         for text in std::iter::once(&user.name).chain(&user.groups) {
@@ -94,8 +96,8 @@ impl Place {
         rest.is_empty()
     }
 
-    /// Notes whose set of rules is here. For a user who is too long to be remembered, the place
-    /// stays nobody's.
+    /// Notes that the set of rules is that of this user. A user with more than [`KEY_BYTES_MAX`]
+    /// bytes is not noted.
     fn remember(&mut self, user: &User<'_>) {
         let texts = || std::iter::once(&user.name).chain(&user.groups);
         let length = texts().map(|text| size_of::<usize>() + text.len()).sum();
@@ -110,8 +112,8 @@ impl Place {
     }
 }
 
-/// Returns the index of the place for this user. It depends on the end of the name, in which names
-/// of accounts differ, and on the number of groups.
+/// Returns the index of the place for this user. The index depends on the end of the name, in which
+/// names of accounts differ, on the length of the name, and on the number of groups.
 fn place(user: &User<'_>) -> usize {
     let name = &*user.name;
     let mix = |all: u64, byte: &u8| all.rotate_left(5) ^ u64::from(*byte);
@@ -131,7 +133,8 @@ mod tests {
         User { name: text(name), groups: groups.iter().map(|group| text(group)).collect() }
     }
 
-    /// The set for this user, and `true` if it was looked up, in which case it becomes `set`.
+    /// Returns the set for this user, and `true` if it was looked up. A set that is looked up is
+    /// `set`.
     fn asked(users: &mut Users, list: ListId, user: &User<'_>, set: u64) -> (u64, bool) {
         let mut looked_up = false;
         let rules = users.rules(list, user, 1, |rules| {
@@ -144,7 +147,8 @@ mod tests {
     #[test]
     fn users_are_told_apart_by_every_byte_of_their_name_and_groups() {
         let (mut users, list) = (Users::default(), ListId::new());
-        // All of these have the same place if they have it by chance: each is asked about twice.
+        // Some of these users may have the same place by chance, so each is asked about twice in a
+        // row.
         let all = [
             user("", &[]),
             user("", &[""]),
@@ -166,7 +170,7 @@ mod tests {
     #[test]
     fn a_user_who_takes_the_place_of_another_does_not_get_its_rules() {
         let (mut users, list) = (Users::default(), ListId::new());
-        // Names whose last 16 bytes are the same have the same place.
+        // Names of the same length whose last 16 bytes are the same have the same place.
         let names: Vec<_> = (0..10).map(|index| format!("{index}{}", "x".repeat(16))).collect();
         for round in 0..2 {
             for (set, name) in (1..).zip(&names) {
