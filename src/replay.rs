@@ -1,6 +1,6 @@
-//! Sends the events of audit.log files again, as kube-apiserver's webhook would have sent them, and
-//! the events that a relay which is gone has left in its queue's directory (`spool`): the work of
-//! the command `replay`.
+//! Does the work of the command `replay`. It sends the events of audit.log files again, as
+//! kube-apiserver's webhook would have sent them. It also sends the events that a relay which no
+//! longer runs has left in its queue's directory (`spool`).
 //!
 //! One thread reads and checks the inputs (`input`). Several requests are under way at once
 //! (`client`). The *frontier* is the point up to which everything has been accepted without a gap.
@@ -67,7 +67,7 @@ const SAVE_EVERY: Duration = Duration::from_secs(1);
 
 /// The longest delay that is made up for. After a short delay, requests are sent faster than the
 /// configured rate until they are on time again. After a longer delay, for example of 5 s because
-/// the receiver was slow, only this part of the delay is made up for.
+/// the receiver was slow, only 100 ms of it are made up for.
 const CATCH_UP: Duration = Duration::from_millis(100);
 
 /// The smallest number of requests per second at a configured rate. At 100 events per second, for
@@ -183,10 +183,10 @@ pub struct Progress {
     pub bytes: u64,
     /// The number of lines that were skipped because they are not events.
     pub bad_lines: u64,
-    /// The number of bytes of the files that are done, counted as they are on disk (compressed, for
-    /// a compressed file). Every event in these bytes is accepted, and every bad line in them was
-    /// skipped. For a compressed file, the number also has the bytes that were read ahead, whose
-    /// events may not be accepted yet.
+    /// The number of bytes of the inputs that are done. The bytes of a file are counted as they are
+    /// on disk (compressed, for a compressed file), and those of a queue as its lines. Every event
+    /// in these bytes is accepted, and every bad line in them was skipped. For a compressed file,
+    /// the number also has the bytes that were read ahead, whose events may not be accepted yet.
     pub file_bytes: u64,
     /// The number of events that were accepted in earlier runs with the same resume file.
     pub events_before: u64,
@@ -289,8 +289,8 @@ impl Replay {
         self.sizes().sum()
     }
 
-    /// Returns the size of each input in bytes: of a file its size, and of a queue the lines that
-    /// are left over.
+    /// Returns the size of each input in bytes. The size of a queue is that of the lines that are
+    /// left over.
     fn sizes(&self) -> impl Iterator<Item = Option<u64>> {
         self.settings.files.iter().zip(&self.frontier.spools).map(|(file, spool)| match spool {
             Some(spool) => Some(spool.left.bytes),
@@ -298,9 +298,9 @@ impl Replay {
         })
     }
 
-    /// Sends all events, until the end of the files or until `stop` is cancelled. `notes` gets
-    /// messages for the operator, and `progress` gets the present numbers. Before this function
-    /// returns, it writes the resume file.
+    /// Sends all events, until the end of the inputs, until the first failure that ends the replay,
+    /// or until `stop` is cancelled. `notes` gets messages for the operator, and `progress` gets
+    /// the present numbers. Before this function returns, it writes the resume file.
     ///
     /// # Errors
     ///
@@ -389,7 +389,7 @@ struct Frontier {
     /// has no events.
     sent: VecDeque<(Batch, bool)>,
     /// The frontier: the index of a file, and the number of lines of that file that lie before the
-    /// frontier.
+    /// frontier. For a queue's directory, the position of the first event after the frontier.
     at: (usize, u64),
     /// For each input: the queue if it is a queue's directory, and `None` if it is a file.
     spools: Vec<Option<Arc<Spool>>>,
@@ -538,7 +538,7 @@ impl Saver {
     }
 }
 
-/// The reason why a replay stops before the end of its files.
+/// The reason why a replay stops before the end of its inputs.
 struct Trouble {
     what: String,
     /// The lines or positions that caused the stop; `None`: none of them is the cause.
@@ -563,7 +563,7 @@ impl Trouble {
     }
 }
 
-/// The result of a lane.
+/// The result of a lane, with the connection that it brings back.
 struct Done {
     number: u64,
     events: u64,
@@ -705,8 +705,7 @@ impl Running {
         }
         if let Some(rate) = self.settings.rate {
             let share = Duration::from_secs_f64(events as f64 / f64::from(rate.get()));
-            // Delays of this machine, up to [`CATCH_UP`], are made up for. Time in which the
-            // consumer was slow is not.
+            // A delay is made up for by at most [`CATCH_UP`], whatever has caused it.
             let now = Instant::now();
             self.due = self.due.max(now.checked_sub(CATCH_UP).unwrap_or(now)) + share;
         }
@@ -730,8 +729,9 @@ impl Running {
         }));
     }
 
-    /// Handles the result of one request: keeps its connection for a later request. If the request
-    /// was accepted, moves the frontier as far as possible. `Err` if the request has failed.
+    /// Handles the result of one request. Keeps its connection for a later request and, if the
+    /// request was accepted, moves the frontier as far as possible. `Err` if the request has
+    /// failed.
     fn done(&mut self, done: Done) -> Result<(), Trouble> {
         let Done { number, events, bytes, connection, result } = done;
         self.in_flight_bytes -= bytes;

@@ -4,9 +4,9 @@
 //! is 1.5 times as long, with up to 20 % of jitter. An attempt lasts at most 30 s. Within an
 //! attempt, up to ten more requests follow if the response is 429 or 5xx with a Retry-After in
 //! seconds. Two things differ from kube-apiserver. A response that cannot change (a redirect, or
-//! 4xx other than 408 and 429) ends the batch at once. So does a success response that names
-//! another number of accepted events, because it is not a relay's. No message contains a path or a
-//! query, because these may contain a token.
+//! 4xx other than 408 and 429) ends the batch at once. A success response that names another number
+//! of accepted events also ends it, because it is not a relay's. The client never writes the path
+//! or the query of its URL into a message, because these may contain a token.
 
 use std::fmt;
 use std::sync::Arc;

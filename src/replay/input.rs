@@ -85,8 +85,8 @@ pub(super) struct Place {
     pub(super) bytes_read: u64,
 }
 
-/// The events of one request, also while the reader fills it. A batch without events is not sent,
-/// but moves the frontier.
+/// The events of one request, which the reader fills and then hands out. A batch without events is
+/// not sent, but moves the frontier.
 #[derive(Default)]
 pub(super) struct Batch {
     /// The request body: a JSON object EventList; empty if the batch has no events.
@@ -96,7 +96,7 @@ pub(super) struct Batch {
     /// The number of the line with the batch's first event, counted from 1, or the position of this
     /// event in a queue; 0 without events.
     pub(super) first_line: u64,
-    /// The same of the batch's last event.
+    /// The number or position of the batch's last event, counted in the same way.
     pub(super) last_line: u64,
     /// The point in the files after the last line whose events are all in this batch or in earlier
     /// ones. Bad lines that were skipped count too, except for a bad last line that may be
@@ -278,8 +278,8 @@ impl Reader<'_> {
     }
 
     /// Reads the events of a queue that are left over, and sends them in batches. Damage is
-    /// reported and passed over. `Err` gives the reason why the reader must not continue with the
-    /// next input.
+    /// reported, and the events after it are sent. `Err` gives the reason why the reader must not
+    /// continue with the next input.
     fn read_spool(&mut self, file: usize, path: &Path, spool: &Spool) -> Result<(), Ended> {
         let lines = spool.start.get();
         let end = Place { file, offset: spool.offset, lines, ..Place::default() };
@@ -335,7 +335,7 @@ struct Events<'a, 'r> {
     batch: Batch,
     /// The point before the event that is read next. Its `lines` is the position of this event.
     next: Place,
-    /// The beginning of the event's line that was read so far.
+    /// The part of the event's line that was read so far.
     line: Vec<u8>,
     /// `true`: the line is longer than [`LINE_BYTES_MAX`] bytes, and `line` is empty.
     is_too_long: bool,
@@ -387,7 +387,7 @@ impl Events<'_, '_> {
         self.done()
     }
 
-    /// Reports and counts a fault of the directory. The events after it are read on.
+    /// Reports and counts a fault of the directory. The reader continues with the events after it.
     fn fault(&mut self, finding: &Finding) -> Result<(), Ended> {
         let positions = finding.positions.clone();
         let last = positions.end.saturating_back(1);
@@ -396,7 +396,7 @@ impl Events<'_, '_> {
             false => format!("{finding} (positions {} to {last})", positions.start),
         };
         self.reader.remark(self.path, what);
-        // Damaged bytes in which no event was cost nothing, such as those of a segment's header.
+        // Damaged bytes without an event, such as those of a segment's header, cost nothing.
         let is_damage = matches!(finding.fault, Fault::Damaged { .. });
         let costs_nothing = is_damage && finding.events == 0;
         self.batch.damage.faults += u64::from(!costs_nothing);

@@ -37,8 +37,7 @@ impl Head {
     /// The greatest number of bytes of the first line that the checksum covers.
     pub(super) const BYTES_MAX: usize = 4096;
 
-    /// Returns the head (length and checksum of the beginning) of a file whose first line is
-    /// `line`.
+    /// Returns the head of a file whose first line is `line`.
     pub(super) fn of(line: &[u8]) -> Self {
         let line = &line[..line.len().min(Self::BYTES_MAX)];
         Self { first_line_bytes: line.len() as u64, first_line_crc32c: crc32c::crc32c(line) }
@@ -78,8 +77,8 @@ impl Queue {
 /// of it has been accepted.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Read {
-    /// The path of the file, for people who read the resume file. The program does not use the
-    /// path.
+    /// The path of the file or directory, for people who read the resume file. The program only
+    /// shows the path in an error.
     pub(super) path: PathBuf,
     /// The beginning of the file's text, by which a later run recognises the file.
     #[serde(flatten)]

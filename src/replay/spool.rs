@@ -1,5 +1,5 @@
-//! Queue's directories as inputs of a replay: the events that the outputs of a relay have not
-//! finished, and what the operator is told about them.
+//! The directory of a queue as an input of a replay: the events that the outputs of a relay have
+//! not finished, and what the operator is told about them.
 //!
 //! A directory is only read. The cursors of its outputs stay where they are, so the directory does
 //! not show that its events were replayed. The resume file and the exit status show that.
@@ -49,13 +49,13 @@ pub struct Replayed {
     pub events: u64,
     /// The position of the first event that was left over when the first run began.
     pub begin: Position,
-    /// The position up to which everything is done: each event before it was accepted, or is one of
-    /// `missing`.
+    /// The position up to which everything is done. Each event from `begin` to `end` was accepted,
+    /// is one of `missing` or `dropped`, or was skipped because a relay would not accept it.
     pub end: Position,
     /// The number of events before `end` that are damaged or missing in the directory.
     pub missing: u64,
-    /// The number of events that were left over and that the relay itself had dropped and counted
-    /// as lost.
+    /// The number of events from `begin` to `end` that the relay itself had dropped and counted as
+    /// lost.
     pub dropped: u64,
 }
 
@@ -156,7 +156,8 @@ impl Spool {
         Ok(())
     }
 
-    /// Returns how many events from the start of this run on the relay itself has dropped.
+    /// Returns the number of events that the relay itself has dropped, among those that this run
+    /// would send.
     pub(super) fn dropped(&self) -> u64 {
         self.left.dropped_in(self.start..self.left.end)
     }
