@@ -218,8 +218,8 @@ mod tests {
         ]
     }
 
-    /// The head and the body of a request. The bodies look like heads, ends of heads and chunk
-    /// sizes.
+    /// Returns the head and the body of a request. The bodies look like heads, ends of heads and
+    /// chunk sizes.
     fn request(form: &Form, end: &str) -> (Vec<u8>, Vec<u8>) {
         let junk =
             |count: usize| b"GET / HTTP/1.1\r\n\r\n0\r\n\r\n".iter().copied().cycle().take(count);

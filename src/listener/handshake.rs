@@ -305,7 +305,6 @@ impl Seldom {
 mod tests {
     use super::*;
 
-    /// The sender with this number.
     fn sender(number: u8) -> SocketAddr {
         SocketAddr::from(([10, 0, 0, number], 1))
     }

@@ -96,7 +96,7 @@ pub(super) fn decoding() -> Arc<Semaphore> {
 pub(super) struct InFlight {
     /// The number of bytes that are counted now.
     used: AtomicU64,
-    /// The metric that shows the number of bytes that are counted now.
+    /// The metric that shows `used`.
     gauge: Gauge,
 }
 

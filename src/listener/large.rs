@@ -67,7 +67,8 @@ impl Sizes {
 
 /// The reason why a large body was not accepted.
 pub(super) enum Stopped {
-    /// The body contains something that is not an audit event.
+    /// The body is not JSON, has none of the accepted forms, or contains something that is not an
+    /// audit event.
     Invalid(Invalid),
     /// The queue could not store the lines.
     Refused(Refused),

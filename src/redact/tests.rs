@@ -28,8 +28,8 @@ fn rules(rules: &[(&str, &str, With)]) -> Redaction {
     Redaction::new(&rules).unwrap()
 }
 
-/// The changed event, or `None` if nothing changed, and what was done. Asserts that the result is
-/// still one event.
+/// Makes the change. Returns the changed event, or `None` if nothing changed, and the kinds of
+/// changes. Asserts that the result is still one event.
 fn changed(event: &str, change: &Change<'_>) -> (Option<String>, Done) {
     let is_event = |text: &[u8]| audit::decode(text.to_vec()).map(|batch| batch.events) == Ok(1);
     assert!(is_event(event.as_bytes()), "{event}");
@@ -55,7 +55,7 @@ fn times(is_one: impl Fn(&mut fastrand::Rng) -> bool) -> usize {
     seeds(80).into_iter().map(of_seed).sum()
 }
 
-/// An event about this resource, with `rest` added to its members.
+/// Returns an event about this resource, with `rest` added to its members.
 fn event(resource: &str, rest: &str) -> String {
     let parts: Vec<_> = resource.split('/').collect();
     let (group, resource, sub) = match *parts {

@@ -12,7 +12,6 @@ pub struct Member<'a> {
     pub key: &'a [u8],
     /// The bytes of the value as written, without white space around it.
     pub value: &'a [u8],
-    /// `true`: the key is written with escapes.
     has_escapes: bool,
 }
 

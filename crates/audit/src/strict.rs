@@ -183,14 +183,11 @@ struct Envelope<'a> {
 /// The member `items` of the outermost object of a body.
 #[derive(PartialEq)]
 enum Items {
-    /// There is no member `items`.
     Absent,
-    /// The member `items` is not an array.
     NoArray,
     /// The member `items` occurs twice. Such a body is refused, because using only the first would
     /// lose the events of the second.
     Twice,
-    /// The member `items` is an array with these values.
     Array(Found),
 }
 

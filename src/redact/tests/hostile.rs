@@ -5,7 +5,8 @@
 use super::*;
 use walk::EDITS_MAX;
 
-/// The bytes that a change keeps in memory for an event until the event is written.
+/// Returns the number of bytes that a change keeps in memory for an event until the event is
+/// written.
 fn kept(changed: &Changed) -> usize {
     let texts = changed.edits.iter().map(|edit| match &edit.with {
         std::borrow::Cow::Owned(text) => text.capacity(),
@@ -83,7 +84,8 @@ fn no_event_takes_more_than_a_few_times_its_size() {
             let look = Look::at(event_bytes, &request, 0);
             let asked = Asked { event: event_bytes, request: &request, look };
             let changed = super::super::changed(&asked, &change).unwrap();
-            // The event may have [`EDITS_MAX`] edits, and its last value as many again.
+            // The members together may have [`EDITS_MAX`] edits, and the member that reaches this
+            // limit as many again.
             assert!(changed.edits.len() <= 2 * EDITS_MAX + ESSENTIAL.len(), "{shape:?}");
             let kept = kept(&changed);
             assert!(kept <= 4 * bytes, "{kept} for {}: {shape:?}", event.len());

@@ -70,7 +70,7 @@ fn value(rng: &mut fastrand::Rng, depth: usize) -> String {
     }
 }
 
-/// A random event. Most events are plain, so that the look often finds nothing.
+/// Returns a random event. Most events are plain, so that the look often finds nothing.
 fn event(rng: &mut fastrand::Rng) -> String {
     let mut members = vec![r#""level":"Metadata""#.to_owned(), r#""auditID":"a""#.to_owned()];
     members.push(r#""stage":"Panic""#.to_owned());
@@ -88,13 +88,13 @@ fn event(rng: &mut fastrand::Rng) -> String {
     format!("{{{}}}", members.join(","))
 }
 
-/// The number of events at which the quick look was compared with the reading of all members.
+/// The numbers of events at which the quick look was compared with the reading of all members.
 #[derive(Debug, Default)]
 pub(super) struct Looked {
     pub(super) events: usize,
-    /// The events of which the reader knows some bytes.
+    /// The number of events of which the reader knows some bytes.
     pub(super) known: usize,
-    /// The events in which the look saw nothing to redact.
+    /// The number of events in which the look saw nothing to redact.
     pub(super) unseen: usize,
     pub(super) redacted: usize,
 }
@@ -122,8 +122,8 @@ impl Looked {
         self.redacted += usize::from(seen.1.redacted);
     }
 
-    /// Asserts that there were more events of each kind, if there was more than one event. With a
-    /// seed of its own, there is one.
+    /// Asserts that there were more events of each kind than in `least`. Asserts nothing after a
+    /// single event, as in a run with one seed that was chosen to repeat a failure.
     pub(super) fn assert_more_than(self, least: Self) {
         println!("{self:?}");
         let are_many = self.events > least.events
@@ -138,8 +138,9 @@ impl Looked {
 const HEAD: &str =
     r#""level":"Metadata","auditID":"00000000-0000-4000-8000-000000000000","stage":"Panic""#;
 
-/// A random event whose first members are written as kube-apiserver writes them, so that the reader
-/// knows them. Texts in these members, and the members behind them, are as hostile as ever.
+/// Returns a random event whose first members are written as kube-apiserver writes them, so that
+/// the reader knows them. Texts in these members, and the members after them, are as hostile as in
+/// other events.
 fn usual_event(rng: &mut fastrand::Rng) -> String {
     let (uri, key, extra, agent) = (text(rng), pick(rng, &KEYS), text(rng), text(rng));
     let user = format!(r#"{{"username":"u","groups":["g"],"extra":{{"{key}":[{extra}]}}}}"#);

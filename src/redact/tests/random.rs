@@ -86,7 +86,7 @@ fn status(rng: &mut fastrand::Rng) -> Tree {
     Tree::Object(members)
 }
 
-/// A random event about this resource, with these bodies among its members.
+/// Returns a random event about this resource, with these bodies among its members.
 pub(super) fn event(rng: &mut fastrand::Rng, resource: &str, bodies: Vec<Tree>) -> Tree {
     let levels = ["None", "Metadata", "Request", "RequestResponse", "Loud"];
     let mut members = vec![
@@ -171,7 +171,7 @@ pub(super) fn is_event(text: &str) -> bool {
     audit::decode(text.as_bytes().to_vec()).is_ok_and(|batch| batch.events == 1)
 }
 
-/// The tree with each hash replaced by the text that the oracle writes for a hash.
+/// Returns the tree with each hash replaced by the text that the oracle writes for a hash.
 fn without_digests(tree: Tree) -> Tree {
     match tree {
         Tree::Text(text) if text.starts_with("sha256:") && text.len() == 71 => {
@@ -185,7 +185,7 @@ fn without_digests(tree: Tree) -> Tree {
     }
 }
 
-/// Compares one random change of one random event with the oracle. Returns whether the event was
+/// Compares one random change of one random event with the oracle. Returns `true` if the event was
 /// changed.
 pub(super) fn agrees_with_the_oracle(rng: &mut fastrand::Rng) -> bool {
     let bodies = (0..rng.usize(..4)).map(|_| body(rng)).collect();
@@ -257,7 +257,7 @@ pub(super) fn agrees_with_the_oracle(rng: &mut fastrand::Rng) -> bool {
 
 const SECRET: &str = "hunter2";
 
-/// A random tree that contains the secret somewhere.
+/// Returns a random tree that contains the secret somewhere.
 fn hiding(rng: &mut fastrand::Rng) -> Tree {
     let mut tree = Tree::Text(format!("{}{SECRET}!", pick(rng, &["", "x", "\\"])));
     for _ in 0..rng.usize(..3) * rng.usize(..40) {
@@ -270,8 +270,9 @@ fn hiding(rng: &mut fastrand::Rng) -> Tree {
     tree
 }
 
-/// A random body of a request about Secrets. The secret is in places from which kube-apiserver
-/// would read it, or in members that a Secret does not have.
+/// Returns a random body of a request about Secrets. The secret is in places from which
+/// kube-apiserver would read it, in the message of a Status, or in members that a Secret does not
+/// have.
 fn secret_body(rng: &mut fastrand::Rng, may_be_list: bool) -> Tree {
     let mut members = Vec::new();
     for _ in 0..rng.usize(..6) {
@@ -406,8 +407,8 @@ fn with_tokens(rng: &mut fastrand::Rng, tree: Tree) -> Tree {
     }
 }
 
-/// The text with its tokens replaced, found letter by letter. For the name of a member, `names`
-/// counts the tokens in names so far.
+/// Returns the text with its tokens replaced. The tokens are found letter by letter. For the name
+/// of a member, `names` counts the tokens in names so far.
 fn without_tokens(text: &str, mut names: Option<&mut usize>) -> String {
     let letters: Vec<char> = text.chars().collect();
     let is_letter = |at: &usize| {
@@ -462,7 +463,7 @@ fn tree_without_tokens(tree: Tree, names: &mut usize) -> Tree {
 }
 
 /// Puts tokens into the members of a random event, and compares the result with a slow model.
-/// Returns whether the event had any token.
+/// Returns `true` if the event had a token.
 pub(super) fn loses_only_web_tokens(rng: &mut fastrand::Rng) -> bool {
     let bodies = (0..rng.usize(..3)).map(|_| body(rng)).collect();
     let Tree::Object(members) = event(rng, "configmaps", bodies) else { panic!("no event") };

@@ -22,7 +22,7 @@ impl Tree {
         Self::Text(text.to_owned())
     }
 
-    /// The tree of this JSON, which must be valid.
+    /// Reads this JSON, which must be valid.
     pub(crate) fn read(json: &str) -> Self {
         let string = |raw: &str| match serde_json::from_str(raw) {
             Ok(text) => text,
@@ -88,7 +88,7 @@ impl Tree {
         }
     }
 
-    /// The values of all members with this name; empty if the tree is no object.
+    /// Returns the values of all members with this name; empty if the tree is not an object.
     pub(crate) fn all(&self, name: &str) -> Vec<&Self> {
         match self {
             Self::Object(members) => {

@@ -158,7 +158,7 @@ impl Iterator for Parts<'_> {
 mod tests {
     use super::*;
 
-    /// The namespace and the name that are read from `uri`, the bytes between the quotes of
+    /// Returns the namespace and the name that are read from `uri`, the bytes between the quotes of
     /// `requestURI`.
     fn located(uri: &str) -> Option<(String, String)> {
         let location = Uri::written(uri.as_bytes()).location()?;
@@ -190,14 +190,15 @@ mod tests {
             ("/apis/apps/namespaces/namespaces/quiet/x/y", "quiet", "y"),
             ("/apis/rbac.authorization.k8s.io/v1/clusterrolebindings", "", ""),
             ("/apis/rbac.authorization.k8s.io/v1/clusterrolebindings/evil", "", "evil"),
-            // The old verbs within the path.
+            // Some paths have an old verb, `watch` or `proxy`, before the resource.
             ("/api/v1/watch/namespaces/quiet/pods/p", "quiet", "p"),
             ("/api/v1/watch/pods", "", ""),
             ("/api/v1/proxy/namespaces/quiet/pods/p/x/y", "quiet", "p"),
             ("/api/v1/watch/watch/namespaces", "", "namespaces"),
             ("/api/watch/namespaces/quiet/pods", "quiet", ""),
             ("/apis/apps/v1/proxy/namespaces/quiet", "quiet", "quiet"),
-            // Slashes.
+            // Slashes at both ends do not count, and two slashes in the middle have an empty part
+            // between them.
             ("//api/v1/namespaces/quiet/pods/p", "quiet", "p"),
             ("///api/v1/namespaces/quiet/pods///", "quiet", ""),
             ("/api//v1/namespaces/quiet/pods", "", "namespaces"),
@@ -207,7 +208,7 @@ mod tests {
             ("/api/v1/namespaces/quiet//p", "quiet", "p"),
             ("/api/v1/./namespaces/quiet/pods", "", "namespaces"),
             ("/api/v1/x/../namespaces/quiet/pods", "", ".."),
-            // Escapes: an encoded slash divides, and nothing is decoded twice.
+            // An encoded slash divides, and nothing is decoded twice.
             ("/api/v1/%6eamespaces/%71uiet/pods/%70", "quiet", "p"),
             ("/api/v1/namespaces%2Fquiet%2fpods%2fp", "quiet", "p"),
             ("/%61pi/v1/namespaces/quiet/pods%2F", "quiet", ""),
@@ -217,13 +218,13 @@ mod tests {
             ("/api/v1/namespaces/%C3%A9/pods/%FF", "é", "\u{fffd}"),
             ("/api/v1/pods%23/namespaces/quiet", "", "namespaces"),
             ("/api/v1/pods;x=/namespaces/quiet", "", "namespaces"),
-            // Escapes of JSON.
+            // Escapes of JSON are resolved before percent-encoding.
             (r"/api/v1/n\u0061mespaces/quiet/pods", "quiet", ""),
             (r"/api/v1/namespaces/a\u0026b/pods?c\u0026d", "a&b", ""),
             (r"/api/v1/pods\u003f/namespaces/quiet/", "", ""),
             (r"/api/v1/namespaces/\u002571uiet/pods", "quiet", ""),
             (r"\/api\/v1\/namespaces\/quiet\/pods", "quiet", ""),
-            // Case.
+            // The case of letters matters.
             ("/api/v1/Namespaces/quiet/pods", "", "quiet"),
             ("/api/v1/namespaces/Quiet/pods", "Quiet", ""),
         ] {

@@ -87,7 +87,7 @@ fn place(rng: &mut Rng, body: &[u8]) -> usize {
     match rng.u8(..8) {
         0 => any,
         1 => body.len() - 1 - any % body.len().min(8),
-        // Returns the offset of a byte near the border of a block. Blocks are counted from the
+        // This is the offset of a byte near the border of a block. Blocks are counted from the
         // array's first byte.
         2 => {
             let border = any.next_multiple_of(BLOCK) + LIST_HEAD.len() - 1;
