@@ -126,7 +126,7 @@ impl Policy {
         }
     }
 
-    /// Returns the values in the policy's text that are allowed, and that match no request of a
+    /// Returns the values in the policy's text that are allowed but match no request of a
     /// Kubernetes client.
     pub fn doubts(&self) -> &[Problem] {
         &self.doubts

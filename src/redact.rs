@@ -272,8 +272,7 @@ struct Changed {
     /// The edits, sorted by the place of the bytes that they replace.
     edits: Vec<Edit>,
     done: Done,
-    /// The names of the bodies that stay in the event: the request body (`RequestObject`), the
-    /// response body (`ResponseObject`), both or none.
+    /// The names of the bodies that stay in the event, each once.
     bodies: Vec<Name>,
 }
 

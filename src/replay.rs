@@ -53,9 +53,9 @@ pub use spool::Replayed;
 
 pub use resume::FORMAT as RESUME_FORMAT;
 
-/// This constant times `concurrency` is the greatest number of requests after the frontier. With a
-/// concurrency of 4, these are 8 requests. Their number is bounded, because a later run may send
-/// their events again.
+/// The greatest number of requests after the frontier is this number times `concurrency`: 8
+/// requests with a concurrency of 4. Their number is bounded, because a later run may send their
+/// events again.
 const WINDOW: usize = 2;
 
 /// The greatest number of bytes in the bodies of all requests under way. A single larger request is

@@ -19,9 +19,9 @@ use crate::queue::Queue;
 use crate::queue::Refused;
 use crate::queue::Ticket;
 
-/// The largest body in bytes, 16 MiB, that is decoded as one whole if the queue is durable (on
-/// disk). A larger body is stored in the queue in pieces. A queue in memory cannot store pieces, so
-/// that every body is decoded as one whole.
+/// The largest body in bytes, 16 MiB, that is decoded as one whole if the queue is durable. A
+/// larger body is stored in the queue in pieces. A queue in memory cannot store pieces, so every
+/// body is decoded as one whole then.
 const WHOLE_MAX: u64 = 16 * 1024 * 1024;
 
 /// The size in bytes of a piece of a large body. A piece is larger only if it contains a single

@@ -156,9 +156,9 @@ impl Criteria {
         found
     }
 
-    /// Returns the values that are allowed, and that match no request of a Kubernetes client,
-    /// because Kubernetes writes such values in another way. `names` are the field names for the
-    /// messages.
+    /// Returns the values that are allowed but match no request of a Kubernetes client, because
+    /// Kubernetes writes such values in another way. `names` are the field names for the messages.
+    #[must_use]
     pub fn doubts(&self, names: &Names) -> Vec<Mistake> {
         let lists = [
             (vec![Step::Field("users")], &self.users, doubt_of_who as Doubt),

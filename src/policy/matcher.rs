@@ -46,8 +46,8 @@ pub struct Matcher {
     verbs: Table,
     namespaces: Table,
     /// The set of rules that can match a request whose namespace is unknown, one bit for each rule.
-    /// These are the rules without `namespaces`, and the rules that keep a matching event and do
-    /// not drop it.
+    /// These are the rules without `namespaces`, and the rules that keep the events that they
+    /// match.
     unlocated: Vec<u64>,
     /// The lookup table from an API group to the rules that list it. A rule is listed under a group
     /// whatever resources of this group it names; these are compared later.

@@ -63,7 +63,7 @@ pub(super) struct File {
     pub(super) omit_stages: Vec<Stage>,
     pub(super) omit_managed_fields: bool,
     pub(super) rules: Vec<Rule>,
-    /// The values that are allowed, and that match no request.
+    /// The values that are allowed but match no request.
     pub(super) doubts: Vec<Problem>,
 }
 
@@ -93,7 +93,7 @@ pub(super) fn read(text: &str) -> Result<File, Vec<Problem>> {
 #[derive(Default)]
 struct Problems {
     found: RefCell<Vec<Problem>>,
-    /// The values that are allowed, and that match no request.
+    /// The values that are allowed but match no request.
     doubts: RefCell<Vec<Problem>>,
 }
 

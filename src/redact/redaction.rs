@@ -3,8 +3,8 @@
 //!
 //! Four things are always redacted: the contents and annotations of Secrets; the bodies of requests
 //! that make or check tokens, and of OpenShift's OAuth objects; credentials in a request's URI; and
-//! JSON Web Tokens anywhere (`web_token`). The body of a request about Secrets is taken apart only
-//! if its shape is known; any other shape is dropped as a whole.
+//! JSON Web Tokens anywhere (`web_token`). Of a body about Secrets, a part is kept only if the
+//! shape of the body is known; a body of any other shape is dropped as a whole.
 //!
 //! If something in a body must not leave, the server's message about that body must not leave
 //! either, because a validation error quotes the value that it is about. Messages stay if their

@@ -67,10 +67,10 @@ pub(super) fn secrets(uri: &[u8]) -> Vec<Range<usize>> {
 const ENDS: [&[u8; 4]; 8] =
     [b"cret", b"ctor", b"ikey", b"mand", b"oken", b"sswd", b"tion", b"word"];
 
-/// Returns `true` if it is certain at a glance that [`secrets`] finds nothing in a URI, except
-/// for JSON Web Tokens that begin with `eyJ` in plain letters. `raw` is the URI as a JSON string
-/// has it, with its escapes. The URIs of usual requests are plain, so that they are neither copied
-/// nor taken apart.
+/// Returns `true` if it is certain at a glance that [`secrets`] finds nothing in a URI, except for
+/// JSON Web Tokens that begin with `eyJ` in plain letters. `raw` is the URI as a JSON string has
+/// it, with its escapes. The URIs of usual requests are plain, so that they are neither copied nor
+/// split into parts.
 ///
 /// A name before an equals sign is not that of a credential if its last four letters are not in
 /// [`ENDS`]. Brackets separate names, so a URI with names and brackets is not plain. The only

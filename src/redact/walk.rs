@@ -319,9 +319,9 @@ pub(super) fn place(event: &[u8], part: &[u8]) -> Range<usize> {
     start..start + part.len()
 }
 
-/// Makes the edits that cut children (members or elements) out of an object or array. Adjacent
-/// children that are cut out form one run, which becomes one edit; the edit includes one comma
-/// before or after the run if another child stays.
+/// Makes the edits that cut children out of an object or array. Adjacent children that are cut out
+/// form one run, which becomes one edit. The edit includes one comma before or after the run if
+/// another child stays.
 #[derive(Debug, Default)]
 pub(super) struct Removal {
     /// The indices in the event at which the current run begins and ends. A run is a series of

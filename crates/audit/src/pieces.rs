@@ -369,10 +369,10 @@ impl Pieces {
         Ok(())
     }
 
-    /// Checks the frame (the bytes of the body outside of `items`) by decoding it as a list with an
-    /// empty array. If the fault lies after the array, the number of bytes inside of the array is
-    /// added to its offset. The result is the offset of the fault in the whole body, except that
-    /// white space that was left out of the frame is not counted.
+    /// Checks the frame by decoding it as a list with an empty array. If the fault lies after the
+    /// array, the number of bytes inside of the array is added to its offset. The result is the
+    /// offset of the fault in the whole body, except that white space that was left out of the
+    /// frame is not counted.
     fn check_frame(&mut self) -> Result<(), Invalid> {
         self.frame.push(b'\n');
         let decoded = decode_in_place(&mut self.frame).map_err(|error| {

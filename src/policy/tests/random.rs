@@ -2,7 +2,7 @@
 //! written as kube-apiserver writes it, read, and decided three times: by the compiled matcher, by
 //! the explanation, and by a slow model here (`is_met`) that follows kube-apiserver's steps on
 //! strings. All three must agree. Further tests change the namespace and name in `objectRef`, which
-//! must change no decision, and put the matching rules behind hundreds of others.
+//! must change no decision, and put the matching rules after hundreds of others.
 
 use std::sync::LazyLock;
 

@@ -94,7 +94,7 @@ fn same(a: Lanes, b: Lanes) -> u32 {
 /// i is 0, all bits of lane i are 0.
 #[target_feature(enable = "sse2")]
 fn spread(bits: u32) -> Lanes {
-    // Both halves (32 bits) of a lane have the same bit, because SSE2 compares at most 32 bits.
+    // Both halves of a lane have the same bit, because SSE2 compares at most 32 bits.
     let one = simd::_mm_set_epi32(2, 2, 1, 1);
     let bits = simd::_mm_set1_epi32(bits.cast_signed());
     simd::_mm_cmpeq_epi32(and(bits, one), one)

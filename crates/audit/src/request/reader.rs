@@ -5,7 +5,8 @@
 //! the bytes between two strings are known. Therefore an event of this usual form is compared with
 //! the expected bytes, from the end of one string to the next, and the reader searches only for the
 //! ends of strings. An event of any other form is left to [`request`](super::request): one with
-//! another order, white space, other members, or backslashes in a string whose value is needed.
+//! white space, with another order or other members up to the end of `objectRef`, or with
+//! backslashes in a string whose value is needed.
 //!
 //! For an event of the usual form the result is the same. Of two keys with the same name the first
 //! counts, and each of the six members that are needed is the first with its name, because all
