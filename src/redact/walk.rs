@@ -97,9 +97,9 @@ pub(super) struct Edit {
     pub(super) with: Cow<'static, [u8]>,
 }
 
-/// The greatest number of edits in one value. An edit can take more memory than the text that the
-/// edit replaces. A value that needs more edits, such as a list of a hundred thousand objects, is
-/// dropped as a whole.
+/// A value that needs this many edits or more, such as a list of 131,072 objects with one secret
+/// each, is dropped as a whole. The number is bounded, because an edit can take more memory than
+/// the text that it replaces.
 pub(super) const EDITS_MAX: usize = 1 << 17;
 
 /// Collects the edits in one value of the event. `lowered` and `redacted` are `true` if at least
