@@ -705,7 +705,7 @@ impl Running {
         }
         if let Some(rate) = self.settings.rate {
             let share = Duration::from_secs_f64(events as f64 / f64::from(rate.get()));
-            // A delay is made up for by at most [`CATCH_UP`], whatever has caused it.
+            // At most [`CATCH_UP`] of a delay is made up for, whatever has caused the delay.
             let now = Instant::now();
             self.due = self.due.max(now.checked_sub(CATCH_UP).unwrap_or(now)) + share;
         }

@@ -39,8 +39,9 @@ impl Look {
     };
 
     pub(super) fn at(event: &[u8], request: &Request<'_>, known: usize) -> Self {
-        // The searches after this one are made only if their signs were found. Without known bytes,
-        // the sign of the keys is not asked: the event's own keys have it.
+        // The searches for escapes, tokens and keys are made only if their signs were found.
+        // Without known bytes, the keys are always searched: the event's own keys would be a sign
+        // anyway.
         let signs = Signs::of(event, known);
         let spells_letters = signs.escapes && ambiguous::spells_letters(event);
         let may_repeat = known == 0 || spells_letters || signs.keys;

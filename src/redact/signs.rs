@@ -49,7 +49,7 @@ impl Signs {
     /// compiled for AVX2.
     #[inline(always)]
     fn portable(event: &[u8], known: usize) -> Self {
-        // A closure or function that is passed on, as in `map`, would be compiled without AVX2.
+        // A function that is passed on, as in `map`, would be compiled without AVX2.
         let Some(rest) = event.get(known..) else { return Self::UNKNOWN };
         let behind = Self::in_text(rest);
         if known == 0 {

@@ -396,7 +396,8 @@ impl Events<'_, '_> {
             false => format!("{finding} (positions {} to {last})", positions.start),
         };
         self.reader.remark(self.path, what);
-        // Damaged bytes without an event, such as those of a segment's header, cost nothing.
+        // Damaged bytes without an event, such as those of a segment's header, are not counted,
+        // because no event is lost with them.
         let is_damage = matches!(finding.fault, Fault::Damaged { .. });
         let costs_nothing = is_damage && finding.events == 0;
         self.batch.damage.faults += u64::from(!costs_nothing);
