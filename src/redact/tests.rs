@@ -216,7 +216,7 @@ fn hashes_take_the_place_of_values() {
         ("pods", "requestObject.a.b", With::Drop),
     ]);
     let change = Change { redaction: Some(&redaction), ..Change::default() };
-    // The hashes come from `printf abc | sha256sum` and `printf '{"c": 1}' | sha256sum`.
+    // The hash comes from `printf abc | sha256sum`.
     let abc = r#""sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad""#;
     becomes("pods", &change, r#","requestURI":"a\u0062c""#, &format!(r#","requestURI":{abc}"#));
     becomes("pods", &change, r#","requestURI":"abc""#, &format!(r#","requestURI":{abc}"#));

@@ -71,7 +71,7 @@ fn uri() -> impl Strategy<Value = String> {
 }
 
 fn words(alphabet: &'static [&'static str], most: usize) -> impl Strategy<Value = Vec<String>> {
-    // Half of all criteria are empty.
+    // At least half of the lists are empty.
     prop_oneof![Just(Vec::new()), vec(select(alphabet).prop_map(str::to_owned), 0..=most)]
 }
 
@@ -110,8 +110,8 @@ fn rule() -> impl Strategy<Value = Rule> {
     })
 }
 
-/// Makes a random request, and its URI. The namespace and name in `objectRef` differ from those in
-/// the URI, as if the sender of the request had written them into its body.
+/// Makes a random request, and its URI. The namespace and name in `objectRef` are chosen
+/// independently of the URI, as if the sender of the request had written them into its body.
 fn asked() -> impl Strategy<Value = (Request<'static>, String)> {
     (request(), uri())
 }

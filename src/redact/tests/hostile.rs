@@ -1,6 +1,7 @@
 //! Events whose sender wants to make the relay spend memory and time. Each shape repeats one part
-//! of an event until the event has 4 MiB. The tests assert that the edits stay below a bound and
-//! that the result is still one event.
+//! of an event until the event has 4 MiB or, if the part opens brackets, nearly the greatest depth.
+//! The tests assert that the edits and their memory stay below a bound, and that the result is
+//! still one event.
 
 use super::*;
 use walk::EDITS_MAX;

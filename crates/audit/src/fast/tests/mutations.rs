@@ -10,8 +10,8 @@ use super::*;
 /// The number of changed bodies for each seed.
 const BODIES: usize = 100;
 
-/// The longest recorded event that is changed, in bytes. Longer events take more time, so that
-/// fewer changes would be tried.
+/// Recorded events of this many bytes or more are not changed. They take more time, so that fewer
+/// changes would be tried.
 const EVENT_BYTES_MAX: usize = 4000;
 
 const SYNTAX: &[u8] = br#"{}[],:"\"#;
