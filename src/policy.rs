@@ -88,7 +88,6 @@ impl Stages {
 
 impl Policy {
     /// Returns the rules as a text. Two policies with the same text decide in the same way.
-    #[must_use]
     pub fn rules_as_text(&self) -> String {
         format!("{:?}", (&self.rules, &self.outcomes, self.otherwise))
     }

@@ -158,7 +158,6 @@ impl Criteria {
 
     /// Returns the values that are allowed but match no request of a Kubernetes client, because
     /// Kubernetes writes such values in another way. `names` are the field names for the messages.
-    #[must_use]
     pub fn doubts(&self, names: &Names) -> Vec<Mistake> {
         let lists = [
             (vec![Step::Field("users")], &self.users, doubt_of_who as Doubt),

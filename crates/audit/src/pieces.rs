@@ -166,7 +166,6 @@ impl Pieces {
 
     /// Returns the number of bytes of the body that are in memory here: the bytes that are not
     /// decoded yet, and the bytes outside of the array `items`.
-    #[must_use]
     pub fn held(&self) -> usize {
         self.waiting() + self.frame.len()
     }

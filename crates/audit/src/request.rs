@@ -60,7 +60,6 @@ impl<'a> Uri<'a> {
     /// Returns the URI without its query; percent-encoding stays as it is written. Returns an empty
     /// text if kube-apiserver saw no path. This is the case for a URI that is not `*` and does not
     /// begin with `/`: for `GET k:x`, kube-apiserver records the URI `x`.
-    #[must_use]
     pub fn path(&self) -> Text<'a> {
         // The question mark, too, may be written as an escape of JSON.
         let mut text = self.text();

@@ -143,7 +143,6 @@ impl<'a> Reader<'a> {
     /// that kube-apiserver writes there. The keys of other members, such as `user.extra`, were not
     /// compared. The bytes end before a member of the event, or before its closing brace. The
     /// result is 0 if the event is not written as kube-apiserver writes events.
-    #[must_use]
     pub fn known(&self) -> usize {
         self.known
     }
