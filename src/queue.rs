@@ -232,17 +232,18 @@ impl Queue {
         self.spool().map(spool::Queue::disk)
     }
 
-    /// From now on, lines that are read from files are compared with those that came in. A line
-    /// that is another one is not handed out, and counts as lost. A queue in memory reads no files.
-    /// The second call does nothing.
+    /// From now on, lines that are read from files are compared with the lines as they came in,
+    /// which `originals` knows. A line that has changed is not handed out, and counts as lost. Only
+    /// the first call has an effect. A queue in memory reads no files, so the call does nothing.
     pub(crate) fn compare_with(&self, originals: Arc<dyn Originals>) {
         if let Some(queue) = self.spool() {
             queue.compare_with(originals);
         }
     }
 
-    /// Returns for each output its name, and the first position that it has not finished. Empty if
-    /// the queue is in memory.
+    /// Returns for each output its name, and the position that the cursors file is to have for it:
+    /// the first position that the output has not finished, or whose evidence is not durable yet.
+    /// Empty if the queue is in memory.
     pub(crate) fn places(&self) -> Vec<(String, Position)> {
         self.spool().map(spool::Queue::places).unwrap_or_default()
     }
@@ -456,9 +457,10 @@ impl Cursor {
     /// Returns a reader of the events before this output's watermark. The reader returns the events
     /// that are still in the files and were received at most the time `within` ago. It returns at
     /// most the newest 256 MiB of them. The consumer has these events already, except those that
-    /// the output's filter has kept back by the same rules as today: the reader begins after the
-    /// last event that was lost. Damaged or missing events are skipped. For a queue in memory the
-    /// reader is empty, because finished events are not kept.
+    /// the output's filter has kept back. To make sure of this, the reader begins after the last
+    /// event that was lost, and after the last change of the filter's rules. Damaged or missing
+    /// events are skipped. For a queue in memory the reader is empty, because finished events are
+    /// not kept.
     pub fn before(&self, within: Duration) -> Before {
         Before(self.spool().map(|cursor| cursor.before(within)))
     }
@@ -484,10 +486,10 @@ impl Cursor {
         either!(self, cursor => cursor.release(claim))
     }
 
-    /// Marks a released claim as sent and not answered yet, and returns its lines. There are two
-    /// other results. If all events of the claim were dropped, the result says so. If the lines
-    /// must first be read from a file, or if the queue hands out no more events, the caller must
-    /// try again later.
+    /// Marks a released claim as sent and not answered yet, and returns its lines. The result is
+    /// [`Redelivery::Gone`] if all events of the claim were dropped. It is [`Redelivery::NotYet`]
+    /// if the lines must first be read from a file, or if the queue hands out no more events; the
+    /// caller must then try again later.
     #[must_use]
     pub fn redeliver(&mut self, claim: Claim) -> Redelivery {
         match self {
@@ -563,9 +565,10 @@ impl Cursor {
     }
 
     /// Notes by which rules the output's filter chooses the events that it sends, from the position
-    /// `from` on. `selection` is a fingerprint of these rules. If the rules are other ones than
-    /// before, they may send an event that was kept back, so no event before `from` counts as sent
-    /// any more ([`Cursor::before`]). A queue in memory keeps no finished events.
+    /// `from` on. `selection` is a fingerprint of these rules. If the rules have changed, they may
+    /// let an event through that was kept back before. No event before `from` then counts as sent
+    /// any more ([`Cursor::before`]). Does nothing for a queue in memory, which keeps no finished
+    /// events.
     pub fn select(&self, selection: u64, from: Position) {
         if let Some(cursor) = self.spool() {
             cursor.select(selection, from);

@@ -81,7 +81,8 @@ impl<T: Copy> Claims<T> {
     /// Adds a claim at the end of the list, in the stage `OnWire` (its events are about to be
     /// sent). `note` is kept with the claim.
     pub(super) fn push(&mut self, claim: Claim, note: T) {
-        // Two comparisons for each claim, which has hundreds of events.
+        // The checks are cheap: two comparisons for each claim, which usually has hundreds of
+        // events.
         assert!(claim.start < claim.end, "a claim has events: {claim:?}");
         let last = self.held.back().map(|held| held.claim);
         assert!(last.is_none_or(|last| last.end <= claim.start), "{claim:?} overlaps {last:?}");

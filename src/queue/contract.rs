@@ -1,5 +1,6 @@
-//! The words of the contract between the queue and the others: batches that are appended and taken,
-//! and the queue's answers. They are the same for the queue in memory and for the queue on disk.
+//! The contract between the queue and its callers: the types of the batches that are appended and
+//! taken, and of the queue's answers. They are the same for the queue in memory and for the queue
+//! in files.
 
 use std::fmt;
 use std::sync::Arc;
@@ -51,8 +52,8 @@ pub enum Refused {
 /// or if the writer thread has begun to store it.
 #[must_use]
 pub struct Ticket {
-    /// The answer to the sender. While `waits` is there, it is the answer for the case that the
-    /// queue is gone.
+    /// The answer to the sender. As long as `waits` is `Some`, this is the answer if the queue ends
+    /// without having answered.
     pub(super) answer: Result<(), Refused>,
     /// `None` once the answer is known.
     pub(super) waits: Option<Waits>,
@@ -275,7 +276,8 @@ pub(super) fn is_crowded(needed: u64, capacity: u64) -> bool {
     needed >= capacity / 4 * 3
 }
 
-/// Waits until something is so. `wakes` is notified whenever it may have become so.
+/// Waits until `is_so` returns `true`. `wakes` is notified whenever its result may have become
+/// `true`.
 pub(super) async fn until(wakes: &Notify, is_so: impl Fn() -> bool) {
     loop {
         let woken = wakes.notified();
@@ -300,9 +302,9 @@ impl Origin {
     }
 }
 
-/// The numbers of those events of a final claim that the consumer did not get with this claim, by
-/// reason. An event counts in at most one of these numbers. The consumer has acknowledged all other
-/// events of the claim.
+/// Counts the events of a final claim that the consumer did not get with this claim, by reason. An
+/// event counts in at most one of these numbers. The consumer has acknowledged all other events of
+/// the claim.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Disposition {
     /// The number of events that the consumer has refused permanently, or that the output has given
@@ -313,8 +315,8 @@ pub struct Disposition {
     /// The number of events that were not sent again, because the consumer has got the same event
     /// before, at an earlier position.
     pub duplicate: u64,
-    /// The end of each event, for the evidence. The numbers above need not agree with it: where
-    /// nobody knows which events of a claim are lost, all of them are lost here.
+    /// What became of each event, for the evidence. More events may be lost here than the numbers
+    /// above say: if nobody knows which events of a claim are lost, all of them count as lost here.
     pub fates: Fates,
 }
 
@@ -322,18 +324,18 @@ pub struct Disposition {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Fate {
-    /// The filter of the output does not let it through.
+    /// The output's filter does not let the event through.
     Dropped,
     /// The consumer has got the same event before.
     Duplicate,
-    /// The output has lost it.
+    /// The output has lost the event.
     Lost,
     /// The event is in a file of dead letters.
     DeadLetter,
 }
 
-/// The ends of the events of a final claim, one by one. Without evidence nobody asks, and only
-/// `rest` is set.
+/// What became of the events of a final claim, one by one. Only the evidence needs this. Without
+/// evidence, only `rest` is set.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Fates {
     /// The events that the consumer did not get, in the order of their positions.
@@ -371,20 +373,20 @@ impl Fates {
     }
 }
 
-/// Knows the lines that came in, so that lines in files can be compared with them.
+/// A value that knows the lines as they came in, so that lines in files can be compared with them.
 pub(crate) trait Originals: Send + Sync + fmt::Debug {
     /// Compares lines that were read from a file, which begin with the event at `first`. Returns,
-    /// in rising order, the positions of those that are not the lines that came in. A line of which
-    /// nothing is known is none of them. Blocks the thread.
+    /// in rising order, the positions of the lines that have changed. A line of which nothing is
+    /// known counts as unchanged. Blocks the thread.
     fn changed(&self, first: Position, lines: &[u8]) -> Vec<Position>;
 }
 
-/// The end of some events at an output.
+/// What became of some events at an output.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// The output has settled them.
+    /// The output has finished the events.
     Settled(Fates),
-    /// They were lost before the output could settle them; the reason.
+    /// The events were lost before the output could finish them. The value is the reason.
     Lost(&'static str),
 }
 
@@ -393,12 +395,12 @@ pub enum Outcome {
 pub struct Finished {
     /// The name of the output.
     pub output: String,
-    /// Their positions. Two values of one output never have the same one, unless the queue was
-    /// opened again.
+    /// The positions of the events. Two values of one output never have the same position, unless
+    /// the queue was opened again in between.
     pub claim: Claim,
-    /// The time, in milliseconds since 1970.
+    /// The time when the events were finished, in milliseconds since 1970.
     pub at: u64,
-    /// Their end at the output.
+    /// What became of the events at the output.
     pub outcome: Outcome,
 }
 

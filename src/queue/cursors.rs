@@ -43,8 +43,8 @@ pub(super) const FORMAT: Format =
 const CRC: usize = 4;
 
 /// A range of positions whose events are missing, and were counted as lost. In the cursors file, it
-/// is a range that was dropped before all outputs had got its events. A cursor has such ranges for
-/// damage that it has passed.
+/// is a range that was dropped before all outputs had got its events. A cursor uses the same type
+/// for damage that it has passed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Hole {
     pub(super) start: Position,
@@ -85,7 +85,8 @@ impl History {
     /// The size of a history in a slot, in bytes.
     const BYTES: usize = 16;
 
-    /// The history of an output that has got nothing before its place, or nobody knows what.
+    /// Returns the history of an output that has got none of the events before its place, or of
+    /// which nobody knows what it has got.
     pub(super) fn none(place: LogOffset) -> Self {
         Self { since: place.position, selection: 0 }
     }
@@ -179,8 +180,8 @@ impl Contents {
                 slot.extend(number.to_le_bytes());
             }
         }
-        // An output whose history finds no room may send events twice after a start. More than 150
-        // outputs with long names must be there for that.
+        // An output whose history finds no room may send events twice after a start. This takes
+        // more than 150 outputs with long names.
         let room = (SLOT - CRC).saturating_sub(slot.len()) / History::BYTES;
         for (name, place) in self.outputs.iter().take(room) {
             let history = self.histories.get(name).copied();
@@ -195,7 +196,8 @@ impl Contents {
         slot[44..48].copy_from_slice(&count(holes.len()));
         let crc = crc32c::crc32c(&slot);
         slot.extend(crc.to_le_bytes());
-        // Once for each save: a longer slot would overwrite the other one, which may be the newest.
+        // The check runs once for each save. A longer slot would overwrite the other one, which may
+        // be the newest.
         assert!(slot.len() <= SLOT, "a slot has {} bytes", slot.len());
         slot
     }
@@ -265,7 +267,7 @@ impl Reader<'_> {
                 bytes: self.u64()?,
             });
         }
-        // Earlier programs write no histories, and pass over them.
+        // Earlier versions of the program write no histories, and ignore them.
         for name in contents.outputs.keys() {
             let (Some(since), Some(selection)) = (self.position(), self.u64()) else { break };
             contents.histories.insert(name.clone(), History { since, selection });
@@ -408,8 +410,8 @@ mod tests {
         assert_eq!(read.outputs.len(), OUTPUTS_MAX);
     }
 
-    /// Method: from the slot that this program writes, the histories are cut off, as a program
-    /// wrote it that did not know them.
+    /// Method: from the slot that this program writes, the histories are cut off. An earlier
+    /// version of the program, which did not know histories, wrote such a slot.
     #[test]
     fn a_slot_without_histories_is_read_and_nothing_is_known_of_what_was_sent() {
         let mut slot = contents().encode(4);

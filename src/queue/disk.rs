@@ -1,7 +1,7 @@
-//! The few file operations of the durable queue, on the real disk. Tests have another disk, which
-//! forgets, tears and refuses.
+//! The file operations that the queue in files needs, on the real disk. Tests use another disk,
+//! which forgets writes, stores parts of them, or refuses them.
 //!
-//! Names are relative to the queue's directory. Nothing here tries anything again, and nothing
+//! Names are relative to the queue's directory. No operation is tried again here, and nothing here
 //! knows what the files hold.
 
 use std::fmt;
@@ -55,7 +55,7 @@ pub(crate) trait Disk: Send + Sync + fmt::Debug {
     /// if the file exists.
     fn create(&self, name: &str, bytes: u64) -> io::Result<Arc<dyn File>>;
 
-    /// Makes a directory, which survives a power loss. Does nothing if there is one.
+    /// Makes a directory, so that it survives a power loss. It may exist already.
     fn make_directory(&self, name: &str) -> io::Result<()>;
 
     /// Deletes a file.
@@ -170,7 +170,7 @@ impl RealDisk {
     /// # Errors
     ///
     /// Another process holds the lock, the operating system refuses, or one of the directories in
-    /// it is a link.
+    /// the queue's directory is a link.
     pub(crate) fn own(root: &Path) -> Result<Self, OpenError> {
         let failed = |what: &'static str, path: &Path| {
             let path = path.to_owned();
@@ -204,8 +204,8 @@ impl RealDisk {
         Self { root: root.to_owned(), _lock: None, grows: AtomicBool::new(false) }
     }
 
-    /// Returns `true` if another process holds the lock on the queue's directory. For a moment, a
-    /// lock that is shared with other readers is held here.
+    /// Returns `true` if another process holds the lock on the queue's directory. To find this out,
+    /// takes a shared lock for a moment.
     ///
     /// # Errors
     ///
@@ -278,7 +278,8 @@ fn make_with(path: &Path, sync: &dyn Fn(&Path) -> io::Result<()>) -> io::Result<
 }
 
 /// Returns the options for opening a file of the queue. A symbolic link is not followed. A
-/// directory that is only read may be somebody else's, and the open of a FIFO there must not wait.
+/// directory that is only read may belong to somebody else, who may have put a FIFO there. To open
+/// it for reading must not wait for a writer (O_NONBLOCK).
 fn options(access: Access) -> fs::OpenOptions {
     let mut options = fs::OpenOptions::new();
     let wait = if access == Access::Read { libc::O_NONBLOCK } else { 0 };
@@ -301,8 +302,8 @@ impl Disk for RealDisk {
         let path = self.root.join(name);
         let file = options(access).open(&path)?;
         if access == Access::Read && name.ends_with(".seg") {
-            // As long as this handle is open, the file is not used for another segment. If that is
-            // just happening, the segment is gone.
+            // As long as this handle is open, the file is not used for another segment. If it is
+            // being used for another segment right now, this segment is gone.
             let is_taken = matches!(file.try_lock_shared(), Err(fs::TryLockError::WouldBlock));
             if is_taken || !is_named(&file, &path) {
                 return Err(io::ErrorKind::NotFound.into());
@@ -515,8 +516,8 @@ mod tests {
     }
 
     /// Method: a segment is to be used again while it is open for reading, while it has a second
-    /// name, and while neither is so. What a reader has opened must never change, and whoever opens
-    /// the old name later must be told that the segment is gone.
+    /// name, and while neither is true. What a reader has opened must never change, and whoever
+    /// opens the old name later must be told that the segment is gone.
     #[test]
     fn a_file_that_somebody_reads_or_keeps_is_not_used_again() {
         let root = tempfile::tempdir().expect("a temporary directory");

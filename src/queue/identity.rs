@@ -1,7 +1,7 @@
 //! The identity of a queue: a random number that is made with the queue and kept with it. Names
-//! that a consumer stores (the `_id` of a document, for example) are made of it and a position.
-//! They never meet the names of another relay, nor those of this relay's earlier queue, whose
-//! positions also began at 0.
+//! that a consumer stores (the `_id` of a document, for example) are made of this number and a
+//! position. They are never equal to those of another relay, or of an earlier queue of this relay,
+//! whose positions also began at 0.
 
 use std::fmt;
 use std::io;
@@ -40,8 +40,8 @@ impl Identity {
     }
 
     /// Reads the identity of a queue's directory. If there is none, or if its file can't be read,
-    /// makes a new one. If that can't be stored (the disk is full, for example), it holds for this
-    /// run only: a full disk must not keep the relay from delivering what it has.
+    /// makes a new one. If the new one can't be stored (the disk is full, for example), it holds
+    /// for this run only: a full disk must not keep the relay from delivering what it has.
     ///
     /// # Errors
     ///

@@ -1,14 +1,16 @@
 //! A queue's directory seen from outside: beside a running relay, after a crash, on a read-only
 //! copy.
 //!
-//! It only reads. It changes nothing, takes no lock and prints nothing. A relay may be at work
-//! meanwhile: it deletes and makes segments, writes to the last one, and rewrites the cursors file.
-//! Three rules keep that from looking like damage:
+//! An inspection only reads: it changes nothing and prints nothing. It takes no lock, except that
+//! [`Directory::is_in_use`] takes a shared one for a moment. A relay may be running meanwhile: it
+//! deletes and makes segments, writes to the last one, and rewrites the cursors file. Three rules
+//! keep that from looking like damage:
 //!
 //! - the cursors are read before the list of segments: the log goes at least as far as they say;
 //! - events are missing only if the cursors, read again, still need them: the relay writes the
 //!   cursors before it deletes a segment;
-//! - bytes in the last segment that do not check are read again until they stay as they are.
+//! - damaged bytes in the last segment are read again several times, because the relay may be
+//!   writing them.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -130,7 +132,8 @@ pub struct Directory {
 /// A summary of what a queue's directory holds.
 #[derive(Debug)]
 pub struct Summary {
-    /// The version of the files' format.
+    /// The highest format version of the segments; the version that this program writes if no
+    /// header can be read.
     pub format: u32,
     /// The backlogs of the outputs, in the order of the outputs' names.
     pub outputs: Vec<Output>,

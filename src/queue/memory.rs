@@ -278,7 +278,7 @@ impl MemoryState {
     fn push(&mut self, record: Record) {
         self.next += record.events;
         self.bytes += record.weight();
-        // One comparison for each batch: the limit of the memory that the queue takes.
+        // The check guards the limit of the queue's memory. It is one comparison for each batch.
         assert!(self.bytes <= self.capacity, "{} of {} bytes", self.bytes, self.capacity);
         self.records.push_back(record);
     }
@@ -777,7 +777,7 @@ impl Cursor {
             left = Take { bytes: left.bytes - bytes, events: left.events - events };
         }
         let claim = claim?;
-        // One comparison for each claim.
+        // The check is one comparison for each claim.
         assert!(claim.end <= state.next, "{claim:?} ends behind the log, at {}", state.next);
         state.cursors[self.index].claims.push(claim, ());
         state.read(claim, self.index)

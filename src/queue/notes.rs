@@ -13,14 +13,14 @@ use super::disk::named;
 use crate::lock::lock;
 use crate::position::Position;
 
-/// The most bytes of a file with notes.
+/// The greatest size of a file with notes, in bytes.
 const BYTES_MAX: u64 = 1024 * 1024;
 
 /// The number of bytes of the checksum at the beginning of the file: 8 hexadecimal digits and `\n`.
 const CHECKSUM: usize = 9;
 
-/// The place of an output's notes in a queue in memory, which lives as long as the output is in the
-/// queue; `None` inside: nothing is noted.
+/// The place of an output's notes in a queue in memory, which exists as long as the output is in
+/// the queue. The inner value is `None` if nothing is noted.
 pub(super) type Memory = Arc<Mutex<Option<Vec<u8>>>>;
 
 /// The notes of one output. Clones are cheap, and refer to the same notes.
@@ -66,8 +66,9 @@ impl Notes {
         Self::in_memory(Memory::default(), Position::MAX, || Position::START)
     }
 
-    /// Returns the position of the first event that may come again: after a reload, or after a
-    /// crash, for which it is the place of the output that the queue's files have.
+    /// Returns the position of the first event that the output may get again, after a reload or a
+    /// crash. For a queue in files, this is the output's place in the cursors file as it was last
+    /// saved; for a queue in memory, it is the output's watermark.
     pub fn settled(&self) -> Position {
         (self.settled)()
     }

@@ -27,9 +27,10 @@ pub struct Output {
     /// needed. After a restart the output reads in them which events it has already sent.
     pub keeps: Duration,
     /// `None` for an output. Otherwise this is the reader that records the evidence, and the value
-    /// is the first position that it needs. It holds events as an output that is not required. It
-    /// begins with the segment of this position, or with the oldest one of a queue in files,
-    /// continues while the relay drains, and is in no list, no metric and not in the cursors file.
+    /// is the first position that it needs. The reader keeps events like an optional output. In a
+    /// queue in files it begins with the segment that holds this position, or with the oldest
+    /// segment if that one is gone. It continues while the relay drains. It is not in the list of
+    /// outputs, not in the metrics, and not in the cursors file.
     pub recorder: Option<Position>,
 }
 

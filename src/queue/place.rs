@@ -1,4 +1,4 @@
-//! Whether a directory could be used, found out without a change to the disk.
+//! Finds out whether a directory could be used, without a change to the disk.
 //!
 //! This is for the command `check`, which may run beside a relay, as another user than the relay's,
 //! or before the volume is mounted. It asks the kernel what the relay may do (access(2)). It makes

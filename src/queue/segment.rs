@@ -48,7 +48,7 @@ const UNSEEDED: u32 = 1;
 pub(super) const FORMAT: Format =
     Format { name: "queue segments", reads: &[UNSEEDED, VERSION], writes: VERSION };
 
-/// The flag in a segment's header that says that the file was an earlier segment before.
+/// The flag in a segment's header that says that the file was another segment before.
 const REUSED: u32 = 1;
 
 // The first bytes of a segment and of a record. No event can contain them: UTF-8 has no byte 0xFF,
@@ -128,8 +128,8 @@ impl Seed {
 
     /// Returns the seed of the segment whose first position is `first`. Two segments have different
     /// seeds if the upper 32 bits of their first positions are equal. Otherwise the seeds may be
-    /// equal (5 and 2^32 + 4), and records of the earlier segment are known by their positions,
-    /// which are too low.
+    /// equal (5 and 2^32 + 4), and records of the earlier segment are recognised by their
+    /// positions, which are too low.
     #[allow(clippy::cast_possible_truncation, reason = "both halves of the number are used")]
     pub(super) fn of(first: Position) -> Self {
         Self(first.get() as u32 ^ (first.get() >> 32) as u32)
@@ -164,8 +164,9 @@ impl Seed {
         })
     }
 
-    /// Finds out which format a segment has whose header is damaged: the one under which the header
-    /// of some record has a right checksum. If there is no such record, the newest format.
+    /// Returns the seed of a segment whose header is damaged: the seed with which the header of at
+    /// least one record has a valid checksum. If there is no such record, returns the seed of the
+    /// newest format.
     fn guess(file: &dyn File, first: Position) -> Self {
         let begin = (FIRST_RECORD, first);
         let has_records = |seed| {
@@ -183,8 +184,8 @@ impl Seed {
 pub(super) struct SegmentHeader {
     /// The version of the segment's format: 1 or 2.
     pub(super) version: u32,
-    /// `true`: the file was an earlier segment before, and what this segment has not overwritten is
-    /// left of that one.
+    /// `true`: the file was another segment before. Bytes that this segment has not overwritten are
+    /// left over from that one.
     pub(super) reused: bool,
     /// The position of the segment's first event.
     pub(super) first: Position,
@@ -207,7 +208,7 @@ pub(super) enum BadHeader {
 
 impl SegmentHeader {
     /// Makes the header of a new segment that begins at this place of the log. `made`: the time in
-    /// ms since 1970. `reused`: the file was an earlier segment before.
+    /// ms since 1970. `reused`: the file was another segment before.
     pub(super) fn new(begin: LogOffset, made: u64, reused: bool) -> Self {
         let (first, first_byte) = (begin.position, begin.byte);
         Self { version: VERSION, reused, first, first_byte, made }
@@ -400,8 +401,8 @@ pub(super) struct SegmentFile<'a> {
     pub(super) first: Position,
     /// The seed of the checksums of the segment's records.
     pub(super) seed: Seed,
-    /// `true`: the file was another segment before, and what is behind the last record is left of
-    /// that one.
+    /// `true`: the file was another segment before. The bytes after the last record are left over
+    /// from that one.
     pub(super) reused: bool,
     /// The offset in the file up to which the segment is read; bytes after it do not count.
     pub(super) size: u64,
@@ -472,7 +473,7 @@ impl<'a> Scan<'a> {
         check: Check,
     ) -> Self {
         // If the length of the file can't be read, no byte of it can be read, and the scan finds
-        // that out. Without any bound there is nothing to find.
+        // that out. If `end` gives no limit either, the scan ends at once.
         let unknown = if end == u64::MAX { at } else { end };
         let end = file.bytes().map_or(unknown, |bytes| bytes.min(end));
         Self {

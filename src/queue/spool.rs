@@ -1,10 +1,10 @@
 //! The queue in files: acknowledged means synced.
 //!
-//! A batch takes this way. [`Queue::append`] finds room for it and puts it into the line. The
-//! writer thread ([`writer`]) takes a group of batches from the line, writes and syncs it, and only
-//! then makes it visible to cursors and answers the senders. Cursors ([`cursor`]) read the newest
-//! records from memory (the tail) and older ones from the files ([`load`]), never one that is not
-//! synced. At the start, [`recovery`] finds the files and judges what is in them.
+//! A batch goes through these steps. [`Queue::append`] finds room for it and lets it wait for the
+//! writer thread. The writer thread ([`writer`]) takes a group of waiting batches, writes and syncs
+//! it, and only then makes it visible to cursors and answers the senders. Cursors ([`cursor`]) read
+//! the newest records from memory (the tail) and older ones from the files ([`load`]), never one
+//! that is not synced. At the start, [`recovery`] finds the files and judges what is in them.
 //!
 //! One lock guards the [`state`]. No file is touched while it is held. Only the writer thread
 //! writes events. The [`upkeep`] saves the cursors file, deletes segments and makes their files
@@ -146,7 +146,7 @@ struct Shared {
     /// The number of bytes of the files in `quarantine/`, which are copies of damaged bytes of
     /// segments.
     quarantined: AtomicU64,
-    /// Knows the lines that came in. Empty without evidence.
+    /// The value that knows the lines as they came in. Empty without evidence.
     originals: OnceLock<Arc<dyn Originals>>,
     /// The handles of the writer thread and of the upkeep's thread. Empty before the threads are
     /// started, and after [`Queue::close`] has taken the handles.

@@ -33,7 +33,7 @@ const ALIGNMENT: usize = 4096;
 /// some do not promise that readers of the page cache see the new bytes.
 const FILE_SYSTEMS: [u64; 2] = [0xEF53, 0x5846_5342];
 
-/// What a file needs that is written past the page cache.
+/// The state of a file that is written past the page cache.
 #[derive(Debug)]
 pub(super) struct Direct {
     /// `true` as long as writes go past the page cache.

@@ -31,7 +31,7 @@ const DEAD_LETTERS: &str = "dead-letter";
 #[derive(Debug, Clone)]
 pub struct Leftover {
     /// A name of the queue that does not change: its identity (32 hexadecimal digits). A queue
-    /// without an identity is called after the checksum of its first segment's header, such as
+    /// without an identity is named after the checksum of its first segment's header, such as
     /// `unnamed-1a2b3c4d`.
     pub queue: String,
     /// The state of the cursors file. If it is missing or damaged, nobody knows what the outputs

@@ -1,5 +1,5 @@
-//! From the first record of a directory to the last: what is whole, what is damaged, what is
-//! missing.
+//! A walk through all records of a queue's directory, which finds out what is whole, what is
+//! damaged, and what is missing.
 
 use std::ops::Range;
 
@@ -237,9 +237,9 @@ impl<'a, 't> Walk<'a, 't> {
         if damages.is_empty() { Ok(()) } else { self.pass(&name, &mut damages, end) }
     }
 
-    /// Moves the expected position forward to `until`, where the next record of the file begins.
-    /// If there are damaged bytes before it, the events between are damaged: all of these bytes are
-    /// reported as one. Otherwise the events are missing.
+    /// Moves the expected position forward to `until`, where the next record of the file begins. If
+    /// there are damaged bytes before it, the events in between count as damaged, and all of these
+    /// bytes are reported as one fault. Otherwise the events are missing.
     fn pass(
         &mut self,
         name: &str,
@@ -320,9 +320,9 @@ pub(super) fn open(
     SegmentFile { file, first, seed, reused, size: u64::MAX, limit }
 }
 
-/// Reads the end of the last segment, from the position on up to which it is known to be synced. If
-/// there is damage, reads the end again, a limited number of times, because a running relay may be
-/// writing it. `byte`: the byte number with which the segment begins.
+/// Reads the end of the last segment. Begins at the position up to which the segment is known to be
+/// synced. If there is damage, reads the end again, a limited number of times, because a running
+/// relay may be writing it. `byte`: the byte number with which the segment begins.
 pub(super) fn tail(segment: &SegmentFile<'_>, byte: u64, known: Known) -> Tail {
     let (offset, position) = place_of(segment, known.end.position);
     let mut attempts = ATTEMPTS;

@@ -1,8 +1,8 @@
 //! The bytes and files of the spool: what is on the disk, and what is promised to batches.
 //!
 //! Every change of these numbers is a method of [`Accounting`], and [`Accounting::check`] compares
-//! them with the segments and batches that the spool holds. Debug builds and the simulation do so
-//! each time when the state's lock is released.
+//! them with the segments and batches that the spool holds. Debug builds do so each time the
+//! state's lock is taken.
 
 use std::collections::VecDeque;
 
@@ -36,7 +36,7 @@ pub(super) struct Spare {
     stage: SpareStage,
 }
 
-/// How far a spare file is.
+/// The stage of a spare file on its way to a segment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum SpareStage {
     /// The upkeep is making the file.
@@ -378,7 +378,7 @@ impl Accounting {
         self.abandoned.push((name, size));
     }
 
-    /// Notes that the abandoned file of a large request body is deleted.
+    /// Notes that an abandoned file is deleted: the file of a large request body, or a spare file.
     pub(super) fn deleted_abandoned(&mut self, name: &str) {
         let Some(index) = self.abandoned.iter().position(|(other, _)| other == name) else {
             return;
@@ -387,7 +387,7 @@ impl Accounting {
         self.files -= size;
     }
 
-    // ---- The line ----
+    // ---- Batches that wait for the writer ----
 
     /// Plans room for a batch that takes `needed` bytes: in the log's last segment, or, if `opens`
     /// is a number, as the first batch of a new segment of this size.
@@ -433,8 +433,8 @@ impl Accounting {
     }
 
     /// Returns the greatest number of bytes that [`Accounting::files`] may become. This is
-    /// `usable`, the limit of today. A higher limit from before a change of `queue.max_bytes` is
-    /// returned as long as segments that were planned under it are not made yet.
+    /// `usable`, the present limit. If `queue.max_bytes` was lowered, it is the earlier, higher
+    /// limit as long as segments that were planned under that limit are not made yet.
     pub(super) fn limit(&self, usable: u64) -> u64 {
         usable.max(self.reserved_limit)
     }

@@ -5,7 +5,7 @@
 //! the queue. Nothing waits for the reader: files are deleted when no output needs them. Events
 //! that are damaged, can't be read or are gone are skipped, and this is logged at `debug`. Nothing
 //! before the last event that was lost, or before the last change of the filter's rules, is read:
-//! what was not delivered must not hide its repetition.
+//! an event that was not delivered must not make a later copy of it look like a duplicate.
 
 use std::collections::VecDeque;
 use std::sync::Arc;

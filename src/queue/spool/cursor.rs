@@ -46,9 +46,9 @@ use crate::queue::segment::LogOffset;
 use crate::queue::segment::RECORD_HEADER;
 use crate::telemetry::Loss;
 
-/// Lines are final when they need not be sent again. When this many bytes of lines became final
-/// since the last write of the cursors file, the file is written at once. With fewer bytes, the
-/// file is written when a second has passed since its last write.
+/// Lines are final when they need not be sent again. When this many bytes of lines have become
+/// final since the last write of the cursors file, the file is written at once. With fewer bytes,
+/// the file is written when a second has passed since its last write.
 pub(super) const UNSAVED_MAX: u64 = 64 << 20;
 
 /// The least number of bytes of lines that are read at once to send events again. A cursor that may
@@ -121,8 +121,8 @@ pub(in crate::queue) struct CursorState {
     /// The output's place in the cursors file as it was last saved. [`Position::START`] before the
     /// first save since the start of the process.
     pub(super) noted: Position,
-    /// What the consumer has of the events before the watermark. `since` may lie behind the
-    /// watermark: it is the position behind the last event that was not delivered. `selection` is
+    /// What the consumer has of the events before the watermark. `since` is the position after the
+    /// last event that was not delivered, and may be greater than the watermark. `selection` is
     /// what [`Cursor::select`] was told last.
     pub(super) history: History,
     /// Gaps that this output has counted as lost already. Gaps before the watermark are not kept.
@@ -169,8 +169,8 @@ enum Resend {
     /// The lines of this claim are to be read from a file.
     Wanted {
         claim: Claim,
-        /// `true`: without the lines of later claims, because lines are missing in a read of
-        /// several claims.
+        /// `true`: the lines of this claim are read without those of later claims, because a read
+        /// of several claims has found that lines are missing.
         alone: bool,
     },
     /// The lines were read, often with those of later claims.
@@ -179,7 +179,7 @@ enum Resend {
         range: Claim,
         /// The lines, in one or more pieces. No line is missing.
         pieces: Vec<Piece>,
-        /// `true`: the output has not asked again yet since the lines are here.
+        /// `true`: the output has not asked for the lines since they were read.
         is_news: bool,
     },
 }
@@ -273,9 +273,9 @@ impl CursorState {
         })
     }
 
-    /// Returns the time when an event was received, in ms since 1970: the oldest event that the
-    /// output has not finished. Missing events are passed over: nobody knows when they were
-    /// received. `None` if the output has no unfinished claim and no lines are read ahead for it.
+    /// Returns the time when the oldest event that the output has not finished was received, in ms
+    /// since 1970. Missing events are skipped, because nobody knows when they were received. `None`
+    /// if the output has no unfinished claim and no lines are read ahead for it.
     pub(super) fn oldest(&self) -> Option<u64> {
         let claimed = self.claims.iter().next().map(|entry| entry.note.received);
         claimed.or_else(|| {
@@ -716,12 +716,11 @@ impl Shared {
         }
     }
 
-    /// Gives a cursor the lines of a claim that is to be sent again. A claim is a range of events
-    /// that the output has taken to send. `loaded` is what was read from the file of these lines:
-    /// only this claim if lines are missing, otherwise perhaps later claims too. Events of the
-    /// claim that are missing in the file are counted as lost, and the others are sent again. If
-    /// all are missing, the claim ends here. If the claim was finished or dropped during the read,
-    /// nothing is counted.
+    /// Gives a cursor the lines of a claim that is to be sent again. `loaded` is the result of the
+    /// read from the file. It has only this claim if lines are missing, and otherwise perhaps later
+    /// claims too. Events of the claim that are missing in the file are counted as lost, and the
+    /// others are sent again. If all are missing, the claim ends here. If the claim was finished or
+    /// dropped during the read, nothing is counted.
     fn fetched(&self, state: &mut SpoolState, index: usize, claim: Claim, loaded: &Loaded) {
         let cursor = &mut state.log.cursors[index];
         let pieces: Vec<_> =

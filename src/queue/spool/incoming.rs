@@ -1,11 +1,11 @@
 //! A file beside the log, for the lines of a body that is too large to be held in memory.
 //!
 //! An [`Incoming`] takes the lines while the body arrives, and writes them as the records of a
-//! segment whose positions are not known yet. When the body is whole, `Queue::append_incoming`
-//! puts the file into the line behind the batches that wait there. The writer then fills in the
-//! positions, and gives the file the name of the log's next segment. Nobody is told that the body
-//! is safe before that name is synced, and a start deletes the file if it has not got the name. A
-//! crash at any moment therefore leaves all of the body in the log, or nothing.
+//! segment whose positions are not known yet. When the body is whole, `Queue::append_incoming` lets
+//! the file wait for the writer thread, behind the batches that wait already. The writer then fills
+//! in the positions, and gives the file the name of the log's next segment. Nobody is told that the
+//! body is safe before that name is synced, and a start deletes the file if it has not got the
+//! name. A crash at any moment therefore leaves all of the body in the log, or nothing.
 //!
 //! The bytes of the file count in `queue.max_bytes` from the moment when they are reserved, which
 //! is before they are written. An incoming body that is dropped leaves its file to the upkeep,

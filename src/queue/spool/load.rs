@@ -62,7 +62,7 @@ pub(super) struct Piece {
     pub(super) lines: Bytes,
     /// If the lines are missing (a gap), the number of bytes that they had; else 0.
     missing: u64,
-    /// `true`: the lines are missing because they are not those that came in.
+    /// `true`: the lines count as missing because somebody has changed them.
     pub(super) is_tampered: bool,
     /// The time when the lines were received, in ms since 1970; 0 if the lines are missing (a gap).
     pub(super) received: u64,
@@ -217,7 +217,7 @@ impl Shared {
         Ok(reader.loaded)
     }
 
-    /// Compares lines with those that came in, if the queue knows them. Those that are others
+    /// Compares lines with the lines as they came in, if there is evidence. Lines that have changed
     /// become gaps.
     pub(super) fn compared(&self, pieces: Vec<Piece>) -> Vec<Piece> {
         let Some(originals) = self.originals.get() else { return pieces };
@@ -225,7 +225,7 @@ impl Shared {
     }
 }
 
-/// Cuts those lines out of a piece that are not the lines that came in. They become gaps.
+/// Cuts the lines that have changed since they came in out of a piece. They become gaps.
 fn untampered(mut piece: Piece, originals: &dyn Originals) -> Vec<Piece> {
     let mut parts = Vec::new();
     for position in originals.changed(piece.first, &piece.lines) {
@@ -523,10 +523,10 @@ impl<'a> Reader<'a> {
         false
     }
 
-    /// Reads the next lines of a long record, as many as are read at once, and the number of their
-    /// events. `bytes` is where the lines that are left are in the file, and `position` is that of
-    /// the first one. `None` if the lines have changed since they were checked, or can't be read
-    /// again: the rest of the record is then missing.
+    /// Reads about as many of the next lines of a long record as one read returns. Returns the
+    /// lines and the number of their events. `bytes` is the range of the remaining lines in the
+    /// file, and `position` is the position of the first of them. `None` if the lines have changed
+    /// since they were checked, or can't be read again: the rest of the record is then missing.
     fn next_lines(
         &self,
         scan: &mut Scan<'_>,

@@ -4,10 +4,10 @@
 //! segment is read in full. Of each other segment the header is read. If the place of an output is
 //! in it, the headers of the records before this place are read too.
 //!
-//! A start meets what a crash, a fault of the disk or a person has left. These are all cases. The
-//! code names the case that it decides ("Case 7"). The two rules behind them: no position is given
-//! to two events, and an event whose sender got 200 is handed out or counted as lost. In doubt an
-//! output gets events twice.
+//! The directory holds what a crash, a fault of the disk or a person has left. The table lists all
+//! cases, and comments in the code name the case that is decided there ("Case 7"). The decisions
+//! follow two rules: no position is given to two events, and an event whose sender got 200 is
+//! either handed out or counted as lost. In doubt an output gets events twice.
 //!
 //! | case | found on disk | decision | why |
 //! |---|---|---|---|
@@ -20,15 +20,15 @@
 //! | | **a segment** | | |
 //! | 6 | the header is whole | it is believed | |
 //! | 7 | the header has a newer version | the start is refused | as 4 |
-//! | 8 | the header is damaged | the first position is that of the file's name, and the byte number that of the first whole record. It counts as damage, except in case 13 | the records check without the header |
-//! | 9 | the cursors file names the segment's positions as a hole | it leaves the log | it was dropped and its events were counted; a crash came before its file was deleted |
-//! | 10 | the segment behind it has left (9) | it ends where the hole begins | the cursors file has the hole's length |
+//! | 8 | the header is damaged | the first position is that of the file's name, and the byte number that of the first whole record. It counts as damage, except in case 13 | the records can be verified without the header |
+//! | 9 | the cursors file names the segment's positions as a hole | the segment leaves the log | it was dropped and its events were counted; a crash came before its file was deleted |
+//! | 10 | the segment after it has left the log (case 9) | it ends where the hole begins | the cursors file has the hole's length |
 //! | 11 | no file has the positions between two segments | the cursors find a gap there, and count it as lost | somebody has deleted a file |
 //! | | **the last segment** | | |
 //! | 12 | no record, and the header is whole | it leaves the log, which ends here | the next segment needs its name |
 //! | 13 | no record, and the header is damaged | it leaves the log, and the segment before it is judged as the last one | a crash came before the header was synced |
 //! | 14 | whole records behind the end that is known to be synced | they belong to the log, and are synced now | they were written before a kill; their senders may have got 200 |
-//! | | **bytes in the last segment that do not check** ([`Tail::read`]) | | |
+//! | | **bytes in the last segment that are not a valid record** ([`Tail::read`]) | | |
 //! | 15 | before the offset that the file `synced` has | damage | they were synced, and acknowledged |
 //! | 16 | before a record of a later group | damage | a group is written after the sync of the one before |
 //! | 17 | in the last group, behind all known ends; sectors of zeros, or the file was another segment before | the log ends before them, and the file is cut there | the write was not finished and not acknowledged |
@@ -177,7 +177,8 @@ pub(super) fn open(
     Ok((Queue { shared }, cursors, writer))
 }
 
-/// Returns what makes the start's error from an error at a file of the directory.
+/// Returns a function that makes an [`OpenError`] from an error of the operating system. `what` is
+/// the operation that has failed, and `name` is its file in the directory.
 fn failed(
     directory: &Path,
     what: &'static str,

@@ -1,7 +1,7 @@
 //! The state of the spool in memory: one value under one lock, with two fields.
 //!
 //! [`LogState`] is the log itself, which cursors and the writer share. [`WriterState`] is the state
-//! of the writer: the line of waiting batches, the counters of files, and the writer's tasks. Only
+//! of the writer: the waiting batches, the counters of files, and the writer's tasks. Only
 //! functions that need both are methods of [`SpoolState`].
 
 use std::collections::BTreeMap;
@@ -68,9 +68,9 @@ pub(super) struct SpoolState {
 /// The log as it is on the disk: the synced events, and how far each output has got.
 ///
 /// Cursors read the log and change their own places in it. The writer thread adds batches at the
-/// end, and removes finished segments at the front. Senders and the writer drop segments to make
-/// room. A batch is added only after its sync, as a whole, with the positions that follow those of
-/// the batch before.
+/// end, and the upkeep removes finished segments at the front. Senders and the writer drop segments
+/// to make room. A batch is added only after its sync, as a whole, with the positions that follow
+/// those of the batch before.
 ///
 /// Invariants:
 ///
@@ -81,10 +81,10 @@ pub(super) struct SpoolState {
 /// - The writer appends batches only to the last segment, and only while this segment is active.
 ///   The file of an active segment is at least as long as its records, because its room is reserved
 ///   when it is made.
-/// - `tail` holds the newest records that were stored since the start, in order, [`TAIL_BYTES`] of
-///   them at most. Some records may be missing between the others: large request bodies are never
-///   in the tail, and the records of a dropped segment are removed. A cursor whose next record is
-///   in the tail reads no file.
+/// - `tail` holds the newest records that were stored since the start, in order, at most
+///   [`TAIL_BYTES`] bytes of them. Some records may be missing between the others: large request
+///   bodies are never in the tail, and the records of a dropped segment are removed. A cursor whose
+///   next record is in the tail reads no file.
 /// - The watermark of each cursor is at or before `end`. A segment is kept at least until all
 ///   watermarks have passed it, or until it is dropped because its room is needed. A drop is
 ///   counted as a loss for each output that had not finished the segment.
@@ -138,7 +138,7 @@ pub(super) struct LogState {
 ///   new segment. The batches after it, up to the next one with `opens`, go into the same segment
 ///   and fit there ([`Accounting::check`]).
 /// - While the disk has an error, no batch waits: the writer refuses all waiting batches when it
-///   notes the error, and later batches are refused before they join the line.
+///   notes the error, and later batches are refused at once.
 pub(super) struct WriterState {
     pub(super) accounting: Accounting,
     /// The batches that wait to be written, in the order of their numbers.
@@ -202,7 +202,7 @@ pub(super) struct Chores {
 pub(super) struct Saving {
     /// `true`: the file is out of date and must be written again.
     pub(super) is_dirty: bool,
-    /// The number of bytes of lines that became final since the file was last written.
+    /// The number of bytes of lines that have become final since the file was last written.
     pub(super) unsaved: u64,
     /// The number of requests so far to save the file at once, because an output joins or leaves.
     pub(super) requested: u64,
@@ -224,7 +224,7 @@ pub(super) struct Segment {
     pub(super) size: u64,
     /// The seed of the checksums of the segment's records.
     pub(super) seed: Seed,
-    /// `true`: the file was an earlier segment before this one.
+    /// `true`: the file was another segment before this one.
     pub(super) reused: bool,
     /// `true`: no write or sync of the file has failed, and no damage was found in it. Only the
     /// file of such a segment is used again.
@@ -375,8 +375,8 @@ impl SpoolState {
         self.writing.accounting.taken() + self.writing.next_size() <= usable
     }
 
-    /// Returns the number of bytes that the writer can free without a loss of events. These are the
-    /// bytes of segments that every output has finished, even if an output wants to keep them for a
+    /// Returns the number of bytes that can be freed without a loss of events. These are the bytes
+    /// of segments that every output has finished, even if an output wants to keep them for a
     /// while; of segments that were removed from the log and are not deleted yet; and of spare
     /// files. Segments that could not be deleted do not count.
     pub(super) fn reclaimable(&self) -> u64 {
@@ -392,7 +392,7 @@ impl SpoolState {
         let Self { log, writing } = self;
         for index in chosen.into_iter().rev() {
             let Some(segment) = log.segments.remove(index) else { continue };
-            // Once for each segment that is dropped.
+            // The check runs once for each dropped segment.
             assert!(!segment.active, "the segment that is written to is not dropped");
             log.lose(&segment, metrics);
             writing.accounting.retire(segment.first.position, segment.size);
@@ -500,9 +500,9 @@ impl LogState {
 
     /// Returns the number of bytes of segments that no required output needs. If room is needed,
     /// the segments that every required output has finished are deleted, dropped or, if it is the
-    /// active one, ended. In the active segment, the room that nothing is written to and the events
-    /// that every required output has finished also count: the share of these events in the bytes
-    /// that are written is that of their number.
+    /// active one, ended. Of the active segment, the bytes that are not written yet count, and a
+    /// share of the written bytes: it is the share of the segment's events that every required
+    /// output has finished.
     pub(super) fn unneeded_bytes(&self) -> u64 {
         let needed = self.required_watermark();
         let of = |segment: &Segment| {
@@ -656,7 +656,8 @@ impl LogState {
 
     /// Adds a segment at the end of the log.
     pub(super) fn begin_segment(&mut self, segment: Segment) {
-        // Once for each segment. Positions would otherwise be given twice, or to no event.
+        // The check runs once for each segment. Without it, positions could be given twice, or to
+        // no event.
         let (first, end) = (segment.first, self.end);
         assert!(first == end, "{} does not begin at {}", first.position, end.position);
         assert!(self.segments.back().is_none_or(|last| !last.active), "the last one is ended");
@@ -666,7 +667,8 @@ impl LogState {
     /// Returns the offset in the active segment at which a group is to be written, and its place in
     /// the log. `active`: the first position of the segment that the writer has open.
     pub(super) fn place_for(&self, active: Position, group: &[Waiting]) -> (u64, LogOffset) {
-        // A few comparisons for each write and sync. A write elsewhere would destroy events.
+        // The checks are a few comparisons for each write and sync. A write at a wrong place would
+        // destroy events.
         let last = self.segments.back().filter(|last| last.active && last.first.position == active);
         let last = last.expect("a group is written to the last segment");
         let at = last.offset.next_multiple_of(BLOCK);
@@ -680,7 +682,8 @@ impl LogState {
     /// the tail has at most [`TAIL_BYTES`] bytes. The caller drops the records in `evicted` after
     /// it has released the lock, because freeing a large record takes a while.
     pub(super) fn remember(&mut self, record: TailRecord, evicted: &mut Vec<TailRecord>) {
-        // Two comparisons for each batch. A cursor finds its record here by its position.
+        // The checks are two comparisons for each batch. A cursor finds its record in the tail by
+        // its position.
         let last = self.tail.back().map(TailRecord::end);
         assert!(last.is_none_or(|last| last <= record.first.position), "{last:?} is in the tail");
         assert!(record.end() <= self.end.position, "{} is not synced", record.first.position);
@@ -749,7 +752,7 @@ impl WriterState {
         }
     }
 
-    /// Returns `Ok` if batches may join the line.
+    /// Returns `Ok` if the queue takes batches.
     ///
     /// # Errors
     ///

@@ -18,27 +18,28 @@ use crate::queue::contract::Outcome;
 use crate::queue::contract::now;
 use crate::queue::segment::LogOffset;
 
-/// This many ranges, and hashes and fates of single events, wait for the reader that records the
-/// evidence, for each output. They take about 60 MB. If nothing can be recorded, further ranges are
-/// not kept: their events are sent again after the next start. As a rule, ranges that follow each
-/// other are one.
+/// At most this many items of each output wait for the reader that records the evidence: ranges,
+/// and the hashes and fates of single events. They take about 60 MB. If nothing can be recorded,
+/// further ranges are not kept, and their events are sent again after the next start. As a rule,
+/// ranges that follow each other are joined into one.
 const WAITING_MAX: usize = 1 << 20;
 
 /// The events that one output has finished, and whose evidence is not durable yet.
 #[derive(Default)]
 pub(in crate::queue) struct Unrecorded {
-    /// For each range of these events, by its first position and its end, the place in the log at
-    /// which it begins. A range that was joined with others has the end of the first of them.
+    /// The ranges of these events: the key has a range's first position and its end, and the value
+    /// is the place in the log where the range begins. If ranges were joined into one, the key
+    /// keeps the end of the first of them.
     places: BTreeMap<(Position, Position), LogOffset>,
-    /// The place of the first event that was finished and not kept here. It stays until the process
-    /// ends.
+    /// The place of the first event that was finished and not kept here, because too much waits.
+    /// This value is never reset.
     not_kept: Option<LogOffset>,
     /// The ranges that the reader that records the evidence has not taken yet.
     finished: Vec<Finished>,
     /// The number of ranges, hashes and fates in `finished`.
     waiting: usize,
-    /// The lost events from the watermark on that were noted here. After the cursor was moved back,
-    /// it comes to them again.
+    /// The ranges of lost events, from the watermark on, that were noted already. A cursor that was
+    /// moved back comes to them again, and they must not be noted twice.
     losses: Vec<Range<Position>>,
     /// Notified when there is a range to take.
     wakes: Arc<Notify>,
@@ -130,8 +131,8 @@ impl Unrecorded {
     }
 }
 
-/// Returns `true` if all events of a range have the same end, so that the range can be joined with
-/// the next one.
+/// Returns `true` if all events of a range have the same outcome, so that the range can be joined
+/// with the next one.
 fn is_plain(outcome: &Outcome) -> bool {
     match outcome {
         Outcome::Settled(fates) => *fates == Fates::default(),

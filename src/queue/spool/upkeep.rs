@@ -33,12 +33,12 @@ use crate::queue::segment;
 /// The time between two saves of the cursors file while it is out of date.
 const SAVE_EVERY: Duration = Duration::from_secs(1);
 
-/// After files were deleted, they are deleted again at the earliest after this time, unless room is
-/// needed. Several small segments are then deleted together.
+/// After files were deleted, the next files are deleted at the earliest after this time, unless
+/// room is needed. Several small segments are then deleted together.
 const RECLAIM_EVERY: Duration = Duration::from_millis(250);
 
-/// If a file could not be deleted, it is tried again after this time. If room is needed, it is
-/// tried earlier.
+/// If a file could not be deleted, the next attempt is made after this time, or earlier if room is
+/// needed.
 const AGAIN: Duration = if cfg!(test) { Duration::ZERO } else { Duration::from_secs(5) };
 
 /// The longest time between two looks at finished segments that outputs want to keep for a while.
@@ -46,7 +46,7 @@ const AGAIN: Duration = if cfg!(test) { Duration::ZERO } else { Duration::from_s
 /// the settings may change meanwhile.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 
-/// After files could not be deleted because the cursors file can't be saved, they are tried again
+/// If files could not be deleted because the cursors file can't be saved, the next attempt is made
 /// after this time.
 const RECLAIM_RETRY: Duration = Duration::from_secs(5);
 
@@ -126,7 +126,7 @@ pub(super) struct Upkeep {
     /// The earliest time of the next save of the cursors file, unless an output joins or leaves
     /// before.
     save_at: Instant,
-    /// The number of the last request to save the cursors file (`save_requested`) at the time of
+    /// The number of the last request to save the cursors file (`Saving::requested`) at the time of
     /// the last attempt to save, even if this attempt failed.
     save_attempted: u64,
     /// `true`: the cursors file does not contain every output's name yet. No batch is stored before
@@ -289,8 +289,9 @@ impl Upkeep {
         }
     }
 
-    /// Makes the file of the next segment, before the writer needs it. If this fails, nobody is
-    /// told: the writer makes the file itself when it needs one, and then an error is an error.
+    /// Makes the file of the next segment, before the writer needs it. If this fails, only a debug
+    /// line is logged: the writer makes the file itself when it needs one, and reports an error
+    /// then.
     fn prepare(&mut self) {
         let spare = {
             let mut state = self.shared.lock();
@@ -356,7 +357,8 @@ impl Upkeep {
 
     /// Notes the end of the log that is now in the cursors file.
     fn note_end(&mut self, end: Position) {
-        // Once for each save. Positions behind the end would be given again after a crash.
+        // The check runs once for each save. If the saved end went back, positions after it would
+        // be given again after a crash.
         assert!(self.saved_end <= end, "the log ends at {end}, and before at {}", self.saved_end);
         self.saved_end = end;
     }
@@ -434,7 +436,8 @@ impl Upkeep {
         let watermark = log.watermark();
         let mut spares = Vec::new();
         for segment in log.segments.drain(..finished) {
-            // Once for each segment: what is chosen here is deleted, whoever still needs it.
+            // The checks run once for each segment. A segment that is chosen here is deleted, even
+            // if somebody still needs it.
             assert!(!segment.active, "the segment that is written to is not deleted");
             assert!(segment.end.position <= watermark, "an output needs what is deleted");
             let removed = (segment.first.position, segment.size);
