@@ -1,12 +1,12 @@
 //! The file `synced`, which says up to where the log is known to be on the disk. Its format is in
 //! docs/internals/spool-format.md.
 //!
-//! After a crash, a record at the end of the log that does not check may have two reasons: its
-//! write was not finished, so that its sender got no 200, or it was damaged later. The file tells
-//! the two apart. The writer thread notes the end of the log here after each sync and before it
-//! answers the senders. The note itself is not synced: it is in the kernel's memory, which survives
-//! a kill of the process. After a power loss the note may be older. Then it says less, and nothing
-//! wrong.
+//! If a record at the end of the log is not valid after a crash, there are two possible reasons:
+//! its write was not finished, so that its sender got no 200, or the record was damaged later. The
+//! file tells the two apart. The writer thread notes the end of the log here after each sync and
+//! before it answers the senders. The note itself is not synced: it is in the kernel's memory,
+//! which survives a kill of the process. After a power loss the note may be an older one. It is
+//! then still true, but knows of less.
 
 use std::io;
 use std::sync::Arc;

@@ -1,5 +1,5 @@
-//! The end of the log: how far it goes, and which bytes there that do not check were never
-//! acknowledged.
+//! The end of the log: how far it goes, and which invalid bytes there were never acknowledged. (The
+//! newest records in memory, which are also called the tail, are in `spool/state.rs`.)
 //!
 //! The start of the queue cuts the log off there, by the cases 14 to 18 of the table in
 //! `spool/recovery.rs`. The commands that look at a directory from outside use the same code, so
@@ -90,7 +90,7 @@ impl Tail {
         }
     }
 
-    /// Reads the groups behind that offset. Returns the damage in the last one.
+    /// Reads the groups that begin at `from` or later. Returns the damage in the last group.
     fn read_groups(&mut self, last: &SegmentFile<'_>, from: (u64, Position)) -> Vec<Unsure> {
         let mut scan = last.scan(from, Check::Lines);
         let mut unsure: Vec<Unsure> = Vec::new();
@@ -98,7 +98,8 @@ impl Tail {
             match found {
                 Found::Damage(damage) => unsure.push((damage, self.end)),
                 Found::Record(record) => {
-                    // Case 16. The first record of a group proves it for everything before.
+                    // Case 16. The first record of a group proves that everything before the group
+                    // was synced.
                     let RecordHeader { first, group, .. } = record.header;
                     let is_earlier = |(_, before): &Unsure| before.position < group;
                     if first == group || unsure.first().is_some_and(is_earlier) {

@@ -499,8 +499,9 @@ impl Writer {
             return self.upkeep().save();
         }
         // The segment must have room for the largest batch that was refused. Otherwise a nearly
-        // full disk would be well for small batches and at fault for large ones, in turn. If
-        // everything required is delivered, nothing more will be freed, and any segment will do.
+        // full disk would count as working after each small batch, and as failed after each large
+        // one. If all required outputs have finished all events, no more room will become free, and
+        // a segment of any size will do.
         let empty = {
             let state = self.shared.lock();
             state.log.required_watermark() == state.log.end.position
@@ -540,7 +541,8 @@ impl Writer {
         Ok(size)
     }
 
-    /// Takes a spare file of this size. If there is none, the upkeep may just be making it.
+    /// Takes a spare file of this size. If there is none, first waits for the upkeep's present
+    /// chore, which may be making one.
     fn take_spare(&self, size: u64) -> Option<Spare> {
         let take = || self.shared.lock().writing.accounting.take_spare(size);
         take().or_else(|| {
@@ -651,9 +653,9 @@ impl Writer {
     }
 
     /// Finds out whether a segment can be deleted when the disk is full although `queue.max_bytes`
-    /// is not reached. Returns `true` if every output has finished some segment. Otherwise drops a
-    /// segment that only optional outputs need, and returns `true`. If there is none, returns
-    /// `false`.
+    /// is not reached. Returns `true` if there is a segment that every output has finished.
+    /// Otherwise drops a segment that only optional outputs need, and returns `true`. If there is
+    /// none, returns `false`.
     fn drop_for_space(&self) -> bool {
         let mut state = self.shared.lock();
         if state.log.finished().next().is_none() {
@@ -673,8 +675,9 @@ impl Writer {
     }
 
     /// Ends the active segment if the queue is full and every required output has finished all
-    /// events, so that the room of the segment can be used. Segments that only optional outputs
-    /// need may give enough room only together with this segment: they are dropped.
+    /// events, so that the room of the segment can be used. Also drops all segments that only
+    /// optional outputs need, because their room may be enough only together with the room of this
+    /// segment.
     fn seal_for_room(&mut self) {
         let mut state = self.shared.lock();
         if !state.can_seal_for_room() {
@@ -724,7 +727,7 @@ fn write_header(file: &dyn File, header: SegmentHeader) -> io::Result<()> {
     file.sync()
 }
 
-/// Returns the length of something that is in memory, as the type of lengths in memory.
+/// Converts the length of something that is in memory to `usize`.
 fn length(bytes: u64) -> usize {
     usize::try_from(bytes).unwrap_or(usize::MAX)
 }
