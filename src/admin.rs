@@ -402,7 +402,7 @@ fn is_verbose(parameter: &str) -> bool {
     parameter == "verbose" || parameter.starts_with("verbose=")
 }
 
-/// Adds the headers that every response of the admin server has: caches must not store the
+/// Adds the headers of a response that describes the present state: caches must not store the
 /// response, and browsers must believe its Content-Type.
 fn for_now(mut response: Response<Full<Bytes>>) -> Response<Full<Bytes>> {
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));

@@ -1,8 +1,8 @@
-//! For how long the filter of an output has dropped every event, which a single look at the
-//! counters does not show.
+//! Finds out for how long the filter of an output has dropped every event. A single look at the
+//! counters does not show this.
 //!
-//! The samples of the history tell it, so the time is exact to ten seconds. No clock and no I/O:
-//! callers pass the time.
+//! The samples of the history are the source, so the time is exact to ten seconds. Nothing here
+//! reads a clock or does I/O: callers pass the time.
 
 use std::time::Duration;
 
@@ -11,12 +11,12 @@ use tokio::time::Instant;
 /// After this time without a dropped event, it is unknown what the filter does.
 const PAUSE: Duration = Duration::from_secs(60);
 
-/// An output whose filter drops every event.
+/// The record of one output: whether its filter drops every event, and since when.
 #[derive(Debug, Clone, Default)]
 pub(super) struct AllDropped {
     /// The delivered and the dropped events at the last sample; `None` before the first one.
     before: Option<[f64; 2]>,
-    /// The first sample of the spell; `None` if there is none.
+    /// The first sample since which the filter has dropped every event; `None` if it does not.
     since: Option<Instant>,
     /// The last sample in which events were dropped.
     last: Option<Instant>,

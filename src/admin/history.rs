@@ -2,8 +2,8 @@
 //! survive a reload of the page, and for rates over the last minute. `GET /status/history` shows
 //! it.
 //!
-//! Memory: 2,880 bytes for each line of 360 numbers. The relay itself has 7 lines, and each output
-//! has 6: with 20 outputs that is 366 kB, and with 200 outputs 3.5 MB. An output that leaves the
+//! Memory: 2,880 bytes for each line of 360 numbers. The relay itself has 8 lines, and each output
+//! has 6: with 20 outputs that is 369 kB, and with 200 outputs 3.5 MB. An output that leaves the
 //! config leaves the history too.
 
 use std::collections::BTreeMap;
@@ -64,7 +64,7 @@ const OUTPUT_LINES: [&str; 6] = [
 /// The indices, in [`OUTPUT_LINES`], of the lines that tell whether an output falls behind.
 const BACKLOG_AND_LAG: [usize; 2] = [4, 5];
 
-/// The index, in [`LINES`], of the bytes that fill the queue.
+/// The index, in [`LINES`], of the needed bytes of the queue.
 const NEEDED: usize = 5;
 
 /// The minimum and the maximum number of points over which the growth of the queue is computed:

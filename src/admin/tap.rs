@@ -81,8 +81,8 @@ const SAMPLE_MAX: u32 = 1000;
 /// Shown events are written together until they have this many bytes.
 const FRAME_BYTES: usize = 32 * 1024;
 
-/// The frames that wait between the task of a tap and its connection. Each has at most
-/// [`FRAME_BYTES`], or one event.
+/// The greatest number of frames that wait between the task of a tap and its connection. Each has
+/// at most [`FRAME_BYTES`], or one event.
 const FRAMES: usize = 2;
 
 /// The shortest time between two log lines about refused requests for a tap.
@@ -401,7 +401,7 @@ struct Writer {
     frames: mpsc::Sender<Bytes>,
     /// Lines that are not handed to the connection yet.
     lines: String,
-    /// The events that were skipped since the last notice.
+    /// The events that have been skipped since the last notice.
     skipped: Skipped,
     /// The number of events that were compared with the reader's conditions.
     seen: u64,
