@@ -7,9 +7,9 @@
 //! or query of a URL: they may hold a token.
 //!
 //! With `round_robin`, a request that is silent while another address works (`silence`) is sent to
-//! that address too, once, and the first answer counts. A single consumer is given all of
-//! `timeouts.request`. So is the first consumer of a `failover`: the others get no requests, so
-//! nobody knows whether they work.
+//! that address too, once, and the first answer counts. A single consumer has the whole time of
+//! `timeouts.request` for its answer. The first consumer of a `failover` has it too: the others get
+//! no requests, so nobody knows whether they work.
 //!
 //! | floor | files | what they know |
 //! |---|---|---|
@@ -132,7 +132,7 @@ impl Connect for HttpConnector {
     }
 
     fn is_ordered(&self) -> bool {
-        // If only some events of a request go again, they come after the others.
+        // If only some events of a request are sent again, they come after the others.
         self.client.config.concurrency == 1 && !self.client.api.wraps_events()
     }
 

@@ -9,7 +9,7 @@
 //! | floor | files | what they know |
 //! |---|---|---|
 //! | 1 | `plan` `signature` | the ranges of objects · AWS Signature Version 4 |
-//! | 2 | `object` `sts` | the lines, the name and the bytes of an object · keys that hold for some time |
+//! | 2 | `object` `sts` | the lines, the name and the bytes of an object · temporary keys |
 //! | 3 | `bucket` | requests and answers |
 //! | 4 | `link` | when an object ends, and what becomes of it |
 
@@ -112,7 +112,7 @@ impl OutputSettings for Settings {
     }
 }
 
-/// Reads the plain keys of this type. A part with a value that is wrong is `None`.
+/// Reads the plain keys of this type. A part of the result is `None` if one of its values is wrong.
 fn own(t: &mut Table<'_, '_>) -> (Option<Address>, Option<Credentials>, Limits) {
     let bucket = t.word(required("bucket", "name", "bucket for the objects"), bucket_name);
     let region = t.word(required("region", "name", "like \"eu-central-1\""), region_name);
@@ -183,7 +183,8 @@ fn region_name(text: &str) -> Result<String, String> {
     name(text, 1, "-_").ok_or_else(|| what.to_owned())
 }
 
-/// Returns a text that has `least` to 63 letters, digits and characters of `others`.
+/// Returns the text if it has `least` to 63 letters, digits and characters of `others`; otherwise
+/// `None`.
 fn name(text: &str, least: usize, others: &str) -> Option<String> {
     let in_a_name = |c: char| c.is_ascii_alphanumeric() || others.contains(c);
     let is_name = (least..=63).contains(&text.len()) && text.chars().all(in_a_name);

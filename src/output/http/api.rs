@@ -105,8 +105,8 @@ pub(in crate::output) trait Api: Send + Sync + 'static {
         Ok(None)
     }
 
-    /// Takes up what [`Api::authorization`] has read last. Called when all files of the output have
-    /// been read without an error.
+    /// From now on uses the values that [`Api::authorization`] has read last. Called when all files
+    /// of the output have been read without an error.
     fn take_up(&self) {}
 
     /// Starts the work that the protocol does besides its requests, such as renewing a token.
@@ -207,8 +207,8 @@ pub(in crate::output) trait Api: Send + Sync + 'static {
     }
 
     /// Returns the body of the request that carries a batch, before compression. If the protocol
-    /// wraps events, only as many of them as have room in `max_bytes`, but at least one. `queue` is
-    /// the identity of the queue.
+    /// wraps events, the body has only as many of them as fit into `max_bytes`, but at least one.
+    /// `queue` is the identity of the queue.
     fn encode(&self, batch: Batch, queue: Identity, max_bytes: u64) -> Encoded;
 
     /// Checks that an answer with a status 2xx is the acknowledgement of this protocol, and does
@@ -217,7 +217,7 @@ pub(in crate::output) trait Api: Send + Sync + 'static {
     /// sent again.
     fn acknowledged(&self, reply: &Reply<'_>) -> Result<(), String>;
 
-    /// Returns the result of a request that was answered, and not by a 2xx that
+    /// Returns the result of a request that was answered. It is not called for a 2xx that
     /// [`Api::acknowledged`] refuses. As a rule, the result follows from the status. An answer that
     /// came before the consumer had the whole request is judged too, without its body, unless its
     /// status is 2xx.

@@ -76,7 +76,8 @@ impl Client {
     ///
     /// # Errors
     ///
-    /// There was no answer, or none that can be understood. It may have confirmed requests.
+    /// There was no answer, or none that can be understood. The consumer may have confirmed
+    /// requests in it.
     async fn ask_one(
         &self,
         connection: &mut PooledConnection,

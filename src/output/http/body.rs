@@ -51,8 +51,8 @@ pub(super) struct Pieces {
     is_list: bool,
     /// The number of bytes of the body that are not in a piece yet.
     left: u64,
-    /// The memory of the last copied piece, which the next one takes again if hyper has written and
-    /// dropped the last one.
+    /// The memory of the last copied piece. It is used again for the next one if hyper has written
+    /// and dropped the last one.
     copied: BytesMut,
 }
 

@@ -86,9 +86,9 @@ pub(super) struct Client {
 /// The room for events in a request.
 pub(super) struct Room {
     pub(super) limits: config::BatchLimits,
-    /// How many times as large as the events of a batch the body of its request is, as the requests
-    /// so far have shown. The value is in thousandths, at least 1,000. It rises at once, and falls
-    /// slowly, so that few batches find no room in their request.
+    /// The size of a request's body divided by the size of its batch's events, as the requests so
+    /// far have shown. The value is in thousandths, and at least 1,000. It rises at once, and falls
+    /// slowly, so that few batches are too large for their request.
     growth: AtomicU64,
 }
 

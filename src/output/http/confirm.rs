@@ -2,8 +2,8 @@
 //!
 //! Such a request belongs to the connection on which it was sent, because a consumer may have
 //! several servers behind one address, and only the server that took the request can confirm it. If
-//! the connection ends before that, nobody can say what became of its requests, and their events
-//! are sent again: an event may then arrive twice, but none is lost.
+//! the connection ends before that, nobody can say what became of its requests. They become
+//! *doubts*: their events are sent again, and an event may then arrive twice, but none is lost.
 
 use std::collections::BTreeSet;
 use std::collections::VecDeque;
@@ -24,7 +24,7 @@ use crate::queue::Claim;
 use crate::telemetry::AttemptError;
 
 /// The greatest number of requests of an output that the consumer has taken and not confirmed. At
-/// this number, no other request begins.
+/// this number, no other request is sent.
 pub(super) const UNCONFIRMED_MAX: usize = 1024;
 
 /// A request that the consumer has taken and not confirmed yet.
@@ -51,7 +51,7 @@ pub(super) struct Confirmations {
     asked: Instant,
     /// The id of the address to which the connection leads.
     consumer: usize,
-    /// The figures of that address, which count the requests when they are confirmed, or are
+    /// The figures of that address, which count the requests when they are confirmed or become
     /// doubts.
     figures: Arc<Figures>,
     doubts: Arc<Doubts>,

@@ -2,10 +2,10 @@
 //!
 //! A balancer in front of several servers may give each client a cookie, by which it sends the
 //! client's further requests to the same server. A protocol whose consumer confirms requests later
-//! needs that: only the server that has taken a request can confirm it. So the requests of a
-//! connection carry the cookies of its earlier answers (RFC 6265), and no other connection gets
-//! them. A cookie lives as long as its connection, unless an answer deletes it. The attribute
-//! `Domain` is not needed, because a connection leads to one host.
+//! needs that: only the server that has taken a request can confirm it. The requests of a
+//! connection therefore carry the cookies of its earlier answers (RFC 6265), and no other
+//! connection gets them. A cookie lives as long as its connection, unless an answer deletes it. The
+//! attribute `Domain` is not needed, because a connection leads to one host.
 //!
 //! Cookies may be secrets, so nothing here shows them.
 
@@ -44,9 +44,9 @@ impl Cookie {
 }
 
 impl Cookies {
-    /// Takes up the cookies that the answer with these headers sets or deletes. `target` is the
-    /// path and query of its request, and `https` says if the connection is encrypted. Ignores a
-    /// cookie for which there is no room.
+    /// Stores the cookies that the answer with these headers sets, and removes those that it
+    /// deletes. `target` is the path and query of its request, and `https` says if the connection
+    /// is encrypted. Ignores a cookie for which there is no room.
     pub(super) fn take_up(&mut self, headers: &HeaderMap, target: &str, https: bool) {
         for header in headers.get_all(header::SET_COOKIE) {
             let parsed = parse(header.as_bytes(), path_of(target), https);
@@ -60,8 +60,8 @@ impl Cookies {
         }
     }
 
-    /// Returns the header `Cookie` of a request to this path and query; `None` if it has none.
-    /// `more` are the cookies of the config.
+    /// Returns the header `Cookie` of a request to this path and query; `None` if no cookie of the
+    /// connection belongs to this path. `more` are the cookies of the config, which come first.
     pub(super) fn header(&self, target: &str, more: Option<&HeaderValue>) -> Option<HeaderValue> {
         let path = path_of(target);
         let own = self.0.iter().filter(|cookie| cookie.is_for(path));
@@ -126,7 +126,7 @@ fn pair(text: &[u8]) -> (&[u8], Option<&[u8]>) {
     }
 }
 
-/// Returns whether a cookie with this `Max-Age` is over; `None` if the value is not a number.
+/// Returns whether a cookie with this `Max-Age` has expired; `None` if the value is not a number.
 fn is_past_age(value: &str) -> Option<bool> {
     let digits = value.strip_prefix('-').unwrap_or(value);
     let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());

@@ -99,7 +99,7 @@ fn no_answer(limit: Duration) -> String {
     format!("no answer and no progress for {} s", limit.as_secs_f64())
 }
 
-/// The reasons of failures for which the consumer could not be reached, or has not answered.
+/// The reasons of failures in which the consumer could not be reached, or has not answered.
 const NO_ANSWER: [AttemptError; 5] = [
     AttemptError::Resolve,
     AttemptError::Connect,
@@ -138,8 +138,8 @@ impl Client {
     }
 
     /// Sends a checkpoint of the evidence to the address whose turn it is, as a request of its own.
-    /// An answer says nothing about the address: the consumer may take events, and no checkpoints.
-    /// The silence of a consumer does.
+    /// An answer does not show whether the address takes events: a consumer may take events and
+    /// refuse checkpoints. If no answer comes, the failure counts against the address.
     pub(super) async fn send_checkpoint(&self, lane: &mut Lane, checkpoint: &Checkpoint) -> Fate {
         let (expanded, attempt, queue) = match self.begin().await {
             Ok(begun) => begun,
@@ -177,8 +177,8 @@ impl Client {
         }
     }
 
-    /// Sends a request that a link of the protocol's own has made, to the address whose turn it is.
-    /// Otherwise does the same as [`Client::attempt`].
+    /// Sends a request to the address whose turn it is. The request was made by a link that belongs
+    /// to the protocol. Otherwise does the same as [`Client::attempt`].
     pub(super) async fn transfer(&self, lane: &mut Lane, load: Load) -> (usize, Outcome) {
         match self.begin().await {
             Ok((expanded, attempt, _)) => self.send_to(lane, &expanded, attempt, &load).await,
@@ -266,7 +266,7 @@ impl Client {
             match &mut connection {
                 Some(open) if open.confirmations.has(number) => {
                     outcome = Outcome::Failed(Failure::new(AttemptError::Acknowledgement, AGAIN));
-                    // The requests on the connection become doubts.
+                    // The unconfirmed requests on the connection become doubts, and are sent again.
                     connection = None;
                 }
                 Some(connection) => {
@@ -488,8 +488,8 @@ impl Client {
         }
     }
 
-    /// Returns a connection for a request: `pooled`, or a new one if the peer has closed that, or
-    /// if it is not ready within `timeouts.connect`. The `bool` is `true` if it is `pooled`.
+    /// Returns a connection for a request: `pooled` if there is one and it is ready within
+    /// `timeouts.connect`, otherwise a new one. The `bool` is `true` if the connection is `pooled`.
     async fn connected(
         &self,
         pooled: Option<PooledConnection>,

@@ -28,8 +28,8 @@ use crate::queue::Take;
 /// events that come one by one are collected, so that they share the next request.
 const COALESCE: Duration = Duration::from_millis(5);
 
-/// A request of at least this many bytes is not small: the next request may begin at once, and does
-/// not wait for [`COALESCE`].
+/// A request of at least this many bytes is not small: the next request does not wait for
+/// [`COALESCE`].
 const SMALL_BYTES: u64 = 64 * 1024;
 
 /// A running request, as a future. It owns its lane, and returns the lane and the result.
@@ -78,7 +78,7 @@ pub(in crate::output) struct HttpLink {
     busy: FuturesUnordered<UnderWay>,
     /// The requests that the consumer has confirmed, and that are not reported yet.
     confirmed: VecDeque<Settled>,
-    /// The time until which no other request may begin; `None` if a request may begin now. See
+    /// The time until which no other request is sent; `None` if a request can be sent now. See
     /// [`COALESCE`].
     waits_until: Option<Instant>,
     /// The id of the address to which the last finished request was sent.
@@ -186,7 +186,7 @@ impl Link for HttpLink {
             if let Some(event) = self.finished() {
                 return event;
             }
-            // The futures are made before the things that they are about are looked at, so that no
+            // These futures are made before the state is read whose changes they report, so that no
             // change is missed.
             let (changed, doubted) = (client.endpoints.changed(), client.doubts.added.notified());
             let (expiry, next) = (self.tidy(), self.ask());

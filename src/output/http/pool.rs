@@ -66,7 +66,8 @@ impl PooledConnection {
         self.confirmations.is_empty()
     }
 
-    /// Takes up the cookies of an answer. `target` is the path and query of its request.
+    /// Stores the cookies that an answer sets, for later requests on this connection. `target` is
+    /// the path and query of the request that was answered.
     pub(super) fn take_up_cookies(&mut self, headers: &HeaderMap, target: &str) {
         if let Some(cookies) = &mut self.cookies {
             cookies.take_up(headers, target, self.key.base.https);
@@ -82,9 +83,8 @@ impl PooledConnection {
 
 /// A slot for one request at a time. The slot keeps the open connections of its earlier requests:
 /// at most as many as the output has addresses, unless requests on them wait for their
-/// confirmation. An output has as many lanes as its setting
-/// `concurrency` says. A running request owns its lane; the link owns the lanes that no request
-/// uses.
+/// confirmation. An output has as many lanes as its setting `concurrency` says. A running request
+/// owns its lane; the link owns the lanes that no request uses.
 #[derive(Default)]
 pub(super) struct Lane {
     /// The open connections that no request uses now. The first one has been unused for the longest
@@ -129,8 +129,8 @@ impl Lane {
         self.idle.retain(|connection| !connection.is_free() || !is_over(connection));
     }
 
-    /// Returns when the consumer was asked for confirmations on an idle connection, for the
-    /// connection on which that is the longest time ago. `None` if there is nothing to ask.
+    /// Returns when the consumer was last asked for confirmations on the idle connection that has
+    /// waited longest for the next question. `None` if there is nothing to ask.
     pub(super) fn first_asked(&self) -> Option<Instant> {
         self.idle.iter().filter_map(|connection| connection.confirmations.asked()).min()
     }

@@ -38,7 +38,7 @@ impl Transfers {
         self.client.room.limits
     }
 
-    /// Notes that the next request was sent before.
+    /// Counts a retry: the next request was sent before.
     pub(in crate::output) fn count_retry(&self) {
         self.client.metrics.retries.increment(1);
     }

@@ -74,8 +74,9 @@ impl HttpEndpoint {
         })
     }
 
-    /// Cuts off the first of `paths`, which are the protocol's own, with which the path of the URL
-    /// ends. Vendors print URLs with such a path, which [`HttpEndpoint::target`] adds again.
+    /// `paths` are the protocol's own paths. If the path of the URL ends with one of them, cuts off
+    /// the first one that fits. Vendors print URLs with such a path, and [`HttpEndpoint::target`]
+    /// adds it again.
     pub(super) fn cut(&mut self, paths: &[String]) {
         let path = self.path.trim_end_matches('/');
         let own = paths.iter().filter(|own| !own.is_empty());

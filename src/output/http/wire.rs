@@ -7,11 +7,11 @@
 //! or half of a head, are not.
 //!
 //! An answer acknowledges a batch only if its first byte was sent after the request's last byte had
-//! arrived. TCP lets us tell: the segment with the answer's first byte also acknowledges everything
-//! that the peer has read (RFC 9293 §3.1). Bytes that are not acknowledged when we read the
-//! answer's first byte were not read by the peer either. [`WatchedStream`] notes this for each byte
-//! of an answer as it is read, and looks for an answer before each write that is not the request's
-//! first.
+//! arrived. TCP lets us tell: the TCP segment with the answer's first byte also acknowledges
+//! everything that the peer has read (RFC 9293 §3.1). Bytes that are not acknowledged when we read
+//! the answer's first byte were not read by the peer either. [`WatchedStream`] notes this for each
+//! byte of an answer as it is read, and looks for an answer before each write that is not the
+//! request's first.
 
 use std::io;
 use std::pin::Pin;

@@ -64,7 +64,8 @@ pub(super) struct Address {
     pub(super) region: String,
     /// The beginning of the names of all objects, without `/` at its ends; empty: none.
     pub(super) prefix: String,
-    /// `true`: the bucket is the first part of the path; `false`: of the host's name.
+    /// `true`: the bucket is the first part of the path; `false`: it is the first part of the
+    /// host's name.
     pub(super) path_style: bool,
     /// `true`: an object is written only if there is none of its name (`If-None-Match: *`).
     pub(super) conditional: bool,
@@ -77,7 +78,7 @@ pub(super) struct KeyFiles {
     pub(super) secret: PathBuf,
 }
 
-/// The source of the keys, with the newest ones.
+/// The source of the keys, and the keys that came from it last.
 pub(super) enum Keys {
     Files {
         files: KeyFiles,

@@ -56,26 +56,26 @@ use crate::queue::Take;
 use crate::telemetry::AttemptError;
 
 /// The age at which an object ends while the relay drains, or while another delivery is to replace
-/// this one. Events of these moments share an object.
+/// this one. The events that come within this time share an object.
 const LAST_AGE: Duration = Duration::from_millis(100);
 
-/// The age at which an object ends while the queue is nearly full. Its events are the room that
-/// senders wait for.
+/// The age at which an object ends while the queue is nearly full. The events of the object take
+/// the room that senders wait for.
 const CROWDED_AGE: Duration = Duration::from_secs(1);
 
-/// An object that was begun before ends where it ended before. If no more of its events come for
-/// this time, because they are lost, it ends without them.
+/// An object that an earlier link has ended, and may have stored, ends at the same position again.
+/// If no more of its events come for this time, because they are lost, it ends without them.
 const PLANNED_PAUSE: Duration = Duration::from_secs(10);
 
 /// The value of [`PLANNED_PAUSE`] while the relay drains, or while another delivery is to replace
 /// this one.
 const LAST_PLANNED_PAUSE: Duration = Duration::from_secs(1);
 
-/// An object that was begun before may have this many times the bytes of another one, because the
-/// limits or the filter may have been different then.
+/// An object that an earlier link has ended may have this many times the bytes of another one,
+/// because the limits or the filter may have been different then.
 const PLANNED_TIMES: u64 = 4;
 
-/// How often the link looks whether the queue is nearly full.
+/// The time between two checks whether the queue is nearly full.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// After a small batch (fewer than [`SMALL_BYTES`], and less than half of what a batch may have),
@@ -92,7 +92,7 @@ const SMALL_BYTES: u64 = 64 * 1024;
 const INCOMPLETE: &str = "the relay ends before all events of an object that may be stored already \
                           have come: they stay in the queue";
 
-/// The claim of an object without events. A server that has the object says nothing about events.
+/// The claim of an object that holds a checkpoint, and no events.
 const NO_EVENTS: Claim = Claim { start: Position::START, end: Position::START };
 
 /// The limits of an object.
@@ -382,7 +382,8 @@ impl Link for S3Link {
         self.pack(batch);
     }
 
-    /// The open object ends before its age. One that was begun before keeps its end.
+    /// Lets the open object end before it has reached its age. An object that an earlier link has
+    /// ended keeps its end.
     fn flush(&mut self) {
         self.collected.is_flushed = true;
     }
@@ -459,7 +460,7 @@ impl Link for S3Link {
     }
 
     /// Aborts the requests. Waits at most [`CLOSE_TIME`] for the threads, which end by themselves:
-    /// nobody else may save meanwhile.
+    /// no other link may save ranges meanwhile.
     async fn close(self) {
         drop((self.storing, self.checkpoint, self.beside));
         self.threads.close();

@@ -49,7 +49,8 @@ pub(super) struct Object {
     /// The position at which the object ends at the latest: the next event belongs to another
     /// object. `None` if the object may end anywhere.
     pub(super) until: Option<Position>,
-    /// `true` if an object that ends at `until` was begun before, and may be stored.
+    /// `true` if an earlier link has ended this object at `until`, so that it may be stored
+    /// already.
     pub(super) is_planned: bool,
     /// The position and the time of acceptance (in milliseconds since 1970) of the first event.
     first: Option<(Position, u64)>,

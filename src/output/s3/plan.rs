@@ -1,6 +1,6 @@
-//! The ranges of positions that objects have: they are decided once, and kept with the queue, so
-//! that after a reload the same events make the same objects, and with a directory also after a
-//! crash.
+//! The ranges of positions that objects have. A range is decided once, and kept with the queue.
+//! After a reload, and with a directory also after a crash, the same events therefore make the same
+//! objects.
 //!
 //! A range is kept until the queue says that its events are final.
 
@@ -49,9 +49,10 @@ impl Range {
 /// The object to which an event belongs.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Place {
-    /// The object that the server has, with the events before this position.
+    /// An object that the server has. It ends before this position.
     Stored(Position),
-    /// An object that was begun before and may be stored. It ends before this position.
+    /// An object whose range was decided before, and that may be stored already. It ends before
+    /// this position.
     Planned(Position),
     /// A new object, which must end before this position, where another one begins.
     Before(Position),
@@ -137,8 +138,7 @@ impl Plan {
     }
 
     /// Changes the ranges, and saves them. A disk that refuses must not keep the relay from
-    /// delivering what it has, so a failure is only logged: the same range is saved at the next
-    /// change.
+    /// delivering what it has, so a failure is only logged: the next change saves all ranges again.
     fn change(&self, change: impl FnOnce(&mut Vec<Range>)) {
         // One change is saved after the other.
         let mut is_told = lock(&self.saving);

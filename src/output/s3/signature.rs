@@ -16,8 +16,7 @@ use crate::audit::time::rfc3339;
 pub(super) struct SigningKey {
     pub(super) id: String,
     pub(super) secret: String,
-    /// The token of keys that hold for some time only; `None` for keys that hold until they are
-    /// deleted.
+    /// The token of temporary keys; `None` for keys that are valid until they are deleted.
     pub(super) session: Option<String>,
 }
 

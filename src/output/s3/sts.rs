@@ -1,5 +1,5 @@
-//! Keys that hold for some time, from the AWS Security Token Service: the pod shows the token of
-//! its service account. Source: AWS STS API Reference, `AssumeRoleWithWebIdentity`.
+//! Temporary keys from the AWS Security Token Service, which gives them for the token of the pod's
+//! service account. Source: AWS STS API Reference, `AssumeRoleWithWebIdentity`.
 
 use std::path::PathBuf;
 use std::sync::Arc;
