@@ -187,8 +187,8 @@ struct Posted {
 /// The loop has two phases. The first phase lasts for the length of the demo or until `stop` is
 /// cancelled. In this phase the loop sends a batch every [`BATCH_EVERY`], unless [`UNDER_WAY_MAX`]
 /// batches have no response; each batch has a task of its own; for a while the consumer is away. In
-/// the second phase the loop begins no batch, and waits until all accepted events have arrived, but
-/// not without limit.
+/// the second phase the loop sends no more batches, and waits until all accepted events have
+/// arrived, but not without limit.
 ///
 /// The loop updates the figures at least every [`LOOK`]. In the result, an event counts as sent
 /// when the relay has accepted it, or has refused it permanently or in every attempt. An event that

@@ -1,7 +1,7 @@
 //! The number of an event in the log.
 //!
-//! A type of its own, so that a position can't be passed for a count of events, a byte number or a
-//! file offset: those are plain `u64`.
+//! A position is a type of its own, so that it can't be passed for a count of events, a byte number
+//! or a file offset: those are plain `u64`.
 
 use std::fmt;
 use std::ops::Add;

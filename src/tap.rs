@@ -18,7 +18,7 @@
 //! - An event is shown when the consumer has acknowledged it.
 //! - Each acknowledged event that is not handed to the reader is counted with a reason.
 //!
-//! The files of this room stand on floors; a file imports only from floors below its own.
+//! The files of this module stand on floors. A file imports only from floors below its own.
 //!
 //! | floor | files | what they know |
 //! |---|---|---|
@@ -53,7 +53,7 @@ pub use view::View;
 pub const TAPS_MAX: usize = 4;
 
 /// The maximum number of bytes of lines that wait for one tap, from the moment of their copy until
-/// the reader's task takes them. Each line counts `LINE_OVERHEAD` more than its length.
+/// the reader's task is done with them. Each line counts `LINE_OVERHEAD` more than its length.
 pub const ROOM_BYTES: usize = 2 << 20;
 
 /// The maximum number of lines per second that are copied for one tap. The lines of a second may
@@ -73,7 +73,7 @@ const LINE_OVERHEAD: usize = 128;
 
 /// The taps of a relay. The relay, its deliveries and the admin server share this value.
 pub struct Taps {
-    /// The number of open taps. Deliveries read only this number while there is none.
+    /// The number of open taps. While no tap is open, deliveries read only this number.
     open: AtomicUsize,
     readers: Mutex<Vec<Arc<Reader>>>,
     metrics: TapMetrics,
@@ -212,7 +212,7 @@ impl Skipped {
 /// The reason why no more lines of a batch are copied for a tap.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Why {
-    /// The lines or the bytes of this second are used up.
+    /// The tap has used up the lines or the bytes that it may have in this second.
     Rate,
     /// The room of the tap is taken.
     Full,
@@ -222,10 +222,10 @@ pub(crate) enum Why {
 pub(crate) struct Reader {
     /// The name of the output whose events the tap shows; `None` for all outputs.
     output: Option<String>,
-    /// The bytes of the copied lines that exist. At most [`ROOM_BYTES`].
+    /// The number of bytes of all copied lines that exist, at most [`ROOM_BYTES`].
     held: AtomicUsize,
     state: Mutex<ReaderState>,
-    /// Told when a line is put into an empty queue.
+    /// Notified when lines are handed over.
     arrived: Notify,
 }
 
@@ -312,7 +312,7 @@ impl Allowance {
         Self { per_second, left: per_second, refilled: Instant::now() }
     }
 
-    /// Returns `true` if as much is left.
+    /// Returns `true` if this much is left.
     fn has(&mut self, amount: f64) -> bool {
         let now = Instant::now();
         let passed = now.saturating_duration_since(self.refilled).as_secs_f64();
@@ -321,7 +321,7 @@ impl Allowance {
         self.left >= amount
     }
 
-    /// Takes this much and returns `true` if as much is left.
+    /// Takes this much, and returns `true`. If less is left, takes nothing, and returns `false`.
     pub fn take(&mut self, amount: f64) -> bool {
         let is_left = self.has(amount);
         if is_left {

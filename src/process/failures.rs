@@ -1,4 +1,4 @@
-//! Reports that a task or a thread has ended without which the process cannot continue.
+//! Reports the end of a task or a thread without which the process cannot continue.
 
 use std::any::Any;
 use std::future::Future;

@@ -5,7 +5,8 @@ use std::time::Duration;
 use super::measured::EVENTS_PER_SECOND_OF_APISERVER;
 use super::measured::PEAK;
 
-/// The greatest rate that is computed, in events per second. kube-apiserver sends 4,000.
+/// The greatest rate that is computed, in events per second. One kube-apiserver sends at most 4,000
+/// at its defaults.
 pub const EVENTS_PER_SECOND_MAX: f64 = 10_000_000.0;
 
 /// The smallest rate that is computed, in events per second: one event in about a day.

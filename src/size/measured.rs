@@ -35,8 +35,9 @@ pub const HEADROOM: f64 = 1.25;
 /// The bytes that a queue in memory counts for each batch besides its events.
 pub const BATCH_OVERHEAD_MEMORY: f64 = crate::config::BATCH_OVERHEAD as f64;
 
-/// The most bytes that a queue on disk takes for each batch besides its events: the header of the
-/// record (64 bytes), and the padding up to 4,096 bytes of a batch that is synced alone.
+/// The maximum number of bytes that a queue on disk takes for each batch besides its events: the
+/// header of the record (64 bytes), and the padding up to 4,096 bytes of a batch that is synced
+/// alone.
 pub const BATCH_OVERHEAD_DISK: f64 = 4_096.0 + 64.0;
 
 /// The largest file of a queue on disk, in bytes: the default of `queue.segment_bytes`.
@@ -51,7 +52,7 @@ pub const SEGMENTS_OPEN: u64 = 2;
 
 /// The part of `queue.max_bytes` that is kept free for damaged records, which is at most 64 MiB.
 pub const QUARANTINE_PART: u64 = 16;
-/// The most bytes that are kept free for damaged records.
+/// The maximum number of bytes that are kept free for damaged records.
 pub const QUARANTINE_MAX: u64 = 64 * MIB;
 
 /// The smallest queue that is proposed. A smaller one has no room for a batch of 400 large events.
@@ -83,9 +84,9 @@ pub const PROGRAM: u64 = 32 * MIB;
 pub const QUEUE_ON_DISK: u64 = 32 * MIB;
 /// The memory of a connection that has just had a request.
 pub const CONNECTION: u64 = 160 * KIB;
-/// The most connections: `limits.max_connections`, as in the shipped manifests.
+/// The maximum number of connections: `limits.max_connections`, as in the shipped manifests.
 pub const CONNECTIONS: u64 = 1_024;
-/// The least `limits.max_in_flight`, as in the shipped manifests.
+/// The smallest `limits.max_in_flight` that is proposed, as in the shipped manifests.
 pub const IN_FLIGHT_MIN: u64 = 128 * MIB;
 /// The seconds for which a body is in memory before it is in the queue. The slowest answers of a
 /// queue on disk at half load took 0.03 s.
@@ -118,8 +119,8 @@ pub const CPU_FURTHER: f64 = 0.3;
 pub const CPU_REQUEST_MEMORY: f64 = 0.000_13;
 /// The same with the queue on disk: 2.6 times as much.
 pub const CPU_REQUEST_DISK: f64 = 0.000_34;
-/// The least CPU request in thousandths of a core, as in the shipped manifests: for the start, a
-/// reload, and TLS handshakes.
+/// The smallest CPU request that is proposed, in thousandths of a core, as in the shipped
+/// manifests: for the start, a reload, and TLS handshakes.
 pub const CPU_MIN: u64 = 100;
 
 /// The resources that one type of output needs.

@@ -172,8 +172,8 @@ fn check(load: &Load) -> Result<(), String> {
 /// formula.
 ///
 /// A kube-apiserver has one connection, and all its events go to the relay at its other end. Every
-/// 15 minutes it makes a new connection, so an outage is a number of draws. With p = 1 /
-/// (replicas - 1), the part is p and three standard deviations of its mean over the draws.
+/// 15 minutes it makes a new connection, so an outage has a number of draws. With p = 1 / (replicas
+/// - 1), the share is p plus three standard deviations of the mean over the draws.
 fn share(load: &Load) -> (f64, String) {
     if load.replicas <= 2 {
         let why = match load.replicas {

@@ -1,8 +1,9 @@
-//! What the reader of a tap asks for: `verb=delete`, `user=system:serviceaccount:*`, `code>=400`.
+//! The conditions by which the reader of a tap asks for events: `verb=delete`,
+//! `user=system:serviceaccount:*`, `code>=400`.
 //!
-//! A doubt shows an event: if an event has several values for a key (the namespace of the URL and
-//! that of the body, the user and the one as whom the user acts), one that fits is enough. A client
-//! therefore cannot hide an event by what it writes into a request.
+//! In doubt an event is shown: if it has several values for a key (the namespace of the URL and
+//! that of the body, or the user and the impersonated user), it is enough that one of them fits. A
+//! client therefore cannot hide an event by what it writes into a request.
 
 use std::borrow::Cow;
 

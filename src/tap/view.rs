@@ -1,4 +1,4 @@
-//! Makes of a copied event what a reader may see.
+//! Makes the text that a reader may see from a copied event.
 
 use serde::de::IgnoredAny;
 

@@ -59,7 +59,8 @@ impl Rates {
         }
         self.samples.push_back(sample);
         let now = status.process.time_seconds;
-        // The oldest sample that is kept is the first one that is at least as old as the window.
+        // The oldest sample that is kept is the newest one of those that are at least as old as the
+        // window.
         while self.samples.get(1).is_some_and(|second| second.time <= now - WINDOW)
             || self.samples.len() > SAMPLES_MAX
         {

@@ -1,8 +1,9 @@
 //! The parts of the screen, from the top: the relay, the verdict, the flow of events, the last
 //! hour, the table of outputs, the details of one output, and the keys.
 //!
-//! The verdict and the outputs always have their place. If the terminal is small, the hour leaves
-//! first, then the details, then the advice of findings, then columns of the table.
+//! The verdict and the outputs always have their place. If the terminal is not high enough, first
+//! the chart of the last hour is left out, then the details. The advice of findings is left out if
+//! it needs too many lines, and columns of the table are left out if the terminal is too narrow.
 
 use ratatui::Frame;
 use ratatui::layout::Constraint;
@@ -421,7 +422,8 @@ fn hour(history: &History, status: &Status, frame: &mut Frame<'_>, title_area: R
     frame.render_widget(Chart::new(sets).x_axis(across).y_axis(up), area);
 }
 
-/// Returns the next number of the form 1, 2 or 5 times a power of ten, which is the end of an axis.
+/// Returns the end of an axis that shows `value`: the smallest number that is at least `value` and
+/// is 1, 2 or 5 times a power of ten.
 fn ceiling(value: f64) -> f64 {
     let power = 10_f64.powf(value.max(1.0).log10().floor());
     [1.0, 2.0, 5.0, 10.0]
