@@ -1,4 +1,4 @@
-//! What the tests of both kinds of queue share.
+//! Helpers that the tests of both kinds of queue share.
 
 use super::outputs::Output;
 use crate::config;
@@ -10,12 +10,12 @@ use crate::telemetry::Telemetry;
 mod format_1;
 pub(crate) mod simulated_disk;
 
-/// The `[queue]` table of the embedded config.
+/// Returns the `[queue]` table of the embedded config.
 fn embedded_config() -> config::Queue {
     config::read(config::EMBEDDED, crate::output::TYPES).config.expect("it is right").queue
 }
 
-/// The counters of an output that the queue moves, where they can be read at any time.
+/// The metrics of an output that the queue changes, for reading at any time.
 #[derive(Default, Clone)]
 pub(super) struct Counts {
     delivered: Counter,
@@ -36,7 +36,7 @@ impl Counts {
         metrics
     }
 
-    /// The output of this name.
+    /// Makes an output with this name, which counts in these metrics.
     pub(super) fn output(&self, telemetry: &Telemetry, name: &str, required: bool) -> Output {
         Output {
             name: name.to_owned(),
@@ -55,18 +55,18 @@ impl Counts {
         self.lost.get()
     }
 
-    /// `filtered_events_total`: dropped, and duplicates.
+    /// Returns the two values of `filtered_events_total`: dropped events, and duplicates.
     pub(super) fn filtered(&self) -> [u64; 2] {
         [&self.dropped, &self.duplicate].map(Counter::get)
     }
 
-    /// `output_start_events`.
+    /// Returns the value of `output_start_events`.
     pub(super) fn start(&self) -> f64 {
         self.start.get()
     }
 }
 
-/// Required outputs of these names, and what can be read of each.
+/// Makes required outputs with these names, and returns their metrics too.
 pub(super) fn outputs(telemetry: &Telemetry, names: &[&str]) -> (Vec<Counts>, Vec<Output>) {
     let output = |name: &&str| {
         let counts = Counts::default();
@@ -76,12 +76,12 @@ pub(super) fn outputs(telemetry: &Telemetry, names: &[&str]) -> (Vec<Counts>, Ve
     names.iter().map(output).unzip()
 }
 
-/// Values of some series.
+/// Returns the values of these series, all of which must exist.
 pub(super) fn values<const N: usize>(telemetry: &Telemetry, series: [&str; N]) -> [u64; N] {
     series.map(|series| value(telemetry, series).unwrap_or_else(|| panic!("no {series}")))
 }
 
-/// What one shows, if it is there.
+/// Returns the value of a series; `None` if there is no such series.
 pub(super) fn value(telemetry: &Telemetry, series: &str) -> Option<u64> {
     let prefix = format!("kube_audit_forwarder_{series} ");
     let text = telemetry.render();

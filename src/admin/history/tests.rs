@@ -86,7 +86,7 @@ async fn each_step_has_the_rates_since_the_step_before_and_the_states_of_its_end
     assert_eq!(a.as_object().unwrap().len(), OUTPUT_LINES.len());
 }
 
-/// A late sample is no pause: its rates are those of the time that has really passed.
+/// A late sample does not count as a pause. Its rates are those of the time that has really passed.
 #[tokio::test(start_paused = true)]
 async fn a_sample_that_is_late_has_the_rate_of_its_own_time() {
     let mut bench = Bench::new(&[]);
@@ -103,8 +103,8 @@ async fn a_sample_that_is_late_has_the_rate_of_its_own_time() {
     assert_eq!(line(&json["time_seconds"]).len(), 3);
 }
 
-/// On a busy machine each sample is late by another time. If the first one is later than the
-/// others, they seem to come early.
+/// On a busy machine the samples are late by different times. If the first one is later than the
+/// others, the others seem to come early.
 #[tokio::test(start_paused = true)]
 async fn a_first_sample_that_is_later_than_the_others_costs_none_of_them() {
     let mut bench = Bench::new(&[]);
@@ -140,7 +140,7 @@ async fn a_machine_that_was_paused_leaves_a_gap_and_no_spike() {
     assert_eq!(bytes[30], Some(77.0), "a state is known again at once");
     let times = line(&json["time_seconds"]);
     assert!(times.windows(2).all(|two| two[1].unwrap() - two[0].unwrap() == 10.0), "{times:?}");
-    // A pause that is longer than the history leaves nothing of before it.
+    // After a pause that is longer than the history, no point from before the pause is left.
     tokio::time::advance(STEP * 5000).await;
     bench.take();
     bench.step(20.0).await;
@@ -160,13 +160,14 @@ async fn outputs_come_with_nulls_and_leave_with_all_they_had() {
     bench.step(10.0).await;
     let json = bench.json();
     let b = &json["outputs"]["b \"x\""];
-    // The counts of a name go on after a reload that has removed and added it, so that the first
-    // rate is not known.
+    // The counters of a name continue after a reload that has removed and added the output, so the
+    // first rate is not known.
     assert_eq!(line(&b["delivered_events_per_second"]), [None, None, Some(1.0)]);
     assert_eq!(line(&b["backlog_events"]), [None, Some(9.0), Some(9.0)]);
     assert_eq!(line(&json["outputs"]["a"]["errors_per_second"]), [Some(1.0); 3]);
 
-    // It is removed and added again between two samples: nothing of before is shown.
+    // The output is removed and added again between two samples: none of its earlier points is
+    // shown.
     bench.history.keep(|name| name == "a");
     assert!(bench.json()["outputs"].get("b \"x\"").is_none());
     bench.step(1000.0).await;
@@ -226,7 +227,7 @@ async fn after_two_hours_there_is_an_hour_and_no_more() {
     assert_eq!(bench.json()["reloads"].as_array().unwrap().len(), 60, "those within the hour");
 }
 
-/// The figures of the documentation: what the history takes at most.
+/// The figures are those of the documentation: the most memory that the history takes.
 #[test]
 fn the_history_takes_the_memory_that_is_documented() {
     let of_relay = size_of::<[[f64; POINTS]; LINES.len()]>();
@@ -282,10 +283,10 @@ async fn an_output_grows_if_its_backlog_and_its_lag_have_grown_for_two_minutes()
     assert!(grown[12..].iter().all(|it| *it));
     // The backlog stays while the lag still grows.
     assert_eq!(run(30, &|step| [2000.0, 200.0 + step * 10.0]).await.last(), Some(&false));
-    // It falls, and a noise that goes up and down is no growth.
+    // A backlog that falls does not count as growing, and neither does noise that goes up and down.
     assert_eq!(run(30, &|step| [2000.0 - step, 1.0]).await.last(), Some(&false));
     assert!(!run(60, &|step| [step % 5.0, step % 7.0]).await[13..].contains(&true));
-    // Noise on a growth does not hide it.
+    // Noise does not hide a growth.
     let noisy = |step: f64| [step * 50.0 + (step % 3.0) * 20.0, step * 5.0 + (step % 2.0) * 3.0];
     assert!(run(40, &noisy).await[20..].iter().all(|it| *it));
 }

@@ -331,7 +331,7 @@ fn what_is_left_over_begins_at_the_lowest_cursor_or_at_the_one_that_is_asked_for
         assert_eq!((all.begin.get(), all.end.get()), (0, 182));
         assert_eq!((all.cursors, all.outputs.len()), (CursorsFile::Missing, 0));
     }
-    // The queue has no identity, so it is called after its first segment.
+    // The queue has no identity, so it is named after its first segment.
     assert_eq!(left(None).unwrap().queue, all.queue);
     assert!(all.queue.starts_with("unnamed-"), "{}", all.queue);
 }
@@ -421,8 +421,8 @@ fn a_write_that_was_cut_off_is_no_damage() {
     for (name, offset, positions) in log.records.iter().skip(8).cloned() {
         let end = offset + RECORD_HEADER + (positions.end - positions.start) * LINE;
         let whole = log.disk.contents(&name);
-        // From each sector on nothing was written, or each single sector was not. The records after
-        // it in the same group do not count either.
+        // Nothing was written from a sector on, or one single sector was not written, for each
+        // sector. The records after it in the same group do not count either.
         for sector in offset / 512 + 1..end / 512 {
             for upto in [end, (sector + 1) * 512] {
                 log.put(&name, 0, &whole);

@@ -1,4 +1,4 @@
-//! What the queue in memory promises, one by one; all at once in `model`.
+//! Tests of each promise of the queue in memory. `model` tests all promises together.
 
 use bytes::Bytes;
 
@@ -24,7 +24,7 @@ fn queue(max_bytes: u64, when_full: WhenFull, acknowledge: Acknowledge) -> (Queu
     (queue, telemetry)
 }
 
-/// A required output.
+/// Adds a required output.
 fn join(queue: &Queue, telemetry: &Telemetry, name: &str) -> Cursor {
     let output = Output {
         name: name.to_owned(),
@@ -125,7 +125,7 @@ fn abandon_counts_what_each_output_has_not_got() {
     store(&queue, &names("a b c"), "room");
     let taken = cursors[0].next(Take { bytes: u64::MAX, events: 2 }).expect("two");
     for _ in 0..2 {
-        // The second time nothing is counted: the claim is final.
+        // Nothing is counted the second time, because the claim is final.
         cursors[0].acknowledge(taken.claim, Disposition::default());
     }
     assert_eq!(queue.abandon(), [("o".to_owned(), 1), ("p".to_owned(), 3)]);
@@ -133,7 +133,7 @@ fn abandon_counts_what_each_output_has_not_got() {
     assert_eq!(value(&telemetry, "error_total{plugin=\"p\"}"), 3);
 }
 
-/// An output, and its counters.
+/// Adds an output, and returns its counters too.
 fn join_counted(
     queue: &Queue,
     telemetry: &Telemetry,
@@ -145,7 +145,7 @@ fn join_counted(
     (queue.join(output).expect("its name is free"), counts)
 }
 
-/// Finishes what a cursor takes; says what that was.
+/// Takes the next claim of a cursor, finishes it, and returns its events.
 fn deliver(cursor: &Cursor) -> Vec<String> {
     let taken = cursor.next(ALL).expect("something is there");
     cursor.acknowledge(taken.claim, Disposition::default());

@@ -296,7 +296,8 @@ impl Writer {
 
     /// Makes the file of a large request body the segment that begins at `end` and ends at `place`:
     /// renames the file. After an error the file is to be deleted: nobody was told that the body is
-    /// safe. If possible, the file has its old name then, and a start deletes files of such names.
+    /// safe. If possible, the file then gets its old name back, because a start deletes files with
+    /// such names.
     fn adopt(
         &mut self,
         incoming: &IncomingFile,

@@ -33,7 +33,7 @@ fn fixture() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/spool-format-1")
 }
 
-/// A copy of the committed spool, which a test may change.
+/// Makes a copy of the committed spool, which a test may change.
 fn copy() -> TempDir {
     let copy = tempfile::tempdir().expect("a temporary directory");
     fs::create_dir(copy.path().join("segments")).expect("it can be made");
@@ -47,7 +47,7 @@ fn copy() -> TempDir {
     copy
 }
 
-/// The lines of the events with these positions.
+/// Returns the lines of the events with these positions.
 fn events(positions: Range<u64>) -> String {
     let all = fs::read_to_string(fixture().join("events.jsonl")).expect("it is there");
     assert_eq!(all.lines().count() as u64, EVENTS);

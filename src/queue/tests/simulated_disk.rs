@@ -1,4 +1,4 @@
-//! A disk that forgets, tears and refuses.
+//! A simulated disk that forgets writes, stores parts of them, and refuses operations.
 //!
 //! It does what Linux does on a journalling file system, at its worst. Programs see the page cache;
 //! what is on the medium shows after [`SimulatedDisk::crash`]. Until they are synced, each sector
@@ -26,13 +26,13 @@ use crate::queue::disk::QUARANTINE;
 use crate::queue::disk::SEGMENTS;
 use crate::queue::disk::SPARES;
 
-/// What is written whole, or not.
+/// The number of bytes that reach the medium as a whole or not at all.
 const SECTOR: usize = 512;
 
-/// What is read whole, or not.
+/// The number of bytes that can be read as a whole or not at all.
 const PAGE: u64 = 4096;
 
-/// What can be done to a disk.
+/// An operation on a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Operation {
     List,
@@ -49,7 +49,7 @@ pub(crate) enum Operation {
 }
 
 impl Operation {
-    /// Those that change something.
+    /// The operations that change something.
     pub(crate) const CHANGES: [Self; 7] = [
         Self::Create,
         Self::Remove,
@@ -61,26 +61,27 @@ impl Operation {
     ];
 }
 
-/// The error of everything that is asked of a machine that has crashed.
+/// The error of every operation on a machine that has crashed.
 #[derive(Debug, thiserror::Error)]
 #[error("the machine has crashed")]
 struct Crashed;
 
-/// Whether it is the error of a machine that has crashed.
+/// Returns `true` if this is the error of a machine that has crashed.
 pub(crate) fn is_crash(error: &io::Error) -> bool {
     error.get_ref().is_some_and(|inner| inner.is::<Crashed>())
 }
 
-/// A disk as one process sees it; clones share it.
+/// A disk as one process sees it. Clones share the disk.
 #[derive(Clone)]
 pub(crate) struct SimulatedDisk {
     shared: Arc<Mutex<State>>,
-    /// Which start of the machine the process belongs to.
+    /// The number of the machine's start to which the process belongs.
     boot: u64,
 }
 
 impl SimulatedDisk {
-    /// An empty one. The seed decides about faults; [`Self::crash`] has a generator of its own.
+    /// Makes an empty disk. The seed decides about faults; [`Self::crash`] has a generator of its
+    /// own.
     pub(crate) fn new(seed: u64) -> Self {
         let state = State {
             rng: fastrand::Rng::with_seed(seed),
@@ -100,42 +101,45 @@ impl SimulatedDisk {
         Self { shared: Arc::new(Mutex::new(state)), boot: 0 }
     }
 
-    /// How many operations of a kind were begun.
+    /// Returns how many operations of this kind were begun.
     pub(crate) fn count(&self, operation: Operation) -> u64 {
         self.state().counts.get(&operation).copied().unwrap_or(0)
     }
 
-    /// How many operations that change something were begun.
+    /// Returns how many operations that change something were begun.
     pub(crate) fn changes(&self) -> u64 {
         self.state().changes_begun()
     }
 
-    /// Of the operations of this kind that come from now on, the one behind so many others fails.
+    /// From now on, lets an operation of this kind fail: the one that comes after `after` others of
+    /// the same kind.
     ///
-    /// A write that fails has written a part. A sync that fails marks all as clean that it should
-    /// have written: it is read still, some of it may be on the medium, and no later sync writes
-    /// the rest. A create that fails may leave an empty file. Whatever else fails does nothing.
+    /// A write that fails has written a part. A sync that fails marks everything as clean that it
+    /// should have written: reads still return it, some of it may be on the medium, and no later
+    /// sync writes the rest. A create that fails may leave an empty file. Any other operation that
+    /// fails does nothing.
     pub(crate) fn fail(&self, operation: Operation, after: u64, error: Errno) {
         let at = self.count(operation) + after;
         self.state().plan.insert((operation, at), error);
     }
 
-    /// Every change fails with this probability from now on, with an error that fits it.
+    /// From now on, lets every change fail with this probability, with an error that fits the
+    /// operation.
     pub(crate) fn faults(&self, probability: f64) {
         self.state().probability = probability;
     }
 
-    /// Whether every change fails with EROFS from now on.
+    /// Sets whether every change fails with EROFS from now on.
     pub(crate) fn read_only(&self, read_only: bool) {
         self.state().read_only = read_only;
     }
 
-    /// No attempt to remove the file of this name succeeds from now on.
+    /// From now on, lets every attempt to remove the file with this name fail.
     pub(crate) fn undeletable(&self, name: &str) {
         self.state().kept_names.insert(name.to_owned());
     }
 
-    /// No operation fails any more that was set to.
+    /// Removes the limit of the room, and all faults that were set except unreadable pages.
     pub(crate) fn calm(&self) {
         let mut state = self.state();
         state.plan.clear();
@@ -143,18 +147,18 @@ impl SimulatedDisk {
         (state.probability, state.read_only, state.capacity) = (0.0, false, u64::MAX);
     }
 
-    /// All files together have room for so much. A removed one takes its room until nobody has it
-    /// open.
+    /// Sets the number of bytes for which all files together have room. A removed file takes its
+    /// room until nobody has it open.
     pub(crate) fn capacity(&self, bytes: u64) {
         self.state().capacity = bytes;
     }
 
-    /// No read of the page that holds this byte succeeds from now on.
+    /// From now on, lets every read of the page that holds this byte fail.
     pub(crate) fn unreadable(&self, name: &str, offset: u64) {
         self.state().named(name).unreadable.insert(offset / PAGE);
     }
 
-    /// Changes a byte, as if it had been so since it was synced.
+    /// Changes a byte, as if it had had this value when it was synced.
     pub(crate) fn flip(&self, name: &str, offset: u64, mask: u8) {
         let mut state = self.state();
         let file = state.named(name);
@@ -164,37 +168,37 @@ impl SimulatedDisk {
         }
     }
 
-    /// All files, with their directories, in order.
+    /// Returns the names of all files, with their directories, in order.
     pub(crate) fn names(&self) -> Vec<String> {
         self.state().seen.keys().cloned().collect()
     }
 
-    /// How long all files of a directory are together.
+    /// Returns the sum of the lengths of all files in a directory.
     pub(crate) fn bytes_in(&self, directory: &str) -> u64 {
         let state = self.state();
         let inside = state.seen.iter().filter(|(name, _)| split(name).0 == directory);
         inside.map(|(_, number)| state.files[number].seen.len() as u64).sum()
     }
 
-    /// What a file holds.
+    /// Returns the contents of a file.
     pub(crate) fn contents(&self, name: &str) -> Vec<u8> {
         self.state().named(name).seen.clone()
     }
 
-    /// So many changes are still begun; then the machine is dead, and everything fails until
-    /// [`Self::crash`].
+    /// Lets the machine die after this many more changes were begun. Every operation then fails
+    /// until [`Self::crash`].
     pub(crate) fn crash_after(&self, changes: u64) {
         let mut state = self.state();
         state.crash_at = state.changes_begun() + changes;
     }
 
-    /// Whether it has come to what [`Self::crash_after`] has set.
+    /// Returns `true` if the machine has died, as [`Self::crash_after`] has set.
     pub(crate) fn is_dead(&self) -> bool {
         self.state().is_dead(self.boot)
     }
 
-    /// The disk as the next process finds it: the power was off. To this one, and to its files, the
-    /// machine is dead for ever. Faults stay as they were set.
+    /// Returns the disk as the next process finds it after a power loss. For `self` and its files,
+    /// the machine is dead for ever. Faults stay as they were set.
     #[must_use = "it takes the place of the old one"]
     pub(crate) fn crash(&self, rng: &mut fastrand::Rng) -> Self {
         let mut state = self.state();
@@ -295,7 +299,8 @@ impl Disk for SimulatedDisk {
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
         let mut state = self.state();
         state.begin_whole(self.boot, Operation::Rename)?;
-        // A file is moved between directories only if it holds nothing: it could end up in both.
+        // Only a spare file, which holds no events, is moved to another directory: after a crash it
+        // could be in both.
         let moves = split(from).0 != split(to).0 && split(from).0 != SPARES;
         failed(moves.then_some(Errno::XDEV))?;
         let file = state.number(from)?;
@@ -334,7 +339,7 @@ struct SimulatedFile {
     disk: SimulatedDisk,
     number: u64,
     access: Access,
-    /// Counted by [`Inode::handles`].
+    /// Keeps the count in [`Inode::handles`].
     _open: Arc<()>,
 }
 
@@ -419,31 +424,32 @@ impl File for SimulatedFile {
 }
 
 struct State {
-    /// Decides about faults, and the order of lists.
+    /// The generator that decides about faults, and about the order of lists.
     rng: fastrand::Rng,
     files: BTreeMap<u64, Inode>,
     /// The file of each name, as programs see it.
     seen: BTreeMap<String, u64>,
-    /// The same on the medium.
+    /// The file of each name, as it is on the medium.
     kept: BTreeMap<String, u64>,
-    /// What was done to names and not synced, in order.
+    /// The changes of names that are not synced yet, in order.
     changes: Vec<Change>,
     boot: u64,
-    /// How many changes are begun before the machine is dead.
+    /// The number of begun changes at which the machine dies.
     crash_at: u64,
     counts: BTreeMap<Operation, u64>,
-    /// By kind, and how many were begun before.
+    /// The planned errors, by the kind of the operation and the number of those begun before it.
     plan: BTreeMap<(Operation, u64), Errno>,
     probability: f64,
     read_only: bool,
-    /// No file of these names can be removed.
+    /// The names of the files that can't be removed.
     kept_names: BTreeSet<String>,
     capacity: u64,
 }
 
 impl State {
-    /// Counts an operation, and says whether a fault is to befall it. After an error it does
-    /// nothing at all.
+    /// Counts an operation. Returns the error with which it is to fail, after it has done a part of
+    /// its work; `None` if it is to succeed. If this function itself returns an error, the
+    /// operation must do nothing at all.
     fn begin(&mut self, boot: u64, operation: Operation) -> io::Result<Option<Errno>> {
         if self.is_dead(boot) {
             return Err(io::Error::other(Crashed));
@@ -465,7 +471,7 @@ impl State {
         Ok(self.rng.choice(errors))
     }
 
-    /// For an operation that happens whole or not at all.
+    /// Does the same as [`State::begin`], for an operation that happens as a whole or not at all.
     fn begin_whole(&mut self, boot: u64, operation: Operation) -> io::Result<()> {
         failed(self.begin(boot, operation)?)
     }
@@ -506,8 +512,8 @@ impl State {
     }
 }
 
-/// Of a directory. It names the file, so that it does nothing to another that has come by the name
-/// in between.
+/// A change of a directory. It has the number of the file, so that it does nothing to another file
+/// that has got the same name in the meantime.
 enum Change {
     Create { name: String, file: u64 },
     Remove { name: String, file: u64 },
@@ -538,16 +544,16 @@ impl Change {
 
 #[derive(Default)]
 struct Inode {
-    /// The page cache.
+    /// The bytes of the file as programs see them: the page cache.
     seen: Vec<u8>,
     medium: Vec<u8>,
-    /// Sectors that were written and not synced, with all that they have held since: any of it may
-    /// have got there.
+    /// The sectors that were written and not synced, each with every content that it has had since
+    /// the last sync. Any of these contents may have reached the medium.
     dirty: BTreeMap<usize, Vec<[u8; SECTOR]>>,
-    /// The lengths since the last sync. They reach the medium in order.
+    /// The lengths of the file since the last sync. They reach the medium in this order.
     lengths: Vec<usize>,
     unreadable: BTreeSet<u64>,
-    /// One more than there are open handles.
+    /// A value whose strong count is one more than the number of open handles.
     handles: Arc<()>,
 }
 
@@ -569,7 +575,7 @@ impl Inode {
     fn resize(&mut self, length: usize) {
         self.seen.resize(length, 0);
         self.lengths.push(length);
-        // What was cut off does not come back where the file grows again.
+        // Bytes that were cut off do not come back if the file grows again.
         drop(self.dirty.split_off(&length.div_ceil(SECTOR)));
         if self.dirty.contains_key(&(length / SECTOR)) {
             self.touch(length / SECTOR);
@@ -593,7 +599,8 @@ impl Inode {
         }
     }
 
-    /// Chance decides what of it has got to the medium; nothing of it will any more.
+    /// Lets chance decide which of the unsynced bytes have reached the medium. The others never
+    /// will.
     fn settle(&mut self, rng: &mut fastrand::Rng) {
         let lengths = rng.usize(..=self.lengths.len());
         for length in mem::take(&mut self.lengths).into_iter().take(lengths) {
@@ -616,7 +623,7 @@ impl Inode {
     }
 }
 
-/// None, all, or some.
+/// Returns a probability: often 0 or 1, otherwise any value in between.
 fn chance(rng: &mut fastrand::Rng) -> f64 {
     match rng.u8(..4) {
         0 => 0.0,
@@ -625,7 +632,7 @@ fn chance(rng: &mut fastrand::Rng) -> f64 {
     }
 }
 
-/// The directory of a file, and its name there.
+/// Returns the directory of a file, and its name in this directory.
 fn split(name: &str) -> (&str, &str) {
     name.rsplit_once('/').unwrap_or(("", name))
 }
@@ -640,7 +647,7 @@ fn failed(error: Option<Errno>) -> io::Result<()> {
     error.map_or(Ok(()), |error| Err(error.into()))
 }
 
-/// Into the bytes of a file, which are in memory.
+/// Converts an offset into an index of the bytes of a file, which are in memory.
 fn index(number: u64) -> usize {
     usize::try_from(number).expect("a small file")
 }
@@ -653,12 +660,12 @@ mod tests {
 
     const SEEDS: u64 = 300;
 
-    /// So many sectors, each full of one number.
+    /// Returns this many sectors, all bytes of which have one value.
     fn sectors(count: usize, number: u8) -> Vec<u8> {
         vec![number; count * SECTOR]
     }
 
-    /// A file of ones that is there whatever happens.
+    /// Makes a file whose bytes are all 1, and that is synced.
     fn synced(seed: u64, count: usize) -> (SimulatedDisk, Arc<dyn File>) {
         let disk = SimulatedDisk::new(seed);
         let file = disk.create(NAME, (count * SECTOR) as u64).expect("it is new");
@@ -672,7 +679,7 @@ mod tests {
         disk.crash(&mut fastrand::Rng::with_seed(seed))
     }
 
-    /// The error of what failed.
+    /// Returns the error of a result; `None` if there is none.
     fn errno<T>(result: io::Result<T>) -> Option<Errno> {
         result.err().as_ref().and_then(Errno::from_io_error)
     }

@@ -4,12 +4,12 @@
 use super::*;
 use crate::queue::contract::Claim;
 
-/// A queue with a required output and an optional one.
+/// Makes a queue with a required output and an optional one.
 fn scene(config: &config::Queue) -> Scene {
     scene_with(config, |_| {})
 }
 
-/// `change` changes the optional output.
+/// Makes the same as [`scene`]. `change` changes the optional output.
 fn scene_with(config: &config::Queue, change: impl FnOnce(&mut Output)) -> Scene {
     let outputs = [("required", true), ("optional", false)];
     Scene::open(SimulatedDisk::new(1), config, &outputs, change)
@@ -106,9 +106,8 @@ fn what_no_required_output_needs_does_not_count_as_full() {
     }
 }
 
-/// Of the segment that is written to, only the events count that a required output has not
-/// finished: with segments of a quarter of the queue, it would otherwise be a quarter full for
-/// ever.
+/// In the active segment, only the events count as needed that a required output has not finished.
+/// Otherwise a queue whose segments are a quarter of its size would always be a quarter full.
 #[test]
 fn a_few_events_that_wait_in_a_large_segment_are_few_bytes() {
     let mut scene = scene(&settings(4 << 20, 1 << 20, WhenFull::Reject));

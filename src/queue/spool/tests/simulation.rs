@@ -1,5 +1,5 @@
-//! The durable queue against a model that is too simple to be wrong, on a disk that forgets, tears
-//! and refuses.
+//! The queue in files against a model that is too simple to be wrong, on a disk that forgets
+//! writes, stores parts of them, and refuses operations.
 //!
 //! Everything happens on one thread. The test itself performs the writer's steps and the cursors'
 //! reads, each when chance decides so, in any order in which the threads might perform them. A seed
@@ -438,8 +438,8 @@ impl Simulation {
     }
 
     /// Checks that everything read again from before an output's position is in the log at this
-    /// position, and unchanged, and that the output has finished it without a loss and by the rules
-    /// of today.
+    /// position, and unchanged, and that the output has finished it without a loss and by the
+    /// present rules.
     fn compare_before(&mut self) {
         if self.ambiguous {
             return;
@@ -662,7 +662,7 @@ impl Simulation {
         self.dropped.extend(range);
     }
 
-    /// A sender that waits leaves.
+    /// Lets a sender leave that waits for its answer.
     fn withdraw(&mut self) {
         if self.waiting.is_empty() {
             return;
@@ -862,8 +862,7 @@ impl Simulation {
         self.process().cursors[chosen].acknowledge(claim, fate);
     }
 
-    /// Tells a cursor the rules by which its output chooses events. They may be other ones from now
-    /// on.
+    /// Tells a cursor the rules by which its output chooses events. Sometimes these are new rules.
     fn select(&mut self, chosen: usize) {
         let name = self.outputs[chosen].name.clone();
         let is_new = self.rng.u8(..4) == 0;
@@ -1450,8 +1449,8 @@ impl Simulation {
         others.any(|(index, other)| index != chosen && other.required)
     }
 
-    /// An output joins. The queue holds events for it as soon as it has asked, and it has joined
-    /// once the writer has saved it. Sometimes that takes too long, and it does not join.
+    /// Lets an output join. The queue holds events for it as soon as it has asked, and it has
+    /// joined once the writer has saved it. Sometimes that takes too long, and it does not join.
     fn join(&mut self) {
         let gone = |name: &&str| self.outputs.iter().all(|output| output.name != *name);
         let names: Vec<_> = NAMES.into_iter().filter(gone).collect();
