@@ -26,7 +26,7 @@ use crate::queue::lines;
 /// The settings of an output of `type = "syslog"`, as read from the config.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
-    /// How messages are separated from each other on the connection.
+    /// The way in which messages are separated on the connection.
     pub framing: Framing,
     /// The parts of a message that are the same in all messages.
     pub messages: config::Messages,

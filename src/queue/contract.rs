@@ -144,6 +144,7 @@ pub enum Redelivery {
     Gone,
     /// The lines have to be read from a file first. [`Cursor::readable`](super::Cursor::readable)
     /// reads them; then the caller calls [`Cursor::redeliver`](super::Cursor::redeliver) again.
+    /// While the relay drains, a queue in files always returns this.
     NotYet,
 }
 

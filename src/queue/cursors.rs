@@ -64,13 +64,13 @@ pub(super) struct Contents {
     /// The holes: ranges of the log that were dropped and counted as lost, in the order of
     /// positions.
     pub(super) holes: Vec<Hole>,
-    /// What is known of the events before the place of each output, by the output's name. A name of
-    /// `outputs` is missing here if nothing is known.
+    /// The knowledge about the events before the place of each output, by the output's name. A name
+    /// of `outputs` is missing here if nothing is known.
     pub(super) histories: BTreeMap<String, History>,
 }
 
-/// What is known of the events before an output's place. After a start, the output takes these
-/// events for sent, and does not send a repetition of one of them.
+/// The knowledge about the events before an output's place. After a start, these events count as
+/// sent, and the output does not send a repetition of one of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct History {
     /// The consumer has every event from this position up to the output's place, except those that

@@ -1,5 +1,5 @@
-//! What both kinds of queue note of an output besides its claims: which output it is, what its
-//! counters began with, and what it loses when it leaves or when its events are dropped.
+//! The facts about an output that both kinds of queue note besides its claims: which output it is,
+//! what its counters began with, and what it loses when it leaves or when its events are dropped.
 
 use std::collections::HashMap;
 use std::time::Duration;

@@ -674,7 +674,7 @@ impl<'a> Scan<'a> {
                     return Some(found);
                 }
             }
-            // A magic may begin in the last bytes of this step.
+            // The first bytes of a record header may begin in the last bytes of this step.
             let overlap =
                 if at + (read.len() as u64) < self.end { RECORD_MAGIC.len() - 1 } else { 0 };
             at += (read.len() - overlap) as u64;

@@ -131,9 +131,9 @@ pub struct Queue {
 
 /// The state that the handles of the queue, the cursors of the outputs and the two threads share.
 ///
-/// It exists until the last of its users is gone: the threads use it until [`Queue::close`], and
-/// each cursor until its output leaves. The field `state` has a lock. All other fields are constant
-/// or atomic, or have a lock of their own.
+/// The value exists until the last of its users is gone: the threads use it until [`Queue::close`],
+/// and each cursor until its output leaves. The field `state` has a lock. All other fields are
+/// constant or atomic, or have a lock of their own.
 struct Shared {
     disk: Arc<dyn Disk>,
     identity: Identity,
@@ -155,8 +155,9 @@ struct Shared {
     panicked: CancellationToken,
 }
 
-/// What wakes the threads and tasks that wait for a change of the state. Whoever changes the state
-/// notifies them after the change. Nobody waits for a notification with the lock held.
+/// The condition variables and notifications for threads and tasks that wait for a change of the
+/// state. Whoever changes the state notifies them after the change. Nobody waits for a notification
+/// with the lock held.
 #[derive(Default)]
 struct Wakes {
     /// Notified when the writer thread has something to do.

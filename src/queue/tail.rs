@@ -30,7 +30,7 @@ pub(super) struct Tail {
     pub(super) unfinished: Option<u64>,
 }
 
-/// How far the log is known to be synced.
+/// The place up to which the log is known to be synced.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Known {
     /// Events before this place were synced. Damage before it is therefore never taken for an

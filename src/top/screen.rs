@@ -68,7 +68,7 @@ const ACCEPTED: Style = Style::new().fg(Color::Cyan);
 const DELIVERED: Style = Style::new().fg(Color::Magenta);
 const STRONG: Style = Style::new().add_modifier(Modifier::BOLD);
 
-/// Returns the colour and the sign of a state. The sign alone also shows the state.
+/// Returns the colour and the sign of a state. The sign shows the state even without the colour.
 fn look(state: State) -> (Style, &'static str) {
     match state {
         State::Good => (Style::new().fg(Color::Green), "✓"),

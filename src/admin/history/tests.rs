@@ -227,7 +227,7 @@ async fn after_two_hours_there_is_an_hour_and_no_more() {
     assert_eq!(bench.json()["reloads"].as_array().unwrap().len(), 60, "those within the hour");
 }
 
-/// The figures are those of the documentation: the most memory that the history takes.
+/// The figures are those of the documentation: the greatest memory that the history takes.
 #[test]
 fn the_history_takes_the_memory_that_is_documented() {
     let of_relay = size_of::<[[f64; POINTS]; LINES.len()]>();

@@ -105,8 +105,8 @@ pub(in crate::output) trait Api: Send + Sync + 'static {
         Ok(None)
     }
 
-    /// From now on uses the values that [`Api::authorization`] has read last. Called when all files
-    /// of the output have been read without an error.
+    /// Puts the values to use that [`Api::authorization`] has read last. Called when all files of
+    /// the output have been read without an error.
     fn take_up(&self) {}
 
     /// Starts the work that the protocol does besides its requests, such as renewing a token.
@@ -270,8 +270,8 @@ pub(in crate::output) struct TestRequest {
     pub(in crate::output) body: &'static [u8],
 }
 
-/// How a consumer confirms the requests that it has taken ([`Outcome::Taken`]). It is asked at
-/// intervals, on the connection that carried the requests.
+/// The way in which a consumer confirms the requests that it has taken ([`Outcome::Taken`]). The
+/// consumer is asked at intervals, on the connection that carried the requests.
 pub(in crate::output) struct Confirm {
     /// The path of the question, which is added to the path of the configured URL.
     pub(in crate::output) path: &'static str,

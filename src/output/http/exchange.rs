@@ -243,7 +243,7 @@ impl Client {
             done = silent.as_mut() => (done, second),
             done = second.as_mut() => {
                 if !matches!(done.outcome, Outcome::Failed(_)) {
-                    // The silent address is no longer waited for, and its connection ends.
+                    // Nobody waits for the silent address any more, and its connection ends.
                     self.metrics.failed(AttemptError::Timeout);
                     self.endpoints.abandoned(id, &Failure::new(AttemptError::Timeout, SILENT));
                 }
@@ -291,7 +291,8 @@ impl Client {
         let another_may = self.config.strategy == Strategy::RoundRobin;
         match outcome {
             // With `round_robin` all consumers are equal, so a consumer that refuses a batch that
-            // another one may take is at fault itself. It is passed over, and tried again later.
+            // another one may take is at fault itself. Its address is skipped, and tried again
+            // later.
             Outcome::Refused(mut failure) if another_may && attempt.refused(&failure) => {
                 failure.elsewhere = true;
                 outcome = Outcome::Failed(failure);

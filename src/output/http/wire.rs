@@ -1,4 +1,4 @@
-//! What the sender of a request can learn from the socket below an HTTP connection: how far the
+//! Tells the sender of a request what the socket below an HTTP connection shows: how far the
 //! request got, and whether the consumer had all of it when the answer began.
 //!
 //! The bytes that our kernel has taken say little: buffers hold enough to keep a slow consumer busy
@@ -43,7 +43,7 @@ const EARLY_BYTES: usize = 4096;
 #[derive(Clone, Default)]
 pub(super) struct RequestMarks(Arc<Mutex<RequestState>>);
 
-/// How far the current request on a connection has got, and what was seen of its answer.
+/// The progress of the current request on a connection, and of its answer.
 #[derive(Default)]
 struct RequestState {
     /// `true` from the first write of the request on.

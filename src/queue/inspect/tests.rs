@@ -448,7 +448,7 @@ fn a_write_that_was_cut_off_is_no_damage() {
     let (name, offset, _) = log.records[5].clone();
     log.put(&name, offset + 500, &[0; 600]);
     assert_eq!(log.verify().1.len(), 1);
-    // That is so in the last segment too, although no file says that the group was synced.
+    // This also holds in the last segment, although no file says that the group was synced.
     log.cursors(&[("fast", 130), ("slow", 40)], &[], 130);
     let (name, offset, _) = log.records[7].clone();
     log.put(&name, offset, &[0; 600]);

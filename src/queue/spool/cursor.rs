@@ -121,9 +121,9 @@ pub(in crate::queue) struct CursorState {
     /// The output's place in the cursors file as it was last saved. [`Position::START`] before the
     /// first save since the start of the process.
     pub(super) noted: Position,
-    /// What the consumer has of the events before the watermark. `since` is the position after the
-    /// last event that was not delivered, and may be greater than the watermark. `selection` is
-    /// what [`Cursor::select`] was told last.
+    /// The knowledge about the events before the watermark: which of them the consumer has. `since`
+    /// is the position after the last event that was not delivered, and may be greater than the
+    /// watermark. `selection` is what [`Cursor::select`] was told last.
     pub(super) history: History,
     /// Gaps that this output has counted as lost already. Gaps before the watermark are not kept.
     pub(super) counted: Vec<Hole>,
@@ -161,8 +161,8 @@ pub(super) struct Ahead {
     epoch: u64,
 }
 
-/// What a cursor does for the next claim that is to be sent again and whose lines are not in the
-/// tail. The output asks for the claim ([`Cursor::redeliver`]) until it gets the lines.
+/// The state of the next claim that is to be sent again and whose lines are not in the tail. The
+/// output asks for the claim ([`Cursor::redeliver`]) until it gets the lines.
 enum Resend {
     /// Nothing is to be read.
     Idle,

@@ -125,7 +125,7 @@ pub(super) struct LogState {
     pub(super) leaving: Vec<(String, Unrecorded)>,
 }
 
-/// What senders, the writer thread and the upkeep tell each other: the batches that wait to be
+/// The state that senders, the writer thread and the upkeep share: the batches that wait to be
 /// written, the counters of bytes and files, and what is to be done.
 ///
 /// Senders add batches to the back of `waiting`, and a sender that does not wait any more removes
@@ -174,7 +174,7 @@ pub(super) struct Bodies {
     pub(super) has_dropper: bool,
 }
 
-/// Whether the disk stores what it is given.
+/// The health of the disk: whether it stores what it is given.
 #[derive(Default)]
 pub(super) struct Health {
     /// The disk's last error, because of which nothing can be stored; `None` if the disk is well.
@@ -183,7 +183,7 @@ pub(super) struct Health {
     pub(super) busy: Option<Instant>,
 }
 
-/// What the upkeep is asked to do, besides saving the cursors file.
+/// The work for the upkeep, besides saving the cursors file.
 #[derive(Default)]
 pub(super) struct Chores {
     /// Segments that were ended, and whose files have to be cut.
@@ -196,7 +196,7 @@ pub(super) struct Chores {
     pub(super) spare_failed: bool,
 }
 
-/// How far the cursors file on disk is behind.
+/// The difference between the cursors file on disk and the state in memory.
 ///
 /// Invariant: `done <= requested`.
 pub(super) struct Saving {

@@ -1,10 +1,10 @@
 //! A simulated disk that forgets writes, stores parts of them, and refuses operations.
 //!
-//! It does what Linux does on a journalling file system, at its worst. Programs see the page cache;
-//! what is on the medium shows after [`SimulatedDisk::crash`]. Until they are synced, each sector
-//! that was written, each change of a directory and the length of each file reaches the medium or
-//! does not, whatever the others do. The only things that are kept together are the bytes of a
-//! sector, the two halves of a rename, and the order of a file's lengths.
+//! The disk does what Linux does on a journalling file system, at its worst. Programs see the page
+//! cache; what is on the medium shows after [`SimulatedDisk::crash`]. Until they are synced, each
+//! sector that was written, each change of a directory and the length of each file reaches the
+//! medium or does not, whatever the others do. The only things that are kept together are the bytes
+//! of a sector, the two halves of a rename, and the order of a file's lengths.
 //!
 //! The same seed and the same operations in the same order give the same disk.
 

@@ -379,8 +379,8 @@ impl Damage {
     }
 }
 
-/// Damages a copy of the spool, starts on it and delivers everything. Returns the most events that
-/// are missing for an output.
+/// Damages a copy of the spool, starts on it and delivers everything. Returns the greatest number
+/// of events that are missing for one output.
 fn try_one(spool: &Spool, damage: &Damage, rng: &mut Rng) -> u64 {
     let disk = copy(&spool.disk);
     let of_cursors = damage.file() == cursors::FILE;

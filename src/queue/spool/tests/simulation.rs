@@ -50,10 +50,10 @@ struct Profile {
     crashes: u32,
     /// The number of ends of the process, in order or not, in a thousand steps.
     restarts: u32,
-    /// How many times in a thousand steps the faults of the disk change.
+    /// The number of changes of the disk's faults in a thousand steps.
     faults: u32,
-    /// How many times in a thousand steps an output joins, leaves, or becomes required or optional,
-    /// or other settings are applied.
+    /// The number of times in a thousand steps that an output joins, leaves, or becomes required or
+    /// optional, or that other settings are applied.
     changes: u32,
     when_full: &'static [WhenFull],
     /// The value of `queue.max_bytes`, in segments.
