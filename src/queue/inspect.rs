@@ -1,8 +1,9 @@
 //! A queue's directory seen from outside: beside a running relay, after a crash, on a read-only
 //! copy.
 //!
-//! An inspection only reads: it changes nothing and prints nothing. It takes no lock, except that
-//! [`Directory::is_in_use`] takes a shared one for a moment. A relay may be running meanwhile: it
+//! An inspection only reads: it changes nothing and prints nothing. It takes only shared locks: on
+//! each segment file while the file is open, so that a relay does not overwrite it, and in
+//! [`Directory::is_in_use`] for a moment on the lock file. A relay may be running meanwhile: it
 //! deletes and makes segments, writes to the last one, and rewrites the cursors file. Three rules
 //! keep that from looking like damage:
 //!

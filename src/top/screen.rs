@@ -422,8 +422,8 @@ fn hour(history: &History, status: &Status, frame: &mut Frame<'_>, title_area: R
     frame.render_widget(Chart::new(sets).x_axis(across).y_axis(up), area);
 }
 
-/// Returns the end of an axis that shows `value`: the smallest number that is at least `value` and
-/// is 1, 2 or 5 times a power of ten.
+/// Returns the end of an axis that shows `value`: the smallest number of the form 1, 2 or 5 times a
+/// power of ten that is at least `value` and at least 1.
 fn ceiling(value: f64) -> f64 {
     let power = 10_f64.powf(value.max(1.0).log10().floor());
     [1.0, 2.0, 5.0, 10.0]
