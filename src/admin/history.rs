@@ -184,7 +184,6 @@ impl<const N: usize> Lines<N> {
     }
 }
 
-/// Returns the index of a step in the rings.
 fn index(step: u64) -> usize {
     usize::try_from(step % POINTS as u64).unwrap_or_default()
 }

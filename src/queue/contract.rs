@@ -316,12 +316,12 @@ pub struct Disposition {
     /// The number of events that were not sent again, because the consumer has got the same event
     /// before, at an earlier position.
     pub duplicate: u64,
-    /// What became of each event, for the evidence. More events may be lost here than the numbers
+    /// The fate of each event, for the evidence. More events may be lost here than the numbers
     /// above say: if nobody knows which events of a claim are lost, all of them count as lost here.
     pub fates: Fates,
 }
 
-/// Why the consumer of an output did not get an event.
+/// The reason why the consumer of an output did not get an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Fate {
@@ -335,14 +335,14 @@ pub enum Fate {
     DeadLetter,
 }
 
-/// What became of the events of a final claim, one by one. Only the evidence needs this. Without
+/// The fates of the events of a final claim, one by one. Only the evidence needs them. Without
 /// evidence, only `rest` is set.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Fates {
     /// The events that the consumer did not get, in the order of their positions.
     pub not_delivered: Vec<(Position, Fate)>,
-    /// Why the consumer did not get the events that are not in `not_delivered`. `None`: the
-    /// consumer has them.
+    /// The reason why the consumer did not get the events that are not in `not_delivered`; `None`
+    /// if the consumer has them.
     pub rest: Option<Fate>,
     /// The lines that were sent, in the order of their positions, if the filter has changed or
     /// dropped events of the claim. Empty if all lines were sent as they came.
@@ -382,7 +382,7 @@ pub(crate) trait Originals: Send + Sync + fmt::Debug {
     fn changed(&self, first: Position, lines: &[u8]) -> Vec<Position>;
 }
 
-/// What became of some events at an output.
+/// The end of some events at an output: finished, or lost before.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
     /// The output has finished the events.
@@ -401,7 +401,7 @@ pub struct Finished {
     pub claim: Claim,
     /// The time when the events were finished, in milliseconds since 1970.
     pub at: u64,
-    /// What became of the events at the output.
+    /// The end of the events at the output.
     pub outcome: Outcome,
 }
 

@@ -175,32 +175,23 @@ impl Accounting {
         self.files + self.reserved_new
     }
 
-    /// Returns the number of bytes that will be free in the log's last segment once all waiting
-    /// batches are written.
     pub(super) fn segment_free(&self) -> u64 {
         self.segment_free
     }
 
-    /// Returns the number of bytes of the segments that are planned for batches and not made yet.
     #[cfg(test)]
     pub(super) fn reserved_new(&self) -> u64 {
         self.reserved_new
     }
 
-    /// Returns the segments that were removed from the log and that the upkeep has not tried to
-    /// delete yet.
     pub(super) fn pending_delete(&self) -> &[Removed] {
         &self.pending_delete
     }
 
-    /// Returns the segments that were removed from the log and that could not be deleted.
     pub(super) fn stuck(&self) -> &[Removed] {
         &self.stuck
     }
 
-    /// Returns the names and the sizes in bytes of abandoned files: files of large request bodies
-    /// that will not become segments, and spare files that are not wanted. The upkeep has to delete
-    /// them.
     pub(super) fn abandoned(&self) -> &[(String, u64)] {
         &self.abandoned
     }

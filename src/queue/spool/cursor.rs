@@ -478,7 +478,6 @@ fn batch_of(claim: Claim, parts: impl Iterator<Item = Piece>, tells_origins: boo
     batch
 }
 
-/// Returns each position of a range.
 fn positions(range: Range<Position>) -> impl Iterator<Item = Position> {
     (0..range.end.saturating_since(range.start)).map(move |offset| range.start + offset)
 }

@@ -224,7 +224,6 @@ impl Upkeep {
         matches!(self.turn(&self.shared.lock()), Turn::Wait(None))
     }
 
-    /// Does one chore.
     pub(super) fn perform(&mut self, chore: Chore) {
         match chore {
             Chore::Cut => self.cut(Cut::Most),

@@ -82,13 +82,14 @@ pub(super) struct Writer {
     pub(super) upkeep: Arc<Mutex<Upkeep>>,
     /// The file that notes up to where the log is synced.
     synced: SyncedFile,
-    /// The segment that is written to; `None` after an error and at the start.
+    /// The segment that is written to; `None` if there is none, such as at the start and after an
+    /// error.
     active: Option<Written>,
-    /// The least size in bytes of the segment that the next probe must make. A probe tests whether
-    /// the disk works again after an error; no batch is stored until a probe succeeds. The size has
-    /// room for the largest batch of the group that was being written when the error came; 0 after
-    /// a successful probe. It does not matter once all required outputs have finished all events:
-    /// then a smaller segment will do.
+    /// The smallest size in bytes of the segment that the next probe must make. A probe tests
+    /// whether the disk works again after an error; no batch is stored until a probe succeeds. The
+    /// size has room for the largest batch of the group that was being written when the error came;
+    /// 0 after a successful probe. It does not matter once all required outputs have finished all
+    /// events: then a smaller segment will do.
     retry_segment_bytes: u64,
     /// The time when the writer tries to store again after an error.
     retry_at: Instant,
@@ -199,7 +200,6 @@ impl Writer {
         matches!(self.turn(&self.shared.lock()), Turn::Wait(None)) && self.upkeep().is_idle()
     }
 
-    /// Does one step.
     pub(super) fn perform(&mut self, step: Step) {
         match step {
             Step::Commit => self.commit(),
@@ -208,7 +208,6 @@ impl Writer {
         }
     }
 
-    /// Does one chore of the upkeep.
     #[cfg(test)]
     pub(super) fn keep_up(&mut self, chore: Chore) {
         self.upkeep().perform(chore);
