@@ -1,6 +1,7 @@
 //! Delivering: one loop for each output takes events from the queue and hands them to a protocol.
 //!
-//! The files of this room stand on floors; a file imports only from floors below its own.
+//! The files of this directory are on floors: a file imports only from files on the floors below
+//! its own.
 //!
 //! | floor | files | what they know |
 //! |---|---|---|

@@ -102,19 +102,18 @@ pub(super) struct Rules {
     pub(super) collects: bool,
 }
 
-/// Decides what the next request carries, and whether the loop yields before it.
+/// The state that decides what the next request carries, and whether the loop yields before it.
 #[derive(Default)]
 struct Turn {
     /// `true` if the next request carries other events than the first claim that waits to be sent
     /// again, because the consumer has answered this claim with server errors.
     sends_others: bool,
-    /// `true` if the last request was a try of a parked event. The next one belongs to the stream,
-    /// if there is anything to send.
+    /// `true` if the last request was a try of a parked event. The next request carries other
+    /// events, if there are any to send.
     was_try: bool,
-    /// The bytes of the events that the delivery has inspected, and not sent, since it last sent an
-    /// event, because the filter kept them back. The number is set to the limit if more events are
-    /// to be given up. If the number is large, the loop yields to the runtime, and the number
-    /// starts again at zero.
+    /// The bytes of the events that the filter has kept back since the delivery last sent an event.
+    /// At `INSPECTED_BYTES_MAX`, the loop yields to the runtime, and the number starts again at
+    /// zero. The number is set to this limit, too, if more events are to be given up.
     inspected_bytes: u64,
 }
 
@@ -126,7 +125,8 @@ struct Judged {
     unsent: Vec<Work>,
     /// The claims of which some events are refused, with the number of refused events.
     partly: Vec<(Vec<Work>, u64, Failure)>,
-    /// The claims that the consumer has not taken; `true` if it refuses them.
+    /// The claims that the consumer has not taken, with the reason. The last value is `true` if the
+    /// consumer refuses the claims, and `false` if it may take them later.
     left: Vec<(Vec<Work>, Failure, bool)>,
 }
 
@@ -168,8 +168,8 @@ impl Ledger {
         }
     }
 
-    /// Takes over what the previous delivery of this output has left: `claims`, some of which are
-    /// `parked`. `are_remainders`: the others may share batches.
+    /// Takes over the claims that the previous delivery of this output has left. Some of them are
+    /// `parked`. If `are_remainders` is `true`, several of the others may be sent in one batch.
     pub(super) fn inherit(
         &mut self,
         claims: Vec<Claim>,
@@ -213,10 +213,10 @@ impl Ledger {
         !self.given_up.is_full() && !self.filtering.is_full() && !waits_for_answer
     }
 
-    /// Returns `true` if new events may be taken from the queue. Returns `false` while as many
-    /// events are parked as may be. Also returns `false` while an ordered output decides about a
-    /// refused event: what would be accepted meanwhile would have to be sent again after this
-    /// event.
+    /// Returns `true` if new events may be taken from the queue. Returns `false` while
+    /// [`PARKED_MAX`] events are parked. Also returns `false` while an ordered output decides about
+    /// a refused event: the events that are accepted meanwhile would have to be sent again after
+    /// this event.
     fn may_take_new(&self) -> bool {
         // If the address that is asked has accepted nothing yet, only new events can show that it
         // works.
@@ -240,9 +240,9 @@ impl Ledger {
     }
 
     /// Returns the next batch to send; `None` if nothing may be sent now, or if there is nothing to
-    /// send. New events are taken to fit into `room`; a claim that is sent again is sent whole,
-    /// whatever the room is. A claim whose events the filter keeps back completely becomes final,
-    /// and the next claim is taken.
+    /// send. No more new events are taken than fit into `room`. A claim that is sent again is sent
+    /// whole, whatever the room is. A claim whose events the filter keeps back completely becomes
+    /// final, and the next claim is taken.
     pub(super) fn next_to_send(&mut self, room: Take) -> Option<Batch> {
         while self.pacing.paused_until.is_none()
             && self.may_send()
@@ -283,8 +283,8 @@ impl Ledger {
     }
 
     /// Adds to a batch the next claims that are remainders of earlier batches, as long as they fit.
-    /// If a consumer has not taken every second event of a request, these events are sent again in
-    /// one request, and not in one for each event.
+    /// For example, if a consumer has taken only half of the events of a request, the other half is
+    /// sent again in one request, and not in one request for each event.
     fn with_remainders(&mut self, mut batch: Batch, room: Take) -> Batch {
         while let Some(work) = self.in_flight.next_remainder(batch.claim.end) {
             let next = match self.redeliver(work.claim) {
@@ -312,8 +312,8 @@ impl Ledger {
         batch
     }
 
-    /// Takes the next batch from the queue. The stream and the tries of parked events take turns.
-    /// Returns `None` if nothing can be taken now.
+    /// Takes the next batch from the queue. Tries of parked events take turns with all other
+    /// events, which are called the stream here. Returns `None` if nothing can be taken now.
     fn take(&mut self, room: Take) -> Option<Batch> {
         // The cursor reads lines from files for one claim at a time. Claims that are given up come
         // first.
@@ -344,9 +344,10 @@ impl Ledger {
         Some(batch)
     }
 
-    /// Takes the next batch of the stream. A claim that is to be sent again comes first. If there
-    /// is none, new events are taken. While there are suspects, only a few new events are taken, to
-    /// learn if the consumer accepts them. Returns `None` if nothing can be taken now.
+    /// Takes the next batch of events that are not parked. A claim that is to be sent again comes
+    /// first. If there is none, new events are taken. While there are suspects, only a few new
+    /// events are taken, to learn if the consumer accepts them. Returns `None` if nothing can be
+    /// taken now.
     fn take_from_stream(&mut self, room: Take) -> Option<Batch> {
         if std::mem::take(&mut self.turn.sends_others)
             && let Some(batch) = self.take_others()
@@ -386,9 +387,9 @@ impl Ledger {
     }
 
     /// Takes one or a few events to learn if the consumer accepts them, although it answers the
-    /// first claim that waits to be sent again with server errors. It is a new event; or, if there
-    /// is none, or if very many claims wait already, the second half of one of the claims that
-    /// wait. Returns `None` if there is only one event.
+    /// first claim that waits to be sent again with server errors. The batch holds one new event.
+    /// If there is none, or if very many claims wait already, it holds the second half of one of
+    /// the waiting claims. Returns `None` if there is only one event.
     fn take_others(&mut self) -> Option<Batch> {
         let one = Take { bytes: self.rules.limits.max_bytes, events: 1 };
         let waiting = self.in_flight.count(State::Pending);
@@ -454,8 +455,7 @@ impl Ledger {
         }
     }
 
-    /// Makes the held claims final that need not wait any more. A held claim is one whose events
-    /// the consumer has accepted while a claim before it was neither accepted nor given up.
+    /// Makes each held claim final if every claim before it is accepted or given up.
     pub(super) fn finish_decided(&mut self) {
         for work in self.in_flight.held_before_all_open() {
             self.finish(work.claim, Vec::new());
@@ -578,8 +578,8 @@ impl Ledger {
     }
 
     /// Notes that the consumer has taken the request with the events of `claim`, and will confirm
-    /// them later. The claim is not final, and stays on the wire. This is no success yet: a
-    /// consumer that takes everything and confirms nothing does not work.
+    /// them later. The claim is not final, and stays on the wire. This does not count as a success
+    /// yet: a consumer that takes everything and confirms nothing does not work.
     pub(super) fn on_taken(&mut self, claim: Claim) {
         let works = self.in_flight.all_on_wire(claim, None);
         self.in_flight.taken(works);
@@ -877,7 +877,7 @@ impl Ledger {
     }
 
     /// Prepares to send every claim that is not final again, in order. Called after the end of a
-    /// connection that makes claims final in order. As a rule, the cursor is set back and the
+    /// connection on which claims become final in order. As a rule, the cursor is set back and the
     /// claims are forgotten. If that is not possible (claims of an earlier delivery, or dead
     /// letters that are being written), the claims are kept, and each is sent again as it is.
     pub(super) fn start_over(&mut self) {
@@ -906,9 +906,9 @@ impl Ledger {
         self.release(work.claim);
     }
 
-    /// Notes that a connection broke that makes claims final in order. `is_proven` is `true` if the
-    /// connection had lasted for some time, or if something was accepted on it. In that case, the
-    /// break does not show that the consumer refuses connections.
+    /// Notes the break of a connection on which claims become final in order. `is_proven` is `true`
+    /// if the connection had lasted for some time, or if something was accepted on it. In that
+    /// case, the break does not show that the consumer refuses connections.
     pub(super) fn on_broken(&mut self, failure: &Failure, is_proven: bool) {
         self.start_over();
         if failure.elsewhere {
@@ -927,7 +927,7 @@ impl Ledger {
     }
 
     /// Notes that a connection has ended. Its claims on the wire are to be sent again; other claims
-    /// keep their state. `failure` is the reason; `None` if it was no failure.
+    /// keep their state. `failure` is the reason; `None` if the end was not a failure.
     pub(super) fn on_gone(&mut self, failure: Option<&Failure>) {
         self.take_back();
         let Some(failure) = failure else { return };

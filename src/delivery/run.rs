@@ -77,7 +77,7 @@ pub(super) struct Delivery<C> {
     checkpoints: Checkpoints,
 }
 
-/// The values of which a delivery is made, besides its connector.
+/// The values from which a delivery is made, except its connector.
 pub(crate) struct Start {
     /// The state that the delivery before this one has left.
     pub(super) begin: HandOver,
@@ -107,7 +107,7 @@ enum Ended {
     /// The link has ended, by [`Event::Gone`], and is still to be closed in order. The value is the
     /// failure; `None` if the end is nobody's fault.
     Gone(Option<Failure>),
-    /// The connection broke while only a checkpoint was under way, so that no event needs another
+    /// The connection broke while only a checkpoint was under way, so no event needs another
     /// connection.
     BrokenBeside,
     Fatal(String),
@@ -215,7 +215,7 @@ impl<C: Connect> Delivery<C> {
             let link = match connected {
                 Ok(link) => link,
                 Err(failure) if !for_events => {
-                    // Events that arrive meanwhile find no pause.
+                    // No pause begins, so events that arrive now are sent at once.
                     self.checkpoints.failed(&failure);
                     needed = false;
                     continue;
@@ -246,9 +246,10 @@ impl<C: Connect> Delivery<C> {
         }
     }
 
-    /// Waits, while there is no connection, until the next connection is needed and may be made.
-    /// Meanwhile gives up the events that are too old. `needed` is `true` if the connection is
-    /// needed already. Returns `false` if only a checkpoint needs the connection.
+    /// While there is no connection, waits until the next one is needed and may be made. Gives up
+    /// the events that become too old in this time. `needed` is `true` if a connection is needed
+    /// already. Returns `true` if events need the connection, and `false` if only a checkpoint
+    /// needs it.
     ///
     /// # Cancel safety
     ///

@@ -112,8 +112,8 @@ impl Ledger {
         work.parking.is_some()
     }
 
-    /// Returns `true` if there is something to hurry when the drain begins: a pause, or parked
-    /// events.
+    /// Returns `true` if the drain, when it begins, has a pause to end or parked events to try at
+    /// once.
     pub(in crate::delivery) fn may_hurry(&self) -> bool {
         let waits = self.pacing.paused_until.is_some() || self.in_flight.has(State::Parked);
         waits && !self.pacing.is_shortened
@@ -149,7 +149,8 @@ impl Ledger {
         }
     }
 
-    /// Notes that `consumer` has accepted an event that it had turned down alone.
+    /// Notes that `consumer` has accepted the try of an event that was turned down before, by this
+    /// consumer or by another one.
     pub(super) fn try_accepted(&mut self, work: &Work, parking: Parking, consumer: usize) {
         if parking.was_refused() {
             self.isolation.conduct_mut(consumer).accepted_refused();
