@@ -3,7 +3,7 @@
 //! The recorder publishes each checkpoint, and the loop sends the newest one beside the events.
 //! Only the newest one counts: the next one takes the place of one that could not be sent. After a
 //! failure the loop waits, longer each time, so that a consumer that can't take checkpoints is
-//! seldom asked. No event waits for that.
+//! seldom asked. Events are sent during this pause.
 
 use std::time::Duration;
 
@@ -73,11 +73,11 @@ impl Checkpoint {
 /// The result of sending a checkpoint.
 #[derive(Debug)]
 pub(crate) enum Fate {
-    /// The consumer has it.
+    /// The consumer has the checkpoint.
     Taken,
-    /// The consumer has not taken it, and may take it later.
+    /// The consumer has not taken the checkpoint, and may take it later.
     Failed(Failure),
-    /// The consumer refuses it, and would refuse it again.
+    /// The consumer refuses the checkpoint, and would refuse it again.
     Refused(Failure),
 }
 
@@ -92,13 +92,13 @@ pub(super) struct Checkpoints {
     is_owed: bool,
     /// `true`: the link has a checkpoint and has not reported its result yet.
     is_under_way: bool,
-    /// The time before which no checkpoint is sent.
+    /// The time before which no checkpoint is sent; `None` if there is no such limit.
     waits_until: Option<Instant>,
     /// The pause after the next failure.
     pause: Duration,
     /// `true`: the last log line about checkpoints says that they can't be sent.
     is_told: bool,
-    /// The time of the last such line.
+    /// The time of the last warning that checkpoints can't be sent; `None` if there was none.
     warned_at: Option<Instant>,
 }
 

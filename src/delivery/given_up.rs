@@ -3,7 +3,8 @@
 //! `retry.max_elapsed`.
 //!
 //! Their lines are read from the queue and handed over to be written as dead letters, if the config
-//! names a place for them. A claim becomes final when its letters are written, or known not to be.
+//! names a place for them. A claim becomes final when its letters are written, or when it is clear
+//! that they can't be written.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -67,9 +68,9 @@ pub(super) struct GivenUp {
     /// sent because there was no connection). They show which events are too old to be tried again.
     /// `None` if `retry.max_elapsed` is not set, so that no event gets too old.
     tried: Option<Tried>,
-    /// The error of the last failed connection. Too old events of the queue are given up with this
-    /// error as their reason. `None` while there is a connection. Also `None` when the queue has no
-    /// more events that are too old, and always if `retry.max_elapsed` is not set.
+    /// The error of the last failed connection. Events of the queue that are too old are given up
+    /// with this error as their reason. `None` while there is a connection. Also `None` when the
+    /// queue has no more events that are too old, and always if `retry.max_elapsed` is not set.
     failed: Option<Arc<str>>,
 }
 
@@ -79,9 +80,9 @@ struct Doomed {
     /// The number of the claim's events that are to be sent. The number may be inexact, because the
     /// lines of the claim are not read again yet.
     events: u64,
-    /// Empty if all events of the claim are given up. Otherwise the lines of the events that the
-    /// protocol can't carry, as they were to be sent; the consumer has all other events of the
-    /// claim.
+    /// The lines of the events that the protocol can't carry, in the form in which they were to be
+    /// sent; the consumer has all other events of the claim. If the list is empty, all events of
+    /// the claim are given up.
     unfit: Vec<Bytes>,
     /// The maximum number of the claim's events that count as lost. The consumer has the others,
     /// and nobody knows which, so all events of the claim become dead letters. [`u64::MAX`] if all
@@ -208,7 +209,7 @@ impl GivenUp {
 
     /// Decides, after a failure, to give up all claims in the state `state` that are too old. A
     /// claim is too old when all its events were first sent at least `retry.max_elapsed` ago. The
-    /// state is `Pending` or `Suspect`, so these claims are not being sent now.
+    /// state is `Pending`, `Suspect` or `Parked`, so these claims are not being sent now.
     pub(super) fn take_old(&mut self, state: State, failure: &Failure, in_flight: &mut InFlight) {
         let Some(tried) = &self.tried else { return };
         let until = tried.over_until();
@@ -232,10 +233,10 @@ impl GivenUp {
     }
 
     /// Gives up the next events of the queue, as long as they are too old. The next batch after
-    /// these counts as tried now, unless it was tried before. Called while there is no connection,
-    /// and when no claim waits to be sent again. Does nothing before [`GivenUp::all_failed`], and
-    /// while other claims are being given up. If the result is `true`, there may be more to do; the
-    /// loop should first yield to the runtime.
+    /// these events counts as tried now, unless it was tried before. Called while there is no
+    /// connection, and when no claim waits to be sent again. Does nothing before
+    /// [`GivenUp::all_failed`], and while other claims are being given up. If the result is `true`,
+    /// there may be more to do; the loop should first yield to the runtime.
     pub(super) fn next_old(
         &mut self,
         in_flight: &mut InFlight,

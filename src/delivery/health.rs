@@ -92,9 +92,11 @@ pub struct ParkedEvents {
     pub events: u64,
     /// The position of the first parked event.
     pub position: Position,
-    /// The moment at which the consumer first turned down the first parked event.
+    /// The moment of the first try of the first parked event. If the relay has begun to drain since
+    /// then, the beginning of the drain.
     pub since: Instant,
-    /// The number of tries of the first parked event that count.
+    /// The number of tries of the first parked event. Tries while the consumer did not work do not
+    /// count.
     pub tries: u32,
     /// The consumer's last answer to the first parked event, with the address.
     pub error: Arc<str>,
@@ -156,7 +158,8 @@ impl Health {
     }
 
     /// Notes which events are parked, with the consumer's last answer to each. `new` is the
-    /// position of an event that waits for its next try from now on.
+    /// position of an event that was parked just now, for the first time or again; `None` if no
+    /// event was.
     pub(super) fn parked(&mut self, parked: &ParkedByPosition, new: Option<Position>) {
         let events = parked.len() as u64;
         self.metrics.parked.set(events as f64);

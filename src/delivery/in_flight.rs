@@ -58,7 +58,7 @@ pub(super) enum State {
     Burying,
 }
 
-/// Tells if and how a consumer has refused the events of a claim.
+/// Tells whether and how a consumer has refused the events of a claim.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Refusals {
     /// The consumer has not refused the claim.
@@ -91,8 +91,8 @@ pub(super) struct Work {
     /// The number of the batch in which the claim was last sent. All batches of this delivery are
     /// numbered from 1. Several claims may be sent in one batch.
     pub(super) batch: u64,
-    /// `true` if the consumer took other events of the same batch, and only these are to be sent
-    /// again. Several such claims may be sent in one batch.
+    /// `true` if the claim may be sent in one batch with other such claims. As a rule, it is the
+    /// rest of a batch of which the consumer took other events.
     pub(super) is_remainder: bool,
     /// `true` if the claim is on the wire and the consumer has taken the request with it, but has
     /// not confirmed the events yet.
@@ -100,7 +100,7 @@ pub(super) struct Work {
     /// `true` if the claim is on the wire although the consumer has accepted an earlier claim that
     /// was sent after it.
     pub(super) is_overtaken: bool,
-    /// Tells if and how the consumer has refused the claim.
+    /// Tells whether and how the consumer has refused the claim.
     pub(super) refusals: Refusals,
     /// The number of requests with this claim, or with a larger claim that contained it, that the
     /// consumer has answered with a server error.
@@ -176,8 +176,8 @@ impl InFlight {
     }
 
     /// Takes over the claims that the previous delivery of this output did not finish. They are to
-    /// be sent again, so they become `Pending`; those in `parked` stay parked. `are_remainders`:
-    /// they may share batches.
+    /// be sent again, so they become `Pending`; those in `parked` stay parked. If `are_remainders`
+    /// is `true`, several of the `Pending` claims may be sent in one batch.
     pub(super) fn inherit(
         &mut self,
         claims: Vec<Claim>,
@@ -275,8 +275,8 @@ impl InFlight {
         self.first_open().is_some_and(|first| first < claim.start)
     }
 
-    /// Returns the held claims that need not wait any more, because every claim before them is
-    /// accepted or given up.
+    /// Returns the held claims that can become final, because every claim before them is accepted
+    /// or given up.
     pub(super) fn held_before_all_open(&self) -> Vec<Work> {
         if !self.has(State::Held) {
             return Vec::new();
@@ -420,14 +420,14 @@ impl InFlight {
     }
 
     /// Moves a claim from `OnWire` to `Held`: the consumer has accepted it, but a claim before it
-    /// is not decided yet. The consumer's earlier answers to the claim count no more.
+    /// is not decided yet. The consumer's earlier answers to the claim do not count any more.
     pub(super) fn hold(&mut self, work: Work) {
         let Work { claim, events, attempts, batch, .. } = work;
         self.put(State::Held, Work { batch, ..Work::new(claim, events, attempts) });
     }
 
-    /// Makes a claim final that is `OnWire`, `Held` or `Burying`, and removes it from the table.
-    /// `disposition` counts the claim's events that the consumer did not get.
+    /// Makes a claim final and removes it from the table. The claim must be `OnWire`, `Held` or
+    /// `Burying`. `disposition` counts the claim's events that the consumer did not get.
     pub(super) fn finish(&mut self, claim: Claim, disposition: Disposition) {
         self.cursor.acknowledge(claim, disposition);
         self.remove(claim.start);

@@ -1,16 +1,16 @@
 //! Finding the events that a consumer refuses, without I/O: the rules for what is sent next and for
 //! when a refusal is final.
 //!
-//! A consumer that refuses a request says only that something in it is wrong, or that something is
-//! wrong with the consumer itself: a missing index refuses every event, and no event is at fault.
-//! The loop halves a refused claim until single events are refused. A single event that is refused
-//! becomes a *suspect*. When the same consumer has accepted an event that was sent after the
-//! suspect was first refused, the consumer works, and the refusal may be about the event. The event
-//! is then tried several times over some seconds before it is given up (`parked`).
+//! A consumer that refuses a request does not say which of its events is at fault. The fault may
+//! also be the consumer's own: if its index is missing, it refuses every event, and no event is at
+//! fault. The loop halves a refused claim until single events are refused. A single event that is
+//! refused becomes a *suspect*. When the same consumer has accepted an event that was sent after
+//! the suspect was first refused, the consumer works, and the refusal may be about the event. The
+//! event is then tried several times over some seconds before it is given up (`parked`).
 //!
-//! A consumer that answers 5xx is treated alike, but later: a claim is halved, or its event is
-//! parked, only if the consumer has answered 5xx to it more than once, and has accepted other
-//! events in between. While a consumer answers 5xx to everything, nothing is halved.
+//! A consumer that answers 5xx is treated in the same way, but later: a claim is halved, or its
+//! event is parked, only if the consumer has answered 5xx to it more than once, and has accepted
+//! other events in between. While a consumer answers 5xx to everything, nothing is halved.
 
 use std::collections::BTreeMap;
 
@@ -27,8 +27,9 @@ pub(super) const SUSPECTS_MAX: usize = if cfg!(test) { 20 } else { 10_000 };
 /// The number of server errors to one claim after which its events may be at fault.
 const ERRORS_MIN: u32 = 2;
 
-/// The same number for an ordered output. It is higher because of consumers that answer every
-/// second request with 503: one of 16 claims then gets four such answers in a row.
+/// The number of server errors to one claim after which its events may be at fault, if the output
+/// is ordered. It is higher than [`ERRORS_MIN`] because of consumers that answer every second
+/// request with 503: even there, only one of 16 claims gets four such answers in a row.
 const ERRORS_MIN_ORDERED: u32 = 4;
 
 /// The maximum number of consumers of which the delivery remembers that they accepted events. Each
@@ -71,12 +72,12 @@ enum Round {
 /// *suspect*, or (with `rejected.action = "retry"`) is sent again after a pause; when only suspects
 /// are left, a new event of the queue is sent, to learn if the consumer accepts it. If the new
 /// event is refused too, the round is over, and the loop pauses. Each acceptance makes all suspects
-/// pending again. Isolation ends when nothing is pending, suspected or on the wire.
+/// pending again. The search ends when no claim is pending, suspected or on the wire.
 ///
 /// Invariants:
 /// - An event is in doubt only after the consumer that refused it has accepted an event that was
 ///   sent after the first refusal. Events that were sent before this refusal prove nothing, because
-///   the consumer may refuse everything since then. An acceptance by another consumer proves
+///   the consumer may have refused everything since then. An acceptance by another consumer proves
 ///   nothing either, because the settings of the refusing consumer may be wrong.
 /// - There are at most `SUSPECTS_MAX` suspects, plus the events that were on the wire.
 ///
@@ -95,7 +96,8 @@ pub(super) struct Isolation {
     /// The number of server errors after which the events of a claim may be at fault. If the output
     /// is ordered, it is higher, because a parked event leaves the order.
     errors_min: u32,
-    /// The answers of each consumer so far. The key is the consumer's number.
+    /// The answers of each consumer so far, by the consumer's number. Each address that the output
+    /// has reached counts as one consumer.
     conducts: BTreeMap<usize, Conduct>,
     /// Says which suspects the last round sent. A round sends the first suspect and one other. The
     /// value is the index of that other suspect among the suspects after the first; the next round

@@ -76,7 +76,8 @@ impl Lines {
         }
     }
 
-    /// Counts the next line, which has this position, and the times of `of`.
+    /// Counts the next line. Its position is `position`, and its times are those of the origin
+    /// `of`.
     pub(super) fn count(&mut self, position: Position, of: &Origin) {
         self.events += 1;
         match self.origins.last_mut() {

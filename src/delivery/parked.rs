@@ -37,8 +37,8 @@ use crate::position::Position;
 pub(super) const PARKED_MAX: usize = if cfg!(test) { 50 } else { 10_000 };
 
 /// The number of refusals of an event alone after which the event is given up. If a broken backend
-/// answers every second request, an event is refused so often by chance in 1 of 256 cases. The
-/// relay then usually knows already that the address refuses at random ([`TRIES_OF_DOUBT`]).
+/// answers every second request, an event is refused 8 times in a row by chance in 1 of 256 cases.
+/// The relay then usually knows already that the address refuses at random ([`TRIES_OF_DOUBT`]).
 const TRIES: u32 = 8;
 
 /// The number of refusals of an event alone after which the event is given up, if the address has
@@ -184,7 +184,7 @@ pub(super) struct Patience {
 /// The tries of one event that its consumer does not take.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Parking {
-    /// The moment of the first try.
+    /// The moment of the first try, or the beginning of the drain if that is later.
     pub(super) since: Instant,
     /// The moment of the next try.
     pub(super) due: Instant,
@@ -192,9 +192,9 @@ pub(super) struct Parking {
     pause: Duration,
     /// The number of tries that count.
     pub(super) tries: u32,
-    /// The number of refusals among them.
+    /// The number of the counted tries that the consumer answered with a refusal.
     refusals: u32,
-    /// The last answer.
+    /// The consumer's last answer that was counted.
     pub(super) answer: TurnedDown,
     /// The consumer of the tries that are counted; `None` if another delivery has made them.
     consumer: Option<usize>,
@@ -203,8 +203,8 @@ pub(super) struct Parking {
 }
 
 impl Parking {
-    /// Notes the first try of an event that a consumer of this `conduct` has turned down. Returns
-    /// what becomes of the event, too.
+    /// Begins the tries of an event that a consumer has turned down; this counts as the first try.
+    /// `conduct` is that consumer's conduct. Returns the tries, and what becomes of the event.
     pub(super) fn begin(answer: TurnedDown, consumer: usize, conduct: Conduct) -> (Self, Next) {
         let now = Instant::now();
         let mut parking = Self {
@@ -222,8 +222,8 @@ impl Parking {
         (parking, next)
     }
 
-    /// Notes that a try was turned down by a consumer of this `conduct`. Returns what becomes of
-    /// the event.
+    /// Notes that a consumer has turned down a try. `conduct` is that consumer's conduct. Returns
+    /// what becomes of the event.
     pub(super) fn turned_down(
         &mut self,
         answer: TurnedDown,

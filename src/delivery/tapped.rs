@@ -32,18 +32,20 @@ use crate::tap::Why;
 pub(super) struct Tapping {
     taps: Option<Arc<Taps>>,
     output: Arc<str>,
-    /// The samples of the claim that goes through the filter now.
+    /// The copies of the claim that goes through the filter now, for each tap.
     current: Vec<Sample>,
-    /// The samples of claims that are on the wire. The taps limit the bytes of their lines.
+    /// The copies of claims that are on the wire. The taps limit the bytes of these copies.
     samples: Vec<Sample>,
 }
 
 /// The copies of events of one claim for one tap.
 struct Sample {
-    /// The positions that are still undecided.
+    /// The positions of the claim whose events are neither acknowledged, nor given up, nor to be
+    /// sent again.
     claim: Claim,
     reader: Arc<Reader>,
-    /// The copies by their positions; in place of an event that is too large to be shown, its size.
+    /// The position of each event, with a copy of the event, or with its size in bytes if it is too
+    /// large to be shown.
     lines: VecDeque<(Position, Result<Line, u64>)>,
     /// The reason why the rest of the events was not copied; `None` if all were copied so far.
     why: Option<Why>,
@@ -75,7 +77,8 @@ impl Tapping {
         self.current.iter().any(|sample| sample.why.is_none())
     }
 
-    /// Copies an event, as it is before its shape, for each tap that has room for it.
+    /// Copies an event for each tap that has room for it. `event` is the event before it gets the
+    /// form in which it leaves.
     pub(super) fn copy(&mut self, position: Position, event: &[u8]) {
         for sample in self.current.iter_mut().filter(|sample| sample.why.is_none()) {
             if event.len() > EVENT_BYTES_MAX {

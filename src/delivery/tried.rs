@@ -10,9 +10,9 @@ use crate::queue::Claim;
 use crate::queue::Position;
 
 /// Attempts that follow each other within a short time are stored as one entry, with the time of
-/// the latest attempt. This time is `max_elapsed` divided by the constant. So at most about 1,000
-/// entries are kept, and no event is given up too early. For example, with a `max_elapsed` of 1 h,
-/// attempts within 3.6 s share an entry.
+/// the latest attempt. The short time is `max_elapsed` divided by this constant. So at most about
+/// 1,000 entries are kept, and no event is given up too early. For example, with a `max_elapsed` of
+/// 1 h, attempts within 3.6 s share an entry.
 const RESOLUTION: u32 = 1000;
 
 /// The times of the first attempts to send the events that are not final.
