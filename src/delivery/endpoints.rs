@@ -3,13 +3,13 @@
 //!
 //! A set ([`Endpoints`]) holds the configured `host:port`s in order. A name stands for all
 //! addresses that it resolves to; each address has a circuit of its own, which says whether it may
-//! be used. A delivery takes an [`Attempt`] at the address whose turn it is, and says how it went.
-//! A [`Watch`] probes the addresses that are down, so that no event is used to find out whether
-//! they are back, and notices when the addresses of a name change.
+//! be used. A delivery takes an [`Attempt`] at the address whose turn it is, and reports its
+//! result. A [`Watch`] probes the addresses that are down, so that no event is used to find out
+//! whether they are back, and notices when the addresses of a name change.
 //!
 //! Promises: an output is never kept waiting by its addresses. If every address is down, deliveries
-//! try each of them in turn. A resolver that hangs delays only connections that have no address
-//! without it.
+//! try each of them in turn. A resolver that hangs delays only connections to a host name of which
+//! no address is known yet.
 //!
 //! | floor | files | what they know |
 //! |---|---|---|

@@ -1,4 +1,5 @@
-//! Deliveries and connections at one address: picking it, dialling it, and saying how it went.
+//! The use of an address by a delivery or a connection: the address is picked and dialled, and the
+//! result is reported.
 
 use std::future::Future;
 use std::sync::Arc;
@@ -16,12 +17,12 @@ use crate::telemetry::AttemptError;
 /// error if no connection to it could be made.
 pub(crate) type Probed = Vec<(String, Result<(), String>)>;
 
-/// One use of an address, by a delivery or a connection. The user reports the result with
-/// [`Attempt::succeeded`], [`Attempt::failed`] or [`Attempt::refused`], which decide whether the
-/// address is used further. [`Attempt::ended`] counts the requests, or the writes of a connection,
-/// that have ended; a failure and a refusal count themselves. If the value is dropped without a
-/// report, nothing is noted about the address. If the attempt is a trial, dropping the value ends
-/// the trial.
+/// One use of an address, by a delivery or a connection. The delivery or connection reports the
+/// result with [`Attempt::succeeded`], [`Attempt::failed`] or [`Attempt::refused`]. The result
+/// decides whether the address is used further. [`Attempt::ended`] counts the requests, or the
+/// writes of a connection, that have ended; `failed` and `refused` already do this. If the value is
+/// dropped without a report, nothing is noted about the address. If the attempt is a trial,
+/// dropping the value ends the trial.
 pub(crate) struct Attempt {
     set: Arc<Endpoints>,
     address: ResolvedAddress,
@@ -145,7 +146,8 @@ impl Attempt {
 
     /// Counts a request, or a write of a connection, that has ended here, and says nothing about
     /// the address. `took` is the time from sending to the acknowledgement; `None` if the consumer
-    /// has acknowledged nothing. `failure` is the first thing that it did not take.
+    /// has acknowledged nothing. `failure` is the first reason why the consumer did not take
+    /// something; `None` if it took everything.
     pub(crate) fn ended(&self, took: Option<Duration>, failure: Option<&Failure>) {
         self.address.figures.ended(took, failure);
     }

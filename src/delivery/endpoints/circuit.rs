@@ -5,17 +5,17 @@
 //!   answer probes for a whole *hold* before the circuit becomes half-open.
 //! - *Half-open*: the address is on trial. One delivery at a time uses it, until one succeeds.
 //!
-//! The hold keeps an address from flapping that answers probes and fails deliveries. It doubles
-//! each time that the address fails before it has worked for one hold, and is at least twice the
-//! time that the failure has cost. For example, an address that takes connections and never answers
-//! costs 60 s (`timeouts.request`) at each trial, and its holds are 120 s, 240 s, 480 s and then
-//! 600 s.
+//! An address may answer probes and still fail deliveries. The hold keeps such an address from
+//! changing between open and half-open all the time. It doubles each time that the address fails
+//! before it has worked for one hold, and is at least twice the time that the failure has cost. For
+//! example, an address that takes connections and never answers costs 60 s (`timeouts.request`) at
+//! each trial, and its holds are 120 s, 240 s, 480 s and then 600 s.
 //!
 //! An address is *suspect* if its circuit is open only because it is silent while another address
 //! answers. The consumer may only be slow, so an answer to an earlier request closes the circuit at
 //! once.
 //!
-//! No clock and no I/O: callers pass the time.
+//! This file has no clock and no I/O: callers pass the time.
 
 use std::time::Duration;
 
@@ -63,14 +63,14 @@ pub(super) enum Fault {
 #[derive(Debug, Clone)]
 pub(super) struct Circuit {
     state: CircuitState,
-    /// The moment at which the circuit changed to its current state, as [`Circuit::name`] tells it.
+    /// The moment at which the circuit's [`Circuit::name`] last changed.
     since: Instant,
     /// The time for which the address must answer probes after a failure, before a delivery tests
     /// it again.
     hold: Duration,
-    /// The moment when the address could last be used again after a failure. `None` if the address
-    /// never failed, if it has failed again since then, or if it has worked for the time `hold`
-    /// since then.
+    /// The moment at which the address last became usable again after a failure. `None` if the
+    /// address never failed, if it has failed again since then, or if it has worked for the time
+    /// `hold` since then.
     back: Option<Instant>,
     /// The moment of the last failed delivery at this address; `None` if no delivery failed.
     failed: Option<Instant>,
@@ -116,12 +116,13 @@ impl Circuit {
         Self { state, since: now, hold: HOLD_MIN, back: None, failed: None, proven: false }
     }
 
-    /// Returns the moment since when the circuit has had the state of its [`Circuit::name`].
+    /// Returns the moment at which the circuit's [`Circuit::name`] last changed.
     pub(super) fn since(&self) -> Instant {
         self.since
     }
 
-    /// Makes a change of the state. If this changes the name of the state, notes the moment.
+    /// Calls `change`. If this changes the circuit's [`Circuit::name`], notes `now` as the moment
+    /// of the change.
     fn change<T>(&mut self, now: Instant, change: impl FnOnce(&mut Self) -> T) -> T {
         let before = self.name();
         let result = change(self);
@@ -167,13 +168,13 @@ impl Circuit {
         matches!(self.state, CircuitState::Closed | CircuitState::HalfOpen { busy: false })
     }
 
-    /// Returns the moment since when the circuit is open; `None` if the circuit is not open.
+    /// Returns the moment at which the circuit opened; `None` if the circuit is not open.
     pub(super) fn open_since(&self) -> Option<Instant> {
         self.open().map(|open| open.since)
     }
 
-    /// Returns the name of the circuit's state, as `/status` shows it. Deliveries may use an
-    /// `unknown` address: none has tried it yet, so nobody knows whether it works.
+    /// Returns the name of the circuit's state, as `/status` shows it. It is `unknown` as long as
+    /// no delivery has tried the address; deliveries may use such an address.
     pub(super) fn name(&self) -> &'static str {
         match self.state {
             CircuitState::Closed if !self.proven && self.failed.is_none() => "unknown",

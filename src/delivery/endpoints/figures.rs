@@ -1,9 +1,9 @@
-//! What was counted at one address: requests, bytes, errors and how long answers took. For
-//! `/status`.
+//! The numbers that `/status` shows of one address: requests, bytes, errors and how long answers
+//! took.
 //!
 //! Every protocol counts here through its [`Attempt`](super::Attempt), so that a new protocol needs
-//! no figures of its own. An attempt that ends costs one short lock, and a piece of bytes costs one
-//! atomic addition.
+//! no figures of its own. An attempt that ends costs one short lock, and each call of
+//! [`Figures::sent`] costs one atomic addition.
 
 use std::sync::Mutex;
 use std::sync::atomic::AtomicU64;
@@ -81,7 +81,7 @@ impl Figures {
 
     /// Counts an attempt that has ended. `took` is the time from sending to the acknowledgement;
     /// `None` if nothing was acknowledged. `failure` says why something was not acknowledged;
-    /// `None` if all was.
+    /// `None` if everything was.
     pub(crate) fn ended(&self, took: Option<Duration>, failure: Option<&Failure>) {
         let now = Instant::now();
         let mut counted = lock(&self.counted);

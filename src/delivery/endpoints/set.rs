@@ -1,5 +1,5 @@
-//! The set of an output's addresses: the table behind its lock, lookups of names, and the changes
-//! that connections wait for.
+//! The set of an output's addresses: the table of addresses behind a lock, lookups of host names,
+//! and the signal by which connections learn of changes.
 
 use std::fmt;
 use std::future::Future;
@@ -36,7 +36,7 @@ use crate::telemetry::AttemptError;
 const FRESH: Duration = Duration::from_secs(1);
 
 /// The maximum number of addresses of one host name that are used. Further addresses are ignored: a
-/// consumer with more addresses has a load balancer.
+/// consumer with more addresses should have a load balancer in front of it.
 const ADDRESSES_MAX: usize = 64;
 
 /// The type of the function that asks the resolver for the addresses of a host name. The caller
@@ -90,9 +90,10 @@ pub struct AddressState {
     pub endpoint: usize,
     /// The configured host and port, and the IP address that the host resolved to.
     pub address: String,
-    /// The state of the address: `up`, `down`, `suspect` or `back, on trial`. `suspect`: the
-    /// address does not answer while another address does. `back, on trial`: the address was `down`
-    /// or `suspect`, and now one delivery at a time tests it.
+    /// The state of the address: `unknown`, `up`, `down`, `suspect` or `back, on trial`. `unknown`:
+    /// no delivery has tried the address yet. `suspect`: the address does not answer while another
+    /// address does. `back, on trial`: the address was `down` or `suspect`, and now one delivery at
+    /// a time tests it.
     pub state: &'static str,
     /// The time for which the address has had this state.
     pub state_for: Duration,

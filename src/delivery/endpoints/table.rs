@@ -1,4 +1,5 @@
-//! All addresses of an output, and whose turn it is. No I/O and no clock: callers pass the time.
+//! All addresses of an output, and whose turn it is. This file has no I/O and no clock: callers
+//! pass the time.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -109,9 +110,9 @@ impl AddressEntry {
         Self { id, socket, circuit, figures, failed_in: None, told: None, told_down: false }
     }
 
-    /// Makes the entry of a new address of an endpoint all of whose other addresses are down.
-    /// `self` is the entry of one of these. The new entry gets a copy of its circuit, so the new
-    /// address counts as down, too, until it has answered probes.
+    /// Makes the entry of a new address of an endpoint whose other addresses are all down. `self`
+    /// is the entry of one of these. The new address gets a copy of that circuit, so it counts as
+    /// down, too, until it has answered probes.
     fn successor(&self, id: usize, socket: SocketAddr, now: Instant) -> Self {
         let circuit = self.circuit.of_successor(now);
         Self { told_down: self.told_down, ..Self::new(id, Some(socket), circuit) }
@@ -306,7 +307,8 @@ impl AddressTable {
     }
 
     /// Notes a fault of an address. The first result is `true` if the fault has opened its circuit.
-    /// The second is `true` if the caller must log that; it is `false` without `may_tell`.
+    /// The second is `true` if the caller must log that the address is down; it is always `false`
+    /// if `may_tell` is `false`.
     fn note(
         &mut self,
         of: &ResolvedAddress,

@@ -1,4 +1,5 @@
-//! The task that probes the addresses that are down, and looks names up while nothing is dialled.
+//! The task that probes the addresses that are down, and looks up host names even while no
+//! connection is made.
 
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
@@ -16,7 +17,7 @@ use super::set::Endpoints;
 use super::table::Job;
 use crate::delivery::failure::Failure;
 
-/// The pause after a panic of the background task that watches addresses, before it starts again.
+/// The pause before the task starts again after a panic.
 const RESTART_PAUSE: Duration = Duration::from_secs(1);
 
 /// The background task that watches the addresses of one output. The output's connector owns this
