@@ -1,10 +1,10 @@
 //! Dead letters: events that their consumer will not get, kept in files for people to look into.
 //!
 //! A letter is one line, `{"time":…,"output":…,"reason":…,"event":{…}}`, with the event's bytes as
-//! they were received. A thread of its own writes the letters (`files`). Letters that wait are
-//! written and synced together, and only then does a delivery finish their claims. A disk that
-//! refuses or hangs costs the letters, and delays a delivery by ten seconds at most: the events are
-//! then lost, and counted as lost.
+//! they were received. A separate thread writes the letters (`files`). Letters that wait are
+//! written and synced together, and only then does a delivery finish their claims. If the disk
+//! refuses writes or hangs, the letters are not kept, and the events are counted as lost without a
+//! letter. A disk that hangs delays a delivery by ten seconds at most.
 
 use std::convert::Infallible;
 use std::io;
@@ -149,7 +149,7 @@ pub(super) struct Written {
     /// The number of the job's events whose dead letters are written and synced.
     pub(super) events: u64,
     /// The reason why some events of the job have no dead letters; these are the events that are
-    /// not counted in `events`. `None`: every event of the job has its dead letter.
+    /// not counted in `events`. `None` if every event of the job has its dead letter.
     pub(super) error: Option<String>,
 }
 

@@ -1,9 +1,9 @@
 //! Decides which events of a claim are sent, and in which form, if the output has a filter.
 //!
 //! A batch goes through the filter each time that it is sent, and comes out as lines again. Long
-//! runs of unchanged lines are not copied. The filter's decision about each event is marked by the
-//! event's position until its claim is final, and is counted then: once, however many times the
-//! event was sent.
+//! runs of unchanged lines are not copied. The filter's decision about an event is kept as a
+//! *mark*, under the event's position, until the event's claim is final. Only then is the decision
+//! counted, so it counts once, however many times the event was sent.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -51,7 +51,7 @@ const TOO_LARGE: &str = "larger than filter.max_event_bytes, even without its ob
 /// The reason for giving up events that are too long for the output's protocol.
 const TOO_LONG: &str = "longer than max_message_bytes";
 
-/// The reason for giving up events of one claim of which some are too large, and some too long.
+/// The reason for giving up events if some events of the claim are too large, and others too long.
 const TOO_LARGE_OR_LONG: &str = "longer than max_message_bytes, or larger than filter.max_event_bytes, even without its objects";
 
 /// The filter of one output, and its decisions (*marks*) about events that are not final. The
@@ -171,7 +171,7 @@ impl Marks {
 
 impl Filtering {
     /// Makes the filtering of an output, for the events that `cursor` hands out from now on.
-    /// `None`: the output has no filter.
+    /// `filter` is `None` if the output has no filter.
     pub(super) fn new(filter: Option<Filter>, cursor: &Cursor, tapping: Tapping) -> Self {
         Self {
             filter,
@@ -228,10 +228,10 @@ impl Filtering {
     }
 
     /// Tells the queue by which rules events are chosen from now on. Then rebuilds the filter's
-    /// memory of the events that were sent before, with which it recognizes duplicates. It reads
-    /// those recent events that are still in the queue; the filter says how far back it looks.
-    /// Reads nothing if the filter needs no memory, or has got a complete one from the previous
-    /// delivery.
+    /// memory of the events that were sent before, with which it recognizes duplicates. For this,
+    /// it reads the recent events that are still in the queue; the filter says how recent they must
+    /// be. It reads nothing if the filter needs no memory, or if it has a complete one from the
+    /// previous delivery.
     ///
     /// # Cancel safety
     ///
@@ -258,17 +258,17 @@ impl Filtering {
         self.filter.is_some()
     }
 
-    /// Returns `true` if the filter gives events another form than their own, which dead letters
-    /// must not have.
+    /// Returns `true` if the filter gives events another form than the one in which they were
+    /// received. Dead letters hold events without this form.
     fn gives_form(&self) -> bool {
         self.filter.as_ref().is_some_and(Filter::gives_form)
     }
 
-    /// Takes a batch that was sent, and the events of it that the protocol can't carry, as they
-    /// were sent: each a line, in their order. Returns their lines as they were before the filter
-    /// gave them the form in which they are sent, and the lines of the events that are too large
-    /// for the filter. Also returns how many of the batch's events are lost, dropped by the filter,
-    /// or duplicates.
+    /// Returns the lines of the lost events of a batch that was sent: the events that the protocol
+    /// can't carry, as they were before the filter gave them the form in which they are sent, and
+    /// the events that are too large for the filter. `rejected` has the lines of the events that
+    /// the protocol can't carry, as they were sent and in their order. Also returns how many of the
+    /// batch's events are lost, dropped by the filter, or duplicates.
     pub(super) fn before_form(
         &mut self,
         batch: Batch,
@@ -506,8 +506,8 @@ impl Filtering {
     }
 
     /// Decides what becomes of a claim that the consumer has accepted, except the events `unfit`,
-    /// which the protocol can't carry: each a line as it was sent. If the whole claim was sent and
-    /// `waits` is `true`, nothing is decided, and the result is `None`.
+    /// which the protocol can't carry; each is a line as it was sent. Returns `None`, and decides
+    /// nothing, if no event of the claim is unfit or too large and `waits` is `true`.
     pub(super) fn settle(
         &mut self,
         claim: Claim,

@@ -216,7 +216,8 @@ impl Ledger {
     /// Returns `true` if new events may be taken from the queue. Returns `false` while
     /// [`PARKED_MAX`] events are parked. Also returns `false` while an ordered output decides about
     /// a refused event: the events that are accepted meanwhile would have to be sent again after
-    /// this event.
+    /// this event. Returns `true` in both cases if the consumer of the first parked event has
+    /// accepted nothing yet.
     fn may_take_new(&self) -> bool {
         // If the address that is asked has accepted nothing yet, only new events can show that it
         // works.

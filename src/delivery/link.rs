@@ -65,7 +65,7 @@ pub(crate) trait Connect: Send {
     }
 
     /// Returns the shortest time between two checkpoints of the evidence. An output that collects
-    /// events for minutes sends checkpoints as seldom.
+    /// events for minutes sends checkpoints no more often than events.
     fn checkpoint_interval(&self) -> Duration {
         Duration::ZERO
     }
@@ -131,8 +131,8 @@ pub(crate) trait Link: Send {
     /// [`Link::event`] is polled.
     fn send(&mut self, batch: Batch);
 
-    /// Tells a link that collects events to send what it has: the loop hands over no more events
-    /// before some of those are final. Other links do nothing.
+    /// Tells a link that collects events to send the events that it has: the loop hands over no
+    /// more events before some of these are final. Links that do not collect events do nothing.
     fn flush(&mut self) {}
 
     /// Returns `true` if the link takes a checkpoint of the evidence now.
@@ -156,8 +156,8 @@ pub(crate) trait Link: Send {
     /// Nothing is lost when the future is dropped; the loop calls the method again.
     fn event(&mut self) -> impl Future<Output = Event> + Send;
 
-    /// Returns the number of the consumer from which the last event came. A link may reach several
-    /// consumers (`http` with several URLs).
+    /// Returns the number of the consumer that the last report of [`Link::event`] is about. A link
+    /// may reach several consumers (`http` with several URLs).
     fn consumer(&self) -> usize {
         0
     }
@@ -166,7 +166,7 @@ pub(crate) trait Link: Send {
     fn close(self) -> impl Future<Output = ()> + Send;
 }
 
-/// Successive events of a claim for which the consumer's answer is the same.
+/// Events of a claim that follow each other, and for which the consumer's answer is the same.
 #[derive(Debug)]
 pub(crate) struct Part {
     /// The position after the last event of the part. The part begins where the part before it

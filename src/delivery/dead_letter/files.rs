@@ -1,10 +1,11 @@
 //! The files of dead letters: bounded, rotated, synced, and readable by no other user.
 //!
 //! Letters may hold Secrets: the files have mode 0600 in a directory of mode 0700, and no symbolic
-//! link is followed to either. This process writes only to files that it has made, so a file from
-//! before may be anything, belong to anybody and end anyhow. Before each write it notices if
-//! somebody has moved, replaced or changed its file. Several processes may share a directory: each
-//! locks the file that it writes to, and no process deletes a locked file.
+//! link is followed to either. This process writes only to files that it has made itself. A file
+//! that was there before may therefore hold anything, belong to any user and end inside a line.
+//! Before each write it notices if somebody has moved, replaced or changed its file. Several
+//! processes may share a directory: each locks the file that it writes to, and no process deletes a
+//! locked file.
 
 use std::fs::DirBuilder;
 use std::fs::File;
