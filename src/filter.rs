@@ -1,7 +1,7 @@
-//! Decides for each event if an output sends it, and with which changes.
+//! Decides for each event whether an output sends it, and with which changes.
 //!
-//! The decisions are made in this order: does the event match (`match`); which level do the
-//! policies ask for (`policy`); has the same event been sent before (`deduplicate`). If the event
+//! The decisions are made in this order: does the event match (`match`)? Which level do the
+//! policies ask for (`policy`)? Has the same event been sent before (`deduplicate`)? If the event
 //! is sent, the changes are made in this order: bodies and managed fields that the policies omit
 //! are removed; values that must not leave the relay are redacted (`redact`); annotations are added
 //! (`annotate`); bodies that make the event too large are removed (`max_event_bytes`). At last the
@@ -49,11 +49,12 @@ mod seen;
 
 pub use seen::Seen;
 
-/// One byte more than a policy may have is read, so that a file that is too large is recognised.
+/// The greatest number of bytes that are read of a policy file: one more than a policy may have, so
+/// that a file that is too large is recognised.
 const POLICY_READ_MAX: u64 = FILE_BYTES_MAX as u64 + 1;
 
-/// The buffers for the event before its form keep at most this many bytes from one event to the
-/// next.
+/// The buffers that hold an event before it gets its form keep at most this much memory, in bytes,
+/// for the next event.
 const BUFFER_BYTES_KEPT: usize = 1024 * 1024;
 
 /// The filter's decision about an event.
@@ -70,7 +71,7 @@ pub enum Verdict {
     /// with the same bytes, and both were received within the deduplication window.
     Duplicate,
     /// The event is not sent: even without its bodies it is larger than `max_event_bytes`, and this
-    /// output gives such events up, which counts as a loss.
+    /// output gives up such events, which counts as a loss.
     TooLarge,
 }
 
@@ -253,7 +254,8 @@ pub struct Filter {
     rules: Arc<Rules>,
     policies: Arc<Vec<Policy>>,
     /// The memories of users: one for the `match` rules, and then one for each policy, in order. A
-    /// memory knows which rules it belongs to, so that none has to be made again with new policies.
+    /// memory that gets other rules than before forgets its users by itself, so nothing has to be
+    /// done here when the policies are replaced.
     users: Vec<Users>,
     seen: Option<Seen>,
     /// The last event that [`Filter::judge`] was asked about, with all changes but its form. Empty
@@ -363,8 +365,8 @@ impl Filter {
         }
     }
 
-    /// Decides if an event is sent, and with which changes. For [`Verdict::Changed`], the changed
-    /// event is appended to `changed`, which must be empty.
+    /// Decides whether an event is sent, and with which changes. For [`Verdict::Changed`], the
+    /// changed event is appended to `changed`, which must be empty.
     pub fn judge(&mut self, asked: &EventView<'_>, changed: &mut Vec<u8>) -> Verdict {
         let EventView { event, request, known, position, age } = *asked;
         let Self { rules, policies, users, seen, .. } = self;

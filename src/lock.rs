@@ -4,8 +4,9 @@ use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::sync::PoisonError;
 
-/// Locks the mutex, also after a thread has panicked while it held the lock. Whoever needs that
-/// thread learns of its panic otherwise, and the value is right after each single change.
+/// Locks the mutex, even if a thread has panicked while it held the lock. The value behind the lock
+/// can still be used, because it is valid after each single change. Code that needs the thread
+/// learns of the panic in another way.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -1,4 +1,5 @@
-//! Remembers which events have left, so that an event that kube-apiserver sends twice leaves once.
+//! The memory of the events that have left, so that an event that kube-apiserver sends twice leaves
+//! once.
 //!
 //! An event is recognised by the SHA-256 of its bytes as they were received, cut to 128 bits. Its
 //! auditID cannot be used: the sender of a request chooses it, and could hide an event by giving it
@@ -12,8 +13,9 @@
 //! position, and not only the last copy of each. When the queue is read again from an earlier
 //! position, every event is therefore judged as it was the first time.
 //!
-//! The memory does not know what happened to an event. Its user tells it which events were not sent
-//! after all ([`Seen::forget`]), and up to which position everything is final ([`Seen::settled`]).
+//! The memory does not know what happened to an event. Its owner tells it which events were not
+//! sent after all ([`Seen::forget`]), and up to which position everything is final
+//! ([`Seen::settled`]).
 
 use std::collections::VecDeque;
 use std::ops::Range;
