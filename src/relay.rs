@@ -14,8 +14,8 @@
 //!   no output waits for an answer of its consumer. Then outputs, sources, dead letters and queue
 //!   end in this order.
 //!
-//! Every task and thread that the relay needs reports its failure, so that the relay never runs
-//! without a part.
+//! Every task and thread that the relay needs reports its failure, so that the relay never
+//! continues without one of them.
 //!
 //! | floor | files | what they know |
 //! |---|---|---|

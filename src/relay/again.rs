@@ -1,8 +1,8 @@
 //! When a reload is tried again because it could not bind an address.
 //!
-//! An address that is in use, or that this machine does not have yet, can be right a moment later,
-//! and no file changes then. The pauses between the attempts grow. Any other reload, and one that
-//! fails for another reason, ends the attempts.
+//! An address that is in use, or that this machine does not have yet, may be available a moment
+//! later, without a change of any file. The pauses between the attempts grow. The attempts end with
+//! any other reload, and with an attempt that fails for another reason.
 
 use std::time::Duration;
 
@@ -14,7 +14,8 @@ const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_sec
 /// The shortest time between two log lines about attempts that fail.
 const QUIET: Duration = Duration::from_secs(60);
 
-/// The next attempt of a reload that could not bind an address, and the pause before it.
+/// The next attempt of a reload that could not bind an address, and the pause before it; `None` if
+/// no reload is to be tried again.
 #[derive(Default)]
 pub(super) struct Again(Option<Waiting>);
 

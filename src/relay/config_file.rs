@@ -92,8 +92,9 @@ impl ConfigFile {
         }
     }
 
-    /// Notes that a reload that is tried again would fail, or has failed, because of an address as
-    /// the one before. The attempts count as one reload.
+    /// Notes that another attempt of a reload has failed because of an address, like the attempt
+    /// before it. `error` is `None` if the attempt was not made, because it would fail. All
+    /// attempts count as one reload.
     pub(super) fn fails_again(&mut self, error: Option<String>) {
         if self.again.failed() {
             let error = error.unwrap_or_else(|| "its address is still in use".to_owned());

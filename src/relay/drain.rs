@@ -10,15 +10,14 @@ use crate::queue::Left;
 use crate::queue::Queue;
 use crate::telemetry::Telemetry;
 
-/// The longest wait for the outputs to end, after the last events are delivered. The sources have
-/// the same limit, and so have all other tasks. A part that hangs delays the end of the relay for
-/// no longer than this.
+/// The longest wait for the outputs to end, after the last events are delivered. The same limit
+/// holds for the sources, for the evidence, and for all other tasks.
 const CLOSING: Duration = Duration::from_secs(3);
 
-/// Ends all parts of the relay in order. First the listeners and sources stop accepting events.
-/// Then waits until the queue is drained, for at most `shutdown.drain_timeout`: the outputs deliver
-/// the events of a queue in memory; with a queue on disk, they only wait for the answers to events
-/// that were sent.
+/// Ends all parts of the relay in order. First, the listeners and sources stop accepting events.
+/// Then this function waits until the queue is drained, for at most `shutdown.drain_timeout`: the
+/// outputs deliver the events of a queue in memory; with a queue on disk, they only wait for the
+/// answers to events that were sent.
 ///
 /// # Errors
 ///

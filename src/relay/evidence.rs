@@ -46,13 +46,14 @@ const READING: Duration = Duration::from_secs(1);
 pub(super) struct Evidence {
     recorder: Recorder,
     settings: config::Evidence,
-    /// The newest checkpoint. This receiver never marks one as seen, so that each clone begins with
-    /// the newest.
+    /// The newest checkpoint. This receiver never marks a checkpoint as seen, so that each clone
+    /// begins with the newest one.
     checkpoints: Published,
 }
 
-/// Returns the reader of the queue that the recorder needs; `None` if there is no evidence. It must
-/// be the last of the outputs with which the queue is opened. Blocks the thread.
+/// Returns the reader of the queue that the recorder needs; `None` if there is no evidence. The
+/// queue sees this reader as an output, which must be the last one in the list with which the queue
+/// is opened. Blocks the thread.
 pub(super) fn reader(
     settings: Option<&config::Evidence>,
     queue: Option<&Path>,
@@ -71,9 +72,10 @@ pub(super) fn reader(
     })
 }
 
-/// Returns the position after the last event that has an entry in the log, as far as a checkpoint
-/// covers the entries that one of the keys has signed. The entries behind it are in the journal,
-/// which may be forged; their events are read once more.
+/// Returns the position after the last event whose entry is covered by the log's newest checkpoint.
+/// `None` if the log can't be read, has another origin, or has a checkpoint that none of the
+/// configured keys has signed. Entries after the checkpoint are in the journal, which may be
+/// forged, so their events are read once more.
 fn recorded_until(directory: Directory, settings: &config::Evidence) -> Option<u64> {
     let log = Log::open(&directory).ok()?;
     let Signed { checkpoint, note } = &log.signed;
@@ -86,7 +88,8 @@ fn recorded_until(directory: Directory, settings: &config::Evidence) -> Option<u
 }
 
 /// Notes in the queue's directory from which position on evidence is off, or until which position
-/// it was off. Returns the ranges that came in without evidence and may have no entry yet.
+/// it was off. Returns the ranges of events that came in without evidence and may have no entry
+/// yet; empty if `is_on` is `false`.
 async fn switched(
     disk: Arc<dyn Disk>,
     end: Position,
@@ -132,7 +135,7 @@ pub(super) async fn begin(
         return Err(Error::Run("evidence: needs queue.directory".to_owned()));
     };
     let off = switched(Arc::clone(&disk), end, true).await?;
-    // A new log begins with the first event that some output has not finished: nobody knows any
+    // A new log begins with the first event that some output has not finished: it is not known any
     // more what became of the events before it.
     let begin = queue.places().into_iter().map(|(_, place)| place).min().unwrap_or(end);
     let positions = (begin.max(cursor.position()), end);
@@ -196,9 +199,9 @@ fn policies(config: &Config) -> Vec<PathBuf> {
     all.into_iter().cloned().collect()
 }
 
-/// Returns what an entry says of the relay now. A config that can't be read in time has the hash of
-/// an empty text. Policies follow the config in the hash, so that a change of one is a change of
-/// the config.
+/// Returns the description of the running relay that goes into entries of the log. Its hash covers
+/// the config and all policies, so a change of a policy counts as a change of the config. If these
+/// files can't be read in time, the hash is that of an empty text.
 async fn running(
     file: Option<PathBuf>,
     policies: Vec<PathBuf>,

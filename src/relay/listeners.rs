@@ -119,8 +119,8 @@ fn plan(slots: &[Slot], configs: &[config::Listener]) -> Vec<Planned> {
 
 /// Binds a socket for each planned listener that needs a new one, and returns the listeners, ready
 /// to be put in force. `taken` holds the addresses of the listeners that the same reload closes. An
-/// address that is in use is no error if its port is also in `taken`: this address is bound later.
-/// `Err` if any other address cannot be bound.
+/// address that is in use is not an error if its port is also in `taken`: this address is bound
+/// later. `Err` if any other address cannot be bound.
 pub(super) fn bind(
     planned: Vec<Planned>,
     settings: Vec<Read>,
@@ -238,9 +238,9 @@ impl Listeners {
         }
     }
 
-    /// Returns `true` if somebody else still listens on a port that a listener of the config can't
-    /// have, while an old listener has it, too. The next attempt would fail, and would close the
-    /// old listener for a moment.
+    /// Returns `true` if another process still listens on the port of a listener that could not be
+    /// opened, and an old listener of this relay was opened again on the same port. The next
+    /// attempt of the reload would fail, and would close the old listener for a moment.
     pub(super) fn would_fail_again(&self) -> bool {
         let own = |port: u16| {
             let open = self.slots.iter().filter(|slot| slot.open.is_some());

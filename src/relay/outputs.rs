@@ -1,9 +1,9 @@
 //! The outputs of a running relay. Each has a task, which outlives changes of the output's
 //! settings.
 //!
-//! A changed output is not stopped and started. Its task learns the new settings, lets the events
-//! on the wire become final (for ten seconds at most), and continues from its cursor with the new
-//! settings. Nobody waits for this.
+//! A changed output is not stopped and started. Its task gets the new settings, waits for the
+//! answers to the events on the wire (for ten seconds at most), and continues from its cursor with
+//! the new settings. The reload does not wait for this.
 //!
 //! `planned` knows what a config changes, and `task` runs the deliveries of one output.
 
@@ -117,7 +117,7 @@ fn plan(
 }
 
 impl Outputs {
-    /// Makes the outputs of a relay, of which none runs yet.
+    /// Makes the outputs of a relay. There is no output yet.
     pub(super) fn new(
         telemetry: Arc<Telemetry>,
         queue: Queue,

@@ -66,7 +66,7 @@ impl Tasks {
 }
 
 impl Parts {
-    /// Makes the parts, of which none runs yet.
+    /// Makes the parts. None of them runs yet.
     pub(super) fn new(
         config: Config,
         file: ConfigFile,

@@ -1,4 +1,4 @@
-//! What a config changes, and the files that must be read for it.
+//! The plans for a new config, and the files that must be read before it is applied.
 
 use std::path::PathBuf;
 

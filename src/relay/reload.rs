@@ -97,10 +97,11 @@ impl Parts {
         Ok((config, outputs, plan, read?))
     }
 
-    /// Ends a reload: puts it in force if it could be prepared, and tells how it went.
+    /// Ends a reload: puts it in force if it could be prepared, and reports the result in the log,
+    /// the metrics and `/status`.
     pub(super) async fn reload(&mut self, prepared: Result<Prepared, Refused>) {
         match self.file.again.is_waiting() && matches!(prepared, Err(Refused::Address(_))) {
-            // The log has them from the first attempt.
+            // The first attempt has logged these problems already.
             true => self.file.problems.clear(),
             false => self.file.tell_problems(),
         }
@@ -163,9 +164,10 @@ impl Parts {
     }
 
     /// Replaces the settings in `config` that cannot change without a restart by the settings in
-    /// use: the admin address and, if `queue.directory` has changed, all settings of the queue. In
-    /// the second case, also lowers `limits.max_body` to the value in use if it is larger. `Err`
-    /// if, in this case, `config` has sources that the queue in use cannot serve.
+    /// use: the admin address, the section `[evidence]` and, if `queue.directory` has changed, all
+    /// settings of the queue. If `queue.directory` has changed, also lowers `limits.max_body` to
+    /// the value in use if it is larger, and returns `Err` if `config` has sources that the queue
+    /// in use cannot serve.
     fn keep_what_cannot_change(&self, config: &mut Config) -> Result<(), Refused> {
         let now = &self.config;
         if config.admin != now.admin {

@@ -1,4 +1,4 @@
-//! Work on files, on other threads: a file system that hangs holds up nothing else.
+//! Work on files, on other threads, so that a file system that hangs holds up nothing else.
 
 use std::time::Duration;
 
@@ -7,8 +7,8 @@ use tokio::time::Instant;
 use super::error::Refused;
 use crate::named_file;
 
-/// When the files of a config have been read for this long, the log says so. The wait ends after
-/// [`named_file::WAIT_MAX`].
+/// If reading the files of a config takes longer than this, the log says so. The relay stops
+/// waiting after [`named_file::WAIT_MAX`].
 const SLOW: Duration = Duration::from_secs(5);
 
 /// Runs work that blocks its thread. `Err` if the work panics.

@@ -26,9 +26,9 @@ const SETTLE: Duration = Duration::from_millis(100);
 /// relay reads the files although they still change.
 const SETTLE_MAX: u32 = 10;
 
-/// The number of checks whether the files of an unusable config have changed. Before each check is
-/// a pause of [`SETTLE`]. A change may follow soon, because the program that writes the files may
-/// not have finished.
+/// If a config is not usable, the relay checks this many times whether its files have changed, each
+/// time after a pause of [`SETTLE`]. A change may follow soon, because the program that writes the
+/// files may not have finished.
 const UNFINISHED: u32 = 3;
 
 /// The number of bytes at the beginning of a file that are compared. A change after these bytes is
@@ -55,7 +55,7 @@ fn hash(file: &Path) -> std::io::Result<u64> {
 }
 
 /// The files that are watched, and the state that they had before the relay last read them. The
-/// relay's own task polls the files by [`Watch::changed`].
+/// relay's main loop waits in [`Watch::changed`], which polls the files.
 pub(super) struct Watch {
     files: Vec<PathBuf>,
     seen: Seen,

@@ -1,4 +1,4 @@
-//! What a config that is about to be applied means for each output.
+//! The change that a new config makes to each output, before the config is applied.
 
 use std::sync::Arc;
 
@@ -15,13 +15,14 @@ pub(in crate::relay) struct Planned {
     pub(super) step: Step,
 }
 
-/// The change that a plan makes to one output. An index is that of the output's slot.
+/// The change that a plan makes to one output. The number in a variant is the index of the output's
+/// slot.
 pub(super) enum Step {
     /// The output keeps its delivery. Only its setting `required` may change.
     Keep(usize),
     /// The output gets new settings.
     Replace(usize, Prepared),
-    /// The output is new. `None` until it has its cursor.
+    /// The output is new. The second value is `None` until the output has its cursor.
     Add(Prepared, Option<Place>),
 }
 
