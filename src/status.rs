@@ -13,7 +13,8 @@ use serde::Serialize;
 pub mod thresholds;
 pub mod verdict;
 
-/// Reads a value, and its default in the place of `null`, which stands for "not known yet".
+/// Reads a value. If it is `null`, which stands for "not known yet", returns the default of its
+/// type.
 fn or_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(
     source: D,
 ) -> Result<T, D::Error> {
@@ -93,7 +94,7 @@ pub struct Intake {
     /// Requests answered 429 in each second, over the last minute.
     #[serde(deserialize_with = "or_default")]
     pub refused_429_per_second: f64,
-    /// How long requests were refused that their senders send again.
+    /// For how long the relay refused requests that their senders send again.
     pub refusals: Refusals,
     /// The request that was refused last; `None` if none was since the start.
     pub last_rejected: Option<Rejected>,
@@ -116,7 +117,7 @@ pub struct Losses {
     pub lost_events_per_second: f64,
 }
 
-/// The times for which requests were refused that their senders repeat, by the status of the
+/// For how long the relay refused requests that their senders send again, by the status of the
 /// answers.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
@@ -129,7 +130,7 @@ pub struct Refusals {
 
 /// How long requests were refused. A *spell* is a time in which requests are refused without a
 /// pause of a minute, up to the last refusal. It is *shut* as long as no batch is accepted in it.
-/// It is *long* if kube-apiserver gives a batch up that is refused for this time.
+/// It is *long* if kube-apiserver gives up a batch that is refused for this time.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RefusalTimes {
@@ -205,8 +206,8 @@ pub struct Queue {
     pub kind: String,
     /// Bytes in use, as `queue.max_bytes` counts them.
     pub bytes: u64,
-    /// The part of `bytes` whose room new events can't have; `None`: the relay is of a version that
-    /// does not say it.
+    /// The part of `bytes` whose room new events can't have; `None` from a relay of a version that
+    /// does not report it.
     pub needed_bytes: Option<u64>,
     /// How fast `needed_bytes` has grown in the last minutes, in each second; negative if it
     /// shrinks. `None`: not known yet.
@@ -372,7 +373,7 @@ pub struct Address {
     pub state: String,
     /// The time for which the address has been in this state, in seconds.
     pub state_seconds: Option<f64>,
-    /// `true`: the last delivery that succeeded was at this address.
+    /// `true`: the last delivery or connection that succeeded was at this address.
     pub used: bool,
     /// Attempts that ended at this address.
     pub requests: Option<u64>,
@@ -424,7 +425,8 @@ pub struct Reloads {
 pub struct Reload {
     /// The number of reloads since the start.
     pub count: u64,
-    /// The age of the last error, in seconds; `None` if there was none since the start.
+    /// The age of the last reload with this result, in seconds; `None` if there was none since the
+    /// start.
     pub last_seconds_ago: Option<f64>,
 }
 

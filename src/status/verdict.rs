@@ -20,7 +20,7 @@ use super::thresholds::PATIENCE_WITH_RETRY_AFTER;
 use super::thresholds::QUEUE_NEARLY_FULL;
 use super::thresholds::SILENCE;
 
-/// How good or bad a thing is. The order is from good to bad.
+/// How good or bad the state of the relay, or of a part of it, is. The order is from good to bad.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
@@ -67,14 +67,14 @@ pub const ON_TRIAL: &str = "back, on trial";
 /// them.
 pub const SENDERS: &str = "senders";
 
-/// The time in seconds for which a refused request is a finding.
+/// A refused request is a finding for this time, in seconds.
 const REFUSED_LATELY: f64 = 300.0;
 
-/// The time in seconds after which events that senders have given up are only a note.
+/// After this time, in seconds, events that senders have given up are only a note.
 const GIVEN_UP_LATELY: f64 = 3600.0;
 
-/// A late output whose lag in seconds is above this value collects events: other outputs are late
-/// at 30 s, and some of them a little later.
+/// An output whose `lag_max_seconds` is above this value collects events. For other outputs,
+/// `lag_max_seconds` is 30 s or a little more.
 const COLLECTING: f64 = 60.0;
 
 /// The greatest number of characters of an output's last error in a finding.
