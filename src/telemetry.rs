@@ -153,7 +153,7 @@ impl Telemetry {
         &self.refusals
     }
 
-    /// Returns the number of refused requests, over all listeners and sources.
+    /// Returns the handles that count refused requests, over all listeners and sources.
     pub fn rejections(&self) -> RejectionMetrics {
         RejectionMetrics::register(&self.registry, [])
     }

@@ -1,5 +1,6 @@
-//! Every metric of the relay, declared once. A new counter is one declaration here and one call.
-//! Families with the same heading that follow each other share a section of the reference page.
+//! Every metric of the relay, declared once. A new counter needs one declaration here, and one call
+//! where the program counts. Families with the same heading that follow each other share a section
+//! of the reference page.
 //!
 //! `help` is the line on `/metrics` and does not change without a line in CHANGELOG.md, like the
 //! name. `meaning` and `action` are for the operator; they and the rest make the reference page
@@ -120,12 +121,13 @@ catalog! {
                 another replica gets events.",
         }
     } with {
-        /// The refused requests. An accepted batch ends a time in which all were refused.
+        /// The state of refused requests, which is told of each accepted batch: it ends a time in
+        /// which all batches were refused.
         pub(super) refusals: Refusals,
     }
 
     "The queue"
-    /// The queue.
+    /// The metrics of the queue.
     pub struct QueueMetrics [] {
         pub bytes: Gauge = "queue_bytes" {
             help: "Bytes held by the queue, as queue.max_bytes counts them.",
@@ -239,7 +241,7 @@ catalog! {
     }
 
     "Listeners and sources"
-    /// One listener or source.
+    /// The metrics of one listener or source.
     pub struct ListenerMetrics [LISTENER] {
         pub requests: Each<Code, Counter> = "requests_total" {
             help: "Answered requests, by listener and status.",
@@ -350,7 +352,7 @@ catalog! {
     }
 
     "Outputs"
-    /// One output.
+    /// The metrics of one output.
     pub struct OutputMetrics [OUTPUT] {
         pub events: Counter = "output_events_total" {
             help: "Events acknowledged by the consumer, each once.",
@@ -550,7 +552,7 @@ catalog! {
     }
 
     "Certificates"
-    /// One certificate.
+    /// The metrics of one certificate.
     pub(super) struct CertificateMetrics [PLACE, ROLE] {
         pub(super) not_after: Gauge = "tls_certificate_expiry_timestamp_seconds" {
             help: "notAfter of the relay's own certificate, and of the one that a peer presented last.",
@@ -625,7 +627,7 @@ catalog! {
     }
 
     "Evidence"
-    /// One witness.
+    /// The metrics of one witness.
     pub struct WitnessMetrics [WITNESS] {
         pub last: Gauge = "evidence_witness_timestamp_seconds" {
             help: "When the witness has cosigned a checkpoint last; 0: not since the start.",

@@ -1,5 +1,5 @@
-//! What happens in the relay, one call for each: the calls change several metrics together, and
-//! leave notes for `/status` and for the log.
+//! One function for each thing that happens in the relay. A function may change several metrics
+//! together, and leave notes for `/status` and for the log.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -42,8 +42,9 @@ impl ListenerMetrics {
         self.refusals.refused(LastRejected { listener, reason, code, message, at: Instant::now() });
     }
 
-    /// Counts a TLS handshake of a sender that failed, and keeps it as the last one. A sender that
-    /// has closed its connection is only counted: some health checks do that.
+    /// Counts a TLS handshake of a sender that failed, and keeps it as the last failed one. If the
+    /// sender has closed its connection, the handshake is only counted, because some health checks
+    /// do that.
     pub fn tls_failed(&self, reason: TlsFailure) {
         self.tls_failures.of(reason).increment(1);
         if reason != TlsFailure::Closed {
@@ -135,14 +136,14 @@ impl ReloadMetrics {
 }
 
 impl TapMetrics {
-    /// Shows the number of open taps.
+    /// Sets the number of open taps.
     pub fn open(&self, open: usize) {
         self.taps.set(open as f64);
     }
 }
 
 impl EvidenceMetrics {
-    /// Shows the number of entries of the log.
+    /// Sets the number of entries of the evidence log.
     pub fn grew(&self, size: u64) {
         self.size.set(size as f64);
     }

@@ -9,8 +9,9 @@
 //!
 //! A *family* is a struct of metrics that have the same labels and are registered together.
 //!
-//! No handle is found by the number of an enum's variant. A new variant of a [`label_values!`] enum
-//! gets its series from the same list that declares the variant, so no table can miss it.
+//! A handle is never looked up by the number of an enum's variant. A new variant of a
+//! [`label_values!`] enum gets its series from the list that declares the variant, so there is no
+//! second table in which it could be missing.
 
 use std::sync::Arc;
 

@@ -37,7 +37,7 @@ pub(super) const PLACE: Label =
 /// The label for the side of the connection that presented a certificate: `server` or `client`.
 pub(super) const ROLE: Label = Label { name: "role", values: Values::Fixed(&["server", "client"]) };
 
-/// The label for the witness of the evidence.
+/// The label that names a witness of the evidence.
 pub(super) const WITNESS: Label = described("witness", "the name in the witness's key");
 
 /// The label for the version of the build.
@@ -165,7 +165,8 @@ label_values! {
     /// The reason why evidence could not be recorded: the label `reason` of
     /// `evidence_errors_total`.
     pub enum EvidenceError as "reason" {
-        /// The disk refuses, or the files are damaged.
+        /// A file of the evidence can't be read or written, or the thread that records the evidence
+        /// has panicked.
         Write = "write",
         /// A checkpoint can't be made.
         Sign = "sign",

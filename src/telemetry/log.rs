@@ -329,7 +329,7 @@ impl Lines {
         }
     }
 
-    /// Waits until the log's thread has something to do, and returns that task.
+    /// Waits until the log's thread has something to do, and returns this work.
     fn work(&self) -> Work {
         let mut state = self.lock();
         loop {
@@ -396,8 +396,8 @@ fn write_group(out: &mut impl Write, group: &[u8]) -> usize {
 /// The writer for the formatter of log lines. It adds the lines to the queue of the log's thread.
 struct ToQueue {
     queue: Arc<Lines>,
-    /// `true`: control characters must be escaped, so that text from a peer cannot look like a log
-    /// line of its own. `false`: the JSON format has escaped them already.
+    /// `true`: control characters must be escaped, so that text from a sender or a consumer can't
+    /// look like a separate log line. `false`: the JSON format has escaped them already.
     escapes: bool,
 }
 

@@ -9,7 +9,8 @@ use rustix::param::page_size;
 use rustix::process::Resource;
 use rustix::process::getrlimit;
 
-/// Returns the value of each metric by its name. A metric that the kernel does not tell is missing.
+/// Returns the value of each metric by its name. A metric whose value the kernel does not report is
+/// missing.
 pub(super) fn values() -> Vec<(&'static str, f64)> {
     let limit = |resource| getrlimit(resource).current.map_or(0.0, |limit| limit as f64);
     let mut values = vec![
@@ -31,13 +32,14 @@ pub(super) fn values() -> Vec<(&'static str, f64)> {
     values
 }
 
-/// Returns the resident memory of the process, in bytes.
+/// Returns the resident memory of the process, in bytes; `None` if `/proc` can't be read.
 pub(super) fn resident_bytes() -> Option<f64> {
     Stat::read().map(|stat| stat.resident_bytes)
 }
 
-/// Returns the time at which the process began, in whole seconds since 1970. `/proc/stat` is read
-/// once: on a machine with many cores the kernel takes milliseconds to write it.
+/// Returns the time at which the process began, in whole seconds since 1970; `None` if `/proc`
+/// can't be read. `/proc/stat` is read only once, because on a machine with many cores the kernel
+/// takes milliseconds to write it.
 pub(super) fn started() -> Option<f64> {
     static STARTED: LazyLock<Option<f64>> = LazyLock::new(|| {
         let boot = fs::read_to_string("/proc/stat").ok()?;
@@ -66,8 +68,8 @@ impl Stat {
 
     /// Returns the numbers of this text; `None` if it has another form.
     fn of(text: &str) -> Option<Self> {
-        // The second field is the program's name in brackets. The name may contain spaces and
-        // brackets.
+        // The second field is the program's name in parentheses. The name may contain spaces and
+        // parentheses.
         let (_, fields) = text.rsplit_once(") ")?;
         let fields: Vec<&str> = fields.split(' ').collect();
         // proc(5) counts the fields from 1, and the first one here is its third.

@@ -1,5 +1,6 @@
-//! What is read over several series: sums, and lists of what has a series. They include outputs
-//! and listeners that a reload has removed. All other values are read from their handles.
+//! Values that are read from several series: sums over all outputs or listeners, and lists. They
+//! include outputs and listeners that a reload has removed. All other values are read from their
+//! handles.
 
 use std::fmt;
 
@@ -16,7 +17,7 @@ use super::reports::QUEUE;
 pub struct Certificate {
     /// The end of the certificate's validity (notAfter), in seconds since 1970.
     pub not_after: i64,
-    /// The kind of connection on which the certificate is used: of a `listener` or of an `output`.
+    /// `listener` or `output`: the part of the relay on whose connections the certificate is used.
     pub place: &'static str,
     /// The label of the listener, or the name of the output, on whose connections the certificate
     /// is used.
@@ -44,7 +45,7 @@ pub struct Outcome {
 
 /// Writes an [`Outcome`] as the log shows it: `b: 7 delivered, 2 lost, 1 filtered, 3 kept`, where
 /// `b` is the name of the output, and `kept` is the backlog. The numbers of filtered and kept
-/// events are left out if they are 0. The entry of the name `queue` has no number of delivered
+/// events are left out if they are 0. The entry with the name `queue` has no number of delivered
 /// events.
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -79,8 +80,8 @@ impl Telemetry {
         self.sum(ListenerMetrics::received)
     }
 
-    /// Returns the outcome of each output and of the queue, sorted by name. The backlogs are as old
-    /// as the last call of `Queue::observe`.
+    /// Returns the numbers of events of each output and of the queue, by their result, sorted by
+    /// name. The backlogs are those that the last call of `Queue::observe` has found.
     pub fn outcomes(&self) -> Vec<Outcome> {
         let outcome = |(labels, lost): (Labels, u64)| {
             let (_, name) = labels.into_iter().next()?;
@@ -106,8 +107,8 @@ impl Telemetry {
         self.registry.series(WitnessMetrics::last).into_iter().filter_map(witness).collect()
     }
 
-    /// Returns all certificates that the relay has loaded or that a peer has presented, sorted by
-    /// the end of their validity.
+    /// Returns all certificates that the relay has loaded, or that a sender or consumer has
+    /// presented, sorted by the end of their validity.
     pub fn certificates(&self) -> Vec<Certificate> {
         let certificate = |(labels, bits): (Labels, u64)| {
             let [(place, name), (_, role)] = labels.try_into().ok()?;

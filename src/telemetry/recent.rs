@@ -1,5 +1,6 @@
-//! Times of the last minutes, and their quantiles, in bounded memory: for `/status`, which shows
-//! how long answers take now. The histograms of `/metrics` count since the start.
+//! The times that something took in the last minutes, and their quantiles, in bounded memory.
+//! `/status` shows by them how long answers take now. The histograms of `/metrics` count since the
+//! start.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -21,8 +22,8 @@ const MINUTE_SECONDS: u64 = 60;
 /// middle of a bucket is at most 6.3 % away from each time in the bucket.
 const PARTS_BITS: u32 = 3;
 
-/// The longest time that has a bucket of its own: two to the power of this number in microseconds,
-/// which is 38 hours.
+/// Times of at least two to the power of this number in microseconds (38 hours) are counted in the
+/// last bucket.
 const LONGEST_BITS: u32 = 37;
 
 /// The number of buckets: one for each microsecond below 8 µs, and 8 for each power of two above.
@@ -76,7 +77,7 @@ fn middle(bucket: usize) -> f64 {
 }
 
 impl RecentTimes {
-    /// Makes a value without any time.
+    /// Makes an empty value. Its minutes are counted from `now`.
     pub fn new(now: Instant) -> Self {
         Self { begun: now, minutes: Default::default() }
     }
@@ -85,7 +86,7 @@ impl RecentTimes {
         now.saturating_duration_since(self.begun).as_secs() / MINUTE_SECONDS
     }
 
-    /// Records a time that has ended now.
+    /// Records the time `took`, which has ended at `now`.
     pub fn record(&mut self, took: Duration, now: Instant) {
         let number = self.minute(now);
         let slot = usize::try_from(number).unwrap_or_default() % MINUTES;

@@ -1,6 +1,6 @@
-//! What is known of refused requests, over all listeners and sources: the last one of each kind,
-//! since when every batch has been refused, and for how long requests were refused that their
-//! senders send again.
+//! The state of refused requests, over all listeners and sources: the last one of each kind, the
+//! time since which every batch has been refused, and for how long the relay refused requests that
+//! their senders send again.
 //!
 //! [`RefusalTimes`] explains the words *spell*, *shut* and *long*.
 
@@ -112,16 +112,17 @@ impl Spells {
 }
 
 /// The state of refused requests: the last ones, and how long they have been refused. Clones are
-/// cheap and share it.
+/// cheap and share the state.
 #[derive(Clone, Default)]
 pub struct Refusals(Arc<Mutex<Known>>);
 
-/// A refusal of one kind must not hide one of another kind: anybody can send a request that ends
-/// with 408.
+/// The last refusals by kind, and the times of the refusals. Each kind has its own last refusal,
+/// because anybody can send a request that ends with 408, and this must not hide a refusal that
+/// matters.
 #[derive(Default)]
 struct Known {
     any: Option<LastRejected>,
-    /// The last request that was refused for good, so that its sender gives its events up.
+    /// The last request that was refused for good: its sender gives up the events.
     for_good: Option<LastRejected>,
     tls: Option<LastTlsFailure>,
     /// The first refusal of a batch since the last accepted batch, in seconds since 1970; 0 if
@@ -171,8 +172,8 @@ impl Refusals {
         known.with_503.shut.since = None;
     }
 
-    /// Returns since when every batch has been refused, in seconds since 1970, and the number of
-    /// the refused requests; 0 and 0 if the last batch was accepted.
+    /// Returns the time since which every batch has been refused, in seconds since 1970, and the
+    /// number of the refused requests. Both are 0 if the last batch was accepted.
     pub(super) fn of_batches(&self) -> (f64, u64) {
         let known = lock(&self.0);
         (known.since, known.batches)
@@ -193,7 +194,7 @@ impl Refusals {
         lock(&self.0).tls.clone()
     }
 
-    /// Returns for how long requests were refused that their senders repeat.
+    /// Returns for how long the relay refused requests that their senders send again.
     pub fn times(&self, now: Instant) -> status::Refusals {
         let known = lock(&self.0);
         let (with_429, with_503) = (known.with_429.times(now), known.with_503.times(now));

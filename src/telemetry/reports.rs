@@ -9,8 +9,8 @@
 //! - A state has a line when it changes. If it *flaps*, which means that it changes again and
 //!   again, it has one line in ten seconds, with the number of changes.
 //!
-//! The end of the process writes the notes that have no line yet ([`Reports::flush`]); if nobody
-//! calls that, the drop of the last handle does.
+//! At the end of the process, [`Reports::flush`] writes the notes that have no line yet. If nobody
+//! calls it, they are written when the last handle is dropped.
 
 use std::collections::BTreeMap;
 use std::collections::VecDeque;
@@ -49,8 +49,8 @@ pub enum Loss {
     DropNewest,
     /// The queue dropped events of an output with `required = false`, because it needed their room.
     NotRequired,
-    /// Places in the queue's files are damaged. This kind counts places. The events that an output
-    /// loses there are counted as [`Loss::Missing`].
+    /// Places in the queue's files are damaged. The numbers of this kind are numbers of places, and
+    /// not of events. The events that an output loses there are counted as [`Loss::Missing`].
     Damaged,
     /// Events are missing in the queue's files, because of damage.
     Missing,
@@ -209,8 +209,8 @@ struct Shared {
 /// The notes: counts of losses and changes of states, with the number that the log has not reported
 /// yet.
 struct Notes {
-    /// The counts of every output since the start, and of the queue. The key is the output's name,
-    /// or [`QUEUE`].
+    /// The counts of lost events since the start, of every output and of the queue. The key is the
+    /// output's name, or [`QUEUE`].
     parties: BTreeMap<Arc<str>, Arc<Party>>,
     /// The losses by kind. The key is the kind and the name of the output, or [`QUEUE`] instead of
     /// a name.
