@@ -141,7 +141,7 @@ async fn a_spool_writer_that_panics_ends_the_relay_after_what_is_on_the_wire_and
     assert_eq!((&*backlogs[0].0, backlogs[0].1.events), ("consumer", 0), "it was on the wire");
 }
 
-/// The directory can be used by the next start.
+/// After the relay has ended, the next start can use the directory of the queue.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_was_acknowledged_before_a_spool_writer_panicked_is_there_at_the_next_start() {
     let directory = tempfile::tempdir().expect("a directory");

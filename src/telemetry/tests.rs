@@ -14,8 +14,8 @@ fn find(name: &str) -> Option<&'static Metric> {
     catalog::families().flat_map(|(_, metrics)| metrics).find(|metric| metric.name == name)
 }
 
-/// An output that a reload replaces goes on with the same times, and one that was removed
-/// leaves nothing behind.
+/// An output that a reload replaces continues with the same times, and one that was removed leaves
+/// nothing behind.
 #[test]
 fn the_times_of_an_output_are_shared_by_its_handles_and_end_with_them() {
     let telemetry = Telemetry::new();

@@ -75,7 +75,8 @@ impl Given {
         Some(Self { reason: job.reason.to_string(), events, done: job.done })
     }
 
-    /// Reports the result, as the thread does. Returns `false` if the delivery waits no longer.
+    /// Reports the result, as the thread does. Returns `false` if the delivery does not wait any
+    /// more.
     pub(in crate::delivery) fn written(self, events: u64, error: Option<&str>) -> bool {
         self.done.send(Written { events, error: error.map(str::to_owned) }).is_ok()
     }
@@ -244,7 +245,7 @@ async fn a_start_goes_on_in_a_new_file_and_leaves_a_torn_one_as_it_is() {
     let files = scene.files();
     assert_eq!((&files[0].0, files[0].1.as_str()), (&path, torn));
     assert_eq!(files[1].1.lines().map(event_of).collect::<Vec<_>>(), events(1..3, 10));
-    // The clock was set back, and names still sort by age.
+    // The clock was set back, but the names still sort by age.
     let later = scene.path().join(format!("{:020}.jsonl", 9_000_000_000_000_u64));
     fs::write(&later, "").unwrap();
     scene.restart().await;
@@ -394,7 +395,8 @@ async fn a_disk_that_hangs_costs_letters_and_holds_up_nobody_for_long() {
     *lock(&scene.letters.lock().writer.as_ref().unwrap().busy) = Some(Instant::now());
     let letters = scene.letters.clone();
     tokio::time::pause();
-    // The thread is said to be at work since before the clock moved, so it counts as stuck.
+    // The test says that the thread has been writing since before the clock moved, so the thread
+    // counts as stuck.
     tokio::time::advance(PATIENCE).await;
     let lines = vec![Bytes::from_static(b"{}\n")];
     let mut writing = letters.write(&Arc::from("o"), lines, &Arc::from("")).expect("a place");
@@ -412,7 +414,8 @@ async fn a_disk_that_hangs_costs_letters_and_holds_up_nobody_for_long() {
     assert!(begun.elapsed() < PATIENCE + Duration::from_secs(1));
 }
 
-/// Returns a scene whose thread takes no letters, and the channel of `jobs` places where they wait.
+/// Returns a scene whose thread takes no letters, and the channel in which they wait. The channel
+/// has room for `jobs` jobs.
 fn waiting(jobs: usize) -> (Scene, mpsc::Receiver<Job>) {
     let scene = Scene::new();
     let (jobs, queue) = mpsc::channel(jobs);

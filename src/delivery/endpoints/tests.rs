@@ -2,8 +2,8 @@
 //!
 //! A `World` holds consumers that work, refuse connections, fall silent or answer with errors, and
 //! a resolver. A `Bench` is a set in that world, whose watch runs. Time is paused: a test of a day
-//! takes less than a second. The tests by name try one rule each; the last one lets random
-//! consumers come, go and hang, and asks only for what must always hold.
+//! takes less than a second. Each test checks one rule, except the last one. It lets random
+//! consumers come, go and hang, and checks only what must always hold.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -558,7 +558,7 @@ async fn each_address_counts_its_own_attempts_and_tells_since_when_it_has_its_st
     assert!(figures.times.is_some_and(|times| (0.23..0.27).contains(&times.p50)));
     let error = ("simulated".to_owned(), SECOND * 3);
     assert_eq!(figures.last_error, Some(error));
-    // Further failures and probes do not begin the state again; another state does.
+    // Further failures and probes do not restart the time of the state; another state does.
     bench.world.set(1, Mood::Good);
     pass(SECOND * 4).await;
     assert_eq!(shown(&bench)[0], ("down", 7, 2, refused.clone()));

@@ -1,4 +1,4 @@
-//! The rules of isolation alone: no queue, no link, no time.
+//! The rules of isolation, without queue, link and time.
 
 use super::*;
 use crate::position::Position;
@@ -89,7 +89,7 @@ fn a_new_event_ends_a_pause_only_while_suspects_wait_to_be_compared() {
     assert_eq!(isolation.next_comparison(1), Some(1));
     isolation.nothing_to_compare();
     assert!(isolation.awaits_event());
-    // The consumer asks for a pause, or an event is there.
+    // The consumer has asked for a pause, or a new event has arrived.
     isolation.await_no_event();
     assert!(!isolation.awaits_event());
     assert_eq!(isolation.next_comparison(1), Some(1));

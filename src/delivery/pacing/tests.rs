@@ -1,4 +1,4 @@
-//! Pauses, attempts and proofs alone, under paused time.
+//! The rules for pauses, attempts and proofs, without a delivery, under paused time.
 
 use super::*;
 use crate::config;
@@ -42,7 +42,7 @@ async fn after_a_failure_one_attempt_at_a_time_is_made_until_one_succeeds() {
     assert!(pacing.is_serial);
     pacing.succeeded();
     assert!(!pacing.is_serial);
-    // A round of suspects that is over is no failure of an attempt.
+    // The end of a round of suspects does not count as a failed attempt.
     pacing.pause(None);
     assert!(!pacing.is_serial);
 }

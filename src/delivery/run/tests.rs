@@ -735,7 +735,7 @@ async fn nothing_is_sent_before_an_idle_consumer_is_needed_and_a_stream_connects
     requests.finish().await;
 }
 
-/// Lets the consumer be away for the time `outage`. Asserts that attempts go on with bounded
+/// Lets the consumer be away for the time `outage`. Asserts that attempts continue with bounded
 /// pauses, and that all events arrive soon after the outage.
 async fn survives_an_outage<const EAGER: bool>(outage: Duration) {
     let started = Instant::now();
@@ -1032,8 +1032,9 @@ async fn rejected_retry_drops_nothing_and_goes_on_when_the_consumer_gives_in() {
 
 #[tokio::test(start_paused = true)]
 async fn the_stop_is_heard_wherever_the_loop_waits() {
-    // The loop waits for events; for a consumer that can't be reached; after a connection that
-    // broke; for an answer that never comes; and after an attempt that failed.
+    // The loop is stopped in each of its waits: for events; for a consumer that can't be reached;
+    // after a connection that broke; for an answer that never comes; and after an attempt that
+    // failed.
     type Script = fn(&[String]) -> Answer;
     let scripts: [(Script, Duration, Duration); 5] = [
         (|_| Answer::Accept, Duration::ZERO, Duration::from_millis(1)),

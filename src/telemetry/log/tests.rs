@@ -4,10 +4,10 @@ use std::sync::mpsc;
 
 use super::*;
 
-/// Where the thread writes to: each write waits until the test allows it, and fails once nobody
-/// does any more.
+/// The file to which the log's thread writes. Each write waits until the test allows it, and fails
+/// after the test has dropped the sender of `allowed`.
 struct Gate {
-    /// How many bytes the next write may take.
+    /// The number of bytes that the next write may take.
     allowed: mpsc::Receiver<usize>,
     written: Arc<Mutex<Vec<u8>>>,
 }
@@ -33,13 +33,14 @@ struct Log {
 }
 
 impl Log {
-    /// The thread logs its own lines into the same queue, as that of the process does.
+    /// Starts the thread. It logs its own lines into the same queue, as the log's thread of the
+    /// process does.
     fn start(format: LogFormat) -> Self {
         let (allow, allowed) = mpsc::channel();
         let (lines, written) = (Arc::<Lines>::default(), Arc::<Mutex<Vec<u8>>>::default());
         let mut gate = Gate { allowed, written: Arc::clone(&written) };
         let for_thread = Arc::clone(&lines);
-        // It ends with the test's process.
+        // The thread ends with the test's process.
         std::thread::spawn(move || {
             let layer = super::lines(format, &for_thread);
             let subscriber = tracing_subscriber::registry().with(layer);
@@ -86,12 +87,12 @@ fn lines_come_in_their_order_and_those_that_found_no_room_are_counted_and_told_o
     log.push("first", Rank::Ordinary);
     log.wait_until_it_hangs();
     let room = LINES_MAX / 4 * 3;
-    // Returns, though nobody reads.
+    // `push` returns, although nobody reads.
     for number in 0..room + 10 {
         log.push(&number.to_string(), Rank::Ordinary);
     }
     assert_eq!(log.dropped(), 10);
-    // Room that is left for what matters.
+    // There is still room for warnings.
     for number in 0..LINES_MAX - room + 5 {
         log.push(&format!("warning {number}"), Rank::Urgent);
     }
@@ -106,7 +107,7 @@ fn lines_come_in_their_order_and_those_that_found_no_room_are_counted_and_told_o
     assert!(lines == expected, "{:?}", lines.iter().zip(&expected).find(|(a, b)| a != b));
     assert!(notice[0].contains("ERROR log lines were dropped"), "{notice:?}");
     assert!(notice[0].ends_with("lines=15") && notice.len() == 1, "{notice:?}");
-    // There is room again, and nothing more to tell.
+    // There is room again, and no dropped line is left to report.
     log.push("last", Rank::Ordinary);
     assert_eq!(log.let_go().last().unwrap(), "last");
     assert_eq!((log.dropped(), log.text().len()), (15, expected.len() + 2));
@@ -123,7 +124,7 @@ fn bytes_bound_the_queue_as_lines_do_and_a_line_that_never_fits_is_dropped() {
     for _ in 0..8 {
         log.push(&long, Rank::Ordinary);
     }
-    // Six of 128 KiB fill three quarters.
+    // Six lines of 128 KiB fill three quarters of the queue.
     assert_eq!(log.dropped(), 3);
     assert_eq!(log.lines.lock().bytes, BYTES_MAX / 4 * 3);
     let text = log.let_go();
@@ -138,8 +139,8 @@ fn the_end_waits_for_a_writer_that_works_and_not_for_one_that_hangs() {
     log.push("first", Rank::Ordinary);
     log.wait_until_it_hangs();
     log.lines.flush(Duration::from_millis(10));
-    // Where it has hung for the whole of that time already, nobody waits: this test would take an
-    // hour.
+    // If the thread has hung for an hour already, `flush` does not wait for an hour. If it did,
+    // this test would take an hour.
     let hour = Duration::from_secs(3600);
     log.lines.lock().writing = Some(Instant::now() - hour);
     log.lines.flush(hour);
@@ -155,7 +156,7 @@ fn lines_whose_write_fails_are_counted_and_a_torn_one_spoils_no_other() {
     log.push("torn in the middle", Rank::Ordinary);
     log.wait_until_it_hangs();
     log.allow.send(4).unwrap();
-    // A write of nothing is one that fails.
+    // A write of 0 bytes counts as failed.
     log.allow.send(0).unwrap();
     while log.dropped() == 0 {
         std::thread::yield_now();
@@ -174,7 +175,7 @@ fn a_reader_that_has_gone_makes_no_line_wait_and_no_thread_busy() {
     for number in 1..=3_u64 {
         lines.push(b"nobody hears it\n".to_vec(), Rank::Urgent);
         lines.flush(Duration::from_secs(60));
-        // The line that would tell of it is not tried again and again.
+        // The line about dropped lines is not tried again and again.
         assert_eq!(lines.dropped.load(Ordering::Relaxed), number);
     }
     assert!(written.lock().unwrap().is_empty());

@@ -46,7 +46,7 @@ impl Kind {
     }
 }
 
-/// The events of which an answer of a consumer speaks.
+/// The events that an answer of a consumer is about.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Answers {
     /// The whole request.
@@ -163,7 +163,7 @@ fn moody<const EAGER: bool>(
             (false, 0) => Answer::Gone(true),
             (false, _) => Answer::Fail,
         };
-        // A stream has no way to refuse.
+        // A consumer can't refuse events on a stream.
         let mut healthy = |events: &[String]| match answers {
             _ if EAGER => Answer::Accept,
             Answers::Whole => refuse_bad(events),

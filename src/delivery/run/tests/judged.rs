@@ -1,4 +1,5 @@
-//! Consumers whose answers speak of single events: what goes again, what is given up, and when.
+//! Consumers whose answers are about single events: which events are sent again, which are given
+//! up, and when.
 
 use std::cmp::Ordering;
 
@@ -10,7 +11,7 @@ pub(super) fn judge(events: &[String], letter: impl FnMut((usize, &String)) -> c
     Answer::Judge(events.iter().enumerate().map(letter).collect())
 }
 
-/// Returns the answer that refuses the bad events, and says only how many they are.
+/// Returns the answer that refuses the bad events, and says only their number.
 pub(super) fn refuse_number(events: &[String]) -> Answer {
     match events.iter().filter(|event| event.starts_with("bad")).count() {
         0 => Answer::Accept,
@@ -47,7 +48,7 @@ fn numbers(count: usize) -> Vec<String> {
 }
 
 /// Method: the consumer takes every second event of a batch at the first attempt, and everything
-/// later. The other events must go again in one request, in their order, and nothing else.
+/// later. The other events, and nothing else, must be sent again in one request, in their order.
 #[tokio::test(start_paused = true)]
 async fn only_events_that_were_not_taken_go_again_and_share_a_request() {
     let requests = Arc::new(Mutex::new(Vec::new()));
@@ -84,8 +85,8 @@ async fn a_refused_event_among_events_that_are_taken_is_given_up_without_another
     bench.finish().await;
 }
 
-/// Method: the consumer refuses every event one by one, as a consumer whose index is missing, and
-/// takes all but the bad ones an hour later. No good event may be given up meanwhile.
+/// Method: at first, the consumer refuses each single event, as if its index were missing. An hour
+/// later, it takes all events except the bad ones. No good event may be given up meanwhile.
 #[tokio::test(start_paused = true)]
 async fn a_consumer_that_refuses_each_event_of_a_batch_may_be_at_fault_itself() {
     let started = Instant::now();
@@ -105,8 +106,8 @@ async fn a_consumer_that_refuses_each_event_of_a_batch_may_be_at_fault_itself() 
     bench.finish().await;
 }
 
-/// Method: with `rejected.action = "retry"`, an event that is refused among others that are taken
-/// goes again until it is taken. Only that event goes again.
+/// Method: with `rejected.action = "retry"`, an event that is refused while others are taken is
+/// sent again until it is taken. Only that event is sent again.
 #[tokio::test(start_paused = true)]
 async fn a_refused_event_goes_again_alone_if_nothing_may_be_given_up() {
     let started = Instant::now();
@@ -122,8 +123,8 @@ async fn a_refused_event_goes_again_alone_if_nothing_may_be_given_up() {
     bench.finish().await;
 }
 
-/// Method: the consumer stops at each bad event. Each good event goes again once at most, and a bad
-/// one is given up at once, because the consumer took others of its request.
+/// Method: the consumer stops at each bad event. Each good event is sent again at most once, and a
+/// bad one is given up at once, because the consumer took others of its request.
 #[tokio::test(start_paused = true)]
 async fn what_was_taken_without_a_confirmation_goes_again_once_and_apart() {
     let requests = Arc::new(Mutex::new(Vec::new()));
@@ -163,8 +164,8 @@ async fn a_request_of_remainders_that_is_refused_is_taken_apart() {
     bench.finish().await;
 }
 
-/// Method: the consumer refuses two of six events and does not say which. Nothing may go again; all
-/// six events must be in the dead letters, and two of them count as lost.
+/// Method: the consumer refuses two of six events and does not say which. No event may be sent
+/// again; all six must be in the dead letters, and two of them count as lost.
 #[tokio::test(start_paused = true)]
 async fn if_only_a_number_is_refused_nothing_goes_again_and_all_is_in_the_dead_letters() {
     let setting = Setting { rejected: Rejected::DeadLetter, ..Setting::default() };

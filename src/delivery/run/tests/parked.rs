@@ -1,5 +1,5 @@
 //! Events that a consumer does not take although it takes others: they wait beside the stream, and
-//! none is given up for a reason that is not its own.
+//! none is given up unless the event itself is at fault.
 
 use super::*;
 
@@ -37,8 +37,8 @@ async fn refusals_at_random_cost_no_event() {
     }
 }
 
-/// With several requests under way, an event may be accepted while events before it are suspects,
-/// and others of these become pending again by that.
+/// With several requests under way, an event may be accepted while events before it are suspects.
+/// These suspects then become pending again.
 #[tokio::test(start_paused = true)]
 async fn an_ordered_output_keeps_the_order_with_several_claims_on_the_wire() {
     for seed in 0..60 {
@@ -162,7 +162,7 @@ async fn a_parked_event_is_given_up_a_few_seconds_after_a_drain_has_begun() {
     bench.finish().await;
 }
 
-/// Items that are answered with 5xx are told apart by the answer, and wait alone.
+/// If the answer names the events that have failed with 5xx, only these events wait.
 #[tokio::test(start_paused = true)]
 async fn an_item_that_is_answered_with_5xx_for_ever_stops_no_other() {
     let setting = Setting { window: 4, ordered: false, ..Setting::default() };
@@ -197,16 +197,16 @@ async fn nothing_is_taken_apart_while_everything_is_answered_with_5xx() {
         bench.drained().await;
         assert_eq!((bench.delivered(), bench.lost()), (2000, 0));
         assert!(!ordered || in_order(&bench.seen(), &bench.appended));
-        // At every second attempt, which are about 30 s apart, a claim was halved to learn if its
-        // second half is taken.
+        // The attempts are about 30 s apart. At every second one, a claim was halved to learn
+        // whether its second half is taken.
         let after = bench.attempts().len() - before;
         assert!(after <= 300, "{after} requests");
         bench.finish().await;
     }
 }
 
-/// The queue keeps what was accepted after an event that waits, so it must not wait until the queue
-/// is full.
+/// The queue keeps all events that were accepted after a parked event, so a parked event must not
+/// wait until the queue is full.
 #[tokio::test(start_paused = true)]
 async fn an_event_that_fills_the_queue_by_waiting_is_given_up_after_a_minute() {
     let setting = Setting { drop_oldest: Some(64 * 1024), ..Setting::default() };
