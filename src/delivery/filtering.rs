@@ -91,12 +91,12 @@ pub(super) struct Filtering {
 pub(super) enum Settled {
     /// The consumer has every event of the claim that the filter let through.
     Final(Disposition),
-    /// Some events can't be sent. The value has their lines and the reason for which they are given
-    /// up.
+    /// Some events can't be sent. The values are the numbers for the whole claim, the lines of
+    /// these events, and the reason why they are given up.
     Without(Disposition, Vec<Bytes>, &'static str),
-    /// Some events can't be sent. The value has their lines in the form in which they were to be
-    /// sent. Dead letters hold events in their original form, and the evidence needs to know which
-    /// events they are, so the claim must be read again.
+    /// Some events can't be sent. The values are their lines, in the form in which they were to be
+    /// sent, and the reason why they are given up. Dead letters hold events in their original form,
+    /// and the evidence needs to know which events they are, so the claim must be read again.
     ReadAgain(Vec<Bytes>, &'static str),
 }
 

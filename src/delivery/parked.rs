@@ -54,8 +54,9 @@ const TRIES_OF_ERRORS: u32 = 4;
 /// event that it had refused alone.
 const DOUBT: Duration = Duration::from_secs(10 * 60);
 
-/// The first tries are made at once, before other events are sent, so that the order is kept if one
-/// of them is accepted. A balancer sends the next request to another backend.
+/// The number of tries that are made without a pause and before other events are sent, so that the
+/// order is kept if one of these tries is accepted. A balancer sends the next request to another
+/// backend.
 const TRIES_AT_ONCE: u32 = 3;
 
 /// The least time from the first try to the decision to give up an event.

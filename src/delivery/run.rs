@@ -170,8 +170,8 @@ impl<C: Connect> Delivery<C> {
     /// The text says why the process can't continue.
     pub(super) async fn run(mut self) -> Result<Option<HandOver>, String> {
         let ended = self.deliver().await;
-        // If the delivery did not wait, a dead letter that is nearly written would be written
-        // twice.
+        // If the delivery did not wait, the next delivery would write again a dead letter that is
+        // being written now.
         let retired = matches!(ended, Ok(Done::Retired));
         let wait = if retired { HAND_OVER_TIME } else { LAST_LETTERS };
         let stop = self.orders.stop.clone();

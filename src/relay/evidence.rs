@@ -192,7 +192,7 @@ fn read_keys(settings: &config::Evidence) -> Result<Vec<SigningKey>, String> {
     Ok(keys)
 }
 
-/// Returns the policies of all outputs, each once, in order.
+/// Returns the policy files of all outputs, each once, sorted by their paths.
 fn policies(config: &Config) -> Vec<PathBuf> {
     let outputs = config.outputs.iter();
     let all: BTreeSet<_> = outputs.flat_map(|output| output.filter.policies.iter()).collect();

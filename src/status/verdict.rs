@@ -598,7 +598,8 @@ mod tests {
 
     use super::*;
 
-    /// The state of a relay in health, with one output of two addresses, changed by `change`.
+    /// Judges a relay that works, with one output of two addresses, after `change` has changed its
+    /// state.
     fn judged(change: impl FnOnce(&mut Value)) -> Verdict {
         let mut status = json!({
             "started": true, "uptime_seconds": 1000, "last_event_seconds_ago": 1.0,
@@ -676,8 +677,8 @@ mod tests {
         });
     }
 
-    /// An address that takes connections and fails deliveries goes to and fro between `down` and
-    /// the trial. It is a warning all the time.
+    /// An address that takes connections and fails deliveries changes between `down` and `back, on
+    /// trial`. It is a warning all the time.
     #[test]
     fn an_address_on_trial_is_a_warning_until_a_delivery_succeeds() {
         assert_headline(State::Warn, "10.0.0.2:1 answers connections again", |status| {
@@ -717,7 +718,8 @@ mod tests {
         }
     }
 
-    /// Nobody has counted what kube-apiserver has given up, and another replica may have taken it.
+    /// Nobody has counted the events that kube-apiserver has given up, and another replica may have
+    /// taken them.
     #[test]
     fn refusals_for_longer_than_a_sender_repeats_may_be_losses_there_and_it_is_said() {
         const LONG: f64 = PATIENCE_WITH_RETRY_AFTER;

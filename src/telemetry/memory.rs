@@ -66,7 +66,7 @@ mod tests {
     #[test]
     fn the_smallest_limit_around_the_process_counts() {
         for (memberships, files, limit) in [
-            // A container of its own: cgroup v2 with a namespace.
+            // A container with cgroup v2 and a cgroup namespace.
             ("0::/\n", &[("memory.max", "536870912")][..], Some(536_870_912)),
             ("0::/\n", &[("memory.max", "max")], None),
             (
@@ -74,9 +74,9 @@ mod tests {
                 &[("memory.max", "max"), ("a/memory.max", "7"), ("a/b/memory.max", "9")],
                 Some(7),
             ),
-            // Another path than the one that is mounted.
+            // The path is not the one that is mounted.
             ("0::/kubepods/pod1\n", &[("memory.max", "5")], Some(5)),
-            // cgroup v1, and both together.
+            // cgroup v1, and both versions together.
             ("5:cpu,cpuacct:/\n4:memory:/p\n", &[("memory/p/memory.limit_in_bytes", "8")], Some(8)),
             ("4:memory:/\n", &[("memory/memory.limit_in_bytes", "9223372036854771712")], None),
             (

@@ -223,7 +223,8 @@ mod tests {
         }
         let times = refusals.times(now).with_429;
         assert_eq!((times.seconds, times.shut_seconds), (Some(290.0), Some(290.0)));
-        // An accepted batch ends the time in which nothing was accepted, and not the refusals.
+        // An accepted batch ends the time in which nothing was accepted, but not the spell of
+        // refusals.
         refusals.accepted();
         now += STEP;
         let times = refusals.times(now).with_429;

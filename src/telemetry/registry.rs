@@ -88,7 +88,7 @@ impl Gauge {
 pub(super) type Labels = Vec<(&'static str, String)>;
 
 /// The cells of the counters and gauges, by their metric's full name and their labels. Also the
-/// exporter, which keeps the histograms. A series never goes away.
+/// exporter, which keeps the histograms. A series is never removed.
 pub(super) struct Registry {
     cells: Mutex<BTreeMap<&'static str, BTreeMap<Labels, Arc<AtomicU64>>>>,
     pub(super) exporter: PrometheusRecorder,

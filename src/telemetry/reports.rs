@@ -482,10 +482,9 @@ impl Reports {
     }
 
     /// Writes a log line for every note that has none yet, even if the last line was written a
-    /// moment ago. When the function returns, the lines are written that the task of
-    /// [`Reports::tell`] had taken before, on another thread: otherwise the process could end
-    /// between the taking and the writing, and the log would have no line about these losses.
-    /// Blocks the thread for at most one second.
+    /// moment ago. Then waits until the task of [`Reports::tell`], on another thread, has written
+    /// the lines that it is writing now. Otherwise the process could end first, and the log would
+    /// have no line about these losses. Blocks the thread for at most one second.
     pub fn flush(&self) {
         self.write(true);
         let notes = lock(&self.shared.notes);
@@ -623,7 +622,7 @@ mod tests {
         assert_eq!(lock(&reports.shared.notes).take(Instant::now(), true).0, []);
     }
 
-    /// A log whose every line takes as long as [`SlowLog::LINE`].
+    /// A log in which writing a line takes [`SlowLog::LINE`].
     #[derive(Clone)]
     struct SlowLog(Arc<Mutex<Vec<u8>>>);
 
