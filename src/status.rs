@@ -28,7 +28,7 @@ pub struct Status {
     /// The process and its memory.
     #[serde(flatten)]
     pub process: Process,
-    /// The requests of senders, and what they have brought.
+    /// The requests of senders, and the events that came with them.
     #[serde(flatten)]
     pub intake: Intake,
     /// The events lost or refused for good, by the queue and by all outputs.
@@ -78,7 +78,7 @@ pub struct Process {
     pub log_dropped_lines: u64,
 }
 
-/// The requests of senders, and what they have brought.
+/// The requests of senders, and the events that came with them.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
 pub struct Intake {

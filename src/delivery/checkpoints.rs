@@ -58,7 +58,7 @@ impl Checkpoint {
     }
 
     /// Returns the line in the form in which protocols encode events. The claim is empty, because
-    /// the line has no position in the queue: nobody may report it.
+    /// the line has no position in the queue: no link may report this claim.
     pub(crate) fn batch(&self) -> Batch {
         Batch {
             claim: Claim { start: Position::START, end: Position::START },

@@ -111,8 +111,8 @@ struct LetterDirectory {
 /// memory while the disk hangs.
 ///
 /// The thread ends when `jobs` is dropped, after it has written all jobs that it was given. Nobody
-/// joins the thread, because a broken disk may block it permanently. While it has been writing one
-/// group for [`PATIENCE`], new letters are lost at once. After a panic, the next letter starts a
+/// joins the thread, because a broken disk may block it permanently. If it has been writing one
+/// group for [`PATIENCE`], new letters are refused at once. After a panic, the next letter starts a
 /// new thread.
 struct Writer {
     jobs: mpsc::Sender<Job>,

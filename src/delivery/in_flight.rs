@@ -72,8 +72,8 @@ pub(super) enum Refusals {
     Alone(u64),
 }
 
-/// The number of server errors after which other claims are sent before a claim, to learn if the
-/// consumer accepts them.
+/// The number of server errors after which other claims are sent before a claim, to learn whether
+/// the consumer accepts them.
 pub(super) const ERRORS_BEFORE_OTHERS: u32 = 2;
 
 /// A claim, and the record of its attempts and refusals.

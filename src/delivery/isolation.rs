@@ -51,12 +51,12 @@ pub(super) enum Decision {
 }
 
 /// The state of the current round of the search. A round first sends suspects again, and then a new
-/// event, to learn if the consumer accepts anything.
+/// event, to learn whether the consumer accepts anything.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Round {
     /// No new event was sent in this round yet.
     Fresh,
-    /// A new event of the queue was taken in this round, to learn if the consumer accepts it.
+    /// A new event of the queue was taken in this round, to learn whether the consumer accepts it.
     Compared,
     /// The queue had no new event for this round, so the delivery pauses. The first new event that
     /// arrives ends the pause.
@@ -70,7 +70,7 @@ enum Round {
 /// Phases: *inactive* until a claim is refused. Then *active*, in rounds: halves of refused claims,
 /// and suspects, are sent one at a time; a single event that is refused is in doubt, becomes a
 /// *suspect*, or (with `rejected.action = "retry"`) is sent again after a pause; when only suspects
-/// are left, a new event of the queue is sent, to learn if the consumer accepts it. If the new
+/// are left, a new event of the queue is sent, to learn whether the consumer accepts it. If the new
 /// event is refused too, the round is over, and the loop pauses. Each acceptance makes all suspects
 /// pending again. The search ends when no claim is pending, suspected or on the wire.
 ///
@@ -103,10 +103,10 @@ pub(super) struct Isolation {
     /// value is the index of that other suspect among the suspects after the first; the next round
     /// chooses the one after it.
     rotation: usize,
-    /// The number of new events of the queue that are sent next to learn if the consumer accepts
-    /// them, while all other events that wait are suspects. As a rule, the number is 1. It doubles
-    /// each time that the filter keeps back all events of a claim, and is 1 again after events were
-    /// sent.
+    /// The number of new events of the queue that are sent next to learn whether the consumer
+    /// accepts them, while all other events that wait are suspects. As a rule, the number is 1. It
+    /// doubles each time that the filter keeps back all events of a claim, and is 1 again after
+    /// events were sent.
     comparison_events: u64,
     /// The failure with which the consumer refused the latest suspect; `None` if there was no
     /// suspect.
@@ -241,7 +241,7 @@ impl Isolation {
         Some(self.comparison_events)
     }
 
-    /// Notes that the delivery looked for a new event in the queue, to learn if the consumer
+    /// Notes that the delivery looked for a new event in the queue, to learn whether the consumer
     /// accepts it, and found none. All events that wait are suspects. The delivery now pauses
     /// before it sends suspects again. From now on, a new event in the queue ends this pause at
     /// once.

@@ -187,7 +187,7 @@ impl Ledger {
     ///
     /// - The output does not pause, and the event can be sent at once. `has_room` is `true` if the
     ///   connection can take a batch.
-    /// - The output pauses, only suspects are left, and a new event is needed to learn if the
+    /// - The output pauses, only suspects are left, and a new event is needed to learn whether the
     ///   consumer accepts anything.
     ///
     /// Otherwise returns `false`.
@@ -347,8 +347,8 @@ impl Ledger {
 
     /// Takes the next batch of events that are not parked. A claim that is to be sent again comes
     /// first. If there is none, new events are taken. While there are suspects, only a few new
-    /// events are taken, to learn if the consumer accepts them. Returns `None` if nothing can be
-    /// taken now.
+    /// events are taken, to learn whether the consumer accepts them. Returns `None` if nothing can
+    /// be taken now.
     fn take_from_stream(&mut self, room: Take) -> Option<Batch> {
         if std::mem::take(&mut self.turn.sends_others)
             && let Some(batch) = self.take_others()
@@ -387,10 +387,10 @@ impl Ledger {
         batch
     }
 
-    /// Takes one or a few events to learn if the consumer accepts them, although it answers the
-    /// first claim that waits to be sent again with server errors. The batch holds one new event.
-    /// If there is none, or if very many claims wait already, it holds the second half of one of
-    /// the waiting claims. Returns `None` if there is only one event.
+    /// Called when the consumer answers the first claim that waits to be sent again with server
+    /// errors. Takes one or a few other events, to learn whether the consumer accepts these. The
+    /// batch holds one new event. If there is none, or if very many claims wait already, it holds
+    /// the second half of one of the waiting claims. Returns `None` if there is only one event.
     fn take_others(&mut self) -> Option<Batch> {
         let one = Take { bytes: self.rules.limits.max_bytes, events: 1 };
         let waiting = self.in_flight.count(State::Pending);

@@ -143,8 +143,9 @@ pub(crate) trait Link: Send {
     /// Hands over a checkpoint to be sent on a line of its own. The caller makes sure that
     /// [`Link::takes_checkpoint`] is `true` and that the result of the last checkpoint was
     /// reported. The link reports the result by [`Event::Checkpoint`], or ends before that. A
-    /// checkpoint is not an event: it has no claim, and its failure counts for no event. If a
-    /// protocol does not have this method, the config does not allow checkpoints on its outputs.
+    /// checkpoint is not an event: it has no claim, and its failure does not count as a failed
+    /// attempt of any event. If a protocol does not have this method, the config does not allow
+    /// checkpoints on its outputs.
     fn send_checkpoint(&mut self, _checkpoint: Checkpoint) {}
 
     /// Does the work of the connection (writing, reading, timeouts) until there is something to

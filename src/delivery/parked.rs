@@ -33,7 +33,7 @@ use tokio::time::Instant;
 use crate::position::Position;
 
 /// The maximum number of events that are parked at the same time. At this number, the output sends
-/// no new events: the consumer turns so many events down that something else must be wrong.
+/// no new events: if the consumer turns down this many events, something else must be wrong.
 pub(super) const PARKED_MAX: usize = if cfg!(test) { 50 } else { 10_000 };
 
 /// The number of refusals of an event alone after which the event is given up. If a broken backend

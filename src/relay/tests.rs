@@ -73,8 +73,8 @@ async fn post(to: SocketAddr) -> Option<String> {
     answer.get(9..12).map(str::to_owned)
 }
 
-/// Makes the thread that writes the queue panic after its first event: a batch claims so many
-/// events that the sum of the positions overflows.
+/// Makes the thread that writes the queue panic after its first event: a batch with so large a
+/// number of events that the sum of the positions overflows.
 async fn break_writer(queue: &Queue) {
     let lines = bytes::Bytes::from_static(b"{}\n");
     let absurd = Append { lines, events: u64::MAX, levels: LevelCounts::default() };

@@ -87,9 +87,9 @@ impl Watch {
 
     /// Checks three times, each time after a pause of [`SETTLE`], whether the files have changed
     /// since they were last read. Returns `true` at the first change: the config should be read
-    /// again. Returns `false` if there is no change. After [`SETTLE_MAX`] results `true` in a row,
-    /// the next result is always `false`, so that a file that changes all the time does not delay a
-    /// reload for ever.
+    /// again. Returns `false` if there is no change. After it has returned `true` [`SETTLE_MAX`]
+    /// times in a row, it returns `false` even if a file has changed, so that a file that changes
+    /// all the time does not delay a reload for ever.
     pub(super) async fn has_moved(&mut self) -> bool {
         for _ in 0..UNFINISHED {
             tokio::time::sleep(SETTLE).await;

@@ -121,8 +121,8 @@ catalog! {
                 another replica gets events.",
         }
     } with {
-        /// The state of refused requests, which is told of each accepted batch: it ends a time in
-        /// which all batches were refused.
+        /// The state of refused requests. An accepted batch ends a time in which all batches were
+        /// refused.
         pub(super) refusals: Refusals,
     }
 

@@ -110,7 +110,8 @@ impl Rejection {
     }
 
     /// Returns `true` if only a batch is refused with this reason. A request that is refused with
-    /// another one may be a health check or a scan, or the refusal ends with the process.
+    /// any other reason may be a health check or a scan, or it is refused only because the process
+    /// ends.
     pub fn is_of_batch(self) -> bool {
         match self {
             Self::QueueFull

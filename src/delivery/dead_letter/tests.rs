@@ -209,7 +209,8 @@ async fn an_event_longer_than_all_files_may_be_costs_only_itself() {
     assert_eq!(written.events, 2);
     assert!(written.error.unwrap().contains("longer than dead_letter.max_bytes"));
     assert_eq!(scene.events(), [event(0, 10), event(2, 10)]);
-    // A letter that is longer than a file may be has a file of its own, and the older files go.
+    // A letter that is longer than a file may be has a file of its own, and the older files are
+    // deleted.
     let large = event(3, 79_800);
     scene.write_safely(std::slice::from_ref(&large)).await;
     assert!(scene.events() == [large], "it alone is left");

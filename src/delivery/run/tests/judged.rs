@@ -20,7 +20,7 @@ pub(super) fn refuse_number(events: &[String]) -> Answer {
 }
 
 /// Returns the answer of a consumer that stops at the first bad event: it has those before it,
-/// which it will not confirm, and has not read those behind it. Without a bad event, it takes
+/// which it will not confirm, and has not read those after it. Without a bad event, it takes
 /// everything.
 pub(super) fn stop_at_bad(events: &[String]) -> Answer {
     match events.iter().position(|event| event.starts_with("bad")) {
