@@ -410,9 +410,9 @@ pub struct Certificate {
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
 pub struct Reloads {
-    /// Reloads that were applied.
+    /// Reloads that were applied, with all their listeners.
     pub success: Reload,
-    /// Reloads that were refused.
+    /// Reloads that were refused, or that could not open one of their listeners.
     pub error: Reload,
     /// The error of the address that the last reload could not bind, and for which it is tried
     /// again; `None`: there is none.

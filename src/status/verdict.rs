@@ -429,8 +429,8 @@ fn senders(status: &Status, found: &mut Findings) {
     }
 }
 
-/// Judges requests that come too slowly. Returns `true` if there are such requests, and no event
-/// was accepted since the last of them.
+/// Judges requests that come too slowly. Returns `true` if the last refused request was such a
+/// request in the last minutes, and no event has been accepted since then.
 fn slow_requests(status: &Status, found: &mut Findings) -> bool {
     let is_slow = status.intake.last_rejected.as_ref().is_some_and(|last| {
         let is_since = |ago: f64| ago < last.seconds_ago;
@@ -449,7 +449,7 @@ fn slow_requests(status: &Status, found: &mut Findings) -> bool {
 
 /// Judges refusals after which senders send again. kube-apiserver repeats a batch for minutes and
 /// then drops it, which the relay cannot count. Another replica may have taken the batch meanwhile.
-/// Returns `true` if requests are refused now.
+/// Returns `true` if requests were refused in the last minute.
 fn refusals(status: &Status, found: &mut Findings) -> bool {
     let both = [&status.intake.refusals.with_429, &status.intake.refusals.with_503];
     if status.intake.refusals.with_503.seconds.is_some() && status.queue.fault.is_none() {
