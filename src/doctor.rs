@@ -1,10 +1,10 @@
 //! `doctor`: compares what kube-apiserver counts with what the relays count, and says whether
 //! events were lost, where, how many, and what to do.
 //!
-//! kube-apiservers and relays are read by their metrics. Nothing is changed but counters and audit
-//! events, by the requests that `webhook` and `probe` send. The numbers are read once from files
-//! and twice, some time apart, from URLs. Two samples show what happens now, and they distinguish
-//! events that are on their way from events that are missing.
+//! kube-apiservers and relays are read by their metrics. The examination changes nothing, except
+//! that the requests of `webhook` and `probe` are counted and audited. A file is read once, a URL
+//! twice, with some time between. Two samples show what happens now, and they distinguish events
+//! that are on their way from events that are missing.
 //!
 //! # Floors
 //!
@@ -51,11 +51,11 @@ use sample::Source;
 use crate::ask::Target;
 use crate::telemetry;
 
-/// The longest wait, after the interval, for events that are on their way.
+/// The longest time for which the second sample is repeated, because events may be on their way.
 const SETTLE: Duration = Duration::from_secs(5);
 
-/// The pause between two samples after the interval. A sample of a large kube-apiserver costs it
-/// about a second of CPU time.
+/// The pause before the second sample is taken again, if events may still be on their way. A sample
+/// of a large kube-apiserver costs it about a second of CPU time.
 const PAUSE: Duration = Duration::from_secs(2);
 
 /// The pause between the two samples of the relays if each kube-apiserver is a file. A file has one

@@ -11,9 +11,10 @@ use super::counts::sums;
 use super::counts::total;
 use super::sample::Sampled;
 
-/// Returns the host of the audit webhook as in the metrics, and the POSTs to it by status. If the
-/// address is not known and kube-apiserver sends POSTs to several hosts, such as admission
-/// webhooks, the result is `None`. Its POSTs to itself do not count as long as there are others.
+/// Returns the host of the audit webhook, as the metrics name it, and the number of POSTs to it by
+/// status. `None` if there are no such POSTs, or if the address is not known and several hosts get
+/// POSTs, such as those of admission webhooks. kube-apiserver itself counts as one of these hosts
+/// only if no other host gets POSTs.
 pub fn webhook_posts(
     counts: &ApiserverCounts,
     address: Option<&Address>,
@@ -28,8 +29,8 @@ pub fn webhook_posts(
     is_one.then(|| (label.clone(), posts))
 }
 
-/// Returns the hosts that get POSTs and are not kube-apiserver itself. An address that may also be
-/// kube-apiserver's own is left out only if other hosts remain.
+/// Returns the hosts that get POSTs, without those that are kube-apiserver itself. If no other host
+/// remains, returns all of them.
 fn others(counts: &ApiserverCounts) -> Vec<&String> {
     let mut hosts: Vec<&String> = counts.posts.keys().collect();
     let is_own = |host: &str| address::is_own(host) || counts.changed.contains(host);
@@ -44,7 +45,8 @@ fn others(counts: &ApiserverCounts) -> Vec<&String> {
     hosts
 }
 
-/// Returns the POSTs to the same host in the first sample; `None` if there were none.
+/// Returns the POSTs to the webhook in the first sample, by status. `host` is the webhook's host in
+/// the second sample. `None` if the first sample has no POSTs to it.
 pub fn earlier_posts(
     apiserver: &Sampled<ApiserverCounts>,
     host: &str,
@@ -64,13 +66,13 @@ pub fn increases(now: &ByLabel, before: Option<&ByLabel>) -> ByLabel {
     now.iter().map(increase).collect()
 }
 
-/// Returns the attempts that have failed.
+/// Returns the number of attempts that have failed.
 pub fn failed(posts: &ByLabel) -> u64 {
     total(posts.iter().filter(|(code, _)| !code.starts_with('2')).map(|(_, count)| *count))
 }
 
-/// Returns the attempts to reach the webhook that have failed between the two samples; `None` if
-/// they are not known.
+/// Returns how many attempts to reach the webhook have failed between the two samples; `None` if
+/// the number is not known.
 pub fn failed_in_interval(
     apiserver: &Sampled<ApiserverCounts>,
     webhook: Option<&Address>,

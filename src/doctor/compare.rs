@@ -1,5 +1,5 @@
 //! Compares what the kube-apiservers have sent with what the relays have received: the totals since
-//! the starts, and the increases between the two samples.
+//! the processes started, and the increases between the two samples.
 //!
 //! The totals can be compared only if all processes started together. The increases can always be
 //! compared, but kube-apiserver holds events back: those of the batch that it collects, and those
@@ -14,8 +14,7 @@ use super::counts::total;
 use super::sample::Sampled;
 use crate::telemetry::Rejection;
 
-/// The greatest difference of the start times, in seconds, with which the totals of two processes
-/// are compared.
+/// The totals are compared only if all processes have started within this many seconds.
 pub const STARTS_APART_MAX: f64 = 60.0;
 
 /// The greatest number of events in a batch: kube-apiserver's default for
@@ -35,7 +34,8 @@ pub fn is_of_batch(reason: &str) -> bool {
     Rejection::named(reason).is_some_and(Rejection::is_of_batch)
 }
 
-/// Returns `true` if only batches are refused with this reason, and the answer has `Retry-After`.
+/// Returns `true` if only batches are refused with this reason, and the answer has `Retry-After`,
+/// so that kube-apiserver sends the batch again.
 pub fn comes_back(reason: &str) -> bool {
     is_of_batch(reason) && !Rejection::named(reason).is_some_and(Rejection::is_for_good)
 }
@@ -100,8 +100,7 @@ fn known<'f>(
     }
 }
 
-/// Returns the samples of all processes from before the interval, or `None` if one has only one
-/// sample.
+/// Returns the first samples of all processes; `None` if one of them has only one sample.
 fn before<C>(sampled: &[Sampled<C>]) -> Option<Vec<&C>> {
     sampled.iter().map(|it| it.before.as_ref()).collect()
 }
@@ -165,9 +164,9 @@ pub fn totals(
     }
 }
 
-/// Returns the maximum number of events that a kube-apiserver may collect for its next batch: one
-/// batch or, after a longer interval, the events of its last 30 s at the rate of the interval. Such
-/// a number varies by up to four times its square root.
+/// Returns the maximum number of events that a kube-apiserver may collect for its next batch. This
+/// is a whole batch or, if it is less, the number of events that come in 30 s. Only an interval of
+/// more than 30 s tells this number. It varies by up to four times its square root.
 #[allow(
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,
@@ -208,8 +207,8 @@ fn retried(
 
 /// Compares the increases between the two samples. The samples of the relays enclose those of the
 /// kube-apiservers. Each kube-apiserver may still collect one batch. If attempts have failed, it
-/// may also hold a batch for each of them. What arrives beyond that was held before the interval,
-/// or comes from others.
+/// may also hold a batch for each of them. If more events arrive than were generated,
+/// kube-apiserver held them before the interval, or they come from other senders.
 pub fn increases(
     apiservers: &[Sampled<ApiserverCounts>],
     relays: &[Sampled<RelayCounts>],
@@ -254,8 +253,9 @@ pub fn increases(
     }
 }
 
-/// Returns `true` if the process of the first sample was another one: the start time has changed,
-/// or counters went back. A number that is missing in one of the samples shows nothing.
+/// Returns `true` if another process has answered in the second sample: the start time has changed,
+/// or the count of accepted events went back. A number that is missing in one of the samples shows
+/// nothing.
 pub fn is_restarted(relay: &Sampled<RelayCounts>) -> bool {
     let Some((before, now)) = relay.before.as_ref().zip(relay.counts.as_ref()) else {
         return false;

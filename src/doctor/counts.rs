@@ -47,7 +47,6 @@ pub fn total(counts: impl IntoIterator<Item = u64>) -> u64 {
     counts.into_iter().fold(0, u64::saturating_add)
 }
 
-/// Adds a count to the counts by label.
 fn add(counts: &mut ByLabel, value: String, count: u64) {
     let sum = counts.entry(value).or_default();
     *sum = sum.saturating_add(count);
@@ -87,8 +86,8 @@ pub trait Counts: Sized + Clone {
         Self::take(&Families::of(exposition))
     }
 
-    /// Returns what distinguishes the process from others behind the same address; `None` if that
-    /// is not known.
+    /// Returns the start time, which distinguishes the process from others behind the same address;
+    /// `None` if it is not known.
     fn process(&self) -> Start;
 }
 
@@ -211,7 +210,8 @@ pub struct RelayCounts {
     pub accepted_bytes: Option<u64>,
     /// The time at which the last batch was accepted, in seconds since 1970; 0: none yet.
     pub last_event: Option<f64>,
-    /// The lost events, by output, or `queue`; `None` if the metric is missing.
+    /// The lost events, by output. The name `queue` stands for events that no output can get.
+    /// `None` if the metric is missing.
     pub errors: Option<ByLabel>,
     /// The requests that were not accepted.
     pub rejected: RejectedCounts,
@@ -236,7 +236,8 @@ pub struct RejectedCounts {
     /// was accepted. Requests that may have had no batch do not count. `None` if the relay does not
     /// report it.
     pub since: Option<f64>,
-    /// The number of batches that were refused since then; `None` if the relay does not report it.
+    /// The number of batches that have been refused since that time; `None` if the relay does not
+    /// report it.
     pub batches: Option<u64>,
 }
 
@@ -248,7 +249,7 @@ pub struct QueueCounts {
     /// The bytes that count for how full the queue is: `queue_needed_bytes` or, if the relay is of
     /// a version without it, `queue_bytes`.
     pub needed: Option<u64>,
-    /// The greatest number of bytes in the queue.
+    /// The limit for the bytes in the queue.
     pub capacity: Option<u64>,
     /// `true` if the queue is in memory, and is lost with the process; `None` if that is not known.
     pub in_memory: Option<bool>,
@@ -281,7 +282,7 @@ pub struct OutputCounts {
     /// The lag above which the relay calls the output late, in seconds; `None` if the relay does
     /// not report it.
     pub lag_max: Option<f64>,
-    /// The attempts after the first.
+    /// The attempts after the first one, from the metric `output_retries_total`.
     pub retried: u64,
     /// The failed attempts, by reason.
     pub failed: ByLabel,
@@ -304,7 +305,8 @@ impl OutputCounts {
 }
 
 impl RelayCounts {
-    /// Returns the events that this output has lost, or those of `queue`.
+    /// Returns the number of events that the output with this name has lost. The name `queue`
+    /// stands for events that no output can get.
     pub fn lost(&self, plugin: &str) -> u64 {
         self.errors.as_ref().and_then(|errors| errors.get(plugin)).copied().unwrap_or_default()
     }

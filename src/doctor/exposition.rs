@@ -3,9 +3,9 @@
 //!
 //! A [`Reader`] takes the text in parts of any size and keeps only the families that it was asked
 //! for. kube-apiserver serves tens of megabytes, of which the reader keeps a few kilobytes. It
-//! checks every line, also those of other families: an error page, or a text that was cut off
-//! inside a line, is an error, and is not taken for metrics without the asked families. Timestamps,
-//! the exemplars of OpenMetrics and a byte order mark at the beginning are accepted and ignored.
+//! checks every line, also those of other families. Otherwise an error page, or text that was cut
+//! off inside a line, would look like metrics without the families in question. Timestamps, the
+//! exemplars of OpenMetrics and a byte order mark at the beginning are accepted and ignored.
 //!
 //! Memory is bounded whatever the text says: by the length of a line, by the number of series that
 //! are kept, and by the bytes of their labels.
@@ -201,7 +201,8 @@ impl<'a> Scanner<'a> {
     }
 
     /// Removes labels up to the closing brace; the opening one is removed already. If `is_wanted`
-    /// is `true`, `take` gets each label, and returns the earlier value of the same label.
+    /// is `true`, `take` stores each label, and returns the value that was stored for the same name
+    /// before.
     fn labels(
         &mut self,
         is_wanted: bool,

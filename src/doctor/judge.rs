@@ -5,8 +5,9 @@
 //!   not be asked.
 //! - A difference between what was sent and what was received is *unexplained*. It is not a loss,
 //!   because kube-apiserver may hold a batch for four minutes.
-//! - Something that could not be read, or has not happened yet, is *unknown*.
-//! - Events that wait for a consumer in trouble are named in the verdict, which stays OK so far.
+//! - Something is *unknown* if it could not be read, or has not happened yet.
+//! - Events that wait for a consumer in trouble are named in the verdict, which is then "OK so
+//!   far".
 //! - Everything else that an operator should look at is a warning, and does not change the verdict.
 
 use std::cmp::Reverse;
@@ -56,8 +57,8 @@ const NEAR: f64 = 0.7;
 /// The shortest time in seconds for which a rate is shown. One batch in a moment is not a rate.
 pub const RATE_MIN: f64 = 1.0;
 
-/// After this many seconds without an accepted event, the events that kube-apiserver generated
-/// count as unexplained. It collects a batch for at most 30 s.
+/// After this many seconds without an accepted event, doctor reports the events that kube-apiserver
+/// generated as unexplained. kube-apiserver collects a batch for at most 30 s.
 const NOTHING_ARRIVES: f64 = 60.0;
 
 /// The number of places that the verdict names. The screen has all of them.
@@ -74,14 +75,14 @@ pub struct Findings {
     pub has_apiserver: bool,
     /// The address of the audit webhook; `None` if it is not known.
     pub webhook: Option<Address>,
-    /// The results of further checks.
+    /// The results of the checks of `webhook` and `probe`.
     pub checks: Vec<Cause>,
     /// The time of the newest sample, in seconds since 1970.
     pub now: f64,
 }
 
 impl Findings {
-    /// Compares the totals since the starts.
+    /// Compares the totals since the processes started.
     pub fn totals(&self) -> Comparison {
         compare::totals(&self.apiservers, &self.relays)
     }
@@ -115,7 +116,7 @@ pub struct Cause {
     pub kind: Kind,
     /// The number of lost events; 0 for all kinds but [`Kind::Lost`].
     pub lost: u64,
-    /// How many of them were lost between the two samples; `None` if that is not known.
+    /// The number of events that were lost between the two samples; `None` if it is not known.
     pub lately: Option<u64>,
     /// `true` if `lost` is an estimate.
     pub is_estimate: bool,
@@ -266,8 +267,8 @@ pub fn seconds(elapsed: f64) -> String {
     if elapsed < 9.95 { format!("{elapsed:.1} s") } else { format!("{elapsed:.0} s") }
 }
 
-/// Returns a text that says from when a counter counts, and its increase in the interval if there
-/// is one.
+/// Returns text that says since when a counter counts, and its increase in the interval if there is
+/// one.
 fn since(started: Option<f64>, increase: Option<(u64, f64)>) -> String {
     let start = match started {
         Some(at) => format!("since the start at {}", time(at)),
@@ -509,7 +510,8 @@ fn forgotten(place: &str, counts: &RelayCounts, findings: &Findings) -> Option<C
     })
 }
 
-/// Reports the events that an output of a relay has lost, and those that no output can get.
+/// Reports the lost events of one relay: those of the output named `plugin` or, if it is `queue`,
+/// those that no output can get.
 fn lost(
     place: &str,
     relay: &Sampled<RelayCounts>,
@@ -558,9 +560,9 @@ fn lost(
     causes.push(Cause { lost, lately, ..Cause::new(Kind::Lost, place, since, advice) });
 }
 
-/// Returns the events that are missing in the sum of a required output: accepted, but neither
-/// delivered, nor waiting, nor counted as lost or kept back. Negative if there are too many. `None`
-/// if the sum does not hold for this output, or a term is unknown.
+/// Returns how many of the accepted events are in none of the counters of a required output:
+/// delivered, waiting, lost, and kept back by the filter. Negative if these counters have more
+/// events than were accepted. `None` if the output is not required, or if a number is not known.
 fn difference(counts: &RelayCounts, name: &str) -> Option<i128> {
     let output = counts.outputs.get(name)?;
     let knows_required = counts.outputs.values().any(|output| output.required.is_some());
@@ -822,10 +824,11 @@ fn fails(findings: &Findings) -> bool {
     findings.apiservers.iter().any(|it| attempts::failed_in_interval(it, webhook) > Some(0))
 }
 
-/// Judges a relay that refuses everything. A loss needs proof: batches were refused in the
-/// interval, or the attempts of a kube-apiserver that was asked fail in it. The estimate is for
-/// senders that could not be asked. A kube-apiserver that was asked counts its losses itself. If it
-/// counts none, it may still try, and its counter is believed until twice its patience is over.
+/// Judges a relay that refuses everything. This is a loss only if there is proof: batches were
+/// refused in the interval, or attempts of a kube-apiserver that was asked have failed in it. A
+/// kube-apiserver that was asked counts its losses itself. If it counts none, it may still be
+/// trying, so its counter is believed until twice its patience is over. If no counter has the
+/// number of lost events, it is estimated.
 fn refused(refusal: &Refusal<'_>, findings: &Findings) -> Cause {
     let place = format!("relay {}", refusal.source);
     let advice = of_reason(refusal.reason());
@@ -868,9 +871,9 @@ fn refused(refusal: &Refusal<'_>, findings: &Findings) -> Cause {
     }
 }
 
-/// Estimates the events that were given up during a refusal, from the rate at which kube-apiserver
-/// generates events now, from the rate at which the relays got events before, or from the number of
-/// batches.
+/// Estimates the number of events that were given up during a refusal, from the rate at which
+/// kube-apiserver generates events now or, if it is not known, from the rate at which the relays
+/// accepted events before. The result is at least the number of batches that were given up.
 #[allow(
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,
@@ -898,7 +901,7 @@ fn estimate(refusal: &Refusal<'_>, findings: &Findings) -> u64 {
 
 /// Returns the cause that relays have rejected requests, with the remedy for the most frequent
 /// reason; `None` if they have rejected none. `of` returns the numbers of a relay, and `when` says
-/// of which time they are.
+/// to which time they belong.
 fn rejections(
     findings: &Findings,
     of: impl Fn(&Sampled<RelayCounts>) -> ByLabel,
@@ -916,7 +919,7 @@ fn rejections(
     Some(Cause::unknown(&format!("relay {}", places.join(", ")), what, of_reason(most)))
 }
 
-/// Returns `true` if a kube-apiserver has generated events in the interval that it has not lost.
+/// Returns `true` if a kube-apiserver has generated more events in the interval than it has lost.
 fn grows(findings: &Findings) -> bool {
     let grows = |it: &Sampled<ApiserverCounts>| {
         it.increase(|counts| counts.generated) > it.increase(|counts| Some(counts.lost()))

@@ -1,8 +1,9 @@
 //! Reads a kubeconfig: the server of its current context, and how to authenticate to it.
 //!
 //! The file is read as client-go reads it: data in the file itself wins over the name of a file,
-//! relative names start at the directory of the kubeconfig, and a server without TLS gets no
-//! credentials. Plugins that would run another program are refused.
+//! but the name of a token file wins over a token, relative names start at the directory of the
+//! kubeconfig, and a server without TLS gets no credentials. Plugins that would run another program
+//! are refused.
 
 use std::io::Read as _;
 use std::path::Path;
@@ -219,7 +220,8 @@ fn named<'n>(
     found.map(Some).ok_or_else(|| format!("{key} has no entry named {name:?}"))
 }
 
-/// Returns the PEM of a field: of `NAME-data` in base64, or else of the file that `NAME` names.
+/// Returns the PEM of a field: the base64 in `NAME-data` or, if there is none, the file that `NAME`
+/// names. `Ok(None)` if both are missing.
 fn pem(node: &Node, name: &str, directory: &Path) -> Result<Option<Pem>, String> {
     let data = format!("{name}-data");
     if let Some(text) = text_of(node, &data) {

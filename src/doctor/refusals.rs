@@ -1,9 +1,9 @@
 //! Judges by the relays alone whether senders have given events up, because every request was
 //! refused for longer than kube-apiserver tries.
 //!
-//! The relay says since when it has accepted nothing and refused batches, and how many requests. An
-//! older relay says only when it accepted something last. Then at least as many requests must have
-//! been refused as a sender makes in this time.
+//! A relay reports since when it has refused every batch, and how many. An older version reports
+//! only when it last accepted a batch. Then the refusals count only if they are as many as a sender
+//! that tries all the time would cause.
 //!
 //! Only some reasons show that a batch was refused. A request without a token or with a wrong path
 //! may be a health check or a scan, so its refusal alone accuses nobody.
@@ -20,7 +20,8 @@ use super::counts::total;
 use super::sample::Sampled;
 use crate::status::thresholds::PATIENCE_WITH_RETRY_AFTER;
 
-/// The reasons with which requests without a batch may be refused, or which end with the process.
+/// The reasons that never count as the refusal of a batch. kube-apiserver's requests have the right
+/// method and media type, and a relay that shuts down ends soon.
 const NO_BATCH: [&str; 3] = ["method", "media_type", "shutting_down"];
 
 /// The time in seconds for which kube-apiserver repeats a batch if the answers have no
@@ -30,7 +31,8 @@ const PATIENCE: f64 = 90.0;
 /// The minimum number of attempts that kube-apiserver makes for a batch, including the first one.
 pub const ATTEMPTS: u64 = 5;
 
-/// The maximum number of attempts that it makes for a batch while the answers have `Retry-After`.
+/// The maximum number of attempts that kube-apiserver makes for a batch while the answers have
+/// `Retry-After`.
 const ATTEMPTS_MAX: u64 = 50;
 
 /// A time in which a relay has refused every request.
@@ -40,8 +42,8 @@ pub struct Refusal<'f> {
     pub source: &'f str,
     /// The seconds for which the relay has accepted nothing and refused requests.
     pub seconds: f64,
-    /// The seconds since any of the relays last accepted something; `None` if one of them cannot be
-    /// asked.
+    /// The seconds since any of the relays last accepted something; `None` if that is not known for
+    /// one of them.
     pub seconds_at_all: Option<f64>,
     /// The time in seconds after which kube-apiserver gives a batch up.
     pub patience: f64,
@@ -67,14 +69,15 @@ impl Refusal<'_> {
     }
 }
 
-/// Returns the refusals of each relay that refuses everything now.
+/// Returns a refusal for each relay that refuses everything now.
 pub fn find(relays: &[Sampled<RelayCounts>], now: f64) -> Vec<Refusal<'_>> {
     let last = last_accepted(relays, now);
     relays.iter().filter_map(|relay| of_one(relay, last, now)).collect()
 }
 
-/// Returns the time at which any relay last accepted a batch; 0 if none has since its start, and
-/// `None` if one of them cannot be asked.
+/// Returns the time at which any of the relays last accepted a batch; `None` if it is not known for
+/// one of them. For a relay that has accepted none, its start counts, or 0 if it reports no time of
+/// a last batch.
 fn last_accepted(relays: &[Sampled<RelayCounts>], now: f64) -> Option<f64> {
     let last = |relay: &Sampled<RelayCounts>| {
         let counts = relay.counts.as_ref().filter(|_| relay.fault.is_none())?;

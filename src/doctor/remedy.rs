@@ -1,4 +1,4 @@
-//! What an operator can do about a loss, a refusal, or a webhook that cannot be reached.
+//! The advice for an operator about a loss, a refusal, or a webhook that cannot be reached.
 
 use super::counts::LOG_PLUGIN;
 

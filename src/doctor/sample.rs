@@ -6,9 +6,10 @@
 //! kubeconfig, the endpoints of the Service `kubernetes` say which instances there are, and each is
 //! asked directly.
 //!
-//! Files, endpoints and URLs are never taken for one process because their start times are the
-//! same: two kube-apiservers may start in the same second. The URLs beside a kubeconfig are the
-//! exception, because they are further addresses of the processes at the endpoints.
+//! Two sources whose processes have the same start time, such as a file and a URL, count as two
+//! processes, because two kube-apiservers may start in the same second. The URLs beside a
+//! kubeconfig are the exception: they are further addresses of the processes at the endpoints, and
+//! start times tell which of them they show.
 
 use std::collections::BTreeMap;
 use std::io::Read;
@@ -30,16 +31,16 @@ use super::text::Text;
 use crate::ask::AskError;
 use crate::ask::Target;
 
-/// After this many answers in a row without a new instance, an address counts as having shown all
-/// of its instances. Of three instances that answer at random, one stays unseen in 4 % of all
-/// cases.
+/// After this many answers in a row without a new instance, doctor assumes that it has seen all
+/// instances behind an address. Of three instances that answer at random, one stays unseen in 4 %
+/// of all cases.
 const NOTHING_NEW: usize = 8;
 
 /// The greatest number of requests to one address for one sample.
 const REQUESTS_MAX: usize = 64;
 
 /// The time limit for one sample of a relay or of an address, however many requests it takes. The
-/// two samples take at most 40 s together, beside the interval.
+/// two samples of one address take at most 40 s together, unless the second is repeated.
 const SAMPLE: Duration = Duration::from_secs(20);
 
 /// The time limit for the list of the endpoints.
@@ -84,8 +85,8 @@ impl Source {
 pub struct Cluster {
     /// The server of the kubeconfig.
     pub server: Target,
-    /// The URLs of the option `--apiserver` are addresses of the same kube-apiservers. If all of
-    /// them answer there, an endpoint that cannot be reached directly is not a fault.
+    /// `true` if the option `--apiserver` has further URLs of the same kube-apiservers. If all
+    /// kube-apiservers answer there, an endpoint that cannot be reached directly is not a fault.
     pub has_other_addresses: bool,
 }
 
@@ -94,8 +95,8 @@ pub struct Cluster {
 pub struct Sampled<C> {
     /// The file or the URL.
     pub source: String,
-    /// The numbers of the first sample; `None` for a file, and for a process that did not answer
-    /// then.
+    /// The numbers of the first sample; `None` for a file, and for a process that has answered in
+    /// only one of the samples.
     pub before: Option<C>,
     /// The newest numbers; `None` if there are none.
     pub counts: Option<C>,
@@ -235,13 +236,13 @@ impl<C: Counts> Address<C> {
         let known: Vec<Start> = before.seen.keys().copied().collect();
         let expected = Some(known.len()).filter(|count| *count > 0);
         let after = survey(target, path, &known, expected).await;
-        // If the first sample has shown instances, a fault of the second sample belongs to one of
-        // them.
+        // If the first sample has shown instances, `matched` reports a fault of the second sample
+        // at those that have not answered again.
         let fault = if known.is_empty() { &after.fault } else { &before.fault };
         (matched(before, &after), fault.clone())
     }
 
-    /// Returns the description of the address if no process has answered there.
+    /// Returns the address as a process that could not be read.
     fn unread(&self, fault: Option<String>) -> Sampled<C> {
         Sampled::failed(self.before.source.clone(), fault.unwrap_or_else(|| "no answer".to_owned()))
     }
@@ -287,9 +288,10 @@ pub struct Apiservers {
     expected: Option<usize>,
     /// `true` if there is a kubeconfig. All addresses lead to the same processes then.
     has_cluster: bool,
-    /// The number of endpoints of the Service; `None` if they were not asked for.
+    /// The number of endpoints of the Service; `None` if it is not known.
     endpoints: Option<usize>,
-    /// Says why the endpoints could not be listed.
+    /// An entry that says why the endpoints could not be listed; `None` if they were listed, or if
+    /// there is no kubeconfig.
     unlisted: Option<Sampled<ApiserverCounts>>,
     has_other_addresses: bool,
 }
@@ -341,9 +343,9 @@ impl Apiservers {
         self.addresses.iter().any(Address::has_answered)
     }
 
-    /// Returns an instance that has not answered at the URL `source`, if there must be one. `read`
-    /// is the number of processes that were read, `found` has those of this URL, and `fault` is the
-    /// fault of its requests.
+    /// Returns an entry for an instance that must exist, but has not answered at the URL `source`;
+    /// `None` if nothing shows that there is one. `read` is the number of processes that were read,
+    /// `found` has those of this URL, and `fault` is the fault of its requests.
     fn unseen(
         &self,
         source: &str,
@@ -444,9 +446,9 @@ fn matched<C: Counts>(before: &Shown<C>, after: &Shown<C>) -> Vec<Sampled<C>> {
 }
 
 /// Sends requests to an address on new connections until it has shown `expected` instances, or
-/// nothing new for some time. If there are `known` instances from an earlier sample, the address is
-/// asked until all of them have answered, and the last answer of each counts; otherwise the first
-/// answer counts.
+/// [`NOTHING_NEW`] answers in a row were not new. If there are `known` instances from an earlier
+/// sample, the address is asked until all of them have answered, and the last answer of each
+/// counts; otherwise the first answer counts.
 async fn survey<C: Counts>(
     target: &Target,
     path: &str,
@@ -516,8 +518,8 @@ async fn listed_by(server: &Target) -> Result<Vec<(String, u16)>, String> {
     }
 }
 
-/// Returns the addresses and ports in Endpoints, or in a list of EndpointSlices, each once. A body
-/// that is neither has none.
+/// Returns the addresses and ports in Endpoints, or in a list of EndpointSlices, each once; empty
+/// if the body is neither.
 fn parse_endpoints(body: &[u8]) -> Vec<(String, u16)> {
     let json: Value = serde_json::from_slice(body).unwrap_or_default();
     let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
@@ -548,8 +550,8 @@ fn https_port(ports: &Value) -> Option<u16> {
     u16::try_from(named["port"].as_u64()?).ok()
 }
 
-/// Repeats a sample, with pauses between, until `is_settled` says that no events are on their way
-/// any more, but at most for `limit`. Returns the last sample.
+/// Repeats a sample, with pauses between, until `is_settled` is `true` of it, but begins none after
+/// `limit`. Returns the last sample.
 pub async fn settle<T>(
     limit: Duration,
     pause: Duration,

@@ -304,7 +304,8 @@ pub fn json(findings: &Findings, verdict: &Verdict) -> Value {
     })
 }
 
-/// Returns the causes that concern relays, or all others.
+/// Returns the causes whose place is a relay, an output or a queue or, if `of_relays` is `false`,
+/// all other causes.
 fn notes(verdict: &Verdict, of_relays: bool) -> Vec<Value> {
     let is_of_relay = |cause: &&Cause| {
         let starts = ["relay", "output ", "the queue "];
@@ -333,7 +334,7 @@ fn word(kind: Kind) -> &'static str {
     }
 }
 
-/// Returns `known`, `partly` or `unknown`.
+/// Returns `known` if all processes could be read, `unknown` if none could, and otherwise `partly`.
 fn state<C>(sampled: &[Sampled<C>]) -> &'static str {
     let read = sampled.iter().filter(|it| it.fault.is_none()).count();
     match read {

@@ -30,7 +30,7 @@ pub struct Plain {
     bytes: u64,
 }
 
-/// A fault of the text, as the error of the decoder that unpacks it.
+/// A fault of the unpacked text, which the decoder passes on inside an `io::Error`.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
 struct OfText(String);
