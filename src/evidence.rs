@@ -8,8 +8,8 @@
 //! | floor | files | what they know |
 //! |---|---|---|
 //! | 1 | `entry` `journal` `layout` `lines` | what an entry says · entries without a checkpoint · names of files · hashes of lines |
-//! | 2 | `outcome` `reader` `store` | entries about what the outputs finish · a log seen from outside · the files of the log, and the order in which they are written |
-//! | 3 | `copy` `hashes` `off` `originals` `witness` | a log as it is now, elsewhere · the files of line hashes · the positions without evidence · whether a line is the one that came in · who cosigns checkpoints |
+//! | 2 | `outcome` `reader` `store` | entries about events that outputs have finished · a log in a directory, read from outside · the files of the log, and the order in which they are written |
+//! | 3 | `copy` `hashes` `off` `originals` `witness` | a copy of a log · the files of line hashes · the positions without evidence · whether a line is the one that came in · who cosigns checkpoints |
 //! | 4 | `recorder` | the thread |
 
 pub mod copy;

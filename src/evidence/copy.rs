@@ -45,8 +45,8 @@ use crate::tlog::tile::Tile;
 use crate::tlog::tile::WIDTH;
 use crate::tlog::tile::last_tiles;
 
-/// The maximum number of attempts: a copy begins again when partial tiles of its checkpoint were
-/// deleted.
+/// The maximum number of attempts to read a checkpoint with its partial tiles. An attempt fails if
+/// the relay deletes one of these tiles meanwhile.
 const ATTEMPTS: u32 = 20;
 
 /// The longest wait for a checkpoint that explains which line hashes are deleted: twice the default
@@ -82,8 +82,8 @@ pub struct Copied {
     pub entries: u64,
     /// The number of files of line hashes.
     pub line_files: u64,
-    /// Line hashes below this position are gone, and the log does not say so. `None`: the log
-    /// explains all that are gone.
+    /// Line hashes below this position were deleted, and the log does not say so. `None` if the log
+    /// has an entry about all deleted hashes.
     pub unexplained_below: Option<u64>,
 }
 

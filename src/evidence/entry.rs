@@ -105,7 +105,7 @@ pub struct Delivered {
     pub first: u64,
     /// The number of events.
     pub count: u64,
-    /// The time at which this became final.
+    /// The time at which the fates became final.
     pub at: u64,
     /// The root over the lines that left, if a filter changed or dropped any. `None` if all lines
     /// left as they came, or if none left.
@@ -114,7 +114,7 @@ pub struct Delivered {
     /// The events that did not leave, by their offsets in the range, each with the reason.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub not_delivered: BTreeMap<Offset, Fate>,
-    /// The offsets of the events that left in another form than their own.
+    /// The offsets of the events that left in another form than they came in.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub changed: Vec<Offset>,
 }
@@ -220,8 +220,8 @@ impl Entry {
         serde_json::to_vec(self).expect("numbers and texts, and the keys of its maps are texts")
     }
 
-    /// Returns the positions of the events that came in, or were lost from the queue, by this
-    /// entry; `None` if the entry is about no such events.
+    /// Returns the positions of the events of which this entry says that they came in, or were lost
+    /// from the queue; `None` if the entry is not about such events.
     pub fn in_queue(&self) -> Option<Range<u64>> {
         let is_of_output = if let Self::Lost { output, first, .. } = self {
             output != QUEUE || first.is_none()
@@ -269,8 +269,9 @@ impl Entry {
     }
 }
 
-/// Returns the position after the last event of the queue that has one of the first `size` entries;
-/// `None` if no event has one. `bundle` returns the entries of a bundle.
+/// Returns the position after the last event that came in, or was lost from the queue, according to
+/// the first `size` entries; `None` if no entry is about such an event. `bundle` returns the
+/// entries of a bundle.
 pub(super) fn end_in_queue<E>(
     size: u64,
     bundle: impl Fn(u64) -> Result<Vec<Vec<u8>>, E>,
@@ -284,7 +285,8 @@ pub(super) fn end_in_queue<E>(
     Ok(None)
 }
 
-/// Returns the position after the last event of the queue that has one of these entries.
+/// Returns the position after the last event that came in, or was lost from the queue, according to
+/// these entries; `None` if no entry is about such an event.
 pub(super) fn last_end(entries: &[Vec<u8>]) -> Option<u64> {
     entries.iter().rev().find_map(|entry| Some(Entry::parse(entry).ok()?.in_queue()?.end))
 }

@@ -33,7 +33,8 @@ pub(super) struct Hashes {
     /// The file to which records are appended, its name and its size. `None` if the next records
     /// begin a new file.
     open: Option<(Arc<dyn File>, LineFile, u64)>,
-    /// Records that are not durable yet, and the first position in them.
+    /// Records that are not durable yet. `first` is the position for the name of a new file, if
+    /// they begin one; `None` if there are no such records.
     buffer: Vec<u8>,
     first: Option<u64>,
 }
@@ -119,7 +120,7 @@ impl Hashes {
             None => from,
         };
         let path = path(&name.path());
-        // The file of a failed attempt has nothing that the log says is there.
+        // A failed attempt may have left such a file. No entry of the log is about its hashes.
         if_there(self.disk.remove(&path))?;
         let file = self.disk.create(&path, self.buffer.len() as u64)?;
         self.disk.sync_directory(&path_of_lines())?;
@@ -138,8 +139,8 @@ impl Hashes {
         Ok((file, name, end))
     }
 
-    /// Returns the oldest file that may stay when `evidence.max_bytes` makes the relay delete
-    /// files. `None` if no file has to go.
+    /// Returns the oldest file that stays if the files are reduced to `evidence.max_bytes`; `None`
+    /// if no file has to be deleted.
     pub(super) fn keeps_from(&self) -> Option<LineFile> {
         let mut bytes = self.files.values().sum::<u64>();
         let mut files = self.files.iter().peekable();
@@ -264,7 +265,7 @@ mod tests {
         names.retain(|name| name.starts_with("evidence/lines/"));
         let newest = names.iter().max().expect("there are files");
         assert!(newest.starts_with("evidence/lines/00000000000000009000-"), "{names:?}");
-        // The next start goes on behind them.
+        // The next start continues the last of these files.
         let mut again = open(&disk, 1 << 20);
         again.push(&record(9000, 5), 9000);
         again.commit().expect("no fault is set");

@@ -114,9 +114,9 @@ impl<'a> Records<'a> {
     }
 }
 
-/// Returns the entries of a journal that one of these keys has written for the log of this origin,
-/// and the head of the checkpoint that the journal continues. `None` if no single key has written
-/// all of it.
+/// Returns the entries of a journal, and the size and root of the checkpoint that it continues.
+/// `None` unless the MACs of the whole journal were made with one of these keys, for the log with
+/// the name `origin`.
 pub(super) fn written_by(
     keys: &[Key],
     origin: &str,

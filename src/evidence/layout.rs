@@ -1,4 +1,4 @@
-//! The names of the files of the evidence, and which file has a tile.
+//! The names of the files of the evidence, and the file in which a tile is found.
 
 use std::fmt;
 use std::io;
@@ -39,8 +39,9 @@ pub trait Files {
     /// The file can't be read, or has more than `max` bytes.
     fn read(&self, path: &str, max: usize) -> io::Result<Option<Vec<u8>>>;
 
-    /// Returns the width of a file of which `_tile` is the beginning, for a tile that is not there
-    /// itself. Only a place that can list its files knows its partial files.
+    /// Returns the width of a file that begins with `_tile`, if the tile has no file of its own. A
+    /// place that can't list its files does not know its partial files, and returns the width of
+    /// the whole file.
     ///
     /// # Errors
     ///

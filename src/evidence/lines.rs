@@ -1,7 +1,8 @@
 //! The line hashes: for each range of events a random salt, and the SHA-256 of each line.
 //!
-//! They lie in files of their own below `lines/`, which are never served: who has the salt and a
-//! hash can guess at an event. A file is a row of records, which are only appended:
+//! The line hashes are in files of their own below `lines/`, which are never served, because
+//! whoever has the salt and a hash can check a guess at an event. A file is a row of records, which
+//! are only appended:
 //!
 //! | bytes | content |
 //! |---|---|
@@ -36,7 +37,8 @@ const ACCEPTED: u8 = 1;
 /// The kind of a record with lines as they were sent to a consumer.
 const DELIVERED: u8 = 2;
 
-/// The maximum size of a record in bytes. One with 4,096 lines has 131,105.
+/// The maximum size of a record in bytes, without its frame. A record with 4,096 lines has 131,101,
+/// and at most 64 more with the name of an output.
 const RECORD_MAX: usize = 1 << 20;
 
 /// The maximum number of bytes of a file that are read. The relay begins a new file much earlier.

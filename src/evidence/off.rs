@@ -1,9 +1,9 @@
 //! The positions that came in while evidence was off.
 //!
 //! A relay that starts without `[evidence]` notes the end of the queue in a file of the queue's
-//! directory, before it takes an event, if evidence was on there before. The start that turns
-//! evidence on again notes the end of the range. The recorder enters the ranges into the log, and
-//! deletes the file when a checkpoint covers the entries.
+//! directory, before it accepts an event. It does so only if evidence was on for this queue before.
+//! The start that turns evidence on again notes the end of the range. The recorder enters the
+//! ranges into the log, and deletes the file when a checkpoint covers the entries.
 
 use std::io;
 use std::ops::Range;
@@ -47,7 +47,7 @@ pub(crate) fn turned_off(disk: &dyn Disk, end: u64) -> io::Result<()> {
 }
 
 /// Notes that evidence is on for events from position `end` on. Returns the ranges of positions
-/// before it that came in while evidence was off and may have no entry yet, in order.
+/// before `end` that came in while evidence was off and may have no entry yet, in order.
 ///
 /// # Errors
 ///

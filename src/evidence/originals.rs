@@ -1,8 +1,8 @@
-//! The lines that came in, by their hashes: if somebody changes a line in a file of the queue, and
-//! makes the checksums right again, that line is not sent.
+//! Compares the lines that outputs read from files of the queue with the line hashes. If somebody
+//! has changed a line, and has made the checksums right again, the line is not sent.
 //!
-//! A line that has no hash yet, or whose hash was deleted, is taken as it is. `evidence verify`
-//! names such lines as unknown.
+//! A line that has no hash yet, or whose hash was deleted, is sent without a comparison. The
+//! command `evidence verify` names such lines as unknown.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -35,11 +35,12 @@ use crate::telemetry::EvidenceError;
 use crate::telemetry::EvidenceMetrics;
 use crate::tlog::merkle::Hash;
 
-/// The number of files of which the places of all records are kept in memory. A record takes 32
-/// bytes there, and at least one record is written each second in which events come in.
+/// The number of files whose records are indexed in memory. A record takes 32 bytes there, and at
+/// least one record is written each second in which events come in.
 const INDEXED_MAX: usize = 2;
 
-/// As a rule the recorder opens the log within this time. Lines from files wait at most this long.
+/// The longest time for which lines from files wait until the recorder has opened the log. As a
+/// rule, the recorder needs less. After this time, lines are sent without a comparison.
 const OPENS_WITHIN: Duration = Duration::from_secs(10);
 
 /// The maximum number of positions of changed events that are remembered.
@@ -96,8 +97,9 @@ impl Originals {
         }
     }
 
-    /// Called when the recorder has opened the log or has failed to do so. Lines are compared from
-    /// now on, or not: if nothing is recorded any more, the hashes may be those of other events.
+    /// Sets whether lines are compared from now on. The recorder calls this when it has opened the
+    /// log, has failed to do so, or records no more. If nothing is recorded, the hashes may be
+    /// those of other events.
     pub(super) fn decide(&self, compares: bool) {
         *lock(&self.compares) = Some(compares);
         self.decided.notify_all();
@@ -119,7 +121,8 @@ impl Originals {
         names.sort_unstable();
         names.retain(|name| name.first < positions.end);
         // A record of these positions is in the last file that begins before them, or in a later
-        // one. After a crash, a file may end after the first position of the next file.
+        // one. After a crash, a file may end after the first position of the next file, so one more
+        // file is read.
         let begins = names.partition_point(|name| name.first <= positions.start);
         let mut found = Vec::new();
         for name in names.into_iter().skip(begins.saturating_sub(2)) {

@@ -1,4 +1,4 @@
-//! Makes entries of what the outputs have finished.
+//! Makes the entries about the events that outputs have finished.
 
 use std::collections::BTreeMap;
 
@@ -32,7 +32,8 @@ pub(super) struct Made {
 }
 
 /// Makes entries about the events that the outputs have finished. Ranges of one output that follow
-/// each other share an entry if they can. `salt` returns a new salt at each call.
+/// each other share an entry if it has room for them and their lines were sent in the same form.
+/// `salt` returns a new salt at each call.
 pub(super) fn entries(finished: &[Finished], salt: impl Fn() -> Salt) -> Vec<Made> {
     let mut sorted: Vec<_> = finished.iter().collect();
     sorted.sort_by_key(|it| (&it.output, it.claim.start));

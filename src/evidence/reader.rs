@@ -1,4 +1,4 @@
-//! Reads an evidence log from outside, from a directory, which may be a copy.
+//! Reads an evidence log in a directory from outside of its relay. The directory may be a copy.
 
 use std::fs;
 use std::io;
@@ -62,13 +62,13 @@ impl Directory {
         Self(log.to_owned())
     }
 
-    /// Returns `true` if this is the log in a queue's directory, and not the directory itself.
+    /// Returns `true` if the log is in the directory `evidence` of this queue.
     pub fn is_below(&self, queue: &Path) -> bool {
         self.0 == queue.join(DIRECTORY)
     }
 
-    /// Returns the entries that no checkpoint covers yet, with their indices. A checkpoint that was
-    /// read later may cover them.
+    /// Returns the entries of the journal, with their indices. No checkpoint covered them when they
+    /// were written, but a checkpoint that was read later may do so.
     ///
     /// # Errors
     ///
@@ -312,8 +312,8 @@ impl<'a> Log<'a> {
         bundles.take_while(move |entry| !std::mem::replace(&mut has_failed, entry.is_err()))
     }
 
-    /// Returns the position after the last event of the queue that has an entry under the
-    /// checkpoint.
+    /// Returns the position after the last event that came in, or was lost from the queue,
+    /// according to the entries up to the checkpoint; `None` if no entry is about such an event.
     ///
     /// # Errors
     ///

@@ -67,8 +67,8 @@ use crate::tlog::merkle::Hash;
 /// The maximum number of bytes and events taken from the queue at once.
 const TAKE: Take = Take { bytes: 1 << 20, events: RANGE_MAX };
 
-/// Hashes and entries are made durable when this many bytes of lines were taken since the last
-/// time.
+/// Hashes and entries are made durable whenever this many bytes of lines have been taken from the
+/// queue since they were last made durable.
 const COMMIT_BYTES: u64 = 16 << 20;
 
 /// Hashes and entries are made durable at the latest this long after the first of them.
@@ -90,7 +90,7 @@ pub(crate) struct Setup {
     pub(crate) settings: config::Evidence,
     /// The signing key, and the key that is to replace it, if there is one.
     pub(crate) keys: Vec<SigningKey>,
-    /// The queue, and its directory.
+    /// The queue, whose directory is `disk`.
     pub(crate) queue: Queue,
     pub(crate) disk: Arc<dyn Disk>,
     /// The recorder's own place in the queue.
@@ -228,7 +228,7 @@ struct Work {
     files: Option<Log>,
     /// The time of the next attempt to open the files or to write, if an attempt has failed.
     again_at: Option<Instant>,
-    /// `true`: the log already says that nothing can be written.
+    /// `true`: the relay has already reported that nothing can be written, and does not repeat it.
     told: bool,
     /// The range that can still grow.
     open: Option<Open>,
@@ -251,8 +251,8 @@ struct Log {
     /// The position after the last event that has an entry. In a new log, the position at which the
     /// recorder began.
     next: u64,
-    /// Nothing is proven about events before this position if they have no entry and the queue does
-    /// not have them any more: files of the log were changed or removed.
+    /// Files of the log were changed or removed. Therefore the events before this position that
+    /// have no entry, and that the queue does not have any more, count as unproven and not as lost.
     unproven: u64,
     /// The log says that the line hashes below this position are gone.
     pruned: u64,
@@ -329,7 +329,8 @@ impl Work {
         if self.files.is_some() {
             self.record_unplaced();
         }
-        // After this write, the places in the last entry are after every event with an entry.
+        // This write records the events that the outputs have finished, so that the places in the
+        // last entry agree with the entries before it.
         self.write(false);
         if let Some((running, _)) = last {
             self.add(Entry::Stop(self.now(running)));
@@ -358,14 +359,14 @@ impl Work {
         }
     }
 
-    /// Returns how the relay runs now.
+    /// Returns `running` with the present time and the present places of the outputs.
     fn now(&self, running: Running) -> Running {
         let places = self.setup.queue.places().into_iter();
         let outputs = places.map(|(name, place)| (name, place.get())).collect();
         Running { at: now(), outputs, ..running }
     }
 
-    /// Takes events until none is left, or until `until`.
+    /// Takes events until none is left in the queue, but not after `until`.
     async fn record_until(&mut self, until: Instant) {
         while self.files.is_some() && self.again_at.is_none() && Instant::now() < until {
             if self.taken.bytes >= COMMIT_BYTES {
@@ -580,8 +581,8 @@ impl Work {
         }
     }
 
-    /// After a start, signs the first checkpoint when all witnesses have answered or their time is
-    /// over.
+    /// After a start, makes the first checkpoint due when all witnesses have answered or their time
+    /// is over.
     fn end_of_questions(&mut self) {
         let Some(Log { witnesses, asks_until, .. }) = &mut self.files else { return };
         let is_over = |until: &mut Instant| witnesses.have_answered() || Instant::now() >= *until;
@@ -615,7 +616,7 @@ impl Work {
         finished.append(&mut self.fates.open);
         finished.append(&mut self.fates.entered);
         cursor.recorded(&finished);
-        // The queue has counted them, and nobody enters them any more.
+        // The queue has counted these events as lost. They get no entry any more.
         let _unplaced = cursor.take_unplaced();
         self.commit_at = None;
     }
@@ -661,7 +662,7 @@ impl Work {
         batch.is_some()
     }
 
-    /// Records the events that were acknowledged and never stored.
+    /// Records the loss of the events that were acknowledged and never stored.
     fn record_unplaced(&mut self) {
         let unplaced = self.setup.cursor.take_unplaced();
         if unplaced > 0 {
@@ -669,7 +670,6 @@ impl Work {
         }
     }
 
-    /// Hashes the lines of a batch.
     fn hash(&mut self, batch: &Batch) {
         if self.next().is_none_or(|next| batch.claim.end.get() <= next) {
             return;
@@ -702,8 +702,8 @@ impl Work {
     }
 
     /// Passes the events before this position that have no entry: those that came in while evidence
-    /// was off, and those that the queue does not have any more. A range without evidence that
-    /// begins here is passed as a whole.
+    /// was off, and those that the queue does not have any more. A range that came in while
+    /// evidence was off is passed as a whole, even if it ends after this position.
     fn pass_to(&mut self, position: u64) {
         while let Some((range, is_off)) = self.next().and_then(|next| self.gap(next, position)) {
             self.close();
@@ -718,8 +718,9 @@ impl Work {
         }
     }
 
-    /// Returns the next events without a line, from `next` on. The second value is `true` if
-    /// nothing is proven about them. `None` if there are none before `position`.
+    /// Returns the events to pass, from `next` on: a range that came in while evidence was off, or
+    /// events before `position` without a line. The second value is `true` if nothing is proven
+    /// about them, and `false` if they are lost. `None` if there are none.
     fn gap(&self, next: u64, position: u64) -> Option<(Positions<u64>, bool)> {
         let unproven = self.files.as_ref().map_or(0, |log| log.unproven);
         let off = self.setup.off.iter().find(|off| off.end > next);
@@ -740,8 +741,8 @@ impl Work {
         self.add(Entry::Lost { output, first, count, at: now(), reason });
     }
 
-    /// Enters what the outputs have finished. The entry about an event that came in is always
-    /// before the one about its delivery.
+    /// Adds entries about the events that outputs have finished. The entry about an event that came
+    /// in is always before the one about its delivery.
     fn record_finished(&mut self) {
         let Some(log) = self.files.as_mut().filter(|log| !log.store.is_full()) else { return };
         self.fates.open.append(&mut self.setup.cursor.take_finished());

@@ -84,7 +84,7 @@ pub(super) struct Store {
     /// The key of the journal's MACs. While the signing key is being replaced, this is derived from
     /// the new key, which is known both before and after the change.
     key: journal::Key,
-    /// Traces of somebody else that were found when the log was opened.
+    /// The alarms about changes by somebody else, found when the log was opened.
     pub(super) alarms: Vec<Alarm>,
     /// The tiles over all entries that are not in files of the newest checkpoint.
     tiles: Growing,
@@ -186,8 +186,9 @@ impl Store {
         Ok(store)
     }
 
-    /// Returns the content of the journal; `None` if there is none. If it is longer than any that
-    /// the relay writes, the content is empty, which the relay does not write either.
+    /// Returns the content of the journal; `None` if there is none. If the journal is longer than
+    /// any that the relay writes, returns an empty content, which counts as written by somebody
+    /// else.
     fn read_journal(&self) -> io::Result<Option<Vec<u8>>> {
         let file = if_there(self.disk.open(JOURNAL_PATH, Access::Read))?;
         let Some(file) = file else { return Ok(None) };
@@ -205,8 +206,8 @@ impl Store {
         nodes(&*self.disk, self.newest.head.size)
     }
 
-    /// Returns the entries of a bundle of a log of `size` entries. They are those whose hashes are
-    /// in the tile of the same index.
+    /// Returns the entries of a bundle of a log of `size` entries. Fails if an entry does not have
+    /// the hash that is in the tile of the same index.
     fn entries_of(&self, index: u64, size: u64) -> io::Result<Vec<Vec<u8>>> {
         let width = size.saturating_sub(index * WIDTH).min(WIDTH);
         let tile = Tile { content: Content::Entries, index, width };
@@ -262,10 +263,10 @@ impl Store {
         Ok(())
     }
 
-    /// Checks, if there is no checkpoint, that the log is new. A log that began a second time would
-    /// sign other roots for the same sizes. `begins_at` is the index of the first entry in the
-    /// journal, if the relay has written the journal: before its first checkpoint, a log has a
-    /// journal from entry 0 on.
+    /// Checks that a log without a checkpoint is new. A log that began a second time would sign
+    /// other roots for the same sizes. `begins_at` is the index of the first entry in the journal,
+    /// if the relay has written the journal: before its first checkpoint, a log has a journal from
+    /// entry 0 on.
     fn check_is_new(&self, begins_at: Option<u64>) -> io::Result<()> {
         let names = |directory| if_there(self.disk.list(&path(directory)));
         let has_files = |names: Option<Vec<String>>| names.is_some_and(|names| !names.is_empty());
@@ -387,7 +388,8 @@ impl Store {
         Ok(())
     }
 
-    /// Keeps a copy of the newest checkpoint beside the directory of the log, if there is none yet.
+    /// Writes a copy of the newest checkpoint beside the directory of the log, unless it is there
+    /// already.
     ///
     /// # Errors
     ///
@@ -446,8 +448,8 @@ impl Store {
         Head { size: self.frontier.size(), root: self.frontier.root() }
     }
 
-    /// Returns the position after the last event that has an entry, or that an entry says is lost
-    /// from the queue. `None` if no event has one.
+    /// Returns the position after the last event that has come in, or was lost from the queue,
+    /// according to the entries. `None` if no entry is about such an event.
     ///
     /// # Errors
     ///

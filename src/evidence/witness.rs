@@ -1,5 +1,5 @@
 //! The witnesses of a log (C2SP `tlog-witness`). A witness keeps the newest checkpoint that it has
-//! seen, and cosigns another one only if that one is consistent with it.
+//! seen, and cosigns another checkpoint only if both are consistent.
 //!
 //! Each request is a task of its own, so that a witness that hangs holds up nothing.
 
@@ -45,6 +45,8 @@ pub(super) struct Newest<'a> {
 }
 
 impl<'a> Newest<'a> {
+    /// Returns the newest checkpoint of a log.
+    ///
     /// # Errors
     ///
     /// As for [`Store::newest`].
@@ -111,7 +113,7 @@ impl Question {
                  covers {own}"
             )),
             Some(has) if has != old => None,
-            // Some witnesses answer another root for the same size with 409 and without a size.
+            // Some witnesses that have another root for the same size answer with 409 and no size.
             Some(_) | None if old == size && old > 0 => {
                 Some(format!("the witness {name} has another root for {size} entries"))
             }
@@ -140,7 +142,7 @@ struct Witness {
     key: VerifierKey,
     metrics: WitnessMetrics,
     errors: EvidenceMetrics,
-    /// The size of the newest checkpoint that the witness has, as far as is known.
+    /// The size of the newest checkpoint that the witness has, as far as the relay knows.
     has: u64,
     /// `true`: a request is under way.
     is_asked: bool,
@@ -191,7 +193,6 @@ impl Witnesses {
         Ok(Self { all: all.collect::<Result<_, String>>()?, asked: JoinSet::new() })
     }
 
-    /// Returns `true` if there are none.
     pub(super) fn is_empty(&self) -> bool {
         self.all.is_empty()
     }
