@@ -66,7 +66,7 @@ impl fmt::Display for Checkpoint {
 /// A checkpoint and the note in which it was read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Signed {
-    /// The content.
+    /// The checkpoint.
     pub checkpoint: Checkpoint,
     /// The note with its signatures, none of which is checked yet.
     pub note: Note,

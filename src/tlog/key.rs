@@ -71,7 +71,7 @@ fn key_id(name: &str, kind: Kind, public: &[u8; KEY_BYTES]) -> u32 {
     u32::from_be_bytes([a, b, c, d])
 }
 
-/// Splits `NAME+ID+BASE64`. Base64 has plus signs too, and a name has none.
+/// Splits `NAME+ID+BASE64`. The base64 may have plus signs too, but the name can't.
 fn parts(text: &str) -> Option<(&str, &str, Vec<u8>)> {
     let (name, rest) = text.split_once('+')?;
     let (id, bytes) = rest.split_once('+')?;
@@ -103,7 +103,7 @@ impl VerifierKey {
         self.id
     }
 
-    /// Returns what the key signs.
+    /// Returns the purpose of the key.
     pub fn kind(&self) -> Kind {
         self.kind
     }

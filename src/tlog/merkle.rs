@@ -168,8 +168,8 @@ pub fn root(leaves: impl IntoIterator<Item = Hash>) -> Hash {
 
 /// The hashes of a log's tree.
 pub trait Nodes {
-    /// Returns the hash of the whole subtree over the entries from `index << level` on, of which
-    /// there are `1 << level`.
+    /// Returns the hash of a whole subtree, which has `1 << level` entries. The first of them is
+    /// entry `index << level`.
     ///
     /// # Errors
     ///
@@ -189,8 +189,8 @@ impl Nodes for [Hash] {
     }
 }
 
-/// Returns the number of entries in the left part of a tree of `size` entries, which are at least
-/// two: the largest power of two below `size`.
+/// Returns the number of entries in the left part of a tree of `size` entries: the largest power of
+/// two below `size`, which must be at least 2.
 fn left_part(size: u64) -> u64 {
     1 << (u64::BITS - 1 - (size - 1).leading_zeros())
 }
@@ -257,8 +257,8 @@ pub fn includes(leaf: Hash, index: u64, size: u64, path: &[Hash], root: Hash) ->
     way.last == 0 && node == root
 }
 
-/// The path of a proof from an entry up to the root: the index of the current node in its level,
-/// and the index of the last node of this level.
+/// A place on the way from an entry up to the root: the index of the current node in its level, and
+/// the index of the last node of this level.
 struct Way {
     at: u64,
     last: u64,
@@ -364,7 +364,7 @@ pub fn extends(old: Head, new: Head, path: &[Hash]) -> bool {
 mod tests {
     use super::*;
 
-    /// Returns the hashes of so many different entries.
+    /// Returns the hashes of `count` different entries.
     fn leaves(count: u64) -> Vec<Hash> {
         (0..count).map(|number| Hash::of_leaf(&number.to_be_bytes())).collect()
     }

@@ -49,8 +49,8 @@ pub enum Signed {
 }
 
 impl Note {
-    /// Makes a note without signatures. The text must end with a line break, and have no other
-    /// control characters.
+    /// Makes a note without signatures. The text must end with a line break, and may have no
+    /// control characters but line breaks.
     ///
     /// # Errors
     ///
@@ -69,7 +69,7 @@ impl Note {
     ///
     /// # Errors
     ///
-    /// The bytes are not a note, or there are too many of them.
+    /// The bytes are not a note, or the note is too long or has too many signatures.
     pub fn parse(note: &[u8]) -> Result<Self, Malformed> {
         if note.len() > NOTE_BYTES_MAX {
             return Err(Malformed("the note has more than 1 MiB"));
@@ -175,8 +175,8 @@ impl Signature {
         Ok(Self { name, id: u32::from_be_bytes(*id), bytes })
     }
 
-    /// Checks the signature of a text. Returns the time that was signed with it, or `None` if the
-    /// signature is wrong.
+    /// Checks the signature of a text. Returns `None` if the signature is wrong. The inner value is
+    /// the time that a witness has signed with the text; `None` for the key of a log.
     fn check(&self, text: &str, key: &VerifierKey) -> Option<Option<u64>> {
         match key.kind() {
             Kind::Note => key.has_signed(text.as_bytes(), &self.bytes).then_some(None),

@@ -219,7 +219,7 @@ impl<R: Fn(Tile) -> io::Result<Vec<Hash>>> Nodes for Tiles<R> {
         if level >= u64::BITS || index >= self.size >> level {
             return Err(beyond());
         }
-        // The hashes below the node that a tile has.
+        // Tiles have only every eighth level, so the node is computed from the hashes below it.
         let above = level % HEIGHT;
         let first = index << above;
         let (tile, place) = tile_of(level - above, first, self.size);
