@@ -192,7 +192,8 @@ impl Place {
             true => directory.to_owned(),
             false => std::fs::canonicalize(&log)?.parent().unwrap_or(directory).to_owned(),
         };
-        // Another log beside `evidence` was kept aside, and no relay writes to it.
+        // A log in a directory with another name than `evidence` was kept aside, and no relay
+        // writes to it.
         let is_own = is_below || log.canonicalize()?.ends_with(DIRECTORY);
         let owner = match is_own {
             true if is_below => Queue::open(&queue)?,
@@ -242,7 +243,7 @@ impl Place {
 }
 
 impl Check<'_> {
-    /// Says which events of the queue before a position no checkpoint covers.
+    /// Reports the events of the queue before the position `end` that no checkpoint covers.
     fn uncovered_before(&mut self, end: u64) {
         let next = self.history.recorded_until();
         if next < end {
@@ -284,7 +285,6 @@ impl Check<'_> {
         }
     }
 
-    /// Returns the report.
     fn end(self) -> Report {
         let mut report = self.report;
         let (history, spans) = (self.history, self.spans);
@@ -294,7 +294,7 @@ impl Check<'_> {
     }
 }
 
-/// Leaves out logs of an origin that another one has already.
+/// Leaves out each log whose origin an earlier log has already.
 fn drop_repeated(logs: &mut [Read<'_>], report: &mut Report) {
     let mut origins = BTreeSet::new();
     for read in logs {
@@ -310,7 +310,7 @@ fn drop_repeated(logs: &mut [Read<'_>], report: &mut Report) {
     }
 }
 
-/// Says which outputs no log has.
+/// Reports the requested outputs that no log has.
 fn name_outputs(logs: &[Compared<'_, '_>], request: &Request, report: &mut Report) {
     for output in &request.outputs {
         if !logs.iter().any(|log| log.check.history.outputs.contains_key(output)) {

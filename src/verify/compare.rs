@@ -45,7 +45,7 @@ pub(super) enum Kind {
     Outside = 1,
     /// A line that left after the stored lines were exported.
     Late = 2,
-    /// A line that the consumer may have.
+    /// A line that the consumer may have, but need not have.
     Allowed = 3,
     /// A line that left by another output before the output that is asked about joined.
     Elsewhere = 4,
@@ -135,7 +135,6 @@ impl Comparison {
         }
     }
 
-    /// Adds a hash.
     pub(super) fn add(&mut self, hash: Hash, kind: Kind, place: Place) -> io::Result<()> {
         let Some(bucket) = self.buckets.get_mut(usize::from(hash.0[0])) else { return Ok(()) };
         bucket.items.extend_from_slice(&hash.0);
@@ -169,8 +168,8 @@ impl Comparison {
         Ok(differences)
     }
 
-    /// Returns the positions of the lines that left and that match the lines stored at these
-    /// places.
+    /// Returns for each of these places of stored lines the place of a line that left and has the
+    /// same hash; places without such a line are left out.
     pub(super) fn positions_at(
         &mut self,
         places: &BTreeSet<u64>,
@@ -243,9 +242,10 @@ impl Bucket {
 }
 
 impl Differences {
-    /// Adds the lines with one hash. Returns for each stored line with two hashes whether this one
-    /// fits a line that left: [`Kind::Stored`] if it is the line's own and does not fit, and
-    /// otherwise the kind of the hash.
+    /// Adds the lines with one hash. Returns the places of the stored lines for which this is one
+    /// of two hashes. Their kind is that of the hash if it matches a line of a log. If it does not,
+    /// their own hash has [`Kind::Stored`] instead, and the hash without the added members is left
+    /// out.
     fn add(&mut self, group: &[(Kind, Place)]) -> Vec<(Kind, u64)> {
         let of = |kind: Kind| group.iter().filter(move |item| item.0 == kind).map(|item| item.1);
         let count = |kind: Kind| of(kind).count();
@@ -284,7 +284,8 @@ impl Differences {
         doubtful.map(|(kind, (_, place))| (*kind, *place)).collect()
     }
 
-    /// Counts a stored line with two hashes. `group` says which of the two match a line that left.
+    /// Counts a stored line with two hashes. `group` has the kinds that [`Differences::add`] has
+    /// returned for its place.
     fn add_place(&mut self, group: &[(Kind, Place)]) {
         let has = |kind: Kind| group.iter().find(|item| item.0 == kind).map(|item| item.1.1);
         match (has(Kind::Stored), has(Kind::Either), has(Kind::Plain)) {

@@ -59,8 +59,8 @@ pub(super) struct Left {
     unhashed: Positions,
     /// The number of events whose fate is not in the log yet.
     pending: u64,
-    /// The number of events that the consumer may have got, in a form that is unknown if the filter
-    /// changes events.
+    /// The number of events that the consumer may have got although the log calls them lost. Their
+    /// form is unknown if the filter changes events.
     unexplained: u64,
     /// The number of events that may have been sent twice, in different forms.
     twice: u64,
@@ -274,7 +274,8 @@ impl Check<'_> {
                 (Some(_), _, _) => as_it_came,
                 (None, Some(_), _) => own.next(),
                 (None, None, false) => as_it_came,
-                // The hashes of the lines were forgotten.
+                // A filter has changed or dropped events, but the entry has no root over the lines
+                // that left.
                 (None, None, true) => None,
             };
             (position, fate, hash)
@@ -609,7 +610,8 @@ fn tell_forms(differences: &Differences, report: &mut Report) {
     }
 }
 
-/// Finds the stored lines that are where a line is missing. Returns their places by position.
+/// Finds the stored lines that are where a line is missing. Returns the number of each by the place
+/// of the missing line.
 fn changed(
     differences: &Differences,
     comparison: &mut Comparison,

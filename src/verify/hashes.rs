@@ -39,22 +39,22 @@ pub(super) struct Hashes<'a> {
     pub(super) changed: Vec<(Option<String>, u64, u64, u64)>,
     /// The events that came in and whose line hashes are missing.
     pub(super) gone: Positions,
-    /// The events of any output whose hashes of the sent lines are missing.
+    /// The events for which an output's hashes of the sent lines are missing.
     pub(super) gone_as_sent: Positions,
 }
 
 /// The result of the search for the line hashes of an entry's range.
 pub(super) enum Found {
-    /// They are there.
+    /// The line hashes, which have the root in the log.
     Range(Arc<Range>),
-    /// Others are there in their place.
+    /// Other line hashes are in their place.
     Changed,
-    /// They are not there.
+    /// The line hashes are missing.
     Gone,
 }
 
 impl<'a> Hashes<'a> {
-    /// The line hashes in a directory. They are not read yet.
+    /// Returns the line hashes of a directory, which are not read yet.
     pub(super) fn of(directory: Option<&'a Directory>) -> Self {
         Self { directory, ..Self::default() }
     }

@@ -1,4 +1,5 @@
-//! What all entries say together: positions without gaps, no silence, and a fate for each event.
+//! The history that all entries tell together: positions without gaps, no silence, and a fate for
+//! each event.
 
 use std::collections::BTreeMap;
 use std::ops::Range;

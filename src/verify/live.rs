@@ -1,7 +1,7 @@
 //! The wait for a checkpoint of a running relay.
 //!
 //! The stored lines are read first. A consumer has only lines of events that were in the queue
-//! then, so a checkpoint that covers all these events says of each line whether it is one of them.
+//! then, so with a checkpoint that covers all these events each stored line can be judged.
 
 use std::fs;
 use std::path::Path;
@@ -17,11 +17,11 @@ use crate::tlog::tile::Content;
 use crate::tlog::tile::Tile;
 use crate::tlog::tile::WIDTH;
 
-/// The longest time for which a check waits between two checkpoints: the relay's default. The log
+/// A check assumes that at most this time is between two checkpoints: the relay's default. The log
 /// does not say how often it is signed.
 const INTERVAL_MAX: Duration = Duration::from_secs(10);
 
-/// The shortest time between two checkpoints.
+/// A check assumes that at least this time is between two checkpoints.
 const INTERVAL_MIN: Duration = Duration::from_secs(1);
 
 /// More time for a checkpoint on a busy machine.

@@ -141,8 +141,8 @@ pub(super) struct Check<'a> {
 }
 
 impl<'a> Check<'a> {
-    /// `evidence` has the line hashes; `None` if there are none, as in a published log. `is_live`:
-    /// a relay is using the directory or publishing the log.
+    /// `evidence` is the directory with the line hashes; `None` if there are none, as in a
+    /// published log. `is_live`: a relay is using the directory or publishing the log.
     pub(super) fn new(
         request: &'a Request,
         evidence: Option<&'a Directory>,
@@ -279,8 +279,9 @@ impl<'a> Check<'a> {
         accepted.for_each(|range| events.insert(range));
     }
 
-    /// Checks the signatures of a checkpoint, and, if `is_own`, also those of the witnesses. A
-    /// witness whose signature is missing is judged later, by its other cosignatures.
+    /// Checks the signatures of a checkpoint and, if `is_own`, also those of the witnesses. Returns
+    /// `true` if the signature of the log is valid and no cosignature is wrong. A witness whose
+    /// cosignature is missing is judged later, by its other cosignatures.
     fn signatures(&mut self, name: &str, signed: &Signed, is_own: bool) -> bool {
         let Signed { checkpoint, note } = signed;
         let request = self.request;
@@ -482,7 +483,7 @@ impl<'a> Check<'a> {
         facts > FACTS_MAX || self.hashes.are_absent() && faults > FAULTS_MAX
     }
 
-    /// Checks that a start names the log before it.
+    /// Checks that an entry about a start names the size and the root of the log before it.
     fn previous(&mut self, index: u64, entry: &Entry, frontier: &Frontier) {
         let Entry::Start(Started { running, previous }) = entry else { return };
         if (previous.size, previous.root) != (index, frontier.root()) {
@@ -495,7 +496,6 @@ impl<'a> Check<'a> {
         }
     }
 
-    /// Takes the next entry.
     fn entry(&mut self, index: u64, entry: &Entry) -> io::Result<()> {
         if !self.history.feed(index, entry, &mut self.report.faults) {
             return Ok(());
@@ -523,7 +523,8 @@ impl<'a> Check<'a> {
         Ok(())
     }
 
-    /// Takes an entry about lines that were sent in another form than they came in.
+    /// Takes an entry about deliveries. If it has a root, because a filter has changed or dropped
+    /// events, compares the hashes of the lines that were sent.
     fn as_sent(&mut self, entry: &Delivered) -> io::Result<()> {
         let Delivered { output, first, count, at, root: Some(root), .. } = entry else {
             return Ok(());
@@ -605,8 +606,8 @@ impl<'a> Check<'a> {
         self.history.runs.has_turn_in(came_from, settled_at)
     }
 
-    /// Returns the hashes of the lines at these positions as they came in; `None` for those whose
-    /// hashes are gone.
+    /// Returns the hashes of the lines at these positions, for the lines as they came in, not as
+    /// they were sent. `None` stands for each line whose hash is missing.
     pub(super) fn accepted(&mut self, positions: Range<u64>) -> io::Result<Vec<Option<Hash>>> {
         let mut found = Vec::new();
         let mut next = positions.start;
@@ -788,7 +789,7 @@ impl<'a> Check<'a> {
             match is_gone {
                 true if is_cut_off && !is_stopped => self.report.unchecked.push(damage),
                 true => self.faults().add(None, WHO_WROTE, damage),
-                // Such as a record that was being written when the power failed.
+                // A record may have been cut off by a power failure while it was written.
                 false => self.report.notes.push(format!("{damage}; nothing is missing")),
             }
         }

@@ -8,7 +8,6 @@ use std::ops::Range;
 pub(super) struct Positions(BTreeMap<u64, u64>);
 
 impl Positions {
-    /// Adds a range.
     pub(super) fn insert(&mut self, range: Range<u64>) {
         if range.is_empty() {
             return;
@@ -58,12 +57,10 @@ impl Positions {
         missing
     }
 
-    /// Returns `true` if the position is in the set.
     pub(super) fn contains(&self, position: u64) -> bool {
         self.0.range(..=position).next_back().is_some_and(|(_, end)| position < *end)
     }
 
-    /// Returns the number of positions.
     pub(super) fn len(&self) -> u64 {
         self.ranges().map(|range| range.end - range.start).sum()
     }

@@ -86,7 +86,7 @@ fn check_proof(
         return Err("the entry is not about events that came in".to_owned());
     };
     let last = first.saturating_add(count).saturating_sub(1);
-    // The index of the line in the range is found by trying all of them.
+    // All indices of the range are tried to find the line, so the range must not be too long.
     if !(1..=RANGE_MAX).contains(&count) || first.checked_add(count).is_none() {
         return Err(format!("the entry is about {count} events from position {first} on"));
     }

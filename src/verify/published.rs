@@ -1,5 +1,5 @@
-//! The check of a log that a server has. The server may be an attacker's: what it says is believed
-//! in the order of signature, size and root, and only then are entries asked for.
+//! The check of a log that a server has. The server may be an attacker's. Therefore the signature,
+//! the size and the root are checked first, in this order, and entries are read only after that.
 
 use std::io;
 

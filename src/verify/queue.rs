@@ -45,7 +45,7 @@ impl Queue {
         self.0.summary().map(|summary| summary.end.get()).map_err(io::Error::other)
     }
 
-    /// Returns how far the outputs are.
+    /// Returns the first event that each output has not finished.
     pub(super) fn places(&self) -> io::Result<Places> {
         let places = self.0.places().map_err(io::Error::other)?;
         Ok(places.into_iter().map(|(name, place)| (name, place.get())).collect())
@@ -175,7 +175,7 @@ struct QueueLines {
 }
 
 impl QueueLines {
-    /// The next lines begin with the event at this position.
+    /// Notes that the next lines begin with the event at this position.
     fn begin(&mut self, position: u64) {
         (self.next, self.open) = (position, None);
     }

@@ -9,7 +9,7 @@ use crate::audit::time::rfc3339;
 /// The maximum number of faults that are kept. Any others are only counted.
 const FAULTS_MAX: usize = 1000;
 
-/// How many of a number of things are good.
+/// The number of some things, and how many of them are good.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Share {
     /// The number of good things.

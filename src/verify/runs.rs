@@ -64,7 +64,6 @@ pub(super) struct Runs {
 }
 
 impl Runs {
-    /// Takes the next entry.
     pub(super) fn feed(&mut self, index: u64, entry: &Entry, faults: &mut Faults) {
         let before = self.last_at;
         self.hear(index, entry, faults);
@@ -171,7 +170,8 @@ impl Runs {
         self.last_at = Some(if is_of_events { last.max(at) } else { at });
     }
 
-    /// Returns a fault if the time without an entry was too long. `end` names its place in the log.
+    /// Returns a fault if the time without an entry was too long. `more` milliseconds are allowed
+    /// beyond the usual limit. `end` names the place of the silence in the log.
     fn silence(&self, from: u64, to: u64, more: u64, end: &str) -> Option<Fault> {
         let heartbeat = self.heartbeat_ms;
         let longest = heartbeat.saturating_add((heartbeat / 2).max(SILENCE_MIN) + more);
@@ -190,8 +190,8 @@ impl Runs {
         })
     }
 
-    /// Returns a fault if there are no entries for too long before `until`. `is_live`: the relay is
-    /// running.
+    /// Returns a fault if the time from the last entry to `until` is too long. `is_live`: the relay
+    /// is running; it gets some more time, because its newest entry may not be signed yet.
     pub(super) fn silence_at_end(&self, until: u64, is_live: bool) -> Option<Fault> {
         let last = self.last_at?;
         let is_open = matches!(self.state, State::Running | State::Wrong);

@@ -34,8 +34,8 @@ pub(super) enum Line {
     Event {
         /// The SHA-256 of the line.
         hash: Hash,
-        /// The SHA-256 of the line without these members, which is the event if the output added
-        /// them. `None` if the line does not begin with them.
+        /// The SHA-256 of the line without the members in [`ADDED`], which is the event if the
+        /// output added them. `None` if the line does not begin with them.
         plain: Option<Hash>,
     },
     /// A checkpoint: the note.
