@@ -3,13 +3,13 @@
 //! HAProxy passes each request to one server of one backend, but in a relay every output gets every
 //! event. One backend therefore becomes one output, the servers of that backend become the output's
 //! URLs, and each frontend that sends to the backend becomes a listener. Frontends whose backends
-//! would become different outputs do not fit into one relay: the first of them is carried over, and
-//! the tables for the others stand in the config as comments, because somebody has to decide.
+//! would become different outputs do not fit into one relay. The first of them is carried over. The
+//! tables for the others are in the config as comments, because the user has to decide about them.
 //!
 //! The report says what became of each line. No line is dropped in silence: a line is carried over,
-//! or it is for somebody to decide about, or the report says that it has no effect. Only the
-//! directives that `words` lists have no effect, so every directive that is not known here is to
-//! decide about. The installed HAProxy judges whether the file is valid (`judge`).
+//! or the user has to decide about it, or the report says that it has no effect. Only the
+//! directives that `words` lists have no effect, so the user has to decide about every directive
+//! that is not known here. The installed HAProxy judges whether the file is valid (`judge`).
 //!
 //! Source: HAProxy's configuration manuals 2.6, 2.8 and 3.0.
 //!
@@ -85,7 +85,7 @@ pub struct Options<'a> {
 pub struct Migrated {
     /// The config as TOML. It begins with the report as comments.
     pub config: String,
-    /// What became of each line of the haproxy.cfg.
+    /// The result for each line of the haproxy.cfg.
     pub report: Report,
 }
 
@@ -200,7 +200,8 @@ fn plain_secrets(output: &Output) -> impl Iterator<Item = String> {
 }
 
 /// Returns the value of `admin.address` for the new config: the address of HAProxy's statistics
-/// page, or else `0.0.0.0` with the first port from 9090 on. No listener may use the port.
+/// page or, if there is none without TLS and on a port that no listener uses, `0.0.0.0` with the
+/// first free port from 9090 on.
 fn admin_address(
     file: &File,
     fronts: &Fronts<'_>,
@@ -238,7 +239,7 @@ fn aside(file: &File, first: &Route<'_>, other: &Route<'_>, notes: &mut Notes) {
     notes.decide(head, &why);
 }
 
-/// Returns the tables for the other consumers of the file, which stand in the config as comments.
+/// Returns the tables for the other consumers of the file, which are comments in the config.
 fn alternatives<'a>(
     file: &'a File,
     group: &[&Route<'a>],
@@ -281,7 +282,7 @@ fn alternatives<'a>(
     tables
 }
 
-/// Returns a sentence for each environment variable that the config needs.
+/// Returns a sentence for each environment variable that the config needs and gives no default.
 fn variables(config: &str) -> Vec<String> {
     let mut names = BTreeSet::new();
     let lines = config.lines().filter(|line| !line.starts_with('#'));
@@ -317,7 +318,7 @@ fn ports(binds: &[Bind<'_>]) -> Vec<String> {
     other.map(need).collect()
 }
 
-/// Adds a report for every line that is neither carried over nor reported yet.
+/// Adds a finding for every line that is neither carried over nor reported yet.
 fn finish(
     file: &File,
     fronts: &Fronts<'_>,

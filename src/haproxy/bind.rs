@@ -31,7 +31,8 @@ pub(super) struct Tls {
     pub(super) certificate: Option<String>,
     /// The file that holds the private key. With HAProxy this is usually the same file.
     pub(super) private_key: Option<String>,
-    /// The CAs of the other side's certificates. For a listener: `None` if it asks for none.
+    /// The CAs that may sign the certificate of the peer. `None` if a listener asks for no
+    /// certificate, or if an output takes the CAs of the system.
     pub(super) ca: Option<String>,
     pub(super) server_name: Option<String>,
     pub(super) min_version: Option<&'static str>,
@@ -151,9 +152,9 @@ impl Switch {
     }
 }
 
-/// Returns the lowest TLS version that the option demands. `None` if the option is about something
-/// else, or also allows versions that the relay refuses. `Some(None)` if the relay's default, TLS
-/// 1.2 and later, already satisfies the option.
+/// Returns the lowest TLS version that the option demands. `Some(None)` if the relay's default, TLS
+/// 1.2 and later, already satisfies the option. `None` if the option is about something else, or is
+/// `ssl-min-ver` with a version that the relay refuses.
 pub(super) fn min_version(switch: &Switch) -> Option<Option<&'static str>> {
     match (switch.name.as_str(), switch.value.as_str()) {
         ("ssl-min-ver", "TLSv1.3") | ("force-tlsv13" | "no-tlsv12", _) => Some(Some("1.3")),
@@ -163,17 +164,18 @@ pub(super) fn min_version(switch: &Switch) -> Option<Option<&'static str>> {
     }
 }
 
-/// Returns the `IP:PORT` of each listener for an address in the form `[ADDRESS]:PORT` or
-/// `[ADDRESS]:FIRST-LAST`. If ADDRESS is missing or `*`, the IP is `0.0.0.0` (all IPv4 addresses).
-/// The result is empty if ADDRESS is anything else than an IP address or an environment variable,
-/// or if PORT is missing or wrong.
+/// Returns the `IP:PORT` of each listener for an address in the form `ADDRESS:PORT` or
+/// `ADDRESS:FIRST-LAST`. If ADDRESS is missing or `*`, the IP is `0.0.0.0` (all IPv4 addresses).
+/// The result is empty if ADDRESS is anything else than an IP address, `localhost` or an
+/// environment variable, if PORT is missing or wrong, or if there are more than [`PORTS_MAX`]
+/// ports.
 fn addresses(text: &str) -> Vec<String> {
     if is_variable(text) {
         return address(text).into_iter().collect();
     }
     let range = |text: &str| -> Option<RangeInclusive<u16>> {
         let (first, last) = text.split_once('-').unwrap_or((text, text));
-        // A number with a `+` is counted from another port.
+        // In HAProxy, a number with a `+` is an offset from another port.
         let port = |text: &str| text.parse().ok().filter(|_| !text.starts_with('+'));
         Some(port(first)?..=port(last)?)
     };

@@ -20,7 +20,7 @@ pub(super) const LISTENER: Secret = Secret {
     usual: ["tls.crt", "tls.key", "client-ca.crt"],
 };
 
-/// Files that outputs need.
+/// The certificates and keys that outputs need.
 pub(super) const CONSUMER: Secret = Secret {
     name: "kube-audit-forwarder-consumer",
     directory: "/consumer",
@@ -52,7 +52,8 @@ struct Mounted {
 pub(super) struct Files(Vec<Mounted>);
 
 impl Files {
-    /// Replaces the paths of files by those that the files have in the relay's pod.
+    /// Replaces the paths in `tls`, if there are any, by those in the relay's pod. The files become
+    /// part of `secret`.
     pub(super) fn place_all(&mut self, secret: &'static Secret, tls: Option<&mut Tls>) {
         let Some(tls) = tls else { return };
         let paths = [&mut tls.certificate, &mut tls.private_key, &mut tls.ca];
@@ -62,8 +63,8 @@ impl Files {
         }
     }
 
-    /// Returns the path of a file in the relay's pod. `usual` is the file's name in the Secret,
-    /// unless another file of the haproxy.cfg has that name already.
+    /// Returns the path of a file in the relay's pod. The file gets the name `usual` in the Secret,
+    /// or one made from its original name if another file has the name `usual` already.
     fn place(
         &mut self,
         secret: &'static Secret,
@@ -139,7 +140,7 @@ impl Files {
     }
 }
 
-/// Returns a path in such a form that a shell reads it as one word.
+/// Returns a path, quoted if a shell would not read it as one word otherwise.
 fn quoted(path: &str) -> String {
     if path.chars().all(|c| c.is_ascii_alphanumeric() || "/._-@".contains(c)) {
         return path.to_owned();

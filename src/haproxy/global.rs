@@ -17,8 +17,8 @@ pub(super) struct Global<'a> {
     pub(super) bind_options: Vec<String>,
     pub(super) server_options: Vec<String>,
     pub(super) maxconn: Option<u64>,
-    /// The certificates of `crt-store` sections (HAProxy 3.0), by the name such as `@store/site`
-    /// with which `crt` asks for one: the line, the certificate and the private key.
+    /// The certificates of `crt-store` sections (HAProxy 3.0): the line, the certificate and the
+    /// private key. The key of the map is the name that a `crt` option uses, such as `@store/site`.
     stored: BTreeMap<String, (&'a Line, String, String)>,
 }
 
@@ -75,7 +75,8 @@ impl<'a> Global<'a> {
         }
     }
 
-    /// Returns the files of the certificate and the private key that `crt` asks for.
+    /// Returns the files of the certificate and the private key for `crt`, the value of an option:
+    /// the name of a certificate in a `crt-store` section, or a path.
     pub(super) fn certificate(&self, crt: &str, notes: &mut Notes) -> (String, String) {
         if let Some((line, certificate, key)) = self.stored.get(crt) {
             notes.carried(line, "listener.tls");
@@ -105,9 +106,8 @@ pub(super) fn lines_of_global(file: &File) -> impl Iterator<Item = &Line> {
 /// The largest value that `limits.max_connections` accepts.
 pub(super) const CONNECTIONS_MAX: u64 = 1 << 20;
 
-/// Returns the number in a `maxconn` line, which HAProxy reads up to the first character that is
-/// not a digit, but at most [`CONNECTIONS_MAX`]. `None` if there is no number above 0, which is
-/// reported.
+/// Returns the number in a `maxconn` line, limited to [`CONNECTIONS_MAX`]. HAProxy reads it up to
+/// the first character that is not a digit. `None` if there is no number above 0; this is reported.
 pub(super) fn connections(line: &Line, notes: &mut Notes) -> Option<u64> {
     let digits = line.word(1).bytes().take_while(u8::is_ascii_digit).count();
     let count = line.word(1).get(..digits).and_then(|digits| digits.parse().ok());

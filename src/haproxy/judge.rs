@@ -1,4 +1,4 @@
-//! Asks the installed HAProxy whether it takes a haproxy.cfg (`haproxy -c`).
+//! Asks the installed HAProxy whether it accepts a haproxy.cfg (`haproxy -c`).
 
 use std::io::Read;
 use std::io::Write;
@@ -18,8 +18,8 @@ const PAUSE: Duration = Duration::from_millis(10);
 /// The greatest number of bytes of HAProxy's messages that are read.
 const MESSAGE_BYTES_MAX: u64 = 64 << 10;
 
-/// Parts of messages, in lower case, about what differs between this machine and the one on which
-/// HAProxy runs: files, users, names, and the version of HAProxy.
+/// Parts of messages, in lower case, that may be due to this machine and not to the file: files,
+/// users and names may be missing here, and HAProxy may be of another version.
 const OF_MACHINES: [&str; 14] = [
     "no such file",
     "permission denied",
@@ -39,7 +39,7 @@ const OF_MACHINES: [&str; 14] = [
 
 /// Asks the `haproxy` on PATH about a file with this text, which is `name` in its messages. Returns
 /// the sentence for the report, which says that HAProxy accepts the file, or why its judgement is
-/// not known. It blocks the thread for at most 15 s.
+/// not known. The call blocks for about 15 s at most.
 ///
 /// # Errors
 ///
@@ -80,7 +80,7 @@ fn alerts(messages: &str, name: &str) -> Vec<String> {
     let alerts = alerts.filter(|alert| !alert.contains("rror(s) found in"));
     let alerts = alerts.filter(|alert| !alert.contains("Fatal errors found"));
     let shown = |alert: &str| {
-        // The number of the process stands before the message.
+        // The number of the process is before the message.
         let alert = alert.split_once(") : ").map_or(alert, |(_, message)| message);
         let alert = alert.strip_prefix("config : ").unwrap_or(alert);
         let words: Vec<String> = alert.split_whitespace().map(str::to_owned).collect();

@@ -111,8 +111,8 @@ impl Output {
         *self == Self { name: self.name.clone(), ..other.clone() }
     }
 
-    /// Reads a rule that sets something to a fixed value for each request. Every other rule is left
-    /// for the report.
+    /// Reads a rule that sets something to a fixed value for each request. `finish` reports every
+    /// other rule.
     fn rule<'a>(
         &mut self,
         line: &'a Line,
@@ -159,7 +159,7 @@ impl Output {
         notes.carried(line, "output.headers");
     }
 
-    /// Carries gzip over if HAProxy compressed requests (since version 2.8).
+    /// Carries gzip over if HAProxy compresses requests, as it can since version 2.8.
     fn compress(&mut self, proxies: &[&Proxy<'_>], notes: &mut Notes) {
         let last = |words: &[&str]| proxies.iter().find_map(|proxy| proxy.last(words));
         let lines = (last(&["compression", "algo-req"]), last(&["compression", "direction"]));
@@ -172,8 +172,8 @@ impl Output {
     }
 }
 
-/// Returns the settings of TLS that all URLs of the output share, and removes the servers that have
-/// others.
+/// Returns the TLS settings for all URLs of the output. Removes the servers that need other TLS
+/// settings.
 fn one_tls(servers: &mut Vec<Server<'_>>, notes: &mut Notes) -> Option<Tls> {
     // Settings that verify certificates have precedence: one server without verification must not
     // switch it off for the others.
@@ -191,8 +191,8 @@ fn one_tls(servers: &mut Vec<Server<'_>>, notes: &mut Notes) -> Option<Tls> {
     tls
 }
 
-/// Returns `true` if the output takes its URLs in turn (`strategy = "round_robin"`), as HAProxy
-/// takes servers in turn by default.
+/// Returns `true` if the output takes its URLs in turn (`strategy = "round_robin"`), which is
+/// HAProxy's default for servers. Reports the options about this.
 fn balance(back: &Proxy<'_>, servers: &[Server<'_>], notes: &mut Notes) -> bool {
     let in_service = servers.iter().filter(|server| !server.is_backup).count();
     let line = back.last(&["balance"]);
@@ -393,7 +393,8 @@ fn is_name(text: &str) -> bool {
 }
 
 /// Returns the `host:port` for the URL of the server whose address is `text`. If the address has no
-/// port, `port` is used. `None` if the address names no host, as a Unix socket or an SRV record.
+/// port, `port` is used. `None` if the address names no host, such as that of a Unix socket or an
+/// SRV record.
 fn address(text: &str, port: &str) -> Option<String> {
     let (host, port) = host_and_port(text).unwrap_or((text, port));
     let in_a_name = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
@@ -406,8 +407,8 @@ fn address(text: &str, port: &str) -> Option<String> {
     }
 }
 
-/// Makes the name of an output from the name of a backend. Metrics and the cursors file use the
-/// output's name, so that only some characters are allowed.
+/// Makes the name of an output from the name of a backend. Only some characters are allowed,
+/// because metrics and the cursors file use the name.
 fn name(backend: &str) -> String {
     let part = |c: char| if c.is_ascii_alphanumeric() { c.to_ascii_lowercase() } else { '-' };
     let name: String = backend.chars().map(part).take(56).collect();

@@ -75,8 +75,8 @@ const SINGLE: [&str; 12] = [
     "unique-id-header",
 ];
 
-/// Returns the name of the setting that the line gives a value, so that a later line for the same
-/// setting overrides this one. `None` if lines of this kind add up.
+/// Returns the name of the setting that the line changes. A later line with the same setting
+/// overrides this one. `None` if lines of this kind add up.
 fn setting(line: &Line) -> Option<(&str, &str)> {
     let at = usize::from(matches!(line.word(0), "no" | "default"));
     match (line.word(at), line.word(at + 1)) {

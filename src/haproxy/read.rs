@@ -47,8 +47,8 @@ const SECTIONS: &str = " acme backend cache crt-store defaults fcgi-app frontend
     listen log-forward log-profile mailers namespace_list peers program resolvers ring traces \
     userlist ";
 
-/// Reads the text of a haproxy.cfg into sections and lines. `notes` gets the lines `.if` and the
-/// like, and the lines that they switch off.
+/// Reads the text of a haproxy.cfg into sections and lines. `notes` gets the lines with `.if` and
+/// similar keywords, and the lines that these switch off.
 ///
 /// # Errors
 ///
@@ -121,10 +121,9 @@ impl File {
 }
 
 /// Returns the index of the `defaults` section that applies to a new section, whose first line is
-/// `head`. If `head` has the word `from`, the next word is the name of the `defaults` section.
-/// Without `from`, the last `defaults` section before `head` applies, whether it has a name or not.
-/// `None` if there is no such section, if `head` begins a `defaults` section and has no `from`, or
-/// if `head` begins a section that takes no defaults, such as `global`.
+/// `head`: the one that is named after the word `from` or, without `from`, the last one before
+/// `head`, whether it has a name or not. `None` if there is no such section, or if the new section
+/// takes no defaults, such as `global`, or `defaults` without `from`.
 ///
 /// # Errors
 ///
@@ -152,8 +151,8 @@ fn defaults_of(sections: &[Section], head: &Line) -> Result<Option<usize>, &'sta
 }
 
 /// The variables that `setenv` and `presetenv` of the `global` section set. The relay's environment
-/// does not have them. Each has its value as text for the relay's config, and `true` if HAProxy's
-/// environment may have another value (`presetenv`).
+/// does not have them. Each has its value as text for the relay's config. The `bool` is `true` for
+/// `presetenv`: a value in HAProxy's environment has precedence over this one.
 type Environment = BTreeMap<String, (String, bool)>;
 
 /// Reads a line of the `global` section. Lines that set no variable have no effect.
@@ -182,20 +181,20 @@ struct Block {
     is_unknown: bool,
 }
 
-/// The open blocks of `.if` at a line, the innermost last.
+/// The blocks from `.if` to `.endif` in which the current line is, the innermost last.
 #[derive(Debug, Default)]
 struct Blocks(Vec<Block>);
 
 impl Blocks {
-    /// Returns `None` if the lines here are read. Otherwise the result is `true` if HAProxy may
-    /// read them, because a condition is not known.
+    /// Returns `None` if the lines at this place are read. Otherwise they are skipped, and the
+    /// result is `true` if HAProxy may read them nevertheless, because a condition is not known.
     fn skips(&self) -> Option<bool> {
         self.0.iter().find(|block| !block.is_read).map(|block| block.is_unknown)
     }
 
-    /// Reads a line that begins with a dot. Only `.if` with a number or nothing has a value here;
-    /// every other condition is read as if it were true. Returns `true` if HAProxy may see the line
-    /// in another way.
+    /// Reads a line that begins with a dot. Only a condition that is a number or empty can be
+    /// evaluated here; every other one is read as if it were true. Returns `true` if the user has
+    /// to decide about the line, because HAProxy may evaluate it differently.
     ///
     /// # Errors
     ///

@@ -31,11 +31,12 @@ impl Line {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verdict {
     /// Without the directive, something may change in what is sent, where it is sent, or who may
-    /// send to the relay. Somebody has to decide about it.
+    /// send to the relay. The user has to decide about it.
     Decide,
-    /// The directive is in a section that is not carried over, about which somebody has to decide.
+    /// The directive is in a section that is not carried over. The user has to decide about that
+    /// section.
     Section,
-    /// Without the directive, none of these things changes.
+    /// Without the directive, nothing changes in what is sent, where it is sent, and who may send.
     NoEffect,
 }
 
@@ -44,7 +45,7 @@ pub enum Verdict {
 pub struct Finding {
     /// The line number of the directive in the haproxy.cfg, counted from 1.
     pub line: usize,
-    /// The consequence of its absence.
+    /// The consequence of leaving the directive out.
     pub verdict: Verdict,
     /// The text of the directive, with single spaces between its words and without passwords.
     pub directive: String,
@@ -52,14 +53,14 @@ pub struct Finding {
     pub reason: String,
 }
 
-/// What became of each line of a haproxy.cfg.
+/// The result of a migration for each line of a haproxy.cfg.
 #[derive(Debug, Default)]
 pub struct Report {
     /// The number of `[[listener]]` tables in the new config.
     pub listeners: usize,
     /// The lines that are carried over, wholly or in part: the line numbers, counted from 1, each
-    /// with the keys of the new config that hold what the line says. There is no key if the relay
-    /// does by itself what the line says.
+    /// with the keys of the new config that have the settings of the line. There is no key if the
+    /// relay does the same without a setting.
     pub carried: BTreeMap<usize, BTreeSet<String>>,
     /// The directives that are not carried over, in the order of their lines.
     pub findings: Vec<Finding>,
@@ -88,7 +89,7 @@ impl Report {
     }
 
     /// Returns the report as lines of text: a summary, the lists of findings, and what the config
-    /// needs. `name` is the name of the file with which each place begins, as `NAME:LINE`.
+    /// needs. `name` is the name of the file, for places such as `NAME:LINE`.
     pub fn lines(&self, name: &str) -> Vec<String> {
         let name = printable(name);
         let counted = |count: usize, noun: &str| {
@@ -124,8 +125,8 @@ impl Report {
     }
 }
 
-/// The lines of the haproxy.cfg that are dealt with so far: each is carried over into the new
-/// config, reported to the user, or both.
+/// The notes about the lines of the haproxy.cfg that have been handled so far: each is carried over
+/// into the new config, reported to the user, or both.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Notes {
     /// The lines that are carried over, as in [`Report::carried`].
@@ -136,7 +137,7 @@ pub(super) struct Notes {
 
 impl Notes {
     /// Notes that a line is carried over into `key` of the new config. An empty key says that the
-    /// relay does by itself what the line says.
+    /// relay does the same without a setting.
     pub(super) fn carried(&mut self, line: &Line, key: &str) {
         let keys = self.carried.entry(line.number).or_default();
         if !key.is_empty() {
@@ -144,12 +145,12 @@ impl Notes {
         }
     }
 
-    /// Adds a finding that somebody has to decide about `part` of a line.
+    /// Adds a finding that the user has to decide about `part` of a line.
     pub(super) fn decide_part(&mut self, line: &Line, part: &str, why: &str) {
         self.add(line, part, Verdict::Decide, why);
     }
 
-    /// Adds a finding that somebody has to decide about a line.
+    /// Adds a finding that the user has to decide about a line.
     pub(super) fn decide(&mut self, line: &Line, why: &str) {
         self.add(line, &shown(line), Verdict::Decide, why);
     }
@@ -159,7 +160,8 @@ impl Notes {
         self.add(line, &shown(line), Verdict::NoEffect, why);
     }
 
-    /// Adds the finding about `part` of a line for which the relay has no setting.
+    /// Adds a finding that the relay has no setting for `part` of a line. `is_harmless`: the part
+    /// has no effect on what is forwarded.
     pub(super) fn other(&mut self, line: &Line, part: &str, is_harmless: bool) {
         let (verdict, why) = match is_harmless {
             true => (Verdict::NoEffect, "it changes nothing of what is forwarded"),
@@ -216,8 +218,8 @@ const NEED_CHARS_MAX: usize = 32_768;
 /// The greatest number of characters of a directive or a reason that a comment shows.
 const SHOWN_CHARS_MAX: usize = 300;
 
-/// Returns the text cut to [`SHOWN_CHARS_MAX`] characters and safe for a terminal, so that it can
-/// stand in a comment of one line.
+/// Returns the text cut to [`SHOWN_CHARS_MAX`] characters and safe for a terminal, so that it fits
+/// into a comment of one line.
 pub(super) fn printable(text: &str) -> String {
     escape::masked(text, SHOWN_CHARS_MAX)
 }
@@ -240,8 +242,8 @@ pub(super) fn is_of_secret(header: &str) -> bool {
     header == "cookie" || SECRETS.iter().any(|secret| header.contains(secret))
 }
 
-/// Returns the words of the line without words that hold passwords or tokens. An ellipsis stands
-/// for the words that are left out.
+/// Returns the words of the line without words that hold passwords or tokens. An ellipsis shows
+/// that words are left out.
 pub(super) fn shown(line: &Line) -> String {
     shown_words(&line.words)
 }

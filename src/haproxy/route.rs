@@ -1,4 +1,5 @@
-//! Finds out where the frontends of a haproxy.cfg send to, and which of them fit into one relay.
+//! Finds the backends to which the frontends of a haproxy.cfg send, and the frontends that fit into
+//! one relay.
 
 use std::collections::BTreeSet;
 
@@ -19,7 +20,7 @@ pub(super) struct Route<'a> {
     pub(super) back: Proxy<'a>,
     pub(super) output: Output,
     pub(super) binds: Vec<Bind<'a>>,
-    /// The backends to which rules with conditions lead.
+    /// The indices of the backends to which rules with conditions lead.
     pub(super) conditional: Vec<usize>,
     pub(super) notes: Notes,
 }
@@ -89,7 +90,7 @@ impl<'a> Fronts<'a> {
         })
     }
 
-    /// Returns `true` if the section has a server to which requests may go.
+    /// Returns `true` if the section has a line that names servers.
     fn has_servers(&self, place: usize) -> bool {
         let proxy = Proxy::read(self.file, place);
         ["server", "server-template", "dispatch"].iter().any(|word| proxy.has(&[word]))
@@ -105,9 +106,9 @@ impl<'a> Fronts<'a> {
                 || proxy.lines.iter().any(exports))
     }
 
-    /// Returns the section to whose servers the requests of a frontend go. Each rule with a
-    /// condition is reported, and the backend to which it leads is added to `conditional`. The
-    /// result is `None` if there is no such section, as with a frontend for HAProxy's status.
+    /// Returns the index of the section to whose servers the requests of a frontend go. Each rule
+    /// with a condition is reported, and the backend to which it leads is added to `conditional`.
+    /// The result is `None` if there is no such section, as with a frontend for HAProxy's status.
     fn destination(
         &mut self,
         front: &Proxy<'a>,
@@ -130,7 +131,8 @@ impl<'a> Fronts<'a> {
         }
         place = place.or_else(|| Some(front.place).filter(|&place| self.has_servers(place)));
         let takes_all = place.is_some();
-        // Requests that fit no rule get 503 if there is nothing else.
+        // If there is nothing else, HAProxy answers 503 to requests that match no rule. Here, the
+        // first backend with servers to which a rule leads is then taken for all requests.
         place = place
             .or_else(|| rules.iter().find_map(|(_, place)| place.filter(|&p| self.has_servers(p))));
         let mut leads_to_statistics = place.is_none() && self.is_statistics(front.place);
@@ -207,8 +209,9 @@ pub(super) fn ports_of<'b>(binds: &'b [Bind<'_>]) -> Vec<&'b str> {
     ports
 }
 
-/// Reports the `mode` lines of a frontend and its backend. Without such a line the mode is `tcp`:
-/// HAProxy passes on bytes without reading them.
+/// Notes the `mode` lines of a frontend and its backend as carried over, and reports a mode other
+/// than `http`. Without such a line the mode is `tcp`: HAProxy passes on bytes without reading
+/// them.
 pub(super) fn modes(file: &File, route: &Route<'_>, notes: &mut Notes) {
     for line in [&route.front, &route.back].iter().filter_map(|proxy| proxy.last(&["mode"])) {
         notes.carried(line, "");
@@ -228,8 +231,9 @@ pub(super) fn modes(file: &File, route: &Route<'_>, notes: &mut Notes) {
     notes.decide(line, why);
 }
 
-/// Returns the listeners without those that another one makes needless: an address that is named
-/// twice, and all of IPv4 at a port where the relay listens on all of IPv6 too, which takes both.
+/// Returns the listeners without those that another listener makes needless. These are an address
+/// that is named twice, and `0.0.0.0` at a port where the relay also listens on `[::]`, which
+/// accepts IPv4 too.
 pub(super) fn listeners<'a>(binds: &[Bind<'a>], notes: &mut Notes) -> Vec<Bind<'a>> {
     let mut kept: Vec<Bind<'a>> = Vec::new();
     for bind in binds {

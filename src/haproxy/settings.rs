@@ -13,7 +13,8 @@ use super::report::Line;
 use super::report::Notes;
 
 /// The time limits of HAProxy that the relay has too: the name after `timeout`, the key of the new
-/// config, the shortest limit that is carried over, in milliseconds, and why no shorter one is.
+/// config, the shortest limit that is carried over, in milliseconds, and the reason why shorter
+/// ones are not.
 const TIMES: [(&str, &str, u64, &str); 5] = [
     ("http-request", "limits.header_timeout", 1, ""),
     (
@@ -41,8 +42,8 @@ const TIMES: [(&str, &str, u64, &str); 5] = [
 ];
 
 /// Reads a line `timeout NAME TIME` that holds for the proxy. `None` if there is no such line, or
-/// if the time is not carried over, which is reported. The relay's config takes no time that is
-/// zero (which means "no limit" in HAProxy) or above a year.
+/// if the time is not carried over; this is reported. The relay's config accepts neither 0, which
+/// means "no limit" in HAProxy, nor more than a year.
 pub(super) fn time(proxy: &Proxy<'_>, name: &str, notes: &mut Notes) -> Option<Duration> {
     let line = proxy.last(&["timeout", name])?;
     let (_, key, least, why) = TIMES.iter().find(|(of, ..)| *of == name)?;
@@ -95,7 +96,8 @@ impl Limits {
         global: &Global<'_>,
         notes: &mut Notes,
     ) -> Self {
-        // HAProxy bounds each frontend and all of them together; the relay bounds all together.
+        // HAProxy limits the connections of each frontend and of all together; the relay limits
+        // only those of all together.
         let mut sum = Some(0_u64);
         for front in fronts {
             let line = front.last(&["maxconn"]);

@@ -1,9 +1,9 @@
 //! The directives and options of HAProxy without effect on what is forwarded, to whom, and who may
 //! send: logs, checks, answers, and the resources of HAProxy's process.
 //!
-//! The files beside this one carry directives over. A directive that none of them carries over and
-//! that is not listed here is for somebody to decide about, so a directive that is missing here
-//! costs the user a look and hides nothing.
+//! The files beside this one carry directives over. The user has to decide about each directive
+//! that none of them carries over and that is not listed here. A directive that is missing here
+//! therefore costs the user a look, but hides nothing.
 //!
 //! The lists are in `words.txt`.
 
@@ -12,9 +12,83 @@ use super::report::Line;
 /// The lists of options of `bind` lines: those that `bind` carries over, and those without effect.
 pub(super) const BIND: [&str; 2] = ["bind, carried", "bind"];
 
-/// The lists of options of `server` lines: those that `output` carries over, and those without
-/// effect.
-pub(super) const SERVER: [&str; 2] = ["server, carried", "server"];
+/// Directives of `defaults`, `frontend`, `backend` and `listen` sections. A `/` stands between the
+/// two words by which a directive is known.
+const PROXY: &str = "appsession backlog bind-process clitcpka-* clitimeout compression contimeout \
+    cookie description dynamic-cookie-key email-alert enabled errorfile errorfiles \
+    errorloc errorloc302 errorloc303 external-check filter/cache filter/comp-req filter/comp-res \
+    filter/compression filter/opentracing filter/trace force-persist fullconn guid \
+    hash-balance-factor hash-key hash-preserve-affinity hash-type http-after-response http-check \
+    http-error http-request/add-acl http-request/cache-use http-request/del-acl \
+    http-request/del-header http-request/del-map http-request/disable-l7-retry \
+    http-request/early-hint http-request/normalize-uri http-request/ot-group http-request/sc-* \
+    http-request/set-bc-tos http-request/set-fc-tos http-request/set-log-level \
+    http-request/set-map http-request/set-nice http-request/set-priority-class \
+    http-request/set-priority-offset http-request/set-timeout http-request/set-tos \
+    http-request/set-var http-request/set-var-fmt http-request/strict-mode \
+    http-request/track-sc* http-request/unset-var http-request/wait-for-body \
+    http-request/wait-for-handshake http-response http-reuse id ignore-persist \
+    load-server-state-from-file log-balance log-tag max-keep-alive-queue max-session-srv-conns \
+    monitor monitor-net monitor-uri option/abortonclose option/accept-invalid-http-* \
+    option/accept-unsafe-violations-in-http-* option/checkcache option/clitcpka option/contstats \
+    option/disable-h2-upgrade option/dontlog-normal option/dontlognull option/external-check \
+    option/forceclose option/h1-case-adjust-bogus-client option/http-buffer-request \
+    option/http-drop-request-trailers option/http-drop-response-trailers \
+    option/http-ignore-probes option/http-keep-alive option/http-no-delay \
+    option/http-pretend-keepalive option/http-restrict-req-hdr-names option/http-server-close \
+    option/http-tunnel option/httpchk option/httpclose option/httplog option/httpslog \
+    option/idle-close-on-response option/independent-streams option/ldap-check \
+    option/log-health-checks option/log-separate-errors option/logasap option/mysql-check \
+    option/nolinger option/persist option/pgsql-check option/prefer-last-server \
+    option/redis-check option/redispatch option/smtpchk option/socket-stats option/splice-auto \
+    option/splice-request option/splice-response option/spop-check option/srvtcpka \
+    option/ssl-hello-chk option/tcp-check option/tcp-smart-accept option/tcp-smart-connect \
+    option/tcpka option/tcplog persist retries retry-on rspirep server-state-file-name srvtcpka-* \
+    srvtimeout stats stick-table tcp-check tcp-request/inspect-delay tcp-request/ot-group \
+    tcp-request/sc-* tcp-request/set-bc-tos tcp-request/set-fc-tos tcp-request/set-log-level \
+    tcp-request/set-nice tcp-request/set-priority-class tcp-request/set-priority-offset \
+    tcp-request/set-tos tcp-request/set-var tcp-request/set-var-fmt tcp-request/switch-mode \
+    tcp-request/track-sc* tcp-request/unset-var tcp-response timeout/check timeout/client-fin \
+    timeout/client-hs timeout/queue timeout/server-fin timeout/tarpit timeout/tunnel \
+    unique-id-format";
+
+/// Directives that the other files carry over where HAProxy uses them. If such a line is not
+/// carried over, it was inherited by a section in which HAProxy does not use it.
+const CARRIED: &str = "balance bind default-server default_backend dispatch log maxconn mode server \
+    server-template timeout/client timeout/connect timeout/http-keep-alive timeout/http-request \
+    timeout/server use_backend";
+
+/// Sections that change nothing unless a line names them: proxies, and what proxies use. The lines
+/// that name them are reported by themselves.
+const SECTIONS: &str = "backend cache crt-store defaults fcgi-app frontend http-errors listen \
+    log-profile mailers peers resolvers ring traces";
+
+/// The options of `bind` lines that `bind` carries over, and those without effect. In lists of
+/// options, a `=` at the end of a name says that the next word is the option's value.
+pub(super) const BIND: [&str; 2] = [
+    "alpn= ca-file= crt= crt-list= default-crt= force-tlsv12 force-tlsv13 maxconn= no-sslv3 \
+     no-tlsv10 no-tlsv11 no-tlsv12 ssl ssl-min-ver= v4v6 v6only verify=",
+    "allow-0rtt backlog= ciphers= ciphersuites= client-sigalgs= curves= defer-accept ecdhe= \
+     expose-fd= gid= group= guid-prefix= id= level= mode= mss= name= nbconn= nice= no-alpn \
+     no-ca-names no-tls-tickets npn= ocsp-update= prefer-client-ciphers process= proto= \
+     quic-cc-algo= quic-force-retry quic-socket= severity-output= shards= sigalgs= strict-sni \
+     tcp-ut= tfo thread= tls-ticket-keys= uid= user=",
+];
+
+/// The options of `server` lines that `output` carries over, and those without effect.
+pub(super) const SERVER: [&str; 2] = [
+    "alpn= backup ca-file= check check-ssl crt= disabled enabled force-tlsv12 force-tlsv13 maxconn= \
+     no-backup no-check no-ssl no-sslv3 no-tlsv10 no-tlsv11 no-tlsv12 non-stick proto= sni= ssl \
+     ssl-min-ver= stick verify= verifyhost= weight=",
+    "addr= agent-addr= agent-check agent-inter= agent-port= agent-send= allow-0rtt check-alpn= \
+     check-proto= check-send-proxy check-sni= check-via-socks4 ciphers= ciphersuites= \
+     client-sigalgs= cookie= curves= downinter= error-limit= fall= fastinter= guid= hash-key= id= \
+     init-addr= inter= log-bufsize= log-proto= max-reuse= maxqueue= minconn= no-agent-check \
+     no-alpn no-check-send-proxy no-check-ssl no-send-proxy* no-ssl-reuse no-tfo no-tls-tickets \
+     npn= observe= on-error= on-marked-down= on-marked-up= pool-conn-name= pool-low-conn= \
+     pool-max-conn= pool-purge-delay= port= resolve-net= resolve-opts= resolve-prefer= resolvers= \
+     rise= shard= sigalgs= slowstart= ssl-reuse tcp-ut= tfo tls-tickets track= ws=",
+];
 
 /// Returns `true` if the list with the title `list` has the word `name`.
 fn has(list: &str, name: &str) -> bool {
@@ -33,8 +107,8 @@ pub(super) fn is_harmless_in_global(line: &Line) -> bool {
     has("global", line.word(0))
 }
 
-/// Returns `true` if a section of this kind that nothing carried over uses has no effect on what is
-/// forwarded.
+/// Returns `true` if a section of this kind has no effect on what is forwarded. This is so only if
+/// nothing that is carried over uses the section.
 pub(super) fn is_harmless_section(kind: &str) -> bool {
     has("sections", kind)
 }
@@ -62,9 +136,9 @@ pub(super) fn is_harmless_in_proxy(line: &Line) -> bool {
     [first, &both].iter().any(|name| has("proxy", name) || has("proxy, carried", name))
 }
 
-/// Returns `true` if the option is in the first list of `lists`: it is carried over; `false` if it
-/// is in the second. The other `bool` is `true` if the next word is the option's value. `None` if
-/// the option is in neither list.
+/// Looks up an option in two lists: first the options that are carried over, then those without
+/// effect. Returns whether it is in the first list, and whether the next word is its value. `None`
+/// if it is in neither list.
 fn option(lists: [&str; 2], name: &str) -> Option<(bool, bool)> {
     let name = name.split('(').next().unwrap_or_default();
     let valued = format!("{name}=");
@@ -85,8 +159,8 @@ pub(super) struct Switch {
     pub(super) is_harmless: bool,
 }
 
-/// Groups the words of a `bind` or `server` line into options with their values. An option that
-/// `lists` do not have takes the next word as its value, unless `lists` have that word.
+/// Groups the words of a `bind` or `server` line into options with their values. An option that is
+/// in neither of `lists` gets the next word as its value, unless that word is in `lists`.
 pub(super) fn switches(words: &[String], lists: [&str; 2]) -> Vec<Switch> {
     let mut switches = Vec::new();
     let mut words = words.iter().peekable();

@@ -14,7 +14,7 @@ use super::settings::Log;
 /// The settings that become the text of the config. Paths are those in the relay's pod.
 pub(super) struct Config<'a> {
     pub(super) name: &'a str,
-    /// The lines of the report, which stand above the config as comments.
+    /// The lines of the report, which become comments above the config.
     pub(super) report: Vec<String>,
     pub(super) notes: &'a Notes,
     pub(super) binds: &'a [Bind<'a>],
@@ -25,7 +25,7 @@ pub(super) struct Config<'a> {
     pub(super) others: &'a [Other<'a>],
 }
 
-/// Tables for another consumer, which stand at the end of the config as comments.
+/// Tables for another consumer, which become comments at the end of the config.
 pub(super) struct Other<'a> {
     /// The reason why they are comments.
     pub(super) why: String,
@@ -94,8 +94,8 @@ impl Config<'_> {
     }
 }
 
-/// Returns a table with the keys that have a value; an empty text if none has one. `from` gives the
-/// comment with the sources of a key.
+/// Returns a table with the keys that have a value; an empty text if none has one. `from` returns
+/// the comment that names the lines of the haproxy.cfg for a key.
 fn table<const N: usize>(
     head: &str,
     from: impl Fn(&str) -> String,
@@ -118,7 +118,8 @@ fn listener(bind: &Bind<'_>, from: &str) -> String {
     listener + &tls.unwrap_or_default()
 }
 
-/// Returns the table of an output. `from` gives the comment with the sources of a key.
+/// Returns the table of an output. `from` returns the comment that names the lines of the
+/// haproxy.cfg for a key.
 fn output(output: &Output, from: impl Fn(&str) -> String) -> String {
     let urls: Vec<String> = output.urls.iter().map(string).collect();
     let headers = output.headers.iter();
