@@ -39,7 +39,7 @@ fn migrated(text: &str) -> (toml::Table, Vec<Finding>) {
     (config.parse().unwrap(), left)
 }
 
-/// The lines and the directives that were not carried over.
+/// Returns the line numbers and texts of the directives that were not carried over.
 fn shown(left: &[Finding]) -> Vec<(usize, &str)> {
     left.iter().map(|left| (left.line, left.directive.as_str())).collect()
 }

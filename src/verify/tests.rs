@@ -82,7 +82,7 @@ impl Made {
         self.push(&Entry::Stop(self.running(at, config, places)));
     }
 
-    /// Enters lines that came in.
+    /// Adds the entry about lines that came in.
     fn accepted(&mut self, first: u64, lines: &[String], at: u64) {
         let record = Record::accepted(range(first, lines));
         record.write(&mut self.hashes);
@@ -90,7 +90,7 @@ impl Made {
         self.push(&Entry::Accepted { first, count, at: self.began + at, root });
     }
 
-    /// Enters that all lines of a range left as they came.
+    /// Adds the entry that says that all lines of a range left as they came in.
     fn delivered(&mut self, output: &str, first: u64, count: u64, at: u64) {
         self.push(&self.fates(output, first, count, at, None, &[]));
     }
@@ -392,7 +392,7 @@ fn several_relays_with_one_store_are_checked_together() {
     assert(&both, 0, &["checkpoints 4/4 valid; events 12/12 found", "forged 0"]);
     let without = [&stored[..9], &stored[10..]].concat();
     assert(&check(&[&a, &b], &without, |_| {}), 1, &["missing 1", "example.org/b: "]);
-    // Nobody has said which log the other checkpoint is of.
+    // The log of the other checkpoint is not given.
     let key = b.key.verifier().clone();
     let one = check(&[&a], &stored[..7], |request| request.keys.push(key));
     assert(&one, 2, &["no --directory has this log"]);
@@ -481,6 +481,6 @@ fn a_log_that_was_kept_aside_ends_where_the_next_one_begins() {
     let queue = new.directory.path().to_owned();
     assert(&check(&[queue.clone(), aside.clone()]), 0, &["events 9/9 found"]);
     assert(&check(&[queue]), 1, &["events 4/4 found", "forged 5"]);
-    // Without the next log, nobody knows why it ends.
+    // Without the next log, nobody knows why this log ends.
     assert(&check(&[aside]), 1, &["nothing was recorded for", "at the end of the log"]);
 }

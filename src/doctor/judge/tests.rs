@@ -9,7 +9,7 @@ use crate::telemetry::PREFIX;
 /// The time of the newest sample in these tests.
 const NOW: f64 = 1_800_000_000.0;
 
-/// The numbers of a kube-apiserver in health, that started 1000 s ago.
+/// The numbers of a healthy kube-apiserver that started 1000 s ago.
 const APISERVER: &str = "\
 # TYPE apiserver_audit_event_total counter
 apiserver_audit_event_total 100
@@ -21,7 +21,8 @@ rest_client_requests_total{code=\"200\",host=\"relay.example\",method=\"POST\"} 
 process_start_time_seconds 1.799999e+09
 ";
 
-/// The numbers of a relay in health, that started at the same time; `P_` stands for the prefix.
+/// The numbers of a healthy relay that started at the same time. `P_` stands for the prefix of its
+/// metrics.
 const RELAY: &str = "\
 P_event_total 100
 P_last_event_timestamp_seconds 1.79999999e+09
@@ -232,7 +233,7 @@ fn a_source_that_cannot_be_read_is_unknown_and_a_loss_outranks_it() {
     let verdict = judge(&found);
     assert_eq!((verdict.kind, verdict.place.as_str()), (Kind::Unknown, "kube-apiserver b"));
     assert!(verdict.sentence.contains("cannot connect"), "{}", verdict.sentence);
-    // The missing events of the other instance are no surplus of the relay.
+    // The events of the instance that can't be read are not a surplus of the relay.
     let why = "not everything could be read: kube-apiserver b".to_owned();
     assert_eq!(found.totals(), Comparison::Not(why.clone()));
     let text = screen::text(&found, &verdict);
@@ -313,10 +314,10 @@ fn events_that_wait_are_said_in_the_verdict_which_stays_ok() {
         (vec![up(0)], "40 events wait for out, which is down"),
         (vec![lag(31), most(30)], "40 events wait for out, which is late by 31 s"),
         (vec![lag(30), most(30)], ""),
-        // The relay of an output that collects events for minutes says so.
+        // For an output that collects events for minutes, the relay reports a higher limit.
         (vec![lag(301), most(330)], ""),
         (vec![up(0), required(0)], ""),
-        // An older relay does not say it.
+        // An older relay reports no limit.
         (vec![lag(61)], "40 events wait for out, the oldest for 61 s, which was not compared"),
     ] {
         let changes: Vec<&str> =
@@ -331,7 +332,7 @@ fn events_that_wait_are_said_in_the_verdict_which_stays_ok() {
         let last = format!("\nVERDICT: OK{so_far}{}\n", verdict.sentence);
         assert!(text.ends_with(&last), "{text}");
     }
-    // A backlog that grows is said, and one that is only in motion is not.
+    // A backlog that grows is reported, and one that is only in motion is not.
     let most_of = |seconds: u64| format!("P_output_lag_max_seconds{{output=\"out\"}} {seconds}");
     for (before, now, delivered, most, grows) in [
         (100, 11_298, 0, None, true),
@@ -495,8 +496,8 @@ fn refusals_beyond_the_patience_of_kube_apiserver_are_lost_with_an_estimate() {
             assert_eq!(is_estimate, lost.is_some(), "{told}");
         }
     }
-    // One stray request is no sender that was refused all the time, and requests that may have had
-    // no batch prove nothing. Neither does an interval without a refusal.
+    // One stray request does not come from a sender that was refused all the time. Requests that
+    // may have had no batch prove nothing, and neither does an interval without a refusal.
     for (reason, counts, kind) in [
         ("not_found", [1, 1], Kind::Ok),
         ("unauthorized", [700, 710], Kind::Unknown),
@@ -512,13 +513,13 @@ fn refusals_beyond_the_patience_of_kube_apiserver_are_lost_with_an_estimate() {
     let verdict = judge(&found);
     assert_eq!(verdict.kind, Kind::Unknown, "{verdict:?}");
     assert!(verdict.sentence.contains("because the interval is short"), "{verdict:?}");
-    // A relay beside it that accepts makes it unknown who was refused for good.
+    // If another relay accepts batches, it is unknown whether any sender was refused for good.
     let mut found = alone("queue_full", 1320.0, [700, 710], true);
     found.relays.push(sampled("other", &[with(RELAY, NONE), with(RELAY, NONE)]));
     let verdict = judge(&found);
     assert_eq!(verdict.kind, Kind::Unknown, "{verdict:?}");
     assert!(verdict.sentence.contains("whether another relay got the events"), "{verdict:?}");
-    // A kube-apiserver counts itself, and is not contradicted at once.
+    // A kube-apiserver counts its losses itself, and doctor does not contradict it at once.
     let generated = ["apiserver_audit_event_total 3100"];
     for (ago, lost, kind, sum) in [
         (300.0, None, Kind::Unknown, 0),
@@ -740,7 +741,7 @@ fn a_saved_file_never_makes_a_surplus_and_hides_nothing() {
         let judged = judge(&found);
         let text = screen::text(&found, &judged);
         assert!(text.contains(verdict), "{early} {late}: {text}");
-        // A file has no interval, so no other one is advised.
+        // A file has no interval, so the advice names none.
         assert!(!judged.advice.contains("--interval"), "{}", judged.advice);
         assert_eq!(judged.advice.contains("the same file"), judged.kind == Kind::Unknown);
     }
@@ -776,7 +777,7 @@ fn requests_that_are_all_rejected_are_the_cause_that_is_named() {
     // Rejections alone are no cause as long as everything arrives.
     assert_eq!(judge(&findings(&[NONE, NONE], &[&[&few], &[&many]])).kind, Kind::Ok);
     let file = judge(&findings(&[&more], &[&[&many], &[&many]]));
-    // Without new ones, those of an earlier time are named, and do not come first.
+    // Without new rejections, the earlier ones are named, but not first.
     let end = "; relay r: requests rejected since the start, by reason: unauthorized: 12. kube-api";
     assert!(file.sentence.contains(end), "{}", file.sentence);
 }
@@ -842,7 +843,7 @@ fn a_restart_between_the_samples_is_unknown_and_its_losses_stay_lost() {
     let verdict = judge(&found);
     assert_eq!(verdict.kind, Kind::Unknown, "{verdict:?}");
     assert!(verdict.sentence.contains("restarted"), "{}", verdict.sentence);
-    // A number that was no number in one of the samples is no restart.
+    // A value that is NaN in one of the samples does not show a restart.
     for wrong in ["process_start_time_seconds NaN", "P_event_total NaN"] {
         for relay in [[NONE, &[wrong][..]], [&[wrong][..], NONE]] {
             let verdict = judge(&findings(&[NONE, NONE], &relay));
@@ -855,8 +856,8 @@ fn a_restart_between_the_samples_is_unknown_and_its_losses_stay_lost() {
     assert_eq!((verdict.kind, verdict.lost), (Kind::Lost, 4));
 }
 
-/// Method: 30 s have room for 210 batches below the warning. A batch that is sent again is no more
-/// than one batch.
+/// Method: 30 s have room for 210 batches below the warning. A batch that is sent again is still
+/// one batch.
 #[test]
 fn a_rate_near_the_throttle_is_a_warning() {
     for (taken, failed, elapsed, is_near) in [

@@ -30,12 +30,12 @@ struct Model {
     disk: SimulatedDisk,
     key: SigningKey,
     entries: Vec<Vec<u8>>,
-    /// How many of them were made durable.
+    /// The number of these entries that were made durable.
     durable: usize,
     /// The checkpoints that somebody may have seen.
     seen: Vec<Head>,
     made: u64,
-    /// The most entries that a step makes.
+    /// The maximum number of entries that a step makes.
     entries_max: usize,
 }
 
@@ -81,7 +81,7 @@ impl Model {
                 self.durable = self.entries.len();
             }
             _ => {
-                // The checkpoint may become visible, and an error come after that.
+                // The checkpoint may be visible although an error followed.
                 let head = store.head();
                 let signed = store.sign(std::slice::from_ref(&self.key));
                 if let Ok(Some(note)) = &signed {
@@ -99,7 +99,7 @@ impl Model {
     }
 }
 
-/// Lets a log live, under random faults, and crash as many times. Each start checks that nothing is
+/// Lets a log live and crash `lives` times, under random faults. Each start checks that nothing is
 /// missing, and that there is no alarm.
 fn live(seed: u64, lives: usize, entries_max: usize, operations: u64) {
     println!("seed {seed}");
@@ -140,14 +140,14 @@ fn what_was_signed_stays_whatever_the_disk_does() {
     (0..60).for_each(|seed| live(seed, 6, 60, 120));
 }
 
-/// Method: short lives, so that crashes come at each step of writing: 800 of them.
+/// Method: 800 short lives, so that there are crashes at each step of writing.
 #[test]
 fn no_crash_is_an_alarm() {
     (0..40).for_each(|seed| live(seed, 20, 3, 50));
 }
 
-/// Method: the checkpoint is removed, and replaced by an older one. A log that went on would
-/// sign another root for a size that was signed before.
+/// Method: the checkpoint is removed, and replaced by an older one. A log that continued would sign
+/// another root for a size that was signed before.
 #[test]
 fn a_log_whose_checkpoint_was_set_back_is_not_gone_on_with() {
     let (disk, key) = (SimulatedDisk::new(1), key());

@@ -38,7 +38,7 @@ fn new_relay(time: f64, in_memory: Option<bool>) -> RelayCounts {
     }
 }
 
-/// The state of something for some time.
+/// How a relay or its address answers for some time.
 #[derive(Clone, Copy, PartialEq)]
 enum State {
     Works,
@@ -102,7 +102,7 @@ struct Sim {
     capacity: u64,
 }
 
-/// What is unlikely in one world and frequent in another: the chances of 1000.
+/// The chances out of 1000 of what may happen in a world. They differ from world to world.
 struct Chances {
     trouble: u32,
     elsewhere: u32,
@@ -191,7 +191,7 @@ impl World {
         let (time, is_idle) = (self.time, self.happens(self.chances.idle));
         if self.happens(self.chances.restart) {
             let api = &mut self.apis[index];
-            // No counter shows what it held.
+            // No counter shows the events that it held.
             let held: u64 = api.batches.drain(..).map(|batch| batch.events).sum();
             self.lost += held + api.collected;
             api.collected = 0;
@@ -283,7 +283,7 @@ impl World {
             Some(pause) if answer != State::Full => {
                 batch.next = (time + pause * (1.0 + 0.06 * self.rng.f64())).ceil();
                 batch.attempts += 1;
-                // The time of a batch that has met both is bounded by the shorter patience.
+                // If a batch got both kinds of answers, the shorter patience limits its time.
                 batch.end = batch.end.min(time + 90.0);
             }
             _ => {
@@ -443,7 +443,8 @@ fn run(seed: u64) -> Kind {
     let (_, relays) = world.sample();
     let of_relays: u64 =
         relays.iter().map(|relay| relay.errors.as_ref().map_or(0, |it| it.values().sum())).sum();
-    // The most events that the relays have got in the two seconds around the interval.
+    // The maximum number of events that the relays can have received in the two seconds around the
+    // interval.
     let around: u64 = BATCHES as u64 * BATCH_MAX * 2 * world.apis.len() as u64;
     let has_apiserver = world.rng.bool();
     let is_restarted = apis.iter().zip(&apis_before).any(|(now, then)| now.started != then.started);
@@ -477,7 +478,8 @@ fn run(seed: u64) -> Kind {
     if counted > 0 {
         assert_eq!(verdict.kind, Kind::Lost, "{counted} counted: {}", told());
     }
-    // Events of senders that were not asked hide missing ones, and are told only above some number.
+    // Events of senders that were not asked hide missing ones, and are reported only above some
+    // number.
     let allowed = held + around + foreign + BATCH_MAX * (world.apis.len() as u64 + failed);
     let told_from = BATCH_MAX * world.apis.len() as u64;
     if let Some((sent, arrived)) = in_interval(&findings).filter(|_| has_apiserver) {
@@ -496,7 +498,7 @@ fn run(seed: u64) -> Kind {
     if has_apiserver && elsewhere > allowed {
         assert_ne!(verdict.kind, Kind::Ok, "{elsewhere} went elsewhere: {}", told());
     }
-    // For longer than kube-apiserver tries, every relay has refused, and one still does.
+    // Every relay has refused batches for longer than kube-apiserver tries, and one still does.
     let is_refused = findings.relays.iter().all(|relay| {
         let since = relay.counts.as_ref().and_then(|it| it.rejected.since);
         let count = relay.counts.as_ref().and_then(|it| it.rejected.batches);
@@ -522,7 +524,8 @@ fn run(seed: u64) -> Kind {
                 || cause.what.contains("nothing has happened yet")
                 || cause.what.contains("every request since the start rejected")
         });
-        // A relay that forgets is unknown, and so is what came in the last 30 s.
+        // The verdict is unknown if a relay with its queue in memory was restarted. It may be
+        // unknown in a short interval, or if the rates have changed.
         let is_calm = !began
             && interval >= 30
             && rates(&world) == rates_before
