@@ -12,83 +12,9 @@ use super::report::Line;
 /// The lists of options of `bind` lines: those that `bind` carries over, and those without effect.
 pub(super) const BIND: [&str; 2] = ["bind, carried", "bind"];
 
-/// Directives of `defaults`, `frontend`, `backend` and `listen` sections. A `/` stands between the
-/// two words by which a directive is known.
-const PROXY: &str = "appsession backlog bind-process clitcpka-* clitimeout compression contimeout \
-    cookie description dynamic-cookie-key email-alert enabled errorfile errorfiles \
-    errorloc errorloc302 errorloc303 external-check filter/cache filter/comp-req filter/comp-res \
-    filter/compression filter/opentracing filter/trace force-persist fullconn guid \
-    hash-balance-factor hash-key hash-preserve-affinity hash-type http-after-response http-check \
-    http-error http-request/add-acl http-request/cache-use http-request/del-acl \
-    http-request/del-header http-request/del-map http-request/disable-l7-retry \
-    http-request/early-hint http-request/normalize-uri http-request/ot-group http-request/sc-* \
-    http-request/set-bc-tos http-request/set-fc-tos http-request/set-log-level \
-    http-request/set-map http-request/set-nice http-request/set-priority-class \
-    http-request/set-priority-offset http-request/set-timeout http-request/set-tos \
-    http-request/set-var http-request/set-var-fmt http-request/strict-mode \
-    http-request/track-sc* http-request/unset-var http-request/wait-for-body \
-    http-request/wait-for-handshake http-response http-reuse id ignore-persist \
-    load-server-state-from-file log-balance log-tag max-keep-alive-queue max-session-srv-conns \
-    monitor monitor-net monitor-uri option/abortonclose option/accept-invalid-http-* \
-    option/accept-unsafe-violations-in-http-* option/checkcache option/clitcpka option/contstats \
-    option/disable-h2-upgrade option/dontlog-normal option/dontlognull option/external-check \
-    option/forceclose option/h1-case-adjust-bogus-client option/http-buffer-request \
-    option/http-drop-request-trailers option/http-drop-response-trailers \
-    option/http-ignore-probes option/http-keep-alive option/http-no-delay \
-    option/http-pretend-keepalive option/http-restrict-req-hdr-names option/http-server-close \
-    option/http-tunnel option/httpchk option/httpclose option/httplog option/httpslog \
-    option/idle-close-on-response option/independent-streams option/ldap-check \
-    option/log-health-checks option/log-separate-errors option/logasap option/mysql-check \
-    option/nolinger option/persist option/pgsql-check option/prefer-last-server \
-    option/redis-check option/redispatch option/smtpchk option/socket-stats option/splice-auto \
-    option/splice-request option/splice-response option/spop-check option/srvtcpka \
-    option/ssl-hello-chk option/tcp-check option/tcp-smart-accept option/tcp-smart-connect \
-    option/tcpka option/tcplog persist retries retry-on rspirep server-state-file-name srvtcpka-* \
-    srvtimeout stats stick-table tcp-check tcp-request/inspect-delay tcp-request/ot-group \
-    tcp-request/sc-* tcp-request/set-bc-tos tcp-request/set-fc-tos tcp-request/set-log-level \
-    tcp-request/set-nice tcp-request/set-priority-class tcp-request/set-priority-offset \
-    tcp-request/set-tos tcp-request/set-var tcp-request/set-var-fmt tcp-request/switch-mode \
-    tcp-request/track-sc* tcp-request/unset-var tcp-response timeout/check timeout/client-fin \
-    timeout/client-hs timeout/queue timeout/server-fin timeout/tarpit timeout/tunnel \
-    unique-id-format";
-
-/// Directives that the other files carry over where HAProxy uses them. If such a line is not
-/// carried over, it was inherited by a section in which HAProxy does not use it.
-const CARRIED: &str = "balance bind default-server default_backend dispatch log maxconn mode server \
-    server-template timeout/client timeout/connect timeout/http-keep-alive timeout/http-request \
-    timeout/server use_backend";
-
-/// Sections that change nothing unless a line names them: proxies, and what proxies use. The lines
-/// that name them are reported by themselves.
-const SECTIONS: &str = "backend cache crt-store defaults fcgi-app frontend http-errors listen \
-    log-profile mailers peers resolvers ring traces";
-
-/// The options of `bind` lines that `bind` carries over, and those without effect. In lists of
-/// options, a `=` at the end of a name says that the next word is the option's value.
-pub(super) const BIND: [&str; 2] = [
-    "alpn= ca-file= crt= crt-list= default-crt= force-tlsv12 force-tlsv13 maxconn= no-sslv3 \
-     no-tlsv10 no-tlsv11 no-tlsv12 ssl ssl-min-ver= v4v6 v6only verify=",
-    "allow-0rtt backlog= ciphers= ciphersuites= client-sigalgs= curves= defer-accept ecdhe= \
-     expose-fd= gid= group= guid-prefix= id= level= mode= mss= name= nbconn= nice= no-alpn \
-     no-ca-names no-tls-tickets npn= ocsp-update= prefer-client-ciphers process= proto= \
-     quic-cc-algo= quic-force-retry quic-socket= severity-output= shards= sigalgs= strict-sni \
-     tcp-ut= tfo thread= tls-ticket-keys= uid= user=",
-];
-
-/// The options of `server` lines that `output` carries over, and those without effect.
-pub(super) const SERVER: [&str; 2] = [
-    "alpn= backup ca-file= check check-ssl crt= disabled enabled force-tlsv12 force-tlsv13 maxconn= \
-     no-backup no-check no-ssl no-sslv3 no-tlsv10 no-tlsv11 no-tlsv12 non-stick proto= sni= ssl \
-     ssl-min-ver= stick verify= verifyhost= weight=",
-    "addr= agent-addr= agent-check agent-inter= agent-port= agent-send= allow-0rtt check-alpn= \
-     check-proto= check-send-proxy check-sni= check-via-socks4 ciphers= ciphersuites= \
-     client-sigalgs= cookie= curves= downinter= error-limit= fall= fastinter= guid= hash-key= id= \
-     init-addr= inter= log-bufsize= log-proto= max-reuse= maxqueue= minconn= no-agent-check \
-     no-alpn no-check-send-proxy no-check-ssl no-send-proxy* no-ssl-reuse no-tfo no-tls-tickets \
-     npn= observe= on-error= on-marked-down= on-marked-up= pool-conn-name= pool-low-conn= \
-     pool-max-conn= pool-purge-delay= port= resolve-net= resolve-opts= resolve-prefer= resolvers= \
-     rise= shard= sigalgs= slowstart= ssl-reuse tcp-ut= tfo tls-tickets track= ws=",
-];
+/// The lists of options of `server` lines: those that `output` carries over, and those without
+/// effect.
+pub(super) const SERVER: [&str; 2] = ["server, carried", "server"];
 
 /// Returns `true` if the list with the title `list` has the word `name`.
 fn has(list: &str, name: &str) -> bool {

@@ -289,7 +289,7 @@ fn a_failed_write_refuses_its_batches_and_no_others() {
     with_faults(&[
         "pwritev:error=ENOSPC:when=7",
         "pwritev:error=EROFS:when=10..12",
-        "pwritev:error=EIO:when=4+7",
+        "pwritev:error=EIO:when=4+11",
     ]);
 }
 
