@@ -35,7 +35,8 @@ for name in $(env | sed -n 's/^\(CARGO_PROFILE_[A-Z0-9_]*\)=.*/\1/p'); do unset 
 host=$(rustc -vV | sed -n 's/^host: //p')
 # The target is named although it is this machine's own. Otherwise build scripts and macros would be
 # linked statically like the program.
-RUSTFLAGS="-C target-feature=+crt-static"
+# Relocations are packed: half a megabyte of them becomes some kilobytes.
+RUSTFLAGS="-C target-feature=+crt-static -C link-arg=-Wl,-z,pack-relative-relocs"
 CFLAGS=""
 # Both compilers take the last prefix that matches, and DIRECTORY may be below the sources.
 for prefix in "$source=/source" "$registry=/cargo" "$directory=/target"; do
