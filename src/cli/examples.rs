@@ -94,7 +94,7 @@ mod tests {
             assert!(help.contains(&format!("Examples:\n  {}", lines[0])), "{path}: {help}");
         }
         for line in EXAMPLES.lines() {
-            assert!(shown.contains(line), "{line} is an example of no command");
+            assert!(shown.contains(&line), "{line} is an example of no command");
         }
     }
 }

@@ -87,7 +87,7 @@ impl Notes {
     pub fn load(&self) -> io::Result<Option<Vec<u8>>> {
         match &self.place {
             Place::File(disk, file) => read(&**disk, file).map_err(named(file)),
-            Place::Memory(memory) => Ok(lock(&memory).clone()),
+            Place::Memory(memory) => Ok(lock(memory).clone()),
         }
     }
 
@@ -103,7 +103,7 @@ impl Notes {
                 disk::replace(&**disk, file, &content).map_err(named(file))
             }
             Place::Memory(memory) => {
-                *lock(&memory) = Some(text.to_vec());
+                *lock(memory) = Some(text.to_vec());
                 Ok(())
             }
         }

@@ -151,7 +151,7 @@ pub(super) struct Upkeep {
 pub(super) fn run(upkeep: &Mutex<Upkeep>, shared: &Arc<Shared>) {
     let _panic = NoticePanic(Arc::clone(shared));
     loop {
-        let mut upkeep = lock(&upkeep);
+        let mut upkeep = lock(upkeep);
         let state = shared.lock();
         match upkeep.turn(&state) {
             Turn::End => return,
