@@ -764,3 +764,18 @@ impl Write for Inflated {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_byte_of_max_in_flight_is_taken_and_no_more() {
+        let in_flight = InFlight::new(Gauge::default());
+        assert!(in_flight.add(60, 100) && in_flight.add(40, 100) && in_flight.is_full(100));
+        assert!(!in_flight.add(1, 100), "beyond the limit");
+        in_flight.give_back(1);
+        assert!(!in_flight.is_full(100) && in_flight.add(1, 100), "what was refused took nothing");
+        assert!(!in_flight.add(u64::MAX, u64::MAX), "a sum beyond 64 bits");
+    }
+}
