@@ -66,12 +66,17 @@ fn a_witness_cosigns_each_checkpoint_and_may_be_away() {
     relay.wait_for_log("the witness cosigns again", PATIENCE);
     wait_for_checkpoint(&recorded.log(), "a cosignature", || is_cosigned(&witness, &recorded));
 
-    // The checkpoint over the stop is cosigned too.
-    recorded.post(&relay, 4, 300);
-    relay.finish(Backlog::Empty);
-    assert!(is_cosigned(&witness, &recorded));
-    let relay = Relay::start(&config);
-    recorded.post(&relay, 5, 300);
+    // The checkpoint over the stop is cosigned too, unless that takes longer than the 3 s that a
+    // relay gives its evidence at the stop, as on a busy machine.
+    let (mut relay, mut at_a_stop) = (relay, false);
+    for seed in 4..7 {
+        recorded.post(&relay, seed, 300);
+        relay.finish(Backlog::Empty);
+        at_a_stop = at_a_stop || is_cosigned(&witness, &recorded);
+        relay = Relay::start(&config);
+    }
+    assert!(at_a_stop, "none of three checkpoints over a stop is cosigned");
+    recorded.post(&relay, 7, 300);
     recorded.wait_until_signed();
     assert_eq!((errors(&relay, "witness"), errors(&relay, "rolled_back")), (0, 0));
     relay.finish(Backlog::Empty);

@@ -228,7 +228,10 @@ fn an_event_of_nearly_max_in_flight_is_in_memory_once() {
     let mut relay = Relay::start(&config(free_port()));
     let idle = relay.rss_bytes();
     let body = with_neighbours(120 * MIB);
-    assert_accepted(&post(relay.address(), "", &body).unwrap(), 21);
+    // A busy disk may take longer than the relay lets a sender wait: 503, and it is sent again.
+    let mut posts = (0..5).map(|_| post(relay.address(), "", &body).unwrap());
+    let answer = posts.find(|answer| answer.status != 503);
+    assert_accepted(&answer.expect("five times 503"), 21);
     let used = relay.rss_bytes_max();
     assert!(used < most(idle), "{} MiB are resident, {} promised", used >> 20, most(idle) >> 20);
     relay.stop();
