@@ -131,13 +131,15 @@ class Release:
         check(owner == (65532, 0, 0o770), f"the queue's directory: {owner}")
 
     def sbom(self, features: str, name: str) -> None:
-        """The SBOM names the crates that cargo names, and no other."""
+        """The SBOM names the crates that cargo names, and no other. Those of this repository, for
+        which cargo shows a path, are the program itself."""
         bom = json.loads((self.directory / f"{name}-{self.version}-linux-{self.arch}.cdx.json").read_text())
         listed = run(
             *("cargo", "tree", "--locked", "--package", NAME, "--edges", "normal,build"),
             *("--target", self.host, "--features", features, "--prefix", "none"),
         )
-        wanted = {tuple(line.split(" ")[:2]) for line in listed.splitlines() if line}
+        others = [line for line in listed.splitlines() if line and "(/" not in line]
+        wanted = {tuple(line.split(" ")[:2]) for line in [*others, f"{NAME} v{self.version}"]}
         program = bom["metadata"]["component"]
         found = [(it["name"], f"v{it['version']}") for it in [program, *bom["components"]]]
         check(len(found) == len(set(found)), "a crate is named twice")
