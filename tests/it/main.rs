@@ -181,6 +181,7 @@ mod docs {
     mod profiles;
     pub(crate) mod reference;
     mod status_json;
+    mod threat_model;
 }
 
 mod support;
