@@ -1,6 +1,5 @@
 //! Helpers for the unit tests of several modules, and of the crates in `crates/`, which read this
 //! file too.
-#![allow(dead_code, reason = "a crate in `crates/` does not use all of them")]
 
 use std::path::Path;
 use std::path::PathBuf;
@@ -97,9 +96,10 @@ fn corpus_directory() -> PathBuf {
     folders.find(|folder| folder.is_dir()).unwrap()
 }
 
-/// Returns the recorded audit log in `tests/corpus`: 495 events, one on each line.
-pub(crate) fn audit_log() -> Vec<u8> {
-    std::fs::read(corpus_directory().join("audit.log")).unwrap()
+/// Returns the contents of a file in `tests/corpus`, such as `audit.log`, which has 495 events, one
+/// on each line.
+pub(crate) fn corpus_file(name: &str) -> Vec<u8> {
+    std::fs::read(corpus_directory().join(name)).unwrap()
 }
 
 /// Returns the path and the contents of each recorded request body in `tests/corpus`, sorted by

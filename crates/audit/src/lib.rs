@@ -257,14 +257,15 @@ fn end_lines(body: &mut [u8], events: &[Span]) -> Range<usize> {
 }
 
 #[cfg(test)]
+#[allow(dead_code, reason = "the tests of the main package use the rest")]
 #[path = "../../../src/tests.rs"]
 mod shared;
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::shared::audit_log;
     use crate::shared::corpus;
+    use crate::shared::corpus_file;
     use proptest::prelude::*;
 
     fn lines(body: &str) -> Vec<String> {
@@ -329,7 +330,7 @@ mod tests {
 
     #[test]
     fn the_lines_of_an_audit_log_pass_unchanged() {
-        let log = audit_log();
+        let log = corpus_file("audit.log");
         let batch = decode(log.clone()).unwrap();
         assert_eq!(batch.lines, log);
         assert_eq!(batch.events, 495);

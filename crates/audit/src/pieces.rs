@@ -449,8 +449,8 @@ fn items_start(body: &[u8]) -> Option<usize> {
 mod tests {
     use super::*;
     use crate::decode;
-    use crate::shared::audit_log;
     use crate::shared::corpus;
+    use crate::shared::corpus_file;
     use proptest::prelude::*;
 
     const PIECE_BYTES: usize = 600;
@@ -527,7 +527,7 @@ mod tests {
                 assert_eq!(in_pieces(&body, steps), whole(&body), "{name}");
             }
         }
-        let log = audit_log();
+        let log = corpus_file("audit.log");
         assert_eq!(in_pieces(&log, &[1000]), whole(&log));
     }
 

@@ -10,11 +10,11 @@ use super::shipped;
 use crate::audit::decode;
 use crate::audit::request::Request;
 use crate::audit::request::request;
+use crate::tests::corpus_file;
 
 /// Calls `call` for each event of a recorded body. Returns the number of events.
 fn each(name: &str, mut call: impl FnMut(&[u8], &Request<'_>)) -> usize {
-    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/corpus");
-    let lines = decode(std::fs::read(folder.join(name)).unwrap()).unwrap().lines;
+    let lines = decode(corpus_file(name)).unwrap().lines;
     let events = lines.split(|byte| *byte == b'\n').filter(|event| !event.is_empty());
     events.map(|event| call(event, &request(event))).count()
 }

@@ -4,8 +4,8 @@
 use super::*;
 use crate as audit;
 use crate::shared::Failing;
-use crate::shared::audit_log;
 use crate::shared::corpus;
+use crate::shared::corpus_file;
 use crate::shared::seeds;
 use fastrand::Rng;
 
@@ -73,7 +73,7 @@ const ODD: [&str; 4] =
 
 #[test]
 fn recorded_events_are_read_the_fast_way_and_say_the_same() {
-    let log = ("audit.log".to_owned(), audit_log());
+    let log = ("audit.log".to_owned(), corpus_file("audit.log"));
     for (name, body) in corpus().into_iter().chain([log]) {
         let lines = audit::decode(body).unwrap().lines;
         check(&lines);
