@@ -6,6 +6,7 @@
 
 use std::collections::BTreeMap;
 
+use crate::support::files;
 use crate::support::prelude::*;
 
 /// A source file: its path below `src`, the module of the crate's root that it belongs to, and its
@@ -18,40 +19,21 @@ struct Source {
 }
 
 fn sources() -> Vec<Source> {
-    let root = repository().join("src");
-    let mut found: Vec<_> =
-        texts(&root).into_iter().map(|(path, text)| source(path, text)).collect();
-    for entry in std::fs::read_dir(repository().join("crates")).unwrap() {
-        let folder = entry.unwrap();
-        let name = folder.file_name().into_string().unwrap();
-        for (path, text) in texts(&folder.path().join("src")) {
-            let path = match path.to_str() {
-                Some("lib.rs") => PathBuf::from(format!("{name}.rs")),
-                _ => Path::new(&name).join(path),
-            };
-            found.push(source(path, text.replace("crate::", &format!("crate::{name}::"))));
+    let read = |file: &str| std::fs::read_to_string(repository().join(file)).unwrap();
+    let all = files().into_iter().filter(|file| file.ends_with(".rs"));
+    let sources = all.filter_map(|file| {
+        if let Some(path) = file.strip_prefix("src/") {
+            return Some(source(path.into(), read(&file)));
         }
-    }
-    found.sort_by(|a, b| a.path.cmp(&b.path));
-    found
-}
-
-/// Returns the path below `root`, and the text, of each source file there.
-fn texts(root: &Path) -> Vec<(PathBuf, String)> {
-    let mut found = Vec::new();
-    let mut folders = vec![root.to_owned()];
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(folder).unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                folders.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
-                let text = std::fs::read_to_string(&path).unwrap();
-                found.push((path.strip_prefix(root).unwrap().to_owned(), text));
-            }
-        }
-    }
-    found
+        let (name, path) = file.strip_prefix("crates/")?.split_once("/src/")?;
+        let path = match path {
+            "lib.rs" => format!("{name}.rs"),
+            _ => format!("{name}/{path}"),
+        };
+        let text = read(&file).replace("crate::", &format!("crate::{name}::"));
+        Some(source(path.into(), text))
+    });
+    sources.collect()
 }
 
 fn source(path: PathBuf, text: String) -> Source {

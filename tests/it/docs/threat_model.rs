@@ -39,11 +39,9 @@ fn each_threat_names_tests_that_exist_or_why_it_is_accepted() {
     let mut in_threats = false;
     for (number, line) in page.prose() {
         let cells: Vec<_> = line.split(" | ").collect();
-        in_threats = match () {
-            () if line == "| threat | what stops it | shown by |" => true,
-            () => in_threats && line.starts_with('|'),
-        };
-        if !in_threats || line.starts_with("|---") || line.starts_with("| threat |") {
+        let is_head = line == "| threat | what stops it | shown by |";
+        in_threats = is_head || in_threats && line.starts_with('|');
+        if !in_threats || is_head || line.starts_with("|---") {
             continue;
         }
         let [_, _, shown] = cells[..] else { panic!("line {number}: three cells: {line}") };
