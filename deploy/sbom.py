@@ -7,8 +7,8 @@ FEATURES is "" or "kafka", TARGET is the target triple, EPOCH the time of the co
 1970. Each PACKAGE is a library of the machine that is linked into the program, besides the crates.
 
 The crates are those of `cargo tree --edges normal,build` with these features: what is linked into the
-program, and what runs while it is built. Dependencies of tests are not among them. The crates of this
-repository are the program itself, and in no registry, so they are not listed. The checksums are
+program, and what runs while it is built. Dependencies of tests are not among them. The crates of
+this repository are the program itself, and in no registry, so they are not listed. The checksums are
 those of Cargo.lock, the licences those that the crates declare. The same sources give the same bytes.
 """
 
