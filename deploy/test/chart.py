@@ -367,6 +367,21 @@ def paths_of(value, path=()):
         yield path
 
 
+def every_pod_problems(values, objects):
+    """Checks all pods that values give, and that each setting which keeps them harmless is missed."""
+    pods = list(pod_security.pods(objects))
+    for pod in pods:
+        yield from (f"{values}: {it}" for it in pod_security.weaknesses(pod))
+        for setting, weaker in pod_security.weakened(pod):
+            if not list(pod_security.weaknesses(weaker)):
+                yield f"nothing is said of {values} without {setting}"
+    if len(pods) != 1:
+        yield f"{values} gives {len(pods)} pods"
+    for account in of_kind(objects, "ServiceAccount"):
+        if account.get("automountServiceAccountToken") is not False:
+            yield f"{values}: the account mounts a token"
+
+
 def effect_problems(helm):
     plain = {identity(it): it for it in helm.objects({})}
     tried = set()
@@ -387,6 +402,7 @@ def effect_problems(helm):
         yield from (f"{values}: {it}" for it in manifests.schema_problems(objects))
         yield from (f"{values}: {it}" for it in custom_problems(objects))
         yield from (f"{values}: pod security: {it}" for it in pod_security.violations(pod_of(objects)))
+        yield from every_pod_problems(values, objects)
         for document in objects:
             if document["kind"] != "Namespace" and document["metadata"].get("namespace") != NAMESPACE:
                 yield f"{values}: {called(document)} is in another namespace"
@@ -424,6 +440,7 @@ def room_problems(helm):
     """Yields a problem for each pair of volume and queue that the chart makes otherwise."""
     for values, size, max_bytes in ROOM:
         objects = helm.objects(values)
+        yield from every_pod_problems(values, objects)
         found = [one["value"] for one in container_of(objects)["env"] if one["name"] == "QUEUE_MAX_BYTES"]
         if values.get("durable"):
             claim = only(objects, "StatefulSet")["spec"]["volumeClaimTemplates"][0]

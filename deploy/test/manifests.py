@@ -6,8 +6,9 @@ Each KUBECTL renders them with its `kustomize`. All must render the same, and no
 stderr, such as a warning of a deprecated field. The script checks the result against the schemas of several versions of Kubernetes, and for faults that no schema shows:
 selectors that match nothing, ports that do not exist, files that are not mounted, a config that the
 program RELAY refuses, too little memory, a drain that is cut off, a pod that Pod Security would not
-admit at some step of docs/replace-haproxy.md. At the end each check is shown a manifest with a fault
-that it must find.
+admit at some step of docs/replace-haproxy.md. No pod anywhere in the repository may have privileges
+that `pod_security.weaknesses` knows. At the end each check is shown a manifest with a fault that it
+must find.
 
 Custom resources (PodMonitor, PrometheusRule) have no schema here. Other tests check their contents.
 """
@@ -20,6 +21,7 @@ import shlex
 import subprocess
 import sys
 import tempfile
+import textwrap
 import tomllib
 
 import kubernetes_validate
@@ -168,23 +170,52 @@ def security_problems(documents, pod):
     accounts = of_kind(documents, "ServiceAccount")
     if pod.get("serviceAccountName") not in [account["metadata"]["name"] for account in accounts]:
         yield "the pod's ServiceAccount is not here"
-    for thing in [pod, *accounts]:
-        if thing.get("automountServiceAccountToken") is not False:
-            yield "a token is mounted"
-    context = pod["securityContext"]
-    if context.get("runAsNonRoot") is not True:
-        yield "may run as root"
-    if context.get("seccompProfile") != {"type": "RuntimeDefault"}:
-        yield "no seccomp profile"
+    for account in accounts:
+        if account.get("automountServiceAccountToken") is not False:
+            yield "the account mounts a token"
+    yield from pod_security.weaknesses(pod)
     if len(pod["containers"]) != 1 or pod.get("initContainers"):
         yield "not one container"
-    context = pod["containers"][0]["securityContext"]
-    if context.get("readOnlyRootFilesystem") is not True:
-        yield "the root file system is writable"
-    if context.get("allowPrivilegeEscalation") is not False:
-        yield "privileges may rise"
-    if context.get("capabilities") != {"drop": ["ALL"]}:
-        yield "capabilities are not dropped"
+
+
+def yaml_texts():
+    """Yields each YAML file of the repository and each block of YAML on its pages, with its name."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=REPOSITORY, check=True, capture_output=True, text=True)
+    for name in listed.stdout.split("\0"):
+        # The chart's templates are no YAML before they are rendered; chart.py does so.
+        if name.startswith("deploy/chart/templates/"):
+            continue
+        if name.endswith((".yaml", ".yml")):
+            yield name, (REPOSITORY / name).read_text()
+        elif name.endswith(".md"):
+            text = (REPOSITORY / name).read_text()
+            for block in re.findall(r"^( *)```yaml\n(.*?)^ *```$", text, re.MULTILINE | re.DOTALL):
+                yield name, textwrap.dedent(block[1])
+
+
+def every_pod_problems(rendered):
+    """Checks the pods of all manifests, wherever they are: of what kustomize renders, of each YAML
+    file, and of each object on a page. No pod has an exception.
+
+    A block on a page without a `kind` is a part that somebody adds to a manifest.
+    """
+    found = [(name, document) for name, documents in rendered.items() for document in documents]
+    for name, text in yaml_texts():
+        for document in yaml.safe_load_all(text):
+            if isinstance(document, dict) and "kind" in document:
+                found.append((name, document))
+    count = 0
+    for name, document in found:
+        for pod in pod_security.pods(document):
+            count += 1
+            yield from (f"{name}: {called(document)}: {problem}" for problem in pod_security.weaknesses(pod))
+            for setting, weaker in pod_security.weakened(pod):
+                if not list(pod_security.weaknesses(weaker)):
+                    yield f"nothing is said of {called(document)} of {name} without {setting}"
+    # Each workload counts as a file, and as often as it is rendered.
+    print(f"{count} pods: seccomp, read-only root, no token, no capabilities, no root")
+    if count < 12:
+        yield f"only {count} pods were found"
 
 
 def image_problems(container):
@@ -636,6 +667,7 @@ def main():
         found.append("way-back-openshift: OpenShift's SCC refuses fixed IDs")
     service = yaml.safe_load((DEPLOY / "way-back/service.yaml").read_text())
     found += [f"way-back/service.yaml: {problem}" for problem in tutorial_service_problems(service, rendered["base"])]
+    found += every_pod_problems(rendered)
     for file in sorted((DEPLOY / "jobs").glob("*.yaml")):
         documents = list(yaml.safe_load_all(file.read_text()))
         pod = of_kind(documents, "Job")[0]["spec"]["template"]["spec"]

@@ -3,7 +3,12 @@
 The rules are those of https://kubernetes.io/docs/concepts/security/pod-security-standards/, level
 Restricted, version latest (1.37), which contain those of Baseline. `violations` says what the
 plugin would say of a pod, and `admits` says what a namespace with certain labels does with a pod.
+
+`weaknesses` says which of our own rules a pod does not keep. They are stricter, have no exception,
+and hold for every pod that this repository ships: `pods` finds them.
 """
+
+import copy
 
 PREFIX = "pod-security.kubernetes.io/"
 
@@ -30,11 +35,7 @@ def violations(pod, annotations=None):
 
     `annotations` are those of the pod. Older clusters read AppArmor's profile from them.
     """
-    containers = [
-        container
-        for kind in ("containers", "initContainers", "ephemeralContainers")
-        for container in pod.get(kind) or ()
-    ]
+    containers = containers_of(pod)
     contexts = [("the pod", pod.get("securityContext") or {})]
     contexts += [(container["name"], container.get("securityContext") or {}) for container in containers]
     on_windows = (pod.get("os") or {}).get("name") == "windows"
@@ -105,6 +106,61 @@ def _of_container(container, of_pod, on_windows, own_users):
         yield f"{name}: not all capabilities are dropped"
     if not added <= {"NET_BIND_SERVICE"}:
         yield f"{name}: the capabilities {sorted(added)}"
+
+
+def containers_of(pod):
+    return [it for kind in ("initContainers", "containers", "ephemeralContainers") for it in pod.get(kind) or ()]
+
+
+def weaknesses(pod):
+    """Yields each of our own rules that a pod's spec does not keep."""
+    if pod.get("automountServiceAccountToken") is not False:
+        yield "a token is mounted"
+    of_pod = pod.get("securityContext") or {}
+    for container in containers_of(pod):
+        name = container["name"]
+        context = container.get("securityContext") or {}
+        if context.get("seccompProfile", of_pod.get("seccompProfile")) != {"type": "RuntimeDefault"}:
+            yield f"{name}: no seccomp profile"
+        if context.get("runAsNonRoot", of_pod.get("runAsNonRoot")) is not True:
+            yield f"{name}: may run as root"
+        if context.get("readOnlyRootFilesystem") is not True:
+            yield f"{name}: the root file system is writable"
+        if context.get("allowPrivilegeEscalation") is not False:
+            yield f"{name}: privileges may rise"
+        if context.get("capabilities") != {"drop": ["ALL"]}:
+            yield f"{name}: capabilities are not dropped"
+        if context.get("privileged"):
+            yield f"{name}: privileged"
+
+
+def pods(value):
+    """Yields the spec of each pod within a document of any kind: whatever has containers."""
+    if isinstance(value, dict):
+        if isinstance(value.get("containers"), list):
+            yield value
+        for inner in value.values():
+            yield from pods(inner)
+    elif isinstance(value, list):
+        for inner in value:
+            yield from pods(inner)
+
+
+def weakened(pod):
+    """Yields copies of a pod with one setting taken away each, and whose setting it was."""
+    wrong = copy.deepcopy(pod)
+    wrong.pop("automountServiceAccountToken", None)
+    yield "automountServiceAccountToken", wrong
+    for key in ("seccompProfile", "runAsNonRoot"):
+        wrong = copy.deepcopy(pod)
+        for context in [wrong, *containers_of(wrong)]:
+            context.get("securityContext", {}).pop(key, None)
+        yield key, wrong
+    for index, container in enumerate(containers_of(pod)):
+        for key in ("readOnlyRootFilesystem", "allowPrivilegeEscalation", "capabilities"):
+            wrong = copy.deepcopy(pod)
+            containers_of(wrong)[index].get("securityContext", {}).pop(key, None)
+            yield f"{container['name']}: {key}", wrong
 
 
 def level(labels, mode):
