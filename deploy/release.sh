@@ -193,6 +193,8 @@ buildinfo() {
   rustc -vV | sed 's/^/rustc: /'
   cc --version | sed -n '1s/^/cc: /p'
   buildah --version | sed 's/^/buildah: /'
+  # zlib compresses the list of crates in the programs.
+  python3 -c 'import platform, zlib; print("python3:", platform.python_version(), "zlib", zlib.ZLIB_RUNTIME_VERSION)'
   local package
   for package in binutils ca-certificates g++ gzip libc6-dev libssl-dev make pkgconf tar; do
     dpkg-query -W -f "\${Package}: \${Version}\n" "$package"
@@ -226,7 +228,9 @@ for flavour in "${flavours[@]}"; do
   say "the image and the SBOM of the flavour $flavour"
   image "$flavour"
   mapfile -t libraries < <(linked "$flavour")
-  python3 deploy/sbom.py "$features" "$target" "$revision" "$epoch" "${libraries[@]}" \
+  ca=$(dpkg-query -W -f "\${Version}" ca-certificates)
+  deploy/sbom.py "$features" "$target" "$revision" "$epoch" \
+    "$work/context-$flavour/target/image/root" "$ca" "${libraries[@]}" \
     >"$new/$(name_of "$flavour")-$version-linux-$arch.cdx.json"
 done
 chart

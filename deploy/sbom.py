@@ -1,10 +1,13 @@
 #!/usr/bin/env python3
-"""Prints the SBOM of a released program: CycloneDX 1.6 as JSON, with each crate that is built for it.
+"""Prints the SBOM of a released program and of its image: CycloneDX 1.6 as JSON, with each crate that
+is built for the program, and each file of the image.
 
-Usage: deploy/sbom.py FEATURES TARGET REVISION EPOCH [PACKAGE=VERSION...]
+Usage: deploy/sbom.py FEATURES TARGET REVISION EPOCH ROOT CA [PACKAGE=VERSION...]
 
 FEATURES is "" or "kafka", TARGET is the target triple, EPOCH the time of the commit in seconds since
-1970. Each PACKAGE is a library of the machine that is linked into the program, besides the crates.
+1970. ROOT has the files of the image, and CA is the version of Debian's ca-certificates, where the
+CA bundle comes from. Each PACKAGE is a library of the machine that is linked into the program,
+besides the crates.
 
 The crates are those of `cargo tree --edges normal,build` with these features: what is linked into the
 program, and what runs while it is built. Dependencies of tests are not among them. The crates of
@@ -13,45 +16,18 @@ those of Cargo.lock, the licences those that the crates declare. The same source
 """
 
 import datetime
+import hashlib
 import json
 import re
-import subprocess
 import sys
 import tomllib
 import uuid
 from pathlib import Path
+from urllib.parse import quote
 
-REPOSITORY = Path(__file__).resolve().parent.parent
-NAME = "kube-audit-forwarder"
-
-# A package as `name version`. No two packages of this project have the same name and version.
-Package = tuple[str, str]
-
-
-def cargo(*arguments: str) -> str:
-    command = ["cargo", *arguments]
-    return subprocess.run(command, cwd=REPOSITORY, check=True, stdout=subprocess.PIPE, text=True).stdout
-
-
-def tree(features: str, target: str) -> dict[Package, set[Package]]:
-    """The packages, each with those that it depends on."""
-    lines = cargo(
-        *("tree", "--locked", "--package", NAME, "--edges", "normal,build", "--target", target),
-        *("--features", features, "--prefix", "depth", "--charset", "ascii", "--format", " {p}"),
-    )
-    found: dict[Package, set[Package]] = {}
-    above: list[Package] = []
-    for line in lines.splitlines():
-        # For example "2 serde_derive v1.0.228 (proc-macro) (*)". The dependencies of a package
-        # with a (*) are listed at its first place.
-        depth, name, version = re.match(r"(\d+) (\S+) v(\S+)", line).groups()
-        package = (name, version)
-        found.setdefault(package, set())
-        del above[int(depth) :]
-        if above:
-            found[above[-1]].add(package)
-        above.append(package)
-    return found
+# No directory of compiled Python: a release is made only of a tree without changes.
+sys.dont_write_bytecode = True
+from dependencies import NAME, REPOSITORY, Package, Tree, cargo
 
 
 def licences(expression: str | None) -> list[dict]:
@@ -75,9 +51,21 @@ def component(package: Package, metadata: dict, checksums: dict[Package, str]) -
     return found
 
 
+def files_of(root: Path) -> list[dict]:
+    """The files of the image. Their names are the paths in it."""
+    found = []
+    for path in sorted(path for path in root.rglob("*") if path.is_file()):
+        name = f"/{path.relative_to(root)}"
+        digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        hashes = [{"alg": "SHA-256", "content": digest}]
+        found.append({"type": "file", "bom-ref": f"file:{name}", "name": name, "hashes": hashes})
+    return found
+
+
 def main() -> None:
-    features, target, revision, epoch, *linked = sys.argv[1:]
-    packages = tree(features, target)
+    features, target, revision, epoch, root_of_image, ca_version, *linked = sys.argv[1:]
+    tree = Tree(features, target)
+    packages = tree.packages
     of_cargo = json.loads(cargo("metadata", "--locked", "--format-version", "1", "--features", features))["packages"]
     metadata = {(package["name"], package["version"]): package for package in of_cargo}
     lock = tomllib.loads((REPOSITORY / "Cargo.lock").read_text())["package"]
@@ -87,9 +75,8 @@ def main() -> None:
         if "checksum" in package
     }
     root = next(package for package in packages if package[0] == NAME)
-    for own in [package for package in packages if metadata[package]["source"] is None]:
-        if own != root:
-            packages[root] |= packages.pop(own)
+    for own in tree.own - {root}:
+        packages[root] |= packages.pop(own)
     packages[root] -= {package for package in packages[root] if package not in packages}
     components = {
         package: component(package, metadata[package], checksums) for package in sorted(packages)
@@ -102,7 +89,14 @@ def main() -> None:
         *({"name": f"{NAME}:linked", "value": package} for package in linked),
     ]
     moment = datetime.datetime.fromtimestamp(int(epoch), datetime.timezone.utc)
-    about = f"{revision} {target} {features} {' '.join(linked)}"
+    files = files_of(Path(root_of_image))
+    ca = f"pkg:deb/debian/ca-certificates@{quote(ca_version, safe='')}?arch=all"
+    bundle = {"type": "data", "bom-ref": ca, "name": "ca-certificates", "version": ca_version, "purl": ca}
+    made_of = {f"file:/usr/bin/{NAME}": program["bom-ref"], "file:/etc/ssl/certs/ca-certificates.crt": ca}
+    if not made_of.keys() <= {file["bom-ref"] for file in files}:
+        raise SystemExit(f"sbom.py: {root_of_image} is not the root of the image: {files}")
+    digests = " ".join(file["hashes"][0]["content"] for file in files)
+    about = f"{revision} {target} {features} {ca_version} {' '.join(linked)} {digests}"
     of = {package: found["bom-ref"] for package, found in components.items()}
     of[root] = program["bom-ref"]
     bom = {
@@ -116,10 +110,13 @@ def main() -> None:
             "lifecycles": [{"phase": "build"}],
             "component": program,
         },
-        "components": list(components.values()),
+        "components": [*components.values(), bundle, *files],
         "dependencies": [
-            {"ref": of[package], "dependsOn": sorted(of[needed] for needed in packages[package])}
-            for package in [root, *components]
+            *(
+                {"ref": of[package], "dependsOn": sorted(of[needed] for needed in packages[package])}
+                for package in [root, *components]
+            ),
+            *({"ref": file, "dependsOn": [origin]} for file, origin in sorted(made_of.items())),
         ],
     }
     json.dump(bom, sys.stdout, indent=2, ensure_ascii=False)

@@ -1,7 +1,8 @@
 #!/bin/sh
 # Builds the program for an image without libraries, as DIRECTORY/static/kube-audit-forwarder.
 # DIRECTORY is cargo's target directory. The names of the program's functions and their lines are in
-# a file beside it, DIRECTORY/static/kube-audit-forwarder.debug, which perf and gdb need.
+# a file beside it, DIRECTORY/static/kube-audit-forwarder.debug, which perf and gdb need. The
+# section .dep-v0 of the program lists its crates: deploy/dependencies.py, which needs Python 3.
 #
 #   deploy/static-binary.sh FEATURES DIRECTORY [hot-path]
 #
@@ -67,4 +68,7 @@ mkdir -p "$directory/static"
 for program in $programs; do cp "$directory/$host/shipped/$program" "$directory/static/"; done
 cd "$directory/static"
 objcopy --only-keep-debug kube-audit-forwarder kube-audit-forwarder.debug
-objcopy --strip-all --add-gnu-debuglink=kube-audit-forwarder.debug kube-audit-forwarder
+"$source/deploy/dependencies.py" "$features" "$host" >dependencies
+objcopy --strip-all --add-gnu-debuglink=kube-audit-forwarder.debug \
+  --add-section .dep-v0=dependencies kube-audit-forwarder
+rm dependencies

@@ -141,7 +141,9 @@ class Release:
         others = [line for line in listed.splitlines() if line and "(/" not in line]
         wanted = {tuple(line.split(" ")[:2]) for line in [*others, f"{NAME} v{self.version}"]}
         program = bom["metadata"]["component"]
-        found = [(it["name"], f"v{it['version']}") for it in [program, *bom["components"]]]
+        of_kind = lambda kind: [it for it in bom["components"] if it["type"] == kind]  # noqa: E731
+        crates, files = of_kind("library"), of_kind("file")
+        found = [(it["name"], f"v{it['version']}") for it in [program, *crates]]
         check(len(found) == len(set(found)), "a crate is named twice")
         check(set(found) == wanted, f"{name}: {set(found) ^ wanted}")
         check(("rdkafka-sys" in dict(found)) == (features == "kafka"), f"{name}: Kafka")
@@ -149,22 +151,30 @@ class Release:
         for crate in ("proptest", "criterion", "tempfile", "ferro-lumberjack"):
             check(crate not in dict(found), f"{name}: {crate} is for tests")
         locked = (REPOSITORY / "Cargo.lock").read_text()
-        for it in bom["components"]:
+        for it in crates:
             check(f'checksum = "{it["hashes"][0]["content"]}"' in locked, it["name"])
             check(it.get("licenses"), f"{it['name']} has no licence")
         refs = {it["bom-ref"] for it in [program, *bom["components"]]}
-        reached, open_refs = set(), [program["bom-ref"]]
+        files = {it["name"]: it for it in files}
         edges = {it["ref"]: it["dependsOn"] for it in bom["dependencies"]}
+        reached, open_refs = set(), [f"file:/usr/bin/{NAME}", *(it["bom-ref"] for it in files.values())]
         while open_refs:
             ref = open_refs.pop()
             if ref not in reached:
                 reached.add(ref)
-                open_refs += edges[ref]
-        check(reached == refs == set(edges), f"{name}: not all crates are reached")
+                open_refs += edges.get(ref, ())
+        check(reached == refs and set(edges) <= refs, f"{name}: {reached ^ refs} is not reached")
+        check(len(refs) == 1 + len(bom["components"]), f"{name}: a reference is there twice")
+        # The bundle comes from the package that this machine has.
+        version = run("dpkg-query", "-W", "-f", "${Version}", "ca-certificates")
+        (bundle,) = of_kind("data")
+        check((bundle["name"], bundle["version"]) == ("ca-certificates", version), bundle)
+        of_bundle = edges["file:/etc/ssl/certs/ca-certificates.crt"]
+        check(of_bundle == [bundle["bom-ref"]], f"{name}: the CA bundle is of {of_bundle}")
         properties = {it["name"]: it["value"] for it in program["properties"]}
         check(properties[f"{NAME}:revision"] == self.revision, properties)
         check(properties[f"{NAME}:features"] == (features or "none"), properties)
-        print(f"{name}: the SBOM names the {len(refs)} packages of cargo tree")
+        print(f"{name}: the SBOM names the {len(found)} packages of cargo tree, and {len(files)} files")
 
     def chart(self) -> None:
         source = REPOSITORY / "deploy/chart"

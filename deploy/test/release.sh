@@ -128,6 +128,9 @@ package() {
     mkdir -p "$work/programs/$flavour"
     cp "$directory/$NAME" "$directory/$NAME.debug" "$work/programs/$flavour/"
   done
+  # The program of the flavour kafka is the same one here, but records that flavour's crates.
+  deploy/dependencies.py kafka "$(rustc -vV | sed -n 's/^host: //p')" >"$work/crates"
+  objcopy --update-section .dep-v0="$work/crates" "$work/programs/kafka/$NAME"
   refused "neither an Ed25519 nor" deploy/release.sh "$version" --programs "$work/programs" \
     --flavour default --key "$work/rsa.key" --output "$work/refused"
 
