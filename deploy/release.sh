@@ -77,6 +77,10 @@ fi
 if [ -n "$(sed -n '/^## Unreleased/,/^## [0-9]/p' CHANGELOG.md | grep '^- ' | head -n 1)" ]; then
   say "note: CHANGELOG.md has lines under Unreleased, which belong under $version"
 fi
+locked=$(git log -1 --format=%ct -- Cargo.lock)
+if [ $((epoch - locked)) -gt $((45 * 86400)) ]; then
+  say "note: Cargo.lock is of $(date -u -d "@$locked" +%F); CONTRIBUTING.md asks for updates first"
+fi
 
 target=$(rustc -vV | sed -n 's/^host: //p')
 case $target in
@@ -235,9 +239,11 @@ for flavour in "${flavours[@]}"; do
 done
 chart
 buildinfo >"$new/BUILDINFO"
+install -m 644 deploy/verify_release.py "$new/"
 (cd "$new" && sha256sum -- * >"$work/SHA256SUMS" && mv "$work/SHA256SUMS" .)
 if [ -n "$key" ]; then
   sign "$new/SHA256SUMS"
+  deploy/verify_release.py "$work/key.pub" "$new" >&2
 else
   say "note: this release is not signed, because there is no --key"
 fi

@@ -15,9 +15,15 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import tomllib
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent.parent
+# No directory of compiled Python beside the scripts.
+sys.dont_write_bytecode = True
+sys.path.insert(0, str(REPOSITORY / "deploy"))
+import verify_release
+
 NAME = "kube-audit-forwarder"
 LABELS = "org.opencontainers.image."
 
@@ -176,6 +182,41 @@ class Release:
         check(properties[f"{NAME}:features"] == (features or "none"), properties)
         print(f"{name}: the SBOM names the {len(found)} packages of cargo tree, and {len(files)} files")
 
+    def recorded(self, flavour: str, features: str) -> None:
+        """The program records the crates that cargo builds for it, with the versions of Cargo.lock."""
+
+        def tree(edges: str) -> set[tuple[str, str]]:
+            lines = run(
+                *("cargo", "tree", "--locked", "--package", NAME, "--edges", edges),
+                *("--target", self.host, "--features", features, "--prefix", "none", "--format", "{p}"),
+            ).splitlines()
+            return {tuple(line.split(" ")[:2]) for line in lines if line}
+
+        packages = verify_release.recorded((self.programs / flavour / NAME).read_bytes())
+        of = [(it["name"], f"v{it['version']}") for it in packages]
+        linked = {name for name, it in zip(of, packages) if it.get("kind") != "build"}
+        check(len(of) == len(set(of)), f"{flavour}: a crate is recorded twice")
+        for what, found, wanted in (
+            ("all", set(of), tree("normal,build")),
+            ("linked", linked, tree("normal,no-proc-macro")),
+        ):
+            check(found == wanted, f"{flavour}: {what}: {sorted(found ^ wanted)}")
+        lock = tomllib.loads((REPOSITORY / "Cargo.lock").read_text())["package"]
+        locked = {(it["name"], f"v{it['version']}", "checksum" in it) for it in lock}
+        for name, it in zip(of, packages):
+            check((*name, it["source"] == "crates.io") in locked, f"{flavour}: {it} is not in Cargo.lock")
+            # A reader of the format needs indices of packages, and one root.
+            needed = it.get("dependencies", [])
+            check(needed == sorted(set(needed)) and all(index < len(of) for index in needed), it)
+        check([it["name"] for it in packages if it.get("root")] == [NAME], f"{flavour}: the root")
+        # The debug file names the sources that were compiled, whatever cargo says.
+        debug = (self.programs / flavour / f"{NAME}.debug").read_bytes()
+        sources = rb"/cargo/registry/src/[^/\0]+/([A-Za-z0-9_-]+?)-(\d+\.\d+\.\d[^/\0]*)/"
+        compiled = {(name.decode(), f"v{version.decode()}") for name, version in re.findall(sources, debug)}
+        check(len(compiled) > 50, f"{flavour}: only {len(compiled)} crates are in the debug file")
+        check(compiled <= linked, f"{flavour}: compiled and not recorded: {sorted(compiled - linked)}")
+        print(f"{flavour}: the program records {len(of)} crates, {len(linked)} of them linked")
+
     def chart(self) -> None:
         source = REPOSITORY / "deploy/chart"
         name = re.search("^name: *(.*)$", (source / "Chart.yaml").read_text(), re.M).group(1)
@@ -217,6 +258,7 @@ class Release:
             self.program(flavour, name)
             self.image(flavour, name)
             self.sbom(features, name)
+            self.recorded(flavour, features)
         self.chart()
         about = (self.directory / "BUILDINFO").read_text()
         for text in (f"version: {self.version}\n", f"revision: {self.revision}\n", "\nrustc: "):

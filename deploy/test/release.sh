@@ -49,7 +49,97 @@ refused() {
   grep -qF -- "$expected" <<<"$said" || fail "$*: \"$expected\" is not in: $said"
 }
 
-# The commands of docs/operating/releases.md, in a directory with a release and the public key.
+# The command of docs/operating/releases.md, in a network of its own, which reaches nothing.
+verify() { unshare --net -- "$PWD/deploy/verify_release.py" "$@"; }
+
+# Expects that the release in $3, with the public key $2, does not verify, with the text $1.
+unverified() {
+  local expected=$1 said
+  shift
+  if said=$(verify "$@" 2>&1); then fail "this release should not verify: $expected"; fi
+  grep "^NOT VERIFIED: " <<<"$said" | grep -qF -- "$expected" || fail "\"$expected\" is not in: $said"
+}
+
+# Makes the checksums of the release in $2 again, and signs them with the Ed25519 key $1.
+sign_again() (
+  cd "$2"
+  rm SHA256SUMS SHA256SUMS.sig
+  sha256sum -- * >"$work/SHA256SUMS"
+  mv "$work/SHA256SUMS" .
+  openssl pkeyutl -sign -inkey "$1" -rawin -in SHA256SUMS | base64 -w 0 >SHA256SUMS.sig
+)
+
+# Verifies the release in $1, of the Ed25519 key $work/ed25519, by the documented command: as it is,
+# and after changes of many kinds.
+verified_by_command() {
+  local release=$1 key=$work/ed25519.pub bad=$work/bad file bom image
+  verify "$key" "$release"
+  # Makes $bad, a copy of the release that the next lines change. Its files are links.
+  copy() { rm -rf "$bad" && cp -rl "$release" "$bad"; }
+  # Changes a JSON file of the copy by a filter of jq.
+  changed() { jq "$1" "$release/$2" >"$work/changed" && mv -f "$work/changed" "$bad/$2"; }
+
+  for file in "$release"/*; do
+    file=${file##*/}
+    copy
+    cp --remove-destination "$release/$file" "$bad/$file"
+    flip "$bad/$file"
+    case $file in
+    # The changed byte of the signature may also be one that base64 does not have.
+    SHA256SUMS.sig) unverified "" "$key" "$bad" ;;
+    SHA256SUMS) unverified "the signature of SHA256SUMS is not of" "$key" "$bad" ;;
+    *) unverified "$file has another checksum" "$key" "$bad" ;;
+    esac
+    rm "$bad/$file"
+    case $file in
+    SHA256SUMS | SHA256SUMS.sig) unverified "$file is missing" "$key" "$bad" ;;
+    *) unverified "missing: $file" "$key" "$bad" ;;
+    esac
+    ln -s "$release/$file" "$bad/$file"
+    case $file in
+    SHA256SUMS | SHA256SUMS.sig) unverified "$file is missing" "$key" "$bad" ;;
+    *) unverified "$file is not a file" "$key" "$bad" ;;
+    esac
+  done
+  copy && touch "$bad/another-file"
+  unverified "not of this release: another-file" "$key" "$bad"
+  # A file is exchanged, and its line of the checksums with it.
+  for file in "$release"/*.tgz "$release"/BUILDINFO; do
+    file=${file##*/}
+    copy
+    echo exchanged >"$work/changed" && mv -f "$work/changed" "$bad/$file"
+    sed "s/^.*  $file\$/$(sha256sum <"$bad/$file" | cut -d ' ' -f 1)  $file/" "$release/SHA256SUMS" \
+      >"$work/changed" && mv -f "$work/changed" "$bad/SHA256SUMS"
+    (cd "$bad" && sha256sum --check --strict --quiet SHA256SUMS)
+    unverified "the signature of SHA256SUMS is not of" "$key" "$bad"
+  done
+  # The signature is of another key.
+  openssl genpkey -algorithm ED25519 -out "$work/other.key"
+  copy && sign_again "$work/other.key" "$bad"
+  unverified "the signature of SHA256SUMS is not of" "$key" "$bad"
+  unverified "neither an Ed25519 nor" "$work/rsa.pub" "$release"
+  unverified "is not a public key" "$work/ed25519.key" "$release"
+  # Whoever made the release signed what does not fit together.
+  bom=$(basename "$release"/$NAME-[0-9]*.cdx.json)
+  image=$(basename "$release"/$NAME-[0-9]*.oci.tar)
+  copy && changed 'del(.components[0])' "$bom" && sign_again "$work/ed25519.key" "$bad"
+  unverified "${bom%.cdx.json}: SBOM and program differ" "$key" "$bad"
+  copy && changed '(.components[] | select(.name == "tokio")).version = "0.1.0"' "$bom"
+  sign_again "$work/ed25519.key" "$bad"
+  unverified "${bom%.cdx.json}: SBOM and program differ in [('tokio', '0.1.0'), ('tokio'," "$key" "$bad"
+  copy && changed 'del(.components[] | select(.name == "/etc/passwd"))' "$bom"
+  sign_again "$work/ed25519.key" "$bad"
+  unverified "${bom%.cdx.json}: SBOM and image differ in /etc/passwd" "$key" "$bad"
+  copy && cp -f --remove-destination "$release"/$NAME-kafka-*.oci.tar "$bad/$image"
+  sign_again "$work/ed25519.key" "$bad"
+  unverified "${bom%.cdx.json}: SBOM and image differ in /usr/bin/$NAME" "$key" "$bad"
+  copy && rm "$bad/$bom" && sign_again "$work/ed25519.key" "$bad"
+  unverified "$bom is missing" "$key" "$bad"
+  rm -rf "$bad"
+}
+
+# The commands by hand of docs/operating/releases.md, in a directory with a release and the public
+# key.
 verify_ed25519() {
   base64 -d SHA256SUMS.sig >SHA256SUMS.bin
   openssl pkeyutl -verify -pubin -inkey release.pub -rawin -in SHA256SUMS -sigfile SHA256SUMS.bin
@@ -112,6 +202,7 @@ package() {
   openssl genpkey -algorithm EC -pkeyopt ec_paramgen_curve:P-256 -out "$work/ecdsa.key" 2>/dev/null
   openssl pkey -in "$work/ecdsa.key" -pubout -out "$work/ecdsa.pub"
   openssl genpkey -algorithm RSA -pkeyopt rsa_keygen_bits:2048 -out "$work/rsa.key" 2>/dev/null
+  openssl pkey -in "$work/rsa.key" -pubout -out "$work/rsa.pub"
 
   say "wrong versions, keys, directories and trees are refused"
   refused "is $version, not 9.9.9" deploy/release.sh 9.9.9
@@ -140,13 +231,17 @@ package() {
     --output "$work/second" --key "$work/ed25519.key" >/dev/null
   diff -r "$work/first" "$work/second" || fail "two runs have made different bytes"
 
-  say "checksums and signature"
+  say "one command verifies it"
+  verified_by_command "$work/first"
+  say "checksums and signature, by hand"
   verified "$work/first" "$work/ed25519.pub" verify_ed25519
   # In the place of an earlier release, and with a key of the other kind.
   deploy/release.sh "$version" --programs "$work/programs" --flavour default --output "$work/second" \
     --key "$work/ecdsa.key" >/dev/null
   [ ! -e "$work/second/$NAME-kafka-$version-linux-$arch.tar.gz" ] || fail "a file of the earlier release"
   verified "$work/second" "$work/ecdsa.pub" verify_ecdsa
+  verify "$work/ecdsa.pub" "$work/second"
+  unverified "the signature of SHA256SUMS is not of" "$work/ed25519.pub" "$work/second"
 
   say "the files"
   "$python" tests/peers/sbom.py "$work/first"/*.cdx.json

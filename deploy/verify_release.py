@@ -1,0 +1,194 @@
+#!/usr/bin/env python3
+"""Verifies a release of kube-audit-forwarder, without network and without running anything of it.
+
+Usage: verify_release.py PUBLIC_KEY DIRECTORY
+
+DIRECTORY has the files of one release and nothing else. PUBLIC_KEY is the key of whoever makes the
+releases (PEM, Ed25519 or ECDSA P-256). Take the key and this script from a place that you trust, and
+not from beside the files: docs/operating/releases.md. It needs Python 3.9 and OpenSSL 3.
+
+1. The signature of SHA256SUMS is of that key.
+2. SHA256SUMS names all files of the directory and no other, and each has its checksum.
+3. Of each program, the SBOM names the crates that the program itself records, and no other.
+4. Of each image, the SBOM names all files and no other, and each has its checksum. The program is
+   the one in the archive.
+
+It prints a line for each of these and ends with status 0. At the first fault it says what is wrong
+and ends with status 1; then do not use any of the files.
+"""
+
+import base64
+import gzip
+import hashlib
+import io
+import json
+import os
+import re
+import stat
+import struct
+import subprocess
+import sys
+import tarfile
+import tempfile
+import zlib
+from pathlib import Path
+
+NAME = "kube-audit-forwarder"
+
+
+class Fault(Exception):
+    """What is wrong with the release."""
+
+
+def check(condition, message):
+    if not condition:
+        raise Fault(message)
+
+
+def sha256(data):
+    return hashlib.sha256(data).hexdigest()
+
+
+def openssl(*arguments):
+    done = subprocess.run(["openssl", *arguments], capture_output=True, text=True)
+    return done.returncode == 0, done.stdout + done.stderr
+
+
+def check_signature(key, signed, signature):
+    """Checks the signature, one line of base64, of the bytes `signed`."""
+    done, about = openssl("pkey", "-pubin", "-in", key, "-noout", "-text")
+    check(done, f"{key} is not a public key: {about.strip()}")
+    with tempfile.TemporaryDirectory() as directory:
+        data, binary = os.path.join(directory, "data"), os.path.join(directory, "signature")
+        Path(data).write_bytes(signed)
+        try:
+            Path(binary).write_bytes(base64.b64decode(signature.strip(), validate=True))
+        except ValueError:
+            raise Fault("SHA256SUMS.sig is not base64") from None
+        if about.startswith("ED25519"):
+            command = ("pkeyutl", "-verify", "-pubin", "-inkey", key, "-rawin", "-in", data, "-sigfile", binary)
+        else:
+            check("Public-Key: (256 bit)" in about, f"{key} is neither an Ed25519 nor an ECDSA P-256 key")
+            command = ("dgst", "-sha256", "-verify", key, "-signature", binary, data)
+        done, _ = openssl(*command)
+    check(done, f"the signature of SHA256SUMS is not of the key {key}")
+
+
+def check_files(directory, sums):
+    """Checks that the files are those of the checksums, and returns their names."""
+    wanted = {}
+    for line in sums.decode("ascii", "replace").splitlines():
+        found = re.fullmatch(r"([0-9a-f]{64})  ([A-Za-z0-9][A-Za-z0-9._+-]*)", line)
+        check(found and found[2] not in wanted, f"a line of SHA256SUMS is wrong: {line!r}")
+        wanted[found[2]] = found[1]
+    present = set(os.listdir(directory)) - {"SHA256SUMS", "SHA256SUMS.sig"}
+    check(not wanted.keys() - present, f"missing: {', '.join(sorted(wanted.keys() - present))}")
+    check(not present - wanted.keys(), f"not of this release: {', '.join(sorted(present - wanted.keys()))}")
+    for name, digest in wanted.items():
+        path = directory / name
+        check(stat.S_ISREG(path.lstat().st_mode), f"{name} is not a file")
+        check(sha256(path.read_bytes()) == digest, f"{name} has another checksum")
+    return set(wanted)
+
+
+def recorded(program):
+    """Returns the packages in the section .dep-v0 of a program (ELF, 64 bits, little endian)."""
+    check(program[:6] == b"\x7fELF\x02\x01", "the program is not a program for Linux")
+    (table,) = struct.unpack_from("<Q", program, 0x28)
+    size, count, names = struct.unpack_from("<HHH", program, 0x3A)
+    headers = [struct.unpack_from("<IIQQQQ", program, table + index * size) for index in range(count)]
+    for name, _, _, _, offset, length in headers:
+        start = headers[names][4] + name
+        if program[start : start + 8] == b".dep-v0\0":
+            return json.loads(zlib.decompress(program[offset : offset + length]))["packages"]
+    raise Fault("the program does not record its crates")
+
+
+def program_of(archive):
+    """Returns the program in an archive of the release."""
+    with tarfile.open(fileobj=io.BytesIO(archive)) as files:
+        found = [member for member in files.getmembers() if member.name.endswith(f"/{NAME}")]
+        check(len(found) == 1 and found[0].isfile(), "the archive does not have one program")
+        return files.extractfile(found[0]).read()
+
+
+def image_of(archive):
+    """Returns the checksum of each file of an image, by its path."""
+    with tarfile.open(fileobj=io.BytesIO(archive)) as layout:
+
+        def blob(descriptor):
+            kind, digest = descriptor["digest"].split(":")
+            data = layout.extractfile(f"blobs/{kind}/{digest}").read()
+            check((kind, sha256(data)) == ("sha256", digest), f"the blob {digest} of the image has another checksum")
+            return data
+
+        (entry,) = json.load(layout.extractfile("index.json"))["manifests"]
+        (layer,) = json.loads(blob(entry))["layers"]
+        root = gzip.decompress(blob(layer))
+    with tarfile.open(fileobj=io.BytesIO(root)) as files:
+        found = {}
+        for member in files.getmembers():
+            check(member.isfile() or member.isdir(), f"{member.name} of the image is neither file nor directory")
+            if member.isfile():
+                found[f"/{member.name}"] = sha256(files.extractfile(member).read())
+        return found
+
+
+def check_flavour(directory, stem, names):
+    """Checks one program, its image and its SBOM, and returns how many crates and files they have."""
+    for suffix in (".cdx.json", ".oci.tar"):
+        check(stem + suffix in names, f"{stem}{suffix} is missing")
+    read = lambda suffix: (directory / (stem + suffix)).read_bytes()  # noqa: E731
+    bom = json.loads(read(".cdx.json"))
+    program = program_of(read(".tar.gz"))
+    about = bom["metadata"]["component"]
+    crates = {(it["name"], it["version"]) for it in bom["components"] if it["type"] == "library"}
+    # The other crates of the repository are the program itself, and not in the SBOM.
+    packages = recorded(program)
+    ours = {(it["name"], it["version"]) for it in packages if it["source"] != "local"}
+    check(crates == ours, f"{stem}: SBOM and program differ in {sorted(crates ^ ours)}")
+    roots = [(it["name"], it["version"]) for it in packages if it.get("root")]
+    check(roots == [(about["name"], about["version"])], f"{stem}: the program is {roots}, not that of the SBOM")
+    files = {it["name"]: it["hashes"][0]["content"] for it in bom["components"] if it["type"] == "file"}
+    image = image_of(read(".oci.tar"))
+    different = sorted(name for name in files.keys() | image.keys() if files.get(name) != image.get(name))
+    check(not different, f"{stem}: SBOM and image differ in {', '.join(different)}")
+    check(image.get(f"/usr/bin/{NAME}") == sha256(program), f"{stem}: the image has another program")
+    return len(crates), len(files)
+
+
+def verify(key, directory):
+    for name in ("SHA256SUMS", "SHA256SUMS.sig"):
+        path = directory / name
+        check(path.is_file() and not path.is_symlink(), f"{name} is missing")
+    sums = (directory / "SHA256SUMS").read_bytes()
+    check_signature(key, sums, (directory / "SHA256SUMS.sig").read_bytes())
+    print(f"ok: SHA256SUMS is signed by {key}")
+    names = check_files(directory, sums)
+    print(f"ok: all {len(names)} files are there, are those that were signed, and no other is")
+    archives = sorted(name for name in names if re.search(r"-linux-[a-z0-9]+\.tar\.gz$", name))
+    check(archives, "the release has no program")
+    for name in archives:
+        stem = name[: -len(".tar.gz")]
+        crates, files = check_flavour(directory, stem, names)
+        print(f"ok: {stem}: the SBOM has the {crates} crates of the program and the {files} files of the image")
+
+
+def main():
+    if len(sys.argv) != 3 or sys.argv[1].startswith("-"):
+        print("usage: verify_release.py PUBLIC_KEY DIRECTORY", file=sys.stderr)
+        return 2
+    try:
+        verify(sys.argv[1], Path(sys.argv[2]))
+    except Fault as fault:
+        print(f"NOT VERIFIED: {fault}", file=sys.stderr)
+        return 1
+    # What cannot be read, in whatever way, is not verified either.
+    except Exception as error:
+        print(f"NOT VERIFIED: {type(error).__name__}: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
