@@ -1,0 +1,68 @@
+//! What CONTRIBUTING.md says of dependencies, as far as the files of the repository show it.
+//! `cargo deny` checks the rest.
+
+use crate::support::files;
+use crate::support::repository;
+
+fn read(path: &str) -> String {
+    std::fs::read_to_string(repository().join(path)).unwrap()
+}
+
+/// Returns the dependencies in a Cargo.toml, each with whether a comment gives its reason: on the
+/// line above or behind it.
+fn dependencies(path: &str) -> Vec<(String, bool)> {
+    let mut found = Vec::new();
+    let (mut in_table, mut above) = (false, false);
+    for line in read(path).lines() {
+        if line.starts_with('[') {
+            in_table = line.ends_with("dependencies]");
+        } else if let Some((name, _)) = line.split_once(" = ").filter(|_| in_table) {
+            found.push((name.to_owned(), above || line.contains(" # ")));
+        }
+        above = line.starts_with('#');
+    }
+    found
+}
+
+/// A crate that the main package has too needs its reason only there.
+#[test]
+fn each_dependency_has_its_reason() {
+    let main = dependencies("Cargo.toml");
+    assert!(main.len() > 40, "{main:?}");
+    for path in files().iter().filter(|path| path.ends_with("Cargo.toml")) {
+        for (name, has_reason) in dependencies(path) {
+            let elsewhere = path != "Cargo.toml"
+                && (name == "kube-audit-forwarder" || main.iter().any(|(other, _)| *other == name));
+            assert!(has_reason || elsewhere, "{path}: {name} has no reason");
+        }
+    }
+}
+
+#[test]
+fn each_exception_of_cargo_deny_has_its_reason() {
+    let deny: toml::Table = read("deny.toml").parse().unwrap();
+    let lists = [&deny["advisories"]["ignore"], &deny["bans"]["deny"]];
+    for exception in lists.into_iter().flat_map(|list| list.as_array().unwrap()) {
+        let reason = exception.get("reason").and_then(|reason| reason.as_str());
+        assert!(reason.is_some_and(|reason| reason.len() > 10), "{exception:?}");
+    }
+}
+
+/// The image is built by the compiler that Cargo.toml names, in an image that cannot change.
+#[test]
+fn the_containerfile_names_its_base_by_digest_and_with_the_rust_of_cargo() {
+    let cargo: toml::Table = read("Cargo.toml").parse().unwrap();
+    let version = cargo["package"]["rust-version"].as_str().unwrap();
+    let containerfile = read("deploy/Containerfile");
+    let of_registry: Vec<_> = containerfile
+        .lines()
+        .filter_map(|line| line.strip_prefix("FROM "))
+        .filter(|from| !from.starts_with("scratch") && !from.starts_with("${BINARY}"))
+        .collect();
+    let [from] = of_registry[..] else { panic!("{of_registry:?}") };
+    let base = format!("docker.io/library/rust:{version}-bookworm@sha256:");
+    let digest = from.strip_prefix(&base).and_then(|rest| rest.strip_suffix(" AS build"));
+    let is_hex =
+        |digest: &str| digest.len() == 64 && digest.bytes().all(|it| it.is_ascii_hexdigit());
+    assert!(digest.is_some_and(is_hex), "{from}");
+}
