@@ -19,12 +19,14 @@ use crate::config::Config;
 use crate::config::Content;
 use crate::config::Named;
 use crate::config::Problem;
+use crate::config::Restrict;
 use crate::config::Severity;
 use crate::delivery::DeadLetters;
 use crate::filter;
 use crate::listener::Settings;
 use crate::named_file;
 use crate::output;
+use crate::process::restrict;
 use crate::queue;
 use crate::source::Sources;
 use crate::telemetry::Telemetry;
@@ -319,6 +321,48 @@ pub fn room(checked: &Checked) -> Option<Problem> {
         );
         checked.problem("queue.max_bytes", message, Severity::Warning)
     })
+}
+
+/// Returns a problem if the config requires a restriction that this kernel does not have.
+pub fn kernel(checked: &Checked) -> Option<Problem> {
+    let is_required = checked.config.as_ref()?.restrict == Restrict::Required;
+    let lacking = is_required.then(restrict::lacking).flatten()?;
+    let message = format!(
+        "is \"required\", but this machine has no {lacking}, allowed here: best_effort, off"
+    );
+    Some(checked.problem("process.restrict", message, Severity::Error))
+}
+
+/// Returns a problem for each file and directory of the config that this process can no longer use,
+/// because it has restricted itself at its start. Directories in `in_use` stay in use anyway.
+pub fn outside(checked: &Checked, in_use: &[PathBuf]) -> Vec<Problem> {
+    let Some(state) = restrict::state() else { return Vec::new() };
+    let named = |path: &PathBuf| checked.named.iter().find(|named| named.path == *path);
+    let files = checked.files.iter().filter(|path| !state.allows(path, false)).map(|path| {
+        // The file of a `${file:…}` has no key of its own: the problem of the key names the file.
+        let shown = path.display().to_string();
+        let is_of = |problem: &&Problem| problem.message.contains(&shown);
+        let of_template = || checked.problems.iter().find(is_of).map(|it| it.path.clone());
+        (named(path).map(|it| it.key.clone()).or_else(of_template).unwrap_or_default(), path)
+    });
+    let directories = checked.named.iter().filter(|named| {
+        // A change of `queue.directory` waits for a restart in any case.
+        named.content == Content::Directory
+            && named.key != "queue.directory"
+            && !in_use.contains(&named.path)
+            && !state.allows(&named.path, true)
+    });
+    files
+        .chain(directories.map(|named| (named.key.clone(), &named.path)))
+        .map(|(key, path)| {
+            let message = format!(
+                "{} is outside of what this process has kept at its start (process.restrict), \
+                 allowed: what is in the directories of the old config's files, or a restart",
+                path.display()
+            );
+            checked.problem(&key, message, Severity::Error)
+        })
+        .collect()
 }
 
 /// Returns the end of an error message: the contents that the file of this config key may have.

@@ -52,6 +52,7 @@ mod migrate;
 mod policy;
 mod queue;
 mod replay;
+mod restrict;
 mod size;
 mod tap;
 mod top;
@@ -480,12 +481,15 @@ fn run(file: Option<&Path>) -> Result<(), u8> {
         let checked = config::read(&text, output::TYPES);
         let mut problems = crate::check::files(&checked);
         problems.extend(crate::check::room(&checked));
+        problems.extend(crate::check::kernel(&checked));
         checked.with(problems).strict()
     })?;
     let Some(config) = &checked.config else {
         report(&checked, &name)?;
         return Err(WRONG);
     };
+    // The threads that run from here on inherit the restriction.
+    let restricted = restrict::before_threads(file, &checked.files, config)?;
     telemetry::start_log(config.log)
         .map_err(|error| failed(format_args!("cannot start the log: {error}")))?;
     // From here on nothing is printed, because a stderr that nobody reads would block the process.
@@ -500,7 +504,10 @@ fn run(file: Option<&Path>) -> Result<(), u8> {
         }
     }
     tracing::info!(version = env!("CARGO_PKG_VERSION"), config = name, "starting");
-    let result = run_relay(file, config.clone());
+    let result = restricted.and_then(|state| {
+        state.tell();
+        run_relay(file, config.clone())
+    });
     match &result {
         // The relay has logged its totals already, and they are the last line of the log.
         Ok(()) | Err(relay::Error::Ended(_)) => {}

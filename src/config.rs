@@ -21,7 +21,7 @@
 //! | 1 | `literal` `problem` `template` `values` | TOML as text · problems · `${…}` · sizes, times, names |
 //! | 2 | `reader` | the state of reading one file: positions and records |
 //! | 3 | `print` `table` `targets` | printing of the config and the reference · tables and keys · addresses of outputs |
-//! | 4 | `compression` `delivery` `filter` `log` `messages` `protocol` `tls` | sections, and the interface for types of output |
+//! | 4 | `compression` `delivery` `filter` `log` `messages` `process` `protocol` `tls` | sections, and the interface for types of output |
 //! | 5 | `kafka` `listener` `output` `stream` | tables, and keys that several types of output share |
 //! | 6 | `http` `queue` | keys that the HTTP outputs share · a table that depends on the outputs |
 //! | 7 | `dead_letter` `evidence` `limits` `source` | tables that depend on the queue |
@@ -47,6 +47,7 @@ mod messages;
 mod output;
 mod print;
 mod problem;
+mod process;
 mod protocol;
 mod queue;
 mod reader;
@@ -93,6 +94,7 @@ pub use problem::Content;
 pub use problem::Named;
 pub use problem::Problem;
 pub use problem::Severity;
+pub use process::Restrict;
 pub use protocol::OutputKind;
 pub use protocol::OutputSettings;
 pub use protocol::OutputType;
@@ -300,6 +302,8 @@ pub struct Config {
     pub tap_token_file: Option<PathBuf>,
     /// The section `[log]`: the level and the format of the log.
     pub log: Log,
+    /// The key `process.restrict`: whether the process gives up what it does not need.
+    pub restrict: Restrict,
     /// The key `shutdown.drain_timeout`: the time that the relay has after SIGTERM to finish its
     /// requests and to send the events in the queue.
     pub drain_timeout: Duration,
@@ -342,6 +346,7 @@ fn whole<'a>(
     let evidence = t.optional_section(key, evidence::read);
     let (admin, tap_token_file) = admin(&mut t);
     let log = t.section("log", log::read);
+    let restrict = t.section("process", process::restrict);
     let drain_timeout = t.section("shutdown", drain_timeout);
     t.refuse_rest(&|_| None);
 
@@ -370,6 +375,7 @@ fn whole<'a>(
         admin: admin?,
         tap_token_file,
         log: log?,
+        restrict,
         drain_timeout,
     })
 }

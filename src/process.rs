@@ -1,5 +1,5 @@
 //! The process as a whole: the settings that it asks of the kernel once at the start, before
-//! anything is open, and the failures after which it must end.
+//! anything is open, what it gives up then, and the failures after which it must end.
 
 use std::io;
 
@@ -8,6 +8,7 @@ use rustix::process::getrlimit;
 use rustix::process::setrlimit;
 
 mod failures;
+pub mod restrict;
 
 pub use failures::Failures;
 

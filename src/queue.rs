@@ -78,6 +78,7 @@ pub use contract::Take;
 pub use contract::Ticket;
 pub use contract::lines;
 pub use disk::OpenError;
+pub use disk::make as make_directory;
 pub use identity::Identity;
 pub use notes::Notes;
 pub use outputs::Output;

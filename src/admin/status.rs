@@ -13,9 +13,11 @@ use super::Admin;
 use super::Listener;
 use super::Output;
 use super::history::LastMinute;
+use crate::config::Restrict;
 use crate::delivery::AddressState;
 use crate::delivery::ParkedEvents;
 use crate::lock::lock;
+use crate::process::restrict;
 use crate::queue::Backlog;
 use crate::queue::Queue;
 use crate::release;
@@ -78,6 +80,7 @@ impl Admin {
             "outputs": self.outputs(),
             "certificates": self.certificates(),
             "reloads": self.reloads(ago),
+            "process": { "restrict": restriction() },
             "evidence": self.evidence.as_ref().map(|_| self.evidence_json(ago)),
         })
     }
@@ -227,6 +230,17 @@ fn judged(mut status: Value) -> Value {
     }
     status["verdict"] = json!(verdict::judge(&facts));
     status
+}
+
+/// Returns, as JSON, what the process has given up at its start.
+fn restriction() -> Value {
+    let state = restrict::state();
+    json!({
+        "setting": state.map_or(Restrict::Off, |state| state.restrict).name(),
+        "landlock_abi": state.and_then(|state| state.landlock),
+        "seccomp": state.is_some_and(|state| state.seccomp),
+        "missing": state.and_then(|state| state.missing.as_deref()),
+    })
 }
 
 fn seconds(time: Option<Duration>) -> Option<f64> {

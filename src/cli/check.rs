@@ -97,8 +97,9 @@ fn looked_at(checked: Checked, elsewhere: bool) -> Checked {
         problems.iter_mut().for_each(|problem| problem.severity = Severity::Warning);
     }
     problems.extend(check::files(&checked));
-    // The disk of another machine is not this one.
+    // The disk and the kernel of another machine are not these.
     problems.extend(check::room(&checked).filter(|_| !elsewhere));
+    problems.extend(check::kernel(&checked).filter(|_| !elsewhere));
     let mut all = problems.iter().chain(&checked.problems);
     let is_whole = all.all(|problem| problem.severity == Severity::Warning);
     if let Some(config) = checked.config.as_ref().filter(|_| is_whole) {

@@ -176,7 +176,7 @@ impl RealDisk {
             let path = path.to_owned();
             move |error: io::Error| OpenError::new(what, path, error)
         };
-        make_directory(root).map_err(failed("make", root))?;
+        make(root)?;
         let lock = root.join(LOCK);
         let file =
             options(Access::Write).create(true).open(&lock).map_err(failed("open", &lock))?;
@@ -237,6 +237,16 @@ impl RealDisk {
             reserved => Ok(reserved?),
         }
     }
+}
+
+/// Makes the directory of a queue, or another directory that the relay writes to, if it is missing.
+/// The new directory survives a power loss. Blocks on the disk.
+///
+/// # Errors
+///
+/// The directory is missing and cannot be made, with advice for the operator.
+pub fn make(path: &Path) -> Result<(), OpenError> {
+    make_directory(path).map_err(|error| OpenError::new("make", path.to_owned(), error))
 }
 
 /// Makes a directory if it is missing, and syncs its parent directory, so that the new directory

@@ -64,7 +64,12 @@ impl ConfigFile {
                 problems.iter_mut().for_each(|problem| problem.severity = Severity::Error);
                 problems.extend(check::files(&checked));
                 problems.extend(check::room(&checked));
-                checked.with(problems)
+                let outside = check::outside(&checked, &in_use);
+                let is_outside = |it: &Problem| outside.iter().any(|other| other.path == it.path);
+                let mut checked = checked.with(problems);
+                // Such a file cannot be read, which is only a consequence.
+                checked.problems.retain(|problem| !is_outside(problem));
+                (checked, outside)
             });
             (files, seen, checked)
         });
@@ -75,8 +80,12 @@ impl ConfigFile {
         let (files, seen, checked) = read?;
         self.watch.renew(files, seen);
         self.problems.clear();
-        let Checked { config, problems, .. } = checked?;
+        let (Checked { config, problems, .. }, outside) = checked?;
         self.problems = problems;
+        if !outside.is_empty() {
+            self.problems.extend(outside);
+            return Err(Refused::Outside);
+        }
         config.ok_or(Refused::Problems)
     }
 

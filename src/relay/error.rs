@@ -46,6 +46,14 @@ pub(super) enum Refused {
          can't change without a restart: restart the relay, or leave the [[source]] out"
     )]
     NeedsRestart,
+    /// The config names files or directories that this process can no longer use, because it has
+    /// restricted itself at its start. Each of them is logged. The operator must restart the relay,
+    /// or name another place.
+    #[error(
+        "the config names files outside of what this process has kept at its start \
+         (process.restrict): a restart of the relay takes the config in"
+    )]
+    Outside,
     /// The config file, or a file that it names, cannot be read or used. The operator must correct
     /// the file, its permissions or the config.
     #[error("{0}")]
@@ -75,7 +83,9 @@ impl From<Refused> for Error {
     fn from(refused: Refused) -> Self {
         let text = refused.to_string();
         match refused {
-            Refused::Problems | Refused::NeedsRestart | Refused::File(_) => Self::Config(text),
+            Refused::Problems | Refused::NeedsRestart | Refused::Outside | Refused::File(_) => {
+                Self::Config(text)
+            }
             Refused::Address(_)
             | Refused::Join(_)
             | Refused::Hangs { .. }

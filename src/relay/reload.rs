@@ -164,8 +164,8 @@ impl Parts {
     }
 
     /// Replaces the settings in `config` that cannot change without a restart by the settings in
-    /// use: the admin address, the section `[evidence]` and, if `queue.directory` has changed, all
-    /// settings of the queue. If `queue.directory` has changed, also lowers `limits.max_body` to
+    /// use: the admin address, the section `[evidence]`, `process.restrict` and, if
+    /// `queue.directory` has changed, all settings of the queue. If `queue.directory` has changed, also lowers `limits.max_body` to
     /// the value in use if it is larger, and returns `Err` if `config` has sources that the queue
     /// in use cannot serve.
     fn keep_what_cannot_change(&self, config: &mut Config) -> Result<(), Refused> {
@@ -177,6 +177,10 @@ impl Parts {
         if config.evidence != now.evidence {
             tracing::warn!(key = "evidence", "has changed, which needs a restart");
             config.evidence.clone_from(&now.evidence);
+        }
+        if config.restrict != now.restrict {
+            tracing::warn!(key = "process.restrict", "has changed, which needs a restart");
+            config.restrict = now.restrict;
         }
         if config.queue.directory != now.queue.directory {
             tracing::warn!(key = "queue.directory", "has changed, which needs a restart");

@@ -1,0 +1,57 @@
+//! What `run` does before it starts a thread: it makes the directories that the relay writes to, and
+//! restricts the process to the files that the relay needs.
+
+use std::path::Path;
+use std::path::PathBuf;
+
+use super::in_time;
+use crate::config::Config;
+use crate::config::Restrict;
+use crate::process::restrict;
+use crate::process::restrict::Opened;
+use crate::process::restrict::State;
+use crate::queue::OpenError;
+use crate::queue::make_directory;
+use crate::relay::Error;
+
+/// Restricts this thread, and those that it makes later, as `process.restrict` says. `file` is the
+/// config file, and `named` are the files that it names. If a file system hangs, prints that, and
+/// the outer `Err` is the exit status. The inner `Err` is for the log, which is not started yet.
+pub(super) fn before_threads(
+    file: Option<&Path>,
+    named: &[PathBuf],
+    config: &Config,
+) -> Result<Result<&'static State, Error>, u8> {
+    let files: Vec<_> = file.into_iter().map(Path::to_owned).chain(named.to_vec()).collect();
+    let (setting, of_queue) = (config.restrict, config.queue.directory.clone());
+    let of_letters = config.dead_letter.directory.clone();
+    let opened = match setting {
+        Restrict::Off => Ok(Vec::new()),
+        // This thread has ended when its result is here.
+        Restrict::Required | Restrict::BestEffort => {
+            in_time(move || open(setting, &files, of_queue, of_letters))?
+        }
+    };
+    let opened = opened.map_err(|error| Error::Run(format!("queue.directory: {error}")));
+    Ok(opened.and_then(|opened| {
+        restrict::enforce(setting, opened).map_err(|missing| {
+            let what = format!("process.restrict is \"required\", but there is no {missing}");
+            Error::Config(what)
+        })
+    }))
+}
+
+/// Opens everything that the relay may use. The directories must exist for that, so they are made,
+/// as the relay would make them later.
+fn open(
+    setting: Restrict,
+    files: &[PathBuf],
+    of_queue: Option<PathBuf>,
+    of_letters: Option<PathBuf>,
+) -> Result<Vec<Opened>, OpenError> {
+    of_queue.as_deref().map_or(Ok(()), make_directory)?;
+    // A relay runs without this directory. The writer of the letters logs why it has none.
+    of_letters.as_deref().map_or(Ok(()), make_directory).ok();
+    let directories: Vec<_> = of_queue.into_iter().chain(of_letters).collect();
+    Ok(restrict::open(setting, files, &directories))
+}

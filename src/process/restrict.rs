@@ -1,0 +1,519 @@
+//! What the process gives up at its start, so that whoever takes it over gets little: the files
+//! that the config does not name (Landlock), and system calls that the relay never makes (seccomp).
+//!
+//! # When
+//!
+//! Both hold for the thread that asks for them, and for the threads that this thread makes later.
+//! Only since Linux 7.0 can Landlock reach threads that exist already. So the command `run` calls
+//! [`enforce`] on its first thread, before it starts the log's thread, the runtime, or any other
+//! thread that stays. Nothing is open then, and nothing needs to be: the checked config names every
+//! file that the relay opens later. Landlock does not concern sockets, or files that are open
+//! already, such as stderr.
+//!
+//! # Which files
+//!
+//! A rule of Landlock is on a file or directory (an inode) and not on its name, and can neither be
+//! changed nor added later. If a program replaces a file by another one of the same name, a rule on
+//! the file is of no use any more. [`open`] therefore takes the directory around each file that the
+//! config names, and around each symlink on the way to it. The kubelet swaps the symlink `..data`
+//! in such a directory; certificate tools swap the file itself. A file that is a mount of its own
+//! (a `subPath`) cannot be replaced, so the rule is on the file.
+//!
+//! The directories in which the relay writes must exist before, because a rule needs an inode. The
+//! command `run` makes them first.
+//!
+//! The lists [`OF_THE_SYSTEM`] and [`RESOLVER`] are what libraries open behind the relay's back.
+//! `/etc/passwd` is not among them: nothing asks for users.
+//!
+//! # Which system calls
+//!
+//! [`FORBIDDEN`] is a list of what is refused; everything else is allowed, because an update of a
+//! library may use calls that it did not use before. A refused call fails with EPERM, as it does
+//! without the privilege that most of these calls need. No library of the relay tries one of them
+//! and falls back to another, which would need ENOSYS. `clone` and `clone3` are allowed: glibc makes
+//! threads with them. A new user namespace that they make is of little use, because mounting
+//! anything in it is refused.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::env;
+use std::path::Path;
+use std::path::PathBuf;
+use std::sync::OnceLock;
+
+use landlock::ABI;
+use landlock::Access as _;
+use landlock::AccessFs;
+use landlock::BitFlags;
+use landlock::CompatLevel;
+use landlock::Compatible as _;
+use landlock::LandlockStatus;
+use landlock::PathBeneath;
+use landlock::PathFd;
+use landlock::Ruleset;
+use landlock::RulesetAttr as _;
+use landlock::RulesetCreated;
+use landlock::RulesetCreatedAttr as _;
+use landlock::RulesetError;
+use landlock::Scope;
+use rustix::fs::AtFlags;
+use rustix::fs::StatxAttributes;
+use rustix::fs::StatxFlags;
+use rustix::thread::secure_computing_mode;
+use seccompiler::BpfProgram;
+use seccompiler::SeccompAction;
+use seccompiler::SeccompFilter;
+
+use crate::config::Restrict;
+
+/// The oldest version of Landlock that is used (Linux 6.2). The first version refuses every rename
+/// from one directory to another, which the queue needs. The second one does not know truncation.
+const LANDLOCK_MIN: ABI = ABI::V3;
+
+/// The greatest number of symlinks on the way to a file; Linux itself follows 40.
+const LINKS_MAX: usize = 40;
+
+/// The files and directories that libraries read while the relay runs: the kernel's figures, the
+/// libraries and settings of the name service, and the certificates of public authorities. Those
+/// that a machine does not have are left out.
+const OF_THE_SYSTEM: [&str; 28] = [
+    // Metrics, memory limits, the sockets' backlogs. The inodes below /proc change, so the rule is
+    // on all of it. A restricted process cannot look into the processes around it there.
+    "/proc",
+    "/sys/fs/cgroup",
+    "/dev/urandom",
+    // getaddrinfo(3) of glibc loads the libraries that nsswitch.conf names.
+    "/etc/gai.conf",
+    "/etc/host.conf",
+    "/etc/ld.so.cache",
+    "/etc/nsswitch.conf",
+    "/etc/services",
+    "/lib",
+    "/lib64",
+    "/usr/lib",
+    "/usr/lib64",
+    "/usr/local/lib",
+    // Where systems have the certificates of public authorities, and OpenSSL (for Kafka) its
+    // settings.
+    "/etc/ca-certificates",
+    "/etc/crypto-policies",
+    "/etc/pki/ca-trust",
+    "/etc/pki/tls/cacert.pem",
+    "/etc/pki/tls/cert.pem",
+    "/etc/pki/tls/certs",
+    "/etc/pki/tls/openssl.cnf",
+    "/etc/ssl/ca-bundle.pem",
+    "/etc/ssl/cert.pem",
+    "/etc/ssl/certs",
+    "/etc/ssl/openssl.cnf",
+    "/opt/etc/ssl/certs",
+    "/usr/local/share/ca-certificates",
+    "/usr/share/ca-certificates",
+    "/var/lib/ca-certificates",
+];
+
+/// The files by which names are looked up. They change while the relay runs.
+const RESOLVER: [&str; 2] = ["/etc/hosts", "/etc/resolv.conf"];
+
+/// The environment variables that name files of the libraries: a bundle of authorities, and the
+/// token of a service account for an output of type `s3`.
+const FILE_VARIABLES: [&str; 2] = ["AWS_WEB_IDENTITY_TOKEN_FILE", "SSL_CERT_FILE"];
+
+/// The environment variable that names directories with certificates of authorities.
+const DIRECTORIES_VARIABLE: &str = "SSL_CERT_DIR";
+
+/// The system calls that are refused on every architecture.
+const FORBIDDEN: [libc::c_long; 52] = [
+    // Other programs, and other processes.
+    libc::SYS_execve,
+    libc::SYS_execveat,
+    libc::SYS_kcmp,
+    libc::SYS_pidfd_getfd,
+    libc::SYS_process_vm_readv,
+    libc::SYS_process_vm_writev,
+    libc::SYS_ptrace,
+    // File systems, and other views of them.
+    libc::SYS_chroot,
+    libc::SYS_fanotify_init,
+    libc::SYS_fsconfig,
+    libc::SYS_fsmount,
+    libc::SYS_fsopen,
+    libc::SYS_fspick,
+    libc::SYS_mount,
+    libc::SYS_mount_setattr,
+    libc::SYS_move_mount,
+    libc::SYS_open_by_handle_at,
+    libc::SYS_open_tree,
+    OPEN_TREE_ATTR,
+    libc::SYS_pivot_root,
+    libc::SYS_quotactl,
+    libc::SYS_quotactl_fd,
+    libc::SYS_setns,
+    libc::SYS_swapoff,
+    libc::SYS_swapon,
+    libc::SYS_umount2,
+    libc::SYS_unshare,
+    // The kernel's own code, and large interfaces to it.
+    libc::SYS_bpf,
+    libc::SYS_delete_module,
+    libc::SYS_finit_module,
+    libc::SYS_init_module,
+    libc::SYS_io_uring_enter,
+    libc::SYS_io_uring_register,
+    libc::SYS_io_uring_setup,
+    KEXEC_FILE_LOAD,
+    libc::SYS_kexec_load,
+    libc::SYS_lookup_dcookie,
+    libc::SYS_perf_event_open,
+    libc::SYS_userfaultfd,
+    // Keys of the kernel.
+    libc::SYS_add_key,
+    libc::SYS_keyctl,
+    libc::SYS_request_key,
+    // The machine.
+    libc::SYS_acct,
+    libc::SYS_adjtimex,
+    libc::SYS_clock_adjtime,
+    libc::SYS_clock_settime,
+    libc::SYS_personality,
+    libc::SYS_reboot,
+    libc::SYS_setdomainname,
+    libc::SYS_sethostname,
+    libc::SYS_settimeofday,
+    libc::SYS_syslog,
+];
+
+/// The number of open_tree_attr(2), which is the same on every architecture; the crate libc does
+/// not have it.
+const OPEN_TREE_ATTR: libc::c_long = 467;
+
+/// The number of kexec_file_load(2). The crate libc does not have it for every C library.
+const KEXEC_FILE_LOAD: libc::c_long = if cfg!(target_arch = "aarch64") { 294 } else { 320 };
+
+/// The system calls that are refused on x86-64 alone: ioperm(2), iopl(2) and modify_ldt(2).
+const FORBIDDEN_ON_X86_64: [libc::c_long; 3] = [154, 172, 173];
+
+/// The bit by which programs of the x32 ABI call the kernel of x86-64. With this bit, each of
+/// [`FORBIDDEN`] can be called by another number.
+const X32: libc::c_long = 0x4000_0000;
+
+/// The numbers that only the x32 ABI has: another execve(2), ptrace(2) and so on.
+const X32_NUMBERS: std::ops::RangeInclusive<libc::c_long> = 512..=547;
+
+/// The restriction of this process; [`enforce`] sets it.
+static STATE: OnceLock<State> = OnceLock::new();
+
+/// What a rule allows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum May {
+    Read,
+    /// Read, write, make and remove files and directories.
+    Write,
+}
+
+/// The device and the number of a file or directory, by which a rule of Landlock knows it.
+type Identity = (u64, u64);
+
+/// A file or directory that the process may use, opened for a rule.
+pub struct Opened {
+    path: PathBuf,
+    fd: PathFd,
+    may: May,
+    identity: Identity,
+    is_directory: bool,
+}
+
+/// The restriction of a process.
+#[derive(Debug)]
+pub struct State {
+    /// The setting `process.restrict`.
+    pub restrict: Restrict,
+    /// The version of the kernel's Landlock; `None`: Landlock is not in force.
+    pub landlock: Option<i32>,
+    /// `true`: the seccomp filter is in force.
+    pub seccomp: bool,
+    /// What is not in force although the setting asks for it, and why.
+    pub missing: Option<String>,
+    /// The files and directories that the process may use, with all that is below them.
+    allowed: Vec<(PathBuf, Identity, May)>,
+}
+
+impl State {
+    fn new(restrict: Restrict) -> Self {
+        Self { restrict, landlock: None, seccomp: false, missing: None, allowed: Vec::new() }
+    }
+
+    /// Returns `true` if the restriction lets the process read this file, or write to this
+    /// directory, although neither needs to exist. Returns also `true` if the path cannot be
+    /// followed: the error of the system says more.
+    pub fn allows(&self, path: &Path, is_to_be_written: bool) -> bool {
+        let Some(real) = std::path::absolute(path).ok().and_then(|path| {
+            path.ancestors().find_map(|it| match it.canonicalize() {
+                Ok(real) => Some(Some(real)),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
+                Err(_) => Some(None),
+            })?
+        }) else {
+            return true;
+        };
+        let allows = |identity: Identity| {
+            let mut allowed = self.allowed.iter();
+            allowed.any(|(_, it, may)| *it == identity && (*may == May::Write || !is_to_be_written))
+        };
+        let identity = |path: &Path| rustix::fs::stat(path).ok().map(|it| (it.st_dev, it.st_ino));
+        self.landlock.is_none() || real.ancestors().filter_map(identity).any(allows)
+    }
+
+    /// Writes the log line about the restriction.
+    pub fn tell(&self) {
+        let Self { landlock, seccomp, missing, .. } = self;
+        let restrict = self.restrict.name();
+        let paths = |may| {
+            let paths = self.allowed.iter().filter(|it| it.2 == may);
+            paths.map(|(path, ..)| path.display().to_string()).collect::<Vec<_>>().join(" ")
+        };
+        match (landlock, missing) {
+            _ if self.restrict == Restrict::Off => {
+                tracing::info!(restrict, "the process may do what its user may do");
+            }
+            (Some(abi), None) => {
+                let (read, write) = (paths(May::Read), paths(May::Write));
+                tracing::info!(
+                    restrict,
+                    landlock = abi,
+                    seccomp,
+                    read,
+                    write,
+                    "the process has given up what it does not need"
+                );
+            }
+            (_, missing) => {
+                let (read, write) = (paths(May::Read), paths(May::Write));
+                tracing::info!(
+                    restrict,
+                    ?landlock,
+                    seccomp,
+                    missing,
+                    read,
+                    write,
+                    "the process could not give up all that it does not need"
+                );
+            }
+        }
+    }
+}
+
+/// Returns the restriction of this process. Returns `None` if [`enforce`] was not called, as in
+/// commands other than `run`.
+pub fn state() -> Option<&'static State> {
+    STATE.get()
+}
+
+/// Opens what the relay needs: for reading the files of the system, and what is around `files`; for
+/// writing `directories`, which exist. What cannot be opened is left out: the relay could not use
+/// it either. Blocks on the disk.
+pub fn open(restrict: Restrict, files: &[PathBuf], directories: &[PathBuf]) -> Vec<Opened> {
+    if restrict == Restrict::Off {
+        return Vec::new();
+    }
+    let mut wanted = BTreeMap::new();
+    let variables = FILE_VARIABLES.iter().filter_map(env::var_os).map(PathBuf::from);
+    let of_variables: Vec<_> = variables.collect();
+    let listed = env::var_os(DIRECTORIES_VARIABLE).unwrap_or_default();
+    let readable = files
+        .iter()
+        .chain(&of_variables)
+        .flat_map(|file| around(file))
+        .chain(RESOLVER.iter().flat_map(|file| around_resolver(Path::new(file), restrict)))
+        .chain(OF_THE_SYSTEM.iter().map(PathBuf::from))
+        .chain(env::split_paths(&listed))
+        // A panic looks for the names of the program's functions.
+        .chain(env::current_exe().ok())
+        .map(|path| (path, May::Read));
+    for (path, may) in readable.chain(directories.iter().map(|path| (path.clone(), May::Write))) {
+        if let Ok(real) = path.canonicalize() {
+            let known = wanted.entry(real).or_insert(may);
+            *known = may.max(*known);
+        }
+    }
+    wanted.into_iter().filter_map(|(path, may)| opened(path, may)).collect()
+}
+
+fn opened(path: PathBuf, may: May) -> Option<Opened> {
+    let fd = PathFd::new(&path).ok()?;
+    let found = rustix::fs::fstat(&fd).ok()?;
+    let kind = rustix::fs::FileType::from_raw_mode(found.st_mode);
+    let identity = (found.st_dev, found.st_ino);
+    Some(Opened { path, fd, may, identity, is_directory: kind.is_dir() })
+}
+
+/// Returns the directories from which `file` is read, also after it was replaced. Anything but a
+/// regular file, such as a pipe, cannot be read again, so nothing is returned for it.
+fn around(file: &Path) -> BTreeSet<PathBuf> {
+    let mut around = BTreeSet::new();
+    if file.metadata().is_ok_and(|found| !found.is_file()) {
+        return around;
+    }
+    for link in links(file) {
+        let Some(directory) = link.parent() else { continue };
+        // A rule on the root would allow everything.
+        let is_root = directory.canonicalize().is_ok_and(|real| real.parent().is_none());
+        if is_root || is_mount(&link) {
+            around.insert(link);
+            continue;
+        }
+        if directory.file_name().is_some_and(|name| name == "..data") {
+            around.extend(directory.parent().map(Path::to_owned));
+        }
+        around.insert(directory.to_owned());
+    }
+    around
+}
+
+/// Returns what must be readable so that a file of the resolver is. The file is mostly a mount of
+/// its own (in a container), or a symlink out of `/etc`. If it is neither, whoever replaces it
+/// makes a new file in `/etc`. Names could then not be looked up any more, so all of `/etc` is
+/// readable, unless the operator requires the restriction.
+fn around_resolver(file: &Path, restrict: Restrict) -> BTreeSet<PathBuf> {
+    let etc = Path::new("/etc");
+    let of = |link: PathBuf| match link.parent() == Some(etc) {
+        true if link.is_symlink() => None,
+        true if restrict == Restrict::Required || is_mount(&link) => Some(link),
+        true => Some(etc.to_owned()),
+        false => link.parent().map(Path::to_owned),
+    };
+    links(file).into_iter().filter_map(of).collect()
+}
+
+/// Returns the absolute paths of `file`, of the file that it links to, and so on.
+fn links(file: &Path) -> Vec<PathBuf> {
+    let mut links: Vec<_> = std::path::absolute(file).into_iter().collect();
+    while let Some(last) = links.last()
+        && links.len() <= LINKS_MAX
+        && let Ok(target) = last.read_link()
+    {
+        links.push(last.parent().unwrap_or(last).join(target));
+    }
+    links
+}
+
+/// Returns `true` if something is mounted at `path`.
+fn is_mount(path: &Path) -> bool {
+    let flags = AtFlags::SYMLINK_NOFOLLOW | AtFlags::NO_AUTOMOUNT;
+    let found = rustix::fs::statx(rustix::fs::CWD, path, flags, StatxFlags::empty());
+    found.is_ok_and(|found| found.stx_attributes.contains(StatxAttributes::MOUNT_ROOT))
+}
+
+/// Returns what this kernel lacks for the setting `required`; `None` if it lacks nothing.
+pub fn lacking() -> Option<String> {
+    let landlock = ruleset().err().map(|_| NO_LANDLOCK.to_owned());
+    let seccomp = secure_computing_mode().err().map(|error| format!("seccomp ({error})"));
+    let all: Vec<_> = landlock.into_iter().chain(seccomp).collect();
+    (!all.is_empty()).then(|| all.join(" and "))
+}
+
+/// What is missing if the kernel has no Landlock that can be used.
+const NO_LANDLOCK: &str = "Landlock with ABI 3 or newer (Linux 6.2, and `landlock` in the kernel's \
+                           list of security modules)";
+
+/// Restricts the calling thread, and the threads that it makes later, to `opened`. Does nothing if
+/// `restrict` is [`Restrict::Off`]. Must be called only once.
+///
+/// # Errors
+///
+/// The restriction is required, and something of it cannot be in force. The process must then end.
+pub fn enforce(restrict: Restrict, opened: Vec<Opened>) -> Result<&'static State, String> {
+    let state = match restrict {
+        Restrict::Off => State::new(restrict),
+        Restrict::Required | Restrict::BestEffort => restrict_thread(restrict, opened),
+    };
+    match &state.missing {
+        Some(missing) if restrict == Restrict::Required => Err(missing.clone()),
+        Some(_) | None => Ok(STATE.get_or_init(|| state)),
+    }
+}
+
+fn restrict_thread(restrict: Restrict, opened: Vec<Opened>) -> State {
+    let mut state = State::new(restrict);
+    let allowed: Vec<_> = opened.iter().map(|it| (it.path.clone(), it.identity, it.may)).collect();
+    let mut missing = Vec::new();
+    match limit_files(opened) {
+        Ok(abi) => (state.landlock, state.allowed) = (Some(abi), allowed),
+        Err(error) => missing.push(error),
+    }
+    // Setting no_new_privs is a part of both, so that a program with the setuid bit gains nothing.
+    match forbid_calls() {
+        Ok(()) => state.seccomp = true,
+        Err(error) => missing.push(format!("seccomp ({error})")),
+    }
+    state.missing = (!missing.is_empty()).then(|| missing.join(" and "));
+    state
+}
+
+/// Returns an empty ruleset, by which the process could open nothing.
+fn ruleset() -> Result<RulesetCreated, RulesetError> {
+    Ruleset::default()
+        .set_compatibility(CompatLevel::HardRequirement)
+        .handle_access(AccessFs::from_all(LANDLOCK_MIN))?
+        // What newer kernels can refuse, too: ioctl(2) of devices; signals and abstract sockets of
+        // other processes.
+        .set_compatibility(CompatLevel::BestEffort)
+        .handle_access(AccessFs::IoctlDev)?
+        .scope(Scope::from_all(ABI::V6))?
+        .create()
+}
+
+/// Lets the calling thread open only what is in `opened`, and below. Returns the version of the
+/// kernel's Landlock.
+fn limit_files(opened: Vec<Opened>) -> Result<i32, String> {
+    let mut ruleset = ruleset().map_err(|_| NO_LANDLOCK.to_owned())?;
+    for Opened { path, fd, may, is_directory, .. } in opened {
+        let rights = rights(may);
+        let rights = if is_directory { rights } else { rights & AccessFs::from_file(LANDLOCK_MIN) };
+        let added = ruleset.add_rule(PathBeneath::new(fd, rights));
+        ruleset = added.map_err(|error| format!("Landlock for {} ({error})", path.display()))?;
+    }
+    let status = ruleset.restrict_self().map_err(|error| format!("Landlock ({error})"))?;
+    match status.landlock {
+        LandlockStatus::Available { effective_abi, kernel_abi } => {
+            Ok(kernel_abi.unwrap_or(effective_abi as i32))
+        }
+        LandlockStatus::NotEnabled | LandlockStatus::NotImplemented => Err(NO_LANDLOCK.to_owned()),
+    }
+}
+
+fn rights(may: May) -> BitFlags<AccessFs> {
+    let read = AccessFs::ReadFile | AccessFs::ReadDir;
+    let write = AccessFs::WriteFile | AccessFs::Truncate;
+    let make = AccessFs::MakeDir | AccessFs::MakeReg;
+    let remove = AccessFs::RemoveDir | AccessFs::RemoveFile | AccessFs::Refer;
+    match may {
+        May::Read => read,
+        May::Write => read | write | make | remove,
+    }
+}
+
+/// Makes the forbidden system calls fail with EPERM in the calling thread.
+fn forbid_calls() -> Result<(), seccompiler::Error> {
+    let (allow, refuse) = (SeccompAction::Allow, SeccompAction::Errno(libc::EPERM.unsigned_abs()));
+    let arch = env::consts::ARCH.try_into()?;
+    // No rule: whatever the arguments are. Calls of another architecture end the process.
+    let calls = forbidden().into_iter().map(|number| (number, Vec::new())).collect();
+    let filter: BpfProgram = SeccompFilter::new(calls, allow, refuse, arch)?.try_into()?;
+    seccompiler::apply_filter(&filter)
+}
+
+/// Returns the numbers of all forbidden system calls.
+fn forbidden() -> BTreeSet<i64> {
+    let mut numbers = BTreeSet::from(FORBIDDEN);
+    if cfg!(target_arch = "x86_64") {
+        numbers.extend(FORBIDDEN_ON_X86_64);
+        numbers.extend(X32_NUMBERS);
+        let as_x32: Vec<_> = numbers.iter().map(|number| number | X32).collect();
+        numbers.extend(as_x32);
+    }
+    numbers
+}
+
+#[cfg(test)]
+mod tests;
