@@ -30,9 +30,9 @@ pub(super) fn restrict(t: &mut Table<'_, '_>) -> Restrict {
     let restrict = t.choice(
         "restrict",
         &[Restrict::Required, Restrict::BestEffort, Restrict::Off].map(|it| (it.name(), it)),
-        Some(Restrict::BestEffort),
+        Some(Restrict::Off),
         "the process gives up, at its start, files that the config does not name and system calls \
          that it never makes; a change needs a restart",
     );
-    restrict.unwrap_or(Restrict::BestEffort)
+    restrict.unwrap_or(Restrict::Off)
 }

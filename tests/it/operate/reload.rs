@@ -204,12 +204,13 @@ fn listeners_come_and_go_and_those_that_stay_keep_their_connections() {
     let token = directory.path().join("token");
     std::fs::write(&token, "first").unwrap();
     let output = sink.output("out", "");
-    let mut relay = Relay::start(&format!("{BASE}{output}"));
+    let base = unrestricted(BASE);
+    let mut relay = Relay::start(&format!("{base}{output}"));
     let mut client = Client::connect(relay.address()).unwrap();
     post(&mut client, 0..1);
     // The reload adds a listener.
     let more = "[[listener]]\naddress = \"127.0.0.2:0\"\n";
-    relay.reload(&format!("{BASE}{more}{output}"), "success");
+    relay.reload(&format!("{base}{more}{output}"), "success");
     relay.wait_for_listeners(2);
     let second = relay.listeners()[1].1;
     let mut other = Client::connect(second).unwrap();
@@ -217,7 +218,7 @@ fn listeners_come_and_go_and_those_that_stay_keep_their_connections() {
     post(&mut other, 2..3);
     // The changed settings also hold for connections that are already open.
     let asks = format!("path_prefix = \"/audit\"\nbearer_token_file = \"{}\"\n", text(&token));
-    relay.reload(&format!("{BASE}{asks}{more}{output}"), "success");
+    relay.reload(&format!("{base}{asks}{more}{output}"), "success");
     let with = |client: &mut Client, path: &str, token: &str| {
         let headers = [("Authorization", &*format!("Bearer {token}"))];
         client.request("POST", path, &headers, &numbered::list(0, 3..4)).unwrap().status
@@ -228,7 +229,7 @@ fn listeners_come_and_go_and_those_that_stay_keep_their_connections() {
     post(&mut other, 4..5);
     // The reload removes the second listener: its kept connections end, and nobody listens there
     // any more.
-    relay.reload(&format!("{BASE}{output}"), "success");
+    relay.reload(&format!("{base}{output}"), "success");
     assert!(other.is_closed_by_server());
     wait_until("nobody to listen", PATIENCE, || Client::connect(second).is_err());
     post(&mut client, 5..6);
@@ -242,17 +243,18 @@ fn a_listener_becomes_https_on_the_same_port_and_its_plain_connections_end() {
     let sink = Tallying::http();
     let certificates = Certificates::new();
     let output = sink.output("out", "");
-    let relay = Relay::start(&format!("{BASE}{output}"));
+    let base = unrestricted(BASE);
+    let relay = Relay::start(&format!("{base}{output}"));
     let mut client = Client::connect(relay.address()).unwrap();
     post(&mut client, 0..1);
     let tls = certificates.server.tls();
-    relay.reload(&format!("{BASE}{tls}{output}"), "success");
+    relay.reload(&format!("{base}{tls}{output}"), "success");
     assert!(client.is_closed_by_server());
     let config = certificates.client_config(None);
     let mut secure = Client::connect_tls(relay.address(), config).unwrap();
     post(&mut secure, 1..2);
     // The reload turns the listener back to plain HTTP.
-    relay.reload(&format!("{BASE}{output}"), "success");
+    relay.reload(&format!("{base}{output}"), "success");
     assert!(secure.is_closed_by_server());
     post(&mut Client::connect(relay.address()).unwrap(), 2..3);
     relay.finish(Backlog::Empty);

@@ -55,6 +55,7 @@ pub(crate) use super::relay::Relay;
 pub(crate) use super::relay::run_command;
 pub(crate) use super::relay::run_command_with;
 pub(crate) use super::relay::spawn_command;
+pub(crate) use super::relay::unrestricted;
 pub(crate) use super::repository;
 pub(crate) use super::requests::QUICK;
 pub(crate) use super::requests::accepted_events;

@@ -33,13 +33,21 @@ use super::wait_for;
 use super::wait_until;
 
 /// The beginning of most configs: one listener and the admin address, on ports that the kernel
-/// chooses, and the log format that [`Relay`] reads.
+/// chooses, and the log format that [`Relay`] reads. The relay restricts itself, so that most tests
+/// show that it has kept what it needs; see [`unrestricted`].
 pub(crate) const BASE: &str = r#"
 log = { format = "json" }
 admin = { address = "127.0.0.1:0" }
+process = { restrict = "best_effort" }
 [[listener]]
 address = "127.0.0.1:0"
 "#;
+
+/// Returns this config without the restriction of the process, which is the default of the program.
+/// For tests that reload a config with files in directories that the first config does not name.
+pub(crate) fn unrestricted(config: &str) -> String {
+    config.replace("process = { restrict = \"best_effort\" }\n", "")
+}
 
 /// Returns the revision that the program under test was built with. The variable is the same for
 /// the tests, because cargo builds both in one run.
