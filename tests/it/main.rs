@@ -139,6 +139,7 @@ mod operate {
     mod reload;
     mod replay;
     mod replay_directory;
+    mod restrict;
     mod secrets;
     mod shutdown;
     mod size;

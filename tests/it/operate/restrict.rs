@@ -1,0 +1,333 @@
+//! `process.restrict`: what a relay has given up at its start, and what it still does.
+//!
+//! Most other tests run restricted too (see [`BASE`]): retries, failovers, rotations of dead
+//! letters, recycling of segments, rotations under load. The library's own tests of
+//! `process::restrict` try what a restricted thread cannot do.
+
+use std::os::unix::fs::symlink;
+
+use crate::support::elasticsearch;
+use crate::support::elasticsearch::Elasticsearch;
+use crate::support::ibm;
+use crate::support::ibm::Ibm;
+#[cfg(feature = "kafka")]
+use crate::support::kafka::Cluster;
+use crate::support::letters::events_in_letters;
+use crate::support::loki;
+use crate::support::loki::Loki;
+use crate::support::lumberjack_sink::LumberjackSink;
+use crate::support::otlp;
+use crate::support::otlp::Otlp;
+use crate::support::prelude::*;
+use crate::support::relp_sink::RelpSink;
+use crate::support::s3;
+use crate::support::s3::S3;
+use crate::support::splunk;
+use crate::support::splunk::Splunk;
+
+const MIB: usize = 1024 * 1024;
+
+/// Returns [`BASE`] with this value of the setting.
+fn base(restrict: &str) -> String {
+    BASE.replace("best_effort", restrict)
+}
+
+/// Returns what `/status` says about the restriction.
+fn shown(relay: &Relay) -> Value {
+    http::get(relay.admin(), "/status").unwrap().json()["process"]["restrict"].clone()
+}
+
+/// Returns the values of this line of `/proc/PID/status`, of all threads of the relay.
+fn of_threads(relay: &Relay, key: &str) -> BTreeSet<String> {
+    let threads = std::fs::read_dir(format!("/proc/{}/task", relay.pid())).unwrap();
+    let status =
+        threads.map(|thread| std::fs::read_to_string(thread.unwrap().path().join("status")));
+    // A thread may have ended since it was listed.
+    let values = status.filter_map(|status| {
+        let status = status.ok()?;
+        let value = status.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'));
+        value.map(|value| value.trim().to_owned())
+    });
+    values.collect()
+}
+
+/// Consumers of every type of output.
+struct Consumers {
+    files: TempDir,
+    ibm: Ibm,
+    /// Whatever else has to live as long as the consumers.
+    _others: [Box<dyn std::any::Any>; 3],
+    /// The tables of the outputs, by their names.
+    outputs: Vec<(&'static str, String)>,
+}
+
+impl Consumers {
+    fn start() -> Self {
+        let certificates = Certificates::new();
+        let files = TempDir::new().unwrap();
+        let tls = || Options {
+            tls: Some(certificates.server_config(&certificates.server, true)),
+            ..Options::default()
+        };
+        let with_tls = tls_key(Security::MutualTls, &certificates);
+        let https = HttpSink::with(tls(), |_| Answer::status(200));
+        let tcp = TcpSink::with(Framing::Lines, tls());
+        let syslog = TcpSink::with(Framing::OctetCounting, tls());
+        let (lumberjack, relp) = (LumberjackSink::start(), RelpSink::start());
+        let script = ibm::Script::default();
+        ibm::write_secret(&files.path().join("ibm"), &script.credential);
+        let ibm = Ibm::start(script);
+        let token = files.path().join("splunk");
+        std::fs::write(&token, splunk::TOKEN).unwrap();
+        let splunk = Splunk::start(splunk::Script::default());
+        let store = Elasticsearch::start(MIB, || elasticsearch::Mood::Judges, |_| 201);
+        let loki = Loki::start(MIB, || loki::Mood::Stores, |_| true);
+        let otlp = Otlp::start(MIB, || otlp::Mood::Stores(200), |_| true);
+        let (s3, keys_of_s3) = (S3::start(|| s3::Mood::Stores), s3::Keys::new());
+        // The name is looked up in the hosts file.
+        let https_keys = format!(
+            "type = \"http\"\nurls = [\"https://localhost:{}/\"]\n{with_tls}",
+            https.address().port()
+        );
+        let stream = |kind: &str, address: SocketAddr, more: &str| {
+            format!("type = \"{kind}\"\naddresses = [\"{address}\"]\n{more}")
+        };
+        let small = "batch.max_bytes = \"1MiB\"\n";
+        let key_of_ibm = format!("api_key_file = {:?}\n", files.path().join("ibm"));
+        let object = "object_age = \"200ms\"\n";
+        let outputs = vec![
+            ("http", https_keys),
+            ("tcp", stream("tcp", tcp.address(), &with_tls)),
+            ("syslog", stream("syslog", syslog.address(), &with_tls)),
+            ("lumberjack", stream("lumberjack", lumberjack.address(), "")),
+            ("relp", stream("relp", relp.address(), "")),
+            ("splunk", splunk::keys(splunk.address(), text(&token))),
+            ("elasticsearch", elasticsearch::keys(store.address()) + small),
+            ("loki", loki::keys(loki.address()) + small),
+            ("otlp", otlp::keys(otlp.address()) + small),
+            ("s3", keys_of_s3.keys(s3.address()) + object),
+            ("ibm", ibm::keys(ibm.logs.address(), ibm.iam.address()) + &key_of_ibm),
+            ("stdout", "type = \"stdout\"\n".to_owned()),
+        ];
+        let others: [Box<dyn std::any::Any>; 3] = [
+            Box::new((https, tcp, syslog, lumberjack, relp)),
+            Box::new((splunk, store, loki, otlp, s3)),
+            Box::new((certificates, keys_of_s3)),
+        ];
+        Self { files, ibm, _others: others, outputs }
+    }
+}
+
+/// Method: one relay with an output of each type, names instead of addresses, TLS with client
+/// certificates, a queue on disk, evidence, and a consumer that refuses one event.
+#[test]
+fn a_restricted_relay_delivers_by_every_type_of_output() {
+    let consumers = Consumers::start();
+    let directory = TempDir::new().unwrap();
+    let (_witness, evidence) = Witness::of_a_log(directory.path());
+    let refusing = HttpSink::start(|request| {
+        let is_refused =
+            |event: &Vec<u8>| memchr::memmem::find(event, b"generated-13\",").is_some();
+        Answer::status(if events_in(request).iter().any(is_refused) { 400 } else { 200 })
+    });
+    #[cfg(feature = "kafka")]
+    let cluster = Cluster::start(1, 1);
+    let mut config =
+        format!("{}{}{evidence}", base("required"), refusing.output("refusing", QUICK));
+    #[cfg(feature = "kafka")]
+    config.push_str(&cluster.output("kafka", ""));
+    for (name, keys) in &consumers.outputs {
+        config.push_str(&format!("[[output]]\nname = \"{name}\"\n{keys}"));
+    }
+    // The directory of the dead letters is not there yet, nor is that of the queue.
+    let letters = consumers.files.path().join("not/there/yet");
+    config.push_str(&format!("[dead_letter]\ndirectory = {letters:?}\n"));
+    let relay = consumers.ibm.relay(&config).start();
+    let told = relay.wait_for_log("the process has given up what it does not need", PATIENCE);
+    assert_eq!(told["restrict"], "required", "{told}");
+    let paths = |field: &str| told[field].as_str().unwrap().split(' ').collect::<Vec<_>>();
+    assert!(paths("write").contains(&text(&letters)), "{told}");
+    assert!(!paths("read").contains(&"/") && !paths("read").contains(&"/etc"), "{told}");
+
+    let sent = post_batch(&relay, 1, 100, 700);
+    relay.wait_until_delivered(PATIENCE * 2);
+    let metrics = relay.metrics();
+    let mut names: Vec<_> = consumers.outputs.iter().map(|(name, _)| *name).collect();
+    #[cfg(feature = "kafka")]
+    names.push("kafka");
+    for name in names {
+        let delivered = metrics.value("output_events_total", &[("output", name)]);
+        assert_eq!(delivered, sent.len() as f64, "{name}: {}", relay.log_text());
+    }
+    wait_until("the dead letter", PATIENCE, || events_in_letters(&letters).len() == 1);
+    wait_until("the evidence", PATIENCE, || {
+        directory.path().join("queue/evidence/checkpoint").is_file()
+    });
+
+    // Also the threads of the log, the queue and the dead letters.
+    assert_eq!(of_threads(&relay, "Seccomp"), BTreeSet::from(["2".to_owned()]));
+    assert_eq!(of_threads(&relay, "NoNewPrivs"), BTreeSet::from(["1".to_owned()]));
+    let status = shown(&relay);
+    assert_eq!(status["setting"], "required");
+    assert_eq!(status["landlock_abi"], told["landlock"]);
+    assert_eq!((&status["seccomp"], &status["missing"]), (&json!(true), &json!(null)));
+    let memory = http::get(relay.admin(), "/status").unwrap().json()["memory_bytes"].clone();
+    assert!(memory.as_u64().is_some_and(|bytes| bytes > 0), "/proc can be read");
+    relay.finish(Backlog::Empty);
+}
+
+/// Writes a version of a volume, as the kubelet writes a Secret, and puts it in force.
+fn swap(volume: &Path, token: &str) {
+    let version = volume.join(format!("..{token}"));
+    std::fs::create_dir(&version).unwrap();
+    std::fs::write(version.join("token"), token).unwrap();
+    symlink(version.file_name().unwrap(), volume.join("..data_tmp")).unwrap();
+    let before = std::fs::read_link(volume.join("..data"));
+    std::fs::rename(volume.join("..data_tmp"), volume.join("..data")).unwrap();
+    if let Ok(before) = before {
+        std::fs::remove_dir_all(volume.join(before)).unwrap();
+    }
+}
+
+#[test]
+fn a_restricted_relay_reads_a_secret_that_the_kubelet_has_swapped() {
+    let sink = HttpSink::accepting();
+    let volume = TempDir::new().unwrap();
+    swap(volume.path(), "first");
+    symlink("..data/token", volume.path().join("token")).unwrap();
+    let token = format!("bearer_token_file = {:?}\n", volume.path().join("token"));
+    let relay = Relay::start(&format!("{}{token}{}", base("required"), sink.output("out", "")));
+    let status = |token: &str| {
+        let mut client = Client::connect(relay.address()).unwrap();
+        let authorization = format!("Bearer {token}");
+        let body = numbered::list(0, 0..1);
+        let headers = [("Content-Type", "application/json"), ("Authorization", &authorization)];
+        client.request("POST", "/", &headers, &body).unwrap().status
+    };
+    assert_eq!(status("first"), 200);
+    for next in ["second", "third"] {
+        swap(volume.path(), next);
+        wait_until("the next token", PATIENCE, || status(next) == 200);
+    }
+    assert_eq!(status("first"), 401);
+    assert_eq!(relay.reloads("error"), 0.0);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn a_reload_that_names_a_path_outside_changes_nothing_and_a_restart_takes_it_in() {
+    let (sink, another) = (HttpSink::accepting(), HttpSink::accepting());
+    let outside = TempDir::new().unwrap();
+    let token = outside.path().join("token");
+    std::fs::write(&token, "secret").unwrap();
+    let letters = outside.path().join("letters");
+    let first = format!("{}{}", base("required"), sink.output("out", ""));
+    let mut relay = Relay::start(&first);
+    let both = format!("{first}{}", another.output("another", ""));
+    let listener = "[[listener]]\naddress = \"127.0.0.2:0\"\n";
+    let with_token = format!("{both}{listener}bearer_token_file = {token:?}\n");
+    let with_letters = format!("{both}[dead_letter]\ndirectory = {letters:?}\n");
+    let with_part = both.replace(
+        "name = \"another\"",
+        &format!("name = \"another\"\nheaders = {{ x = \"${{file:{}}}\" }}", text(&token)),
+    );
+    for (config, key, path) in [
+        (&with_token, "listener[1].bearer_token_file", &token),
+        (&with_letters, "dead_letter.directory", &letters),
+        (&with_part, "output[1].headers.x", &token),
+    ] {
+        relay.reload(config, "error");
+        let said = relay.log_fields();
+        let of_key = |line: &&Value| line["key"] == key;
+        let problems: Vec<_> = said.iter().filter(of_key).collect();
+        assert_eq!(problems.len(), 1, "{key}: {}", relay.log_text());
+        let message = problems[0]["message"].as_str().unwrap();
+        assert!(message.contains(text(path)) && message.contains("process.restrict"), "{message}");
+        let refused = said.last().unwrap();
+        assert_eq!(refused["message"], "config not reloaded, going on with the one in use");
+        assert!(refused["error"].as_str().unwrap().contains("a restart"), "{refused}");
+        // Nothing of the config is in force.
+        assert!(!relay.metrics().text.contains("another"), "{}", relay.metrics().text);
+    }
+    assert!(!letters.exists());
+    // What is not outside is taken in.
+    relay.reload(&both, "success");
+    post_batch(&relay, 0, 10, 300);
+    relay.wait_until_delivered(PATIENCE);
+    wait_until("the added output", PATIENCE, || another.count() > 0);
+    // A change of the setting itself waits for a restart.
+    relay.reload(&both.replace("required", "off"), "success");
+    let change = relay.wait_for_log("has changed, which needs a restart", PATIENCE);
+    assert_eq!(change["key"], "process.restrict");
+    assert_eq!(shown(&relay)["setting"], "required");
+    relay.stop();
+    for config in [with_letters, with_part] {
+        let mut relay = Relay::start(&config);
+        assert_eq!(shown(&relay)["setting"], "required");
+        relay.stop();
+    }
+}
+
+#[test]
+fn without_the_setting_nothing_is_given_up() {
+    let sink = HttpSink::accepting();
+    let default = unrestricted(BASE);
+    for config in [default.clone(), base("off")] {
+        let relay = Relay::start(&format!("{config}{}", sink.output("out", "")));
+        relay.wait_for_log("the process may do what its user may do", PATIENCE);
+        let none =
+            json!({"setting": "off", "landlock_abi": null, "seccomp": false, "missing": null});
+        assert_eq!(shown(&relay), none);
+        assert_eq!(of_threads(&relay, "Seccomp"), BTreeSet::from(["0".to_owned()]));
+        relay.finish(Backlog::Empty);
+    }
+}
+
+/// They need peers, or root.
+mod peers {
+    use super::*;
+
+    /// Makes the kernel look as if it did not have one of the two.
+    fn without(call: &str, fault: &str) -> [String; 7] {
+        let words = ["strace", "-D", "-f", "-qq", "-o/dev/null"];
+        let (trace, inject) = (format!("--trace={call}"), format!("--inject={call}:{fault}"));
+        let [a, b, c, d, e] = words.map(str::to_owned);
+        [a, b, c, d, e, trace, inject]
+    }
+
+    #[test]
+    fn a_kernel_that_cannot_restrict_is_an_error_only_where_that_is_required() {
+        let sink = HttpSink::accepting();
+        let output = sink.output("out", "");
+        for (call, fault, missing, abi, seccomp) in [
+            ("landlock_create_ruleset", "error=ENOSYS", "Landlock", false, true),
+            // Disabled when the machine started.
+            ("landlock_create_ruleset", "error=EOPNOTSUPP", "Landlock", false, true),
+            // Linux 5.19, whose Landlock is too old.
+            ("landlock_create_ruleset", "retval=2", "Landlock", false, true),
+            ("seccomp", "error=EINVAL", "seccomp", true, false),
+        ] {
+            let launcher = without(call, fault);
+            let launcher: Vec<_> = launcher.iter().map(String::as_str).collect();
+            let relay = Relay::with(&format!("{}{output}", base("best_effort")))
+                .launcher(&launcher)
+                .start();
+            let told = relay
+                .wait_for_log("the process could not give up all that it does not need", PATIENCE);
+            assert!(told["missing"].as_str().unwrap().contains(missing), "{told}");
+            let status = shown(&relay);
+            assert_eq!(status["landlock_abi"].is_number(), abi, "{status}");
+            assert_eq!(status["seccomp"], seccomp, "{status}");
+            assert_eq!(status["missing"], told["missing"], "{status}");
+            post_batch(&relay, 0, 10, 300);
+            relay.finish(Backlog::Empty);
+
+            let mut relay =
+                Relay::with(&format!("{}{output}", base("required"))).launcher(&launcher).launch();
+            let status = relay.wait();
+            let said = relay.log_text();
+            assert_eq!(status.code(), Some(2), "{said}");
+            assert!(said.contains("process.restrict") && said.contains(missing), "{said}");
+        }
+    }
+}
