@@ -28,7 +28,7 @@
 //! | 1 | [`audit`] [`named_file`] [`position`] [`release`] [`staged`] [`status`] [`tlog`] [`yaml`](self) | JSON and events · files that a config names · the number of an event · which program this is · the second half of a reload · the JSON of `/status`, and the verdict on it · transparency logs · YAML |
 //! | 2 | [`policy`] [`redact`] [`shape`] [`top`] | audit policies · one event's change · one event in another schema · a relay's state on a terminal |
 //! | 3 | [`config`] | the config file |
-//! | 4 | [`telemetry`] [`tls`] [`net`] [`process`] [`haproxy`] | every metric and the log · certificates · TCP · the kernel's limits · HAProxy's config |
+//! | 4 | [`telemetry`] [`tls`] [`net`] [`process`] [`haproxy`] | every metric and the log · certificates · TCP · what the kernel grants the process · HAProxy's config |
 //! | 5 | [`queue`] [`filter`] [`tap`] [`kafka`](self) [`ask`] | positions, lines and limits; no JSON, no HTTP · which events an output sends · events that a person looks at · Kafka clients (feature `kafka`) · single HTTP requests |
 //! | 6 | [`listener`] [`source`] [`delivery`] [`replay`] [`evidence`] | requests · topics · the loop of an output · files of events · what proves that the log is whole |
 //! | 7 | [`output`] [`verify`] | the protocols · whether the evidence is whole |

@@ -1,5 +1,5 @@
-//! What `run` does before it starts a thread: it makes the directories that the relay writes to, and
-//! restricts the process to the files that the relay needs.
+//! What `run` does before it starts a thread: it makes the directories that the relay writes to,
+//! and restricts the process to the files that the relay needs.
 
 use std::path::Path;
 use std::path::PathBuf;
@@ -27,7 +27,7 @@ pub(super) fn before_threads(
     let of_letters = config.dead_letter.directory.clone();
     let opened = match setting {
         Restrict::Off => Ok(Vec::new()),
-        // This thread has ended when its result is here.
+        // This thread ends with its result, and opens nothing afterwards.
         Restrict::Required | Restrict::BestEffort => {
             in_time(move || open(setting, &files, of_queue, of_letters))?
         }

@@ -30,13 +30,14 @@
 //! [`FORBIDDEN`] is a list of what is refused; everything else is allowed, because an update of a
 //! library may use calls that it did not use before. A refused call fails with EPERM, as it does
 //! without the privilege that most of these calls need. No library of the relay tries one of them
-//! and falls back to another, which would need ENOSYS. `clone` and `clone3` are allowed: glibc makes
+//! and falls back to another if it fails with ENOSYS. `clone` and `clone3` are allowed: glibc makes
 //! threads with them. A new user namespace that they make is of little use, because mounting
 //! anything in it is refused.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::env;
+use std::io;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::OnceLock;
@@ -115,8 +116,8 @@ const OF_THE_SYSTEM: [&str; 28] = [
 /// The files by which names are looked up. They change while the relay runs.
 const RESOLVER: [&str; 2] = ["/etc/hosts", "/etc/resolv.conf"];
 
-/// The environment variables that name files of the libraries: a bundle of authorities, and the
-/// token of a service account for an output of type `s3`.
+/// The environment variables that name files: the token of a service account, for an output of type
+/// `s3`, and a bundle of certificates of authorities.
 const FILE_VARIABLES: [&str; 2] = ["AWS_WEB_IDENTITY_TOKEN_FILE", "SSL_CERT_FILE"];
 
 /// The environment variable that names directories with certificates of authorities.
@@ -243,64 +244,63 @@ impl State {
         Self { restrict, landlock: None, seccomp: false, missing: None, allowed: Vec::new() }
     }
 
-    /// Returns `true` if the restriction lets the process read this file, or write to this
-    /// directory, although neither needs to exist. Returns also `true` if the path cannot be
-    /// followed: the error of the system says more.
+    /// Returns `true` if the process can read this file, or write in this directory, as far as the
+    /// restriction is concerned. Neither needs to exist. Returns also `true` if the path cannot be
+    /// followed: the error of the system then says more.
     pub fn allows(&self, path: &Path, is_to_be_written: bool) -> bool {
-        let Some(real) = std::path::absolute(path).ok().and_then(|path| {
-            path.ancestors().find_map(|it| match it.canonicalize() {
-                Ok(real) => Some(Some(real)),
-                Err(error) if error.kind() == std::io::ErrorKind::NotFound => None,
-                Err(_) => Some(None),
-            })?
-        }) else {
+        if self.landlock.is_none() {
             return true;
-        };
+        }
+        let Some(real) = existing(path) else { return true };
         let allows = |identity: Identity| {
             let mut allowed = self.allowed.iter();
             allowed.any(|(_, it, may)| *it == identity && (*may == May::Write || !is_to_be_written))
         };
         let identity = |path: &Path| rustix::fs::stat(path).ok().map(|it| (it.st_dev, it.st_ino));
-        self.landlock.is_none() || real.ancestors().filter_map(identity).any(allows)
+        real.ancestors().filter_map(identity).any(allows)
     }
 
     /// Writes the log line about the restriction.
     pub fn tell(&self) {
-        let Self { landlock, seccomp, missing, .. } = self;
-        let restrict = self.restrict.name();
+        let (restrict, seccomp) = (self.restrict.name(), self.seccomp);
+        if self.restrict == Restrict::Off {
+            return tracing::info!(restrict, "the process may do what its user may do");
+        }
         let paths = |may| {
             let paths = self.allowed.iter().filter(|it| it.2 == may);
             paths.map(|(path, ..)| path.display().to_string()).collect::<Vec<_>>().join(" ")
         };
-        match (landlock, missing) {
-            _ if self.restrict == Restrict::Off => {
-                tracing::info!(restrict, "the process may do what its user may do");
-            }
-            (Some(abi), None) => {
-                let (read, write) = (paths(May::Read), paths(May::Write));
-                tracing::info!(
-                    restrict,
-                    landlock = abi,
-                    seccomp,
-                    read,
-                    write,
-                    "the process has given up what it does not need"
-                );
-            }
-            (_, missing) => {
-                let (read, write) = (paths(May::Read), paths(May::Write));
-                tracing::info!(
-                    restrict,
-                    ?landlock,
-                    seccomp,
-                    missing,
-                    read,
-                    write,
-                    "the process could not give up all that it does not need"
-                );
-            }
+        let (landlock, read, write) = (self.landlock, paths(May::Read), paths(May::Write));
+        match &self.missing {
+            None => tracing::info!(
+                restrict,
+                landlock,
+                seccomp,
+                read,
+                write,
+                "the process has given up what it does not need"
+            ),
+            Some(missing) => tracing::info!(
+                restrict,
+                missing,
+                landlock,
+                seccomp,
+                read,
+                write,
+                "the process could not give up all that it does not need"
+            ),
         }
     }
+}
+
+/// Returns the real path of a file or, if it does not exist, of the innermost directory around it
+/// that does. Returns `None` if the path cannot be followed.
+fn existing(path: &Path) -> Option<PathBuf> {
+    // The target of a symlink may be missing.
+    let target = links(path).pop()?;
+    let mut existing = target.ancestors().map(Path::canonicalize);
+    let is_missing = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
+    existing.find(|real| !real.as_ref().is_err_and(is_missing))?.ok()
 }
 
 /// Returns the restriction of this process. Returns `None` if [`enforce`] was not called, as in

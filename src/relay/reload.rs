@@ -165,9 +165,9 @@ impl Parts {
 
     /// Replaces the settings in `config` that cannot change without a restart by the settings in
     /// use: the admin address, the section `[evidence]`, `process.restrict` and, if
-    /// `queue.directory` has changed, all settings of the queue. If `queue.directory` has changed, also lowers `limits.max_body` to
-    /// the value in use if it is larger, and returns `Err` if `config` has sources that the queue
-    /// in use cannot serve.
+    /// `queue.directory` has changed, all settings of the queue. If `queue.directory` has changed,
+    /// also lowers `limits.max_body` to the value in use if it is larger, and returns `Err` if
+    /// `config` has sources that the queue in use cannot serve.
     fn keep_what_cannot_change(&self, config: &mut Config) -> Result<(), Refused> {
         let now = &self.config;
         if config.admin != now.admin {

@@ -1,7 +1,6 @@
 //! Each test restricts a thread of its own, as `run` restricts the first thread of its process.
 
 use std::fs;
-use std::io;
 use std::io::ErrorKind;
 use std::os::unix::fs::symlink;
 use std::process::Command;
@@ -36,7 +35,8 @@ fn places() -> (TempDir, PathBuf, PathBuf) {
 #[test]
 fn what_the_config_does_not_name_cannot_be_opened() {
     let (root, token, spool) = places();
-    let opened = open(Restrict::Required, std::slice::from_ref(&token), &[spool.clone()]);
+    let opened =
+        open(Restrict::Required, std::slice::from_ref(&token), std::slice::from_ref(&spool));
     fs::write(root.path().join("other"), "secret").unwrap();
     restricted(opened, |state| {
         assert!(state.landlock.is_some() && state.seccomp);
@@ -151,6 +151,7 @@ fn what_is_outside_is_known_before_it_is_opened() {
     fs::write(at("beside"), "").unwrap();
     symlink(at("beside"), at("inside/out")).unwrap();
     symlink(at("inside/token"), at("in")).unwrap();
+    symlink(at("not-there"), at("inside/nowhere")).unwrap();
     let opened = open(Restrict::BestEffort, std::slice::from_ref(&token), &[spool]);
     restricted(opened, |state| {
         for (path, read, write) in [
@@ -159,6 +160,7 @@ fn what_is_outside_is_known_before_it_is_opened() {
             ("in", true, false),
             ("spool/dead-letter", true, true),
             ("inside/out", false, false),
+            ("inside/nowhere", false, false),
             ("beside", false, false),
             ("not/there", false, false),
         ] {
