@@ -212,6 +212,8 @@ tap_token_file = "DIR/token"
 [log]
 level = "trace"
 format = "json"
+[process]
+restrict = "required"
 [shutdown]
 drain_timeout = "1ms"
 "#;
@@ -325,7 +327,7 @@ fn unknown_keys_name_the_nearest_known_one() {
     assert_problems(
         "lmits.max_body = 1\nx = 1\n[shutdown]\n\"a b\" = 1\n",
         r#"1:1: lmits: unknown key `lmits`, did you mean `limits`?
-2:1: x: unknown key `x`, allowed: listener, source, limits, queue, filter, output, dead_letter, evidence, admin, log, shutdown
+2:1: x: unknown key `x`, allowed: listener, source, limits, queue, filter, output, dead_letter, evidence, admin, log, process, shutdown
 4:1: shutdown."a b": unknown key `"a b"`, allowed: drain_timeout"#,
     );
     assert_in_output(

@@ -22,12 +22,12 @@
 //! The directories in which the relay writes must exist before, because a rule needs an inode. The
 //! command `run` makes them first.
 //!
-//! The lists [`OF_THE_SYSTEM`] and [`RESOLVER`] are what libraries open behind the relay's back.
+//! The lists `OF_THE_SYSTEM` and `RESOLVER` are what libraries open behind the relay's back.
 //! `/etc/passwd` is not among them: nothing asks for users.
 //!
 //! # Which system calls
 //!
-//! [`FORBIDDEN`] is a list of what is refused; everything else is allowed, because an update of a
+//! `FORBIDDEN` is a list of what is refused; everything else is allowed, because an update of a
 //! library may use calls that it did not use before. A refused call fails with EPERM, as it does
 //! without the privilege that most of these calls need. No library of the relay tries one of them
 //! and falls back to another if it fails with ENOSYS. `clone` and `clone3` are allowed: glibc makes
@@ -189,7 +189,7 @@ const FORBIDDEN: [libc::c_long; 52] = [
 const OPEN_TREE_ATTR: libc::c_long = 467;
 
 /// The number of kexec_file_load(2). The crate libc does not have it for every C library.
-const KEXEC_FILE_LOAD: libc::c_long = if cfg!(target_arch = "aarch64") { 294 } else { 320 };
+const KEXEC_FILE_LOAD: libc::c_long = if cfg!(target_arch = "x86_64") { 320 } else { 294 };
 
 /// The system calls that are refused on x86-64 alone: ioperm(2), iopl(2) and modify_ldt(2).
 const FORBIDDEN_ON_X86_64: [libc::c_long; 3] = [154, 172, 173];
@@ -331,7 +331,10 @@ pub fn open(restrict: Restrict, files: &[PathBuf], directories: &[PathBuf]) -> V
         .chain(env::current_exe().ok())
         .map(|path| (path, May::Read));
     for (path, may) in readable.chain(directories.iter().map(|path| (path.clone(), May::Write))) {
-        if let Ok(real) = path.canonicalize() {
+        // A rule on the root would allow everything.
+        if let Ok(real) = path.canonicalize()
+            && real.parent().is_some()
+        {
             let known = wanted.entry(real).or_insert(may);
             *known = may.max(*known);
         }
@@ -355,19 +358,25 @@ fn around(file: &Path) -> BTreeSet<PathBuf> {
         return around;
     }
     for link in links(file) {
-        let Some(directory) = link.parent() else { continue };
-        // A rule on the root would allow everything.
-        let is_root = directory.canonicalize().is_ok_and(|real| real.parent().is_none());
-        if is_root || is_mount(&link) {
-            around.insert(link);
-            continue;
+        let place = place(link);
+        if place.ends_with("..data") {
+            around.extend(place.parent().map(Path::to_owned));
         }
-        if directory.file_name().is_some_and(|name| name == "..data") {
-            around.extend(directory.parent().map(Path::to_owned));
-        }
-        around.insert(directory.to_owned());
+        around.insert(place);
     }
     around
+}
+
+/// Returns the directory around this file or symlink. Returns the file itself if it is a mount of
+/// its own, or if the directory is the root.
+fn place(link: PathBuf) -> PathBuf {
+    let is_root = |directory: &&Path| {
+        directory.canonicalize().is_ok_and(|directory| directory.parent().is_none())
+    };
+    match link.parent().filter(|directory| !is_root(directory)) {
+        Some(directory) if !is_mount(&link) => directory.to_owned(),
+        Some(_) | None => link,
+    }
 }
 
 /// Returns what must be readable so that a file of the resolver is. The file is mostly a mount of
@@ -375,12 +384,10 @@ fn around(file: &Path) -> BTreeSet<PathBuf> {
 /// makes a new file in `/etc`. Names could then not be looked up any more, so all of `/etc` is
 /// readable, unless the operator requires the restriction.
 fn around_resolver(file: &Path, restrict: Restrict) -> BTreeSet<PathBuf> {
-    let etc = Path::new("/etc");
-    let of = |link: PathBuf| match link.parent() == Some(etc) {
+    let of = |link: PathBuf| match link.parent() == Some(Path::new("/etc")) {
         true if link.is_symlink() => None,
-        true if restrict == Restrict::Required || is_mount(&link) => Some(link),
-        true => Some(etc.to_owned()),
-        false => link.parent().map(Path::to_owned),
+        true if restrict == Restrict::Required => Some(link),
+        true | false => Some(place(link)),
     };
     links(file).into_iter().filter_map(of).collect()
 }

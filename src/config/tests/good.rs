@@ -92,13 +92,15 @@ action = "dead_letter"
 after_server_errors = "60m"
 "#;
 
-#[test]
-fn the_effective_config_has_the_defaults_of_the_contract() {
-    let stream = r#"addresses = ["a:1"]
+/// The keys that every output to a stream has.
+const STREAM: &str = r#"addresses = ["a:1"]
 strategy = "failover"
 keepalive = "30s"
 idle_timeout = "0s"
 "#;
+
+#[test]
+fn the_effective_config_has_the_defaults_of_the_contract() {
     let messages = r#"facility = "local0"
 severity = "info"
 hostname = "machine"
@@ -149,7 +151,7 @@ required = true
 checkpoints = false
 format = "ndjson"
 replay_window = "1s"
-{stream}{COMMON}
+{STREAM}{COMMON}
 [[output]]
 name = "s"
 type = "syslog"
@@ -157,7 +159,7 @@ required = true
 checkpoints = false
 framing = "octet_counting"
 {messages}replay_window = "1s"
-{stream}{COMMON}
+{STREAM}{COMMON}
 [[output]]
 name = "l"
 type = "lumberjack"
@@ -165,14 +167,14 @@ required = true
 checkpoints = false
 compression_level = 3
 window = 2048
-{stream}{COMMON}
+{STREAM}{COMMON}
 [[output]]
 name = "r"
 type = "relp"
 required = true
 checkpoints = false
 {messages}window = 128
-{stream}{COMMON}
+{STREAM}{COMMON}
 [dead_letter]
 max_bytes = "64MiB"
 
@@ -182,6 +184,9 @@ address = "127.0.0.1:9090"
 [log]
 level = "info"
 format = "text"
+
+[process]
+restrict = "off"
 
 [shutdown]
 drain_timeout = "20s"
@@ -258,6 +263,7 @@ fn every_key_is_read() {
     assert_eq!((relp.messages.priority, relp.window), (4 * 8 + 3, 1));
     assert_eq!(relp.stream.tls, Some(ClientTls::default()));
     assert_eq!(stdout.kind, stdout_as(LineFormat::AuditLog));
+    assert_eq!(config.restrict, Restrict::Required);
     let names: Vec<_> =
         checked.files.iter().map(|it| it.strip_prefix(dir.path()).unwrap().to_owned()).collect();
     assert_eq!(names, ["ca", "crt", "key", "token"].map(PathBuf::from));

@@ -181,6 +181,9 @@ fn a_rule_is_on_the_directory_around_a_file_and_never_on_the_root() {
     let real = root.path().canonicalize().unwrap();
     assert_eq!(around(&real.join("not-there")), BTreeSet::from([real.clone()]));
     assert_eq!(around(Path::new("/not-there")), BTreeSet::from(["/not-there".into()]));
+    let up = real.ancestors().count();
+    let root_again = real.join("../".repeat(up)).join("not-there");
+    assert_eq!(around(&root_again), BTreeSet::from([root_again]));
     // A directory or a device is not read again.
     assert!(around(&real).is_empty() && around(Path::new("/dev/null")).is_empty());
     assert!(is_mount(Path::new("/proc")) && !is_mount(&real));
