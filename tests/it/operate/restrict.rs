@@ -5,6 +5,7 @@
 //! `process::restrict` try what a restricted thread cannot do.
 
 use std::os::unix::fs::symlink;
+use std::process::Command;
 
 use crate::support::elasticsearch;
 use crate::support::elasticsearch::Elasticsearch;
@@ -328,6 +329,33 @@ mod peers {
             let said = relay.log_text();
             assert_eq!(status.code(), Some(2), "{said}");
             assert!(said.contains("process.restrict") && said.contains(missing), "{said}");
+        }
+    }
+
+    #[test]
+    fn check_refuses_a_config_that_requires_what_this_machine_does_not_have() {
+        needs("strace");
+        let directory = TempDir::new().unwrap();
+        let file = directory.path().join("relay.toml");
+        let check = |restrict: &str, more: &[&str]| {
+            let config = format!("{}{}", base(restrict), HttpSink::accepting().output("out", ""));
+            std::fs::write(&file, config).unwrap();
+            let [program, launcher @ ..] = without("landlock_create_ruleset", "error=ENOSYS");
+            // Without -D, strace ends with the status of the program.
+            let launcher = launcher.iter().filter(|word| *word != "-D");
+            let mut command = Command::new(program);
+            command.args(launcher).arg(binary()).args(["check", text(&file)]).args(more);
+            let output = command.output().unwrap();
+            (output.status.code(), String::from_utf8(output.stderr).unwrap())
+        };
+        let (code, said) = check("required", &[]);
+        assert_eq!(code, Some(2), "{said}");
+        assert!(said.contains(":4:24: process.restrict: is \"required\", but"), "{said}");
+        let fine: [(_, &[_]); 3] =
+            [("required", &["--elsewhere"]), ("best_effort", &[]), ("off", &[])];
+        for (restrict, more) in fine {
+            let (code, said) = check(restrict, more);
+            assert_eq!(code, Some(0), "{restrict}: {said}");
         }
     }
 }
