@@ -318,7 +318,7 @@ fn connections_end_however_client_ca_changes_and_stay_where_it_is_the_same() {
     let directory = TempDir::new().unwrap();
     let copy = directory.path().join("copy.crt");
     std::fs::copy(&certificates.ca, &copy).unwrap();
-    let of = |more: &str| config(&sink, &tls(&certificates.server, more), "");
+    let of = |more: &str| unrestricted(&config(&sink, &tls(&certificates.server, more), ""));
     let ca = |file: &Path| of(&format!("client_ca = \"{}\"", text(file)));
     let relay = Relay::start(&of(""));
     let client_config = certificates.client_config(Some(&certificates.client));
