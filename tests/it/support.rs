@@ -21,6 +21,8 @@ pub(crate) mod h2;
 pub(crate) mod http;
 pub(crate) mod http_sink;
 pub(crate) mod ibm;
+pub(crate) mod ibm_relay;
+pub(crate) mod indexers;
 #[cfg(feature = "kafka")]
 pub(crate) mod kafka;
 pub(crate) mod letters;
@@ -42,6 +44,7 @@ pub(crate) mod relp_sink;
 pub(crate) mod requests;
 pub(crate) mod s3;
 pub(crate) mod said;
+pub(crate) mod seaweedfs;
 pub(crate) mod senders;
 pub(crate) mod sequence;
 pub(crate) mod server;

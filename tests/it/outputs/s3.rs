@@ -10,9 +10,9 @@ use crate::support::s3::Mood;
 use crate::support::s3::ROLE;
 use crate::support::s3::S3;
 use crate::support::s3::SECRET;
-use crate::support::s3::SeaweedFs;
 use crate::support::s3::Sts;
 use crate::support::s3::lines;
+use crate::support::seaweedfs::SeaweedFs;
 
 /// Settings under which objects are small, and a failed attempt is repeated soon.
 const SMALL: &str = "object_age = \"200ms\"\nobject_bytes = \"64KiB\"\n\

@@ -133,7 +133,7 @@ fn the_process() {
         tls: (protocol == Protocol::Https).then(|| pair.server_config()),
         receive_buffer: Some(RECEIVE_BUFFER),
         port: Some(told(PORT).parse().expect("a port")),
-        ip: None,
+        ..Options::default()
     };
     let _server: Box<dyn std::any::Any> = match protocol {
         Protocol::Lines => Box::new(Server::start(options, move |stream, connection| {

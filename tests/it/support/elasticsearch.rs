@@ -45,6 +45,8 @@ pub(crate) enum Mood {
 #[derive(Default)]
 pub(crate) struct Store {
     pub(crate) documents: BTreeMap<String, Vec<u8>>,
+    /// The `_id` of each document, in the order in which they were stored.
+    pub(crate) order: Vec<String>,
     /// How many documents each request had.
     pub(crate) requests: Vec<usize>,
     /// How many times a document came that was there already.
@@ -98,6 +100,7 @@ impl Elasticsearch {
                     },
                 };
                 if status == 201 {
+                    store.order.push(id.clone());
                     store.documents.insert(id, document);
                 }
                 let kind = match status {
@@ -167,7 +170,7 @@ fn documents(request: &Request, bytes_max: usize) -> Vec<(String, Vec<u8>)> {
 }
 
 /// Returns the event of a document: all of it but the member `@timestamp`, which comes first.
-fn event_of(document: &[u8]) -> Vec<u8> {
+pub(crate) fn event_of(document: &[u8]) -> Vec<u8> {
     let members: BTreeMap<String, &RawValue> = serde_json::from_slice(document).expect("JSON");
     let first = format!("{{\"@timestamp\":{}", members["@timestamp"]);
     let rest = document.strip_prefix(first.as_bytes()).expect("the time comes first");

@@ -15,6 +15,7 @@ use super::corpus::generated_batch;
 use super::http_sink::Answer;
 use super::http_sink::HttpSink;
 use super::http_sink::Request;
+use super::indexers::several_indexers;
 use super::relay::Relay;
 use super::wait_until;
 
@@ -152,58 +153,6 @@ fn sign_in_page(
             _ => store(request),
         }
     }
-}
-
-/// A balancer in front of several indexers of Splunk, which are one store here. It sends a request
-/// without its cookie to an indexer of its choice, and tells the choice by the cookie, whose value
-/// differs in each answer. Only the indexer that took the last request of a channel knows which of
-/// the channel's requests are indexed. Any other says no.
-fn several_indexers()
--> impl Fn(&Request, &dyn Fn(&Request) -> Answer) -> Answer + Send + Sync + 'static {
-    // The number of requests so far, and the indexer of each channel.
-    let state = Mutex::new((0, BTreeMap::<String, u64>::new()));
-    move |request, store| {
-        let channel = request.header("x-splunk-request-channel").expect("a channel").to_owned();
-        let told = route(request);
-        let (number, indexer) = {
-            let (number, indexers) = &mut *state.lock().expect("not poisoned");
-            if request.target.ends_with("/ack") {
-                let knows = told.is_some() && told == indexers.get(&channel).copied();
-                return if knows { store(request) } else { no_acks(request) };
-            }
-            *number += 1;
-            let indexer = told.unwrap_or(*number);
-            indexers.insert(channel, indexer);
-            (*number, indexer)
-        };
-        store(request)
-            .header("Set-Cookie", &format!("ROUTE={indexer}.{number}; Path=/; HttpOnly"))
-            .header("Set-Cookie", "seen=\"yes\"; Max-Age=3600; Path=/; SameSite=None")
-    }
-}
-
-/// Returns the indexer that the cookies of a request name. `None` if the request has no cookies.
-/// Panics if they are not those of the balancer, or came with their attributes.
-fn route(request: &Request) -> Option<u64> {
-    let cookies: Vec<_> = request.header("cookie")?.split("; ").collect();
-    let [mut route, mut seen] = cookies[..] else { panic!("the cookies {cookies:?}") };
-    if seen.starts_with("ROUTE=") {
-        (route, seen) = (seen, route);
-    }
-    assert_eq!(seen, "seen=\"yes\"");
-    let route = route.strip_prefix("ROUTE=").and_then(|route| route.split_once('.'));
-    let (indexer, number) = route.unwrap_or_else(|| panic!("the cookies {cookies:?}"));
-    number.parse::<u64>().expect("a number");
-    Some(indexer.parse().expect("a number"))
-}
-
-/// Returns the answer of an indexer that knows none of the requests that it is asked about.
-fn no_acks(request: &Request) -> Answer {
-    let asked: BTreeMap<String, Vec<u64>> =
-        serde_json::from_slice(&request.decoded()).expect("a question");
-    let no = asked["acks"].iter().map(|number| (number.to_string(), false));
-    let acks: BTreeMap<_, _> = no.collect();
-    Answer::status(200).body(serde_json::json!({"acks": acks}).to_string())
 }
 
 /// Waits until the store's refused events are given up, and all others are delivered. An event is

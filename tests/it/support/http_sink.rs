@@ -43,6 +43,9 @@ pub(crate) struct Request {
     /// The status that was written, and when. `None` while the request waits for its answer, or if
     /// no status is written.
     pub(crate) answered: Option<(u16, Instant)>,
+    /// True if the request was answered before its body was read. No other answer is written.
+    #[allow(dead_code, reason = "the simulator uses it")]
+    pub(crate) is_early: bool,
 }
 
 impl Request {
@@ -79,6 +82,10 @@ pub(crate) struct Answer {
     what: What,
     delay: Duration,
     close: bool,
+    /// Written before the answer.
+    interim: Vec<u8>,
+    /// How many bytes are written before the connection is closed.
+    cut: Option<usize>,
 }
 
 #[derive(Debug, Clone)]
@@ -118,7 +125,7 @@ impl Answer {
     }
 
     fn of(what: What) -> Self {
-        Self { what, delay: Duration::ZERO, close: false }
+        Self { what, delay: Duration::ZERO, close: false, interim: Vec::new(), cut: None }
     }
 
     pub(crate) fn header(mut self, name: &str, value: &str) -> Self {
@@ -146,6 +153,40 @@ impl Answer {
         self.close = true;
         self
     }
+
+    /// Closes the connection after this many bytes, or after the answer if it has fewer, and does
+    /// not announce that.
+    #[allow(dead_code, reason = "the simulator uses it")]
+    pub(crate) fn cut(mut self, bytes: usize) -> Self {
+        self.cut = Some(bytes);
+        self
+    }
+
+    /// Writes these bytes before an answer that has any.
+    #[allow(dead_code, reason = "the simulator uses it")]
+    pub(crate) fn behind(mut self, interim: &[u8]) -> Self {
+        self.interim = interim.to_vec();
+        self
+    }
+}
+
+/// What a consumer does with a request of which it has the head.
+#[derive(Debug, Clone)]
+#[allow(dead_code, reason = "the simulator uses it")]
+pub(crate) enum Reading {
+    AtOnce,
+    /// It pauses after each so many bytes of the body.
+    Slowly {
+        bytes: usize,
+        pause: Duration,
+    },
+    /// It answers, if at least so many bytes of the body have not arrived. It reads the body then,
+    /// and [`Request::is_early`] is `true`; or it resets the connection.
+    Early {
+        answer: Answer,
+        missing: usize,
+        resets: bool,
+    },
 }
 
 /// The consumer. It `Deref`s to its [`Server`], for `pause`, `close`, `kill`, `reopen` and others.
@@ -153,11 +194,16 @@ pub(crate) struct HttpSink {
     server: Server,
     requests: Arc<Mutex<Vec<Request>>>,
     front: Arc<OnceLock<Box<Front>>>,
+    #[allow(dead_code, reason = "the simulator uses it")]
+    doorman: Arc<OnceLock<Box<Doorman>>>,
 }
 
 /// What stands in front of a consumer, like a balancer: it gets each request, and the function by
 /// which the consumer itself answers.
 type Front = dyn Fn(&Request, &dyn Fn(&Request) -> Answer) -> Answer + Send + Sync;
+
+/// Sees the head of each request, and the number of its connection.
+type Doorman = dyn Fn(&Head, usize) -> Reading + Send + Sync;
 
 impl HttpSink {
     /// Starts a consumer of plain HTTP. Many threads call `answer`, once for each complete request.
@@ -227,15 +273,31 @@ impl HttpSink {
     ) -> Self {
         let requests = Arc::new(Mutex::new(Vec::new()));
         let front = Arc::<OnceLock<Box<Front>>>::default();
+        let doorman = Arc::<OnceLock<Box<Doorman>>>::default();
         let (for_handler, in_front) = (Arc::clone(&requests), Arc::clone(&front));
+        let at_the_door = Arc::clone(&doorman);
         let server = Server::start(options, move |stream, connection| {
             let answer = |request: &Request| match in_front.get() {
                 Some(front) => front(request, &answer),
                 None => answer(request),
             };
-            serve(stream, connection, &for_handler, bodies, &answer);
+            let reading = |head: &Head| match at_the_door.get() {
+                Some(doorman) => doorman(head, connection.number),
+                None => Reading::AtOnce,
+            };
+            serve(stream, connection, &for_handler, bodies, &reading, &answer);
         });
-        Self { server, requests, front }
+        Self { server, requests, front, doorman }
+    }
+
+    /// From now on, `doorman` decides what is done before the body of a request is read. Called
+    /// once.
+    #[allow(dead_code, reason = "the simulator uses it")]
+    pub(crate) fn stand_at_the_door(
+        &self,
+        doorman: impl Fn(&Head, usize) -> Reading + Send + Sync + 'static,
+    ) {
+        assert!(self.doorman.set(Box::new(doorman)).is_ok(), "somebody stands there already");
     }
 
     /// From now on, `front` answers each request. It may let the consumer answer, by its second
@@ -307,6 +369,7 @@ fn serve(
     connection: &Connection,
     requests: &Mutex<Vec<Request>>,
     bodies: Bodies,
+    reading: &dyn Fn(&Head) -> Reading,
     answer: &dyn Fn(&Request) -> Answer,
 ) {
     let mut reader = BufReader::with_capacity(64 * 1024, stream);
@@ -320,7 +383,19 @@ fn serve(
         {
             return;
         }
-        let Ok(body) = read_body(&mut reader, &head, Unannounced::Empty) else { return };
+        let reading = reading(&head);
+        let Some(is_early) = answers_first(&mut reader, connection, &head, &reading) else {
+            return;
+        };
+        let body = match reading {
+            Reading::Slowly { bytes, pause } => {
+                read_slowly(&mut reader, connection, &head, bytes, pause)
+            }
+            Reading::AtOnce | Reading::Early { .. } => {
+                read_body(&mut reader, &head, Unannounced::Empty).ok()
+            }
+        };
+        let Some(body) = body else { return };
         if !connection.may_go_on() {
             return;
         }
@@ -339,6 +414,7 @@ fn serve(
                 began,
                 read: Instant::now(),
                 answered: None,
+                is_early,
             };
             let forgotten =
                 (bodies == Bodies::Forgotten).then(|| std::mem::take(&mut request.body));
@@ -348,9 +424,18 @@ fn serve(
         };
         let answer = answer(&request);
         request.body = Vec::new();
-        let last = answer.close || asked_to_close;
+        let last = answer.close || answer.cut.is_some() || asked_to_close;
+        if is_early {
+            continue;
+        }
+        // The answer is recorded before it is written, because a test that has read the answer may
+        // look for the record at once.
+        let record = |status: Option<u16>| {
+            let mut requests = requests.lock().expect("not poisoned");
+            requests[request.number].answered = status.map(|status| (status, Instant::now()));
+        };
         if !connection.rest(answer.delay)
-            || write(reader.get_mut(), connection, &request, answer, requests).is_none()
+            || write(reader.get_mut(), connection, answer, record).is_none()
             || last
         {
             return;
@@ -358,13 +443,53 @@ fn serve(
     }
 }
 
-/// Writes the answer. Returns `None` if the connection is over.
+/// Answers before the body is read, if that is wanted. Returns true if the request is answered,
+/// and `None` if the connection is over.
+fn answers_first(
+    reader: &mut BufReader<Stream>,
+    connection: &Connection,
+    head: &Head,
+    reading: &Reading,
+) -> Option<bool> {
+    let Reading::Early { answer, missing, resets } = reading else { return Some(false) };
+    if announced(head) < reader.buffer().len() + missing {
+        return Some(false);
+    }
+    write(reader.get_mut(), connection, answer.clone(), |_| {})?;
+    if *resets {
+        write(reader.get_mut(), connection, Answer::reset(), |_| {})?;
+    }
+    Some(true)
+}
+
+/// Reads a body in pieces of so many bytes, with pauses. Returns `None` if the connection is over.
+fn read_slowly(
+    reader: &mut BufReader<Stream>,
+    connection: &Connection,
+    head: &Head,
+    bytes: usize,
+    pause: Duration,
+) -> Option<Vec<u8>> {
+    let mut body = vec![0; announced(head)];
+    for piece in body.chunks_mut(bytes) {
+        reader.read_exact(piece).ok()?;
+        connection.rest(pause).then_some(())?;
+    }
+    Some(body)
+}
+
+/// Returns the length of a request's body, which its head announces.
+fn announced(head: &Head) -> usize {
+    assert_eq!(head.header("transfer-encoding"), None, "a body of unknown length");
+    head.header("content-length").map_or(0, |length| length.parse().expect("a length"))
+}
+
+/// Writes the answer, after `record` got its status. Returns `None` if the connection is over.
 fn write(
     stream: &mut Stream,
     connection: &Connection,
-    request: &Request,
     answer: Answer,
-    requests: &Mutex<Vec<Request>>,
+    record: impl FnOnce(Option<u16>),
 ) -> Option<()> {
     let (status, bytes) = match answer.what {
         What::Response { status, headers, body } => {
@@ -396,10 +521,8 @@ fn write(
             return None;
         }
     };
-    // The answer is recorded before it is written, because a test that has read the answer may look
-    // for the record at once.
-    let mut requests = requests.lock().expect("not poisoned");
-    requests[request.number].answered = status.map(|status| (status, Instant::now()));
-    drop(requests);
-    stream.write_all(&bytes).and_then(|()| stream.flush()).ok()
+    record(status);
+    let bytes = [answer.interim, bytes].concat();
+    let end = answer.cut.unwrap_or(bytes.len()).min(bytes.len());
+    stream.write_all(&bytes[..end]).and_then(|()| stream.flush()).ok()
 }

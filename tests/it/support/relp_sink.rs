@@ -34,7 +34,7 @@ pub(crate) fn answer(command: &Command, data: &str) -> Vec<u8> {
 }
 
 /// Returns the bytes to write in answer to a command. `None` ends the connection.
-type Script = dyn Fn(&Command) -> Option<Vec<u8>> + Send + Sync;
+type Script = dyn Fn(&Command, &Connection) -> Option<Vec<u8>> + Send + Sync;
 
 /// The consumer. It `Deref`s to its [`Server`]. A command is recorded before it is answered.
 pub(crate) struct RelpSink {
@@ -51,10 +51,18 @@ impl RelpSink {
     pub(crate) fn with(
         script: impl Fn(&Command) -> Option<Vec<u8>> + Send + Sync + 'static,
     ) -> Self {
+        Self::with_options(Options::default(), move |command, _| script(command))
+    }
+
+    /// Starts a consumer whose script may rest on the connection.
+    pub(crate) fn with_options(
+        options: Options,
+        script: impl Fn(&Command, &Connection) -> Option<Vec<u8>> + Send + Sync + 'static,
+    ) -> Self {
         let received = Arc::<Mutex<Vec<Command>>>::default();
         let for_handler = Arc::clone(&received);
         let script: Box<Script> = Box::new(script);
-        let server = Server::start(Options::default(), move |stream, connection| {
+        let server = Server::start(options, move |stream, connection| {
             serve(stream, connection, &for_handler, &script);
         });
         Self { server, received }
@@ -101,7 +109,7 @@ fn serve(
         awaited += 1;
         let command = Command { connection: connection.number, number, name, data };
         received.lock().expect("not poisoned").push(command.clone());
-        let Some(bytes) = script(&command) else { return };
+        let Some(bytes) = script(&command, connection) else { return };
         if stream.write_all(&bytes).and_then(|()| stream.flush()).is_err() {
             return;
         }

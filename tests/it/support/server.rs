@@ -47,6 +47,9 @@ pub(crate) struct Options {
     pub(crate) port: Option<u16>,
     /// The address to listen on. `None` is 127.0.0.1.
     pub(crate) ip: Option<Ipv4Addr>,
+    /// The longest time between two bytes of a connection, which is closed then. `None` is for
+    /// ever.
+    pub(crate) idle: Option<Duration>,
 }
 
 pub(crate) struct Server {
@@ -224,6 +227,12 @@ impl Server {
         self.shared.lock().handshake_failures.clone()
     }
 
+    /// Takes what the handlers of connections have panicked with so far, so that the drop does not
+    /// panic for it.
+    pub(crate) fn take_panics(&self) -> Vec<String> {
+        std::mem::take(&mut self.shared.lock().panics)
+    }
+
     fn end_connections(&self, how: End) {
         for open in self.shared.lock().open.values_mut() {
             if how == End::Reset {
@@ -245,7 +254,7 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.kill();
-        let panics = std::mem::take(&mut self.shared.lock().panics);
+        let panics = self.take_panics();
         if !panics.is_empty() && !std::thread::panicking() {
             panic!("a fake consumer failed: {}", panics.join("; "));
         }
@@ -286,7 +295,7 @@ fn listen(address: SocketAddr, options: &Options) -> std::io::Result<TcpListener
 
 fn accept(listener: TcpListener, options: &Options, shared: &Arc<Shared>) -> Acceptor {
     let handle = listener.try_clone().expect("a second handle");
-    let (tls, shared) = (options.tls.clone(), Arc::clone(shared));
+    let (options, shared) = (options.clone(), Arc::clone(shared));
     let thread = std::thread::spawn(move || {
         loop {
             let socket = match listener.accept() {
@@ -305,20 +314,20 @@ fn accept(listener: TcpListener, options: &Options, shared: &Arc<Shared>) -> Acc
                 state.open.insert(number, Open { socket, ending: false });
                 number
             };
-            let (tls, shared) = (tls.clone(), Arc::clone(&shared));
-            std::thread::spawn(move || serve(socket, number, tls, &shared));
+            let (options, shared) = (options.clone(), Arc::clone(&shared));
+            std::thread::spawn(move || serve(socket, number, &options, &shared));
         }
     });
     Acceptor { listener: handle, thread }
 }
 
-fn serve(socket: TcpStream, number: usize, tls: Option<Arc<ServerConfig>>, shared: &Arc<Shared>) {
+fn serve(socket: TcpStream, number: usize, options: &Options, shared: &Arc<Shared>) {
     let connection = Connection { number, shared: Arc::clone(shared) };
     let served = std::panic::catch_unwind(AssertUnwindSafe(|| {
         if !connection.may_go_on() {
             return;
         }
-        match handshake(socket, tls) {
+        match handshake(socket, options) {
             Ok(stream) => (shared.handler)(stream, &connection),
             Err(error) => {
                 let mut state = shared.lock();
@@ -339,12 +348,13 @@ fn serve(socket: TcpStream, number: usize, tls: Option<Arc<ServerConfig>>, share
     shared.changed.notify_all();
 }
 
-fn handshake(socket: TcpStream, tls: Option<Arc<ServerConfig>>) -> std::io::Result<Stream> {
+fn handshake(socket: TcpStream, options: &Options) -> std::io::Result<Stream> {
     socket.set_nodelay(true)?;
+    socket.set_read_timeout(options.idle)?;
     // A client that does not read must not block this thread for ever, because ending a connection
     // waits for its thread.
     socket.set_write_timeout(Some(PATIENCE / 2))?;
-    let Some(config) = tls else { return Ok(Stream::Plain(socket)) };
+    let Some(config) = options.tls.clone() else { return Ok(Stream::Plain(socket)) };
     let connection = ServerConnection::new(config).map_err(std::io::Error::other)?;
     let mut stream = StreamOwned::new(connection, socket);
     while stream.conn.is_handshaking() {
@@ -353,7 +363,8 @@ fn handshake(socket: TcpStream, tls: Option<Arc<ServerConfig>>) -> std::io::Resu
     Ok(Stream::Server(Box::new(stream)))
 }
 
-fn said(panic: &(dyn Any + Send)) -> String {
+/// Returns the text of a panic.
+pub(crate) fn said(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<String>().cloned();
     text.or_else(|| panic.downcast_ref::<&str>().map(|&text| text.to_owned())).unwrap_or_default()
 }

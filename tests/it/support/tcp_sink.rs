@@ -39,8 +39,23 @@ pub(crate) struct TcpSink {
     received: Arc<Received>,
 }
 
+/// What a consumer does after it has read something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[allow(dead_code, reason = "the simulator uses it")]
+pub(crate) enum Next {
+    Read,
+    /// It reads again after this time.
+    Rest(Duration),
+    /// It closes the connection.
+    End,
+}
+
+/// Gets the number of a connection and the messages that became complete by a read.
+type Script = dyn Fn(usize, &[Vec<u8>]) -> Next + Send + Sync;
+
 struct Received {
     framing: Framing,
+    script: Box<Script>,
     state: Mutex<State>,
 }
 
@@ -64,7 +79,17 @@ impl TcpSink {
     }
 
     pub(crate) fn with(framing: Framing, options: Options) -> Self {
-        let received = Arc::new(Received { framing, state: Mutex::default() });
+        Self::scripted(framing, options, |_, _| Next::Read)
+    }
+
+    /// Starts a consumer that does after each read what `script` says.
+    pub(crate) fn scripted(
+        framing: Framing,
+        options: Options,
+        script: impl Fn(usize, &[Vec<u8>]) -> Next + Send + Sync + 'static,
+    ) -> Self {
+        let script: Box<Script> = Box::new(script);
+        let received = Arc::new(Received { framing, script, state: Mutex::default() });
         let for_handler = Arc::clone(&received);
         let server = Server::start(options, move |stream, connection| {
             read(stream, connection, &for_handler)
@@ -143,13 +168,24 @@ fn read(mut stream: Stream, connection: &Connection, received: &Received) {
         total += size as u64;
         pending.extend_from_slice(&buffer[..size]);
         let mut state = received.lock();
-        if state.bytes.len() <= connection.number {
-            state.bytes.resize(connection.number + 1, 0);
+        let number = connection.number;
+        if state.bytes.len() <= number {
+            state.bytes.resize(number + 1, 0);
         }
-        state.bytes[connection.number] += size as u64;
-        let connection = connection.number;
+        state.bytes[number] += size as u64;
         let complete = take_complete(&mut pending, size, received.framing);
-        state.messages.extend(complete.into_iter().map(|bytes| Message { connection, bytes }));
+        let next = (received.script)(number, &complete);
+        let complete = complete.into_iter().map(|bytes| Message { connection: number, bytes });
+        state.messages.extend(complete);
+        drop(state);
+        let goes_on = match next {
+            Next::Read => true,
+            Next::Rest(time) => connection.rest(time),
+            Next::End => false,
+        };
+        if !goes_on {
+            return;
+        }
     }
 }
 
