@@ -2,6 +2,7 @@
 //! people to stderr.
 #![allow(clippy::print_stderr, reason = "this is the file that prints")]
 
+use std::ffi::OsString;
 use std::io::Read as _;
 use std::io::Write;
 use std::panic::AssertUnwindSafe;
@@ -275,10 +276,16 @@ fn config_file(
     }
 }
 
-/// Runs the command that the command line names, and returns the process's exit status.
+/// Runs the command that the process's command line names, and returns the process's exit status.
 pub fn main() -> ExitCode {
+    ExitCode::from(run_with(std::env::args_os()))
+}
+
+/// Runs the command that these arguments name, and returns the exit status. The first argument is
+/// the name of the program. For wrong usage, the function ends the process.
+pub fn run_with(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     let mut command = command();
-    let parsed = command.try_get_matches_from_mut(std::env::args_os()).and_then(|matches| {
+    let parsed = command.try_get_matches_from_mut(arguments).and_then(|matches| {
         let file = config_file(&mut command, &matches)?;
         Ok((Arguments::from_arg_matches(&matches)?, file))
     });
@@ -305,10 +312,7 @@ pub fn main() -> ExitCode {
         Command::Drain { url, seconds } => drain::run(url.as_deref(), seconds, file),
         Command::Tap(arguments) => tap::run(&arguments, file),
     };
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(code) => ExitCode::from(code),
-    }
+    result.err().unwrap_or(0)
 }
 
 /// Checks that a file or directory exists that the command line names as input, and that a regular

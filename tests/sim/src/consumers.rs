@@ -1,0 +1,362 @@
+//! The consumers of the simulated world: the stand-ins of the integration tests, each with moods
+//! that its seed draws, and a log of what it has accepted for good.
+
+mod elasticsearch;
+mod front;
+mod http;
+mod ibm;
+mod loki;
+mod lumberjack;
+mod otlp;
+mod relp;
+mod s3;
+mod splunk;
+mod stream;
+mod weather;
+
+use std::hash::BuildHasher as _;
+use std::hash::BuildHasherDefault;
+use std::hash::DefaultHasher;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use fastrand::Rng;
+
+use crate::events::FAILING;
+use crate::events::REFUSED;
+use crate::kernel;
+use crate::support::server::Options;
+use crate::support::server::Server;
+
+/// A kind of consumer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Kind {
+    Http,
+    Tcp,
+    Syslog,
+    Relp,
+    Lumberjack,
+    Splunk,
+    Elasticsearch,
+    Loki,
+    Otlp,
+    S3,
+    Ibm,
+}
+
+impl Kind {
+    pub(crate) const ALL: [Self; 11] = [
+        Self::Http,
+        Self::Tcp,
+        Self::Syslog,
+        Self::Relp,
+        Self::Lumberjack,
+        Self::Splunk,
+        Self::Elasticsearch,
+        Self::Loki,
+        Self::Otlp,
+        Self::S3,
+        Self::Ibm,
+    ];
+}
+
+/// How many copies of an event a consumer may have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Copies {
+    /// One for each identity of the relay's queue: a queue in memory has another one after each
+    /// start.
+    Once,
+    /// As [`Copies::Once`], and events of equal bytes are one event.
+    OnceMerged,
+    AtLeastOnce,
+}
+
+/// What a consumer promises for the events that the relay sends to it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Promise {
+    pub(crate) copies: Copies,
+    /// Events arrive in the order of their acceptance, first copies at least.
+    pub(crate) ordered: bool,
+    /// Events arrive byte for byte, as every kind promises.
+    pub(crate) bytes: bool,
+    /// Events with [`REFUSED`] are refused for good.
+    pub(crate) refuses: bool,
+    /// Events with [`FAILING`] are answered 500 for ever. The relay gives them up after seconds.
+    pub(crate) fails: bool,
+    /// Events that are neither are answered 5xx at times, while others are taken, so that the relay
+    /// parks them. It may give them up while its queue is nearly full or while it drains.
+    pub(crate) parks: bool,
+    /// The store tells only how many events of a request it has refused, so that all of them are
+    /// among the dead letters, also those that it has.
+    pub(crate) counts: bool,
+}
+
+/// An event that a consumer has accepted for good.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Arrived {
+    pub(crate) at: Duration,
+    /// The connection that brought it, counted from 0 over the whole life of the consumer.
+    pub(crate) connection: usize,
+    /// The event as the consumer sees it, out of its envelope.
+    pub(crate) event: Vec<u8>,
+}
+
+/// A consumer of the relay.
+pub(crate) struct Consumer {
+    pub(crate) name: String,
+    pub(crate) kind: Kind,
+    keys: String,
+    promise: Promise,
+    ledger: Arc<Ledger>,
+    stand: Mutex<Box<dyn Stand>>,
+    has_died: AtomicBool,
+}
+
+/// What the threads of a consumer share.
+struct Ledger {
+    name: String,
+    calm: AtomicBool,
+    arrived: Mutex<Vec<Arrived>>,
+    violations: Mutex<Vec<String>>,
+}
+
+/// A stand-in, as a kind makes it.
+trait Stand: Send {
+    /// Returns each of its servers, the one that takes events first.
+    fn servers(&mut self) -> Vec<&mut Server>;
+
+    /// Forgets what it has not acknowledged.
+    fn forget(&mut self) {}
+}
+
+/// A consumer that was just made.
+struct Made {
+    stand: Box<dyn Stand>,
+    keys: String,
+    promise: Promise,
+}
+
+/// What a kind needs to make a consumer.
+struct Making<'a> {
+    rng: Rng,
+    /// For secrets.
+    directory: &'a Path,
+    name: &'a str,
+    ledger: Arc<Ledger>,
+}
+
+impl Consumer {
+    /// Starts a consumer, which draws everything from its seed and its name. Its secrets are files
+    /// in this directory, which exists.
+    pub(crate) fn start(kind: Kind, name: &str, seed: u64, directory: &Path) -> Self {
+        let seed = BuildHasherDefault::<DefaultHasher>::default().hash_one((seed, name));
+        let ledger = Arc::new(Ledger {
+            name: name.to_owned(),
+            calm: AtomicBool::new(false),
+            arrived: Mutex::default(),
+            violations: Mutex::default(),
+        });
+        let rng = Rng::with_seed(seed);
+        let mut making = Making { rng, directory, name, ledger: Arc::clone(&ledger) };
+        let times = making.times();
+        let mut made = match kind {
+            Kind::Http => http::make(&mut making),
+            Kind::Tcp => stream::tcp(&mut making),
+            Kind::Syslog => stream::syslog(&mut making),
+            Kind::Relp => relp::make(&mut making),
+            Kind::Lumberjack => lumberjack::make(&mut making),
+            Kind::Splunk => splunk::make(&mut making),
+            Kind::Elasticsearch => elasticsearch::make(&mut making),
+            Kind::Loki => loki::make(&mut making),
+            Kind::Otlp => otlp::make(&mut making),
+            Kind::S3 => s3::make(&mut making),
+            Kind::Ibm => ibm::make(&mut making),
+        };
+        let address = made.stand.servers()[0].address();
+        kernel::trace(format_args!("consumer {name}: {kind:?} at {address}"));
+        Self {
+            name: name.to_owned(),
+            kind,
+            keys: made.keys + &times,
+            promise: made.promise,
+            ledger,
+            stand: Mutex::new(made.stand),
+            has_died: AtomicBool::new(false),
+        }
+    }
+
+    /// Returns the addresses of all its servers, the one that takes events first. `ibm` has two.
+    pub(crate) fn addresses(&self) -> Vec<SocketAddr> {
+        self.stand().servers().into_iter().map(|server| server.address()).collect()
+    }
+
+    /// Returns the keys of the output that sends to the consumer, without `[[output]]` and `name`.
+    /// Tables are dotted keys, so that others can be added.
+    pub(crate) fn keys(&self) -> &str {
+        &self.keys
+    }
+
+    pub(crate) fn promise(&self) -> Promise {
+        self.promise
+    }
+
+    /// Returns true if the store refuses this event for good, or fails on it for ever: it belongs
+    /// to the dead letters.
+    pub(crate) fn refuses(&self, event: &[u8]) -> bool {
+        (self.promise.refuses && is_refused(event)) || (self.promise.fails && fails(event))
+    }
+
+    /// Returns what the consumer has accepted for good from the index `from` on, in its order.
+    pub(crate) fn arrived_since(&self, from: usize) -> Vec<Arrived> {
+        lock(&self.ledger.arrived).get(from..).unwrap_or_default().to_vec()
+    }
+
+    /// Returns what the relay did against the protocol.
+    pub(crate) fn violations(&self) -> Vec<String> {
+        let panics: Vec<_> =
+            self.stand().servers().into_iter().flat_map(|server| server.take_panics()).collect();
+        let mut violations = lock(&self.ledger.violations);
+        violations.extend(panics);
+        violations.clone()
+    }
+
+    /// With true, the consumer does only what a store that is well does.
+    pub(crate) fn calm(&self, calm: bool) {
+        self.ledger.calm.store(calm, Ordering::SeqCst);
+    }
+
+    /// With true, the consumer reads nothing and answers nothing, and its kernel still takes
+    /// connections and bytes. With false, it continues. What a consumer of lines or syslog has not
+    /// read for a second is gone if it is stopped then: its protocol promises no more.
+    pub(crate) fn pause(&self, paused: bool) {
+        self.stand().servers().into_iter().for_each(|server| server.pause(paused));
+    }
+
+    /// Ends the consumer, in order or as a crash does. It keeps what it has acknowledged.
+    pub(crate) fn stop(&self, crash: bool) {
+        self.dies();
+        let mut stand = self.stand();
+        for server in stand.servers().into_iter().filter(|server| server.is_listening()) {
+            if crash { server.kill() } else { server.close() }
+        }
+        if crash {
+            stand.forget();
+        }
+    }
+
+    /// Starts a consumer again that was stopped.
+    pub(crate) fn start_again(&self) {
+        for server in self.stand().servers() {
+            if !server.is_listening() {
+                server.reopen();
+            }
+        }
+    }
+
+    /// Ends all connections at once. If it forgets, what it did not acknowledge is gone.
+    pub(crate) fn restart(&self, forgets: bool) {
+        self.stop(forgets);
+        self.start_again();
+    }
+
+    /// True if connections were ever ended, or the consumer was.
+    pub(crate) fn has_died(&self) -> bool {
+        self.has_died.load(Ordering::SeqCst)
+    }
+
+    /// Notes that its connections are ended by somebody else.
+    pub(crate) fn dies(&self) {
+        self.has_died.store(true, Ordering::SeqCst);
+    }
+
+    fn stand(&self) -> MutexGuard<'_, Box<dyn Stand>> {
+        lock(&self.stand)
+    }
+}
+
+impl Drop for Consumer {
+    fn drop(&mut self) {
+        // A panic of a stand-in is a violation, which the oracle has read.
+        self.stop(true);
+        self.violations();
+    }
+}
+
+impl Ledger {
+    fn is_calm(&self) -> bool {
+        self.calm.load(Ordering::SeqCst)
+    }
+
+    /// Notes what has arrived.
+    fn add(&self, connection: usize, events: impl IntoIterator<Item = Vec<u8>>) {
+        let at = kernel::now();
+        let mut arrived = lock(&self.arrived);
+        let before = arrived.len();
+        arrived.extend(events.into_iter().map(|event| Arrived { at, connection, event }));
+        let count = arrived.len() - before;
+        drop(arrived);
+        if count > 0 {
+            kernel::trace(format_args!("{} has {count} more by {connection}", self.name));
+        }
+    }
+
+    fn violated(&self, what: String) {
+        kernel::trace(format_args!("{}: violation: {what}", self.name));
+        lock(&self.violations).push(what);
+    }
+}
+
+impl Making<'_> {
+    /// Returns a generator of its own.
+    fn rng(&mut self) -> Rng {
+        self.rng.fork()
+    }
+
+    /// Writes a file with a secret.
+    fn secret(&self, what: &str, content: &str) -> PathBuf {
+        let file = self.directory.join(format!("{}-{what}", self.name));
+        std::fs::write(&file, format!("{content}\n")).expect("a writable directory");
+        file
+    }
+
+    /// Draws the times of an output. They are short, so that a minute sees many attempts.
+    fn times(&mut self) -> String {
+        let rng = &mut self.rng;
+        let age = if rng.u32(..4) == 0 { "timeouts.max_connection_age = \"15s\"\n" } else { "" };
+        format!(
+            "retry.initial_interval = \"{}ms\"\nretry.max_interval = \"{}s\"\n\
+             timeouts.connect = \"2s\"\ntimeouts.request = \"{}s\"\n{age}",
+            [100, 500][rng.usize(..2)],
+            [1, 3, 10][rng.usize(..3)],
+            [4, 10, 20][rng.usize(..3)],
+        )
+    }
+
+    /// Draws the settings of a listener.
+    fn options(&mut self) -> Options {
+        let idle = (self.rng.u32(..4) == 0).then(|| Duration::from_secs(self.rng.u64(1..20)));
+        Options { idle, ..Options::default() }
+    }
+}
+
+/// Locks, also if a stand-in has panicked about a request while it held the lock: what it holds is
+/// still true.
+fn lock<T: ?Sized>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn is_refused(event: &[u8]) -> bool {
+    memchr::memmem::find(event, REFUSED.as_bytes()).is_some()
+}
+
+fn fails(event: &[u8]) -> bool {
+    memchr::memmem::find(event, FAILING.as_bytes()).is_some()
+}

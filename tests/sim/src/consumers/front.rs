@@ -1,0 +1,362 @@
+//! What all HTTP stores do at times, and what stands between them and the relay: refusals, answers
+//! that are late, early, cut, missing or wrong, and balancers with several backends.
+
+use std::collections::BTreeMap;
+use std::hash::BuildHasher as _;
+use std::hash::BuildHasherDefault;
+use std::hash::DefaultHasher;
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::time::Duration;
+use std::time::SystemTime;
+
+use fastrand::Rng;
+
+use super::Ledger;
+use super::Making;
+use super::Promise;
+use super::fails;
+use super::lock;
+use super::weather::Weather;
+use crate::kernel;
+use crate::support::http_sink::Answer;
+use crate::support::http_sink::HttpSink;
+use crate::support::http_sink::Reading;
+use crate::support::http_sink::Request;
+use crate::support::server::Options;
+use crate::support::server::said;
+
+/// The most bytes of a body that the kernel may hold for a consumer with [`RECEIVE_BUFFER`] that
+/// has read only the head of its request. A 2xx that comes while more are missing is too early.
+const KERNEL_MAX: usize = 96 * 1024;
+
+/// The receive buffer of a consumer that answers early.
+const RECEIVE_BUFFER: usize = 16 * 1024;
+
+/// How often the same body is refused as if it were at fault. The relay gives an event up only if
+/// it is refused more often alone.
+const SAME_MAX: u32 = 5;
+
+/// What happens to a request.
+#[derive(Debug, Clone)]
+pub(super) enum Trouble {
+    /// The store does not see it, and something answers.
+    Instead(Answer),
+    /// As if the payload were at fault, by this status. The store does not see it.
+    Payload(u16),
+    /// The store does not see it, and it is answered 200 with a web page.
+    Page,
+    /// The store has it, and something else answers.
+    Behind(Answer),
+    /// The store's own answer is changed on its way.
+    Changed(Change),
+    /// The store itself has trouble of its own kind, if it has any.
+    Own,
+}
+
+impl Trouble {
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Instead(_) => "another answer, unseen",
+            Self::Payload(_) => "a refusal of its payload",
+            Self::Page => "a sign-in page",
+            Self::Behind(_) => "another answer, seen",
+            Self::Changed(_) => "a changed answer",
+            Self::Own => "the store's own trouble",
+        }
+    }
+}
+
+#[derive(Debug, Clone)]
+pub(super) enum Change {
+    Late(Duration),
+    /// Only so many bytes are written.
+    Cut(usize),
+    /// The connection is closed after it, which it says.
+    Closing,
+    /// The connection is closed after it, which it does not say.
+    Dropping,
+    /// An interim answer comes before it.
+    Interim,
+    /// It comes after this time, if the body comes at all: the consumer reads slowly.
+    Slow(Duration),
+}
+
+/// What a store lets happen.
+#[derive(Clone)]
+pub(super) struct Manners {
+    /// It answers 5xx at times.
+    pub(super) parks: bool,
+    /// It answers at times as if the payload were at fault. Later events may then come before an
+    /// event that it refused alone, because the relay sends those to learn whether it takes any.
+    pub(super) doubts: bool,
+    /// It fails on certain events for ever.
+    pub(super) fails: bool,
+    /// A web page that is answered with 200 is no acknowledgement.
+    pub(super) pages: bool,
+    /// It is behind something that gives this answer of 2xx at times before it has the whole
+    /// request.
+    pub(super) early: Option<Answer>,
+    /// The statuses that mean that the payload is at fault.
+    pub(super) payload: &'static [u16],
+    /// The statuses of its own that are refusals, each with its body.
+    pub(super) own: &'static [(u16, &'static str)],
+}
+
+/// True while the store is to be in trouble of its own kind. Its moods ask.
+pub(super) type Own = Arc<std::sync::atomic::AtomicBool>;
+
+struct Desk {
+    manners: Manners,
+    /// Each backend's. A connection belongs to one of them.
+    backends: Vec<Weather<Trouble>>,
+    /// How often a body was refused as if it were at fault.
+    refused: BTreeMap<u64, u32>,
+    own: Own,
+    is_broken: bool,
+}
+
+/// Takes the events from a store that it has since the last call.
+pub(super) trait Drain: FnMut() -> Vec<Vec<u8>> + Send + 'static {}
+impl<F: FnMut() -> Vec<Vec<u8>> + Send + 'static> Drain for F {}
+
+/// Draws the manners of a store. A store either fails on certain events for ever, or on any event
+/// at times, so that the relay gives up only what it must.
+pub(super) fn manners(making: &mut Making<'_>) -> Manners {
+    let draw = making.rng.u32(..8);
+    let (parks, fails) = (draw >= 5, draw < 2);
+    Manners {
+        parks,
+        doubts: parks || fails || making.rng.u32(..3) == 0,
+        fails,
+        pages: true,
+        early: None,
+        payload: &[400, 413],
+        own: &[],
+    }
+}
+
+impl Manners {
+    /// With this answer of 2xx before the whole request is there, at one of three stores. Such a
+    /// store refuses nothing: who answers early knows of no refusal.
+    pub(super) fn early(mut self, making: &mut Making<'_>, answer: Answer) -> Self {
+        if !self.fails && making.rng.u32(..3) == 0 {
+            self.early = Some(answer);
+        }
+        self
+    }
+
+    /// Draws the settings of the store's listener.
+    pub(super) fn options(&self, making: &mut Making<'_>) -> Options {
+        let receive_buffer = self.early.as_ref().map(|_| RECEIVE_BUFFER);
+        Options { receive_buffer, ..making.options() }
+    }
+
+    /// Returns a promise with what they have to do with it, and keys that belong to them.
+    pub(super) fn promise(&self, promise: Promise) -> (Promise, String) {
+        let promise = Promise {
+            ordered: promise.ordered && !self.parks && !self.doubts && !self.fails,
+            refuses: promise.refuses && self.early.is_none(),
+            fails: self.fails,
+            parks: self.parks,
+            ..promise
+        };
+        let keys = if self.fails { "rejected.after_server_errors = \"8s\"\n" } else { "" };
+        (promise, keys.to_owned())
+    }
+}
+
+/// Puts the troubles in front of a store, whose own moods look at `own`.
+pub(super) fn stand(
+    making: &mut Making<'_>,
+    sink: &HttpSink,
+    manners: Manners,
+    own: Own,
+    drain: impl Drain,
+) {
+    stand_before(making, sink, manners, own, drain, |request, store| store(request));
+}
+
+/// As [`stand`], with a balancer between the troubles and the store.
+pub(super) fn stand_before(
+    making: &mut Making<'_>,
+    sink: &HttpSink,
+    manners: Manners,
+    own: Own,
+    drain: impl Drain,
+    balancer: impl Fn(&Request, &dyn Fn(&Request) -> Answer) -> Answer + Send + Sync + 'static,
+) {
+    let backends = [1, 1, 2, 3][making.rng.usize(..4)];
+    let backends: Vec<_> = (0..backends)
+        .map(|_| {
+            let manners = manners.clone();
+            Weather::new(making.rng(), move |rng| trouble(rng, &manners))
+        })
+        .collect();
+    let early = manners.early.clone();
+    let hasty = Mutex::new(making.rng());
+    let desk = Desk { manners, backends, refused: BTreeMap::new(), own, is_broken: false };
+    let desk = Arc::new(Mutex::new((desk, drain)));
+    let (ledger, at_the_door) = (Arc::clone(&making.ledger), Arc::clone(&making.ledger));
+    sink.stand_in_front(move |request, store| {
+        let (desk, drain) = &mut *lock(&desk);
+        desk.answer(request, &|request| balancer(request, store), drain, &ledger)
+    });
+    sink.stand_at_the_door(move |_, _| {
+        let mut rng = lock(&hasty);
+        match early.clone() {
+            Some(answer) if !at_the_door.is_calm() && rng.u32(..3) == 0 => {
+                Reading::Early { answer, missing: KERNEL_MAX, resets: rng.bool() }
+            }
+            _ if !at_the_door.is_calm() && rng.u32(..30) == 0 => Reading::Slowly {
+                bytes: rng.usize(4_000..40_000),
+                pause: Duration::from_millis(rng.u64(..500)),
+            },
+            _ => Reading::AtOnce,
+        }
+    });
+}
+
+impl Desk {
+    fn answer(
+        &mut self,
+        request: &Request,
+        store: &dyn Fn(&Request) -> Answer,
+        drain: &mut impl Drain,
+        ledger: &Ledger,
+    ) -> Answer {
+        if self.is_broken {
+            return Answer::status(503);
+        }
+        let backend = request.connection % self.backends.len();
+        let mut trouble = self.backends[backend].meets(kernel::now());
+        if ledger.is_calm() || request.is_early {
+            trouble = None;
+        }
+        if self.manners.fails && fails(&request.decoded()) {
+            return Answer::status(500);
+        }
+        if let Some(trouble) = &trouble {
+            kernel::trace(format_args!("{}: request meets {}", ledger.name, trouble.name()));
+        }
+        let is_own = matches!(trouble, Some(Trouble::Own));
+        self.own.store(is_own, std::sync::atomic::Ordering::SeqCst);
+        let trouble = match trouble {
+            Some(Trouble::Instead(answer)) => return answer,
+            Some(Trouble::Payload(status)) => return self.refuses(request, status),
+            Some(Trouble::Page) => return page(200),
+            other => other,
+        };
+        let Ok(answer) = std::panic::catch_unwind(AssertUnwindSafe(|| store(request)))
+            .map_err(|panic| ledger.violated(said(panic.as_ref())))
+        else {
+            self.is_broken = true;
+            return Answer::status(503);
+        };
+        ledger.add(request.connection, drain());
+        match trouble {
+            Some(Trouble::Behind(behind)) => behind,
+            Some(Trouble::Changed(change)) => match change {
+                Change::Late(time) | Change::Slow(time) => answer.after(time),
+                Change::Cut(bytes) => answer.cut(bytes),
+                Change::Closing => answer.closing(),
+                Change::Dropping => answer.cut(usize::MAX),
+                Change::Interim => answer.behind(b"HTTP/1.1 102 Processing\r\n\r\n"),
+            },
+            _ => answer,
+        }
+    }
+
+    /// Answers as if the payload were at fault, but not often enough for the relay to believe it.
+    fn refuses(&mut self, request: &Request, status: u16) -> Answer {
+        let body = BuildHasherDefault::<DefaultHasher>::default().hash_one(&request.body);
+        let times = self.refused.entry(body).or_default();
+        *times += 1;
+        match *times <= SAME_MAX {
+            true => page(status),
+            false => Answer::status(429),
+        }
+    }
+}
+
+/// Returns a web page as an answer.
+fn page(status: u16) -> Answer {
+    let body = "<html><head><title>There is nothing here</title></head></html>";
+    Answer::status(status).header("Content-Type", "text/html; charset=utf-8").body(body)
+}
+
+/// Statuses that are the connection's or a setting's fault, for every store.
+const SETTINGS: [u16; 10] = [401, 403, 404, 405, 415, 301, 302, 307, 308, 407];
+
+fn trouble(rng: &mut Rng, manners: &Manners) -> Trouble {
+    match rng.u32(..24) {
+        0..3 => Trouble::Instead(busy(rng, 429)),
+        3..6 if manners.parks => {
+            let status = [500, 502, 503, 504, 507][rng.usize(..5)];
+            Trouble::Instead(busy(rng, status))
+        }
+        3..6 => Trouble::Instead(Answer::hang_up()),
+        6 if manners.doubts => {
+            Trouble::Payload(manners.payload[rng.usize(..manners.payload.len())])
+        }
+        7 => Trouble::Instead(page(SETTINGS[rng.usize(..SETTINGS.len())])),
+        8 if manners.pages => Trouble::Page,
+        9 => Trouble::Instead(nothing(rng)),
+        10 => Trouble::Instead(garbage(rng)),
+        11 => Trouble::Behind(nothing(rng)),
+        12 => Trouble::Behind(garbage(rng)),
+        13 if manners.parks => Trouble::Behind(page([500, 502, 503, 504][rng.usize(..4)])),
+        13 if manners.pages => Trouble::Behind(page(200)),
+        14 if !manners.own.is_empty() => {
+            let (status, body) = manners.own[rng.usize(..manners.own.len())];
+            Trouble::Instead(Answer::status(status).body(body))
+        }
+        15..17 => Trouble::Changed(Change::Late(Duration::from_millis(rng.u64(10..3000)))),
+        17 => Trouble::Changed(Change::Slow(Duration::from_secs(rng.u64(3..25)))),
+        18 => Trouble::Changed(Change::Cut(rng.usize(..90))),
+        19 => Trouble::Changed(Change::Closing),
+        20 => Trouble::Changed(Change::Dropping),
+        21 => Trouble::Changed(Change::Interim),
+        _ => Trouble::Own,
+    }
+}
+
+/// Returns a refusal that may name a time.
+fn busy(rng: &mut Rng, status: u16) -> Answer {
+    let answer = if rng.bool() { page(status) } else { Answer::status(status) };
+    match rng.u32(..10) {
+        0..3 => answer.header("Retry-After", &rng.u32(..4).to_string()),
+        3 => answer.header("Retry-After", "20"),
+        4 => {
+            let then = SystemTime::now() + Duration::from_secs(rng.u64(..5));
+            answer.header("Retry-After", &httpdate::fmt_http_date(then))
+        }
+        5 => answer.header("Retry-After", "Wed, 21 Oct 2015 07:28:00 GMT"),
+        6 => answer.header("Retry-After", ["-1", "soon", ""][rng.usize(..3)]),
+        _ => answer,
+    }
+}
+
+/// Gives no answer.
+fn nothing(rng: &mut Rng) -> Answer {
+    match rng.u32(..3) {
+        0 => Answer::hang_up(),
+        1 => Answer::reset(),
+        _ => Answer::hang_up().after(Duration::from_secs(rng.u64(1..60))),
+    }
+}
+
+/// Bytes that are not an answer, or not a whole one.
+fn garbage(rng: &mut Rng) -> Answer {
+    let bytes = [
+        "SSH-2.0-OpenSSH_9.2\r\n",
+        "HTTP/1.1 \r\n\r\n",
+        "HTTP/1.1 2",
+        "HTTP/1.1 200 OK\r\nContent-Le",
+        "HTTP/1.1 102 Processing\r\n\r\n",
+        "HTTP/1.1 600 What\r\nContent-Length: 0\r\n\r\n",
+        "HTTP/1.1 429 No\r\nContent-Length: 100\r\n\r\nhalf",
+    ];
+    Answer::raw(bytes[rng.usize(..bytes.len())]).cut(usize::MAX)
+}

@@ -1,0 +1,85 @@
+//! IBM Cloud Logs with IBM's IAM, both over TLS.
+
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use super::Copies;
+use super::Made;
+use super::Making;
+use super::Promise;
+use super::Stand;
+use super::front;
+use super::front::Own;
+use super::is_refused;
+use super::lock;
+use super::weather::Weather;
+use crate::kernel;
+use crate::support::http_sink::Answer;
+use crate::support::ibm;
+use crate::support::ibm::Grant;
+use crate::support::ibm::Ibm;
+use crate::support::ibm::Mood;
+use crate::support::ibm::Script;
+use crate::support::server::Server;
+
+impl Stand for Ibm {
+    fn servers(&mut self) -> Vec<&mut Server> {
+        vec![&mut self.logs, &mut self.iam]
+    }
+}
+
+pub(super) fn make(making: &mut Making<'_>) -> Made {
+    let manners = front::manners(making).early(making, Answer::status(200));
+    let refuses = manners.early.is_none();
+    let (own, mut moods) = (Own::default(), making.rng());
+    let in_mood = Arc::clone(&own);
+    let iam = Mutex::new(Weather::new(making.rng(), |rng| match rng.u32(..6) {
+        0 => Grant::Status(500),
+        1 => Grant::Status(429),
+        2 => Grant::Babbles,
+        3 => Grant::Garbage,
+        4 => Grant::HangsUp,
+        _ => Grant::Empty,
+    }));
+    let ledger = Arc::clone(&making.ledger);
+    let life = [3, 20, 3600][making.rng.usize(..3)];
+    let script = Script {
+        // IAM may tell a longer life than a token has.
+        expires_in: life,
+        life: Duration::from_secs(life - u64::from(making.rng.bool())),
+        grant: Box::new(move || match lock(&iam).meets(kernel::now()) {
+            Some(grant) if !ledger.is_calm() => grant,
+            _ => Grant::Judges,
+        }),
+        mood: Box::new(move || match in_mood.load(Ordering::SeqCst) {
+            true => [Mood::Revokes, Mood::Small, Mood::Mute, Mood::Resets][moods.usize(..4)],
+            false => Mood::Stores,
+        }),
+        is_bad: Box::new(move |event| refuses && is_refused(event)),
+        ..Script::default()
+    };
+    let key = making.secret("key", "");
+    ibm::write_secret(&key, &script.credential);
+    let store = Ibm::with(&manners.options(making), script);
+    let memory = Arc::clone(&store.memory);
+    let drain = move || std::mem::take(&mut lock(&memory).stored);
+    let concurrency = [1, 4][making.rng.usize(..2)];
+    let (promise, keys) = manners.promise(Promise {
+        copies: Copies::AtLeastOnce,
+        ordered: concurrency == 1,
+        bytes: true,
+        refuses: true,
+        fails: false,
+        parks: false,
+        counts: false,
+    });
+    front::stand(making, &store.logs, manners, own, drain);
+    let keys = format!(
+        "{}api_key_file = {key:?}\ntls.ca = {:?}\nconcurrency = {concurrency}\n{keys}",
+        ibm::keys(store.logs.address(), store.iam.address()),
+        store.certificates.ca,
+    );
+    Made { stand: Box::new(store), keys, promise }
+}

@@ -1,0 +1,69 @@
+//! A Loki, which stores entries of equal time, labels and line once.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::Copies;
+use super::Made;
+use super::Making;
+use super::Promise;
+use super::Stand;
+use super::front;
+use super::front::Manners;
+use super::front::Own;
+use super::is_refused;
+use super::lock;
+use crate::support::http_sink::Answer;
+use crate::support::loki::Loki;
+use crate::support::loki::Mood;
+use crate::support::loki::TENANT;
+use crate::support::server::Server;
+
+/// The tenant's writes are thrown away, by a status that looks like success.
+const OWN: [(u16, &str); 1] = [(260, "blocked")];
+
+impl Stand for Loki {
+    fn servers(&mut self) -> Vec<&mut Server> {
+        vec![&mut self.sink]
+    }
+}
+
+pub(super) fn make(making: &mut Making<'_>) -> Made {
+    let manners = Manners { own: &OWN, ..front::manners(making) };
+    let manners = manners.early(making, Answer::status(204));
+    let refuses = manners.early.is_none();
+    let (own, mut moods) = (Own::default(), making.rng());
+    let in_mood = Arc::clone(&own);
+    let mood = move || match in_mood.load(Ordering::SeqCst) {
+        true => [Mood::FailsWith200, Mood::Small, Mood::StoresWith200, Mood::Cut][moods.usize(..4)],
+        false => [Mood::Stores, Mood::Stores, Mood::StoresWith200][moods.usize(..3)],
+    };
+    let is_valid = move |line: &[u8]| !(refuses && is_refused(line));
+    let store = Loki::with(manners.options(making), 1024 * 1024, mood, is_valid);
+    let (kept, mut from) = (Arc::clone(&store.kept), 0);
+    let drain = move || {
+        let store = lock(&kept);
+        let entries = &store.entries[from..];
+        from += entries.len();
+        entries.iter().map(|entry| entry.line.clone().into_bytes()).collect()
+    };
+    let concurrency = [1, 4][making.rng.usize(..2)];
+    let (promise, keys) = manners.promise(Promise {
+        copies: Copies::OnceMerged,
+        ordered: false,
+        bytes: true,
+        refuses: true,
+        fails: false,
+        parks: false,
+        counts: false,
+    });
+    front::stand(making, &store.sink, manners, own, drain);
+    let keys = format!(
+        "type = \"loki\"\nurls = [\"http://{}\"]\ntenant = \"{TENANT}\"\ntimestamp = \"{}\"\n\
+         batch.max_bytes = \"1MiB\"\ncompression = \"{}\"\nconcurrency = {concurrency}\n{keys}",
+        store.address(),
+        ["event", "received"][making.rng.usize(..2)],
+        ["none", "gzip"][making.rng.usize(..2)],
+    );
+    Made { stand: Box::new(store), keys, promise }
+}

@@ -1,0 +1,130 @@
+//! A consumer of lumberjack, as Logstash's `beats` input is one.
+
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use fastrand::Rng;
+
+use super::Copies;
+use super::Made;
+use super::Making;
+use super::Promise;
+use super::Stand;
+use super::lock;
+use super::weather::Weather;
+use crate::kernel;
+use crate::support::lumberjack_sink::LumberjackSink;
+use crate::support::lumberjack_sink::Reply;
+use crate::support::lumberjack_sink::Window;
+use crate::support::server::Server;
+
+/// What happens to a window.
+#[derive(Debug, Clone)]
+enum Trouble {
+    /// It is stored and acknowledged after this time, with signs of life meanwhile if `true`.
+    Late(Duration, bool),
+    /// It is stored, and the connection ends without an acknowledgement.
+    Mute,
+    /// It is not stored, and the connection ends.
+    HangsUp,
+    /// A part of it is stored and acknowledged, and the connection ends.
+    Part,
+    /// It is stored, and acknowledged in parts.
+    Parts,
+    /// It is not stored. These bytes are written, and the connection ends.
+    Says(&'static [u8]),
+}
+
+impl Stand for LumberjackSink {
+    fn servers(&mut self) -> Vec<&mut Server> {
+        vec![self]
+    }
+}
+
+fn trouble(rng: &mut Rng) -> Trouble {
+    match rng.u32(..9) {
+        0 | 1 => Trouble::Late(Duration::from_millis(rng.u64(10..3000)), rng.bool()),
+        2 => Trouble::Late(Duration::from_secs(rng.u64(3..25)), rng.bool()),
+        3 => Trouble::Mute,
+        4 => Trouble::HangsUp,
+        5 => Trouble::Part,
+        6 | 7 => Trouble::Parts,
+        _ => {
+            let said: [&[u8]; 4] = [b"nonsense", b"2A\x7f\0\0\0", b"1A\0\0\0\x01", b"2A\0\0"];
+            Trouble::Says(said[rng.usize(..4)])
+        }
+    }
+}
+
+pub(super) fn make(making: &mut Making<'_>) -> Made {
+    let weather = Mutex::new(Weather::new(making.rng(), trouble));
+    let (ledger, parts) = (Arc::clone(&making.ledger), Mutex::new(making.rng()));
+    let sink = LumberjackSink::with(making.options(), move |window, reply| {
+        let trouble = lock(&weather).meets(kernel::now()).filter(|_| !ledger.is_calm());
+        let count = window.events.len();
+        let part = match trouble {
+            Some(Trouble::HangsUp | Trouble::Says(_)) => 0,
+            Some(Trouble::Part) => lock(&parts).usize(..=count),
+            _ => count,
+        };
+        ledger.add(window.connection, window.events[..part].iter().cloned());
+        answer(trouble, window, part, reply)
+    });
+    let keys = format!(
+        "type = \"lumberjack\"\naddresses = [\"{}\"]\nwindow = {}\ncompression_level = {}\n",
+        sink.address(),
+        [5, 50, 2048][making.rng.usize(..3)],
+        [0, 3][making.rng.usize(..2)],
+    );
+    let promise = Promise {
+        copies: Copies::AtLeastOnce,
+        ordered: true,
+        bytes: true,
+        refuses: false,
+        fails: false,
+        parks: false,
+        counts: false,
+    };
+    Made { stand: Box::new(sink), keys, promise }
+}
+
+/// Answers a window of which this part is stored. Returns false to end the connection.
+fn answer(trouble: Option<Trouble>, window: &Window, part: usize, reply: &mut Reply<'_>) -> bool {
+    let count = window.events.len();
+    match trouble {
+        None => {}
+        Some(Trouble::Late(time, with_signs)) => {
+            let pause = if with_signs { time.min(Duration::from_secs(1)) } else { time };
+            let mut waited = Duration::ZERO;
+            while waited < time {
+                if !reply.rest(pause) {
+                    return false;
+                }
+                waited += pause;
+                if with_signs {
+                    reply.acknowledge(0);
+                }
+            }
+        }
+        Some(Trouble::Mute | Trouble::HangsUp) => return false,
+        Some(Trouble::Part) => {
+            reply.acknowledge(part);
+            return false;
+        }
+        Some(Trouble::Parts) => {
+            for event in (0..count).step_by(3) {
+                reply.acknowledge(event);
+                if !reply.rest(Duration::from_millis(200)) {
+                    return false;
+                }
+            }
+        }
+        Some(Trouble::Says(bytes)) => {
+            reply.write(bytes);
+            return false;
+        }
+    }
+    reply.acknowledge(count);
+    true
+}

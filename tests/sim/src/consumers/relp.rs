@@ -1,0 +1,104 @@
+//! A consumer of RELP.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use fastrand::Rng;
+
+use super::Copies;
+use super::Made;
+use super::Making;
+use super::Promise;
+use super::Stand;
+use super::lock;
+use super::stream::event_of;
+use super::weather::Weather;
+use crate::kernel;
+use crate::support::relp_sink::RelpSink;
+use crate::support::relp_sink::answer;
+use crate::support::relp_sink::ok;
+use crate::support::server::Server;
+
+/// What happens to a command.
+#[derive(Debug, Clone)]
+enum Trouble {
+    /// It is stored, and answered after this time.
+    Late(Duration),
+    /// It is stored, and the connection ends.
+    Mute,
+    /// It is not stored, and the connection ends.
+    HangsUp,
+    /// It is not stored, and is answered so.
+    Refuses(&'static str),
+    /// It is not stored, and these bytes are written.
+    Says(&'static str),
+    /// It is stored, and the consumer closes in order after its answer.
+    Closes,
+    /// It is stored, and the answer comes with a hint before it.
+    Hints,
+}
+
+impl Stand for RelpSink {
+    fn servers(&mut self) -> Vec<&mut Server> {
+        vec![self]
+    }
+}
+
+fn trouble(rng: &mut Rng) -> Trouble {
+    match rng.u32(..10) {
+        0 | 1 => Trouble::Late(Duration::from_millis(rng.u64(10..2000))),
+        2 => Trouble::Late(Duration::from_secs(rng.u64(3..25))),
+        3 => Trouble::Mute,
+        4 => Trouble::HangsUp,
+        5 => Trouble::Refuses(["500 error", "", "2000 OK", "200OK"][rng.usize(..4)]),
+        6 => Trouble::Says(["nonsense\n", "0 serverclose 0\n", "7 rsp 6 2"][rng.usize(..3)]),
+        7 => Trouble::Closes,
+        _ => Trouble::Hints,
+    }
+}
+
+pub(super) fn make(making: &mut Making<'_>) -> Made {
+    let weather = Mutex::new(Weather::new(making.rng(), trouble));
+    let (ledger, spoiled) = (Arc::clone(&making.ledger), Mutex::new(BTreeSet::new()));
+    let sink = RelpSink::with_options(making.options(), move |command, connection| {
+        // What comes behind a command that is not stored is not stored either.
+        if lock(&spoiled).contains(&command.connection) {
+            return None;
+        }
+        let trouble = lock(&weather).meets(kernel::now()).filter(|_| !ledger.is_calm());
+        let stores =
+            !matches!(trouble, Some(Trouble::HangsUp | Trouble::Refuses(_) | Trouble::Says(_)));
+        if !stores {
+            lock(&spoiled).insert(command.connection);
+        } else if command.name == "syslog" {
+            ledger.add(command.connection, [event_of(&command.data)]);
+        }
+        match trouble {
+            None => Some(ok(command)),
+            Some(Trouble::Late(time)) => connection.rest(time).then(|| ok(command)),
+            Some(Trouble::Mute | Trouble::HangsUp) => None,
+            Some(Trouble::Refuses("")) => Some(format!("{} rsp 0\n", command.number).into_bytes()),
+            Some(Trouble::Refuses(said)) => Some(answer(command, said)),
+            Some(Trouble::Says(said)) => Some(said.as_bytes().to_vec()),
+            Some(Trouble::Closes) => Some([ok(command), b"0 serverclose 0\n".to_vec()].concat()),
+            Some(Trouble::Hints) => Some([b"0 hint 4 what\n".to_vec(), ok(command)].concat()),
+        }
+    });
+    let keys = format!(
+        "type = \"relp\"\naddresses = [\"{}\"]\nwindow = {}\n",
+        sink.address(),
+        [1, 7, 128][making.rng.usize(..3)],
+    );
+    let promise = Promise {
+        copies: Copies::AtLeastOnce,
+        ordered: true,
+        bytes: true,
+        refuses: false,
+        fails: false,
+        parks: false,
+        counts: false,
+    };
+    Made { stand: Box::new(sink), keys, promise }
+}

@@ -1,0 +1,83 @@
+//! A server of the S3 protocol, which keeps each object once, by its name. It refuses no event.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use super::Copies;
+use super::Made;
+use super::Making;
+use super::Promise;
+use super::Stand;
+use super::front;
+use super::front::Manners;
+use super::front::Own;
+use super::lock;
+use crate::support::s3;
+use crate::support::s3::Mood;
+use crate::support::s3::S3;
+use crate::support::server::Server;
+
+/// Refusals that an object meets at times.
+const OWN: [(u16, &str); 3] = [
+    (409, "<?xml version=\"1.0\"?>\n<Error><Code>ConditionalRequestConflict</Code></Error>"),
+    (403, "<?xml version=\"1.0\"?>\n<Error><Code>AccessDenied</Code></Error>"),
+    (503, "<?xml version=\"1.0\"?>\n<Error><Code>SlowDown</Code></Error>"),
+];
+
+impl Stand for S3 {
+    fn servers(&mut self) -> Vec<&mut Server> {
+        vec![&mut self.sink]
+    }
+}
+
+pub(super) fn make(making: &mut Making<'_>) -> Made {
+    let conditional = making.rng.u32(..4) > 0;
+    // Only an object fails, not an event.
+    let manners = Manners { fails: false, parks: true, own: &OWN, ..front::manners(making) };
+    let (own, mut moods) = (Own::default(), making.rng());
+    let in_mood = Arc::clone(&own);
+    let mood = move || match in_mood.load(Ordering::SeqCst) {
+        true if conditional => {
+            [Mood::FailsWith200, Mood::StoresAndFails, Mood::Cut, Mood::Page][moods.usize(..4)]
+        }
+        _ if conditional => Mood::Stores,
+        _ => Mood::Unconditional,
+    };
+    let store = S3::with(manners.options(making), mood);
+    let (kept, mut from) = (Arc::clone(&store.kept), 0);
+    let drain = move || {
+        let store = lock(&kept);
+        let names = &store.order[from..];
+        from += names.len();
+        let lines = names.iter().flat_map(|name| {
+            s3::lines(&BTreeMap::from([(name.clone(), store.objects[name].clone())]))
+        });
+        lines.collect()
+    };
+    let promise = Promise {
+        copies: Copies::Once,
+        ordered: true,
+        bytes: true,
+        refuses: false,
+        fails: false,
+        parks: false,
+        counts: false,
+    };
+    front::stand(making, &store.sink, manners, own, drain);
+    let (id, secret) = (making.secret("id", s3::KEY_ID), making.secret("secret", s3::SECRET));
+    let keys = format!(
+        "type = \"s3\"\nurls = [\"http://{}\"]\nbucket = \"{}\"\nregion = \"{}\"\n\
+         prefix = \"{}\"\naccess_key_id_file = {id:?}\nsecret_access_key_file = {secret:?}\n\
+         object_age = \"{}ms\"\nobject_bytes = \"{}KiB\"\ncompression = \"{}\"\n\
+         conditional_writes = {conditional}\n",
+        store.address(),
+        s3::BUCKET,
+        s3::REGION,
+        s3::PREFIX,
+        [300, 2000, 8000][making.rng.usize(..3)],
+        [8, 64][making.rng.usize(..2)],
+        ["zstd", "gzip", "none"][making.rng.usize(..3)],
+    );
+    Made { stand: Box::new(store), keys, promise }
+}

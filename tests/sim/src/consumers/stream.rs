@@ -1,0 +1,109 @@
+//! Consumers of lines and of syslog frames over TCP, which acknowledge nothing.
+//!
+//! What they have read they have, if it is complete. What lies in their kernel when a connection
+//! ends with RST is gone, so they never leave it there for as long as the output's `replay_window`,
+//! unless they are paused.
+
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use super::Copies;
+use super::Made;
+use super::Making;
+use super::Promise;
+use super::Stand;
+use super::lock;
+use super::weather::Weather;
+use crate::kernel;
+use crate::support::server::Options;
+use crate::support::server::Server;
+use crate::support::tcp_sink::Framing;
+use crate::support::tcp_sink::Next;
+use crate::support::tcp_sink::TcpSink;
+
+impl Stand for TcpSink {
+    fn servers(&mut self) -> Vec<&mut Server> {
+        vec![self]
+    }
+}
+
+/// The shortest time between two rests, in which they read all that there is.
+const BETWEEN_RESTS: Duration = Duration::from_secs(1);
+
+/// The receive buffer, in bytes: what a rest may leave there is read soon.
+const RECEIVE_BUFFER: usize = 64 * 1024;
+
+const PROMISE: Promise = Promise {
+    copies: Copies::AtLeastOnce,
+    ordered: true,
+    bytes: true,
+    refuses: false,
+    fails: false,
+    parks: false,
+    counts: false,
+};
+
+pub(super) fn tcp(making: &mut Making<'_>) -> Made {
+    start(making, Framing::Lines, "type = \"tcp\"\n", |line| line.to_vec())
+}
+
+pub(super) fn syslog(making: &mut Making<'_>) -> Made {
+    match making.rng.bool() {
+        true => start(making, Framing::OctetCounting, "type = \"syslog\"\n", event_of),
+        false => {
+            let keys = "type = \"syslog\"\nframing = \"newline\"\n";
+            start(making, Framing::Lines, keys, event_of)
+        }
+    }
+}
+
+fn start(
+    making: &mut Making<'_>,
+    framing: Framing,
+    keys: &str,
+    event_of: fn(&[u8]) -> Vec<u8>,
+) -> Made {
+    let weather = Mutex::new(Weather::new(making.rng(), |rng| match rng.u32(..3) {
+        0 => Next::End,
+        _ => Next::Rest(Duration::from_millis(rng.u64(..500))),
+    }));
+    let (ledger, may_rest) = (Arc::clone(&making.ledger), Mutex::new(Duration::ZERO));
+    let options = Options { receive_buffer: Some(RECEIVE_BUFFER), ..making.options() };
+    let sink = TcpSink::scripted(framing, options, move |connection, messages| {
+        ledger.add(connection, messages.iter().map(|message| event_of(message)));
+        let now = kernel::now();
+        let next = lock(&weather).meets(now).filter(|_| !ledger.is_calm());
+        let mut may_rest = lock(&may_rest);
+        match next {
+            Some(Next::Rest(time)) if *may_rest <= now => {
+                *may_rest = now + time + BETWEEN_RESTS;
+                Next::Rest(time)
+            }
+            Some(Next::End) => Next::End,
+            Some(Next::Rest(_) | Next::Read) | None => Next::Read,
+        }
+    });
+    let window = [1500, 3000][making.rng.usize(..2)];
+    let keys =
+        format!("{keys}addresses = [\"{}\"]\nreplay_window = \"{window}ms\"\n", sink.address());
+    Made { stand: Box::new(sink), keys, promise: PROMISE }
+}
+
+/// Returns the event of a message of RFC 5424. Panics if the head is not as the relay writes it.
+pub(super) fn event_of(message: &[u8]) -> Vec<u8> {
+    let mut parts = message.splitn(8, |byte| *byte == b' ');
+    let mut next = || {
+        let part = parts.next().unwrap_or_default();
+        std::str::from_utf8(part).unwrap_or_else(|_| panic!("a head in another encoding: {part:?}"))
+    };
+    let [priority, time, host, app, process, id, data] = [(); 7].map(|()| next());
+    assert!(priority.starts_with('<') && priority.ends_with(">1"), "the priority {priority}");
+    assert!(time == "-" || time.ends_with('Z') && time.contains('T'), "the time {time}");
+    for name in [host, app, process, id] {
+        let printable = name.bytes().all(|byte| byte.is_ascii_graphic());
+        assert!(!name.is_empty() && printable, "a field of the head: {name}");
+    }
+    assert_eq!(data, "-", "structured data");
+    parts.next().expect("a message").to_vec()
+}

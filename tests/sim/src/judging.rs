@@ -1,0 +1,116 @@
+//! Collects what the oracle judges: arrivals, dead letters, and what the relay has counted in all
+//! of its lives.
+
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::fs;
+
+use crate::consumers::Arrived;
+use crate::consumers::Consumer;
+use crate::consumers::Kind;
+use crate::kernel;
+use crate::oracle::Counted;
+use crate::oracle::Letter;
+use crate::oracle::View;
+use crate::oracle::World;
+use crate::oracle::letters;
+use crate::support::metrics::Metrics;
+use crate::truth::Book;
+
+/// What the relay has counted as lost, by the name of an output or `queue`, in all of its lives.
+#[derive(Debug, Default)]
+pub(crate) struct Losses {
+    /// In the lives that have ended.
+    ended: BTreeMap<String, u64>,
+}
+
+impl Losses {
+    /// Adds what a life had counted shortly before it was killed.
+    pub(crate) fn add_metrics(&mut self, metrics: &Metrics) {
+        for (labels, value) in metrics.all("kube_audit_forwarder_error_total") {
+            let plugin = labels.into_iter().find(|(name, _)| name == "plugin");
+            // Counts are whole numbers, far below the largest that a float holds.
+            #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count")]
+            let count = value as u64;
+            *self.ended.entry(plugin.map(|(_, name)| name).unwrap_or_default()).or_default() +=
+                count;
+        }
+    }
+
+    /// Adds what the last line of a log says. Returns false if there is no such line.
+    pub(crate) fn add_last_line(&mut self, log: &str) -> bool {
+        let Some(line) = log.lines().rev().find(|line| line.contains(" ended accepted=")) else {
+            return false;
+        };
+        let Some((_, outputs)) = line.split_once("outputs=\"") else { return false };
+        for part in outputs.trim_end_matches('"').split("; ") {
+            let Some((name, numbers)) = part.split_once(": ") else { continue };
+            let lost = numbers.split(", ").find_map(|number| number.strip_suffix(" lost"));
+            if let Some(lost) = lost.and_then(|lost| lost.parse::<u64>().ok()) {
+                *self.ended.entry(name.to_owned()).or_default() += lost;
+            }
+        }
+        true
+    }
+
+    fn of(&self, name: &str) -> u64 {
+        self.ended.get(name).copied().unwrap_or(0)
+    }
+}
+
+/// Returns all dead letters in the directory.
+fn all_letters() -> Vec<Letter> {
+    let Ok(files) = fs::read_dir("letters") else { return Vec::new() };
+    let files = files.filter_map(|file| fs::read(file.ok()?.path()).ok());
+    files.flat_map(|file| letters(&file)).collect()
+}
+
+/// Returns a function that knows the events that a consumer refuses for good.
+fn refuses(consumer: &Consumer) -> impl Fn(&[u8]) -> bool + '_ {
+    |event| consumer.refuses(event)
+}
+
+/// Judges a run at its end.
+pub(crate) fn judge(book: &Book, consumers: &[Consumer], losses: &Losses) -> Vec<String> {
+    let arrived: Vec<Vec<Arrived>> = consumers.iter().map(|it| it.arrived_since(0)).collect();
+    let mut by_output: BTreeMap<String, Vec<Letter>> = BTreeMap::new();
+    for letter in all_letters() {
+        by_output.entry(letter.output.clone()).or_default().push(letter);
+    }
+    let mut faults: Vec<String> = Vec::new();
+    for consumer in consumers {
+        let violations = consumer.violations().into_iter();
+        faults.extend(violations.map(|it| format!("protocol: {}: {it}", consumer.name)));
+    }
+    book.read(|truth| {
+        let configs = truth.epochs.iter().flat_map(|epoch| &epoch.config.outputs);
+        let outputs: BTreeSet<(&str, usize)> =
+            configs.map(|output| (output.name.as_str(), output.consumer)).collect();
+        let refusals: Vec<_> = consumers.iter().map(refuses).collect();
+        let mut views = Vec::new();
+        for (output, number) in outputs {
+            let consumer = &consumers[number];
+            let letters = by_output.get(output).map_or(&[][..], Vec::as_slice);
+            let counted = Counted {
+                lost: losses.of(output),
+                queue: losses.of("queue"),
+                letters: letters.len() as u64,
+                letters_dropped: 0,
+            };
+            views.push(View {
+                output,
+                consumer: number,
+                promise: consumer.promise(),
+                is_unconfirmed: matches!(consumer.kind, Kind::Tcp | Kind::Syslog),
+                arrived: &arrived[number],
+                letters,
+                counted,
+                refuses: &refusals[number],
+                consumer_died: consumer.has_died(),
+            });
+        }
+        let world = World::new(truth, kernel::now(), views);
+        faults.extend(world.judge().iter().map(ToString::to_string));
+    });
+    faults
+}

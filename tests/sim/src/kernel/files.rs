@@ -1,0 +1,353 @@
+//! The relay's files. They are real files in a directory in memory. The kernel notes each change
+//! that is not synced yet, and a power loss takes back a part of those changes.
+//!
+//! The model is stricter than ext4 and XFS, and allows what POSIX allows: `fdatasync` of a file
+//! stores its bytes and its length, but not its name. Creations, removals and renames are stored in
+//! their order, by the sync of a directory. A sync that fails has stored nothing, and the kernel
+//! holds the bytes for stored from then on.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::fs::File;
+use std::os::unix::fs::FileExt as _;
+use std::path::Path;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::baton::Owner;
+use super::net_model::Errno;
+use super::raw;
+
+/// The bytes that a disk writes at once: a power loss tears a write only between them.
+const SECTOR: usize = 512;
+
+/// What is wrong with the disk.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub(crate) struct Faults {
+    /// Every write that needs space fails.
+    pub(crate) no_space: bool,
+    /// The part of all writes that fail.
+    pub(crate) write_error: f32,
+    /// The part of all syncs that fail.
+    pub(crate) sync_error: f32,
+    /// How much longer a sync takes.
+    pub(crate) sync_time: Duration,
+}
+
+/// A file, by device and inode.
+type Inode = (u64, u64);
+
+/// A change of a file's bytes that is not stored yet.
+#[derive(Debug)]
+struct Change {
+    offset: u64,
+    /// The bytes that were there before, which may be fewer.
+    old: Vec<u8>,
+    old_length: u64,
+    new: Vec<u8>,
+    new_length: u64,
+    /// The sync that should have stored it has failed: no other will store it.
+    is_lost: bool,
+}
+
+#[derive(Debug)]
+struct Written {
+    file: File,
+    changes: Vec<Change>,
+}
+
+/// A change of a directory that is not stored yet.
+#[derive(Debug)]
+enum Name {
+    Made(PathBuf),
+    MadeDirectory(PathBuf),
+    /// The file is at the second path until the removal is stored.
+    Removed(PathBuf, PathBuf),
+    /// From, to, and where the file is that had the second name.
+    Renamed(PathBuf, PathBuf, Option<PathBuf>),
+}
+
+/// A descriptor of the real kernel that a process of the simulation has opened.
+#[derive(Debug)]
+struct Opened {
+    owner: Owner,
+    path: PathBuf,
+    inode: Inode,
+}
+
+#[derive(Debug)]
+pub(super) struct Files {
+    rng: fastrand::Rng,
+    pub(super) faults: Faults,
+    opened: BTreeMap<i32, Opened>,
+    written: BTreeMap<Inode, Written>,
+    names: Vec<Name>,
+    /// The directory for files whose removal is not stored.
+    graves: PathBuf,
+    buried: u64,
+}
+
+/// Returns the directory that a path is in.
+fn around(path: &Path) -> &Path {
+    path.parent().unwrap_or(Path::new("/"))
+}
+
+fn inode(file: &File) -> Inode {
+    use std::os::unix::fs::MetadataExt as _;
+    file.metadata().map_or((0, 0), |metadata| (metadata.dev(), metadata.ino()))
+}
+
+/// Returns the descriptor as a file that is not closed when the value goes.
+fn borrowed(descriptor: i32) -> std::mem::ManuallyDrop<File> {
+    std::mem::ManuallyDrop::new(raw::file(descriptor))
+}
+
+impl Files {
+    pub(super) fn new(rng: fastrand::Rng) -> Self {
+        Self {
+            rng,
+            faults: Faults::default(),
+            opened: BTreeMap::new(),
+            written: BTreeMap::new(),
+            names: Vec::new(),
+            graves: PathBuf::new(),
+            buried: 0,
+        }
+    }
+
+    pub(super) fn set_graves(&mut self, directory: PathBuf) {
+        self.graves = directory;
+    }
+
+    /// A process has opened a file. `made`: it was not there before.
+    pub(super) fn open(&mut self, owner: Owner, descriptor: i32, path: PathBuf, made: bool) {
+        if made {
+            self.names.push(Name::Made(path.clone()));
+        }
+        let inode = inode(&borrowed(descriptor));
+        self.opened.insert(descriptor, Opened { owner, path, inode });
+    }
+
+    pub(super) fn duplicate(&mut self, from: i32, to: i32) {
+        if let Some(Opened { owner, path, inode }) = self.opened.get(&from) {
+            let opened = Opened { owner: *owner, path: path.clone(), inode: *inode };
+            self.opened.insert(to, opened);
+        }
+    }
+
+    pub(super) fn close(&mut self, descriptor: i32) {
+        self.opened.remove(&descriptor);
+    }
+
+    /// Closes what a process has open.
+    pub(super) fn close_all(&mut self, owner: Owner) {
+        let of_owner = self.opened.iter().filter(|(_, opened)| opened.owner == owner);
+        let descriptors: Vec<i32> = of_owner.map(|(descriptor, _)| *descriptor).collect();
+        for descriptor in descriptors {
+            let opened = self.opened.remove(&descriptor);
+            // libc closes the descriptor of a directory by itself (closedir(3)), and it may lead to
+            // another file by now.
+            if opened.is_some_and(|opened| opened.inode == inode(&borrowed(descriptor))) {
+                raw::close(descriptor);
+            }
+        }
+    }
+
+    pub(super) fn is_known(&self, descriptor: i32) -> bool {
+        self.opened.contains_key(&descriptor)
+    }
+
+    /// Notes a write before it is made, and returns how many of its bytes may be written.
+    pub(super) fn before_write(
+        &mut self,
+        descriptor: i32,
+        offset: u64,
+        bytes: &[u8],
+    ) -> Result<usize, Errno> {
+        if self.rng.f32() < self.faults.write_error {
+            return Err(libc::EIO);
+        }
+        let length = borrowed(descriptor).metadata().map_or(0, |metadata| metadata.len());
+        let mut count = bytes.len();
+        if self.faults.no_space && offset + bytes.len() as u64 > length {
+            count = if self.rng.bool() { 0 } else { self.rng.usize(..=count / 2) };
+            if count == 0 {
+                return Err(libc::ENOSPC);
+            }
+        }
+        self.change(descriptor, offset, &bytes[..count], None)?;
+        Ok(count)
+    }
+
+    /// Notes that a file gets another length. `is_reserved`: space is reserved for it.
+    pub(super) fn before_length(
+        &mut self,
+        descriptor: i32,
+        length: u64,
+        is_reserved: bool,
+    ) -> Result<(), Errno> {
+        let before = borrowed(descriptor).metadata().map_or(0, |metadata| metadata.len());
+        if is_reserved && self.faults.no_space && length > before {
+            return Err(libc::ENOSPC);
+        }
+        self.change(descriptor, length.min(before), &[], Some(length))
+    }
+
+    fn change(
+        &mut self,
+        descriptor: i32,
+        offset: u64,
+        new: &[u8],
+        length: Option<u64>,
+    ) -> Result<(), Errno> {
+        let Some(Opened { inode, .. }) = self.opened.get(&descriptor) else { return Ok(()) };
+        let written = match self.written.entry(*inode) {
+            std::collections::btree_map::Entry::Occupied(entry) => entry.into_mut(),
+            std::collections::btree_map::Entry::Vacant(entry) => {
+                let path = format!("/proc/self/fd/{descriptor}");
+                let file = File::options().read(true).write(true).open(path);
+                let file = file.map_err(|_| libc::EIO)?;
+                entry.insert(Written { file, changes: Vec::new() })
+            }
+        };
+        let old_length = written.file.metadata().map_or(0, |metadata| metadata.len());
+        let new_length = length.unwrap_or(old_length.max(offset + new.len() as u64));
+        let count = match length {
+            Some(length) => old_length.saturating_sub(length),
+            None => (new.len() as u64).min(old_length.saturating_sub(offset)),
+        };
+        let mut old = vec![0; usize::try_from(count).unwrap_or(0)];
+        written.file.read_exact_at(&mut old, offset).map_err(|_| libc::EIO)?;
+        let new = new.to_vec();
+        let change = Change { offset, old, old_length, new, new_length, is_lost: false };
+        written.changes.push(change);
+        Ok(())
+    }
+
+    /// A file or a directory is synced. Returns how long that takes.
+    pub(super) fn sync(&mut self, descriptor: i32) -> (Duration, Result<(), Errno>) {
+        let longest = 1 << self.rng.u32(6..15);
+        let time = Duration::from_micros(self.rng.u64(20..20 + longest)) + self.faults.sync_time;
+        let fails = self.rng.f32() < self.faults.sync_error;
+        let Some(Opened { path, inode, .. }) = self.opened.get(&descriptor) else {
+            return (time, Ok(()));
+        };
+        if borrowed(descriptor).metadata().is_ok_and(|metadata| metadata.is_dir()) {
+            if fails {
+                return (time, Err(libc::EIO));
+            }
+            let is_here = |name: &Name| match name {
+                Name::Made(at) | Name::MadeDirectory(at) | Name::Removed(at, _) => {
+                    around(at) == path
+                }
+                Name::Renamed(from, to, _) => around(from) == path || around(to) == path,
+            };
+            let stored = self.names.iter().rposition(is_here).map_or(0, |last| last + 1);
+            for name in self.names.drain(..stored) {
+                if let Name::Removed(_, grave) | Name::Renamed(_, _, Some(grave)) = name {
+                    fs::remove_file(grave).ok();
+                }
+            }
+            return (time, Ok(()));
+        }
+        if let Some(written) = self.written.get_mut(inode) {
+            match fails {
+                true => written.changes.iter_mut().for_each(|change| change.is_lost = true),
+                false => written.changes.retain(|change| change.is_lost),
+            }
+            if written.changes.is_empty() {
+                self.written.remove(inode);
+            }
+        }
+        (time, if fails { Err(libc::EIO) } else { Ok(()) })
+    }
+
+    /// Returns a path for a file whose removal is not stored.
+    fn grave(&mut self) -> PathBuf {
+        self.buried += 1;
+        self.graves.join(self.buried.to_string())
+    }
+
+    /// A file loses its name. Returns where it has to be moved instead.
+    pub(super) fn remove(&mut self, path: PathBuf) -> PathBuf {
+        let grave = self.grave();
+        self.names.push(Name::Removed(path, grave.clone()));
+        grave
+    }
+
+    /// Makes a name again that [`Files::remove`] was to take.
+    pub(super) fn not_removed(&mut self) {
+        self.names.pop();
+    }
+
+    /// A file gets another name. Returns where the file has to be moved that has that name now.
+    pub(super) fn rename(&mut self, from: PathBuf, to: PathBuf) -> Option<PathBuf> {
+        let grave = to.symlink_metadata().is_ok().then(|| self.grave());
+        for opened in self.opened.values_mut().filter(|opened| opened.path == from) {
+            opened.path.clone_from(&to);
+        }
+        self.names.push(Name::Renamed(from, to, grave.clone()));
+        grave
+    }
+
+    pub(super) fn make_directory(&mut self, path: PathBuf) {
+        self.names.push(Name::MadeDirectory(path));
+    }
+
+    /// The power is gone: a random part of what is not stored is lost.
+    pub(super) fn power_loss(&mut self) {
+        for Written { file, changes } in std::mem::take(&mut self.written).into_values() {
+            lose(&mut self.rng, &file, &changes);
+        }
+        let kept = self.rng.usize(..=self.names.len());
+        for name in self.names.split_off(kept).into_iter().rev() {
+            // Somebody else may have removed the directory around it: nothing is there to restore.
+            match name {
+                Name::Made(path) => drop(fs::remove_file(path)),
+                Name::MadeDirectory(path) => drop(fs::remove_dir_all(path)),
+                Name::Removed(path, grave) => drop(fs::rename(grave, path)),
+                Name::Renamed(from, to, grave) => {
+                    fs::rename(&to, from).ok();
+                    if let Some(grave) = grave {
+                        fs::rename(grave, to).ok();
+                    }
+                }
+            }
+        }
+        self.names.clear();
+    }
+}
+
+/// Takes back a part of a file's changes.
+fn lose(rng: &mut fastrand::Rng, file: &File, changes: &[Change]) {
+    for change in changes.iter().rev() {
+        file.set_len(change.old_length).ok();
+        file.write_all_at(&change.old, change.offset).ok();
+    }
+    // What came before a moment is there, or each sector for itself.
+    let in_order = rng.bool().then(|| rng.usize(..=changes.len()));
+    for (number, change) in changes.iter().enumerate() {
+        let is_kept = match in_order {
+            Some(kept) => number < kept && !(change.is_lost && rng.bool()),
+            None => !change.is_lost && rng.u32(..3) > 0,
+        };
+        if !is_kept {
+            continue;
+        }
+        if change.new.is_empty() {
+            file.set_len(change.new_length).ok();
+            continue;
+        }
+        let is_torn = rng.u32(..4) == 0;
+        let mut at = 0;
+        while at < change.new.len() {
+            let offset = change.offset + at as u64;
+            let to_sector = SECTOR - usize::try_from(offset % SECTOR as u64).unwrap_or(0);
+            let end = change.new.len().min(at + to_sector);
+            if !is_torn || rng.bool() {
+                file.write_all_at(&change.new[at..end], offset).ok();
+            }
+            at = end;
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! The lives of the relay. Each is a copy of the relay's library with threads and open files of its
+//! own, which can be killed as a process can.
+#![allow(unsafe_code, reason = "loads a library and calls it; the proofs are beside the calls")]
+
+use std::collections::BTreeMap;
+use std::ffi::CString;
+use std::ffi::c_char;
+use std::ffi::c_int;
+use std::ffi::c_void;
+use std::os::unix::ffi::OsStrExt as _;
+use std::path::Path;
+use std::time::Duration;
+
+use super::baton;
+use super::baton::Owner;
+use super::baton::TaskId;
+use super::baton::with;
+use super::state::Kernel;
+
+/// The exit status of a process that was killed.
+const KILLED: i32 = 137;
+
+/// What the kernel knows of a process.
+#[derive(Default)]
+pub(super) struct ProcessState {
+    /// The exit status, if it has ended.
+    pub(super) status: Option<i32>,
+    pub(super) stdout: Vec<u8>,
+    pub(super) stderr: Vec<u8>,
+    /// The functions that it wants to be called for signals.
+    pub(super) handlers: BTreeMap<c_int, Handler>,
+    /// Those who wait for its end.
+    waiting: Vec<TaskId>,
+}
+
+/// A function for a signal, as sigaction(2) takes it with `SA_SIGINFO`.
+pub(super) type Handler = unsafe extern "C" fn(c_int, *mut libc::siginfo_t, *mut c_void);
+
+/// The relay's function in its library.
+type Program = unsafe extern "C" fn(usize, *const *const c_char) -> i32;
+
+/// One life of the program.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Process(Owner);
+
+struct Start {
+    owner: Owner,
+    program: Program,
+    arguments: Vec<CString>,
+}
+
+impl Kernel {
+    pub(super) fn process(&mut self, owner: Owner) -> Option<&mut ProcessState> {
+        self.processes.get_mut((owner as usize).checked_sub(1)?)
+    }
+
+    /// A process has ended, or is ended.
+    pub(super) fn end_process(&mut self, owner: Owner, status: i32) {
+        let Some(process) = self.process(owner) else { return };
+        if process.status.is_some() {
+            return;
+        }
+        process.status = Some(status);
+        let waiting = std::mem::take(&mut process.waiting);
+        self.trace.add(self.now, format_args!("process {owner} ends with {status}"));
+        self.end_tasks(owner);
+        self.close_all(owner);
+        self.files.close_all(owner);
+        for task in waiting {
+            self.wake(task);
+        }
+    }
+}
+
+impl Process {
+    /// Starts the program with these arguments, from a copy of its library that no process has
+    /// used yet.
+    ///
+    /// # Panics
+    ///
+    /// The library cannot be loaded.
+    pub(crate) fn start(library: &Path, arguments: &[&str]) -> Self {
+        let path = CString::new(library.as_os_str().as_bytes()).expect("a path without zeros");
+        let program = baton::outside(|| {
+            // SAFETY: the path ends with a zero byte. The library runs no code when it is loaded
+            // but that of Rust's standard library, which keeps the program's arguments.
+            let library = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
+            assert!(!library.is_null(), "cannot load {path:?}");
+            // SAFETY: the library is loaded, and the name ends with a zero byte.
+            let program = unsafe { libc::dlsym(library, c"run_program".as_ptr()) };
+            assert!(!program.is_null(), "{path:?} has no function run_program");
+            program
+        });
+        // SAFETY: this is the function's type in tests/sim/relay.
+        let program: Program = unsafe { std::mem::transmute(program) };
+        let arguments = std::iter::once(&"kube-audit-forwarder").chain(arguments);
+        let arguments: Result<_, _> = arguments.map(|it| CString::new(*it)).collect();
+        let owner = with(|kernel| {
+            kernel.processes.push(ProcessState::default());
+            let owner = Owner::try_from(kernel.processes.len()).expect("a few processes");
+            kernel.trace.add(kernel.now, format_args!("process {owner} starts"));
+            owner
+        });
+        let arguments = arguments.expect("arguments without zeros");
+        let start = Box::into_raw(Box::new(Start { owner, program, arguments }));
+        let mut native = 0;
+        // SAFETY: `run` takes the box. Without attributes, libc uses its own.
+        let result = unsafe {
+            let (thread, none) = (&raw mut native, std::ptr::null());
+            baton::create_thread(thread, none, run, start.cast(), Some(owner))
+        };
+        assert_eq!(result, 0, "cannot start a thread");
+        Self(owner)
+    }
+
+    /// Ends the process at once, wherever its threads are (SIGKILL).
+    pub(crate) fn kill(self) {
+        with(|kernel| kernel.end_process(self.0, KILLED));
+    }
+
+    /// Sends a signal. A process that has no function for it ends.
+    pub(crate) fn signal(self, number: c_int) {
+        let handler = with(|kernel| {
+            kernel.trace.add(kernel.now, format_args!("signal {number} to {}", self.0));
+            let process = kernel.process(self.0).filter(|process| process.status.is_none())?;
+            Some(process.handlers.get(&number).copied())
+        });
+        match handler {
+            None => {}
+            Some(None) => with(|kernel| kernel.end_process(self.0, 128 + number)),
+            Some(Some(handler)) => {
+                // SAFETY: all fields of this struct may be zero.
+                let mut about: libc::siginfo_t = unsafe { std::mem::zeroed() };
+                about.si_signo = number;
+                // SAFETY: the process gave this function for its signals. It does what may be done
+                // in a function for signals: it writes a byte to a socket. It runs on this thread,
+                // which is not in the kernel.
+                unsafe { handler(number, &raw mut about, std::ptr::null_mut()) };
+            }
+        }
+    }
+
+    /// Waits for the end of the process, and returns its exit status. `None`: it still runs after
+    /// this time.
+    pub(crate) fn wait(self, limit: Duration) -> Option<i32> {
+        let deadline = super::now() + limit;
+        loop {
+            let status = with(|kernel| {
+                let process = kernel.process(self.0)?;
+                if process.status.is_none() {
+                    process.waiting.push(baton::me());
+                }
+                process.status
+            });
+            if status.is_some() || super::now() >= deadline {
+                return status;
+            }
+            baton::wait(Some(super::nanoseconds(deadline)));
+        }
+    }
+
+    /// Returns what the process wrote to standard output so far.
+    pub(crate) fn stdout(self) -> Vec<u8> {
+        with(|kernel| kernel.process(self.0).map_or_else(Vec::new, |it| it.stdout.clone()))
+    }
+
+    /// Returns what the process wrote to standard error so far.
+    pub(crate) fn stderr(self) -> Vec<u8> {
+        with(|kernel| kernel.process(self.0).map_or_else(Vec::new, |it| it.stderr.clone()))
+    }
+}
+
+/// The first thread of a process.
+extern "C" fn run(start: *mut c_void) -> *mut c_void {
+    // SAFETY: `Process::start` made this box for this thread alone.
+    let start = unsafe { Box::from_raw(start.cast::<Start>()) };
+    let pointers: Vec<*const c_char> = start.arguments.iter().map(|it| it.as_ptr()).collect();
+    // SAFETY: the pointers are those of strings that live until the end of the call.
+    let status = unsafe { (start.program)(pointers.len(), pointers.as_ptr()) };
+    leave(start.owner, status)
+}
+
+/// The process ends by the will of this thread, which ends with it.
+pub(super) fn leave(owner: Owner, status: i32) -> ! {
+    with(|kernel| kernel.end_process(owner, status));
+    // The thread is dead now, and never gets the baton again.
+    loop {
+        baton::wait(None);
+    }
+}

@@ -1,0 +1,81 @@
+//! The simulator: the whole relay, with senders, consumers and an operator, under one seed.
+//!
+//! `sim run` runs seeds, each in a process of its own, and `sim seed N` runs one and shows what
+//! happened.
+#![allow(clippy::print_stdout, clippy::print_stderr, reason = "a program for the terminal")]
+#![allow(
+    clippy::disallowed_methods,
+    clippy::disallowed_types,
+    reason = "this is the world, \
+    which has threads that sleep"
+)]
+
+mod consumers;
+mod events;
+mod judging;
+mod kernel;
+mod operator;
+mod oracle;
+mod plan;
+mod runs;
+mod senders;
+mod setup;
+mod support;
+mod truth;
+mod world;
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// The variable that tells a child process its seed.
+const SEED: &str = "SIM_SEED";
+
+const USAGE: &str = "\
+usage: sim run [--seeds FROM..TO] [--jobs N]   run seeds; the first fault ends it
+       sim seed N [--trace]                    run one seed, and print what happened
+       sim same FROM..TO                       run each seed twice, and compare the traces
+       sim shrink N                            the shortest history of a seed that still fails";
+
+fn main() -> ExitCode {
+    if let Ok(seed) = std::env::var(SEED) {
+        child(seed.parse().expect("a number"));
+    }
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let is_fine = match words.as_slice() {
+        ["run", options @ ..] => runs::run(options),
+        ["seed", seed, options @ ..] => runs::show(seed, options.contains(&"--trace")),
+        ["same", seeds] => runs::same(seeds),
+        ["shrink", seed] => runs::shrink(seed),
+        _ => {
+            eprintln!("{USAGE}");
+            return ExitCode::from(2);
+        }
+    };
+    if is_fine { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Runs one seed in this process, which has an empty directory as its working directory. The
+/// libraries are beside it.
+fn child(seed: u64) -> ! {
+    let left_out = std::env::var("SIM_LEFT_OUT").unwrap_or_default();
+    let left_out: BTreeSet<usize> = left_out.split(',').filter_map(|it| it.parse().ok()).collect();
+    let out = std::env::var_os("SIM_TRACE").map(|_| 2);
+    let directory = PathBuf::from(std::env::var_os("SIM_LIBRARIES").expect("a directory"));
+    let libraries = (0..runs::LIVES).map(|life| directory.join(format!("{life}.so"))).collect();
+    std::fs::create_dir("graves").expect("a writable directory");
+    kernel::begin(seed, &Path::new("graves").canonicalize().expect("a directory"), out);
+    let found = world::run(seed, &left_out, libraries);
+    let (sum, calls) = kernel::sum();
+    let mut text = format!(
+        "{{\"sum\":\"{sum:016x}\",\"calls\":{calls},\"simulated\":{},\"events\":{},\"faults\":{}}}\n",
+        found.simulated.as_secs(),
+        found.events,
+        serde_json::to_string(&found.faults).expect("strings"),
+    );
+    text.push('\n');
+    kernel::print(1, &text);
+    kernel::exit(i32::from(!found.faults.is_empty()))
+}

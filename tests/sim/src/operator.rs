@@ -1,0 +1,358 @@
+//! The operator: starts and ends the relay, edits its config, and lets the troubles of the plan
+//! happen.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::consumers::Consumer;
+use crate::judging::Losses;
+use crate::kernel;
+use crate::kernel::Process;
+use crate::kernel::disk;
+use crate::kernel::net;
+use crate::plan::Action;
+use crate::plan::Change;
+use crate::plan::Setup;
+use crate::setup::ADMIN;
+use crate::support::http;
+use crate::support::metrics::Metrics;
+use crate::truth::Book;
+use crate::truth::Kind;
+
+/// How long a reload may take: it waits 30 s for an address, and for files.
+const RELOAD: Duration = Duration::from_secs(45);
+
+/// How long a relay may take to its end after its drain, or to its start.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// The operator with what it works on.
+pub(crate) struct Operator<'a> {
+    pub(crate) book: Book,
+    pub(crate) consumers: &'a [Consumer],
+    pub(crate) setup: Setup,
+    /// The names of the outputs that leave the config at some time.
+    pub(crate) leaving: Vec<String>,
+    /// The copies of the relay's library that no life has used.
+    libraries: Vec<PathBuf>,
+    process: Option<Process>,
+    /// Troubles that end by themselves, with the times at which they end.
+    ending: Vec<(Duration, Ending)>,
+    pub(crate) faults: Vec<String>,
+    pub(crate) losses: Losses,
+    /// The log of all lives.
+    pub(crate) log: Vec<u8>,
+}
+
+/// The end of a trouble.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ending {
+    Way(usize),
+    Away(usize),
+    Hangs(usize),
+    Disk,
+}
+
+impl<'a> Operator<'a> {
+    pub(crate) fn new(
+        book: &Book,
+        consumers: &'a [Consumer],
+        setup: Setup,
+        leaving: Vec<String>,
+        libraries: Vec<PathBuf>,
+    ) -> Self {
+        Self {
+            book: book.clone(),
+            consumers,
+            setup,
+            leaving,
+            libraries,
+            process: None,
+            ending: Vec::new(),
+            faults: Vec::new(),
+            losses: Losses::default(),
+            log: Vec::new(),
+        }
+    }
+
+    /// Runs a command of the program to its end. Returns its exit status and what it printed.
+    pub(crate) fn command(&mut self, arguments: &[&str]) -> (Option<i32>, String) {
+        let Some(library) = self.libraries.pop() else { return (None, String::new()) };
+        let process = Process::start(&library, arguments);
+        let status = process.wait(Duration::from_secs(600));
+        let said = [process.stdout(), process.stderr()].concat();
+        (status, String::from_utf8_lossy(&said).into_owned())
+    }
+
+    /// Starts the relay with the newest config, and waits until it is there.
+    pub(crate) fn start(&mut self) {
+        let Some(library) = self.libraries.pop() else { return };
+        self.write_config();
+        self.book.config(self.setup.known(self.consumers, &self.leaving));
+        let process = Process::start(&library, &["run", "--config", "config.toml"]);
+        self.process = Some(process);
+        let deadline = kernel::now() + PATIENCE;
+        while self.metrics().is_none() {
+            if let Some(status) = process.wait(Duration::from_millis(200)) {
+                // It is refused while the disk is in trouble, and started again as a pod is.
+                let log = String::from_utf8_lossy(&process.stderr()).into_owned();
+                kernel::trace(format_args!("the start failed with {status}"));
+                self.log.extend(log.as_bytes());
+                self.process = None;
+                let is_trouble = self.ending.iter().any(|(_, ending)| *ending == Ending::Disk);
+                if !is_trouble {
+                    self.faults.push(format!("the relay ended with {status} at its start: {log}"));
+                }
+                return;
+            }
+            if kernel::now() > deadline {
+                self.faults.push(format!("the relay is not up {PATIENCE:?} after its start"));
+                return;
+            }
+        }
+        self.book.settled();
+    }
+
+    fn write_config(&self) {
+        fs::write("config.new", self.setup.toml(self.consumers)).expect("a writable directory");
+        fs::rename("config.new", "config.toml").expect("a writable directory");
+    }
+
+    /// True if a life can still be started.
+    fn has_life(&self) -> bool {
+        // Two are for the commands at the end.
+        self.libraries.len() > 3
+    }
+
+    /// Returns the relay's metrics, if it answers.
+    pub(crate) fn metrics(&self) -> Option<Metrics> {
+        let address = ADMIN.parse().expect("an address");
+        let response = http::get(address, "/metrics").ok()?;
+        (response.status == 200).then(|| Metrics::parse(&response.text()))
+    }
+
+    /// Waits until a time, and ends the troubles that end meanwhile.
+    pub(crate) fn wait_until(&mut self, time: Duration) {
+        loop {
+            let next = self.ending.iter().map(|(at, _)| *at).min().unwrap_or(time).min(time);
+            if let Some(pause) = next.checked_sub(kernel::now()).filter(|pause| !pause.is_zero()) {
+                std::thread::sleep(pause);
+            }
+            let now = kernel::now();
+            let (over, rest) = self.ending.iter().partition(|(at, _)| *at <= now);
+            self.ending = rest;
+            self.end(over);
+            if now >= time {
+                return;
+            }
+        }
+    }
+
+    fn end(&self, over: Vec<(Duration, Ending)>) {
+        for (_, ending) in over {
+            // Another trouble of the same kind may have come meanwhile.
+            if self.ending.iter().any(|(_, other)| *other == ending) {
+                continue;
+            }
+            match ending {
+                Ending::Way(consumer) => self.fault(consumer, net::Fault::None),
+                Ending::Away(consumer) => self.consumers[consumer].start_again(),
+                Ending::Hangs(consumer) => self.consumers[consumer].pause(false),
+                Ending::Disk => disk::set(disk::Faults::default()),
+            }
+        }
+    }
+
+    fn fault(&self, consumer: usize, fault: net::Fault) {
+        for address in self.consumers[consumer].addresses() {
+            net::fault(address, fault);
+        }
+    }
+
+    /// Ends all troubles.
+    pub(crate) fn heal(&mut self) {
+        let over = std::mem::take(&mut self.ending);
+        self.end(over);
+        for consumer in self.consumers {
+            consumer.calm(true);
+        }
+        if self.process.is_none() {
+            self.start();
+        }
+    }
+
+    /// Lets something happen.
+    pub(crate) fn act(&mut self, action: &Action) {
+        kernel::trace(format_args!("ACTION {action:?}"));
+        let now = kernel::now();
+        match *action {
+            Action::Kill(pause) => self.die(Kind::Kill, pause),
+            Action::PowerLoss(pause) => self.die(Kind::PowerLoss, pause),
+            Action::Restart => self.restart(false),
+            Action::Impatient => self.restart(true),
+            Action::Reload(ref change) => self.reload(change),
+            Action::Way(consumer, fault, time) => {
+                self.consumers[consumer].dies();
+                self.fault(consumer, fault);
+                self.ending.push((now + time, Ending::Way(consumer)));
+            }
+            Action::Reset(consumer) => {
+                self.consumers[consumer].dies();
+                for address in self.consumers[consumer].addresses() {
+                    net::reset(address);
+                }
+            }
+            Action::ConsumerRestarts(consumer, crash) => {
+                if !self.is_in_trouble(consumer) {
+                    self.consumers[consumer].restart(crash);
+                }
+            }
+            Action::ConsumerAway(consumer, time) => {
+                if !self.is_in_trouble(consumer) {
+                    self.consumers[consumer].stop(true);
+                    self.ending.push((now + time, Ending::Away(consumer)));
+                }
+            }
+            Action::ConsumerHangs(consumer, time) => {
+                if !self.is_in_trouble(consumer) {
+                    self.consumers[consumer].pause(true);
+                    self.ending.push((now + time, Ending::Hangs(consumer)));
+                }
+            }
+            Action::DiskFull(time) => {
+                self.disk(disk::Faults { no_space: true, ..disk::Faults::default() }, time);
+            }
+            Action::DiskSlow(sync_time, time) => {
+                self.disk(disk::Faults { sync_time, ..disk::Faults::default() }, time);
+            }
+            Action::DiskFails(time) => {
+                let faults =
+                    disk::Faults { write_error: 0.1, sync_error: 0.1, ..Default::default() };
+                self.disk(faults, time);
+            }
+        }
+    }
+
+    fn is_in_trouble(&self, consumer: usize) -> bool {
+        let is_here = |ending: &Ending| matches!(ending, Ending::Away(it) | Ending::Hangs(it) if *it == consumer);
+        self.ending.iter().any(|(_, ending)| is_here(ending))
+    }
+
+    fn disk(&mut self, faults: disk::Faults, time: Duration) {
+        disk::set(faults);
+        self.ending.push((kernel::now() + time, Ending::Disk));
+    }
+
+    fn gone(&mut self, process: Process) {
+        self.log.extend(process.stderr());
+        self.process = None;
+        self.book.is_dead();
+    }
+
+    fn die(&mut self, kind: Kind, pause: Duration) {
+        let Some(process) = self.process else { return };
+        if !self.has_life() {
+            return;
+        }
+        let metrics = self.metrics();
+        self.book.dies(kind);
+        process.kill();
+        if let Some(metrics) = metrics {
+            self.losses.add_metrics(&metrics);
+        }
+        if kind == Kind::PowerLoss {
+            disk::power_loss();
+        }
+        self.gone(process);
+        self.wait_until(kernel::now() + pause);
+        self.start();
+    }
+
+    /// SIGTERM, perhaps twice, and another start.
+    fn restart(&mut self, twice: bool) {
+        if self.process.is_none() || !self.has_life() {
+            return;
+        }
+        self.stop(twice);
+        self.start();
+    }
+
+    /// Ends the relay with SIGTERM.
+    pub(crate) fn stop(&mut self, twice: bool) {
+        let Some(process) = self.process else { return };
+        let metrics = self.metrics();
+        self.book.dies(Kind::Drain);
+        process.signal(libc::SIGTERM);
+        if twice {
+            std::thread::sleep(Duration::from_millis(300));
+            process.signal(libc::SIGTERM);
+        }
+        let limit = Duration::from_secs(self.setup.drain) + PATIENCE;
+        match process.wait(limit) {
+            Some(0) => {}
+            Some(status) => {
+                let is_trouble = self.ending.iter().any(|(_, ending)| *ending == Ending::Disk);
+                if !is_trouble && !twice && self.setup.on_disk {
+                    self.faults.push(format!("the relay ended with {status} after SIGTERM"));
+                }
+            }
+            None => {
+                self.faults.push(format!("the relay still runs {limit:?} after SIGTERM"));
+                process.kill();
+            }
+        }
+        let said = process.stderr();
+        if !self.losses.add_last_line(&String::from_utf8_lossy(&said))
+            && let Some(metrics) = metrics
+        {
+            self.losses.add_metrics(&metrics);
+        }
+        self.gone(process);
+    }
+
+    fn reload(&mut self, change: &Change) {
+        let Some(process) = self.process else { return };
+        let before = process.stderr().len();
+        let old = self.setup.clone();
+        let is_wrong = matches!(change, Change::Wrong);
+        self.setup.change(change, self.consumers.len() - 1);
+        if is_wrong {
+            let text = self.setup.toml(self.consumers) + "\nwrong = true\n";
+            fs::write("config.toml", text).expect("a writable directory");
+        } else {
+            self.book.config(self.setup.known(self.consumers, &self.leaving));
+            self.write_config();
+        }
+        process.signal(libc::SIGHUP);
+        let deadline = kernel::now() + RELOAD;
+        let said = loop {
+            let log = process.stderr();
+            let log = String::from_utf8_lossy(log.get(before..).unwrap_or_default()).into_owned();
+            if log.contains("config reloaded") {
+                break Some(true);
+            }
+            if log.contains("config not reloaded") {
+                break Some(false);
+            }
+            if kernel::now() > deadline {
+                break None;
+            }
+            let next = kernel::now() + Duration::from_millis(100);
+            self.wait_until(next);
+        };
+        match said {
+            Some(true) if !is_wrong => self.book.settled(),
+            Some(true) => self.faults.push("a wrong config was taken".to_owned()),
+            Some(false) if is_wrong => {}
+            Some(false) => {
+                self.book.refused();
+                self.setup = old;
+            }
+            // It may be taken later.
+            None if !is_wrong => {}
+            None => self.faults.push(format!("a wrong config is not refused after {RELOAD:?}")),
+        }
+        // The next start, and the next reload, take the config that is meant.
+        self.write_config();
+    }
+}

@@ -1,0 +1,607 @@
+//! Each rule passes a world in which its promise was kept, and finds the one thing that is wrong in
+//! the others.
+
+use std::sync::Arc;
+
+use super::*;
+use crate::events::Event;
+use crate::events::Maker;
+use crate::events::Marks;
+use crate::truth::Death;
+use crate::truth::Epoch;
+use crate::truth::Filter;
+use crate::truth::Origin;
+
+fn seconds(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+/// A small world: a book, and what arrived at the one consumer of the output `out`.
+struct Small {
+    truth: Truth,
+    maker: Maker,
+    arrived: Vec<Arrived>,
+    letters: Vec<Letter>,
+    counted: Counted,
+    refused: Vec<Vec<u8>>,
+    is_unconfirmed: bool,
+    promise: Promise,
+    consumer_died: bool,
+}
+
+const OK: Option<(u64, Answer)> = Some((1, Answer::Status(200)));
+
+impl Small {
+    /// Begins with a queue in memory and one output.
+    fn new() -> Self {
+        let promise = Promise {
+            copies: Copies::AtLeastOnce,
+            ordered: true,
+            bytes: true,
+            refuses: false,
+            fails: false,
+            parks: false,
+            counts: false,
+        };
+        let mut small = Self {
+            truth: Truth::default(),
+            maker: Maker::new(1, fastrand::Rng::with_seed(1), Marks::default()),
+            arrived: Vec::new(),
+            letters: Vec::new(),
+            counted: Counted::default(),
+            refused: Vec::new(),
+            is_unconfirmed: false,
+            promise,
+            consumer_died: false,
+        };
+        small.config(0, |_| {});
+        small
+    }
+
+    /// Adds a config that is in force from this second on.
+    fn config(&mut self, second: u64, change: impl FnOnce(&mut Config)) {
+        let output = Output {
+            name: "out".into(),
+            consumer: 0,
+            required: true,
+            filter: Filter::default(),
+            may_lose: None,
+        };
+        let acknowledge = Acknowledge::Queued;
+        let mut config = Config { on_disk: false, acknowledge, outputs: vec![output] };
+        change(&mut config);
+        let (begins, settled) = (seconds(second), Some(seconds(second)));
+        self.truth.epochs.push(Epoch { begins, settled, config: Arc::new(config) });
+    }
+
+    /// Makes events, each with this verb.
+    fn made(&mut self, count: usize, verb: &'static str) -> Arc<[Serial]> {
+        let mut events = self.maker.events(count);
+        events.iter_mut().for_each(|event| event.facts.verb = verb);
+        for event in &events {
+            let known = Known { event: event.clone(), attempts: Vec::new() };
+            self.truth.events.insert(event.serial, known);
+        }
+        events.iter().map(|event| event.serial).collect()
+    }
+
+    /// Sends a body at this second, which is answered so many seconds later.
+    fn send(&mut self, serials: &Arc<[Serial]>, second: u64, answer: Option<(u64, Answer)>) {
+        self.request(serials, second, answer, Must::Take);
+    }
+
+    fn request(
+        &mut self,
+        serials: &Arc<[Serial]>,
+        second: u64,
+        answer: Option<(u64, Answer)>,
+        must: Must,
+    ) {
+        let from = Origin { sender: 1, connection: 1 };
+        let ended = answer.map(|(after, answer)| (seconds(second + after), answer));
+        let (serials, begun) = (Arc::clone(serials), seconds(second));
+        self.truth.begun(Attempt { from, serials, must, begun, ended });
+    }
+
+    /// Sends two events in one body at this second, which are answered 200 a second later.
+    fn two(&mut self, second: u64) -> Arc<[Serial]> {
+        let serials = self.made(2, "get");
+        self.send(&serials, second, OK);
+        serials
+    }
+
+    fn event(&self, serial: Serial) -> &Event {
+        &self.truth.events[&serial].event
+    }
+
+    /// Lets these events arrive at this second.
+    fn arrive(&mut self, second: u64, serials: &[Serial]) {
+        self.arrive_on(1, second, serials);
+    }
+
+    fn arrive_on(&mut self, connection: usize, second: u64, serials: &[Serial]) {
+        for serial in serials {
+            let event = events::one_line(&self.event(*serial).bytes);
+            self.arrived.push(Arrived { at: seconds(second), connection, event });
+        }
+    }
+
+    fn dies(&mut self, second: u64, kind: Kind) {
+        let at = seconds(second);
+        self.truth.deaths.push(Death { ended: Some(at), kind });
+    }
+
+    fn letter(&mut self, serial: Serial) {
+        let event = self.event(serial).bytes.to_vec();
+        self.letters.push(Letter { output: "out".into(), reason: "400".into(), event });
+    }
+
+    /// Runs a rule at second 100, and returns what it says.
+    fn rule(&self, rule: impl Fn(&World<'_>, &Seen<'_>) -> Vec<Fault>) -> Vec<String> {
+        let view = View {
+            output: "out",
+            consumer: 0,
+            promise: self.promise,
+            arrived: &self.arrived,
+            letters: &self.letters,
+            counted: self.counted,
+            is_unconfirmed: self.is_unconfirmed,
+            refuses: &|event| self.refused.iter().any(|refused| refused == event),
+            consumer_died: self.consumer_died,
+        };
+        let world = World::new(&self.truth, seconds(100), vec![view]);
+        rule(&world, &world.outputs[0]).iter().map(ToString::to_string).collect()
+    }
+
+    #[track_caller]
+    fn passes(&self, rule: impl Fn(&World<'_>, &Seen<'_>) -> Vec<Fault>) {
+        assert_eq!(self.rule(rule), Vec::<String>::new());
+    }
+
+    /// Checks that the rule finds exactly one fault, which says this.
+    #[track_caller]
+    fn fails(&self, rule: impl Fn(&World<'_>, &Seen<'_>) -> Vec<Fault>, says: &str) {
+        let faults = self.rule(rule);
+        assert!(faults.len() == 1 && faults[0].contains(says), "{faults:#?}");
+    }
+}
+
+#[test]
+fn what_was_accepted_arrives_or_is_counted() {
+    let mut small = Small::new();
+    let serials = small.two(10);
+    small.fails(conservation, "2 events were accepted and have not arrived, and 0 are counted");
+    small.arrive(12, &serials[..1]);
+    small.fails(conservation, "1/1 (11s)");
+    small.counted.lost = 1;
+    small.passes(conservation);
+    small.counted = Counted { queue: 1, ..Counted::default() };
+    small.passes(conservation);
+    small.counted = Counted::default();
+    small.arrive(13, &serials[1..]);
+    small.passes(conservation);
+}
+
+#[test]
+fn a_loss_that_is_counted_as_a_letter_is_in_a_file() {
+    let mut small = Small::new();
+    let serials = small.two(10);
+    small.arrive(12, &serials[..1]);
+    small.counted = Counted { lost: 1, letters: 1, ..Counted::default() };
+    small.fails(conservation, "neither at the consumer nor in the dead letters");
+    small.counted.letters_dropped = 1;
+    small.passes(conservation);
+    small.counted.letters_dropped = 0;
+    small.letter(serials[1]);
+    small.passes(conservation);
+}
+
+#[test]
+fn a_queue_in_memory_dies_with_its_process_and_one_on_disk_does_not() {
+    for (kind, on_disk, is_lost) in [
+        (Kind::Kill, false, true),
+        (Kind::PowerLoss, false, true),
+        (Kind::Drain, false, false),
+        (Kind::Kill, true, false),
+        (Kind::PowerLoss, true, false),
+    ] {
+        let mut small = Small::new();
+        small.truth.epochs.clear();
+        small.config(0, |config| config.on_disk = on_disk);
+        small.two(10);
+        small.dies(20, kind);
+        let faults = small.rule(conservation);
+        assert_eq!(faults.is_empty(), is_lost, "{kind:?} {on_disk} {faults:?}");
+    }
+    // A death before the event was sent explains nothing.
+    let mut small = Small::new();
+    small.dies(5, Kind::Kill);
+    small.two(10);
+    small.fails(conservation, "2 events were accepted");
+    // With `delivered` nothing depends on the process.
+    let mut small = Small::new();
+    small.truth.epochs.clear();
+    small.config(0, |config| config.acknowledge = Acknowledge::Delivered);
+    small.two(10);
+    small.dies(20, Kind::Kill);
+    small.fails(conservation, "2 events were accepted");
+}
+
+#[test]
+fn a_body_without_an_answer_is_stored_whole_or_not_at_all() {
+    for answer in [None, Some((30, Answer::TimedOut)), Some((1, Answer::Status(503)))] {
+        let mut small = Small::new();
+        let serials = small.made(3, "get");
+        small.send(&serials, 10, answer);
+        small.passes(conservation);
+        small.arrive(12, &serials[..1]);
+        small.fails(conservation, "2 of them are of bodies without a 200");
+        small.arrive(13, &serials[1..]);
+        small.passes(conservation);
+        small.passes(invented);
+    }
+}
+
+#[test]
+fn an_output_is_owed_what_its_filter_keeps_while_it_is_there() {
+    let drops_gets = |config: &mut Config| {
+        config.outputs[0].filter.verbs = vec!["create"];
+    };
+    // The filter drops it, first or later.
+    let mut small = Small::new();
+    small.config(5, drops_gets);
+    let serials = small.two(10);
+    small.passes(conservation);
+    small.arrive(12, &serials[..1]);
+    small.fails(invented, "that each filter drops (1/0");
+    let mut small = Small::new();
+    let serials = small.two(10);
+    small.config(20, drops_gets);
+    small.passes(conservation);
+    small.arrive(12, &serials[..1]);
+    small.passes(invented);
+    // The output comes later, and its consumer gets nothing from before.
+    let mut small = Small::new();
+    small.truth.epochs.clear();
+    small.config(0, |config| config.outputs.clear());
+    small.config(20, |_| {});
+    let before = small.two(10);
+    let after = small.two(30);
+    small.fails(conservation, "2 events were accepted");
+    small.arrive(31, &after);
+    small.passes(conservation);
+    small.arrive(32, &before[..1]);
+    small.fails(invented, "before the output was there");
+    // The output goes: its backlog is counted.
+    let mut small = Small::new();
+    small.two(10);
+    small.config(20, |config| config.outputs.clear());
+    small.fails(conservation, "2 events were accepted");
+    small.counted.lost = 2;
+    small.passes(conservation);
+}
+
+#[test]
+fn a_stream_without_acknowledgements_may_lose_what_a_dead_consumer_read() {
+    let mut small = Small::new();
+    small.two(10);
+    small.consumer_died = true;
+    small.fails(conservation, "2 events were accepted");
+    small.is_unconfirmed = true;
+    small.passes(conservation);
+    small.consumer_died = false;
+    small.fails(conservation, "2 events were accepted");
+}
+
+#[test]
+fn a_loss_has_a_reason() {
+    let mut small = Small::new();
+    small.passes(reasons);
+    small.counted.lost = 1;
+    small
+        .fails(reasons, "1 events are counted as lost, and 0 by the queue; the consumer refuses 0");
+    small.counted = Counted { queue: 1, ..Counted::default() };
+    small.fails(reasons, "1 by the queue");
+    let serials = small.two(10);
+    small.refused.push(small.event(serials[0]).bytes.to_vec());
+    small.letter(serials[0]);
+    small.passes(reasons);
+    small.letter(serials[1]);
+    small.fails(reasons, "event 1/1 is in a dead letter, and the consumer takes such events");
+    small.config(20, |config| config.outputs[0].may_lose = Some("the queue drops"));
+    small.passes(reasons);
+}
+
+#[test]
+fn a_200_for_delivered_comes_after_the_consumer_has_it() {
+    let case = |second, change: fn(&mut Config)| {
+        let mut small = Small::new();
+        small.truth.epochs.clear();
+        small.config(0, |config| {
+            config.acknowledge = Acknowledge::Delivered;
+            change(config);
+        });
+        let serials = small.two(10);
+        small.arrive(10, &serials[..1]);
+        small.arrive(second, &serials[1..]);
+        small
+    };
+    case(11, |_| {}).passes(delivered);
+    let mut early = case(12, |_| {});
+    early.fails(delivered, "1 events were answered 200 before the consumer had them");
+    case(12, |config| config.acknowledge = Acknowledge::Queued).passes(delivered);
+    case(12, |config| config.outputs[0].required = false).passes(delivered);
+    early.counted.lost = 1;
+    early.passes(delivered);
+    early.counted.letters = 1;
+    early.fails(delivered, "1 events were answered 200");
+    early.letter(Serial { sender: 1, number: 1 });
+    early.passes(delivered);
+}
+
+#[test]
+fn nothing_arrives_that_was_not_sent_or_was_refused() {
+    let mut small = Small::new();
+    let serials = small.two(10);
+    small.arrive(12, &serials);
+    small.passes(invented);
+    let event = b"{}".to_vec();
+    small.arrived.push(Arrived { at: seconds(13), connection: 1, event });
+    small.fails(invented, "that has no serial: {}");
+    // Another one's event, one that never left, one that arrives before it is sent.
+    let mut small = Small::new();
+    let never = small.made(1, "get");
+    small.arrive(12, &never);
+    small.fails(invented, "that was not sent, or refused (1/0): never in a body");
+    small.send(&never, 13, OK);
+    small.fails(invented, "13s  200");
+    small.truth.events.clear();
+    small.fails(invented, "that nobody has made (1/0)");
+    for (answer, must) in [
+        (Answer::Status(429), Must::Take),
+        (Answer::NoConnection, Must::Take),
+        (Answer::Status(400), Must::Refuse("another kind", &[400])),
+        (Answer::Unread, Must::Never),
+    ] {
+        let mut small = Small::new();
+        let serials = small.made(1, "get");
+        small.request(&serials, 10, Some((1, answer)), must);
+        small.arrive(12, &serials);
+        small.fails(invented, "that was not sent, or refused");
+        small.send(&serials, 11, OK);
+        small.passes(invented);
+    }
+}
+
+#[test]
+fn a_dead_letter_is_judged_as_what_arrives() {
+    let mut small = Small::new();
+    let serials = small.made(1, "get");
+    small.letter(serials[0]);
+    small.fails(invented, "in a dead letter (400) that was not sent");
+    small.send(&serials, 10, OK);
+    small.passes(invented);
+    small.passes(bytes);
+    small.letters[0].event = [&small.letters[0].event[..], b" "].concat();
+    small.fails(bytes, "event 1/0 arrived changed");
+}
+
+#[test]
+fn every_byte_arrives() {
+    let mut small = Small::new();
+    let serials = small.two(10);
+    small.arrive(12, &serials);
+    small.passes(bytes);
+    small.arrived[1].event[20] ^= 1;
+    small.fails(bytes, "event 1/1 arrived changed from byte 20 on");
+    small.promise.bytes = false;
+    small.passes(bytes);
+    small.promise.bytes = true;
+    small.config(20, |config| config.outputs[0].filter.changes = true);
+    small.passes(bytes);
+    // Raw line breaks are spaces.
+    let mut small = Small::new();
+    let serials = small.two(10);
+    let known = small.truth.events.get_mut(&serials[0]).unwrap();
+    known.event.bytes = [&known.event.bytes[..], b"\r\n"].concat().into();
+    small.arrive(12, &serials);
+    small.passes(bytes);
+}
+
+#[test]
+fn events_leave_in_the_order_of_their_acceptance() {
+    let case = |is_unconfirmed| {
+        let mut small = Small::new();
+        small.is_unconfirmed = is_unconfirmed;
+        let (first, second) = (small.two(10), small.two(20));
+        (small, first, second)
+    };
+    for is_unconfirmed in [false, true] {
+        let (mut small, first, second) = case(is_unconfirmed);
+        small.arrive(21, &first);
+        small.arrive(22, &second);
+        small.passes(order);
+        // A repetition on another connection.
+        small.arrive_on(2, 23, &first);
+        small.arrive_on(2, 23, &second);
+        small.passes(order);
+        let (mut small, first, second) = case(is_unconfirmed);
+        small.arrive(22, &second);
+        small.arrive(23, &first[..1]);
+        small.fails(order, "event 1/0 came at 23s after 1/3, but was accepted by 11s");
+        small.refused.push(small.event(first[0]).bytes.to_vec());
+        small.passes(order);
+        small.refused.clear();
+        small.promise.parks = true;
+        small.passes(order);
+        small.promise.parks = false;
+        small.promise.ordered = false;
+        small.passes(order);
+    }
+    // Connections of a stream without acknowledgements are read in any order.
+    let (mut small, first, second) = case(true);
+    small.arrive_on(2, 22, &second);
+    small.arrive_on(1, 23, &first);
+    small.passes(order);
+    small.is_unconfirmed = false;
+    assert_eq!(small.rule(order).len(), 2);
+    // On one connection of such a stream nothing comes twice.
+    let (mut small, first, _) = case(true);
+    small.arrive(22, &first);
+    small.arrive(23, &first[..1]);
+    small.fails(order, "event 1/0 came at 23s after 1/1, but stands before it in their body");
+    small.is_unconfirmed = false;
+    small.passes(order);
+}
+
+#[test]
+fn requests_that_overlap_have_no_order_but_their_bodies_have() {
+    let mut small = Small::new();
+    let (first, second) = (small.made(2, "get"), small.made(2, "get"));
+    small.send(&first, 10, Some((10, Answer::Status(200))));
+    small.send(&second, 15, OK);
+    small.arrive(21, &[second[0], first[0], first[1], second[1]]);
+    small.passes(order);
+    let mut small = Small::new();
+    let serials = small.two(10);
+    small.arrive(12, &[serials[1], serials[0]]);
+    small.fails(order, "stands before it in their body");
+    // A copy that nobody knows of may come again after others.
+    let mut small = Small::new();
+    let (first, second) = (small.made(1, "get"), small.made(1, "get"));
+    small.send(&first, 10, Some((1, Answer::Broken)));
+    small.send(&second, 20, OK);
+    small.send(&first, 30, Some((1, Answer::Broken)));
+    small.arrive(22, &second);
+    small.arrive(32, &first);
+    small.passes(order);
+}
+
+#[test]
+fn a_store_with_names_has_each_event_once() {
+    let mut small = Small::new();
+    small.promise.copies = Copies::Once;
+    let serials = small.made(1, "get");
+    small.send(&serials, 10, Some((1, Answer::Broken)));
+    small.arrive(11, &serials);
+    small.passes(once);
+    small.arrive(12, &serials);
+    small.fails(once, "event 1/0 is there 2 times instead of 1 at most");
+    small.send(&serials, 12, Some((1, Answer::Status(429))));
+    small.fails(once, "instead of 1 at most");
+    small.send(&serials, 14, OK);
+    small.passes(once);
+    small.promise.copies = Copies::OnceMerged;
+    small.fails(once, "instead of 1 at most");
+    small.promise.copies = Copies::AtLeastOnce;
+    small.passes(once);
+}
+
+#[test]
+fn every_answer_is_one_of_the_documented() {
+    let judge = |must, answer| {
+        let mut small = Small::new();
+        let serials = small.made(2, "get");
+        small.request(&serials, 10, Some((1, answer)), must);
+        answers(&small.truth).len()
+    };
+    let refuse = Must::Refuse("another kind", &[400]);
+    for (must, right, wrong) in [
+        (Must::Take, &[200, 408, 429, 503][..], &[400, 413, 500, 204][..]),
+        (refuse, &[400, 503], &[200, 404, 500]),
+        (Must::Never, &[400, 408], &[200, 500]),
+    ] {
+        for status in right {
+            assert_eq!(judge(must, Answer::Status(*status)), 0, "{must:?} {status}");
+        }
+        for status in wrong {
+            assert_eq!(judge(must, Answer::Status(*status)), 1, "{must:?} {status}");
+        }
+    }
+    assert_eq!(judge(Must::Take, Answer::Miscounted), 1);
+    assert_eq!(judge(Must::Take, Answer::Unhelpful(429)), 1);
+    assert_eq!(judge(Must::Take, Answer::Broken), 0);
+}
+
+#[test]
+fn what_can_go_on_goes_on() {
+    let rule = |world: &World<'_>, seen: &Seen<'_>| progress(world, seen, seconds(40), seconds(20));
+    let mut small = Small::new();
+    let serials = small.two(10);
+    small.fails(rule, "2 events have not come within 20s although nothing is wrong since 40s");
+    small.arrive(60, &serials[..1]);
+    small.arrive(61, &serials[1..]);
+    small.fails(rule, "1 events have not come");
+    small.counted.lost = 1;
+    small.passes(rule);
+    small.counted.lost = 0;
+    small.arrived[1].at = seconds(60);
+    small.passes(rule);
+    small.arrived[1].at = seconds(61);
+    small.refused.push(small.event(serials[1]).bytes.to_vec());
+    small.passes(rule);
+    // Not due yet.
+    small.two(80);
+    small.passes(rule);
+    small.two(79);
+    small.fails(rule, "2 events have not come");
+}
+
+#[test]
+fn nothing_comes_twice_while_nothing_is_wrong() {
+    let rule = |world: &World<'_>, seen: &Seen<'_>| repeats(world, seen, seconds(40));
+    let mut small = Small::new();
+    let serials = small.two(10);
+    small.arrive(39, &serials);
+    small.arrive(40, &serials);
+    small.passes(rule);
+    small.arrive(41, &serials[..1]);
+    small.fails(rule, "event 1/0 came at 40s and again at 41s");
+    small.send(&serials, 12, Some((1, Answer::Broken)));
+    small.passes(rule);
+}
+
+#[test]
+fn senders_are_answered_while_nothing_is_wrong() {
+    let judge = |second, answer| {
+        let mut small = Small::new();
+        let serials = small.made(1, "get");
+        small.send(&serials, second, answer);
+        senders_progress(&small.truth, seconds(100), seconds(40), seconds(20)).len()
+    };
+    assert_eq!(judge(59, Some((1, Answer::Status(429)))), 0);
+    assert_eq!(judge(60, Some((1, Answer::Status(429)))), 1);
+    assert_eq!(judge(60, Some((1, Answer::NoConnection))), 1);
+    assert_eq!(judge(60, OK), 0);
+    assert_eq!(judge(79, None), 1);
+    assert_eq!(judge(80, None), 0);
+}
+
+#[test]
+fn the_judge_runs_every_rule() {
+    let mut small = Small::new();
+    let serials = small.two(10);
+    small.two(10);
+    small.arrive(12, &[serials[1], serials[0], serials[0]]);
+    small.promise.copies = Copies::Once;
+    small.counted = Counted { lost: 1, ..Counted::default() };
+    small.arrived[2].event = [&small.arrived[2].event[..], b" "].concat();
+    let event = b"{}".to_vec();
+    small.arrived.push(Arrived { at: seconds(13), connection: 1, event });
+    let refused = small.made(1, "get");
+    small.request(&refused, 20, OK, Must::Never);
+    let faults = small.rule(|world, _| world.judge());
+    for rule in ["answers", "invented", "bytes", "conservation", "reasons", "order", "once"] {
+        assert!(faults.iter().any(|fault| fault.starts_with(rule)), "{rule}: {faults:#?}");
+    }
+}
+
+#[test]
+fn a_file_of_dead_letters_is_read_to_its_last_whole_line() {
+    let line = r#"{"time":"2026-11-20T10:00:00.000Z","output":"out","reason":"400 \"x\"","event":{"auditID":"a"}}"#;
+    let file = format!("{line}\n{line}\n{line}");
+    let letters = letters(file.as_bytes());
+    assert_eq!(letters.len(), 2);
+    assert_eq!(letters[1].reason, "400 \"x\"");
+    assert_eq!(&letters[1].event[..], br#"{"auditID":"a"}"#);
+}

@@ -1,0 +1,203 @@
+//! What a seed decides before anything runs: the config, the consumers, and what happens when.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::consumers::Kind;
+use crate::kernel::net::Fault;
+use crate::senders;
+use crate::truth::Acknowledge;
+use crate::truth::Filter;
+
+/// What a seed decides.
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) start: Setup,
+    /// The kind of each consumer. The last one may be added by a reload.
+    pub(crate) consumers: Vec<Kind>,
+    pub(crate) actions: Vec<Timed>,
+    /// When the troubles end, the senders stop, and everything has to be delivered.
+    pub(crate) length: Duration,
+}
+
+/// A config.
+#[derive(Debug, Clone)]
+pub(crate) struct Setup {
+    pub(crate) on_disk: bool,
+    pub(crate) acknowledge: Acknowledge,
+    /// `queue.max_bytes`, in KiB.
+    pub(crate) queue: u64,
+    /// `queue.segment_bytes`, in KiB.
+    pub(crate) segment: u64,
+    pub(crate) has_evidence: bool,
+    /// `shutdown.drain_timeout`, in seconds.
+    pub(crate) drain: u64,
+    pub(crate) outputs: Vec<Output>,
+}
+
+/// An output in a config.
+#[derive(Debug, Clone)]
+pub(crate) struct Output {
+    pub(crate) name: String,
+    pub(crate) consumer: usize,
+    pub(crate) required: bool,
+    pub(crate) filter: Filter,
+}
+
+/// Something that happens at a time.
+#[derive(Debug, Clone)]
+pub(crate) struct Timed {
+    pub(crate) at: Duration,
+    pub(crate) action: Action,
+}
+
+/// Something that happens.
+#[derive(Debug, Clone)]
+pub(crate) enum Action {
+    /// SIGKILL, and a new start after a while.
+    Kill(Duration),
+    /// The same, and a part of what was not synced is gone.
+    PowerLoss(Duration),
+    /// SIGTERM, and a new start once the process has ended.
+    Restart,
+    /// Two signals: the second ends the drain.
+    Impatient,
+    Reload(Change),
+    /// Something is wrong on the way to a consumer, for so long.
+    Way(usize, Fault, Duration),
+    /// All connections to a consumer are reset.
+    Reset(usize),
+    /// A consumer ends all connections; true: it crashes, and forgets what it may forget.
+    ConsumerRestarts(usize, bool),
+    /// A consumer is away for so long.
+    ConsumerAway(usize, Duration),
+    /// A consumer reads nothing for so long.
+    ConsumerHangs(usize, Duration),
+    DiskFull(Duration),
+    DiskSlow(Duration, Duration),
+    /// Some writes and syncs fail, for so long.
+    DiskFails(Duration),
+}
+
+/// What a reload changes.
+#[derive(Debug, Clone)]
+pub(crate) enum Change {
+    /// An output to the last consumer joins or leaves.
+    Spare,
+    /// An output gets another name.
+    Rename(usize),
+    Filter(usize, Filter),
+    Required(usize),
+    /// `queue.acknowledge`, with a queue in memory.
+    Acknowledge,
+    /// Nothing: SIGHUP alone.
+    Nothing,
+    /// The config is wrong, and has to be refused.
+    Wrong,
+}
+
+impl fmt::Display for Timed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:7.3} s  {:?}", self.at.as_secs_f64(), self.action)
+    }
+}
+
+impl Plan {
+    pub(crate) fn new(seed: u64) -> Self {
+        let mut rng = senders::rng(seed, "plan");
+        let count = 1 + rng.usize(..3);
+        let consumers: Vec<Kind> = (0..=count).map(|_| kind(&mut rng)).collect();
+        let on_disk = rng.u32(..3) > 0;
+        // `s3` collects events for minutes, which no sender would wait for.
+        let collects = consumers.contains(&Kind::S3);
+        let acknowledge = match (on_disk, rng.bool() && !collects) {
+            (true, _) => Acknowledge::Synced,
+            (false, true) => Acknowledge::Delivered,
+            (false, false) => Acknowledge::Queued,
+        };
+        let output = |rng: &mut fastrand::Rng, consumer: usize| Output {
+            name: format!("o{consumer}"),
+            consumer,
+            required: consumer == 0 || rng.u32(..5) > 0,
+            filter: if rng.u32(..4) == 0 { filter(rng) } else { Filter::default() },
+        };
+        let start = Setup {
+            on_disk,
+            acknowledge,
+            queue: [512, 2048, 65536][rng.usize(..3)],
+            segment: [16, 64, 128][rng.usize(..3)],
+            has_evidence: on_disk && rng.u32(..3) == 0,
+            drain: [1, 5, 20][rng.usize(..3)],
+            outputs: (0..count).map(|consumer| output(&mut rng, consumer)).collect(),
+        };
+        let length = Duration::from_secs(rng.u64(60..300));
+        let mut actions = Vec::new();
+        let mut at = Duration::from_millis(rng.u64(1000..20_000));
+        let pause = [10_000, 30_000, 90_000][rng.usize(..3)];
+        while at < length {
+            actions.push(Timed { at, action: action(&mut rng, &start, count, !collects) });
+            // Troubles that come together are those that are found nowhere else.
+            let next = if rng.bool() { rng.u64(50..3000) } else { rng.u64(1000..pause) };
+            at += Duration::from_millis(next);
+        }
+        Self { start, consumers, actions, length }
+    }
+}
+
+fn kind(rng: &mut fastrand::Rng) -> Kind {
+    Kind::ALL[rng.usize(..Kind::ALL.len())]
+}
+
+fn filter(rng: &mut fastrand::Rng) -> Filter {
+    let mut filter = Filter::default();
+    match rng.u32(..3) {
+        0 => filter.verbs = vec!["create", "delete", "update", "patch"],
+        1 => filter.namespaces = vec!["default", "kube-system"],
+        _ => filter.verbs = vec!["get", "list", "watch"],
+    }
+    filter
+}
+
+fn action(rng: &mut fastrand::Rng, start: &Setup, outputs: usize, can_wait: bool) -> Action {
+    let seconds = |rng: &mut fastrand::Rng| {
+        let most = 1 << rng.u32(8..17);
+        Duration::from_millis(rng.u64(100..100 + most))
+    };
+    let consumer = rng.usize(..=outputs);
+    match rng.u32(..24) {
+        0..3 => Action::Kill(seconds(rng)),
+        3 | 4 => Action::PowerLoss(seconds(rng)),
+        5 | 6 => Action::Restart,
+        7 => Action::Impatient,
+        8..13 => Action::Reload(change(rng, outputs, can_wait)),
+        13..16 => {
+            let fault = match rng.u32(..3) {
+                0 => Fault::Refused,
+                1 => Fault::Silent,
+                _ => Fault::Slow(rng.u32(50..3000)),
+            };
+            Action::Way(consumer, fault, seconds(rng))
+        }
+        16 => Action::Reset(consumer),
+        17 | 18 => Action::ConsumerRestarts(consumer, rng.bool()),
+        19 => Action::ConsumerAway(consumer, seconds(rng)),
+        20 => Action::ConsumerHangs(consumer, seconds(rng)),
+        _ if !start.on_disk => Action::Kill(seconds(rng)),
+        21 => Action::DiskFull(seconds(rng)),
+        22 => Action::DiskSlow(Duration::from_millis(rng.u64(10..8000)), seconds(rng)),
+        _ => Action::DiskFails(seconds(rng)),
+    }
+}
+
+fn change(rng: &mut fastrand::Rng, outputs: usize, can_wait: bool) -> Change {
+    let output = rng.usize(..outputs);
+    match rng.u32(..9) {
+        0 | 1 => Change::Spare,
+        2 => Change::Rename(output),
+        3 | 4 => Change::Filter(output, if rng.bool() { filter(rng) } else { Filter::default() }),
+        5 => Change::Required(output),
+        6 if can_wait => Change::Acknowledge,
+        6 | 7 => Change::Nothing,
+        _ => Change::Wrong,
+    }
+}

@@ -1,0 +1,267 @@
+//! Runs seeds in processes of their own, shows one, and makes its history shorter.
+
+use std::fs;
+use std::path::Path;
+use std::path::PathBuf;
+use std::process::Command;
+use std::process::Stdio;
+use std::sync::Mutex;
+use std::sync::atomic::AtomicBool;
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+use std::time::Instant;
+
+use serde::Deserialize;
+use tempfile::TempDir;
+
+use crate::kernel;
+use crate::plan::Plan;
+
+/// The greatest number of lives and commands of the program in a seed.
+pub(crate) const LIVES: usize = 12;
+
+/// The longest time that a seed may take in this process's clock. One takes a fraction of a second.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// What a seed's process says at its end.
+#[derive(Debug, Deserialize)]
+pub(crate) struct Verdict {
+    sum: String,
+    calls: u64,
+    pub(crate) simulated: u64,
+    events: u64,
+    pub(crate) faults: Vec<String>,
+}
+
+/// The copies of the relay's library that the lives of a seed load, and room for the files of
+/// seeds. The directory is in memory, if the machine has one.
+pub(crate) struct Stage(TempDir);
+
+impl Stage {
+    /// Copies the library.
+    pub(crate) fn new(library: &Path) -> Self {
+        let memory = Path::new("/dev/shm");
+        let directory = match memory.is_dir() {
+            true => TempDir::new_in(memory),
+            false => TempDir::new(),
+        };
+        let directory = directory.expect("a writable directory");
+        for life in 0..LIVES {
+            let copy = directory.path().join(format!("{life}.so"));
+            fs::copy(library, copy)
+                .unwrap_or_else(|error| panic!("{}: {error}", library.display()));
+        }
+        Self(directory)
+    }
+
+    /// The library that cargo has built beside this program.
+    pub(crate) fn of_this_build() -> Self {
+        let program = std::env::current_exe().expect("this program");
+        Self::new(&program.with_file_name("libsimulated_relay.so"))
+    }
+
+    /// Runs a seed without these actions. `worker` names its directory.
+    pub(crate) fn run(
+        &self,
+        worker: usize,
+        seed: u64,
+        left_out: &[usize],
+        trace: bool,
+    ) -> (Option<Verdict>, String) {
+        let directory = self.0.path().join(format!("worker-{worker}"));
+        fs::remove_dir_all(&directory).ok();
+        fs::create_dir(&directory).expect("a writable directory");
+        let left_out: Vec<String> = left_out.iter().map(ToString::to_string).collect();
+        let mut command = Command::new(std::env::current_exe().expect("this program"));
+        command.env_clear().env(crate::SEED, seed.to_string());
+        command.env("SIM_LIBRARIES", self.0.path()).env("SIM_LEFT_OUT", left_out.join(","));
+        if trace {
+            command.env("SIM_TRACE", "1");
+        }
+        let errors = directory.with_extension("errors");
+        let out = fs::File::create(&errors).expect("a writable directory");
+        command.current_dir(&directory).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(out);
+        let mut child = command.spawn().expect("this program can be started");
+        let begun = Instant::now();
+        let waiting = std::thread::spawn({
+            let pid = child.id();
+            let directory = directory.clone();
+            move || watch(pid, &directory, begun)
+        });
+        let mut said = String::new();
+        if let Some(mut stdout) = child.stdout.take() {
+            std::io::Read::read_to_string(&mut stdout, &mut said).ok();
+        }
+        let status = child.wait().expect("a child");
+        fs::write(directory.join("over"), "").ok();
+        waiting.join().ok();
+        let mut errors =
+            String::from_utf8_lossy(&fs::read(errors).unwrap_or_default()).into_owned();
+        let verdict = said.lines().find_map(|line| serde_json::from_str(line).ok());
+        if verdict.is_none() {
+            errors += &format!("{said}\nthe process of seed {seed} ended with {status}\n");
+        }
+        (verdict, errors)
+    }
+}
+
+/// Ends a process that hangs.
+fn watch(pid: u32, directory: &Path, begun: Instant) {
+    while !directory.join("over").exists() {
+        std::thread::sleep(Duration::from_millis(20));
+        if begun.elapsed() > LIMIT {
+            kernel::end_process(pid);
+            return;
+        }
+    }
+}
+
+/// Runs each seed twice, and returns true if both runs of each have the same trace.
+pub(crate) fn same(seeds: &str) -> bool {
+    let (from, to) = range(seeds);
+    kernel::fix_addresses();
+    let stage = Stage::of_this_build();
+    let run = |worker, seed| match stage.run(worker, seed, &[], false) {
+        (Some(Verdict { sum, calls, simulated, events, .. }), _) => {
+            format!("{sum} after {calls} calls, {simulated} simulated seconds, {events} events")
+        }
+        (None, errors) => panic!("seed {seed}: {errors}"),
+    };
+    let mut is_same = true;
+    for seed in from..to {
+        // The other run has a directory of another name.
+        let (one, other) = (run(0, seed), run(1, seed));
+        if one == other {
+            println!("seed {seed}: {one}");
+        } else {
+            println!("seed {seed} differs: {one}; and {other}");
+            is_same = false;
+        }
+    }
+    is_same
+}
+
+fn range(seeds: &str) -> (u64, u64) {
+    let (from, to) = seeds.split_once("..").expect("FROM..TO");
+    (from.parse().expect("a number"), to.parse().expect("a number"))
+}
+
+fn option<'a>(options: &[&'a str], name: &str) -> Option<&'a str> {
+    options.iter().position(|it| *it == name).and_then(|at| options.get(at + 1)).copied()
+}
+
+/// Runs seeds, and returns true if none of them has a fault.
+pub(crate) fn run(options: &[&str]) -> bool {
+    let seeds = option(options, "--seeds").unwrap_or("0..100");
+    let (from, to) = range(seeds);
+    let jobs = option(options, "--jobs").map_or(2, |jobs| jobs.parse().expect("a number"));
+    let all = options.contains(&"--all");
+    kernel::fix_addresses();
+    let stage = Stage::of_this_build();
+    let begun = Instant::now();
+    let (next, simulated, events) = (AtomicU64::new(from), AtomicU64::new(0), AtomicU64::new(0));
+    let (is_over, failed) = (AtomicBool::new(false), Mutex::new(Vec::new()));
+    std::thread::scope(|scope| {
+        for worker in 0..jobs {
+            let (stage, next, is_over, failed) = (&stage, &next, &is_over, &failed);
+            let (simulated, events) = (&simulated, &events);
+            scope.spawn(move || {
+                while !is_over.load(Ordering::Relaxed) {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= to {
+                        break;
+                    }
+                    let (verdict, errors) = stage.run(worker, seed, &[], false);
+                    let faults = verdict.as_ref().map_or(vec![errors], |it| it.faults.clone());
+                    if let Some(verdict) = &verdict {
+                        simulated.fetch_add(verdict.simulated, Ordering::Relaxed);
+                        events.fetch_add(verdict.events, Ordering::Relaxed);
+                    }
+                    if !faults.is_empty() {
+                        is_over.fetch_or(!all, Ordering::Relaxed);
+                        println!("seed {seed}: {}", faults.join("\n    "));
+                        failed.lock().expect("nothing panics with it").push(seed);
+                    }
+                }
+            });
+        }
+    });
+    let failed = failed.into_inner().expect("nothing panics with it");
+    let took = begun.elapsed().as_secs_f64();
+    let hours = simulated.into_inner() as f64 / 3600.0;
+    println!(
+        "{} seeds in {took:.1} s with {jobs} at once: {hours:.1} simulated hours, {} events, {} failed",
+        next.into_inner().min(to) - from,
+        events.into_inner(),
+        failed.len(),
+    );
+    if let Some(seed) = failed.first().filter(|_| !all) {
+        shrink_on(&stage, *seed);
+    }
+    failed.is_empty()
+}
+
+/// Runs a seed, and prints its history, its faults and perhaps its trace.
+pub(crate) fn show(seed: &str, trace: bool) -> bool {
+    let seed = seed.parse().expect("a number");
+    kernel::fix_addresses();
+    let stage = Stage::of_this_build();
+    let (verdict, errors) = stage.run(0, seed, &[], trace);
+    print!("{errors}");
+    history(seed, &[]);
+    println!("{verdict:#?}");
+    verdict.is_some_and(|verdict| verdict.faults.is_empty())
+}
+
+fn history(seed: u64, left_out: &[usize]) {
+    let plan = Plan::new(seed);
+    println!("{:#?}\n{:?}, ends at {:?}", plan.start, plan.consumers, plan.length);
+    for (number, timed) in plan.actions.iter().enumerate() {
+        if !left_out.contains(&number) {
+            println!("{number:3} {timed}");
+        }
+    }
+}
+
+pub(crate) fn shrink(seed: &str) -> bool {
+    kernel::fix_addresses();
+    shrink_on(&Stage::of_this_build(), seed.parse().expect("a number"))
+}
+
+/// Leaves out actions as long as the seed still fails, and prints the rest.
+fn shrink_on(stage: &Stage, seed: u64) -> bool {
+    let fails = |left_out: &[usize]| {
+        let (verdict, errors) = stage.run(0, seed, left_out, false);
+        let faults = verdict.map_or(vec![errors], |verdict| verdict.faults);
+        (!faults.is_empty()).then_some(faults)
+    };
+    let Some(mut faults) = fails(&[]) else {
+        println!("seed {seed} does not fail");
+        return true;
+    };
+    let mut left_out = Vec::new();
+    let count = Plan::new(seed).actions.len();
+    let mut size = count.div_ceil(2);
+    while size > 0 {
+        let mut at = 0;
+        while at < count {
+            let tried: Vec<usize> = (at..count.min(at + size)).chain(left_out.clone()).collect();
+            if tried.len() > left_out.len()
+                && let Some(found) = fails(&tried)
+            {
+                (faults, left_out) = (found, tried);
+                left_out.sort_unstable();
+                left_out.dedup();
+            }
+            at += size;
+        }
+        size /= 2;
+    }
+    println!("the shortest history of seed {seed} that still fails:");
+    history(seed, &left_out);
+    println!("{}", faults.join("\n"));
+    let left_out: Vec<PathBuf> = left_out.iter().map(|it| it.to_string().into()).collect();
+    println!("left out: {left_out:?}");
+    false
+}

@@ -1,0 +1,302 @@
+//! The senders: kube-apiservers with their audit webhook in each of its modes, log shippers, and
+//! clients that misbehave. Each works until it is told to stop, takes the relay's address from a
+//! shared cell, and reports every request with events to the book of truth.
+//!
+//! What kube-apiserver does is in k8s.io/apiserver: `plugin/pkg/audit/webhook/webhook.go` (every
+//! error is tried again, 4xx too), `plugin/pkg/audit/buffered/buffered.go` (batches, the throttle),
+//! `pkg/util/webhook/webhook.go` (the pauses, 30 s), and in `rest/with_retry.go` of client-go (the
+//! further requests after a Retry-After).
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crate::events::Event;
+use crate::events::Maker;
+use crate::events::Marks;
+use crate::truth::Book;
+
+mod apiserver;
+mod client;
+mod http2;
+mod shop;
+mod strangers;
+
+use shop::Shop;
+
+/// What a body has besides its events, in bytes, and what makes it wrong.
+const BODY_SPARE: usize = 4 * 1024;
+
+/// Where the senders send to.
+#[derive(Clone)]
+pub(crate) struct Target {
+    address: SocketAddr,
+    /// Below the listener's `path_prefix`.
+    path: String,
+    /// The listener's bearer token, if it asks for one.
+    token: Option<String>,
+    /// The largest body in bytes. No sender makes a larger one.
+    body_max: usize,
+}
+
+impl Target {
+    /// `body_max` is the least limit that any config of the seed has for a body, in bytes.
+    pub(crate) fn new(
+        address: SocketAddr,
+        path: &str,
+        token: Option<&str>,
+        body_max: usize,
+    ) -> Self {
+        Self { address, path: path.into(), token: token.map(Into::into), body_max }
+    }
+
+    fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+/// One sender.
+#[derive(Debug, Clone)]
+pub(crate) struct Profile {
+    /// The number in the serials of its events. Unique among the senders.
+    pub(crate) sender: u32,
+    pub(crate) kind: Kind,
+    /// The time before it begins.
+    pub(crate) delay: Duration,
+    /// The share of bodies, in percent, that are sent in pieces with pauses.
+    pub(crate) slow: u8,
+    /// The events of it that stores refuse.
+    pub(crate) marks: Marks,
+    /// HTTP/2 by prior knowledge, as Go's client speaks it after the handshake of TLS.
+    pub(crate) http2: bool,
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Kind {
+    /// kube-apiserver with `--audit-webhook-mode=batch`.
+    Batch(Batch),
+    /// kube-apiserver with `blocking` or `blocking-strict`.
+    Blocking(Blocking),
+    /// `replay` or a log shipper: JSON lines or single events, also packed with gzip or in chunks,
+    /// which it sends again until it is answered.
+    Lines { gap: Duration },
+    /// Sends sound bodies and goes away, or leaves its answer unread.
+    Vanishing { gap: Duration },
+    /// Sends bodies and requests that have to be refused, and ones that break in the middle.
+    Malformed { gap: Duration },
+    /// A tenant of the cluster that wants the listener for itself: many connections, heads that
+    /// come byte by byte, garbage.
+    Tenant { gap: Duration },
+}
+
+/// The settings of a batching backend.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Batch {
+    /// The greatest number of events that are not yet acknowledged or given up
+    /// (`--audit-webhook-batch-buffer-size`). What comes while it is reached is never sent.
+    pub(crate) buffer: usize,
+    /// The greatest number of events in a body (`--audit-webhook-batch-max-size`).
+    pub(crate) size: usize,
+    /// The greatest pause between two batches (`--audit-webhook-batch-max-wait`).
+    pub(crate) wait: Duration,
+    /// Batches per second, and how many may follow each other at once.
+    pub(crate) qps: f64,
+    pub(crate) burst: u32,
+    /// The number of requests that can be under way at once.
+    pub(crate) flights: u32,
+    /// `--audit-webhook-initial-backoff`.
+    pub(crate) backoff: Duration,
+}
+
+/// The settings of a blocking backend.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Blocking {
+    /// The number of clients of the API, each of which waits for its events.
+    pub(crate) clients: u32,
+    /// The longest pause between the requests of a client.
+    pub(crate) gap: Duration,
+    /// An API request whose RequestReceived could not be delivered fails, and has no further event.
+    pub(crate) strict: bool,
+    pub(crate) backoff: Duration,
+}
+
+impl Profile {
+    /// Draws the senders of a seed: one to three kube-apiservers, and often others beside them.
+    pub(crate) fn draw(seed: u64) -> Vec<Self> {
+        let mut rng = rng(seed, "profiles");
+        let mut kinds = Vec::new();
+        for _ in 0..rng.u8(1..4) {
+            let blocking = rng.u8(..4) == 0;
+            kinds.push(if blocking { Kind::draw_blocking(&mut rng) } else { Kind::draw(&mut rng) });
+        }
+        let gap = |rng: &mut fastrand::Rng| Duration::from_millis(rng.u64(1_000..12_000));
+        for (share, make) in [
+            (3, (|gap| Kind::Lines { gap }) as fn(Duration) -> Kind),
+            (3, |gap| Kind::Vanishing { gap }),
+            (2, |gap| Kind::Malformed { gap }),
+            (4, |gap| Kind::Tenant { gap }),
+        ] {
+            if rng.u8(..share) == 0 {
+                kinds.push(make(gap(&mut rng)));
+            }
+        }
+        let marks = Marks {
+            refused: if rng.u8(..3) == 0 { rng.u16(2..50) } else { 0 },
+            failing: if rng.u8(..5) == 0 { rng.u16(1..10) } else { 0 },
+        };
+        let profile = |(sender, kind)| Self {
+            sender,
+            kind,
+            delay: Duration::from_millis(rng.u64(..3_000)),
+            slow: if rng.u8(..4) == 0 { rng.u8(1..30) } else { 0 },
+            marks,
+            http2: rng.u8(..4) == 0,
+        };
+        (1..).zip(kinds).map(profile).collect()
+    }
+}
+
+impl Kind {
+    fn draw(rng: &mut fastrand::Rng) -> Self {
+        let size = [1, 5, 20, 50].get(rng.usize(..4)).copied().unwrap_or(5);
+        // Some events a second, in bodies of any size.
+        let wait = 800 + rng.u64(100..400) * size as u64;
+        Self::Batch(Batch {
+            buffer: if rng.u8(..4) == 0 { 100 } else { 1_000 },
+            size,
+            wait: Duration::from_millis(wait),
+            qps: 10.0,
+            burst: 15,
+            flights: rng.u32(1..5),
+            backoff: Duration::from_secs(if rng.u8(..3) == 0 { 1 } else { 10 }),
+        })
+    }
+
+    fn draw_blocking(rng: &mut fastrand::Rng) -> Self {
+        Self::Blocking(Blocking {
+            clients: rng.u32(1..4),
+            gap: Duration::from_millis(rng.u64(1_000..8_000)),
+            strict: rng.bool(),
+            backoff: Duration::from_secs(if rng.bool() { 1 } else { 10 }),
+        })
+    }
+}
+
+/// The senders at work.
+pub(crate) struct Senders {
+    shops: Vec<Arc<Shop>>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// What the threads of one sender share.
+struct Actor {
+    profile: Profile,
+    seed: u64,
+    target: Target,
+    book: Book,
+    shop: Arc<Shop>,
+}
+
+impl Senders {
+    /// Starts all of them.
+    pub(crate) fn start(seed: u64, profiles: &[Profile], target: &Target, book: &Book) -> Self {
+        let mut senders = Self { shops: Vec::new(), threads: Vec::new() };
+        for profile in profiles {
+            let shop = Arc::<Shop>::default();
+            let actor = Arc::new(Actor {
+                profile: profile.clone(),
+                seed,
+                target: target.clone(),
+                book: book.clone(),
+                shop: Arc::clone(&shop),
+            });
+            senders.shops.push(shop);
+            for (role, work) in roles(&profile.kind) {
+                let actor = Arc::clone(&actor);
+                let name = format!("sender-{}-{role}", profile.sender);
+                let thread = std::thread::Builder::new().name(name);
+                let work = move || {
+                    if actor.shop.pause(actor.profile.delay) {
+                        work(&actor, role);
+                    }
+                };
+                senders.threads.push(thread.spawn(work).expect("a thread"));
+            }
+        }
+        senders
+    }
+
+    /// Tells the senders to make no more events. They still send again what is not answered.
+    pub(crate) fn quiet(&self) {
+        self.shops.iter().for_each(|shop| shop.quiet());
+    }
+
+    /// Ends the senders: each may try for so long to get rid of what it has. What is left is given
+    /// up; the requests under way are waited for.
+    pub(crate) fn finish(self, limit: Duration) {
+        self.quiet();
+        let deadline = crate::kernel::now() + limit;
+        self.shops.iter().for_each(|shop| shop.wait_until_idle(deadline));
+        self.shops.iter().for_each(|shop| shop.close());
+        for thread in self.threads {
+            thread.join().expect("a sender does not panic");
+        }
+    }
+}
+
+/// The work of one thread of a sender.
+type Work = fn(&Actor, u32);
+
+/// Returns the threads of a sender. The number tells those apart that do the same.
+fn roles(kind: &Kind) -> Vec<(u32, Work)> {
+    match kind {
+        Kind::Batch(Batch { flights, .. }) => {
+            let couriers = (1..=*flights).map(|role| (role, apiserver::courier as Work));
+            std::iter::once((0, apiserver::batches as Work)).chain(couriers).collect()
+        }
+        Kind::Blocking(Blocking { clients, .. }) => {
+            (0..*clients).map(|role| (role, apiserver::client as Work)).collect()
+        }
+        Kind::Lines { .. } => vec![(0, strangers::lines)],
+        Kind::Vanishing { .. } => vec![(0, strangers::vanishing)],
+        Kind::Malformed { .. } => vec![(0, strangers::malformed)],
+        Kind::Tenant { .. } => vec![(0, strangers::hammering), (1, strangers::slow_heads)],
+    }
+}
+
+impl Actor {
+    /// Returns the random numbers of one thread, which are the same whatever else the seed does.
+    fn rng(&self, role: u32) -> fastrand::Rng {
+        rng(self.seed, &format!("sender-{}-{role}", self.profile.sender))
+    }
+
+    /// Makes as many events as wished, or fewer if their body would be too large.
+    fn events(&self, maker: &mut Maker, count: usize) -> Vec<Event> {
+        let mut events = maker.events(count);
+        let mut room = self.target.body_max.saturating_sub(BODY_SPARE);
+        let mut fits = |event: &Event| {
+            let rest = room.checked_sub(event.bytes.len() + 1);
+            room = rest.unwrap_or(0);
+            rest.is_some()
+        };
+        let count = events.iter().take_while(|event| fits(event)).count();
+        events.truncate(count);
+        events
+    }
+
+    /// Returns the maker of the events of one thread. Threads of a sender number them apart.
+    fn maker(&self, role: u32) -> Maker {
+        let rng = rng(self.seed, &format!("events-{}-{role}", self.profile.sender));
+        Maker::new(self.profile.sender * 16 + role, rng, self.profile.marks)
+    }
+}
+
+/// Returns the random numbers of an actor of this name.
+pub(crate) fn rng(seed: u64, actor: &str) -> fastrand::Rng {
+    // FNV-1a.
+    let mix = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+    let start = 0xcbf2_9ce4_8422_2325;
+    let bytes: Vec<u8> = seed.to_le_bytes().into_iter().chain(actor.bytes()).collect();
+    fastrand::Rng::with_seed(bytes.iter().fold(start, mix))
+}

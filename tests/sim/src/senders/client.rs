@@ -1,0 +1,329 @@
+//! A client of HTTP as Go's: it keeps its connection, and has one deadline for the whole request.
+
+use std::io::ErrorKind;
+use std::io::Read as _;
+use std::io::Write as _;
+use std::net::Shutdown;
+use std::net::TcpStream;
+use std::ops::RangeInclusive;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::Actor;
+use super::http2::Http2;
+use crate::events::Serial;
+use crate::kernel;
+use crate::truth::Answer;
+use crate::truth::Must;
+use crate::truth::Origin;
+
+/// `IdleConnTimeout` of Go's default transport.
+const IDLE_MAX: Duration = Duration::from_secs(90);
+/// The greatest number of bytes of one write, between which the deadline is looked at.
+const WRITE_MAX: usize = 64 * 1024;
+/// The age at which the limits of a socket are set again.
+const LIMITS_AGE: Duration = Duration::from_secs(1);
+/// The longest answer that is read.
+const ANSWER_MAX: usize = 256 * 1024;
+
+/// `queue.retry_after` may be 1 to 15 s, and the header has 0.6 to 1.6 times of it in whole seconds
+/// (http.md).
+const RETRY_AFTER: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(24);
+
+/// An answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Reply {
+    pub(super) status: u16,
+    /// A Retry-After that is a whole number of seconds.
+    pub(super) retry_after: Option<Duration>,
+    /// True if the connection takes no further request.
+    pub(super) closes: bool,
+    pub(super) body: Vec<u8>,
+}
+
+/// A body, and in how many pieces it is written.
+pub(super) struct Body {
+    pub(super) bytes: Arc<[u8]>,
+    pub(super) pieces: u8,
+    pub(super) pauses: fastrand::Rng,
+}
+
+impl Body {
+    /// Calls `write` for each piece, with pauses between them. All of them together are shorter
+    /// than an attempt, but a relay with a short `limits.body_timeout` may not wait for so long.
+    pub(super) fn write(
+        &self,
+        mut write: impl FnMut(&[u8]) -> Result<(), Answer>,
+    ) -> Result<(), Answer> {
+        let mut pauses = self.pauses.clone();
+        let size = self.bytes.len().div_ceil(usize::from(self.pieces)).max(1);
+        for (place, piece) in self.bytes.chunks(size).enumerate() {
+            if place > 0 {
+                let longest = if pauses.u8(..10) == 0 { 5_000 } else { 600 };
+                std::thread::sleep(Duration::from_millis(pauses.u64(1..longest)));
+            }
+            write(piece)?;
+        }
+        Ok(())
+    }
+}
+
+/// A socket whose operations have one deadline. An error is the answer that the request then has.
+pub(super) struct Socket {
+    stream: TcpStream,
+    /// The deadline that the socket's own limits were set for, and when.
+    limits: Option<(Duration, Duration)>,
+}
+
+impl Socket {
+    pub(super) fn connect(actor: &Actor, deadline: Duration) -> Result<Self, Answer> {
+        let address = actor.target.address();
+        let stream = TcpStream::connect_timeout(&address, left(deadline)?)
+            .and_then(|stream| stream.set_nodelay(true).map(|()| stream))
+            .map_err(|_| Answer::NoConnection)?;
+        Ok(Self { stream, limits: None })
+    }
+
+    pub(super) fn write(&mut self, bytes: &[u8], deadline: Duration) -> Result<(), Answer> {
+        for bytes in bytes.chunks(WRITE_MAX) {
+            self.limit(deadline)?;
+            self.stream.write_all(bytes).map_err(|error| told(&error))?;
+        }
+        Ok(())
+    }
+
+    /// Reads some bytes; none are the end of the connection.
+    pub(super) fn read(&mut self, buffer: &mut [u8], deadline: Duration) -> Result<usize, Answer> {
+        self.limit(deadline)?;
+        self.stream.read(buffer).map_err(|error| told(&error))
+    }
+
+    /// Reads what is there already. `TimedOut` is nothing.
+    pub(super) fn read_now(&mut self, buffer: &mut [u8]) -> Result<usize, Answer> {
+        let read = self.stream.set_nonblocking(true).and_then(|()| self.stream.read(buffer));
+        let again = self.stream.set_nonblocking(false);
+        read.and_then(|size| again.map(|()| size)).map_err(|error| told(&error))
+    }
+
+    /// Returns true unless the peer has closed the connection or sent something unasked.
+    fn is_quiet(&mut self) -> bool {
+        self.read_now(&mut [0]) == Err(Answer::TimedOut)
+    }
+
+    pub(super) fn finish_writing(&self) {
+        // A connection that is gone already needs no end.
+        drop(self.stream.shutdown(Shutdown::Write));
+    }
+
+    /// Lets each operation wait until this deadline. Limits that are a second old are good enough.
+    fn limit(&mut self, deadline: Duration) -> Result<(), Answer> {
+        let left = left(deadline)?;
+        let now = kernel::now();
+        let is_set = |(of, at): (Duration, Duration)| of == deadline && now < at + LIMITS_AGE;
+        if !self.limits.is_some_and(is_set) {
+            let both = self.stream.set_read_timeout(Some(left));
+            let both = both.and_then(|()| self.stream.set_write_timeout(Some(left)));
+            both.map_err(|error| told(&error))?;
+            self.limits = Some((deadline, now));
+        }
+        Ok(())
+    }
+}
+
+fn left(deadline: Duration) -> Result<Duration, Answer> {
+    let left = deadline.saturating_sub(kernel::now());
+    if left.is_zero() { Err(Answer::TimedOut) } else { Ok(left) }
+}
+
+fn told(error: &std::io::Error) -> Answer {
+    let is_late = matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut);
+    if is_late { Answer::TimedOut } else { Answer::Broken }
+}
+
+/// A connection of HTTP/1.1.
+pub(super) struct Http1 {
+    socket: Socket,
+    /// The bytes that were read and do not belong to an answer yet.
+    read: Vec<u8>,
+}
+
+impl Http1 {
+    pub(super) fn connect(actor: &Actor, deadline: Duration) -> Result<Self, Answer> {
+        Ok(Self { socket: Socket::connect(actor, deadline)?, read: Vec::new() })
+    }
+
+    pub(super) fn socket(&mut self) -> &mut Socket {
+        &mut self.socket
+    }
+
+    fn post(&mut self, actor: &Actor, body: &Body, deadline: Duration) -> Result<Reply, Answer> {
+        let head = head(actor, "POST", &[], body.bytes.len());
+        let sent = self.socket.write(head.as_bytes(), deadline);
+        let sent = sent.and_then(|()| body.write(|piece| self.socket.write(piece, deadline)));
+        match sent {
+            // A refusal may come before the body is sent; Go's client reads it.
+            Ok(()) | Err(Answer::Broken) => self.reply(deadline),
+            Err(answer) => Err(answer),
+        }
+    }
+
+    /// Reads the final answer.
+    pub(super) fn reply(&mut self, deadline: Duration) -> Result<Reply, Answer> {
+        loop {
+            let end = self.read_until(deadline, |read| {
+                memchr::memmem::find(read, b"\r\n\r\n").map(|at| at + 4)
+            })?;
+            let head: Vec<u8> = self.read.drain(..end).collect();
+            let head = String::from_utf8_lossy(&head).to_ascii_lowercase();
+            let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
+            let status: u16 = status.ok_or(Answer::Broken)?;
+            if status < 200 {
+                continue;
+            }
+            let header = |name: &str| {
+                let mut lines = head.lines().filter_map(|line| line.split_once(':'));
+                lines.find(|(header, _)| *header == name).map(|(_, value)| value.trim())
+            };
+            let length = header("content-length").and_then(|length| length.parse().ok());
+            let length: usize = length.ok_or(Answer::Broken)?;
+            let retry_after = header("retry-after").and_then(|after| after.parse().ok());
+            let closes = header("connection") == Some("close");
+            self.read_until(deadline, |read| (read.len() >= length).then_some(length))?;
+            let body = self.read.drain(..length).collect();
+            let retry_after = retry_after.map(Duration::from_secs);
+            return Ok(Reply { status, retry_after, closes, body });
+        }
+    }
+
+    /// Reads until `end` finds how many bytes are wanted, and returns that number.
+    fn read_until(
+        &mut self,
+        deadline: Duration,
+        end: impl Fn(&[u8]) -> Option<usize>,
+    ) -> Result<usize, Answer> {
+        let mut buffer = [0; 4096];
+        loop {
+            if let Some(end) = end(&self.read) {
+                return Ok(end);
+            }
+            match self.socket.read(&mut buffer, deadline)? {
+                0 => return Err(Answer::Broken),
+                size => self.read.extend_from_slice(buffer.get(..size).unwrap_or_default()),
+            }
+            if self.read.len() > ANSWER_MAX {
+                return Err(Answer::Broken);
+            }
+        }
+    }
+}
+
+/// Returns a head as kube-apiserver's client writes it, with these headers in front.
+pub(super) fn head(actor: &Actor, method: &str, more: &[(&str, &str)], length: usize) -> String {
+    let mut head = format!("{method} {} HTTP/1.1\r\n", actor.target.path);
+    let named = |name: &str| more.iter().any(|(header, _)| header.eq_ignore_ascii_case(name));
+    let mut add = |name: &str, value: &str| head.push_str(&format!("{name}: {value}\r\n"));
+    more.iter().for_each(|(name, value)| add(name, value));
+    if !named("host") {
+        add("Host", &actor.target.address().to_string());
+    }
+    add("User-Agent", "kube-apiserver-admission");
+    if !named("content-length") && !named("transfer-encoding") {
+        add("Content-Length", &length.to_string());
+    }
+    add("Accept", "application/json, */*");
+    if let Some(token) = actor.target.token.as_ref().filter(|_| !named("authorization")) {
+        add("Authorization", &format!("Bearer {token}"));
+    }
+    if !named("content-type") {
+        add("Content-Type", "application/json");
+    }
+    add("Accept-Encoding", "gzip");
+    head.push_str("\r\n");
+    head
+}
+
+enum Connection {
+    Http1(Http1),
+    Http2(Http2),
+}
+
+/// The connections of one thread, one after the other, each kept as long as it can be.
+pub(super) struct Line<'a> {
+    actor: &'a Actor,
+    open: Option<Connection>,
+    /// The number of the newest connection.
+    number: u64,
+    used: Duration,
+}
+
+impl<'a> Line<'a> {
+    /// The first connection gets the number after this one.
+    pub(super) fn new(actor: &'a Actor, number: u64) -> Self {
+        Self { actor, open: None, number, used: Duration::ZERO }
+    }
+
+    /// Posts a body and returns its answer, or `None` if there was none. The book has both.
+    pub(super) fn post(
+        &mut self,
+        serials: &Arc<[Serial]>,
+        must: Must,
+        body: &Body,
+        deadline: Duration,
+    ) -> Option<Reply> {
+        let kept = self.take_kept();
+        self.number += u64::from(kept.is_none());
+        let actor = self.actor;
+        let from = Origin { sender: actor.profile.sender, connection: self.number };
+        let attempt = actor.book.begun(from, serials, must);
+        let outcome = self.exchange(kept, body, deadline);
+        let answer = match &outcome {
+            Ok(reply) => judged(reply, serials.len()),
+            Err(answer) => *answer,
+        };
+        actor.book.ended(attempt, answer);
+        outcome.ok()
+    }
+
+    fn take_kept(&mut self) -> Option<Connection> {
+        let mut kept = self.open.take()?;
+        let is_quiet = match &mut kept {
+            Connection::Http1(http) => http.read.is_empty() && http.socket.is_quiet(),
+            Connection::Http2(http) => http.is_usable(),
+        };
+        (is_quiet && kernel::now().saturating_sub(self.used) < IDLE_MAX).then_some(kept)
+    }
+
+    fn exchange(
+        &mut self,
+        kept: Option<Connection>,
+        body: &Body,
+        deadline: Duration,
+    ) -> Result<Reply, Answer> {
+        let actor = self.actor;
+        let mut connection = match kept {
+            Some(kept) => kept,
+            None if actor.profile.http2 => Connection::Http2(Http2::connect(actor, deadline)?),
+            None => Connection::Http1(Http1::connect(actor, deadline)?),
+        };
+        let reply = match &mut connection {
+            Connection::Http1(http) => http.post(actor, body, deadline)?,
+            Connection::Http2(http) => http.post(actor, body, deadline)?,
+        };
+        if !reply.closes {
+            self.open = Some(connection);
+        }
+        self.used = kernel::now();
+        Ok(reply)
+    }
+}
+
+/// Returns what a reply to a body with so many events tells its sender.
+pub(super) fn judged(reply: &Reply, events: usize) -> Answer {
+    let said = format!(r#"{{"accepted":{events}}}"#);
+    match (reply.status, reply.retry_after) {
+        (200, _) if reply.body != said.as_bytes() => Answer::Miscounted,
+        (429 | 503, Some(after)) if RETRY_AFTER.contains(&after) => Answer::Status(reply.status),
+        (429 | 503, _) => Answer::Unhelpful(reply.status),
+        (status, _) => Answer::Status(status),
+    }
+}

@@ -1,0 +1,122 @@
+//! A config as the relay reads it, and as the oracle does.
+
+use std::fmt::Write as _;
+
+use crate::consumers::Consumer;
+use crate::plan::Change;
+use crate::plan::Output;
+use crate::plan::Setup;
+use crate::truth;
+use crate::truth::Acknowledge;
+use crate::truth::Filter;
+
+/// Where the relay listens.
+pub(crate) const LISTENER: &str = "127.0.0.1:8080";
+
+/// The relay's admin address.
+pub(crate) const ADMIN: &str = "127.0.0.1:9090";
+
+impl Setup {
+    /// Returns the config as TOML.
+    pub(crate) fn toml(&self, consumers: &[Consumer]) -> String {
+        let mut text = format!(
+            "admin = {{ address = \"{ADMIN}\" }}\nshutdown = {{ drain_timeout = \"{}s\" }}\n\
+             limits = {{ max_connection_age = \"60s\", idle_timeout = \"45s\" }}\n\
+             [[listener]]\naddress = \"{LISTENER}\"\n[queue]\nmax_bytes = \"{}KiB\"\n\
+             acknowledge = \"{}\"\n",
+            self.drain,
+            self.queue,
+            match self.acknowledge {
+                Acknowledge::Queued => "queued",
+                Acknowledge::Delivered => "delivered",
+                Acknowledge::Synced => "synced",
+            },
+        );
+        if self.on_disk {
+            // A String takes everything.
+            writeln!(text, "directory = \"queue\"\nsegment_bytes = \"{}KiB\"", self.segment).ok();
+        }
+        text += "[dead_letter]\ndirectory = \"letters\"\n";
+        if self.has_evidence {
+            text += "[evidence]\nkey_file = \"evidence.key\"\norigin = \"relay\"\n\
+                     checkpoint_interval = \"1s\"\n";
+        }
+        for output in &self.outputs {
+            let keys = consumers[output.consumer].keys();
+            let Output { name, required, .. } = output;
+            write!(text, "[[output]]\nname = \"{name}\"\nrequired = {required}\n{keys}").ok();
+            if let Some(criteria) = output.filter.toml() {
+                writeln!(text, "filter.match = {criteria}").ok();
+            }
+        }
+        text
+    }
+
+    /// Returns the largest body in bytes that a sender may make. A batch has to fit into the queue
+    /// and, on disk, into a part of it.
+    pub(crate) fn body_max(&self) -> usize {
+        usize::try_from(self.queue * 1024 / 8).unwrap_or(usize::MAX)
+    }
+
+    /// Returns what the oracle has to know.
+    pub(crate) fn known(&self, consumers: &[Consumer], leaving: &[String]) -> truth::Config {
+        let output = |output: &Output| {
+            let promise = consumers[output.consumer].promise();
+            let may_lose = if !output.required {
+                Some("it is optional")
+            } else if leaving.contains(&output.name) {
+                Some("a reload removes it")
+            } else if promise.parks {
+                Some("its parked events may be given up")
+            } else {
+                None
+            };
+            truth::Output {
+                name: output.name.clone(),
+                consumer: output.consumer,
+                required: output.required,
+                filter: output.filter.clone(),
+                may_lose,
+            }
+        };
+        truth::Config {
+            on_disk: self.on_disk,
+            acknowledge: self.acknowledge,
+            outputs: self.outputs.iter().map(output).collect(),
+        }
+    }
+
+    /// Changes the config. `spare` is the consumer of the output that joins and leaves.
+    pub(crate) fn change(&mut self, change: &Change, spare: usize) {
+        let count = self.outputs.len();
+        match change {
+            Change::Spare => {
+                let at = self.outputs.iter().position(|output| output.consumer == spare);
+                match at {
+                    Some(at) => drop(self.outputs.remove(at)),
+                    None => self.outputs.push(Output {
+                        name: "spare".to_owned(),
+                        consumer: spare,
+                        required: true,
+                        filter: Filter::default(),
+                    }),
+                }
+            }
+            Change::Rename(at) => self.outputs[at % count].name += "x",
+            Change::Filter(at, filter) => self.outputs[at % count].filter = filter.clone(),
+            Change::Required(at) => {
+                let is_last = self.outputs.iter().filter(|output| output.required).count() == 1;
+                let output = &mut self.outputs[at % count];
+                output.required = !output.required || is_last;
+            }
+            Change::Acknowledge => {
+                self.acknowledge = match self.acknowledge {
+                    Acknowledge::Queued => Acknowledge::Delivered,
+                    Acknowledge::Delivered => Acknowledge::Queued,
+                    Acknowledge::Synced => Acknowledge::Synced,
+                }
+            }
+            Change::Nothing | Change::Wrong => {}
+        }
+    }
+}

@@ -1,0 +1,323 @@
+//! The book of truth: what the senders sent and what they were told, the configs that were in
+//! force, and the ends of the relay's lives. The oracle compares it with what arrived.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::time::Duration;
+
+use crate::events::Event;
+use crate::events::Facts;
+use crate::events::Serial;
+use crate::kernel;
+
+/// The book, which all actors share. Clones are the same book.
+#[derive(Clone, Default)]
+pub(crate) struct Book(Arc<Mutex<Truth>>);
+
+/// What is in the book.
+#[derive(Debug, Default)]
+pub(crate) struct Truth {
+    /// Every event that was ever in a body.
+    pub(crate) events: BTreeMap<Serial, Known>,
+    /// Every request with events, in the order in which they were begun.
+    pub(crate) attempts: Vec<Attempt>,
+    /// The configs, in the order in which they came into force.
+    pub(crate) epochs: Vec<Epoch>,
+    /// The ends of lives, in their order.
+    pub(crate) deaths: Vec<Death>,
+}
+
+#[derive(Debug)]
+pub(crate) struct Known {
+    pub(crate) event: Event,
+    /// The requests with this event, as indexes of [`Truth::attempts`].
+    pub(crate) attempts: Vec<usize>,
+}
+
+/// One request with events.
+#[derive(Debug)]
+pub(crate) struct Attempt {
+    /// The sender and its connection.
+    pub(crate) from: Origin,
+    /// The events of the body, in their order there. Attempts with the same body share the list.
+    pub(crate) serials: Arc<[Serial]>,
+    pub(crate) must: Must,
+    /// The time before the first byte of the request left.
+    pub(crate) begun: Duration,
+    /// The time at which the sender had its answer, or gave up waiting. `None` while it waits.
+    pub(crate) ended: Option<(Duration, Answer)>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Origin {
+    pub(crate) sender: u32,
+    /// The number of the connection among those of this sender.
+    pub(crate) connection: u64,
+}
+
+/// What the relay has to do with a body.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Must {
+    /// The request is sound: 200, or an answer that asks to try again.
+    Take,
+    /// The request is wrong, for this reason: one of these statuses, or one that asks to try again.
+    Refuse(&'static str, &'static [u16]),
+    /// The body never arrives whole, so no event of it may ever leave.
+    Never,
+}
+
+/// What a sender knows at the end of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Answer {
+    Status(u16),
+    /// The status is 200, but the number of accepted events is not that of the body.
+    Miscounted,
+    /// The status is 429 or 503, without a Retry-After of some seconds.
+    Unhelpful(u16),
+    /// There was no connection, so no byte of the request left.
+    NoConnection,
+    /// The connection broke before the answer was whole.
+    Broken,
+    /// No answer came in time.
+    TimedOut,
+    /// The sender went away, or never read its answer.
+    Unread,
+}
+
+impl fmt::Display for Answer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Status(status) => write!(f, "{status}"),
+            Self::Miscounted => f.write_str("200 with another number of events"),
+            Self::Unhelpful(status) => write!(f, "{status} without a Retry-After of some seconds"),
+            Self::NoConnection => f.write_str("no connection"),
+            Self::Broken => f.write_str("broken"),
+            Self::TimedOut => f.write_str("timed out"),
+            Self::Unread => f.write_str("not read"),
+        }
+    }
+}
+
+/// What became of a body, as far as its sender can know.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Fate {
+    /// It was answered 200 at this time.
+    Accepted(Duration),
+    /// The relay may not keep any event of it.
+    Refused,
+    /// "A connection that breaks before the answer may leave the events stored" (http.md). So may a
+    /// 503: the queue on disk answers it to a group whose sync has failed, and recovery keeps whole
+    /// records that were written before a kill; with `delivered` an output may have begun to send.
+    Unknown,
+}
+
+impl Attempt {
+    pub(crate) fn fate(&self) -> Fate {
+        match (self.must, self.ended) {
+            (Must::Never | Must::Refuse(..), _) => Fate::Refused,
+            (Must::Take, Some((at, Answer::Status(200)))) => Fate::Accepted(at),
+            (
+                Must::Take,
+                Some((_, Answer::Status(400..500) | Answer::Unhelpful(429) | Answer::NoConnection)),
+            ) => Fate::Refused,
+            (Must::Take, _) => Fate::Unknown,
+        }
+    }
+}
+
+/// A config that is in force.
+#[derive(Debug, Clone)]
+pub(crate) struct Epoch {
+    /// The earliest time at which it may have been in force.
+    pub(crate) begins: Duration,
+    /// The time from which on it is certainly in force, and the one before it is not. `None` while
+    /// a reload is under way.
+    pub(crate) settled: Option<Duration>,
+    pub(crate) config: Arc<Config>,
+}
+
+/// As much of a config as the oracle has to know.
+#[derive(Debug, Clone)]
+pub(crate) struct Config {
+    pub(crate) on_disk: bool,
+    pub(crate) acknowledge: Acknowledge,
+    pub(crate) outputs: Vec<Output>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Acknowledge {
+    Queued,
+    Delivered,
+    Synced,
+}
+
+#[derive(Debug, Clone)]
+pub(crate) struct Output {
+    pub(crate) name: String,
+    /// The number of the consumer to which it sends. An output that is renamed keeps it.
+    pub(crate) consumer: usize,
+    pub(crate) required: bool,
+    pub(crate) filter: Filter,
+    /// The documented reason for which this output, in this config and with this plan, may lose
+    /// events: the queue drops what is oldest, the consumer refuses some, the output is removed or
+    /// optional, a drain with a queue in memory was too short. `None`: it may lose nothing.
+    pub(crate) may_lose: Option<&'static str>,
+}
+
+/// The key `match` of a filter, as one table of criteria. A list that is empty asks for nothing.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Filter {
+    pub(crate) verbs: Vec<&'static str>,
+    pub(crate) namespaces: Vec<&'static str>,
+    pub(crate) users: Vec<&'static str>,
+    /// True if other keys of the filter change what leaves.
+    pub(crate) changes: bool,
+}
+
+impl Filter {
+    /// Returns true if the filter forwards such an event.
+    pub(crate) fn keeps(&self, facts: &Facts) -> bool {
+        let has = |list: &[&str], value: &str| list.is_empty() || list.contains(&value);
+        has(&self.verbs, facts.verb)
+            && has(&self.namespaces, facts.namespace)
+            && has(&self.users, facts.user)
+    }
+
+    /// Returns the value of `match`, or `None` if the filter forwards everything.
+    pub(crate) fn toml(&self) -> Option<String> {
+        let lists =
+            [("verbs", &self.verbs), ("namespaces", &self.namespaces), ("users", &self.users)];
+        let lists = lists.iter().filter(|(_, list)| !list.is_empty());
+        let criteria: Vec<_> = lists.map(|(key, list)| format!("{key} = {list:?}")).collect();
+        (!criteria.is_empty()).then(|| format!("[{{ {} }}]", criteria.join(", ")))
+    }
+}
+
+/// The end of one life of the relay.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Death {
+    /// The time at which the process was gone; `None` if it still drains.
+    pub(crate) ended: Option<Duration>,
+    pub(crate) kind: Kind,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// SIGKILL.
+    Kill,
+    /// SIGKILL, and a part of what was not synced is gone.
+    PowerLoss,
+    /// SIGTERM: what a queue in memory still has at the end is counted as lost.
+    Drain,
+}
+
+impl Book {
+    fn lock(&self) -> MutexGuard<'_, Truth> {
+        self.0.lock().expect("no actor panics with the book in its hands")
+    }
+
+    /// Lets the oracle read. No sender can write meanwhile.
+    pub(crate) fn read<T>(&self, read: impl FnOnce(&Truth) -> T) -> T {
+        read(&self.lock())
+    }
+
+    /// Notes events before they are in any body.
+    pub(crate) fn made(&self, events: &[Event]) -> Arc<[Serial]> {
+        let mut truth = self.lock();
+        for event in events {
+            let known = Known { event: event.clone(), attempts: Vec::new() };
+            let before = truth.events.insert(event.serial, known);
+            assert!(before.is_none(), "{} is not unique", event.serial);
+        }
+        events.iter().map(|event| event.serial).collect()
+    }
+
+    /// Notes that a request begins. Returns its number for [`Book::ended`].
+    pub(crate) fn begun(&self, from: Origin, serials: &Arc<[Serial]>, must: Must) -> usize {
+        let serials = Arc::clone(serials);
+        self.lock().begun(Attempt { from, serials, must, begun: kernel::now(), ended: None })
+    }
+
+    /// Notes how a request ended.
+    pub(crate) fn ended(&self, attempt: usize, answer: Answer) {
+        let mut truth = self.lock();
+        let Some(attempt) = truth.attempts.get_mut(attempt) else { return };
+        attempt.ended = Some((kernel::now(), answer));
+        let Attempt { from: Origin { sender, connection }, serials, begun, .. } = attempt;
+        kernel::trace(format_args!(
+            "sender {sender} connection {connection}: {} events from {} on, begun {begun:?}: {answer}",
+            serials.len(),
+            serials.first().map_or_else(|| "none".into(), ToString::to_string),
+        ));
+    }
+
+    /// Notes that this config may be in force from now on: the first one, one that a reload is
+    /// about to bring, or that of the next life.
+    pub(crate) fn config(&self, config: Config) {
+        let config = Arc::new(config);
+        self.lock().epochs.push(Epoch { begins: kernel::now(), settled: None, config });
+    }
+
+    /// Notes that the newest config is certainly in force.
+    pub(crate) fn settled(&self) {
+        if let Some(epoch) = self.lock().epochs.last_mut() {
+            epoch.settled.get_or_insert_with(kernel::now);
+        }
+    }
+
+    /// Notes that the newest config was refused, and was never in force.
+    pub(crate) fn refused(&self) {
+        self.lock().epochs.pop();
+    }
+
+    /// Notes that the relay is about to be ended so.
+    pub(crate) fn dies(&self, kind: Kind) {
+        self.lock().deaths.push(Death { ended: None, kind });
+    }
+
+    /// Notes that the process is gone.
+    pub(crate) fn is_dead(&self) {
+        if let Some(death) = self.lock().deaths.last_mut() {
+            death.ended.get_or_insert_with(kernel::now);
+        }
+    }
+}
+
+impl Truth {
+    /// Adds an attempt, and returns its number.
+    pub(crate) fn begun(&mut self, attempt: Attempt) -> usize {
+        let number = self.attempts.len();
+        for serial in attempt.serials.iter() {
+            if let Some(known) = self.events.get_mut(serial) {
+                known.attempts.push(number);
+            }
+        }
+        self.attempts.push(attempt);
+        number
+    }
+
+    /// Returns the attempts with this event.
+    pub(crate) fn attempts_of(&self, known: &Known) -> impl Iterator<Item = &Attempt> {
+        known.attempts.iter().filter_map(|&number| self.attempts.get(number))
+    }
+
+    /// Returns the configs that may have been in force at some time of this span.
+    pub(crate) fn configs(&self, from: Duration, to: Duration) -> impl Iterator<Item = &Config> {
+        let until = |place: usize| {
+            let next = self.epochs.get(place + 1);
+            next.map_or(Duration::MAX, |next| next.settled.unwrap_or(Duration::MAX))
+        };
+        let overlaps =
+            move |(place, epoch): &(usize, &Epoch)| epoch.begins <= to && until(*place) >= from;
+        self.epochs.iter().enumerate().filter(overlaps).map(|(_, epoch)| &*epoch.config)
+    }
+}
+
+impl Config {
+    pub(crate) fn output(&self, name: &str) -> Option<&Output> {
+        self.outputs.iter().find(|output| output.name == name)
+    }
+}

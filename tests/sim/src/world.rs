@@ -1,0 +1,123 @@
+//! One seed, from the empty directory to the verdict.
+
+use std::collections::BTreeSet;
+use std::path::Path;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::consumers::Consumer;
+use crate::kernel;
+use crate::operator::Operator;
+use crate::plan::Action;
+use crate::plan::Plan;
+use crate::senders::Profile;
+use crate::senders::Senders;
+use crate::senders::Target;
+use crate::setup::LISTENER;
+use crate::truth::Book;
+
+/// After the last trouble, everything has to be delivered within this time: the longest pauses are
+/// those of kube-apiserver's five attempts, and 45 minutes of patience with an event on which a
+/// store fails.
+const PROGRESS: Duration = Duration::from_secs(30 * 60);
+
+/// How long the senders may try to get rid of what they have.
+const FINISH: Duration = Duration::from_secs(8 * 60);
+
+/// What a run found.
+#[derive(Debug)]
+pub(crate) struct Found {
+    pub(crate) faults: Vec<String>,
+    pub(crate) simulated: Duration,
+    pub(crate) events: usize,
+}
+
+/// Returns the names of the outputs that a reload takes out of the config at some time.
+fn leaving(plan: &Plan, actions: &[Action]) -> Vec<String> {
+    let (mut setup, mut names) = (plan.start.clone(), Vec::new());
+    for action in actions {
+        if let Action::Reload(change) = action {
+            let before: Vec<_> = setup.outputs.iter().map(|output| output.name.clone()).collect();
+            setup.change(change, plan.consumers.len() - 1);
+            let is_there = |name: &String| setup.outputs.iter().any(|output| output.name == *name);
+            names.extend(before.into_iter().filter(|name| !is_there(name)));
+        }
+    }
+    names
+}
+
+/// Runs a seed in the current directory, without the actions of these numbers.
+pub(crate) fn run(seed: u64, left_out: &BTreeSet<usize>, libraries: Vec<PathBuf>) -> Found {
+    let plan = Plan::new(seed);
+    let actions = plan.actions.iter().enumerate().filter(|(at, _)| !left_out.contains(at));
+    let actions: Vec<_> = actions.map(|(_, timed)| timed.clone()).collect();
+    let only: Vec<_> = actions.iter().map(|timed| timed.action.clone()).collect();
+    std::fs::create_dir("secrets").expect("a writable directory");
+    let consumer = |(number, kind): (usize, &_)| {
+        Consumer::start(*kind, &format!("c{number}"), seed, Path::new("secrets"))
+    };
+    let consumers: Vec<Consumer> = plan.consumers.iter().enumerate().map(consumer).collect();
+    let book = Book::default();
+    let leaving = leaving(&plan, &only);
+    let mut operator = Operator::new(&book, &consumers, plan.start.clone(), leaving, libraries);
+    let key = if plan.start.has_evidence { make_key(&mut operator) } else { String::new() };
+    operator.start();
+    let target =
+        Target::new(LISTENER.parse().expect("an address"), "/", None, plan.start.body_max());
+    let senders = Senders::start(seed, &Profile::draw(seed), &target, &book);
+    for timed in &actions {
+        operator.wait_until(timed.at);
+        operator.act(&timed.action);
+    }
+    operator.wait_until(plan.length);
+    operator.heal();
+    kernel::trace(format_args!("the senders finish"));
+    senders.finish(FINISH);
+    wait_until_empty(&mut operator);
+    operator.stop(false);
+    if !key.is_empty() {
+        check_evidence(&mut operator, &key);
+    }
+    let mut faults = std::mem::take(&mut operator.faults);
+    faults.extend(crate::judging::judge(&book, &consumers, &operator.losses));
+    let events = book.read(|truth| truth.events.len());
+    Found { faults, simulated: kernel::now(), events }
+}
+
+fn make_key(operator: &mut Operator<'_>) -> String {
+    let keygen = ["evidence", "keygen", "--origin", "relay", "--out", "evidence.key"];
+    let (status, said) = operator.command(&keygen);
+    assert_eq!(status, Some(0), "{said}");
+    said.lines().next().unwrap_or_default().to_owned()
+}
+
+/// Everything can be delivered now, so everything is, within a bound.
+fn wait_until_empty(operator: &mut Operator<'_>) {
+    let deadline = kernel::now() + PROGRESS;
+    loop {
+        let metrics = operator.metrics();
+        let waiting = metrics.as_ref().map(|metrics| {
+            let name = |name: &str| format!("kube_audit_forwarder_{name}");
+            metrics.sum(&name("output_backlog_events"))
+        });
+        if waiting == Some(0.0) {
+            return;
+        }
+        if kernel::now() > deadline {
+            let what = format!("no progress: {waiting:?} events wait {PROGRESS:?} after the end");
+            operator.faults.push(what);
+            return;
+        }
+        std::thread::sleep(Duration::from_secs(2));
+    }
+}
+
+/// The log that nobody has touched passes.
+fn check_evidence(operator: &mut Operator<'_>, key: &str) {
+    let verify = ["evidence", "verify", "--directory", "queue", "--key", key, "--allow-lost"];
+    let (status, said) = operator.command(&verify);
+    // 2: not all of it could be checked, which a log with kills says of their moments.
+    if !matches!(status, Some(0 | 2)) {
+        operator.faults.push(format!("evidence verify ends with {status:?}: {said}"));
+    }
+}
