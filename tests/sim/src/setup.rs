@@ -66,6 +66,8 @@ impl Setup {
                 Some("it is optional")
             } else if leaving.contains(&output.name) {
                 Some("a reload removes it")
+            } else if !self.on_disk {
+                Some("what a queue in memory still has at the end of a drain is counted as lost")
             } else if promise.parks {
                 Some("its parked events may be given up")
             } else {

@@ -78,6 +78,9 @@ pub(crate) fn run(seed: u64, left_out: &BTreeSet<usize>, libraries: Vec<PathBuf>
     if !key.is_empty() {
         check_evidence(&mut operator, &key);
     }
+    if std::env::var_os("SIM_TRACE").is_some() {
+        kernel::print(2, &format!("the relay's log:\n{}", String::from_utf8_lossy(&operator.log)));
+    }
     let mut faults = std::mem::take(&mut operator.faults);
     faults.extend(crate::judging::judge(&book, &consumers, &operator.losses));
     let events = book.read(|truth| truth.events.len());
