@@ -99,6 +99,19 @@ pub(crate) struct Promise {
     pub(crate) counts: bool,
 }
 
+impl Promise {
+    /// All events, in order, byte for byte, perhaps again, and none is refused.
+    pub(crate) const PLAIN: Self = Self {
+        copies: Copies::AtLeastOnce,
+        ordered: true,
+        bytes: true,
+        refuses: false,
+        fails: false,
+        parks: false,
+        counts: false,
+    };
+}
+
 /// An event that a consumer has accepted for good.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Arrived {

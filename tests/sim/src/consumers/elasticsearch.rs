@@ -57,11 +57,8 @@ pub(super) fn make(making: &mut Making<'_>) -> Made {
     let (promise, keys) = manners.promise(Promise {
         copies: Copies::Once,
         ordered: false,
-        bytes: true,
         refuses: true,
-        fails: false,
-        parks: false,
-        counts: false,
+        ..Promise::PLAIN
     });
     // It answers for single documents also where others fail with their whole request.
     let manners = Manners { fails: false, ..manners };

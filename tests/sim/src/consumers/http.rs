@@ -5,7 +5,6 @@ use std::sync::Mutex;
 
 use serde_json::value::RawValue;
 
-use super::Copies;
 use super::Made;
 use super::Making;
 use super::Promise;
@@ -59,15 +58,8 @@ pub(super) fn make(making: &mut Making<'_>) -> Made {
         Answer::status(TAKEN[rng.usize(..TAKEN.len())])
     });
     let drain = move || std::mem::take(&mut *lock(&taken));
-    let (promise, keys) = manners.promise(Promise {
-        copies: Copies::AtLeastOnce,
-        ordered: concurrency == 1,
-        bytes: true,
-        refuses: true,
-        fails: false,
-        parks: false,
-        counts: false,
-    });
+    let (promise, keys) =
+        manners.promise(Promise { ordered: concurrency == 1, refuses: true, ..Promise::PLAIN });
     front::stand(making, &sink, manners, Own::default(), drain);
     let keys = format!(
         "type = \"http\"\nurls = [\"http://{}/audit\"]\nformat = \"{format}\"\n\

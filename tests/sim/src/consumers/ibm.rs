@@ -5,7 +5,6 @@ use std::sync::Mutex;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use super::Copies;
 use super::Made;
 use super::Making;
 use super::Promise;
@@ -66,15 +65,8 @@ pub(super) fn make(making: &mut Making<'_>) -> Made {
     let memory = Arc::clone(&store.memory);
     let drain = move || std::mem::take(&mut lock(&memory).stored);
     let concurrency = [1, 4][making.rng.usize(..2)];
-    let (promise, keys) = manners.promise(Promise {
-        copies: Copies::AtLeastOnce,
-        ordered: concurrency == 1,
-        bytes: true,
-        refuses: true,
-        fails: false,
-        parks: false,
-        counts: false,
-    });
+    let (promise, keys) =
+        manners.promise(Promise { ordered: concurrency == 1, refuses: true, ..Promise::PLAIN });
     front::stand(making, &store.logs, manners, own, drain);
     let keys = format!(
         "{}api_key_file = {key:?}\ntls.ca = {:?}\nconcurrency = {concurrency}\n{keys}",

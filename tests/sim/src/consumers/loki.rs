@@ -51,11 +51,8 @@ pub(super) fn make(making: &mut Making<'_>) -> Made {
     let (promise, keys) = manners.promise(Promise {
         copies: Copies::OnceMerged,
         ordered: false,
-        bytes: true,
         refuses: true,
-        fails: false,
-        parks: false,
-        counts: false,
+        ..Promise::PLAIN
     });
     front::stand(making, &store.sink, manners, own, drain);
     let keys = format!(

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use fastrand::Rng;
 
-use super::Copies;
 use super::Made;
 use super::Making;
 use super::Promise;
@@ -77,16 +76,7 @@ pub(super) fn make(making: &mut Making<'_>) -> Made {
         [5, 50, 2048][making.rng.usize(..3)],
         [0, 3][making.rng.usize(..2)],
     );
-    let promise = Promise {
-        copies: Copies::AtLeastOnce,
-        ordered: true,
-        bytes: true,
-        refuses: false,
-        fails: false,
-        parks: false,
-        counts: false,
-    };
-    Made { stand: Box::new(sink), keys, promise }
+    Made { stand: Box::new(sink), keys, promise: Promise::PLAIN }
 }
 
 /// Answers a window of which this part is stored. Returns false to end the connection.

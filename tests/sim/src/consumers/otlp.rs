@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::Copies;
 use super::Made;
 use super::Making;
 use super::Promise;
@@ -46,13 +45,10 @@ pub(super) fn make(making: &mut Making<'_>) -> Made {
     };
     let concurrency = [1, 4][making.rng.usize(..2)];
     let (promise, keys) = manners.promise(Promise {
-        copies: Copies::AtLeastOnce,
         ordered: concurrency == 1 && !counts,
-        bytes: true,
         refuses: true,
-        fails: false,
-        parks: false,
         counts,
+        ..Promise::PLAIN
     });
     front::stand(making, &store.sink, manners, own, drain);
     let keys = format!(

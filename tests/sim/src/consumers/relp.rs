@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use fastrand::Rng;
 
-use super::Copies;
 use super::Made;
 use super::Making;
 use super::Promise;
@@ -91,14 +90,5 @@ pub(super) fn make(making: &mut Making<'_>) -> Made {
         sink.address(),
         [1, 7, 128][making.rng.usize(..3)],
     );
-    let promise = Promise {
-        copies: Copies::AtLeastOnce,
-        ordered: true,
-        bytes: true,
-        refuses: false,
-        fails: false,
-        parks: false,
-        counts: false,
-    };
-    Made { stand: Box::new(sink), keys, promise }
+    Made { stand: Box::new(sink), keys, promise: Promise::PLAIN }
 }

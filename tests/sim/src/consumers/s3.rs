@@ -55,15 +55,7 @@ pub(super) fn make(making: &mut Making<'_>) -> Made {
         });
         lines.collect()
     };
-    let promise = Promise {
-        copies: Copies::Once,
-        ordered: true,
-        bytes: true,
-        refuses: false,
-        fails: false,
-        parks: false,
-        counts: false,
-    };
+    let promise = Promise { copies: Copies::Once, ..Promise::PLAIN };
     front::stand(making, &store.sink, manners, own, drain);
     let (id, secret) = (making.secret("id", s3::KEY_ID), making.secret("secret", s3::SECRET));
     let keys = format!(

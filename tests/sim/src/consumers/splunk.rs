@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use fastrand::Rng;
 
-use super::Copies;
 use super::Made;
 use super::Making;
 use super::Promise;
@@ -84,13 +83,9 @@ pub(super) fn make(making: &mut Making<'_>) -> Made {
     let kept = Arc::clone(&store.kept);
     let drain = move || std::mem::take(&mut lock(&kept).indexed);
     let (promise, keys) = manners.promise(Promise {
-        copies: Copies::AtLeastOnce,
         ordered: !acks && concurrency == 1,
-        bytes: true,
         refuses: true,
-        fails: false,
-        parks: false,
-        counts: false,
+        ..Promise::PLAIN
     });
     if acks && making.rng.u32(..3) == 0 {
         front::stand_before(making, &store.sink, manners, own, drain, several_indexers());

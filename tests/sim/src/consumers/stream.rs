@@ -8,7 +8,6 @@ use std::sync::Arc;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use super::Copies;
 use super::Made;
 use super::Making;
 use super::Promise;
@@ -33,16 +32,6 @@ const BETWEEN_RESTS: Duration = Duration::from_secs(1);
 
 /// The receive buffer, in bytes: what a rest may leave there is read soon.
 const RECEIVE_BUFFER: usize = 64 * 1024;
-
-const PROMISE: Promise = Promise {
-    copies: Copies::AtLeastOnce,
-    ordered: true,
-    bytes: true,
-    refuses: false,
-    fails: false,
-    parks: false,
-    counts: false,
-};
 
 pub(super) fn tcp(making: &mut Making<'_>) -> Made {
     start(making, Framing::Lines, "type = \"tcp\"\n", |line| line.to_vec())
@@ -87,7 +76,7 @@ fn start(
     let window = [1500, 3000][making.rng.usize(..2)];
     let keys =
         format!("{keys}addresses = [\"{}\"]\nreplay_window = \"{window}ms\"\n", sink.address());
-    Made { stand: Box::new(sink), keys, promise: PROMISE }
+    Made { stand: Box::new(sink), keys, promise: Promise::PLAIN }
 }
 
 /// Returns the event of a message of RFC 5424. Panics if the head is not as the relay writes it.

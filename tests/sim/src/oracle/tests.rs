@@ -34,15 +34,7 @@ const OK: Option<(u64, Answer)> = Some((1, Answer::Status(200)));
 impl Small {
     /// Begins with a queue in memory and one output.
     fn new() -> Self {
-        let promise = Promise {
-            copies: Copies::AtLeastOnce,
-            ordered: true,
-            bytes: true,
-            refuses: false,
-            fails: false,
-            parks: false,
-            counts: false,
-        };
+        let promise = Promise::PLAIN;
         let mut small = Self {
             truth: Truth::default(),
             maker: Maker::new(1, fastrand::Rng::with_seed(1), Marks::default()),
