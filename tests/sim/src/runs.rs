@@ -2,13 +2,14 @@
 
 use std::fs;
 use std::path::Path;
-use std::path::PathBuf;
 use std::process::Command;
 use std::process::Stdio;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
+use std::sync::mpsc;
+use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 use std::time::Instant;
 
@@ -83,19 +84,20 @@ impl Stage {
         let out = fs::File::create(&errors).expect("a writable directory");
         command.current_dir(&directory).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(out);
         let mut child = command.spawn().expect("this program can be started");
-        let begun = Instant::now();
-        let waiting = std::thread::spawn({
-            let pid = child.id();
-            let directory = directory.clone();
-            move || watch(pid, &directory, begun)
+        let (over, is_over) = mpsc::channel::<()>();
+        let pid = child.id();
+        let watching = std::thread::spawn(move || {
+            if is_over.recv_timeout(LIMIT) == Err(RecvTimeoutError::Timeout) {
+                kernel::end_process(pid);
+            }
         });
         let mut said = String::new();
         if let Some(mut stdout) = child.stdout.take() {
             std::io::Read::read_to_string(&mut stdout, &mut said).ok();
         }
         let status = child.wait().expect("a child");
-        fs::write(directory.join("over"), "").ok();
-        waiting.join().ok();
+        drop(over);
+        watching.join().expect("it does not panic");
         let mut errors =
             String::from_utf8_lossy(&fs::read(errors).unwrap_or_default()).into_owned();
         let verdict = said.lines().find_map(|line| serde_json::from_str(line).ok());
@@ -103,17 +105,6 @@ impl Stage {
             errors += &format!("{said}\nthe process of seed {seed} ended with {status}\n");
         }
         (verdict, errors)
-    }
-}
-
-/// Ends a process that hangs.
-fn watch(pid: u32, directory: &Path, begun: Instant) {
-    while !directory.join("over").exists() {
-        std::thread::sleep(Duration::from_millis(20));
-        if begun.elapsed() > LIMIT {
-            kernel::end_process(pid);
-            return;
-        }
     }
 }
 
@@ -261,7 +252,6 @@ fn shrink_on(stage: &Stage, seed: u64) -> bool {
     println!("the shortest history of seed {seed} that still fails:");
     history(seed, &left_out);
     println!("{}", faults.join("\n"));
-    let left_out: Vec<PathBuf> = left_out.iter().map(|it| it.to_string().into()).collect();
     println!("left out: {left_out:?}");
     false
 }

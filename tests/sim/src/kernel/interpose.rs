@@ -1080,15 +1080,12 @@ pub unsafe extern "C" fn getaddrinfo(
     let name = unsafe { CStr::from_ptr(node) }.to_string_lossy().into_owned();
     let end = with(|kernel| kernel.now + kernel.short_time(20 * MILLISECOND));
     sleep_until(end);
-    let found = with(|kernel| kernel.net.names().get(&name).cloned());
-    let found = match (found, name.parse::<IpAddr>()) {
-        (Some(found), _) => found,
-        (None, Ok(address)) => vec![address],
-        (None, Err(_)) if name == "localhost" => vec![Ipv4Addr::LOCALHOST.into()],
-        (None, Err(_)) => Vec::new(),
+    let found: Option<IpAddr> = match name.as_str() {
+        "localhost" => Some(Ipv4Addr::LOCALHOST.into()),
+        other => other.parse().ok(),
     };
     let mut next: *mut libc::addrinfo = std::ptr::null_mut();
-    for address in found.into_iter().rev() {
+    if let Some(address) = found {
         let address = SocketAddr::from((address, 0));
         let room = Box::into_raw(Box::new([0_u64; 8])).cast::<sockaddr>();
         let mut size = 0;
@@ -1101,7 +1098,6 @@ pub unsafe extern "C" fn getaddrinfo(
             it.ai_socktype = libc::SOCK_STREAM;
             it.ai_addrlen = size;
             it.ai_addr = room;
-            it.ai_next = next;
             next = Box::into_raw(Box::new(it));
         }
     }

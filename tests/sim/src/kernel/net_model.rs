@@ -8,7 +8,6 @@
 
 use std::collections::BTreeMap;
 use std::collections::VecDeque;
-use std::net::IpAddr;
 use std::net::Ipv4Addr;
 use std::net::SocketAddr;
 
@@ -102,7 +101,6 @@ pub(super) struct Net {
     descriptors: BTreeMap<i32, Id>,
     listeners: BTreeMap<SocketAddr, Id>,
     faults: BTreeMap<SocketAddr, (Fault, u64)>,
-    names: BTreeMap<String, Vec<IpAddr>>,
     last_port: u16,
 }
 
@@ -349,10 +347,6 @@ impl Net {
 
     pub(super) fn take_error(&mut self, id: Id) -> Errno {
         self.stream(id).map_or(0, |stream| std::mem::take(&mut stream.error))
-    }
-
-    pub(super) fn names(&mut self) -> &mut BTreeMap<String, Vec<IpAddr>> {
-        &mut self.names
     }
 }
 
