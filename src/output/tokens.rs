@@ -30,6 +30,11 @@ const LIFE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
 /// than this time ago.
 const REFUSED_PAUSE: Duration = Duration::from_secs(5);
 
+/// A token that a consumer refuses although it has just been renewed for this reason is renewed
+/// again after this time: as a rule the settings are at fault, but the new token may have been
+/// revoked as well.
+const REFUSED_AGAIN_PAUSE: Duration = Duration::from_secs(5 * 60);
+
 /// The pause after a panic of the task that renews tokens, before the task continues.
 const RESTART_PAUSE: Duration = Duration::from_secs(1);
 
@@ -93,6 +98,18 @@ impl<T> State<T> {
     fn token(&self) -> Option<&T> {
         let held = self.held.as_ref().filter(|held| Instant::now() < held.expires);
         held.map(|held| &held.token)
+    }
+
+    /// Notes that a consumer has refused the token. Returns `true` if the task is to ask for a new
+    /// one at once: see [`Tokens::refused`].
+    fn refused(&mut self) -> bool {
+        let pause = if self.was_refused { REFUSED_AGAIN_PAUSE } else { REFUSED_PAUSE };
+        let is_old = self.began.is_some_and(|began| began.elapsed() >= pause);
+        let asks = is_old && self.failure.is_none();
+        if asks {
+            (self.was_refused, self.began) = (true, Some(Instant::now()));
+        }
+        asks
     }
 }
 
@@ -198,14 +215,11 @@ impl<I: Issuer> Tokens<I> {
     /// - The last request began less than [`REFUSED_PAUSE`] ago: the consumer may have refused the
     ///   token before that one. Only the next refusal counts.
     /// - The last request has failed: the task asks again anyway.
-    /// - A token was refused before, and none was taken since: the settings are at fault. The task
-    ///   asks when the token is to be renewed, or when the credentials change.
+    /// - A token was refused before, none was taken since, and the last request began less than
+    ///   [`REFUSED_AGAIN_PAUSE`] ago: the settings are probably at fault.
     pub(super) fn refused(&self) {
         self.shared.state.send_if_modified(|state| {
-            let is_old = state.began.is_some_and(|began| began.elapsed() >= REFUSED_PAUSE);
-            if is_old && state.failure.is_none() && !state.was_refused {
-                state.was_refused = true;
-                state.began = Some(Instant::now());
+            if state.refused() {
                 self.shared.wake.notify_one();
             }
             false
@@ -312,5 +326,31 @@ impl<I: Issuer> Shared<I> {
         })?;
         let life = life.min(LIFE_MAX);
         Ok(Held { token, expires: began + life, renewed: began + life * 4 / 5 })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Method: each token is refused from the moment at which it is given, as after two
+    /// revocations in a row. The life of a token does not matter, so this one has none.
+    #[tokio::test(start_paused = true)]
+    async fn a_token_that_is_refused_after_its_renewal_is_renewed_again_after_minutes() {
+        let mut state = State::<()> { began: Some(Instant::now()), ..State::default() };
+        let mut renewals = Vec::new();
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_secs(15 * 60) {
+            tokio::time::advance(Duration::from_secs(1)).await;
+            if state.refused() {
+                renewals.push(start.elapsed().as_secs());
+            }
+        }
+        assert_eq!(renewals, [5, 305, 605]);
+        state.was_refused = false;
+        assert!(state.refused(), "a consumer has taken a token meanwhile");
+        tokio::time::advance(REFUSED_AGAIN_PAUSE).await;
+        state.failure = Some(Failure::new(AttemptError::Timeout, "no answer".to_owned()));
+        assert!(!state.refused(), "the task asks again anyway");
     }
 }
