@@ -76,6 +76,9 @@ pub(crate) enum Copies {
     Once,
     /// As [`Copies::Once`], and events of equal bytes are one event.
     OnceMerged,
+    /// As [`Copies::Once`], but a changed filter, or a range that could not be saved before the
+    /// relay's end, may store an event again (s3.md, "Each event is in one object").
+    OnceByRange,
     AtLeastOnce,
 }
 

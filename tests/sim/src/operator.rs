@@ -239,6 +239,9 @@ impl<'a> Operator<'a> {
     }
 
     fn disk(&mut self, faults: disk::Faults, time: Duration) {
+        if faults.sync_time.is_zero() {
+            self.book.disk_refuses(kernel::now() + time);
+        }
         disk::set(faults);
         self.ending.push((kernel::now() + time, Ending::Disk));
     }

@@ -23,6 +23,7 @@ use crate::truth::Acknowledge;
 use crate::truth::Answer;
 use crate::truth::Attempt;
 use crate::truth::Config;
+use crate::truth::Death;
 use crate::truth::Fate;
 use crate::truth::Kind;
 use crate::truth::Known;
@@ -558,25 +559,49 @@ fn copies(truth: &Truth, known: &Known) -> usize {
     truth.attempts_of(known).filter(|attempt| attempt.fate() != Fate::Refused).count()
 }
 
-/// `elasticsearch`: "each event is stored once"; `s3`: "what is stored is not stored again";
-/// `loki`: "what is stored is the same entry" (outputs.md). Requests of unknown fate may be copies
-/// of their own.
+/// `elasticsearch` and `s3`: "what is stored is not stored again"; `loki`: "entries of equal time,
+/// labels and line once" (outputs.md). Requests of unknown fate may be copies of their own.
 pub(crate) fn once(world: &World<'_>, seen: &Seen<'_>) -> Vec<Fault> {
-    let copies_max = match seen.view.promise.copies {
-        Copies::AtLeastOnce => return Vec::new(),
-        Copies::Once => usize::MAX,
-        Copies::OnceMerged => 1,
-    };
     let mut faults = Vec::new();
     for (serial, (_, arrived)) in &seen.first {
         let Some(known) = world.truth.events.get(serial) else { continue };
-        let most = copies(world.truth, known).min(copies_max);
+        let copies = copies(world.truth, known);
+        let most = match seen.view.promise.copies {
+            Copies::AtLeastOnce => return Vec::new(),
+            Copies::Once => copies,
+            Copies::OnceMerged => copies.min(1),
+            Copies::OnceByRange => copies + other_ranges(world, seen, *serial),
+        };
         if *arrived > most {
-            let text = format!("event {serial} is there {arrived} times instead of {most} at most");
+            let it = seen.serials.iter().zip(seen.view.arrived);
+            let times = it.filter(|(it, _)| **it == Some(*serial)).map(|(_, it)| (*serial, it.at));
+            let text = format!(
+                "event {serial} is there {arrived} times instead of {most} at most: {}",
+                named(times)
+            );
             faults.push(seen.fault("once", text));
         }
     }
     faults
+}
+
+/// Returns how often the event may have become a part of another object, until it arrived last:
+/// "Between two attempts, events of the object were […] changed or kept back by a filter that a
+/// reload changed", or "a range could not be saved before a kill" (s3.md).
+fn other_ranges(world: &World<'_>, seen: &Seen<'_>, serial: Serial) -> usize {
+    let last = seen.serials.iter().rposition(|it| *it == Some(serial));
+    let to = last.and_then(|place| seen.view.arrived.get(place)).map_or(world.now, |it| it.at);
+    let from = world.stored.get(&serial).map_or(Duration::ZERO, |stored| stored.from);
+    let is_death = |(begins, death): (Duration, &Death)| {
+        let ended = death.ended.unwrap_or(world.now);
+        begins.max(from) <= ended && ended <= to
+    };
+    let unsaved =
+        world.truth.refusing.iter().filter(|(begins, ends)| *begins <= to && *ends >= from);
+    let begins = unsaved.map(|(begins, _)| *begins).min();
+    let deaths = world.truth.deaths.iter();
+    let deaths = begins.map_or(0, |at| deaths.filter(|it| is_death((at, it))).count());
+    deaths + world.truth.changes_of_filter(seen.view.consumer, from, to)
 }
 
 /// Every answer is one of http.md's: a sound request gets 200 with its number of events, or is

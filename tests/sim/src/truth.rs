@@ -28,6 +28,9 @@ pub(crate) struct Truth {
     pub(crate) epochs: Vec<Epoch>,
     /// The ends of lives, in their order.
     pub(crate) deaths: Vec<Death>,
+    /// The times at which the disk begins to refuse writes or syncs, and those at which it takes
+    /// all of them again at the latest.
+    pub(crate) refusing: Vec<(Duration, Duration)>,
 }
 
 #[derive(Debug)]
@@ -273,6 +276,11 @@ impl Book {
         self.lock().epochs.pop();
     }
 
+    /// Notes that the disk refuses writes or syncs from now on until a time.
+    pub(crate) fn disk_refuses(&self, until: Duration) {
+        self.lock().refusing.push((kernel::now(), until));
+    }
+
     /// Notes that the relay is about to be ended so.
     pub(crate) fn dies(&self, kind: Kind) {
         self.lock().deaths.push(Death { ended: None, kind });
@@ -313,6 +321,27 @@ impl Truth {
         let overlaps =
             move |(place, epoch): &(usize, &Epoch)| epoch.begins <= to && until(*place) >= from;
         self.epochs.iter().enumerate().filter(overlaps).map(|(_, epoch)| &*epoch.config)
+    }
+}
+
+impl Truth {
+    /// Returns how often the filter of the output to this consumer may have changed in this span.
+    pub(crate) fn changes_of_filter(&self, consumer: usize, from: Duration, to: Duration) -> usize {
+        let is_change = |pair: &&[Epoch]| {
+            let [before, after] = pair else { return false };
+            let filter = |epoch: &Epoch| {
+                let mut outputs = epoch.config.outputs.iter();
+                outputs.find(|output| output.consumer == consumer).map(|it| it.filter.clone())
+            };
+            let (before, now) = (filter(before), filter(after));
+            let settled = after.settled.unwrap_or(Duration::MAX);
+            before.is_some()
+                && now.is_some()
+                && before != now
+                && after.begins <= to
+                && settled >= from
+        };
+        self.epochs.windows(2).filter(is_change).count()
     }
 }
 

@@ -48,19 +48,18 @@ pub(super) fn make(making: &mut Making<'_>) -> Made {
         entries.iter().map(|entry| entry.line.clone().into_bytes()).collect()
     };
     let concurrency = [1, 4][making.rng.usize(..2)];
-    let (promise, keys) = manners.promise(Promise {
-        copies: Copies::OnceMerged,
-        ordered: false,
-        refuses: true,
-        ..Promise::PLAIN
-    });
+    let (mut promise, keys) =
+        manners.promise(Promise { ordered: false, refuses: true, ..Promise::PLAIN });
     front::stand(making, &store.sink, manners, own, drain);
+    let compression = ["none", "gzip"];
+    let (timestamp, copies) =
+        [("event", Copies::OnceMerged), ("received", Copies::Once)][making.rng.usize(..2)];
+    promise.copies = copies;
     let keys = format!(
-        "type = \"loki\"\nurls = [\"http://{}\"]\ntenant = \"{TENANT}\"\ntimestamp = \"{}\"\n\
+        "type = \"loki\"\nurls = [\"http://{}\"]\ntenant = \"{TENANT}\"\ntimestamp = \"{timestamp}\"\n\
          batch.max_bytes = \"1MiB\"\ncompression = \"{}\"\nconcurrency = {concurrency}\n{keys}",
         store.address(),
-        ["event", "received"][making.rng.usize(..2)],
-        ["none", "gzip"][making.rng.usize(..2)],
+        compression[making.rng.usize(..2)],
     );
     Made { stand: Box::new(store), keys, promise }
 }

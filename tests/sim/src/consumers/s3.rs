@@ -13,6 +13,7 @@ use super::front;
 use super::front::Manners;
 use super::front::Own;
 use super::lock;
+use crate::kernel;
 use crate::support::s3;
 use crate::support::s3::Mood;
 use crate::support::s3::S3;
@@ -45,17 +46,18 @@ pub(super) fn make(making: &mut Making<'_>) -> Made {
         _ => Mood::Unconditional,
     };
     let store = S3::with(manners.options(making), mood);
-    let (kept, mut from) = (Arc::clone(&store.kept), 0);
+    let (kept, mut from, ledger) = (Arc::clone(&store.kept), 0, making.name.to_owned());
     let drain = move || {
         let store = lock(&kept);
         let names = &store.order[from..];
         from += names.len();
+        names.iter().for_each(|name| kernel::trace(format_args!("{ledger}: object {name}")));
         let lines = names.iter().flat_map(|name| {
             s3::lines(&BTreeMap::from([(name.clone(), store.objects[name].clone())]))
         });
         lines.collect()
     };
-    let promise = Promise { copies: Copies::Once, ..Promise::PLAIN };
+    let promise = Promise { copies: Copies::OnceByRange, ..Promise::PLAIN };
     front::stand(making, &store.sink, manners, own, drain);
     let (id, secret) = (making.secret("id", s3::KEY_ID), making.secret("secret", s3::SECRET));
     let keys = format!(

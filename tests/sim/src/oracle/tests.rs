@@ -490,6 +490,45 @@ fn a_store_with_names_has_each_event_once() {
 }
 
 #[test]
+fn an_object_may_be_another_one_after_a_change_of_its_filter_or_an_unsaved_range() {
+    let drops_gets = |config: &mut Config| config.outputs[0].filter.verbs = vec!["create"];
+    let case = |refuses: Option<u64>| {
+        let mut small = Small::new();
+        small.promise.copies = Copies::OnceByRange;
+        let serials = small.made(1, "create");
+        small.send(&serials, 10, OK);
+        small.arrive(15, &serials);
+        small.arrive(25, &serials);
+        let at = |second| (seconds(second), seconds(second + 1));
+        small.truth.refusing.extend(refuses.map(at));
+        small
+    };
+    let mut small = case(None);
+    small.fails(once, "event 1/0 is there 2 times instead of 1 at most");
+    // A reload that changes nothing, and a change of the filter that comes later.
+    small.config(20, |_| {});
+    small.config(26, drops_gets);
+    small.fails(once, "2 times instead of 1 at most");
+    let mut small = case(None);
+    small.config(20, drops_gets);
+    small.passes(once);
+    small.promise.copies = Copies::Once;
+    small.fails(once, "2 times instead of 1 at most");
+    // The disk refuses, but the relay does not end; it ends, but the disk takes everything.
+    case(Some(12)).fails(once, "2 times instead of 1 at most");
+    let mut small = case(None);
+    small.dies(20, Kind::Kill);
+    small.fails(once, "2 times instead of 1 at most");
+    for (refuses, dies, is_right) in
+        [(12, 20, true), (12, 11, false), (12, 26, false), (21, 20, false)]
+    {
+        let mut small = case(Some(refuses));
+        small.dies(dies, Kind::Kill);
+        assert_eq!(small.rule(once).is_empty(), is_right, "{refuses} {dies}");
+    }
+}
+
+#[test]
 fn every_answer_is_one_of_the_documented() {
     let judge = |must, answer| {
         let mut small = Small::new();
