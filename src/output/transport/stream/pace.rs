@@ -6,8 +6,9 @@
 /// There is no limit until a connection breaks. The limit is then half of the bytes that were sent
 /// on the broken connection. The bytes sent under the limit are a *window*: no more bytes are sent
 /// until all of them are final, and then the next window begins. The limit doubles with each window
-/// that becomes final, but only once more bytes have become final on the new connection than were
-/// sent on the broken one.
+/// that becomes final, but only once more bytes have become final since the break than were sent on
+/// the broken connection. Connections that ended in order meanwhile do not matter: a consumer may
+/// close each of them after one window, because nothing comes until that is final.
 ///
 /// For example, a consumer cuts every connection after N = 100 kB. With this limit, the relay sends
 /// 50 kB on a connection, which become final, and then 50 kB in vain. If the limit doubled at once,
@@ -24,6 +25,8 @@ pub(super) struct Pace {
     window: u64,
     /// The number of bytes on this connection that are final.
     final_bytes: u64,
+    /// The number of bytes that have become final since the last connection that broke.
+    since_break: u64,
     /// The number of bytes that were sent on this connection.
     sent: u64,
 }
@@ -61,9 +64,10 @@ impl Pace {
     /// next window then begins, and the limit may double.
     pub(super) fn finished(&mut self, bytes: u64, all: bool) {
         self.final_bytes += bytes;
+        self.since_break += bytes;
         let Some(limit) = self.limit.filter(|_| all && self.window > 0) else { return };
         self.window = 0;
-        if self.final_bytes > self.broke_after {
+        if self.since_break > self.broke_after {
             // A limit beyond 1 TiB limits nothing: no replay window holds that many bytes.
             self.limit = limit.checked_mul(2).filter(|doubled| *doubled < 1 << 40);
         }
@@ -73,7 +77,7 @@ impl Pace {
     /// final, the limit becomes half of all bytes that were sent on it. Otherwise nothing changes.
     pub(super) fn broke(&mut self) {
         if self.sent > self.final_bytes {
-            self.broke_after = self.sent;
+            (self.broke_after, self.since_break) = (self.sent, 0);
             self.limit = Some((self.sent / 2).max(1));
         }
     }
@@ -109,6 +113,25 @@ mod tests {
             let total = 50 * cut;
             let sent = sent_to_cutter(cut, total);
             assert!(sent <= 3 * total, "{cut}: {sent} sent for {total}");
+        }
+    }
+
+    /// The consumer closes a connection on which nothing came for a moment, which is shorter than
+    /// the replay window: each connection carries one window, and ends in order.
+    #[test]
+    fn after_a_break_the_limit_goes_away_although_each_connection_ends_after_a_window() {
+        let mut pace = Pace::default();
+        pace.connected();
+        pace.sent(1000);
+        pace.broke();
+        let mut connections = 0;
+        loop {
+            pace.connected();
+            let Some(room) = pace.room().filter(|room| *room < u64::MAX) else { break };
+            pace.sent(room);
+            pace.finished(room, true);
+            connections += 1;
+            assert!(connections < 40, "{pace:?}");
         }
     }
 
