@@ -80,6 +80,9 @@ pub(crate) enum Copies {
     /// relay's end, may store an event again (s3.md, "Each event is in one object").
     OnceByRange,
     AtLeastOnce,
+    /// As [`Copies::AtLeastOnce`]; even if nothing is wrong, what left in a request with an event
+    /// that the store refuses comes twice (outputs.md, "If an answer names an event").
+    AgainBesideRefused,
 }
 
 /// What a consumer promises for the events that the relay sends to it.

@@ -9,6 +9,7 @@ use crate::consumers::Arrived;
 use crate::consumers::Consumer;
 use crate::consumers::Kind;
 use crate::kernel;
+use crate::oracle::Calm;
 use crate::oracle::Counted;
 use crate::oracle::Letter;
 use crate::oracle::View;
@@ -71,7 +72,12 @@ fn refuses(consumer: &Consumer) -> impl Fn(&[u8]) -> bool + '_ {
 }
 
 /// Judges a run at its end.
-pub(crate) fn judge(book: &Book, consumers: &[Consumer], losses: &Losses) -> Vec<String> {
+pub(crate) fn judge(
+    book: &Book,
+    consumers: &[Consumer],
+    losses: &Losses,
+    calm: Calm,
+) -> Vec<String> {
     let arrived: Vec<Vec<Arrived>> = consumers.iter().map(|it| it.arrived_since(0)).collect();
     let mut by_output: BTreeMap<String, Vec<Letter>> = BTreeMap::new();
     for letter in all_letters() {
@@ -110,7 +116,7 @@ pub(crate) fn judge(book: &Book, consumers: &[Consumer], losses: &Losses) -> Vec
             });
         }
         let world = World::new(truth, kernel::now(), views);
-        faults.extend(world.judge().iter().map(ToString::to_string));
+        faults.extend(world.judge(calm).iter().map(ToString::to_string));
     });
     faults
 }

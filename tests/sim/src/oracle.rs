@@ -97,6 +97,24 @@ pub(crate) struct View<'a> {
     pub(crate) consumer_died: bool,
 }
 
+/// The time before the end of a seed in which nothing is wrong: every consumer takes everything, the
+/// disk works, the relay runs, no config changes, and the senders send.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Calm {
+    /// The last trouble has ended.
+    pub(crate) healed: Duration,
+    /// Whatever the troubles have delayed is done.
+    pub(crate) begins: Duration,
+    pub(crate) ends: Duration,
+}
+
+impl Calm {
+    /// The longest time that anything may take in it.
+    fn limit(&self) -> Duration {
+        self.begins.saturating_sub(self.healed)
+    }
+}
+
 /// A body that the queue had for certain.
 #[derive(Debug, Clone, Copy)]
 struct Stored {
@@ -184,11 +202,14 @@ impl<'a> World<'a> {
 
     /// Runs every rule that needs nothing but the book and the views. Of each rule and output, only
     /// the first faults are told.
-    pub(crate) fn judge(&self) -> Vec<Fault> {
+    pub(crate) fn judge(&self, calm: Calm) -> Vec<Fault> {
         let rules = [invented, bytes, conservation, reasons, delivered, order, once];
         let mut faults = few(answers(self.truth));
+        faults.extend(few(senders_progress(self, calm)));
         for seen in &self.outputs {
             faults.extend(rules.iter().flat_map(|rule| few(rule(self, seen))));
+            faults.extend(few(progress(self, seen, calm)));
+            faults.extend(few(repeats(self, seen, calm)));
         }
         faults
     }
@@ -567,7 +588,7 @@ pub(crate) fn once(world: &World<'_>, seen: &Seen<'_>) -> Vec<Fault> {
         let Some(known) = world.truth.events.get(serial) else { continue };
         let copies = copies(world.truth, known);
         let most = match seen.view.promise.copies {
-            Copies::AtLeastOnce => return Vec::new(),
+            Copies::AtLeastOnce | Copies::AgainBesideRefused => return Vec::new(),
             Copies::Once => copies,
             Copies::OnceMerged => copies.min(1),
             Copies::OnceByRange => copies + other_ranges(world, seen, *serial),
@@ -640,21 +661,15 @@ pub(crate) fn answers(truth: &Truth) -> Vec<Fault> {
     wrong.map(|it| Fault { rule: "answers", output: String::new(), text: text(it) }).collect()
 }
 
-/// Whatever can go on, goes on: since `calm` every consumer takes everything, the disk works and
-/// the relay runs. What was accepted then arrives within `limit`, and so does what waited before.
-#[allow(dead_code, reason = "no run has a time without troubles before its end yet")]
-pub(crate) fn progress(
-    world: &World<'_>,
-    seen: &Seen<'_>,
-    calm: Duration,
-    limit: Duration,
-) -> Vec<Fault> {
-    let mut late = Vec::new();
+/// Whatever can go on, goes on: what was accepted while nothing is wrong arrives within a bound, and
+/// so does what waited before.
+pub(crate) fn progress(world: &World<'_>, seen: &Seen<'_>, calm: Calm) -> Vec<Fault> {
+    let (mut late, limit) = (Vec::new(), calm.limit());
     for (serial, stored) in &world.stored {
-        let due = stored.until.max(calm) + limit;
+        let due = stored.until.max(calm.healed) + limit;
         let is_there = seen.first_at(*serial).is_some_and(|at| at <= due);
         let may_refuse = world.truth.events.get(serial).is_none_or(|known| seen.may_refuse(known));
-        if due <= world.now
+        if due <= calm.ends
             && !is_there
             && !may_refuse
             && !seen.letters.contains(serial)
@@ -669,49 +684,69 @@ pub(crate) fn progress(
         return Vec::new();
     }
     let text = format!(
-        "{} events have not come within {limit:?} although nothing is wrong since {calm:?}: {}",
+        "{} events have not come within {limit:?} although nothing is wrong since {:?}: {}",
         late.len(),
+        calm.healed,
         named(late)
     );
     vec![seen.fault("progress", text)]
 }
 
-/// "A break at the wrong moment makes events come twice" (guarantees.md): while nothing is wrong
-/// since `calm`, and nothing is reloaded, nothing comes twice that came then.
-#[allow(dead_code, reason = "no run has a time without troubles before its end yet")]
-pub(crate) fn repeats(world: &World<'_>, seen: &Seen<'_>, calm: Duration) -> Vec<Fault> {
+/// "A break at the wrong moment makes events come twice" (guarantees.md): while nothing is wrong,
+/// nothing comes twice that came then.
+pub(crate) fn repeats(world: &World<'_>, seen: &Seen<'_>, calm: Calm) -> Vec<Fault> {
     let mut came = BTreeMap::new();
+    let refused = match seen.view.promise.copies {
+        Copies::AgainBesideRefused => refused_at(world, seen),
+        _ => Vec::new(),
+    };
+    let is_beside =
+        |at: Duration| refused.iter().any(|begun| *begun <= at && *begun + calm.limit() >= at);
     let mut faults = Vec::new();
     for (arrived, serial) in seen.view.arrived.iter().zip(&seen.serials) {
         let known = serial.and_then(|serial| world.truth.events.get(&serial));
         let Some(known) = known.filter(|known| copies(world.truth, known) == 1) else { continue };
         let serial = known.event.serial;
-        if arrived.at >= calm
+        if (calm.begins..=calm.ends).contains(&arrived.at)
             && let Some(before) = came.insert(serial, arrived.at)
+            && !is_beside(arrived.at)
         {
             let text = format!(
                 "event {serial} came at {before:?} and again at {:?}, although nothing is wrong \
-                 since {calm:?}",
-                arrived.at
+                 since {:?}",
+                arrived.at, calm.healed
             );
             faults.push(seen.fault("repeats", text));
         }
     }
-    few(faults)
+    faults
 }
 
-/// Senders are served, too: while nothing is wrong, a sound request is answered, and after `limit`,
-/// in which what waited has left, it is answered 200.
-#[allow(dead_code, reason = "no run has a time without troubles before its end yet")]
-pub(crate) fn senders_progress(
-    truth: &Truth,
-    now: Duration,
-    calm: Duration,
-    limit: Duration,
-) -> Vec<Fault> {
+/// Returns when the requests began whose events the output's consumer refuses for good, or fails
+/// on, and that may be stored.
+fn refused_at(world: &World<'_>, seen: &Seen<'_>) -> Vec<Duration> {
+    let is_refused = |serial: &Serial| {
+        let known = world.truth.events.get(serial);
+        known.is_some_and(|known| (seen.view.refuses)(&known.event.bytes))
+    };
+    let stored = world.truth.attempts.iter().filter(|attempt| attempt.fate() != Fate::Refused);
+    let refused = stored.filter(|attempt| attempt.serials.iter().any(is_refused));
+    refused.map(|attempt| attempt.begun).collect()
+}
+
+/// Senders are served, too: while nothing is wrong, and what waited has left, a sound request is
+/// answered 200. An event that a consumer refuses is tried for seconds, in which "no new events are
+/// sent" (guarantees.md), so that the queue may fill, and an answer to `delivered` waits.
+pub(crate) fn senders_progress(world: &World<'_>, calm: Calm) -> Vec<Fault> {
+    let refused: Vec<_> = world.outputs.iter().flat_map(|seen| refused_at(world, seen)).collect();
+    let is_held_up = |attempt: &Attempt| {
+        let ended = attempt.ended.map_or(world.now, |(at, _)| at);
+        refused.iter().any(|at| *at <= ended && *at + calm.limit() >= attempt.begun)
+    };
     let is_late = |attempt: &&Attempt| match (attempt.must, attempt.ended) {
-        _ if attempt.begun < calm + limit => false,
-        (Must::Take, None) => attempt.begun + limit < now,
+        _ if !(calm.begins..=calm.ends).contains(&attempt.begun) => false,
+        _ if is_held_up(attempt) => false,
+        (Must::Take, None) => true,
         (
             Must::Take,
             Some((_, Answer::Status(429 | 503) | Answer::TimedOut | Answer::NoConnection)),
@@ -721,13 +756,14 @@ pub(crate) fn senders_progress(
     let text = |attempt: &Attempt| {
         format!(
             "a sound request of sender {}, begun at {:?}, was answered: {}; nothing is wrong since \
-             {calm:?}",
+             {:?}",
             attempt.from.sender,
             attempt.begun,
-            attempt.ended.map_or_else(|| "nothing".into(), |(_, answer)| answer.to_string())
+            attempt.ended.map_or_else(|| "nothing".into(), |(_, answer)| answer.to_string()),
+            calm.healed
         )
     };
-    let late = truth.attempts.iter().filter(is_late);
+    let late = world.truth.attempts.iter().filter(is_late);
     late.map(|it| Fault { rule: "progress", output: String::new(), text: text(it) }).collect()
 }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::consumers::Consumer;
 use crate::kernel;
 use crate::operator::Operator;
+use crate::oracle::Calm;
 use crate::plan::Action;
 use crate::plan::Plan;
 use crate::senders::Profile;
@@ -20,6 +21,12 @@ use crate::truth::Book;
 /// those of kube-apiserver's five attempts, and 45 minutes of patience with an event on which a
 /// store fails.
 const PROGRESS: Duration = Duration::from_secs(30 * 60);
+
+/// How long nothing is wrong while the senders still send, and when the rules about that time begin
+/// to hold: what waited is over by then. The longest pauses of an output are 20 s, after as long a
+/// wait for an answer.
+const CALM: Duration = Duration::from_secs(75);
+const CALM_BEGINS: Duration = Duration::from_secs(45);
 
 /// How long the senders may try to get rid of what they have.
 const FINISH: Duration = Duration::from_secs(8 * 60);
@@ -71,6 +78,10 @@ pub(crate) fn run(seed: u64, left_out: &BTreeSet<usize>, libraries: Vec<PathBuf>
     }
     operator.wait_until(plan.length);
     operator.heal();
+    let healed = kernel::now();
+    kernel::trace(format_args!("nothing is wrong"));
+    operator.wait_until(healed + CALM);
+    let calm = Calm { healed, begins: healed + CALM_BEGINS, ends: healed + CALM };
     kernel::trace(format_args!("the senders finish"));
     senders.finish(FINISH);
     wait_until_empty(&mut operator);
@@ -82,7 +93,7 @@ pub(crate) fn run(seed: u64, left_out: &BTreeSet<usize>, libraries: Vec<PathBuf>
         kernel::print(2, &format!("the relay's log:\n{}", String::from_utf8_lossy(&operator.log)));
     }
     let mut faults = std::mem::take(&mut operator.faults);
-    faults.extend(crate::judging::judge(&book, &consumers, &operator.losses));
+    faults.extend(crate::judging::judge(&book, &consumers, &operator.losses, calm));
     let events = book.read(|truth| truth.events.len());
     Found { faults, simulated: kernel::now(), events }
 }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use fastrand::Rng;
 
+use super::Copies;
 use super::Made;
 use super::Making;
 use super::Promise;
@@ -83,6 +84,7 @@ pub(super) fn make(making: &mut Making<'_>) -> Made {
     let kept = Arc::clone(&store.kept);
     let drain = move || std::mem::take(&mut lock(&kept).indexed);
     let (promise, keys) = manners.promise(Promise {
+        copies: if acks { Copies::AgainBesideRefused } else { Copies::AtLeastOnce },
         ordered: !acks && concurrency == 1,
         refuses: true,
         ..Promise::PLAIN

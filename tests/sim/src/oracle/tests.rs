@@ -29,6 +29,13 @@ struct Small {
     consumer_died: bool,
 }
 
+/// From second 40 on nothing is wrong.
+const CALM: Calm = Calm {
+    healed: Duration::from_secs(40),
+    begins: Duration::from_secs(60),
+    ends: Duration::from_secs(100),
+};
+
 const OK: Option<(u64, Answer)> = Some((1, Answer::Status(200)));
 
 impl Small {
@@ -556,7 +563,7 @@ fn every_answer_is_one_of_the_documented() {
 
 #[test]
 fn what_can_go_on_goes_on() {
-    let rule = |world: &World<'_>, seen: &Seen<'_>| progress(world, seen, seconds(40), seconds(20));
+    let rule = |world: &World<'_>, seen: &Seen<'_>| progress(world, seen, CALM);
     let mut small = Small::new();
     let serials = small.two(10);
     small.fails(rule, "2 events have not come within 20s although nothing is wrong since 40s");
@@ -580,16 +587,39 @@ fn what_can_go_on_goes_on() {
 
 #[test]
 fn nothing_comes_twice_while_nothing_is_wrong() {
-    let rule = |world: &World<'_>, seen: &Seen<'_>| repeats(world, seen, seconds(40));
+    let rule = |world: &World<'_>, seen: &Seen<'_>| repeats(world, seen, CALM);
     let mut small = Small::new();
     let serials = small.two(10);
-    small.arrive(39, &serials);
-    small.arrive(40, &serials);
+    small.arrive(59, &serials);
+    small.arrive(60, &serials);
+    small.arrive(101, &serials);
     small.passes(rule);
-    small.arrive(41, &serials[..1]);
-    small.fails(rule, "event 1/0 came at 40s and again at 41s");
+    small.arrive(61, &serials[..1]);
+    small.fails(rule, "event 1/0 came at 60s and again at 61s");
     small.send(&serials, 12, Some((1, Answer::Broken)));
     small.passes(rule);
+}
+
+#[test]
+fn what_a_store_refuses_may_repeat_others_and_let_senders_wait() {
+    let repeats = |world: &World<'_>, seen: &Seen<'_>| repeats(world, seen, CALM);
+    let senders = |world: &World<'_>, _: &Seen<'_>| senders_progress(world, CALM);
+    for (refused_at, is_right) in [(40, false), (45, true), (64, true), (67, false)] {
+        let mut small = Small::new();
+        let (serials, refused) = (small.made(1, "get"), small.made(1, "get"));
+        small.send(&serials, 60, OK);
+        small.arrive(61, &serials);
+        small.arrive(64, &serials);
+        small.send(&refused, refused_at, OK);
+        let others = small.made(1, "get");
+        small.send(&others, 65, Some((1, Answer::Status(429))));
+        assert_eq!((small.rule(repeats).len(), small.rule(senders).len()), (1, 1));
+        small.refused.push(small.event(refused[0]).bytes.to_vec());
+        small.fails(repeats, "came at 61s and again at 64s");
+        small.promise.copies = Copies::AgainBesideRefused;
+        assert_eq!(small.rule(repeats).is_empty(), is_right, "{refused_at}");
+        assert_eq!(small.rule(senders).is_empty(), is_right, "{refused_at}");
+    }
 }
 
 #[test]
@@ -598,14 +628,14 @@ fn senders_are_answered_while_nothing_is_wrong() {
         let mut small = Small::new();
         let serials = small.made(1, "get");
         small.send(&serials, second, answer);
-        senders_progress(&small.truth, seconds(100), seconds(40), seconds(20)).len()
+        small.rule(|world, _| senders_progress(world, CALM)).len()
     };
     assert_eq!(judge(59, Some((1, Answer::Status(429)))), 0);
     assert_eq!(judge(60, Some((1, Answer::Status(429)))), 1);
     assert_eq!(judge(60, Some((1, Answer::NoConnection))), 1);
     assert_eq!(judge(60, OK), 0);
-    assert_eq!(judge(79, None), 1);
-    assert_eq!(judge(80, None), 0);
+    assert_eq!(judge(100, None), 1);
+    assert_eq!(judge(101, None), 0);
 }
 
 #[test]
@@ -621,7 +651,7 @@ fn the_judge_runs_every_rule() {
     small.arrived.push(Arrived { at: seconds(13), connection: 1, event });
     let refused = small.made(1, "get");
     small.request(&refused, 20, OK, Must::Never);
-    let faults = small.rule(|world, _| world.judge());
+    let faults = small.rule(|world, _| world.judge(CALM));
     for rule in ["answers", "invented", "bytes", "conservation", "reasons", "order", "once"] {
         assert!(faults.iter().any(|fault| fault.starts_with(rule)), "{rule}: {faults:#?}");
     }
