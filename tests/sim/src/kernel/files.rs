@@ -56,6 +56,40 @@ struct Written {
     changes: Vec<Change>,
 }
 
+impl Written {
+    /// Stores all changes but the lost ones. What a lost change has written is stored where a later
+    /// change has written over it.
+    fn store(&mut self) {
+        let mut lost: Vec<Change> = Vec::new();
+        for change in self.changes.drain(..) {
+            match change.is_lost {
+                true => lost.push(change),
+                false => lost.iter_mut().for_each(|earlier| earlier.overwrite(&change)),
+            }
+        }
+        self.changes = lost;
+    }
+}
+
+impl Change {
+    /// Puts a later change, which is stored, in the place of this one, which is lost.
+    fn overwrite(&mut self, later: &Change) {
+        (self.old_length, self.new_length) = (later.new_length, later.new_length);
+        let (begin, offset) = (self.offset, later.offset);
+        for bytes in [&mut self.old, &mut self.new] {
+            let end = begin + bytes.len() as u64;
+            let (from, to) = (begin.max(offset), end.min(offset + later.new.len() as u64));
+            if from < to {
+                let at = |position: u64, first| usize::try_from(position - first).unwrap_or(0);
+                bytes[at(from, begin)..at(to, begin)]
+                    .copy_from_slice(&later.new[at(from, offset)..at(to, offset)]);
+            }
+            let room = usize::try_from(later.new_length.saturating_sub(begin)).unwrap_or(0);
+            bytes.truncate(room);
+        }
+    }
+}
+
 /// A change of a directory that is not stored yet.
 #[derive(Debug)]
 enum Name {
@@ -253,7 +287,7 @@ impl Files {
         if let Some(written) = self.written.get_mut(inode) {
             match fails {
                 true => written.changes.iter_mut().for_each(|change| change.is_lost = true),
-                false => written.changes.retain(|change| change.is_lost),
+                false => written.store(),
             }
             if written.changes.is_empty() {
                 self.written.remove(inode);
@@ -349,5 +383,33 @@ fn lose(rng: &mut fastrand::Rng, file: &File, changes: &[Change]) {
             }
             at = end;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn change(offset: u64, old: &[u8], new: &[u8], lengths: (u64, u64)) -> Change {
+        let (old, new) = (old.to_vec(), new.to_vec());
+        let (old_length, new_length) = lengths;
+        Change { offset, old, old_length, new, new_length, is_lost: false }
+    }
+
+    #[test]
+    fn a_stored_write_covers_an_earlier_one_whose_sync_has_failed() {
+        let file = tempfile::tempfile().expect("a writable directory");
+        let mut written = Written { file, changes: vec![change(2, b"abcd", b"efgh", (6, 6))] };
+        written.changes[0].is_lost = true;
+        written.changes.push(change(4, b"gh", b"ijklm", (6, 9)));
+        written.store();
+        let [lost] = written.changes.as_slice() else { panic!("{written:?}") };
+        assert_eq!((lost.old.as_slice(), lost.new.as_slice()), (&b"abij"[..], &b"efij"[..]));
+        assert_eq!((lost.old_length, lost.new_length), (9, 9));
+        // The file is cut to 3 bytes.
+        written.changes.push(change(3, b"fijklm", b"", (9, 3)));
+        written.store();
+        let [lost] = written.changes.as_slice() else { panic!("{written:?}") };
+        assert_eq!((lost.old.as_slice(), lost.old_length), (&b"a"[..], 3));
     }
 }
