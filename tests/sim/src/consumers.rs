@@ -68,6 +68,15 @@ impl Kind {
     ];
 }
 
+/// How a store answers every request while somebody wants it so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Steady {
+    /// 429, with a Retry-After of 30 s.
+    Busy,
+    /// As if the payload were at fault.
+    Refuses,
+}
+
 /// How many copies of an event a consumer may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Copies {
@@ -143,6 +152,7 @@ pub(crate) struct Consumer {
 struct Ledger {
     name: String,
     calm: AtomicBool,
+    steady: Mutex<Option<Steady>>,
     arrived: Mutex<Vec<Arrived>>,
     violations: Mutex<Vec<String>>,
 }
@@ -180,6 +190,7 @@ impl Consumer {
         let ledger = Arc::new(Ledger {
             name: name.to_owned(),
             calm: AtomicBool::new(false),
+            steady: Mutex::default(),
             arrived: Mutex::default(),
             violations: Mutex::default(),
         });
@@ -252,6 +263,11 @@ impl Consumer {
         self.ledger.calm.store(calm, Ordering::SeqCst);
     }
 
+    /// Lets a store behind HTTP answer every request so. `None`: as its seed decides.
+    pub(crate) fn answers(&self, steady: Option<Steady>) {
+        *lock(&self.ledger.steady) = steady;
+    }
+
     /// With true, the consumer reads nothing and answers nothing, and its kernel still takes
     /// connections and bytes. With false, it continues. What a consumer of lines or syslog has not
     /// read for a second is gone if it is stopped then: its protocol promises no more.
@@ -312,6 +328,10 @@ impl Drop for Consumer {
 impl Ledger {
     fn is_calm(&self) -> bool {
         self.calm.load(Ordering::SeqCst)
+    }
+
+    fn steady(&self) -> Option<Steady> {
+        *lock(&self.steady)
     }
 
     /// Notes what has arrived.

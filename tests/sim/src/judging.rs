@@ -54,7 +54,7 @@ impl Losses {
         true
     }
 
-    fn of(&self, name: &str) -> u64 {
+    pub(crate) fn of(&self, name: &str) -> u64 {
         self.ended.get(name).copied().unwrap_or(0)
     }
 }

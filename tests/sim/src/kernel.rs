@@ -53,6 +53,11 @@ pub(crate) fn fix_addresses() {
     raw::fix_addresses();
 }
 
+/// Returns the time of processors that all seeds have used whose processes have ended.
+pub(crate) fn time_of_children() -> Duration {
+    raw::time_of_children()
+}
+
 /// Ends another process.
 pub(crate) fn end_process(process: u32) {
     raw::end_process(process);
@@ -88,6 +93,8 @@ pub(crate) mod net {
 
 /// The relay's disk.
 pub(crate) mod disk {
+    use std::path::Path;
+
     use super::baton::with;
     pub(crate) use super::files::Faults;
 
@@ -96,6 +103,14 @@ pub(crate) mod disk {
         with(|kernel| {
             kernel.trace.add(kernel.now, format_args!("disk {faults:?}"));
             kernel.files.faults = faults;
+        });
+    }
+
+    /// Lets this file be one that the relay can neither remove nor rename.
+    pub(crate) fn stick(path: &Path) {
+        with(|kernel| {
+            kernel.trace.add(kernel.now, format_args!("{} is stuck", path.display()));
+            kernel.files.stick(path.to_owned());
         });
     }
 

@@ -14,6 +14,7 @@ mod consumers;
 mod events;
 mod judging;
 mod kernel;
+mod mutants;
 mod operator;
 mod oracle;
 mod plan;
@@ -33,10 +34,14 @@ use std::process::ExitCode;
 const SEED: &str = "SIM_SEED";
 
 const USAGE: &str = "\
-usage: sim run [--seeds FROM..TO] [--jobs N]   run seeds; the first fault ends it
+usage: sim run [--seeds FROM..TO] [--with TEXT] [--jobs N] [--all]
+                                               run seeds; the first fault ends it, but for --all
        sim seed N [--trace]                    run one seed, and print what happened
        sim same FROM..TO                       run each seed twice, and compare the traces
-       sim shrink N                            the shortest history of a seed that still fails";
+       sim shrink N                            the shortest history of a seed that still fails
+       sim mutants [NAME...] [--seeds FROM..TO] [--with TEXT] [--jobs N]
+                                               bring back old mistakes, and look for each of them
+--with TEXT: only seeds in whose plan an action has this text";
 
 fn main() -> ExitCode {
     if let Ok(seed) = std::env::var(SEED) {
@@ -49,6 +54,7 @@ fn main() -> ExitCode {
         ["seed", seed, options @ ..] => runs::show(seed, options.contains(&"--trace")),
         ["same", seeds] => runs::same(seeds),
         ["shrink", seed] => runs::shrink(seed),
+        ["mutants", words @ ..] => mutants::run(words),
         _ => {
             eprintln!("{USAGE}");
             return ExitCode::from(2);

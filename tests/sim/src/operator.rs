@@ -1,6 +1,8 @@
 //! The operator: starts and ends the relay, edits its config, and lets the troubles of the plan
 //! happen.
 
+mod scenes;
+
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -51,6 +53,10 @@ enum Ending {
     Away(usize),
     Hangs(usize),
     Disk,
+    /// A store answers again as its seed decides.
+    Steady(usize),
+    /// A consumer may be in trouble again.
+    Calm(usize),
 }
 
 impl<'a> Operator<'a> {
@@ -159,6 +165,8 @@ impl<'a> Operator<'a> {
                 Ending::Away(consumer) => self.consumers[consumer].start_again(),
                 Ending::Hangs(consumer) => self.consumers[consumer].pause(false),
                 Ending::Disk => disk::set(disk::Faults::default()),
+                Ending::Steady(consumer) => self.consumers[consumer].answers(None),
+                Ending::Calm(consumer) => self.consumers[consumer].calm(false),
             }
         }
     }
@@ -230,6 +238,16 @@ impl<'a> Operator<'a> {
                     disk::Faults { write_error: 0.1, sync_error: 0.1, ..Default::default() };
                 self.disk(faults, time);
             }
+            Action::DiskReads(read_error, read_time, time) => {
+                self.disk(disk::Faults { read_error, read_time, ..Default::default() }, time);
+            }
+            Action::Stuck => self.stick(),
+            Action::UnreadLog => self.read_log_no_more(),
+            Action::Damage(what) => self.damage(what),
+            Action::Look => self.look(),
+            Action::Drain(consumer, outage, before) => self.drain(consumer, outage, before),
+            Action::RefusesAll(consumer, time) => self.refuse_all(consumer, time),
+            Action::TakenAddress(moves) => self.take_address(moves),
         }
     }
 

@@ -8,6 +8,8 @@
 //! Accepted at some time of a span: all that is known is the time at which the request began and
 //! that of its answer. A config counts if it may have been in force at any time of that span.
 
+mod acknowledged;
+
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::fmt;
@@ -206,6 +208,7 @@ impl<'a> World<'a> {
         let rules = [invented, bytes, conservation, reasons, delivered, order, once];
         let mut faults = few(answers(self.truth));
         faults.extend(few(senders_progress(self, calm)));
+        faults.extend(few(acknowledged::nowhere(self)));
         for seen in &self.outputs {
             faults.extend(rules.iter().flat_map(|rule| few(rule(self, seen))));
             faults.extend(few(progress(self, seen, calm)));

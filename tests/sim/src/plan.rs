@@ -1,6 +1,9 @@
 //! What a seed decides before anything runs: the config, the consumers, and what happens when.
 
+mod scenes;
+
 use std::fmt;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::consumers::Kind;
@@ -32,6 +35,10 @@ pub(crate) struct Setup {
     pub(crate) has_evidence: bool,
     /// `shutdown.drain_timeout`, in seconds.
     pub(crate) drain: u64,
+    /// A second listener, to which nobody sends.
+    pub(crate) second: Option<SocketAddr>,
+    /// True if the plan damages files of the queue with events in them.
+    pub(crate) is_damaged: bool,
     pub(crate) outputs: Vec<Output>,
 }
 
@@ -77,6 +84,23 @@ pub(crate) enum Action {
     DiskSlow(Duration, Duration),
     /// Some writes and syncs fail, for so long.
     DiskFails(Duration),
+    /// This part of all reads of files fails, and each takes up to the first time, for so long.
+    DiskReads(f32, Duration, Duration),
+    /// A file of the queue can be neither removed nor renamed, for ever.
+    Stuck,
+    /// Nobody reads the log of this life any more.
+    UnreadLog,
+    /// SIGKILL, a byte of the cursors file or of a segment is changed, and a new start.
+    Damage(&'static str),
+    /// Somebody looks at the metrics.
+    Look,
+    /// A consumer asks for long pauses for so long. Then SIGTERM, and it is well; true: it is well a
+    /// moment before that.
+    Drain(usize, Duration, bool),
+    /// A store refuses every request as if its payload were at fault, for so long.
+    RefusesAll(usize, Duration),
+    /// A reload adds a listener (true: moves it) to an address that somebody else has for a while.
+    TakenAddress(bool),
 }
 
 /// What a reload changes.
@@ -128,6 +152,8 @@ impl Plan {
             segment: [16, 64, 128][rng.usize(..3)],
             has_evidence: on_disk && rng.u32(..3) == 0,
             drain: [1, 5, 20][rng.usize(..3)],
+            second: None,
+            is_damaged: false,
             outputs: (0..count).map(|consumer| output(&mut rng, consumer)).collect(),
         };
         let length = Duration::from_secs(rng.u64(60..300));
@@ -140,7 +166,11 @@ impl Plan {
             let next = if rng.bool() { rng.u64(50..3000) } else { rng.u64(1000..pause) };
             at += Duration::from_millis(next);
         }
-        Self { start, consumers, actions, length }
+        let mut plan = Self { start, consumers, actions, length };
+        if seed >= scenes::FIRST {
+            scenes::add(&mut plan, seed);
+        }
+        plan
     }
 }
 

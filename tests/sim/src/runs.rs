@@ -1,12 +1,14 @@
 //! Runs seeds in processes of their own, shows one, and makes its history shorter.
 
 use std::fs;
+use std::ops::Range;
 use std::path::Path;
 use std::process::Command;
 use std::process::Stdio;
 use std::sync::Mutex;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::AtomicU64;
+use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc;
 use std::sync::mpsc::RecvTimeoutError;
@@ -106,11 +108,23 @@ impl Stage {
         }
         (verdict, errors)
     }
+
+    /// Returns the simulated seconds of a seed, and what the oracle or the process says of it.
+    pub(crate) fn faults(
+        &self,
+        worker: usize,
+        seed: u64,
+        left_out: &[usize],
+    ) -> (u64, Vec<String>) {
+        match self.run(worker, seed, left_out, false) {
+            (Some(verdict), _) => (verdict.simulated, verdict.faults),
+            (None, errors) => (0, vec![errors]),
+        }
+    }
 }
 
 /// Runs each seed twice, and returns true if both runs of each have the same trace.
 pub(crate) fn same(seeds: &str) -> bool {
-    let (from, to) = range(seeds);
     kernel::fix_addresses();
     let stage = Stage::of_this_build();
     let run = |worker, seed| match stage.run(worker, seed, &[], false) {
@@ -120,7 +134,7 @@ pub(crate) fn same(seeds: &str) -> bool {
         (None, errors) => panic!("seed {seed}: {errors}"),
     };
     let mut is_same = true;
-    for seed in from..to {
+    for seed in range(seeds) {
         // The other run has a directory of another name.
         let (one, other) = (run(0, seed), run(1, seed));
         if one == other {
@@ -133,36 +147,46 @@ pub(crate) fn same(seeds: &str) -> bool {
     is_same
 }
 
-fn range(seeds: &str) -> (u64, u64) {
+/// Returns the seeds that FROM..TO names.
+pub(crate) fn range(seeds: &str) -> Range<u64> {
     let (from, to) = seeds.split_once("..").expect("FROM..TO");
-    (from.parse().expect("a number"), to.parse().expect("a number"))
+    from.parse().expect("a number")..to.parse().expect("a number")
 }
 
-fn option<'a>(options: &[&'a str], name: &str) -> Option<&'a str> {
+/// Returns the seeds that the options ask for: those of `--seeds`, and with `--with TEXT` only those
+/// whose plan has an action with this text.
+pub(crate) fn seeds(options: &[&str], default: &str) -> Vec<u64> {
+    let seeds = range(option(options, "--seeds").unwrap_or(default));
+    let has = |seed: &u64| {
+        let Some(text) = option(options, "--with") else { return true };
+        Plan::new(*seed).actions.iter().any(|timed| timed.to_string().contains(text))
+    };
+    seeds.filter(has).collect()
+}
+
+/// Returns the word after an option.
+pub(crate) fn option<'a>(options: &[&'a str], name: &str) -> Option<&'a str> {
     options.iter().position(|it| *it == name).and_then(|at| options.get(at + 1)).copied()
 }
 
 /// Runs seeds, and returns true if none of them has a fault.
 pub(crate) fn run(options: &[&str]) -> bool {
-    let seeds = option(options, "--seeds").unwrap_or("0..100");
-    let (from, to) = range(seeds);
+    let seeds = seeds(options, "0..100");
     let jobs = option(options, "--jobs").map_or(2, |jobs| jobs.parse().expect("a number"));
     let all = options.contains(&"--all");
     kernel::fix_addresses();
     let stage = Stage::of_this_build();
     let begun = Instant::now();
-    let (next, simulated, events) = (AtomicU64::new(from), AtomicU64::new(0), AtomicU64::new(0));
+    let (next, simulated, events) = (AtomicUsize::new(0), AtomicU64::new(0), AtomicU64::new(0));
     let (is_over, failed) = (AtomicBool::new(false), Mutex::new(Vec::new()));
     std::thread::scope(|scope| {
         for worker in 0..jobs {
             let (stage, next, is_over, failed) = (&stage, &next, &is_over, &failed);
-            let (simulated, events) = (&simulated, &events);
+            let (simulated, events, seeds) = (&simulated, &events, &seeds);
             scope.spawn(move || {
                 while !is_over.load(Ordering::Relaxed) {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= to {
-                        break;
-                    }
+                    let next = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(&seed) = seeds.get(next) else { break };
                     let (verdict, errors) = stage.run(worker, seed, &[], false);
                     let faults = verdict.as_ref().map_or(vec![errors], |it| it.faults.clone());
                     if let Some(verdict) = &verdict {
@@ -181,12 +205,15 @@ pub(crate) fn run(options: &[&str]) -> bool {
     let failed = failed.into_inner().expect("nothing panics with it");
     let took = begun.elapsed().as_secs_f64();
     let hours = simulated.into_inner() as f64 / 3600.0;
+    let used = kernel::time_of_children().as_secs_f64();
     println!(
         "{} seeds in {took:.1} s with {jobs} at once: {hours:.1} simulated hours, {} events, {} failed",
-        next.into_inner().min(to) - from,
+        next.into_inner().min(seeds.len()),
         events.into_inner(),
         failed.len(),
     );
+    let each = hours * 3600.0 / used.max(0.001);
+    println!("{used:.1} s of processors: {each:.0} simulated hours for each hour of a core");
     if let Some(seed) = failed.first().filter(|_| !all) {
         shrink_on(&stage, *seed);
     }
@@ -223,8 +250,7 @@ pub(crate) fn shrink(seed: &str) -> bool {
 /// Leaves out actions as long as the seed still fails, and prints the rest.
 fn shrink_on(stage: &Stage, seed: u64) -> bool {
     let fails = |left_out: &[usize]| {
-        let (verdict, errors) = stage.run(0, seed, left_out, false);
-        let faults = verdict.map_or(vec![errors], |verdict| verdict.faults);
+        let (_, faults) = stage.faults(0, seed, left_out);
         (!faults.is_empty()).then_some(faults)
     };
     let Some(mut faults) = fails(&[]) else {

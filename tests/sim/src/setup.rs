@@ -36,6 +36,9 @@ impl Setup {
             // A String takes everything.
             writeln!(text, "directory = \"queue\"\nsegment_bytes = \"{}KiB\"", self.segment).ok();
         }
+        if let Some(second) = self.second {
+            text += &format!("[[listener]]\naddress = \"{second}\"\n");
+        }
         text += "[dead_letter]\ndirectory = \"letters\"\n";
         if self.has_evidence {
             text += "[evidence]\nkey_file = \"evidence.key\"\norigin = \"relay\"\n\
@@ -66,6 +69,8 @@ impl Setup {
                 Some("it is optional")
             } else if leaving.contains(&output.name) {
                 Some("a reload removes it")
+            } else if self.is_damaged {
+                Some("somebody changes files of the queue")
             } else if !self.on_disk {
                 Some("what a queue in memory still has at the end of a drain is counted as lost")
             } else if promise.parks {

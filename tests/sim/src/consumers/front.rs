@@ -16,6 +16,7 @@ use fastrand::Rng;
 use super::Ledger;
 use super::Making;
 use super::Promise;
+use super::Steady;
 use super::fails;
 use super::lock;
 use super::weather::Weather;
@@ -228,6 +229,11 @@ impl Desk {
     ) -> Answer {
         if self.is_broken {
             return Answer::status(503);
+        }
+        match ledger.steady() {
+            Some(Steady::Busy) => return Answer::status(429).header("Retry-After", "30"),
+            Some(Steady::Refuses) => return page(self.manners.payload[0]),
+            None => {}
         }
         let backend = request.connection % self.backends.len();
         let mut trouble = self.backends[backend].meets(kernel::now());

@@ -2,9 +2,10 @@
 //! that is not synced yet, and a power loss takes back a part of those changes.
 //!
 //! The model is stricter than ext4 and XFS, and allows what POSIX allows: `fdatasync` of a file
-//! stores its bytes and its length, but not its name. Creations, removals and renames are stored in
-//! their order, by the sync of a directory. A sync that fails has stored nothing, and the kernel
-//! holds the bytes for stored from then on.
+//! stores its bytes and its length, but not its name. The sync of a directory stores the creations,
+//! removals and renames in this directory, and none in others. What is not synced is stored in its
+//! order. A sync that fails has stored nothing, and the kernel holds the bytes for stored from then
+//! on.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -32,6 +33,10 @@ pub(crate) struct Faults {
     pub(crate) sync_error: f32,
     /// How much longer a sync takes.
     pub(crate) sync_time: Duration,
+    /// The part of all reads at an offset that fail.
+    pub(crate) read_error: f32,
+    /// The longest time that such a read takes.
+    pub(crate) read_time: Duration,
 }
 
 /// A file, by device and inode.
@@ -116,6 +121,8 @@ pub(super) struct Files {
     opened: BTreeMap<i32, Opened>,
     written: BTreeMap<Inode, Written>,
     names: Vec<Name>,
+    /// A file that cannot be removed or renamed.
+    stuck: Option<PathBuf>,
     /// The directory for files whose removal is not stored.
     graves: PathBuf,
     buried: u64,
@@ -144,6 +151,7 @@ impl Files {
             opened: BTreeMap::new(),
             written: BTreeMap::new(),
             names: Vec::new(),
+            stuck: None,
             graves: PathBuf::new(),
             buried: 0,
         }
@@ -276,8 +284,7 @@ impl Files {
                 }
                 Name::Renamed(from, to, _) => around(from) == path || around(to) == path,
             };
-            let stored = self.names.iter().rposition(is_here).map_or(0, |last| last + 1);
-            for name in self.names.drain(..stored) {
+            for name in self.names.extract_if(.., |name| is_here(name)) {
                 if let Name::Removed(_, grave) | Name::Renamed(_, _, Some(grave)) = name {
                     fs::remove_file(grave).ok();
                 }
@@ -294,6 +301,25 @@ impl Files {
             }
         }
         (time, if fails { Err(libc::EIO) } else { Ok(()) })
+    }
+
+    /// Returns how long a read at an offset takes, and whether it fails.
+    pub(super) fn before_read(&mut self, descriptor: i32) -> (Duration, Result<(), Errno>) {
+        let Faults { read_error, read_time, .. } = self.faults;
+        if read_error == 0.0 && read_time.is_zero() || !self.is_known(descriptor) {
+            return (Duration::ZERO, Ok(()));
+        }
+        let fails = self.rng.f32() < read_error;
+        (read_time.mul_f32(self.rng.f32()), if fails { Err(libc::EIO) } else { Ok(()) })
+    }
+
+    /// Lets this file be one that cannot be removed or renamed. There is at most one.
+    pub(super) fn stick(&mut self, path: PathBuf) {
+        self.stuck = Some(path);
+    }
+
+    pub(super) fn is_stuck(&self, path: &Path) -> bool {
+        self.stuck.as_deref() == Some(path)
     }
 
     /// Returns a path for a file whose removal is not stored.

@@ -465,7 +465,12 @@ fn send(id: Id, bytes: &[u8], flags: c_int) -> Result<usize, Errno> {
     }
 }
 
+/// A process of the simulation writes to standard output or error. Where nobody reads it, its
+/// thread waits until the process ends.
 fn print(of: Owner, which: c_int, bytes: &[u8]) {
+    while which == 2 && with(|kernel| kernel.process(of).is_some_and(|it| it.is_unread)) {
+        baton::wait(None);
+    }
     with(|kernel| {
         if let Some(process) = kernel.process(of) {
             let out = if which == 1 { &mut process.stdout } else { &mut process.stderr };
@@ -1247,6 +1252,26 @@ fn write_file(descriptor: c_int, offset: Option<u64>, bytes: &[u8]) -> isize {
 }
 
 #[unsafe(no_mangle)]
+pub unsafe extern "C" fn pread64(
+    descriptor: c_int,
+    buffer: *mut c_void,
+    size: usize,
+    offset: i64,
+) -> isize {
+    if is_noted() {
+        let (time, result) = with(|kernel| kernel.files.before_read(descriptor));
+        if !time.is_zero() {
+            let time = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
+            sleep_until(with(|kernel| kernel.now + time));
+        }
+        if let Err(error) = result {
+            return failed(error);
+        }
+    }
+    real!(SYS_pread64, descriptor, buffer, size, offset)
+}
+
+#[unsafe(no_mangle)]
 pub unsafe extern "C" fn pwrite64(
     descriptor: c_int,
     buffer: *const c_void,
@@ -1330,6 +1355,9 @@ pub unsafe extern "C" fn unlinkat(directory: c_int, path: *const c_char, flags: 
     if baton::outside(|| at.symlink_metadata().is_err()) {
         return failed(libc::ENOENT);
     }
+    if with(|kernel| kernel.files.is_stuck(&at)) {
+        return failed(libc::EPERM);
+    }
     let grave = with(|kernel| kernel.files.remove(at.clone()));
     match baton::outside(|| std::fs::rename(&at, grave)) {
         Ok(()) => 0,
@@ -1361,6 +1389,9 @@ pub unsafe extern "C" fn renameat(
     use_disk(100 * MICROSECOND);
     if baton::outside(|| from.symlink_metadata().is_err()) {
         return failed(libc::ENOENT);
+    }
+    if with(|kernel| kernel.files.is_stuck(&from)) {
+        return failed(libc::EPERM);
     }
     let grave = with(|kernel| kernel.files.rename(from.clone(), to.clone()));
     let moved = baton::outside(|| {

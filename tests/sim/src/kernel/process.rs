@@ -27,6 +27,8 @@ pub(super) struct ProcessState {
     pub(super) status: Option<i32>,
     pub(super) stdout: Vec<u8>,
     pub(super) stderr: Vec<u8>,
+    /// True if standard error is a full pipe that nobody reads.
+    pub(super) is_unread: bool,
     /// The functions that it wants to be called for signals.
     pub(super) handlers: BTreeMap<c_int, Handler>,
     /// Those who wait for its end.
@@ -157,6 +159,16 @@ impl Process {
             }
             baton::wait(Some(super::nanoseconds(deadline)));
         }
+    }
+
+    /// Nobody reads the process's standard error from now on.
+    pub(crate) fn read_no_more(self) {
+        with(|kernel| {
+            kernel.trace.add(kernel.now, format_args!("nobody reads the log of {}", self.0));
+            if let Some(process) = kernel.process(self.0) {
+                process.is_unread = true;
+            }
+        });
     }
 
     /// Returns what the process wrote to standard output so far.

@@ -6,6 +6,7 @@ use std::ffi::c_int;
 use std::ffi::c_long;
 use std::ffi::c_void;
 use std::sync::atomic::AtomicU32;
+use std::time::Duration;
 
 /// Calls the real kernel. Returns the kernel's own result: a negative number is an error.
 ///
@@ -155,4 +156,19 @@ pub(super) fn fix_addresses() {
 pub(super) fn end_process(process: u32) {
     // SAFETY: the call has no addresses as arguments.
     unsafe { call(libc::SYS_kill, [process as usize, 9, 0, 0, 0, 0]) };
+}
+
+/// Returns the time of processors that the processes have used which this one has waited for.
+pub(super) fn time_of_children() -> Duration {
+    // SAFETY: all fields of the struct may be zero, and the call fills it.
+    let used = unsafe {
+        let mut used: libc::rusage = std::mem::zeroed();
+        libc::getrusage(libc::RUSAGE_CHILDREN, &raw mut used);
+        [used.ru_utime, used.ru_stime]
+    };
+    let time = |it: libc::timeval| {
+        Duration::from_secs(it.tv_sec.unsigned_abs())
+            + Duration::from_micros(it.tv_usec.unsigned_abs())
+    };
+    used.into_iter().map(time).sum()
 }
