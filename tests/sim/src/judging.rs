@@ -15,6 +15,8 @@ use crate::oracle::Letter;
 use crate::oracle::View;
 use crate::oracle::World;
 use crate::oracle::letters;
+use crate::oracle::said;
+use crate::oracle::said::Said;
 use crate::support::metrics::Metrics;
 use crate::truth::Book;
 
@@ -77,6 +79,7 @@ pub(crate) fn judge(
     consumers: &[Consumer],
     losses: &Losses,
     calm: Calm,
+    said: &[Said],
 ) -> Vec<String> {
     let arrived: Vec<Vec<Arrived>> = consumers.iter().map(|it| it.arrived_since(0)).collect();
     let mut by_output: BTreeMap<String, Vec<Letter>> = BTreeMap::new();
@@ -117,6 +120,7 @@ pub(crate) fn judge(
         }
         let world = World::new(truth, kernel::now(), views);
         faults.extend(world.judge(calm).iter().map(ToString::to_string));
+        faults.extend(said::judge(&world, said, calm).iter().map(ToString::to_string));
     });
     faults
 }

@@ -8,11 +8,17 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::consumers::Consumer;
+use crate::consumers::Kind;
 use crate::judging::Losses;
 use crate::kernel;
 use crate::kernel::Process;
 use crate::kernel::disk;
 use crate::kernel::net;
+use crate::oracle::said::LATE;
+use crate::oracle::said::Moment;
+use crate::oracle::said::Said;
+use crate::oracle::said::Status;
+use crate::plan;
 use crate::plan::Action;
 use crate::plan::Change;
 use crate::plan::Setup;
@@ -20,7 +26,7 @@ use crate::setup::ADMIN;
 use crate::support::http;
 use crate::support::metrics::Metrics;
 use crate::truth::Book;
-use crate::truth::Kind;
+use crate::truth::Kind as Death;
 
 /// How long a reload may take: it waits 30 s for an address, and for files.
 const RELOAD: Duration = Duration::from_secs(45);
@@ -44,6 +50,10 @@ pub(crate) struct Operator<'a> {
     pub(crate) losses: Losses,
     /// The log of all lives.
     pub(crate) log: Vec<u8>,
+    /// The time at which the present life began.
+    started: Duration,
+    /// What the relay has said of itself.
+    pub(crate) said: Vec<Said>,
 }
 
 /// The end of a trouble.
@@ -57,6 +67,12 @@ enum Ending {
     Steady(usize),
     /// A consumer may be in trouble again.
     Calm(usize),
+}
+
+/// Returns a page of the relay's admin address, if it answers.
+fn page(path: &str) -> Option<String> {
+    let response = http::get(ADMIN.parse().expect("an address"), path).ok()?;
+    (response.status == 200).then(|| response.text())
 }
 
 impl<'a> Operator<'a> {
@@ -78,6 +94,8 @@ impl<'a> Operator<'a> {
             faults: Vec::new(),
             losses: Losses::default(),
             log: Vec::new(),
+            started: Duration::ZERO,
+            said: Vec::new(),
         }
     }
 
@@ -95,6 +113,7 @@ impl<'a> Operator<'a> {
         let Some(library) = self.libraries.pop() else { return };
         self.write_config();
         self.book.config(self.setup.known(self.consumers, &self.leaving));
+        self.started = kernel::now();
         let process = Process::start(&library, &["run", "--config", "config.toml"]);
         self.process = Some(process);
         let deadline = kernel::now() + PATIENCE;
@@ -131,10 +150,44 @@ impl<'a> Operator<'a> {
     }
 
     /// Returns the relay's metrics, if it answers.
-    pub(crate) fn metrics(&self) -> Option<Metrics> {
-        let address = ADMIN.parse().expect("an address");
-        let response = http::get(address, "/metrics").ok()?;
-        (response.status == 200).then(|| Metrics::parse(&response.text()))
+    pub(crate) fn metrics(&mut self) -> Option<Metrics> {
+        self.ask(Moment::Any)
+    }
+
+    /// Returns the relay's metrics, if it answers. At a moment that the rules know, its status is
+    /// asked as well.
+    pub(crate) fn ask(&mut self, moment: Moment) -> Option<Metrics> {
+        let asked = kernel::now();
+        let metrics = Metrics::parse(&page("/metrics")?);
+        let status = (moment != Moment::Any).then(|| page("/status")).flatten();
+        let status: Option<Status> = status
+            .map(|status| serde_json::from_str(&status).expect("the status as it is documented"));
+        if let Some(Status { verdict, .. }) = &status {
+            kernel::trace(format_args!("{moment:?}: the relay says {verdict:?}"));
+        }
+        let (started, answered) = (self.started, kernel::now());
+        let said = Said { started, asked, answered, moment, metrics: metrics.clone(), status };
+        self.said.push(said);
+        Some(metrics)
+    }
+
+    /// Asks while the consumer of an output has been away for so long that the relay has to say so.
+    /// A consumer of lines or syslog is none: its kernel acknowledges what nobody reads.
+    pub(crate) fn take_away(&mut self, rng: &mut fastrand::Rng) {
+        let is_known = |output: &&plan::Output| {
+            !matches!(self.consumers[output.consumer].kind, Kind::Tcp | Kind::Syslog)
+        };
+        let outputs: Vec<_> = self.setup.outputs.iter().filter(is_known).collect();
+        let Some(consumer) = rng.choice(outputs).map(|output| output.consumer) else { return };
+        let (since, time) = (kernel::now(), LATE + Duration::from_secs(8));
+        self.act(&match rng.u32(..3) {
+            0 => Action::Way(consumer, net::Fault::Silent, 2 * time),
+            1 => Action::ConsumerHangs(consumer, 2 * time),
+            _ => Action::ConsumerAway(consumer, 2 * time),
+        });
+        self.wait_until(since + time);
+        self.ask(Moment::Away(consumer, since));
+        self.heal();
     }
 
     /// Waits until a time, and ends the troubles that end meanwhile.
@@ -194,8 +247,8 @@ impl<'a> Operator<'a> {
         kernel::trace(format_args!("ACTION {action:?}"));
         let now = kernel::now();
         match *action {
-            Action::Kill(pause) => self.die(Kind::Kill, pause),
-            Action::PowerLoss(pause) => self.die(Kind::PowerLoss, pause),
+            Action::Kill(pause) => self.die(Death::Kill, pause),
+            Action::PowerLoss(pause) => self.die(Death::PowerLoss, pause),
             Action::Restart => self.restart(false),
             Action::Impatient => self.restart(true),
             Action::Reload(ref change) => self.reload(change),
@@ -270,7 +323,7 @@ impl<'a> Operator<'a> {
         self.book.is_dead();
     }
 
-    fn die(&mut self, kind: Kind, pause: Duration) {
+    fn die(&mut self, kind: Death, pause: Duration) {
         let Some(process) = self.process else { return };
         if !self.has_life() {
             return;
@@ -281,7 +334,7 @@ impl<'a> Operator<'a> {
         if let Some(metrics) = metrics {
             self.losses.add_metrics(&metrics);
         }
-        if kind == Kind::PowerLoss {
+        if kind == Death::PowerLoss {
             disk::power_loss();
         }
         self.gone(process);
@@ -302,7 +355,7 @@ impl<'a> Operator<'a> {
     pub(crate) fn stop(&mut self, twice: bool) {
         let Some(process) = self.process else { return };
         let metrics = self.metrics();
-        self.book.dies(Kind::Drain);
+        self.book.dies(Death::Drain);
         process.signal(libc::SIGTERM);
         if twice {
             std::thread::sleep(Duration::from_millis(300));

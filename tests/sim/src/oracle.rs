@@ -9,6 +9,7 @@
 //! that of its answer. A config counts if it may have been in force at any time of that span.
 
 mod acknowledged;
+pub(crate) mod said;
 
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;

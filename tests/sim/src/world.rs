@@ -9,8 +9,10 @@ use crate::consumers::Consumer;
 use crate::kernel;
 use crate::operator::Operator;
 use crate::oracle::Calm;
+use crate::oracle::said::Moment;
 use crate::plan::Action;
 use crate::plan::Plan;
+use crate::senders;
 use crate::senders::Profile;
 use crate::senders::Senders;
 use crate::senders::Target;
@@ -82,9 +84,16 @@ pub(crate) fn run(seed: u64, left_out: &BTreeSet<usize>, libraries: Vec<PathBuf>
     kernel::trace(format_args!("nothing is wrong"));
     operator.wait_until(healed + CALM);
     let calm = Calm { healed, begins: healed + CALM_BEGINS, ends: healed + CALM };
+    operator.ask(Moment::Calm);
+    let mut away = senders::rng(seed, "away");
+    if away.bool() {
+        operator.take_away(&mut away);
+    }
     kernel::trace(format_args!("the senders finish"));
     senders.finish(FINISH);
-    wait_until_empty(&mut operator);
+    if wait_until_empty(&mut operator) {
+        operator.ask(Moment::Quiet);
+    }
     operator.stop(false);
     if !key.is_empty() {
         check_evidence(&mut operator, &key);
@@ -93,7 +102,7 @@ pub(crate) fn run(seed: u64, left_out: &BTreeSet<usize>, libraries: Vec<PathBuf>
         kernel::print(2, &format!("the relay's log:\n{}", String::from_utf8_lossy(&operator.log)));
     }
     let mut faults = std::mem::take(&mut operator.faults);
-    faults.extend(crate::judging::judge(&book, &consumers, &operator.losses, calm));
+    faults.extend(crate::judging::judge(&book, &consumers, &operator.losses, calm, &operator.said));
     let events = book.read(|truth| truth.events.len());
     Found { faults, simulated: kernel::now(), events }
 }
@@ -105,8 +114,8 @@ fn make_key(operator: &mut Operator<'_>) -> String {
     said.lines().next().unwrap_or_default().to_owned()
 }
 
-/// Everything can be delivered now, so everything is, within a bound.
-fn wait_until_empty(operator: &mut Operator<'_>) {
+/// Everything can be delivered now, so everything is, within a bound. Returns false if not.
+fn wait_until_empty(operator: &mut Operator<'_>) -> bool {
     let deadline = kernel::now() + PROGRESS;
     loop {
         let metrics = operator.metrics();
@@ -115,12 +124,12 @@ fn wait_until_empty(operator: &mut Operator<'_>) {
             metrics.sum(&name("output_backlog_events"))
         });
         if waiting == Some(0.0) {
-            return;
+            return true;
         }
         if kernel::now() > deadline {
             let what = format!("no progress: {waiting:?} events wait {PROGRESS:?} after the end");
             operator.faults.push(what);
-            return;
+            return false;
         }
         std::thread::sleep(Duration::from_secs(2));
     }

@@ -12,35 +12,35 @@ use crate::truth::Epoch;
 use crate::truth::Filter;
 use crate::truth::Origin;
 
-fn seconds(seconds: u64) -> Duration {
+pub(super) fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
 /// A small world: a book, and what arrived at the one consumer of the output `out`.
-struct Small {
+pub(super) struct Small {
     truth: Truth,
     maker: Maker,
-    arrived: Vec<Arrived>,
+    pub(super) arrived: Vec<Arrived>,
     letters: Vec<Letter>,
     counted: Counted,
-    refused: Vec<Vec<u8>>,
+    pub(super) refused: Vec<Vec<u8>>,
     is_unconfirmed: bool,
     promise: Promise,
     consumer_died: bool,
 }
 
 /// From second 40 on nothing is wrong.
-const CALM: Calm = Calm {
+pub(super) const CALM: Calm = Calm {
     healed: Duration::from_secs(40),
     begins: Duration::from_secs(60),
     ends: Duration::from_secs(100),
 };
 
-const OK: Option<(u64, Answer)> = Some((1, Answer::Status(200)));
+pub(super) const OK: Option<(u64, Answer)> = Some((1, Answer::Status(200)));
 
 impl Small {
     /// Begins with a queue in memory and one output.
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let promise = Promise::PLAIN;
         let mut small = Self {
             truth: Truth::default(),
@@ -58,7 +58,7 @@ impl Small {
     }
 
     /// Adds a config that is in force from this second on.
-    fn config(&mut self, second: u64, change: impl FnOnce(&mut Config)) {
+    pub(super) fn config(&mut self, second: u64, change: impl FnOnce(&mut Config)) {
         let output = Output {
             name: "out".into(),
             consumer: 0,
@@ -74,7 +74,7 @@ impl Small {
     }
 
     /// Makes events, each with this verb.
-    fn made(&mut self, count: usize, verb: &'static str) -> Arc<[Serial]> {
+    pub(super) fn made(&mut self, count: usize, verb: &'static str) -> Arc<[Serial]> {
         let mut events = self.maker.events(count);
         events.iter_mut().for_each(|event| event.facts.verb = verb);
         for event in &events {
@@ -85,7 +85,12 @@ impl Small {
     }
 
     /// Sends a body at this second, which is answered so many seconds later.
-    fn send(&mut self, serials: &Arc<[Serial]>, second: u64, answer: Option<(u64, Answer)>) {
+    pub(super) fn send(
+        &mut self,
+        serials: &Arc<[Serial]>,
+        second: u64,
+        answer: Option<(u64, Answer)>,
+    ) {
         self.request(serials, second, answer, Must::Take);
     }
 
@@ -103,18 +108,18 @@ impl Small {
     }
 
     /// Sends two events in one body at this second, which are answered 200 a second later.
-    fn two(&mut self, second: u64) -> Arc<[Serial]> {
+    pub(super) fn two(&mut self, second: u64) -> Arc<[Serial]> {
         let serials = self.made(2, "get");
         self.send(&serials, second, OK);
         serials
     }
 
-    fn event(&self, serial: Serial) -> &Event {
+    pub(super) fn event(&self, serial: Serial) -> &Event {
         &self.truth.events[&serial].event
     }
 
     /// Lets these events arrive at this second.
-    fn arrive(&mut self, second: u64, serials: &[Serial]) {
+    pub(super) fn arrive(&mut self, second: u64, serials: &[Serial]) {
         self.arrive_on(1, second, serials);
     }
 
@@ -153,13 +158,13 @@ impl Small {
     }
 
     #[track_caller]
-    fn passes(&self, rule: impl Fn(&World<'_>, &Seen<'_>) -> Vec<Fault>) {
+    pub(super) fn passes(&self, rule: impl Fn(&World<'_>, &Seen<'_>) -> Vec<Fault>) {
         assert_eq!(self.rule(rule), Vec::<String>::new());
     }
 
     /// Checks that the rule finds exactly one fault, which says this.
     #[track_caller]
-    fn fails(&self, rule: impl Fn(&World<'_>, &Seen<'_>) -> Vec<Fault>, says: &str) {
+    pub(super) fn fails(&self, rule: impl Fn(&World<'_>, &Seen<'_>) -> Vec<Fault>, says: &str) {
         let faults = self.rule(rule);
         assert!(faults.len() == 1 && faults[0].contains(says), "{faults:#?}");
     }

@@ -1,0 +1,215 @@
+//! What the relay says of itself, in `/metrics` and `/status`, beside what the book knows.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::Calm;
+use super::Fault;
+use super::World;
+use super::refused_at;
+use crate::support::metrics::Metrics;
+use crate::support::metrics::conservation;
+use crate::truth::Answer;
+use crate::truth::Fate;
+
+/// After this time without a consumer, an output with an event that waits is late: 30 s, and the
+/// largest `object_age` of an `s3` here (status-page.md, "Late"), and 2 s to ask in.
+pub(crate) const LATE: Duration = Duration::from_secs(40);
+
+/// The moment of a question.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Moment {
+    Any,
+    /// At the end of the calm time.
+    Calm,
+    /// The consumer of this number takes nothing since this time.
+    Away(usize, Duration),
+    /// Every event has left, and no sender has anything to send.
+    Quiet,
+}
+
+/// Answers of the relay.
+#[derive(Debug)]
+pub(crate) struct Said {
+    /// The time at which this life began.
+    pub(crate) started: Duration,
+    pub(crate) asked: Duration,
+    pub(crate) answered: Duration,
+    pub(crate) moment: Moment,
+    pub(crate) metrics: Metrics,
+    pub(crate) status: Option<Status>,
+}
+
+/// The part of `/status` that the rules look at.
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct Status {
+    pub(crate) accepted_events: u64,
+    pub(crate) lost_events: u64,
+    pub(crate) verdict: Verdict,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct Verdict {
+    pub(crate) state: String,
+    pub(crate) findings: Vec<Finding>,
+}
+
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct Finding {
+    pub(crate) state: String,
+    pub(crate) about: String,
+    pub(crate) text: String,
+}
+
+impl Said {
+    fn fault(&self, rule: &'static str, text: &str) -> Fault {
+        let text = format!("asked at {:?}: {text}", self.asked);
+        Fault { rule, output: String::new(), text }
+    }
+
+    /// Returns the counters by name and labels.
+    fn counters(&self) -> BTreeMap<&str, f64> {
+        let counter = |line| {
+            let (series, value) = str::rsplit_once(line, ' ')?;
+            let name = series.split('{').next()?;
+            Some((series, value.parse().ok()?)).filter(|_| name.ends_with("_total"))
+        };
+        self.metrics.text.lines().filter_map(counter).collect()
+    }
+
+    /// Returns the findings that ask for attention.
+    fn findings(&self) -> impl Iterator<Item = &Finding> {
+        let findings = self.status.iter().flat_map(|status| &status.verdict.findings);
+        findings.filter(|finding| matches!(finding.state.as_str(), "bad" | "warn"))
+    }
+}
+
+/// Runs all rules about what the relay has said, in the order of its answers.
+pub(crate) fn judge(world: &World<'_>, said: &[Said], calm: Calm) -> Vec<Fault> {
+    let mut faults = backwards(said);
+    for said in said {
+        let rules = [accepted(world, said), losses(said), identity(world, said)];
+        faults.extend(rules.into_iter().flatten());
+        faults.extend(at_ease(world, said, calm));
+        faults.extend(notices(world, said));
+    }
+    faults
+}
+
+/// A counter never falls within a life.
+pub(crate) fn backwards(said: &[Said]) -> Vec<Fault> {
+    let mut faults = Vec::new();
+    for pair in said.windows(2) {
+        let [before, after] = pair else { continue };
+        if before.started != after.started {
+            continue;
+        }
+        let now = after.counters();
+        for (series, was) in before.counters() {
+            if let Some(is) = now.get(series).filter(|is| **is < was) {
+                faults.push(after.fault("counters", &format!("{series} fell from {was} to {is}")));
+            }
+        }
+    }
+    faults
+}
+
+/// `event_total` counts the accepted events: each of those that this life has answered 200 until
+/// the question, and none that it can't have taken.
+pub(crate) fn accepted(world: &World<'_>, said: &Said) -> Option<Fault> {
+    let counted = said.metrics.count("event_total", &[]);
+    let (mut least, mut most) = (0, 0);
+    for attempt in &world.truth.attempts {
+        let events = attempt.serials.len() as u64;
+        let is_over = attempt.ended.is_some_and(|(at, _)| at < said.started);
+        if attempt.begun <= said.answered && !is_over && attempt.fate() != Fate::Refused {
+            most += events;
+        }
+        let is_ours = attempt.begun >= said.started;
+        if is_ours && matches!(attempt.ended, Some((at, Answer::Status(200))) if at <= said.asked) {
+            least += events;
+        }
+    }
+    let text = format!("event_total is {counted}, and from {least} to {most} events were accepted");
+    (!(least..=most).contains(&counted)).then(|| said.fault("counters", &text))
+}
+
+/// The verdict is not good after a loss (status-page.md: green means that "nothing is lost").
+pub(crate) fn losses(said: &Said) -> Option<Fault> {
+    let status = said.status.as_ref()?;
+    let is_hidden = status.lost_events > 0 && status.verdict.state == "good";
+    let text = format!("the verdict is good, and {} events are lost", status.lost_events);
+    is_hidden.then(|| said.fault("verdict", &text))
+}
+
+/// The identity over the counters (monitoring.md) holds whenever nothing is in motion, and `/status`
+/// has the same numbers.
+pub(crate) fn identity(world: &World<'_>, said: &Said) -> Option<Fault> {
+    if said.moment != Moment::Quiet {
+        return None;
+    }
+    let config = world.truth.epochs.last().map(|epoch| &epoch.config.outputs);
+    let names: Vec<_> = config.into_iter().flatten().map(|output| output.name.as_str()).collect();
+    if let Err(difference) = conservation(&said.metrics, &names) {
+        return Some(said.fault("identity", &difference));
+    }
+    let status = said.status.as_ref()?;
+    let accepted = said.metrics.count("event_total", &[]);
+    let lost = said.metrics.sum("error_total");
+    let is_same = status.accepted_events == accepted && status.lost_events as f64 == lost;
+    let text = format!(
+        "/metrics has {accepted} accepted and {lost} lost events, and /status has {} and {}",
+        status.accepted_events, status.lost_events
+    );
+    (!is_same).then(|| said.fault("identity", &text))
+}
+
+/// While nothing is wrong, no finding says that an output or the queue is in trouble, unless its
+/// consumer has to refuse events.
+pub(crate) fn at_ease(world: &World<'_>, said: &Said, calm: Calm) -> Vec<Fault> {
+    if said.moment != Moment::Calm {
+        return Vec::new();
+    }
+    let refuses = |output: &str| {
+        let outputs =
+            world.outputs.iter().filter(|seen| output.is_empty() || seen.view.output == output);
+        let times = outputs.flat_map(|seen| refused_at(world, seen));
+        let since = said.asked.saturating_sub(calm.limit());
+        times.into_iter().any(|at| (since..=said.answered).contains(&at))
+    };
+    let is_wrong = |finding: &&Finding| match finding.about.strip_prefix("output ") {
+        Some(output) => !finding.text.contains("has dropped every event") && !refuses(output),
+        None => finding.about == "queue" && !refuses(""),
+    };
+    let wrong = said.findings().filter(is_wrong);
+    let text = |it: &Finding| format!("nothing is wrong since {:?}, but: {}", calm.healed, it.text);
+    wrong.map(|finding| said.fault("verdict", &text(finding))).collect()
+}
+
+/// An output whose consumer is away, and for which events wait, is in the findings.
+pub(crate) fn notices(world: &World<'_>, said: &Said) -> Option<Fault> {
+    let Moment::Away(consumer, since) = said.moment else { return None };
+    let config = &world.truth.epochs.last()?.config;
+    let output = config.outputs.iter().find(|output| output.consumer == consumer)?;
+    let seen = world.outputs.iter().find(|seen| seen.view.output == output.name)?;
+    let waits = world.stored.iter().find(|(serial, stored)| {
+        let is_old = stored.until >= since && stored.until + LATE <= said.asked;
+        let is_there = seen.first_at(**serial).is_some_and(|at| at <= said.answered);
+        is_old && !is_there && world.is_owed(seen, **serial, **stored)
+    });
+    let about = format!("output {}", output.name);
+    let is_said = said.findings().any(|finding| finding.about == about);
+    let (serial, stored) = waits.filter(|_| said.status.is_some() && !is_said)?;
+    let text = format!(
+        "the consumer of {} is away since {since:?}, event {serial} waits since {:?}, and no \
+         finding says so",
+        output.name, stored.until
+    );
+    Some(said.fault("verdict", &text))
+}
+
+#[cfg(test)]
+#[path = "said/tests.rs"]
+mod tests;

@@ -1,0 +1,155 @@
+use super::super::tests::CALM;
+use super::super::tests::OK;
+use super::super::tests::Small;
+use super::super::tests::seconds;
+use super::*;
+use crate::oracle::Seen;
+use crate::truth::Filter;
+
+/// Returns what a relay says at second 100 that has started at second 0.
+fn said(moment: Moment, metrics: &str) -> Said {
+    let verdict = Verdict { state: "good".into(), findings: Vec::new() };
+    let status = Status { accepted_events: 2, lost_events: 0, verdict };
+    Said {
+        started: Duration::ZERO,
+        asked: seconds(100),
+        answered: seconds(100),
+        moment,
+        metrics: Metrics::parse(metrics),
+        status: Some(status),
+    }
+}
+
+fn finds(mut said: Said, about: &str, text: &str) -> Said {
+    let state = "bad".to_owned();
+    let verdict = &mut said.status.as_mut().expect("a status").verdict;
+    verdict.state.clone_from(&state);
+    verdict.findings = vec![Finding { state, about: about.into(), text: text.into() }];
+    said
+}
+
+/// Passes or fails: the one fault has to say this.
+#[track_caller]
+fn check(small: &Small, rule: impl Fn(&World<'_>) -> Vec<Fault>, says: Option<&str>) {
+    let rule = |world: &World<'_>, _: &Seen<'_>| rule(world);
+    match says {
+        Some(says) => small.fails(rule, says),
+        None => small.passes(rule),
+    }
+}
+
+#[test]
+fn a_counter_falls_only_in_another_life() {
+    let said = |started, value| {
+        let text = format!("event_total {value}\nqueue_bytes {}\n", 9 - value);
+        Said { started: seconds(started), ..said(Moment::Any, &text) }
+    };
+    assert_eq!(backwards(&[said(0, 2), said(0, 2), said(0, 3)]), Vec::new());
+    assert_eq!(backwards(&[said(0, 3), said(50, 0)]), Vec::new());
+    let faults = backwards(&[said(0, 3), said(0, 2)]);
+    assert!(faults.len() == 1 && faults[0].text.contains("event_total fell from 3 to 2"));
+}
+
+#[test]
+fn as_many_events_are_counted_as_were_accepted() {
+    let mut small = Small::new();
+    small.two(10);
+    let unknown = small.made(3, "get");
+    small.send(&unknown, 20, Some((1, Answer::Broken)));
+    let refused = small.made(1, "get");
+    small.send(&refused, 30, Some((1, Answer::Status(429))));
+    let rule = |count: u64, started: u64| {
+        move |world: &World<'_>| {
+            let text = format!("event_total {count}\n");
+            let said = Said { started: seconds(started), ..said(Moment::Any, &text) };
+            accepted(world, &said).into_iter().collect()
+        }
+    };
+    check(&small, rule(1, 0), Some("event_total is 1, and from 2 to 5 events were accepted"));
+    check(&small, rule(2, 0), None);
+    check(&small, rule(5, 0), None);
+    check(&small, rule(6, 0), Some("event_total is 6"));
+    // Another life has accepted the first two.
+    check(&small, rule(3, 15), None);
+    check(&small, rule(4, 15), Some("from 0 to 3"));
+}
+
+#[test]
+fn the_verdict_is_not_good_after_a_loss() {
+    let mut lossy = said(Moment::Any, "");
+    assert_eq!(losses(&lossy), None);
+    if let Some(status) = &mut lossy.status {
+        status.lost_events = 1;
+    }
+    assert!(losses(&lossy).is_some_and(|fault| fault.text.contains("good, and 1 events are lost")));
+    assert_eq!(losses(&finds(lossy, "relay", "Events were lost")), None);
+}
+
+#[test]
+fn the_counters_agree_when_nothing_is_in_motion() {
+    let text = |delivered: u64| {
+        format!("event_total 2\noutput_events_total{{output=\"out\"}} {delivered}\n")
+    };
+    let rule = |moment: Moment, text: String, accepted_events: u64| {
+        move |world: &World<'_>| {
+            let mut said = said(moment.clone(), &text);
+            said.status.as_mut().expect("a status").accepted_events = accepted_events;
+            identity(world, &said).into_iter().collect::<Vec<_>>()
+        }
+    };
+    let small = Small::new();
+    check(&small, rule(Moment::Quiet, text(2), 2), None);
+    check(&small, rule(Moment::Quiet, text(1), 2), Some("difference 1"));
+    check(&small, rule(Moment::Calm, text(1), 2), None);
+    check(&small, rule(Moment::Quiet, text(2), 3), Some("and /status has 3 and 0"));
+}
+
+#[test]
+fn nothing_is_said_to_be_wrong_while_nothing_is_wrong() {
+    let rule = |about: &'static str, text: &'static str, moment: Moment| {
+        move |world: &World<'_>| at_ease(world, &finds(said(moment.clone(), ""), about, text), CALM)
+    };
+    let mut small = Small::new();
+    let down = rule("output out", "Output out is down.", Moment::Calm);
+    check(&small, &down, Some("nothing is wrong since 40s, but: Output out is down."));
+    check(&small, rule("queue", "The queue is full.", Moment::Calm), Some("queue is full"));
+    check(&small, rule("output out", "Output out is down.", Moment::Any), None);
+    let dropped = "The filter of the output out has dropped every event for minutes.";
+    check(&small, rule("output out", dropped, Moment::Calm), None);
+    check(&small, rule("relay", "Requests were rejected", Moment::Calm), None);
+    // The consumer refuses an event at this time.
+    let serials = small.made(1, "get");
+    small.refused.push(small.event(serials[0]).bytes.to_vec());
+    small.send(&serials, 70, OK);
+    check(&small, &down, Some("Output out is down."));
+    small.send(&serials, 90, OK);
+    check(&small, &down, None);
+}
+
+#[test]
+fn an_output_whose_consumer_is_away_is_in_the_findings() {
+    let away = || said(Moment::Away(0, seconds(50)), "");
+    let silent = |world: &World<'_>| notices(world, &away()).into_iter().collect::<Vec<_>>();
+    let says = |about: &'static str| {
+        move |world: &World<'_>| {
+            let said = finds(away(), about, "It is down.");
+            notices(world, &said).into_iter().collect::<Vec<_>>()
+        }
+    };
+    let mut small = Small::new();
+    // Nothing waits, or not for long.
+    check(&small, silent, None);
+    small.two(70);
+    check(&small, silent, None);
+    let serials = small.two(55);
+    check(&small, silent, Some("the consumer of out is away since 50s, event 1/2 waits since 56s"));
+    check(&small, says("queue"), Some("is away"));
+    check(&small, says("output out"), None);
+    small.arrive(58, &serials);
+    check(&small, silent, None);
+    small.arrived.clear();
+    small.config(20, |config| {
+        config.outputs[0].filter = Filter { verbs: vec!["create"], ..Filter::default() };
+    });
+    check(&small, silent, None);
+}
