@@ -16,6 +16,7 @@ use crate::oracle::View;
 use crate::oracle::World;
 use crate::oracle::letters;
 use crate::oracle::said;
+use crate::oracle::said::Memory;
 use crate::oracle::said::Said;
 use crate::support::metrics::Metrics;
 use crate::truth::Book;
@@ -80,6 +81,7 @@ pub(crate) fn judge(
     losses: &Losses,
     calm: Calm,
     said: &[Said],
+    (memory, room): (&[Memory], usize),
 ) -> Vec<String> {
     let arrived: Vec<Vec<Arrived>> = consumers.iter().map(|it| it.arrived_since(0)).collect();
     let mut by_output: BTreeMap<String, Vec<Letter>> = BTreeMap::new();
@@ -120,6 +122,8 @@ pub(crate) fn judge(
         }
         let world = World::new(truth, kernel::now(), views);
         faults.extend(world.judge(calm).iter().map(ToString::to_string));
+        let too_much = memory.iter().filter_map(|it| said::memory(&world, *it, room));
+        faults.extend(too_much.map(|it| it.to_string()));
         faults.extend(said::judge(&world, said, calm).iter().map(ToString::to_string));
     });
     faults

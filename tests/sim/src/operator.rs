@@ -15,6 +15,7 @@ use crate::kernel::Process;
 use crate::kernel::disk;
 use crate::kernel::net;
 use crate::oracle::said::LATE;
+use crate::oracle::said::Memory;
 use crate::oracle::said::Moment;
 use crate::oracle::said::Said;
 use crate::oracle::said::Status;
@@ -54,6 +55,8 @@ pub(crate) struct Operator<'a> {
     started: Duration,
     /// What the relay has said of itself.
     pub(crate) said: Vec<Said>,
+    /// What each life has needed.
+    pub(crate) memory: Vec<Memory>,
 }
 
 /// The end of a trouble.
@@ -96,6 +99,7 @@ impl<'a> Operator<'a> {
             log: Vec::new(),
             started: Duration::ZERO,
             said: Vec::new(),
+            memory: Vec::new(),
         }
     }
 
@@ -318,6 +322,8 @@ impl<'a> Operator<'a> {
     }
 
     fn gone(&mut self, process: Process) {
+        self.memory
+            .push(Memory { most: process.heap_most(), lived: (self.started, kernel::now()) });
         self.log.extend(process.stderr());
         self.process = None;
         self.book.is_dead();

@@ -100,8 +100,8 @@ pub(crate) struct View<'a> {
     pub(crate) consumer_died: bool,
 }
 
-/// The time before the end of a seed in which nothing is wrong: every consumer takes everything, the
-/// disk works, the relay runs, no config changes, and the senders send.
+/// The time before the end of a seed in which nothing is wrong: every consumer takes everything,
+/// the disk works, the relay runs, no config changes, and the senders send.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Calm {
     /// The last trouble has ended.
@@ -665,8 +665,8 @@ pub(crate) fn answers(truth: &Truth) -> Vec<Fault> {
     wrong.map(|it| Fault { rule: "answers", output: String::new(), text: text(it) }).collect()
 }
 
-/// Whatever can go on, goes on: what was accepted while nothing is wrong arrives within a bound, and
-/// so does what waited before.
+/// Whatever can go on, goes on: what was accepted while nothing is wrong arrives within a bound,
+/// and so does what waited before.
 pub(crate) fn progress(world: &World<'_>, seen: &Seen<'_>, calm: Calm) -> Vec<Fault> {
     let (mut late, limit) = (Vec::new(), calm.limit());
     for (serial, stored) in &world.stored {

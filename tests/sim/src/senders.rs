@@ -157,6 +157,20 @@ impl Profile {
     }
 }
 
+impl Profile {
+    /// Returns a log shipper whose events all stores take.
+    pub(crate) fn shipper(sender: u32) -> Self {
+        Self {
+            sender,
+            kind: Kind::Lines { gap: Duration::from_secs(2) },
+            delay: Duration::ZERO,
+            slow: 0,
+            marks: Marks::default(),
+            http2: false,
+        }
+    }
+}
+
 impl Kind {
     fn draw(rng: &mut fastrand::Rng) -> Self {
         let size = [1, 5, 20, 50].get(rng.usize(..4)).copied().unwrap_or(5);

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use crate::consumers::Consumer;
+use crate::consumers::Kind;
 use crate::plan::Change;
 use crate::plan::Output;
 use crate::plan::Setup;
@@ -59,6 +60,20 @@ impl Setup {
     /// and, on disk, into a part of it.
     pub(crate) fn body_max(&self) -> usize {
         usize::try_from(self.queue * 1024 / 8).unwrap_or(usize::MAX)
+    }
+
+    /// Returns the bytes that the queue and the requests of outputs to these consumers may have in
+    /// memory, by the table of guarantee 4. A request holds events of the queue.
+    pub(crate) fn memory(&self, consumers: &[Kind]) -> usize {
+        let queue = usize::try_from(self.queue * 1024).unwrap_or(usize::MAX);
+        let held = if self.on_disk { queue.min(32 << 20) } else { queue };
+        let output = |kind: &Kind| match kind {
+            Kind::Loki | Kind::Otlp => (4 * queue).min(16 << 20),
+            Kind::Elasticsearch => queue.min(4 << 20) + (8 << 20),
+            Kind::S3 => 4 << 20,
+            _ => queue.min(16 << 20),
+        };
+        held + consumers.iter().map(output).sum::<usize>()
     }
 
     /// Returns what the oracle has to know.

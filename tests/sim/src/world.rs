@@ -30,6 +30,9 @@ const PROGRESS: Duration = Duration::from_secs(30 * 60);
 const CALM: Duration = Duration::from_secs(75);
 const CALM_BEGINS: Duration = Duration::from_secs(45);
 
+/// An event that its consumer refuses is given up within this time, if others come.
+const REFUSED: Duration = Duration::from_secs(60);
+
 /// How long the senders may try to get rid of what they have.
 const FINISH: Duration = Duration::from_secs(8 * 60);
 
@@ -91,7 +94,16 @@ pub(crate) fn run(seed: u64, left_out: &BTreeSet<usize>, libraries: Vec<PathBuf>
     }
     kernel::trace(format_args!("the senders finish"));
     senders.finish(FINISH);
-    if wait_until_empty(&mut operator) {
+    let mut others = 0;
+    let another = || {
+        // The cluster sends on: a refused event is given up only once its consumer has accepted
+        // another one (guarantees.md, "When a refusal counts").
+        others += 1;
+        let senders = Senders::start(seed, &[Profile::shipper(1000 + others)], &target, &book);
+        std::thread::sleep(Duration::from_secs(20));
+        senders.finish(FINISH);
+    };
+    if wait_until_empty(&mut operator, another) {
         operator.ask(Moment::Quiet);
     }
     operator.stop(false);
@@ -101,8 +113,16 @@ pub(crate) fn run(seed: u64, left_out: &BTreeSet<usize>, libraries: Vec<PathBuf>
     if std::env::var_os("SIM_TRACE").is_some() {
         kernel::print(2, &format!("the relay's log:\n{}", String::from_utf8_lossy(&operator.log)));
     }
+    let room = plan.start.memory(&plan.consumers);
     let mut faults = std::mem::take(&mut operator.faults);
-    faults.extend(crate::judging::judge(&book, &consumers, &operator.losses, calm, &operator.said));
+    faults.extend(crate::judging::judge(
+        &book,
+        &consumers,
+        &operator.losses,
+        calm,
+        &operator.said,
+        (&operator.memory, room),
+    ));
     let events = book.read(|truth| truth.events.len());
     Found { faults, simulated: kernel::now(), events }
 }
@@ -114,9 +134,15 @@ fn make_key(operator: &mut Operator<'_>) -> String {
     said.lines().next().unwrap_or_default().to_owned()
 }
 
-/// Everything can be delivered now, so everything is, within a bound. Returns false if not.
-fn wait_until_empty(operator: &mut Operator<'_>) -> bool {
+/// Everything can be delivered now, so everything is, within a bound. Returns false if not. While
+/// no more events wait than the consumers have refused, `another` sends some others.
+fn wait_until_empty(operator: &mut Operator<'_>, mut another: impl FnMut()) -> bool {
     let deadline = kernel::now() + PROGRESS;
+    let mut next = kernel::now() + REFUSED;
+    let is_refused = |event: &[u8]| operator.consumers.iter().any(|it| it.refuses(event));
+    let refused = operator
+        .book
+        .read(|truth| truth.events.values().filter(|known| is_refused(&known.event.bytes)).count());
     loop {
         let metrics = operator.metrics();
         let waiting = metrics.as_ref().map(|metrics| {
@@ -125,6 +151,10 @@ fn wait_until_empty(operator: &mut Operator<'_>) -> bool {
         });
         if waiting == Some(0.0) {
             return true;
+        }
+        if kernel::now() > next && waiting.is_some_and(|waiting| waiting <= refused as f64) {
+            another();
+            next = kernel::now() + REFUSED;
         }
         if kernel::now() > deadline {
             let what = format!("no progress: {waiting:?} events wait {PROGRESS:?} after the end");

@@ -31,6 +31,8 @@ pub(super) struct ProcessState {
     pub(super) is_unread: bool,
     /// The functions that it wants to be called for signals.
     pub(super) handlers: BTreeMap<c_int, Handler>,
+    /// Returns the greatest number of bytes that it has had on its heap at a time.
+    heap_most: Option<HeapMost>,
     /// Those who wait for its end.
     waiting: Vec<TaskId>,
 }
@@ -40,6 +42,9 @@ pub(super) type Handler = unsafe extern "C" fn(c_int, *mut libc::siginfo_t, *mut
 
 /// The relay's function in its library.
 type Program = unsafe extern "C" fn(usize, *const *const c_char) -> i32;
+
+/// The function of the relay's library that tells how much memory it has used.
+type HeapMost = extern "C" fn() -> usize;
 
 /// One life of the program.
 #[derive(Debug, Clone, Copy)]
@@ -83,7 +88,7 @@ impl Process {
     /// The library cannot be loaded.
     pub(crate) fn start(library: &Path, arguments: &[&str]) -> Self {
         let path = CString::new(library.as_os_str().as_bytes()).expect("a path without zeros");
-        let program = baton::outside(|| {
+        let (program, heap_most) = baton::outside(|| {
             // SAFETY: the path ends with a zero byte. The library runs no code when it is loaded
             // but that of Rust's standard library, which keeps the program's arguments.
             let library = unsafe { libc::dlopen(path.as_ptr(), libc::RTLD_NOW | libc::RTLD_LOCAL) };
@@ -91,14 +96,19 @@ impl Process {
             // SAFETY: the library is loaded, and the name ends with a zero byte.
             let program = unsafe { libc::dlsym(library, c"run_program".as_ptr()) };
             assert!(!program.is_null(), "{path:?} has no function run_program");
-            program
+            // SAFETY: the library is loaded, and the name ends with a zero byte.
+            let heap_most = unsafe { libc::dlsym(library, c"heap_most".as_ptr()) };
+            assert!(!heap_most.is_null(), "{path:?} has no function heap_most");
+            (program, heap_most)
         });
-        // SAFETY: this is the function's type in tests/sim/relay.
-        let program: Program = unsafe { std::mem::transmute(program) };
+        // SAFETY: these are the functions' types in tests/sim/relay.
+        let (program, heap_most): (Program, HeapMost) =
+            unsafe { (std::mem::transmute(program), std::mem::transmute(heap_most)) };
         let arguments = std::iter::once(&"kube-audit-forwarder").chain(arguments);
         let arguments: Result<_, _> = arguments.map(|it| CString::new(*it)).collect();
         let owner = with(|kernel| {
-            kernel.processes.push(ProcessState::default());
+            let process = ProcessState { heap_most: Some(heap_most), ..ProcessState::default() };
+            kernel.processes.push(process);
             let owner = Owner::try_from(kernel.processes.len()).expect("a few processes");
             kernel.trace.add(kernel.now, format_args!("process {owner} starts"));
             owner
@@ -169,6 +179,12 @@ impl Process {
                 process.is_unread = true;
             }
         });
+    }
+
+    /// Returns the greatest number of bytes that the process has had on its heap at a time.
+    pub(crate) fn heap_most(self) -> usize {
+        let heap_most = with(|kernel| kernel.process(self.0)?.heap_most);
+        heap_most.map_or(0, |heap_most| heap_most())
     }
 
     /// Returns what the process wrote to standard output so far.

@@ -86,6 +86,47 @@ impl Said {
     }
 }
 
+/// The heap that a life has needed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Memory {
+    /// The greatest number of bytes at a time.
+    pub(crate) most: usize,
+    /// The beginning and the end of the life.
+    pub(crate) lived: (Duration, Duration),
+}
+
+/// The heap of the program itself, with its connections: a part of the 32 MiB and of the 64 KiB for
+/// each connection that guarantees.md gives it, whose rest is code, stacks and pages.
+const PROGRAM: usize = 6 << 20;
+
+/// "The process needs at most the sum of these" (guarantees.md, 4), where `queue` is the sum of the
+/// queue and of the requests of the outputs: the bodies under way, twice because the largest event
+/// of an output may be one of them, the queue, and the program itself.
+pub(crate) fn memory(world: &World<'_>, memory: Memory, queue: usize) -> Option<Fault> {
+    let Memory { most, lived: (from, to) } = memory;
+    let mut changes = Vec::new();
+    for attempt in &world.truth.attempts {
+        let ended = attempt.ended.map_or(to, |(at, _)| at);
+        if attempt.begun <= to && ended >= from {
+            let known = attempt.serials.iter().filter_map(|it| world.truth.events.get(it));
+            let bytes: usize = known.map(|known| known.event.bytes.len()).sum();
+            changes.extend([(attempt.begun, 0, bytes), (ended, 1, bytes)]);
+        }
+    }
+    changes.sort_unstable();
+    let (mut bodies, mut most_bodies) = (0, 0);
+    for (_, is_end, bytes) in changes {
+        bodies = if is_end == 0 { bodies + bytes } else { bodies - bytes };
+        most_bodies = most_bodies.max(bodies);
+    }
+    let bound = PROGRAM + queue + 2 * most_bodies;
+    let text = format!(
+        "the life from {from:?} to {to:?} had {most} bytes on its heap; the bound is {bound}, with \
+         {most_bodies} in bodies under way and {queue} for the queue and the outputs"
+    );
+    (most > bound).then(|| Fault { rule: "memory", output: String::new(), text })
+}
+
 /// Runs all rules about what the relay has said, in the order of its answers.
 pub(crate) fn judge(world: &World<'_>, said: &[Said], calm: Calm) -> Vec<Fault> {
     let mut faults = backwards(said);
@@ -144,8 +185,8 @@ pub(crate) fn losses(said: &Said) -> Option<Fault> {
     is_hidden.then(|| said.fault("verdict", &text))
 }
 
-/// The identity over the counters (monitoring.md) holds whenever nothing is in motion, and `/status`
-/// has the same numbers.
+/// The identity over the counters (monitoring.md) holds whenever nothing is in motion, and
+/// `/status` has the same numbers.
 pub(crate) fn identity(world: &World<'_>, said: &Said) -> Option<Fault> {
     if said.moment != Moment::Quiet {
         return None;
@@ -181,7 +222,11 @@ pub(crate) fn at_ease(world: &World<'_>, said: &Said, calm: Calm) -> Vec<Fault> 
     };
     let is_wrong = |finding: &&Finding| match finding.about.strip_prefix("output ") {
         Some(output) => !finding.text.contains("has dropped every event") && !refuses(output),
-        None => finding.about == "queue" && !refuses(""),
+        // The forecast looks back five minutes, at times in which something was wrong.
+        None => {
+            let is_forecast = finding.text.starts_with("At the pace of the last minutes");
+            finding.about == "queue" && !is_forecast && !refuses("")
+        }
     };
     let wrong = said.findings().filter(is_wrong);
     let text = |it: &Finding| format!("nothing is wrong since {:?}, but: {}", calm.healed, it.text);

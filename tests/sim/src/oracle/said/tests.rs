@@ -153,3 +153,30 @@ fn an_output_whose_consumer_is_away_is_in_the_findings() {
     });
     check(&small, silent, None);
 }
+
+#[test]
+fn the_heap_stays_below_the_sum_of_its_parts() {
+    let mut small = Small::new();
+    // Two bodies of the same size one after the other, and one beside the second.
+    let serials = small.made(3, "get");
+    let bytes = |serial| small.event(serial).bytes.len();
+    let (one, both) = (bytes(serials[0]), bytes(serials[1]) + bytes(serials[2]));
+    for (place, second) in [(0, 10), (1, 20), (2, 20)] {
+        small.send(&serials[place..=place].into(), second, OK);
+    }
+    let rule = |spare: usize, bodies: usize| {
+        move |world: &World<'_>| {
+            let most = PROGRAM + 1000 + spare + 2 * bodies;
+            let life = Memory { most, lived: (Duration::ZERO, seconds(100)) };
+            memory(world, life, 1000).into_iter().collect::<Vec<_>>()
+        }
+    };
+    let bodies = both.max(one);
+    check(&small, rule(0, bodies), None);
+    check(&small, rule(1, bodies), Some("bytes on its heap; the bound is"));
+    let late = |world: &World<'_>| {
+        let life = Memory { most: PROGRAM + 1001, lived: (seconds(50), seconds(100)) };
+        memory(world, life, 1000).into_iter().collect::<Vec<_>>()
+    };
+    check(&small, late, Some("with 0 in bodies under way and 1000 for the queue"));
+}
