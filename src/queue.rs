@@ -31,6 +31,7 @@
 //! | 5 | `spool` | the queue in files |
 //! | 6 | `inspect` | the queue's files, seen from outside |
 
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -588,6 +589,14 @@ impl Cursor {
     /// records the evidence calls this. Always 0 for a queue in memory.
     pub(crate) fn take_unplaced(&self) -> u64 {
         self.spool().map_or(0, spool::Cursor::take_unplaced)
+    }
+
+    /// Returns positions that are not lost if this cursor does not find their events: the queue has
+    /// dropped them for their room, or every output had finished them before the start. An output
+    /// that has lost some of them has said so ([`Cursor::take_finished`]). Each is returned once.
+    /// Only the reader that records the evidence calls this. Empty for a queue in memory.
+    pub(crate) fn take_given_up(&self) -> Vec<Range<Position>> {
+        self.spool().map(spool::Cursor::take_given_up).unwrap_or_default()
     }
 
     /// Returns `true` if there is evidence, which needs to know what became of each event

@@ -240,6 +240,10 @@ struct Work {
     /// Entries that came while the files were not open.
     late: Vec<Entry>,
     fates: Fates,
+    /// The positions whose events count as unproven and not as lost, if they have no entry and the
+    /// queue does not have them any more: the queue has given them up, or files of the log were
+    /// changed or removed.
+    unproven: Vec<Positions<u64>>,
     /// `true`: a witness has contradicted the log. Nothing is recorded any more.
     is_rolled_back: bool,
 }
@@ -251,9 +255,6 @@ struct Log {
     /// The position after the last event that has an entry. In a new log, the position at which the
     /// recorder began.
     next: u64,
-    /// Files of the log were changed or removed. Therefore the events before this position that
-    /// have no entry, and that the queue does not have any more, count as unproven and not as lost.
-    unproven: u64,
     /// The log says that the line hashes below this position are gone.
     pruned: u64,
     witnesses: Witnesses,
@@ -279,6 +280,7 @@ impl Work {
             heartbeat_at: now + heartbeat,
             late: Vec::new(),
             fates: Fates::default(),
+            unproven: Vec::new(),
             is_rolled_back: false,
         }
     }
@@ -493,9 +495,11 @@ impl Work {
         let size = store.signed().size;
         let witnesses = Witnesses::new(witnesses, metrics, size).map_err(io::Error::other)?;
         let asks_until = (!witnesses.have_answered()).then(|| Instant::now() + ANSWERS_WITHIN);
-        let unproven = if store.alarms.is_empty() { 0 } else { end.get() };
+        if !store.alarms.is_empty() {
+            self.unproven.push(0..end.get());
+        }
         self.setup.off.splice(..0, off);
-        Ok(Log { store, hashes, next, unproven, pruned: 0, witnesses, asks_until })
+        Ok(Log { store, hashes, next, pruned: 0, witnesses, asks_until })
     }
 
     /// Checks whether the files are still there. If only the checkpoint or the journal was removed
@@ -618,6 +622,7 @@ impl Work {
         cursor.recorded(&finished);
         // The queue has counted these events as lost. They get no entry any more.
         let _unplaced = cursor.take_unplaced();
+        let _unproven = cursor.take_given_up();
         self.commit_at = None;
     }
 
@@ -654,6 +659,11 @@ impl Work {
             self.taken.bytes += batch.bytes;
             self.taken.claims.push(batch.claim);
             self.commit_at.get_or_insert(Instant::now() + COMMIT_EVERY);
+        }
+        // The queue notes what it gives up before the cursor passes it.
+        let given_up = self.setup.cursor.take_given_up().into_iter();
+        self.unproven.extend(given_up.map(|range| range.start.get()..range.end.get()));
+        if let Some(batch) = &batch {
             self.hash(batch);
         }
         // Events that the cursor passed without lines are no longer in the queue.
@@ -708,6 +718,12 @@ impl Work {
         while let Some((range, is_off)) = self.next().and_then(|next| self.gap(next, position)) {
             self.close();
             let (first, count) = (range.start, range.end - range.start);
+            tracing::error!(
+                position = first,
+                events = count,
+                "the evidence has nothing about these events: it was off, or could not be written \
+                 before the queue needed their room, or the queue's files are damaged"
+            );
             match is_off {
                 true => self.add(Entry::Alarm { at: now(), what: Alarm::Off { first, count } }),
                 false => self.lost(Some(first), count, "missing"),
@@ -716,19 +732,27 @@ impl Work {
                 log.next = range.end;
             }
         }
+        if let Some(next) = self.files.as_ref().map(|log| log.next) {
+            self.unproven.retain(|range| range.end > next);
+        }
     }
 
     /// Returns the events to pass, from `next` on: a range that came in while evidence was off, or
     /// events before `position` without a line. The second value is `true` if nothing is proven
     /// about them, and `false` if they are lost. `None` if there are none.
     fn gap(&self, next: u64, position: u64) -> Option<(Positions<u64>, bool)> {
-        let unproven = self.files.as_ref().map_or(0, |log| log.unproven);
         let off = self.setup.off.iter().find(|off| off.end > next);
         let (end, is_off) = match off {
             Some(off) if off.start <= next => (off.end, true),
             off => {
                 let end = off.map_or(position, |off| position.min(off.start));
-                if next < unproven { (end.min(unproven), true) } else { (end, false) }
+                let around = self.unproven.iter().filter(|range| range.contains(&next));
+                let behind = self.unproven.iter().map(|range| range.start);
+                let behind = behind.filter(|start| *start > next).min().unwrap_or(end);
+                match around.map(|range| range.end).max() {
+                    Some(unproven) => (end.min(unproven), true),
+                    None => (end.min(behind), false),
+                }
             }
         };
         (next < end).then_some((next..end, is_off))

@@ -116,6 +116,8 @@ pub(super) struct Differences {
     /// The places of the lines that are stored but never left.
     pub(super) extra: BTreeSet<u64>,
     pub(super) extra_count: u64,
+    /// The number of these lines that are equal to another one of them.
+    pub(super) extra_copies: u64,
     /// The number of stored lines that match two lines that left, with and without the members, and
     /// count for both.
     pub(super) ambiguous: u64,
@@ -277,6 +279,7 @@ impl Differences {
             self.newer += stored as u64;
         } else {
             of(Kind::Stored).for_each(|(_, place)| self.add_extra(place));
+            self.extra_copies += (count(Kind::Stored) as u64).saturating_sub(1);
             return of(Kind::Either).map(|(_, place)| (Kind::Stored, place)).collect();
         }
         self.without_added += count(Kind::Stored) as u64;

@@ -521,6 +521,8 @@ fn tell_extra(
         taken
     };
     let off = take(logs.iter().map(|log| log.check.history.off.len()).sum());
+    // An event without evidence may have been sent again, as any other.
+    report.counts.duplicate += if off > 0 { take(differences.extra_copies) } else { 0 };
     let unknown = take(logs.iter().map(|log| log.left.unhashed.len()).sum());
     // Without a filter there is only one form.
     let twice = logs.iter().map(|log| if log.left.filters { log.left.twice } else { 0 }).sum();

@@ -39,7 +39,7 @@ pub(super) struct Output {
     until: Option<u64>,
     /// The events between the output's place before a crash and its place at the next start. The
     /// relay may have removed the output before the crash and added it again without recording
-    /// that.
+    /// that. Or it could not record their fates, and the queue needed their room.
     passed_over: Positions,
 }
 
@@ -49,6 +49,12 @@ impl Output {
         let end = self.until.map_or(range.end, |until| until.min(range.end));
         let open = self.settled.missing_in(range.start..end).into_iter();
         open.flat_map(|range| self.not_its_own.missing_in(range)).collect()
+    }
+
+    /// Returns the events of [`Self::pending_in`] whose fate no crash can have hidden.
+    pub(super) fn unexplained_in(&self, range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
+        let pending = self.pending_in(range).into_iter();
+        pending.flat_map(|range| self.passed_over.missing_in(range))
     }
 
     /// Returns `true` if no event of a range belongs to this output.
@@ -154,8 +160,11 @@ impl History {
                 faults.add_at(
                     *first,
                     Some(at),
-                    "who turned the evidence off, and why?",
-                    format_args!("{count} events came in while evidence was off (entry {index})"),
+                    "who turned the evidence off, or why could it not be written?",
+                    format_args!(
+                        "{count} events came in while evidence was off or could not be written \
+                         (entry {index})"
+                    ),
                 );
             }
             Alarm::Journal => faults.add(
@@ -265,7 +274,7 @@ impl History {
                         unknown.push(format!(
                             "{} events from position {} on have no fate at {name}: the relay ended \
                              without a stop, and may have recorded too late that the output had \
-                             left and joined again",
+                             left and joined again, or not at all what became of these events",
                             open.end - open.start,
                             open.start
                         ));

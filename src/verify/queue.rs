@@ -126,7 +126,8 @@ impl Check<'_> {
             // An output that has just joined is not in an entry yet.
             let Some(output) = output else { continue };
             let accepted = self.history.accepted.within(0..*place);
-            let mut open: Vec<_> = accepted.flat_map(|range| output.pending_in(range)).collect();
+            let open = accepted.flat_map(|range| output.unexplained_in(range));
+            let mut open: Vec<_> = open.collect();
             let next = self.history.next();
             if (1..*place).contains(&next) {
                 open.push(next..*place);

@@ -234,8 +234,13 @@ fn events_from_a_time_without_evidence_are_a_fault_and_their_lines_are_not_forge
     log.push(&Entry::Alarm { at, what: Alarm::Off { first: 5, count: 3 } });
     let log = log.stopped(&[("a", 8)]);
     let fault = "FAULT position 5 2";
-    let with = check(&[&log], &[all.clone(), off].concat(), |_| {});
+    let with = check(&[&log], &[all.clone(), off.clone()].concat(), |_| {});
     assert(&with, 1, &[fault, "3 events came in while", "forged 0", "without evidence 3"]);
+    let again = [all.clone(), off.clone(), off].concat();
+    let twice = check(&[&log], &again, |_| {});
+    assert(&twice, 1, &[fault, "forged 0, duplicate 3", "without evidence 3"]);
+    let forged = check(&[&log], &[again, lines('f', 2)].concat(), |_| {});
+    assert(&forged, 1, &[fault, "forged 2, duplicate 3", "without evidence 3"]);
     let without = check(&[&log], &all, |_| {});
     assert(&without, 1, &[fault, "missing 0", "without evidence 0"]);
     let no_lines = check(&[&log], &all, |request| request.events.clear());

@@ -1072,6 +1072,12 @@ impl Cursor {
         std::mem::take(&mut self.shared.lock().writing.unplaced)
     }
 
+    /// Returns the positions that this reader may not find, and that are not lost by that. See
+    /// [`crate::queue::Cursor::take_given_up`].
+    pub fn take_given_up(&self) -> Vec<Range<Position>> {
+        std::mem::take(&mut self.shared.lock().log.given_up)
+    }
+
     /// Returns what is notified when an output has finished events. See
     /// [`crate::queue::Cursor::finished`].
     pub fn finished(&self) -> Option<Arc<Notify>> {

@@ -41,6 +41,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::Mutex;
@@ -148,6 +149,7 @@ pub(super) fn open(
     let mut state = state_of(log, abandoned, contents, config);
     if outputs.iter().any(|output| output.is_recorder()) {
         state.log.finished_wakes = Some(Arc::new(Notify::new()));
+        state.log.given_up = contents.map(given_up).unwrap_or_default();
     }
     if let Some(contents) = contents {
         count_removed(&mut state, contents, telemetry, outputs);
@@ -275,6 +277,14 @@ fn count_removed(
             state.log.leaving.push((name.clone(), unrecorded));
         }
     }
+}
+
+/// Returns the positions that the files need not have, although no event of them has to be lost:
+/// those that all outputs have finished, and those of dropped segments.
+fn given_up(contents: &Contents) -> Vec<Range<Position>> {
+    let finished = contents.outputs.values().map(|place| place.position).min();
+    let finished = finished.map(|end| Position::START..end);
+    finished.into_iter().chain(contents.holes.iter().map(|hole| hole.start..hole.end)).collect()
 }
 
 /// Sets an output's gauge `output_start_events` to its backlog: the number of events that it has

@@ -120,6 +120,10 @@ pub(super) struct LogState {
     /// Notified when an output has finished events, for the reader that records the evidence.
     /// `None` if there is no such reader.
     pub(super) finished_wakes: Option<Arc<Notify>>,
+    /// The positions whose events the reader that records the evidence may not find, although none
+    /// of them is missing by a fault: they were dropped, or all outputs had finished them before
+    /// the start. An output that has lost any of them says so itself. The reader takes them.
+    pub(super) given_up: Vec<Range<Position>>,
     /// The outputs that have left, and whose last events have no durable evidence yet. Their places
     /// stay in the cursors file until then.
     pub(super) leaving: Vec<(String, Unrecorded)>,
@@ -635,6 +639,23 @@ impl LogState {
             end: segment.end.position,
             bytes: segment.end.byte - segment.first.byte,
         });
+        if self.finished_wakes.is_some() {
+            self.give_up(segment);
+        }
+    }
+
+    /// Notes for the evidence that a segment was dropped.
+    fn give_up(&mut self, segment: &Segment) {
+        let dropped = segment.positions();
+        let mut end = segment.end;
+        while let Some(hole) = self.holes.iter().find(|hole| hole.start == end.position) {
+            end = LogOffset { position: hole.end, byte: end.byte + hole.bytes };
+        }
+        self.unrecorded().for_each(|(_, it)| it.leave(dropped.clone(), end));
+        match self.given_up.last_mut() {
+            Some(last) if last.end == dropped.start => last.end = dropped.end,
+            _ => self.given_up.push(dropped),
+        }
     }
 
     /// Sorts the holes. If there are more than [`HOLES_MAX`] holes, joins holes into one that

@@ -29,8 +29,12 @@ const WAITING_MAX: usize = 1 << 20;
 pub(in crate::queue) struct Unrecorded {
     /// The ranges of these events: the key has a range's first position and its end, and the value
     /// is the place in the log where the range begins. If ranges were joined into one, the key
-    /// keeps the end of the first of them.
-    places: BTreeMap<(Position, Position), LogOffset>,
+    /// keeps the end of the first of them. Events that were settled and whose segment was dropped
+    /// are not here.
+    places: BTreeMap<(Position, Position), Place>,
+    /// The ranges that begin in a dropped segment and may end in a later one: the first position of
+    /// the range, and the place where the later segment begins.
+    behind_drops: Vec<(Position, LogOffset)>,
     /// The place of the first event that was finished and not kept here, because too much waits.
     /// This value is never reset.
     not_kept: Option<LogOffset>,
@@ -43,6 +47,14 @@ pub(in crate::queue) struct Unrecorded {
     losses: Vec<Range<Position>>,
     /// Notified when there is a range to take.
     wakes: Arc<Notify>,
+}
+
+/// The place of a range of finished events.
+#[derive(Clone, Copy)]
+struct Place {
+    begin: LogOffset,
+    /// `true`: the output has lost these events before it settled them.
+    is_loss: bool,
 }
 
 impl Unrecorded {
@@ -70,7 +82,8 @@ impl Unrecorded {
             return;
         }
         self.waiting += weight;
-        self.places.insert((claim.start, claim.end), place);
+        let is_loss = matches!(outcome, Outcome::Lost(_));
+        self.places.insert((claim.start, claim.end), Place { begin: place, is_loss });
         self.finished.push(Finished { output: output.to_owned(), claim, at: now(), outcome });
         self.wakes.notify_one();
     }
@@ -106,8 +119,28 @@ impl Unrecorded {
 
     /// Returns the place of the first event whose evidence is not durable yet.
     pub(super) fn first(&self) -> Option<LogOffset> {
-        let first = self.places.first_key_value().map(|(_, place)| *place);
-        first.into_iter().chain(self.not_kept).min()
+        let first = self.places.first_key_value().map(|(_, place)| place.begin);
+        let behind_drops = self.behind_drops.iter().map(|(_, place)| *place);
+        first.into_iter().chain(self.not_kept).chain(behind_drops).min()
+    }
+
+    /// Forgets the places of settled events at these positions, because their segment was dropped:
+    /// nobody can send them again, and after a crash they must not look like lost ones. `end`: the
+    /// place of the first event behind them that is not dropped.
+    pub(super) fn leave(&mut self, dropped: Range<Position>, end: LogOffset) {
+        let begin_there = (dropped.start, Position::START)..(dropped.end, Position::START);
+        let settled = self.places.range(begin_there).filter(|(_, place)| !place.is_loss);
+        let settled: Vec<_> = settled.map(|(key, _)| *key).collect();
+        for key in &settled {
+            self.places.remove(key);
+        }
+        let (inside, mut others): (Vec<_>, Vec<_>) =
+            self.behind_drops.drain(..).partition(|(_, place)| dropped.contains(&place.position));
+        // Ranges do not overlap: all but the last one of those that begin here end here too.
+        let last = settled.last().map(|(start, _)| *start);
+        let last = last.or(inside.iter().map(|(start, _)| *start).max());
+        others.extend(last.map(|start| (start, end)));
+        self.behind_drops = others;
     }
 
     /// Takes the ranges that were not taken yet.
@@ -128,6 +161,7 @@ impl Unrecorded {
         for key in of_claim.map(|(key, _)| *key).collect::<Vec<_>>() {
             self.places.remove(&key);
         }
+        self.behind_drops.retain(|(start, _)| *start != claim.start);
     }
 }
 
@@ -137,5 +171,56 @@ fn is_plain(outcome: &Outcome) -> bool {
     match outcome {
         Outcome::Settled(fates) => *fates == Fates::default(),
         Outcome::Lost(_) => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(position: u64) -> LogOffset {
+        LogOffset { position: Position::new(position), byte: position * 100 }
+    }
+
+    fn range(start: u64, end: u64) -> Range<Position> {
+        Position::new(start)..Position::new(end)
+    }
+
+    fn settle(unrecorded: &mut Unrecorded, start: u64, end: u64) {
+        let outcome = Outcome::Settled(Fates::default());
+        unrecorded.add("a", Claim::of(start, end), start * 100, outcome);
+    }
+
+    /// Method: the segments of the positions 0 to 10 and 10 to 20 are dropped while no evidence can
+    /// be written. A range that was settled ends in the third segment.
+    #[test]
+    fn settled_events_of_dropped_segments_do_not_hold_the_place_back() {
+        let mut unrecorded = Unrecorded::new(Arc::new(Notify::new()));
+        settle(&mut unrecorded, 2, 5);
+        let first = unrecorded.take();
+        settle(&mut unrecorded, 6, 8);
+        settle(&mut unrecorded, 8, 25);
+        let second = unrecorded.take();
+        assert_eq!(unrecorded.first(), Some(at(2)));
+        unrecorded.leave(range(0, 10), at(10));
+        assert_eq!(unrecorded.first(), Some(at(10)));
+        unrecorded.leave(range(10, 20), at(20));
+        assert_eq!(unrecorded.first(), Some(at(20)), "20 to 25 may be sent again");
+        first.iter().for_each(|it| unrecorded.recorded(it.claim));
+        assert_eq!(unrecorded.first(), Some(at(20)));
+        second.iter().for_each(|it| unrecorded.recorded(it.claim));
+        assert_eq!(unrecorded.first(), None);
+    }
+
+    #[test]
+    fn lost_events_of_dropped_segments_hold_the_place_back() {
+        let mut unrecorded = Unrecorded::new(Arc::new(Notify::new()));
+        settle(&mut unrecorded, 0, 5);
+        unrecorded.lose("a", range(5, 10), 500, "when_full", Position::START);
+        settle(&mut unrecorded, 30, 35);
+        unrecorded.leave(range(0, 10), at(10));
+        assert_eq!(unrecorded.first(), Some(at(5)));
+        unrecorded.take().iter().for_each(|it| unrecorded.recorded(it.claim));
+        assert_eq!(unrecorded.first(), None);
     }
 }

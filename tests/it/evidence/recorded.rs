@@ -396,6 +396,55 @@ fn delivered_events_without_evidence_stay_in_the_queue_over_a_crash() {
     recorded.verify();
 }
 
+/// Method: while no evidence can be written, more events are delivered than the queue has room for.
+/// Later the log has to say that it does not know the events whose room was needed. None of them is
+/// lost. The second relay is killed in this state, and a third one finds it.
+#[test]
+fn delivered_events_whose_room_was_needed_are_without_evidence_and_not_lost() {
+    for is_killed in [false, true] {
+        let mut recorded = Recorded::new();
+        let small = "max_bytes = \"512KiB\"\nsegment_bytes = \"64KiB\"";
+        let config = recorded.config("").replace("segment_bytes = \"256KiB\"", small);
+        let mut relay = Relay::start(&config);
+        recorded.post(&relay, 1, 100);
+        recorded.wait_until_signed();
+        let obstacle = recorded.log().join("journal.new");
+        std::fs::create_dir(&obstacle).unwrap();
+        for seed in 2..42 {
+            recorded.post(&relay, seed, 50);
+            relay.wait_until_delivered(PATIENCE);
+        }
+        if is_killed {
+            // The cursors file is written once a second.
+            std::thread::sleep(Duration::from_millis(1500));
+            relay.kill();
+            relay = Relay::start(&config);
+            relay.wait_for_log("the evidence can't be written, trying again", PATIENCE);
+            relay.wait_until_delivered(PATIENCE);
+        }
+        std::fs::remove_dir(&obstacle).unwrap();
+        let count = |entries: &[Value], of: &str| -> u64 {
+            of_type(entries, of).iter().filter_map(|it| it["count"].as_u64()).sum()
+        };
+        let accepted = recorded.events.len() as u64;
+        wait_for_checkpoint(&recorded.log(), "all events", || {
+            let entries = recorded.entries();
+            covered(&entries) + count(&entries, "alarm") == accepted
+        });
+        relay.finish(Backlog::Empty);
+        let entries = recorded.entries();
+        let unknown = count(&entries, "alarm");
+        assert!(unknown > 100, "{unknown} of {accepted}");
+        assert_eq!(count(&entries, "lost"), 0, "killed: {is_killed}");
+        let said = recorded.check();
+        assert_eq!(said.status, 1, "{}", said.text);
+        let faults: Vec<_> = said.text.lines().filter(|line| line.starts_with("FAULT")).collect();
+        let is_known = |line: &&str| line.contains("was off or could not be written");
+        assert!(!faults.is_empty() && faults.iter().all(is_known), "{faults:#?}");
+        assert!(said.text.contains("lost 0,"), "{}", said.text);
+    }
+}
+
 /// Method: the consumer takes nothing, so the queue gets full and drops the newest events, whose
 /// senders are told that they were taken. The log must have their number.
 #[test]

@@ -177,7 +177,7 @@ def main(directory, key, lines=None, output=None, consumer=None):
     check(root(leaves) == expected, "the root of the entries is not that of the checkpoint")
     check_tiles(directory, leaves)
     accepted, sent = ranges(directory)
-    stored, hashes, left, fates = None, [], {}, {}
+    stored, hashes, left, fates, off = None, [], {}, {}, set()
     if lines is not None:
         with open(lines, "rb") as file:
             stored = file.read().split(b"\n")[:-1]
@@ -197,6 +197,7 @@ def main(directory, key, lines=None, output=None, consumer=None):
             hashes.extend([None] * entry["count"])
         if entry["type"] == "alarm" and entry["what"] == "off":
             check(entry["first"] == len(hashes), "the events without evidence do not follow")
+            off.update(range(entry["first"], entry["first"] + entry["count"]))
             hashes.extend([None] * entry["count"])
         if entry["type"] in ("start", "stop"):
             for name, place in entry["outputs"].items():
@@ -212,7 +213,7 @@ def main(directory, key, lines=None, output=None, consumer=None):
             events = [sha256(line) for line in stored[first : first + count]]
             check(own == events, f"the hashes at {first} are not those of the events")
     for name, place in places.items():
-        missing = set(range(min(place, len(hashes)))) - fates.get(name, set())
+        missing = set(range(min(place, len(hashes)))) - fates.get(name, set()) - off
         check(not missing, f"{name} is at {place}, without a fate of {sorted(missing)[:5]}")
     if stored is not None:
         check(len(hashes) == len(stored), f"{len(hashes)} of {len(stored)} events have entries")
