@@ -31,6 +31,7 @@
 //! | 5 | `spool` | the queue in files |
 //! | 6 | `inspect` | the queue's files, seen from outside |
 
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -597,6 +598,13 @@ impl Cursor {
     /// Only the reader that records the evidence calls this. Empty for a queue in memory.
     pub(crate) fn take_given_up(&self) -> Vec<Range<Position>> {
         self.spool().map(spool::Cursor::take_given_up).unwrap_or_default()
+    }
+
+    /// Returns the outputs that have left since the last call, each with the position of the first
+    /// event that was not meant for it any more. Only the reader that records the evidence calls
+    /// this. Empty for a queue in memory.
+    pub(crate) fn take_left(&self) -> BTreeMap<String, Position> {
+        self.spool().map(spool::Cursor::take_left).unwrap_or_default()
     }
 
     /// Returns `true` if there is evidence, which needs to know what became of each event

@@ -157,6 +157,10 @@ pub struct Running {
     pub heartbeat_ms: u64,
     /// For each output the lowest position without a final fate there.
     pub outputs: BTreeMap<String, u64>,
+    /// For each output that has left since the entry of this kind before, the position of the first
+    /// event that was not meant for it any more. It may have joined again.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub left: BTreeMap<String, u64>,
 }
 
 /// How the relay runs, and the log that it has found.
@@ -305,7 +309,9 @@ mod tests {
             config_sha256: "ab".repeat(32),
             heartbeat_ms: 3_600_000,
             outputs: BTreeMap::from([("siem".to_owned(), 7)]),
+            left: BTreeMap::new(),
         };
+        let without = Running { left: BTreeMap::from([("old".to_owned(), 9)]), ..running.clone() };
         let common = format!(
             r#""at":5,"version":"0.1.0","config_sha256":"{}","heartbeat_ms":3600000,"outputs":{{"siem":7}}"#,
             "ab".repeat(32)
@@ -361,6 +367,10 @@ mod tests {
             ),
             (Entry::Reload(running.clone()), format!(r#"{{"type":"reload",{common}}}"#)),
             (Entry::Stop(running), format!(r#"{{"type":"stop",{common}}}"#)),
+            (
+                Entry::Reload(without),
+                format!(r#"{{"type":"reload",{common},"left":{{"old":9}}}}"#),
+            ),
             (
                 alarm(Alarm::Off { first: 3, count: 2 }),
                 r#"{"type":"alarm","at":5,"what":"off","first":3,"count":2}"#.to_owned(),

@@ -365,7 +365,9 @@ impl Work {
     fn now(&self, running: Running) -> Running {
         let places = self.setup.queue.places().into_iter();
         let outputs = places.map(|(name, place)| (name, place.get())).collect();
-        Running { at: now(), outputs, ..running }
+        let left = self.setup.cursor.take_left().into_iter();
+        let left = left.map(|(name, until)| (name, until.get())).collect();
+        Running { at: now(), outputs, left, ..running }
     }
 
     /// Takes events until none is left in the queue, but not after `until`.
@@ -916,5 +918,6 @@ pub(crate) fn running(config_sha256: String, settings: &config::Evidence) -> Run
         config_sha256,
         heartbeat_ms: u64::try_from(heartbeat.as_millis()).unwrap_or(u64::MAX),
         outputs: BTreeMap::new(),
+        left: BTreeMap::new(),
     }
 }

@@ -240,8 +240,12 @@ impl History {
     fn list(&mut self, running: &Running, is_after_crash: bool) {
         let next = self.next.unwrap_or_default();
         for (name, output) in &mut self.outputs {
-            if output.is_there && !running.outputs.contains_key(name) {
-                (output.is_there, output.until) = (false, Some(next));
+            let left = running.left.get(name).copied();
+            if output.is_there && (left.is_some() || !running.outputs.contains_key(name)) {
+                (output.is_there, output.until) = (false, Some(left.unwrap_or(next)));
+                if is_after_crash {
+                    output.passed_over.insert(output.place.0..next);
+                }
             }
         }
         for (name, place) in &running.outputs {
@@ -350,7 +354,7 @@ mod tests {
     fn running(at: u64, places: &[(&str, u64)]) -> Running {
         let (version, config_sha256) = (String::new(), String::new());
         let outputs = places.iter().map(|(name, at)| ((*name).to_owned(), *at)).collect();
-        Running { at, version, config_sha256, heartbeat_ms: 10_000, outputs }
+        Running { at, version, config_sha256, heartbeat_ms: 10_000, outputs, left: BTreeMap::new() }
     }
 
     fn start(at: u64, places: &[(&str, u64)]) -> Entry {
@@ -451,6 +455,47 @@ mod tests {
         assert_one(&said, "position 4: 6 events have no fate at a");
         // Evidence was off: the queue still has the events, and nobody knows what became of them.
         assert_one(&[start(0, &[("a", 7)]), accepted(0, 10, 1)], "7 events have no fate at a");
+    }
+
+    /// Method: an output leaves some time after the reload that removes it, and joins again.
+    #[test]
+    fn events_between_a_late_end_of_an_output_and_its_next_beginning_are_not_its_own() {
+        let again = |left: &[(&str, u64)]| {
+            let left = left.iter().map(|(name, at)| ((*name).to_owned(), *at)).collect();
+            Entry::Reload(Running { left, ..running(5, &[("a", 36)]) })
+        };
+        let entries = |left| {
+            let removed = Entry::Reload(running(2, &[("a", 0)]));
+            let before = [start(0, &[("a", 0)]), accepted(0, 20, 1), removed];
+            let away = [lost("a", Some(0), 30, 3), accepted(30, 6, 4), again(left)];
+            let [first, second, third] = before;
+            let [fourth, fifth, sixth] = away;
+            [first, second, third, accepted(20, 10, 2), fourth, fifth, sixth]
+        };
+        assert_eq!(faults(&entries(&[("a", 30)])), [""; 0]);
+        assert_one(&entries(&[]), "position 30: 6 events have no fate at a");
+        assert_one(&entries(&[("a", 32)]), "position 30: 2 events have no fate at a");
+    }
+
+    /// Method: an output leaves without an entry about it, the relay is killed, and the output
+    /// joins again.
+    #[test]
+    fn an_output_that_left_before_a_crash_may_have_left_at_any_time() {
+        let entries = [
+            start(0, &[("a", 0), ("b", 0)]),
+            accepted(0, 10, 1),
+            delivered("a", 0, 4, 2),
+            start(3, &[("b", 0)]),
+            accepted(10, 5, 4),
+            Entry::Reload(running(5, &[("a", 15), ("b", 0)])),
+        ];
+        assert_eq!(faults(&entries), [""; 0]);
+        let (mut history, mut faults) = (History::default(), Faults::default());
+        for (index, entry) in (0..).zip(&entries) {
+            history.feed(index, entry, &mut faults);
+        }
+        let unknown = history.end(&mut faults);
+        assert!(matches!(unknown.as_slice(), [it] if it.starts_with("6 events from position 4")));
     }
 
     #[test]

@@ -119,7 +119,9 @@ impl Runs {
                 }
                 let new = outputs.difference(had).map(|name| format!("output {name} joined"));
                 let gone = had.difference(&outputs).map(|name| format!("output {name} left"));
-                changes.extend(new.chain(gone));
+                let again = outputs.intersection(had).filter(|it| running.left.contains_key(*it));
+                let again = again.map(|name| format!("output {name} left and joined again"));
+                changes.extend(new.chain(gone).chain(again));
             }
         }
         self.before = Some((config.clone(), outputs));

@@ -1,5 +1,7 @@
 //! Attacks on signed logs: each log is made here, entry by entry.
 
+use std::collections::BTreeMap;
+
 use tempfile::TempDir;
 
 use super::*;
@@ -53,6 +55,7 @@ impl Made {
             version: String::new(),
             config_sha256: config.to_owned(),
             heartbeat_ms: 2 * HOUR,
+            left: BTreeMap::new(),
             outputs: places.iter().map(|(name, at)| ((*name).to_owned(), *at)).collect(),
         }
     }

@@ -1,5 +1,6 @@
 //! One output's cursor in the durable log: what it has claimed, and what was read ahead for it.
 
+use std::collections::BTreeMap;
 use std::collections::VecDeque;
 use std::ops::Range;
 use std::sync::Arc;
@@ -1035,6 +1036,10 @@ impl Cursor {
         if counts {
             cursor.record_end(state.log.end.position, &state.log.holes);
         }
+        if cursor.unrecorded.is_some() {
+            let until = if counts { state.log.end.position } else { cursor.claims.watermark() };
+            state.log.left.entry(cursor.output.name.clone()).or_insert(until);
+        }
         if let Some(unrecorded) = cursor.unrecorded.take().filter(|it| !it.is_recorded()) {
             state.log.leaving.push((cursor.output.name.clone(), unrecorded));
         }
@@ -1076,6 +1081,12 @@ impl Cursor {
     /// [`crate::queue::Cursor::take_given_up`].
     pub fn take_given_up(&self) -> Vec<Range<Position>> {
         std::mem::take(&mut self.shared.lock().log.given_up)
+    }
+
+    /// Returns the outputs that have left since the last call. See
+    /// [`crate::queue::Cursor::take_left`].
+    pub fn take_left(&self) -> BTreeMap<String, Position> {
+        std::mem::take(&mut self.shared.lock().log.left)
     }
 
     /// Returns what is notified when an output has finished events. See

@@ -124,6 +124,9 @@ pub(super) struct LogState {
     /// of them is missing by a fault: they were dropped, or all outputs had finished them before
     /// the start. An output that has lost any of them says so itself. The reader takes them.
     pub(super) given_up: Vec<Range<Position>>,
+    /// For each output that has left since the reader that records the evidence last asked, the
+    /// position of the first event that was not meant for it any more.
+    pub(super) left: BTreeMap<String, Position>,
     /// The outputs that have left, and whose last events have no durable evidence yet. Their places
     /// stay in the cursors file until then.
     pub(super) leaving: Vec<(String, Unrecorded)>,
