@@ -12,6 +12,7 @@
 
 mod consumers;
 mod events;
+mod evidence;
 mod judging;
 mod kernel;
 mod mutants;

@@ -49,6 +49,8 @@ pub(crate) struct Operator<'a> {
     ending: Vec<(Duration, Ending)>,
     pub(crate) faults: Vec<String>,
     pub(crate) losses: Losses,
+    /// The time from which on the disk has refused writes, if it did.
+    pub(crate) disk_refused: Option<Duration>,
     /// The log of all lives.
     pub(crate) log: Vec<u8>,
     /// The time at which the present life began.
@@ -96,6 +98,7 @@ impl<'a> Operator<'a> {
             ending: Vec::new(),
             faults: Vec::new(),
             losses: Losses::default(),
+            disk_refused: None,
             log: Vec::new(),
             started: Duration::ZERO,
             said: Vec::new(),
@@ -318,6 +321,9 @@ impl<'a> Operator<'a> {
             self.book.disk_refuses(kernel::now() + time);
         }
         disk::set(faults);
+        if faults.no_space || faults.write_error > 0.0 {
+            self.disk_refused.get_or_insert(kernel::now());
+        }
         self.ending.push((kernel::now() + time, Ending::Disk));
     }
 

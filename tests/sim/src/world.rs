@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::consumers::Consumer;
+use crate::evidence::Check;
 use crate::kernel;
 use crate::operator::Operator;
 use crate::oracle::Calm;
@@ -72,7 +73,7 @@ pub(crate) fn run(seed: u64, left_out: &BTreeSet<usize>, libraries: Vec<PathBuf>
     let book = Book::default();
     let leaving = leaving(&plan, &only);
     let mut operator = Operator::new(&book, &consumers, plan.start.clone(), leaving, libraries);
-    let key = if plan.start.has_evidence { make_key(&mut operator) } else { String::new() };
+    let evidence = plan.start.has_evidence.then(|| Check::new(seed, make_key(&mut operator)));
     operator.start();
     let target =
         Target::new(LISTENER.parse().expect("an address"), "/", None, plan.start.body_max());
@@ -82,6 +83,9 @@ pub(crate) fn run(seed: u64, left_out: &BTreeSet<usize>, libraries: Vec<PathBuf>
         operator.act(&timed.action);
     }
     operator.wait_until(plan.length);
+    if let Some(evidence) = &evidence {
+        evidence.may_copy();
+    }
     operator.heal();
     let healed = kernel::now();
     kernel::trace(format_args!("nothing is wrong"));
@@ -107,8 +111,8 @@ pub(crate) fn run(seed: u64, left_out: &BTreeSet<usize>, libraries: Vec<PathBuf>
         operator.ask(Moment::Quiet);
     }
     operator.stop(false);
-    if !key.is_empty() {
-        check_evidence(&mut operator, &key);
+    if let Some(evidence) = evidence {
+        evidence.run(&mut operator, &book, &consumers);
     }
     if std::env::var_os("SIM_TRACE").is_some() {
         kernel::print(2, &format!("the relay's log:\n{}", String::from_utf8_lossy(&operator.log)));
@@ -162,15 +166,5 @@ fn wait_until_empty(operator: &mut Operator<'_>, mut another: impl FnMut()) -> b
             return false;
         }
         std::thread::sleep(Duration::from_secs(2));
-    }
-}
-
-/// The log that nobody has touched passes.
-fn check_evidence(operator: &mut Operator<'_>, key: &str) {
-    let verify = ["evidence", "verify", "--directory", "queue", "--key", key, "--allow-lost"];
-    let (status, said) = operator.command(&verify);
-    // 2: not all of it could be checked, which a log with kills says of their moments.
-    if !matches!(status, Some(0 | 2)) {
-        operator.faults.push(format!("evidence verify ends with {status:?}: {said}"));
     }
 }
