@@ -82,6 +82,9 @@ impl Check {
     /// Checks the log of a relay that has stopped, changes one thing, and checks it again. Notes
     /// faults with the operator.
     pub(crate) fn run(mut self, operator: &mut Operator<'_>, book: &Book, consumers: &[Consumer]) {
+        if !operator.has_libraries(2) {
+            return;
+        }
         let stored = self.store(book, consumers);
         let (status, untouched) = self.verify(operator, stored.as_deref(), false);
         if !matches!(status, Some(0 | 2)) && !is_excused(operator, &untouched) {

@@ -106,6 +106,11 @@ impl<'a> Operator<'a> {
         }
     }
 
+    /// Returns true if the program can be started so many times more.
+    pub(crate) fn has_libraries(&self, count: usize) -> bool {
+        self.libraries.len() >= count
+    }
+
     /// Runs a command of the program to its end. Returns its exit status and what it printed.
     pub(crate) fn command(&mut self, arguments: &[&str]) -> (Option<i32>, String) {
         let Some(library) = self.libraries.pop() else { return (None, String::new()) };
