@@ -181,6 +181,11 @@ impl Process {
         });
     }
 
+    /// True after [`Process::read_no_more`].
+    pub(crate) fn is_unread(self) -> bool {
+        with(|kernel| kernel.process(self.0).is_some_and(|process| process.is_unread))
+    }
+
     /// Returns the greatest number of bytes that the process has had on its heap at a time.
     pub(crate) fn heap_most(self) -> usize {
         let heap_most = with(|kernel| kernel.process(self.0)?.heap_most);
