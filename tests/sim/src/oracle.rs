@@ -37,6 +37,13 @@ use crate::truth::Truth;
 /// The greatest number of events that a sentence names, and of faults of one kind.
 const NAMED_MAX: usize = 5;
 
+/// The longest time to an answer (`queue.delivered_timeout`).
+const ANSWER: Duration = Duration::from_secs(25);
+
+/// The time that a refused event may take: "eight times over at least three seconds"
+/// (guarantees.md), or 8 s of server errors, as the outputs here have it, and a pause before.
+const REFUSAL: Duration = Duration::from_secs(12);
+
 /// A promise that was not kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Fault {
@@ -666,11 +673,19 @@ pub(crate) fn answers(truth: &Truth) -> Vec<Fault> {
 }
 
 /// Whatever can go on, goes on: what was accepted while nothing is wrong arrives within a bound,
-/// and so does what waited before.
+/// and so does what waited before. Each event before it that the consumer refuses, and that was
+/// accepted since the oldest one that waited, may take [`REFUSAL`] more.
 pub(crate) fn progress(world: &World<'_>, seen: &Seen<'_>, calm: Calm) -> Vec<Fault> {
     let (mut late, limit) = (Vec::new(), calm.limit());
+    let waited = world.stored.iter().filter(|(serial, _)| {
+        seen.first_at(**serial).is_none_or(|at| at > calm.healed) && !seen.letters.contains(serial)
+    });
+    let oldest = waited.map(|(_, stored)| stored.from).min().unwrap_or_default();
+    let refused = refused_at(world, seen);
     for (serial, stored) in &world.stored {
-        let due = stored.until.max(calm.healed) + limit;
+        let before = refused.iter().filter(|at| (oldest..=stored.until).contains(*at)).count();
+        let more = REFUSAL * u32::try_from(before).unwrap_or(u32::MAX);
+        let due = stored.until.max(calm.healed) + limit.saturating_add(more);
         let is_there = seen.first_at(*serial).is_some_and(|at| at <= due);
         let may_refuse = world.truth.events.get(serial).is_none_or(|known| seen.may_refuse(known));
         if due <= calm.ends
@@ -700,10 +715,8 @@ pub(crate) fn progress(world: &World<'_>, seen: &Seen<'_>, calm: Calm) -> Vec<Fa
 /// nothing comes twice that came then.
 pub(crate) fn repeats(world: &World<'_>, seen: &Seen<'_>, calm: Calm) -> Vec<Fault> {
     let mut came = BTreeMap::new();
-    let refused = match seen.view.promise.copies {
-        Copies::AgainBesideRefused => refused_at(world, seen),
-        _ => Vec::new(),
-    };
+    let is_repeated = seen.view.promise.copies == Copies::AgainBesideRefused;
+    let refused = if is_repeated { refused_at(world, seen) } else { Vec::new() };
     let is_beside =
         |at: Duration| refused.iter().any(|begun| *begun <= at && *begun + calm.limit() >= at);
     let mut faults = Vec::new();
@@ -726,16 +739,18 @@ pub(crate) fn repeats(world: &World<'_>, seen: &Seen<'_>, calm: Calm) -> Vec<Fau
     faults
 }
 
-/// Returns when the requests began whose events the output's consumer refuses for good, or fails
-/// on, and that may be stored.
+/// Returns when the requests began with events that the output's consumer refuses for good, or
+/// fails on, and that may be stored: once for each such event.
 fn refused_at(world: &World<'_>, seen: &Seen<'_>) -> Vec<Duration> {
     let is_refused = |serial: &Serial| {
         let known = world.truth.events.get(serial);
         known.is_some_and(|known| (seen.view.refuses)(&known.event.bytes))
     };
     let stored = world.truth.attempts.iter().filter(|attempt| attempt.fate() != Fate::Refused);
-    let refused = stored.filter(|attempt| attempt.serials.iter().any(is_refused));
-    refused.map(|attempt| attempt.begun).collect()
+    let refused = stored.flat_map(|attempt| {
+        attempt.serials.iter().filter(|it| is_refused(it)).map(|_| attempt.begun)
+    });
+    refused.collect()
 }
 
 /// Senders are served, too: while nothing is wrong, and what waited has left, a sound request is
@@ -750,7 +765,10 @@ pub(crate) fn senders_progress(world: &World<'_>, calm: Calm) -> Vec<Fault> {
     let is_late = |attempt: &&Attempt| match (attempt.must, attempt.ended) {
         _ if !(calm.begins..=calm.ends).contains(&attempt.begun) => false,
         _ if is_held_up(attempt) => false,
-        (Must::Take, None) => true,
+        // The answer came after the calm time, if at all.
+        (Must::Take, ended) if ended.is_none_or(|(at, _)| at > calm.ends) => {
+            attempt.begun + ANSWER <= calm.ends
+        }
         (
             Must::Take,
             Some((_, Answer::Status(429 | 503) | Answer::TimedOut | Answer::NoConnection)),

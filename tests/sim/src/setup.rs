@@ -71,7 +71,10 @@ impl Setup {
             Kind::Loki | Kind::Otlp => (4 * queue).min(16 << 20),
             Kind::Elasticsearch => queue.min(4 << 20) + (8 << 20),
             Kind::S3 => 4 << 20,
-            _ => queue.min(16 << 20),
+            Kind::Http | Kind::Tcp | Kind::Syslog | Kind::Relp | Kind::Lumberjack => {
+                queue.min(16 << 20)
+            }
+            Kind::Splunk | Kind::Ibm => queue.min(16 << 20),
         };
         held + consumers.iter().map(output).sum::<usize>()
     }

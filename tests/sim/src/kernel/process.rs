@@ -101,9 +101,10 @@ impl Process {
             assert!(!heap_most.is_null(), "{path:?} has no function heap_most");
             (program, heap_most)
         });
-        // SAFETY: these are the functions' types in tests/sim/relay.
-        let (program, heap_most): (Program, HeapMost) =
-            unsafe { (std::mem::transmute(program), std::mem::transmute(heap_most)) };
+        // SAFETY: this is the function's type in tests/sim/relay.
+        let program: Program = unsafe { std::mem::transmute(program) };
+        // SAFETY: so is this.
+        let heap_most: HeapMost = unsafe { std::mem::transmute(heap_most) };
         let arguments = std::iter::once(&"kube-audit-forwarder").chain(arguments);
         let arguments: Result<_, _> = arguments.map(|it| CString::new(*it)).collect();
         let owner = with(|kernel| {

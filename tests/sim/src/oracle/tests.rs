@@ -584,10 +584,20 @@ fn what_can_go_on_goes_on() {
     small.refused.push(small.event(serials[1]).bytes.to_vec());
     small.passes(rule);
     // Not due yet.
+    let mut small = Small::new();
     small.two(80);
     small.passes(rule);
     small.two(79);
     small.fails(rule, "2 events have not come");
+    // Refused events before them take their time, and those behind them take none.
+    let mut small = Small::new();
+    small.two(60);
+    let refused = small.made(2, "get");
+    small.refused = refused.iter().map(|it| small.event(*it).bytes.to_vec()).collect();
+    small.send(&refused, 62, OK);
+    small.fails(rule, "2 events have not come within 20s");
+    small.send(&refused, 60, OK);
+    small.passes(rule);
 }
 
 #[test]
@@ -639,8 +649,11 @@ fn senders_are_answered_while_nothing_is_wrong() {
     assert_eq!(judge(60, Some((1, Answer::Status(429)))), 1);
     assert_eq!(judge(60, Some((1, Answer::NoConnection))), 1);
     assert_eq!(judge(60, OK), 0);
-    assert_eq!(judge(100, None), 1);
-    assert_eq!(judge(101, None), 0);
+    assert_eq!(judge(75, None), 1);
+    assert_eq!(judge(76, None), 0);
+    assert_eq!(judge(99, Some((1, Answer::Status(503)))), 1);
+    assert_eq!(judge(99, Some((2, Answer::Status(503)))), 0);
+    assert_eq!(judge(75, Some((26, Answer::Status(503)))), 1);
 }
 
 #[test]
