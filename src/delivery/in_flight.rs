@@ -72,6 +72,18 @@ pub(super) enum Refusals {
     Alone(u64),
 }
 
+/// The server errors with which the consumer has answered a claim, or a larger claim that contained
+/// it. For a claim of one event of an ordered output, only the answers to this event alone count.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct ServerErrors {
+    pub(super) count: u32,
+    /// The number of the first one. Server errors are numbered together with the refusals. `None`
+    /// if there was none.
+    pub(super) first: Option<u64>,
+    /// `true` if they are answers to one event alone. Only set for ordered outputs.
+    pub(super) are_of_one: bool,
+}
+
 /// The number of server errors after which other claims are sent before a claim, to learn whether
 /// the consumer accepts them.
 pub(super) const ERRORS_BEFORE_OTHERS: u32 = 2;
@@ -102,12 +114,8 @@ pub(super) struct Work {
     pub(super) is_overtaken: bool,
     /// Tells whether and how the consumer has refused the claim.
     pub(super) refusals: Refusals,
-    /// The number of requests with this claim, or with a larger claim that contained it, that the
-    /// consumer has answered with a server error.
-    pub(super) errors: u32,
-    /// The number of the first of these server errors, which are numbered together with the
-    /// refusals; `None` if there was none.
-    pub(super) first_error: Option<u64>,
+    /// The server errors with which the consumer has answered the claim.
+    pub(super) errors: ServerErrors,
     /// The tries of a single event that its consumer does not take although it takes others; `None`
     /// for all other claims.
     pub(super) parking: Option<Parking>,
@@ -125,8 +133,7 @@ impl Work {
             is_taken: false,
             is_overtaken: false,
             refusals: Refusals::None,
-            errors: 0,
-            first_error: None,
+            errors: ServerErrors::default(),
             parking: None,
         }
     }

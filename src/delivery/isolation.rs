@@ -10,12 +10,15 @@
 //!
 //! A consumer that answers 5xx is treated in the same way, but later: a claim is halved, or its
 //! event is parked, only if the consumer has answered 5xx to it more than once, and has accepted
-//! other events in between. While a consumer answers 5xx to everything, nothing is halved.
+//! other events in between. While a consumer answers 5xx to everything, nothing is halved. If the
+//! output is ordered, only the answers to a single event alone count for it: the server errors to
+//! the claims that contained it may have come from an outage.
 
 use std::collections::BTreeMap;
 
 use super::failure::Failure;
 use super::in_flight::Refusals;
+use super::in_flight::ServerErrors;
 use super::in_flight::Work;
 use super::parked::Conduct;
 use crate::config::Rejected;
@@ -93,9 +96,9 @@ pub(super) struct Isolation {
     /// The number of refusals that this delivery has seen. Each answer by which a consumer refuses
     /// a claim counts once.
     pub(super) refusals: u64,
-    /// The number of server errors after which the events of a claim may be at fault. If the output
-    /// is ordered, it is higher, because a parked event leaves the order.
-    errors_min: u32,
+    /// `true` if the consumer gets the events in the order of the queue. More is then asked for
+    /// before an event is parked because of server errors, because it leaves the order.
+    is_ordered: bool,
     /// The answers of each consumer so far, by the consumer's number. Each address that the output
     /// has reached counts as one consumer.
     conducts: BTreeMap<usize, Conduct>,
@@ -119,7 +122,7 @@ impl Isolation {
     pub(super) fn new(action: Rejected, is_ordered: bool) -> Self {
         Self {
             action,
-            errors_min: if is_ordered { ERRORS_MIN_ORDERED } else { ERRORS_MIN },
+            is_ordered,
             round: None,
             refusals: 0,
             conducts: BTreeMap::new(),
@@ -179,7 +182,7 @@ impl Isolation {
     }
 
     /// Notes in `work` that a consumer has answered its claim with a server error. Returns `true`
-    /// if the events of the claim may be at fault: it is not the first such answer, and the
+    /// if the events of the claim may be at fault: there were enough such answers, and the
     /// consumer has accepted something that was sent after the first one. `took_others` is `true`
     /// if the consumer has accepted other events of the same request.
     pub(super) fn server_error(
@@ -191,11 +194,15 @@ impl Isolation {
         self.refusals += 1;
         // The events of the same request that the consumer accepted were sent at `sent_at`.
         let number = if took_others { work.sent_at } else { self.refusals };
-        let first = *work.first_error.get_or_insert(number);
-        work.errors += 1;
+        if self.is_ordered && work.events == 1 && !work.errors.are_of_one {
+            work.errors = ServerErrors { are_of_one: true, ..ServerErrors::default() };
+        }
+        let first = *work.errors.first.get_or_insert(number);
+        work.errors.count += 1;
         let conduct = self.conduct(consumer);
         let works = conduct.has_accepted_since(first) && conduct.still_works();
-        work.errors >= self.errors_min && (took_others || works)
+        let errors_min = if self.is_ordered { ERRORS_MIN_ORDERED } else { ERRORS_MIN };
+        work.errors.count >= errors_min && (took_others || works)
     }
 
     /// Returns the answers of a consumer so far.

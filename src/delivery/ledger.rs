@@ -390,7 +390,8 @@ impl Ledger {
     /// Called when the consumer answers the first claim that waits to be sent again with server
     /// errors. Takes one or a few other events, to learn whether the consumer accepts these. The
     /// batch holds one new event. If there is none, or if very many claims wait already, it holds
-    /// the second half of one of the waiting claims. Returns `None` if there is only one event.
+    /// the second half of one of the waiting claims. If there is only one event to halve, the batch
+    /// is the last claim that is held. Returns `None` if there is no other event.
     fn take_others(&mut self) -> Option<Batch> {
         let one = Take { bytes: self.rules.limits.max_bytes, events: 1 };
         let waiting = self.in_flight.count(State::Pending);
@@ -408,7 +409,9 @@ impl Ledger {
         if self.in_flight.split(other) {
             other = self.in_flight.nth(State::Pending, turn + 1)?;
         } else if turn == 0 {
-            return None;
+            let last = self.in_flight.count(State::Held).checked_sub(1)?;
+            other = self.in_flight.nth(State::Held, last)?;
+            self.release(other.claim);
         }
         match self.redeliver(other.claim) {
             Redelivery::Batch(batch) => Some(batch),
@@ -679,7 +682,7 @@ impl Ledger {
             self.in_flight.note(work);
             self.park_each(work.claim, failure, consumer);
         } else {
-            self.turn.sends_others |= work.errors >= ERRORS_BEFORE_OTHERS;
+            self.turn.sends_others |= work.errors.count >= ERRORS_BEFORE_OTHERS;
             // A refused event must not share a request with others, because the consumer might then
             // refuse these too.
             self.in_flight.note(Work { is_remainder: !is_refused, ..work });
@@ -855,7 +858,7 @@ impl Ledger {
         let mut is_at_fault = true;
         for work in works {
             is_at_fault &= self.isolation.server_error(work, consumer, false);
-            self.turn.sends_others |= work.errors >= ERRORS_BEFORE_OTHERS;
+            self.turn.sends_others |= work.errors.count >= ERRORS_BEFORE_OTHERS;
             self.in_flight.note(*work);
         }
         is_at_fault
