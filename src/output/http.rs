@@ -132,8 +132,7 @@ impl Connect for HttpConnector {
     }
 
     fn is_ordered(&self) -> bool {
-        // If only some events of a request are sent again, they come after the others.
-        self.client.config.concurrency == 1 && !self.client.api.wraps_events()
+        self.client.config.concurrency == 1 && !self.client.api.judges_events()
     }
 
     fn files(&self) -> Option<Arc<dyn Files>> {

@@ -193,6 +193,12 @@ pub(in crate::output) trait Api: Send + Sync + 'static {
         None
     }
 
+    /// `true` if an answer may take some events of a request, and leave others to be sent again.
+    /// These then come after events that were accepted later.
+    fn judges_events(&self) -> bool {
+        false
+    }
+
     /// `true` if the protocol puts something of its own around each event. A request then may not
     /// have room for a whole batch, and [`Api::encode`] and [`Api::judge`] get the positions of the
     /// events.
