@@ -128,6 +128,15 @@ impl Answer {
         Self { what, delay: Duration::ZERO, close: false, interim: Vec::new(), cut: None }
     }
 
+    /// Returns the status, if it is an answer that has one.
+    #[allow(dead_code, reason = "the simulator uses it")]
+    pub(crate) fn code(&self) -> Option<u16> {
+        match self.what {
+            What::Response { status, .. } => Some(status),
+            What::Raw(_) | What::HangUp | What::Reset | What::Never => None,
+        }
+    }
+
     pub(crate) fn header(mut self, name: &str, value: &str) -> Self {
         if let What::Response { headers, .. } = &mut self.what {
             headers.push((name.to_owned(), value.to_owned()));

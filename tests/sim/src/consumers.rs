@@ -32,7 +32,10 @@ use fastrand::Rng;
 
 use crate::events::FAILING;
 use crate::events::REFUSED;
+use crate::events::Serial;
+use crate::events::identify_all;
 use crate::kernel;
+use crate::support::http_sink::Request;
 use crate::support::server::Options;
 use crate::support::server::Server;
 
@@ -98,7 +101,8 @@ pub(crate) enum Copies {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Promise {
     pub(crate) copies: Copies,
-    /// Events arrive in the order of their acceptance, first copies at least.
+    /// Events arrive in the order of their acceptance, first copies at least. If the consumer turns
+    /// requests down, this has the exceptions of guarantees.md.
     pub(crate) ordered: bool,
     /// Events arrive byte for byte, as every kind promises.
     pub(crate) bytes: bool,
@@ -137,6 +141,15 @@ pub(crate) struct Arrived {
     pub(crate) event: Vec<u8>,
 }
 
+/// A request that a consumer has answered as if its events were at fault.
+#[derive(Debug, Clone)]
+pub(crate) struct TurnedDown {
+    pub(crate) at: Duration,
+    pub(crate) events: Vec<Serial>,
+    /// True for an answer 5xx, false for a refusal of the payload.
+    pub(crate) is_error: bool,
+}
+
 /// A consumer of the relay.
 pub(crate) struct Consumer {
     pub(crate) name: String,
@@ -154,6 +167,7 @@ struct Ledger {
     calm: AtomicBool,
     steady: Mutex<Option<Steady>>,
     arrived: Mutex<Vec<Arrived>>,
+    turned_down: Mutex<Vec<TurnedDown>>,
     violations: Mutex<Vec<String>>,
 }
 
@@ -192,6 +206,7 @@ impl Consumer {
             calm: AtomicBool::new(false),
             steady: Mutex::default(),
             arrived: Mutex::default(),
+            turned_down: Mutex::default(),
             violations: Mutex::default(),
         });
         let rng = Rng::with_seed(seed);
@@ -247,6 +262,11 @@ impl Consumer {
     /// Returns what the consumer has accepted for good from the index `from` on, in its order.
     pub(crate) fn arrived_since(&self, from: usize) -> Vec<Arrived> {
         lock(&self.ledger.arrived).get(from..).unwrap_or_default().to_vec()
+    }
+
+    /// Returns the requests that it has turned down, in the order of time.
+    pub(crate) fn turned_down(&self) -> Vec<TurnedDown> {
+        lock(&self.ledger.turned_down).clone()
     }
 
     /// Returns what the relay did against the protocol.
@@ -344,6 +364,16 @@ impl Ledger {
         drop(arrived);
         if count > 0 {
             kernel::trace(format_args!("{} has {count} more by {connection}", self.name));
+        }
+    }
+
+    /// Notes that a request is answered with this status.
+    fn answers(&self, status: Option<u16>, request: &Request) {
+        let is_error = matches!(status, Some(500..600));
+        if is_error || matches!(status, Some(400 | 413 | 422)) {
+            let events = identify_all(&request.decoded());
+            let down = TurnedDown { at: kernel::now(), events, is_error };
+            lock(&self.turned_down).push(down);
         }
     }
 

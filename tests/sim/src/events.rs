@@ -5,6 +5,7 @@
 //! shape. Nothing relies on `auditID`: a client of kube-apiserver may choose it, and some of these
 //! clients choose the same one.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
@@ -62,6 +63,13 @@ pub(crate) fn identify(bytes: &[u8]) -> Option<Serial> {
         found = Some(serial);
     }
     found
+}
+
+/// Returns the serials of all events in a body, each once, in the order of their numbers.
+pub(crate) fn identify_all(body: &[u8]) -> Vec<Serial> {
+    let places = memmem::find_iter(body, BEFORE);
+    let found: BTreeSet<_> = places.filter_map(|at| Serial::parse(body.get(at..)?)).collect();
+    found.into_iter().collect()
 }
 
 /// The members of an event that a filter can ask for.

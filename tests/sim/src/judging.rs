@@ -18,6 +18,7 @@ use crate::oracle::letters;
 use crate::oracle::said;
 use crate::oracle::said::Memory;
 use crate::oracle::said::Said;
+use crate::oracle::losses_in;
 use crate::support::metrics::Metrics;
 use crate::truth::Book;
 
@@ -98,6 +99,7 @@ pub(crate) fn judge(
         let outputs: BTreeSet<(&str, usize)> =
             configs.map(|output| (output.name.as_str(), output.consumer)).collect();
         let refusals: Vec<_> = consumers.iter().map(refuses).collect();
+        let turned_down: Vec<_> = consumers.iter().map(Consumer::turned_down).collect();
         let mut views = Vec::new();
         for (output, number) in outputs {
             let consumer = &consumers[number];
@@ -105,7 +107,7 @@ pub(crate) fn judge(
             let counted = Counted {
                 lost: losses.of(output),
                 queue: losses.of("queue"),
-                letters: letters.len() as u64,
+                letters: losses_in(letters),
                 letters_dropped: 0,
             };
             views.push(View {
@@ -113,7 +115,12 @@ pub(crate) fn judge(
                 consumer: number,
                 promise: consumer.promise(),
                 is_unconfirmed: matches!(consumer.kind, Kind::Tcp | Kind::Syslog),
+                is_stream: matches!(
+                    consumer.kind,
+                    Kind::Tcp | Kind::Syslog | Kind::Relp | Kind::Lumberjack
+                ),
                 arrived: &arrived[number],
+                turned_down: &turned_down[number],
                 letters,
                 counted,
                 refuses: &refusals[number],

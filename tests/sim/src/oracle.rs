@@ -19,6 +19,7 @@ use std::time::Duration;
 use crate::consumers::Arrived;
 use crate::consumers::Copies;
 use crate::consumers::Promise;
+use crate::consumers::TurnedDown;
 use crate::events;
 use crate::events::Serial;
 use crate::events::identify;
@@ -43,6 +44,8 @@ const ANSWER: Duration = Duration::from_secs(25);
 /// The time that a refused event may take: "eight times over at least three seconds"
 /// (guarantees.md), or 8 s of server errors, as the outputs here have it, and a pause before.
 const REFUSAL: Duration = Duration::from_secs(12);
+/// The number of answers 5xx to an event alone after which it may leave the order.
+const ERRORS_MIN: usize = 4;
 
 /// A promise that was not kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -79,7 +82,7 @@ pub(crate) struct Counted {
     pub(crate) lost: u64,
     /// `error_total{plugin="queue"}`.
     pub(crate) queue: u64,
-    /// `dead_letter_events_total{output=OUTPUT}`.
+    /// Those of the lost events that the dead letters stand for: see [`losses_in`].
     pub(crate) letters: u64,
     /// `dead_letter_dropped_events_total`.
     pub(crate) letters_dropped: u64,
@@ -94,8 +97,12 @@ pub(crate) struct View<'a> {
     /// True for `tcp`, `syslog` and `stdout`, which "know only what the peer's kernel has"
     /// (outputs.md).
     pub(crate) is_unconfirmed: bool,
+    /// True for these, `lumberjack` and `relp`, which have one connection after the other.
+    pub(crate) is_stream: bool,
     /// In the order in which the consumer took them.
     pub(crate) arrived: &'a [Arrived],
+    /// The requests that it has turned down, in the order of time.
+    pub(crate) turned_down: &'a [TurnedDown],
     /// The dead letters of this output that are in the files.
     pub(crate) letters: &'a [Letter],
     pub(crate) counted: Counted,
@@ -177,6 +184,42 @@ impl<'a> Seen<'a> {
         self.view.promise.parks || (self.view.refuses)(&known.event.bytes)
     }
 
+    /// Returns true if the consumer answered this event alone four times with 5xx before the time
+    /// `until`, and took another one after the first of these answers and before the last: the
+    /// event then "leaves the order" (guarantees.md).
+    fn left_the_order(&self, serial: Serial, until: Duration) -> bool {
+        let is_alone = |down: &&TurnedDown| down.is_error && down.events == [serial];
+        let downs = self.view.turned_down.iter().take_while(|down| down.at <= until);
+        let times: Vec<_> = downs.filter(is_alone).map(|down| down.at).collect();
+        let (Some(first), Some(last)) = (times.first(), times.last()) else { return false };
+        let mut between = self.view.arrived.iter().filter(|it| it.at >= *first && it.at <= *last);
+        times.len() >= ERRORS_MIN && between.any(|arrived| identify(&arrived.event) != Some(serial))
+    }
+
+    /// Returns true if an event that was not accepted later than `serial` was in doubt when `other`
+    /// first came: the consumer had refused a request with it, or had answered it twice with 5xx,
+    /// and had not taken it since then.
+    fn was_in_doubt(&self, world: &World<'_>, serial: Serial, other: Serial) -> bool {
+        let Some(came) = self.first_at(other) else { return false };
+        let Some(stored) = world.stored.get(&serial) else { return false };
+        let is_earlier =
+            |it: &Serial| world.stored.get(it).is_some_and(|earlier| earlier.from <= stored.until);
+        let mut doubts = BTreeMap::<Serial, (u32, Duration)>::new();
+        for down in self.view.turned_down.iter().take_while(|down| down.at <= came) {
+            for event in down.events.iter().filter(|it| is_earlier(it)) {
+                let doubt = doubts.entry(*event).or_default();
+                *doubt = (doubt.0 + if down.is_error { 1 } else { 2 }, down.at);
+            }
+        }
+        let was_taken = |event: Serial, since: Duration| {
+            let arrivals = self.view.arrived.iter().zip(&self.serials);
+            let mut arrivals = arrivals.filter(|(_, serial)| **serial == Some(event));
+            arrivals.any(|(arrived, _)| arrived.at > since && arrived.at < came)
+        };
+        let mut doubts = doubts.into_iter().filter(|(_, (count, _))| *count >= 2);
+        doubts.any(|(event, (_, since))| !was_taken(event, since))
+    }
+
     fn fault(&self, rule: &'static str, text: String) -> Fault {
         Fault { rule, output: self.view.output.to_owned(), text }
     }
@@ -236,6 +279,18 @@ impl<'a> World<'a> {
         let mut when = self.truth.configs(stored.from, stored.until).peekable();
         let was_there = when.peek().is_some() && when.all(|config| of(config).is_some());
         was_there && self.truth.configs(stored.from, self.now).filter_map(of).all(keeps)
+    }
+
+    /// Returns true if a filter kept the event back at some time between its first request and the
+    /// time `until`. It may be that of another output with the same consumer, because an output may
+    /// be renamed.
+    fn was_kept_back(&self, seen: &Seen<'_>, serial: Serial, until: Duration) -> bool {
+        let Some(known) = self.truth.events.get(&serial) else { return false };
+        let attempts = self.truth.attempts_of(known).map(|attempt| attempt.begun);
+        let Some(begun) = attempts.min() else { return false };
+        let outputs = self.truth.configs(begun, until).flat_map(|config| &config.outputs);
+        let mut outputs = outputs.filter(|output| output.consumer == seen.view.consumer);
+        outputs.any(|output| !output.filter.keeps(&known.event.facts))
     }
 
     /// Returns true if the end of a process may have taken the event with it, uncounted: "a process
@@ -513,55 +568,120 @@ fn is_line_of(line: &[u8], sent: &[u8]) -> bool {
 /// one that stands before it in a body.
 ///
 /// "A retry or a fail-over may repeat events, but never skips one", so first copies come in order.
-/// Two connections of a stream without acknowledgements are read in any order, so there each
-/// connection has its own, in which nothing is repeated.
+/// On one connection of a stream without acknowledgements nothing comes twice, so there each copy
+/// comes in order.
 pub(crate) fn order(world: &World<'_>, seen: &Seen<'_>) -> Vec<Fault> {
     if !seen.view.promise.ordered {
         return Vec::new();
     }
-    let is_stream = seen.view.is_unconfirmed;
-    let arrivals = seen.view.arrived.iter().zip(&seen.serials).enumerate();
-    let arrivals = arrivals.filter_map(|(place, (arrived, serial))| {
-        let serial = (*serial)?;
-        let is_first = seen.first.get(&serial).is_some_and(|(first, _)| *first == place);
-        let connection = if is_stream { arrived.connection } else { 0 };
-        (is_stream || is_first).then_some((connection, serial, arrived.at))
-    });
+    let mut places: Vec<_> = (0..seen.serials.len()).collect();
+    if !seen.view.is_stream {
+        return out_of_order(world, seen, &places, false);
+    }
+    // The relay leaves a connection before it makes the next one, so what came on an earlier one
+    // left before. A consumer may have read it later, for example after the relay was killed.
+    let connection = |place: &usize| seen.view.arrived.get(*place).map(|it| it.connection);
+    places.sort_by_key(connection);
+    let mut faults = out_of_order(world, seen, &places, false);
+    if seen.view.is_unconfirmed {
+        let each = places.chunk_by(|one, other| connection(one) == connection(other));
+        let again: Vec<_> = each.flat_map(|it| out_of_order(world, seen, it, true)).collect();
+        faults.retain(|fault| !again.contains(fault));
+        faults.extend(again);
+    }
+    faults
+}
+
+/// The latest events of those that have come: the one whose first request began last, and for each
+/// body the one that stands last in it.
+#[derive(Default)]
+struct Latest {
+    begun: Option<(Duration, Serial)>,
+    places: BTreeMap<usize, (usize, Serial)>,
+}
+
+impl Latest {
+    fn add(&mut self, serial: Serial, begun: Duration, body: Option<(usize, usize)>) {
+        self.begun = self.begun.max(Some((begun, serial)));
+        if let Some((body, place)) = body {
+            let last = self.places.entry(body).or_insert((place, serial));
+            *last = (*last).max((place, serial));
+        }
+    }
+
+    /// Returns an event that has come although it was accepted after this one, and the reason.
+    fn before(
+        &self,
+        accepted: Option<Duration>,
+        body: Option<(usize, usize)>,
+    ) -> Option<(Serial, String)> {
+        if let (Some((later, other)), Some(until)) = (self.begun, accepted)
+            && until < later
+        {
+            let why = format!("was accepted by {until:?}, before that was sent ({later:?})");
+            return Some((other, why));
+        }
+        let (body, place) = body?;
+        let (last, other) = self.places.get(&body)?;
+        (place < *last).then(|| (*other, "stands before it in their body".to_owned()))
+    }
+}
+
+/// Returns a fault for each event that left after one that was accepted later. `places` are those
+/// of the arrivals, in the order in which they left; with `all`, each copy is looked at, otherwise
+/// the first one of each event.
+///
+/// There are these exceptions:
+/// - An event that the consumer refuses for good, or fails on for ever, and one that it has
+///   answered with 5xx often enough (see [`Seen::left_the_order`]), may come at any time.
+/// - "To learn whether a consumer takes anything, the relay sends it a later event. If the consumer
+///   takes that event and the earlier ones after it, the later event comes again, behind them"
+///   (guarantees, 2).
+/// - "A changed filter also works on events that already wait" (filters.md), and on those that
+///   wait for their acknowledgement. So an event that a filter has kept back may come after one
+///   that was accepted later, if that one comes again behind it or a filter keeps that one back.
+fn out_of_order(world: &World<'_>, seen: &Seen<'_>, places: &[usize], all: bool) -> Vec<Fault> {
+    let serial_at = |place: &usize| seen.serials.get(*place).copied().flatten();
+    let mut copies: BTreeMap<Serial, usize> = BTreeMap::new();
+    for serial in places.iter().filter_map(serial_at) {
+        *copies.entry(serial).or_default() += 1;
+    }
+    let mut came: BTreeMap<Serial, usize> = BTreeMap::new();
+    // Of all that have come, and of those that neither come again nor are kept back.
+    let (mut latest, mut settled) = (Latest::default(), Latest::default());
     let mut faults = Vec::new();
-    // For each connection, the event among those that have come whose first request began last.
-    let mut latest: BTreeMap<usize, (Duration, Serial)> = BTreeMap::new();
-    // For each connection and body, the place in the body of the last event that has come.
-    let mut places: BTreeMap<(usize, usize), (usize, Serial)> = BTreeMap::new();
-    for (connection, serial, at) in arrivals {
+    for place in places {
+        let Some(serial) = serial_at(place) else { continue };
+        let number = came.entry(serial).or_default();
+        *number += 1;
+        let (is_first, is_last) = (*number == 1, copies.get(&serial) == Some(number));
         let Some(known) = world.truth.events.get(&serial) else { continue };
+        let Some(at) = seen.view.arrived.get(*place).map(|it| it.at) else { continue };
         let possible = |attempt: &&Attempt| attempt.fate() != Fate::Refused;
         let possible = world.truth.attempts_of(known).filter(possible);
         let Some(begun) = possible.map(|attempt| attempt.begun).min() else { continue };
-        let may_be_late = seen.may_refuse(known) || seen.letters.contains(&serial);
-        let mut late = |before: Serial, why: String| {
-            if !may_be_late {
-                let text = format!("event {serial} came at {at:?} after {before}, but {why}");
+        let body = body_of(world.truth, known, all);
+        let may_be_late = (seen.view.refuses)(&known.event.bytes) || seen.letters.contains(&serial);
+        let accepted = accepted_by(world, known);
+        if (is_first || all)
+            && !may_be_late
+            && let Some((other, why)) = latest.before(accepted, body)
+        {
+            let comes_again = !all && settled.before(accepted, body).is_none();
+            let was_kept_back = || world.was_kept_back(seen, serial, at);
+            let is_excused = comes_again
+                && (was_kept_back() || seen.was_in_doubt(world, serial, other))
+                || seen.left_the_order(serial, at);
+            if !is_excused {
+                let text = format!("event {serial} came at {at:?} after {other}, but {why}");
                 faults.push(seen.fault("order", text));
             }
-        };
-        if let (Some((later, other)), Some(until)) =
-            (latest.get(&connection), accepted_by(world, known))
-            && until < *later
-        {
-            late(*other, format!("was accepted by {until:?}, before that was sent ({later:?})"));
         }
-        latest
-            .entry(connection)
-            .and_modify(|it| *it = (*it).max((begun, serial)))
-            .or_insert((begun, serial));
-        let Some((body, place)) = body_of(world.truth, known, is_stream) else {
-            continue;
-        };
-        let last = places.entry((connection, body)).or_insert((place, serial));
-        if place < last.0 {
-            late(last.1, "stands before it in their body".into());
-        } else {
-            *last = (place, serial);
+        if is_first || all {
+            latest.add(serial, begun, body);
+        }
+        if is_last && !world.was_kept_back(seen, serial, world.now) {
+            settled.add(serial, begun, body);
         }
     }
     faults
@@ -802,6 +922,24 @@ pub(crate) fn letters(file: &[u8]) -> Vec<Letter> {
     };
     let lines = file.split_inclusive(|&byte| byte == b'\n');
     lines.filter_map(|line| letter(line.strip_suffix(b"\n")?)).collect()
+}
+
+/// Returns how many lost events these dead letters stand for. Each stands for one, except "all
+/// events of a request of which an `otlp` receiver rejected some without saying which (the reason
+/// ends in `N of M rejected`)" (dead-letters.md): M letters stand for N.
+pub(crate) fn losses_in(letters: &[Letter]) -> u64 {
+    let mut by_reason = BTreeMap::<&str, u64>::new();
+    for letter in letters {
+        *by_reason.entry(&letter.reason).or_default() += 1;
+    }
+    let losses = |(reason, letters): (&str, u64)| {
+        let mut words = reason.strip_suffix(" rejected")?.rsplit(' ');
+        let all: u64 = words.next()?.parse().ok()?;
+        let rejected: u64 = words.nth(1)?.parse().ok()?;
+        (letters * rejected).checked_div(all)
+    };
+    let losses = |it: (&str, u64)| losses(it).unwrap_or(it.1);
+    by_reason.into_iter().map(losses).sum()
 }
 
 #[cfg(test)]

@@ -89,8 +89,7 @@ pub(super) enum Change {
 pub(super) struct Manners {
     /// It answers 5xx at times.
     pub(super) parks: bool,
-    /// It answers at times as if the payload were at fault. Later events may then come before an
-    /// event that it refused alone, because the relay sends those to learn whether it takes any.
+    /// It answers at times as if the payload were at fault.
     pub(super) doubts: bool,
     /// It fails on certain events for ever.
     pub(super) fails: bool,
@@ -157,7 +156,6 @@ impl Manners {
     /// Returns a promise with what they have to do with it, and keys that belong to them.
     pub(super) fn promise(&self, promise: Promise) -> (Promise, String) {
         let promise = Promise {
-            ordered: promise.ordered && !self.parks && !self.doubts && !self.fails,
             refuses: promise.refuses && self.early.is_none(),
             fails: self.fails,
             parks: self.parks,
@@ -202,7 +200,9 @@ pub(super) fn stand_before(
     let (ledger, at_the_door) = (Arc::clone(&making.ledger), Arc::clone(&making.ledger));
     sink.stand_in_front(move |request, store| {
         let (desk, drain) = &mut *lock(&desk);
-        desk.answer(request, &|request| balancer(request, store), drain, &ledger)
+        let answer = desk.answer(request, &|request| balancer(request, store), drain, &ledger);
+        ledger.answers(answer.code(), request);
+        answer
     });
     sink.stand_at_the_door(move |_, _| {
         let mut rng = lock(&hasty);

@@ -85,7 +85,8 @@ pub(super) fn make(making: &mut Making<'_>) -> Made {
     let drain = move || std::mem::take(&mut lock(&kept).indexed);
     let (promise, keys) = manners.promise(Promise {
         copies: if acks { Copies::AgainBesideRefused } else { Copies::AtLeastOnce },
-        ordered: !acks && concurrency == 1,
+        // What it takes of a request is not sent again.
+        ordered: !acks && concurrency == 1 && !manners.doubts && !manners.parks,
         refuses: true,
         ..Promise::PLAIN
     });

@@ -21,10 +21,12 @@ pub(super) struct Small {
     truth: Truth,
     maker: Maker,
     pub(super) arrived: Vec<Arrived>,
+    turned_down: Vec<TurnedDown>,
     letters: Vec<Letter>,
     counted: Counted,
     pub(super) refused: Vec<Vec<u8>>,
     is_unconfirmed: bool,
+    is_stream: bool,
     promise: Promise,
     consumer_died: bool,
 }
@@ -46,10 +48,12 @@ impl Small {
             truth: Truth::default(),
             maker: Maker::new(1, fastrand::Rng::with_seed(1), Marks::default()),
             arrived: Vec::new(),
+            turned_down: Vec::new(),
             letters: Vec::new(),
             counted: Counted::default(),
             refused: Vec::new(),
             is_unconfirmed: false,
+            is_stream: false,
             promise,
             consumer_died: false,
         };
@@ -147,9 +151,11 @@ impl Small {
             consumer: 0,
             promise: self.promise,
             arrived: &self.arrived,
+            turned_down: &self.turned_down,
             letters: &self.letters,
             counted: self.counted,
             is_unconfirmed: self.is_unconfirmed,
+            is_stream: self.is_stream || self.is_unconfirmed,
             refuses: &|event| self.refused.iter().any(|refused| refused == event),
             consumer_died: self.consumer_died,
         };
@@ -436,19 +442,27 @@ fn events_leave_in_the_order_of_their_acceptance() {
         small.refused.push(small.event(first[0]).bytes.to_vec());
         small.passes(order);
         small.refused.clear();
-        small.promise.parks = true;
-        small.passes(order);
-        small.promise.parks = false;
         small.promise.ordered = false;
         small.passes(order);
     }
-    // Connections of a stream without acknowledgements are read in any order.
-    let (mut small, first, second) = case(true);
-    small.arrive_on(2, 22, &second);
-    small.arrive_on(1, 23, &first);
-    small.passes(order);
-    small.is_unconfirmed = false;
-    assert_eq!(small.rule(order).len(), 2);
+    // A consumer may read the connections of a stream in any order. They were made one after the
+    // other.
+    for is_unconfirmed in [false, true] {
+        let (mut small, first, second) = case(is_unconfirmed);
+        small.is_stream = true;
+        small.arrive_on(2, 22, &second);
+        small.arrive_on(1, 23, &first);
+        small.passes(order);
+        small.arrived.clear();
+        small.arrive_on(1, 22, &second);
+        small.arrive_on(2, 23, &first[..1]);
+        small.fails(order, "event 1/0 came at 23s after 1/3, but was accepted by 11s");
+        small.arrived.clear();
+        small.arrive_on(2, 22, &second);
+        small.arrive_on(1, 23, &first);
+        (small.is_stream, small.is_unconfirmed) = (false, false);
+        assert_eq!(small.rule(order).len(), 2);
+    }
     // On one connection of such a stream nothing comes twice.
     let (mut small, first, _) = case(true);
     small.arrive(22, &first);
@@ -456,6 +470,99 @@ fn events_leave_in_the_order_of_their_acceptance() {
     small.fails(order, "event 1/0 came at 23s after 1/1, but stands before it in their body");
     small.is_unconfirmed = false;
     small.passes(order);
+}
+
+#[test]
+fn an_event_that_a_filter_kept_back_comes_late_if_later_ones_come_again() {
+    let case = |filters: bool| {
+        let mut small = Small::new();
+        small.is_stream = true;
+        if filters {
+            small.config(20, |config| config.outputs[0].filter.verbs = vec!["create"]);
+            small.config(30, |_| {});
+        }
+        let events = [small.made(1, "get"), small.made(1, "create")].concat();
+        let events: Arc<[Serial]> = events.into();
+        small.send(&events, 22, OK);
+        small.arrive(24, &events[1..]);
+        small.arrive_on(2, 32, &events);
+        (small, events)
+    };
+    let (mut small, events) = case(true);
+    small.passes(order);
+    small.arrived.pop();
+    small.fails(order, "came at 32s after 1/");
+    assert_eq!(events.len(), 2);
+    let (small, _) = case(false);
+    small.fails(order, "came at 32s after 1/");
+}
+
+#[test]
+fn a_later_event_may_come_early_and_again_while_an_earlier_one_is_in_doubt() {
+    let case = |downs: &[(u64, bool)]| {
+        let mut small = Small::new();
+        let (first, second) = (small.two(10), small.two(20));
+        for &(second, is_error) in downs {
+            let (at, events) = (seconds(second), first.to_vec());
+            small.turned_down.push(TurnedDown { at, events, is_error });
+        }
+        small.arrive(24, &second[..1]);
+        small.arrive(25, &first[..1]);
+        small.arrive(26, &second);
+        small
+    };
+    let late = "event 1/0 came at 25s after 1/2, but was accepted by 11s";
+    case(&[(22, true), (23, true)]).passes(order);
+    case(&[(22, false)]).passes(order);
+    case(&[(22, true)]).fails(order, late);
+    case(&[(22, true), (25, true)]).fails(order, late);
+    // It does not come again.
+    let mut small = case(&[(22, true), (23, true)]);
+    small.arrived.truncate(2);
+    small.fails(order, late);
+    // The earlier one was taken meanwhile, by its second request.
+    let mut small = case(&[(21, true), (22, true)]);
+    let first = small.turned_down[0].events.clone();
+    small.turned_down.iter_mut().for_each(|down| down.events.truncate(1));
+    small.arrived.clear();
+    small.arrive(23, &first[..1]);
+    small.arrive(24, &[Serial { number: 2, ..first[0] }]);
+    small.arrive(25, &first[1..]);
+    small.arrive(26, &[Serial { number: 2, ..first[0] }]);
+    small.fails(order, "event 1/1 came at 25s after 1/2");
+}
+
+#[test]
+fn an_event_that_a_store_answers_with_5xx_leaves_the_order_after_four_answers_to_it_alone() {
+    let case = |events: usize, count: u64| {
+        let mut small = Small::new();
+        let (first, second) = (small.two(10), small.two(20));
+        for number in 0..count {
+            let (at, events) = (seconds(22 + number), first[..events].to_vec());
+            small.turned_down.push(TurnedDown { at, events, is_error: true });
+        }
+        small.arrive(23, &second);
+        small.arrive(30, &first[..1]);
+        small
+    };
+    let late = "event 1/0 came at 30s after 1/3";
+    case(1, 4).passes(order);
+    case(1, 3).fails(order, late);
+    case(2, 4).fails(order, late);
+    // Nothing else was taken between the answers.
+    let mut small = case(1, 4);
+    small.turned_down.iter_mut().for_each(|down| down.at += seconds(3));
+    small.fails(order, late);
+}
+
+#[test]
+fn letters_of_requests_of_which_a_number_was_rejected_stand_for_this_number() {
+    let letter =
+        |reason: &str| Letter { output: "out".into(), reason: reason.into(), event: Vec::new() };
+    let of = |reason: &str, count: usize| vec![letter(reason); count];
+    let partly = of("http://a: answered 200 OK: 2 of 15 rejected", 30);
+    let all = [partly, of("answered 400", 3), of("one of x rejected", 1)].concat();
+    assert_eq!(losses_in(&all), 4 + 3 + 1);
 }
 
 #[test]
