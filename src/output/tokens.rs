@@ -182,10 +182,7 @@ impl<I: Issuer> Tokens<I> {
             return Ok(token.clone());
         }
         Err(match &state.failure {
-            Some(failure) => {
-                let message = format!("no {} token: {}", I::NAME, failure.message);
-                Failure::new(failure.reason, message)
-            }
+            Some(failure) => no_token(I::NAME, failure),
             None => {
                 let base = self.shared.issuer.service().base();
                 let message = format!("no {} token yet from {base}", I::NAME);
@@ -253,6 +250,13 @@ impl<I: Issuer> Tokens<I> {
         let result = self.shared.fetch().await;
         (self.shared.issuer.service().base(), result.map(drop).map_err(|failure| failure.message))
     }
+}
+
+/// Returns the failure of a request that has no token because of `failure`. No consumer has seen
+/// the request, so its events are not the cause of a server error.
+fn no_token(server: &str, failure: &Failure) -> Failure {
+    let message = format!("no {server} token: {}", failure.message);
+    Failure { server_error: false, ..Failure::new(failure.reason, message) }
 }
 
 impl<I: Issuer> Shared<I> {
@@ -352,5 +356,11 @@ mod tests {
         tokio::time::advance(REFUSED_AGAIN_PAUSE).await;
         state.failure = Some(Failure::new(AttemptError::Timeout, "no answer".to_owned()));
         assert!(!state.refused(), "the task asks again anyway");
+    }
+    #[test]
+    fn a_server_error_of_the_issuer_says_nothing_about_events() {
+        let failure = no_token("IAM", &Failure::new(AttemptError::Status5xx, "answered 500"));
+        assert_eq!(failure.message, "no IAM token: answered 500");
+        assert_eq!((failure.reason, failure.server_error), (AttemptError::Status5xx, false));
     }
 }
