@@ -390,8 +390,8 @@ impl Ledger {
     /// Called when the consumer answers the first claim that waits to be sent again with server
     /// errors. Takes one or a few other events, to learn whether the consumer accepts these. The
     /// batch holds one new event. If there is none, or if very many claims wait already, it holds
-    /// the second half of one of the waiting claims. If there is only one event to halve, the batch
-    /// is the last claim that is held. Returns `None` if there is no other event.
+    /// the second half of one of the waiting claims. If that is a single event, the batch is the
+    /// last claim that is held. Returns `None` if there is no other event.
     fn take_others(&mut self) -> Option<Batch> {
         let one = Take { bytes: self.rules.limits.max_bytes, events: 1 };
         let waiting = self.in_flight.count(State::Pending);
@@ -406,12 +406,16 @@ impl Ledger {
             _ => 1 + self.isolation.rotate(waiting - 1),
         };
         let mut other = self.in_flight.nth(State::Pending, turn)?;
+        let held = self.in_flight.count(State::Held).checked_sub(1);
+        let held = held.and_then(|last| self.in_flight.nth(State::Held, last));
         if self.in_flight.split(other) {
             other = self.in_flight.nth(State::Pending, turn + 1)?;
+        } else if let Some(held) = held.filter(|_| turn == 0 || other.errors.count > 0) {
+            // The consumer may fail on every event that waits.
+            self.release(held.claim);
+            other = held;
         } else if turn == 0 {
-            let last = self.in_flight.count(State::Held).checked_sub(1)?;
-            other = self.in_flight.nth(State::Held, last)?;
-            self.release(other.claim);
+            return None;
         }
         match self.redeliver(other.claim) {
             Redelivery::Batch(batch) => Some(batch),
