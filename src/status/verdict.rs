@@ -223,7 +223,10 @@ fn queue(status: &Status, found: &mut Findings) {
             format!("{} Runbook: KubeAuditForwarderQueueFullWithinAnHour.", more_room(status));
         found.add(State::Bad, "queue", text, &advice);
     }
-    if !queue.full && status.intake.refused_429_per_second > 0.0 {
+    // The rate is that of the last minute, in which the queue may have been full.
+    let last = status.intake.last_rejected.as_ref();
+    let was_full = last.is_some_and(|last| last.reason == "queue_full");
+    if !queue.full && !was_full && status.intake.refused_429_per_second > 0.0 {
         let text = "Senders get 429: the bodies under way have reached limits.max_in_flight.";
         let advice = "Raise limits.max_in_flight and the memory limit, or add replicas. Runbook: \
             KubeAuditForwarderSendersWait.";
@@ -927,6 +930,14 @@ mod tests {
         });
         assert_headline(State::Warn, "max_in_flight", |status| {
             status["refused_429_per_second"] = json!(0.5);
+        });
+        assert_headline(State::Warn, "max_in_flight", |status| {
+            status["refused_429_per_second"] = json!(0.5);
+            status["last_rejected"] = json!({ "reason": "in_flight_full", "seconds_ago": 3.0 });
+        });
+        assert_headline(State::Good, "", |status| {
+            status["refused_429_per_second"] = json!(0.5);
+            status["last_rejected"] = json!({ "reason": "queue_full", "seconds_ago": 3.0 });
         });
     }
 

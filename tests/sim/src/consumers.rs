@@ -169,6 +169,8 @@ struct Ledger {
     arrived: Mutex<Vec<Arrived>>,
     turned_down: Mutex<Vec<TurnedDown>>,
     violations: Mutex<Vec<String>>,
+    /// Until then the relay may wait before it tries again, whatever the consumer would answer.
+    unsettled: Mutex<Duration>,
 }
 
 /// A stand-in, as a kind makes it.
@@ -208,6 +210,7 @@ impl Consumer {
             arrived: Mutex::default(),
             turned_down: Mutex::default(),
             violations: Mutex::default(),
+            unsettled: Mutex::default(),
         });
         let rng = Rng::with_seed(seed);
         let mut making = Making { rng, directory, name, ledger: Arc::clone(&ledger) };
@@ -330,6 +333,11 @@ impl Consumer {
     /// Notes that its connections are ended by somebody else.
     pub(crate) fn dies(&self) {
         self.has_died.store(true, Ordering::SeqCst);
+    }
+
+    /// Returns the time until which the relay may wait before it tries the consumer again.
+    pub(crate) fn unsettled(&self) -> Duration {
+        *lock(&self.ledger.unsettled)
     }
 
     fn stand(&self) -> MutexGuard<'_, Box<dyn Stand>> {

@@ -15,10 +15,10 @@ use crate::oracle::Letter;
 use crate::oracle::View;
 use crate::oracle::World;
 use crate::oracle::letters;
+use crate::oracle::losses_in;
 use crate::oracle::said;
 use crate::oracle::said::Memory;
 use crate::oracle::said::Said;
-use crate::oracle::losses_in;
 use crate::support::metrics::Metrics;
 use crate::truth::Book;
 

@@ -835,7 +835,10 @@ pub(crate) fn progress(world: &World<'_>, seen: &Seen<'_>, calm: Calm) -> Vec<Fa
 /// nothing comes twice that came then.
 pub(crate) fn repeats(world: &World<'_>, seen: &Seen<'_>, calm: Calm) -> Vec<Fault> {
     let mut came = BTreeMap::new();
-    let is_repeated = seen.view.promise.copies == Copies::AgainBesideRefused;
+    // "With concurrency = 1 ... it sends it a later event: after it has refused a single event ...
+    // the later event comes again" (guarantees.md, 2).
+    let Promise { copies: kind, ordered, .. } = seen.view.promise;
+    let is_repeated = ordered || kind == Copies::AgainBesideRefused;
     let refused = if is_repeated { refused_at(world, seen) } else { Vec::new() };
     let is_beside =
         |at: Duration| refused.iter().any(|begun| *begun <= at && *begun + calm.limit() >= at);

@@ -87,6 +87,8 @@ pub(crate) fn run(seed: u64, left_out: &BTreeSet<usize>, libraries: Vec<PathBuf>
         evidence.may_copy();
     }
     operator.heal();
+    let unsettled = consumers.iter().map(Consumer::unsettled).max();
+    operator.wait_until(unsettled.unwrap_or_default());
     let healed = kernel::now();
     kernel::trace(format_args!("nothing is wrong"));
     operator.wait_until(healed + CALM);

@@ -23,6 +23,9 @@ use crate::support::ibm::Mood;
 use crate::support::ibm::Script;
 use crate::support::server::Server;
 
+/// A token that is refused although it has just been renewed is renewed again after five minutes.
+const RENEWED: Duration = Duration::from_secs(5 * 60 + 10);
+
 impl Stand for Ibm {
     fn servers(&mut self) -> Vec<&mut Server> {
         vec![&mut self.logs, &mut self.iam]
@@ -43,6 +46,7 @@ pub(super) fn make(making: &mut Making<'_>) -> Made {
         _ => Grant::Empty,
     }));
     let ledger = Arc::clone(&making.ledger);
+    let of_mood = Arc::clone(&ledger);
     let life = [3, 20, 3600][making.rng.usize(..3)];
     let script = Script {
         // IAM may tell a longer life than a token has.
@@ -52,9 +56,15 @@ pub(super) fn make(making: &mut Making<'_>) -> Made {
             Some(grant) if !ledger.is_calm() => grant,
             _ => Grant::Judges,
         }),
-        mood: Box::new(move || match in_mood.load(Ordering::SeqCst) {
-            true => [Mood::Revokes, Mood::Small, Mood::Mute, Mood::Resets][moods.usize(..4)],
-            false => Mood::Stores,
+        mood: Box::new(move || {
+            if !in_mood.load(Ordering::SeqCst) {
+                return Mood::Stores;
+            }
+            let mood = [Mood::Revokes, Mood::Small, Mood::Mute, Mood::Resets][moods.usize(..4)];
+            if matches!(mood, Mood::Revokes) {
+                *lock(&of_mood.unsettled) = kernel::now() + RENEWED;
+            }
+            mood
         }),
         is_bad: Box::new(move |event| refuses && is_refused(event)),
         ..Script::default()
