@@ -126,6 +126,8 @@ pub struct Refusals {
     pub with_429: RefusalTimes,
     /// Answers 503: the disk refuses writes, or the consumers are too slow.
     pub with_503: RefusalTimes,
+    /// The age of the last answer 429 because of `limits.max_in_flight`; `None` if there was none.
+    pub in_flight_full_seconds_ago: Option<f64>,
 }
 
 /// How long requests were refused. A *spell* is a time in which requests are refused without a

@@ -73,6 +73,9 @@ const REFUSED_LATELY: f64 = 300.0;
 /// After this time, in seconds, events that senders have given up are only a note.
 const GIVEN_UP_LATELY: f64 = 3600.0;
 
+/// The number of seconds for which the page says that `limits.max_in_flight` was reached.
+const IN_FLIGHT_FULL_FOR: f64 = 60.0;
+
 /// An output whose `lag_max_seconds` is above this value collects events. For other outputs,
 /// `lag_max_seconds` is 30 s or a little more.
 const COLLECTING: f64 = 60.0;
@@ -223,10 +226,9 @@ fn queue(status: &Status, found: &mut Findings) {
             format!("{} Runbook: KubeAuditForwarderQueueFullWithinAnHour.", more_room(status));
         found.add(State::Bad, "queue", text, &advice);
     }
-    // The rate is that of the last minute, in which the queue may have been full.
-    let last = status.intake.last_rejected.as_ref();
-    let was_full = last.is_some_and(|last| last.reason == "queue_full");
-    if !queue.full && !was_full && status.intake.refused_429_per_second > 0.0 {
+    // A 429 may also be the answer of a queue that was full a moment ago.
+    let in_flight_full = status.intake.refusals.in_flight_full_seconds_ago;
+    if !queue.full && in_flight_full.is_some_and(|seconds| seconds < IN_FLIGHT_FULL_FOR) {
         let text = "Senders get 429: the bodies under way have reached limits.max_in_flight.";
         let advice = "Raise limits.max_in_flight and the memory limit, or add replicas. Runbook: \
             KubeAuditForwarderSendersWait.";
@@ -930,14 +932,12 @@ mod tests {
         });
         assert_headline(State::Warn, "max_in_flight", |status| {
             status["refused_429_per_second"] = json!(0.5);
+            status["refusals"] = json!({ "in_flight_full_seconds_ago": 59.0 });
         });
-        assert_headline(State::Warn, "max_in_flight", |status| {
-            status["refused_429_per_second"] = json!(0.5);
-            status["last_rejected"] = json!({ "reason": "in_flight_full", "seconds_ago": 3.0 });
-        });
+        // The queue was full.
         assert_headline(State::Good, "", |status| {
             status["refused_429_per_second"] = json!(0.5);
-            status["last_rejected"] = json!({ "reason": "queue_full", "seconds_ago": 3.0 });
+            status["refusals"] = json!({ "in_flight_full_seconds_ago": 61.0 });
         });
     }
 

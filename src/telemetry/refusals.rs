@@ -132,6 +132,8 @@ struct Known {
     batches: u64,
     with_429: Spells,
     with_503: Spells,
+    /// The last request that was refused because of `limits.max_in_flight`.
+    in_flight_full: Option<Instant>,
 }
 
 impl Refusals {
@@ -152,6 +154,9 @@ impl Refusals {
             known.with_429.refused(now);
         } else if Rejection::WITH_503.contains(&reason) {
             known.with_503.refused(now);
+        }
+        if reason == Rejection::InFlightFull {
+            known.in_flight_full = Some(now);
         }
         if reason.is_for_good() {
             known.for_good = Some(refusal.clone());
@@ -198,7 +203,9 @@ impl Refusals {
     pub fn times(&self, now: Instant) -> status::Refusals {
         let known = lock(&self.0);
         let (with_429, with_503) = (known.with_429.times(now), known.with_503.times(now));
-        status::Refusals { with_429, with_503 }
+        let ago = |at: Instant| now.saturating_duration_since(at).as_secs_f64();
+        let in_flight_full_seconds_ago = known.in_flight_full.map(ago);
+        status::Refusals { with_429, with_503, in_flight_full_seconds_ago }
     }
 }
 
