@@ -76,6 +76,8 @@ impl Kind {
 pub(crate) enum Steady {
     /// 429, with a Retry-After of 30 s.
     Busy,
+    /// The same, after some seconds.
+    BusyLate,
     /// As if the payload were at fault.
     Refuses,
 }

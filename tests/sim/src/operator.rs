@@ -23,6 +23,7 @@ use crate::plan;
 use crate::plan::Action;
 use crate::plan::Change;
 use crate::plan::Setup;
+use crate::plan::Why;
 use crate::setup::ADMIN;
 use crate::support::http;
 use crate::support::metrics::Metrics;
@@ -261,8 +262,8 @@ impl<'a> Operator<'a> {
         match *action {
             Action::Kill(pause) => self.die(Death::Kill, pause),
             Action::PowerLoss(pause) => self.die(Death::PowerLoss, pause),
-            Action::Restart => self.restart(false),
-            Action::Impatient => self.restart(true),
+            Action::Restart => self.restart(Why::Signal),
+            Action::Impatient => self.restart(Why::TwoSignals),
             Action::Reload(ref change) => self.reload(change),
             Action::Way(consumer, fault, time) => {
                 self.consumers[consumer].dies();
@@ -310,7 +311,8 @@ impl<'a> Operator<'a> {
             Action::UnreadLog => self.read_log_no_more(),
             Action::Damage(what) => self.damage(what),
             Action::Look => self.look(),
-            Action::Drain(consumer, outage, before) => self.drain(consumer, outage, before),
+            Action::Drain(consumer, outage, when, why) => self.drain(consumer, outage, when, why),
+            Action::EndInReload => self.end_in_reload(),
             Action::RefusesAll(consumer, time) => self.refuse_all(consumer, time),
             Action::TakenAddress(moves) => self.take_address(moves),
         }
@@ -360,30 +362,34 @@ impl<'a> Operator<'a> {
     }
 
     /// SIGTERM, perhaps twice, and another start.
-    fn restart(&mut self, twice: bool) {
+    fn restart(&mut self, why: Why) {
         if self.process.is_none() || !self.has_life() {
             return;
         }
-        self.stop(twice);
+        self.stop(why);
         self.start();
     }
 
-    /// Ends the relay with SIGTERM.
-    pub(crate) fn stop(&mut self, twice: bool) {
+    /// Ends the relay.
+    pub(crate) fn stop(&mut self, why: Why) {
         let Some(process) = self.process else { return };
         let metrics = self.metrics();
         self.book.dies(Death::Drain);
-        process.signal(libc::SIGTERM);
-        if twice {
-            std::thread::sleep(Duration::from_millis(300));
-            process.signal(libc::SIGTERM);
+        match why {
+            Why::Signal => process.signal(libc::SIGTERM),
+            Why::TwoSignals => {
+                process.signal(libc::SIGTERM);
+                std::thread::sleep(Duration::from_millis(300));
+                process.signal(libc::SIGTERM);
+            }
+            Why::Stdout => process.close_stdout(),
         }
         let limit = Duration::from_secs(self.setup.drain) + PATIENCE;
         match process.wait(limit) {
             Some(0) => {}
             Some(status) => {
                 let is_trouble = self.ending.iter().any(|(_, ending)| *ending == Ending::Disk);
-                if !is_trouble && !twice && self.setup.on_disk {
+                if !is_trouble && why == Why::Signal && self.setup.on_disk {
                     self.faults.push(format!("the relay ended with {status} after SIGTERM"));
                 }
             }

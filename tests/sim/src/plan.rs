@@ -12,6 +12,9 @@ use crate::senders;
 use crate::truth::Acknowledge;
 use crate::truth::Filter;
 
+/// The first seed with scenes.
+pub(crate) const SCENES: u64 = 100;
+
 /// What a seed decides.
 #[derive(Debug)]
 pub(crate) struct Plan {
@@ -37,6 +40,8 @@ pub(crate) struct Setup {
     pub(crate) drain: u64,
     /// A second listener, to which nobody sends.
     pub(crate) second: Option<SocketAddr>,
+    /// True if standard output is an output, too. The oracle does not know it.
+    pub(crate) has_stdout: bool,
     /// True if the plan damages files of the queue with events in them.
     pub(crate) is_damaged: bool,
     pub(crate) outputs: Vec<Output>,
@@ -94,13 +99,37 @@ pub(crate) enum Action {
     Damage(&'static str),
     /// Somebody looks at the metrics.
     Look,
-    /// A consumer asks for long pauses for so long. Then SIGTERM, and it is well; true: it is well a
-    /// moment before that.
-    Drain(usize, Duration, bool),
+    /// A consumer asks for long pauses for so long, and then the relay ends and drains.
+    Drain(usize, Duration, When, Why),
+    /// The spare output joins or leaves by a reload, and SIGTERM comes before its end.
+    EndInReload,
     /// A store refuses every request as if its payload were at fault, for so long.
     RefusesAll(usize, Duration),
     /// A reload adds a listener (true: moves it) to an address that somebody else has for a while.
     TakenAddress(bool),
+}
+
+/// When a consumer is well again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum When {
+    /// A moment before the relay begins to drain.
+    Before,
+    /// A moment after that.
+    After,
+    /// The same, and it is busy only from a moment before the drain on, and says so late: several
+    /// requests are on the wire then.
+    Late,
+}
+
+/// Why the relay ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Why {
+    /// SIGTERM.
+    Signal,
+    /// SIGTERM, and again.
+    TwoSignals,
+    /// The reader of standard output, which is an output, has gone.
+    Stdout,
 }
 
 /// What a reload changes.
@@ -153,6 +182,7 @@ impl Plan {
             has_evidence: on_disk && rng.u32(..3) == 0,
             drain: [1, 5, 20][rng.usize(..3)],
             second: None,
+            has_stdout: false,
             is_damaged: false,
             outputs: (0..count).map(|consumer| output(&mut rng, consumer)).collect(),
         };
@@ -167,7 +197,7 @@ impl Plan {
             at += Duration::from_millis(next);
         }
         let mut plan = Self { start, consumers, actions, length };
-        if seed >= scenes::FIRST {
+        if seed >= SCENES {
             scenes::add(&mut plan, seed);
         }
         plan

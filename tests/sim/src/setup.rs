@@ -45,6 +45,9 @@ impl Setup {
             text += "[evidence]\nkey_file = \"evidence.key\"\norigin = \"relay\"\n\
                      checkpoint_interval = \"1s\"\n";
         }
+        if self.has_stdout {
+            text += "[[output]]\nname = \"out\"\ntype = \"stdout\"\n";
+        }
         for output in &self.outputs {
             let keys = consumers[output.consumer].keys();
             let Output { name, required, .. } = output;

@@ -13,6 +13,8 @@ use crate::oracle::Calm;
 use crate::oracle::said::Moment;
 use crate::plan::Action;
 use crate::plan::Plan;
+use crate::plan::SCENES;
+use crate::plan::Why;
 use crate::senders;
 use crate::senders::Profile;
 use crate::senders::Senders;
@@ -101,7 +103,7 @@ pub(crate) fn run(seed: u64, left_out: &BTreeSet<usize>, libraries: Vec<PathBuf>
     kernel::trace(format_args!("the senders finish"));
     senders.finish(FINISH);
     let mut others = 0;
-    let another = || {
+    let mut another = || {
         // The cluster sends on: a refused event is given up only once its consumer has accepted
         // another one (guarantees.md, "When a refusal counts").
         others += 1;
@@ -109,10 +111,15 @@ pub(crate) fn run(seed: u64, left_out: &BTreeSet<usize>, libraries: Vec<PathBuf>
         std::thread::sleep(Duration::from_secs(20));
         senders.finish(FINISH);
     };
-    if wait_until_empty(&mut operator, another) {
+    let mut is_empty = wait_until_empty(&mut operator, &mut another);
+    if is_empty && seed >= SCENES {
+        operator.probe(seed, plan.start.body_max());
+        is_empty = wait_until_empty(&mut operator, &mut another);
+    }
+    if is_empty {
         operator.ask(Moment::Quiet);
     }
-    operator.stop(false);
+    operator.stop(Why::Signal);
     if let Some(evidence) = evidence {
         evidence.run(&mut operator, &book, &consumers);
     }

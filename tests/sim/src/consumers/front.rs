@@ -231,7 +231,8 @@ impl Desk {
             return Answer::status(503);
         }
         match ledger.steady() {
-            Some(Steady::Busy) => return Answer::status(429).header("Retry-After", "30"),
+            Some(Steady::Busy) => return long_pause(),
+            Some(Steady::BusyLate) => return long_pause().after(Duration::from_millis(3500)),
             Some(Steady::Refuses) => return page(self.manners.payload[0]),
             None => {}
         }
@@ -284,6 +285,10 @@ impl Desk {
             false => Answer::status(429),
         }
     }
+}
+
+fn long_pause() -> Answer {
+    Answer::status(429).header("Retry-After", "30")
 }
 
 /// Returns a web page as an answer.

@@ -430,8 +430,7 @@ fn receive(id: Id, buffer: &mut [u8], flags: c_int) -> Result<usize, Errno> {
 fn send(id: Id, bytes: &[u8], flags: c_int) -> Result<usize, Errno> {
     enter();
     if let Some((of, which)) = with(|kernel| kernel.net.output(id)) {
-        print(of, which, bytes);
-        return Ok(bytes.len());
+        return print(of, which, bytes);
     }
     let (is_blocking, deadline) = with(|kernel| {
         let limit = kernel.net.options(id).send_limit;
@@ -465,18 +464,21 @@ fn send(id: Id, bytes: &[u8], flags: c_int) -> Result<usize, Errno> {
     }
 }
 
-/// A process of the simulation writes to standard output or error. Where nobody reads it, its
-/// thread waits until the process ends.
-fn print(of: Owner, which: c_int, bytes: &[u8]) {
+/// A process of the simulation writes to standard output or error. Where nobody reads its standard
+/// error, its thread waits until the process ends.
+fn print(of: Owner, which: c_int, bytes: &[u8]) -> Result<usize, Errno> {
     while which == 2 && with(|kernel| kernel.process(of).is_some_and(|it| it.is_unread)) {
         baton::wait(None);
     }
     with(|kernel| {
-        if let Some(process) = kernel.process(of) {
-            let out = if which == 1 { &mut process.stdout } else { &mut process.stderr };
-            out.extend_from_slice(bytes);
+        let Some(process) = kernel.process(of) else { return Ok(bytes.len()) };
+        match which {
+            1 if process.is_closed => return Err(libc::EPIPE),
+            1 => process.stdout.extend_from_slice(bytes),
+            _ => process.stderr.extend_from_slice(bytes),
         }
-    });
+        Ok(bytes.len())
+    })
 }
 
 fn counted(result: Result<usize, Errno>) -> isize {
@@ -553,8 +555,7 @@ pub unsafe extern "C" fn write(descriptor: c_int, buffer: *const c_void, size: u
         return counted(send(id, bytes, 0));
     }
     if is_output(descriptor) {
-        print(with(|kernel| owner(kernel)), descriptor, bytes);
-        return size.cast_signed();
+        return counted(print(with(|kernel| owner(kernel)), descriptor, bytes));
     }
     write_file(descriptor, None, bytes)
 }

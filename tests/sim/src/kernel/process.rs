@@ -29,6 +29,8 @@ pub(super) struct ProcessState {
     pub(super) stderr: Vec<u8>,
     /// True if standard error is a full pipe that nobody reads.
     pub(super) is_unread: bool,
+    /// True if the reader of standard output has gone.
+    pub(super) is_closed: bool,
     /// The functions that it wants to be called for signals.
     pub(super) handlers: BTreeMap<c_int, Handler>,
     /// Returns the greatest number of bytes that it has had on its heap at a time.
@@ -191,6 +193,16 @@ impl Process {
     pub(crate) fn heap_most(self) -> usize {
         let heap_most = with(|kernel| kernel.process(self.0)?.heap_most);
         heap_most.map_or(0, |heap_most| heap_most())
+    }
+
+    /// The reader of the process's standard output goes away.
+    pub(crate) fn close_stdout(self) {
+        with(|kernel| {
+            kernel.trace.add(kernel.now, format_args!("the stdout of {} is closed", self.0));
+            if let Some(process) = kernel.process(self.0) {
+                process.is_closed = true;
+            }
+        });
     }
 
     /// Returns what the process wrote to standard output so far.

@@ -11,14 +11,24 @@ use std::time::Duration;
 
 use super::Ending;
 use super::Operator;
-use crate::consumers::Promise;
+use crate::consumers::Consumer;
 use crate::consumers::Steady;
+use crate::events::Maker;
+use crate::events::Marks;
 use crate::judging::Losses;
 use crate::kernel;
 use crate::kernel::disk;
 use crate::plan::Change;
 use crate::plan::Output;
+use crate::plan::When;
+use crate::plan::Why;
+use crate::setup::LISTENER;
+use crate::support::http;
+use crate::truth::Answer;
 use crate::truth::Kind;
+use crate::truth::Known;
+use crate::truth::Must;
+use crate::truth::Origin;
 
 /// The port of the listener that a reload adds.
 const SECOND: u16 = 8081;
@@ -33,6 +43,12 @@ const AGAIN: Duration = Duration::from_secs(70);
 /// How long a consumer is well after it has refused everything: the pause before the next attempt
 /// is half a minute at most.
 const CALM: Duration = Duration::from_secs(45);
+
+/// How much longer than its drain the relay may take to its end.
+const AT_ONCE: Duration = Duration::from_secs(6);
+
+/// The number of the sender of the last batch.
+const PROBE: u32 = 4000;
 
 /// No lag is as long as this: no seed takes an hour.
 const LAG_MAX: f64 = 2.0 * 3600.0;
@@ -53,8 +69,7 @@ impl Operator<'_> {
         }
     }
 
-    /// Kills the relay, changes a byte of the largest file with these letters in its path, and
-    /// starts it again.
+    /// Kills the relay, changes bytes of the cursors file or of all segments, and starts it again.
     pub(super) fn damage(&mut self, what: &str) {
         let Some(process) = self.process.filter(|_| self.has_life()) else { return };
         let metrics = self.metrics();
@@ -64,21 +79,16 @@ impl Operator<'_> {
             self.losses.add_metrics(&metrics);
         }
         self.gone(process);
-        let mut rng = fastrand::Rng::with_seed(u64::from(kernel::now().subsec_nanos()));
-        let path = match what {
-            "cursors" => Some(PathBuf::from("queue/cursors")),
-            _ => files("queue/segments").into_iter().next_back(),
-        };
-        if let Some(path) = path
-            && let Ok(mut bytes) = fs::read(&path)
-        {
-            // A slot of the cursors file begins at each half; a segment is full of records.
-            let half = bytes.len() / 2 * rng.usize(..2);
-            if let Some(byte) = bytes.get_mut(half + rng.usize(8..200)) {
-                *byte ^= 0x55;
-                fs::write(&path, bytes).expect("a writable directory");
-                kernel::trace(format_args!("{} is damaged", path.display()));
-            }
+        match what {
+            "cursors" => spoil(Path::new("queue/cursors"), |length| {
+                // A slot begins at each half.
+                let half = length / 2 * (kernel::now().subsec_millis() as usize % 2);
+                half + 40..half + 41
+            }),
+            _ => files("queue/segments").iter().for_each(|file| {
+                // What comes last can be read.
+                spoil(file, |length| 100..length * 3 / 4);
+            }),
         }
         self.start();
     }
@@ -104,10 +114,10 @@ impl Operator<'_> {
         self.ending.push((until + CALM, Ending::Calm(consumer)));
     }
 
-    /// A consumer asks for long pauses for so long. Then the relay gets SIGTERM, a moment after
-    /// or before the consumer is well. All others are well, so that everything can be delivered in
-    /// the drain, which takes 20 s: "keeps delivering for `shutdown.drain_timeout`" (guarantees.md).
-    pub(super) fn drain(&mut self, consumer: usize, outage: Duration, is_well_before: bool) {
+    /// A consumer asks for long pauses for so long, and is well from shortly after or before the
+    /// end of the relay on. All others are well, so that everything can be delivered in the drain,
+    /// which takes 10 s: "keeps delivering for `shutdown.drain_timeout`" (guarantees.md).
+    pub(super) fn drain(&mut self, consumer: usize, outage: Duration, when: When, why: Why) {
         if self.process.is_none() || !self.has_life() {
             return;
         }
@@ -117,7 +127,11 @@ impl Operator<'_> {
             consumer.calm(true);
         }
         let busy = &self.consumers[consumer];
-        busy.answers(Some(Steady::Busy));
+        let (how, outage) = match when {
+            When::Late => (Steady::BusyLate, Duration::from_secs(3)),
+            When::Before | When::After => (Steady::Busy, outage),
+        };
+        busy.answers(Some(how));
         std::thread::sleep(outage);
         let mut before = Losses::default();
         if let Some(metrics) = self.metrics() {
@@ -125,26 +139,31 @@ impl Operator<'_> {
         }
         let from = self.log.len();
         std::thread::scope(|scope| {
-            if is_well_before {
-                busy.answers(None);
-                std::thread::sleep(Duration::from_millis(30));
-            } else {
-                scope.spawn(|| {
-                    std::thread::sleep(Duration::from_millis(1200));
+            let after = match when {
+                When::Before => {
                     busy.answers(None);
-                });
-            }
-            self.stop(false);
+                    Duration::from_millis(30)
+                }
+                When::After | When::Late => {
+                    scope.spawn(|| {
+                        std::thread::sleep(Duration::from_millis(1200));
+                        busy.answers(None);
+                    });
+                    Duration::ZERO
+                }
+            };
+            std::thread::sleep(after);
+            self.stop(why);
         });
         let mut after = Losses::default();
         after.add_last_line(&String::from_utf8_lossy(&self.log[from..]));
         for Output { name, consumer, .. } in &self.setup.outputs {
-            let promise = self.consumers[*consumer].promise();
-            let Promise { parks, counts, refuses, fails, .. } = promise;
+            let consumer = &self.consumers[*consumer];
             let more = after.of(name).saturating_sub(before.of(name));
-            if more > 0 && !(parks || counts || refuses || fails) {
+            if more > self.refused_by(consumer) && !consumer.promise().parks {
                 let what = "although every consumer is well";
-                let text = format!("drain: output {name}: {more} events are lost in 20 s, {what}");
+                let text =
+                    format!("drain: output {name}: {more} events are lost in the drain, {what}");
                 self.faults.push(text);
             }
         }
@@ -152,6 +171,63 @@ impl Operator<'_> {
             consumer.calm(false);
         }
         self.start();
+    }
+
+    /// Returns how many events the consumer refuses for good of all that there are.
+    fn refused_by(&self, consumer: &Consumer) -> u64 {
+        let refuses = |known: &&Known| consumer.refuses(&known.event.bytes);
+        self.book.read(|truth| truth.events.values().filter(refuses).count()) as u64
+    }
+
+    /// SIGTERM while a reload waits, as it does for an output of the same name to leave. The drain
+    /// begins at once nevertheless.
+    pub(super) fn end_in_reload(&mut self) {
+        let Some(process) = self.process.filter(|_| self.has_life()) else { return };
+        self.setup.change(&Change::Spare, self.consumers.len() - 1);
+        self.book.config(self.setup.known(self.consumers, &self.leaving));
+        self.write_config();
+        process.signal(libc::SIGHUP);
+        std::thread::sleep(Duration::from_millis(500));
+        let begun = kernel::now();
+        self.stop(Why::Signal);
+        let (took, drain) = (kernel::now() - begun, Duration::from_secs(self.setup.drain));
+        if took > drain + AT_ONCE {
+            self.faults.push(format!("drain: it took {took:?} of {drain:?}, because of a reload"));
+        }
+        self.start();
+    }
+
+    /// Sends a batch of half the greatest size, until it is accepted: nothing is wrong any more.
+    pub(crate) fn probe(&mut self, seed: u64, bytes: usize) {
+        const LIMIT: Duration = Duration::from_secs(90);
+        let rng = crate::senders::rng(seed, "probe");
+        let mut maker = Maker::new(PROBE * 16, rng, Marks::default());
+        let mut events = vec![maker.event()];
+        let bytes = (bytes / 2).min(48 << 10);
+        while events.iter().map(|event| event.bytes.len() + 1).sum::<usize>() < bytes {
+            events.push(maker.event());
+        }
+        let (body, serials) = (crate::events::list(&events), self.book.made(&events));
+        let deadline = kernel::now() + LIMIT;
+        loop {
+            let from = Origin { sender: PROBE, connection: 0 };
+            let attempt = self.book.begun(from, &serials, Must::Take);
+            let listener = LISTENER.parse().expect("an address");
+            let answer = match http::post(listener, "/", "application/json", &body) {
+                Ok(response) => Answer::Status(response.status),
+                Err(_) => Answer::Broken,
+            };
+            self.book.ended(attempt, answer);
+            if answer == Answer::Status(200) {
+                return;
+            }
+            if kernel::now() > deadline {
+                let text = format!("progress: nothing is wrong, and a batch is answered {answer}");
+                self.faults.push(text);
+                return;
+            }
+            std::thread::sleep(Duration::from_secs(3));
+        }
     }
 
     /// A reload adds a listener, or moves it, to an address that somebody else has for a while.
@@ -183,6 +259,25 @@ impl Operator<'_> {
             self.faults.push(format!("listener: no reload {AGAIN:?} after {new} is free"));
         }
     }
+}
+
+/// Changes bytes of a file: the first of every thousand in a range, which is asked for by the length
+/// of what is in the file before its last zeros.
+fn spoil(path: &Path, range: impl Fn(usize) -> std::ops::Range<usize>) {
+    let Ok(mut bytes) = fs::read(path) else { return };
+    let all = if path.ends_with("cursors") { bytes.len() } else { used(&bytes) };
+    for at in range(all).step_by(1000) {
+        if let Some(byte) = bytes.get_mut(at) {
+            *byte ^= 0x55;
+        }
+    }
+    fs::write(path, bytes).expect("a writable directory");
+    kernel::trace(format_args!("{} is damaged", path.display()));
+}
+
+/// Returns the length without the zeros at the end.
+fn used(bytes: &[u8]) -> usize {
+    bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1)
 }
 
 /// Returns the files of a directory, by name.

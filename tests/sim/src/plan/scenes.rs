@@ -1,20 +1,20 @@
 //! Scenes: troubles that only matter together, or in an order that single troubles seldom have.
-//! Seeds from [`FIRST`] on have one or two of them besides their other actions.
+//! Seeds from [`super::SCENES`] on have one or two of them besides their other actions.
 
 use std::time::Duration;
 
 use super::Action;
 use super::Change;
+use super::Output;
 use super::Plan;
 use super::Timed;
+use super::When;
+use super::Why;
 use crate::consumers::Kind;
 use crate::kernel::net::Fault;
 use crate::senders;
 use crate::truth::Acknowledge;
 use crate::truth::Filter;
-
-/// The first seed with scenes.
-pub(super) const FIRST: u64 = 100;
 
 /// A scene, with what it needs: the queue on disk, in memory, or either.
 #[derive(Debug, Clone, Copy)]
@@ -45,11 +45,13 @@ enum Scene {
     ReloadOnTheWire,
     /// Either. A store refuses everything for a while.
     RefusesAll,
+    /// Either. SIGTERM while a reload waits for an output to leave.
+    EndInReload,
     /// Either. A reload asks for an address that somebody else has.
     TakenAddress,
 }
 
-const ON_DISK: [Scene; 13] = [
+const ON_DISK: [Scene; 14] = [
     Scene::FailingReads,
     Scene::SlowReads,
     Scene::StuckFile,
@@ -62,10 +64,11 @@ const ON_DISK: [Scene; 13] = [
     Scene::RefusesAll,
     Scene::RefusesAll,
     Scene::Backlog,
+    Scene::EndInReload,
     Scene::TakenAddress,
 ];
 
-const IN_MEMORY: [Scene; 9] = [
+const IN_MEMORY: [Scene; 10] = [
     Scene::Drain,
     Scene::Drain,
     Scene::RenamedUnderDelivered,
@@ -74,8 +77,12 @@ const IN_MEMORY: [Scene; 9] = [
     Scene::ReloadOnTheWire,
     Scene::ReloadOnTheWire,
     Scene::RefusesAll,
+    Scene::EndInReload,
     Scene::TakenAddress,
 ];
+
+/// The consumers that are not stores behind HTTP.
+const STREAMS: [Kind; 4] = [Kind::Tcp, Kind::Syslog, Kind::Relp, Kind::Lumberjack];
 
 /// Adds the scenes of a seed to its plan.
 pub(super) fn add(plan: &mut Plan, seed: u64) {
@@ -144,8 +151,18 @@ fn draw(scene: Scene, plan: &mut Plan, rng: &mut fastrand::Rng, actions: &mut Ve
             actions.push((0, Action::Damage("cursors")));
         }
         Scene::Drain => {
-            start.drain = 20;
-            actions.push((0, Action::Drain(consumer, seconds(rng.u64(30..45)), rng.bool())));
+            start.drain = 10;
+            // Only a store behind HTTP can ask for a pause.
+            let asks = |output: &&Output| !STREAMS.contains(&plan.consumers[output.consumer]);
+            let asking: Vec<_> = start.outputs.iter().filter(asks).collect();
+            let consumer = match asking.len() {
+                0 => consumer,
+                count => asking[rng.usize(..count)].consumer,
+            };
+            let when = [When::Before, When::After, When::Late, When::Late][rng.usize(..4)];
+            start.has_stdout = rng.bool();
+            let why = if start.has_stdout { Why::Stdout } else { Why::Signal };
+            actions.push((0, Action::Drain(consumer, seconds(rng.u64(30..45)), when, why)));
         }
         Scene::RenamedUnderDelivered => {
             if !plan.consumers.contains(&Kind::S3) {
@@ -157,6 +174,13 @@ fn draw(scene: Scene, plan: &mut Plan, rng: &mut fastrand::Rng, actions: &mut Ve
                 let after = 4 + output as u64;
                 actions.push((after, Action::Reload(Change::Rename(output))));
             }
+        }
+        Scene::EndInReload => {
+            let last = plan.consumers.len() - 1;
+            actions.push((0, Action::Reload(Change::Spare)));
+            actions.push((6, Action::ConsumerHangs(last, seconds(40))));
+            actions.push((12, Action::Reload(Change::Spare)));
+            actions.push((13, Action::EndInReload));
         }
         Scene::SecondSignal => {
             actions.push((0, away(20)));
