@@ -350,6 +350,33 @@ fn a_200_for_delivered_comes_after_the_consumer_has_it() {
 }
 
 #[test]
+fn a_200_for_delivered_needs_a_consumer_whatever_a_reload_removes() {
+    let case = |acknowledge, arrival: Option<u64>| {
+        let mut small = Small::new();
+        small.truth.epochs.clear();
+        small.config(0, |config| config.acknowledge = acknowledge);
+        small.config(11, |config| {
+            config.acknowledge = acknowledge;
+            config.outputs.clear();
+        });
+        let serials = small.made(2, "get");
+        small.send(&serials, 10, Some((2, Answer::Status(200))));
+        if let Some(second) = arrival {
+            small.arrive(second, &serials);
+        }
+        small
+    };
+    let nowhere = |world: &World<'_>, _: &Seen<'_>| acknowledged::nowhere(world);
+    case(Acknowledge::Delivered, None).fails(nowhere, "2 events were answered 200 with delivered");
+    case(Acknowledge::Delivered, Some(12)).passes(nowhere);
+    case(Acknowledge::Delivered, Some(13)).fails(nowhere, "no consumer had them");
+    case(Acknowledge::Queued, None).passes(nowhere);
+    let mut parks = case(Acknowledge::Delivered, None);
+    parks.promise.parks = true;
+    parks.passes(nowhere);
+}
+
+#[test]
 fn nothing_arrives_that_was_not_sent_or_was_refused() {
     let mut small = Small::new();
     let serials = small.two(10);

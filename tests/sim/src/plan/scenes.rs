@@ -170,7 +170,7 @@ fn draw(scene: Scene, plan: &mut Plan, rng: &mut fastrand::Rng, actions: &mut Ve
             }
             for output in 0..start.outputs.len() {
                 let consumer = start.outputs[output].consumer;
-                actions.push((0, Action::Way(consumer, Fault::Silent, seconds(12))));
+                actions.push((0, Action::Way(consumer, Fault::Refused, seconds(14))));
                 let after = 4 + output as u64;
                 actions.push((after, Action::Reload(Change::Rename(output))));
             }
