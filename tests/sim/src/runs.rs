@@ -153,8 +153,8 @@ pub(crate) fn range(seeds: &str) -> Range<u64> {
     from.parse().expect("a number")..to.parse().expect("a number")
 }
 
-/// Returns the seeds that the options ask for: those of `--seeds`, and with `--with TEXT` only those
-/// whose plan has an action with this text.
+/// Returns the seeds that the options ask for: those of `--seeds`, and with `--with TEXT` only
+/// those whose plan has an action with this text.
 pub(crate) fn seeds(options: &[&str], default: &str) -> Vec<u64> {
     let seeds = range(option(options, "--seeds").unwrap_or(default));
     let has = |seed: &u64| {

@@ -261,8 +261,8 @@ impl Operator<'_> {
     }
 }
 
-/// Changes bytes of a file: the first of every thousand in a range, which is asked for by the length
-/// of what is in the file before its last zeros.
+/// Changes bytes of a file: the first of every thousand in a range, which is asked for by the
+/// length of what is in the file before its last zeros.
 fn spoil(path: &Path, range: impl Fn(usize) -> std::ops::Range<usize>) {
     let Ok(mut bytes) = fs::read(path) else { return };
     let all = if path.ends_with("cursors") { bytes.len() } else { used(&bytes) };

@@ -16,69 +16,50 @@ use crate::senders;
 use crate::truth::Acknowledge;
 use crate::truth::Filter;
 
-/// A scene, with what it needs: the queue on disk, in memory, or either.
-#[derive(Debug, Clone, Copy)]
-enum Scene {
-    /// Disk. A backlog is read from files, whose reads fail for less than half a minute.
-    FailingReads,
-    /// Disk. A backlog is read from files, slowly.
-    SlowReads,
-    /// Disk. One file of the queue can be neither removed nor renamed.
-    StuckFile,
-    /// Disk. The power goes while writes wait for a slow disk.
-    TornWrites,
-    /// Disk. Nobody reads the log of a life, which ends by a signal.
-    UnreadLog,
-    /// Disk. A segment is damaged that no output has sent yet.
-    DamagedSegment,
-    /// Disk. One of the two slots of the cursors file is damaged.
-    DamagedCursors,
-    /// Memory. A consumer asks for long pauses until the drain, and is well from then on.
-    Drain,
-    /// Memory. Each output gets another name while senders wait for `delivered`.
-    RenamedUnderDelivered,
-    /// Memory. SIGTERM, and again, with a backlog. Nothing else ends the process after that.
-    SecondSignal,
-    /// Either. A consumer is away for so long that its next requests are large.
-    Backlog,
-    /// Either. A reload changes an output while its requests are on the wire.
-    ReloadOnTheWire,
-    /// Either. A store refuses everything for a while.
-    RefusesAll,
-    /// Either. SIGTERM while a reload waits for an output to leave.
-    EndInReload,
-    /// Either. A reload asks for an address that somebody else has.
-    TakenAddress,
+/// A scene that is being drawn.
+struct Draft<'a> {
+    plan: &'a mut Plan,
+    rng: &'a mut fastrand::Rng,
+    /// The consumer of an output that the first config has.
+    consumer: usize,
+    begin: Duration,
+    /// Each with the seconds after the begin.
+    actions: Vec<(u64, Action)>,
 }
 
+/// Draws the actions of a scene.
+type Scene = fn(&mut Draft<'_>);
+
+/// The scenes with a queue on disk.
 const ON_DISK: [Scene; 14] = [
-    Scene::FailingReads,
-    Scene::SlowReads,
-    Scene::StuckFile,
-    Scene::TornWrites,
-    Scene::UnreadLog,
-    Scene::DamagedSegment,
-    Scene::DamagedCursors,
-    Scene::Backlog,
-    Scene::ReloadOnTheWire,
-    Scene::RefusesAll,
-    Scene::RefusesAll,
-    Scene::Backlog,
-    Scene::EndInReload,
-    Scene::TakenAddress,
+    failing_reads,
+    slow_reads,
+    stuck_file,
+    torn_writes,
+    unread_log,
+    damaged_segments,
+    damaged_cursors,
+    backlog,
+    backlog,
+    reload_on_the_wire,
+    refuses_all,
+    refuses_all,
+    end_in_reload,
+    taken_address,
 ];
 
+/// The scenes with a queue in memory.
 const IN_MEMORY: [Scene; 10] = [
-    Scene::Drain,
-    Scene::Drain,
-    Scene::RenamedUnderDelivered,
-    Scene::SecondSignal,
-    Scene::Backlog,
-    Scene::ReloadOnTheWire,
-    Scene::ReloadOnTheWire,
-    Scene::RefusesAll,
-    Scene::EndInReload,
-    Scene::TakenAddress,
+    drain,
+    drain,
+    renamed_under_delivered,
+    second_signal,
+    backlog,
+    reload_on_the_wire,
+    reload_on_the_wire,
+    refuses_all,
+    end_in_reload,
+    taken_address,
 ];
 
 /// The consumers that are not stores behind HTTP.
@@ -90,15 +71,14 @@ pub(super) fn add(plan: &mut Plan, seed: u64) {
     let all = if plan.start.on_disk { &ON_DISK[..] } else { &IN_MEMORY[..] };
     for _ in 0..=rng.u32(..2) {
         let scene = all[rng.usize(..all.len())];
-        let begin = match scene {
-            Scene::SecondSignal => plan.length,
-            _ => Duration::from_millis(rng.u64(8_000..60_000)),
-        };
-        let mut actions = Vec::new();
-        draw(scene, plan, &mut rng, &mut actions);
-        let times = actions.iter().map(|(after, _)| *after);
-        let end = begin + seconds(times.max().unwrap_or(0) + 10);
-        plan.length = plan.length.max(end);
+        let begin = Duration::from_millis(rng.u64(8_000..60_000));
+        let consumer = plan.start.outputs[rng.usize(..plan.start.outputs.len())].consumer;
+        let (plan, rng, actions) = (&mut *plan, &mut rng, Vec::new());
+        let mut draft = Draft { plan, rng, consumer, begin, actions };
+        scene(&mut draft);
+        let Draft { begin, actions, .. } = draft;
+        let last = actions.iter().map(|(after, _)| *after).max().unwrap_or(0);
+        plan.length = plan.length.max(begin + seconds(last + 10));
         let timed = |(after, action)| Timed { at: begin + seconds(after), action };
         plan.actions.extend(actions.into_iter().map(timed));
     }
@@ -109,94 +89,149 @@ fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
-/// Draws the actions of a scene, each with the seconds after its begin.
-fn draw(scene: Scene, plan: &mut Plan, rng: &mut fastrand::Rng, actions: &mut Vec<(u64, Action)>) {
-    let start = &mut plan.start;
-    let consumer = start.outputs[rng.usize(..start.outputs.len())].consumer;
-    let away = |seconds_| Action::Way(consumer, Fault::Refused, seconds(seconds_));
-    match scene {
-        Scene::FailingReads | Scene::SlowReads => {
-            let (errors, slow) = match scene {
-                Scene::FailingReads => ([0.3, 1.0][rng.usize(..2)], Duration::ZERO),
-                _ => (0.0, Duration::from_millis(rng.u64(50..2000))),
-            };
-            actions.push((0, away(20)));
-            actions.push((13, Action::Kill(Duration::from_millis(100))));
-            actions.push((16, Action::DiskReads(errors, slow, seconds(rng.u64(6..16)))));
-        }
-        Scene::StuckFile => {
-            // Segments come and go only where there is little room.
-            (start.queue, start.segment) = (512, 16);
-            actions.push((0, Action::Stuck));
-            actions.push((1, away(rng.u64(10..60))));
-        }
-        Scene::TornWrites => {
-            let slow = Duration::from_millis(rng.u64(300..4000));
-            actions.push((0, Action::DiskSlow(slow, seconds(20))));
-            actions.push((rng.u64(4..12), Action::PowerLoss(Duration::from_millis(300))));
-        }
-        Scene::UnreadLog => {
-            actions.push((0, Action::UnreadLog));
-            actions.push((rng.u64(5..40), Action::Restart));
-        }
-        Scene::DamagedSegment => {
-            start.is_damaged = true;
-            start.has_evidence = false;
-            actions.push((0, away(30)));
-            actions.push((rng.u64(10..20), Action::Damage("segments")));
-            actions.push((24, Action::Look));
-        }
-        Scene::DamagedCursors => {
-            start.segment = 16;
-            actions.push((0, Action::Damage("cursors")));
-        }
-        Scene::Drain => {
-            start.drain = 10;
-            // Only a store behind HTTP can ask for a pause.
-            let asks = |output: &&Output| !STREAMS.contains(&plan.consumers[output.consumer]);
-            let asking: Vec<_> = start.outputs.iter().filter(asks).collect();
-            let consumer = match asking.len() {
-                0 => consumer,
-                count => asking[rng.usize(..count)].consumer,
-            };
-            let when = [When::Before, When::After, When::Late, When::Late][rng.usize(..4)];
-            start.has_stdout = rng.bool();
-            let why = if start.has_stdout { Why::Stdout } else { Why::Signal };
-            actions.push((0, Action::Drain(consumer, seconds(rng.u64(30..45)), when, why)));
-        }
-        Scene::RenamedUnderDelivered => {
-            if !plan.consumers.contains(&Kind::S3) {
-                start.acknowledge = Acknowledge::Delivered;
-            }
-            for output in 0..start.outputs.len() {
-                let consumer = start.outputs[output].consumer;
-                actions.push((0, Action::Way(consumer, Fault::Refused, seconds(14))));
-                let after = 4 + output as u64;
-                actions.push((after, Action::Reload(Change::Rename(output))));
-            }
-        }
-        Scene::EndInReload => {
-            let last = plan.consumers.len() - 1;
-            actions.push((0, Action::Reload(Change::Spare)));
-            actions.push((6, Action::ConsumerHangs(last, seconds(40))));
-            actions.push((12, Action::Reload(Change::Spare)));
-            actions.push((13, Action::EndInReload));
-        }
-        Scene::SecondSignal => {
-            actions.push((0, away(20)));
-            actions.push((15, Action::Impatient));
-        }
-        Scene::Backlog => actions.push((0, away(rng.u64(40..80)))),
-        Scene::ReloadOnTheWire => {
-            let number = start.outputs.iter().position(|output| output.consumer == consumer);
-            let time = seconds(rng.u64(5..25));
-            actions.push((0, Action::ConsumerHangs(consumer, time)));
-            let filter = if rng.bool() { super::filter(rng) } else { Filter::default() };
-            actions.push((4, Action::Reload(Change::Filter(number.unwrap_or(0), filter))));
-        }
-        Scene::RefusesAll => {
-            actions.push((0, Action::RefusesAll(consumer, seconds(rng.u64(12..40)))));
-        }
-        Scene::TakenAddress => actions.push((0, Action::TakenAddress(rng.bool()))),
+impl Draft<'_> {
+    fn after(&mut self, seconds: u64, action: Action) {
+        self.actions.push((seconds, action));
     }
+
+    /// From the begin on, nobody can connect to the consumer for so many seconds.
+    fn away(&mut self, time: u64) {
+        self.after(0, Action::Way(self.consumer, Fault::Refused, seconds(time)));
+    }
+
+    /// A backlog is read from files, because the process that had it in memory was killed.
+    fn backlog_in_files(&mut self) {
+        self.away(20);
+        self.after(13, Action::Kill(Duration::from_millis(100)));
+    }
+}
+
+/// A backlog is read from files, whose reads fail for less than half a minute.
+fn failing_reads(draft: &mut Draft<'_>) {
+    draft.backlog_in_files();
+    let part = [0.3, 1.0][draft.rng.usize(..2)];
+    let time = seconds(draft.rng.u64(6..16));
+    draft.after(16, Action::DiskReads(part, Duration::ZERO, time));
+}
+
+/// A backlog is read from files, slowly.
+fn slow_reads(draft: &mut Draft<'_>) {
+    draft.backlog_in_files();
+    let slow = Duration::from_millis(draft.rng.u64(50..2000));
+    draft.after(16, Action::DiskReads(0.0, slow, seconds(15)));
+}
+
+/// One file of the queue can be neither removed nor renamed. Segments come and go only where there
+/// is little room.
+fn stuck_file(draft: &mut Draft<'_>) {
+    (draft.plan.start.queue, draft.plan.start.segment) = (512, 16);
+    let time = draft.rng.u64(10..60);
+    draft.away(time);
+    draft.after(1, Action::Stuck);
+}
+
+/// The power goes while writes wait for a slow disk.
+fn torn_writes(draft: &mut Draft<'_>) {
+    let slow = Duration::from_millis(draft.rng.u64(300..4000));
+    draft.after(0, Action::DiskSlow(slow, seconds(20)));
+    let end = draft.rng.u64(4..12);
+    draft.after(end, Action::PowerLoss(Duration::from_millis(300)));
+}
+
+/// Nobody reads the log of a life, which ends by a signal.
+fn unread_log(draft: &mut Draft<'_>) {
+    draft.after(0, Action::UnreadLog);
+    let end = draft.rng.u64(5..40);
+    draft.after(end, Action::Restart);
+}
+
+/// Segments are damaged that an output has not sent yet.
+fn damaged_segments(draft: &mut Draft<'_>) {
+    draft.plan.start.is_damaged = true;
+    draft.plan.start.has_evidence = false;
+    draft.away(30);
+    let when = draft.rng.u64(10..20);
+    draft.after(when, Action::Damage("segments"));
+    draft.after(24, Action::Look);
+}
+
+/// One of the two slots of the cursors file is damaged, which costs no event.
+fn damaged_cursors(draft: &mut Draft<'_>) {
+    draft.plan.start.segment = 16;
+    draft.after(0, Action::Damage("cursors"));
+}
+
+/// A store asks for long pauses, and the relay drains as soon as the store is well.
+fn drain(draft: &mut Draft<'_>) {
+    let Draft { plan, rng, consumer, .. } = draft;
+    plan.start.drain = 10;
+    // Only a store behind HTTP can ask for a pause.
+    let asks = |output: &&Output| !STREAMS.contains(&plan.consumers[output.consumer]);
+    let asking: Vec<_> = plan.start.outputs.iter().filter(asks).collect();
+    let consumer = match asking.len() {
+        0 => *consumer,
+        count => asking[rng.usize(..count)].consumer,
+    };
+    let when = [When::Before, When::After, When::Late, When::Late][rng.usize(..4)];
+    let why = if rng.bool() { Why::Stdout } else { Why::Signal };
+    plan.start.has_stdout |= why == Why::Stdout;
+    let outage = seconds(rng.u64(30..45));
+    draft.after(0, Action::Drain(consumer, outage, when, why));
+}
+
+/// Each output gets another name while senders wait for `delivered`.
+fn renamed_under_delivered(draft: &mut Draft<'_>) {
+    // The config refuses `delivered` with this kind.
+    if !draft.plan.consumers.contains(&Kind::S3) {
+        draft.plan.start.acknowledge = Acknowledge::Delivered;
+    }
+    for output in 0..draft.plan.start.outputs.len() {
+        let consumer = draft.plan.start.outputs[output].consumer;
+        draft.after(0, Action::Way(consumer, Fault::Refused, seconds(14)));
+        draft.after(4 + output as u64, Action::Reload(Change::Rename(output)));
+    }
+}
+
+/// SIGTERM, and again, with a backlog. Nothing else ends the process after that.
+fn second_signal(draft: &mut Draft<'_>) {
+    draft.begin = draft.plan.length;
+    draft.away(20);
+    draft.after(15, Action::Impatient);
+}
+
+/// A consumer is away for so long that its next requests are large.
+fn backlog(draft: &mut Draft<'_>) {
+    let time = draft.rng.u64(40..80);
+    draft.away(time);
+}
+
+/// A reload changes an output while its requests are on the wire.
+fn reload_on_the_wire(draft: &mut Draft<'_>) {
+    let Draft { plan, rng, consumer, .. } = draft;
+    let number = plan.start.outputs.iter().position(|output| output.consumer == *consumer);
+    let (consumer, time) = (*consumer, seconds(rng.u64(5..25)));
+    let filter = if rng.bool() { super::filter(rng) } else { Filter::default() };
+    draft.after(0, Action::ConsumerHangs(consumer, time));
+    draft.after(4, Action::Reload(Change::Filter(number.unwrap_or(0), filter)));
+}
+
+/// A store refuses everything for a while.
+fn refuses_all(draft: &mut Draft<'_>) {
+    let time = seconds(draft.rng.u64(12..40));
+    draft.after(0, Action::RefusesAll(draft.consumer, time));
+}
+
+/// SIGTERM while a reload waits for an output to leave.
+fn end_in_reload(draft: &mut Draft<'_>) {
+    let last = draft.plan.consumers.len() - 1;
+    draft.after(0, Action::Reload(Change::Spare));
+    draft.after(6, Action::ConsumerHangs(last, seconds(40)));
+    draft.after(12, Action::Reload(Change::Spare));
+    draft.after(13, Action::EndInReload);
+}
+
+/// A reload asks for an address that somebody else has.
+fn taken_address(draft: &mut Draft<'_>) {
+    let moves = draft.rng.bool();
+    draft.after(0, Action::TakenAddress(moves));
 }
