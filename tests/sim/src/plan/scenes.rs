@@ -49,7 +49,9 @@ const ON_DISK: [Scene; 14] = [
 ];
 
 /// The scenes with a queue in memory.
-const IN_MEMORY: [Scene; 10] = [
+const IN_MEMORY: [Scene; 12] = [
+    drain,
+    drain,
     drain,
     drain,
     renamed_under_delivered,
@@ -172,8 +174,8 @@ fn drain(draft: &mut Draft<'_>) {
         0 => *consumer,
         count => asking[rng.usize(..count)].consumer,
     };
-    let when = [When::Before, When::After, When::Late, When::Late][rng.usize(..4)];
-    let why = if rng.bool() { Why::Stdout } else { Why::Signal };
+    let when = [When::Before, When::After, When::Late][rng.usize(..3)];
+    let why = if rng.u32(..4) == 0 { Why::Stdout } else { Why::Signal };
     plan.start.has_stdout |= why == Why::Stdout;
     let outage = seconds(rng.u64(30..45));
     draft.after(0, Action::Drain(consumer, outage, when, why));
