@@ -94,6 +94,8 @@ pub struct Intake {
     /// Requests answered 429 in each second, over the last minute.
     #[serde(deserialize_with = "or_default")]
     pub refused_429_per_second: f64,
+    /// The age of the last answer 429 because of `limits.max_in_flight`; `None` if there was none.
+    pub in_flight_full_seconds_ago: Option<f64>,
     /// For how long the relay refused requests that their senders send again.
     pub refusals: Refusals,
     /// The request that was refused last; `None` if none was since the start.
@@ -126,8 +128,6 @@ pub struct Refusals {
     pub with_429: RefusalTimes,
     /// Answers 503: the disk refuses writes, or the consumers are too slow.
     pub with_503: RefusalTimes,
-    /// The age of the last answer 429 because of `limits.max_in_flight`; `None` if there was none.
-    pub in_flight_full_seconds_ago: Option<f64>,
 }
 
 /// How long requests were refused. A *spell* is a time in which requests are refused without a

@@ -72,6 +72,7 @@ impl Admin {
             "sources": self.sources(),
             "rejected_requests": counted(metrics.rejections().requests.counts()),
             "refused_429_per_second": refused_429,
+            "in_flight_full_seconds_ago": seconds(refusals.in_flight_full_ago()),
             "refusals": refusals.times(Instant::now()),
             "last_rejected": refusals.last().as_ref().map(last_rejected),
             "last_final_refusal": refusals.last_for_good().as_ref().map(last_rejected),

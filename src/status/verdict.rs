@@ -227,7 +227,7 @@ fn queue(status: &Status, found: &mut Findings) {
         found.add(State::Bad, "queue", text, &advice);
     }
     // A 429 may also be the answer of a queue that was full a moment ago.
-    let in_flight_full = status.intake.refusals.in_flight_full_seconds_ago;
+    let in_flight_full = status.intake.in_flight_full_seconds_ago;
     if !queue.full && in_flight_full.is_some_and(|seconds| seconds < IN_FLIGHT_FULL_FOR) {
         let text = "Senders get 429: the bodies under way have reached limits.max_in_flight.";
         let advice = "Raise limits.max_in_flight and the memory limit, or add replicas. Runbook: \
@@ -932,12 +932,12 @@ mod tests {
         });
         assert_headline(State::Warn, "max_in_flight", |status| {
             status["refused_429_per_second"] = json!(0.5);
-            status["refusals"] = json!({ "in_flight_full_seconds_ago": 59.0 });
+            status["in_flight_full_seconds_ago"] = json!(59.0);
         });
         // The queue was full.
         assert_headline(State::Good, "", |status| {
             status["refused_429_per_second"] = json!(0.5);
-            status["refusals"] = json!({ "in_flight_full_seconds_ago": 61.0 });
+            status["in_flight_full_seconds_ago"] = json!(61.0);
         });
     }
 

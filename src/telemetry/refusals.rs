@@ -203,9 +203,13 @@ impl Refusals {
     pub fn times(&self, now: Instant) -> status::Refusals {
         let known = lock(&self.0);
         let (with_429, with_503) = (known.with_429.times(now), known.with_503.times(now));
-        let ago = |at: Instant| now.saturating_duration_since(at).as_secs_f64();
-        let in_flight_full_seconds_ago = known.in_flight_full.map(ago);
-        status::Refusals { with_429, with_503, in_flight_full_seconds_ago }
+        status::Refusals { with_429, with_503 }
+    }
+
+    /// Returns the time since the last request that was refused because of
+    /// `limits.max_in_flight`; `None` if there was none yet.
+    pub fn in_flight_full_ago(&self) -> Option<Duration> {
+        lock(&self.0).in_flight_full.map(|at| at.elapsed())
     }
 }
 
