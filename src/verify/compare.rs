@@ -47,27 +47,31 @@ pub(super) enum Kind {
     Late = 2,
     /// A line that the consumer may have, but need not have.
     Allowed = 3,
+    /// An event as it came in, which the log calls dropped or changed. It may have left in this
+    /// form before a crash or a change of the config, after which other rules took it.
+    Earlier = 4,
     /// A line that left by another output before the output that is asked about joined.
-    Elsewhere = 4,
+    Elsewhere = 5,
     /// A line that no checkpoint covers yet.
-    Newer = 5,
+    Newer = 6,
     /// A line that is stored.
-    Stored = 6,
+    Stored = 7,
     /// A stored line that may have been written by an output that added members. Its event may then
     /// be the line without these members, which is [`Kind::Plain`].
-    Either = 7,
+    Either = 8,
     /// The other form of a [`Kind::Either`], without the added members. It has the place of the
     /// stored line.
-    Plain = 8,
+    Plain = 9,
 }
 
 impl Kind {
     /// All kinds, in the order of their numbers.
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::Left,
         Self::Outside,
         Self::Late,
         Self::Allowed,
+        Self::Earlier,
         Self::Elsewhere,
         Self::Newer,
         Self::Stored,
@@ -111,6 +115,8 @@ pub(super) struct Differences {
     pub(super) late: u64,
     /// The number of stored lines that no checkpoint covers yet.
     pub(super) newer: u64,
+    /// The number of events that are stored only in an earlier form ([`Kind::Earlier`]).
+    pub(super) earlier: u64,
     /// The number of stored lines that left by another output.
     pub(super) elsewhere: u64,
     /// The places of the lines that are stored but never left.
@@ -273,6 +279,11 @@ impl Differences {
         let known = if expected > 0 { expected } else { count(Kind::Allowed) };
         if known > 0 {
             self.duplicate += stored.saturating_sub(known) as u64;
+        } else if count(Kind::Earlier) > 0 {
+            // Each crash may have been followed by another attempt.
+            let events = stored.min(count(Kind::Earlier));
+            self.earlier += events as u64;
+            self.duplicate += (stored - events) as u64;
         } else if count(Kind::Elsewhere) > 0 {
             self.elsewhere += stored as u64;
         } else if count(Kind::Newer) > 0 {
@@ -339,6 +350,32 @@ mod tests {
 
     fn hash(of: u64) -> Hash {
         Hash::of(&[&of.to_be_bytes()])
+    }
+
+    #[test]
+    fn events_in_an_earlier_form_are_counted_and_their_copies_are_duplicates() {
+        let mut comparison = Comparison::new();
+        let mut add = |line: u64, kind: Kind, place: Place| {
+            comparison.add(hash(line), kind, place).expect("no file");
+        };
+        // Events 1 and 2 have equal lines. Event 3 left too, by the log.
+        (1..=3).for_each(|event| add(event.max(2), Kind::Earlier, (1, event)));
+        add(3, Kind::Left, (1, 3));
+        add(4, Kind::Earlier, (1, 4));
+        for (place, line) in (0..).zip([2, 2, 2, 3, 3, 9]) {
+            add(line, Kind::Stored, (0, place));
+        }
+        let found = comparison.differences().expect("no file");
+        let expected = Differences {
+            found: 1,
+            earlier: 2,
+            duplicate: 2,
+            extra: BTreeSet::from([5]),
+            extra_count: 1,
+            without_added: 5,
+            ..Differences::default()
+        };
+        assert_eq!(found, expected);
     }
 
     #[test]

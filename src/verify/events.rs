@@ -295,6 +295,7 @@ impl Check<'_> {
         left.filters |= changes || entry.not_delivered.values().any(|it| *it == Fate::Dropped);
         if self.may_have_two_forms(entry.first, entry.at) {
             left.twice += entry.count;
+            self.add_earlier(entry, source, comparison)?;
         }
         for (position, fate, hash) in self.lines_of(entry)? {
             if !self.history.accepted.contains(position) {
@@ -332,6 +333,27 @@ impl Check<'_> {
                     comparison.add(hash, kind, (source, position))?;
                 }
                 None => left.unhashed.insert(position..position + 1),
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds the events of an entry that were dropped or changed, as they came in, because they may
+    /// have left in this form before.
+    fn add_earlier(
+        &mut self,
+        entry: &Delivered,
+        source: u16,
+        comparison: &mut Comparison,
+    ) -> io::Result<()> {
+        let dropped = entry.not_delivered.iter().filter(|(_, fate)| **fate == Fate::Dropped);
+        let offsets: BTreeSet<_> = dropped.map(|it| it.0).chain(&entry.changed).copied().collect();
+        if offsets.is_empty() {
+            return Ok(());
+        }
+        for (position, hash) in entry.range().zip(self.accepted(entry.range())?) {
+            if let Some(hash) = hash.filter(|_| offsets.contains(&Offset(position - entry.first))) {
+                comparison.add(hash, Kind::Earlier, (source, position))?;
             }
         }
         Ok(())
@@ -525,11 +547,17 @@ fn tell_extra(
     report.counts.duplicate += if off > 0 { take(differences.extra_copies) } else { 0 };
     let unknown = take(logs.iter().map(|log| log.left.unhashed.len()).sum());
     // Without a filter there is only one form.
-    let twice = logs.iter().map(|log| if log.left.filters { log.left.twice } else { 0 }).sum();
-    let twice = take(twice);
+    let twice: u64 = logs.iter().map(|log| if log.left.filters { log.left.twice } else { 0 }).sum();
+    let twice = take(twice.saturating_sub(differences.earlier));
     for (count, what) in [
         (off, ", which may be events from a time without evidence"),
         (unknown, " fit nothing, and may be events whose line hashes are gone"),
+        (
+            differences.earlier,
+            " are events as they came in, which did not leave so by the log: they may be earlier \
+             forms of events that were sent again by other rules, after a crash or a change of the \
+             config",
+        ),
         (
             twice,
             " fit nothing, and may be earlier forms of events that were sent again by other rules, \
@@ -541,7 +569,7 @@ fn tell_extra(
         }
     }
     report.counts.without_evidence = off;
-    report.counts.unknown += twice;
+    report.counts.unknown += differences.earlier + twice;
     let open = logs.iter().find(|log| log.is_open());
     let may_fit = logs.iter().map(Compared::in_another_form).sum();
     let newer = take(if open.is_some() { u64::MAX } else { may_fit });

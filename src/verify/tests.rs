@@ -325,6 +325,34 @@ fn filters_reloads_and_times_without_a_relay_are_listed() {
     assert(&check(&[&log], &all, |_| {}), 1, &["1 events were lost at a: given up"]);
 }
 
+/// Method: events are sent, and the relay is killed before their fates are recorded. It starts with
+/// a filter that drops them. The consumer has one of them twice, because there were two kills.
+#[test]
+fn events_that_left_before_a_crash_are_not_forged_when_later_rules_drop_them() {
+    let all = lines('a', 8);
+    let later = lines('b', 4);
+    let log = |is_killed: bool| {
+        let mut log = Made::with_lines("example.org/a", &all);
+        log.accepted(8, &later, 40);
+        if is_killed {
+            log.start(5000, "2", &[("a", 8)]);
+        }
+        let fates: Vec<_> = (0..4).map(|at| (at, Fate::Dropped)).collect();
+        log.push(&log.fates("a", 8, 4, 5050, None, &fates));
+        log.stopped(&[("a", 12)])
+    };
+    let stored = [&all[..], &later[..2], &later[..1]].concat();
+    let killed = log(true);
+    let earlier = "2 stored lines are events as they came in, which did not leave so by the log";
+    let texts = ["forged 0, duplicate 1, pending 0, unknown 2", earlier];
+    assert(&check(&[&killed], &stored, |_| {}), 2, &texts);
+    assert(&check(&[&killed], &all, |_| {}), 0, &["forged 0, duplicate 0"]);
+    // Two of the four events have another form that nobody knows, and these may be two of them.
+    let other = [&stored[..], &lines('c', 3)].concat();
+    assert(&check(&[&killed], &other, |_| {}), 1, &["forged 1", "2 stored lines fit nothing"]);
+    assert(&check(&[&log(false)], &stored, |_| {}), 1, &["forged 3, duplicate 0"]);
+}
+
 #[test]
 fn entries_behind_a_stop_and_a_silent_end_are_faults() {
     let all = lines('a', 3);
