@@ -279,18 +279,30 @@ impl Reader<'_> {
 /// Reads the cursors file. Returns the state and contents of the file, and the highest generation
 /// in its slots. The generation is 0 if no slot is valid, or if a newer version of the program has
 /// written the file.
+///
+/// # Errors
+///
+/// The file can't be opened, or a slot can't be read and the other one is not valid either: nobody
+/// knows what the file says.
 pub(super) fn read(disk: &dyn Disk) -> io::Result<(Found, u64)> {
     let Some(file) = disk::open_if_there(disk, FILE)? else { return Ok((Found::Nothing, 0)) };
-    let mut slots = Vec::new();
+    let (mut slots, mut unreadable) = (Vec::new(), None);
     for slot in 0..2_u64 {
         let mut bytes = vec![0; SLOT];
-        // A slot that can't be read counts as damaged.
-        let size = (0..READS).find_map(|_| file.read_at(&mut bytes, slot * SLOT as u64).ok());
-        let size = size.unwrap_or(0);
+        let mut read = || file.read_at(&mut bytes, slot * SLOT as u64);
+        let size = (1..READS).find_map(|_| read().ok()).map_or_else(read, Ok);
+        // A slot that can't be read counts as damaged if the other one is whole.
+        let size = size.unwrap_or_else(|error| {
+            unreadable = Some(error);
+            0
+        });
         match decode(&bytes[..size]) {
             Ok(decoded) => slots.extend(decoded),
             Err(version) => return Ok((Found::Newer(version), 0)),
         }
+    }
+    if let Some(error) = unreadable.filter(|_| slots.is_empty()) {
+        return Err(error);
     }
     slots.sort_unstable_by_key(|(generation, _)| *generation);
     let generations: Vec<u64> = slots.iter().map(|(generation, _)| *generation).collect();

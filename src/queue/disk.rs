@@ -24,6 +24,7 @@ use rustix::io::Errno;
 use direct::Direct;
 
 mod direct;
+pub(crate) mod patient;
 
 /// The name of the directory with the segments, which are the files that hold the queue's events.
 pub(crate) const SEGMENTS: &str = "segments";
@@ -489,7 +490,13 @@ impl OpenError {
             (io::ErrorKind::AlreadyExists, "; name a directory, not a file or a link"),
         ];
         let remedy = remedies.iter().find(|(kind, _)| *kind == error.kind());
-        let remedy = remedy.map_or("", |(_, remedy)| remedy);
+        let remedy = match remedy {
+            Some((_, remedy)) => remedy,
+            None if patient::may_pass(&error) => {
+                "; see what the kernel's log says about the volume, and start again when it works"
+            }
+            None => "",
+        };
         Self::Io { what, path, error, remedy }
     }
 }

@@ -393,12 +393,17 @@ impl Directory {
     /// must be read before the list of segments is made: a running relay may make new segments in
     /// between, and the events in them would count as missing.
     fn walk(&self, found: &Found, want: Want<'_>, tell: &mut Tell<'_>) -> Result<Verdict, Error> {
-        Walk::new(self, want, tell).run(found, synced::read(&*self.disk))
+        Walk::new(self, want, tell).run(found, self.synced()?)
     }
 
     /// Makes an error that has the path of this file in the queue's directory.
     fn failed(&self, file: &str, error: io::Error) -> Error {
         Error::Read { path: self.root.join(file), error }
+    }
+
+    /// Reads the file `synced`.
+    fn synced(&self) -> Result<Option<Synced>, Error> {
+        synced::read(&*self.disk).map_err(|error| self.failed(synced::FILE, error))
     }
 
     /// Reads the cursors file, which has two slots. If one of the slots is not valid, reads the
@@ -507,7 +512,7 @@ impl Directory {
     fn look(&self) -> Result<(Summary, bool), Error> {
         let found = self.cursors()?;
         let contents = found.contents().cloned().unwrap_or_default();
-        let synced = synced::read(&*self.disk);
+        let synced = self.synced()?;
         let segments = self.segments()?;
         let end = self.end(&segments, &contents, synced)?;
         let (mut settled, end) = (end.is_some(), end.unwrap_or(contents.known()));

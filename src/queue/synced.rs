@@ -11,6 +11,7 @@
 use std::io;
 use std::sync::Arc;
 
+use super::disk;
 use super::disk::Access;
 use super::disk::Disk;
 use super::disk::File;
@@ -22,7 +23,7 @@ use crate::position::Position;
 use crate::release::Format;
 
 /// The name of the file.
-const FILE: &str = "synced";
+pub(super) const FILE: &str = "synced";
 
 /// The first bytes of a note.
 const MAGIC: [u8; 8] = *b"\xFFKAFSYN\0";
@@ -82,15 +83,24 @@ impl Synced {
 }
 
 /// Reads the file. Returns the later one of its two notes; `None` if there is no file, or if no
-/// note is whole.
-pub(super) fn read(disk: &dyn Disk) -> Option<Synced> {
-    let file = disk.open(FILE, Access::Read).ok()?;
+/// note is whole. A single note that can't be read counts as damaged.
+///
+/// # Errors
+///
+/// The file can't be opened, or neither note can be read.
+pub(super) fn read(disk: &dyn Disk) -> io::Result<Option<Synced>> {
+    let Some(file) = disk::open_if_there(disk, FILE)? else { return Ok(None) };
     let note = |slot: u64| {
         let mut bytes = [0; NOTE];
-        file.read_at(&mut bytes, slot * BLOCK).ok()?;
-        Synced::decode(&bytes)
+        file.read_at(&mut bytes, slot * BLOCK).map(|_| Synced::decode(&bytes))
     };
-    [note(0), note(1)].into_iter().flatten().max_by_key(|synced| synced.end)
+    match (note(0), note(1)) {
+        (Err(error), Err(_)) => Err(error),
+        (one, other) => {
+            let notes = [one, other].into_iter().flatten().flatten();
+            Ok(notes.max_by_key(|synced| synced.end))
+        }
+    }
 }
 
 /// The file as the writer thread uses it.
@@ -138,15 +148,15 @@ mod tests {
     #[test]
     fn the_later_note_counts_and_a_damaged_one_gives_way_to_the_one_before() {
         let disk = SimulatedDisk::new(1);
-        assert_eq!(read(&disk), None, "there is no file");
+        assert_eq!(read(&disk).expect("no fault"), None, "there is no file");
         let mut file = SyncedFile::default();
         for position in [8, 9, 12] {
             file.write(&disk, &synced(position)).expect("no fault is set");
-            assert_eq!(read(&disk), Some(synced(position)));
+            assert_eq!(read(&disk).expect("no fault"), Some(synced(position)));
         }
         for at in 0..NOTE as u64 {
             disk.flip(FILE, at, 0x10);
-            assert_eq!(read(&disk), Some(synced(9)), "byte {at}");
+            assert_eq!(read(&disk).expect("no fault"), Some(synced(9)), "byte {at}");
             disk.flip(FILE, at, 0x10);
         }
     }

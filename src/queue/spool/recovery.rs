@@ -38,6 +38,9 @@
 //! | 20 | the last segment can't be written, cut or synced | it is read as it is, and new records go into a new segment | an old file may belong to another user |
 //! | | **other files** | | |
 //! | 21 | `*.incoming`, `*.spare` | the upkeep deletes them | nobody was told that something in them is safe |
+//! | | **a read fails** ([`Patient`]) | | |
+//! | 22 | and of a segment, `cursors` or `synced` nothing can be read for half a minute | the start is refused, and nothing is changed | the disk is away, and what it holds may be whole |
+//! | 23 | and other parts of the file can be read | damage | a sector is bad, and must not keep the relay from starting |
 
 use std::collections::VecDeque;
 use std::io;
@@ -88,6 +91,8 @@ use crate::queue::disk::QUARANTINE;
 use crate::queue::disk::SEGMENTS;
 use crate::queue::disk::SPARES;
 use crate::queue::disk::named;
+use crate::queue::disk::patient;
+use crate::queue::disk::patient::Patient;
 use crate::queue::identity;
 use crate::queue::identity::Identity;
 use crate::queue::outputs::Output;
@@ -118,7 +123,8 @@ use crate::telemetry::Telemetry;
 /// # Errors
 ///
 /// The directory can't be used, a newer version of the program has written it, or there are too
-/// many outputs. Damage in the files is not an error.
+/// many outputs. Or a file can't be read at all: nothing is changed then. Damage in the files is not
+/// an error.
 pub(super) fn open(
     disk: Arc<dyn Disk>,
     directory: &Path,
@@ -128,10 +134,12 @@ pub(super) fn open(
 ) -> Result<(Queue, Vec<Cursor>, Writer), OpenError> {
     let failed = |what, name: &str| failed(directory, what, name);
     let metrics = telemetry.queue();
-    let (found, writing) = read_cursors(&*disk, directory, outputs)?;
+    let reading = Patient::new(Arc::clone(&disk), patient::PATIENCE);
+    let (found, writing) = read_cursors(&reading, directory, outputs)?;
     let contents = found.contents();
-    let identity = Identity::of(&*disk).map_err(failed("make", identity::FILE))?;
-    let mut log = Log::read(&*disk, directory)?;
+    let mut log = Log::read(&reading, directory)?;
+    let synced = synced::read(&reading).map_err(failed("read", synced::FILE))?;
+    let identity = Identity::of(&reading).map_err(failed("make", identity::FILE))?;
     if contents.is_none() && !log.segments.is_empty() {
         tracing::warn!(
             "the cursors file is missing or damaged: every output starts at the oldest event"
@@ -139,12 +147,12 @@ pub(super) fn open(
     }
     let quarantined = AtomicU64::new(disk::sizes(&*disk, QUARANTINE).1);
     let room = quarantine_bytes(config.max_bytes);
-    let judged = log.judge(&*disk, contents, synced::read(&*disk), &mut |file, at, damage| {
+    let judged = log.judge(&reading, contents, synced, &mut |file, at, damage| {
         metrics.spool.corrupt.increment(1);
         load::set_aside(&*disk, file, at, damage, room, &quarantined, &metrics);
     });
-    judged.map_err(failed("open a file of", SEGMENTS))?;
-    let abandoned = not_taken(&*disk).map_err(failed("read", SEGMENTS))?;
+    judged.map_err(failed("read a file of", SEGMENTS))?;
+    let abandoned = not_taken(&reading).map_err(failed("read", SEGMENTS))?;
 
     let mut state = state_of(log, abandoned, contents, config);
     if outputs.iter().any(|output| output.is_recorder()) {
@@ -154,7 +162,7 @@ pub(super) fn open(
     if let Some(contents) = contents {
         count_removed(&mut state, contents, telemetry, outputs);
     }
-    let indices = join_all(&mut state, &*disk, &found, outputs);
+    let indices = join_all(&mut state, &reading, &found, outputs);
 
     #[allow(clippy::cast_precision_loss, reason = "a gauge; sizes are below 2^52")]
     metrics.capacity.set(config.max_bytes as f64);
@@ -403,7 +411,7 @@ type Report<'a> = &'a mut dyn FnMut(&dyn File, Position, &Damage);
 
 impl Log {
     /// Finds all segments in the queue's directory, and reads the header of each.
-    fn read(disk: &dyn Disk, directory: &Path) -> Result<Self, OpenError> {
+    fn read(disk: &Patient, directory: &Path) -> Result<Self, OpenError> {
         let failed = |what, name: &str| failed(directory, what, name);
         let positions = segment::list(disk).map_err(failed("read", SEGMENTS))?;
         let mut segments: VecDeque<Segment> = VecDeque::with_capacity(positions.len());
@@ -426,6 +434,8 @@ impl Log {
                 Some(header) => header.first_byte,
                 None => first_byte(&*file, seed, position, segments.back()),
             };
+            // Case 22.
+            disk.check().map_err(failed("read", &name))?;
             let first = LogOffset { position, byte };
             if let Some(before) = segments.back_mut() {
                 // Case 11 too: the positions that no file has are a part of the segment before.
@@ -449,7 +459,7 @@ impl Log {
     /// at its end. Calls `report` for damage in the last segment, and for each damaged header.
     fn judge(
         &mut self,
-        disk: &dyn Disk,
+        disk: &Patient,
         contents: Option<&Contents>,
         synced: Option<Synced>,
         report: Report<'_>,
@@ -496,7 +506,7 @@ impl Log {
     /// the files `cursors` and `synced` name.
     fn find_end(
         &mut self,
-        disk: &dyn Disk,
+        disk: &Patient,
         mut known: LogOffset,
         mut synced: Option<Synced>,
         holes: &[Hole],
@@ -538,7 +548,7 @@ impl Log {
 fn judge_last(
     last: &mut Segment,
     limit: Position,
-    disk: &dyn Disk,
+    disk: &Patient,
     known: Known,
     report: Report<'_>,
 ) -> io::Result<LogOffset> {
@@ -556,6 +566,8 @@ fn judge_last(
     let read = SegmentFile { file: &*file, first, seed, reused, size, limit };
     let Tail { end, kept, damages, unfinished } =
         Tail::read(&read, FIRST_RECORD, last.first, known);
+    // Case 22.
+    disk.check()?;
     for damage in damages {
         last.damaged.insert(damage.bytes.start);
         report(&*file, first, &damage);

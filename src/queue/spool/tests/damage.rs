@@ -195,7 +195,8 @@ impl Spool {
             drop(running);
             disk.crash(rng)
         };
-        let synced = synced::read(&disk).map(|synced| synced.end.position).unwrap_or_default();
+        let synced = synced::read(&disk).expect("it can be read");
+        let synced = synced.map(|synced| synced.end.position).unwrap_or_default();
         let known = match cursors::read(&disk).expect("it can be read").0 {
             cursors::Found::Whole(contents) | cursors::Found::Half(contents) => {
                 contents.end.position
@@ -571,4 +572,45 @@ fn missing_events_make_no_output_lag_for_decades() {
     let (_, backlog) = running.queue.backlogs().remove(0);
     assert!(backlog.events >= 4, "{backlog:?}");
     assert!(backlog.lag < 3600.0, "{backlog:?}");
+}
+
+/// Method: a spool is copied, and on the copy nothing of one file, or of all files, can be read. The
+/// start must fail, and change nothing.
+#[test]
+fn a_disk_that_can_not_be_read_is_not_damage() {
+    let mut rng = Rng::with_seed(7);
+    for _ in 0..40 {
+        let spool = Spool::make(&mut rng);
+        let names = spool.disk.names().into_iter();
+        let names: Vec<_> = names.filter(|name| !name.starts_with(SPARES)).collect();
+        for only in names.iter().map(Some).chain([None]) {
+            let disk = copy(&spool.disk);
+            let bytes = |name: &String| disk.contents(name).len() as u64;
+            // A segment of one block has no records. A power loss may have left `synced` empty.
+            let is_needed = |name: &String| {
+                let is_known = ["cursors", "synced"].contains(&name.as_str());
+                bytes(name) > BLOCK && (is_known || name.ends_with(".seg"))
+            };
+            let hit = names.iter().filter(|name| only.is_none_or(|only| only == *name));
+            let hit: Vec<_> = hit.filter(|name| is_needed(name)).collect();
+            for name in &hit {
+                (0..bytes(name).div_ceil(BLOCK)).for_each(|at| disk.unreadable(name, at * BLOCK));
+            }
+            if hit.is_empty() {
+                continue;
+            }
+            let (before, changes) = (disk.names(), disk.changes());
+            let shared: Arc<dyn Disk> = Arc::new(disk.clone());
+            let telemetry = Telemetry::new();
+            let counts = Counts::default();
+            let outputs = spool.names.iter().map(|name| counts.output(&telemetry, name, true));
+            let outputs: Vec<_> = outputs.collect();
+            let path = Path::new("spool");
+            let opened = recovery::open(shared, path, &spool.config, &telemetry, &outputs);
+            let error = opened.err().map(|error| error.to_string()).unwrap_or_default();
+            assert!(error.contains("start again when it works"), "{error:?} {hit:?}");
+            assert_eq!((disk.names(), disk.changes()), (before, changes), "{hit:?}");
+            assert_eq!(values(&telemetry, ["spool_corrupt_records_total"])[0], 0);
+        }
+    }
 }
