@@ -222,9 +222,9 @@ impl State {
         }
     }
 
-    fn enter(&mut self, phase: Phase) {
+    fn enter(&mut self, phase: Phase, now: Instant) {
         self.phase = phase;
-        self.since = Instant::now();
+        self.since = now;
     }
 
     fn is_multiplexed(&self) -> bool {
@@ -304,7 +304,7 @@ impl Connection {
     pub(super) fn established(&self, multiplexed: bool) {
         let mut state = self.lock();
         state.speaks(multiplexed);
-        state.enter(Phase::Idle);
+        state.enter(Phase::Idle, Instant::now());
     }
 
     /// Returns `true` if the connection speaks HTTP/2.
@@ -312,16 +312,17 @@ impl Connection {
         self.lock().is_multiplexed()
     }
 
-    /// Notes that a request begins, because its head is complete. Returns `true` if the connection
-    /// may still take requests. Returns `false` if the connection was told to end before.
-    pub(super) fn begin_request(&self, multiplexed: bool) -> bool {
+    /// Notes that a request begins at the time `now`, because its head is complete. Returns `true`
+    /// if the connection may still take requests. Returns `false` if the connection was told to end
+    /// before.
+    pub(super) fn begin_request(&self, multiplexed: bool, now: Instant) -> bool {
         let mut state = self.lock();
         state.speaks(multiplexed);
         if state.buffers == Buffers::Fresh {
             state.buffers = Buffers::Used;
         }
         let under_way = if let Phase::Serving(count) = state.phase { count } else { 0 };
-        state.enter(Phase::Serving(under_way + 1));
+        state.enter(Phase::Serving(under_way + 1), now);
         state.leaving.is_none()
     }
 
@@ -332,17 +333,18 @@ impl Connection {
         let mut state = self.lock();
         let left =
             if let Phase::Serving(count) = state.phase { count.saturating_sub(1) } else { 0 };
-        state.headless = Instant::now();
+        let now = Instant::now();
+        state.headless = now;
         state.refusals.was_last = refusing;
         if in_time && let Some(leaving) = &mut state.leaving {
-            *leaving = Instant::now();
+            *leaving = now;
         }
         let phase = match left {
             0 if state.is_multiplexed() => Phase::Idle,
             0 => Phase::Answered,
             _ => Phase::Serving(left),
         };
-        state.enter(phase);
+        state.enter(phase, now);
     }
 
     /// Notes that a request under way is refused, and that the relay only waits for the rest of its
@@ -705,7 +707,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Watched<T> {
             if !state.is_multiplexed() {
                 this.framing.advance(read);
                 if state.phase == Phase::Idle && this.framing.is_in_head() {
-                    state.enter(Phase::Head);
+                    state.enter(Phase::Head, Instant::now());
                 }
             }
             if let Some(matched) = this.preface {
@@ -717,7 +719,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncRead for Watched<T> {
                 this.preface = (matches && length < expected.len()).then_some(matched + length);
                 if matches && length == expected.len() {
                     state.speaks(true);
-                    state.enter(Phase::Idle);
+                    state.enter(Phase::Idle, Instant::now());
                 }
             }
         }
@@ -764,7 +766,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<T> {
             // The beginning of the next head may have come together with the request that was just
             // answered; hyper then already holds it.
             let phase = if self.framing.is_in_head() { Phase::Head } else { Phase::Idle };
-            state.enter(phase);
+            state.enter(phase, Instant::now());
         }
         Poll::Ready(Ok(()))
     }

@@ -114,12 +114,20 @@ impl Framing {
                     rest
                 }
                 State::Head | State::ChunkSize | State::Trailers => {
-                    let end = bytes.iter().position(|byte| *byte == b'\n');
+                    let end = memchr::memchr(b'\n', bytes);
                     let (line, rest) = bytes.split_at(end.unwrap_or(bytes.len()));
-                    self.line.push(line);
-                    if end.is_some() {
-                        self.state = self.after_line();
-                        self.line.clear();
+                    // A whole line of a head that begins so is neither empty nor one of the two
+                    // headers that matter.
+                    let is_other = end.is_some()
+                        && self.state == State::Head
+                        && self.line.kept == 0
+                        && !matches!(line.first(), None | Some(b'\r' | b'C' | b'c' | b'T' | b't'));
+                    if !is_other {
+                        self.line.push(line);
+                        if end.is_some() {
+                            self.state = self.after_line();
+                            self.line.clear();
+                        }
                     }
                     rest.get(1..).unwrap_or_default()
                 }

@@ -220,18 +220,19 @@ pub(super) struct Ingest {
 }
 
 impl Ingest {
-    /// Answers a request. If `refusal` is `Some`, the request is refused for this reason, whatever
+    /// Answers a request, which began at `started`. If `refusal` is `Some`, the request is refused for this reason, whatever
     /// it contains. Also returns the refusal if the answer is one.
     pub(super) async fn handle(
         &self,
         request: Request<Incoming>,
         refusal: Option<Refusal>,
+        started: Instant,
     ) -> (Response<Body>, Option<Refusal>) {
         let (head, body) = request.into_parts();
         let bounds = self.shared.bounds.load_full();
         let mut upload = Upload {
             body,
-            deadline: Instant::now() + bounds.body_timeout,
+            deadline: started + bounds.body_timeout,
             cut: &self.shared.cut,
             connection: &self.connection,
             sent: 0,

@@ -46,12 +46,12 @@ impl Service<Request<Incoming>> for Shared {
         let started = Instant::now();
         let multiplexed = request.version() == Version::HTTP_2;
         let connection = Arc::clone(&requests.ingest.connection);
-        let in_time = connection.begin_request(multiplexed);
+        let in_time = connection.begin_request(multiplexed, started);
         let mut under_way = UnderWay { connection, in_time, refusing: false };
         let given = request.headers().get(header::AUTHORIZATION).map(|value| value.as_bytes());
         let refusal = requests.auth.refusal(given);
         Box::pin(async move {
-            let (mut response, refusal) = requests.ingest.handle(request, refusal).await;
+            let (mut response, refusal) = requests.ingest.handle(request, refusal, started).await;
             let Requests { ingest: Ingest { connection, .. }, max_age, closing, .. } = &*requests;
             let metrics = connection.metrics();
             metrics.answered(response.status().as_u16());

@@ -3,6 +3,8 @@
 use std::pin::Pin;
 use std::sync::Arc;
 
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
 use hyper_util::rt::TokioExecutor;
 use hyper_util::rt::TokioIo;
 use hyper_util::server::conn::auto;
@@ -67,6 +69,9 @@ impl Session {
             let service = service.clone();
             let mut serving = Box::pin(protocols.serve_connection(TokioIo::new(watched), service));
             loop {
+                // It polls the future of the orders only when one of them may have come, and not
+                // with each byte of the connection.
+                let mut order: FuturesUnordered<_> = [orders.next()].into_iter().collect();
                 tokio::select! {
                     biased;
                     ended = serving.as_mut() => {
@@ -75,7 +80,7 @@ impl Session {
                         }
                         return;
                     }
-                    order = orders.next() => match order {
+                    Some(order) = order.next() => match order {
                         Order::End => serving.as_mut().graceful_shutdown(),
                         Order::Rest => break,
                     }
