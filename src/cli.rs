@@ -467,13 +467,15 @@ fn print(text: &str) -> Result<(), u8> {
 }
 
 fn runtime() -> Result<tokio::runtime::Runtime, u8> {
-    build_runtime().map_err(|error| failed(format_args!("cannot start the runtime: {error}")))
+    build_runtime(0).map_err(|error| failed(format_args!("cannot start the runtime: {error}")))
 }
 
-fn build_runtime() -> std::io::Result<tokio::runtime::Runtime> {
+/// Makes a runtime with this number of worker threads. If it is 0, the number of cores decides.
+fn build_runtime(workers: usize) -> std::io::Result<tokio::runtime::Runtime> {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let by_cores = (cores / CORES_PER_WORKER).clamp(1, WORKERS_MAX);
     tokio::runtime::Builder::new_multi_thread()
-        .worker_threads((cores / CORES_PER_WORKER).clamp(1, WORKERS_MAX))
+        .worker_threads(if workers == 0 { by_cores } else { workers })
         .thread_keep_alive(IDLE_THREAD)
         .enable_all()
         .build()
@@ -529,7 +531,7 @@ fn run(file: Option<&Path>) -> Result<(), u8> {
 /// Runs the relay from its start to its end, in a tokio runtime that this function makes. `file` is
 /// the config file, which a reload reads again.
 fn run_relay(file: Option<&Path>, config: Config) -> Result<(), relay::Error> {
-    let runtime = build_runtime()
+    let runtime = build_runtime(config.workers)
         .map_err(|error| relay::Error::Run(format!("cannot start the runtime: {error}")))?;
     let result = runtime.block_on(async {
         let heard = Heard::new()

@@ -304,6 +304,8 @@ pub struct Config {
     pub log: Log,
     /// The key `process.restrict`: whether the process gives up what it does not need.
     pub restrict: Restrict,
+    /// The key `process.workers`: the number of worker threads. 0: the number of cores decides.
+    pub workers: usize,
     /// The key `shutdown.drain_timeout`: the time that the relay has after SIGTERM to finish its
     /// requests and to send the events in the queue.
     pub drain_timeout: Duration,
@@ -346,7 +348,7 @@ fn whole<'a>(
     let evidence = t.optional_section(key, evidence::read);
     let (admin, tap_token_file) = admin(&mut t);
     let log = t.section("log", log::read);
-    let restrict = t.section("process", process::restrict);
+    let (restrict, workers) = t.section("process", process::read);
     let drain_timeout = t.section("shutdown", drain_timeout);
     t.refuse_rest(&|_| None);
 
@@ -376,6 +378,7 @@ fn whole<'a>(
         tap_token_file,
         log: log?,
         restrict,
+        workers,
         drain_timeout,
     })
 }

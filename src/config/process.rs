@@ -1,4 +1,4 @@
-//! `[process]`: what the process may do.
+//! `[process]`: what the process may do, and its threads.
 
 use super::table::Table;
 
@@ -24,9 +24,10 @@ impl Restrict {
     }
 }
 
-/// Reads the section `[process]`. A wrong value is recorded as a problem and replaced by the
-/// default.
-pub(super) fn restrict(t: &mut Table<'_, '_>) -> Restrict {
+/// Reads the section `[process]`. Returns `restrict` and `workers`, the number of worker threads; 0
+/// means that the number of cores decides. A wrong value is recorded as a problem and replaced by
+/// the default.
+pub(super) fn read(t: &mut Table<'_, '_>) -> (Restrict, usize) {
     let restrict = t.choice(
         "restrict",
         &[Restrict::Required, Restrict::BestEffort, Restrict::Off].map(|it| (it.name(), it)),
@@ -34,5 +35,12 @@ pub(super) fn restrict(t: &mut Table<'_, '_>) -> Restrict {
         "the process gives up, at its start, files that the config does not name and system calls \
          that it never makes; a change needs a restart",
     );
-    restrict.unwrap_or(Restrict::Off)
+    let workers = t.count(
+        "workers",
+        0,
+        0..=64,
+        "threads for connections, decoding and outputs; 0 is one for each two cores, at least one \
+         and at most four; a change needs a restart",
+    );
+    (restrict.unwrap_or(Restrict::Off), usize::try_from(workers).unwrap_or_default())
 }

@@ -214,6 +214,7 @@ level = "trace"
 format = "json"
 [process]
 restrict = "required"
+workers = 3
 [shutdown]
 drain_timeout = "1ms"
 "#;

@@ -187,6 +187,7 @@ format = "text"
 
 [process]
 restrict = "off"
+workers = 0
 
 [shutdown]
 drain_timeout = "20s"
@@ -263,7 +264,7 @@ fn every_key_is_read() {
     assert_eq!((relp.messages.priority, relp.window), (4 * 8 + 3, 1));
     assert_eq!(relp.stream.tls, Some(ClientTls::default()));
     assert_eq!(stdout.kind, stdout_as(LineFormat::AuditLog));
-    assert_eq!(config.restrict, Restrict::Required);
+    assert_eq!((config.restrict, config.workers), (Restrict::Required, 3));
     let names: Vec<_> =
         checked.files.iter().map(|it| it.strip_prefix(dir.path()).unwrap().to_owned()).collect();
     assert_eq!(names, ["ca", "crt", "key", "token"].map(PathBuf::from));
