@@ -3,9 +3,11 @@
 use crate::figures::Spread;
 use crate::fixed;
 use crate::fixed::FixedRates;
+use crate::proxy::Buffering;
 use crate::proxy::Mode;
 use crate::proxy::Route;
 use crate::proxy::Through;
+use crate::report;
 use crate::report::Answers;
 use crate::report::Comparison;
 use crate::report::Saturated;
@@ -41,19 +43,22 @@ const TCP_DISK: Through = Through::Relay(Route::Tcp, Mode::Disk);
 /// The aims for the CPU time as a multiple of HAProxy's on the same work: the beginning of the
 /// work's name, the relay, the rate, and the aim.
 const CPU: [(&str, Through, Rate, f64); 12] = [
-    ("metadata", HTTP, Saturation, 1.35),
-    ("metadata", HTTP, Events(100_000), 1.4),
+    ("metadata", HTTP, Saturation, 1.4),
+    ("metadata", HTTP, Events(100_000), 1.35),
     ("metadata", TCP, Saturation, 1.6),
-    ("metadata", TCP, Events(100_000), 1.5),
+    ("metadata", TCP, Events(100_000), 1.2),
     ("metadata", SYSLOG, Saturation, 1.9),
     ("metadata", HTTP_DISK, Saturation, 1.7),
-    ("metadata", HTTP_DISK, Events(100_000), 2.0),
+    ("metadata", HTTP_DISK, Events(100_000), 2.1),
     ("metadata", TCP_DISK, Saturation, 1.7),
     ("metadata", TCP_DISK, Events(100_000), 2.0),
     ("generated", HTTP, Saturation, 1.7),
     ("single", HTTP, Saturation, 0.6),
-    ("single", HTTP, Events(15_000), 0.9),
+    ("single", HTTP, Events(15_000), 0.75),
 ];
+
+/// The aim for the CPU time at saturation of `HTTP` as a multiple of an nginx that buffers requests.
+const CPU_NGINX: f64 = 1.25;
 
 /// The aim for the p99 of a relay's answers as a multiple of HAProxy's at the same rate, with the
 /// queue in memory.
@@ -99,6 +104,15 @@ pub(crate) fn in_short(measured: &[Measured]) -> String {
 fn add_cpu(table: &mut Table, measured: &Measured) {
     let Measured { throughput, fixed, .. } = measured;
     let work = throughput.work.name;
+    let nginx = throughput.of(Through::Buffering(Buffering::Nginx));
+    if let (Some(relay), Some(nginx), true) =
+        (throughput.of(HTTP), nginx, work.starts_with("metadata"))
+    {
+        let ratio =
+            report::ratio(&relay.samples, &nginx.samples, |it| it.cpu.total() / it.gigabytes);
+        let what = format!("CPU ÷ nginx that buffers, {}, at saturation", HTTP.name());
+        table.add(&what, work, CPU_NGINX, &ratio, 2);
+    }
     for (_, through, rate, aim) in CPU.iter().filter(|(name, ..)| work.starts_with(name)) {
         let (at, ratio) = match *rate {
             Saturation => {
@@ -140,7 +154,7 @@ fn add_rss(table: &mut Table, measured: &[Measured]) {
     });
     let has_aims = |row: &Saturated| match row.through {
         Through::Relay(route, mode) => mode == Mode::Memory && !route.is_further(),
-        Through::Haproxy(_) => false,
+        Through::Haproxy(_) | Through::Buffering(_) => false,
     };
     let rows: Vec<(&str, &Saturated)> = rows.filter(|(_, row)| has_aims(row)).collect();
     let mut add = |what: &str, aim: f64, value: Value, only: Option<Through>| {

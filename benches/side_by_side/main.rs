@@ -28,6 +28,10 @@
 //! rounds, with the least and the most value; a ratio to HAProxy is the median of the ratios within
 //! each round. A relay that speaks TLS is compared with a HAProxy that speaks TLS on both sides.
 //!
+//! An nginx and a HAProxy that have the whole body of a request before they pass it on stand beside
+//! the relay from HTTP to HTTP with the queue in memory: a proxy that passes bytes through, as the
+//! HAProxy of the first row does, cannot send a batch again.
+//!
 //! Routes with compression, and routes to consumers that acknowledge each event (lumberjack, RELP,
 //! Kafka, Elasticsearch, Splunk, IBM Cloud Logs, S3, Loki, OTLP), are measured at saturation only,
 //! with the queue in memory, if `--full` or `--output` asks for them. `--output` measures them with
@@ -83,6 +87,7 @@ mod work;
 
 use aims::Measured;
 use fixed::FixedRates;
+use proxy::Buffering;
 use proxy::Form;
 use proxy::Mode;
 use proxy::Route;
@@ -239,6 +244,10 @@ impl Arguments {
                     chosen.push(relay.haproxy());
                 }
                 chosen.push(relay);
+                if relay == Through::Relay(Route::Http, Mode::Memory) {
+                    let buffering = [Buffering::Nginx, Buffering::Haproxy];
+                    chosen.extend(buffering.map(Through::Buffering));
+                }
             }
         }
         chosen

@@ -114,10 +114,21 @@ pub(crate) enum Form {
     Tls,
 }
 
+/// A proxy that has the whole body of a request before it passes it on, as a relay must. Only such
+/// a proxy can send a request again.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Buffering {
+    /// With `proxy_request_buffering on`, and room for a whole body in memory.
+    Nginx,
+    /// With `option http-buffer-request`, and buffers of 1 MiB.
+    Haproxy,
+}
+
 /// The program between load and sink.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Through {
     Haproxy(Form),
+    Buffering(Buffering),
     Relay(Route, Mode),
 }
 
@@ -127,6 +138,10 @@ impl Through {
             Self::Haproxy(Form::Plain) => return "HAProxy http → http".to_owned(),
             Self::Haproxy(Form::Gzip) => return "HAProxy http gzip → http gzip".to_owned(),
             Self::Haproxy(Form::Tls) => return "HAProxy https → https".to_owned(),
+            Self::Buffering(Buffering::Nginx) => return "nginx that buffers requests".to_owned(),
+            Self::Buffering(Buffering::Haproxy) => {
+                return "HAProxy that buffers requests".to_owned();
+            }
             Self::Relay(route, mode) => (route, mode),
         };
         let route = match route {
@@ -161,6 +176,7 @@ impl Through {
     pub(crate) fn form(self) -> Form {
         match self {
             Self::Haproxy(form) => form,
+            Self::Buffering(_) => Form::Plain,
             Self::Relay(Route::Tls, _) => Form::Tls,
             Self::Relay(Route::GzipIn, _) => Form::Gzip,
             Self::Relay(_, _) => Form::Plain,
@@ -210,7 +226,7 @@ impl Through {
 
 /// A running proxy.
 pub(crate) enum Proxy {
-    Haproxy { process: Process, address: SocketAddr, _directory: TempDir },
+    Peer { process: Process, address: SocketAddr, _directory: TempDir },
     Relay { relay: Relay, delivered: bool, _queue: Option<TempDir>, _secret: TempDir },
 }
 
@@ -222,21 +238,27 @@ impl Proxy {
         arguments: &Arguments,
     ) -> Self {
         match through {
-            Through::Haproxy(_) => start_haproxy(consumer, through.tls().then_some(tls)),
+            Through::Haproxy(_) => {
+                start_haproxy(consumer, through.tls().then_some(tls), Buffers::AreSmall)
+            }
+            Through::Buffering(Buffering::Haproxy) => {
+                start_haproxy(consumer, None, Buffers::HoldRequests)
+            }
+            Through::Buffering(Buffering::Nginx) => start_nginx(consumer),
             Through::Relay(route, mode) => start_relay(route, mode, consumer, tls, arguments),
         }
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
         match self {
-            Self::Haproxy { address, .. } => *address,
+            Self::Peer { address, .. } => *address,
             Self::Relay { relay, .. } => relay.address,
         }
     }
 
     pub(crate) fn process(&self) -> &Process {
         match self {
-            Self::Haproxy { process, .. } => process,
+            Self::Peer { process, .. } => process,
             Self::Relay { relay, .. } => &relay.process,
         }
     }
@@ -375,25 +397,35 @@ pub(crate) fn without_kafka(relay: &Path) -> Option<String> {
     (!accepted).then(|| relay.display().to_string())
 }
 
+/// What HAProxy's buffers hold.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Buffers {
+    /// A part of a request, which is the default.
+    AreSmall,
+    /// A whole request.
+    HoldRequests,
+}
+
 /// Starts HAProxy with the config of the forwarder that the relay replaces, on every core, which is
 /// its default, and with TLS on both sides if `tls` is given. Its log goes to /dev/null. `./test`
 /// installs it.
-fn start_haproxy(consumer: SocketAddr, tls: Option<&Tls>) -> Proxy {
+fn start_haproxy(consumer: SocketAddr, tls: Option<&Tls>, buffers: Buffers) -> Proxy {
     let (bind, server) = match tls {
         None => (String::new(), ""),
         Some(tls) => (format!("ssl crt {}", tls.both().display()), "ssl verify none"),
     };
-    for _ in 0..5 {
-        let probe = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
-        let address = probe.local_addr().expect("bound");
-        drop(probe);
-        let directory = TempDir::new().expect("a temporary directory");
-        let file = directory.path().join("haproxy.cfg");
+    let (size, option) = match buffers {
+        Buffers::AreSmall => ("", ""),
+        Buffers::HoldRequests => ("tune.bufsize 1048576", "option http-buffer-request"),
+    };
+    start_peer("haproxy.cfg", |address, file| {
         let config = format!(
             "global
   log stdout format raw local0 info
+  {size}
 defaults
   mode http
+  {option}
   timeout client 10s
   timeout connect 5s
   timeout server 10s
@@ -406,22 +438,77 @@ backend consumer
   server consumer {consumer} {server}
 "
         );
-        std::fs::write(&file, config).expect("a writable directory");
+        std::fs::write(file, config).expect("a writable directory");
         let mut command = Command::new(haproxy());
         // -db runs HAProxy as one process in the foreground, without children.
-        command.args(["-db", "-f"]).arg(&file);
+        command.args(["-db", "-f"]).arg(file);
+        command
+    })
+}
+
+/// Starts nginx as one process, which has one thread. Its buffers hold a whole body in memory, so
+/// that it writes no body into a file.
+fn start_nginx(consumer: SocketAddr) -> Proxy {
+    start_peer("nginx.conf", |address, file| {
+        let at = file.parent().expect("it is in a directory").display();
+        let paths: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
+            .iter()
+            .map(|name| format!("{name}_temp_path {at}/{name};\n"))
+            .collect();
+        let config = format!(
+            "daemon off;
+master_process off;
+pid {at}/nginx.pid;
+error_log stderr crit;
+events {{ worker_connections 512; }}
+http {{
+  access_log off;
+  {paths}
+  client_max_body_size 0;
+  client_body_buffer_size 1m;
+  keepalive_requests 1000000000;
+  upstream consumer {{ server {consumer}; keepalive 64; keepalive_requests 1000000000; }}
+  server {{
+    listen {address};
+    location / {{
+      proxy_pass http://consumer;
+      proxy_request_buffering on;
+      proxy_http_version 1.1;
+      proxy_set_header Connection \"\";
+    }}
+  }}
+}}
+"
+        );
+        std::fs::write(file, config).expect("a writable directory");
+        let debian = Path::new("/usr/sbin/nginx");
+        let mut command = Command::new(if debian.exists() { debian } else { Path::new("nginx") });
+        command.args(["-e", "stderr", "-c"]).arg(file);
+        command
+    })
+}
+
+/// Starts a proxy on a free port. `prepare` gets the address and the path of a config, which it
+/// writes, and returns the command.
+fn start_peer(name: &str, prepare: impl Fn(SocketAddr, &Path) -> Command) -> Proxy {
+    for _ in 0..5 {
+        let probe = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
+        let address = probe.local_addr().expect("bound");
+        drop(probe);
+        let directory = TempDir::new().expect("a temporary directory");
+        let mut command = prepare(address, &directory.path().join(name));
         command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
         let mut process = Process::start(&mut command);
         let end = Instant::now() + PATIENCE;
-        // HAProxy ends at once if another program has taken the port.
+        // A proxy ends at once if another program has taken the port.
         while process.child().try_wait().expect("our child").is_none() && Instant::now() < end {
             if TcpStream::connect(address).is_ok() {
-                return Proxy::Haproxy { process, address, _directory: directory };
+                return Proxy::Peer { process, address, _directory: directory };
             }
             std::thread::sleep(Duration::from_millis(5));
         }
     }
-    panic!("HAProxy does not start");
+    panic!("the proxy with {name} does not start");
 }
 
 /// Returns HAProxy's path. Debian installs it in a directory that only root has in PATH.
