@@ -4,7 +4,7 @@
 //! reports every mistake in it with its line and column. [`Policy::decide`] decides as
 //! kube-apiserver does: the first rule whose criteria all hold decides; if no rule matches, the
 //! level is None. [`Policy::explain`] tells an operator why. [`Matcher`] finds the first match,
-//! both for a policy's rules and for any other list of [`Criteria`].
+//! both for a policy's rules and for the tables of the config's `match`.
 //!
 //! Decisions are made on recorded events. A recorded event may contain facts that kube-apiserver
 //! did not know when it decided, such as the name that a create request gave to its object;
@@ -28,6 +28,7 @@ mod users;
 
 pub use criteria::Criteria;
 pub use criteria::GroupResources;
+pub use criteria::Match;
 pub use criteria::Mistake;
 pub use criteria::Names;
 pub use criteria::Step;

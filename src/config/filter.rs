@@ -11,6 +11,7 @@ use super::problem::Content;
 use super::problem::Severity;
 use super::table::TABLE;
 use super::table::Table;
+use super::table::Tables;
 use super::table::derived;
 use super::table::optional;
 use super::table::required;
@@ -19,8 +20,10 @@ use super::values::MIB;
 use super::values::secs;
 use crate::policy::Criteria;
 use crate::policy::GroupResources;
+use crate::policy::Match;
 use crate::policy::Mistake;
 use crate::policy::Names;
+use crate::policy::RULES_MAX;
 use crate::policy::Step;
 use crate::redact;
 use crate::redact::Redaction;
@@ -51,10 +54,10 @@ const ANNOTATION_BYTES_MAX: usize = 256;
 /// event is sent unchanged.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Filter {
-    /// The lists of criteria that select events. `[filter]` and `[output.filter]` add one list
-    /// each, if the section has the key `match`. An event is sent only if it matches at least one
-    /// element of every list. Without a list, every event is sent.
-    pub matches: Vec<Vec<Criteria>>,
+    /// The lists of tables that select events. `[filter]` and `[output.filter]` add one list each,
+    /// if the section has the key `match`. An event is sent only if it matches at least one element
+    /// of every list. Without a list, every event is sent.
+    pub matches: Vec<Vec<Match>>,
     /// The files with Kubernetes audit policies. Each policy may drop an event, or lower its audit
     /// level.
     pub policies: Vec<PathBuf>,
@@ -181,13 +184,15 @@ fn keys(t: &mut Table<'_, '_>, of_type: Option<Form>) -> Option<Section> {
         "nothing",
         "what of bodies does not leave; also if it is empty, what holds secrets of Kubernetes' own is redacted",
     ));
-    if matches.as_ref().is_some_and(|found| found.tables.is_empty()) {
-        t.cx.error(&t.path_of("match"), "is empty, allowed: at least one table, or leave it out");
-    }
-    let matches = matches.map(|tables| t.read_tables(tables, criteria));
+    refuse_empty(t, "match", matches.as_ref());
+    let matches = matches.map(|tables| t.read_tables(tables, of_match));
     let redact = redact.map(|tables| t.read_tables(tables, redaction));
     let matches = whole(matches.map(|tables| tables.into_iter().collect()))?;
     let redact = whole(redact.map(|tables| tables.into_iter().collect()))?;
+    let count = matches.iter().flatten().map(|of: &Match| 1 + of.unless.len()).sum::<usize>();
+    if count > RULES_MAX {
+        t.error("match", format!("has {count} tables, with unless, allowed: up to {RULES_MAX}"));
+    }
     let filter = Filter {
         matches: matches.into_iter().collect(),
         policies: policy.into_iter().collect(),
@@ -256,23 +261,52 @@ fn otherwise<T: PartialEq>(words: &[(&str, T)], default: Option<T>) -> String {
     }
 }
 
-/// Reads one table of `match`. Keys may also be spelled as in a Kubernetes audit Policy
-/// (`userGroups`), because users copy rules from policies. A key whose value cannot be read counts
-/// as absent. Returns `None` if the table is empty, or if [`Criteria::mistakes`] finds a mistake in
-/// the criteria. Each problem is recorded.
-fn criteria(t: &mut Table<'_, '_>) -> Option<Criteria> {
+/// Records a problem if the array of tables `name` is empty.
+fn refuse_empty(t: &Table<'_, '_>, name: &str, found: Option<&Tables<'_>>) {
+    if found.is_some_and(|found| found.tables.is_empty()) {
+        t.error(name, "is empty, allowed: at least one table, or leave it out");
+    }
+}
+
+/// Reads one table of `match`. Returns `None` if the table, or a table of its `unless`, is wrong;
+/// the problem is recorded.
+fn of_match(t: &mut Table<'_, '_>) -> Option<Match> {
+    let unless = t.found_tables(optional(
+        "unless",
+        "table, or array of tables",
+        "none",
+        "events that match one of these do not match the table around it; same keys, without unless and resource_names",
+    ));
+    refuse_empty(t, "unless", unless.as_ref());
+    let criteria = criteria(t, unless.is_some(), named_kinds);
+    let exemption = |t: &mut Table<'_, '_>| self::criteria(t, false, exempt_kinds);
+    let unless = unless.map(|tables| t.read_tables(tables, exemption));
+    let unless = whole(unless.map(|tables| tables.into_iter().collect()))?;
+    Some(Match { criteria: criteria?, unless: unless.unwrap_or_default() })
+}
+
+/// Reads the criteria of one table of `match` or `unless`. Keys may also be spelled as in a
+/// Kubernetes audit Policy (`userGroups`), because users copy rules from policies. A key whose
+/// value cannot be read counts as absent. `kinds` reads a table of `resources`. Returns `None` if
+/// the table is empty and `may_be_empty` is `false`, or if [`Criteria::mistakes`] finds a mistake
+/// in the criteria. Each problem is recorded.
+fn criteria(
+    t: &mut Table<'_, '_>,
+    may_be_empty: bool,
+    kinds: fn(&mut Table<'_, '_>) -> GroupResources,
+) -> Option<Criteria> {
     for (name, in_a_policy) in
         [("user_groups", "userGroups"), ("non_resource_urls", "nonResourceURLs")]
     {
         t.rename(in_a_policy, name);
     }
-    let is_empty = t.is_empty();
-    let users = words(t, "users", "anybody", "one of these asked");
+    let is_empty = t.is_empty() && !may_be_empty;
+    let users = words(t, "users", "anybody", "one of these asked; a * at its end is any rest");
     let user_groups =
         words(t, "user_groups", "anybody", "who asked is in one of these, like \"system:nodes\"");
     let verbs = words(t, "verbs", "any", "like \"create\" or \"list\"");
-    let namespaces =
-        words(t, "namespaces", "any", "in the request's URL; \"\" is outside of all namespaces");
+    let meaning = "in the request's URL; \"\" is outside of all; a * at its end is any rest";
+    let namespaces = words(t, "namespaces", "any", meaning);
     let non_resource_urls = words(
         t,
         "non_resource_urls",
@@ -286,7 +320,7 @@ fn criteria(t: &mut Table<'_, '_>) -> Option<Criteria> {
             "any",
             "what the request is about",
         ))
-        .map(|tables| t.read_tables(tables, group_resources));
+        .map(|tables| t.read_tables(tables, kinds));
     let criteria = Criteria {
         users,
         user_groups,
@@ -312,8 +346,26 @@ fn criteria(t: &mut Table<'_, '_>) -> Option<Criteria> {
 }
 
 /// Reads one table of `match.resources`: an API group, its resources, and names of objects.
-fn group_resources(t: &mut Table<'_, '_>) -> GroupResources {
+fn named_kinds(t: &mut Table<'_, '_>) -> GroupResources {
     t.rename("resourceNames", "resource_names");
+    let of = kinds(t);
+    let resource_names = words(t, "resource_names", "any", "objects of these names only");
+    GroupResources { resource_names, ..of }
+}
+
+/// Reads one table of `match.unless.resources`. It has no names of objects: clients choose them,
+/// and could hide events by them.
+fn exempt_kinds(t: &mut Table<'_, '_>) -> GroupResources {
+    let of = kinds(t);
+    t.refuse_rest(&|name| {
+        let what = "is not allowed in unless, because clients choose the names of objects";
+        matches!(name, "resource_names" | "resourceNames").then(|| what.to_owned())
+    });
+    of
+}
+
+/// Reads an API group and its resources.
+fn kinds(t: &mut Table<'_, '_>) -> GroupResources {
     let group = t.word_or(
         ("group", "string", "API group; \"\" is the core group, \"*\" is any"),
         "",
@@ -322,8 +374,7 @@ fn group_resources(t: &mut Table<'_, '_>) -> GroupResources {
     );
     let meaning = "like \"pods\", \"pods/log\", \"pods/*\" (also pods), \"*/status\"";
     let resources = words(t, "resources", "all of the group", meaning);
-    let resource_names = words(t, "resource_names", "any", "objects of these names only");
-    GroupResources { group: group.unwrap_or_default(), resources, resource_names }
+    GroupResources { group: group.unwrap_or_default(), resources, resource_names: Vec::new() }
 }
 
 /// Reads one table of `redact`. Returns `None` if a key is wrong or a required key is missing; the

@@ -16,7 +16,9 @@ use crate::audit::request::Request;
 /// empty.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Criteria {
-    /// The names of users. If the list is not empty, the user must have one of these names.
+    /// The names of users. If the list is not empty, the user must have one of these names. In a
+    /// [`Match`], a name that ends in `*` stands for every name that begins with the text before
+    /// the `*`. In the rule of a policy, `*` is a character like any other.
     pub users: Vec<String>,
     /// The names of groups. If the list is not empty, the user must be in at least one of these
     /// groups.
@@ -27,12 +29,24 @@ pub struct Criteria {
     /// these kinds.
     pub resources: Vec<GroupResources>,
     /// Namespaces; `""` stands for objects of no namespace. If the list is not empty, the request
-    /// must be about an object in one of these namespaces.
+    /// must be about an object in one of these namespaces. A `*` at the end of a namespace means
+    /// what it means in `users`.
     pub namespaces: Vec<String>,
     /// Paths. If the list is not empty, the request must be about no object, and its path must be
     /// one of these. A path that ends in `*` stands for every path that begins with the text before
     /// the `*`.
     pub non_resource_urls: Vec<String>,
+}
+
+/// One table of the config's `match`. A request matches if it meets the criteria, and the criteria
+/// of no element of `unless`.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Match {
+    /// The criteria that the request must meet.
+    pub criteria: Criteria,
+    /// The requests that are exempt. A criterion about a namespace that is unknown is not met here,
+    /// so that an unknown value exempts no request.
+    pub unless: Vec<Criteria>,
 }
 
 /// Kinds of objects of one API group, as a rule lists them.
@@ -59,6 +73,10 @@ pub struct Names {
     pub non_resource_urls: &'static str,
     /// The name of [`GroupResources::resource_names`].
     pub resource_names: &'static str,
+    /// `true`: a user or a namespace that ends in `*` is a prefix, and every other `*` that has no
+    /// meaning is a mistake. `false`: as kube-apiserver does, `*` is compared like any other
+    /// character where it has no meaning.
+    pub has_prefixes: bool,
 }
 
 impl Names {
@@ -67,12 +85,14 @@ impl Names {
         user_groups: "userGroups",
         non_resource_urls: "nonResourceURLs",
         resource_names: "resourceNames",
+        has_prefixes: false,
     };
     /// The names of the fields in the relay's config files.
     pub const CONFIG: Self = Self {
         user_groups: "user_groups",
         non_resource_urls: "non_resource_urls",
         resource_names: "resource_names",
+        has_prefixes: true,
     };
 }
 
@@ -153,33 +173,51 @@ impl Criteria {
                 note(&at(names.resource_names), what);
             }
         }
+        if names.has_prefixes {
+            found.extend(self.wrong_stars(names));
+        }
         found
+    }
+
+    /// Returns the values with a `*` that has no meaning: a `*` in a list of whole values, or a `*`
+    /// that is not the end of a prefix.
+    fn wrong_stars(&self, names: &Names) -> Vec<Mistake> {
+        let field = |name| vec![Step::Field(name)];
+        let mut lists = vec![
+            (field("users"), self.users.clone(), wrong_prefix as Doubt),
+            (field(names.user_groups), self.user_groups.clone(), wrong_star),
+            (field("verbs"), self.verbs.clone(), wrong_star),
+            (field("namespaces"), self.namespaces.clone(), wrong_prefix),
+        ];
+        for (index, of) in self.resources.iter().enumerate() {
+            let at = |name| vec![Step::Field("resources"), Step::Item(index), Step::Field(name)];
+            lists.push((at("resources"), of.resources.clone(), wrong_star_of_resource));
+            lists.push((at(names.resource_names), of.resource_names.clone(), wrong_star));
+        }
+        found_in(lists)
     }
 
     /// Returns the values that are allowed but match no request of a Kubernetes client, because
     /// Kubernetes writes such values in another way. `names` are the field names for the messages.
     pub fn doubts(&self, names: &Names) -> Vec<Mistake> {
+        // Where there are prefixes, `wrong_stars` judges each `*` and what is behind it.
+        let before_star = |text: &String| match text.split_once('*') {
+            Some((before, _)) if names.has_prefixes => before.to_owned(),
+            Some(_) | None => text.clone(),
+        };
+        let judged = |list: &[String]| list.iter().map(before_star).collect();
         let lists = [
-            (vec![Step::Field("users")], &self.users, doubt_of_who as Doubt),
-            (vec![Step::Field(names.user_groups)], &self.user_groups, doubt_of_who),
-            (vec![Step::Field("verbs")], &self.verbs, doubt_of_verb),
-            (vec![Step::Field("namespaces")], &self.namespaces, doubt_of_namespace),
+            (vec![Step::Field("users")], judged(&self.users), doubt_of_who as Doubt),
+            (vec![Step::Field(names.user_groups)], judged(&self.user_groups), doubt_of_who),
+            (vec![Step::Field("verbs")], judged(&self.verbs), doubt_of_verb),
+            (vec![Step::Field("namespaces")], judged(&self.namespaces), doubt_of_namespace),
         ];
         let resources = self.resources.iter().enumerate().filter(|(_, of)| !of.is_of_metrics());
         let resources = resources.map(|(index, of)| {
             let path = [Step::Field("resources"), Step::Item(index), Step::Field("resources")];
-            (path.to_vec(), &of.resources, doubt_of_resource as Doubt)
+            (path.to_vec(), of.resources.clone(), doubt_of_resource as Doubt)
         });
-        let mut found = Vec::new();
-        for (path, list, doubt) in lists.into_iter().chain(resources) {
-            for (index, text) in list.iter().enumerate() {
-                if let Some(what) = doubt(text) {
-                    let path = path.iter().copied().chain([Step::Item(index)]).collect();
-                    found.push(Mistake { path, what });
-                }
-            }
-        }
-        found
+        found_in(lists.into_iter().chain(resources))
     }
 
     /// Returns a sentence about the first criterion that this request does not meet. The sentence
@@ -364,6 +402,42 @@ impl fmt::Display for GroupResources {
 
 /// Returns why a value matches no request; `None` if it may match one.
 type Doubt = fn(&str) -> Option<String>;
+
+/// Checks each value of each list, and returns what is found. The path is that of the list.
+fn found_in(lists: impl IntoIterator<Item = (Vec<Step>, Vec<String>, Doubt)>) -> Vec<Mistake> {
+    let mut found = Vec::new();
+    for (path, list, doubt) in lists {
+        for (index, text) in list.iter().enumerate() {
+            if let Some(what) = doubt(text) {
+                let path = path.iter().copied().chain([Step::Item(index)]).collect();
+                found.push(Mistake { path, what });
+            }
+        }
+    }
+    found
+}
+
+fn wrong_prefix(text: &str) -> Option<String> {
+    let star = text.find('*')?;
+    if text == "*" {
+        return Some("\"*\" alone stands for everything: leave the key out instead".to_owned());
+    }
+    (star + 1 < text.len()).then(|| {
+        format!("{text:?} has a * before its end: allowed is one at the end, for any rest")
+    })
+}
+
+fn wrong_star(text: &str) -> Option<String> {
+    text.contains('*').then(|| {
+        format!("{text:?} has a *, which has no meaning here: leave the key out for all values")
+    })
+}
+
+fn wrong_star_of_resource(text: &str) -> Option<String> {
+    text.split('/').any(|part| part != "*" && part.contains('*')).then(|| {
+        format!("{text:?} has a * beside other characters: allowed are `*`, `pods/*` and `*/log`")
+    })
+}
 
 fn doubt_of_who(name: &str) -> Option<String> {
     name.contains('*').then(|| {

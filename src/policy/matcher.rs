@@ -9,15 +9,20 @@
 //! paths, and which API group a resource is of. The search allocates memory only if the request's
 //! URI has escapes, and to remember a user. A table is skipped if no rule that is left uses its
 //! criterion. The namespace is last, because reading it from the URL takes longest.
+//!
+//! The exemptions of a rule (`unless`) are rules behind all others in the same tables, so that they
+//! cost no search of their own.
 
 use std::cell::OnceCell;
 use std::collections::HashMap;
+use std::ops::Range;
 
 use foldhash::fast::FixedState;
 use percent_encoding::percent_decode;
 
 use super::criteria::Criteria;
 use super::criteria::GroupResources;
+use super::criteria::Match;
 use super::criteria::has;
 use super::criteria::is_path;
 use super::criteria::name;
@@ -39,6 +44,8 @@ pub struct Matcher {
     /// For each rule, the criteria that the tables below do not decide, and that are compared one
     /// by one.
     rest: Vec<Rest>,
+    /// The number of rules that can be the result. The rules behind them only exempt requests.
+    results: usize,
     /// The set of rules that a request about an object can match, one bit for each rule.
     about_object: Vec<u64>,
     /// The set of rules that a request about a path can match, one bit for each rule.
@@ -68,29 +75,51 @@ struct Rest {
     keeps: bool,
     resources: Vec<GroupResources>,
     paths: Vec<String>,
+    /// The rules that exempt a request from this rule: their indices.
+    unless: Range<usize>,
 }
 
 /// A lookup table for one criterion, such as the verb. For a value, such as `get`, the table has
 /// the set of rules that a request with this value can still match.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Table {
     /// The set of rules that do not use the criterion, one bit for each rule.
     indifferent: Vec<u64>,
     /// For each value that a rule lists, the place of the value's set of rules in `sets`: the index
     /// of the set's first `u64`.
-    places: HashMap<Box<[u8]>, usize, FixedState>,
+    places: Places,
+    /// For each prefix that a rule lists, without its `*`, the place of its set. The set of a value
+    /// or of a prefix contains the sets of all prefixes that it begins with, so the longest one is
+    /// enough for a lookup.
+    prefixes: Places,
+    /// The lengths of the prefixes, without duplicates, the longest first.
+    lengths: Vec<usize>,
     /// The sets of rules for all values, one after the other. Each set has as many `u64` as
     /// `indifferent`, and contains the rules of `indifferent` too.
     sets: Vec<u64>,
 }
 
+/// The places of sets of rules, by the text that they are for.
+type Places = HashMap<Box<[u8]>, usize, FixedState>;
+
 impl Matcher {
-    /// Compiles a list of criteria in their order; criteria after the first [`RULES_MAX`] never
-    /// match. A match means that an event is kept. The namespace or the name of a request's object
-    /// may be unknown. The unknown value then meets every criterion about it, so that the event is
-    /// not dropped by mistake.
-    pub fn new<'c>(criteria: impl IntoIterator<Item = &'c Criteria>) -> Self {
-        Self::of_rules(criteria.into_iter().map(|criteria| (criteria, true)))
+    /// Compiles the tables of a `match` in their order. With their exemptions, they are at most
+    /// [`RULES_MAX`]; what is beyond never matches. A match means that an event is kept. The
+    /// namespace or the name of a request's object may be unknown. The unknown value then meets
+    /// every criterion about it, and no criterion of an exemption, so that the event is not dropped
+    /// by mistake.
+    pub fn new<'m>(matches: impl IntoIterator<Item = &'m Match>) -> Self {
+        let matches: Vec<&Match> = matches.into_iter().take(RULES_MAX).collect();
+        let kept = matches.iter().map(|of| (&of.criteria, true));
+        let exempt = matches.iter().flat_map(|of| &of.unless).map(|criteria| (criteria, false));
+        let mut matcher = Self::compile(kept.chain(exempt), true);
+        matcher.results = matches.len();
+        let mut next = matches.len();
+        for (rest, of) in matcher.rest.iter_mut().zip(&matches) {
+            rest.unless = next..next + of.unless.len();
+            next = rest.unless.end;
+        }
+        matcher
     }
 
     /// Compiles the criteria of rules in their order; rules after the first [`RULES_MAX`] never
@@ -101,6 +130,15 @@ impl Matcher {
     /// every criterion about it if the `bool` is `true`, and none if the `bool` is `false`. In both
     /// cases an unknown value causes no event to be dropped.
     pub(super) fn of_rules<'c>(rules: impl IntoIterator<Item = (&'c Criteria, bool)>) -> Self {
+        Self::compile(rules, false)
+    }
+
+    /// Compiles rules. `has_prefixes` is `true` if a user or a namespace that ends in `*` is a
+    /// prefix.
+    fn compile<'c>(
+        rules: impl IntoIterator<Item = (&'c Criteria, bool)>,
+        has_prefixes: bool,
+    ) -> Self {
         let (all, keep): (Vec<&Criteria>, Vec<bool>) = rules.into_iter().take(RULES_MAX).unzip();
         let words = all.len().div_ceil(64);
         let set = |is_in: &dyn Fn(&Criteria) -> bool| {
@@ -113,7 +151,10 @@ impl Matcher {
         let asks_object =
             |criteria: &Criteria| !criteria.resources.is_empty() || !criteria.namespaces.is_empty();
         let table = |values: &dyn Fn(&Criteria) -> Vec<String>| {
-            Table::new(words, all.iter().map(|criteria| values(criteria)))
+            Table::new(words, all.iter().map(|criteria| values(criteria)), false)
+        };
+        let of_prefixes = |values: fn(&Criteria) -> &Vec<String>| {
+            Table::new(words, all.iter().map(|of| values(of).clone()), has_prefixes)
         };
         let mut unlocated = set(&|of| of.namespaces.is_empty());
         for (rule, _) in keep.iter().enumerate().filter(|(_, keeps)| **keeps) {
@@ -125,10 +166,10 @@ impl Matcher {
             about_object: set(&|of| asks_object(of) || of.non_resource_urls.is_empty()),
             about_path: set(&|of| !asks_object(of)),
             verbs: table(&|criteria| criteria.verbs.clone()),
-            namespaces: table(&|criteria| criteria.namespaces.clone()),
+            namespaces: of_prefixes(|criteria| &criteria.namespaces),
             api_groups: table(&api_groups),
             resources: table(&resources),
-            users: table(&|criteria| criteria.users.clone()),
+            users: of_prefixes(|criteria| &criteria.users),
             groups: table(&|criteria| criteria.user_groups.clone()),
             rest: all
                 .iter()
@@ -136,13 +177,14 @@ impl Matcher {
                 .map(|(criteria, keeps)| Rest::new(criteria, keeps))
                 .collect(),
             unlocated,
+            results: all.len(),
         }
     }
 
-    /// Returns the index of the first rule whose criteria the request meets; `None` if there is no
-    /// such rule. What the rules say of the request's user is remembered in `users`, for the next
-    /// request of this user. If several lists of rules are asked about the same `located` request,
-    /// its URL is read once for all of them.
+    /// Returns the index of the first rule whose criteria the request meets, and none of whose
+    /// exemptions; `None` if there is no such rule. What the rules say of the request's user is
+    /// remembered in `users`, for the next request of this user. If several lists of rules are
+    /// asked about the same `located` request, its URL is read once for all of them.
     #[must_use]
     pub fn first(&self, located: &Located<'_>, users: &mut Users) -> Option<usize> {
         let request = located.request;
@@ -175,7 +217,14 @@ impl Matcher {
                 }
             }
         }
-        rules(left).find(|&rule| self.rest[rule].matches(located))
+        let is_met = |rule: usize| self.rest[rule].matches(located);
+        let is_exempt = |rule: usize| {
+            let unless = &self.rest[rule].unless;
+            !unless.is_empty() && rules(left).any(|at| unless.contains(&at) && is_met(at))
+        };
+        rules(left)
+            .take_while(|&rule| rule < self.results)
+            .find(|&rule| is_met(rule) && !is_exempt(rule))
     }
 
     /// Writes to `rules` the set of rules that a request of this user can match.
@@ -265,24 +314,46 @@ fn api_groups(criteria: &Criteria) -> Vec<String> {
 
 impl Table {
     /// Builds the table of one criterion from the values that each rule lists for it. A rule
-    /// without values does not use the criterion. `words` is the number of `u64` words of a set.
-    fn new(words: usize, rules: impl Iterator<Item = Vec<String>>) -> Self {
+    /// without values does not use the criterion. `words` is the number of `u64` words of a set. If
+    /// `has_prefixes` is `true`, a value that ends in `*` is a prefix.
+    fn new(words: usize, rules: impl Iterator<Item = Vec<String>>, has_prefixes: bool) -> Self {
         let rules: Vec<Vec<String>> = rules.collect();
         let mut indifferent = vec![0; words];
         for (rule, _) in rules.iter().enumerate().filter(|(_, values)| values.is_empty()) {
             indifferent[rule / 64] |= 1 << (rule % 64);
         }
-        let mut table = Self { indifferent, places: HashMap::default(), sets: Vec::new() };
+        let mut table = Self { indifferent, ..Self::default() };
         for (rule, values) in rules.into_iter().enumerate() {
-            for value in values {
-                let place = *table.places.entry(value.into_bytes().into()).or_insert_with(|| {
+            for value in &values {
+                let (places, text) = match value.strip_suffix('*').filter(|_| has_prefixes) {
+                    Some(prefix) => (&mut table.prefixes, prefix),
+                    None => (&mut table.places, value.as_str()),
+                };
+                let place = *places.entry(text.as_bytes().into()).or_insert_with(|| {
                     table.sets.extend_from_slice(&table.indifferent);
                     table.sets.len() - words
                 });
                 table.sets[place + rule / 64] |= 1 << (rule % 64);
             }
         }
+        table.spread_prefixes();
         table
+    }
+
+    /// Adds the set of each prefix to the sets of all values and prefixes that begin with it.
+    fn spread_prefixes(&mut self) {
+        for (prefix, &from) in &self.prefixes {
+            self.lengths.push(prefix.len());
+            for (text, &to) in self.places.iter().chain(&self.prefixes) {
+                if text.starts_with(prefix) {
+                    for word in 0..self.indifferent.len() {
+                        self.sets[to + word] |= self.sets[from + word];
+                    }
+                }
+            }
+        }
+        self.lengths.sort_unstable_by(|a, b| b.cmp(a));
+        self.lengths.dedup();
     }
 
     /// Returns `true` if at least one rule of the set `left` uses this criterion.
@@ -291,9 +362,11 @@ impl Table {
     }
 
     /// Returns the set of rules that a request with this value can still match: the rules that list
-    /// the value, and the rules that do not use the criterion.
+    /// the value or a prefix of it, and the rules that do not use the criterion.
     fn set(&self, value: &[u8]) -> &[u64] {
-        let place = self.places.get(value);
+        let starts = || self.lengths.iter().filter_map(|&length| value.get(..length));
+        let prefix = || starts().find_map(|start| self.prefixes.get(start));
+        let place = self.places.get(value).or_else(prefix);
         let set = place.and_then(|&at| self.sets.get(at..at + self.indifferent.len()));
         set.unwrap_or(&self.indifferent)
     }
@@ -340,7 +413,7 @@ impl Rest {
         let Criteria { resources, namespaces, non_resource_urls, .. } = criteria;
         let asks_object = !resources.is_empty() || !namespaces.is_empty();
         let paths = non_resource_urls.iter().filter(|_| !asks_object);
-        Self { keeps, resources: resources.clone(), paths: paths.cloned().collect() }
+        Self { keeps, resources: resources.clone(), paths: paths.cloned().collect(), unless: 0..0 }
     }
 
     fn matches(&self, located: &Located<'_>) -> bool {

@@ -59,6 +59,7 @@ mod outputs {
     mod check_connect;
     mod connection_age;
     mod dead_letters;
+    mod detector;
     mod elasticsearch;
     mod failover;
     mod faults;

@@ -14,6 +14,7 @@ pub(crate) mod common;
 pub(crate) mod consumer;
 pub(crate) mod corpus;
 pub(crate) mod elasticsearch;
+pub(crate) mod falco;
 pub(crate) mod field;
 pub(crate) mod filesystem;
 pub(crate) mod generated;

@@ -7,6 +7,7 @@ use super::assert_problems;
 use super::config;
 use crate::policy::Criteria;
 use crate::policy::GroupResources;
+use crate::policy::Match;
 use crate::redact;
 use crate::redact::With;
 use crate::shape::Bodies;
@@ -21,6 +22,10 @@ fn filter(text: &str) -> Filter {
 
 fn owned(words: &[&str]) -> Vec<String> {
     words.iter().map(|&word| word.to_owned()).collect()
+}
+
+fn of(criteria: Criteria) -> Match {
+    Match { criteria, unless: Vec::new() }
 }
 
 #[test]
@@ -48,10 +53,59 @@ fn criteria_are_read_in_the_spelling_of_a_policy_too_and_a_table_stands_for_an_a
         "match = [{ user_groups = ['g'], verbs = ['get'], resources = [{ resources = ['pods'], resource_names = ['a'] }] }]",
     ] {
         let read = filter(&format!("[output.filter]\n{text}\n"));
-        assert_eq!(read.matches, [vec![criteria.clone()]], "{text}");
+        assert_eq!(read.matches, [vec![of(criteria.clone())]], "{text}");
     }
     let read = filter("[output.filter]\nmatch = { nonResourceURLs = ['/metrics'] }\n");
-    assert_eq!(read.matches[0][0].non_resource_urls, ["/metrics"]);
+    assert_eq!(read.matches[0][0].criteria.non_resource_urls, ["/metrics"]);
+}
+
+#[test]
+fn exemptions_are_read_with_their_table_and_a_table_may_have_nothing_else() {
+    let users = |user: &str| Criteria { users: owned(&[user]), ..Criteria::default() };
+    let account = "system:serviceaccount:ci:*";
+    let read = filter(&format!("[output.filter.match]\nunless = {{ users = ['{account}'] }}\n"));
+    let expected = Match { criteria: Criteria::default(), unless: vec![users(account)] };
+    assert_eq!(read.matches, [vec![expected]]);
+    let read = filter(
+        "[output.filter]\nmatch = [{ users = ['a'], unless = [{ users = ['b'] }, { users = ['c'] }] }, \
+         { users = ['d'] }]\n",
+    );
+    let unless = vec![users("b"), users("c")];
+    assert_eq!(read.matches, [vec![Match { criteria: users("a"), unless }, of(users("d"))]]);
+}
+
+#[test]
+fn a_star_that_is_not_the_end_of_a_prefix_is_told_where_it_stands() {
+    assert_problems(
+        "[filter]\nmatch = [{ users = ['a*', '*', 'a*b*'], namespaces = ['team-*', '*-a'] },\n\
+         { user_groups = ['system:*'], verbs = ['get', '*'] },\n\
+         { resources = [{ resources = ['*', 'pods/*', '*/log', 'po*'], resource_names = ['a*'] }] }]\n",
+        r#"2:27: filter.match[0].users[1]: "*" alone stands for everything: leave the key out
+2:32: filter.match[0].users[2]: "a*b*" has a * before its end: 
+2:65: filter.match[0].namespaces[1]: "*-a" has a * before its end: 
+3:19: filter.match[1].user_groups[0]: "system:*" has a *, which has no meaning here: 
+3:48: filter.match[1].verbs[1]: "*" has a *, which has no meaning here: 
+4:56: filter.match[2].resources[0].resources[3]: "po*" has a * beside other characters: 
+4:82: filter.match[2].resources[0].resource_names[0]: "a*" has a *, which has no meaning here: "#,
+    );
+}
+
+#[test]
+fn what_is_wrong_in_an_exemption_is_told_where_it_stands() {
+    assert_problems(
+        "[filter]\nmatch = [{ unless = [] },\n\
+         { unless = { resources = { resources = ['pods'], resourceNames = ['a'] } } },\n\
+         { unless = [{}, { unless = { verbs = ['get'] } }, { users = ['*'] }] }]\n",
+        r#"2:21: filter.match[0].unless: is empty, allowed: 
+3:51: filter.match[1].unless[0].resources[0].resourceNames: is not allowed in unless, because clients 
+4:14: filter.match[2].unless[0]: is empty, allowed: 
+4:20: filter.match[2].unless[1].unless: unknown key `unless`
+4:63: filter.match[2].unless[2].users[0]: "*" alone stands for everything: "#,
+    );
+    let one = "{ users = ['a'], unless = [{ users = ['b'] }, { users = ['c'] }] },";
+    let tables = |count: usize| format!("[filter]\nmatch = [{}]\n", one.repeat(count));
+    assert_eq!(filter(&tables(341)).matches[0].len(), 341);
+    assert_problems(&tables(342), "2:9: filter.match: has 1026 tables, with unless, allowed: ");
 }
 
 #[test]
@@ -63,7 +117,7 @@ fn what_stands_for_all_and_for_one_holds_together() {
          [filter]\nmatch = { verbs = ['all'] }\nmax_event_bytes = 2000\nannotate = { a = 'all', c = 'all' }\n\
          deduplicate = '1m'\nredact = [{ fields = ['sourceIPs'] }]\n",
     );
-    assert_eq!(read.matches, [vec![verbs("all")], vec![verbs("own")]]);
+    assert_eq!(read.matches, [vec![of(verbs("all"))], vec![of(verbs("own"))]]);
     assert_eq!(read.max_event_bytes, Some(2000));
     assert_eq!(read.deduplicate, Some(Duration::from_secs(60)));
     let annotate: Vec<_> = read.annotate.iter().map(|(k, v)| format!("{k}={v}")).collect();

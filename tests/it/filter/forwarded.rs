@@ -110,7 +110,15 @@ fn is_write(event: &Value) -> bool {
 #[test]
 fn every_recipe_is_tested() {
     let names: Vec<String> = recipes().into_keys().collect();
-    let tested = ["Leases", "Of Secrets", "One SIEM", "A consumer that", "The security", "Writes"];
+    let tested = [
+        "Leases",
+        "Of Secrets",
+        "One SIEM",
+        "A consumer that",
+        "The security",
+        "Writes",
+        "Everything but",
+    ];
     assert_eq!(names.len(), tested.len(), "{names:?}");
     assert!(tested.iter().all(|it| names.iter().any(|name| name.starts_with(it))), "{names:?}");
 }
@@ -129,6 +137,83 @@ fn recipe_leases_and_health_probes_stay() {
     assert!(wanted.len() + 20 < all_events().len(), "there is noise in the corpus");
     assert!(got == wanted, "{} events for {}", got.len(), wanted.len());
     assert_eq!(filtered(&relay, "dropped"), (all_events().len() - wanted.len()) as f64);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn recipe_what_the_cluster_itself_reads_stays_unless_it_is_about_secrets() {
+    let (got, relay) = run_recipe("Everything but");
+    let is_exempt = |event: &Value| {
+        let user = event["user"]["username"].as_str().unwrap_or_default();
+        let of = &event["objectRef"];
+        let is_secret = of["resource"] == "secrets" && of["apiGroup"].is_null();
+        let names = ["system:apiserver", "system:kube-controller-manager", "system:kube-scheduler"];
+        let prefixes = ["system:serviceaccount:kube-system:", "system:node:"];
+        let is_own =
+            names.contains(&user) || prefixes.iter().any(|prefix| user.starts_with(prefix));
+        let reads = ["get", "list", "watch"].contains(&event["verb"].as_str().unwrap());
+        is_own && reads && !is_secret
+    };
+    let wanted: Vec<_> =
+        all_events().into_iter().filter(|event| !is_exempt(&parsed(event))).collect();
+    assert!(wanted.len() + 200 < all_events().len(), "{}", wanted.len());
+    assert!(got == wanted, "{} events for {}", got.len(), wanted.len());
+    assert_eq!(filtered(&relay, "dropped"), (all_events().len() - wanted.len()) as f64);
+    relay.finish(Backlog::Empty);
+}
+
+/// Method: prefixes of users and namespaces, as criteria and as exemptions, over the recorded
+/// corpus. Its URLs are plain, so that the namespace is what stands behind `/namespaces/`.
+#[test]
+fn prefixes_and_exemptions_choose_what_a_slow_reading_of_the_corpus_chooses() {
+    let namespace = |event: &Value| {
+        let uri = event["requestURI"].as_str().unwrap();
+        let path = uri.split('?').next().unwrap();
+        let of = path.split_once("/namespaces/").map_or("", |(_, rest)| rest);
+        of.split('/').next().unwrap().to_owned()
+    };
+    let user = |event: &Value| event["user"]["username"].as_str().map(str::to_owned);
+    let is_of = |event: &Value, prefix: &str| {
+        !event["objectRef"].is_null() && namespace(event).starts_with(prefix)
+    };
+    let is_by =
+        |event: &Value, prefix: &str| user(event).is_some_and(|user| user.starts_with(prefix));
+    type Chooses<'c> = &'c dyn Fn(&Value) -> bool;
+    let cases: [(&str, Chooses<'_>); 5] = [
+        ("{ namespaces = [\"dri*\", \"tour\"] }", &|event| {
+            is_of(event, "dri") || is_of(event, "tour")
+        }),
+        ("{ users = [\"system:*\"], namespaces = [\"kube-*\"] }", &|event| {
+            is_by(event, "system:") && is_of(event, "kube-")
+        }),
+        ("{ unless = [{ namespaces = [\"kube-*\"] }] }", &|event| !is_of(event, "kube-")),
+        (
+            "{ verbs = [\"get\", \"list\"], unless = [{ users = [\"system:*\", \"token-*\"] }, \
+             { users = [\"alice*\"], verbs = [\"list\"] }] }",
+            &|event| {
+                let reads = event["verb"] == "get" || event["verb"] == "list";
+                let exempt = is_by(event, "system:") || is_by(event, "token-");
+                reads && !exempt && !(is_by(event, "alice") && event["verb"] == "list")
+            },
+        ),
+        (
+            "[{ unless = [{ users = [\"system:*\", \"token-*\"] }] }, { namespaces = [\"tour*\"] }]",
+            &|event| !is_by(event, "system:") && !is_by(event, "token-") || is_of(event, "tour"),
+        ),
+    ];
+    let sinks = cases.map(|_| HttpSink::accepting());
+    let outputs = cases.iter().zip(&sinks).enumerate().map(|(at, ((criteria, _), sink))| {
+        output(&format!("o{at}"), sink, &format!("filter.match = {criteria}\n"))
+    });
+    let relay = Relay::start(&format!("{BASE}{}", outputs.collect::<String>()));
+    post_corpus(&relay);
+    for ((criteria, chooses), sink) in cases.iter().zip(&sinks) {
+        let wanted: Vec<_> =
+            all_events().into_iter().filter(|event| chooses(&parsed(event))).collect();
+        let got = accepted_events(sink);
+        assert!(!wanted.is_empty() && wanted.len() < all_events().len(), "{criteria}");
+        assert!(got == wanted, "{criteria}: {} events for {}", got.len(), wanted.len());
+    }
     relay.finish(Backlog::Empty);
 }
 
@@ -346,6 +431,8 @@ fn a_match_by_namespace_or_name_believes_the_url_alone() {
     let criteria = [
         ("namespaces = [\"quiet\"]", false),
         ("namespaces = [\"\"]", true),
+        ("namespaces = [\"qui*\"]", false),
+        ("unless = { namespaces = [\"qui*\"] }", true),
         (
             "resources = [{ group = \"*\", resources = [\"*\"], resource_names = [\"evil\"] }]",
             false,
