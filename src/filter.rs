@@ -395,14 +395,7 @@ impl Filter {
         if has_left(seen, event, position, age) {
             return Verdict::Duplicate;
         }
-        // An event of an unknown level may have bodies, so it is treated as the highest level.
-        if level < Level::of(&request.level).unwrap_or(Level::RequestResponse) {
-            change.level = match level {
-                Level::Request => Some(redact::Level::Request),
-                Level::Metadata => Some(redact::Level::Metadata),
-                Level::None | Level::RequestResponse => None,
-            };
-        }
+        change.level = lowered(level, request);
         let Done { lowered, redacted, trimmed, is_too_large, .. } =
             redact::apply(event, request, known, &change, changed);
         if is_too_large && rules.gives_up {
@@ -460,6 +453,18 @@ impl Filter {
     /// Returns `true` if events may leave in another form than their own.
     pub fn gives_form(&self) -> bool {
         self.rules.form != Form::AS_RECEIVED
+    }
+}
+
+/// Returns the level to which an event is lowered if its policies ask for `level`, which is not
+/// None. `None` if the event keeps its own level, because that is not higher.
+pub fn lowered(level: Level, request: &Request<'_>) -> Option<redact::Level> {
+    // An event of an unknown level may have bodies, so it is treated as the highest level.
+    let own = Level::of(&request.level).unwrap_or(Level::RequestResponse);
+    match level {
+        Level::Request if level < own => Some(redact::Level::Request),
+        Level::Metadata if level < own => Some(redact::Level::Metadata),
+        Level::None | Level::Metadata | Level::Request | Level::RequestResponse => None,
     }
 }
 

@@ -324,6 +324,11 @@ fn spot(span: &Span) -> String {
     }
 }
 
+/// Returns the message about a line that is not an event.
+pub(super) fn skipped(span: &Span, what: &str) -> String {
+    format!("{}: skipped: {}", spot(span), escape::message(what))
+}
+
 /// Returns the line of the summary about a queue's directory.
 fn result_of(replayed: &Replayed) -> String {
     let Replayed { directory: _, queue, events, begin, end, missing, dropped } = replayed;
@@ -368,21 +373,14 @@ impl Display {
     /// Makes a display for files that together have this number of bytes; `None`: the size is
     /// unknown. A bar is drawn only on a terminal.
     fn new(file_bytes: Option<u64>) -> Self {
-        let bar = match file_bytes {
-            Some(bytes) => ProgressBar::new(bytes).with_style(style(
-                "{wide_bar} {percent:>3} %  {bytes} of {total_bytes}  {msg}  {eta} left",
-            )),
-            None => ProgressBar::new_spinner().with_style(style("{spinner} {elapsed}  {msg}")),
-        };
+        let bar = bar(file_bytes);
         let now = Instant::now();
         Self { bar, file_bytes, begun: now, told: (now, 0), from: None, replayed: String::new() }
     }
 
     fn note(&mut self, note: &Note) {
         let text = match note {
-            Note::BadLine { span, what } => {
-                format!("{}: skipped: {}", spot(span), escape::message(what))
-            }
+            Note::BadLine { span, what } => skipped(span, what),
             Note::Remark { directory, what } => {
                 format!("{}: {}", shown(directory), escape::message(what))
             }
@@ -473,6 +471,17 @@ impl Display {
             rate(progress.accepted, took),
             self.replayed,
         )
+    }
+}
+
+/// Makes the progress bar for inputs that together have this number of bytes; `None`: the size is
+/// unknown. It is drawn only on a terminal.
+pub(super) fn bar(bytes: Option<u64>) -> ProgressBar {
+    match bytes {
+        Some(bytes) => ProgressBar::new(bytes).with_style(style(
+            "{wide_bar} {percent:>3} %  {bytes} of {total_bytes}  {msg}  {eta} left",
+        )),
+        None => ProgressBar::new_spinner().with_style(style("{spinner} {elapsed}  {msg}")),
     }
 }
 

@@ -21,6 +21,7 @@ use tokio::sync::mpsc;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 use url::Position;
+use url::Url;
 
 use super::cannot_read;
 use super::failed;
@@ -89,33 +90,19 @@ enum Format {
 pub(super) fn run(arguments: &Arguments, file: Option<&Path>) -> Result<(), u8> {
     Conditions::parse(&arguments.matches)
         .map_err(|error| wrong(format_args!("--match {error}")))?;
-    let mut url = healthcheck::url_of(arguments.url.as_deref(), file)?;
+    let url = healthcheck::url_of(arguments.url.as_deref(), file)?;
     let token = token(arguments, file)?;
-    url.set_path("/tap");
-    url.set_query(None);
-    let shown = url.to_string();
-    let target = Target::of(&url).and_then(|target| target.with_token(&token));
-    let target = target.map_err(|what| wrong(format_args!("{shown}: {what}")))?;
-    {
-        let mut query = url.query_pairs_mut();
-        query.append_pair("sample", &arguments.sample.to_string());
-        arguments.output.iter().for_each(|name| {
-            query.append_pair("output", name);
-        });
-        arguments.matches.iter().for_each(|one| {
-            query.append_pair("match", one);
-        });
-    }
-    let path = &url[Position::BeforePath..Position::AfterQuery];
+    let Arguments { sample, output, matches, .. } = arguments;
+    let door = Door::new(url, &token, *sample, output.as_deref(), matches)?;
     let (printer, printed) = printer();
     let looking = async {
         let looked = tokio::select! {
             // The reader of stdout has gone, as after `| head -1`.
             printed = printed => return printed.unwrap_or(Ok(())),
             _ = tokio::signal::ctrl_c() => return Ok(()),
-            looked = look(&target, path, arguments, &printer) => looked,
+            looked = look(&door, arguments, &printer) => looked,
         };
-        looked.map_err(|error| format!("{shown}: {error}"))
+        looked.map_err(|error| format!("{}: {error}", door.shown))
     };
     healthcheck::block_on(looking)?.map_err(failed)
 }
@@ -177,20 +164,86 @@ fn printer() -> (mpsc::Sender<Printed>, Failure) {
     (sender, failure)
 }
 
+/// The relay that is asked, and the request.
+pub(super) struct Door {
+    target: Target,
+    path: String,
+    /// The URL for messages, without the query.
+    pub(super) shown: String,
+}
+
+impl Door {
+    /// Makes the request to the admin address in `url`, for at most `sample` events a second, which
+    /// leave by `output` (`None`: by any) and fit `matches`. `Err` is the exit status.
+    pub(super) fn new(
+        mut url: Url,
+        token: &str,
+        sample: u32,
+        output: Option<&str>,
+        matches: &[String],
+    ) -> Result<Self, u8> {
+        url.set_path("/tap");
+        url.set_query(None);
+        let shown = url.to_string();
+        let target = Target::of(&url).and_then(|target| target.with_token(token));
+        let target = target.map_err(|what| wrong(format_args!("{shown}: {what}")))?;
+        {
+            let mut query = url.query_pairs_mut();
+            query.append_pair("sample", &sample.to_string());
+            output.iter().for_each(|name| {
+                query.append_pair("output", name);
+            });
+            matches.iter().for_each(|one| {
+                query.append_pair("match", one);
+            });
+        }
+        let path = url[Position::BeforePath..Position::AfterQuery].to_owned();
+        Ok(Self { target, path, shown })
+    }
+
+    /// Opens the tap.
+    pub(super) async fn open(&self) -> Result<Lines, String> {
+        let opened = timeout(ANSWER, self.target.open(Method::GET, &self.path, None)).await;
+        let opened = opened.map_err(|_| format!("no answer within {} s", ANSWER.as_secs()))?;
+        let mut reply = opened.map_err(|error| error.reason)?;
+        let status = reply.status;
+        if status != StatusCode::OK {
+            return Err(format!("{status}{}", ask::refusal(&mut reply).await));
+        }
+        Ok(Lines { reply, buffer: Vec::new() })
+    }
+}
+
+/// An open tap: the lines of its response.
+pub(super) struct Lines {
+    reply: Reply,
+    /// The beginning of a line that is not complete.
+    buffer: Vec<u8>,
+}
+
+impl Lines {
+    /// Waits for the next lines, each of which ends with a line break. There may be none.
+    pub(super) async fn next(&mut self) -> Result<Vec<u8>, String> {
+        let Some(part) = self.reply.part(SILENCE).await? else {
+            return Err("the answer has ended without a reason: is the relay gone?".to_owned());
+        };
+        self.buffer.extend_from_slice(&part);
+        let end = memchr::memrchr(b'\n', &self.buffer).map_or(0, |end| end + 1);
+        let rest = self.buffer.split_off(end);
+        if rest.len() > LINE_MAX {
+            return Err(format!("a line has more than {} MiB", LINE_MAX >> 20));
+        }
+        Ok(std::mem::replace(&mut self.buffer, rest))
+    }
+}
+
 /// Asks the relay for events, and prints them until `--limit` or the relay ends the tap.
 async fn look(
-    target: &Target,
-    path: &str,
+    door: &Door,
     arguments: &Arguments,
     printer: &mpsc::Sender<Printed>,
 ) -> Result<(), String> {
-    let opened = timeout(ANSWER, target.open(Method::GET, path, None)).await;
-    let opened = opened.map_err(|_| format!("no answer within {} s", ANSWER.as_secs()))?;
-    let mut reply = opened.map_err(|error| error.reason)?;
-    let status = reply.status;
-    if status != StatusCode::OK {
-        return Err(format!("{status}{}", ask::refusal(&mut reply).await));
-    }
+    let mut lines = door.open().await?;
     let mut show = Show {
         printer,
         format: arguments.format,
@@ -198,31 +251,13 @@ async fn look(
         left: arguments.limit,
         sample: arguments.sample,
     };
-    lines(reply, &mut show).await
-}
-
-/// Reads the lines of the response until the tap ends.
-async fn lines(mut reply: Reply, show: &mut Show<'_>) -> Result<(), String> {
-    let mut buffer = Vec::new();
     loop {
-        let Some(part) = reply.part(SILENCE).await? else {
-            return Err("the answer has ended without a reason: is the relay gone?".to_owned());
-        };
-        buffer.extend_from_slice(&part);
-        let mut start = 0;
-        let mut text = String::new();
-        let mut ended = None;
-        for end in memchr::memchr_iter(b'\n', &buffer) {
-            let line = buffer.get(start..end).unwrap_or_default();
-            start = end + 1;
+        let (mut text, mut ended) = (String::new(), None);
+        for line in lines.next().await?.split_inclusive(|byte| *byte == b'\n') {
             ended = show.line(line, &mut text)?;
             if ended.is_some() {
                 break;
             }
-        }
-        buffer.drain(..start);
-        if buffer.len() > LINE_MAX {
-            return Err(format!("a line has more than {} MiB", LINE_MAX >> 20));
         }
         show.print(text).await;
         if let Some(ended) = ended {
@@ -234,18 +269,30 @@ async fn lines(mut reply: Reply, show: &mut Show<'_>) -> Result<(), String> {
 
 /// One line of the relay.
 #[derive(Deserialize)]
-struct Received<'a> {
-    output: Option<String>,
+pub(super) struct Received<'a> {
+    /// The name of the output by which the event has left.
+    pub(super) output: Option<String>,
     #[serde(borrow)]
-    event: Option<&'a RawValue>,
-    skipped: Option<BTreeMap<String, u64>>,
-    end: Option<End>,
+    pub(super) event: Option<&'a RawValue>,
+    /// The numbers of events that were not shown, by reason.
+    pub(super) skipped: Option<BTreeMap<String, u64>>,
+    /// The relay has ended the tap.
+    pub(super) end: Option<End>,
+}
+
+impl<'a> Received<'a> {
+    /// Reads a line. `Err` if it is not one of a relay.
+    pub(super) fn of(line: &'a [u8]) -> Result<Self, String> {
+        serde_json::from_slice(line)
+            .map_err(|error| format!("the answer is not that of a relay's tap: {error}"))
+    }
 }
 
 #[derive(Deserialize)]
-struct End {
+pub(super) struct End {
     reason: String,
-    message: String,
+    /// The reason in a sentence.
+    pub(super) message: String,
 }
 
 /// Prints what the relay says.
@@ -267,8 +314,7 @@ impl Show<'_> {
         line: &[u8],
         text: &mut String,
     ) -> Result<Option<Result<(), String>>, String> {
-        let received: Received<'_> = serde_json::from_slice(line)
-            .map_err(|error| format!("the answer is not that of a relay's tap: {error}"))?;
+        let received = Received::of(line)?;
         if let Some(event) = received.event {
             let event = event.get();
             match self.format {
