@@ -31,7 +31,7 @@
 //! | 4 | [`telemetry`] [`tls`] [`net`] [`process`] [`haproxy`] | every metric and the log · certificates · TCP · what the kernel grants the process · HAProxy's config |
 //! | 5 | [`queue`] [`filter`] [`tap`] [`kafka`](self) [`ask`] | positions, lines and limits; no JSON, no HTTP · which events an output sends · events that a person looks at · Kafka clients (feature `kafka`) · single HTTP requests |
 //! | 6 | [`listener`] [`source`] [`delivery`] [`replay`] [`evidence`] | requests · topics · the loop of an output · files of events · what proves that the log is whole |
-//! | 7 | [`output`] [`verify`] | the protocols · whether the evidence is whole |
+//! | 7 | [`output`] [`verify`] [`cost`] | the protocols · whether the evidence is whole · what a policy makes of recorded events |
 //! | 8 | [`admin`] [`check`] [`doctor`] | metrics, health, status · files that a config names · what kube-apiserver and the relays count |
 //! | 9 | [`relay`] [`size`] | which parts there are; how they change and end · what a load needs |
 //! | 10 | [`demo`] | a relay between its own sender and consumer |
@@ -53,6 +53,7 @@ pub mod ask;
 pub mod check;
 pub mod cli;
 pub mod config;
+pub mod cost;
 pub mod delivery;
 pub mod demo;
 pub mod doctor;

@@ -14,6 +14,7 @@
 //! | 1 | `self` `client` `line` `packing` `resume` | the run · requests · a line of a log · compression · the resume file |
 //! | 2 | `spool` | a queue's directory |
 //! | 3 | `input` | what is read |
+//! | 4 | `look` | the same, without a relay to send it to |
 
 use std::collections::VecDeque;
 use std::num::NonZeroU32;
@@ -37,6 +38,7 @@ use crate::position::Position;
 pub mod client;
 mod input;
 mod line;
+pub mod look;
 pub(crate) mod packing;
 mod resume;
 mod spool;

@@ -1,7 +1,8 @@
-//! The command `policy explain`: prints which rule of a policy decides about an event, why no rule
-//! before it does, and what happens to the event.
+//! The commands about audit policies. `policy explain` prints which rule of a policy decides about
+//! an event, why no rule before it does, and what happens to the event.
 
 use std::fmt::Write as _;
+use std::path::Path;
 use std::path::PathBuf;
 
 use clap::Subcommand;
@@ -15,7 +16,12 @@ use crate::audit::request::Request;
 use crate::audit::request::request;
 use crate::audit::scan;
 use crate::filter;
+use crate::policy::Policy;
 use crate::words::escape;
+
+mod advise;
+mod cost;
+mod inputs;
 
 /// The greatest size of a file with events, in bytes. An audit.log is usually rotated at 100 MiB.
 const EVENT_BYTES_MAX: u64 = 256 << 20;
@@ -37,14 +43,38 @@ pub(super) enum Command {
         #[arg(value_name = "EVENT.json")]
         events: PathBuf,
     },
+    /// Count what a policy makes of recorded events: for each rule, the events and bytes before and
+    /// after
+    ///
+    /// The bytes after are those that the relay's filter.policy would leave. The exit status is 1
+    /// if a part of the input could not be read.
+    Cost(cost::Arguments),
+    /// Print the fewest rules that make recorded events smaller by a part, as a policy to paste
+    ///
+    /// Changes nothing. Some events are never dropped, such as writes, reads of Secrets, and what
+    /// was refused. The exit status is 1 if the aim cannot be reached, or if a part of the input
+    /// could not be read.
+    Advise(advise::Arguments),
 }
 
 pub(super) fn run(command: &Command) -> Result<(), u8> {
-    let Command::Explain { policy: file, events } = command;
-    let policy = filter::read_policy_of_command(file).map_err(|mistakes| {
+    match command {
+        Command::Explain { policy, events } => explain(policy, events),
+        Command::Cost(arguments) => cost::run(arguments),
+        Command::Advise(arguments) => advise::run(arguments),
+    }
+}
+
+/// Reads a policy. If it has mistakes, prints them; `Err` is the exit status.
+fn read_policy(file: &Path) -> Result<Policy, u8> {
+    filter::read_policy_of_command(file).map_err(|mistakes| {
         mistakes.iter().for_each(|mistake| eprintln!("{mistake}"));
         WRONG
-    })?;
+    })
+}
+
+fn explain(policy: &Path, events: &Path) -> Result<(), u8> {
+    let policy = read_policy(policy)?;
     let lines = read_input(events, EVENT_BYTES_MAX).and_then(|body| {
         audit::decode(body).map(|batch| batch.lines).map_err(std::io::Error::other)
     });

@@ -116,6 +116,7 @@ mod evidence {
 mod filter {
     mod forwarded;
     mod policy;
+    mod policy_cost;
     mod repeated;
     mod shapes;
 }

@@ -1,0 +1,292 @@
+//! Random events, and the advice about them. What must never be dropped is decided here a second
+//! time, on parsed JSON. What an advice saves is counted by the policy that it prints.
+
+use std::collections::BTreeSet;
+
+use serde_json::Value;
+use serde_json::json;
+
+use super::Advice;
+use super::Costs;
+use super::Survey;
+use crate::audit::request::request;
+use crate::policy::Level;
+use crate::policy::Policy;
+use crate::tests::Failing;
+use crate::tests::corpus_file;
+use crate::tests::seeds;
+
+const KINDS: [(&str, &str, &str); 12] = [
+    ("", "pods", ""),
+    ("", "pods", "log"),
+    ("", "pods", "exec"),
+    ("", "nodes", "proxy"),
+    ("", "secrets", ""),
+    ("", "configmaps", ""),
+    ("", "serviceaccounts", "token"),
+    ("coordination.k8s.io", "leases", ""),
+    ("rbac.authorization.k8s.io", "roles", ""),
+    ("authentication.k8s.io", "tokenreviews", ""),
+    ("x_y", "odd", ""),
+    ("", "*", ""),
+];
+const USERS: [&str; 9] = [
+    "system:serviceaccount:a:poller",
+    "alice",
+    "bob \"the\" \\ builder",
+    "*",
+    "\u{1b}[2J",
+    "system:node:one",
+    "system:node:two",
+    "system:nodes",
+    "system:anonymous",
+];
+const VERBS: [&str; 9] =
+    ["get", "get", "list", "list", "watch", "create", "patch", "delete", "impersonate"];
+const PATHS: [&str; 6] = ["/healthz", "/readyz?verbose", "/a%20b", "/x*", "/%1b", "odd"];
+
+/// Makes a random event. One event in `rare` has one of the facts that keep it.
+fn event(random: &mut fastrand::Rng, kinds: usize, users: usize, rare: u32) -> Value {
+    let (group, resource, sub) = KINDS[random.usize(..kinds)];
+    let name = USERS[random.usize(..users)];
+    let namespace = ["a", "b", "c", ""][random.usize(..4)];
+    let is_rare = |random: &mut fastrand::Rng| random.u32(..rare) == 0;
+    let mut groups = vec!["system:authenticated"];
+    if name.contains("node") && !is_rare(random) {
+        groups.push("system:nodes");
+    }
+    let is_path = random.u32(..6) == 0;
+    let verb = VERBS[random.usize(..VERBS.len())];
+    let root = if group.is_empty() { "/api/v1".to_owned() } else { format!("/apis/{group}/v1") };
+    let inside = if namespace.is_empty() { "" } else { "/namespaces/" };
+    let uri = match is_path {
+        true => PATHS[random.usize(..PATHS.len())].to_owned(),
+        false if is_rare(random) => "/elsewhere".to_owned(),
+        false => format!("{root}{inside}{namespace}/{resource}/n/{sub}"),
+    };
+    let stage = ["RequestReceived", "ResponseComplete"][random.usize(..2)];
+    let level = ["Metadata", "Request", "RequestResponse"][random.usize(..3)];
+    let mut event = json!({
+        "kind": "Event", "apiVersion": "audit.k8s.io/v1", "level": level, "auditID": "a",
+        "stage": stage,
+        "requestURI": uri, "verb": verb, "user": { "username": name, "groups": groups },
+    });
+    if !is_path {
+        event["objectRef"] = json!({
+            "apiGroup": group, "resource": resource, "subresource": sub, "namespace": namespace,
+        });
+    }
+    if level != "Metadata" {
+        event["requestObject"] = json!("x".repeat(random.usize(..300)));
+    }
+    if level == "RequestResponse" {
+        event["responseObject"] = json!("y".repeat(random.usize(..900)));
+    }
+    if event["stage"] == "ResponseComplete" {
+        let code = if is_rare(random) { [401, 403][random.usize(..2)] } else { 200 };
+        event["responseStatus"] = json!({ "metadata": {}, "code": code });
+    }
+    if is_rare(random) {
+        event["impersonatedUser"] = json!({ "username": "root" });
+    }
+    if is_rare(random) {
+        event["user"]["groups"] = json!(["system:unauthenticated"]);
+    }
+    event
+}
+
+/// Returns `true` if the floor keeps the event, as the issue of the floor says it in words.
+fn is_kept(event: &Value) -> bool {
+    let of = &event["objectRef"];
+    let is = |value: &Value, list: &[&str]| list.contains(&value.as_str().unwrap_or_default());
+    let groups = event["user"]["groups"].as_array().unwrap();
+    !is(&event["verb"], &["get", "list", "watch"])
+        || is(&of["resource"], &["secrets", "configmaps", "tokenreviews"])
+        || is(&of["apiGroup"], &["rbac.authorization.k8s.io"])
+        || is(&of["subresource"], &["token", "exec", "attach", "portforward", "proxy"])
+        || event.get("impersonatedUser").is_some()
+        || [401, 403].contains(&event["responseStatus"]["code"].as_u64().unwrap_or(0))
+        || event["user"]["username"] == "system:anonymous"
+        || groups.contains(&json!("system:unauthenticated"))
+        || of.is_object() && event["requestURI"] == "/elsewhere"
+}
+
+fn lines(events: &[Value]) -> Vec<u8> {
+    events.iter().flat_map(|event| format!("{event}\n").into_bytes()).collect()
+}
+
+fn advise(events: &[Value], aim: f64) -> Advice {
+    let mut survey = Survey::default();
+    survey.add(&lines(events));
+    Advice::new(&survey, aim)
+}
+
+fn policy(text: &str) -> Policy {
+    let policy = Policy::read(text).unwrap_or_else(|problems| panic!("{problems:?}\n{text}"));
+    assert!(policy.doubts().is_empty(), "{:?}\n{text}", policy.doubts());
+    policy
+}
+
+/// Returns the bytes of all events after this policy.
+fn bytes_after(text: &str, events: &[Value]) -> u64 {
+    let mut costs = Costs::new([policy(text)]);
+    costs.add(&lines(events));
+    costs.policies[0].after().bytes
+}
+
+#[test]
+fn no_advice_drops_what_the_floor_keeps_and_each_saves_what_it_says() {
+    for seed in seeds(100) {
+        let _failing = Failing(seed);
+        let mut random = fastrand::Rng::with_seed(seed);
+        let (kinds, users) = (random.usize(1..=KINDS.len()), random.usize(1..=USERS.len()));
+        let rare = [3, 30, 1000][random.usize(..3)];
+        let events: Vec<_> =
+            (0..random.usize(1..300)).map(|_| event(&mut random, kinds, users, rare)).collect();
+        let aim = f64::from(random.u32(1..=100));
+        let advice = advise(&events, aim);
+        let page = &advice.page;
+        let policy = policy(page);
+        for event in events.iter().filter(|event| is_kept(event)) {
+            let text = event.to_string();
+            let decision = policy.decide(&request(text.as_bytes()));
+            let is_dropped = decision.level == Level::None || decision.omit_stage;
+            assert!(!is_dropped, "{event}\n{page}");
+        }
+        let mut costs = Costs::new([policy]);
+        costs.add(&lines(&events));
+        let (before, after) = (costs.total, costs.policies[0].after());
+        assert_eq!(before.bytes - after.bytes, advice.saves.bytes, "{page}");
+        assert_eq!(before.events - after.events, advice.saves.events, "{page}");
+        let is_reached = advice.saves.bytes as f64 >= before.bytes as f64 * aim / 100.0;
+        assert_eq!(is_reached, advice.is_reached, "{page}");
+        assert!(!page.chars().any(|char| char.is_control() && char != '\n'), "{page:?}");
+    }
+}
+
+/// The beginning of a policy, with the rule that all advices about events with bodies have.
+const HEAD: &str = "apiVersion: audit.k8s.io/v1\nkind: Policy\nrules:\n\
+    - level: Metadata\n  resources:\n  - group: ''\n    resources: [secrets, configmaps, serviceaccounts/token]\n\
+    \x20 - group: authentication.k8s.io\n    resources: [tokenreviews]\n";
+
+/// Returns the bytes of each event after each rule alone: a rule that drops any set of kinds of one
+/// user, or lowers reads or everything. A rule that drops what the floor keeps is left out.
+fn every_rule(events: &[Value], kinds: usize, users: usize) -> Vec<Vec<u64>> {
+    let each = |rule: &str| -> Vec<u64> {
+        let text = format!("{HEAD}{rule}- level: RequestResponse\n");
+        let after = |event: &Value| bytes_after(&text, std::slice::from_ref(event));
+        events.iter().map(after).collect()
+    };
+    let mut rules = vec![
+        each(""),
+        each("- level: Metadata\n  verbs: [get, list, watch]\n"),
+        each("- level: Metadata\n"),
+    ];
+    for user in USERS.iter().take(users) {
+        for set in 1..1_u32 << kinds {
+            let mut rule = format!(
+                "- level: None\n  users: [{}]\n  verbs: [get, list, watch]\n  resources:\n",
+                json!(user)
+            );
+            for (_, (group, resource, sub)) in
+                KINDS.iter().take(kinds).enumerate().filter(|(kind, _)| set >> kind & 1 == 1)
+            {
+                let sub = if sub.is_empty() { String::new() } else { format!("/{sub}") };
+                rule += &format!("  - group: '{group}'\n    resources: ['{resource}{sub}']\n");
+            }
+            let after = each(&rule);
+            if !events.iter().zip(&after).any(|(event, after)| *after == 0 && is_kept(event)) {
+                rules.push(after);
+            }
+        }
+    }
+    rules
+}
+
+#[test]
+fn an_advice_has_at_most_one_rule_more_than_the_best_of_all_sets_of_rules() {
+    const RULES_MAX: usize = 3;
+    let mut compared = BTreeSet::new();
+    for seed in seeds(30) {
+        let _failing = Failing(seed);
+        let mut random = fastrand::Rng::with_seed(seed);
+        let (kinds, users) = (3, random.usize(1..=3));
+        let mut events: Vec<_> =
+            (0..random.usize(4..30)).map(|_| event(&mut random, kinds, users, 12)).collect();
+        // The rules that are tried name no path.
+        events.retain(|event| event.get("objectRef").is_some());
+        if events.is_empty() {
+            continue;
+        }
+        let rules = every_rule(&events, kinds, users);
+        let total: u64 = events.iter().map(|event| event.to_string().len() as u64).sum();
+        let aim = f64::from(random.u32(1..=100));
+        let wanted = total as f64 * aim / 100.0;
+        // The smallest sum for each number of rules, beside the rule that all have.
+        let mut sets = vec![(1, rules[0].clone())];
+        let mut best = None;
+        for number in 0..=RULES_MAX {
+            let saved = sets.iter().map(|(_, after)| total - after.iter().sum::<u64>()).max();
+            if saved.is_some_and(|saved| saved as f64 >= wanted) {
+                best = Some(number);
+                break;
+            }
+            let mut more = Vec::new();
+            for (next, after) in &sets {
+                for (index, rule) in rules.iter().enumerate().skip(*next) {
+                    let least = after.iter().zip(rule).map(|(a, b)| *a.min(b)).collect();
+                    more.push((index + 1, least));
+                }
+            }
+            sets = more;
+        }
+        let advice = advise(&events, aim);
+        if let Some(best) = best {
+            assert!(advice.is_reached, "best {best}\n{}", advice.page);
+            assert!(advice.rules <= best + 1, "best {best}\n{}", advice.page);
+        }
+        compared.insert(best);
+    }
+    println!("the best had {compared:?} rules");
+}
+
+#[test]
+fn every_event_is_in_one_row_and_what_was_not_recorded_is_counted() {
+    let log = corpus_file("audit.log");
+    let ask = policy(
+        "apiVersion: audit.k8s.io/v1\nkind: Policy\nrules:\n- level: Request\n  verbs: [get]\n",
+    );
+    let mut costs = Costs::new([ask]);
+    costs.add(&log);
+    assert_eq!((costs.total.events, costs.total.bytes), (495, log.len() as u64 - 495));
+    let [get, rest] = costs.policies[0].rows[..] else { panic!("two rows") };
+    assert_eq!(get.before.bytes + rest.before.bytes, costs.total.bytes);
+    assert!(get.after.events > 0 && rest.before.events > 0 && rest.after.events == 0);
+    let events = String::from_utf8(log).unwrap();
+    let events = events.lines().map(|event| serde_json::from_str::<Value>(event).unwrap());
+    let below = events.filter(|event| event["verb"] == "get" && event["level"] == "Metadata");
+    assert_eq!(get.below, below.count() as u64);
+}
+
+#[test]
+fn the_largest_poller_is_found_and_the_fewest_of_its_reads_are_dropped() {
+    let of = |user: &str, resource: &str, code: u16| {
+        json!({
+            "level": "Metadata", "auditID": "a", "stage": "ResponseComplete", "verb": "list",
+            "requestURI": format!("/api/v1/namespaces/a/{resource}"),
+            "user": { "username": user, "groups": ["system:authenticated"] },
+            "objectRef": { "resource": resource, "namespace": "a" },
+            "responseStatus": { "code": code },
+        })
+    };
+    let mut events = vec![of("poller", "pods", 200); 70];
+    events.extend(vec![of("poller", "services", 200); 10]);
+    events.extend(vec![of("other", "pods", 200); 19]);
+    events.push(of("poller", "endpoints", 403));
+    let page = advise(&events, 60.0).page;
+    assert!(page.contains("  users: [\"poller\"]\n"), "{page}");
+    assert!(page.contains("\"resources\":[\"pods\"]}]\n"), "services are not needed: {page}");
+    let most = advise(&events, 100.0);
+    assert!(!most.is_reached && !most.page.contains("endpoints"), "{}", most.page);
+    assert_eq!((most.rules, most.saves.events), (2, 99));
+}

@@ -1,0 +1,340 @@
+//! `policy cost` and `policy advise`: the figures are those of a relay with the policy, whatever
+//! the form of the input, and what is not in the figures is said.
+
+use super::shapes::all_events;
+use super::shapes::parsed;
+use crate::support::corpus::audit_log;
+use crate::support::prelude::*;
+use crate::support::relay::Running;
+use crate::support::s3::Keys;
+use crate::support::s3::Mood;
+use crate::support::s3::S3;
+
+/// Drops what kubelets and controllers do all day, keeps reads at Metadata, and has a rule that
+/// matches nothing.
+const POLICY: &str = r"apiVersion: audit.k8s.io/v1
+kind: Policy
+omitStages: [RequestReceived]
+omitManagedFields: true
+rules:
+- level: None
+  verbs: [watch]
+- level: None
+  users: [nobody]
+- level: Metadata
+  verbs: [get, list]
+- level: Request
+  verbs: [create]
+- level: RequestResponse
+";
+
+/// A directory with the policy above, and the file `events` with JSON lines.
+struct Place(TempDir);
+
+impl Place {
+    fn new(events: &[u8]) -> Self {
+        let place = Self(TempDir::new().unwrap());
+        place.write("policy.yaml", POLICY.as_bytes());
+        place.write("events", events);
+        place
+    }
+
+    fn write(&self, name: &str, bytes: &[u8]) {
+        std::fs::write(self.0.path().join(name), bytes).unwrap();
+    }
+
+    fn cost(&self, more: &[&str]) -> Said {
+        said(&[&["policy", "cost", "policy.yaml"], more].concat(), self.0.path())
+    }
+
+    /// Runs the command with `--json`, and returns what it prints if everything could be read.
+    fn json(&self, more: &[&str]) -> Value {
+        let said = self.cost(&[&["--json"], more].concat());
+        said.assert(0, &[]);
+        serde_json::from_str(&said.stdout).unwrap()
+    }
+}
+
+fn lines(events: &[Vec<u8>]) -> Vec<u8> {
+    events.iter().flat_map(|event| [event, &b"\n"[..]].concat()).collect()
+}
+
+/// Returns the events that leave a relay with this policy, which gets these bodies.
+fn left(policy: &Path, bodies: impl IntoIterator<Item = Vec<u8>>) -> Vec<Vec<u8>> {
+    let sink = HttpSink::accepting();
+    let more = format!("concurrency = 1\nfilter.policy = \"{}\"\n", text(policy));
+    let relay = Relay::start(&to_sink(sink.address(), &more));
+    for body in bodies {
+        assert_eq!(relay.post(&body).status, 200);
+    }
+    relay.wait_until_delivered(PATIENCE);
+    relay.finish(Backlog::Empty);
+    accepted_events(&sink)
+}
+
+fn bytes(events: &[Vec<u8>]) -> u64 {
+    events.iter().map(|event| event.len() as u64).sum()
+}
+
+#[test]
+fn the_bytes_after_are_those_that_leave_a_relay_with_the_policy() {
+    let all = all_events();
+    let place = Place::new(&lines(&all));
+    let told = place.json(&["events"]);
+    let left = left(&place.0.path().join("policy.yaml"), corpus().into_iter().map(|it| it.bytes));
+    assert!((100..all.len() - 100).contains(&left.len()) && bytes(&left) < bytes(&all));
+    assert_eq!((&told["events"], &told["bytes"]), (&json!(all.len()), &json!(bytes(&all))));
+    let policy = &told["policies"][0];
+    assert_eq!(policy["events_after"], left.len());
+    assert_eq!(policy["bytes_after"], bytes(&left));
+    // The rows add up, also those of the rule that matches nothing and of no rule.
+    let rows = policy["rules"].as_array().unwrap();
+    let sum = |name: &str| rows.iter().map(|row| row[name].as_u64().unwrap()).sum::<u64>();
+    assert_eq!((rows.len(), sum("events"), sum("bytes")), (6, all.len() as u64, bytes(&all)));
+    assert_eq!((sum("events_after"), sum("bytes_after")), (left.len() as u64, bytes(&left)));
+    // What the policy asks for and the input does not have is said.
+    let below = all.iter().map(|event| parsed(event)).filter(|event| {
+        let verb = event["verb"].as_str().unwrap();
+        verb == "create" && event["level"] == "Metadata" && event["stage"] != "RequestReceived"
+    });
+    assert_eq!(rows[3]["recorded_below"], below.count());
+}
+
+#[test]
+fn the_table_has_a_line_for_each_rule_and_says_which_never_matched() {
+    let place = Place::new(&audit_log());
+    let said = place.cost(&["events", "--price", "0.5"]);
+    said.assert(
+        0,
+        &[
+            "input: 495 events, ",
+            "bytes, price 0.00\n",
+            "\npolicy.yaml: leaves ",
+            "\nRULE         LEVEL            EVENTS",
+            "\n1 (line 6)   None ",
+            "\nno rule      None ",
+            "\nrules that never matched: 2 (line 8)\n",
+            "is not in the input.\n",
+        ],
+    );
+}
+
+#[test]
+fn two_policies_are_compared() {
+    let place = Place::new(&audit_log());
+    place.write(
+        "all.yaml",
+        b"apiVersion: audit.k8s.io/v1\nkind: Policy\nrules: [level: Metadata]\n",
+    );
+    let told = place.json(&["events", "--against", "all.yaml", "--price", "2"]);
+    let [first, other] = [&told["policies"][0], &told["policies"][1]];
+    let number = |value: &Value, name: &str| value[name].as_u64().unwrap();
+    let price = first["price_after"].as_f64().unwrap();
+    assert!((price - number(first, "bytes_after") as f64 * 2e-9).abs() < 1e-12);
+    let said = place.cost(&["events", "--against", "all.yaml"]);
+    let events = number(other, "events_after") - number(first, "events_after");
+    let bytes = number(other, "bytes_after") - number(first, "bytes_after");
+    let difference = format!("\ndifference: +{events} events, +{bytes} bytes\n");
+    said.assert(0, &["\nall.yaml: leaves 495 events", &difference]);
+}
+
+#[test]
+fn every_form_of_input_gives_the_same_figures() {
+    let keys = Keys::new();
+    let (server, spool) = (S3::start(|| Mood::Stores), Spool::new());
+    let events = all_events();
+    let place = Place::new(&lines(&events));
+    let plain = place.json(&["events"]);
+    let figures = |told: &Value| {
+        let mut told = told.clone();
+        told["policies"][0]["file"].take();
+        told
+    };
+    let said =
+        said_to(&lines(&events), &["policy", "cost", "policy.yaml", "-", "--json"], place.0.path());
+    assert_eq!(figures(&serde_json::from_str(&said.stdout).unwrap()), figures(&plain));
+
+    // The directory of a running relay, and the objects that it stores.
+    let config = format!(
+        "{BASE}{}{}",
+        spool.queue(""),
+        keys.output(server.address(), "compression = \"zstd\"\nobject_age = \"100ms\"\n")
+    );
+    let relay = Relay::start(&config);
+    post_corpus(&relay);
+    assert_eq!(figures(&place.json(&[text(spool.path())])), figures(&plain));
+    relay.wait_until_delivered(PATIENCE * 2);
+    let mut words = Vec::new();
+    for (index, object) in server.store().objects.values().enumerate() {
+        place.write(&format!("{index}.jsonl.zst"), object);
+        words.push(format!("{index}.jsonl.zst"));
+    }
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    assert_eq!(figures(&place.json(&words)), figures(&plain));
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn lines_that_cannot_be_read_are_counted_and_fail_the_command() {
+    let log = audit_log();
+    let place = Place::new(&[&log[..], b"{\"kind\":\"Pod\"}\nnot JSON\n", &log[..]].concat());
+    let said = place.cost(&["events"]);
+    said.assert(
+        1,
+        &[
+            "input: 990 events, ",
+            "events, line 496: skipped: ",
+            "not in the figures: 2 lines that are not events",
+        ],
+    );
+    place.write("many", &b"x\n".repeat(5000));
+    let said = place.cost(&["many", "--json"]);
+    said.assert(1, &["5000 lines that are not events", "\"bad_lines\": 5000"]);
+    assert!(said.stderr.lines().count() < 20, "{}", said.stderr);
+    let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+    std::io::Write::write_all(&mut gzip, &log).unwrap();
+    let mut gzip = gzip.finish().unwrap();
+    gzip.truncate(gzip.len() / 2);
+    place.write("cut.gz", &gzip);
+    place.cost(&["cut.gz"]).assert(1, &["the rest of 1 inputs", "zip data are cut off"]);
+}
+
+#[test]
+fn wrong_usage_is_refused_before_anything_is_read() {
+    let place = Place::new(b"");
+    place.cost(&[]).assert_refused("<INPUT>");
+    place.cost(&["none"]).assert_refused("none: cannot read the events: ");
+    place.cost(&["-", "-"]).assert_refused("only once");
+    place.cost(&["events", "--price", "cheap"]).assert_refused("--price");
+    place.cost(&["events", "--for", "1m"]).assert_refused("--relay");
+    place.cost(&["--relay", "http://127.0.0.1:1"]).assert_refused("--token-file");
+    place.write("policy.yaml", b"rules: [level: Metdata]\n");
+    place.cost(&["events"]).assert_refused("did you mean Metadata?");
+    said(&["policy", "advise", "--cut", "0", "events"], place.0.path()).assert_refused("60%");
+}
+
+#[test]
+fn a_signal_ends_the_command_with_the_figures_so_far() {
+    let place = Place::new(b"");
+    let path = place.0.path().join("pipe");
+    let made = std::process::Command::new("mkfifo").arg(&path).status().unwrap();
+    assert!(made.success());
+    let mut running =
+        spawn_command(&["policy", "cost", "policy.yaml", "pipe"], place.0.path(), &[]);
+    // The pipe stays open, so that the command waits for more.
+    let mut pipe = std::fs::OpenOptions::new().write(true).open(&path).unwrap();
+    std::io::Write::write_all(&mut pipe, &audit_log()).unwrap();
+    std::io::Write::write_all(&mut pipe, &audit_log()).unwrap();
+    running.signal(libc::SIGINT);
+    let (status, stderr) = running.wait();
+    assert_eq!(status.code(), Some(1), "{stderr}");
+    assert!(stderr.contains("what a signal has stopped"), "{stderr}");
+    drop(pipe);
+}
+
+#[test]
+fn the_events_that_leave_a_running_relay_are_an_input() {
+    let (one, two) = (TcpSink::start(), TcpSink::start());
+    let place = Place::new(b"");
+    place.write("token", b"t4p-s3cret\n");
+    let token = place.0.path().join("token");
+    let admin =
+        format!("admin = {{ address = \"127.0.0.1:0\", tap_token_file = \"{}\" }}", text(&token));
+    let base = BASE.replace("admin = { address = \"127.0.0.1:0\" }", &admin);
+    let relay = Relay::start(&format!("{base}{}{}", one.output("one", ""), two.output("two", "")));
+    let url = format!("http://{}", relay.admin());
+    let words =
+        ["policy", "cost", "policy.yaml", "--json", "--relay", &url, "--token-file", "token"];
+    let ask = |more: &[&str]| {
+        let opened = || {
+            let lines = relay.log_fields();
+            lines.iter().filter(|line| line["message"] == "tap opened").count()
+        };
+        let before = opened();
+        let mut running = spawn_command(&[&words, more].concat(), place.0.path(), &[]);
+        wait_until("the tap", PATIENCE, || opened() > before);
+        assert_eq!(relay.post(&generated_batch(1, 100, 900)).status, 200);
+        let (status, stderr) = running.wait();
+        let is_said = |running: &mut Running| running.stdout().ends_with(b"}\n");
+        wait_until("its figures", PATIENCE, || !status.success() || is_said(&mut running));
+        (status.code(), running.stdout(), stderr)
+    };
+    let (code, stdout, stderr) = ask(&["--for", "3s", "--output", "one"]);
+    assert_eq!(code, Some(0), "{stderr}");
+    let told: Value = serde_json::from_slice(&stdout).unwrap();
+    assert_eq!((&told["events"], &told["read"]["seen_events"]), (&json!(100), &json!(100)));
+    assert_eq!(
+        (&told["read"]["output"], &told["read"]["skipped_events"]),
+        (&json!("one"), &json!(0))
+    );
+    let (code, _, stderr) = ask(&["--for", "1m"]);
+    assert_eq!(code, Some(1), "{stderr}");
+    assert!(stderr.contains("name one with --output"), "{stderr}");
+    relay.finish(Backlog::Empty);
+}
+
+/// Makes an hour of a stream: callers that do the same things all day, with events of different
+/// sizes.
+fn hour(random: &mut fastrand::Rng, events: usize) -> Vec<Vec<Vec<u8>>> {
+    let log = audit_log();
+    let log: Vec<&[u8]> =
+        log.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).collect();
+    let mut batch = || (0..400).map(|_| log[random.usize(..log.len())].to_vec()).collect();
+    (0..events / 400).map(|_| batch()).collect()
+}
+
+/// Method: the recorded log is played for two hours in random order. What the command says of the
+/// first hour is the expectation for the second, which a relay with the policy forwards.
+#[test]
+fn the_cost_of_one_hour_is_that_of_the_next_within_two_percent() {
+    let mut random = fastrand::Rng::with_seed(32);
+    let [first, next] = [(); 2].map(|()| hour(&mut random, 20_000));
+    let place = Place::new(&lines(&first.concat()));
+    let told = place.json(&["events"]);
+    let share = told["policies"][0]["share_after"].as_f64().unwrap();
+    let before = bytes(&next.concat());
+    let body = |events: &Vec<Vec<u8>>| {
+        let items = events.iter().map(|event| std::str::from_utf8(event).unwrap());
+        let items = items.collect::<Vec<_>>().join(",");
+        format!(r#"{{"kind":"EventList","apiVersion":"audit.k8s.io/v1","items":[{items}]}}"#)
+            .into_bytes()
+    };
+    let left = left(&place.0.path().join("policy.yaml"), next.iter().map(body));
+    let (expected, is) = (share * before as f64, bytes(&left) as f64);
+    assert!((expected / is - 1.0).abs() < 0.02, "{expected} for {is}");
+}
+
+#[test]
+fn an_advice_is_a_policy_that_saves_what_it_says() {
+    let place = Place::new(&lines(&all_events()));
+    let advise = |cut: &str| said(&["policy", "advise", "--cut", cut, "events"], place.0.path());
+    for cut in ["10%", "40"] {
+        let said = advise(cut);
+        said.assert(0, &["# Rules: ", "% is reached.\n"]);
+        place.write("policy.yaml", said.stdout.as_bytes());
+        let told = place.json(&["events"]);
+        let saved = 1.0 - told["policies"][0]["share_after"].as_f64().unwrap();
+        assert!(saved >= cut.trim_end_matches('%').parse::<f64>().unwrap() / 100.0, "{saved}");
+        let words = format!("Saved: {:.1} % (", saved * 100.0);
+        assert!(said.stdout.contains(&words), "{words}: {}", said.stdout);
+    }
+    let said = advise("100%");
+    said.assert(1, &["% is NOT reached.", "the aim of 100 % is not reached: above the floor, "]);
+    place.write("policy.yaml", said.stdout.as_bytes());
+    // Writes, Secrets, refusals and impersonations are all still there.
+    let kept = left(&place.0.path().join("policy.yaml"), corpus().into_iter().map(|it| it.bytes));
+    let count = |events: &[Vec<u8>]| {
+        let is_kept = |event: &&Vec<u8>| {
+            let event = parsed(event);
+            let is_read = ["get", "list", "watch"].contains(&event["verb"].as_str().unwrap());
+            let code = event["responseStatus"]["code"].as_u64();
+            !is_read
+                || event["objectRef"]["resource"] == "secrets"
+                || event.get("impersonatedUser").is_some()
+                || [Some(401), Some(403)].contains(&code)
+        };
+        events.iter().filter(is_kept).count()
+    };
+    assert_eq!(count(&kept), count(&all_events()));
+    assert!(count(&kept) > 100);
+}
