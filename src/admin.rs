@@ -273,8 +273,10 @@ impl Admin {
 
     /// Returns the response to one request, for an admin page or for a file of the evidence.
     async fn respond(self: &Arc<Self>, request: &Request<Incoming>) -> Response<Full<Bytes>> {
-        if request.method() == Method::GET && request.uri().path() == "/status/history" {
-            return for_now(self.history_response().await);
+        match (request.method(), request.uri().path()) {
+            (&Method::GET, "/status/history") => return for_now(self.history_response().await),
+            (&Method::GET, "/status/volume") => return for_now(self.volume_response().await),
+            _ => {}
         }
         let path = request.uri().path().strip_prefix(evidence::PREFIX);
         let Some(path) = path.filter(|_| request.method() == Method::GET) else {
@@ -316,7 +318,7 @@ impl Admin {
             _ => text(
                 StatusCode::NOT_FOUND,
                 "no such page: / /metrics /livez /healthz /readyz /readyz?verbose /status \
-                 /status/history /evidence/ /tap\n"
+                 /status/history /status/volume /evidence/ /tap\n"
                     .to_owned(),
             ),
         }

@@ -2,8 +2,8 @@
 //!
 //! The function [`read`] does this. A table of the file has a module here, with three parts: the
 //! struct of its settings, the reading of its keys, and the checks for keys that contradict each
-//! other. The small tables `[admin]` and `[shutdown]` are read in this file. The resulting values
-//! are typed and checked, so no other module checks them again.
+//! other. The small tables `[admin]`, `[volume]` and `[shutdown]` are read in this file. The
+//! resulting values are typed and checked, so no other module checks them again.
 //!
 //! This module reports missing files; the module `check` checks the content of certificates, keys
 //! and policies. No host name is resolved here, and no connection is opened.
@@ -302,6 +302,8 @@ pub struct Config {
     pub tap_token_file: Option<PathBuf>,
     /// The section `[log]`: the level and the format of the log.
     pub log: Log,
+    /// The key `volume.enabled`: whether the relay counts who causes the bytes that come in.
+    pub volume: bool,
     /// The key `process.restrict`: whether the process gives up what it does not need.
     pub restrict: Restrict,
     /// The key `process.workers`: the number of worker threads. 0: the number of cores decides.
@@ -347,6 +349,7 @@ fn whole<'a>(
     let key = table::optional("evidence", table::TABLE, "no evidence", meaning);
     let evidence = t.optional_section(key, evidence::read);
     let (admin, tap_token_file) = admin(&mut t);
+    let volume = t.section("volume", volume);
     let log = t.section("log", log::read);
     let (restrict, workers) = t.section("process", process::read);
     let drain_timeout = t.section("shutdown", drain_timeout);
@@ -376,6 +379,7 @@ fn whole<'a>(
         evidence: table::whole(evidence)?,
         admin: admin?,
         tap_token_file,
+        volume,
         log: log?,
         restrict,
         workers,
@@ -406,6 +410,14 @@ fn admin(t: &mut Table<'_, '_>) -> (Option<SocketAddr>, Option<PathBuf>) {
         );
         (address, token)
     })
+}
+
+/// Reads the section `[volume]`. Returns the value of `enabled`, or its default if the key is
+/// absent or wrong.
+fn volume(t: &mut Table<'_, '_>) -> bool {
+    let meaning = "count who causes the bytes that come in: users, verbs, resources (GET \
+                   /status/volume)";
+    t.flag("enabled", true, meaning)
 }
 
 /// Reads the section `[shutdown]`. Returns the value of `drain_timeout`, or its default if the key

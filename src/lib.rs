@@ -26,9 +26,9 @@
 //! |---|---|---|
 //! | 0 | [`words`] [`lock`](self) | numbers, sizes and times as words; what may reach a terminal · mutexes |
 //! | 1 | [`audit`] [`named_file`] [`position`] [`release`] [`staged`] [`status`] [`tlog`] [`yaml`](self) | JSON and events · files that a config names · the number of an event · which program this is · the second half of a reload · the JSON of `/status`, and the verdict on it · transparency logs · YAML |
-//! | 2 | [`policy`] [`redact`] [`shape`] [`top`] | audit policies · one event's change · one event in another schema · a relay's state on a terminal |
-//! | 3 | [`config`] | the config file |
-//! | 4 | [`telemetry`] [`tls`] [`net`] [`process`] [`haproxy`] | every metric and the log · certificates · TCP · what the kernel grants the process · HAProxy's config |
+//! | 2 | [`policy`] [`redact`] [`shape`] | audit policies · one event's change · one event in another schema |
+//! | 3 | [`config`] [`volume`] | the config file · who causes the bytes that come in |
+//! | 4 | [`telemetry`] [`tls`] [`net`] [`process`] [`haproxy`] [`top`] | every metric and the log · certificates · TCP · what the kernel grants the process · HAProxy's config · a relay's state on a terminal |
 //! | 5 | [`queue`] [`filter`] [`tap`] [`kafka`](self) [`ask`] | positions, lines and limits; no JSON, no HTTP · which events an output sends · events that a person looks at · Kafka clients (feature `kafka`) · single HTTP requests |
 //! | 6 | [`listener`] [`source`] [`delivery`] [`replay`] [`evidence`] | requests · topics · the loop of an output · files of events · what proves that the log is whole |
 //! | 7 | [`output`] [`verify`] [`cost`] | the protocols · whether the evidence is whole · what a policy makes of recorded events |
@@ -86,6 +86,7 @@ pub mod tlog;
 pub mod tls;
 pub mod top;
 pub mod verify;
+pub mod volume;
 pub mod words;
 mod yaml;
 

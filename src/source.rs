@@ -347,7 +347,8 @@ fn make(config: &config::Source, max_body: u64, telemetry: &Telemetry) -> Arc<dy
         #[cfg(feature = "kafka")]
         config::SourceKind::Kafka(ref kafka) => {
             let metrics = telemetry.listener(&config.name);
-            Arc::new(kafka::Reader::new(&config.name, kafka, max_body, metrics))
+            let volume = Arc::clone(telemetry.volume());
+            Arc::new(kafka::Reader::new(&config.name, kafka, max_body, metrics, volume))
         }
     }
 }

@@ -26,6 +26,7 @@ use metrics::Histogram;
 
 use crate::release;
 use crate::status::verdict::ON_TRIAL;
+use crate::volume::Volume;
 
 mod catalog;
 mod counting;
@@ -97,6 +98,7 @@ pub struct Telemetry {
     evidence: EvidenceMetrics,
     reports: Reports,
     delivery_times: recent::TimesByOutput,
+    volume: Arc<Volume>,
 }
 
 impl Default for Telemetry {
@@ -120,6 +122,7 @@ impl Telemetry {
             evidence: EvidenceMetrics::register(&registry, [], Arc::default()),
             reports: Reports::default(),
             delivery_times: recent::TimesByOutput::default(),
+            volume: Arc::default(),
             registry,
         }
     }
@@ -151,6 +154,11 @@ impl Telemetry {
     /// Returns the state of refused requests.
     pub fn refusals(&self) -> &Refusals {
         &self.refusals
+    }
+
+    /// Returns the volume that listeners and sources have accepted, by cause.
+    pub fn volume(&self) -> &Arc<Volume> {
+        &self.volume
     }
 
     /// Returns the handles that count refused requests, over all listeners and sources.

@@ -86,17 +86,28 @@ impl Admin {
     /// Returns the response to `GET /status/history`.
     pub(super) async fn history_response(self: &Arc<Self>) -> Response<Full<Bytes>> {
         let admin = Arc::clone(self);
-        let written = tokio::task::spawn_blocking(move || {
+        written(move || {
             let started = telemetry::started();
             admin.history.json(Instant::now(), telemetry::now(), &admin.host, started)
-        });
-        match written.await {
-            Ok(body) => json(body),
-            Err(_) => text(
-                StatusCode::INTERNAL_SERVER_ERROR,
-                "the history can't be written, and the relay's log says why\n".to_owned(),
-            ),
-        }
+        })
+        .await
+    }
+
+    /// Returns the response to `GET /status/volume`.
+    pub(super) async fn volume_response(&self) -> Response<Full<Bytes>> {
+        let volume = Arc::clone(self.telemetry.volume());
+        written(move || format!("{:#}\n", serde_json::json!(volume.report()))).await
+    }
+}
+
+/// Returns the response with the JSON that `write` returns, which takes a millisecond or more.
+async fn written(write: impl FnOnce() -> String + Send + 'static) -> Response<Full<Bytes>> {
+    match tokio::task::spawn_blocking(write).await {
+        Ok(body) => json(body),
+        Err(_) => text(
+            StatusCode::INTERNAL_SERVER_ERROR,
+            "the answer can't be written, and the relay's log says why\n".to_owned(),
+        ),
     }
 }
 

@@ -209,6 +209,8 @@ max_bytes = "64MiB"
 [admin]
 address = "[::]:0"
 tap_token_file = "DIR/token"
+[volume]
+enabled = false
 [log]
 level = "trace"
 format = "json"
@@ -328,7 +330,7 @@ fn unknown_keys_name_the_nearest_known_one() {
     assert_problems(
         "lmits.max_body = 1\nx = 1\n[shutdown]\n\"a b\" = 1\n",
         r#"1:1: lmits: unknown key `lmits`, did you mean `limits`?
-2:1: x: unknown key `x`, allowed: listener, source, limits, queue, filter, output, dead_letter, evidence, admin, log, process, shutdown
+2:1: x: unknown key `x`, allowed: listener, source, limits, queue, filter, output, dead_letter, evidence, admin, volume, log, process, shutdown
 4:1: shutdown."a b": unknown key `"a b"`, allowed: drain_timeout"#,
     );
     assert_in_output(

@@ -104,6 +104,7 @@ impl Gate {
         let shared = Shared {
             queue,
             in_flight: InFlight::new(telemetry.in_flight()),
+            volume: Arc::clone(telemetry.volume()),
             pool: Arc::new(Pool::default()),
             decoding: decoding(),
             bounds: ArcSwap::from_pointee(bounds(limits, queue_config)),

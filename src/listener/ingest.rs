@@ -52,6 +52,7 @@ use crate::queue::Queue;
 use crate::queue::Refused;
 use crate::telemetry::Gauge;
 use crate::telemetry::Rejection;
+use crate::volume::Volume;
 
 /// The longest time for which the relay waits for more bytes of the body of a refused request. The
 /// time starts again whenever [`REFUSED_BYTES`] more bytes have arrived, but the whole wait never
@@ -185,6 +186,8 @@ pub(super) struct Bounds {
 pub(super) struct Shared {
     pub(super) queue: Queue,
     pub(super) in_flight: InFlight,
+    /// Counts who has caused the bytes that were accepted.
+    pub(super) volume: Arc<Volume>,
     /// The free memory mappings for bodies.
     pub(super) pool: Arc<Pool>,
     /// Limits how many KiB of bodies are decoded at the same time.
@@ -323,12 +326,12 @@ impl Ingest {
         } else {
             self.collect(bounds, upload, &mut share).await?
         };
-        let Intake { rest, large, .. } = body;
+        let (Intake { rest, large, .. }, volume) = (body, &self.shared.volume);
         let whole = match large {
-            None if rest.len() <= INLINE_MAX => decode(rest).map_err(stopped)?,
+            None if rest.len() <= INLINE_MAX => decode(rest, volume).map_err(stopped)?,
             None => {
-                let length = rest.len();
-                self.off_thread(bounds, length, || decode(rest)).await?
+                let (length, volume) = (rest.len(), Arc::clone(volume));
+                self.off_thread(bounds, length, move || decode(rest, &volume)).await?
             }
             Some(mut large) => {
                 let length = rest.len();
@@ -346,7 +349,7 @@ impl Ingest {
         if whole.bytes > bounds.max_body {
             return Err(too_large(bounds));
         }
-        let mut ticket = whole.append(&self.shared.queue).map_err(refused)?;
+        let mut ticket = whole.append(&self.shared.queue, volume).map_err(refused)?;
         let deadline = Instant::now() + bounds.delivered_timeout;
         tokio::select! {
             biased;
@@ -442,7 +445,8 @@ impl Ingest {
         if intake.rest.len() <= most {
             return Ok(());
         }
-        let new = || Some(Large::new(bounds.sizes, self.shared.queue.incoming()?));
+        let Shared { queue, volume, .. } = &*self.shared;
+        let new = || Some(Large::new(bounds.sizes, queue.incoming()?, Arc::clone(volume)));
         let Some(mut large) = intake.large.take().or_else(new) else { return Ok(()) };
         let next = Buffer::new(Some(bounds.sizes.step), &self.shared.pool);
         let rest = std::mem::replace(&mut intake.rest, next);
@@ -557,9 +561,9 @@ fn event_too_large(max: u64) -> Refusal {
 
 /// Checks and splits a body that is completely in memory. Returns its lines; the error says why the
 /// body is invalid.
-fn decode(mut body: Buffer) -> Result<Whole, Stopped> {
+fn decode(mut body: Buffer, volume: &Volume) -> Result<Whole, Stopped> {
     let Split { lines, events, levels } = audit::decode_in_place(body.with_room())?;
-    Ok(Whole::in_memory(body.keep(lines), events, levels))
+    Ok(Whole::in_memory(body.keep(lines), events, levels, volume))
 }
 
 fn stopped(stopped: Stopped) -> Refusal {

@@ -7,6 +7,8 @@
 //! All functions that decode run on threads that may block: [`Large::push`] decodes megabytes and
 //! writes to the disk.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 use crate::audit::Invalid;
@@ -18,6 +20,8 @@ use crate::queue::Incoming;
 use crate::queue::Queue;
 use crate::queue::Refused;
 use crate::queue::Ticket;
+use crate::volume::Seen;
+use crate::volume::Volume;
 
 /// The largest body in bytes, 16 MiB, that is decoded as one whole if the queue is durable. A
 /// larger body is stored in the queue in pieces. A queue in memory cannot store pieces, so every
@@ -88,21 +92,27 @@ pub(super) struct Large {
 }
 
 /// The file of the queue that receives the lines of a large body.
-struct Lines(Incoming);
+struct Lines {
+    incoming: Incoming,
+    volume: Arc<Volume>,
+    seen: Seen,
+}
 
 impl Store for Lines {
     type Error = Stopped;
 
     fn store(&mut self, lines: &[u8], events: u64) -> Result<(), Stopped> {
-        self.0.store(lines, events).map_err(Stopped::Refused)
+        self.volume.look(lines, events, &mut self.seen);
+        self.incoming.store(lines, events).map_err(Stopped::Refused)
     }
 }
 
 impl Large {
     /// Makes the state for a large body of which no byte was passed to [`Large::push`] yet. The
     /// lines of its events will be stored in the file `incoming`.
-    pub(super) fn new(sizes: Sizes, incoming: Incoming) -> Self {
-        Self { pieces: Pieces::new(sizes.piece, sizes.waiting), lines: Lines(incoming) }
+    pub(super) fn new(sizes: Sizes, incoming: Incoming, volume: Arc<Volume>) -> Self {
+        let lines = Lines { incoming, volume, seen: Seen::default() };
+        Self { pieces: Pieces::new(sizes.piece, sizes.waiting), lines }
     }
 
     /// Returns the number of bytes of this body that are in memory here; see [`Pieces::held`].
@@ -129,9 +139,10 @@ impl Large {
     /// The body is invalid, or the queue could not store its lines. The whole body is refused then.
     pub(super) fn end(mut self) -> Result<Whole, Stopped> {
         let (events, levels) = self.pieces.end(&mut self.lines)?;
-        let Lines(mut incoming) = self.lines;
+        let Lines { mut incoming, seen, .. } = self.lines;
         incoming.sync().map_err(Stopped::Refused)?;
-        Ok(Whole { events, bytes: incoming.bytes(), batch: Batch::Disk(incoming, levels) })
+        let bytes = incoming.bytes();
+        Ok(Whole { events, bytes, seen, batch: Batch::Disk(incoming, levels) })
     }
 }
 
@@ -141,6 +152,8 @@ pub(super) struct Whole {
     pub(super) events: u64,
     /// The number of bytes that the lines of the body's events have.
     pub(super) bytes: u64,
+    /// What was sampled of the lines.
+    seen: Seen,
     batch: Batch,
 }
 
@@ -153,17 +166,25 @@ enum Batch {
 impl Whole {
     /// Makes a whole body from lines that are in memory. `events` is the number of lines, and
     /// `levels` the number of events of each level.
-    pub(super) fn in_memory(lines: Bytes, events: u64, levels: LevelCounts) -> Self {
-        let bytes = lines.len() as u64;
-        Self { events, bytes, batch: Batch::Memory(Append { lines, events, levels }) }
+    pub(super) fn in_memory(
+        lines: Bytes,
+        events: u64,
+        levels: LevelCounts,
+        volume: &Volume,
+    ) -> Self {
+        let (bytes, mut seen) = (lines.len() as u64, Seen::default());
+        volume.look(&lines, events, &mut seen);
+        Self { events, bytes, seen, batch: Batch::Memory(Append { lines, events, levels }) }
     }
 
-    /// Appends the lines to the queue. Returns the ticket, with which the request waits until the
-    /// events are acknowledged.
-    pub(super) fn append(self, queue: &Queue) -> Result<Ticket, Refused> {
-        match self.batch {
+    /// Appends the lines to the queue, and counts them in `volume`. Returns the ticket, with which
+    /// the request waits until the events are acknowledged.
+    pub(super) fn append(self, queue: &Queue, volume: &Volume) -> Result<Ticket, Refused> {
+        let ticket = match self.batch {
             Batch::Memory(append) => queue.append(append),
             Batch::Disk(incoming, levels) => queue.append_incoming(incoming, levels),
-        }
+        }?;
+        volume.count(self.seen);
+        Ok(ticket)
     }
 }

@@ -119,6 +119,14 @@ impl Parts {
         });
     }
 
+    /// Counts the volume by cause, or does not, as the config in force says. The values of events
+    /// are redacted by the rules of all outputs.
+    pub(super) fn count_volume(&self) {
+        let rules = self.config.outputs.iter().filter_map(|output| output.filter.redact.as_ref());
+        let rules = rules.flatten().cloned().collect();
+        self.telemetry.volume().turn(self.config.volume.then_some(rules));
+    }
+
     /// Shows the parts in `/status`.
     pub(super) fn show(&self) {
         let (outputs, listeners) = (self.outputs.show(), self.listeners.show());

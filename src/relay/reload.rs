@@ -156,6 +156,7 @@ impl Parts {
         self.sources.commit(sources, &self.queue);
         let committed = self.listeners.commit(listeners).await;
         self.config = config;
+        self.count_volume();
         if let Some(evidence) = &self.evidence {
             self.tasks.running.spawn(evidence.reloaded(self.file.path.clone(), &self.config));
         }

@@ -76,6 +76,7 @@ pub(super) async fn start(
     dead_letters.reconfigure(&config);
     let mut parts = Parts::new(config, file, telemetry, queue, dead_letters, evidence);
     parts.admin.tap_token(tap_token);
+    parts.count_volume();
     tracing::info!(address = %admin, "admin listening");
     parts.start_tasks(admin_socket);
     parts.outputs.commit(outputs);

@@ -53,6 +53,8 @@ use crate::queue::Ticket;
 use crate::staged::Staged;
 use crate::telemetry::ListenerMetrics;
 use crate::telemetry::Rejection;
+use crate::volume::Seen;
+use crate::volume::Volume;
 
 /// The size in bytes up to which messages are put together into one batch of the queue, unless
 /// `limits.max_body` is smaller. A larger message becomes a batch of its own.
@@ -122,6 +124,7 @@ pub(super) struct Reader {
     config: config::KafkaSource,
     max_body: u64,
     metrics: ListenerMetrics,
+    volume: Arc<Volume>,
     status: Arc<Status>,
     /// The number of messages that all consumers of this source have skipped since its start.
     skipped: AtomicU64,
@@ -133,11 +136,12 @@ impl Reader {
         config: &config::KafkaSource,
         max_body: u64,
         metrics: ListenerMetrics,
+        volume: Arc<Volume>,
     ) -> Self {
         let cluster = Cluster::new(&config.cluster);
         let (name, config, status) = (name.to_owned(), config.clone(), Arc::default());
         let skipped = AtomicU64::new(0);
-        Self { name, cluster, config, max_body, metrics, status, skipped }
+        Self { name, cluster, config, max_body, metrics, volume, status, skipped }
     }
 
     /// Returns librdkafka's settings for a consumer of this source.
@@ -637,8 +641,11 @@ impl Intake<'_> {
                 state.messages += count;
                 state.bytes += bytes;
                 ours.taken.push_back(Taken { messages: *messages, bytes, ticket });
+                drop(guard);
+                let (volume, mut seen) = (&self.reader.volume, Seen::default());
+                volume.look(&append.lines, append.events, &mut seen);
+                volume.count(seen);
             }
-            drop(guard);
             self.waiting.pop_front();
         }
     }

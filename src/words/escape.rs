@@ -92,6 +92,19 @@ pub fn message(text: &str) -> String {
     safe
 }
 
+/// Returns a text as [`message`] does, cut to at most `bytes_max` bytes, which are at least 3. The
+/// result ends with `…` if something is missing.
+pub fn cut(text: &str, bytes_max: usize) -> String {
+    // An escape is never shorter than its character, and no character has more than 4 bytes.
+    let (start, _) = text.split_at(text.floor_char_boundary(bytes_max + 4));
+    let mut safe = message(start);
+    if safe.len() > bytes_max {
+        safe.truncate(safe.floor_char_boundary(bytes_max.saturating_sub('…'.len_utf8())));
+        safe.push('…');
+    }
+    safe
+}
+
 /// Returns the first `chars_max` characters of a text, with U+FFFD in the place of each one that is
 /// not plain.
 pub fn masked(text: &str, chars_max: usize) -> String {
@@ -165,6 +178,9 @@ mod tests {
             let masked = masked(&text, chars_max);
             prop_assert!(is_safe(&masked));
             prop_assert_eq!(masked.chars().count(), text.chars().count().min(chars_max));
+            let (whole, cut) = (message(&text), cut(&text, chars_max + 3));
+            prop_assert!(is_safe(&cut) && cut.len() <= chars_max + 3);
+            prop_assert!(cut == whole || cut.strip_suffix('…').is_some_and(|it| whole.starts_with(it)));
         }
     }
 

@@ -150,6 +150,7 @@ mod operate {
     mod top;
     mod upgrade;
     mod version;
+    mod volume;
 
     /// They need peers, or root.
     mod peers {

@@ -181,6 +181,9 @@ max_bytes = "64MiB"
 [admin]
 address = "127.0.0.1:9090"
 
+[volume]
+enabled = true
+
 [log]
 level = "info"
 format = "text"

@@ -1,0 +1,183 @@
+//! Reads the names by which an event is counted.
+
+use std::borrow::Cow;
+
+use super::report::DIMENSIONS;
+use super::report::NAME_BYTES_MAX;
+use super::report::PARTS;
+use crate::audit::request;
+use crate::audit::scan;
+use crate::redact;
+use crate::redact::Change;
+use crate::redact::Redaction;
+use crate::words::escape;
+
+/// The name of an event in each dimension, in the order of [`DIMENSIONS`]. The parts of a name are
+/// separated by [`PARTS`]. `None`: the event does not count in this dimension.
+pub(super) type Names = [Option<Box<str>>; DIMENSIONS.len()];
+
+/// The members of an event that are read, in the order in which kube-apiserver writes them. All are
+/// before the bodies.
+const MEMBERS: [&str; 6] = ["level", "requestURI", "verb", "user", "userAgent", "objectRef"];
+
+/// The annotations of a request for a deprecated API.
+const DEPRECATED: [&str; 2] = ["k8s.io/deprecated", "k8s.io/removed-release"];
+
+/// Returns the names of an event, which is valid JSON.
+pub(super) fn names(event: &[u8], redaction: &Redaction) -> Names {
+    let event = small(event);
+    let mut redacted = Vec::new();
+    let change = Change { redaction: Some(redaction), ..Change::default() };
+    redact::apply(&event, &request::request(&event), 0, &change, &mut redacted);
+    let event = if redacted.is_empty() { &event } else { &redacted };
+
+    let request = request::request(event);
+    let [agent, object, annotations] =
+        scan::firsts(event, ["userAgent", "objectRef", "annotations"]);
+    let agent = agent.and_then(scan::string).unwrap_or_default();
+    let user = name(request.user.map(|user| user.name).unwrap_or_default());
+    let verb = name(request.verb);
+    let resource = match &request.object {
+        Some(object) => {
+            let mut text = object.resource.to_vec();
+            for (separator, part) in [(b'.', &object.group), (b'/', &object.subresource)] {
+                if !part.is_empty() {
+                    text.push(separator);
+                    text.extend_from_slice(part);
+                }
+            }
+            name(text.into())
+        }
+        None => name(request.uri.path()),
+    };
+    let namespace = request.uri.location();
+    let namespace = namespace.map(|it| name(Cow::Borrowed(it.namespace()))).unwrap_or_default();
+    let deprecated = annotations.filter(|all| is_deprecated(all)).map(|all| {
+        let version = object.and_then(|object| scan::member(object, "apiVersion"));
+        let version = name(version.and_then(scan::string).unwrap_or_default());
+        let removed = scan::member(all, DEPRECATED[1]).and_then(scan::string);
+        joined(&[&user, &resource, &version, &name(removed.unwrap_or_default())])
+    });
+    // In the order of `DIMENSIONS`.
+    [
+        Some(joined(&[&user, &verb, &resource])),
+        Some(user.into()),
+        Some(verb.into()),
+        Some(resource.into()),
+        Some(namespace.into()),
+        Some(name(agent).into()),
+        Some(name(request.level).into()),
+        deprecated,
+    ]
+}
+
+fn joined(parts: &[&str]) -> Box<str> {
+    parts.join(PARTS).into()
+}
+
+/// Returns a text of an event with escapes, so that it has no line break, and cut.
+fn name(text: request::Text<'_>) -> String {
+    escape::cut(&String::from_utf8_lossy(&text), NAME_BYTES_MAX)
+}
+
+fn is_deprecated(annotations: &[u8]) -> bool {
+    scan::member(annotations, DEPRECATED[0]).is_some_and(|value| value == br#""true""#)
+}
+
+/// Returns an event with only those values that are read, so that its redaction is cheap whatever
+/// the size of its bodies.
+fn small(event: &[u8]) -> Vec<u8> {
+    let annotations = annotations(event).filter(|all| is_deprecated(all));
+    let values = MEMBERS.iter().zip(scan::firsts(event, MEMBERS));
+    let mut small = Vec::from(br#"{"kind":"Event""#);
+    for (name, value) in values.chain([(&"annotations", annotations)]) {
+        let Some(value) = value else { continue };
+        for part in [b",\"", name.as_bytes(), b"\":", value] {
+            small.extend_from_slice(part);
+        }
+    }
+    small.push(b'}');
+    small
+}
+
+/// Returns the event's own annotations. kube-apiserver writes them last, behind the time of the
+/// stage, and the bodies, which may be large, need not be read for them. `None` if there are none,
+/// or if the event is written in another order.
+fn annotations(event: &[u8]) -> Option<&[u8]> {
+    const BEFORE: &[u8] = b"\"stageTimestamp\":";
+    let at = memchr::memmem::rfind(event, BEFORE)? + BEFORE.len();
+    let end = at + scan::value_end(event.get(at..)?)?;
+    let mut members = scan::members_behind(event, end);
+    members.find(|member| member.key == b"annotations").map(|member| member.value)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::redact::Rule;
+    use crate::redact::With;
+
+    fn named(event: &str, rules: &[Rule]) -> Vec<String> {
+        let names = names(event.as_bytes(), &Redaction::new(rules).unwrap());
+        names.iter().map(|name| name.as_deref().unwrap_or("none").replace(PARTS, " ")).collect()
+    }
+
+    const EVENT: &str = r#"{"kind":"Event","level":"RequestResponse","auditID":"1","stage":"ResponseComplete","requestURI":"/apis/apps/v1/namespaces/prod/deployments/web/scale?token=s3cret","verb":"update","user":{"username":"system:serviceaccount:a:b","groups":["g"]},"userAgent":"helm/v3","objectRef":{"resource":"deployments","namespace":"prod","name":"web","apiGroup":"apps","apiVersion":"v1","subresource":"scale"},"responseObject":{"annotations":{"k8s.io/deprecated":"true"},"stageTimestamp":"x"},"requestReceivedTimestamp":"t","stageTimestamp":"t","annotations":{"k8s.io/deprecated":"true","k8s.io/removed-release":"1.40"}}"#;
+
+    #[test]
+    fn an_event_counts_by_what_it_says() {
+        assert_eq!(
+            named(EVENT, &[]),
+            [
+                "system:serviceaccount:a:b update deployments.apps/scale",
+                "system:serviceaccount:a:b",
+                "update",
+                "deployments.apps/scale",
+                "prod",
+                "helm/v3",
+                "RequestResponse",
+                "system:serviceaccount:a:b deployments.apps/scale v1 1.40",
+            ]
+        );
+        let current = EVENT.replace(
+            r#","annotations":{"k8s.io/deprecated":"true","k8s.io/removed-release":"1.40"}}"#,
+            "}",
+        );
+        assert_eq!(named(&current, &[])[7], "none");
+    }
+
+    #[test]
+    fn a_request_for_no_object_counts_by_its_path() {
+        let names = named(
+            r#"{"level":"Metadata","requestURI":"/healthz?x=1","verb":"get","userAgent":"a\nb\u202ec"}"#,
+            &[],
+        );
+        assert_eq!(names[..6], [" get /healthz", "", "get", "/healthz", "", "a\\nb\\u{202e}c"]);
+        assert_eq!(named("{}", &[])[..3], ["  ", "", ""]);
+    }
+
+    #[test]
+    fn long_names_are_cut() {
+        let agent = "x".repeat(5000);
+        let names = named(&format!(r#"{{"userAgent":"{agent}"}}"#), &[]);
+        assert_eq!(names[5].len(), NAME_BYTES_MAX);
+        assert!(names[5].ends_with('…'));
+    }
+
+    #[test]
+    fn what_the_config_redacts_and_what_always_is_stays_out() {
+        let rule = |field: &str| Rule {
+            resources: Vec::new(),
+            fields: vec![field.to_owned()],
+            with: With::Drop,
+        };
+        for field in ["user.username", "user", "user.*"] {
+            let names = named(EVENT, &[rule(field)]).join("\n");
+            assert!(!names.contains("serviceaccount"), "{field}: {names}");
+        }
+        let agents = named(EVENT, &[rule("userAgent")]);
+        assert!(!agents[5].contains("helm"), "{agents:?}");
+        let path = r#"{"requestURI":"/x/eyJhbGciOiJSUzI1NiJ9.eyJpc3MiOiJrdWJlIn0.c2lnbmF0dXJlc2lnbmF0dXJl"}"#;
+        assert!(!named(path, &[])[3].contains("c2lnbmF0"), "{:?}", named(path, &[]));
+    }
+}

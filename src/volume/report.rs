@@ -1,0 +1,151 @@
+//! The JSON of `/status/volume`. `docs/reference/volume-json.md` has its fields.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::Deserialize;
+use serde::Serialize;
+
+/// The greatest number of bytes in a part of a name. The user agents of kube-controller-manager
+/// have 122.
+pub(super) const NAME_BYTES_MAX: usize = 128;
+
+/// Separates the parts of a name, which have no line breaks.
+pub(super) const PARTS: &str = "\n";
+
+/// The number of names with the most events that are listed, and of others with the most bytes.
+const ROWS: usize = 20;
+
+/// The names of the dimensions by which volume is counted. A cause is the user, the verb and the
+/// resource together. `deprecated` has the user, the resource, its version and the release that
+/// removes it, of requests for deprecated APIs; other events do not count there.
+pub const DIMENSIONS: [&str; 8] =
+    ["cause", "user", "verb", "resource", "namespace", "agent", "level", "deprecated"];
+
+/// The spans of time before now, with their names.
+pub const SPANS: [(&str, Duration); 2] =
+    [("1h", Duration::from_hours(1)), ("24h", Duration::from_hours(24))];
+
+/// The answer of `/status/volume`.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Report {
+    /// `false`: the config has `volume.enabled = false`, and there are no spans.
+    pub enabled: bool,
+    /// The figures of each of [`SPANS`].
+    #[serde(flatten)]
+    pub spans: BTreeMap<String, Figures>,
+}
+
+/// What came in during a span of time.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Figures {
+    /// The time that the figures cover, in seconds.
+    pub seconds: f64,
+    /// All accepted bytes, exactly.
+    pub bytes: u64,
+    /// All accepted events, exactly.
+    pub events: u64,
+    /// The number of events that were read.
+    pub read_events: u64,
+    /// The heaviest names of each dimension.
+    pub by: BTreeMap<String, Counted>,
+}
+
+/// The heaviest names of one dimension.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Counted {
+    /// Names, those with the most bytes first.
+    pub rows: Vec<Row>,
+    /// By the samples, no name that is not listed has more bytes than this.
+    pub unlisted_bytes_max: u64,
+    /// By the samples, no name that is not listed has more events than this.
+    pub unlisted_events_max: u64,
+}
+
+/// One name.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Row {
+    /// The parts of the name: three for a cause, four for a deprecated API, otherwise one.
+    pub name: Vec<String>,
+    /// The estimated bytes.
+    pub bytes: u64,
+    /// The bytes differ from the truth by at most this, in 95 of 100 cases. 0: they are exact.
+    pub bytes_error: u64,
+    /// The estimated events.
+    pub events: u64,
+    /// The events differ from the truth by at most this, in 95 of 100 cases. 0: they are exact.
+    pub events_error: u64,
+}
+
+impl Report {
+    /// Adds the figures of another relay.
+    pub fn add(&mut self, other: Self) {
+        for (span, figures) in other.spans {
+            self.spans.entry(span).or_default().add(figures);
+        }
+    }
+}
+
+impl Figures {
+    fn add(&mut self, other: Self) {
+        self.seconds = self.seconds.max(other.seconds);
+        self.bytes += other.bytes;
+        self.events += other.events;
+        self.read_events += other.read_events;
+        for (by, counted) in other.by {
+            self.by.entry(by).or_default().add(counted);
+        }
+    }
+}
+
+impl Counted {
+    /// Makes the list of the heaviest of these names. `bytes_max` and `events_max` are the greatest
+    /// numbers of bytes and of events that another name can have.
+    pub(super) fn new(mut rows: Vec<Row>, [mut bytes_max, mut events_max]: [u64; 2]) -> Self {
+        rows.sort_by(|a, b| b.events.cmp(&a.events).then_with(|| a.name.cmp(&b.name)));
+        let mut rest = rows.split_off(rows.len().min(ROWS));
+        rest.sort_by(|a, b| b.bytes.cmp(&a.bytes).then_with(|| a.name.cmp(&b.name)));
+        let unlisted = rest.split_off(rest.len().min(ROWS));
+        rows.append(&mut rest);
+        rows.sort_by(|a, b| b.bytes.cmp(&a.bytes).then_with(|| a.name.cmp(&b.name)));
+        for row in unlisted {
+            bytes_max = bytes_max.max(row.bytes + row.bytes_error);
+            events_max = events_max.max(row.events + row.events_error);
+        }
+        Self { rows, unlisted_bytes_max: bytes_max, unlisted_events_max: events_max }
+    }
+
+    /// Adds the names of another relay. What one relay does not list may still be there.
+    fn add(&mut self, other: Self) {
+        let mut theirs: BTreeMap<_, _> =
+            other.rows.into_iter().map(|row| (row.name.clone(), row)).collect();
+        let mut rows = std::mem::take(&mut self.rows);
+        for row in &mut rows {
+            let unlisted = Row {
+                bytes_error: other.unlisted_bytes_max,
+                events_error: other.unlisted_events_max,
+                ..Row::default()
+            };
+            row.add(&theirs.remove(&row.name).unwrap_or(unlisted));
+        }
+        rows.extend(theirs.into_values().map(|mut row| {
+            row.bytes_error += self.unlisted_bytes_max;
+            row.events_error += self.unlisted_events_max;
+            row
+        }));
+        let unlisted = [
+            self.unlisted_bytes_max + other.unlisted_bytes_max,
+            self.unlisted_events_max + other.unlisted_events_max,
+        ];
+        *self = Self::new(rows, unlisted);
+    }
+}
+
+impl Row {
+    fn add(&mut self, other: &Self) {
+        self.bytes += other.bytes;
+        self.bytes_error += other.bytes_error;
+        self.events += other.events;
+        self.events_error += other.events_error;
+    }
+}

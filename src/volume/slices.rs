@@ -1,0 +1,239 @@
+//! The last hour and the last 24 hours, in slices of time.
+//!
+//! A slice of ten minutes collects names in large summaries. When it has ended, its heaviest names
+//! are kept: for an hour, and added to a slice of two hours for a day. A span is the sum of all
+//! slices in which something came during the span. It is therefore up to ten minutes or two hours
+//! longer than its name says, and the report has the true length.
+//!
+//! Memory: [`ROOMS`] of the longest names take 350 KiB, and 20 slices of [`SLICE_BYTES`] 560 KiB. A
+//! report takes as much again while it is made.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::report::DIMENSIONS;
+use super::report::Figures;
+use super::report::Report;
+use super::report::SPANS;
+use super::sample::Seen;
+use super::summary::Summary;
+
+/// The greatest number of names of each dimension in the slice that collects. A hash table of a
+/// power of two is full at 7/8.
+const ROOMS: [usize; DIMENSIONS.len()] = [224, 448, 28, 224, 112, 224, 14, 28];
+
+/// The greatest number of bytes of memory that each dimension takes in a slice that has ended.
+const SLICE_BYTES: [usize; DIMENSIONS.len()] = [9216, 6144, 2048, 3584, 3072, 3584, 768, 2048];
+
+/// The length of a slice of the hour, and the number of slices that an hour can meet.
+const OF_HOUR: (Duration, usize) = (Duration::from_mins(10), 7);
+
+/// The length of a slice of the day, and the number of slices that a day can meet.
+const OF_DAY: (Duration, usize) = (Duration::from_hours(2), 13);
+
+/// What came in during one part of the time.
+#[derive(Debug, Clone)]
+struct Slice {
+    began: Instant,
+    /// The time of the last batch.
+    last: Instant,
+    bytes: u64,
+    events: u64,
+    samples: u64,
+    by: [Summary; DIMENSIONS.len()],
+}
+
+impl Slice {
+    fn new(now: Instant) -> Self {
+        let by = ROOMS.map(Summary::new);
+        Self { began: now, last: now, bytes: 0, events: 0, samples: 0, by }
+    }
+
+    /// Adds up slices; `None` if there are none.
+    fn sum(slices: &[&Self]) -> Option<Self> {
+        Some(Self {
+            began: slices.iter().map(|slice| slice.began).min()?,
+            last: slices.iter().map(|slice| slice.last).max()?,
+            bytes: slices.iter().map(|slice| slice.bytes).sum(),
+            events: slices.iter().map(|slice| slice.events).sum(),
+            samples: slices.iter().map(|slice| slice.samples).sum(),
+            by: std::array::from_fn(|index| Summary::sum(slices.iter().map(|it| &it.by[index]))),
+        })
+    }
+
+    fn shrunk(mut self) -> Arc<Self> {
+        for (summary, bytes_max) in self.by.iter_mut().zip(SLICE_BYTES) {
+            summary.shrink(bytes_max);
+        }
+        Arc::new(self)
+    }
+}
+
+/// The slices of the last hour and of the last 24 hours.
+#[derive(Debug, Clone)]
+pub(super) struct Slices {
+    started: Instant,
+    /// The slice that collects.
+    now: Slice,
+    /// Slices that have ended, oldest first.
+    hour: VecDeque<Arc<Slice>>,
+    day: VecDeque<Arc<Slice>>,
+}
+
+impl Slices {
+    pub(super) fn new(now: Instant) -> Self {
+        let (hour, day) = (VecDeque::new(), VecDeque::new());
+        Self { started: now, now: Slice::new(now), hour, day }
+    }
+
+    /// Counts a batch.
+    pub(super) fn count(&mut self, seen: Seen, now: Instant) {
+        self.rotate(now);
+        let slice = &mut self.now;
+        slice.last = now;
+        slice.bytes += seen.bytes;
+        slice.events += seen.events;
+        slice.samples += seen.samples.len() as u64;
+        for sample in seen.samples {
+            for (summary, name) in slice.by.iter_mut().zip(sample.names) {
+                if let Some(name) = name {
+                    summary.add(name, sample.weight);
+                }
+            }
+        }
+    }
+
+    /// Ends the slice that collects, if its time is over, and forgets slices that are too old.
+    fn rotate(&mut self, now: Instant) {
+        if now.saturating_duration_since(self.now.began) < OF_HOUR.0 {
+            return;
+        }
+        let ended = std::mem::replace(&mut self.now, Slice::new(now)).shrunk();
+        if ended.bytes > 0 {
+            let is_same = |day: &&Arc<Slice>| ended.began < day.began + OF_DAY.0;
+            match self.day.pop_back_if(|day| is_same(&&*day)) {
+                Some(day) => self.day.extend(Slice::sum(&[&day, &ended]).map(Slice::shrunk)),
+                None => self.day.push_back(Arc::clone(&ended)),
+            }
+            self.hour.push_back(ended);
+        }
+        let spans = [(&mut self.hour, OF_HOUR.1), (&mut self.day, OF_DAY.1)];
+        for ((slices, most), (_, span)) in spans.into_iter().zip(SPANS) {
+            let is_old = |slice: &Arc<Slice>| is_before(slice, span, now);
+            while slices.len() > most || slices.front().is_some_and(is_old) {
+                slices.pop_front();
+            }
+        }
+    }
+
+    /// Returns a copy, from which a report can be made without the lock. Slices that have ended are
+    /// not copied.
+    pub(super) fn at(&mut self, now: Instant) -> Self {
+        self.rotate(now);
+        self.clone()
+    }
+
+    /// Makes the report of this moment.
+    pub(super) fn report(&self, now: Instant) -> Report {
+        let figures = |span: Duration, ended: &VecDeque<Arc<Slice>>| {
+            let all = ended.iter().map(|slice| &**slice).chain([&self.now]);
+            let sum = Slice::sum(&all.filter(|it| !is_before(it, span, now)).collect::<Vec<_>>())?;
+            let time = now.saturating_duration_since(sum.began).max(span);
+            let by = DIMENSIONS.map(str::to_owned).into_iter();
+            Some(Figures {
+                seconds: time.min(now.saturating_duration_since(self.started)).as_secs_f64(),
+                bytes: sum.bytes,
+                events: sum.events,
+                read_events: sum.samples,
+                by: by.zip(sum.by.iter().map(Summary::counted)).collect(),
+            })
+        };
+        let spans = SPANS.iter().zip([&self.hour, &self.day]).map(|((name, span), ended)| {
+            ((*name).to_owned(), figures(*span, ended).unwrap_or_default())
+        });
+        Report { enabled: true, spans: spans.collect() }
+    }
+}
+
+/// Returns `true` if all of a slice came before the span.
+fn is_before(slice: &Slice, span: Duration, now: Instant) -> bool {
+    now.saturating_duration_since(slice.last) > span
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::sample::Sample;
+    use super::super::sample::Weight;
+    use super::*;
+
+    fn seen(name: &str, bytes: u64) -> Seen {
+        let weight = Weight { bytes: bytes as f64, events: 1.0, ..Weight::default() };
+        let names = std::array::from_fn(|_| Some(name.into()));
+        Seen { bytes, events: 1, samples: vec![Sample { names, weight }] }
+    }
+
+    const MINUTE: Duration = Duration::from_mins(1);
+
+    #[test]
+    fn spans_forget_what_is_older_and_say_what_they_cover() {
+        let start = Instant::now();
+        let mut slices = Slices::new(start);
+        slices.count(seen("old", 7), start);
+        for minute in 1..=30 * 60 {
+            slices.count(seen("new", 1), start + MINUTE * minute);
+        }
+        let now = start + MINUTE * 30 * 60;
+        let report = slices.at(now).report(now);
+        for (span, minutes, fuzz) in [("1h", 60, 10), ("24h", 24 * 60, 120)] {
+            let figures = &report.spans[span];
+            let covered = figures.seconds / 60.0;
+            assert!((f64::from(minutes)..=f64::from(minutes + fuzz)).contains(&covered));
+            // One batch came each minute.
+            assert!(figures.bytes.abs_diff(covered as u64) <= 1, "{}: {covered}", figures.bytes);
+            let [user] = &figures.by["user"].rows[..] else { panic!("{figures:?}") };
+            assert_eq!((&user.name[..], user.bytes_error), (&["new".to_owned()][..], 0));
+            assert_eq!(user.bytes, figures.bytes);
+        }
+        // After two quiet days nothing is left, and the spans are as long as they are.
+        let later = now + MINUTE * 48 * 60;
+        let report = slices.at(later).report(later);
+        assert_eq!((report.spans["1h"].bytes, report.spans["1h"].seconds), (0, 3600.0));
+        assert_eq!(report.spans["24h"].bytes, 0);
+    }
+
+    #[test]
+    fn all_of_it_stays_within_one_mebibyte_whatever_the_names() {
+        let start = Instant::now();
+        let mut slices = Slices::new(start);
+        // 27 hours of the longest names, all different.
+        let longest = |number: u64, parts: usize| {
+            let part = format!("{number:0>width$}", width = super::super::report::NAME_BYTES_MAX);
+            vec![part; parts].join("\n").into_boxed_str()
+        };
+        let mut number = 0;
+        for minutes in (0..27 * 60).step_by(5) {
+            let samples = (0..300).map(|_| {
+                number += 1;
+                let parts = [3, 1, 1, 1, 1, 1, 1, 4];
+                let names = parts.map(|parts| Some(longest(number, parts)));
+                let weight = Weight { bytes: 1000.0, events: 1.0, ..Weight::default() };
+                Sample { names, weight }
+            });
+            let seen = Seen { bytes: 300_000, events: 300, samples: samples.collect() };
+            slices.count(seen, start + MINUTE * minutes);
+        }
+        assert_eq!((slices.hour.len(), slices.day.len()), (OF_HOUR.1 - 1, OF_DAY.1));
+        let ended = slices.hour.iter().chain(&slices.day).map(|slice| &**slice);
+        let memory = |slice: &Slice| {
+            size_of::<Slice>() + slice.by.iter().map(Summary::memory).sum::<usize>()
+        };
+        let all: usize = ended.chain([&slices.now]).map(memory).sum();
+        // A seventh slice of the hour may be there for a moment.
+        let all = all + memory(&slices.hour[0]);
+        assert!(all <= 1 << 20, "{all}");
+        assert!(memory(&slices.now) > 300_000, "{}", memory(&slices.now));
+    }
+}

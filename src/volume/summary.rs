@@ -1,0 +1,206 @@
+//! Counts the heaviest names of a stream in bounded memory: Space-Saving (Metwally, Agrawal and
+//! El Abbadi, 2005) with weights.
+//!
+//! If there is no room for a new name, it takes the place of the lightest one. The new name may
+//! have had a place before. What the lightest name had, and may have missed, is the most that the
+//! new one can have missed. A heavy name therefore always has a place, and every error is known.
+//!
+//! Names are to be found by their bytes and by their events. So a name's rank adds both, as if each
+//! event had [`EVENT_BYTES`] more bytes, and one bound holds for both.
+
+use std::collections::HashMap;
+
+use super::report::Counted;
+use super::report::PARTS;
+use super::report::Row;
+use super::sample::Weight;
+use crate::words::whole;
+
+/// The bytes by which each event adds to a name's rank: about those of an event at level Metadata.
+const EVENT_BYTES: f64 = 1024.0;
+
+/// The memory of a tally beside its name, in bytes. A hash table is at least 7/16 full.
+pub(super) const TALLY_BYTES: usize = 16 * (size_of::<(Box<str>, Tally)>() + 1) / 7;
+
+/// The number of standard errors within which 95 of 100 estimates lie.
+const STANDARD_ERRORS: f64 = 2.0;
+
+/// The count of one name.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Tally {
+    weight: Weight,
+    /// The highest rank that the name can have had while it had no place.
+    missed: f64,
+}
+
+impl Tally {
+    fn rank(&self) -> f64 {
+        self.weight.bytes + EVENT_BYTES * self.weight.events + self.missed
+    }
+
+    fn row(&self, name: &str) -> Row {
+        let error =
+            |missed: f64, variance: f64| whole((missed + STANDARD_ERRORS * variance.sqrt()).ceil());
+        Row {
+            name: name.split(PARTS).map(str::to_owned).collect(),
+            bytes: whole(self.weight.bytes),
+            bytes_error: error(self.missed, self.weight.bytes_variance),
+            events: whole(self.weight.events),
+            events_error: error(self.missed / EVENT_BYTES, self.weight.events_variance),
+        }
+    }
+}
+
+/// The heaviest names of one dimension.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Summary {
+    tallies: HashMap<Box<str>, Tally>,
+    /// The greatest number of names.
+    room: usize,
+    /// The highest rank that a name without a tally can have.
+    absent: f64,
+}
+
+impl Summary {
+    pub(super) fn new(room: usize) -> Self {
+        Self { room, ..Self::default() }
+    }
+
+    /// Adds the weight of a sample to a name.
+    pub(super) fn add(&mut self, name: Box<str>, weight: Weight) {
+        if let Some(tally) = self.tallies.get_mut(&name) {
+            tally.weight.add(weight);
+            return;
+        }
+        if self.tallies.len() >= self.room {
+            let lightest = self.tallies.iter().min_by(|a, b| a.1.rank().total_cmp(&b.1.rank()));
+            let Some((lightest, rank)) = lightest.map(|(name, it)| (name.clone(), it.rank()))
+            else {
+                return;
+            };
+            self.tallies.remove(&lightest);
+            self.absent = self.absent.max(rank);
+        }
+        self.tallies.insert(name, Tally { weight, missed: self.absent });
+    }
+
+    /// Adds up summaries of different times.
+    pub(super) fn sum<'a>(parts: impl IntoIterator<Item = &'a Self>) -> Self {
+        let mut sum = Self::default();
+        for part in parts {
+            for (name, tally) in &part.tallies {
+                let own = sum.tallies.entry(name.clone()).or_default();
+                own.weight.add(tally.weight);
+                // A name can have missed `absent` of each part that does not have it.
+                own.missed += tally.missed - part.absent;
+            }
+            sum.absent += part.absent;
+        }
+        sum.tallies.values_mut().for_each(|tally| tally.missed += sum.absent);
+        sum
+    }
+
+    /// Keeps the heaviest names that have room in this many bytes of memory.
+    pub(super) fn shrink(&mut self, bytes_max: usize) {
+        let mut all: Vec<_> = std::mem::take(&mut self.tallies).into_iter().collect();
+        all.sort_by(|a, b| b.1.rank().total_cmp(&a.1.rank()).then_with(|| a.0.cmp(&b.0)));
+        let mut bytes = 0;
+        let fits = |(name, _): &&(Box<str>, Tally)| {
+            bytes += TALLY_BYTES + name.len();
+            bytes <= bytes_max
+        };
+        let kept = all.iter().take_while(fits).count();
+        if let Some((_, first)) = all.get(kept) {
+            self.absent = self.absent.max(first.rank());
+        }
+        all.truncate(kept);
+        self.tallies = all.into_iter().collect();
+    }
+
+    /// Returns the names as `/status/volume` lists them.
+    pub(super) fn counted(&self) -> Counted {
+        let rows = self.tallies.iter().map(|(name, tally)| tally.row(name)).collect();
+        Counted::new(rows, [self.absent, self.absent / EVENT_BYTES].map(whole))
+    }
+
+    /// Returns the number of bytes of memory that the summary takes.
+    #[cfg(test)]
+    pub(super) fn memory(&self) -> usize {
+        let buckets = (self.tallies.capacity() * 8).div_ceil(7).next_power_of_two();
+        let table = buckets * (size_of::<(Box<str>, Tally)>() + 1) + 16;
+        // The allocator's size classes are at most an eighth apart.
+        let names = self.tallies.keys().map(|name| name.len() * 9 / 8 + 8);
+        table + names.sum::<usize>()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn weight(bytes: u32) -> Weight {
+        Weight { bytes: f64::from(bytes), events: 1.0, ..Weight::default() }
+    }
+
+    /// Adds up what each name has in truth.
+    fn truth(stream: &[(u8, u32)]) -> BTreeMap<String, (u64, u64)> {
+        let mut truth = BTreeMap::<_, (u64, u64)>::new();
+        for (name, bytes) in stream {
+            let own = truth.entry(name.to_string()).or_default();
+            own.0 += u64::from(*bytes);
+            own.1 += 1;
+        }
+        truth
+    }
+
+    proptest! {
+        /// No name has less than its figure, nor more than its figure and its error, and no name
+        /// that is not listed has more than the bound, also after parts are added up and cut.
+        #[test]
+        fn every_figure_is_within_its_bound(
+            parts in prop::collection::vec(
+                prop::collection::vec((0_u8..60, 1_u32..5000), 0..200), 1..4),
+            room in 1_usize..40,
+            bytes_max in 0_usize..6000,
+        ) {
+            let summaries = parts.iter().map(|stream| {
+                let mut summary = Summary::new(room);
+                stream.iter().for_each(|(name, bytes)| {
+                    summary.add(name.to_string().into(), weight(*bytes));
+                });
+                summary.shrink(bytes_max);
+                summary
+            });
+            let counted = Summary::sum(&summaries.collect::<Vec<_>>()).counted();
+            for (name, (bytes, events)) in truth(&parts.concat()) {
+                match counted.rows.iter().find(|row| row.name == [name.clone()]) {
+                    Some(row) => {
+                        prop_assert!((row.bytes..=row.bytes + row.bytes_error).contains(&bytes));
+                        prop_assert!((row.events..=row.events + row.events_error).contains(&events));
+                    }
+                    None => {
+                        prop_assert!(bytes <= counted.unlisted_bytes_max + 1, "{name}");
+                        prop_assert!(events <= counted.unlisted_events_max + 1, "{name}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn with_room_for_all_nothing_is_estimated() {
+        let mut summary = Summary::new(3);
+        for (name, bytes) in [("a", 5), ("b", 9), ("a", 5), ("c", 1)] {
+            summary.add(name.into(), weight(bytes));
+        }
+        let counted = summary.counted();
+        let rows: Vec<_> = counted.rows.iter().map(|it| (&*it.name[0], it.bytes)).collect();
+        assert_eq!(rows, [("a", 10), ("b", 9), ("c", 1)]);
+        assert!(counted.rows.iter().all(|row| (row.bytes_error, row.events_error) == (0, 0)));
+        assert_eq!((counted.unlisted_bytes_max, counted.unlisted_events_max), (0, 0));
+    }
+}
