@@ -58,6 +58,7 @@ mod size;
 mod tap;
 mod top;
 mod version;
+mod volume;
 
 /// The exit status of a command that failed while it ran.
 const FAILED: u8 = 1;
@@ -152,6 +153,9 @@ enum Command {
     /// Watch a running relay in the terminal: what is wrong, what comes in, what waits, and what
     /// leaves
     Top(top::Arguments),
+    /// Print who causes the bytes that a relay accepts, or several: users, verbs, resources and
+    /// others, of the last hour or the last 24 hours
+    Volume(volume::Arguments),
     /// Say how much queue, disk, memory and CPU a load needs, with the formulas, and print the
     /// lines for the config
     Size(size::Arguments),
@@ -171,7 +175,7 @@ enum Command {
 
 /// The commands that read the config file, and therefore have the option `--config`, with the help
 /// of the option. Without a command, the program does what `run` does.
-const READ_CONFIG: [(&str, &str); 8] = [
+const READ_CONFIG: [(&str, &str); 9] = [
     ("run", OR_DEFAULT),
     ("check", "The TOML file, as FILE"),
     ("config", OR_DEFAULT),
@@ -179,6 +183,7 @@ const READ_CONFIG: [(&str, &str); 8] = [
     ("doctor", FOR_THE_ADDRESS),
     ("drain", FOR_THE_ADDRESS),
     ("top", FOR_THE_ADDRESS),
+    ("volume", FOR_THE_ADDRESS),
     ("tap", "The TOML file with admin.address and admin.tap_token_file"),
 ];
 
@@ -308,6 +313,7 @@ pub fn run_with(arguments: impl IntoIterator<Item = OsString>) -> u8 {
         Command::Healthcheck { url } => healthcheck::run(url.as_deref(), file),
         Command::Doctor(arguments) => doctor::run(&arguments, file),
         Command::Top(arguments) => top::run(&arguments, file),
+        Command::Volume(arguments) => volume::run(&arguments, file),
         Command::Size(arguments) => size::run(&arguments),
         Command::Drain { url, seconds } => drain::run(url.as_deref(), seconds, file),
         Command::Tap(arguments) => tap::run(&arguments, file),

@@ -8,18 +8,20 @@
 //!
 //! | floor | files | what they know |
 //! |---|---|---|
-//! | 1 | `rates` | events and bytes in each second, from the last answers |
+//! | 1 | `rates` `volume` | events and bytes in each second, from the last answers · the table of `--by` |
 //! | 2 | `view` | the newest answers, and the choices of the reader |
 //! | 3 | `screen` | the parts of the screen |
 
 mod rates;
 mod screen;
 mod view;
+mod volume;
 
 pub use screen::draw;
 pub use screen::height;
 pub use view::Key;
 pub use view::View;
+pub use volume::table;
 
 #[cfg(test)]
 mod tests;

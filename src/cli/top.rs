@@ -39,6 +39,8 @@ use crate::status::Status;
 use crate::top;
 use crate::top::Key;
 use crate::top::View;
+use crate::volume::DIMENSIONS;
+use crate::volume::Report;
 use crate::words::escape;
 
 /// The greatest number of bytes in a response of the relay. A history of 200 outputs has 6 MiB.
@@ -70,6 +72,10 @@ pub(super) struct Arguments {
     /// The time between two questions to the relay, 500ms to 1m
     #[arg(long, value_name = "TIME", default_value = "2s", value_parser = interval)]
     interval: Duration,
+    /// Show who causes the bytes that come in, in the place of the outputs. A cause is a user, a
+    /// verb and a resource together
+    #[arg(long, value_name = "NAME", value_parser = DIMENSIONS)]
+    by: Option<String>,
     /// Print the screen once and end; also what happens if stdout is no terminal
     #[arg(long)]
     once: bool,
@@ -88,6 +94,7 @@ fn interval(text: &str) -> Result<Duration, String> {
 enum Message {
     Status(Box<Status>),
     History(Option<Box<History>>),
+    Volume(Option<Box<Report>>),
     Failed(String),
     Key(KeyEvent),
     /// The terminal has another size now.
@@ -102,21 +109,24 @@ pub(super) fn run(arguments: &Arguments, file: Option<&Path>) -> Result<(), u8> 
     url.set_query(None);
     url.set_path("/status");
     if arguments.once || !std::io::stdout().is_terminal() {
-        return once(&url);
+        return once(&url, arguments.by.clone());
     }
     let (told, messages) = mpsc::sync_channel(MESSAGES_MAX);
     let stop = CancellationToken::new();
     let base = base(&url);
     let (every, telling, stopped) = (arguments.interval, told.clone(), stop.clone());
+    let (by, counts) = (arguments.by.clone(), arguments.by.is_some());
     let asking = std::thread::Builder::new()
         .name("ask".to_owned())
-        .spawn(move || healthcheck::block_on(ask_often(&url, every, &telling, &stopped)));
+        .spawn(move || healthcheck::block_on(ask_often(&url, counts, every, &telling, &stopped)));
     let asking = asking.map_err(|error| failed(format_args!("cannot start a thread: {error}")))?;
     let shown = match ratatui::try_init() {
         Ok(mut terminal) => {
             let keys = std::thread::Builder::new().name("keys".to_owned());
             let keys = keys.spawn(move || read_keys(&told));
-            let shown = keys.and_then(|_keys| show(&mut terminal, &base, &messages));
+            let shown = keys.and_then(|_keys| {
+                show(&mut terminal, View::new(&base, true).counting(by), &messages)
+            });
             ratatui::restore();
             shown
         }
@@ -136,18 +146,23 @@ fn base(url: &Url) -> String {
 }
 
 /// Prints the screen once. `Err` is the exit status; it is 1 if the relay does not answer.
-fn once(url: &Url) -> Result<(), u8> {
+fn once(url: &Url, by: Option<String>) -> Result<(), u8> {
     let failed = |error: String| failed(format_args!("{url}: {}", escape::message(&error)));
-    let mut view = View::new(&base(url), true);
-    let (first, second, history) = healthcheck::block_on(async {
+    let counts = by.is_some();
+    let mut view = View::new(&base(url), true).counting(by);
+    let (first, second, earlier) = healthcheck::block_on(async {
         let first = answer(url).await?;
         tokio::time::sleep(BETWEEN).await;
-        Ok((first, answer(url).await?, history(url).await.ok().flatten()))
+        Ok((first, answer(url).await?, earlier(url, counts).await))
     })?
     .map_err(failed)?;
     view.answered(first);
     view.answered(second);
-    view.remembered(history);
+    match earlier {
+        Some(Message::History(history)) => view.remembered(history.map(|it| *it)),
+        Some(Message::Volume(report)) => view.counted(report.map(|it| *it)),
+        _ => {}
+    }
     let columns = std::env::var("COLUMNS").ok().and_then(|text| text.parse().ok());
     let columns = columns.filter(|columns| (40..=1000).contains(columns)).unwrap_or(COLUMNS);
     let mut terminal = Terminal::new(TestBackend::new(columns, top::height(&view)))
@@ -173,6 +188,7 @@ fn text_of(buffer: &Buffer) -> String {
 /// Asks the relay until `stop` is cancelled, a signal comes, or nobody takes the answers.
 async fn ask_often(
     url: &Url,
+    counts: bool,
     every: Duration,
     told: &mpsc::SyncSender<Message>,
     stop: &CancellationToken,
@@ -184,7 +200,7 @@ async fn ask_often(
             let status = answer(url).await;
             let is_due = last_history.is_none_or(|at| at.elapsed() >= HISTORY);
             let history = match (&status, is_due) {
-                (Ok(_), true) => history(url).await.ok(),
+                (Ok(_), true) => earlier(url, counts).await,
                 _ => None,
             };
             (status, history)
@@ -201,7 +217,7 @@ async fn ask_often(
         }
         if let Some(history) = history {
             last_history = Some(Instant::now());
-            if told.send(Message::History(history.map(Box::new))).is_err() {
+            if told.send(history).is_err() {
                 return;
             }
         }
@@ -238,15 +254,19 @@ async fn answer(url: &Url) -> Result<Status, String> {
     }
 }
 
-/// Asks for the relay's last hour; `None` if the relay keeps none. `Err`: there is no answer.
-async fn history(url: &Url) -> Result<Option<History>, String> {
+/// Asks for the relay's last hour or, if `counts` is `true`, for the volume by cause. `None`: there
+/// is no answer.
+async fn earlier(url: &Url, counts: bool) -> Option<Message> {
     let mut url = url.clone();
-    url.set_path("/status/history");
-    get(&url).await
+    url.set_path(if counts { "/status/volume" } else { "/status/history" });
+    if counts {
+        return get(&url).await.ok().map(|it| Message::Volume(it.map(Box::new)));
+    }
+    get(&url).await.ok().map(|it| Message::History(it.map(Box::new)))
 }
 
 /// Asks for a JSON document; `None` if the relay does not have it.
-async fn get<T: DeserializeOwned>(url: &Url) -> Result<Option<T>, String> {
+pub(super) async fn get<T: DeserializeOwned>(url: &Url) -> Result<Option<T>, String> {
     let asked = healthcheck::ask_in_time(url, ANSWER_MAX).await;
     match asked.unwrap_or_else(|| Err("no answer in time".to_owned()))? {
         (StatusCode::OK, body) => serde_json::from_str(&body)
@@ -279,10 +299,9 @@ fn read_keys(told: &mpsc::SyncSender<Message>) {
 /// Draws the view until a key or a signal ends the command, or both other threads have ended.
 fn show(
     terminal: &mut DefaultTerminal,
-    base: &str,
+    mut view: View,
     messages: &mpsc::Receiver<Message>,
 ) -> std::io::Result<()> {
-    let mut view = View::new(base, true);
     let mut answered = Instant::now();
     terminal.draw(|frame| top::draw(&view, frame))?;
     loop {
@@ -292,6 +311,7 @@ fn show(
                 answered = Instant::now();
             }
             Ok(Message::History(history)) => view.remembered(history.map(|it| *it)),
+            Ok(Message::Volume(report)) => view.counted(report.map(|it| *it)),
             Ok(Message::Failed(error)) => view.failed(&error, answered.elapsed()),
             Ok(Message::Key(key)) => match choice(key) {
                 Choice::End => return Ok(()),

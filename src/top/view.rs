@@ -8,6 +8,7 @@ use crate::status::Output;
 use crate::status::Status;
 use crate::status::verdict;
 use crate::status::verdict::State;
+use crate::volume::Report;
 use crate::words::escape::message;
 
 /// A key that changes the view.
@@ -42,6 +43,9 @@ pub struct View {
     /// `None` if the reader has selected none; this means the first output.
     selected: Option<String>,
     details: bool,
+    /// The dimension of `--by`, whose table takes the place of the outputs, and the volume by
+    /// cause, which is `None` if the relay does not count it.
+    pub(super) volume: Option<(String, Option<Report>)>,
     pub(super) paused: bool,
     pub(super) help: bool,
 }
@@ -60,8 +64,21 @@ impl View {
             has_restarted: false,
             selected: None,
             details,
+            volume: None,
             paused: false,
             help: false,
+        }
+    }
+
+    /// Returns a view that shows who causes the bytes in the place of the outputs.
+    pub fn counting(self, by: Option<String>) -> Self {
+        Self { volume: by.map(|by| (by, None)), ..self }
+    }
+
+    /// Takes the volume by cause; `None` if the relay does not count it.
+    pub fn counted(&mut self, report: Option<Report>) {
+        if let (Some((_, own)), false) = (&mut self.volume, self.paused) {
+            *own = report;
         }
     }
 

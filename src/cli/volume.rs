@@ -1,0 +1,61 @@
+//! The command `volume`: prints who causes the bytes that relays accept.
+
+use std::path::Path;
+
+use clap::Args;
+
+use super::failed;
+use super::healthcheck;
+use super::print;
+use super::top::get;
+use crate::top;
+use crate::volume::DIMENSIONS;
+use crate::volume::Report;
+use crate::volume::SPANS;
+use crate::words::escape;
+
+#[derive(Args)]
+pub(super) struct Arguments {
+    /// http://HOST:PORT of the admin addresses of relays, which are added up [default:
+    /// admin.address of the config]
+    #[arg(value_name = "URL")]
+    urls: Vec<String>,
+    /// Count by this. A cause is a user, a verb and a resource together
+    #[arg(long, value_name = "NAME", default_value = "cause", value_parser = DIMENSIONS)]
+    by: String,
+    /// Count the last hour or the last 24 hours
+    #[arg(long, value_name = "TIME", default_value = "1h", value_parser = SPANS.map(|(name, _)| name))]
+    since: String,
+    /// Order by events, not by bytes
+    #[arg(long)]
+    events: bool,
+    /// Print all dimensions as JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Asks the relays, and prints the sum of their answers. If one of them does not answer, nothing is
+/// printed, because the sum would be wrong. `Err` is the exit status.
+pub(super) fn run(arguments: &Arguments, file: Option<&Path>) -> Result<(), u8> {
+    let mut sum = Report::default();
+    let urls = arguments.urls.iter().map(|url| Some(url.as_str()));
+    for url in urls.chain(arguments.urls.is_empty().then_some(None)) {
+        let mut url = healthcheck::url_of(url, file)?;
+        url.set_query(None);
+        url.set_path("/status/volume");
+        let told = |what: &str| failed(format_args!("{url}: {}", escape::message(what)));
+        match healthcheck::block_on(get::<Report>(&url))?.map_err(|error| told(&error))? {
+            Some(report) if report.enabled => sum.add(report),
+            Some(_) => {
+                return Err(told("nothing is counted: its config has volume.enabled = false"));
+            }
+            None => return Err(told("this relay has no /status/volume: it is too old")),
+        }
+    }
+    let none = || failed("no relay has figures of this time");
+    let figures = sum.spans.get(&arguments.since).ok_or_else(none)?;
+    match arguments.json {
+        true => print(&format!("{:#}\n", serde_json::json!(figures))),
+        false => print(&(top::table(figures, &arguments.by, arguments.events).join("\n") + "\n")),
+    }
+}
