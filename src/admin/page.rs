@@ -33,6 +33,7 @@ static PAGE: LazyLock<String> = LazyLock::new(|| {
         include_str!("page/flow.js"),
         include_str!("page/outputs.js"),
         include_str!("page/rest.js"),
+        include_str!("page/volume.js"),
         include_str!("page/ask.js"),
     ]
     .join("\n");
@@ -108,7 +109,7 @@ mod tests {
 
     #[test]
     fn it_is_small() {
-        assert!(PAGE.len() < 80_000, "{}", PAGE.len());
+        assert!(PAGE.len() < 84_000, "{}", PAGE.len());
     }
 
     #[test]

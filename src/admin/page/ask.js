@@ -78,6 +78,7 @@ async function ask() {
   }
   draw();
   if (!failure) await askHistory();
+  if (!failure) await askVolume();
   asking = false;
   timer = setTimeout(ask, document.hidden ? EVERY_HIDDEN : EVERY);
 }

@@ -171,6 +171,7 @@ fn assert_quiet(browser: &Browser, admin: SocketAddr) {
         *url == format!("http://{admin}/")
             || *url == format!("http://{admin}/status")
             || *url == format!("http://{admin}/status/history")
+            || *url == format!("http://{admin}/status/volume")
             || url.starts_with("data:image/")
     };
     assert!(asked.iter().all(allowed), "{asked:?}");
@@ -831,6 +832,38 @@ fn evidence_shows_its_size_its_last_checkpoint_and_its_witnesses_and_urls_have_r
     assert_readable(&browser);
     assert_fits(&browser);
     assert_quiet(&browser, relay.admin());
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn the_panel_shows_who_sends_the_bytes_or_the_events_and_fits() {
+    let sink = HttpSink::accepting();
+    let relay = Relay::start(&format!("{BASE}{}", sink.output("o", "")));
+    let event = |user: &str, filler: usize| {
+        format!(
+            r#"{{"kind":"Event","apiVersion":"audit.k8s.io/v1","auditID":"a","stage":"Panic","verb":"get","user":{{"username":"{user}"}},"requestURI":"/{:x<filler$}"}}"#,
+            "<b>"
+        )
+    };
+    let lines = [event("large", 3000), event("often", 4), event("often", 4)].join("\n");
+    assert_accepted(&relay.post(lines.as_bytes()), 3);
+    let browser = open(&relay);
+    wait_for_text(&browser, "#volume-rows tr:first-child", "large · get · /<b>xxx");
+    wait_for_text(&browser, "#volume-words", "3 events");
+    let choose = |id: &str, value: &str| {
+        browser.run(&format!(
+            "const it = document.querySelector('#volume-{id}');
+             it.value = '{value}'; it.dispatchEvent(new Event('change'))"
+        ));
+    };
+    choose("by", "user");
+    choose("unit", "events");
+    choose("span", "24h");
+    wait_for_text(&browser, "#volume-rows tr:first-child", "often");
+    assert_eq!(browser.text("#volume-rows tr:first-child [data-is=share]"), "66.7 %");
+    assert_quiet(&browser, relay.admin());
+    assert_readable(&browser);
+    assert_fits(&browser);
     relay.finish(Backlog::Empty);
 }
 
