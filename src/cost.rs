@@ -154,7 +154,7 @@ impl Costs {
         Self { total: Sum::default(), policies: policies.into_iter().map(Cost::new).collect() }
     }
 
-    /// Counts events, which are JSON lines that [`audit`](crate::audit) has found valid.
+    /// Counts events, which are JSON lines that [`audit`] has found valid.
     pub fn add(&mut self, lines: &[u8]) {
         let mut reader = Reader::new(lines);
         while let Some(event) = reader.advance() {

@@ -190,8 +190,7 @@ mod tests {
                     }
                     // User 0 sends a tenth of the honest events, user 9 twice as many.
                     _ => {
-                        let user = random.usize(..145) as f64;
-                        let user = ((user * 2.0 + 81.0).sqrt() - 9.0).clamp(0.0, 9.0) as usize;
+                        let user = ((random.usize(..145) * 2 + 81).isqrt() - 9).min(9);
                         (format!("honest-{user}"), [40, 900, 100, 150][user % 4])
                     }
                 };

@@ -57,7 +57,8 @@ const CPU: [(&str, Through, Rate, f64); 12] = [
     ("single", HTTP, Events(15_000), 0.75),
 ];
 
-/// The aim for the CPU time at saturation of `HTTP` as a multiple of an nginx that buffers requests.
+/// The aim for the CPU time of `HTTP` at saturation as a multiple of an nginx that buffers
+/// requests.
 const CPU_NGINX: f64 = 1.25;
 
 /// The aim for the p99 of a relay's answers as a multiple of HAProxy's at the same rate, with the

@@ -223,8 +223,8 @@ pub(super) struct Ingest {
 }
 
 impl Ingest {
-    /// Answers a request, which began at `started`. If `refusal` is `Some`, the request is refused for this reason, whatever
-    /// it contains. Also returns the refusal if the answer is one.
+    /// Answers a request, which began at `started`. If `refusal` is `Some`, the request is refused
+    /// for this reason, whatever it contains. Also returns the refusal if the answer is one.
     pub(super) async fn handle(
         &self,
         request: Request<Incoming>,

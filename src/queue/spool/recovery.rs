@@ -123,8 +123,8 @@ use crate::telemetry::Telemetry;
 /// # Errors
 ///
 /// The directory can't be used, a newer version of the program has written it, or there are too
-/// many outputs. Or a file can't be read at all: nothing is changed then. Damage in the files is not
-/// an error.
+/// many outputs. Or a file can't be read at all: nothing is changed then. Damage in the files is
+/// not an error.
 pub(super) fn open(
     disk: Arc<dyn Disk>,
     directory: &Path,

@@ -246,7 +246,7 @@ fn feed(dead: Dead) -> f64 {
         let metrics = fed.relay.metrics();
         let store = [("output", "store")];
         assert_eq!(metrics.value("output_lag_seconds", &store), 0.0, "{dead:?}");
-        assert_eq!(metrics.count("output_events_total", &store) as usize, fed.sent.len());
+        assert_eq!(metrics.count("output_events_total", &store), fed.sent.len() as u64);
         let capacity = metrics.value("queue_capacity_bytes", &[]);
         assert!(metrics.value("queue_bytes", &[]) <= capacity);
         assert!(metrics.value("queue_needed_bytes", &[]) < capacity / 5.0);

@@ -574,8 +574,8 @@ fn missing_events_make_no_output_lag_for_decades() {
     assert!(backlog.lag < 3600.0, "{backlog:?}");
 }
 
-/// Method: a spool is copied, and on the copy nothing of one file, or of all files, can be read. The
-/// start must fail, and change nothing.
+/// Method: a spool is copied, and on the copy nothing of one file, or of all files, can be read.
+/// The start must fail, and change nothing.
 #[test]
 fn a_disk_that_can_not_be_read_is_not_damage() {
     let mut rng = Rng::with_seed(7);
