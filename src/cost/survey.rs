@@ -72,7 +72,7 @@ impl Default for Survey {
 }
 
 impl Survey {
-    /// Counts events, which are JSON lines that [`audit`](crate::audit) has found valid.
+    /// Counts events, which are JSON lines that [`audit`] has found valid.
     pub fn add(&mut self, lines: &[u8]) {
         let mut reader = Reader::new(lines);
         while let Some(event) = reader.advance() {
