@@ -578,13 +578,12 @@ fn tell_extra(
     if extra > 0 {
         let changed: BTreeSet<_> = changed.values().copied().collect();
         let never_left = differences.extra.difference(&changed).take(PLACES_MAX);
-        let first: Vec<_> = never_left.map(|place| store.name(*place)).collect();
+        let first = never_left.map(|place| store.name(*place)).collect::<Vec<_>>().join(", ");
         let which = if extra == all { "" } else { "some of " };
         let names = logs.first().map(|log| log.check.request.outputs.join(" or "));
         let text = format!(
-            "{extra} stored lines never left by {}: {which}{}",
-            names.unwrap_or_default(),
-            first.join(", ")
+            "{extra} stored lines never left by {}: {which}{first}",
+            names.unwrap_or_default()
         );
         report.faults.add(None, "who could add lines to the consumer's store?", text);
     }

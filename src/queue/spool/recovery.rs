@@ -115,6 +115,7 @@ use crate::queue::synced;
 use crate::queue::synced::Synced;
 use crate::queue::tail::Known;
 use crate::queue::tail::Tail;
+use crate::telemetry::QueueMetrics;
 use crate::telemetry::Telemetry;
 
 /// Opens the queue on a disk. Returns the queue, one cursor for each of the `outputs` in the same
@@ -164,10 +165,7 @@ pub(super) fn open(
     }
     let indices = join_all(&mut state, &reading, &found, outputs);
 
-    #[allow(clippy::cast_precision_loss, reason = "a gauge; sizes are below 2^52")]
-    metrics.capacity.set(config.max_bytes as f64);
-    metrics.durable.set(1.0);
-    metrics.writable.set(1.0);
+    show(&metrics, config.max_bytes);
     let shared = Arc::new(Shared {
         disk,
         identity,
@@ -185,6 +183,14 @@ pub(super) fn open(
     let cursor = |index| Cursor::new(Arc::clone(&shared), index);
     let cursors = indices.into_iter().map(cursor).collect();
     Ok((Queue { shared }, cursors, writer))
+}
+
+/// Sets the metrics of a queue on disk that has just been opened. It may have `max_bytes` bytes.
+#[allow(clippy::cast_precision_loss, reason = "a gauge; sizes are below 2^52")]
+fn show(metrics: &QueueMetrics, max_bytes: u64) {
+    metrics.capacity.set(max_bytes as f64);
+    metrics.durable.set(1.0);
+    metrics.writable.set(1.0);
 }
 
 /// Returns a function that makes an [`OpenError`] from an error of the operating system. `what` is
