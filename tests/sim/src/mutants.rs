@@ -30,7 +30,7 @@ pub(crate) fn run(words: &[&str]) -> bool {
     let options = words.iter().position(|word| word.starts_with("--")).unwrap_or(words.len());
     let (names, options) = words.split_at(options);
     let seeds = runs::seeds(options, "0..300");
-    let jobs = runs::option(options, "--jobs").map_or(2, |jobs| jobs.parse().expect("a number"));
+    let jobs = runs::jobs(options);
     let workshop = Workshop::of_this_build();
     kernel::fix_addresses();
     let original = workshop.make(None).unwrap_or_else(|error| panic!("without a patch: {error}"));

@@ -19,7 +19,6 @@ use crate::oracle::said::Memory;
 use crate::oracle::said::Moment;
 use crate::oracle::said::Said;
 use crate::oracle::said::Status;
-use crate::plan;
 use crate::plan::Action;
 use crate::plan::Change;
 use crate::plan::Setup;
@@ -29,6 +28,7 @@ use crate::support::http;
 use crate::support::metrics::Metrics;
 use crate::truth::Book;
 use crate::truth::Kind as Death;
+use crate::truth::Output;
 
 /// How long a reload may take: it waits 30 s for an address, and for files.
 const RELOAD: Duration = Duration::from_secs(45);
@@ -187,7 +187,7 @@ impl<'a> Operator<'a> {
     /// Asks while the consumer of an output has been away for so long that the relay has to say so.
     /// A consumer of lines or syslog is none: its kernel acknowledges what nobody reads.
     pub(crate) fn take_away(&mut self, rng: &mut fastrand::Rng) {
-        let is_known = |output: &&plan::Output| {
+        let is_known = |output: &&Output| {
             !matches!(self.consumers[output.consumer].kind, Kind::Tcp | Kind::Syslog)
         };
         let outputs: Vec<_> = self.setup.outputs.iter().filter(is_known).collect();

@@ -88,6 +88,14 @@ pub(crate) struct Counted {
     pub(crate) letters_dropped: u64,
 }
 
+impl Counted {
+    /// Returns the number of lost events that need not be in a file of dead letters.
+    fn without_letter(self) -> u64 {
+        let Self { lost, queue, letters, letters_dropped } = self;
+        lost.saturating_sub(letters) + queue + letters_dropped
+    }
+}
+
 /// All that is known of one output at the time of the judgement.
 pub(crate) struct View<'a> {
     pub(crate) output: &'a str,
@@ -299,8 +307,8 @@ impl<'a> World<'a> {
     /// With a directory nothing is lost: `synced` survives "`kill -9` and a power cut".
     fn may_have_died(&self, seen: &Seen<'_>, stored: Stored) -> bool {
         let is_kept = |config: &Config| {
-            let is_required = config.output(seen.view.output).is_some_and(|output| output.required);
             let is_delivered = config.acknowledge == Acknowledge::Delivered;
+            let is_required = config.requires(seen.view.output);
             config.on_disk || stored.acknowledged && is_delivered && is_required
         };
         let is_kept = self.truth.configs(stored.from, stored.until).all(is_kept);
@@ -349,12 +357,12 @@ pub(crate) fn conservation(world: &World<'_>, seen: &Seen<'_>) -> Vec<Fault> {
     if seen.view.consumer_died && seen.view.is_unconfirmed {
         return Vec::new();
     }
-    let Counted { lost, queue, letters, letters_dropped } = seen.view.counted;
+    let Counted { lost, queue, .. } = seen.view.counted;
     let missing = world.missing(seen);
     let (all, counted) = (missing.len() as u64, lost + queue);
     let gone: Vec<_> =
         missing.iter().filter(|(serial, _)| !seen.letters.contains(serial)).collect();
-    let explained = lost.saturating_sub(letters) + queue + letters_dropped;
+    let explained = seen.view.counted.without_letter();
     let told = |events: Vec<&(Serial, Stored)>| {
         let unknown = events.iter().filter(|(_, stored)| !stored.acknowledged).count();
         let names = named(events.into_iter().map(|(serial, stored)| (*serial, stored.until)));
@@ -420,8 +428,7 @@ pub(crate) fn delivered(world: &World<'_>, seen: &Seen<'_>) -> Vec<Fault> {
     let mut late = Vec::new();
     for (serial, stored) in &world.stored {
         let is_promised = |config: &Config| {
-            let is_required = config.output(seen.view.output).is_some_and(|output| output.required);
-            config.acknowledge == Acknowledge::Delivered && is_required
+            config.acknowledge == Acknowledge::Delivered && config.requires(seen.view.output)
         };
         let mut configs = world.truth.configs(stored.from, stored.until);
         let has_it = seen.first_at(*serial).is_some_and(|at| at <= stored.until);
@@ -434,8 +441,7 @@ pub(crate) fn delivered(world: &World<'_>, seen: &Seen<'_>) -> Vec<Fault> {
             late.push((*serial, stored.until));
         }
     }
-    let Counted { lost, queue, letters, letters_dropped } = seen.view.counted;
-    let explained = lost.saturating_sub(letters) + queue + letters_dropped;
+    let explained = seen.view.counted.without_letter();
     if late.len() as u64 <= explained {
         return Vec::new();
     }

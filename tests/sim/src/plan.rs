@@ -11,6 +11,7 @@ use crate::kernel::net::Fault;
 use crate::senders;
 use crate::truth::Acknowledge;
 use crate::truth::Filter;
+use crate::truth::Output;
 
 /// The first seed with scenes.
 pub(crate) const SCENES: u64 = 100;
@@ -45,15 +46,6 @@ pub(crate) struct Setup {
     /// True if the plan damages files of the queue with events in them.
     pub(crate) is_damaged: bool,
     pub(crate) outputs: Vec<Output>,
-}
-
-/// An output in a config.
-#[derive(Debug, Clone)]
-pub(crate) struct Output {
-    pub(crate) name: String,
-    pub(crate) consumer: usize,
-    pub(crate) required: bool,
-    pub(crate) filter: Filter,
 }
 
 /// Something that happens at a time.
@@ -173,6 +165,7 @@ impl Plan {
             consumer,
             required: consumer == 0 || rng.u32(..5) > 0,
             filter: if rng.u32(..4) == 0 { filter(rng) } else { Filter::default() },
+            may_lose: None,
         };
         let start = Setup {
             on_disk,

@@ -165,14 +165,19 @@ pub(crate) fn seeds(options: &[&str], default: &str) -> Vec<u64> {
 }
 
 /// Returns the word after an option.
-pub(crate) fn option<'a>(options: &[&'a str], name: &str) -> Option<&'a str> {
+fn option<'a>(options: &[&'a str], name: &str) -> Option<&'a str> {
     options.iter().position(|it| *it == name).and_then(|at| options.get(at + 1)).copied()
+}
+
+/// Returns the number of seeds that run at once: that of `--jobs`, or two.
+pub(crate) fn jobs(options: &[&str]) -> usize {
+    option(options, "--jobs").map_or(2, |jobs| jobs.parse().expect("a number"))
 }
 
 /// Runs seeds, and returns true if none of them has a fault.
 pub(crate) fn run(options: &[&str]) -> bool {
     let seeds = seeds(options, "0..100");
-    let jobs = option(options, "--jobs").map_or(2, |jobs| jobs.parse().expect("a number"));
+    let jobs = jobs(options);
     let all = options.contains(&"--all");
     kernel::fix_addresses();
     let stage = Stage::of_this_build();

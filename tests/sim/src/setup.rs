@@ -5,11 +5,11 @@ use std::fmt::Write as _;
 use crate::consumers::Consumer;
 use crate::consumers::Kind;
 use crate::plan::Change;
-use crate::plan::Output;
 use crate::plan::Setup;
 use crate::truth;
 use crate::truth::Acknowledge;
 use crate::truth::Filter;
+use crate::truth::Output;
 
 /// Where the relay listens.
 pub(crate) const LISTENER: &str = "127.0.0.1:8080";
@@ -99,13 +99,7 @@ impl Setup {
             } else {
                 None
             };
-            truth::Output {
-                name: output.name.clone(),
-                consumer: output.consumer,
-                required: output.required,
-                filter: output.filter.clone(),
-                may_lose,
-            }
+            Output { may_lose, ..output.clone() }
         };
         truth::Config {
             on_disk: self.on_disk,
@@ -127,6 +121,7 @@ impl Setup {
                         consumer: spare,
                         required: true,
                         filter: Filter::default(),
+                        may_lose: None,
                     }),
                 }
             }

@@ -157,6 +157,7 @@ pub(crate) enum Acknowledge {
     Synced,
 }
 
+/// An output in a config.
 #[derive(Debug, Clone)]
 pub(crate) struct Output {
     pub(crate) name: String,
@@ -166,7 +167,8 @@ pub(crate) struct Output {
     pub(crate) filter: Filter,
     /// The documented reason for which this output, in this config and with this plan, may lose
     /// events: the queue drops what is oldest, the consumer refuses some, the output is removed or
-    /// optional, a drain with a queue in memory was too short. `None`: it may lose nothing.
+    /// optional, a drain with a queue in memory was too short. `None`: it may lose nothing. A plan
+    /// always has `None`, because the reason depends on the whole config.
     pub(crate) may_lose: Option<&'static str>,
 }
 
@@ -348,5 +350,10 @@ impl Truth {
 impl Config {
     pub(crate) fn output(&self, name: &str) -> Option<&Output> {
         self.outputs.iter().find(|output| output.name == name)
+    }
+
+    /// Returns true if there is an output of this name, and it is required.
+    pub(crate) fn requires(&self, name: &str) -> bool {
+        self.output(name).is_some_and(|output| output.required)
     }
 }

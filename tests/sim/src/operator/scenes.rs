@@ -19,7 +19,6 @@ use crate::judging::Losses;
 use crate::kernel;
 use crate::kernel::disk;
 use crate::plan::Change;
-use crate::plan::Output;
 use crate::plan::When;
 use crate::plan::Why;
 use crate::setup::LISTENER;
@@ -29,6 +28,7 @@ use crate::truth::Kind;
 use crate::truth::Known;
 use crate::truth::Must;
 use crate::truth::Origin;
+use crate::truth::Output;
 
 /// The port of the listener that a reload adds.
 const SECOND: u16 = 8081;
