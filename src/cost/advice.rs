@@ -102,7 +102,7 @@ fn units(survey: &Survey) -> Vec<Unit<'_>> {
         let unit = [(cause, cell)];
         let (criteria, names) = (criteria(&unit), Names::POLICY);
         let is_valid = criteria.mistakes(&names).is_empty() && criteria.doubts(&names).is_empty();
-        if is_valid && !cell.is_kept {
+        if is_valid && !cell.is_kept && !survey.nodes.contains(&cause.who) {
             units.entry((&cause.who, cause.group.is_none())).or_default().extend(unit);
         }
     }

@@ -8,6 +8,7 @@
 //! The number of cells is limited. Events of cells that come after the limit are never dropped.
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 
 use percent_encoding::percent_decode;
 
@@ -56,6 +57,9 @@ pub struct Survey {
     /// All events, as they were recorded.
     pub total: Sum,
     pub(super) cells: BTreeMap<Cause, Cell>,
+    /// The names of members of [`NODES`], at most [`CELLS_MAX`]. They get no rule of their own: it
+    /// would also match what counts for the group.
+    pub(super) nodes: BTreeSet<String>,
     /// The bytes that leave events when they are lowered to Metadata: events about
     /// [`floor::SECRET`], other reads, and all other events.
     pub(super) bodies: [u64; 3],
@@ -66,8 +70,8 @@ pub struct Survey {
 
 impl Default for Survey {
     fn default() -> Self {
-        let (total, cells, buffer) = Default::default();
-        Self { total, cells, bodies: [0; 3], top: Level::Metadata, buffer }
+        let (total, cells, nodes, buffer) = Default::default();
+        Self { total, cells, nodes, bodies: [0; 3], top: Level::Metadata, buffer }
     }
 }
 
@@ -93,8 +97,12 @@ impl Survey {
         let Some(user) = request.user.as_ref().filter(|_| is_read) else { return };
         let is_kept = floor::is_above(event, request);
         let is_node = user.groups.iter().any(|group| **group == *NODES.as_bytes());
-        // A rule for a kubelet's name would match the event too, so what is kept is noted for both.
-        // A user who has the name of the group cannot be told from it.
+        if is_node && self.nodes.len() < CELLS_MAX {
+            self.nodes.extend(usable(&user.name));
+        }
+        // A rule for a kubelet's name would match the event too. There may be more kubelets than
+        // are noted, so what is kept is noted for both. A user who has the name of the group cannot
+        // be told from it.
         let own = (!is_node || is_kept) && *user.name != *NODES.as_bytes();
         for name in [is_node.then_some(NODES.as_bytes()), own.then_some(&*user.name)] {
             let Some(cause) = name.and_then(|name| cause(request, name)) else { continue };

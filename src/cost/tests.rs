@@ -164,6 +164,33 @@ fn no_advice_drops_what_the_floor_keeps_and_each_saves_what_it_says() {
     }
 }
 
+/// A rule for the name of a kubelet would also match its requests as a member of `system:nodes`,
+/// which count for the group.
+#[test]
+fn a_member_of_the_nodes_gets_no_rule_by_its_name() {
+    let event = |name: &str, groups: &[&str], code: u16| {
+        json!({
+            "kind": "Event", "level": "Metadata", "auditID": "a", "stage": "ResponseComplete",
+            "requestURI": "/api/v1/namespaces/a/pods/n/log", "verb": "get",
+            "user": { "username": name, "groups": groups },
+            "objectRef": { "resource": "pods", "subresource": "log", "namespace": "a" },
+            "responseStatus": { "metadata": {}, "code": code },
+        })
+    };
+    let nodes = ["system:nodes"];
+    let events = [
+        event("system:node:one", &nodes, 200),
+        event("system:node:one", &[], 200),
+        event("system:node:two", &nodes, 403),
+        event("alice", &[], 200),
+    ];
+    let advice = advise(&events, 90.0);
+    let mut costs = Costs::new([policy(&advice.page)]);
+    costs.add(&lines(&events));
+    assert_eq!(costs.total.events - costs.policies[0].after().events, 1, "{}", advice.page);
+    assert_eq!(advice.saves.events, 1, "{}", advice.page);
+}
+
 /// The beginning of a policy, with the rule that all advices about events with bodies have.
 const HEAD: &str = "apiVersion: audit.k8s.io/v1\nkind: Policy\nrules:\n\
     - level: Metadata\n  resources:\n  - group: ''\n    resources: [secrets, configmaps, serviceaccounts/token]\n\
