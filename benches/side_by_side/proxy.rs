@@ -397,7 +397,7 @@ pub(crate) fn without_kafka(relay: &Path) -> Option<String> {
     (!accepted).then(|| relay.display().to_string())
 }
 
-/// What HAProxy's buffers hold.
+/// How much of a request HAProxy's buffers hold.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Buffers {
     /// A part of a request, which is the default.
@@ -481,8 +481,7 @@ http {{
 "
         );
         std::fs::write(file, config).expect("a writable directory");
-        let debian = Path::new("/usr/sbin/nginx");
-        let mut command = Command::new(if debian.exists() { debian } else { Path::new("nginx") });
+        let mut command = Command::new(program("nginx"));
         command.args(["-e", "stderr", "-c"]).arg(file);
         command
     })
@@ -511,8 +510,13 @@ fn start_peer(name: &str, prepare: impl Fn(SocketAddr, &Path) -> Command) -> Pro
     panic!("the proxy with {name} does not start");
 }
 
-/// Returns HAProxy's path. Debian installs it in a directory that only root has in PATH.
+/// Returns HAProxy's path.
 pub(crate) fn haproxy() -> PathBuf {
-    let debian = Path::new("/usr/sbin/haproxy");
-    if debian.exists() { debian.to_owned() } else { "haproxy".into() }
+    program("haproxy")
+}
+
+/// Returns a program's path. Debian installs these in a directory that only root has in PATH.
+fn program(name: &str) -> PathBuf {
+    let debian = Path::new("/usr/sbin").join(name);
+    if debian.exists() { debian } else { name.into() }
 }
