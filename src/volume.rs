@@ -112,9 +112,8 @@ impl Volume {
         let stride = lock(&self.pace).stride(lines.len(), Instant::now());
         seen.bytes += lines.len() as u64;
         seen.events += events;
-        let mut random = fastrand::Rng::with_seed(fastrand::u64(..));
         let names = |event: &[u8]| facts::names(event, &settings.redaction);
-        sample::draw(lines, stride, &mut random, names, &mut seen.samples);
+        sample::draw(lines, stride, &mut fastrand::Rng::new(), names, &mut seen.samples);
     }
 
     /// Counts a batch that was accepted.

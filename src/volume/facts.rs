@@ -28,10 +28,12 @@ pub(super) fn names(event: &[u8], redaction: &Redaction) -> Names {
     let event = small(event);
     let mut redacted = Vec::new();
     let change = Change { redaction: Some(redaction), ..Change::default() };
-    redact::apply(&event, &request::request(&event), 0, &change, &mut redacted);
-    let event = if redacted.is_empty() { &event } else { &redacted };
-
-    let request = request::request(event);
+    let request = request::request(&event);
+    redact::apply(&event, &request, 0, &change, &mut redacted);
+    let (event, request) = match redacted.is_empty() {
+        true => (&event, request),
+        false => (&redacted, request::request(&redacted)),
+    };
     let [agent, object, annotations] =
         scan::firsts(event, ["userAgent", "objectRef", "annotations"]);
     let agent = agent.and_then(scan::string).unwrap_or_default();
