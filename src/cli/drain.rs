@@ -31,9 +31,7 @@ const INTERVAL: Duration = Duration::from_millis(250);
 /// Waits until the relay at this URL has delivered the events that it holds. If `url` is `None`,
 /// the config names the relay. `seconds` limits the wait. `Err` is the exit status.
 pub(super) fn run(url: Option<&str>, seconds: u64, file: Option<&Path>) -> Result<(), u8> {
-    let mut url = healthcheck::url_of(url, file)?;
-    url.set_path("/status");
-    url.set_query(None);
+    let url = healthcheck::page(url, file, "/status")?;
     let limit = Duration::from_secs(seconds);
     healthcheck::block_on(wait(&url, limit))?
         .map_err(|error| failed(format_args!("{url}: {error}")))

@@ -95,6 +95,15 @@ pub(super) async fn ask_in_time(
     tokio::time::timeout(TIMEOUT, ask(url, body_max)).await.ok()
 }
 
+/// Returns the URL of a page, such as `/status`, at the admin address that `url` or the config
+/// names. `Err` is the exit status.
+pub(super) fn page(url: Option<&str>, file: Option<&Path>, path: &str) -> Result<Url, u8> {
+    let mut url = url_of(url, file)?;
+    url.set_query(None);
+    url.set_path(path);
+    Ok(url)
+}
+
 /// Parses a URL from the command line. A URL without a path gets the path `/readyz`. `Err` says
 /// what is wrong with the URL.
 fn parse(text: &str) -> Result<Url, String> {

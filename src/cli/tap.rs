@@ -38,6 +38,9 @@ use crate::tap::Fields;
 use crate::words::escape;
 use crate::words::grouped;
 
+/// The path of a tap.
+pub(super) const TAP: &str = "/tap";
+
 /// The time limit for the connection and the head of the response together.
 const ANSWER: Duration = Duration::from_secs(10);
 
@@ -90,7 +93,7 @@ enum Format {
 pub(super) fn run(arguments: &Arguments, file: Option<&Path>) -> Result<(), u8> {
     Conditions::parse(&arguments.matches)
         .map_err(|error| wrong(format_args!("--match {error}")))?;
-    let url = healthcheck::url_of(arguments.url.as_deref(), file)?;
+    let url = healthcheck::page(arguments.url.as_deref(), file, TAP)?;
     let token = token(arguments, file)?;
     let Arguments { sample, output, matches, .. } = arguments;
     let door = Door::new(url, &token, *sample, output.as_deref(), matches)?;
@@ -173,8 +176,8 @@ pub(super) struct Door {
 }
 
 impl Door {
-    /// Makes the request to the admin address in `url`, for at most `sample` events a second, which
-    /// leave by `output` (`None`: by any) and fit `matches`. `Err` is the exit status.
+    /// Makes the request to `url`, which is that of [`TAP`], for at most `sample` events a second,
+    /// which leave by `output` (`None`: by any) and fit `matches`. `Err` is the exit status.
     pub(super) fn new(
         mut url: Url,
         token: &str,
@@ -182,8 +185,6 @@ impl Door {
         output: Option<&str>,
         matches: &[String],
     ) -> Result<Self, u8> {
-        url.set_path("/tap");
-        url.set_query(None);
         let shown = url.to_string();
         let target = Target::of(&url).and_then(|target| target.with_token(token));
         let target = target.map_err(|what| wrong(format_args!("{shown}: {what}")))?;

@@ -105,9 +105,7 @@ enum Message {
 
 /// Shows the relay until a key or a signal ends the command. `Err` is the exit status.
 pub(super) fn run(arguments: &Arguments, file: Option<&Path>) -> Result<(), u8> {
-    let mut url = healthcheck::url_of(arguments.url.as_deref(), file)?;
-    url.set_query(None);
-    url.set_path("/status");
+    let url = healthcheck::page(arguments.url.as_deref(), file, "/status")?;
     if arguments.once || !std::io::stdout().is_terminal() {
         return once(&url, arguments.by.clone());
     }
@@ -258,11 +256,13 @@ async fn answer(url: &Url) -> Result<Status, String> {
 /// is no answer.
 async fn earlier(url: &Url, counts: bool) -> Option<Message> {
     let mut url = url.clone();
-    url.set_path(if counts { "/status/volume" } else { "/status/history" });
     if counts {
-        return get(&url).await.ok().map(|it| Message::Volume(it.map(Box::new)));
+        url.set_path("/status/volume");
+        get(&url).await.ok().map(|it| Message::Volume(it.map(Box::new)))
+    } else {
+        url.set_path("/status/history");
+        get(&url).await.ok().map(|it| Message::History(it.map(Box::new)))
     }
-    get(&url).await.ok().map(|it| Message::History(it.map(Box::new)))
 }
 
 /// Asks for a JSON document; `None` if the relay does not have it.

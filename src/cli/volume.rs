@@ -40,9 +40,7 @@ pub(super) fn run(arguments: &Arguments, file: Option<&Path>) -> Result<(), u8> 
     let mut sum = Report::default();
     let urls = arguments.urls.iter().map(|url| Some(url.as_str()));
     for url in urls.chain(arguments.urls.is_empty().then_some(None)) {
-        let mut url = healthcheck::url_of(url, file)?;
-        url.set_query(None);
-        url.set_path("/status/volume");
+        let url = healthcheck::page(url, file, "/status/volume")?;
         let told = |what: &str| failed(format_args!("{url}: {}", escape::message(what)));
         match healthcheck::block_on(get::<Report>(&url))?.map_err(|error| told(&error))? {
             Some(report) if report.enabled => sum.add(report),

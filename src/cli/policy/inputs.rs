@@ -19,6 +19,7 @@ use crate::cli::runtime;
 use crate::cli::shown;
 use crate::cli::tap::Door;
 use crate::cli::tap::Received;
+use crate::cli::tap::TAP;
 use crate::cli::wrong;
 use crate::replay::Note;
 use crate::replay::look;
@@ -35,7 +36,7 @@ const NOTES_SHOWN: u64 = 10;
 /// The number of events per second that a relay is asked for, which is the most that it shows.
 const SAMPLE: u32 = 1000;
 
-/// What was read, and what is in no figure.
+/// The numbers of what was read, and of what could not be counted.
 #[derive(Debug, Default)]
 pub(super) struct Read {
     /// The number of lines that are not events.
@@ -61,8 +62,8 @@ impl Read {
         }
         let stopped = if *is_stopped { ", and what a signal has stopped" } else { "" };
         Err(failed(format_args!(
-            "not in the figures: {bad_lines} lines that are not events, {missing} missing events of \
-             queues, the rest of {cut_short} inputs{stopped}"
+            "not in the figures: {bad_lines} lines that are not events, {missing} missing events \
+             of queues, the rest of {cut_short} inputs{stopped}"
         )))
     }
 
@@ -71,8 +72,8 @@ impl Read {
         let [seen, skipped] = self.sample;
         let output = escape::message(self.output.as_ref()?);
         Some(format!(
-            "a sample of output {output}: {} of {} events that left, as `tap` shows them: redacted, \
-             and none of more than 256 KiB",
+            "a sample of output {output}: {} of {} events that left, as `tap` shows them: \
+             redacted, and none of more than 256 KiB",
             grouped(seen),
             grouped(seen + skipped),
         ))
@@ -160,7 +161,7 @@ pub(super) fn relay(
     time: Duration,
     look: &mut dyn FnMut(&[u8]),
 ) -> Result<Read, u8> {
-    let door = Door::new(healthcheck::url_of(Some(url), None)?, token, SAMPLE, output, &[])?;
+    let door = Door::new(healthcheck::page(Some(url), None, TAP)?, token, SAMPLE, output, &[])?;
     let mut read = Read::default();
     let end = Instant::now() + time;
     let ended = runtime()?.block_on(async {
