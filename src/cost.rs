@@ -82,7 +82,7 @@ pub struct Row {
     pub below: u64,
 }
 
-/// What one policy makes of the events that it was asked about.
+/// The rules of one policy, each with the events that it has decided about.
 pub struct Cost {
     /// The policy.
     pub policy: Policy,
@@ -144,7 +144,7 @@ fn bytes_after(
 pub struct Costs {
     /// All events, as they were recorded.
     pub total: Sum,
-    /// What each policy makes of them.
+    /// The policies, each with its decisions about these events.
     pub policies: Vec<Cost>,
 }
 

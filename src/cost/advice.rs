@@ -43,7 +43,7 @@ pub struct Advice {
     pub page: String,
 }
 
-/// What is lowered to the level Metadata.
+/// The events that a plan lowers to the level Metadata.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Lowering {
     /// Nothing but what must never have a body.
@@ -70,7 +70,7 @@ impl Advice {
     pub fn new(survey: &Survey, aim: f64) -> Self {
         let wanted = crate::words::whole((survey.total.bytes as f64 * aim / 100.0).ceil());
         let units = units(survey);
-        // Of two plans with as many rules, the first is better: to lower reads hides no request,
+        // The first of plans with as many rules is the best one: to lower reads hides no request,
         // and the bodies of changes are what an investigation needs most.
         let plans = [Lowering::Reads, Lowering::Nothing, Lowering::Everything]
             .map(|lowering| Plan::new(survey, &units, lowering, wanted));

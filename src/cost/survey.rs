@@ -52,7 +52,7 @@ pub(super) struct Cell {
     pub(super) lowered: u64,
 }
 
-/// What was seen in events, for an advice.
+/// The sums of many events, from which an advice is made.
 pub struct Survey {
     /// All events, as they were recorded.
     pub total: Sum,

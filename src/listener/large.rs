@@ -152,7 +152,7 @@ pub(super) struct Whole {
     pub(super) events: u64,
     /// The number of bytes that the lines of the body's events have.
     pub(super) bytes: u64,
-    /// What was sampled of the lines.
+    /// The samples of the lines, for the volume by cause.
     seen: Seen,
     batch: Batch,
 }
