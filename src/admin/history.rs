@@ -36,7 +36,8 @@ const MINUTE_STEPS: usize = 6;
 /// those of two minutes, and the point at which they begin.
 const GROWING_POINTS: usize = 13;
 
-/// The lag in seconds from which an output's backlog can count as growing.
+/// The lag in seconds from which an output's backlog can count as growing, besides the time for
+/// which the output holds each event.
 const GROWING_LAG_MIN: f64 = 1.0;
 
 /// The lines of the relay, in the order of [`Sample::counters`] and [`Sample::states`].
@@ -245,13 +246,15 @@ impl History {
     }
 
     /// Returns `true` if the backlog and the lag of this output have grown through the last two
-    /// minutes.
-    pub(super) fn is_growing(&self, name: &str) -> bool {
+    /// minutes. `events` is the number of events that wait now: the last point may be older. `held`
+    /// is the time for which the output holds each event when nothing is wrong.
+    pub(super) fn is_growing(&self, name: &str, events: u64, held: Duration) -> bool {
         let hour = lock(&self.0);
         let Some(output) = hour.outputs.get(name) else { return false };
-        // A working output has a lag of milliseconds, which rises and falls. NaN is unknown.
+        // A working output has a lag of milliseconds besides, which rises and falls. NaN is
+        // unknown.
         let lag = output.lines.get(BACKLOG_AND_LAG[1], hour.last);
-        if lag.is_nan() || lag < GROWING_LAG_MIN {
+        if events == 0 || lag.is_nan() || lag < GROWING_LAG_MIN + held.as_secs_f64() {
             return false;
         }
         BACKLOG_AND_LAG.iter().all(|line| {

@@ -23,6 +23,7 @@ use crate::queue::Queue;
 use crate::release;
 use crate::source;
 use crate::status::Status;
+use crate::status::thresholds::held;
 use crate::status::verdict;
 use crate::telemetry;
 use crate::telemetry::Certificate;
@@ -193,7 +194,7 @@ impl Admin {
             "backlog_bytes": backlog.bytes,
             "lag_seconds": backlog.lag,
             "lag_max_seconds": output.lag_max.as_secs_f64(),
-            "growing": self.history.is_growing(name),
+            "growing": self.history.is_growing(name, backlog.events, held(output.lag_max)),
             "all_dropped_seconds": seconds(self.history.all_dropped(name)),
             "delivered_events": metrics.events.get(),
             "existing_events": metrics.existing.get(),

@@ -15,6 +15,11 @@ pub fn lag_max(waits: Option<Duration>) -> Duration {
     LAG_MAX + waits.unwrap_or_default()
 }
 
+/// Returns the time for which a working output holds an event, by its [`lag_max`].
+pub fn held(lag_max: Duration) -> Duration {
+    lag_max.saturating_sub(LAG_MAX)
+}
+
 /// The time without an event, in seconds, after which the silence is a warning. Every cluster makes
 /// audit events all the time.
 pub const SILENCE: f64 = 900.0;

@@ -273,9 +273,9 @@ async fn an_output_grows_if_its_backlog_and_its_lag_have_grown_for_two_minutes()
         for step in 0..steps {
             bench.sample.outputs[0].1.states = states(f64::from(step));
             bench.step(0.0).await;
-            grown.push(bench.history.is_growing("a"));
+            grown.push(bench.history.is_growing("a", 1, Duration::ZERO));
         }
-        assert!(!bench.history.is_growing("nobody"));
+        assert!(!bench.history.is_growing("nobody", 1, Duration::ZERO));
         grown
     };
     let grown = run(20, &|step| [100.0 * step, step * 10.0]).await;
@@ -289,6 +289,22 @@ async fn an_output_grows_if_its_backlog_and_its_lag_have_grown_for_two_minutes()
     // Noise does not hide a growth.
     let noisy = |step: f64| [step * 50.0 + (step % 3.0) * 20.0, step * 5.0 + (step % 2.0) * 3.0];
     assert!(run(40, &noisy).await[20..].iter().all(|it| *it));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_output_without_events_or_with_those_that_it_holds_does_not_grow() {
+    let mut bench = Bench::new(&["a"]);
+    bench.take();
+    for step in 0..20 {
+        bench.sample.outputs[0].1.states = [100.0, 10.0].map(|each| each * f64::from(step));
+        bench.step(0.0).await;
+    }
+    let grows = |events, held| bench.history.is_growing("a", events, Duration::from_secs(held));
+    assert!(grows(1, 0) && grows(1, 189));
+    // The lag is 190 s.
+    assert!(!grows(1, 190));
+    // The last point is from before everything was delivered.
+    assert!(!grows(0, 0));
 }
 
 #[test]
