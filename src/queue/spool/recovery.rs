@@ -27,7 +27,7 @@
 //! | | **the last segment** | | |
 //! | 12 | no record, and the header is whole | it leaves the log, which ends here | the next segment needs its name |
 //! | 13 | no record, and the header is damaged | it leaves the log, and the segment before it is judged as the last one | a crash came before the header was synced |
-//! | 14 | whole records behind the end that is known to be synced | they belong to the log, and are synced now | they were written before a kill; their senders may have got 200 |
+//! | 14 | whole records behind the end that is known to be synced | they belong to the log, and are written again and synced now | they were written before a kill; their senders may have got 200 |
 //! | | **bytes in the last segment that are not a valid record** ([`Tail::read`]) | | |
 //! | 15 | before the offset that the file `synced` has | damage | they were synced, and acknowledged |
 //! | 16 | before a record of a later group | damage | a group is written after the sync of the one before |
@@ -117,6 +117,12 @@ use crate::queue::tail::Known;
 use crate::queue::tail::Tail;
 use crate::telemetry::QueueMetrics;
 use crate::telemetry::Telemetry;
+
+/// The number of bytes that are read and written again at once at a start.
+const AGAIN_BYTES: usize = 64 * 1024;
+
+/// The number of bytes that are read at once where some of them can't be read.
+const PAGE: usize = 4096;
 
 /// Opens the queue on a disk. Returns the queue, one cursor for each of the `outputs` in the same
 /// order, and the writer. The caller has to run the writer.
@@ -589,16 +595,41 @@ fn judge_last(
     // The cut gives back room that was reserved and not used. The sync is for the records of case
     // 14, which outputs may get from now on.
     let kept = kept.min(last.size);
-    match file.truncate(kept).and_then(|()| file.sync()) {
-        Ok(()) => last.size = kept,
-        Err(error) => {
-            // Case 20.
-            let segment = segment::file_name(first);
-            tracing::warn!(segment, %error, "the last segment can't be cut to its length and synced");
-        }
+    let unsynced = known.offset.unwrap_or_default()..kept;
+    let cut = file.truncate(kept);
+    if cut.is_ok() {
+        last.size = kept;
+    }
+    if let Err(error) = cut.and_then(|()| write_again(&*file, unsynced)).and(file.sync()) {
+        // Case 20.
+        let segment = segment::file_name(first);
+        tracing::warn!(segment, %error, "the last segment can't be cut to its length and synced");
     }
     last.offset = kept;
     Ok(end)
+}
+
+/// Writes bytes of a file again as they are. If their sync has failed, the kernel takes them for
+/// stored, and the next sync would not store them. Passes over what can't be read: it is damage,
+/// and is counted as that.
+fn write_again(file: &dyn File, bytes: Range<u64>) -> io::Result<()> {
+    let mut buffer = vec![0; AGAIN_BYTES];
+    let (mut offset, mut most) = (bytes.start, AGAIN_BYTES);
+    while offset < bytes.end {
+        let rest = usize::try_from(bytes.end - offset).unwrap_or(AGAIN_BYTES);
+        let room = &mut buffer[..rest.min(most)];
+        match file.read_at(room, offset) {
+            Ok(0) => break,
+            Ok(count) => {
+                file.write_at(&[&room[..count]], offset)?;
+                offset += count as u64;
+            }
+            // The parts of these bytes that can be read are found one by one.
+            Err(_) if most > PAGE => most = PAGE,
+            Err(_) => offset += room.len() as u64,
+        }
+    }
+    Ok(())
 }
 
 /// Case 8: returns the byte number at which a segment with a damaged header begins. It is read from

@@ -44,6 +44,26 @@ fn the_room_of_a_batch_whose_sender_goes_is_free_again() {
     assert_eq!(free(&scene), before);
 }
 
+/// Method: the sync of a batch fails, and the process is killed. The next one finds the batch in
+/// the kernel's memory, and the power goes.
+#[test]
+fn what_a_failed_sync_has_left_in_memory_is_stored_at_the_next_start() {
+    let config = settings(512 << 10, 32 << 10, WhenFull::Reject);
+    let open = |disk| Scene::open(disk, &config, &[("o", true)], |_| {});
+    for seed in 0..50 {
+        let mut scene = open(SimulatedDisk::new(seed));
+        assert_eq!(scene.send(5000), Ok(()));
+        scene.disk.fail(Operation::Sync, 0, Errno::IO);
+        assert_eq!(scene.send(5000), Err(Refused::Disk));
+        let scene = open(scene.disk);
+        assert_eq!(scene.counts[0].start(), 2.0, "seed {seed}");
+        let mut scene = open(scene.disk.crash(&mut fastrand::Rng::with_seed(seed)));
+        scene.deliver_to(0);
+        let counts = (scene.counts[0].delivered(), scene.counts[0].lost());
+        assert_eq!(counts, (2, 0), "seed {seed}");
+    }
+}
+
 /// Method: an output keeps the events that it has finished for an hour, and the queue is full of
 /// them. Each new segment must cost only as many of the oldest ones as have its room, whether the
 /// upkeep has time between two segments or not. If it has, the oldest one becomes the next file.

@@ -301,8 +301,8 @@ struct Simulation {
     failing: bool,
     /// True if an operation was set to fail since the machine started.
     faulty: bool,
-    /// True if a process found records that the one before could not sync. A crash may take these
-    /// records away.
+    /// True if a process found records that the one before could not sync. If the disk also refuses
+    /// to store them again, a crash may take these records away.
     shaky: bool,
     /// True if the records that were found can't be judged. The run then ends.
     ambiguous: bool,
