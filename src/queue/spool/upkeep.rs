@@ -549,7 +549,9 @@ impl Upkeep {
         self.shared.wakes.reclaimed.notify_all();
         let failed = outcome.inspect_err(|error| {
             self.shared.metrics.spool.write_errors.increment(1);
-            self.reclaim_at = Instant::now() + RECLAIM_RETRY;
+            let now = Instant::now();
+            self.reclaim_at = now + RECLAIM_RETRY;
+            self.again_at = self.again_at.max(now + AGAIN);
             if !self.told_kept {
                 tracing::warn!(
                     %error,
