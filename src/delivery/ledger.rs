@@ -827,15 +827,28 @@ impl Ledger {
         if works.is_empty() {
             return;
         }
+        let is_try = match &mut works[..] {
+            [work] => self.is_try(work),
+            _ => false,
+        };
         if let [work] = &mut works[..]
-            && self.is_try(work)
-            && !failure.elsewhere
+            && is_try
         {
-            let work = *work;
-            return self.try_failed(work, failure, false, consumer);
-        }
-        if failure.server_error && !failure.elsewhere && !self.rules.collects {
+            if !failure.elsewhere {
+                let work = *work;
+                return self.try_failed(work, failure, false, consumer);
+            }
+            if failure.server_error && self.try_passed_over(work, failure, consumer) {
+                return;
+            }
+        } else if failure.server_error && !self.rules.collects {
+            // An address that is passed over counts, too: the last one of a round may never be
+            // asked to take other events.
+            let sends_others = self.turn.sends_others;
             let is_at_fault = self.note_server_error(&mut works, consumer);
+            if failure.elsewhere {
+                self.turn.sends_others = sends_others;
+            }
             if is_at_fault {
                 self.health.refused(failure);
                 return self.take_apart(works, failure, consumer);

@@ -50,6 +50,11 @@ const TRIES_OF_DOUBT: u32 = 24;
 /// growing pauses, the fourth comes 7 s after the first one.
 const TRIES_OF_ERRORS: u32 = 4;
 
+/// The number of tries at other addresses in a row after which the tries at one address are
+/// forgotten, and those at another one count: the first address is away. With several addresses
+/// that work, each is tried in turn.
+const ELSEWHERE_MAX: u32 = 8;
+
 /// The time for which an address is known to refuse events at random, after it has accepted an
 /// event that it had refused alone.
 const DOUBT: Duration = Duration::from_secs(10 * 60);
@@ -201,6 +206,8 @@ pub(super) struct Parking {
     consumer: Option<usize>,
     /// The conduct of the consumer at the last try.
     conduct: Conduct,
+    /// The number of tries at other consumers since the last one at this consumer.
+    elsewhere: u32,
 }
 
 impl Parking {
@@ -217,6 +224,7 @@ impl Parking {
             answer,
             consumer: Some(consumer),
             conduct,
+            elsewhere: 0,
         };
         parking.count(answer, conduct);
         let next = parking.next();
@@ -232,11 +240,18 @@ impl Parking {
         conduct: Conduct,
         patience: Patience,
     ) -> Next {
+        // The answers of another address prove nothing about this address.
         if self.consumer != Some(consumer) {
-            // The answers of another address prove nothing about this address.
+            self.elsewhere = self.elsewhere.saturating_add(1);
+            let has_gone = self.consumer.is_none() || self.elsewhere > ELSEWHERE_MAX;
+            if !conduct.has_accepted() || !has_gone {
+                self.wait();
+                return Next::Wait;
+            }
             (self.tries, self.refusals) = (0, 0);
-            self.consumer = Some(consumer);
+            (self.consumer, self.conduct) = (Some(consumer), conduct);
         }
+        self.elsewhere = 0;
         if !conduct.has_accepted() || !conduct.works_since(self.conduct) {
             self.conduct = conduct;
             self.wait();

@@ -79,13 +79,8 @@ impl Ledger {
         let next = match answer {
             Some(answer) => {
                 self.health.refused(failure);
-                let patience = Patience {
-                    server_errors: self.rules.server_errors,
-                    keeps_all: self.isolation.retries(),
-                    is_crowded: self.in_flight.cursor().crowding().is_crowded(),
-                    drains: self.pacing.drains(),
-                };
-                parking.turned_down(answer, consumer, self.isolation.conduct(consumer), patience)
+                let conduct = self.isolation.conduct(consumer);
+                parking.turned_down(answer, consumer, conduct, self.patience())
             }
             None => {
                 // The failure does not depend on the event.
@@ -99,6 +94,35 @@ impl Ledger {
             self.pause(failure);
         }
         self.take_all_old(failure);
+    }
+
+    /// Notes that an address has answered the try of an event with a server error, and that another
+    /// address is asked at once. Returns `true` if the event is given up instead.
+    pub(super) fn try_passed_over(
+        &mut self,
+        work: &mut Work,
+        failure: &Failure,
+        consumer: usize,
+    ) -> bool {
+        let (conduct, patience) = (self.isolation.conduct(consumer), self.patience());
+        let Some(parking) = &mut work.parking else { return false };
+        let next = parking.turned_down(TurnedDown::ServerError, consumer, conduct, patience);
+        self.in_flight.note(*work);
+        if next == Next::GiveUp {
+            self.health.refused(failure);
+            self.release(work.claim);
+            self.go_on_trying(*work, next, failure);
+        }
+        next == Next::GiveUp
+    }
+
+    fn patience(&self) -> Patience {
+        Patience {
+            server_errors: self.rules.server_errors,
+            keeps_all: self.isolation.retries(),
+            is_crowded: self.in_flight.cursor().crowding().is_crowded(),
+            drains: self.pacing.drains(),
+        }
     }
 
     /// Returns `true` if this claim on the wire is the try of one event. If the filter now lets

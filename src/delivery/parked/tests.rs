@@ -98,6 +98,48 @@ async fn tries_at_one_address_prove_nothing_about_another() {
             let next = parking.turned_down(answer, consumer, Conduct::default(), patience());
             assert_ne!(next, Next::GiveUp);
         }
-        assert_eq!(parking.tries, 0);
+        assert_eq!(parking.tries, 1);
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_that_every_address_turns_down_is_given_up() {
+    let answer = TurnedDown::ServerError;
+    // The other addresses accept other events, or nothing at all.
+    for (others, accept) in [(1, true), (1, false), (7, true), (7, false)] {
+        let (mut conduct, mut other) = (Conduct::default(), Conduct::default());
+        conduct.accepted(0);
+        if accept {
+            other.accepted(0);
+        }
+        let (mut parking, mut next) = Parking::begin(answer, 0, conduct);
+        let crowded = Patience { is_crowded: true, ..patience() };
+        let begun = Instant::now();
+        while next != Next::GiveUp {
+            for consumer in 1..=others {
+                let next = parking.turned_down(answer, consumer, other, crowded);
+                assert_ne!(next, Next::GiveUp, "the tries of another one count");
+            }
+            tokio::time::sleep_until(parking.due).await;
+            next = parking.turned_down(answer, 0, conduct, crowded);
+            assert!(begun.elapsed() < HOUR, "{others} {accept}");
+        }
+        assert!(parking.tries >= TRIES_OF_ERRORS, "{others} {accept}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_tries_at_an_address_that_is_away_begin_again_at_another() {
+    let mut conduct = Conduct::default();
+    conduct.accepted(0);
+    let (mut parking, _) = Parking::begin(TurnedDown::Refused, 0, conduct);
+    let mut tries = 0;
+    loop {
+        tokio::time::sleep_until(parking.due).await;
+        tries += 1;
+        if parking.turned_down(TurnedDown::Refused, 1, conduct, patience()) == Next::GiveUp {
+            break;
+        }
+    }
+    assert_eq!(tries, ELSEWHERE_MAX + TRIES);
 }

@@ -227,3 +227,23 @@ fn an_event_that_is_answered_with_500_stops_no_other_and_is_shown() {
     assert!(status(&relay)["outputs"][0]["parked"].is_null());
     relay.finish(Backlog::Empty);
 }
+
+/// Method: two addresses answer 500 to the same event, which comes first. With `failover`, only one
+/// of them is ever asked to take the other events.
+#[test]
+fn an_event_that_every_address_answers_with_500_is_parked() {
+    let batch = generated_batch(0, 20, 900);
+    let (good, bad) = parted(std::slice::from_ref(&batch), &[0]);
+    let sinks = [(); 2].map(|()| HttpSink::start(refuses(bad.clone(), 500)));
+    let urls = sinks.each_ref().map(|sink| format!("http://{}/ingest", sink.address()));
+    let more = "concurrency = 1\n[shutdown]\ndrain_timeout = \"200ms\"\n";
+    let relay = Relay::start(&to_http(&urls, more));
+    assert_eq!(relay.post(&batch).status, 200);
+    wait_until("the event is parked, and the others are delivered", PATIENCE, || {
+        status(&relay)["outputs"][0]["parked"]["events"] == 1
+            && of_output(&relay, "output_events_total") == 19.0
+    });
+    let accepted: Vec<_> = sinks.iter().flat_map(accepted_events).collect();
+    assert_none_missing(&accepted, &good);
+    relay.finish(Backlog::Stable);
+}
