@@ -17,8 +17,8 @@ use crate::audit::request::Request;
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Criteria {
     /// The names of users. If the list is not empty, the user must have one of these names. In a
-    /// [`Match`], a name that ends in `*` stands for every name that begins with the text before
-    /// the `*`. In the rule of a policy, `*` is a character like any other.
+    /// [`Match`], a name that ends in `*`, and is longer, stands for every name that begins with
+    /// the text before the `*`. In the rule of a policy, `*` is a character like any other.
     pub users: Vec<String>,
     /// The names of groups. If the list is not empty, the user must be in at least one of these
     /// groups.
@@ -73,9 +73,8 @@ pub struct Names {
     pub non_resource_urls: &'static str,
     /// The name of [`GroupResources::resource_names`].
     pub resource_names: &'static str,
-    /// `true`: a user or a namespace that ends in `*` is a prefix, and every other `*` that has no
-    /// meaning is a mistake. `false`: as kube-apiserver does, `*` is compared like any other
-    /// character where it has no meaning.
+    /// `true`: a user or a namespace that ends in `*` is a prefix. A `*` without a meaning is
+    /// compared like any other character, as kube-apiserver does.
     pub has_prefixes: bool,
 }
 
@@ -173,51 +172,39 @@ impl Criteria {
                 note(&at(names.resource_names), what);
             }
         }
-        if names.has_prefixes {
-            found.extend(self.wrong_stars(names));
-        }
         found
-    }
-
-    /// Returns the values with a `*` that has no meaning: a `*` in a list of whole values, or a `*`
-    /// that is not the end of a prefix.
-    fn wrong_stars(&self, names: &Names) -> Vec<Mistake> {
-        let field = |name| vec![Step::Field(name)];
-        let mut lists = vec![
-            (field("users"), self.users.clone(), wrong_prefix as Doubt),
-            (field(names.user_groups), self.user_groups.clone(), wrong_star),
-            (field("verbs"), self.verbs.clone(), wrong_star),
-            (field("namespaces"), self.namespaces.clone(), wrong_prefix),
-        ];
-        for (index, of) in self.resources.iter().enumerate() {
-            let at = |name| vec![Step::Field("resources"), Step::Item(index), Step::Field(name)];
-            lists.push((at("resources"), of.resources.clone(), wrong_star_of_resource));
-            lists.push((at(names.resource_names), of.resource_names.clone(), wrong_star));
-        }
-        found_in(lists)
     }
 
     /// Returns the values that are allowed but match no request of a Kubernetes client, because
     /// Kubernetes writes such values in another way. `names` are the field names for the messages.
     pub fn doubts(&self, names: &Names) -> Vec<Mistake> {
-        // Where there are prefixes, `wrong_stars` judges each `*` and what is behind it.
-        let before_star = |text: &String| match text.split_once('*') {
-            Some((before, _)) if names.has_prefixes => before.to_owned(),
-            Some(_) | None => text.clone(),
+        // If a value is a prefix, the text before its `*` is judged.
+        let text = |text: &String| match prefix(text).filter(|_| names.has_prefixes) {
+            Some(prefix) => prefix.to_owned(),
+            None => text.clone(),
         };
-        let judged = |list: &[String]| list.iter().map(before_star).collect();
+        let texts = |list: &[String]| list.iter().map(text).collect();
         let lists = [
-            (vec![Step::Field("users")], judged(&self.users), doubt_of_who as Doubt),
-            (vec![Step::Field(names.user_groups)], judged(&self.user_groups), doubt_of_who),
-            (vec![Step::Field("verbs")], judged(&self.verbs), doubt_of_verb),
-            (vec![Step::Field("namespaces")], judged(&self.namespaces), doubt_of_namespace),
+            (vec![Step::Field("users")], texts(&self.users), doubt_of_who as Doubt),
+            (vec![Step::Field(names.user_groups)], self.user_groups.clone(), doubt_of_who),
+            (vec![Step::Field("verbs")], self.verbs.clone(), doubt_of_verb),
+            (vec![Step::Field("namespaces")], texts(&self.namespaces), doubt_of_namespace),
         ];
         let resources = self.resources.iter().enumerate().filter(|(_, of)| !of.is_of_metrics());
         let resources = resources.map(|(index, of)| {
             let path = [Step::Field("resources"), Step::Item(index), Step::Field("resources")];
             (path.to_vec(), of.resources.clone(), doubt_of_resource as Doubt)
         });
-        found_in(lists.into_iter().chain(resources))
+        let mut found = Vec::new();
+        for (path, list, doubt) in lists.into_iter().chain(resources) {
+            for (index, text) in list.iter().enumerate() {
+                if let Some(what) = doubt(text) {
+                    let path = path.iter().copied().chain([Step::Item(index)]).collect();
+                    found.push(Mistake { path, what });
+                }
+            }
+        }
+        found
     }
 
     /// Returns a sentence about the first criterion that this request does not meet. The sentence
@@ -363,11 +350,7 @@ impl GroupResources {
     /// Returns `true` if the object is of one of these kinds and has one of these names. `is_named`
     /// says whether a list contains the name of the object. It is called only if the kind matches
     /// and the list is not empty.
-    pub(super) fn matches(
-        &self,
-        object: &Object<'_>,
-        is_named: impl Fn(&[String]) -> bool,
-    ) -> bool {
+    pub fn matches(&self, object: &Object<'_>, is_named: impl Fn(&[String]) -> bool) -> bool {
         let (resource, sub) = (&*object.resource, &*object.subresource);
         let covers = |spec: &String| match spec.as_bytes() {
             b"*" => true,
@@ -403,45 +386,16 @@ impl fmt::Display for GroupResources {
 /// Returns why a value matches no request; `None` if it may match one.
 type Doubt = fn(&str) -> Option<String>;
 
-/// Checks each value of each list, and returns what is found. The path is that of the list.
-fn found_in(lists: impl IntoIterator<Item = (Vec<Step>, Vec<String>, Doubt)>) -> Vec<Mistake> {
-    let mut found = Vec::new();
-    for (path, list, doubt) in lists {
-        for (index, text) in list.iter().enumerate() {
-            if let Some(what) = doubt(text) {
-                let path = path.iter().copied().chain([Step::Item(index)]).collect();
-                found.push(Mistake { path, what });
-            }
-        }
-    }
-    found
-}
-
-fn wrong_prefix(text: &str) -> Option<String> {
-    let star = text.find('*')?;
-    if text == "*" {
-        return Some("\"*\" alone stands for everything: leave the key out instead".to_owned());
-    }
-    (star + 1 < text.len()).then(|| {
-        format!("{text:?} has a * before its end: allowed is one at the end, for any rest")
-    })
-}
-
-fn wrong_star(text: &str) -> Option<String> {
-    text.contains('*').then(|| {
-        format!("{text:?} has a *, which has no meaning here: leave the key out for all values")
-    })
-}
-
-fn wrong_star_of_resource(text: &str) -> Option<String> {
-    text.split('/').any(|part| part != "*" && part.contains('*')).then(|| {
-        format!("{text:?} has a * beside other characters: allowed are `*`, `pods/*` and `*/log`")
-    })
+/// Returns the text before the `*` at the end of a value of a [`Match`]; `None` if the value is not
+/// a prefix. `*` alone is a name, and not the prefix of all names.
+pub(super) fn prefix(value: &str) -> Option<&str> {
+    value.strip_suffix('*').filter(|prefix| !prefix.is_empty())
 }
 
 fn doubt_of_who(name: &str) -> Option<String> {
+    let better = if name == "*" { "leave the key out for all" } else { "whole names" };
     name.contains('*').then(|| {
-        format!("{name:?} is compared as it is, because * has no meaning here, better: whole names")
+        format!("{name:?} is compared as it is, because * has no meaning here, better: {better}")
     })
 }
 

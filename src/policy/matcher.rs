@@ -26,6 +26,7 @@ use super::criteria::Match;
 use super::criteria::has;
 use super::criteria::is_path;
 use super::criteria::name;
+use super::criteria::prefix;
 use super::rule::RULES_MAX;
 use super::users::ListId;
 use super::users::Users;
@@ -325,7 +326,7 @@ impl Table {
         let mut table = Self { indifferent, ..Self::default() };
         for (rule, values) in rules.into_iter().enumerate() {
             for value in &values {
-                let (places, text) = match value.strip_suffix('*').filter(|_| has_prefixes) {
+                let (places, text) = match prefix(value).filter(|_| has_prefixes) {
                     Some(prefix) => (&mut table.prefixes, prefix),
                     None => (&mut table.places, value.as_str()),
                 };

@@ -33,6 +33,8 @@ fn assert_warned(config: &str, expected: &[(&str, &str)]) {
     }
 }
 
+/// A `*` that is not the end of a prefix is only warned of, because names with a `*` may exist: a
+/// certificate's common name can be `*.example.com`.
 #[test]
 fn a_filter_that_no_request_matches_is_warned_of() {
     let config = |key: &str, values: &str| {
@@ -40,6 +42,12 @@ fn a_filter_that_no_request_matches_is_warned_of() {
     };
     for (key, values, words) in [
         ("verbs", "\"GET\"", "better: \"get\""),
+        ("verbs", "\"*\"", "leave verbs out"),
+        ("users", "\"*.example.com\"", "compared as it is"),
+        ("users", "\"*\"", "leave the key out"),
+        ("users", "\"a*b*\"", "compared as it is"),
+        ("user_groups", "\"system:*\"", "* has no meaning here"),
+        ("namespaces", "\"*-a\"", "* has no meaning in namespaces"),
         ("namespaces", "\"Kube-System\"", "better: \"kube-system\""),
         ("namespaces", "\"Team-*\"", "better: \"team-\""),
     ] {
