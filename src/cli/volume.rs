@@ -1,5 +1,6 @@
 //! The command `volume`: prints who causes the bytes that relays accept.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use clap::Args;
@@ -8,6 +9,7 @@ use super::failed;
 use super::healthcheck;
 use super::print;
 use super::top::get;
+use super::wrong;
 use crate::top;
 use crate::volume::DIMENSIONS;
 use crate::volume::Report;
@@ -37,10 +39,13 @@ pub(super) struct Arguments {
 /// Asks the relays, and prints the sum of their answers. If one of them does not answer, nothing is
 /// printed, because the sum would be wrong. `Err` is the exit status.
 pub(super) fn run(arguments: &Arguments, file: Option<&Path>) -> Result<(), u8> {
-    let mut sum = Report::default();
+    let (mut sum, mut asked) = (Report::default(), BTreeSet::new());
     let urls = arguments.urls.iter().map(|url| Some(url.as_str()));
     for url in urls.chain(arguments.urls.is_empty().then_some(None)) {
         let url = healthcheck::page(url, file, "/status/volume")?;
+        if !asked.insert(url.clone()) {
+            return Err(wrong(format_args!("{url} is named twice")));
+        }
         let told = |what: &str| failed(format_args!("{url}: {}", escape::message(what)));
         match healthcheck::block_on(get::<Report>(&url))?.map_err(|error| told(&error))? {
             Some(report) if report.enabled => sum.add(report),

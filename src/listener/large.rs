@@ -102,7 +102,7 @@ impl Store for Lines {
     type Error = Stopped;
 
     fn store(&mut self, lines: &[u8], events: u64) -> Result<(), Stopped> {
-        self.volume.look(lines, events, &mut self.seen);
+        self.volume.look(lines, None, events, &mut self.seen);
         self.incoming.store(lines, events).map_err(Stopped::Refused)
     }
 }
@@ -173,7 +173,7 @@ impl Whole {
         volume: &Volume,
     ) -> Self {
         let (bytes, mut seen) = (lines.len() as u64, Seen::default());
-        volume.look(&lines, events, &mut seen);
+        volume.look(&lines, None, events, &mut seen);
         Self { events, bytes, seen, batch: Batch::Memory(Append { lines, events, levels }) }
     }
 

@@ -643,7 +643,7 @@ impl Intake<'_> {
                 ours.taken.push_back(Taken { messages: *messages, bytes, ticket });
                 drop(guard);
                 let (volume, mut seen) = (&self.reader.volume, Seen::default());
-                volume.look(&append.lines, append.events, &mut seen);
+                volume.look(&append.lines, None, append.events, &mut seen);
                 volume.count(seen);
             }
             self.waiting.pop_front();

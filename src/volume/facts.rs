@@ -10,6 +10,7 @@ use crate::audit::scan;
 use crate::redact;
 use crate::redact::Change;
 use crate::redact::Redaction;
+use crate::redact::Rule;
 use crate::words::escape;
 
 /// The name of an event in each dimension, in the order of [`DIMENSIONS`]. The parts of a name are
@@ -22,6 +23,13 @@ const MEMBERS: [&str; 6] = ["level", "requestURI", "verb", "user", "userAgent", 
 
 /// The annotations of a request for a deprecated API.
 const DEPRECATED: [&str; 2] = ["k8s.io/deprecated", "k8s.io/removed-release"];
+
+/// The redactions of the values of events.
+#[derive(Debug)]
+pub(super) struct Settings {
+    pub(super) rules: Vec<Rule>,
+    pub(super) redaction: Redaction,
+}
 
 /// Returns the names of an event, which is valid JSON.
 pub(super) fn names(event: &[u8], redaction: &Redaction) -> Names {
@@ -116,7 +124,6 @@ fn annotations(event: &[u8]) -> Option<&[u8]> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::redact::Rule;
     use crate::redact::With;
 
     fn named(event: &str, rules: &[Rule]) -> Vec<String> {

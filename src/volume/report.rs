@@ -89,9 +89,9 @@ impl Report {
 impl Figures {
     fn add(&mut self, other: Self) {
         self.seconds = self.seconds.max(other.seconds);
-        self.bytes += other.bytes;
-        self.events += other.events;
-        self.read_events += other.read_events;
+        add(&mut self.bytes, other.bytes);
+        add(&mut self.events, other.events);
+        add(&mut self.read_events, other.read_events);
         for (by, counted) in other.by {
             self.by.entry(by).or_default().add(counted);
         }
@@ -109,43 +109,79 @@ impl Counted {
         rows.append(&mut rest);
         rows.sort_by(|a, b| b.bytes.cmp(&a.bytes).then_with(|| a.name.cmp(&b.name)));
         for row in unlisted {
-            bytes_max = bytes_max.max(row.bytes + row.bytes_error);
-            events_max = events_max.max(row.events + row.events_error);
+            bytes_max = bytes_max.max(row.bytes.saturating_add(row.bytes_error));
+            events_max = events_max.max(row.events.saturating_add(row.events_error));
         }
         Self { rows, unlisted_bytes_max: bytes_max, unlisted_events_max: events_max }
     }
 
     /// Adds the names of another relay. What one relay does not list may still be there.
     fn add(&mut self, other: Self) {
+        let unlisted = |of: &Self| Row {
+            bytes_error: of.unlisted_bytes_max,
+            events_error: of.unlisted_events_max,
+            ..Row::default()
+        };
+        let (ours, not_theirs) = (unlisted(self), unlisted(&other));
         let mut theirs: BTreeMap<_, _> =
             other.rows.into_iter().map(|row| (row.name.clone(), row)).collect();
         let mut rows = std::mem::take(&mut self.rows);
         for row in &mut rows {
-            let unlisted = Row {
-                bytes_error: other.unlisted_bytes_max,
-                events_error: other.unlisted_events_max,
-                ..Row::default()
-            };
-            row.add(&theirs.remove(&row.name).unwrap_or(unlisted));
+            row.add(theirs.remove(&row.name).as_ref().unwrap_or(&not_theirs));
         }
         rows.extend(theirs.into_values().map(|mut row| {
-            row.bytes_error += self.unlisted_bytes_max;
-            row.events_error += self.unlisted_events_max;
+            row.add(&ours);
             row
         }));
-        let unlisted = [
-            self.unlisted_bytes_max + other.unlisted_bytes_max,
-            self.unlisted_events_max + other.unlisted_events_max,
-        ];
-        *self = Self::new(rows, unlisted);
+        let mut both = ours;
+        both.add(&not_theirs);
+        *self = Self::new(rows, [both.bytes_error, both.events_error]);
     }
 }
 
 impl Row {
     fn add(&mut self, other: &Self) {
-        self.bytes += other.bytes;
-        self.bytes_error += other.bytes_error;
-        self.events += other.events;
-        self.events_error += other.events_error;
+        add(&mut self.bytes, other.bytes);
+        add(&mut self.bytes_error, other.bytes_error);
+        add(&mut self.events, other.events);
+        add(&mut self.events_error, other.events_error);
+    }
+}
+
+/// Adds a figure of another relay. A wrong one must not end the command.
+fn add(sum: &mut u64, figure: u64) {
+    *sum = sum.saturating_add(figure);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(name: &str, figures: [u64; 4]) -> Row {
+        let [bytes, bytes_error, events, events_error] = figures;
+        Row { name: vec![name.to_owned()], bytes, bytes_error, events, events_error }
+    }
+
+    #[test]
+    fn a_name_that_one_relay_does_not_list_may_have_its_bound_there() {
+        let one = Counted::new(vec![row("a", [90, 1, 9, 0]), row("b", [50, 0, 5, 0])], [7, 2]);
+        let mut sum = one.clone();
+        sum.add(Counted::new(vec![row("a", [10, 2, 1, 1]), row("c", [60, 0, 6, 0])], [40, 3]));
+        let expected =
+            [row("a", [100, 3, 10, 1]), row("c", [60, 7, 6, 2]), row("b", [50, 40, 5, 3])];
+        assert_eq!(sum, Counted::new(expected.into(), [47, 5]));
+    }
+
+    #[test]
+    fn figures_that_no_relay_can_have_do_not_end_the_command() {
+        let most = u64::MAX;
+        let counted = Counted::new(vec![row("a", [most; 4])], [most; 2]);
+        let by = BTreeMap::from([("user".to_owned(), counted)]);
+        let figures = Figures { bytes: most, events: most, read_events: most, seconds: 1.0, by };
+        let spans = BTreeMap::from([("1h".to_owned(), figures)]);
+        let report = Report { enabled: true, spans };
+        let mut sum = report.clone();
+        sum.add(report);
+        assert_eq!(sum.spans["1h"].by["user"].rows[0].bytes, most);
     }
 }

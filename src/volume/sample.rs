@@ -1,11 +1,13 @@
 //! Draws bytes of a batch, and finds the events that hold them.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use fastrand::Rng;
 use tokio::time::Instant;
 
 use super::facts::Names;
+use super::facts::Settings;
 use crate::words::whole;
 
 /// The number of events per second that are read while the rate is steady.
@@ -21,6 +23,8 @@ const STRIDES_MAX: usize = 1024;
 /// What was sampled of a batch that is not accepted yet.
 #[derive(Debug, Default)]
 pub struct Seen {
+    /// The settings by which the names were redacted.
+    pub(super) settings: Option<Arc<Settings>>,
     pub(super) bytes: u64,
     pub(super) events: u64,
     pub(super) samples: Vec<Sample>,
@@ -33,39 +37,37 @@ pub(super) struct Sample {
     pub(super) weight: Weight,
 }
 
-/// What a sampled event stands for. The variances are upper bounds of those of the estimates.
+/// The numbers of bytes and of events, in this order, for which sampled events stand.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub(super) struct Weight {
-    pub(super) bytes: f64,
-    pub(super) events: f64,
-    pub(super) bytes_variance: f64,
-    pub(super) events_variance: f64,
+    /// The events that were certain to be drawn.
+    pub(super) exact: [f64; 2],
+    /// Estimates from all others.
+    pub(super) drawn: [f64; 2],
+    /// Upper bounds of the variances of the estimates.
+    pub(super) variance: [f32; 2],
 }
 
 impl Weight {
     /// Returns the weight of an event of `bytes` bytes of which `hits` bytes were drawn.
+    #[expect(clippy::cast_possible_truncation, reason = "an error needs no more digits")]
     fn new(bytes: usize, hits: usize, stride: usize) -> Self {
         // Such an event holds a whole stride, so that it was certain to be drawn.
         if bytes >= 2 * stride {
-            return Self { bytes: bytes as f64, events: 1.0, ..Self::default() };
+            return Self { exact: [bytes as f64, 1.0], ..Self::default() };
         }
-        let (hits, stride) = (hits as f64, stride as f64);
-        let share = stride / bytes as f64;
-        Self {
-            bytes: hits * stride,
-            events: hits * share,
-            bytes_variance: hits * stride * stride,
-            events_variance: hits * share * share,
-        }
+        let (hits, each) = (hits as f64, [stride as f64, stride as f64 / bytes as f64]);
+        let variance = each.map(|each| (hits * each * each) as f32);
+        Self { drawn: each.map(|each| hits * each), variance, ..Self::default() }
     }
 
     /// Adds another weight.
     pub(super) fn add(&mut self, other: Self) {
-        let Self { bytes, events, bytes_variance, events_variance } = other;
-        self.bytes += bytes;
-        self.events += events;
-        self.bytes_variance += bytes_variance;
-        self.events_variance += events_variance;
+        for unit in 0..2 {
+            self.exact[unit] += other.exact[unit];
+            self.drawn[unit] += other.drawn[unit];
+            self.variance[unit] += other.variance[unit];
+        }
     }
 }
 
@@ -100,10 +102,12 @@ impl Pace {
 }
 
 /// Draws one byte of each stride, and adds the events that hold these bytes to `samples`. `lines`
-/// are events with a line break behind each. The last stride may be longer than what is left of the
-/// lines, so that its byte may be none of theirs.
+/// are events with a line break behind each; with `list`, the bytes at these offsets are behind the
+/// events. The last stride may be longer than what is left of the lines, so that its byte may be
+/// none of theirs.
 pub(super) fn draw(
     lines: &[u8],
+    list: Option<&[u32]>,
     stride: usize,
     random: &mut Rng,
     names: impl Fn(&[u8]) -> Names,
@@ -113,7 +117,7 @@ pub(super) fn draw(
     let mut sampled = |start: usize, end: usize, hits: usize| {
         let event = lines.get(start..end).filter(|_| hits > 0);
         samples.extend(event.map(|event| Sample {
-            names: names(event.trim_ascii_end()),
+            names: names(event.split_last().map_or(event, |(_, event)| event)),
             weight: Weight::new(event.len(), hits, stride),
         }));
     };
@@ -125,8 +129,18 @@ pub(super) fn draw(
             continue;
         }
         sampled(start, end, hits);
-        start = memchr::memrchr(b'\n', &lines[end..at]).map_or(end, |found| end + found + 1);
-        end = memchr::memchr(b'\n', behind).map_or(lines.len(), |found| at + found + 1);
+        (start, end) = match list {
+            Some(list) => {
+                let next = list.partition_point(|end| (*end as usize) < at);
+                let after = |end: &u32| *end as usize + 1;
+                let before = next.checked_sub(1).and_then(|last| list.get(last)).map_or(0, after);
+                (before, list.get(next).map_or(lines.len(), after))
+            }
+            None => (
+                memchr::memrchr(b'\n', &lines[end..at]).map_or(end, |found| end + found + 1),
+                memchr::memchr(b'\n', behind).map_or(lines.len(), |found| at + found + 1),
+            ),
+        };
         hits = 1;
     }
     sampled(start, end, hits);
@@ -147,18 +161,41 @@ mod tests {
             names[0] = Some((event.len() + 1).to_string().into());
             names
         };
-        draw(lines, stride, random, names, &mut samples);
+        draw(lines, None, stride, random, names, &mut samples);
         let name = |sample: &Sample| sample.names[0].as_deref().unwrap().parse().unwrap();
         samples.iter().map(|sample| (name(sample), sample.weight)).collect()
+    }
+
+    #[test]
+    fn a_list_is_sampled_as_its_lines_are() {
+        let sizes = [100, 2, 999, 1400, 3, 700, 1];
+        let lines = lines(&sizes);
+        let list: Vec<u8> = lines.iter().map(|b| if *b == b'\n' { b',' } else { *b }).collect();
+        let ends = memchr::memchr_iter(b'\n', &lines).map(|end| u32::try_from(end).unwrap());
+        let ends: Vec<u32> = ends.collect();
+        for stride in [1, 10, 300, 5000] {
+            let sampled = |text: &[u8], ends: Option<&[u32]>| {
+                let (mut samples, mut random) = (Vec::new(), Rng::with_seed(stride as u64));
+                let size = |event: &[u8]| {
+                    assert!(event.iter().all(|byte| *byte == b'x'));
+                    let mut names = Names::default();
+                    names[0] = Some(event.len().to_string().into());
+                    names
+                };
+                draw(text, ends, stride, &mut random, size, &mut samples);
+                let of = |sample: Sample| (sample.names[0].clone(), sample.weight);
+                samples.into_iter().map(of).collect::<Vec<_>>()
+            };
+            assert_eq!(sampled(&list, Some(&ends)), sampled(&lines, None), "{stride}");
+        }
     }
 
     #[test]
     fn small_strides_find_every_event_and_count_it_exactly() {
         let (lines, mut random) = (lines(&[20, 21, 500, 22]), Rng::with_seed(1));
         let drawn = drawn(&lines, 10, &mut random);
-        let expected = [20, 21, 500, 22].map(|size: usize| {
-            (size, Weight { bytes: size as f64, events: 1.0, ..Weight::default() })
-        });
+        let expected = [20, 21, 500, 22]
+            .map(|size: usize| (size, Weight { exact: [size as f64, 1.0], ..Weight::default() }));
         assert_eq!(drawn, expected);
     }
 
@@ -177,8 +214,9 @@ mod tests {
         }
         for (size, sum) in sums {
             let times = sizes.iter().filter(|one| **one == size).count() as f64;
-            let (bytes, events) = (sum.bytes / f64::from(rounds), sum.events / f64::from(rounds));
-            let error = 4.0 * sum.bytes_variance.sqrt() / f64::from(rounds);
+            let [bytes, events] =
+                [0, 1].map(|unit| (sum.exact[unit] + sum.drawn[unit]) / f64::from(rounds));
+            let error = 4.0 * f64::from(sum.variance[0]).sqrt() / f64::from(rounds);
             let truth = times * size as f64;
             assert!((bytes - truth).abs() <= error.max(0.01), "{size}: {bytes} ± {error}");
             assert!((events - times).abs() <= error.max(0.01) / size as f64, "{size}: {events}");

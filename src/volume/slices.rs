@@ -5,8 +5,8 @@
 //! slices in which something came during the span. It is therefore up to ten minutes or two hours
 //! longer than its name says, and the report has the true length.
 //!
-//! Memory: [`ROOMS`] of the longest names take 350 KiB, and 20 slices of [`SLICE_BYTES`] 560 KiB. A
-//! report takes as much again while it is made.
+//! Memory: [`ROOMS`] of the longest names and 20 slices of [`SLICE_BYTES`] take less than 1 MiB
+//! together. A report takes as much again while it is made.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -19,6 +19,7 @@ use super::report::Figures;
 use super::report::Report;
 use super::report::SPANS;
 use super::sample::Seen;
+use super::sample::Weight;
 use super::summary::Summary;
 
 /// The greatest number of names of each dimension in the slice that collects. A hash table of a
@@ -43,25 +44,40 @@ struct Slice {
     bytes: u64,
     events: u64,
     samples: u64,
+    /// The bytes and events for which all samples together stand.
+    weight: Weight,
     by: [Summary; DIMENSIONS.len()],
 }
 
 impl Slice {
     fn new(now: Instant) -> Self {
         let by = ROOMS.map(Summary::new);
-        Self { began: now, last: now, bytes: 0, events: 0, samples: 0, by }
+        let weight = Weight::default();
+        Self { began: now, last: now, bytes: 0, events: 0, samples: 0, weight, by }
     }
 
     /// Adds up slices; `None` if there are none.
     fn sum(slices: &[&Self]) -> Option<Self> {
+        let mut weight = Weight::default();
+        slices.iter().for_each(|slice| weight.add(slice.weight));
         Some(Self {
             began: slices.iter().map(|slice| slice.began).min()?,
             last: slices.iter().map(|slice| slice.last).max()?,
             bytes: slices.iter().map(|slice| slice.bytes).sum(),
             events: slices.iter().map(|slice| slice.events).sum(),
             samples: slices.iter().map(|slice| slice.samples).sum(),
+            weight,
             by: std::array::from_fn(|index| Summary::sum(slices.iter().map(|it| &it.by[index]))),
         })
+    }
+
+    /// Returns what estimates of bytes and of events are to be multiplied by, so that all of them
+    /// together are what came in, and no name has more than the whole.
+    fn scale(&self) -> [f64; 2] {
+        let Weight { exact, drawn, .. } = self.weight;
+        let all = [self.bytes, self.events].map(|all| all as f64);
+        let of = |unit: usize| ((all[unit] - exact[unit]) / drawn[unit]).max(0.0);
+        [0, 1].map(|unit| if drawn[unit] > 0.0 { of(unit) } else { 1.0 })
     }
 
     fn shrunk(mut self) -> Arc<Self> {
@@ -98,6 +114,7 @@ impl Slices {
         slice.events += seen.events;
         slice.samples += seen.samples.len() as u64;
         for sample in seen.samples {
+            slice.weight.add(sample.weight);
             for (summary, name) in slice.by.iter_mut().zip(sample.names) {
                 if let Some(name) = name {
                     summary.add(name, sample.weight);
@@ -142,13 +159,13 @@ impl Slices {
             let all = ended.iter().map(|slice| &**slice).chain([&self.now]);
             let sum = Slice::sum(&all.filter(|it| !is_before(it, span, now)).collect::<Vec<_>>())?;
             let time = now.saturating_duration_since(sum.began).max(span);
-            let by = DIMENSIONS.map(str::to_owned).into_iter();
+            let (by, scale) = (DIMENSIONS.map(str::to_owned).into_iter(), sum.scale());
             Some(Figures {
                 seconds: time.min(now.saturating_duration_since(self.started)).as_secs_f64(),
                 bytes: sum.bytes,
                 events: sum.events,
                 read_events: sum.samples,
-                by: by.zip(sum.by.iter().map(Summary::counted)).collect(),
+                by: by.zip(sum.by.iter().map(|by| by.counted(scale))).collect(),
             })
         };
         let spans = SPANS.iter().zip([&self.hour, &self.day]).map(|((name, span), ended)| {
@@ -166,13 +183,12 @@ fn is_before(slice: &Slice, span: Duration, now: Instant) -> bool {
 #[cfg(test)]
 mod tests {
     use super::super::sample::Sample;
-    use super::super::sample::Weight;
     use super::*;
 
     fn seen(name: &str, bytes: u64) -> Seen {
-        let weight = Weight { bytes: bytes as f64, events: 1.0, ..Weight::default() };
+        let weight = Weight { exact: [bytes as f64, 1.0], ..Weight::default() };
         let names = std::array::from_fn(|_| Some(name.into()));
-        Seen { bytes, events: 1, samples: vec![Sample { names, weight }] }
+        Seen { bytes, events: 1, samples: vec![Sample { names, weight }], ..Seen::default() }
     }
 
     const MINUTE: Duration = Duration::from_mins(1);
@@ -219,10 +235,11 @@ mod tests {
                 number += 1;
                 let parts = [3, 1, 1, 1, 1, 1, 1, 4];
                 let names = parts.map(|parts| Some(longest(number, parts)));
-                let weight = Weight { bytes: 1000.0, events: 1.0, ..Weight::default() };
+                let weight = Weight { exact: [1000.0, 1.0], ..Weight::default() };
                 Sample { names, weight }
             });
-            let seen = Seen { bytes: 300_000, events: 300, samples: samples.collect() };
+            let samples = samples.collect();
+            let seen = Seen { bytes: 300_000, events: 300, samples, ..Seen::default() };
             slices.count(seen, start + MINUTE * minutes);
         }
         assert_eq!((slices.hour.len(), slices.day.len()), (OF_HOUR.1 - 1, OF_DAY.1));
@@ -233,6 +250,7 @@ mod tests {
         let all: usize = ended.chain([&slices.now]).map(memory).sum();
         // A seventh slice of the hour may be there for a moment.
         let all = all + memory(&slices.hour[0]);
+        println!("{all} bytes of memory");
         assert!(all <= 1 << 20, "{all}");
         assert!(memory(&slices.now) > 300_000, "{}", memory(&slices.now));
     }

@@ -25,6 +25,10 @@ pub(super) const TALLY_BYTES: usize = 16 * (size_of::<(Box<str>, Tally)>() + 1) 
 /// The number of standard errors within which 95 of 100 estimates lie.
 const STANDARD_ERRORS: f64 = 2.0;
 
+/// Estimates are rounded down, so that all together are not more than the whole. This is more than
+/// the error of their sums.
+const ROUNDING: f64 = 1e-3;
+
 /// The count of one name.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Tally {
@@ -35,18 +39,24 @@ pub(super) struct Tally {
 
 impl Tally {
     fn rank(&self) -> f64 {
-        self.weight.bytes + EVENT_BYTES * self.weight.events + self.missed
+        let [bytes, events] = [0, 1].map(|unit| self.weight.exact[unit] + self.weight.drawn[unit]);
+        bytes + EVENT_BYTES * events + self.missed
     }
 
-    fn row(&self, name: &str) -> Row {
-        let error =
-            |missed: f64, variance: f64| whole((missed + STANDARD_ERRORS * variance.sqrt()).ceil());
+    /// Returns the name's figures. The estimates are multiplied by `scale`.
+    fn row(&self, name: &str, scale: [f64; 2]) -> Row {
+        let Weight { exact, drawn, variance } = self.weight;
+        let missed = [self.missed, self.missed / EVENT_BYTES];
+        let [(bytes, bytes_error), (events, events_error)] = [0, 1].map(|unit| {
+            let error = missed[unit] + STANDARD_ERRORS * f64::from(variance[unit]).sqrt();
+            (exact[unit] + drawn[unit] * scale[unit], whole((error * scale[unit].max(1.0)).ceil()))
+        });
         Row {
             name: name.split(PARTS).map(str::to_owned).collect(),
-            bytes: whole(self.weight.bytes),
-            bytes_error: error(self.missed, self.weight.bytes_variance),
-            events: whole(self.weight.events),
-            events_error: error(self.missed / EVENT_BYTES, self.weight.events_variance),
+            bytes: whole((bytes + ROUNDING).floor()),
+            bytes_error,
+            events: whole((events + ROUNDING).floor()),
+            events_error,
         }
     }
 }
@@ -67,7 +77,7 @@ impl Summary {
     }
 
     /// Adds the weight of a sample to a name.
-    pub(super) fn add(&mut self, name: Box<str>, weight: Weight) {
+    pub(super) fn add(&mut self, name: Box<str>, mut weight: Weight) {
         if let Some(tally) = self.tallies.get_mut(&name) {
             tally.weight.add(weight);
             return;
@@ -81,6 +91,9 @@ impl Summary {
             self.tallies.remove(&lightest);
             self.absent = self.absent.max(rank);
         }
+        // If few bytes of a name were drawn, the error would be too small: the name may have sent
+        // more, of which by chance few were drawn.
+        weight.variance = weight.variance.map(|variance| 2.0 * variance);
         self.tallies.insert(name, Tally { weight, missed: self.absent });
     }
 
@@ -117,9 +130,9 @@ impl Summary {
         self.tallies = all.into_iter().collect();
     }
 
-    /// Returns the names as `/status/volume` lists them.
-    pub(super) fn counted(&self) -> Counted {
-        let rows = self.tallies.iter().map(|(name, tally)| tally.row(name)).collect();
+    /// Returns the names as `/status/volume` lists them. Estimates are multiplied by `scale`.
+    pub(super) fn counted(&self, scale: [f64; 2]) -> Counted {
+        let rows = self.tallies.iter().map(|(name, tally)| tally.row(name, scale)).collect();
         Counted::new(rows, [self.absent, self.absent / EVENT_BYTES].map(whole))
     }
 
@@ -143,7 +156,7 @@ mod tests {
     use super::*;
 
     fn weight(bytes: u32) -> Weight {
-        Weight { bytes: f64::from(bytes), events: 1.0, ..Weight::default() }
+        Weight { exact: [f64::from(bytes), 1.0], ..Weight::default() }
     }
 
     /// Adds up what each name has in truth.
@@ -175,7 +188,7 @@ mod tests {
                 summary.shrink(bytes_max);
                 summary
             });
-            let counted = Summary::sum(&summaries.collect::<Vec<_>>()).counted();
+            let counted = Summary::sum(&summaries.collect::<Vec<_>>()).counted([1.0; 2]);
             for (name, (bytes, events)) in truth(&parts.concat()) {
                 match counted.rows.iter().find(|row| row.name == [name.clone()]) {
                     Some(row) => {
@@ -197,7 +210,7 @@ mod tests {
         for (name, bytes) in [("a", 5), ("b", 9), ("a", 5), ("c", 1)] {
             summary.add(name.into(), weight(bytes));
         }
-        let counted = summary.counted();
+        let counted = summary.counted([1.0; 2]);
         let rows: Vec<_> = counted.rows.iter().map(|it| (&*it.name[0], it.bytes)).collect();
         assert_eq!(rows, [("a", 10), ("b", 9), ("c", 1)]);
         assert!(counted.rows.iter().all(|row| (row.bytes_error, row.events_error) == (0, 0)));

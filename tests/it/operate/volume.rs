@@ -92,6 +92,7 @@ fn the_command_adds_relays_up_and_prints_a_table_or_json() {
     );
     let arguments = ["volume", &urls[0], &urls[2]];
     said(&arguments, Path::new("/")).assert(1, &["volume.enabled = false"]);
+    said(&["volume", &urls[0], &urls[1], &urls[0]], Path::new("/")).assert_refused("named twice");
     let screen = ["top", "--once", "--by", "user", &urls[1]];
     let screen = text(run_command(&screen, Path::new("/")));
     assert!(screen.contains("5 events, of which 5 were read"), "{screen}");
