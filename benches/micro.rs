@@ -130,7 +130,7 @@ fn main() {
 /// Returns a decoded batch, as it is appended to a queue.
 fn batch_of(work: &Work) -> Append {
     let batch = audit::decode(work.body.clone()).expect("an EventList");
-    Append { lines: batch.lines, events: batch.events, levels: batch.levels }
+    Append { lines: batch.lines, events: batch.events, levels: batch.levels, list: None }
 }
 
 /// Returns the batch of a request with one event.
@@ -328,7 +328,12 @@ fn filtered(work: &Work, keys: &str, policy: &str) -> impl FnMut() -> usize {
     move || {
         for body in &bodies {
             let batch = audit::decode(body.clone()).expect("an EventList");
-            let append = Append { lines: batch.lines, events: batch.events, levels: batch.levels };
+            let append = Append {
+                lines: batch.lines,
+                events: batch.events,
+                levels: batch.levels,
+                list: None,
+            };
             open.append(&append, 1);
             let claimed = open.cursors[0].next(TAKE).expect("it was appended");
             for piece in &claimed.pieces {

@@ -78,6 +78,7 @@ pub use contract::Refused;
 pub use contract::SentLine;
 pub use contract::Take;
 pub use contract::Ticket;
+pub use contract::is_list;
 pub use contract::lines;
 pub use disk::OpenError;
 pub use disk::make as make_directory;
@@ -249,6 +250,15 @@ impl Queue {
     /// Empty if the queue is in memory.
     pub(crate) fn places(&self) -> Vec<(String, Position)> {
         self.spool().map(spool::Queue::places).unwrap_or_default()
+    }
+
+    /// Returns `true` if the queue is in memory and every output sends JSON lists. A list that is
+    /// appended as it was received ([`Append::list`]) is then sent without a copy.
+    pub fn keeps_lists(&self) -> bool {
+        match self {
+            Self::Memory(queue) => queue.keeps_lists(),
+            Self::Spool(_) => false,
+        }
     }
 
     /// Returns `true` if the queue is in files, `false` if it is in memory.
@@ -474,7 +484,18 @@ impl Cursor {
     /// first be read from a file, which [`Cursor::readable`] does.
     #[must_use]
     pub fn next(&mut self, take: Take) -> Option<Batch> {
-        either!(self, cursor => cursor.next(take))
+        self.next_as(take, false)
+    }
+
+    /// Does the same as [`Cursor::next`]. If `lists` is `true`, a piece of the batch may be a part
+    /// of a JSON list as it was received ([`is_list`]). Only a queue that keeps lists has such
+    /// pieces ([`Queue::keeps_lists`]).
+    #[must_use]
+    pub fn next_as(&mut self, take: Take, lists: bool) -> Option<Batch> {
+        match self {
+            Self::Memory(cursor) => cursor.next(take, lists),
+            Self::Spool(cursor) => cursor.next(take),
+        }
     }
 
     /// Makes a claim final: the output has finished its events. They count as acknowledged by the
@@ -583,6 +604,14 @@ impl Cursor {
     /// this function the batches have no origins.
     pub fn tell_origins(&self, tells: bool) {
         either!(self, cursor => cursor.with(|state| state.tells_origins = tells))
+    }
+
+    /// Sets whether this output sends JSON lists ([`Cursor::next_as`]). Before the first call of
+    /// this function it sends lines. A queue in files holds lines only.
+    pub fn take_lists(&self, takes: bool) {
+        if let Self::Memory(cursor) = self {
+            cursor.with(|state| state.takes_lists = takes);
+        }
     }
 
     /// Returns how many events were acknowledged and dropped without a position since the last

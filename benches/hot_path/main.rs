@@ -158,7 +158,7 @@ fn queue(body: &File, batches: u64, take: Take) -> Pass {
     let events = batch.events * batches;
     let append = move || {
         let lines = Bytes::clone(&batch.lines);
-        let append = Append { lines, events: batch.events, levels: batch.levels };
+        let append = Append { lines, events: batch.events, levels: batch.levels, list: None };
         let mut ticket = queue.append(append).expect("room");
         ticket.acknowledged().now_or_never().expect("it is queued").unwrap();
     };

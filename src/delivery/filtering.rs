@@ -353,6 +353,11 @@ impl Filtering {
         aside(takes_long, || self.judge_and_hash(batch))
     }
 
+    /// Returns `true` if a tap may want to see the lines of the next batch.
+    pub(super) fn is_tapped(&self) -> bool {
+        self.tapping.is_open()
+    }
+
     /// Returns the events of a batch that are to be sent, as [`Filtering::pass`] does. Copies some
     /// of them, before they get their form, if a tap is open.
     pub(super) fn pass_to_send(&mut self, batch: Batch, cursor: &Cursor) -> Batch {
@@ -625,7 +630,7 @@ mod tests {
             body = format_args!(r#""requestObject":{{"data":{{"a":"b"{members}}}}}"#)
         );
         let audit::Batch { lines, events, levels, .. } = audit::decode(body.into_bytes()).unwrap();
-        let _ticket = queue.append(Append { lines, events, levels }).unwrap();
+        let _ticket = queue.append(Append { lines, events, levels, list: None }).unwrap();
         let batch = cursor.next(Take { bytes: 1, events: 1 }).unwrap();
         let rules = Rules::new(&config.outputs[0].filter, config::Rejected::Retry);
         let filter = Filter::new(Arc::new(rules), None);

@@ -308,7 +308,13 @@ impl InFlight {
     /// Returns `None` if the queue has no new event or is closed, or if its next events must first
     /// be read from files ([`InFlight::readable`] waits for that).
     pub(super) fn claim_next(&mut self, take: Take) -> Option<Batch> {
-        let batch = self.cursor.next(take)?;
+        self.claim_next_as(take, false)
+    }
+
+    /// Does the same as [`InFlight::claim_next`]. If `lists` is `true`, the batch may have lists
+    /// ([`Cursor::next_as`]).
+    pub(super) fn claim_next_as(&mut self, take: Take, lists: bool) -> Option<Batch> {
+        let batch = self.cursor.next_as(take, lists)?;
         self.put(State::OnWire, Work::new(batch.claim, batch.events, 0));
         Some(batch)
     }

@@ -100,6 +100,8 @@ pub(super) struct Rules {
     /// `true` if a request carries many batches. The link then counts the retries, and batches that
     /// go back are sent again together.
     pub(super) collects: bool,
+    /// `true` if the requests are JSON lists of events, and no filter reads the events.
+    pub(super) sends_lists: bool,
 }
 
 /// The state that decides what the next request carries, and whether the loop yields before it.
@@ -366,20 +368,21 @@ impl Ledger {
             bytes: room.bytes.min(self.rules.limits.max_bytes),
             events: room.events.min(self.rules.limits.max_events),
         };
+        let lists = self.rules.sends_lists && !self.filtering.is_tapped();
         let suspects = self.in_flight.count(State::Suspect);
         if suspects == 0 {
             self.end_isolation();
             if !self.may_take_new() {
                 return None;
             }
-            return self.in_flight.claim_next(take);
+            return self.in_flight.claim_next_as(take, lists);
         }
         let Some(events) = self.isolation.next_comparison(suspects) else {
             self.next_round();
             return None;
         };
         take.events = take.events.min(events);
-        let batch = self.in_flight.claim_next(take);
+        let batch = self.in_flight.claim_next_as(take, lists);
         if batch.is_none() {
             self.isolation.nothing_to_compare();
             self.next_round();

@@ -64,6 +64,13 @@ pub(crate) trait Connect: Send {
         false
     }
 
+    /// Returns `true` if the requests are JSON lists of events. With a queue in memory and without
+    /// a filter, the link may then get pieces of lists as they were received
+    /// ([`crate::queue::is_list`]).
+    fn sends_lists(&self) -> bool {
+        false
+    }
+
     /// Returns the shortest time between two checkpoints of the evidence. An output that collects
     /// events for minutes sends checkpoints no more often than events.
     fn checkpoint_interval(&self) -> Duration {

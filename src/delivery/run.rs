@@ -142,6 +142,8 @@ impl<C: Connect> Delivery<C> {
         let filter = filter.map(|rules| Filter::new(rules, seen));
         let judges_events = connector.tells_positions();
         cursor.tell_origins(filter.is_some() || judges_events || cursor.is_recorded());
+        let sends_lists = connector.sends_lists() && filter.is_none();
+        cursor.take_lists(sends_lists);
         cursor.keep(filter.as_ref().and_then(Filter::window).unwrap_or_default());
         let tapping = Tapping::new(orders.taps.clone(), &config.name);
         let filtering = Filtering::new(filter, &cursor, tapping);
@@ -150,6 +152,7 @@ impl<C: Connect> Delivery<C> {
             server_errors: config.after_server_errors,
             is_ordered: connector.is_ordered(),
             collects: C::COLLECTS,
+            sends_lists,
         };
         let draining = orders.draining.clone();
         let mut ledger =

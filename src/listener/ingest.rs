@@ -48,6 +48,7 @@ use super::settings::Settings;
 use crate::audit;
 use crate::audit::Split;
 use crate::config::Acknowledge;
+use crate::queue::Append;
 use crate::queue::Queue;
 use crate::queue::Refused;
 use crate::telemetry::Gauge;
@@ -78,6 +79,10 @@ const GZIP_SPARE: u64 = 1024 * 1024;
 /// decoded on another thread, because serde_json takes about 1 ms for each MiB and would block the
 /// async runtime.
 const INLINE_MAX: usize = 1024 * 1024;
+
+/// The smallest body in bytes that may stay a list in the queue. A smaller one is copied together
+/// with others when it is sent, so that it would save no copy.
+const LIST_MIN: usize = 32 * 1024;
 
 /// The largest total size, in KiB, of the bodies that are decoded at the same time on the threads
 /// for blocking work. Decoding needs memory for the positions of the events: up to half of the
@@ -327,11 +332,14 @@ impl Ingest {
             self.collect(bounds, upload, &mut share).await?
         };
         let (Intake { rest, large, .. }, volume) = (body, &self.shared.volume);
+        let keeps_list = rest.len() >= LIST_MIN && self.shared.queue.keeps_lists();
         let whole = match large {
-            None if rest.len() <= INLINE_MAX => decode(rest, volume).map_err(stopped)?,
+            None if rest.len() <= INLINE_MAX => {
+                decode(rest, keeps_list, volume).map_err(stopped)?
+            }
             None => {
                 let (length, volume) = (rest.len(), Arc::clone(volume));
-                self.off_thread(bounds, length, move || decode(rest, &volume)).await?
+                self.off_thread(bounds, length, move || decode(rest, keeps_list, &volume)).await?
             }
             Some(mut large) => {
                 let length = rest.len();
@@ -561,9 +569,15 @@ fn event_too_large(max: u64) -> Refusal {
 
 /// Checks and splits a body that is completely in memory. Returns its lines; the error says why the
 /// body is invalid.
-fn decode(mut body: Buffer, volume: &Volume) -> Result<Whole, Stopped> {
-    let Split { lines, events, levels } = audit::decode_in_place(body.with_room())?;
-    Ok(Whole::in_memory(body.keep(lines), events, levels, volume))
+///
+/// If `keeps_list` is `true`, a list of events may stay as it was received ([`Append::list`]).
+fn decode(mut body: Buffer, keeps_list: bool, volume: &Volume) -> Result<Whole, Stopped> {
+    let (split, list) = match keeps_list {
+        true => audit::decode_keeping_list(body.with_room())?,
+        false => (audit::decode_in_place(body.with_room())?, None),
+    };
+    let Split { lines, events, levels } = split;
+    Ok(Whole::in_memory(Append { lines: body.keep(lines), list, events, levels }, volume))
 }
 
 fn stopped(stopped: Stopped) -> Refusal {

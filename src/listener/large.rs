@@ -9,8 +9,6 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
-
 use crate::audit::Invalid;
 use crate::audit::LevelCounts;
 use crate::audit::pieces::Pieces;
@@ -164,17 +162,12 @@ enum Batch {
 }
 
 impl Whole {
-    /// Makes a whole body from lines that are in memory. `events` is the number of lines, and
-    /// `levels` the number of events of each level.
-    pub(super) fn in_memory(
-        lines: Bytes,
-        events: u64,
-        levels: LevelCounts,
-        volume: &Volume,
-    ) -> Self {
+    /// Makes a whole body from events that are in memory.
+    pub(super) fn in_memory(batch: Append, volume: &Volume) -> Self {
+        let Append { ref lines, ref list, events, .. } = batch;
         let (bytes, mut seen) = (lines.len() as u64, Seen::default());
-        volume.look(&lines, None, events, &mut seen);
-        Self { events, bytes, seen, batch: Batch::Memory(Append { lines, events, levels }) }
+        volume.look(lines, list.as_deref(), events, &mut seen);
+        Self { events, bytes, seen, batch: Batch::Memory(batch) }
     }
 
     /// Appends the lines to the queue, and counts them in `volume`. Returns the ticket, with which

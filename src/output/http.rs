@@ -125,6 +125,10 @@ impl Connect for HttpConnector {
         self.client.api.wraps_events()
     }
 
+    fn sends_lists(&self) -> bool {
+        self.client.api.sends_lists()
+    }
+
     fn begin(&mut self, begin: Begin) {
         // A delivery that replaces another one has a connector of its own.
         self.client.queue.set(begin.queue).ok();

@@ -56,9 +56,7 @@ pub(super) fn audit_log(pieces: &[Bytes]) -> Bytes {
     for line in lines(pieces) {
         match line.strip_prefix(b"{") {
             Some(rest) if scan::member(line, "kind").is_none() => {
-                out.extend_from_slice(b"{\"kind\":\"Event\",\"apiVersion\":\"");
-                out.extend_from_slice(audit::API_VERSION.as_bytes());
-                out.extend_from_slice(b"\",");
+                out.extend_from_slice(audit::EVENT_HEAD);
                 out.extend_from_slice(rest);
             }
             _ => out.extend_from_slice(line),

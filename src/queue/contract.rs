@@ -15,14 +15,19 @@ use tokio::sync::Notify;
 use tokio::sync::oneshot;
 
 use crate::audit::LevelCounts;
+use crate::audit::ListEnds;
 use crate::position::Position;
 use crate::telemetry::OutputMetrics;
 
 /// A batch that is appended: the events of one request.
 #[derive(Debug, Clone)]
 pub struct Append {
-    /// The events of the batch, each followed by one `\n`.
+    /// The events of the batch, each followed by one `\n`; if `list` is `Some`, by a comma or `]`.
     pub lines: Bytes,
+    /// `Some`: the events are a part of a JSON list, as it was received: each is followed by a
+    /// comma, and the last by `]`. The values are the offsets of these bytes in `lines`. Only a
+    /// queue that asks for lists ([`Queue::keeps_lists`](super::Queue::keeps_lists)) gets them.
+    pub list: Option<ListEnds>,
     /// The number of events, which is the number of lines.
     pub events: u64,
     /// The number of the batch's events of each audit level. The metrics count them when the batch
@@ -162,8 +167,13 @@ impl Take {
     /// Returns how many bytes, and how many events, at the front of these lines are within the
     /// limits. It is at least one event, even if this event alone is larger than the limits.
     pub(super) fn front_of(self, lines: &[u8]) -> (usize, u64) {
+        self.front(memchr::memchr_iter(b'\n', lines))
+    }
+
+    /// Does the same as [`Take::front_of`], for events that end before these offsets.
+    pub(super) fn front(self, ends: impl Iterator<Item = usize>) -> (usize, u64) {
         let (mut bytes, mut events) = (0, 0);
-        for end in memchr::memchr_iter(b'\n', lines) {
+        for end in ends {
             let fits = (end as u64) < self.bytes && events < self.events;
             if events > 0 && !fits {
                 break;
@@ -207,7 +217,8 @@ pub struct Batch {
     /// The number of bytes in all `pieces` together.
     pub bytes: u64,
     /// The lines of the batch, in order, in one or more pieces. A piece holds whole lines, each
-    /// ended by `\n`.
+    /// ended by `\n`. After [`Cursor::next_as`](super::Cursor::next_as) it may be a part of a list
+    /// ([`is_list`]).
     pub pieces: Vec<Bytes>,
     /// The origins (positions and times) of the lines, in their order. The queue returns one origin
     /// for each piece. Empty unless [`Cursor::tell_origins`](super::Cursor::tell_origins) has asked
@@ -243,6 +254,12 @@ impl Batch {
         };
         self.origins.iter().flat_map(of)
     }
+}
+
+/// Returns `true` if this piece of a batch is a part of a JSON list as it was received: events with
+/// commas between them, and one more byte at the end, a comma or `]`. Other pieces end with `\n`.
+pub fn is_list(piece: &[u8]) -> bool {
+    !piece.ends_with(b"\n")
 }
 
 /// Returns the events of a batch in order, each without its line break. `pieces` are the lines of

@@ -155,6 +155,8 @@ pub(super) struct CursorState {
     gone: bool,
     /// `true`: each batch for this output says the position and age of each piece of its lines.
     pub(super) tells_origins: bool,
+    /// `true`: the output sends JSON lists, so that batches need not be split into lines for it.
+    pub(super) takes_lists: bool,
     /// The facts that the output keeps for the delivery that replaces its present one.
     notes: notes::Memory,
     readable: Arc<Notify>,
@@ -396,8 +398,9 @@ impl MemoryState {
     }
 
     /// Returns a batch with the lines of a claim, as far as these are still in the queue. `None` if
-    /// all of them were dropped. `cursor` is the index of the claim's cursor.
-    fn read(&mut self, claim: Claim, cursor: usize) -> Option<Batch> {
+    /// all of them were dropped. `cursor` is the index of the claim's cursor. If `lists` is `true`,
+    /// the batch may hold parts of JSON lists ([`super::Cursor::next_as`]).
+    fn read(&mut self, claim: Claim, cursor: usize, lists: bool) -> Option<Batch> {
         let from = self.index_at(claim.start);
         let now = self.cursors[cursor].tells_origins.then(Instant::now);
         let mut batch = Batch::of(claim);
@@ -413,7 +416,7 @@ impl MemoryState {
                 age: now.saturating_duration_since(record.accepted),
                 received: record.received,
             });
-            batch.push(events, record.slice(start, end), origin);
+            batch.push(events, record.slice(start, end, lists), origin);
         }
         (batch.events > 0).then_some(batch)
     }
@@ -502,6 +505,7 @@ impl Queue {
             gone: false,
             // The queue's own tests always check the origins.
             tells_origins: cfg!(test),
+            takes_lists: false,
             notes: notes::Memory::default(),
             readable: Arc::clone(&readable),
         });
@@ -547,6 +551,12 @@ impl Queue {
     /// Returns `true` while the queue counts as full. See [`super::Queue::is_full`].
     pub fn is_full(&self) -> bool {
         self.shared.lock().told_full
+    }
+
+    /// Returns `true` if JSON lists can be appended as they were received. See
+    /// [`super::Queue::keeps_lists`].
+    pub fn keeps_lists(&self) -> bool {
+        self.shared.lock().cursors.iter().all(|(_, cursor)| cursor.takes_lists)
     }
 
     /// Appends a batch to the queue, and returns the sender's receipt. See
@@ -747,8 +757,8 @@ impl Cursor {
     }
 
     /// Claims the next events, within the limits of `take`. `None` if every event in the queue is
-    /// claimed. See [`super::Cursor::next`].
-    pub fn next(&self, take: Take) -> Option<Batch> {
+    /// claimed. See [`super::Cursor::next_as`].
+    pub fn next(&self, take: Take, lists: bool) -> Option<Batch> {
         let mut guard = self.shared.lock();
         let state = &mut *guard;
         let read = state.cursors[self.index].claims.read;
@@ -780,7 +790,7 @@ impl Cursor {
         // The check is one comparison for each claim.
         assert!(claim.end <= state.next, "{claim:?} ends behind the log, at {}", state.next);
         state.cursors[self.index].claims.push(claim, ());
-        state.read(claim, self.index)
+        state.read(claim, self.index, lists)
     }
 
     /// Makes a claim final: the output has finished its events. See [`super::Cursor::acknowledge`].
@@ -835,7 +845,7 @@ impl Cursor {
     pub fn redeliver(&self, claim: Claim) -> Option<Batch> {
         let mut guard = self.shared.lock();
         let state = &mut *guard;
-        let batch = state.read(claim, self.index);
+        let batch = state.read(claim, self.index, false);
         let cursor = &mut state.cursors[self.index];
         if let Some(entry) = cursor.claims.find(claim) {
             entry.stage = if batch.is_some() { Stage::OnWire } else { Stage::Dropped };

@@ -401,7 +401,7 @@ impl Queue {
         if opens.is_err() {
             let missing = shared.missing(&state, needed);
             let Some(chosen) = shared.choose(&mut state, missing)? else {
-                let Append { lines, events, levels } = append;
+                let Append { lines, events, levels, .. } = append;
                 shared.metrics.drop_newest(events, lines.len() as u64, &levels);
                 state.writing.unplaced += events;
                 return Ok(Ticket::stored());

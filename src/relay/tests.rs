@@ -77,7 +77,7 @@ async fn post(to: SocketAddr) -> Option<String> {
 /// number of events that the sum of the positions overflows.
 async fn break_writer(queue: &Queue) {
     let lines = bytes::Bytes::from_static(b"{}\n");
-    let absurd = Append { lines, events: u64::MAX, levels: LevelCounts::default() };
+    let absurd = Append { lines, events: u64::MAX, levels: LevelCounts::default(), list: None };
     let mut ticket = queue.append(absurd.clone()).expect("there is room");
     assert_eq!(ticket.acknowledged().await, Err(Refused::Disk));
     // While the thread unwinds, all further batches are refused too.

@@ -615,7 +615,7 @@ impl Intake<'_> {
         // The queue counts the bytes in the vector, not its capacity.
         group.lines.shrink_to_fit();
         let Group { messages, lines, events, levels } = group;
-        let append = Append { lines: Bytes::from(lines), events, levels };
+        let append = Append { lines: Bytes::from(lines), events, levels, list: None };
         self.waiting.push_back((messages, append));
     }
 
@@ -821,7 +821,7 @@ mod tests {
         let mut partition = Partition { assignment: 1, taken: VecDeque::new() };
         for next in 1..=3 {
             let lines = Bytes::from_static(b"{}\n");
-            let append = Append { lines, events: 1, levels: LevelCounts::default() };
+            let append = Append { lines, events: 1, levels: LevelCounts::default(), list: None };
             let ticket = Some(queue.append(append).expect("there is room"));
             let begun = Instant::now();
             let messages =

@@ -70,7 +70,7 @@ async fn one_that_a_reload_removes_has_taken_its_last_before_the_settings_change
     planned[0].source = Arc::new(Scripted(move |queue: &Queue, mut orders: Orders| {
         waits.lock().expect("no holder panics").recv().expect("the test says go");
         let lines = Bytes::from_static(b"{}\n");
-        let batch = Append { lines, events: 1, levels: LevelCounts::default() };
+        let batch = Append { lines, events: 1, levels: LevelCounts::default(), list: None };
         let ticket = queue.append(batch).expect("there is room");
         orders.taking = None;
         while !orders.stop.is_cancelled() {

@@ -26,7 +26,7 @@ const CHECKPOINT: &[u8] = br#"{"kind":"Checkpoint""#;
 
 /// The beginning of a line that may come from an output with `format = "audit_log"`, which puts
 /// these members in front of an event that lacks them. The brace is that of the event.
-const ADDED: &[u8] = br#"{"kind":"Event","apiVersion":"audit.k8s.io/v1","#;
+const ADDED: &[u8] = audit::EVENT_HEAD;
 
 /// A line of a file, without its line break.
 pub(super) enum Line {

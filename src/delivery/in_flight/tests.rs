@@ -46,7 +46,7 @@ fn table(batches: usize) -> (Queue, InFlight) {
     for _ in 0..batches {
         let lines = Bytes::from_static(b"a\nb\nc\nd\n");
         let levels = LevelCounts::default();
-        queue.append(Append { lines, events: 4, levels }).map(drop).expect("room");
+        queue.append(Append { lines, events: 4, levels, list: None }).map(drop).expect("room");
     }
     (queue, InFlight::new(cursor))
 }

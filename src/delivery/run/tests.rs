@@ -575,7 +575,8 @@ impl Bench {
         let names: Vec<String> = names.iter().map(T::to_string).collect();
         let lines: String = names.iter().flat_map(|name| [name.as_str(), "\n"]).collect();
         let events = names.len() as u64;
-        let append = Append { lines: Bytes::from(lines), events, levels: Default::default() };
+        let append =
+            Append { lines: Bytes::from(lines), events, levels: Default::default(), list: None };
         let _stored = self.queue.append(append)?;
         self.appended.extend(names);
         Ok(())

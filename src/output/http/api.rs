@@ -206,6 +206,12 @@ pub(in crate::output) trait Api: Send + Sync + 'static {
         false
     }
 
+    /// `true` if a request is a JSON list of the events as they are. [`Api::encode`] may then get
+    /// pieces of lists ([`crate::queue::is_list`]).
+    fn sends_lists(&self) -> bool {
+        false
+    }
+
     /// The greatest number of bytes of an answer's body that [`Api::judge`] reads. 0 if only the
     /// status counts.
     fn answer_bytes(&self) -> usize {

@@ -16,6 +16,7 @@ use hyper::body::SizeHint;
 
 use super::wire::RequestMarks;
 use crate::delivery::endpoints::Figures;
+use crate::queue::is_list;
 use crate::telemetry::OutputMetrics;
 
 /// The greatest number of bytes of one piece of a request body, if the piece is sent without a
@@ -33,6 +34,22 @@ pub(super) const COPIED_BYTES: usize = 64 * 1024;
 /// write, even if they are small.
 const PASSED_ON_MIN: usize = 32 * 1024;
 
+/// Stored bytes of a request body.
+#[derive(Clone)]
+struct Stored {
+    bytes: Bytes,
+    /// `true` if the bytes are lines of which a JSON list is made. Commas then replace the line
+    /// breaks.
+    gets_commas: bool,
+}
+
+impl Stored {
+    /// Returns `true` if the bytes are sent without a copy.
+    fn passes(&self) -> bool {
+        self.bytes.len() >= PASSED_ON_MIN && !self.gets_commas
+    }
+}
+
 /// A request body, as an iterator over pieces of bytes. Each piece is made only when hyper asks for
 /// it. A copied piece is then still in the CPU's cache when it is written, and a body that must be
 /// copied is never in memory twice as a whole.
@@ -41,14 +58,10 @@ pub(super) struct Pieces {
     /// The bytes of the body before the first event, such as `[`. Empty as soon as these bytes are
     /// in a piece.
     head: &'static [u8],
-    /// The stored events that are not in a piece of the body yet. Each buffer holds one or more
-    /// lines, with one event in each line.
-    lines: VecDeque<Bytes>,
+    /// The stored bytes that are not in a piece of the body yet.
+    stored: VecDeque<Stored>,
     /// The bytes of the body after the last event, such as `]`.
     tail: &'static [u8],
-    /// `true` if the body is a JSON list of the stored lines. The line break between two lines is
-    /// then replaced by a comma.
-    is_list: bool,
     /// The number of bytes of the body that are not in a piece yet.
     left: u64,
     /// The memory of the last copied piece. It is used again for the next one if hyper has written
@@ -59,24 +72,31 @@ pub(super) struct Pieces {
 impl Pieces {
     /// Makes a body of exactly the bytes in `pieces`.
     pub(super) fn of(pieces: Vec<Bytes>) -> Self {
-        Self::new(b"", pieces, b"", false)
+        let stored = pieces.into_iter().map(|bytes| Stored { bytes, gets_commas: false });
+        Self::new(b"", stored.collect(), b"")
     }
 
     /// Makes a body that is a JSON list: `head`, then the events separated by commas, then `tail`.
-    /// `lines` holds the events as lines, each ended by a line break.
-    pub(super) fn list(head: &'static [u8], mut lines: Vec<Bytes>, tail: &'static [u8]) -> Self {
-        if let Some(last) = lines.last_mut() {
-            last.truncate(last.len().saturating_sub(1));
+    /// `pieces` holds the events: lines, each ended by a line break, or lists ([`is_list`]).
+    pub(super) fn list(head: &'static [u8], pieces: Vec<Bytes>, tail: &'static [u8]) -> Self {
+        let mut stored = VecDeque::with_capacity(2 * pieces.len());
+        for mut bytes in pieces {
+            let gets_commas = !is_list(&bytes);
+            // A piece that is sent without a copy has no room for the comma behind it.
+            if !stored.is_empty() {
+                stored.push_back(Stored { bytes: Bytes::from_static(b","), gets_commas: false });
+            }
+            bytes.truncate(bytes.len().saturating_sub(1));
+            stored.push_back(Stored { bytes, gets_commas });
         }
-        Self::new(head, lines, tail, true)
+        Self::new(head, stored, tail)
     }
 
-    /// Makes a body of `head`, `lines` and `tail`. `is_list` is `true` if the line breaks between
-    /// the lines are to become commas.
-    fn new(head: &'static [u8], lines: Vec<Bytes>, tail: &'static [u8], is_list: bool) -> Self {
-        let bytes: usize = lines.iter().map(Bytes::len).sum();
+    /// Makes a body of `head`, the stored bytes and `tail`.
+    fn new(head: &'static [u8], stored: VecDeque<Stored>, tail: &'static [u8]) -> Self {
+        let bytes: usize = stored.iter().map(|stored| stored.bytes.len()).sum();
         let left = (head.len() + bytes + tail.len()) as u64;
-        Self { head, lines: lines.into(), tail, is_list, left, copied: BytesMut::new() }
+        Self { head, stored, tail, left, copied: BytesMut::new() }
     }
 
     /// Returns the number of bytes of the body that are not in a piece yet.
@@ -85,16 +105,16 @@ impl Pieces {
     }
 
     /// Takes the next piece from the stored buffers without a copy. Returns `None` if the next
-    /// piece must be a copy: because the body is a list, in which line breaks become commas, or
-    /// because the next stored buffer is smaller than `PASSED_ON_MIN`, or because none is left.
+    /// piece must be a copy: because line breaks in it become commas, or because the next stored
+    /// buffer is smaller than `PASSED_ON_MIN`, or because none is left.
     fn pass_on(&mut self) -> Option<Bytes> {
-        let front = self.lines.front_mut().filter(|front| front.len() >= PASSED_ON_MIN)?;
-        if self.is_list {
-            return None;
+        let front = self.stored.front_mut().filter(|front| front.passes())?;
+        if !self.head.is_empty() {
+            return Some(Bytes::from_static(std::mem::take(&mut self.head)));
         }
-        let piece = front.split_to(front.len().min(PIECE_BYTES));
-        if front.is_empty() {
-            self.lines.pop_front();
+        let piece = front.bytes.split_to(front.bytes.len().min(PIECE_BYTES));
+        if front.bytes.is_empty() {
+            self.stored.pop_front();
         }
         Some(piece)
     }
@@ -110,25 +130,24 @@ impl Pieces {
         }
         copy.extend_from_slice(std::mem::take(&mut self.head));
         while copy.len() < COPIED_BYTES {
-            let Some(front) = self.lines.front_mut() else {
+            let Some(front) = self.stored.front_mut() else {
                 copy.extend_from_slice(std::mem::take(&mut self.tail));
                 break;
             };
-            if !self.is_list && front.len() >= PASSED_ON_MIN {
+            if front.passes() {
                 break;
             }
-            let piece = front.split_to(front.len().min(COPIED_BYTES - copy.len()));
-            if front.is_empty() {
-                self.lines.pop_front();
+            let gets_commas = front.gets_commas;
+            let piece = front.bytes.split_to(front.bytes.len().min(COPIED_BYTES - copy.len()));
+            if front.bytes.is_empty() {
+                self.stored.pop_front();
             }
-            if self.is_list {
-                let start = copy.len();
-                copy.extend_from_slice(&piece);
+            let start = copy.len();
+            copy.extend_from_slice(&piece);
+            if gets_commas {
                 for byte in copy.get_mut(start..).unwrap_or_default() {
                     *byte = if *byte == b'\n' { b',' } else { *byte };
                 }
-            } else {
-                copy.extend_from_slice(&piece);
             }
         }
         let piece = copy.split().freeze();
@@ -242,6 +261,16 @@ mod tests {
             "[{1},{2}]"
         );
         assert_eq!(text(Pieces::list(b"[", Vec::new(), b"]")), "[]");
-        assert_eq!(text(Pieces::of(Vec::new())), "");
+        // Parts of lists, as they were received: one is cut in the middle, one is whole.
+        let large = "x".repeat(PASSED_ON_MIN);
+        let stored = ["{1},{2},", "{3}\n{4}\n", &format!("{{5}},{large}]"), "{6}]", "{7}\n"];
+        let stored = stored.map(|piece| Bytes::copy_from_slice(piece.as_bytes())).to_vec();
+        let list: Vec<Bytes> = Pieces::list(b"[", stored, b"]").collect();
+        let list = String::from_utf8(list.concat()).unwrap();
+        assert!(list == format!("[{{1}},{{2}},{{3}},{{4}},{{5}},{large},{{6}},{{7}}]"), "{list}");
+        // The head and the tail are pieces of their own, because the list is not copied.
+        let lone = Pieces::list(b"[", vec![Bytes::from(format!("{large},"))], b"]}");
+        let lone: Vec<Bytes> = lone.collect();
+        assert!(lone.len() == 3 && lone.concat() == format!("[{large}]}}").as_bytes());
     }
 }

@@ -28,6 +28,10 @@ impl Api for HttpFormat {
         }
     }
 
+    fn sends_lists(&self) -> bool {
+        matches!(self, Self::EventList | Self::JsonArray)
+    }
+
     /// Any 2xx is the contract of `http`: nobody knows what else its consumers answer.
     fn acknowledged(&self, _: &Reply<'_>) -> Result<(), String> {
         Ok(())

@@ -408,7 +408,7 @@ impl<E: Encode> StreamLink<E> {
             let grace =
                 self.replay_window + (self.replay_window / SAMPLES_PER_WINDOW).max(SAMPLE_MIN) * 2;
             if now.duration_since(finished) >= grace {
-                let what = "closed by the peer before it had received every byte";
+                let what = "closed by the peer before it was known to have every byte";
                 let failure = self.session.failure(AttemptError::Closed, what);
                 return Some(self.broken(failure));
             }

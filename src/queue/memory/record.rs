@@ -9,6 +9,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::audit::LevelCounts;
+use crate::audit::ListEnds;
 use crate::config::BATCH_OVERHEAD;
 use crate::position::Position;
 use crate::queue::contract::Append;
@@ -48,6 +49,7 @@ pub(super) struct Record {
     /// The position of the batch's first event.
     pub(super) first: Position,
     pub(super) events: u64,
+    /// The events, each with the byte after it: `\n`, or a comma or `]` if they are a JSON list.
     pub(super) lines: Bytes,
     pub(super) levels: LevelCounts,
     /// When the batch was appended to the queue.
@@ -61,10 +63,17 @@ pub(super) struct Record {
     /// sent when every required output has finished the batch, or when a required output will never
     /// finish it. `None` if the sender does not wait, or has its result already.
     pub(super) waiting: Option<oneshot::Sender<Result<(), Refused>>>,
-    /// The offset of every [`LINES_PER_MARK`]th line, from line 0 on: the place in `lines` where
-    /// this line begins. With these offsets a line is found without a search from the start. Empty
-    /// until the batch is cut for the first time.
-    marks: Vec<usize>,
+    places: Places,
+}
+
+/// The places of the events in a record.
+enum Places {
+    /// The events are lines. The value is the offset of every [`LINES_PER_MARK`]th line, from line
+    /// 0 on: the place where this line begins. With these offsets a line is found without a search
+    /// from the start. Empty until the batch is cut for the first time.
+    Lines(Vec<usize>),
+    /// The events are a JSON list ([`Append::list`]).
+    List(ListEnds),
 }
 
 impl Record {
@@ -78,7 +87,7 @@ impl Record {
             received: now(),
             counted: false,
             waiting: None,
-            marks: Vec::new(),
+            places: batch.list.map_or(Places::Lines(Vec::new()), Places::List),
         }
     }
 
@@ -122,13 +131,18 @@ impl Record {
         if position >= self.end() {
             return self.lines.len();
         }
-        if self.marks.is_empty() {
-            self.marks.push(0);
+        let marks = match &mut self.places {
+            Places::Lines(marks) => marks,
+            Places::List(ends) => {
+                return ends.get(line - 1).map_or(self.lines.len(), |end| *end as usize + 1);
+            }
+        };
+        if marks.is_empty() {
+            marks.push(0);
             let ends = memchr::memchr_iter(b'\n', &self.lines);
-            self.marks
-                .extend(ends.skip(LINES_PER_MARK - 1).step_by(LINES_PER_MARK).map(|end| end + 1));
+            marks.extend(ends.skip(LINES_PER_MARK - 1).step_by(LINES_PER_MARK).map(|end| end + 1));
         }
-        let mark = self.marks.get(line / LINES_PER_MARK).copied().unwrap_or(self.lines.len());
+        let mark = marks.get(line / LINES_PER_MARK).copied().unwrap_or(self.lines.len());
         match line % LINES_PER_MARK {
             0 => mark,
             rest => memchr::memchr_iter(b'\n', &self.lines[mark..])
@@ -146,10 +160,28 @@ impl Record {
         Amount { events: end - start, bytes: bytes as u64 }
     }
 
-    /// Returns the lines of those events of this batch whose positions are in `start..end`.
-    pub(super) fn slice(&mut self, start: Position, end: Position) -> Bytes {
+    /// Returns the events of this batch whose positions are in `start..end`, as lines. If `lists`
+    /// is `true` and the batch is a JSON list, returns a part of this list.
+    pub(super) fn slice(&mut self, start: Position, end: Position, lists: bool) -> Bytes {
+        if !lists {
+            self.end_lines();
+        }
         let (from, to) = (self.offset(start), self.offset(end));
         self.lines.slice(from..to)
+    }
+
+    /// Makes lines of a JSON list: a line break replaces the byte after each event. The list itself
+    /// may be on its way to a consumer, so that it is copied.
+    fn end_lines(&mut self) {
+        let Places::List(ends) = &self.places else { return };
+        let mut lines = self.lines.to_vec();
+        for end in ends {
+            if let Some(byte) = lines.get_mut(*end as usize) {
+                *byte = b'\n';
+            }
+        }
+        self.lines = Bytes::from(lines);
+        self.places = Places::Lines(Vec::new());
     }
 
     /// Returns the position at which to cut the batch, so that the part from `start` to the
@@ -157,7 +189,12 @@ impl Record {
     /// this event alone is larger than the limits.
     pub(super) fn cut(&mut self, start: Position, take: Take) -> Position {
         let from = self.offset(start);
-        let (_, events) = take.front_of(&self.lines[from..]);
+        let (_, events) = match &self.places {
+            Places::Lines(_) => take.front_of(&self.lines[from..]),
+            Places::List(ends) => {
+                take.front(ends.iter().filter_map(|end| (*end as usize).checked_sub(from)))
+            }
+        };
         (start + events).clamp(start + 1, self.end())
     }
 }

@@ -4,6 +4,7 @@ use bytes::Bytes;
 
 use super::*;
 use crate::audit::LevelCounts;
+use crate::queue::contract::is_list;
 use crate::queue::contract::now;
 use crate::queue::tests;
 use crate::queue::tests::Counts;
@@ -39,7 +40,22 @@ fn join(queue: &Queue, telemetry: &Telemetry, name: &str) -> Cursor {
 fn batch(events: &[String]) -> Append {
     let lines: String = events.iter().flat_map(|event| [event.as_str(), "\n"]).collect();
     let count = events.len() as u64;
-    Append { lines: Bytes::from(lines), events: count, levels: LevelCounts::default() }
+    Append { lines: Bytes::from(lines), events: count, levels: LevelCounts::default(), list: None }
+}
+
+/// Returns the same batch as a part of a JSON list, as it is received.
+fn list(events: &[String]) -> Append {
+    let offset = |index: usize| events[..index].iter().map(|event| event.len() + 1).sum::<usize>();
+    let ends =
+        (1..=events.len()).map(|index| u32::try_from(offset(index) - 1).expect("it is small"));
+    let ends = ends.collect();
+    Append { lines: Bytes::from(events.join(",") + "]"), list: Some(ends), ..batch(events) }
+}
+
+/// Returns a piece as lines. The events of a list have neither commas nor brackets.
+fn as_lines(piece: &Bytes) -> Vec<u8> {
+    let is_end = |byte: u8| is_list(piece) && (byte == b',' || byte == b']');
+    piece.iter().map(|byte| if is_end(*byte) { b'\n' } else { *byte }).collect()
 }
 
 fn store(queue: &Queue, events: &[String], why: &str) {
@@ -51,9 +67,9 @@ fn names(names: &str) -> Vec<String> {
 }
 
 fn read(batch: &Batch) -> Vec<String> {
-    let lines: Vec<u8> = batch.pieces.iter().flat_map(|piece| piece.to_vec()).collect();
+    let lines: Vec<u8> = batch.pieces.iter().flat_map(as_lines).collect();
     assert_eq!(batch.bytes, lines.len() as u64);
-    assert!(batch.pieces.iter().all(|piece| piece.ends_with(b"\n")), "whole lines");
+    assert!(lines.is_empty() || lines.ends_with(b"\n"), "whole lines");
     let events: Vec<String> =
         String::from_utf8(lines).expect("as appended").lines().map(str::to_owned).collect();
     assert_eq!(batch.events, events.len() as u64);
@@ -74,12 +90,12 @@ fn what_is_finished_behind_a_dropped_claim_is_let_go_and_told() {
         store(&queue, &names(name), "room");
     }
     let one = Take { bytes: u64::MAX, events: 1 };
-    let claims: Vec<_> = (0..3).map(|_| cursor.next(one).expect("an event").claim).collect();
+    let claims: Vec<_> = (0..3).map(|_| cursor.next(one, false).expect("an event").claim).collect();
     cursor.release(claims[0]);
     cursor.acknowledge(claims[1], Disposition::default());
     store(&queue, &names("d"), "a is dropped");
     cursor.acknowledge(claims[2], Disposition::default());
-    let rest = cursor.next(one).expect("d");
+    let rest = cursor.next(one, false).expect("d");
     cursor.acknowledge(rest.claim, Disposition::default());
     let waiting = queue.clone();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build();
@@ -108,13 +124,13 @@ fn a_batch_is_cut_at_any_line_whatever_its_length() {
         store(&queue, &events, "room");
         let mut got = Vec::new();
         while got.len() < events.len() {
-            let taken = cursor.next(Take { bytes, events: count }).expect("more of it");
+            let taken = cursor.next(Take { bytes, events: count }, false).expect("more of it");
             assert!(taken.events == 1 || (taken.bytes <= bytes && taken.events <= count));
             got.extend(read(&taken));
             cursor.acknowledge(taken.claim, Disposition::default());
         }
         assert_eq!(got, events);
-        assert!(cursor.next(ALL).is_none());
+        assert!(cursor.next(ALL, false).is_none());
     }
 }
 
@@ -123,7 +139,7 @@ fn abandon_counts_what_each_output_has_not_got() {
     let (queue, telemetry) = queue(10_000, WhenFull::Reject, Acknowledge::Queued);
     let cursors = ["o", "p"].map(|name| join(&queue, &telemetry, name));
     store(&queue, &names("a b c"), "room");
-    let taken = cursors[0].next(Take { bytes: u64::MAX, events: 2 }).expect("two");
+    let taken = cursors[0].next(Take { bytes: u64::MAX, events: 2 }, false).expect("two");
     for _ in 0..2 {
         // Nothing is counted the second time, because the claim is final.
         cursors[0].acknowledge(taken.claim, Disposition::default());
@@ -147,7 +163,7 @@ fn join_counted(
 
 /// Takes the next claim of a cursor, finishes it, and returns its events.
 fn deliver(cursor: &Cursor) -> Vec<String> {
-    let taken = cursor.next(ALL).expect("something is there");
+    let taken = cursor.next(ALL, false).expect("something is there");
     cursor.acknowledge(taken.claim, Disposition::default());
     read(&taken)
 }
@@ -157,7 +173,7 @@ async fn no_sender_is_told_that_a_batch_is_delivered_when_its_output_has_ended()
     let (queue, telemetry) = queue(10_000, WhenFull::Reject, Acknowledge::Delivered);
     let cursor = join(&queue, &telemetry, "o");
     let mut begun = queue.append(batch(&names("a b"))).expect("room");
-    let taken = cursor.next(ALL).expect("it is on the wire");
+    let taken = cursor.next(ALL, false).expect("it is on the wire");
     let mut waiting = queue.append(batch(&names("c"))).expect("room");
     queue.give_up("o");
     for ticket in [&mut begun, &mut waiting] {
@@ -180,16 +196,16 @@ async fn of_several_required_outputs_one_that_has_ended_is_enough_for_a_refusal(
     let mut untouched = queue.append(batch(&names("c"))).expect("room");
     let one = Take { bytes: u64::MAX, events: 1 };
     for cursor in [&ending, &going] {
-        let taken = cursor.next(one).expect("a");
+        let taken = cursor.next(one, false).expect("a");
         cursor.acknowledge(taken.claim, Disposition::default());
     }
-    let taken = going.next(one).expect("b");
+    let taken = going.next(one, false).expect("b");
     going.acknowledge(taken.claim, Disposition::default());
     queue.give_up("ending");
     assert_eq!(both.acknowledged().await, Ok(()), "both have it");
     assert_eq!(other.acknowledged().await, Err(Refused::Undelivered), "only one has it");
     assert_eq!(untouched.acknowledged().await, Err(Refused::Undelivered));
-    assert!(going.next(ALL).is_none(), "and nobody begins what its sender has");
+    assert!(going.next(ALL, false).is_none(), "and nobody begins what its sender has");
     assert_eq!(queue.abandon(), [("ending".to_owned(), 1), ("going".to_owned(), 0)]);
     assert_eq!(queue.held(), (0, 0));
 }
@@ -237,7 +253,7 @@ async fn a_batch_says_where_and_how_old_its_pieces_are() {
     tokio::time::advance(Duration::from_secs(5)).await;
     store(&queue, &names("d e"), "room");
     tokio::time::advance(Duration::from_secs(2)).await;
-    let taken = cursor.next(ALL).expect("both");
+    let taken = cursor.next(ALL, false).expect("both");
     let times: Vec<_> = taken.origins.iter().map(|origin| origin.received).collect();
     assert!(times.is_sorted() && times.iter().all(|time| now() - time < 60_000), "{times:?}");
     let origin = |first: Position, events, seconds| {

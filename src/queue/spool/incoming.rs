@@ -342,7 +342,8 @@ impl Queue {
             state.writing.unplaced += incoming.events;
             return Ok(Ticket::stored());
         }
-        let append = Append { lines: bytes::Bytes::new(), events: incoming.events, levels };
+        let append =
+            Append { lines: bytes::Bytes::new(), events: incoming.events, levels, list: None };
         // Batches that arrive after this body begin a new segment.
         state.writing.accounting.plan_incoming();
         Ok(shared.join_line(state, append, incoming.file.take(), Some(0)))

@@ -87,7 +87,12 @@ async fn a_spool_of_format_1_is_read_event_for_event_and_goes_on() {
     assert_eq!(places, [Position::new(11), Position::START], "as the cursors file says");
 
     let lines = events(0..1);
-    let append = Append { lines: lines.clone().into(), events: 1, levels: LevelCounts::default() };
+    let append = Append {
+        lines: lines.clone().into(),
+        events: 1,
+        levels: LevelCounts::default(),
+        list: None,
+    };
     let mut ticket = queue.append(append).expect("there is room");
     ticket.acknowledged().await.expect("the disk is well");
 

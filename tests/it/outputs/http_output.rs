@@ -10,6 +10,8 @@ use crate::support::http::Unannounced;
 use crate::support::prelude::*;
 
 const FORMATS: [&str; 4] = ["event_list", "ndjson", "json_array", "audit_log"];
+/// With these alone, a list stays in the queue as it was received.
+const LISTS: [&str; 2] = ["event_list", "json_array"];
 const COMPRESSIONS: [&str; 3] = ["none", "gzip", "zstd"];
 
 /// Returns the lines of the relay's log whose level is not INFO.
@@ -26,11 +28,11 @@ fn as_logged(event: &[u8]) -> Vec<u8> {
 }
 
 /// Posts the whole corpus to one relay that has an output for each format and compression.
-fn every_format_carries_the_corpus(concurrency: usize) {
+fn every_format_carries_the_corpus(formats: &[&str], concurrency: usize) {
     let sink = HttpSink::accepting();
     let mut config = BASE.to_owned();
     for (format, compression) in
-        FORMATS.iter().flat_map(|format| COMPRESSIONS.map(|compression| (format, compression)))
+        formats.iter().flat_map(|format| COMPRESSIONS.map(|compression| (format, compression)))
     {
         let name = format!("{}-{compression}", format.replace('_', "-"));
         let url = format!("http://{}/{format}/{compression}", sink.address());
@@ -51,7 +53,7 @@ fn every_format_carries_the_corpus(concurrency: usize) {
     relay.wait_until_delivered(PATIENCE * 2);
     let logged: Vec<_> = events.iter().map(|event| as_logged(event)).collect();
     let requests = sink.requests();
-    for format in FORMATS {
+    for format in formats.iter().copied() {
         for compression in COMPRESSIONS {
             let target = format!("/{format}/{compression}");
             let of_this = requests.iter().filter(|request| request.target == target);
@@ -80,12 +82,35 @@ fn every_format_carries_the_corpus(concurrency: usize) {
 
 #[test]
 fn every_format_and_compression_carries_the_corpus_byte_for_byte_and_in_order() {
-    every_format_carries_the_corpus(1);
+    every_format_carries_the_corpus(&FORMATS, 1);
+    every_format_carries_the_corpus(&LISTS, 1);
 }
 
 #[test]
 fn every_format_and_compression_carries_the_corpus_over_four_connections() {
-    every_format_carries_the_corpus(4);
+    every_format_carries_the_corpus(&FORMATS, 4);
+    every_format_carries_the_corpus(&LISTS, 4);
+}
+
+#[test]
+fn a_list_is_sent_as_it_was_received_and_as_lines_to_an_output_that_joins() {
+    let (list, lines) = (HttpSink::accepting(), HttpSink::accepting());
+    let before = format!("{BASE}{}", list.output("list", ""));
+    let relay = Relay::start(&before);
+    let batch = |seed| generated_batch(seed, 400, 1000);
+    assert_eq!(relay.post(&batch(1)).status, 200);
+    relay.wait_until_delivered(PATIENCE);
+    // kube-apiserver ends a list with a line break, as the relay does.
+    let sent = |sink: &HttpSink| sink.requests().last().map(|request| request.body.clone());
+    assert!(sent(&list).unwrap().trim_ascii_end() == batch(1).trim_ascii_end());
+    let more = lines.output("lines", "format = \"ndjson\"\n");
+    relay.reload(&format!("{before}{more}"), "success");
+    assert_eq!(relay.post(&batch(2)).status, 200);
+    relay.wait_until_delivered(PATIENCE);
+    assert!(accepted_events(&lines) == events_of(&batch(2)), "other events, or another order");
+    let both = [events_of(&batch(1)), events_of(&batch(2))].concat();
+    assert!(accepted_events(&list) == both, "other events, or another order");
+    relay.finish(Backlog::Empty);
 }
 
 #[test]

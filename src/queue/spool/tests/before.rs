@@ -43,7 +43,8 @@ impl Again {
             all.extend_from_slice(&line);
             self.lines.push(line);
         }
-        let append = Append { lines: Bytes::from(all), events, levels: LevelCounts::default() };
+        let append =
+            Append { lines: Bytes::from(all), events, levels: LevelCounts::default(), list: None };
         let mut ticket = self.now.queue.append(append).expect("room");
         if let Some(waiting) = self.now.queue.shared.lock().writing.waiting.back_mut() {
             waiting.received -= u64::try_from(ago.as_millis()).expect("not so long");

@@ -68,7 +68,12 @@ impl Scene {
             write_line(number, length, &mut lines);
             count += 1;
         }
-        let append = Append { lines: lines.into(), events: count, levels: LevelCounts::default() };
+        let append = Append {
+            lines: lines.into(),
+            events: count,
+            levels: LevelCounts::default(),
+            list: None,
+        };
         let mut ticket = self.queue.append(append).expect("there is room");
         // Without this, dropping the ticket would withdraw the batch.
         ticket.waits = None;

@@ -585,7 +585,12 @@ impl Simulation {
             write_line(number, *length, &mut lines);
         }
         let (bytes, events) = (lines.len() as u64, lengths.len() as u64);
-        let append = Append { lines: Bytes::from(lines), events, levels: LevelCounts::default() };
+        let append = Append {
+            lines: Bytes::from(lines),
+            events,
+            levels: LevelCounts::default(),
+            list: None,
+        };
         let before = self.segments();
         let fault = self.state().writing.health.error.is_some();
         let queue = self.process().queue.clone();

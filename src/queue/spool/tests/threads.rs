@@ -34,7 +34,8 @@ async fn send(queue: Queue, sender: usize, full: Arc<AtomicUsize>) {
             lines.push_str(&format!("{sender} {number} {filler}\n"));
             number += 1;
         }
-        let append = Append { lines: lines.into(), events, levels: LevelCounts::default() };
+        let append =
+            Append { lines: lines.into(), events, levels: LevelCounts::default(), list: None };
         loop {
             match queue.append(append.clone()) {
                 Ok(mut ticket) => {
