@@ -43,6 +43,8 @@ mod web_token;
 pub use annotate::Annotations;
 pub use path::With;
 pub use redaction::Redaction;
+pub use redaction::is_secret;
+pub use redaction::secret_kinds;
 pub use rule::Rule;
 
 use annotate::Addition;

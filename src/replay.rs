@@ -324,6 +324,7 @@ impl Replay {
             settings: settings.clone(),
             spools: frontier.spools.clone(),
             resumed: frontier.state.files.clone(),
+            as_lines: false,
         };
         let (sender, items) = mpsc::channel(1);
         let for_reader = notes.clone();

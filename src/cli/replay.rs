@@ -156,14 +156,17 @@ fn batch_bytes(text: &str) -> Result<usize, String> {
     }
 }
 
+/// Checks that the inputs exist. `Err` is the exit status.
+pub(super) fn check(files: &[PathBuf]) -> Result<(), u8> {
+    if files.iter().filter(|file| file.as_os_str() == "-").count() > 1 {
+        return Err(super::wrong("- is standard input and can be named only once"));
+    }
+    files.iter().try_for_each(|file| input(file, "the events"))
+}
+
 pub(super) fn run(arguments: &Arguments) -> Result<(), u8> {
     let wrong = |what: String| super::wrong(escape::message(&what));
-    if arguments.files.iter().filter(|file| file.as_os_str() == "-").count() > 1 {
-        return Err(wrong("- is standard input and can be named only once".to_owned()));
-    }
-    for file in &arguments.files {
-        input(file, "the events")?;
-    }
+    check(&arguments.files)?;
     let Tls { ca, certificate, key, .. } = &arguments.tls;
     for file in [ca, certificate, key].into_iter().flatten().filter(|_| is_https(arguments)) {
         input(file, "the PEM file")?;
@@ -324,11 +327,6 @@ fn spot(span: &Span) -> String {
     }
 }
 
-/// Returns the message about a line that is not an event.
-pub(super) fn skipped(span: &Span, what: &str) -> String {
-    format!("{}: skipped: {}", spot(span), escape::message(what))
-}
-
 /// Returns the line of the summary about a queue's directory.
 fn result_of(replayed: &Replayed) -> String {
     let Replayed { directory: _, queue, events, begin, end, missing, dropped } = replayed;
@@ -353,8 +351,8 @@ fn result_of(replayed: &Replayed) -> String {
 
 /// Shows the progress and the messages of a replay: on a terminal as a bar, in all other cases in
 /// lines.
-struct Display {
-    bar: ProgressBar,
+pub(super) struct Display {
+    pub(super) bar: ProgressBar,
     file_bytes: Option<u64>,
     begun: Instant,
     /// The time at which the last progress line was printed, and the number of events that the
@@ -372,15 +370,22 @@ struct Display {
 impl Display {
     /// Makes a display for files that together have this number of bytes; `None`: the size is
     /// unknown. A bar is drawn only on a terminal.
-    fn new(file_bytes: Option<u64>) -> Self {
-        let bar = bar(file_bytes);
+    pub(super) fn new(file_bytes: Option<u64>) -> Self {
+        let bar = match file_bytes {
+            Some(bytes) => ProgressBar::new(bytes).with_style(style(
+                "{wide_bar} {percent:>3} %  {bytes} of {total_bytes}  {msg}  {eta} left",
+            )),
+            None => ProgressBar::new_spinner().with_style(style("{spinner} {elapsed}  {msg}")),
+        };
         let now = Instant::now();
         Self { bar, file_bytes, begun: now, told: (now, 0), from: None, replayed: String::new() }
     }
 
-    fn note(&mut self, note: &Note) {
+    pub(super) fn note(&mut self, note: &Note) {
         let text = match note {
-            Note::BadLine { span, what } => skipped(span, what),
+            Note::BadLine { span, what } => {
+                format!("{}: skipped: {}", spot(span), escape::message(what))
+            }
             Note::Remark { directory, what } => {
                 format!("{}: {}", shown(directory), escape::message(what))
             }
@@ -471,17 +476,6 @@ impl Display {
             rate(progress.accepted, took),
             self.replayed,
         )
-    }
-}
-
-/// Makes the progress bar for inputs that together have this number of bytes; `None`: the size is
-/// unknown. It is drawn only on a terminal.
-pub(super) fn bar(bytes: Option<u64>) -> ProgressBar {
-    match bytes {
-        Some(bytes) => ProgressBar::new(bytes).with_style(style(
-            "{wide_bar} {percent:>3} %  {bytes} of {total_bytes}  {msg}  {eta} left",
-        )),
-        None => ProgressBar::new_spinner().with_style(style("{spinner} {elapsed}  {msg}")),
     }
 }
 

@@ -12,6 +12,7 @@
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
+use serde_json::Value;
 use serde_json::json;
 
 use super::Sum;
@@ -43,13 +44,14 @@ pub struct Advice {
     pub page: String,
 }
 
-/// The events that a plan lowers to the level Metadata.
+/// The events that a plan lowers to the level Metadata, each with those before it. Their order is
+/// that of [`Survey::bodies`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Lowering {
     /// Nothing but what must never have a body.
-    Nothing,
-    Reads,
-    Everything,
+    Nothing = 0,
+    Reads = 1,
+    Everything = 2,
 }
 
 /// The cells of one user that one rule can drop.
@@ -74,13 +76,10 @@ impl Advice {
         // and the bodies of changes are what an investigation needs most.
         let plans = [Lowering::Reads, Lowering::Nothing, Lowering::Everything]
             .map(|lowering| Plan::new(survey, &units, lowering, wanted));
-        let [reads, nothing, everything] = plans;
-        let rank = |plan: &Plan<'_>| match plan.saved >= wanted {
-            true => (0, 0, plan.rules()),
-            false => (1, u64::MAX - plan.saved, plan.rules()),
-        };
-        let better = |one, two| if rank(&two) < rank(&one) { two } else { one };
-        let plan = better(better(reads, nothing), everything);
+        let rank = |plan: &Plan<'_>| (wanted.saturating_sub(plan.saved), plan.rules());
+        let [first, others @ ..] = plans;
+        let better = |best, plan| if rank(&plan) < rank(&best) { plan } else { best };
+        let plan = others.into_iter().fold(first, better);
         let cells = plan.units.iter().flatten();
         Self {
             saves: Sum {
@@ -145,12 +144,7 @@ impl<'s> Plan<'s> {
     /// Makes the plan with this lowering that has the fewest rules, and leaves out cells that are
     /// not needed.
     fn new(survey: &Survey, units: &[Unit<'s>], lowering: Lowering, wanted: u64) -> Self {
-        let [secret, reads, writes] = survey.bodies;
-        let lowered = match lowering {
-            Lowering::Nothing => secret,
-            Lowering::Reads => secret + reads,
-            Lowering::Everything => secret + reads + writes,
-        };
+        let lowered = survey.bodies.iter().take(1 + lowering as usize).sum();
         let (mut units, mut saved) = (units.to_vec(), lowered);
         units.sort_by_key(|unit| Reverse(lowering.beyond(unit)));
         units.truncate(DROPPING_MAX);
@@ -191,12 +185,10 @@ impl<'s> Plan<'s> {
         let is_lowered = self.lowering == Lowering::Everything;
         let last = if is_lowered { Level::Metadata } else { survey.top };
         if last != Level::Metadata {
-            let secret =
-                floor::SECRET.map(|(group, kinds)| json!({ "group": group, "resources": kinds }));
             let saved = part(survey.bodies[0]);
             page += &format!("# Always there: the bodies of these show secrets. Saves {saved}.\n");
             page += "- level: Metadata\n";
-            page += &format!("  resources: {}\n", json!(secret));
+            page += &format!("  resources: {}\n", listed(&survey.secret));
         }
         let reads = json!(floor::READS);
         for unit in &self.units {
@@ -209,11 +201,8 @@ impl<'s> Plan<'s> {
             );
             page += &format!("- level: None\n  {field}: {}\n  verbs: {reads}\n", json!([who]));
             let Criteria { resources, non_resource_urls, .. } = criteria(unit);
-            let kind =
-                |of: &GroupResources| json!({ "group": of.group, "resources": of.resources });
-            let kinds: Vec<_> = resources.iter().map(kind).collect();
             page += &match non_resource_urls.is_empty() {
-                true => format!("  resources: {}\n", json!(kinds)),
+                true => format!("  resources: {}\n", listed(&resources)),
                 false => format!("  nonResourceURLs: {}\n", json!(non_resource_urls)),
             };
         }
@@ -228,6 +217,11 @@ impl<'s> Plan<'s> {
         };
         page + &format!("# Everything else.\n- level: {last}\n")
     }
+}
+
+/// Returns kinds of objects as a rule lists them.
+fn listed(kinds: &[GroupResources]) -> Value {
+    kinds.iter().map(|of| json!({ "group": of.group, "resources": of.resources })).collect()
 }
 
 /// The beginning of each policy.

@@ -3,29 +3,28 @@
 //!
 //! - requests that change something: every verb but get, list and watch;
 //! - Secrets and ConfigMaps;
-//! - RBAC, and what else is in `rbac.authorization.k8s.io`;
-//! - tokens: `serviceaccounts/token`, TokenReviews, and what else is in `authentication.k8s.io`;
+//! - RBAC: everything in `rbac.authorization.k8s.io` and `authorization.openshift.io`;
+//! - tokens: `serviceaccounts/token`, TokenReviews, what else is in `authentication.k8s.io`, and
+//!   all other kinds of [`redact::secret_kinds`];
 //! - exec, attach, portforward and proxy, by any verb;
 //! - requests that impersonate somebody;
 //! - responses with the status 401 or 403;
 //! - `system:anonymous`, the group `system:unauthenticated`, and requests without a user;
-//! - requests whose URL is not that of the object in the event.
+//! - requests whose URL is not that of the object in the event, or of an object that it lacks.
 //!
 //! Deletes of events change something, and are therefore among them.
 
 use crate::audit::request::Request;
 use crate::audit::scan;
+use crate::policy::GroupResources;
+use crate::redact;
 
 /// The verbs that a rule of an advice may drop.
 pub(super) const READS: [&str; 3] = ["get", "list", "watch"];
 
-/// The resources whose bodies hold secrets. A policy that records bodies keeps these at Metadata.
-/// Each is an API group with its resources.
-pub(super) const SECRET: [(&str, &[&str]); 3] = [
-    ("", &["secrets", "configmaps", "serviceaccounts/token"]),
-    ("authentication.k8s.io", &["tokenreviews"]),
-    ("oauth.openshift.io", &["oauthaccesstokens", "oauthauthorizetokens"]),
-];
+/// The API groups of which nothing is dropped.
+const GROUPS: [&str; 3] =
+    ["rbac.authorization.k8s.io", "authorization.openshift.io", "authentication.k8s.io"];
 
 /// The subresources by which a client reaches into pods, or gets a token.
 const SUBRESOURCES: [&str; 5] = ["token", "exec", "attach", "portforward", "proxy"];
@@ -41,11 +40,14 @@ pub(super) fn is_above(event: &[u8], request: &Request<'_>) -> bool {
         *user.name == *b"system:anonymous"
             || user.groups.iter().any(|group| **group == *b"system:unauthenticated")
     });
-    let is_sensitive = request.object.as_ref().is_some_and(|object| {
-        matches!(&*object.resource, b"secrets" | b"configmaps" | b"tokenreviews")
-            || matches!(&*object.group, b"rbac.authorization.k8s.io" | b"authentication.k8s.io")
-            || SUBRESOURCES.iter().any(|sub| *object.subresource == *sub.as_bytes())
-            || request.uri.location().is_none()
+    let has_location = request.uri.location().is_some();
+    let is_sensitive = request.object.as_ref().map_or(has_location, |object| {
+        let is_in = |list: &[&str], text: &[u8]| list.iter().any(|own| own.as_bytes() == text);
+        redact::is_secret(object)
+            || is_in(&["secrets", "configmaps"], &object.resource)
+            || is_in(&GROUPS, &object.group)
+            || is_in(&SUBRESOURCES, &object.subresource)
+            || !has_location
     });
     let [impersonated, status] = scan::firsts(event, ["impersonatedUser", "responseStatus"]);
     let code = status.filter(|status| status.first() == Some(&b'{'));
@@ -57,12 +59,16 @@ pub(super) fn is_above(event: &[u8], request: &Request<'_>) -> bool {
         || matches!(code, Some(b"401" | b"403"))
 }
 
-/// Returns `true` if the request is about one of [`SECRET`].
-pub(super) fn is_secret(request: &Request<'_>) -> bool {
-    let Some(object) = &request.object else { return false };
-    SECRET.iter().any(|(group, kinds)| {
-        let kind = [&*object.resource, &*object.subresource].join(&b'/');
-        let kind = kind.strip_suffix(b"/").unwrap_or(&kind);
-        *object.group == *group.as_bytes() && kinds.iter().any(|own| own.as_bytes() == kind)
-    })
+/// Returns the kinds of objects whose bodies hold secrets. A policy that records bodies keeps these
+/// at Metadata.
+pub(super) fn secret_kinds() -> Vec<GroupResources> {
+    let mut kinds = vec![of("", vec!["configmaps/*".to_owned()])];
+    for (groups, resources) in redact::secret_kinds() {
+        kinds.extend(groups.iter().map(|group| of(group, resources.clone())));
+    }
+    kinds
+}
+
+fn of(group: &str, resources: Vec<String>) -> GroupResources {
+    GroupResources { group: group.to_owned(), resources, ..GroupResources::default() }
 }

@@ -18,6 +18,7 @@ use super::floor;
 use crate::audit::request::Reader;
 use crate::audit::request::Request;
 use crate::policy::Decision;
+use crate::policy::GroupResources;
 use crate::policy::Level;
 use crate::words::escape;
 
@@ -61,8 +62,9 @@ pub struct Survey {
     /// would also match what counts for the group.
     pub(super) nodes: BTreeSet<String>,
     /// The bytes that leave events when they are lowered to Metadata: events about
-    /// [`floor::SECRET`], other reads, and all other events.
+    /// [`floor::secret_kinds`], other reads, and all other events.
     pub(super) bodies: [u64; 3],
+    pub(super) secret: Vec<GroupResources>,
     /// The highest level of an event.
     pub(super) top: Level,
     buffer: Vec<u8>,
@@ -71,7 +73,8 @@ pub struct Survey {
 impl Default for Survey {
     fn default() -> Self {
         let (total, cells, nodes, buffer) = Default::default();
-        Self { total, cells, nodes, bodies: [0; 3], top: Level::Metadata, buffer }
+        let secret = floor::secret_kinds();
+        Self { total, cells, nodes, bodies: [0; 3], secret, top: Level::Metadata, buffer }
     }
 }
 
@@ -92,7 +95,11 @@ impl Survey {
         self.total.count(event.len());
         self.top = self.top.max(Level::of(&request.level).unwrap_or(Level::RequestResponse));
         let is_read = floor::is_read(request);
-        let kind = if floor::is_secret(request) { 0 } else { 2 - usize::from(is_read) };
+        let is_secret = request
+            .object
+            .as_ref()
+            .is_some_and(|object| self.secret.iter().any(|of| of.matches(object, |_| true)));
+        let kind = if is_secret { 0 } else { 2 - usize::from(is_read) };
         self.bodies[kind] += event.len().saturating_sub(lowered) as u64;
         let Some(user) = request.user.as_ref().filter(|_| is_read) else { return };
         let is_kept = floor::is_above(event, request);

@@ -16,7 +16,7 @@ use crate::tests::Failing;
 use crate::tests::corpus_file;
 use crate::tests::seeds;
 
-const KINDS: [(&str, &str, &str); 12] = [
+const KINDS: [(&str, &str, &str); 19] = [
     ("", "pods", ""),
     ("", "pods", "log"),
     ("", "pods", "exec"),
@@ -29,7 +29,17 @@ const KINDS: [(&str, &str, &str); 12] = [
     ("authentication.k8s.io", "tokenreviews", ""),
     ("x_y", "odd", ""),
     ("", "*", ""),
+    ("", "secrets", "status"),
+    ("", "imagestreams", "secrets"),
+    ("image.openshift.io", "imagestreams", "secrets"),
+    ("oauth.openshift.io", "oauthaccesstokens", ""),
+    ("oauth.openshift.io", "oauthclients", ""),
+    ("oauth.openshift.io", "useroauthaccesstokens", ""),
+    ("authorization.openshift.io", "rolebindings", ""),
 ];
+/// Resources whose bodies hold secrets, and their subresources.
+const SECRET: [&str; 5] =
+    ["secrets", "configmaps", "oauthaccesstokens", "oauthclients", "useroauthaccesstokens"];
 const USERS: [&str; 9] = [
     "system:serviceaccount:a:poller",
     "alice",
@@ -43,7 +53,8 @@ const USERS: [&str; 9] = [
 ];
 const VERBS: [&str; 9] =
     ["get", "get", "list", "list", "watch", "create", "patch", "delete", "impersonate"];
-const PATHS: [&str; 6] = ["/healthz", "/readyz?verbose", "/a%20b", "/x*", "/%1b", "odd"];
+const PATHS: [&str; 7] =
+    ["/healthz", "/readyz?verbose", "/a%20b", "/x*", "/%1b", "odd", "/api/v1/namespaces/a/pods/n"];
 
 /// Makes a random event. One event in `rare` has one of the facts that keep it.
 fn event(random: &mut fastrand::Rng, kinds: usize, users: usize, rare: u32) -> Value {
@@ -95,20 +106,29 @@ fn event(random: &mut fastrand::Rng, kinds: usize, users: usize, rare: u32) -> V
     event
 }
 
+/// Returns `true` if the body of a request about this object may hold a secret.
+fn is_secret(of: &Value) -> bool {
+    let is = |value: &Value, list: &[&str]| list.contains(&value.as_str().unwrap_or_default());
+    is(&of["resource"], &SECRET)
+        || is(&of["resource"], &["tokenreviews"])
+        || is(&of["subresource"], &["token", "secrets"])
+}
+
 /// Returns `true` if the floor keeps the event, as the issue of the floor says it in words.
 fn is_kept(event: &Value) -> bool {
     let of = &event["objectRef"];
     let is = |value: &Value, list: &[&str]| list.contains(&value.as_str().unwrap_or_default());
     let groups = event["user"]["groups"].as_array().unwrap();
     !is(&event["verb"], &["get", "list", "watch"])
-        || is(&of["resource"], &["secrets", "configmaps", "tokenreviews"])
-        || is(&of["apiGroup"], &["rbac.authorization.k8s.io"])
-        || is(&of["subresource"], &["token", "exec", "attach", "portforward", "proxy"])
+        || is_secret(of)
+        || is(&of["apiGroup"], &["rbac.authorization.k8s.io", "authorization.openshift.io"])
+        || is(&of["subresource"], &["exec", "attach", "portforward", "proxy"])
         || event.get("impersonatedUser").is_some()
         || [401, 403].contains(&event["responseStatus"]["code"].as_u64().unwrap_or(0))
         || event["user"]["username"] == "system:anonymous"
         || groups.contains(&json!("system:unauthenticated"))
         || of.is_object() && event["requestURI"] == "/elsewhere"
+        || !of.is_object() && event["requestURI"] == PATHS[6]
 }
 
 fn lines(events: &[Value]) -> Vec<u8> {
@@ -152,6 +172,8 @@ fn no_advice_drops_what_the_floor_keeps_and_each_saves_what_it_says() {
             let decision = policy.decide(&request(text.as_bytes()));
             let is_dropped = decision.level == Level::None || decision.omit_stage;
             assert!(!is_dropped, "{event}\n{page}");
+            let may_show = is_secret(&event["objectRef"]) && decision.level != Level::Metadata;
+            assert!(!may_show, "{event}\n{page}");
         }
         let mut costs = Costs::new([policy]);
         costs.add(&lines(&events));

@@ -125,25 +125,50 @@ fn has_words(event: &[u8], known: usize) -> bool {
         })
 }
 
+/// Kinds of objects whose bodies hold secrets: the API groups that serve them, the resources, and
+/// the subresource (`*`: any, or none). If the `bool` is `true`, the bodies are redacted in any
+/// other group too.
+type SecretKinds = (&'static [&'static str], &'static [&'static str], &'static str, bool, Bodies);
+
+/// All kinds of objects whose bodies hold secrets.
+const SECRET_KINDS: [SecretKinds; 5] = [
+    (&[""], &["secrets"], "*", false, Bodies::Secret),
+    (&["", "image.openshift.io"], &["imagestreams"], "secrets", false, Bodies::Secret),
+    (&[""], &["serviceaccounts"], "token", true, Bodies::Go),
+    (&["authentication.k8s.io"], &["tokenreviews"], "*", true, Bodies::Go),
+    (
+        &["", "oauth.openshift.io"],
+        &["oauthaccesstokens", "oauthauthorizetokens", "useroauthaccesstokens", "oauthclients"],
+        "*",
+        false,
+        Bodies::Go,
+    ),
+];
+
+/// Returns the kinds of objects whose bodies hold secrets: API groups, and resources with their
+/// subresource.
+pub fn secret_kinds() -> impl Iterator<Item = (&'static [&'static str], Vec<String>)> {
+    SECRET_KINDS.iter().map(|(groups, resources, sub, ..)| {
+        (*groups, resources.iter().map(|resource| format!("{resource}/{sub}")).collect())
+    })
+}
+
+/// Returns `true` if the bodies of requests about this object are redacted.
+pub fn is_secret(object: &Object<'_>) -> bool {
+    bodies(Some(object)) != Bodies::Stay
+}
+
 /// Decides what happens to the request body and the response body of an event. The decision depends
 /// on the kind of the event's object.
 fn bodies(object: Option<&Object<'_>>) -> Bodies {
     let Some(object) = object else { return Bodies::Stay };
-    match (&*object.group, &*object.resource, &*object.subresource) {
-        (b"", b"secrets", _) | (b"" | b"image.openshift.io", b"imagestreams", b"secrets") => {
-            Bodies::Secret
-        }
-        (_, b"serviceaccounts", b"token") | (_, b"tokenreviews", _) => Bodies::Go,
-        (
-            b"" | b"oauth.openshift.io",
-            b"oauthaccesstokens"
-            | b"oauthauthorizetokens"
-            | b"useroauthaccesstokens"
-            | b"oauthclients",
-            _,
-        ) => Bodies::Go,
-        _ => Bodies::Stay,
-    }
+    let has = |list: &[&str], text: &[u8]| list.iter().any(|own| own.as_bytes() == text);
+    let found = SECRET_KINDS.iter().find(|(groups, resources, sub, is_any_group, _)| {
+        has(resources, &object.resource)
+            && (*sub == "*" || sub.as_bytes() == &*object.subresource)
+            && (*is_any_group || has(groups, &object.group))
+    });
+    found.map_or(Bodies::Stay, |(.., bodies)| *bodies)
 }
 
 /// The paths to the secret parts of a Secret in the request body or the response body. The Secret

@@ -89,8 +89,10 @@ pub(super) struct Place {
 /// not sent, but moves the frontier.
 #[derive(Default)]
 pub(super) struct Batch {
-    /// The request body: a JSON object EventList; empty if the batch has no events.
+    /// The request body: a JSON object EventList; empty if the batch has no events. With
+    /// [`Plan::as_lines`], the events as JSON lines.
     pub(super) body: Vec<u8>,
+    as_lines: bool,
     /// The number of events in the body.
     pub(super) events: u64,
     /// The number of the line with the batch's first event, counted from 1, or the position of this
@@ -142,6 +144,8 @@ pub(super) struct Plan {
     pub(super) spools: Vec<Option<Arc<Spool>>>,
     /// The parts of the files that earlier runs have sent, in the order of the files.
     pub(super) resumed: Vec<Resumed>,
+    /// `true`: the batches are lines for a command that looks at the events, and not requests.
+    pub(super) as_lines: bool,
 }
 
 /// The reason why reading has ended before the end of the last file.
@@ -201,7 +205,8 @@ impl Reader<'_> {
         let resumed = self.plan.resumed.get(file);
         let mut text = Text::open(path, file, resumed).map_err(|what| failed(1, what))?;
         let mut line = Vec::new();
-        let mut batch = Batch { end: text.place, ..Batch::default() };
+        let as_lines = self.plan.as_lines;
+        let mut batch = Batch { end: text.place, as_lines, ..Batch::default() };
         loop {
             let before = text.place;
             let number = before.lines + 1;
@@ -253,9 +258,11 @@ impl Reader<'_> {
     ) -> Result<bool, Ended> {
         match found {
             Ok(found) => {
-                let lines = line.get(found).unwrap_or_default();
-                for event in lines.split_inclusive(|byte| *byte == b'\n') {
-                    let event = event.strip_suffix(b"\n").unwrap_or(event);
+                let mut lines = line.get(found).unwrap_or_default();
+                while !lines.is_empty() {
+                    let end = memchr::memchr(b'\n', lines).unwrap_or(lines.len());
+                    let event = lines.get(..end).unwrap_or_default();
+                    lines = lines.get(end + 1..).unwrap_or_default();
                     if !batch.has_room(&self.plan.settings, event.len()) {
                         batch.flush(self.items)?;
                     }
@@ -284,7 +291,7 @@ impl Reader<'_> {
         let lines = spool.start.get();
         let end = Place { file, offset: spool.offset, lines, ..Place::default() };
         let mut events = Events {
-            batch: Batch { end, ..Batch::default() },
+            batch: Batch { end, as_lines: self.plan.as_lines, ..Batch::default() },
             reader: self,
             path,
             next: end,
@@ -429,12 +436,16 @@ impl Batch {
     /// Adds an event to the request. `line` is the number of the line with the event.
     fn push(&mut self, event: &[u8], line: u64) {
         if self.events == 0 {
-            self.body.extend_from_slice(LIST_HEAD);
             self.first_line = line;
-        } else {
-            self.body.push(b',');
         }
-        self.body.extend_from_slice(event);
+        let (before, behind): (&[u8], &[u8]) = match (self.as_lines, self.events) {
+            (true, _) => (b"", b"\n"),
+            (false, 0) => (LIST_HEAD, b""),
+            (false, _) => (b",", b""),
+        };
+        for part in [before, event, behind] {
+            self.body.extend_from_slice(part);
+        }
         self.events += 1;
         self.last_line = line;
     }
@@ -442,12 +453,13 @@ impl Batch {
     /// Sends the request to the replay, even if the request has no events, and begins a new
     /// request. `Err` if the replay takes no more requests.
     fn flush(&mut self, items: &mpsc::Sender<Item>) -> Result<(), Ended> {
-        let mut full = std::mem::replace(self, Self { end: self.end, ..Self::default() });
+        let next = Self { end: self.end, as_lines: self.as_lines, ..Self::default() };
+        let mut full = std::mem::replace(self, next);
         if full.events > 0 {
             // The body of the next request will probably be as long as this one.
             let capacity = full.body.len() + full.body.len() / 8;
             self.body.reserve(capacity.min(KEPT_BYTES_MAX));
-            full.body.extend_from_slice(LIST_TAIL);
+            full.body.extend_from_slice(if self.as_lines { b"" } else { LIST_TAIL });
         }
         Ok(items.blocking_send(Item::Batch(full))?)
     }

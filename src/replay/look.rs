@@ -8,6 +8,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use serde::Serialize;
 use tokio::sync::mpsc;
 
 use super::Note;
@@ -18,7 +19,6 @@ use super::Unusable;
 use super::input;
 use super::input::Item;
 use super::input::Plan;
-use crate::audit;
 use crate::position::Position;
 
 /// The greatest number of bytes of a part, unless a single event is longer.
@@ -26,30 +26,6 @@ const PART_BYTES: usize = 1 << 20;
 
 /// The greatest number of notes that wait to be printed.
 const NOTES: usize = 256;
-
-/// What is read from the inputs.
-pub enum Seen {
-    /// The next events, and what was found between the events before and these.
-    Part {
-        /// The events as JSON lines; may be empty.
-        lines: Vec<u8>,
-        /// The number of lines that are not events.
-        bad_lines: u64,
-        /// The number of stored events of a queue that are damaged or missing.
-        missing: u64,
-        /// The number of bytes of all inputs that were read so far, as they are on disk.
-        bytes_read: u64,
-    },
-    /// A message for the operator: a line that is not an event, or damage in a queue's directory.
-    Note(Note),
-    /// Nothing follows: everything was read, except for the ends of this many files.
-    End {
-        /// The number of files that could not be read to their ends.
-        cut_short: u64,
-    },
-    /// Nothing follows: this input could not be opened, or read further. The text says why.
-    Failed(PathBuf, String),
-}
 
 /// Inputs that a thread is reading. The thread ends when this value is dropped; if it hangs in a
 /// read, it is left behind.
@@ -59,6 +35,22 @@ pub struct Reading {
     sizes: Vec<Option<u64>>,
     items: mpsc::Receiver<Item>,
     notes: mpsc::Receiver<Note>,
+    /// The lines and stored events found so far that are not in the figures.
+    pub found: Found,
+}
+
+/// The numbers of lines, events and inputs that could not be read as events.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
+pub struct Found {
+    /// The number of lines that are not events.
+    pub bad_lines: u64,
+    /// The number of stored events of a queue that are damaged or missing.
+    pub missing_events: u64,
+    /// The number of inputs that could not be opened, or not be read to their ends.
+    pub cut_short_inputs: u64,
+    /// The number of bytes of all inputs that were read so far, as they are on disk.
+    #[serde(skip)]
+    pub bytes_read: u64,
 }
 
 /// Checks that the inputs can be read, and starts the thread that reads them. Blocks the thread.
@@ -85,13 +77,13 @@ pub fn read(files: Vec<PathBuf>) -> Result<Reading, Unusable> {
         // Whether a relay runs with the directory does not matter to a reader.
         (spool.start, spool.is_in_use) = (Position::START, true);
     }
-    let plan = Plan { settings, spools, resumed: Vec::new() };
+    let plan = Plan { settings, spools, resumed: Vec::new(), as_lines: true };
     let (sender, items) = mpsc::channel(1);
     let (told, notes) = mpsc::channel(NOTES);
     let reader = std::thread::Builder::new().name("input-reader".to_owned());
     let started = reader.spawn(move || input::read_all(&plan, &sender, &told));
     started.map_err(|error| Unusable(format!("cannot start a thread: {error}")))?;
-    Ok(Reading { files, sizes, items, notes })
+    Ok(Reading { files, sizes, items, notes, found: Found::default() })
 }
 
 impl Reading {
@@ -101,43 +93,42 @@ impl Reading {
         self.sizes.iter().copied().sum()
     }
 
-    /// Waits for what is read next.
+    /// Waits for the next events, which are JSON lines and may be none; `None` at the end of the
+    /// inputs, or of the first that cannot be read further. Notes are passed to `tell`.
     ///
     /// # Cancel safety
     ///
     /// Nothing is lost when the future is dropped.
-    pub async fn next(&mut self) -> Seen {
-        let item = tokio::select! {
-            // A note precedes the item that counts it.
-            biased;
-            Some(note) = self.notes.recv() => return Seen::Note(note),
-            item = self.items.recv() => item,
-        };
-        match item {
-            Some(Item::Batch(batch)) => {
-                let before: u64 = self.sizes.iter().take(batch.end.file).flatten().sum();
-                Seen::Part {
-                    bad_lines: batch.bad_lines,
-                    missing: batch.damage.missing,
-                    bytes_read: before + batch.end.bytes_read,
-                    lines: lines(batch.body),
+    pub async fn next(&mut self, tell: &mut dyn FnMut(&Note)) -> Option<Vec<u8>> {
+        let (file, what) = loop {
+            let item = tokio::select! {
+                // A note precedes the item that counts it.
+                biased;
+                Some(note) = self.notes.recv() => {
+                    tell(&note);
+                    continue;
                 }
+                item = self.items.recv() => item,
+            };
+            match item {
+                Some(Item::Batch(batch)) => {
+                    let before: u64 = self.sizes.iter().take(batch.end.file).flatten().sum();
+                    self.found.bytes_read = before + batch.end.bytes_read;
+                    self.found.bad_lines += batch.bad_lines;
+                    self.found.missing_events += batch.damage.missing;
+                    return Some(batch.body);
+                }
+                Some(Item::End { cut_short }) => {
+                    self.found.cut_short_inputs += cut_short;
+                    return None;
+                }
+                Some(Item::Failed { file, what, .. }) => break (file, what),
+                None => break (0, "the thread that reads has panicked".to_owned()),
             }
-            Some(Item::End { cut_short }) => Seen::End { cut_short },
-            Some(Item::Failed { file, what, .. }) => {
-                Seen::Failed(self.files.get(file).cloned().unwrap_or_default(), what)
-            }
-            None => Seen::Failed(PathBuf::new(), "the thread that reads has panicked".to_owned()),
-        }
+        };
+        self.found.cut_short_inputs += 1;
+        let directory = self.files.get(file).cloned().unwrap_or_default();
+        tell(&Note::Remark { directory, what });
+        None
     }
-}
-
-/// Turns the body of a request into the lines of its events.
-fn lines(mut body: Vec<u8>) -> Vec<u8> {
-    // The last byte of a body is a line break, which is the room that is needed. The reader has
-    // checked the events, so only a body without any is refused.
-    let lines = audit::decode_in_place(&mut body).map_or(0..0, |split| split.lines);
-    body.truncate(lines.end);
-    body.drain(..lines.start);
-    body
 }

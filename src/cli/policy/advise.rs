@@ -30,12 +30,12 @@ fn percent(text: &str) -> Result<f64, String> {
 pub(super) fn run(arguments: &Arguments) -> Result<(), u8> {
     let mut survey = Survey::default();
     let read = inputs::files(&arguments.inputs, &mut |lines| survey.add(lines))?;
-    if read.is_stopped {
-        return read.tell();
+    if read.stopped || survey.total.events == 0 {
+        return read.tell(survey.total);
     }
     let advice = Advice::new(&survey, arguments.cut);
     print(&advice.page)?;
-    read.tell()?;
+    read.tell(survey.total)?;
     match advice.is_reached {
         true => Ok(()),
         false => Err(failed(format_args!(

@@ -38,7 +38,7 @@ pub(in crate::cli) struct Arguments {
     #[arg(long, value_name = "OTHER.yaml")]
     against: Option<PathBuf>,
     /// The price of a GB, which is 1,000,000,000 bytes
-    #[arg(long, value_name = "PRICE")]
+    #[arg(long, value_name = "PRICE", value_parser = price)]
     price: Option<f64>,
     /// Print JSON
     #[arg(long)]
@@ -59,6 +59,12 @@ pub(in crate::cli) struct Arguments {
     token_file: Option<PathBuf>,
 }
 
+/// Parses a price.
+fn price(text: &str) -> Result<f64, String> {
+    let number = text.parse().ok().filter(|price: &f64| price.is_finite() && *price >= 0.0);
+    number.ok_or_else(|| "allowed: a number such as 0.50".to_owned())
+}
+
 pub(super) fn run(arguments: &Arguments) -> Result<(), u8> {
     let Arguments { policy, inputs, against, relay, token_file, .. } = arguments;
     let files: Vec<&Path> = std::iter::once(policy).chain(against).map(PathBuf::as_path).collect();
@@ -76,7 +82,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), u8> {
     };
     let (text, json) = report(&files, &costs, arguments.price, &read);
     print(&if arguments.json { format!("{json:#}\n") } else { text })?;
-    read.tell()
+    read.tell(costs.total)
 }
 
 /// Returns what is printed, as text and as JSON.
@@ -90,7 +96,7 @@ fn report(files: &[&Path], costs: &Costs, price: Option<f64>, read: &Read) -> (S
     }
     let mut json = json!({
         "events": total.events, "bytes": total.bytes, "price": money(total.bytes as f64),
-        "read": read.json(), "policies": [],
+        "read": read, "policies": [],
     });
     for (file, cost) in files.iter().zip(policies) {
         let after = cost.after();
