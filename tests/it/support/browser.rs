@@ -41,19 +41,9 @@ impl Browser {
     pub(crate) fn start() -> Self {
         needs("chromedriver");
         let profile = TempDir::new().expect("a temporary directory");
-        let mut driver = Command::new("chromedriver")
-            .arg("--port=0")
-            .stdin(Stdio::null())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()
-            .expect("chromedriver is installed, by ./test setup");
-        let said = BufReader::new(driver.stdout.take().expect("piped"));
-        let port = said.lines().map_while(Result::ok).find_map(|line| {
-            let (_, rest) = line.split_once("started successfully on port ")?;
-            rest.trim_end_matches('.').parse::<u16>().ok()
-        });
-        let address = (Ipv4Addr::LOCALHOST, port.expect("its port")).into();
+        // chromedriver takes a free port of IPv4, and ends if another process has it in IPv6.
+        let (driver, port) = (0..5).find_map(|_| Self::driver()).expect("its port, in five tries");
+        let address = (Ipv4Addr::LOCALHOST, port).into();
         let mut browser = Self { driver, address, session: String::new(), _profile: profile };
         let data = format!("--user-data-dir={}", text(browser._profile.path()));
         // Chromium refuses to run its sandbox as root.
@@ -73,6 +63,27 @@ impl Browser {
         );
         browser.session = started["sessionId"].as_str().expect("an id").to_owned();
         browser
+    }
+
+    /// Starts chromedriver. Returns it with its port; `None` if it has ended at once.
+    fn driver() -> Option<(Child, u16)> {
+        let mut driver = Command::new("chromedriver")
+            .arg("--port=0")
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("chromedriver is installed, by ./test setup");
+        let said = BufReader::new(driver.stdout.take().expect("piped"));
+        let port = said.lines().map_while(Result::ok).find_map(|line| {
+            let (_, rest) = line.split_once("started successfully on port ")?;
+            rest.trim_end_matches('.').parse::<u16>().ok()
+        });
+        if port.is_none() {
+            driver.kill().ok();
+            driver.wait().expect("it is a child");
+        }
+        port.map(|port| (driver, port))
     }
 
     fn try_call(&self, method: &str, path: &str, body: &Value) -> std::io::Result<Value> {

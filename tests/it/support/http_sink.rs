@@ -95,6 +95,7 @@ enum What {
     HangUp,
     Reset,
     Never,
+    Interim { bytes: Vec<u8>, pause: Duration, times: u32 },
 }
 
 impl Answer {
@@ -124,6 +125,12 @@ impl Answer {
         Self::of(What::Never)
     }
 
+    /// Writes these bytes so many times, with a pause after each, and closes the connection.
+    #[allow(dead_code, reason = "the simulator uses it")]
+    pub(crate) fn interim(bytes: &[u8], pause: Duration, times: u32) -> Self {
+        Self::of(What::Interim { bytes: bytes.to_vec(), pause, times })
+    }
+
     fn of(what: What) -> Self {
         Self { what, delay: Duration::ZERO, close: false, interim: Vec::new(), cut: None }
     }
@@ -133,7 +140,7 @@ impl Answer {
     pub(crate) fn code(&self) -> Option<u16> {
         match self.what {
             What::Response { status, .. } => Some(status),
-            What::Raw(_) | What::HangUp | What::Reset | What::Never => None,
+            What::Raw(_) | What::HangUp | What::Reset | What::Never | What::Interim { .. } => None,
         }
     }
 
@@ -523,6 +530,15 @@ fn write(
         What::Reset => {
             let socket = socket2::SockRef::from(stream.socket());
             socket.set_linger(Some(Duration::ZERO)).expect("a socket");
+            return None;
+        }
+        What::Interim { bytes, pause, times } => {
+            for _ in 0..times {
+                stream.write_all(&bytes).and_then(|()| stream.flush()).ok()?;
+                if !connection.rest(pause) {
+                    break;
+                }
+            }
             return None;
         }
         What::Never => {
