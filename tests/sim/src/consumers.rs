@@ -39,6 +39,9 @@ use crate::support::http_sink::Request;
 use crate::support::server::Options;
 use crate::support::server::Server;
 
+/// The host of second addresses.
+const DOOR: std::net::Ipv4Addr = std::net::Ipv4Addr::new(127, 0, 0, 3);
+
 /// A kind of consumer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Kind {
@@ -69,6 +72,11 @@ impl Kind {
         Self::S3,
         Self::Ibm,
     ];
+
+    /// Returns true for stores behind HTTP.
+    pub(crate) fn is_store(self) -> bool {
+        !matches!(self, Self::Tcp | Self::Syslog | Self::Relp | Self::Lumberjack)
+    }
 }
 
 /// How a store answers every request while somebody wants it so.
@@ -80,6 +88,14 @@ pub(crate) enum Steady {
     BusyLate,
     /// As if the payload were at fault.
     Refuses,
+    /// 500 to requests with certain events, and the others as its seed decides.
+    Fails,
+    /// To every other event a status that is about the account or about this moment.
+    Account,
+    /// 200, and all records are rejected, as an `otlp` receiver says it.
+    Rejects,
+    /// 102 each second, for a quarter of an hour.
+    Interim,
 }
 
 /// How many copies of an event a consumer may have.
@@ -95,7 +111,8 @@ pub(crate) enum Copies {
     OnceByRange,
     AtLeastOnce,
     /// As [`Copies::AtLeastOnce`]; even if nothing is wrong, what left in a request with an event
-    /// that the store refuses comes twice (outputs.md, "If an answer names an event").
+    /// that the store refuses comes twice (outputs.md, "If an answer names an event"), or a later
+    /// event that shows whether the store takes anything (guarantees.md, 2).
     AgainBesideRefused,
 }
 
@@ -161,6 +178,8 @@ pub(crate) struct Consumer {
     ledger: Arc<Ledger>,
     stand: Mutex<Box<dyn Stand>>,
     has_died: AtomicBool,
+    /// A second address of its first server.
+    door: Option<SocketAddr>,
 }
 
 /// What the threads of a consumer share.
@@ -240,12 +259,45 @@ impl Consumer {
             ledger,
             stand: Mutex::new(made.stand),
             has_died: AtomicBool::new(false),
+            door: None,
         }
     }
 
-    /// Returns the addresses of all its servers, the one that takes events first. `ibm` has two.
+    /// Gives the consumer a second address, which its output knows, too. Returns false if outputs
+    /// of this kind have one address.
+    pub(crate) fn open_door(&mut self, strategy: &str) -> bool {
+        let first = self.addresses()[0];
+        let door = SocketAddr::from((DOOR, first.port()));
+        let key = |key: &str| self.keys.lines().find(|line| line.starts_with(key));
+        let Some(line) = key("urls = [").or_else(|| key("addresses = [")) else { return false };
+        let both = line.trim_end_matches(']').to_owned();
+        let (_, own) = both.split_once('[').expect("it has one");
+        if !own.contains(&first.to_string()) {
+            return false;
+        }
+        let second = own.replace(&first.to_string(), &door.to_string());
+        let keys = format!("{both}, {second}]\nstrategy = \"{strategy}\"");
+        self.keys = self.keys.replacen(line, &keys, 1);
+        self.door = Some(door);
+        kernel::net::open_door(door, first);
+        true
+    }
+
+    pub(crate) fn has_door(&self) -> bool {
+        self.door.is_some()
+    }
+
+    /// Returns the first address (false) or the second one (true).
+    pub(crate) fn address(&self, is_second: bool) -> SocketAddr {
+        self.door.filter(|_| is_second).unwrap_or_else(|| self.addresses()[0])
+    }
+
+    /// Returns the addresses of all its servers, the one that takes events first, and its second
+    /// address. `ibm` has two servers.
     pub(crate) fn addresses(&self) -> Vec<SocketAddr> {
-        self.stand().servers().into_iter().map(|server| server.address()).collect()
+        let servers: Vec<_> =
+            self.stand().servers().into_iter().map(|server| server.address()).collect();
+        servers.into_iter().chain(self.door).collect()
     }
 
     /// Returns the keys of the output that sends to the consumer, without `[[output]]` and `name`.

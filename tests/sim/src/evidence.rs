@@ -14,8 +14,11 @@ use crate::consumers::Copies;
 use crate::consumers::Kind;
 use crate::kernel;
 use crate::operator::Operator;
+use crate::plan::Why;
 use crate::senders;
+use crate::truth::Attempt;
 use crate::truth::Book;
+use crate::truth::Fate;
 
 /// The files of the log.
 const LOG: &str = "queue/evidence";
@@ -87,8 +90,20 @@ impl Check {
         }
         let stored = self.store(book, consumers);
         let (status, untouched) = self.verify(operator, stored.as_deref(), false);
+        if let Some((from, to)) = operator.evidence_was_off {
+            // All that the log can say of that time is how many events came in.
+            let (said, accepted) = (without(&untouched), accepted(book, from, to));
+            if said < accepted {
+                let what = format!(
+                    "evidence: verify knows of {said} events without evidence, and at least \
+                     {accepted} came in while it was off: {untouched}"
+                );
+                operator.faults.push(what);
+            }
+            return;
+        }
         if !matches!(status, Some(0 | 2)) && !is_excused(operator, &untouched) {
-            let what = format!("evidence verify ends with {status:?}: {untouched}");
+            let what = format!("evidence: verify ends with {status:?}: {untouched}");
             operator.faults.push(what);
             return;
         }
@@ -104,9 +119,36 @@ impl Check {
             is_judged || (line.starts_with("note: ") && line.contains(&name))
         };
         if !new.any(is_told) {
-            let what = format!("evidence verify does not notice that {change}: {status:?}: {said}");
+            let what =
+                format!("evidence: verify does not notice that {change}: {status:?}: {said}");
             operator.faults.push(what);
         }
+        self.start_again(operator);
+    }
+
+    /// Starts the relay once more. It notices a log that was set back, and the removal of a file
+    /// below its hands (evidence.md).
+    fn start_again(&self, operator: &mut Operator<'_>) {
+        let is_set_back = matches!(self.change, Way::SetBack | Way::SetBackWithCheckpoint);
+        let is_whole = matches!(self.change, Way::LineRemoved | Way::LineChanged);
+        if !operator.has_libraries(1) || !is_set_back && !is_whole {
+            return;
+        }
+        operator.start();
+        // A checkpoint is signed, and the files are looked at, each second.
+        std::thread::sleep(Duration::from_secs(5));
+        if is_whole {
+            fs::remove_file(Path::new(LOG).join("checkpoint")).expect("it is there");
+            std::thread::sleep(Duration::from_secs(5));
+        }
+        let reason = [("reason", "tampered")];
+        let metrics = operator.metrics();
+        let alarms = metrics.map(|metrics| metrics.count("evidence_errors_total", &reason));
+        if alarms == Some(0) {
+            let what = if is_set_back { "a log that was set back" } else { "a removed checkpoint" };
+            operator.faults.push(format!("evidence: the relay does not notice {what}"));
+        }
+        operator.stop(Why::Signal);
     }
 
     /// Runs `evidence verify`. `outputs`: the outputs to which the stored lines belong.
@@ -257,6 +299,25 @@ fn is_comparable(consumer: &Consumer) -> bool {
     is_confirmed && promise.copies != Copies::OnceMerged && !promise.counts
 }
 
+/// Returns the number of events that were accepted in this time.
+fn accepted(book: &Book, from: Duration, to: Duration) -> usize {
+    let is_ours = |attempt: &&Attempt| {
+        let times = from..=to;
+        matches!(attempt.fate(), Fate::Accepted(at) if times.contains(&at))
+            && times.contains(&attempt.begun)
+    };
+    let count = |attempts: &[Attempt]| {
+        attempts.iter().filter(is_ours).map(|attempt| attempt.serials.len()).sum()
+    };
+    book.read(|truth| count(&truth.attempts))
+}
+
+/// Returns the number of events without evidence that `evidence verify` speaks of.
+fn without(said: &str) -> usize {
+    let lines = said.lines().filter_map(|line| line.split_once(WITHOUT));
+    lines.filter_map(|(before, _)| before.split_whitespace().last()?.parse::<usize>().ok()).sum()
+}
+
 /// Returns true if the only faults are about events without evidence, and the disk has refused
 /// writes before each of them: "If evidence can't be written, forwarding goes on, segments stay
 /// until the queue is full".
@@ -271,7 +332,7 @@ fn is_excused(operator: &Operator<'_>, said: &str) -> bool {
 }
 
 /// Reads a time of the first day, such as `2026-06-01T12:00:35.861Z:`, as a simulated time.
-fn time_of(word: &str) -> Option<Duration> {
+pub(crate) fn time_of(word: &str) -> Option<Duration> {
     let time = word.strip_prefix("2026-06-01T")?.trim_end_matches(':').trim_end_matches('Z');
     let (clock, milliseconds) = time.split_once('.')?;
     let mut parts = clock.split(':').map_while(|part| part.parse::<u64>().ok());

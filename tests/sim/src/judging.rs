@@ -119,6 +119,7 @@ pub(crate) fn judge(
                     consumer.kind,
                     Kind::Tcp | Kind::Syslog | Kind::Relp | Kind::Lumberjack
                 ),
+                has_door: consumer.has_door(),
                 arrived: &arrived[number],
                 turned_down: &turned_down[number],
                 letters,

@@ -85,6 +85,11 @@ pub(crate) mod net {
         with(|kernel| kernel.set_fault(listener, fault));
     }
 
+    /// Gives a listener another address, which has faults of its own.
+    pub(crate) fn open_door(door: SocketAddr, listener: SocketAddr) {
+        with(|kernel| kernel.open_door(door, listener));
+    }
+
     /// Ends all connections to a listener with a reset.
     pub(crate) fn reset(listener: SocketAddr) {
         with(|kernel| kernel.reset_all(listener));

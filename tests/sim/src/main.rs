@@ -40,9 +40,10 @@ usage: sim run [--seeds FROM..TO] [--with TEXT] [--jobs N] [--all]
        sim seed N [--trace]                    run one seed, and print what happened
        sim same FROM..TO                       run each seed twice, and compare the traces
        sim shrink N                            the shortest history of a seed that still fails
-       sim mutants [NAME...] [--seeds FROM..TO] [--with TEXT] [--jobs N]
+       sim mutants [NAME...] [--seeds FROM..TO] [--with TEXT] [--most N] [--jobs N]
                                                bring back old mistakes, and look for each of them
---with TEXT: only seeds in whose plan an action has this text";
+--with TEXT: only seeds whose plan has this text, or all texts of 'ONE + ANOTHER'
+--most N: so many seeds at most for each mistake";
 
 fn main() -> ExitCode {
     if let Ok(seed) = std::env::var(SEED) {

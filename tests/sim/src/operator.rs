@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use crate::consumers::Consumer;
 use crate::consumers::Kind;
+use crate::consumers::Steady;
 use crate::judging::Losses;
 use crate::kernel;
 use crate::kernel::Process;
@@ -52,6 +53,8 @@ pub(crate) struct Operator<'a> {
     pub(crate) losses: Losses,
     /// The time from which on the disk has refused writes, if it did.
     pub(crate) disk_refused: Option<Duration>,
+    /// A time in which the config had no evidence.
+    pub(crate) evidence_was_off: Option<(Duration, Duration)>,
     /// The log of all lives.
     pub(crate) log: Vec<u8>,
     /// The time at which the present life began.
@@ -60,6 +63,8 @@ pub(crate) struct Operator<'a> {
     pub(crate) said: Vec<Said>,
     /// What each life has needed.
     pub(crate) memory: Vec<Memory>,
+    /// The number of batches that the operator has sent.
+    batches: u32,
 }
 
 /// The end of a trouble.
@@ -100,10 +105,12 @@ impl<'a> Operator<'a> {
             faults: Vec::new(),
             losses: Losses::default(),
             disk_refused: None,
+            evidence_was_off: None,
             log: Vec::new(),
             started: Duration::ZERO,
             said: Vec::new(),
             memory: Vec::new(),
+            batches: 0,
         }
     }
 
@@ -129,7 +136,7 @@ impl<'a> Operator<'a> {
         self.started = kernel::now();
         let process = Process::start(&library, &["run", "--config", "config.toml"]);
         self.process = Some(process);
-        let deadline = kernel::now() + PATIENCE;
+        let mut deadline = kernel::now() + PATIENCE;
         while self.metrics().is_none() {
             if let Some(status) = process.wait(Duration::from_millis(200)) {
                 // It is refused while the disk is in trouble, and started again as a pod is.
@@ -139,12 +146,18 @@ impl<'a> Operator<'a> {
                 self.process = None;
                 let is_trouble = self.ending.iter().any(|(_, ending)| *ending == Ending::Disk);
                 if !is_trouble {
-                    self.faults.push(format!("the relay ended with {status} at its start: {log}"));
+                    self.faults.push(format!("start: the relay ended with {status}: {log}"));
                 }
                 return;
             }
+            let is_slow = |(_, ending): &(Duration, Ending)| *ending == Ending::Disk;
+            if kernel::now() > deadline && self.ending.iter().any(is_slow) {
+                // Its reads were slow, and are not any more.
+                self.wait_until(kernel::now());
+                deadline = kernel::now() + PATIENCE;
+            }
             if kernel::now() > deadline {
-                self.faults.push(format!("the relay is not up {PATIENCE:?} after its start"));
+                self.faults.push(format!("start: the relay is not up after {PATIENCE:?}"));
                 return;
             }
         }
@@ -270,6 +283,11 @@ impl<'a> Operator<'a> {
                 self.fault(consumer, fault);
                 self.ending.push((now + time, Ending::Way(consumer)));
             }
+            Action::Door(consumer, is_second, fault, time) => {
+                self.consumers[consumer].dies();
+                net::fault(self.consumers[consumer].address(is_second), fault);
+                self.ending.push((now + time, Ending::Way(consumer)));
+            }
             Action::Reset(consumer) => {
                 self.consumers[consumer].dies();
                 for address in self.consumers[consumer].addresses() {
@@ -311,9 +329,12 @@ impl<'a> Operator<'a> {
             Action::UnreadLog => self.read_log_no_more(),
             Action::Damage(what) => self.damage(what),
             Action::Look => self.look(),
+            Action::EndBesideRefused => self.end_beside_refused(),
+            Action::EvidenceOff(time) => self.evidence_off(time),
             Action::Drain(consumer, outage, when, why) => self.drain(consumer, outage, when, why),
             Action::EndInReload => self.end_in_reload(),
-            Action::RefusesAll(consumer, time) => self.refuse_all(consumer, time),
+            Action::RefusesAll(consumer, time) => self.answer(consumer, Steady::Refuses, time),
+            Action::Answers(consumer, how, time) => self.answer(consumer, how, time),
             Action::TakenAddress(moves) => self.take_address(moves),
         }
     }
@@ -390,11 +411,11 @@ impl<'a> Operator<'a> {
             Some(status) => {
                 let is_trouble = self.ending.iter().any(|(_, ending)| *ending == Ending::Disk);
                 if !is_trouble && why == Why::Signal && self.setup.on_disk {
-                    self.faults.push(format!("the relay ended with {status} after SIGTERM"));
+                    self.faults.push(format!("end: the relay ended with {status} after SIGTERM"));
                 }
             }
             None => {
-                self.faults.push(format!("the relay still runs {limit:?} after SIGTERM"));
+                self.faults.push(format!("end: the relay still runs {limit:?} after SIGTERM"));
                 process.kill();
             }
         }
@@ -403,6 +424,9 @@ impl<'a> Operator<'a> {
             && let Some(metrics) = metrics
         {
             self.losses.add_metrics(&metrics);
+        }
+        if why == Why::Stdout {
+            self.look_at_stdout(process);
         }
         self.gone(process);
     }
@@ -444,7 +468,7 @@ impl<'a> Operator<'a> {
         };
         match said {
             Some(true) if !is_wrong => self.book.settled(),
-            Some(true) => self.faults.push("a wrong config was taken".to_owned()),
+            Some(true) => self.faults.push("reload: a wrong config was taken".to_owned()),
             Some(false) if is_wrong => {}
             Some(false) => {
                 self.book.refused();
@@ -454,7 +478,9 @@ impl<'a> Operator<'a> {
             None if !is_wrong => {}
             // Its log says nothing, and its counter does.
             None if process.is_unread() && self.has_refused_a_config() => {}
-            None => self.faults.push(format!("a wrong config is not refused after {RELOAD:?}")),
+            None => {
+                self.faults.push(format!("reload: a wrong config is not refused after {RELOAD:?}"))
+            }
         }
         // The next start, and the next reload, take the config that is meant.
         self.write_config();

@@ -14,6 +14,7 @@ pub(crate) mod said;
 use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::fmt;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::consumers::Arrived;
@@ -23,11 +24,15 @@ use crate::consumers::TurnedDown;
 use crate::events;
 use crate::events::Serial;
 use crate::events::identify;
+use crate::evidence::time_of;
 use crate::truth::Acknowledge;
 use crate::truth::Answer;
 use crate::truth::Attempt;
 use crate::truth::Config;
+use crate::truth::DAMAGED;
 use crate::truth::Death;
+use crate::truth::Epoch;
+use crate::truth::FULL;
 use crate::truth::Fate;
 use crate::truth::Kind;
 use crate::truth::Known;
@@ -44,8 +49,40 @@ const ANSWER: Duration = Duration::from_secs(25);
 /// The time that a refused event may take: "eight times over at least three seconds"
 /// (guarantees.md), or 8 s of server errors, as the outputs here have it, and a pause before.
 const REFUSAL: Duration = Duration::from_secs(12);
+
+/// How long an output may take to leave: "it waits for what is on the wire (ten seconds at most)"
+/// (reload.md), and its place is saved then.
+const LEAVES: Duration = Duration::from_secs(15);
+
 /// The number of answers 5xx to an event alone after which it may leave the order.
 const ERRORS_MIN: usize = 4;
+
+/// All rules. A sentence about a broken promise begins with the name of its rule: those of this
+/// module, and those of the actors who see it while it happens.
+pub(crate) const RULES: [&str; 22] = [
+    "answers",
+    "bytes",
+    "conservation",
+    "counters",
+    "delivered",
+    "drain",
+    "end",
+    "evidence",
+    "identity",
+    "invented",
+    "lag",
+    "listener",
+    "memory",
+    "once",
+    "order",
+    "progress",
+    "protocol",
+    "reasons",
+    "reload",
+    "repeats",
+    "start",
+    "verdict",
+];
 
 /// A promise that was not kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -70,6 +107,8 @@ impl fmt::Display for Fault {
 /// A dead letter.
 #[derive(Debug, Clone)]
 pub(crate) struct Letter {
+    /// The time at which the event was given up.
+    pub(crate) at: Duration,
     pub(crate) output: String,
     pub(crate) reason: String,
     pub(crate) event: Vec<u8>,
@@ -107,6 +146,8 @@ pub(crate) struct View<'a> {
     pub(crate) is_unconfirmed: bool,
     /// True for these, `lumberjack` and `relp`, which have one connection after the other.
     pub(crate) is_stream: bool,
+    /// True if it has two addresses.
+    pub(crate) has_door: bool,
     /// In the order in which the consumer took them.
     pub(crate) arrived: &'a [Arrived],
     /// The requests that it has turned down, in the order of time.
@@ -131,6 +172,9 @@ pub(crate) struct Calm {
     /// Whatever the troubles have delayed is done.
     pub(crate) begins: Duration,
     pub(crate) ends: Duration,
+    /// The first address of this consumer of an output with `failover` is away, and the second one
+    /// works.
+    pub(crate) away: Option<(usize, SocketAddr)>,
 }
 
 impl Calm {
@@ -301,6 +345,72 @@ impl<'a> World<'a> {
         outputs.any(|output| !output.filter.keeps(&known.event.facts))
     }
 
+    /// Returns true if an arrival came on an older connection than the first one of `other`, and
+    /// its event could not be sent again after that: the queue has dropped it, or a life of the
+    /// relay ended after the event was accepted and before `other` was sent. A consumer that reads
+    /// nothing for a while may then read the younger connection first.
+    fn left_on_an_earlier_connection(&self, seen: &Seen<'_>, place: usize, other: Serial) -> bool {
+        let connection = |place: usize| seen.view.arrived.get(place).map(|it| it.connection);
+        let stored = |serial: Option<Serial>| self.stored.get(&serial?);
+        let serial = seen.serials.get(place).copied().flatten();
+        let (Some(stored), Some(later)) = (stored(serial), stored(Some(other))) else {
+            return false;
+        };
+        let Some((of_other, _)) = seen.first.get(&other) else { return false };
+        let is_between = |end: Duration| (stored.from..=later.until).contains(&end);
+        let mut ends = self.truth.deaths.iter().filter_map(|death| death.ended);
+        connection(place) < connection(*of_other)
+            && (ends.any(is_between) || self.may_drop(seen, stored.from))
+    }
+
+    /// Returns true if the output was not in the config at a time, but is in that of the next life:
+    /// "If the relay ends before the output has left, and the next start's config names it again,
+    /// it continues at its place" (queue-and-disk.md).
+    fn has_come_back(&self, seen: &Seen<'_>, at: Duration) -> bool {
+        let name = seen.view.output;
+        let is_there = |epoch: &&Epoch| epoch.config.output(name).is_some();
+        let ends = self.truth.deaths.iter().filter_map(|death| death.ended);
+        let Some(end) = ends.filter(|end| *end >= at).min() else { return false };
+        let begun = self.truth.epochs.partition_point(|epoch| epoch.begins <= at);
+        let mut before = self.truth.epochs.iter().take(begun);
+        let Some(last_there) = before.rposition(|epoch| is_there(&epoch)) else { return false };
+        let has_left = self.truth.epochs.get(last_there + 1);
+        let next = self.truth.epochs.iter().filter(|epoch| epoch.begins >= end);
+        let is_leaving = has_left.is_some_and(|epoch| epoch.begins + LEAVES >= end);
+        self.truth.epochs.iter().any(|epoch| epoch.config.on_disk)
+            && is_leaving
+            && next.min_by_key(|epoch| epoch.begins).is_some_and(|epoch| is_there(&epoch))
+    }
+
+    /// Returns true if the queue may have dropped or lost an event after the time `from` that was
+    /// to go to the output's consumer.
+    fn may_drop(&self, seen: &Seen<'_>, from: Duration) -> bool {
+        let is_its = |consumer: usize| consumer == seen.view.consumer;
+        let mut counts = self.outputs.iter().filter(|it| is_its(it.view.consumer));
+        let outputs = self.truth.configs(from, self.now).flat_map(|config| &config.outputs);
+        let mut outputs = outputs.filter(|output| is_its(output.consumer));
+        counts.any(|it| it.view.counted.lost > it.view.counted.letters || it.view.counted.queue > 0)
+            && outputs.any(|output| {
+                !output.required || [Some(FULL), Some(DAMAGED)].contains(&output.may_lose)
+            })
+    }
+
+    /// Returns the time since which the relay runs with the config of the calm time.
+    fn unchanged_since(&self, calm: Calm) -> Duration {
+        let deaths = self.truth.deaths.iter().filter_map(|death| death.ended);
+        let settled = self.truth.epochs.iter().filter_map(|epoch| epoch.settled);
+        let changes = deaths.chain(settled).filter(|at| *at <= calm.begins);
+        changes.max().unwrap_or_default()
+    }
+
+    /// Returns true if events of equal bytes leave once for this consumer, in every config.
+    fn deduplicates(&self, seen: &Seen<'_>) -> bool {
+        let configs = self.truth.configs(Duration::ZERO, Duration::MAX);
+        let outputs = configs.flat_map(|config| &config.outputs);
+        let mut its = outputs.filter(|output| output.consumer == seen.view.consumer);
+        its.all(|output| output.deduplicates)
+    }
+
     /// Returns true if the end of a process may have taken the event with it, uncounted: "a process
     /// that is killed can count nothing"; with the queue in memory, `queued` "survives anything but
     /// the end of this process", and `delivered` survives it for required outputs (guarantees.md).
@@ -401,6 +511,7 @@ pub(crate) fn reasons(world: &World<'_>, seen: &Seen<'_>) -> Vec<Fault> {
     let Counted { lost, queue, .. } = seen.view.counted;
     let refused = world.truth.events.values().filter(|known| seen.may_refuse(known));
     let refused: usize = refused.map(|known| copies(world.truth, known)).sum();
+    let refused = refused + letters_again(world, seen) + unsynced(world);
     let mut faults = Vec::new();
     if lost + queue > refused as u64 {
         let text = format!(
@@ -417,6 +528,45 @@ pub(crate) fn reasons(world: &World<'_>, seen: &Seen<'_>) -> Vec<Fault> {
         faults.push(seen.fault("reasons", text));
     }
     faults
+}
+
+/// Returns how often events may be counted as missing that nobody was promised: "If the disk
+/// refuses that, too, a power loss may take these events, and they count as lost" (queue.md). Each
+/// life counts them again.
+fn unsynced(world: &World<'_>) -> usize {
+    let is_loss = |death: &&Death| death.kind == Kind::PowerLoss;
+    let losses = world.truth.deaths.iter().filter(is_loss).filter_map(|death| death.ended);
+    let Some(last) = losses.max() else { return 0 };
+    let is_refused = |attempt: &&Attempt| {
+        let refuses = |(from, until): &(Duration, Duration)| {
+            *from <= attempt.begun && attempt.begun <= *until
+        };
+        let has_503 = matches!(attempt.ended, Some((at, Answer::Status(503))) if at <= last);
+        has_503 && world.truth.refusing.iter().any(refuses)
+    };
+    let refused = world.truth.attempts.iter().filter(is_refused);
+    let events: usize = refused.map(|attempt| attempt.serials.len()).sum();
+    events * world.truth.deaths.len()
+}
+
+/// Returns how many letters came again in another life: an event that was given up before earlier
+/// ones were final is sent again after a start, "so a letter may be there twice"
+/// (dead-letter-format.md).
+fn letters_again(world: &World<'_>, seen: &Seen<'_>) -> usize {
+    let mut times = BTreeMap::<_, Vec<Duration>>::new();
+    for letter in seen.view.letters {
+        times.entry(identify(&letter.event)).or_default().push(letter.at);
+    }
+    let ends: Vec<_> = world.truth.deaths.iter().filter_map(|death| death.ended).collect();
+    let has_ended = |pair: &&[Duration]| {
+        let [before, after] = pair else { return false };
+        ends.iter().any(|end| before <= end && end <= after)
+    };
+    let again = |mut times: Vec<Duration>| {
+        times.sort_unstable();
+        times.windows(2).filter(has_ended).count()
+    };
+    times.into_values().map(again).sum()
 }
 
 /// With `acknowledge = "delivered"`, "the sender gets its 200 once every required output has the
@@ -505,7 +655,8 @@ fn is_known(
     if !world.truth.configs(begun, at).any(|config| to_consumer(config, true)) {
         return Err(format!("that each filter drops ({serial}, sent from {begun:?} on)"));
     }
-    if !world.truth.configs(begun, until).any(|config| to_consumer(config, false)) {
+    let was_there = world.truth.configs(begun, until).any(|config| to_consumer(config, false));
+    if !was_there && !world.has_come_back(seen, until) {
         return Err(format!(
             "that was accepted ({until:?}) before the output was there ({serial})"
         ));
@@ -638,11 +789,13 @@ impl Latest {
 /// the first one of each event.
 ///
 /// There are these exceptions:
+/// - What has left on an earlier connection, and could not be sent again, may come at any time.
 /// - An event that the consumer refuses for good, or fails on for ever, and one that it has
 ///   answered with 5xx often enough (see [`Seen::left_the_order`]), may come at any time.
 /// - "To learn whether a consumer takes anything, the relay sends it a later event. If the consumer
 ///   takes that event and the earlier ones after it, the later event comes again, behind them"
 ///   (guarantees, 2).
+///   An optional output may lose it before: the queue drops events "even if they are on the wire".
 /// - "A changed filter also works on events that already wait" (filters.md), and on those that
 ///   wait for their acknowledgement. So an event that a filter has kept back may come after one
 ///   that was accepted later, if that one comes again behind it or a filter keeps that one back.
@@ -677,7 +830,8 @@ fn out_of_order(world: &World<'_>, seen: &Seen<'_>, places: &[usize], all: bool)
             let was_kept_back = || world.was_kept_back(seen, serial, at);
             let is_excused = comes_again
                 && (was_kept_back() || seen.was_in_doubt(world, serial, other))
-                || seen.left_the_order(serial, at);
+                || seen.left_the_order(serial, at)
+                || world.left_on_an_earlier_connection(seen, *place, other);
             if !is_excused {
                 let text = format!("event {serial} came at {at:?} after {other}, but {why}");
                 faults.push(seen.fault("order", text));
@@ -686,7 +840,8 @@ fn out_of_order(world: &World<'_>, seen: &Seen<'_>, places: &[usize], all: bool)
         if is_first || all {
             latest.add(serial, begun, body);
         }
-        if is_last && !world.was_kept_back(seen, serial, world.now) {
+        let may_go = world.was_kept_back(seen, serial, world.now) || world.may_drop(seen, at);
+        if is_last && !may_go {
             settled.add(serial, begun, body);
         }
     }
@@ -697,6 +852,9 @@ fn out_of_order(world: &World<'_>, seen: &Seen<'_>, places: &[usize], all: bool)
 /// known: a copy of which nobody knows may have been accepted after the one that has arrived.
 fn accepted_by(world: &World<'_>, known: &Known) -> Option<Duration> {
     let stored = world.stored.get(&known.event.serial)?;
+    if is_repeated(world.truth, known) {
+        return None;
+    }
     (stored.acknowledged || copies(world.truth, known) == 1).then_some(stored.until)
 }
 
@@ -705,11 +863,17 @@ fn accepted_by(world: &World<'_>, known: &Known) -> Option<Duration> {
 /// arrivals are not only the first ones.
 fn body_of(truth: &Truth, known: &Known, is_stream: bool) -> Option<(usize, usize)> {
     let number = *known.attempts.first()?;
-    if is_stream && copies(truth, known) > 1 {
+    if is_stream && copies(truth, known) > 1 || is_repeated(truth, known) {
         return None;
     }
     let serials = &truth.attempts.get(number)?.serials;
     Some((number, serials.iter().position(|serial| *serial == known.event.serial)?))
+}
+
+/// Returns true if the event was accepted more than once: each copy has a place of its own.
+fn is_repeated(truth: &Truth, known: &Known) -> bool {
+    let accepted = |attempt: &&Attempt| matches!(attempt.fate(), Fate::Accepted(_));
+    truth.attempts_of(known).filter(accepted).count() > 1
 }
 
 /// Returns how often the queue may have got an event: once for each request that was not refused.
@@ -744,8 +908,9 @@ pub(crate) fn once(world: &World<'_>, seen: &Seen<'_>) -> Vec<Fault> {
 }
 
 /// Returns how often the event may have become a part of another object, until it arrived last:
-/// "Between two attempts, events of the object were […] changed or kept back by a filter that a
-/// reload changed", or "a range could not be saved before a kill" (s3.md).
+/// "Between two attempts, events of the object were […] dropped from a full queue, or changed or
+/// kept back by a filter that a reload changed", or "a range could not be saved before a kill"
+/// (s3.md).
 fn other_ranges(world: &World<'_>, seen: &Seen<'_>, serial: Serial) -> usize {
     let last = seen.serials.iter().rposition(|it| *it == Some(serial));
     let to = last.and_then(|place| seen.view.arrived.get(place)).map_or(world.now, |it| it.at);
@@ -759,7 +924,8 @@ fn other_ranges(world: &World<'_>, seen: &Seen<'_>, serial: Serial) -> usize {
     let begins = unsaved.map(|(begins, _)| *begins).min();
     let deaths = world.truth.deaths.iter();
     let deaths = begins.map_or(0, |at| deaths.filter(|it| is_death((at, it))).count());
-    deaths + world.truth.changes_of_filter(seen.view.consumer, from, to)
+    let drops = usize::from(world.may_drop(seen, from));
+    deaths + drops + world.truth.changes_of_filter(seen.view.consumer, from, to)
 }
 
 /// Every answer is one of http.md's: a sound request gets 200 with its number of events, or is
@@ -838,23 +1004,31 @@ pub(crate) fn progress(world: &World<'_>, seen: &Seen<'_>, calm: Calm) -> Vec<Fa
 }
 
 /// "A break at the wrong moment makes events come twice" (guarantees.md): while nothing is wrong,
-/// nothing comes twice that came then.
+/// nothing comes twice that came then. With `deduplicate`, nothing comes again that came in this
+/// life of the relay, also if a sender repeats it.
 pub(crate) fn repeats(world: &World<'_>, seen: &Seen<'_>, calm: Calm) -> Vec<Fault> {
     let mut came = BTreeMap::new();
     // "With concurrency = 1 ... it sends it a later event: after it has refused a single event ...
     // the later event comes again" (guarantees.md, 2).
     let Promise { copies: kind, ordered, .. } = seen.view.promise;
     let is_repeated = ordered || kind == Copies::AgainBesideRefused;
-    let refused = if is_repeated { refused_at(world, seen) } else { Vec::new() };
+    let mut refused = if is_repeated { refused_at(world, seen) } else { Vec::new() };
+    // With a backlog, the search for a refused event comes long after its request.
+    let searched = seen.view.letters.iter().filter(|_| is_repeated);
+    refused.extend(searched.map(|letter| letter.at.saturating_sub(REFUSAL)));
     let is_beside =
         |at: Duration| refused.iter().any(|begun| *begun <= at && *begun + calm.limit() >= at);
+    let deduplicates = world.deduplicates(seen);
+    let since = if deduplicates { world.unchanged_since(calm) } else { calm.begins };
     let mut faults = Vec::new();
     for (arrived, serial) in seen.view.arrived.iter().zip(&seen.serials) {
         let known = serial.and_then(|serial| world.truth.events.get(&serial));
-        let Some(known) = known.filter(|known| copies(world.truth, known) == 1) else { continue };
+        let is_one = |known: &&Known| deduplicates || copies(world.truth, known) == 1;
+        let Some(known) = known.filter(is_one) else { continue };
         let serial = known.event.serial;
-        if (calm.begins..=calm.ends).contains(&arrived.at)
+        if (since..=calm.ends).contains(&arrived.at)
             && let Some(before) = came.insert(serial, arrived.at)
+            && arrived.at >= calm.begins
             && !is_beside(arrived.at)
         {
             let text = format!(
@@ -918,16 +1092,20 @@ pub(crate) fn senders_progress(world: &World<'_>, calm: Calm) -> Vec<Fault> {
     late.map(|it| Fault { rule: "progress", output: String::new(), text: text(it) }).collect()
 }
 
-/// Reads a file of dead letters. A line that is cut (a crash tears only the last one of a file) is
-/// left out.
+/// Reads a file of dead letters. A line that is cut, or that has zeros where the disk never wrote,
+/// is left out: a failed sync or a power loss tears only what was written last in a file.
 pub(crate) fn letters(file: &[u8]) -> Vec<Letter> {
     let letter = |line: &[u8]| {
-        let at = memchr::memmem::find(line, br#","event":"#)?;
-        let (head, event) = line.split_at(at);
+        if line.contains(&0) {
+            return None;
+        }
+        let end = memchr::memmem::find(line, br#","event":"#)?;
+        let (head, event) = line.split_at(end);
         let event = event.strip_prefix(br#","event":"#)?.strip_suffix(b"}")?;
         let head: serde_json::Value = serde_json::from_slice(&[head, b"}"].concat()).ok()?;
         let text = |name: &str| Some(head.get(name)?.as_str()?.to_owned());
-        Some(Letter { output: text("output")?, reason: text("reason")?, event: event.into() })
+        let at = time_of(&text("time")?)?;
+        Some(Letter { at, output: text("output")?, reason: text("reason")?, event: event.into() })
     };
     let lines = file.split_inclusive(|&byte| byte == b'\n');
     lines.filter_map(|line| letter(line.strip_suffix(b"\n")?)).collect()

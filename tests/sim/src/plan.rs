@@ -1,12 +1,17 @@
 //! What a seed decides before anything runs: the config, the consumers, and what happens when.
 
 mod scenes;
+mod wider;
+
+pub(crate) use wider::WIDER;
+pub(crate) use wider::Wider;
 
 use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::consumers::Kind;
+use crate::consumers::Steady;
 use crate::kernel::net::Fault;
 use crate::senders;
 use crate::truth::Acknowledge;
@@ -15,6 +20,10 @@ use crate::truth::Output;
 
 /// The first seed with scenes.
 pub(crate) const SCENES: u64 = 100;
+
+/// From this seed on and below [`WIDER`], every other one has a scene that needs a config or a time
+/// of its own.
+pub(crate) const SOLOS: u64 = 400;
 
 /// What a seed decides.
 #[derive(Debug)]
@@ -25,6 +34,7 @@ pub(crate) struct Plan {
     pub(crate) actions: Vec<Timed>,
     /// When the troubles end, the senders stop, and everything has to be delivered.
     pub(crate) length: Duration,
+    pub(crate) wider: Wider,
 }
 
 /// A config.
@@ -34,6 +44,8 @@ pub(crate) struct Setup {
     pub(crate) acknowledge: Acknowledge,
     /// `queue.max_bytes`, in KiB.
     pub(crate) queue: u64,
+    /// `queue.when_full`.
+    pub(crate) when_full: &'static str,
     /// `queue.segment_bytes`, in KiB.
     pub(crate) segment: u64,
     pub(crate) has_evidence: bool,
@@ -43,6 +55,8 @@ pub(crate) struct Setup {
     pub(crate) second: Option<SocketAddr>,
     /// True if standard output is an output, too. The oracle does not know it.
     pub(crate) has_stdout: bool,
+    /// `batch.max_events` of all outputs.
+    pub(crate) batch_events: Option<u32>,
     /// True if the plan damages files of the queue with events in them.
     pub(crate) is_damaged: bool,
     pub(crate) outputs: Vec<Output>,
@@ -91,12 +105,21 @@ pub(crate) enum Action {
     Damage(&'static str),
     /// Somebody looks at the metrics.
     Look,
+    /// SIGTERM while a consumer has refused an event, and has taken others behind it.
+    EndBesideRefused,
+    /// The config has no evidence for so long, and then it has it again. Both begin by a restart.
+    EvidenceOff(Duration),
     /// A consumer asks for long pauses for so long, and then the relay ends and drains.
     Drain(usize, Duration, When, Why),
     /// The spare output joins or leaves by a reload, and SIGTERM comes before its end.
     EndInReload,
     /// A store refuses every request as if its payload were at fault, for so long.
     RefusesAll(usize, Duration),
+    /// A store answers so, for so long.
+    Answers(usize, Steady, Duration),
+    /// Something is wrong on the way to the first address of a consumer (true: the second), for so
+    /// long.
+    Door(usize, bool, Fault, Duration),
     /// A reload adds a listener (true: moves it) to an address that somebody else has for a while.
     TakenAddress(bool),
 }
@@ -111,6 +134,8 @@ pub(crate) enum When {
     /// The same, and it is busy only from a moment before the drain on, and says so late: several
     /// requests are on the wire then.
     Late,
+    /// As [`When::Before`]. Until then it fails on one event, and takes the others.
+    OnOne,
 }
 
 /// Why the relay ends.
@@ -166,16 +191,19 @@ impl Plan {
             required: consumer == 0 || rng.u32(..5) > 0,
             filter: if rng.u32(..4) == 0 { filter(rng) } else { Filter::default() },
             may_lose: None,
+            deduplicates: false,
         };
         let start = Setup {
             on_disk,
             acknowledge,
             queue: [512, 2048, 65536][rng.usize(..3)],
+            when_full: "reject",
             segment: [16, 64, 128][rng.usize(..3)],
             has_evidence: on_disk && rng.u32(..3) == 0,
             drain: [1, 5, 20][rng.usize(..3)],
             second: None,
             has_stdout: false,
+            batch_events: None,
             is_damaged: false,
             outputs: (0..count).map(|consumer| output(&mut rng, consumer)).collect(),
         };
@@ -189,9 +217,16 @@ impl Plan {
             let next = if rng.bool() { rng.u64(50..3000) } else { rng.u64(1000..pause) };
             at += Duration::from_millis(next);
         }
-        let mut plan = Self { start, consumers, actions, length };
+        let wider = Wider::default();
+        let mut plan = Self { start, consumers, actions, length, wider };
         if seed >= SCENES {
             scenes::add(&mut plan, seed);
+        }
+        if (SOLOS..WIDER).contains(&seed) {
+            scenes::add_solo(&mut plan, seed);
+        }
+        if seed >= WIDER {
+            wider::add(&mut plan, seed);
         }
         plan
     }

@@ -154,12 +154,13 @@ pub(crate) fn range(seeds: &str) -> Range<u64> {
 }
 
 /// Returns the seeds that the options ask for: those of `--seeds`, and with `--with TEXT` only
-/// those whose plan has an action with this text.
+/// those whose plan has this text: in its config, its consumers or its actions.
 pub(crate) fn seeds(options: &[&str], default: &str) -> Vec<u64> {
     let seeds = range(option(options, "--seeds").unwrap_or(default));
     let has = |seed: &u64| {
         let Some(text) = option(options, "--with") else { return true };
-        Plan::new(*seed).actions.iter().any(|timed| timed.to_string().contains(text))
+        let plan = format!("{:?}", Plan::new(*seed));
+        text.split(" + ").all(|text| plan.contains(text))
     };
     seeds.filter(has).collect()
 }
@@ -172,6 +173,11 @@ fn option<'a>(options: &[&'a str], name: &str) -> Option<&'a str> {
 /// Returns the number of seeds that run at once: that of `--jobs`, or two.
 pub(crate) fn jobs(options: &[&str]) -> usize {
     option(options, "--jobs").map_or(2, |jobs| jobs.parse().expect("a number"))
+}
+
+/// Returns how many seeds are run at most: the number of `--most`, or all.
+pub(crate) fn most(options: &[&str]) -> usize {
+    option(options, "--most").map_or(usize::MAX, |most| most.parse().expect("a number"))
 }
 
 /// Runs seeds, and returns true if none of them has a fault.

@@ -85,6 +85,9 @@ pub(crate) enum Kind {
     Vanishing { gap: Duration },
     /// Sends bodies and requests that have to be refused, and ones that break in the middle.
     Malformed { gap: Duration },
+    /// Sends JSON lines until they are accepted, and then again: an answer may have been lost on
+    /// the way to somebody else.
+    Repeats { gap: Duration },
     /// A tenant of the cluster that wants the listener for itself: many connections, heads that
     /// come byte by byte, garbage.
     Tenant { gap: Duration },
@@ -168,6 +171,11 @@ impl Profile {
             marks: Marks::default(),
             http2: false,
         }
+    }
+
+    /// Returns a log shipper that repeats what was accepted.
+    pub(crate) fn repeater(sender: u32) -> Self {
+        Self { kind: Kind::Repeats { gap: Duration::from_secs(6) }, ..Self::shipper(sender) }
     }
 }
 
@@ -273,6 +281,7 @@ fn roles(kind: &Kind) -> Vec<(u32, Work)> {
             (0..*clients).map(|role| (role, apiserver::client as Work)).collect()
         }
         Kind::Lines { .. } => vec![(0, strangers::lines)],
+        Kind::Repeats { .. } => vec![(0, strangers::repeats)],
         Kind::Vanishing { .. } => vec![(0, strangers::vanishing)],
         Kind::Malformed { .. } => vec![(0, strangers::malformed)],
         Kind::Tenant { .. } => vec![(0, strangers::hammering), (1, strangers::slow_heads)],

@@ -33,6 +33,9 @@ impl Setup {
                 Acknowledge::Synced => "synced",
             },
         );
+        if self.when_full != "reject" {
+            text += &format!("when_full = \"{}\"\n", self.when_full);
+        }
         if self.on_disk {
             // A String takes everything.
             writeln!(text, "directory = \"queue\"\nsegment_bytes = \"{}KiB\"", self.segment).ok();
@@ -52,8 +55,14 @@ impl Setup {
             let keys = consumers[output.consumer].keys();
             let Output { name, required, .. } = output;
             write!(text, "[[output]]\nname = \"{name}\"\nrequired = {required}\n{keys}").ok();
+            if let Some(events) = self.batch_events {
+                writeln!(text, "batch.max_events = {events}").ok();
+            }
             if let Some(criteria) = output.filter.toml() {
                 writeln!(text, "filter.match = {criteria}").ok();
+            }
+            if output.deduplicates {
+                text += "filter.deduplicate = \"2h\"\n";
             }
         }
         text
@@ -90,8 +99,10 @@ impl Setup {
                 Some("it is optional")
             } else if leaving.contains(&output.name) {
                 Some("a reload removes it")
+            } else if self.when_full != "reject" {
+                Some(truth::FULL)
             } else if self.is_damaged {
-                Some("somebody changes files of the queue")
+                Some(truth::DAMAGED)
             } else if !self.on_disk {
                 Some("what a queue in memory still has at the end of a drain is counted as lost")
             } else if promise.parks {
@@ -122,6 +133,7 @@ impl Setup {
                         required: true,
                         filter: Filter::default(),
                         may_lose: None,
+                        deduplicates: false,
                     }),
                 }
             }

@@ -170,7 +170,15 @@ pub(crate) struct Output {
     /// optional, a drain with a queue in memory was too short. `None`: it may lose nothing. A plan
     /// always has `None`, because the reason depends on the whole config.
     pub(crate) may_lose: Option<&'static str>,
+    /// Events of equal bytes leave once (`filter.deduplicate`, longer than a seed).
+    pub(crate) deduplicates: bool,
 }
+
+/// The reason of [`Output::may_lose`] where `queue.when_full` is not `reject`.
+pub(crate) const FULL: &str = "a full queue drops events";
+
+/// The same where the plan damages files of the queue.
+pub(crate) const DAMAGED: &str = "somebody changes files of the queue";
 
 /// The key `match` of a filter, as one table of criteria. A list that is empty asks for nothing.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -8,6 +8,7 @@ use std::time::Duration;
 use crate::consumers::Consumer;
 use crate::evidence::Check;
 use crate::kernel;
+use crate::kernel::net;
 use crate::operator::Operator;
 use crate::oracle::Calm;
 use crate::oracle::said::Moment;
@@ -38,6 +39,9 @@ const REFUSED: Duration = Duration::from_secs(60);
 
 /// How long the senders may try to get rid of what they have.
 const FINISH: Duration = Duration::from_secs(8 * 60);
+
+/// The number of the sender that repeats what was accepted.
+const REPEATER: u32 = 900;
 
 /// What a run found.
 #[derive(Debug)]
@@ -71,7 +75,10 @@ pub(crate) fn run(seed: u64, left_out: &BTreeSet<usize>, libraries: Vec<PathBuf>
     let consumer = |(number, kind): (usize, &_)| {
         Consumer::start(*kind, &format!("c{number}"), seed, Path::new("secrets"))
     };
-    let consumers: Vec<Consumer> = plan.consumers.iter().enumerate().map(consumer).collect();
+    let mut consumers: Vec<Consumer> = plan.consumers.iter().enumerate().map(consumer).collect();
+    let mut doors = plan.wider.doors.clone();
+    doors.retain(|(consumer, strategy)| consumers[*consumer].open_door(strategy));
+    let shut = plan.wider.shut.filter(|(it, ..)| doors.iter().any(|(consumer, _)| consumer == it));
     let book = Book::default();
     let leaving = leaving(&plan, &only);
     let mut operator = Operator::new(&book, &consumers, plan.start.clone(), leaving, libraries);
@@ -79,7 +86,9 @@ pub(crate) fn run(seed: u64, left_out: &BTreeSet<usize>, libraries: Vec<PathBuf>
     operator.start();
     let target =
         Target::new(LISTENER.parse().expect("an address"), "/", None, plan.start.body_max());
-    let senders = Senders::start(seed, &Profile::draw(seed), &target, &book);
+    let mut profiles = Profile::draw(seed);
+    profiles.extend(plan.wider.repeats.then(|| Profile::repeater(REPEATER)));
+    let senders = Senders::start(seed, &profiles, &target, &book);
     for timed in &actions {
         operator.wait_until(timed.at);
         operator.act(&timed.action);
@@ -89,13 +98,24 @@ pub(crate) fn run(seed: u64, left_out: &BTreeSet<usize>, libraries: Vec<PathBuf>
         evidence.may_copy();
     }
     operator.heal();
+    if let Some((consumer, is_second, fault)) = shut {
+        consumers[consumer].dies();
+        net::fault(consumers[consumer].address(is_second), fault);
+    }
     let unsettled = consumers.iter().map(Consumer::unsettled).max();
     operator.wait_until(unsettled.unwrap_or_default());
     let healed = kernel::now();
     kernel::trace(format_args!("nothing is wrong"));
     operator.wait_until(healed + CALM);
-    let calm = Calm { healed, begins: healed + CALM_BEGINS, ends: healed + CALM };
+    let is_first = |(consumer, is_second, _): &(usize, bool, _)| {
+        !is_second && doors.contains(&(*consumer, "failover"))
+    };
+    let away = shut.filter(is_first).map(|(it, ..)| (it, consumers[it].address(false)));
+    let calm = Calm { healed, begins: healed + CALM_BEGINS, ends: healed + CALM, away };
     operator.ask(Moment::Calm);
+    if let Some((consumer, is_second, _)) = shut {
+        net::fault(consumers[consumer].address(is_second), net::Fault::None);
+    }
     let mut away = senders::rng(seed, "away");
     if away.bool() {
         operator.take_away(&mut away);
@@ -113,19 +133,20 @@ pub(crate) fn run(seed: u64, left_out: &BTreeSet<usize>, libraries: Vec<PathBuf>
     };
     let mut is_empty = wait_until_empty(&mut operator, &mut another);
     if is_empty && seed >= SCENES {
-        operator.probe(seed, plan.start.body_max());
+        operator.probe(plan.start.body_max());
         is_empty = wait_until_empty(&mut operator, &mut another);
     }
     if is_empty {
         operator.ask(Moment::Quiet);
     }
+    if is_empty && seed >= SCENES && plan.start.on_disk {
+        operator.die_at_rest();
+    }
     operator.stop(Why::Signal);
     if let Some(evidence) = evidence {
         evidence.run(&mut operator, &book, &consumers);
     }
-    if std::env::var_os("SIM_TRACE").is_some() {
-        kernel::print(2, &format!("the relay's log:\n{}", String::from_utf8_lossy(&operator.log)));
-    }
+    print_log(&operator);
     let room = plan.start.memory(&plan.consumers);
     let mut faults = std::mem::take(&mut operator.faults);
     faults.extend(crate::judging::judge(
@@ -138,6 +159,13 @@ pub(crate) fn run(seed: u64, left_out: &BTreeSet<usize>, libraries: Vec<PathBuf>
     ));
     let events = book.read(|truth| truth.events.len());
     Found { faults, simulated: kernel::now(), events }
+}
+
+/// Prints the log of all lives of the relay, if the trace is to be seen.
+fn print_log(operator: &Operator<'_>) {
+    if std::env::var_os("SIM_TRACE").is_some() {
+        kernel::print(2, &format!("the relay's log:\n{}", String::from_utf8_lossy(&operator.log)));
+    }
 }
 
 fn make_key(operator: &mut Operator<'_>) -> String {
@@ -170,7 +198,7 @@ fn wait_until_empty(operator: &mut Operator<'_>, mut another: impl FnMut()) -> b
             next = kernel::now() + REFUSED;
         }
         if kernel::now() > deadline {
-            let what = format!("no progress: {waiting:?} events wait {PROGRESS:?} after the end");
+            let what = format!("progress: {waiting:?} events wait {PROGRESS:?} after the end");
             operator.faults.push(what);
             return false;
         }

@@ -20,6 +20,7 @@ use super::Steady;
 use super::fails;
 use super::lock;
 use super::weather::Weather;
+use crate::events::identify_all;
 use crate::kernel;
 use crate::support::http_sink::Answer;
 use crate::support::http_sink::HttpSink;
@@ -234,7 +235,13 @@ impl Desk {
             Some(Steady::Busy) => return long_pause(),
             Some(Steady::BusyLate) => return long_pause().after(Duration::from_millis(3500)),
             Some(Steady::Refuses) => return page(self.manners.payload[0]),
-            None => {}
+            Some(Steady::Fails) if fails(&request.decoded()) => return Answer::status(500),
+            Some(Steady::Account) if is_odd(request) => {
+                return page(ACCOUNT[request.connection % ACCOUNT.len()]);
+            }
+            Some(Steady::Rejects) => return all_rejected(request),
+            Some(Steady::Interim) => return Answer::interim(INTERIM, Duration::from_secs(1), 900),
+            Some(Steady::Fails | Steady::Account) | None => {}
         }
         let backend = request.connection % self.backends.len();
         let mut trouble = self.backends[backend].meets(kernel::now());
@@ -287,6 +294,26 @@ impl Desk {
     }
 }
 
+/// Returns true if a request has an event with an odd number.
+fn is_odd(request: &Request) -> bool {
+    identify_all(&request.decoded()).iter().any(|serial| serial.number % 2 == 1)
+}
+
+/// Answers as an `otlp` receiver that rejects all records of a request (`partial_success`).
+fn all_rejected(request: &Request) -> Answer {
+    let count = identify_all(&request.decoded()).len();
+    let mut number = Vec::new();
+    let mut rest = count;
+    while rest >= 0x80 {
+        number.push(u8::try_from(rest % 0x80).unwrap_or_default() | 0x80);
+        rest /= 0x80;
+    }
+    number.push(u8::try_from(rest).unwrap_or_default());
+    let length = u8::try_from(1 + number.len()).unwrap_or_default();
+    let body = [vec![0x0a, length, 0x08], number].concat();
+    Answer::status(200).header("Content-Type", "application/x-protobuf").body(body)
+}
+
 fn long_pause() -> Answer {
     Answer::status(429).header("Retry-After", "30")
 }
@@ -296,6 +323,11 @@ fn page(status: u16) -> Answer {
     let body = "<html><head><title>There is nothing here</title></head></html>";
     Answer::status(status).header("Content-Type", "text/html; charset=utf-8").body(body)
 }
+
+/// Statuses that are about an account or about a moment.
+const ACCOUNT: [u16; 3] = [402, 409, 421];
+
+const INTERIM: &[u8] = b"HTTP/1.1 102 Processing\r\n\r\n";
 
 /// Statuses that are the connection's or a setting's fault, for every store.
 const SETTINGS: [u16; 10] = [401, 403, 404, 405, 415, 301, 302, 307, 308, 407];

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use super::Copies;
 use super::Made;
 use super::Making;
 use super::Promise;
@@ -44,7 +45,12 @@ pub(super) fn make(making: &mut Making<'_>) -> Made {
         records.into_iter().map(|record| record.body.into_bytes()).collect()
     };
     let concurrency = [1, 4][making.rng.usize(..2)];
+    let copies = match counts && concurrency == 1 {
+        true => Copies::AgainBesideRefused,
+        false => Copies::AtLeastOnce,
+    };
     let (promise, keys) = manners.promise(Promise {
+        copies,
         ordered: concurrency == 1 && !counts,
         refuses: true,
         counts,

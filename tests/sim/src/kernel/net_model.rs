@@ -101,6 +101,8 @@ pub(super) struct Net {
     descriptors: BTreeMap<i32, Id>,
     listeners: BTreeMap<SocketAddr, Id>,
     faults: BTreeMap<SocketAddr, (Fault, u64)>,
+    /// Further addresses of listeners. Each has faults of its own.
+    doors: BTreeMap<SocketAddr, SocketAddr>,
     last_port: u16,
 }
 
@@ -553,7 +555,8 @@ impl Kernel {
         let Some(stream) = self.net.stream(client) else { return };
         let (address, local, latency) = (stream.remote, stream.local, stream.latency);
         let wildcard: SocketAddr = (Ipv4Addr::UNSPECIFIED, address.port()).into();
-        let service = if self.net.listeners.contains_key(&address) { address } else { wildcard };
+        let behind = self.net.doors.get(&address).copied().unwrap_or(address);
+        let service = if self.net.listeners.contains_key(&behind) { behind } else { wildcard };
         let fault = self.net.fault_of(Some(address));
         let listener = self.net.listeners.get(&service).copied();
         match (fault, listener) {
@@ -815,6 +818,11 @@ impl Kernel {
             stream.unacknowledged = Some(now);
             self.at(now + limit, Event::Net(NetEvent::GiveUp { from, since: now }));
         }
+    }
+
+    /// Connections to the address `door` lead to this listener.
+    pub(super) fn open_door(&mut self, door: SocketAddr, listener: SocketAddr) {
+        self.net.doors.insert(door, listener);
     }
 
     /// Sets what is wrong on the way to a listener.

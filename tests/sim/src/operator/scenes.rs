@@ -1,5 +1,6 @@
 //! What the operator does in the scenes of a plan.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::net::Ipv4Addr;
 use std::net::SocketAddr;
@@ -7,24 +8,36 @@ use std::net::TcpListener;
 use std::net::TcpStream;
 use std::path::Path;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use super::Ending;
 use super::Operator;
 use crate::consumers::Consumer;
+use crate::consumers::Kind;
+use crate::consumers::Promise;
 use crate::consumers::Steady;
+use crate::events;
+use crate::events::Event;
 use crate::events::Maker;
 use crate::events::Marks;
+use crate::events::Serial;
+use crate::events::identify_all;
 use crate::judging::Losses;
 use crate::kernel;
+use crate::kernel::Process;
 use crate::kernel::disk;
+use crate::plan::Action;
 use crate::plan::Change;
 use crate::plan::When;
 use crate::plan::Why;
 use crate::setup::LISTENER;
 use crate::support::http;
+use crate::truth::Acknowledge;
 use crate::truth::Answer;
-use crate::truth::Kind;
+use crate::truth::Attempt;
+use crate::truth::Fate;
+use crate::truth::Kind as Death;
 use crate::truth::Known;
 use crate::truth::Must;
 use crate::truth::Origin;
@@ -47,8 +60,16 @@ const CALM: Duration = Duration::from_secs(45);
 /// How much longer than its drain the relay may take to its end.
 const AT_ONCE: Duration = Duration::from_secs(6);
 
-/// The number of the sender of the last batch.
+/// The number of the sender of the operator's first batch.
 const PROBE: u32 = 4000;
+
+/// How long everything has been delivered before the relay is killed at rest, and how long it may
+/// take to send again.
+const REST: Duration = Duration::from_secs(5);
+const AFTER_REST: Duration = Duration::from_secs(15);
+
+/// A backlog that leaves at once.
+const SMALL: f64 = 100.0;
 
 /// No lag is as long as this: no seed takes an hour.
 const LAG_MAX: f64 = 2.0 * 3600.0;
@@ -73,7 +94,7 @@ impl Operator<'_> {
     pub(super) fn damage(&mut self, what: &str) {
         let Some(process) = self.process.filter(|_| self.has_life()) else { return };
         let metrics = self.metrics();
-        self.book.dies(Kind::Kill);
+        self.book.dies(Death::Kill);
         process.kill();
         if let Some(metrics) = metrics {
             self.losses.add_metrics(&metrics);
@@ -103,11 +124,11 @@ impl Operator<'_> {
         }
     }
 
-    /// A consumer that is well but for that refuses every request for so long. The relay may not
-    /// believe it: "refused for good" needs the proof that the consumer takes others.
-    pub(super) fn refuse_all(&mut self, consumer: usize, time: Duration) {
+    /// A consumer that is well but for that answers so for so long. The relay may not take it for
+    /// a fault of the events: "refused for good" needs the proof that the consumer takes others.
+    pub(super) fn answer(&mut self, consumer: usize, how: Steady, time: Duration) {
         self.consumers[consumer].calm(true);
-        self.consumers[consumer].answers(Some(Steady::Refuses));
+        self.consumers[consumer].answers(Some(how));
         let until = kernel::now() + time;
         self.ending.push((until, Ending::Steady(consumer)));
         // Until then, everything that was refused has been tried again.
@@ -121,17 +142,20 @@ impl Operator<'_> {
         if self.process.is_none() || !self.has_life() {
             return;
         }
-        let over = std::mem::take(&mut self.ending);
-        self.end(over);
-        for consumer in self.consumers {
-            consumer.calm(true);
-        }
+        let begun = kernel::now();
+        let Some(consumer) = self.fails_on_one(consumer, when) else { return };
+        self.calm_all();
         let busy = &self.consumers[consumer];
         let (how, outage) = match when {
             When::Late => (Steady::BusyLate, Duration::from_secs(3)),
             When::Before | When::After => (Steady::Busy, outage),
+            When::OnOne => (Steady::Fails, outage),
         };
         busy.answers(Some(how));
+        if when == When::OnOne {
+            let event = self.kept_by(consumer, Marks { refused: 0, failing: 1000 });
+            self.post(&[event]);
+        }
         std::thread::sleep(outage);
         let mut before = Losses::default();
         if let Some(metrics) = self.metrics() {
@@ -140,7 +164,7 @@ impl Operator<'_> {
         let from = self.log.len();
         std::thread::scope(|scope| {
             let after = match when {
-                When::Before => {
+                When::Before | When::OnOne => {
                     busy.answers(None);
                     Duration::from_millis(30)
                 }
@@ -156,11 +180,24 @@ impl Operator<'_> {
             self.stop(why);
         });
         let mut after = Losses::default();
-        after.add_last_line(&String::from_utf8_lossy(&self.log[from..]));
+        let log = String::from_utf8_lossy(&self.log[from..]).into_owned();
+        after.add_last_line(&log);
+        // The tries of a refused event take three seconds and more, in which nothing else is sent.
+        let tries = |name: &str| {
+            let (given_up, of_output) = ("events given up", format!("output=\"{name}\""));
+            log.lines().any(|line| line.contains(given_up) && line.contains(&of_output))
+        };
         for Output { name, consumer, .. } in &self.setup.outputs {
             let consumer = &self.consumers[*consumer];
             let more = after.of(name).saturating_sub(before.of(name));
-            if more > self.refused_by(consumer) && !consumer.promise().parks {
+            // A stream that has become mute before stays so until its connection ends.
+            let is_mute = [Kind::Relp, Kind::Lumberjack].contains(&consumer.kind)
+                && consumer.arrived_since(0).last().is_none_or(|last| last.at < begun);
+            if more > self.refused_by(consumer)
+                && !consumer.promise().parks
+                && !is_mute
+                && !tries(name)
+            {
                 let what = "although every consumer is well";
                 let text =
                     format!("drain: output {name}: {more} events are lost in the drain, {what}");
@@ -183,7 +220,12 @@ impl Operator<'_> {
     /// begins at once nevertheless.
     pub(super) fn end_in_reload(&mut self) {
         let Some(process) = self.process.filter(|_| self.has_life()) else { return };
+        let old = self.setup.clone();
         self.setup.change(&Change::Spare, self.consumers.len() - 1);
+        if !self.setup.outputs.iter().any(|output| output.required) {
+            // No relay takes such a config.
+            self.setup = old;
+        }
         self.book.config(self.setup.known(self.consumers, &self.leaving));
         self.write_config();
         process.signal(libc::SIGHUP);
@@ -197,27 +239,175 @@ impl Operator<'_> {
         self.start();
     }
 
+    /// Ends all troubles for a while.
+    fn calm_all(&mut self) {
+        let over = std::mem::take(&mut self.ending);
+        self.end(over);
+        for consumer in self.consumers {
+            consumer.calm(true);
+        }
+    }
+
+    /// Returns the consumer that is to be in trouble until `when`: with [`When::OnOne`], a store
+    /// that takes every event when it is well, and at which nothing else is parked.
+    fn fails_on_one(&self, consumer: usize, when: When) -> Option<usize> {
+        if when != When::OnOne {
+            return Some(consumer);
+        }
+        let fits = |number: &usize| {
+            let consumer = &self.consumers[*number];
+            let Promise { fails, parks, counts, .. } = consumer.promise();
+            // An object has many events, and none of them is parked.
+            consumer.kind.is_store() && consumer.kind != Kind::S3 && !fails && !parks && !counts
+        };
+        self.setup.outputs.iter().map(|output| output.consumer).find(fits)
+    }
+
+    /// SIGTERM while a refused event is not decided, and other events are accepted behind it. The
+    /// next start decides it, so the drain does not wait for it.
+    pub(super) fn end_beside_refused(&mut self) {
+        const LIMIT: Duration = Duration::from_secs(12);
+        if self.process.is_none() || !self.has_life() || !self.setup.on_disk {
+            return;
+        }
+        self.calm_all();
+        self.wait_until(kernel::now() + CALM);
+        let waiting = self.metrics().map_or(f64::MAX, |it| it.sum("output_backlog_events"));
+        let mut good = self.maker(Marks::default());
+        let refused = self.maker(Marks { refused: 1000, failing: 0 }).event();
+        self.post(&[good.event(), refused, good.event()]);
+        std::thread::sleep(Duration::from_millis(500));
+        self.post(&good.events(3));
+        std::thread::sleep(Duration::from_secs(1));
+        let begun = kernel::now();
+        self.stop(Why::Signal);
+        let took = kernel::now() - begun;
+        if took > LIMIT && waiting <= SMALL {
+            let what = "although only refused events were left";
+            self.faults.push(format!("drain: it took {took:?}, {what}"));
+        }
+        for consumer in self.consumers {
+            consumer.calm(false);
+        }
+        self.start();
+    }
+
+    /// A config without evidence is in force for so long.
+    pub(super) fn evidence_off(&mut self, time: Duration) {
+        // Two lives begin here, and one has to be left for what comes.
+        if self.process.is_none() || !self.has_libraries(6) {
+            return;
+        }
+        self.setup.has_evidence = false;
+        self.restart(Why::Signal);
+        let from = kernel::now();
+        self.wait_until(from + time);
+        self.evidence_was_off = Some((from, kernel::now()));
+        self.setup.has_evidence = true;
+        self.restart(Why::Signal);
+    }
+
+    /// With `delivered`, a batch is answered 200 only if standard output had it, too, while it was
+    /// an output.
+    pub(super) fn look_at_stdout(&mut self, process: Process) {
+        let had: BTreeSet<_> = identify_all(&process.stdout()).into_iter().collect();
+        let started = self.started;
+        let missing = self.book.read(|truth| {
+            let is_promised = |attempt: &&Attempt| {
+                let Fate::Accepted(at) = attempt.fate() else { return false };
+                let mut configs = truth.configs(attempt.begun, at);
+                attempt.begun >= started
+                    && configs.all(|config| config.acknowledge == Acknowledge::Delivered)
+            };
+            let attempts = truth.attempts.iter().filter(is_promised);
+            let serials = attempts.flat_map(|attempt| attempt.serials.iter().copied());
+            serials.filter(|serial| !had.contains(serial)).collect::<Vec<_>>()
+        });
+        if let Some(first) = missing.first() {
+            let count = missing.len();
+            let what = "were answered 200, and standard output, which is required, never had them";
+            self.faults.push(format!("delivered: {count} events from {first} on {what}"));
+        }
+    }
+
+    /// Kills the relay when everything has been delivered for a while. Then nothing comes again:
+    /// what a kill repeats is about the last second (guarantees.md).
+    pub(crate) fn die_at_rest(&mut self) {
+        if self.process.is_none() || !self.has_life() {
+            return;
+        }
+        // The last events are final some seconds after they came.
+        self.consumers.iter().for_each(|consumer| consumer.pause(true));
+        let events = self.maker(Marks::default()).events(3);
+        let answer = self.post(&events);
+        std::thread::sleep(Duration::from_secs(3));
+        self.consumers.iter().for_each(|consumer| consumer.pause(false));
+        self.wait_until(kernel::now() + AFTER_REST);
+        let waiting = self.metrics().map(|metrics| metrics.sum("output_backlog_events"));
+        if answer != Answer::Status(200) || waiting != Some(0.0) {
+            return;
+        }
+        self.wait_until(kernel::now() + REST);
+        let had = |it: &Consumer| it.arrived_since(0).len();
+        let before: Vec<_> = self.consumers.iter().map(had).collect();
+        self.act(&Action::Kill(Duration::from_millis(100)));
+        self.wait_until(kernel::now() + AFTER_REST);
+        for (consumer, before) in self.consumers.iter().zip(before) {
+            let more = had(consumer) - before;
+            if more > 0 {
+                let (name, what) = (&consumer.name, "after a kill, and all had been delivered");
+                self.faults.push(format!("repeats: {more} events came again to {name} {what}"));
+            }
+        }
+    }
+
+    /// Returns an event that the filter of an output to this consumer keeps.
+    fn kept_by(&mut self, consumer: usize, marks: Marks) -> Event {
+        let mut maker = self.maker(marks);
+        let filter = self.setup.outputs.iter().find(|output| output.consumer == consumer);
+        let filter = filter.map(|output| output.filter.clone()).unwrap_or_default();
+        let mut events = std::iter::repeat_with(|| maker.event());
+        events.find(|event| filter.keeps(&event.facts)).expect("there is no end of them")
+    }
+
+    /// Returns a maker of events for the operator.
+    fn maker(&mut self, marks: Marks) -> Maker {
+        self.batches += 1;
+        let rng = fastrand::Rng::with_seed(self.batches.into());
+        Maker::new((PROBE + self.batches) * 16, rng, marks)
+    }
+
+    /// Sends a batch of the operator's own, and returns the answer.
+    fn post(&mut self, events: &[Event]) -> Answer {
+        let serials = self.book.made(events);
+        self.post_again(events, &serials)
+    }
+
+    fn post_again(&self, events: &[Event], serials: &Arc<[Serial]>) -> Answer {
+        let from = Origin { sender: PROBE, connection: 0 };
+        let attempt = self.book.begun(from, serials, Must::Take);
+        let (listener, body) = (LISTENER.parse().expect("an address"), events::list(events));
+        let answer = match http::post(listener, "/", "application/json", &body) {
+            Ok(response) => Answer::Status(response.status),
+            Err(_) => Answer::Broken,
+        };
+        self.book.ended(attempt, answer);
+        answer
+    }
+
     /// Sends a batch of half the greatest size, until it is accepted: nothing is wrong any more.
-    pub(crate) fn probe(&mut self, seed: u64, bytes: usize) {
+    pub(crate) fn probe(&mut self, bytes: usize) {
         const LIMIT: Duration = Duration::from_secs(90);
-        let rng = crate::senders::rng(seed, "probe");
-        let mut maker = Maker::new(PROBE * 16, rng, Marks::default());
+        let mut maker = self.maker(Marks::default());
         let mut events = vec![maker.event()];
         let bytes = (bytes / 2).min(48 << 10);
         while events.iter().map(|event| event.bytes.len() + 1).sum::<usize>() < bytes {
             events.push(maker.event());
         }
-        let (body, serials) = (crate::events::list(&events), self.book.made(&events));
+        let serials = self.book.made(&events);
         let deadline = kernel::now() + LIMIT;
         loop {
-            let from = Origin { sender: PROBE, connection: 0 };
-            let attempt = self.book.begun(from, &serials, Must::Take);
-            let listener = LISTENER.parse().expect("an address");
-            let answer = match http::post(listener, "/", "application/json", &body) {
-                Ok(response) => Answer::Status(response.status),
-                Err(_) => Answer::Broken,
-            };
-            self.book.ended(attempt, answer);
+            let answer = self.post_again(&events, &serials);
             if answer == Answer::Status(200) {
                 return;
             }

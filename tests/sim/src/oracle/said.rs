@@ -11,8 +11,12 @@ use super::World;
 use super::refused_at;
 use crate::support::metrics::Metrics;
 use crate::support::metrics::conservation;
+use crate::truth::Acknowledge;
 use crate::truth::Answer;
+use crate::truth::Attempt;
+use crate::truth::Config;
 use crate::truth::Fate;
+use crate::truth::Must;
 
 /// After this time without a consumer, an output with an event that waits is late: 30 s, and the
 /// largest `object_age` of an `s3` here (status-page.md, "Late"), and 2 s to ask in.
@@ -133,7 +137,12 @@ pub(crate) fn judge(world: &World<'_>, said: &[Said], calm: Calm) -> Vec<Fault> 
     for said in said {
         let rules = [accepted(world, said), losses(said), identity(world, said)];
         faults.extend(rules.into_iter().flatten());
+        faults.extend(letters(world, said));
+        let rules = [needed(world, said), refused_for_good(world, said), shut_out(world, said)];
+        faults.extend(rules.into_iter().flatten());
         faults.extend(at_ease(world, said, calm));
+        faults.extend(at_rest(said));
+        faults.extend(passes_over(world, said, calm));
         faults.extend(notices(world, said));
     }
     faults
@@ -207,6 +216,86 @@ pub(crate) fn identity(world: &World<'_>, said: &Said) -> Option<Fault> {
     (!is_same).then(|| said.fault("identity", &text))
 }
 
+/// `dead_letter_events_total` counts the dead letters that are in the files.
+pub(crate) fn letters(world: &World<'_>, said: &Said) -> Vec<Fault> {
+    let name = "dead_letter_events_total";
+    let mut faults = Vec::new();
+    for seen in world.outputs.iter().filter(|_| said.moment == Moment::Quiet) {
+        let counted = said.metrics.count(name, &[("output", seen.view.output)]);
+        let times = seen.view.letters.iter().map(|letter| letter.at);
+        let written = times.filter(|at| (said.started..=said.asked).contains(at)).count() as u64;
+        let text =
+            format!("{name} is {counted}, and there are {written} dead letters of this life");
+        if counted != written {
+            faults.push(seen.fault("identity", text));
+        }
+    }
+    faults
+}
+
+/// `queue_needed_bytes` is what "required outputs still need" (monitoring.md): nothing, if nothing
+/// waits for any of them.
+pub(crate) fn needed(world: &World<'_>, said: &Said) -> Option<Fault> {
+    let needed = said.metrics.get("queue_needed_bytes", &[]).filter(|needed| *needed > 0.0)?;
+    let configs: Vec<_> = world.truth.configs(said.started, said.answered).collect();
+    let is_optional = |name: &str| {
+        let mut outputs = configs.iter().filter_map(|config| config.output(name)).peekable();
+        outputs.peek().is_some() && outputs.all(|output| !output.required)
+    };
+    // A batch whose sender waits counts as accepted only once an output begins to send it.
+    let waits = |config: &&Config| config.acknowledge == Acknowledge::Delivered;
+    if configs.iter().any(|config| config.on_disk || waits(config)) {
+        return None;
+    }
+    let backlogs = said.metrics.all("output_backlog_events");
+    let waits = |(labels, events): &(Vec<(String, String)>, f64)| {
+        *events > 0.0 && !labels.iter().all(|(_, output)| is_optional(output))
+    };
+    let text = format!(
+        "queue_needed_bytes is {needed}, and nothing waits for a required output: {backlogs:?}"
+    );
+    (!backlogs.is_empty() && !backlogs.iter().any(waits)).then(|| said.fault("counters", &text))
+}
+
+/// The reasons of requests that another layer than the listener refuses.
+const BELOW: [&str; 2] = ["two Hosts", "more behind the end"];
+
+/// For five minutes the findings say that requests were rejected for good (status-page.md).
+pub(crate) fn refused_for_good(world: &World<'_>, said: &Said) -> Option<Fault> {
+    let since = said.asked.saturating_sub(Duration::from_secs(290)).max(said.started);
+    let is_final = |attempt: &&Attempt| {
+        let is_refused = matches!(attempt.must, Must::Refuse(what, _) if !BELOW.contains(&what));
+        let Some((at, Answer::Status(status))) = attempt.ended else { return false };
+        let is_ours = attempt.begun >= since && at <= said.asked;
+        is_refused && is_ours && matches!(status, 400 | 405 | 413 | 415)
+    };
+    let last = world.truth.attempts.iter().rfind(is_final)?;
+    let is_said = said.findings().any(|it| it.text.starts_with("Requests were rejected"));
+    let (at, answer) = last.ended?;
+    let text = format!("a request was answered {answer} at {at:?}, and no finding says so");
+    (said.status.is_some() && !is_said).then(|| said.fault("verdict", &text))
+}
+
+/// "Senders may have dropped events" (status-page.md): after four minutes of 429, and for an hour.
+pub(crate) fn shut_out(world: &World<'_>, said: &Said) -> Option<Fault> {
+    // A spell of refusals ends after a minute without one.
+    const PAUSE: Duration = Duration::from_secs(55);
+    const LONG: Duration = Duration::from_secs(240);
+    let is_429 = |attempt: &&Attempt| {
+        let is_ours = attempt.begun >= said.started;
+        is_ours && matches!(attempt.ended, Some((at, Answer::Status(429))) if at <= said.asked)
+    };
+    let refused = world.truth.attempts.iter().filter(is_429);
+    let mut times: Vec<_> = refused.filter_map(|attempt| Some(attempt.ended?.0)).collect();
+    times.sort_unstable();
+    let spells = times.chunk_by(|one, next| *next <= *one + PAUSE);
+    let mut spells = spells.filter_map(|spell| Some((*spell.first()?, *spell.last()?)));
+    let (from, to) = spells.find(|(from, to)| *to >= *from + LONG)?;
+    let is_said = said.findings().any(|it| it.text.starts_with("Senders may have dropped events"));
+    let text = format!("senders were answered 429 from {from:?} to {to:?}, and no finding says so");
+    (said.status.is_some() && !is_said).then(|| said.fault("verdict", &text))
+}
+
 /// While nothing is wrong, no finding says that an output or the queue is in trouble, unless its
 /// consumer has to refuse events.
 pub(crate) fn at_ease(world: &World<'_>, said: &Said, calm: Calm) -> Vec<Fault> {
@@ -220,7 +309,15 @@ pub(crate) fn at_ease(world: &World<'_>, said: &Said, calm: Calm) -> Vec<Fault> 
         let since = said.asked.saturating_sub(calm.limit());
         times.into_iter().any(|at| (since..=said.answered).contains(&at))
     };
+    // An address that was away may be on trial, and is passed over while it is away.
+    let has_another = |output: &str, text: &str| {
+        let mut doors = world.outputs.iter().filter(|seen| seen.view.has_door);
+        doors.any(|seen| seen.view.output == output)
+            && text.contains(": the address ")
+            && !text.contains("it has no other address")
+    };
     let is_wrong = |finding: &&Finding| match finding.about.strip_prefix("output ") {
+        Some(output) if has_another(output, &finding.text) => false,
         Some(output) => !finding.text.contains("has dropped every event") && !refuses(output),
         // The forecast looks back five minutes, at times in which something was wrong.
         None => {
@@ -231,6 +328,27 @@ pub(crate) fn at_ease(world: &World<'_>, said: &Said, calm: Calm) -> Vec<Fault> 
     let wrong = said.findings().filter(is_wrong);
     let text = |it: &Finding| format!("nothing is wrong since {:?}, but: {}", calm.healed, it.text);
     wrong.map(|finding| said.fault("verdict", &text(finding))).collect()
+}
+
+/// An address that is away is in the findings, if events have come by the other one.
+pub(crate) fn passes_over(world: &World<'_>, said: &Said, calm: Calm) -> Option<Fault> {
+    let (consumer, address) = calm.away.filter(|_| said.moment == Moment::Calm)?;
+    let config = &world.truth.epochs.last()?.config;
+    let output = config.outputs.iter().find(|output| output.consumer == consumer)?;
+    let seen = world.outputs.iter().find(|seen| seen.view.output == output.name)?;
+    let mut arrived = seen.view.arrived.iter();
+    let has_come = arrived.any(|it| (calm.begins..=said.asked).contains(&it.at));
+    let of_address = format!("Output {}: the address {address} ", output.name);
+    let is_said = said.findings().any(|finding| finding.text.starts_with(&of_address));
+    let text = format!("{address} is away since {:?}, and no finding says so", calm.healed);
+    (has_come && !is_said).then(|| said.fault("verdict", &text))
+}
+
+/// Once every event has left, no finding says that events wait.
+pub(crate) fn at_rest(said: &Said) -> Option<Fault> {
+    let waits = |it: &&Finding| it.text.contains(" is late: ") || it.text.ends_with(" is growing.");
+    let wrong = said.findings().filter(|_| said.moment == Moment::Quiet).find(waits)?;
+    Some(said.fault("verdict", &format!("nothing waits, but: {}", wrong.text)))
 }
 
 /// An output whose consumer is away, and for which events wait, is in the findings.

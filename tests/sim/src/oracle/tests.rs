@@ -29,6 +29,7 @@ pub(super) struct Small {
     is_stream: bool,
     promise: Promise,
     consumer_died: bool,
+    pub(super) has_door: bool,
 }
 
 /// From second 40 on nothing is wrong.
@@ -36,6 +37,7 @@ pub(super) const CALM: Calm = Calm {
     healed: Duration::from_secs(40),
     begins: Duration::from_secs(60),
     ends: Duration::from_secs(100),
+    away: None,
 };
 
 pub(super) const OK: Option<(u64, Answer)> = Some((1, Answer::Status(200)));
@@ -56,6 +58,7 @@ impl Small {
             is_stream: false,
             promise,
             consumer_died: false,
+            has_door: false,
         };
         small.config(0, |_| {});
         small
@@ -69,6 +72,7 @@ impl Small {
             required: true,
             filter: Filter::default(),
             may_lose: None,
+            deduplicates: false,
         };
         let acknowledge = Acknowledge::Queued;
         let mut config = Config { on_disk: false, acknowledge, outputs: vec![output] };
@@ -98,7 +102,7 @@ impl Small {
         self.request(serials, second, answer, Must::Take);
     }
 
-    fn request(
+    pub(super) fn request(
         &mut self,
         serials: &Arc<[Serial]>,
         second: u64,
@@ -140,8 +144,12 @@ impl Small {
     }
 
     fn letter(&mut self, serial: Serial) {
-        let event = self.event(serial).bytes.to_vec();
-        self.letters.push(Letter { output: "out".into(), reason: "400".into(), event });
+        self.letter_at(20, serial);
+    }
+
+    pub(super) fn letter_at(&mut self, second: u64, serial: Serial) {
+        let (at, event) = (seconds(second), self.event(serial).bytes.to_vec());
+        self.letters.push(Letter { at, output: "out".into(), reason: "400".into(), event });
     }
 
     /// Runs a rule at second 100, and returns what it says.
@@ -156,6 +164,7 @@ impl Small {
             counted: self.counted,
             is_unconfirmed: self.is_unconfirmed,
             is_stream: self.is_stream || self.is_unconfirmed,
+            has_door: self.has_door,
             refuses: &|event| self.refused.iter().any(|refused| refused == event),
             consumer_died: self.consumer_died,
         };
@@ -320,6 +329,48 @@ fn a_loss_has_a_reason() {
     small.fails(reasons, "event 1/1 is in a dead letter, and the consumer takes such events");
     small.config(20, |config| config.outputs[0].may_lose = Some("the queue drops"));
     small.passes(reasons);
+}
+
+#[test]
+fn a_letter_may_be_there_again_after_a_start() {
+    let case = |kind: Option<Kind>, crash| {
+        let mut small = Small::new();
+        let serials = small.two(10);
+        small.refused.push(small.event(serials[0]).bytes.to_vec());
+        small.counted.lost = 2;
+        small.letter_at(20, serials[0]);
+        small.letter_at(30, serials[0]);
+        if let Some(kind) = kind {
+            small.dies(crash, kind);
+        }
+        small
+    };
+    let twice = "2 events are counted as lost, and 0 by the queue; the consumer refuses 1";
+    case(Some(Kind::Kill), 25).passes(reasons);
+    case(Some(Kind::PowerLoss), 25).passes(reasons);
+    case(Some(Kind::Kill), 31).fails(reasons, twice);
+    case(Some(Kind::Drain), 25).passes(reasons);
+    case(None, 0).fails(reasons, twice);
+}
+
+#[test]
+fn what_the_disk_never_took_counts_as_missing_after_a_power_loss() {
+    let case = |answer, refuses, kind| {
+        let mut small = Small::new();
+        let serials = small.made(1, "get");
+        small.send(&serials, 10, Some((1, Answer::Status(answer))));
+        small.truth.refusing.push((seconds(refuses), seconds(refuses + 2)));
+        small.dies(20, kind);
+        small.counted.lost = 1;
+        small
+    };
+    case(503, 9, Kind::PowerLoss).passes(reasons);
+    case(503, 9, Kind::Kill).fails(reasons, "1 events are counted as lost");
+    case(503, 11, Kind::PowerLoss).fails(reasons, "1 events are counted as lost");
+    case(200, 9, Kind::PowerLoss).fails(reasons, "1 events are counted as lost");
+    let mut small = case(503, 9, Kind::PowerLoss);
+    small.counted.lost = 2;
+    small.fails(reasons, "2 events are counted as lost");
 }
 
 #[test]
@@ -547,6 +598,13 @@ fn a_later_event_may_come_early_and_again_while_an_earlier_one_is_in_doubt() {
     let mut small = case(&[(22, true), (23, true)]);
     small.arrived.truncate(2);
     small.fails(order, late);
+    // The queue drops it before, but only if the output is optional, and not as a letter.
+    small.counted.lost = 1;
+    small.fails(order, late);
+    small.config(27, |config| config.outputs[0].required = false);
+    small.passes(order);
+    small.counted.letters = 1;
+    small.fails(order, late);
     // The earlier one was taken meanwhile, by its second request.
     let mut small = case(&[(21, true), (22, true)]);
     let first = small.turned_down[0].events.clone();
@@ -557,6 +615,58 @@ fn a_later_event_may_come_early_and_again_while_an_earlier_one_is_in_doubt() {
     small.arrive(25, &first[1..]);
     small.arrive(26, &[Serial { number: 2, ..first[0] }]);
     small.fails(order, "event 1/1 came at 25s after 1/2");
+}
+
+#[test]
+fn what_left_in_an_earlier_life_may_be_read_after_what_left_in_the_next() {
+    let case = |death: Option<u64>, connections: (usize, usize)| {
+        let mut small = Small::new();
+        let (first, second) = (small.two(10), small.two(20));
+        if let Some(second) = death {
+            small.dies(second, Kind::Kill);
+        }
+        small.arrive_on(connections.0, 30, &second);
+        small.arrive_on(connections.1, 30, &first[..1]);
+        small
+    };
+    let late = "event 1/0 came at 30s after 1/3";
+    case(Some(15), (2, 1)).passes(order);
+    case(Some(15), (1, 1)).fails(order, late);
+    case(Some(15), (1, 2)).fails(order, late);
+    case(Some(9), (2, 1)).fails(order, late);
+    case(Some(22), (2, 1)).fails(order, late);
+    case(None, (2, 1)).fails(order, late);
+    // The queue has dropped it meanwhile.
+    let mut small = case(None, (2, 1));
+    small.config(25, |config| config.outputs[0].required = false);
+    small.fails(order, late);
+    small.counted.lost = 1;
+    small.passes(order);
+}
+
+#[test]
+fn an_output_that_is_leaving_at_the_end_of_a_life_may_come_back_with_its_place() {
+    let case = |on_disk, leaves, dies, is_back: bool| {
+        let mut small = Small::new();
+        small.truth.epochs.clear();
+        small.config(0, |config| config.on_disk = on_disk);
+        small.config(leaves, |config| config.outputs.clear());
+        let serials = small.two(20);
+        small.dies(dies, Kind::Drain);
+        small.config(dies, |config| {
+            if !is_back {
+                config.outputs.clear();
+            }
+        });
+        small.config(dies + 1, |_| {});
+        small.arrive(dies + 2, &serials[..1]);
+        small
+    };
+    let early = "before the output was there";
+    case(true, 15, 25, true).passes(invented);
+    case(false, 15, 25, true).fails(invented, early);
+    case(true, 5, 25, true).fails(invented, early);
+    case(true, 15, 25, false).fails(invented, early);
 }
 
 #[test]
@@ -584,8 +694,12 @@ fn an_event_that_a_store_answers_with_5xx_leaves_the_order_after_four_answers_to
 
 #[test]
 fn letters_of_requests_of_which_a_number_was_rejected_stand_for_this_number() {
-    let letter =
-        |reason: &str| Letter { output: "out".into(), reason: reason.into(), event: Vec::new() };
+    let letter = |reason: &str| Letter {
+        at: seconds(20),
+        output: "out".into(),
+        reason: reason.into(),
+        event: Vec::new(),
+    };
     let of = |reason: &str, count: usize| vec![letter(reason); count];
     let partly = of("http://a: answered 200 OK: 2 of 15 rejected", 30);
     let all = [partly, of("answered 400", 3), of("one of x rejected", 1)].concat();
@@ -604,6 +718,15 @@ fn requests_that_overlap_have_no_order_but_their_bodies_have() {
     let serials = small.two(10);
     small.arrive(12, &[serials[1], serials[0]]);
     small.fails(order, "stands before it in their body");
+    // A copy that was accepted again has a place of its own.
+    let mut small = Small::new();
+    let first = small.two(10);
+    let second = small.two(20);
+    small.arrive(22, &second);
+    small.arrive(32, &first[..1]);
+    small.fails(order, "event 1/0 came at 32s after 1/3");
+    small.send(&first, 30, OK);
+    small.passes(order);
     // A copy that nobody knows of may come again after others.
     let mut small = Small::new();
     let (first, second) = (small.made(1, "get"), small.made(1, "get"));
@@ -660,6 +783,16 @@ fn an_object_may_be_another_one_after_a_change_of_its_filter_or_an_unsaved_range
     small.passes(once);
     small.promise.copies = Copies::Once;
     small.fails(once, "2 times instead of 1 at most");
+    // The queue drops events of the object.
+    let mut small = case(None);
+    small.counted.lost = 1;
+    small.fails(once, "2 times instead of 1 at most");
+    small.config(20, |config| config.outputs[0].required = false);
+    small.passes(once);
+    let mut small = case(None);
+    small.counted.queue = 1;
+    small.config(20, |config| config.outputs[0].may_lose = Some(FULL));
+    small.passes(once);
     // The disk refuses, but the relay does not end; it ends, but the disk takes everything.
     case(Some(12)).fails(once, "2 times instead of 1 at most");
     let mut small = case(None);
@@ -750,6 +883,34 @@ fn nothing_comes_twice_while_nothing_is_wrong() {
 }
 
 #[test]
+fn what_a_sender_repeats_comes_once_with_deduplicate() {
+    let rule = |world: &World<'_>, seen: &Seen<'_>| repeats(world, seen, CALM);
+    let case = |deduplicates: bool, first| {
+        let mut small = Small::new();
+        small.truth.epochs.clear();
+        small.config(0, |config| config.outputs[0].deduplicates = deduplicates);
+        let serials = small.two(10);
+        small.send(&serials, 65, OK);
+        small.arrive(first, &serials[..1]);
+        small.arrive(67, &serials[..1]);
+        small
+    };
+    case(false, 12).passes(rule);
+    case(true, 12).fails(rule, "event 1/0 came at 12s and again at 67s");
+    case(true, 66).fails(rule, "event 1/0 came at 66s and again at 67s");
+    // Another life, or another config, and a repetition before the calm time.
+    let mut small = case(true, 12);
+    small.dies(20, Kind::Kill);
+    small.passes(rule);
+    let mut small = case(true, 12);
+    small.config(20, |config| config.outputs[0].deduplicates = true);
+    small.passes(rule);
+    let mut small = case(true, 12);
+    small.arrived[1].at = seconds(59);
+    small.passes(rule);
+}
+
+#[test]
 fn what_a_store_refuses_may_repeat_others_and_let_senders_wait() {
     let repeats = |world: &World<'_>, seen: &Seen<'_>| repeats(world, seen, CALM);
     let senders = |world: &World<'_>, _: &Seen<'_>| senders_progress(world, CALM);
@@ -772,6 +933,16 @@ fn what_a_store_refuses_may_repeat_others_and_let_senders_wait() {
         (small.promise.ordered, small.promise.copies) = (true, Copies::AtLeastOnce);
         assert_eq!(small.rule(repeats).is_empty(), is_right, "{refused_at}");
         assert_eq!(small.rule(senders).is_empty(), is_right, "{refused_at}");
+    }
+    // With a backlog, it is refused long after its request.
+    for (letter_at, is_right) in [(55, false), (56, true), (75, true), (77, false)] {
+        let mut small = Small::new();
+        let serials = small.made(1, "get");
+        small.send(&serials, 60, OK);
+        small.arrive(61, &serials);
+        small.arrive(64, &serials);
+        small.letter_at(letter_at, serials[0]);
+        assert_eq!(small.rule(repeats).is_empty(), is_right, "{letter_at}");
     }
 }
 
@@ -815,10 +986,13 @@ fn the_judge_runs_every_rule() {
 
 #[test]
 fn a_file_of_dead_letters_is_read_to_its_last_whole_line() {
-    let line = r#"{"time":"2026-11-20T10:00:00.000Z","output":"out","reason":"400 \"x\"","event":{"auditID":"a"}}"#;
-    let file = format!("{line}\n{line}\n{line}");
+    let of_event = r#""reason":"400 \"x\"","event":{"auditID":"a"}"#;
+    let line = format!(r#"{{"time":"2026-06-01T12:00:20.500Z","output":"out",{of_event}}}"#);
+    let torn = line.replace("auditID", "audit\0\0");
+    let file = format!("{line}\n{torn}\n{line}\n{line}");
     let letters = letters(file.as_bytes());
     assert_eq!(letters.len(), 2);
+    assert_eq!(letters[1].at, Duration::from_millis(20_500));
     assert_eq!(letters[1].reason, "400 \"x\"");
     assert_eq!(&letters[1].event[..], br#"{"auditID":"a"}"#);
 }

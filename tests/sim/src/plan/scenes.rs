@@ -11,6 +11,7 @@ use super::Timed;
 use super::When;
 use super::Why;
 use crate::consumers::Kind;
+use crate::consumers::Steady;
 use crate::kernel::net::Fault;
 use crate::senders;
 use crate::truth::Acknowledge;
@@ -64,6 +65,23 @@ const IN_MEMORY: [Scene; 12] = [
     taken_address,
 ];
 
+/// The scenes that need a config or a time of their own.
+const SOLOS: [Scene; 10] = [
+    parked_drain,
+    end_beside_refused,
+    evidence_off,
+    shut_out,
+    ended_stdout,
+    account_trouble,
+    all_rejected,
+    interim_answers,
+    large_requests,
+    small_batches,
+];
+
+/// The kinds of consumers that refuse or fail on one event of a request.
+const CHOOSERS: [Kind; 5] = [Kind::Http, Kind::Loki, Kind::Otlp, Kind::Elasticsearch, Kind::Splunk];
+
 /// The consumers that are not stores behind HTTP.
 const STREAMS: [Kind; 4] = [Kind::Tcp, Kind::Syslog, Kind::Relp, Kind::Lumberjack];
 
@@ -72,18 +90,30 @@ pub(super) fn add(plan: &mut Plan, seed: u64) {
     let mut rng = senders::rng(seed, "scenes");
     let all = if plan.start.on_disk { &ON_DISK[..] } else { &IN_MEMORY[..] };
     for _ in 0..=rng.u32(..2) {
-        let scene = all[rng.usize(..all.len())];
-        let begin = Duration::from_millis(rng.u64(8_000..60_000));
-        let consumer = plan.start.outputs[rng.usize(..plan.start.outputs.len())].consumer;
-        let (plan, rng, actions) = (&mut *plan, &mut rng, Vec::new());
-        let mut draft = Draft { plan, rng, consumer, begin, actions };
-        scene(&mut draft);
-        let Draft { begin, actions, .. } = draft;
-        let last = actions.iter().map(|(after, _)| *after).max().unwrap_or(0);
-        plan.length = plan.length.max(begin + seconds(last + 10));
-        let timed = |(after, action)| Timed { at: begin + seconds(after), action };
-        plan.actions.extend(actions.into_iter().map(timed));
+        add_one(plan, &mut rng, all);
     }
+}
+
+/// Adds one of the scenes that need a config or a time of their own to the plan of every other
+/// seed.
+pub(super) fn add_solo(plan: &mut Plan, seed: u64) {
+    let mut rng = senders::rng(seed, "solos");
+    if rng.bool() {
+        add_one(plan, &mut rng, &SOLOS);
+    }
+}
+
+fn add_one(plan: &mut Plan, rng: &mut fastrand::Rng, all: &[Scene]) {
+    let scene = all[rng.usize(..all.len())];
+    let begin = Duration::from_millis(rng.u64(8_000..60_000));
+    let consumer = plan.start.outputs[rng.usize(..plan.start.outputs.len())].consumer;
+    let mut draft = Draft { plan, rng, consumer, begin, actions: Vec::new() };
+    scene(&mut draft);
+    let Draft { plan, begin, actions, .. } = draft;
+    let last = actions.iter().map(|(after, _)| *after).max().unwrap_or(0);
+    plan.length = plan.length.max(begin + seconds(last + 10));
+    let timed = |(after, action)| Timed { at: begin + seconds(after), action };
+    plan.actions.extend(actions.into_iter().map(timed));
     plan.actions.sort_by_key(|timed| timed.at);
 }
 
@@ -99,6 +129,21 @@ impl Draft<'_> {
     /// From the begin on, nobody can connect to the consumer for so many seconds.
     fn away(&mut self, time: u64) {
         self.after(0, Action::Way(self.consumer, Fault::Refused, seconds(time)));
+    }
+
+    /// The queue is in memory.
+    fn in_memory(&mut self) {
+        let start = &mut self.plan.start;
+        (start.on_disk, start.has_evidence) = (false, false);
+        if start.acknowledge == Acknowledge::Synced {
+            start.acknowledge = Acknowledge::Queued;
+        }
+    }
+
+    /// The queue is on disk.
+    fn on_disk(&mut self) {
+        let start = &mut self.plan.start;
+        (start.on_disk, start.acknowledge) = (true, Acknowledge::Synced);
     }
 
     /// A backlog is read from files, because the process that had it in memory was killed.
@@ -236,4 +281,86 @@ fn end_in_reload(draft: &mut Draft<'_>) {
 fn taken_address(draft: &mut Draft<'_>) {
     let moves = draft.rng.bool();
     draft.after(0, Action::TakenAddress(moves));
+}
+
+/// The relay drains as soon as a store takes an event on which it has failed for a minute.
+fn parked_drain(draft: &mut Draft<'_>) {
+    draft.in_memory();
+    draft.plan.start.drain = 10;
+    for kind in &mut draft.plan.consumers {
+        *kind = CHOOSERS[draft.rng.usize(..CHOOSERS.len())];
+    }
+    let outage = seconds(draft.rng.u64(60..90));
+    draft.after(0, Action::Drain(draft.consumer, outage, When::OnOne, Why::Signal));
+}
+
+/// The relay ends while a refused event is not decided and others are accepted behind it.
+fn end_beside_refused(draft: &mut Draft<'_>) {
+    draft.on_disk();
+    draft.plan.start.drain = 20;
+    draft.after(0, Action::EndBesideRefused);
+}
+
+/// A config without evidence is in force for a while.
+fn evidence_off(draft: &mut Draft<'_>) {
+    draft.on_disk();
+    draft.plan.start.has_evidence = true;
+    let time = seconds(draft.rng.u64(5..20));
+    draft.after(0, Action::EvidenceOff(time));
+}
+
+/// A consumer is away for so long that senders give up. Nothing else happens in this time.
+fn shut_out(draft: &mut Draft<'_>) {
+    (draft.plan.start.queue, draft.plan.start.segment) = (512, 16);
+    draft.begin = draft.plan.length;
+    draft.consumer = draft.plan.start.outputs[0].consumer;
+    draft.away(330);
+    draft.after(330, Action::Look);
+}
+
+/// Standard output is an output whose reader goes away, and senders wait for `delivered`.
+fn ended_stdout(draft: &mut Draft<'_>) {
+    draft.in_memory();
+    (draft.plan.start.drain, draft.plan.start.has_stdout) = (10, true);
+    // The config refuses `delivered` with this kind.
+    if !draft.plan.consumers.contains(&Kind::S3) {
+        draft.plan.start.acknowledge = Acknowledge::Delivered;
+    }
+    let outage = seconds(draft.rng.u64(1..10));
+    draft.after(0, Action::Drain(draft.consumer, outage, When::After, Why::Stdout));
+}
+
+/// A service has trouble with an account or with this moment, and answers so to some events.
+fn account_trouble(draft: &mut Draft<'_>) {
+    draft.plan.consumers[draft.consumer] = Kind::Ibm;
+    let time = seconds(draft.rng.u64(20..40));
+    draft.after(0, Action::Answers(draft.consumer, Steady::Account, time));
+}
+
+/// A receiver takes requests and rejects all of their records for a while.
+fn all_rejected(draft: &mut Draft<'_>) {
+    draft.plan.consumers[draft.consumer] = Kind::Otlp;
+    let time = seconds(draft.rng.u64(12..40));
+    draft.after(0, Action::Answers(draft.consumer, Steady::Rejects, time));
+}
+
+/// Requests get interim answers without end.
+fn interim_answers(draft: &mut Draft<'_>) {
+    draft.plan.consumers[draft.consumer] = [Kind::Http, Kind::Loki][draft.rng.usize(..2)];
+    draft.after(0, Action::Answers(draft.consumer, Steady::Interim, seconds(10)));
+}
+
+/// The next requests of a consumer are larger than what its kernel takes.
+fn large_requests(draft: &mut Draft<'_>) {
+    draft.plan.start.queue = 65536;
+    draft.plan.consumers[draft.consumer] = [Kind::Http, Kind::Otlp][draft.rng.usize(..2)];
+    draft.away(60);
+    draft.after(100, Action::Look);
+}
+
+/// A stream sends a backlog in many batches.
+fn small_batches(draft: &mut Draft<'_>) {
+    draft.plan.start.batch_events = Some(2);
+    draft.plan.consumers[draft.consumer] = [Kind::Tcp, Kind::Syslog][draft.rng.usize(..2)];
+    draft.away(30);
 }

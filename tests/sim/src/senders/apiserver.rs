@@ -35,6 +35,11 @@ impl Job {
         let body = body.into();
         Self { serials, body, failed: 0, requests: 0, deadline: Duration::ZERO, backoff }
     }
+
+    /// Returns the same body, of which no attempt was made.
+    pub(super) fn again(self) -> Self {
+        Self { failed: 0, requests: 0, deadline: Duration::ZERO, ..self }
+    }
 }
 
 /// Makes the batches: the buffer, the greatest size, the greatest wait and the throttle of

@@ -33,6 +33,7 @@ impl Actor {
         let (Kind::Lines { gap }
         | Kind::Vanishing { gap }
         | Kind::Malformed { gap }
+        | Kind::Repeats { gap }
         | Kind::Tenant { gap }) = self.profile.kind
         else {
             return false;
@@ -103,6 +104,35 @@ pub(super) fn lines(actor: &Actor, role: u32) {
             write_all(http, &[head.as_bytes(), &body], deadline)?;
             Ok(judged(&http.reply(deadline)?, serials.len()))
         });
+    }
+}
+
+/// The most repetitions of a body.
+const REPEATED_MAX: u8 = 3;
+
+/// The longest pause in seconds before a repetition.
+const LATER: f64 = 20.0;
+
+/// Sends bodies that were accepted again, some of them much later.
+pub(super) fn repeats(actor: &Actor, role: u32) {
+    let (mut maker, mut rng) = (actor.maker(role), actor.rng(role));
+    let mut line = Line::new(actor, 1 << 40);
+    while actor.is_next(&mut rng) {
+        let events = actor.events(&mut maker, rng.usize(1..10));
+        if events.is_empty() {
+            continue;
+        }
+        let mut job = Job::new(actor, &events, events::lines(&events), Duration::from_secs(2));
+        for _ in 0..=rng.u8(..=REPEATED_MAX) {
+            actor.shop.busy(true);
+            let delivered = apiserver::deliver(actor, &mut line, &mut job, &mut rng);
+            actor.shop.busy(false);
+            let pause = Duration::from_secs_f64(LATER * rng.f64() * rng.f64());
+            if !delivered || !actor.shop.pause(pause) {
+                break;
+            }
+            job = job.again();
+        }
     }
 }
 

@@ -5,6 +5,7 @@ use super::super::tests::seconds;
 use super::*;
 use crate::oracle::Seen;
 use crate::truth::Filter;
+use crate::truth::Output;
 
 /// Returns what a relay says at second 100 that has started at second 0.
 fn said(moment: Moment, metrics: &str) -> Said {
@@ -127,6 +128,47 @@ fn nothing_is_said_to_be_wrong_while_nothing_is_wrong() {
 }
 
 #[test]
+fn an_address_that_is_away_is_in_the_findings() {
+    let text = "Output out: the address 127.0.0.1:80 is down; its other addresses take the events.";
+    let address = "127.0.0.1:80".parse().expect("an address");
+    let calm = Calm { away: Some((0, address)), ..CALM };
+    let rule = |text: &'static str, calm| {
+        move |world: &World<'_>| {
+            let said = finds(said(Moment::Calm, ""), "output out", text);
+            passes_over(world, &said, calm).into_iter().collect::<Vec<_>>()
+        }
+    };
+    let mut small = Small::new();
+    let serials = small.two(70);
+    check(&small, rule("", calm), None);
+    small.arrive(71, &serials);
+    check(&small, rule("", calm), Some("127.0.0.1:80 is away since 40s, and no finding says so"));
+    check(&small, rule(text, calm), None);
+    check(&small, rule("", CALM), None);
+    let at_ease = |text: &'static str| {
+        move |world: &World<'_>| {
+            at_ease(world, &finds(said(Moment::Calm, ""), "output out", text), CALM)
+        }
+    };
+    check(&small, at_ease(text), Some("its other addresses take the events"));
+    small.has_door = true;
+    check(&small, at_ease(text), None);
+    let all = "Output out: the address 127.0.0.1:80 is down; it has no other address.";
+    check(&small, at_ease(all), Some("it has no other address"));
+}
+
+#[test]
+fn no_output_is_late_once_everything_has_left() {
+    let says = |moment, text| at_rest(&finds(said(moment, ""), "output out", text));
+    let growing = "The backlog of the output out is growing.";
+    let fault = says(Moment::Quiet, growing).expect("a fault");
+    assert!(fault.text.ends_with("nothing waits, but: The backlog of the output out is growing."));
+    assert!(says(Moment::Quiet, "Output out is late: events have waited.").is_some());
+    assert_eq!(says(Moment::Calm, growing), None);
+    assert_eq!(says(Moment::Quiet, "Output out is down."), None);
+}
+
+#[test]
 fn an_output_whose_consumer_is_away_is_in_the_findings() {
     let away = || said(Moment::Away(0, seconds(50)), "");
     let silent = |world: &World<'_>| notices(world, &away()).into_iter().collect::<Vec<_>>();
@@ -179,4 +221,96 @@ fn the_heap_stays_below_the_sum_of_its_parts() {
         memory(world, life, 1000).into_iter().collect::<Vec<_>>()
     };
     check(&small, late, Some("with 0 in bodies under way and 1000 for the queue"));
+}
+
+#[test]
+fn dead_letters_are_counted_as_they_are_written() {
+    let rule = |moment: Moment, count: u64| {
+        let text = format!("dead_letter_events_total{{output=\"out\"}} {count}\n");
+        let said = Said { started: seconds(20), ..said(moment, &text) };
+        move |world: &World<'_>| letters(world, &said)
+    };
+    let mut small = Small::new();
+    let serials = small.made(3, "get");
+    small.letter_at(10, serials[0]);
+    small.letter_at(30, serials[1]);
+    small.letter_at(40, serials[2]);
+    check(&small, rule(Moment::Quiet, 2), None);
+    check(&small, rule(Moment::Calm, 1), None);
+    check(&small, rule(Moment::Quiet, 1), Some("is 1, and there are 2 dead letters of this life"));
+}
+
+#[test]
+fn nothing_is_needed_if_nothing_waits_for_a_required_output() {
+    let rule = |backlog: u64, bytes: u64| {
+        let out = format!("output_backlog_events{{output=\"out\"}} {backlog}\n");
+        let more = format!("output_backlog_events{{output=\"more\"}} 7\n{out}");
+        let text = format!("{more}queue_needed_bytes {bytes}\n");
+        move |world: &World<'_>| -> Vec<_> {
+            needed(world, &said(Moment::Any, &text)).into_iter().collect()
+        }
+    };
+    let mut small = Small::new();
+    small.config(0, |config| {
+        let more = Output { name: "more".into(), required: false, ..config.outputs[0].clone() };
+        config.outputs.push(more);
+    });
+    check(&small, rule(0, 0), None);
+    check(&small, rule(1, 900), None);
+    check(&small, rule(0, 900), Some("queue_needed_bytes is 900"));
+    // It was optional in an earlier config only.
+    small.config(40, |config| config.outputs[0].required = false);
+    check(&small, rule(1, 900), None);
+    // A queue on disk keeps whole segments.
+    small.config(50, |config| config.on_disk = true);
+    check(&small, rule(0, 900), None);
+}
+
+#[test]
+fn what_was_refused_for_good_is_said_for_five_minutes() {
+    let says = "Requests were rejected permanently in the last five minutes (invalid).";
+    let rule = |is_said: bool| {
+        move |world: &World<'_>| -> Vec<_> {
+            let said = said(Moment::Calm, "");
+            let said = if is_said { finds(said, "relay", says) } else { said };
+            refused_for_good(world, &said).into_iter().collect()
+        }
+    };
+    let mut small = Small::new();
+    let events = small.made(1, "get");
+    small.request(&events, 10, OK, Must::Take);
+    check(&small, rule(false), None);
+    small.request(&events, 20, Some((1, Answer::Status(429))), Must::Refuse("PUT", &[405]));
+    check(&small, rule(false), None);
+    small.request(&events, 30, Some((1, Answer::Status(405))), Must::Refuse("PUT", &[405]));
+    check(&small, rule(false), Some("was answered 405 at 31s, and no finding says so"));
+    check(&small, rule(true), None);
+}
+
+#[test]
+fn senders_that_were_shut_out_for_minutes_are_said() {
+    let says = "Senders may have dropped events in the last hour, unless another replica";
+    let rule = |started: u64, is_said: bool| {
+        move |world: &World<'_>| -> Vec<_> {
+            let (started, asked) = (seconds(started), seconds(1000));
+            let said = Said { started, asked, ..said(Moment::Calm, "") };
+            let said = if is_said { finds(said, "senders", says) } else { said };
+            shut_out(world, &said).into_iter().collect()
+        }
+    };
+    let mut small = Small::new();
+    let events = small.made(1, "get");
+    for second in (100..=350).step_by(50) {
+        small.send(&events, second, Some((1, Answer::Status(429))));
+    }
+    check(&small, rule(0, false), Some("429 from 101s to 351s, and no finding says so"));
+    check(&small, rule(0, true), None);
+    check(&small, rule(120, false), None);
+    // A minute without a refusal ends the spell.
+    let mut small = Small::new();
+    let events = small.made(1, "get");
+    for second in (100..=400).step_by(60) {
+        small.send(&events, second, Some((1, Answer::Status(429))));
+    }
+    check(&small, rule(0, false), None);
 }
