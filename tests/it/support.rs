@@ -7,6 +7,7 @@
 
 pub(crate) mod answers;
 pub(crate) mod apiserver;
+pub(crate) mod balancers;
 pub(crate) mod browser;
 pub(crate) mod certificates;
 pub(crate) mod chance;
@@ -15,7 +16,6 @@ pub(crate) mod consumer;
 pub(crate) mod corpus;
 pub(crate) mod elasticsearch;
 pub(crate) mod falco;
-pub(crate) mod field;
 pub(crate) mod filesystem;
 pub(crate) mod generated;
 pub(crate) mod h2;
