@@ -21,6 +21,8 @@ use crate::senders::Profile;
 use crate::senders::Senders;
 use crate::senders::Target;
 use crate::setup::LISTENER;
+use crate::support::ibm;
+use crate::support::splunk;
 use crate::truth::Book;
 
 /// After the last trouble, everything has to be delivered within this time: the longest pauses are
@@ -42,6 +44,10 @@ const FINISH: Duration = Duration::from_secs(8 * 60);
 
 /// The number of the sender that repeats what was accepted.
 const REPEATER: u32 = 900;
+
+/// Parts of every secret that the relay knows, and of what stores say in their answers, which may
+/// have one.
+const SECRETS: [&str; 3] = ["s3cr3t", ibm::TOKEN, splunk::TOKEN];
 
 /// What a run found.
 #[derive(Debug)]
@@ -157,6 +163,7 @@ pub(crate) fn run(seed: u64, left_out: &BTreeSet<usize>, libraries: Vec<PathBuf>
         &operator.said,
         (&operator.memory, room),
     ));
+    faults.extend(told_secret(&operator.log));
     let events = book.read(|truth| truth.events.len());
     Found { faults, simulated: kernel::now(), events }
 }
@@ -166,6 +173,14 @@ fn print_log(operator: &Operator<'_>) {
     if std::env::var_os("SIM_TRACE").is_some() {
         kernel::print(2, &format!("the relay's log:\n{}", String::from_utf8_lossy(&operator.log)));
     }
+}
+
+/// Returns a fault if a log has a part of a secret.
+fn told_secret(log: &[u8]) -> Option<String> {
+    let told = SECRETS.iter().find_map(|secret| memchr::memmem::find(log, secret.as_bytes()))?;
+    let begin = log[..told].iter().rposition(|byte| *byte == b'\n').map_or(0, |end| end + 1);
+    let line = log[begin..].split(|byte| *byte == b'\n').next().unwrap_or_default();
+    Some(format!("secrets: the log has a secret: {}", String::from_utf8_lossy(line)))
 }
 
 fn make_key(operator: &mut Operator<'_>) -> String {
