@@ -5,6 +5,7 @@ mod elasticsearch;
 mod front;
 mod http;
 mod ibm;
+mod indexers;
 mod loki;
 mod lumberjack;
 mod otlp;

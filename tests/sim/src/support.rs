@@ -14,8 +14,6 @@ pub(crate) mod http;
 pub(crate) mod http_sink;
 #[path = "../../it/support/ibm.rs"]
 pub(crate) mod ibm;
-#[path = "../../it/support/indexers.rs"]
-pub(crate) mod indexers;
 #[path = "../../it/support/loki.rs"]
 pub(crate) mod loki;
 #[path = "../../it/support/lumberjack_sink.rs"]

@@ -3,14 +3,14 @@
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
-use super::http_sink::Answer;
-use super::http_sink::Request;
+use crate::support::http_sink::Answer;
+use crate::support::http_sink::Request;
 
 /// A balancer in front of several indexers of Splunk, which are one store here. It sends a request
 /// without its cookie to an indexer of its choice, and tells the choice by the cookie, whose value
 /// differs in each answer. Only the indexer that took the last request of a channel knows which of
 /// the channel's requests are indexed. Any other says no.
-pub(crate) fn several_indexers()
+pub(super) fn several_indexers()
 -> impl Fn(&Request, &dyn Fn(&Request) -> Answer) -> Answer + Send + Sync + 'static {
     // The number of requests so far, and the indexer of each channel.
     let state = Mutex::new((0, BTreeMap::<String, u64>::new()));
