@@ -358,6 +358,8 @@ impl Work {
                 Err(_) => return,
             }
             self.end_of_questions();
+            // This answer may have been about an earlier checkpoint.
+            self.ask_witnesses();
         }
     }
 

@@ -82,6 +82,34 @@ fn a_witness_cosigns_each_checkpoint_and_may_be_away() {
     relay.finish(Backlog::Empty);
 }
 
+/// Method: the answers of the witness take a while, and the relay is ended while it waits for one
+/// of them, which is about an earlier checkpoint.
+#[test]
+fn the_checkpoint_over_a_stop_is_cosigned_after_an_answer_that_was_under_way() {
+    let mut recorded = Recorded::new();
+    let witness = Witness::start(&recorded.verifier);
+    let address = witness.url.strip_prefix("http://").unwrap().strip_suffix("/below").unwrap();
+    let address: SocketAddr = address.parse().unwrap();
+    let slow = HttpSink::start(move |request| {
+        let answer = http::post(address, &request.target, "text/plain", &request.body);
+        let answer = answer.expect("the witness answers");
+        Answer::status(answer.status).body(answer.body).after(Duration::from_millis(500))
+    });
+    let own = witness.config().replace(&address.to_string(), &slow.address().to_string());
+    let config = recorded.config("") + &own;
+    // It may take longer than the 3 s that a relay gives its evidence at the stop.
+    let at_a_stop = (1..4).any(|seed| {
+        let relay = Relay::start(&config);
+        wait_until("the first answer", PATIENCE, || cosigned_at(&relay) > 0);
+        let before = slow.count();
+        recorded.post(&relay, seed, 300);
+        slow.wait_for_count(before + 1, PATIENCE);
+        relay.finish(Backlog::Empty);
+        passes(&recorded.spool, &recorded.verifier, &witness.verifier)
+    });
+    assert!(at_a_stop, "none of three checkpoints over a stop is cosigned");
+}
+
 /// Method: the queue's directory is replaced by an older copy, once while the witness is there, and
 /// once while it is away and comes back later.
 #[test]
