@@ -14,6 +14,10 @@ use crate::consumers::Copies;
 use crate::consumers::Kind;
 use crate::kernel;
 use crate::operator::Operator;
+use crate::operator::Restored;
+use crate::oracle::Calm;
+use crate::oracle::said::Moment;
+use crate::plan::Back;
 use crate::plan::Why;
 use crate::senders;
 use crate::truth::Attempt;
@@ -23,11 +27,17 @@ use crate::truth::Fate;
 /// The files of the log.
 const LOG: &str = "queue/evidence";
 
+/// The copy of the newest checkpoint that is beside them.
+const BESIDE: &str = "queue/evidence-checkpoint";
+
 /// An older copy of them.
 const OLDER: &str = "older-evidence";
 
+/// An older copy of the checkpoint beside them.
+const OLDER_BESIDE: &str = "older-checkpoint";
+
 /// The newest checkpoint as somebody has kept it.
-const KEPT: &str = "kept-checkpoint";
+pub(crate) const KEPT: &str = "kept-checkpoint";
 
 /// The stored lines.
 const STORED: &str = "stored-lines";
@@ -60,7 +70,7 @@ pub(crate) struct Check {
 
 impl Check {
     /// `key` is the verifier key of the log.
-    pub(crate) fn new(seed: u64, key: String) -> Self {
+    pub(crate) fn new(seed: u64, key: String, has_witness: bool) -> Self {
         let mut rng = senders::rng(seed, "evidence");
         let change = match rng.u32(..16) {
             0..4 => Way::Flip,
@@ -72,6 +82,8 @@ impl Check {
             12 | 13 => Way::LineRemoved,
             _ => Way::LineChanged,
         };
+        let is_set_back = has_witness && senders::rng(seed, "set back").bool();
+        let change = if is_set_back { Way::SetBack } else { change };
         Self { key, rng, change }
     }
 
@@ -79,17 +91,36 @@ impl Check {
     pub(crate) fn may_copy(&self) {
         if matches!(self.change, Way::SetBack | Way::SetBackWithCheckpoint) {
             copy(Path::new(LOG), Path::new(OLDER));
+            // It is there after the first checkpoint.
+            fs::copy(BESIDE, OLDER_BESIDE).ok();
         }
     }
 
     /// Checks the log of a relay that has stopped, changes one thing, and checks it again. Notes
     /// faults with the operator.
-    pub(crate) fn run(mut self, operator: &mut Operator<'_>, book: &Book, consumers: &[Consumer]) {
+    pub(crate) fn run(
+        mut self,
+        operator: &mut Operator<'_>,
+        book: &Book,
+        consumers: &[Consumer],
+        calm: Calm,
+    ) {
+        alarms(operator);
+        goes_on(operator, book, calm);
         if !operator.has_libraries(2) {
             return;
         }
+        if let Some(restored) = operator.restored.take() {
+            return self.look_at_restored(operator, book, &restored);
+        }
         let stored = self.store(book, consumers);
         let (status, untouched) = self.verify(operator, stored.as_deref(), false);
+        let mut lines = untouched.lines();
+        let is_about_witness =
+            |line: &&str| line.starts_with("NOT CHECKED") && line.contains("witness");
+        if let Some(line) = lines.find(is_about_witness) {
+            operator.faults.push(format!("evidence: every witness is there, and verify: {line}"));
+        }
         if let Some((from, to)) = operator.evidence_was_off {
             // All that the log can say of that time is how many events came in.
             let (said, accepted) = (without(&untouched), accepted(book, from, to));
@@ -107,7 +138,9 @@ impl Check {
             operator.faults.push(what);
             return;
         }
-        let Some((name, change)) = self.change(stored.is_some()) else { return };
+        let Some((name, change)) = self.change(stored.is_some(), operator.witness.is_some()) else {
+            return;
+        };
         kernel::trace(format_args!("the evidence is changed: {change}"));
         let has_kept = self.change == Way::SetBackWithCheckpoint;
         let (status, said) = self.verify(operator, stored.as_deref(), has_kept);
@@ -126,6 +159,38 @@ impl Check {
         self.start_again(operator);
     }
 
+    /// Judges the log of a relay whose queue was set back to an older copy. Nobody may say that all
+    /// is well.
+    ///
+    /// - The relay says that "the evidence has more events than the queue", if only the queue's
+    ///   files are older; and to `evidence verify`, positions that are used twice are a fault.
+    /// - "Without a witness the relay can't notice" that all is older (evidence.md); then a
+    ///   checkpoint that somebody has kept shows it. A witness that has a newer checkpoint than the
+    ///   copy ends the log.
+    fn look_at_restored(&self, operator: &mut Operator<'_>, book: &Book, restored: &Restored) {
+        let Restored { back, gone: (copied, ended), sizes: (older, newer), .. } = *restored;
+        let is_whole = back == Back::Whole;
+        let log = String::from_utf8_lossy(operator.log.get(restored.log..).unwrap_or_default());
+        let says_so = log.contains("the evidence has more events than the queue");
+        let recorded = accepted(book, copied, ended.saturating_sub(Duration::from_secs(5)));
+        if !is_whole && recorded > 0 && !says_so && operator.disk_refused.is_none() {
+            let what = format!("its evidence has {recorded} events more, and it does not say so");
+            operator.faults.push(format!("evidence: only the queue was set back, {what}"));
+        }
+        let contradicts = is_whole && restored.witnessed > older;
+        if contradicts && !Path::new("queue/evidence-rolled-back").exists() {
+            let what =
+                format!("{} entries, and the log was set back to {older}", restored.witnessed);
+            operator.faults.push(format!("evidence: the witness knows {what}: nobody says so"));
+        }
+        let is_shown = if is_whole { newer > older } else { says_so };
+        let (status, said) = self.verify(operator, None, is_whole);
+        if is_shown && (status != Some(1) || !said.contains("FAULT")) {
+            let what = format!("the {back:?} of it was set back: {status:?}: {said}");
+            operator.faults.push(format!("evidence: verify does not notice that {what}"));
+        }
+    }
+
     /// Starts the relay once more. It notices a log that was set back, and the removal of a file
     /// below its hands (evidence.md).
     fn start_again(&self, operator: &mut Operator<'_>) {
@@ -141,7 +206,9 @@ impl Check {
             fs::remove_file(Path::new(LOG).join("checkpoint")).expect("it is there");
             std::thread::sleep(Duration::from_secs(5));
         }
-        let reason = [("reason", "tampered")];
+        // The checkpoint beside the log was set back, too: nobody else knows of a newer one.
+        let is_witnessed = is_set_back && operator.witness.is_some();
+        let reason = [("reason", if is_witnessed { "rolled_back" } else { "tampered" })];
         let metrics = operator.metrics();
         let alarms = metrics.map(|metrics| metrics.count("evidence_errors_total", &reason));
         if alarms == Some(0) {
@@ -170,6 +237,10 @@ impl Check {
         }
         if has_kept {
             arguments.extend(["--checkpoint", KEPT]);
+        }
+        let witness = operator.witness.as_ref().map(|it| (it.key.clone(), it.url()));
+        if let Some((key, url)) = &witness {
+            arguments.extend(["--witness", key, "--witness-url", url]);
         }
         operator.command(&arguments)
     }
@@ -200,12 +271,12 @@ impl Check {
 
     /// Makes the change. Returns the name of the changed file and what the change is, or `None` if
     /// there is nothing to change. `has_lines`: there are stored lines.
-    fn change(&mut self, has_lines: bool) -> Option<(String, String)> {
+    fn change(&mut self, has_lines: bool, has_witness: bool) -> Option<(String, String)> {
         match self.change {
             Way::LineRemoved | Way::LineChanged if has_lines => self.change_line(),
             Way::LineRemoved | Way::LineChanged => {
                 self.change = Way::Flip;
-                self.change(false)
+                self.change(false, has_witness)
             }
             Way::SetBack | Way::SetBackWithCheckpoint => {
                 let kept = fs::read(Path::new(LOG).join("checkpoint")).ok()?;
@@ -214,7 +285,10 @@ impl Check {
                 fs::remove_dir_all(LOG).expect("it is there");
                 fs::rename(OLDER, LOG).expect("it is there");
                 let what = || "the log was set back to an older copy".to_owned();
-                (kept != older).then(|| ("checkpoint".to_owned(), what()))
+                if has_witness {
+                    fs::rename(OLDER_BESIDE, BESIDE).ok()?;
+                }
+                (size(&kept) != size(&older)).then(|| ("checkpoint".to_owned(), what()))
             }
             Way::Entry => self.change_entry(),
             Way::Flip | Way::Remove | Way::Cut => self.change_file(),
@@ -289,6 +363,61 @@ impl Check {
     }
 }
 
+/// On a log that nobody has changed, no alarm is raised; and a witness is never asked to cosign what
+/// contradicts what it has, unless the log was set back.
+fn alarms(operator: &mut Operator<'_>) {
+    let restored = operator.restored.as_ref().filter(|it| it.back == Back::Whole);
+    let set_back = restored.map(|restored| restored.gone.1);
+    let mut faults = Vec::new();
+    for said in &operator.said {
+        for reason in ["tampered", "rolled_back"] {
+            let count = said.metrics.count("evidence_errors_total", &[("reason", reason)]);
+            let is_right = reason == "rolled_back" && set_back.is_some_and(|at| said.asked >= at);
+            if count > 0 && !is_right {
+                let what = format!("evidence_errors_total has {count} {reason}");
+                faults.push(format!("evidence: nobody has changed the log, and {what}"));
+            }
+        }
+    }
+    faults.dedup();
+    let violations = operator.witness.as_ref().filter(|_| set_back.is_none());
+    let violations = violations.map(|it| it.violations()).unwrap_or_default();
+    faults.extend(violations.iter().take(3).map(|it| format!("evidence: the witness got {it}")));
+    operator.faults.extend(faults);
+}
+
+/// While nothing is wrong, checkpoints are signed and cosigned: at the end of that time, those that
+/// cover what came in some seconds before.
+fn goes_on(operator: &mut Operator<'_>, book: &Book, calm: Calm) {
+    let Some(said) = operator.said.iter().find(|said| said.moment == Moment::Calm) else { return };
+    let until = said.asked.saturating_sub(Duration::from_secs(15));
+    let is_ours = |at: &Duration| (calm.begins..=until).contains(at);
+    let newest = book.read(|truth| {
+        let accepted = truth.attempts.iter().filter_map(|attempt| match attempt.fate() {
+            Fate::Accepted(at) => Some(at).filter(is_ours),
+            Fate::Refused | Fate::Unknown => None,
+        });
+        accepted.max()
+    });
+    let rolled_back = [("reason", "rolled_back")];
+    let ended = said.metrics.count("evidence_errors_total", &rolled_back) > 0;
+    let Some(newest) = newest.filter(|_| !ended) else { return };
+    let signed = said.metrics.sum("evidence_last_checkpoint_timestamp_seconds");
+    let cosigned = said.metrics.sum("evidence_witness_timestamp_seconds");
+    let (due, has_witness) = ((NOON + newest.as_secs()) as f64, operator.witness.is_some());
+    for (time, what) in [(signed, "signed"), (cosigned, "cosigned")] {
+        if time + 1.0 < due && (what == "signed" || has_witness) {
+            let text = format!(
+                "evidence: events came in at {newest:?}, and {:?} later the newest checkpoint that \
+                 is {what} is {} s older than they are",
+                said.asked - newest,
+                due - time
+            );
+            operator.faults.push(text);
+        }
+    }
+}
+
 /// Returns true if the lines of a consumer can be compared with the log.
 fn is_comparable(consumer: &Consumer) -> bool {
     let promise = consumer.promise();
@@ -351,9 +480,8 @@ pub(crate) fn time_of(word: &str) -> Option<Duration> {
 ///   before it.
 fn files() -> Vec<PathBuf> {
     let mut found = Vec::new();
-    list(Path::new(LOG), &mut found);
-    let checkpoint = fs::read_to_string(Path::new(LOG).join("checkpoint")).unwrap_or_default();
-    let size: u64 = checkpoint.lines().nth(1).and_then(|line| line.parse().ok()).unwrap_or(0);
+    list(Path::new(LOG), Path::new(LOG), &mut found);
+    let size = checkpoint(Path::new("queue")).1;
     found.retain(|path| {
         let name = path.to_string_lossy();
         if let Some((tile, width)) = name.split_once(".p/") {
@@ -368,22 +496,36 @@ fn files() -> Vec<PathBuf> {
     found
 }
 
-/// Adds the files below a directory, in order, by their paths below [`LOG`].
-fn list(directory: &Path, found: &mut Vec<PathBuf>) {
+/// Returns the newest checkpoint of the log in a queue's directory, and its size.
+pub(crate) fn checkpoint(queue: &Path) -> (Vec<u8>, u64) {
+    let note = fs::read(queue.join("evidence/checkpoint")).unwrap_or_default();
+    let size = size(&note);
+    (note, size)
+}
+
+/// Returns the size in a checkpoint, and 0 if there is none.
+fn size(note: &[u8]) -> u64 {
+    let line = std::str::from_utf8(note).ok().and_then(|note| note.lines().nth(1));
+    line.and_then(|line| line.parse().ok()).unwrap_or(0)
+}
+
+/// Adds the files below a directory, in order, by their paths below `root`.
+fn list(root: &Path, directory: &Path, found: &mut Vec<PathBuf>) {
     let Ok(entries) = fs::read_dir(directory) else { return };
     let mut paths: Vec<_> = entries.filter_map(|entry| Some(entry.ok()?.path())).collect();
     paths.sort();
     for path in paths {
         match path.is_dir() {
-            true => list(&path, found),
-            false => found.extend(path.strip_prefix(LOG).map(Path::to_path_buf)),
+            true => list(root, &path, found),
+            false => found.extend(path.strip_prefix(root).map(Path::to_path_buf)),
         }
     }
 }
 
-fn copy(from: &Path, to: &Path) {
+/// Copies the files of a directory.
+pub(crate) fn copy(from: &Path, to: &Path) {
     let mut found = Vec::new();
-    list(from, &mut found);
+    list(from, from, &mut found);
     for name in found {
         let path = to.join(&name);
         fs::create_dir_all(path.parent().expect("it is below a directory")).expect("it is new");

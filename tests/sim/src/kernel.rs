@@ -119,6 +119,11 @@ pub(crate) mod disk {
         });
     }
 
+    /// Everything that the relay has written is stored: somebody else has taken its directory.
+    pub(crate) fn store_all() {
+        with(|kernel| kernel.files.store_all());
+    }
+
     /// The power is gone, after the relay's end: a part of what was not synced is lost.
     pub(crate) fn power_loss() {
         with(|kernel| {

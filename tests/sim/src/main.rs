@@ -24,6 +24,7 @@ mod senders;
 mod setup;
 mod support;
 mod truth;
+mod witness;
 mod world;
 
 use std::collections::BTreeSet;

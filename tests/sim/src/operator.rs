@@ -1,7 +1,10 @@
 //! The operator: starts and ends the relay, edits its config, and lets the troubles of the plan
 //! happen.
 
+mod back;
 mod scenes;
+
+pub(crate) use back::Restored;
 
 use std::fs;
 use std::path::PathBuf;
@@ -30,6 +33,7 @@ use crate::support::metrics::Metrics;
 use crate::truth::Book;
 use crate::truth::Kind as Death;
 use crate::truth::Output;
+use crate::witness::Witness;
 
 /// How long a reload may take: it waits 30 s for an address, and for files.
 const RELOAD: Duration = Duration::from_secs(45);
@@ -55,6 +59,11 @@ pub(crate) struct Operator<'a> {
     pub(crate) disk_refused: Option<Duration>,
     /// A time in which the config had no evidence.
     pub(crate) evidence_was_off: Option<(Duration, Duration)>,
+    /// The witness of the evidence log.
+    pub(crate) witness: Option<Witness>,
+    /// The time at which the copy of the queue's directory was made, if there is one.
+    copied: Option<Duration>,
+    pub(crate) restored: Option<Restored>,
     /// The log of all lives.
     pub(crate) log: Vec<u8>,
     /// The time at which the present life began.
@@ -78,6 +87,7 @@ enum Ending {
     Steady(usize),
     /// A consumer may be in trouble again.
     Calm(usize),
+    Witness,
 }
 
 /// Returns a page of the relay's admin address, if it answers.
@@ -106,6 +116,9 @@ impl<'a> Operator<'a> {
             losses: Losses::default(),
             disk_refused: None,
             evidence_was_off: None,
+            witness: None,
+            copied: None,
+            restored: None,
             log: Vec::new(),
             started: Duration::ZERO,
             said: Vec::new(),
@@ -165,7 +178,10 @@ impl<'a> Operator<'a> {
     }
 
     fn write_config(&self) {
-        fs::write("config.new", self.setup.toml(self.consumers)).expect("a writable directory");
+        let witness = self.witness.as_ref().filter(|_| self.setup.has_evidence);
+        let text =
+            self.setup.toml(self.consumers) + &witness.map(Witness::toml).unwrap_or_default();
+        fs::write("config.new", text).expect("a writable directory");
         fs::rename("config.new", "config.toml").expect("a writable directory");
     }
 
@@ -246,6 +262,7 @@ impl<'a> Operator<'a> {
                 Ending::Disk => disk::set(disk::Faults::default()),
                 Ending::Steady(consumer) => self.consumers[consumer].answers(None),
                 Ending::Calm(consumer) => self.consumers[consumer].calm(false),
+                Ending::Witness => self.trouble_witness(net::Fault::None, None),
             }
         }
     }
@@ -336,12 +353,32 @@ impl<'a> Operator<'a> {
             Action::RefusesAll(consumer, time) => self.answer(consumer, Steady::Refuses, time),
             Action::Answers(consumer, how, time) => self.answer(consumer, how, time),
             Action::TakenAddress(moves) => self.take_address(moves),
+            Action::WitnessWay(fault, time) => {
+                self.trouble_witness(fault, None);
+                self.ending.push((now + time, Ending::Witness));
+            }
+            Action::WitnessAnswers(status, time) => {
+                self.trouble_witness(net::Fault::None, Some(status));
+                self.ending.push((now + time, Ending::Witness));
+            }
+            Action::WitnessContradicts(status) => {
+                self.witness.iter().for_each(|witness| witness.contradicts_once(status));
+            }
+            Action::Backup => self.back_up(),
+            Action::Restore(back, kills) => self.restore(back, kills),
         }
     }
 
     fn is_in_trouble(&self, consumer: usize) -> bool {
         let is_here = |ending: &Ending| matches!(ending, Ending::Away(it) | Ending::Hangs(it) if *it == consumer);
         self.ending.iter().any(|(_, ending)| is_here(ending))
+    }
+
+    fn trouble_witness(&self, fault: net::Fault, status: Option<u16>) {
+        if let Some(witness) = &self.witness {
+            net::fault(witness.address(), fault);
+            witness.answers(status);
+        }
     }
 
     fn disk(&mut self, faults: disk::Faults, time: Duration) {
@@ -364,10 +401,17 @@ impl<'a> Operator<'a> {
     }
 
     fn die(&mut self, kind: Death, pause: Duration) {
-        let Some(process) = self.process else { return };
-        if !self.has_life() {
+        if self.process.is_none() || !self.has_life() {
             return;
         }
+        self.kill(kind);
+        self.wait_until(kernel::now() + pause);
+        self.start();
+    }
+
+    /// Ends the relay without its knowledge.
+    fn kill(&mut self, kind: Death) {
+        let Some(process) = self.process else { return };
         let metrics = self.metrics();
         self.book.dies(kind);
         process.kill();
@@ -378,8 +422,6 @@ impl<'a> Operator<'a> {
             disk::power_loss();
         }
         self.gone(process);
-        self.wait_until(kernel::now() + pause);
-        self.start();
     }
 
     /// SIGTERM, perhaps twice, and another start.

@@ -427,6 +427,13 @@ impl<'a> World<'a> {
         !is_kept && deaths.any(|death| death.ended.unwrap_or(self.now) >= stored.from)
     }
 
+    /// Returns true if the event came in after a copy of the queue's directory was made, and before
+    /// the directory was set back to it: "what the copy does not have is gone" (queue-and-disk.md).
+    fn may_be_set_back(&self, stored: Stored) -> bool {
+        let mut times = self.truth.set_back.iter();
+        times.any(|(copied, ended)| (*copied..=*ended).contains(&stored.from))
+    }
+
     /// Returns the events that the output was owed and has not got.
     fn missing(&self, seen: &Seen<'_>) -> Vec<(Serial, Stored)> {
         let of = |(serial, stored): (&Serial, &Stored)| (*serial, *stored);
@@ -435,6 +442,7 @@ impl<'a> World<'a> {
             !seen.first.contains_key(serial)
                 && self.is_owed(seen, *serial, *stored)
                 && !self.may_have_died(seen, *stored)
+                && !self.may_be_set_back(*stored)
         })
         .collect()
     }
@@ -986,6 +994,7 @@ pub(crate) fn progress(world: &World<'_>, seen: &Seen<'_>, calm: Calm) -> Vec<Fa
             && !seen.letters.contains(serial)
             && world.is_owed(seen, *serial, *stored)
             && !world.may_have_died(seen, *stored)
+            && !world.may_be_set_back(*stored)
         {
             late.push((*serial, stored.until));
         }

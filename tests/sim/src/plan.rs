@@ -2,6 +2,7 @@
 
 mod scenes;
 mod wider;
+mod witnessed;
 
 pub(crate) use wider::WIDER;
 pub(crate) use wider::Wider;
@@ -49,6 +50,8 @@ pub(crate) struct Setup {
     /// `queue.segment_bytes`, in KiB.
     pub(crate) segment: u64,
     pub(crate) has_evidence: bool,
+    /// With evidence, there is a witness of its log.
+    pub(crate) has_witness: bool,
     /// `shutdown.drain_timeout`, in seconds.
     pub(crate) drain: u64,
     /// A second listener, to which nobody sends.
@@ -122,6 +125,25 @@ pub(crate) enum Action {
     Door(usize, bool, Fault, Duration),
     /// A reload adds a listener (true: moves it) to an address that somebody else has for a while.
     TakenAddress(bool),
+    /// Something is wrong on the way to the witness, for so long.
+    WitnessWay(Fault, Duration),
+    /// A gateway answers for the witness with this status, for so long.
+    WitnessAnswers(u16, Duration),
+    /// A gateway answers one request for the witness, with this status of a contradiction.
+    WitnessContradicts(u16),
+    /// SIGTERM, a copy of the queue's directory, and a new start.
+    Backup,
+    /// SIGTERM (true: SIGKILL), the queue's directory is set back to the copy, and a new start.
+    Restore(Back, bool),
+}
+
+/// What is set back to an older copy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Back {
+    /// The queue's directory.
+    Whole,
+    /// All of it but the evidence log and the files beside it.
+    AllButEvidence,
 }
 
 /// When a consumer is well again.
@@ -200,6 +222,7 @@ impl Plan {
             when_full: "reject",
             segment: [16, 64, 128][rng.usize(..3)],
             has_evidence: on_disk && rng.u32(..3) == 0,
+            has_witness: false,
             drain: [1, 5, 20][rng.usize(..3)],
             second: None,
             has_stdout: false,
@@ -227,6 +250,9 @@ impl Plan {
         }
         if seed >= WIDER {
             wider::add(&mut plan, seed);
+        }
+        if seed >= witnessed::WITNESSED {
+            witnessed::add(&mut plan, seed);
         }
         plan
     }

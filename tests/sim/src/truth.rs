@@ -31,6 +31,9 @@ pub(crate) struct Truth {
     /// The times at which the disk begins to refuse writes or syncs, and those at which it takes
     /// all of them again at the latest.
     pub(crate) refusing: Vec<(Duration, Duration)>,
+    /// The times at which a copy of the queue's directory was made, and at which the relay ended
+    /// before the copy was put back.
+    pub(crate) set_back: Vec<(Duration, Duration)>,
 }
 
 #[derive(Debug)]
@@ -289,6 +292,11 @@ impl Book {
     /// Notes that the disk refuses writes or syncs from now on until a time.
     pub(crate) fn disk_refuses(&self, until: Duration) {
         self.lock().refusing.push((kernel::now(), until));
+    }
+
+    /// Notes that the queue's directory is set back, after the relay's end, to a copy.
+    pub(crate) fn set_back(&self, copied: Duration, ended: Duration) {
+        self.lock().set_back.push((copied, ended));
     }
 
     /// Notes that the relay is about to be ended so.

@@ -24,6 +24,7 @@ use crate::setup::LISTENER;
 use crate::support::ibm;
 use crate::support::splunk;
 use crate::truth::Book;
+use crate::witness::Witness;
 
 /// After the last trouble, everything has to be delivered within this time: the longest pauses are
 /// those of kube-apiserver's five attempts, and 45 minutes of patience with an event on which a
@@ -88,7 +89,10 @@ pub(crate) fn run(seed: u64, left_out: &BTreeSet<usize>, libraries: Vec<PathBuf>
     let book = Book::default();
     let leaving = leaving(&plan, &only);
     let mut operator = Operator::new(&book, &consumers, plan.start.clone(), leaving, libraries);
-    let evidence = plan.start.has_evidence.then(|| Check::new(seed, make_key(&mut operator)));
+    let key = plan.start.has_evidence.then(|| make_key(&mut operator));
+    operator.witness =
+        key.as_ref().filter(|_| plan.start.has_witness).map(|key| Witness::start(seed, key));
+    let evidence = key.map(|key| Check::new(seed, key, plan.start.has_witness));
     operator.start();
     let target =
         Target::new(LISTENER.parse().expect("an address"), "/", None, plan.start.body_max());
@@ -150,7 +154,7 @@ pub(crate) fn run(seed: u64, left_out: &BTreeSet<usize>, libraries: Vec<PathBuf>
     }
     operator.stop(Why::Signal);
     if let Some(evidence) = evidence {
-        evidence.run(&mut operator, &book, &consumers);
+        evidence.run(&mut operator, &book, &consumers, calm);
     }
     print_log(&operator);
     let room = plan.start.memory(&plan.consumers);

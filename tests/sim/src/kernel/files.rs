@@ -354,6 +354,16 @@ impl Files {
         self.names.push(Name::MadeDirectory(path));
     }
 
+    /// Everything is stored.
+    pub(super) fn store_all(&mut self) {
+        self.written.clear();
+        for name in self.names.drain(..) {
+            if let Name::Removed(_, grave) | Name::Renamed(_, _, Some(grave)) = name {
+                fs::remove_file(grave).ok();
+            }
+        }
+    }
+
     /// The power is gone: a random part of what is not stored is lost.
     pub(super) fn power_loss(&mut self) {
         for Written { file, changes } in std::mem::take(&mut self.written).into_values() {

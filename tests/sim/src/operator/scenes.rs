@@ -92,14 +92,10 @@ impl Operator<'_> {
 
     /// Kills the relay, changes bytes of the cursors file or of all segments, and starts it again.
     pub(super) fn damage(&mut self, what: &str) {
-        let Some(process) = self.process.filter(|_| self.has_life()) else { return };
-        let metrics = self.metrics();
-        self.book.dies(Death::Kill);
-        process.kill();
-        if let Some(metrics) = metrics {
-            self.losses.add_metrics(&metrics);
+        if self.process.is_none() || !self.has_life() {
+            return;
         }
-        self.gone(process);
+        self.kill(Death::Kill);
         match what {
             "cursors" => spoil(Path::new("queue/cursors"), |length| {
                 // A slot begins at each half.

@@ -1,0 +1,101 @@
+//! What only the seeds from [`WITNESSED`] on have: a witness of the evidence log, directories that
+//! are set back to an older copy, and small queues in memory that drop events which wait only for
+//! older ones.
+
+use std::time::Duration;
+
+use super::Action;
+use super::Back;
+use super::Change;
+use super::Plan;
+use super::Timed;
+use crate::consumers::Kind;
+use crate::kernel::net::Fault;
+use crate::senders;
+use crate::truth::Acknowledge;
+
+/// The first seed with them.
+pub(crate) const WITNESSED: u64 = 3000;
+
+/// Adds them to a plan.
+pub(super) fn add(plan: &mut Plan, seed: u64) {
+    let mut rng = senders::rng(seed, "witnessed");
+    match rng.u32(..5) {
+        0 => drops(plan, &mut rng),
+        // Somebody changes files of the queue, which is an alarm.
+        _ if plan.start.is_damaged => {}
+        _ => {
+            let start = &mut plan.start;
+            (start.on_disk, start.acknowledge) = (true, Acknowledge::Synced);
+            start.has_evidence = rng.u32(..6) > 0;
+            start.has_witness = start.has_evidence && rng.u32(..4) > 0;
+            if start.has_witness {
+                weather(plan, &mut rng);
+            }
+            if rng.bool() {
+                sets_back(plan, &mut rng);
+            }
+        }
+    }
+    plan.actions.sort_by_key(|timed| timed.at);
+}
+
+/// The witness, or what stands in front of it, is in trouble at times.
+fn weather(plan: &mut Plan, rng: &mut fastrand::Rng) {
+    const ANSWERS: [u16; 6] = [200, 404, 429, 500, 502, 503];
+    let length = plan.length.as_secs();
+    for _ in 0..rng.u32(2..8) {
+        let at = Duration::from_millis(rng.u64(1000..length * 1000));
+        let time = Duration::from_millis(1 << rng.u32(9..17));
+        let action = match rng.u32(..6) {
+            0 => Action::WitnessWay(Fault::Refused, time),
+            1 => Action::WitnessWay(Fault::Silent, time),
+            2 => Action::WitnessWay(Fault::Slow(rng.u32(50..6000)), time),
+            3 => Action::WitnessAnswers(ANSWERS[rng.usize(..ANSWERS.len())], time),
+            _ => Action::WitnessContradicts([409, 422, 422][rng.usize(..3)]),
+        };
+        plan.actions.push(Timed { at, action });
+    }
+}
+
+/// A backup of the queue's directory is put back later. Events come in after that, and the next
+/// life reads them from files.
+fn sets_back(plan: &mut Plan, rng: &mut fastrand::Rng) {
+    let begin = Duration::from_millis(rng.u64(4_000..30_000));
+    let seconds = |time| Duration::from_secs(time);
+    let restored = begin + Duration::from_millis(rng.u64(3_000..40_000));
+    let consumer = plan.start.outputs[rng.usize(..plan.start.outputs.len())].consumer;
+    let back = [Back::Whole, Back::AllButEvidence][rng.usize(..2)];
+    // There are lives for these ends.
+    let ends = |timed: &Timed| {
+        let Timed { action, .. } = timed;
+        matches!(action, Action::Kill(_) | Action::PowerLoss(_) | Action::Restart)
+            || matches!(action, Action::Impatient | Action::EndInReload | Action::Drain(..))
+    };
+    let mut number = 0;
+    plan.actions.retain(|timed| {
+        number += u32::from(ends(timed));
+        !ends(timed) || number <= 2
+    });
+    let actions = [
+        (begin, Action::Backup),
+        (restored, Action::Restore(back, rng.bool())),
+        (restored + seconds(1), Action::Way(consumer, Fault::Refused, seconds(20))),
+        (restored + seconds(14), Action::Kill(Duration::from_millis(100))),
+    ];
+    plan.actions.extend(actions.map(|(at, action)| Timed { at, action }));
+    plan.length = plan.length.max(restored + seconds(30));
+}
+
+/// The queue is in memory, is small and drops its oldest events; a consumer gets several requests at
+/// once, and some of them hang.
+fn drops(plan: &mut Plan, rng: &mut fastrand::Rng) {
+    plan.actions.retain(|timed| !matches!(timed.action, Action::Reload(Change::Acknowledge)));
+    let start = &mut plan.start;
+    (start.on_disk, start.has_evidence, start.acknowledge) = (false, false, Acknowledge::Queued);
+    (start.queue, start.when_full) = (512, "drop_oldest");
+    let consumer = start.outputs[rng.usize(..start.outputs.len())].consumer;
+    plan.consumers[consumer] = Kind::Http;
+    start.outputs.retain(|output| output.consumer == consumer);
+    start.outputs.iter_mut().for_each(|output| output.required = true);
+}

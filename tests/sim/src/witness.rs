@@ -1,0 +1,357 @@
+//! A witness of the evidence log (C2SP `tlog-witness`), which shares no code with the relay. It
+//! keeps the newest checkpoint that it has seen, and cosigns another one only if the log of that
+//! one begins with the log of its own. Whoever asks for its newest cosigned checkpoint gets it.
+//!
+//! A gateway stands in front of it, which answers for it while the plan wants it so.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::MutexGuard;
+use std::sync::PoisonError;
+use std::time::SystemTime;
+use std::time::UNIX_EPOCH;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use ring::digest::SHA256;
+use ring::signature::ED25519;
+use ring::signature::Ed25519KeyPair;
+use ring::signature::KeyPair as _;
+use ring::signature::UnparsedPublicKey;
+
+use crate::kernel;
+use crate::senders;
+use crate::support::http_sink::Answer;
+use crate::support::http_sink::HttpSink;
+use crate::support::http_sink::Request;
+use crate::support::server::Options;
+
+/// The name of its key.
+const NAME: &str = "witness.example";
+
+/// The prefix of its URLs.
+const PREFIX: &str = "/below";
+
+type Hash = [u8; 32];
+
+pub(crate) struct Witness {
+    sink: HttpSink,
+    /// Its key, as the relay and `evidence verify` read it.
+    pub(crate) key: String,
+    gateway: Arc<Mutex<Gateway>>,
+    book: Arc<Mutex<Book>>,
+}
+
+/// What the gateway does.
+#[derive(Default)]
+struct Gateway {
+    /// It answers every request so.
+    status: Option<u16>,
+    /// It answers the next checkpoint so, as the witness does that has another log. The witness
+    /// itself answers the others until it has cosigned one: "one answer".
+    contradicts: Option<u16>,
+    has_contradicted: bool,
+}
+
+/// What the witness knows.
+struct Book {
+    origin: String,
+    log: UnparsedPublicKey<Vec<u8>>,
+    signer: Ed25519KeyPair,
+    id: [u8; 4],
+    size: u64,
+    root: Hash,
+    /// The newest checkpoint, cosigned.
+    note: String,
+    /// The root of each size that the log's key has signed.
+    roots: BTreeMap<u64, Hash>,
+    /// What the relay did that it must not do.
+    violations: Vec<String>,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn sha256(parts: &[&[u8]]) -> Hash {
+    let hash = ring::digest::digest(&SHA256, &parts.concat());
+    hash.as_ref().try_into().expect("32 bytes")
+}
+
+impl Witness {
+    /// Starts the witness of the log with this verifier key.
+    pub(crate) fn start(seed: u64, log: &str) -> Self {
+        let mut secret = [0; 32];
+        senders::rng(seed, "witness").fill(&mut secret);
+        let signer = Ed25519KeyPair::from_seed_unchecked(&secret).expect("32 bytes");
+        let public = [&[4], signer.public_key().as_ref()].concat();
+        let [a, b, c, d, ..] = sha256(&[NAME.as_bytes(), b"\n", &public]);
+        let hex = format!("{:08x}", u32::from_be_bytes([a, b, c, d]));
+        let key = format!("{NAME}+{hex}+{}", STANDARD.encode(public));
+        let (origin, encoded) = log.split_once('+').expect("a verifier key");
+        let encoded = encoded.split_once('+').expect("a verifier key").1;
+        let public = STANDARD.decode(encoded).expect("a verifier key").split_off(1);
+        let book = Arc::new(Mutex::new(Book {
+            origin: origin.to_owned(),
+            log: UnparsedPublicKey::new(&ED25519, public),
+            signer,
+            id: [a, b, c, d],
+            size: 0,
+            root: sha256(&[]),
+            note: String::new(),
+            roots: BTreeMap::new(),
+            violations: Vec::new(),
+        }));
+        let gateway = Arc::<Mutex<Gateway>>::default();
+        let (in_front, behind) = (Arc::clone(&gateway), Arc::clone(&book));
+        let sink = HttpSink::remembering(Options::default(), move |request| {
+            if request.method == "GET" {
+                return lock(&behind).newest(&request.target);
+            }
+            let answer = lock(&in_front).answer();
+            let answer = answer.unwrap_or_else(|| lock(&behind).add(request));
+            if answer.code() == Some(200) {
+                lock(&in_front).has_contradicted = false;
+            }
+            answer
+        });
+        Self { sink, key, gateway, book }
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.sink.address()
+    }
+
+    /// Returns its URL, which is its monitoring prefix, too.
+    pub(crate) fn url(&self) -> String {
+        format!("http://{}{PREFIX}", self.address())
+    }
+
+    /// Returns its table of the config.
+    pub(crate) fn toml(&self) -> String {
+        format!("[[evidence.witness]]\nurl = \"{}\"\nkey = \"{}\"\n", self.url(), self.key)
+    }
+
+    /// Lets the gateway answer every request with this status, and for `None` none.
+    pub(crate) fn answers(&self, status: Option<u16>) {
+        lock(&self.gateway).status = status;
+    }
+
+    /// Lets the gateway answer one request with this status, 409 or 422.
+    pub(crate) fn contradicts_once(&self, status: u16) {
+        lock(&self.gateway).contradicts = Some(status);
+    }
+
+    /// Returns the size of the newest checkpoint that it has cosigned.
+    pub(crate) fn size(&self) -> u64 {
+        lock(&self.book).size
+    }
+
+    pub(crate) fn violations(&self) -> Vec<String> {
+        lock(&self.book).violations.clone()
+    }
+}
+
+impl Gateway {
+    fn answer(&mut self) -> Option<Answer> {
+        let status = match self.status {
+            Some(status) => status,
+            None if self.has_contradicted => return None,
+            None => self.contradicts.take()?,
+        };
+        self.has_contradicted |= self.status.is_none();
+        kernel::trace(format_args!("the witness's gateway answers {status}"));
+        let page = "<html><body>This request was not looked at</body></html>";
+        Some(Answer::status(status).header("Content-Type", "text/html").body(page))
+    }
+}
+
+/// A checkpoint as the log's key has signed it.
+struct Checkpoint {
+    size: u64,
+    root: Hash,
+    /// The signed text.
+    text: String,
+}
+
+impl Book {
+    /// Answers a request to cosign, or says what is wrong with it. An untouched relay of this log
+    /// gives no reason for another refusal than 409.
+    fn add(&mut self, request: &Request) -> Answer {
+        let body = String::from_utf8_lossy(&request.body).into_owned();
+        let (status, text) = match self.judge(&request.target, &body) {
+            Ok(lines) => (200, lines),
+            Err((409, _)) => (409, format!("{}\n", self.size)),
+            Err((status, why)) => {
+                self.violations.push(format!("{status}, {why}: {body:?}"));
+                (status, String::new())
+            }
+        };
+        kernel::trace(format_args!("the witness has {} and answers {status}", self.size));
+        Answer::status(status).body(text)
+    }
+
+    /// Returns the cosignatures of the checkpoint in a request.
+    ///
+    /// # Errors
+    ///
+    /// The status of the answer, and why.
+    fn judge(&mut self, target: &str, body: &str) -> Result<String, (u16, String)> {
+        let no = |status, why: &str| (status, why.to_owned());
+        if target != format!("{PREFIX}/add-checkpoint") {
+            return Err((404, format!("the path is {target}")));
+        }
+        let (head, note) = body.split_once("\n\n").ok_or(no(400, "it has no note"))?;
+        let mut lines = head.lines();
+        let old = lines.next().and_then(|line| line.strip_prefix("old ")?.parse::<u64>().ok());
+        let old = old.ok_or(no(400, "it has no old size"))?;
+        let proof: Option<Vec<Hash>> = lines.map(|line| hash(line)).collect();
+        let proof = proof.filter(|it| it.len() <= 63).ok_or(no(400, "its proof is none"))?;
+        if note.lines().next() != Some(&self.origin) {
+            return Err(no(404, "the origin is another one"));
+        }
+        let Checkpoint { size, root, text } =
+            self.signed(note).ok_or(no(403, "the log's key has not signed it"))?;
+        let known = *self.roots.entry(size).or_insert(root);
+        if known != root {
+            self.violations.push(format!("a second root for {size} entries: {body:?}"));
+        }
+        if old > size {
+            return Err(no(400, "the old size is the larger one"));
+        }
+        if old != self.size {
+            return Err(no(409, "the old size is not that of the newest checkpoint"));
+        }
+        if old == size && root != self.root {
+            return Err(no(409, "another root"));
+        }
+        if !extends((old, self.root), (size, root), proof) {
+            return Err(no(422, "it does not extend the newest checkpoint"));
+        }
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+        let message = format!("cosignature/v1\ntime {now}\n{text}");
+        let signature = self.signer.sign(message.as_bytes());
+        let cosignature = [&self.id[..], &now.to_be_bytes(), signature.as_ref()].concat();
+        // Clients must ignore the signatures of keys that they do not know.
+        let other = STANDARD.encode([0; 76]);
+        let lines = format!(
+            "\u{2014} another.example {other}\n\u{2014} {NAME} {}\n",
+            STANDARD.encode(cosignature)
+        );
+        (self.size, self.root) = (size, root);
+        self.note = format!("{note}{lines}");
+        Ok(lines)
+    }
+
+    /// Reads a note, and checks the log's signature.
+    fn signed(&self, note: &str) -> Option<Checkpoint> {
+        let end = note.find("\n\n")?;
+        let (text, signatures) = note.split_at(end + 1);
+        let prefix = format!("\u{2014} {} ", self.origin);
+        let mut signatures = signatures.lines().filter_map(|line| line.strip_prefix(&prefix));
+        let is_valid = |signature: &str| {
+            let signature = STANDARD.decode(signature).unwrap_or_default();
+            let signature = signature.get(4..).unwrap_or_default();
+            self.log.verify(text.as_bytes(), signature).is_ok()
+        };
+        let mut lines = text.lines().skip(1);
+        let (size, root) = (lines.next()?.parse().ok()?, hash(lines.next()?)?);
+        signatures.any(is_valid).then(|| Checkpoint { size, root, text: text.to_owned() })
+    }
+
+    /// Answers with the newest checkpoint (`tlog-witness`, "Monitor Retrieval Mechanism").
+    fn newest(&self, target: &str) -> Answer {
+        let name = sha256(&[self.origin.as_bytes()]).map(|byte| format!("{byte:02x}")).concat();
+        match target == format!("{PREFIX}/{name}/checkpoint") && !self.note.is_empty() {
+            true => Answer::status(200).body(self.note.clone()),
+            false => Answer::status(404),
+        }
+    }
+}
+
+fn hash(encoded: &str) -> Option<Hash> {
+    STANDARD.decode(encoded).ok()?.try_into().ok()
+}
+
+/// Returns true if the proof shows that the log with the size and the root `new` begins with that
+/// of `old` (RFC 6962, 2.1.2).
+fn extends((old, old_root): (u64, Hash), (size, root): (u64, Hash), mut proof: Vec<Hash>) -> bool {
+    if old == 0 {
+        return proof.is_empty();
+    }
+    let roots = roots(old, size, &mut proof, Some(old_root));
+    proof.is_empty() && roots == Some((old_root, root))
+}
+
+/// Returns the roots of the first `old` and of all `size` entries of a part of the tree. The hashes
+/// are used from the end of the proof on. `whole`: the root of the old log, if this part is all of
+/// it.
+fn roots(old: u64, size: u64, proof: &mut Vec<Hash>, whole: Option<Hash>) -> Option<(Hash, Hash)> {
+    if old == size {
+        let root = whole.or_else(|| proof.pop())?;
+        return Some((root, root));
+    }
+    let left = size.next_power_of_two() / 2;
+    let last = proof.pop()?;
+    let both = |left: &Hash, right: &Hash| sha256(&[&[1], left, right]);
+    if old <= left {
+        let (first, second) = roots(old, left, proof, whole)?;
+        return Some((first, both(&second, &last)));
+    }
+    let (first, second) = roots(old - left, size - left, proof, None)?;
+    Some((both(&last, &first), both(&last, &second)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn leaf(number: u64) -> Hash {
+        sha256(&[&[0], &number.to_be_bytes()])
+    }
+
+    /// Returns the root of the entries from `from` on (RFC 6962, 2.1).
+    fn root(from: u64, count: u64) -> Hash {
+        match count {
+            0 => sha256(&[]),
+            1 => leaf(from),
+            _ => {
+                let left = count.next_power_of_two() / 2;
+                sha256(&[&[1], &root(from, left), &root(from + left, count - left)])
+            }
+        }
+    }
+
+    /// Returns the proof of RFC 6962, 2.1.2.
+    fn proof(from: u64, old: u64, size: u64, is_whole: bool) -> Vec<Hash> {
+        if old == size {
+            return if is_whole { Vec::new() } else { vec![root(from, size)] };
+        }
+        let left = size.next_power_of_two() / 2;
+        let (mut found, other) = match old <= left {
+            true => (proof(from, old, left, is_whole), root(from + left, size - left)),
+            false => (proof(from + left, old - left, size - left, false), root(from, left)),
+        };
+        found.push(other);
+        found
+    }
+
+    #[test]
+    fn a_log_extends_what_it_begins_with_and_nothing_else() {
+        for size in 0..40 {
+            for old in 0..=size {
+                let found = if old == 0 { Vec::new() } else { proof(0, old, size, true) };
+                let (before, after) = ((old, root(0, old)), (size, root(0, size)));
+                assert!(extends(before, after, found.clone()), "{old} of {size}");
+                if old > 0 {
+                    assert!(!extends((old, root(7, old)), after, found.clone()));
+                    assert!(!extends(before, (size, root(7, size)), found.clone()));
+                    let more = [found, vec![leaf(0)]].concat();
+                    assert!(!extends(before, after, more), "{old} of {size}");
+                }
+            }
+        }
+    }
+}
