@@ -11,6 +11,7 @@ use std::sync::Arc;
 use serde::Serialize;
 use tokio::sync::mpsc;
 
+use super::Frontier;
 use super::Note;
 use super::OnBadLine;
 use super::Replay;
@@ -46,7 +47,7 @@ pub struct Found {
     pub bad_lines: u64,
     /// The number of stored events of a queue that are damaged or missing.
     pub missing_events: u64,
-    /// The number of inputs that could not be opened, or not be read to their ends.
+    /// The number of inputs that were not read to their ends: all of them until the last is done.
     pub cut_short_inputs: u64,
     /// The number of bytes of all inputs that were read so far, as they are on disk.
     #[serde(skip)]
@@ -59,7 +60,7 @@ pub struct Found {
 ///
 /// [`Unusable`] names the input that cannot be used.
 pub fn read(files: Vec<PathBuf>) -> Result<Reading, Unusable> {
-    let replay = Replay::new(Settings {
+    let mut replay = Replay::new(Settings {
         files: files.clone(),
         output: None,
         even_if_running: true,
@@ -70,25 +71,27 @@ pub fn read(files: Vec<PathBuf>) -> Result<Reading, Unusable> {
         resume: None,
         on_bad_line: OnBadLine::Skip,
     })?;
-    let sizes = replay.sizes().collect();
-    let Replay { settings, frontier } = replay;
-    let mut spools = frontier.spools;
-    for spool in spools.iter_mut().flatten().filter_map(Arc::get_mut) {
+    for spool in replay.frontier.spools.iter_mut().flatten().filter_map(Arc::get_mut) {
+        spool.start = Position::START;
+        spool.left.bytes = spool.left.stored_bytes;
         // Whether a relay runs with the directory does not matter to a reader.
-        (spool.start, spool.is_in_use) = (Position::START, true);
+        spool.is_in_use = true;
     }
+    let sizes = replay.sizes().collect();
+    let Replay { settings, frontier: Frontier { spools, .. } } = replay;
     let plan = Plan { settings, spools, resumed: Vec::new(), as_lines: true };
     let (sender, items) = mpsc::channel(1);
     let (told, notes) = mpsc::channel(NOTES);
     let reader = std::thread::Builder::new().name("input-reader".to_owned());
     let started = reader.spawn(move || input::read_all(&plan, &sender, &told));
     started.map_err(|error| Unusable(format!("cannot start a thread: {error}")))?;
-    Ok(Reading { files, sizes, items, notes, found: Found::default() })
+    let found = Found { cut_short_inputs: files.len() as u64, ..Found::default() };
+    Ok(Reading { files, sizes, items, notes, found })
 }
 
 impl Reading {
-    /// Returns the size of all inputs together, in bytes; of a queue, that of its unfinished
-    /// events. `None` if an input has no size, such as a pipe.
+    /// Returns the size of all inputs together, in bytes; of a queue, that of the lines that are
+    /// stored. `None` if an input has no size, such as a pipe.
     pub fn bytes(&self) -> Option<u64> {
         self.sizes.iter().copied().sum()
     }
@@ -100,7 +103,7 @@ impl Reading {
     ///
     /// Nothing is lost when the future is dropped.
     pub async fn next(&mut self, tell: &mut dyn FnMut(&Note)) -> Option<Vec<u8>> {
-        let (file, what) = loop {
+        loop {
             let item = tokio::select! {
                 // A note precedes the item that counts it.
                 biased;
@@ -108,27 +111,64 @@ impl Reading {
                     tell(&note);
                     continue;
                 }
-                item = self.items.recv() => item,
+                item = self.items.recv() => item?,
             };
             match item {
-                Some(Item::Batch(batch)) => {
+                Item::Batch(batch) => {
                     let before: u64 = self.sizes.iter().take(batch.end.file).flatten().sum();
                     self.found.bytes_read = before + batch.end.bytes_read;
                     self.found.bad_lines += batch.bad_lines;
                     self.found.missing_events += batch.damage.missing;
                     return Some(batch.body);
                 }
-                Some(Item::End { cut_short }) => {
-                    self.found.cut_short_inputs += cut_short;
-                    return None;
+                Item::End { cut_short } => self.found.cut_short_inputs = cut_short,
+                Item::Failed { file, what, .. } => {
+                    let directory = self.files.get(file).cloned().unwrap_or_default();
+                    tell(&Note::Remark { directory, what });
                 }
-                Some(Item::Failed { file, what, .. }) => break (file, what),
-                None => break (0, "the thread that reads has panicked".to_owned()),
             }
-        };
-        self.found.cut_short_inputs += 1;
-        let directory = self.files.get(file).cloned().unwrap_or_default();
-        tell(&Note::Remark { directory, what });
-        None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::audit::LevelCounts;
+    use crate::config;
+    use crate::queue::Append;
+    use crate::queue::Disposition;
+    use crate::queue::Queue;
+    use crate::queue::Take;
+    use crate::queue::tests::embedded_config;
+    use crate::queue::tests::outputs;
+    use crate::telemetry::Telemetry;
+    use crate::tests::corpus_file;
+
+    /// Method: of what a queue stores, its only output has finished the most.
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn the_size_of_a_queue_is_that_of_the_lines_that_are_read() {
+        let (directory, telemetry) = (tempfile::tempdir().unwrap(), Telemetry::new());
+        let config =
+            config::Queue { directory: Some(directory.path().to_owned()), ..embedded_config() };
+        let (_, outputs) = outputs(&telemetry, &["archive"]);
+        let (queue, mut cursors) = Queue::open(&config, &telemetry, &outputs).unwrap();
+        let lines = corpus_file("audit.log");
+        let events = lines.iter().filter(|byte| **byte == b'\n').count() as u64;
+        let (lines, levels) = (lines.into(), LevelCounts::default());
+        let mut ticket = queue.append(Append { lines, events, levels, list: None }).unwrap();
+        ticket.acknowledged().await.unwrap();
+        cursors[0].readable().await;
+        let batch = cursors[0].next(Take { bytes: 1 << 20, events: events - 10 }).unwrap();
+        cursors[0].acknowledge(batch.claim, Disposition::default());
+        queue.close().await;
+
+        let mut reading = read(vec![directory.path().to_owned()]).unwrap();
+        let mut read = 0;
+        while let Some(lines) = reading.next(&mut |note| panic!("{note:?}")).await {
+            read += lines.len() as u64;
+        }
+        assert_eq!((reading.bytes(), reading.found.bytes_read), (Some(read), read));
+        assert_eq!(reading.found, Found { bytes_read: read, ..Found::default() });
     }
 }
