@@ -1,6 +1,7 @@
 //! The JSON of `/status/volume`. `docs/reference/volume-json.md` has its fields.
 
 use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -93,7 +94,7 @@ impl Figures {
         add(&mut self.events, other.events);
         add(&mut self.read_events, other.read_events);
         for (by, counted) in other.by {
-            self.by.entry(by).or_default().add(counted);
+            self.by.entry(by).or_default().add(&counted);
         }
     }
 }
@@ -116,35 +117,33 @@ impl Counted {
     }
 
     /// Adds the names of another relay. What one relay does not list may still be there.
-    fn add(&mut self, other: Self) {
-        let unlisted = |of: &Self| Row {
-            bytes_error: of.unlisted_bytes_max,
-            events_error: of.unlisted_events_max,
+    fn add(&mut self, other: &Self) {
+        let both = |name: &[String]| self.row(name).plus(&other.row(name));
+        let names: BTreeSet<_> =
+            self.rows.iter().chain(&other.rows).map(|row| &row.name[..]).collect();
+        let (rows, unlisted) = (names.into_iter().map(both).collect(), both(&[]));
+        *self = Self::new(rows, [unlisted.bytes_error, unlisted.events_error]);
+    }
+
+    /// Returns the figures of a name, which are what it can have if it is not listed.
+    fn row(&self, name: &[String]) -> Row {
+        let found = self.rows.iter().find(|row| row.name == name).cloned();
+        found.unwrap_or_else(|| Row {
+            name: name.to_vec(),
+            bytes_error: self.unlisted_bytes_max,
+            events_error: self.unlisted_events_max,
             ..Row::default()
-        };
-        let (ours, not_theirs) = (unlisted(self), unlisted(&other));
-        let mut theirs: BTreeMap<_, _> =
-            other.rows.into_iter().map(|row| (row.name.clone(), row)).collect();
-        let mut rows = std::mem::take(&mut self.rows);
-        for row in &mut rows {
-            row.add(theirs.remove(&row.name).as_ref().unwrap_or(&not_theirs));
-        }
-        rows.extend(theirs.into_values().map(|mut row| {
-            row.add(&ours);
-            row
-        }));
-        let mut both = ours;
-        both.add(&not_theirs);
-        *self = Self::new(rows, [both.bytes_error, both.events_error]);
+        })
     }
 }
 
 impl Row {
-    fn add(&mut self, other: &Self) {
+    fn plus(mut self, other: &Self) -> Self {
         add(&mut self.bytes, other.bytes);
         add(&mut self.bytes_error, other.bytes_error);
         add(&mut self.events, other.events);
         add(&mut self.events_error, other.events_error);
+        self
     }
 }
 
@@ -166,7 +165,7 @@ mod tests {
     fn a_name_that_one_relay_does_not_list_may_have_its_bound_there() {
         let one = Counted::new(vec![row("a", [90, 1, 9, 0]), row("b", [50, 0, 5, 0])], [7, 2]);
         let mut sum = one.clone();
-        sum.add(Counted::new(vec![row("a", [10, 2, 1, 1]), row("c", [60, 0, 6, 0])], [40, 3]));
+        sum.add(&Counted::new(vec![row("a", [10, 2, 1, 1]), row("c", [60, 0, 6, 0])], [40, 3]));
         let expected =
             [row("a", [100, 3, 10, 1]), row("c", [60, 7, 6, 2]), row("b", [50, 40, 5, 3])];
         assert_eq!(sum, Counted::new(expected.into(), [47, 5]));

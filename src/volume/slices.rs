@@ -29,11 +29,10 @@ const ROOMS: [usize; DIMENSIONS.len()] = [224, 448, 28, 224, 112, 224, 14, 28];
 /// The greatest number of bytes of memory that each dimension takes in a slice that has ended.
 const SLICE_BYTES: [usize; DIMENSIONS.len()] = [9216, 6144, 2048, 3584, 3072, 3584, 768, 2048];
 
-/// The length of a slice of the hour, and the number of slices that an hour can meet.
-const OF_HOUR: (Duration, usize) = (Duration::from_mins(10), 7);
-
-/// The length of a slice of the day, and the number of slices that a day can meet.
-const OF_DAY: (Duration, usize) = (Duration::from_hours(2), 13);
+/// For each of [`SPANS`], the length of a slice that has ended, and the number of slices that the
+/// span can meet. The slice that collects has the length of the first.
+const SLICES: [(Duration, usize); SPANS.len()] =
+    [(Duration::from_mins(10), 7), (Duration::from_hours(2), 13)];
 
 /// What came in during one part of the time.
 #[derive(Debug, Clone)]
@@ -56,19 +55,15 @@ impl Slice {
         Self { began: now, last: now, bytes: 0, events: 0, samples: 0, weight, by }
     }
 
-    /// Adds up slices; `None` if there are none.
-    fn sum(slices: &[&Self]) -> Option<Self> {
-        let mut weight = Weight::default();
-        slices.iter().for_each(|slice| weight.add(slice.weight));
-        Some(Self {
-            began: slices.iter().map(|slice| slice.began).min()?,
-            last: slices.iter().map(|slice| slice.last).max()?,
-            bytes: slices.iter().map(|slice| slice.bytes).sum(),
-            events: slices.iter().map(|slice| slice.events).sum(),
-            samples: slices.iter().map(|slice| slice.samples).sum(),
-            weight,
-            by: std::array::from_fn(|index| Summary::sum(slices.iter().map(|it| &it.by[index]))),
-        })
+    /// Adds another slice.
+    fn add(&mut self, other: &Self) {
+        self.began = self.began.min(other.began);
+        self.last = self.last.max(other.last);
+        self.bytes += other.bytes;
+        self.events += other.events;
+        self.samples += other.samples;
+        self.weight.add(other.weight);
+        self.by.iter_mut().zip(&other.by).for_each(|(own, other)| own.join(other));
     }
 
     /// Returns what estimates of bytes and of events are to be multiplied by, so that all of them
@@ -78,6 +73,13 @@ impl Slice {
         let all = [self.bytes, self.events].map(|all| all as f64);
         let of = |unit: usize| ((all[unit] - exact[unit]) / drawn[unit]).max(0.0);
         [0, 1].map(|unit| if drawn[unit] > 0.0 { of(unit) } else { 1.0 })
+    }
+
+    /// Returns the sum of two slices that have ended.
+    fn with(&self, other: &Self) -> Arc<Self> {
+        let mut sum = self.clone();
+        sum.add(other);
+        sum.shrunk()
     }
 
     fn shrunk(mut self) -> Arc<Self> {
@@ -94,15 +96,13 @@ pub(super) struct Slices {
     started: Instant,
     /// The slice that collects.
     now: Slice,
-    /// Slices that have ended, oldest first.
-    hour: VecDeque<Arc<Slice>>,
-    day: VecDeque<Arc<Slice>>,
+    /// For each of [`SPANS`], slices that have ended, oldest first.
+    ended: [VecDeque<Arc<Slice>>; SPANS.len()],
 }
 
 impl Slices {
     pub(super) fn new(now: Instant) -> Self {
-        let (hour, day) = (VecDeque::new(), VecDeque::new());
-        Self { started: now, now: Slice::new(now), hour, day }
+        Self { started: now, now: Slice::new(now), ended: Default::default() }
     }
 
     /// Counts a batch.
@@ -125,23 +125,18 @@ impl Slices {
 
     /// Ends the slice that collects, if its time is over, and forgets slices that are too old.
     fn rotate(&mut self, now: Instant) {
-        if now.saturating_duration_since(self.now.began) < OF_HOUR.0 {
+        if now.saturating_duration_since(self.now.began) < SLICES[0].0 {
             return;
         }
-        let ended = std::mem::replace(&mut self.now, Slice::new(now)).shrunk();
-        if ended.bytes > 0 {
-            let is_same = |day: &&Arc<Slice>| ended.began < day.began + OF_DAY.0;
-            match self.day.pop_back_if(|day| is_same(&&*day)) {
-                Some(day) => self.day.extend(Slice::sum(&[&day, &ended]).map(Slice::shrunk)),
-                None => self.day.push_back(Arc::clone(&ended)),
+        let slice = std::mem::replace(&mut self.now, Slice::new(now)).shrunk();
+        for (ended, ((length, most), span)) in self.ended.iter_mut().zip(SLICES.iter().zip(SPANS)) {
+            if slice.bytes > 0 {
+                let last = ended.pop_back_if(|last| slice.began < last.began + *length);
+                ended.push_back(last.map_or_else(|| Arc::clone(&slice), |last| last.with(&slice)));
             }
-            self.hour.push_back(ended);
-        }
-        let spans = [(&mut self.hour, OF_HOUR.1), (&mut self.day, OF_DAY.1)];
-        for ((slices, most), (_, span)) in spans.into_iter().zip(SPANS) {
-            let is_old = |slice: &Arc<Slice>| is_before(slice, span, now);
-            while slices.len() > most || slices.front().is_some_and(is_old) {
-                slices.pop_front();
+            let is_old = |slice: &Arc<Slice>| is_before(slice, span.1, now);
+            while ended.len() > *most || ended.front().is_some_and(is_old) {
+                ended.pop_front();
             }
         }
     }
@@ -156,21 +151,20 @@ impl Slices {
     /// Makes the report of this moment.
     pub(super) fn report(&self, now: Instant) -> Report {
         let figures = |span: Duration, ended: &VecDeque<Arc<Slice>>| {
-            let all = ended.iter().map(|slice| &**slice).chain([&self.now]);
-            let sum = Slice::sum(&all.filter(|it| !is_before(it, span, now)).collect::<Vec<_>>())?;
+            let mut sum = self.now.clone();
+            ended.iter().filter(|it| !is_before(it, span, now)).for_each(|it| sum.add(it));
             let time = now.saturating_duration_since(sum.began).max(span);
-            let (by, scale) = (DIMENSIONS.map(str::to_owned).into_iter(), sum.scale());
-            Some(Figures {
+            let by = sum.by.iter().map(|by| by.counted(sum.scale()));
+            Figures {
                 seconds: time.min(now.saturating_duration_since(self.started)).as_secs_f64(),
                 bytes: sum.bytes,
                 events: sum.events,
                 read_events: sum.samples,
-                by: by.zip(sum.by.iter().map(|by| by.counted(scale))).collect(),
-            })
+                by: DIMENSIONS.map(str::to_owned).into_iter().zip(by).collect(),
+            }
         };
-        let spans = SPANS.iter().zip([&self.hour, &self.day]).map(|((name, span), ended)| {
-            ((*name).to_owned(), figures(*span, ended).unwrap_or_default())
-        });
+        let spans = SPANS.iter().zip(&self.ended);
+        let spans = spans.map(|((name, span), ended)| ((*name).to_owned(), figures(*span, ended)));
         Report { enabled: true, spans: spans.collect() }
     }
 }
@@ -242,14 +236,15 @@ mod tests {
             let seen = Seen { bytes: 300_000, events: 300, samples, ..Seen::default() };
             slices.count(seen, start + MINUTE * minutes);
         }
-        assert_eq!((slices.hour.len(), slices.day.len()), (OF_HOUR.1 - 1, OF_DAY.1));
-        let ended = slices.hour.iter().chain(&slices.day).map(|slice| &**slice);
+        let [hour, day] = &slices.ended;
+        assert_eq!((hour.len(), day.len()), (SLICES[0].1 - 1, SLICES[1].1));
+        let ended = hour.iter().chain(day).map(|slice| &**slice);
         let memory = |slice: &Slice| {
             size_of::<Slice>() + slice.by.iter().map(Summary::memory).sum::<usize>()
         };
         let all: usize = ended.chain([&slices.now]).map(memory).sum();
         // A seventh slice of the hour may be there for a moment.
-        let all = all + memory(&slices.hour[0]);
+        let all = all + memory(&hour[0]);
         println!("{all} bytes of memory");
         assert!(all <= 1 << 20, "{all}");
         assert!(memory(&slices.now) > 300_000, "{}", memory(&slices.now));

@@ -97,20 +97,17 @@ impl Summary {
         self.tallies.insert(name, Tally { weight, missed: self.absent });
     }
 
-    /// Adds up summaries of different times.
-    pub(super) fn sum<'a>(parts: impl IntoIterator<Item = &'a Self>) -> Self {
-        let mut sum = Self::default();
-        for part in parts {
-            for (name, tally) in &part.tallies {
-                let own = sum.tallies.entry(name.clone()).or_default();
-                own.weight.add(tally.weight);
-                // A name can have missed `absent` of each part that does not have it.
-                own.missed += tally.missed - part.absent;
-            }
-            sum.absent += part.absent;
+    /// Adds the summary of another time. The sum has room for the names of both.
+    pub(super) fn join(&mut self, other: &Self) {
+        // A name can have missed `absent` of the part that does not have it.
+        self.tallies.values_mut().for_each(|tally| tally.missed += other.absent);
+        for (name, tally) in &other.tallies {
+            let new = Tally { missed: self.absent + other.absent, ..Tally::default() };
+            let own = self.tallies.entry(name.clone()).or_insert(new);
+            own.weight.add(tally.weight);
+            own.missed += tally.missed - other.absent;
         }
-        sum.tallies.values_mut().for_each(|tally| tally.missed += sum.absent);
-        sum
+        self.absent += other.absent;
     }
 
     /// Keeps the heaviest names that have room in this many bytes of memory.
@@ -188,7 +185,9 @@ mod tests {
                 summary.shrink(bytes_max);
                 summary
             });
-            let counted = Summary::sum(&summaries.collect::<Vec<_>>()).counted([1.0; 2]);
+            let mut sum = Summary::default();
+            summaries.for_each(|summary| sum.join(&summary));
+            let counted = sum.counted([1.0; 2]);
             for (name, (bytes, events)) in truth(&parts.concat()) {
                 match counted.rows.iter().find(|row| row.name == [name.clone()]) {
                     Some(row) => {
