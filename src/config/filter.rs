@@ -278,8 +278,8 @@ fn of_match(t: &mut Table<'_, '_>) -> Option<Match> {
         "events that match one of these do not match the table around it; same keys, without unless and resource_names",
     ));
     refuse_empty(t, "unless", unless.as_ref());
-    let criteria = criteria(t, unless.is_some(), named_kinds);
-    let exemption = |t: &mut Table<'_, '_>| self::criteria(t, false, exempt_kinds);
+    let criteria = criteria(t, unless.is_some(), false);
+    let exemption = |t: &mut Table<'_, '_>| self::criteria(t, false, true);
     let unless = unless.map(|tables| t.read_tables(tables, exemption));
     let unless = whole(unless.map(|tables| tables.into_iter().collect()))?;
     Some(Match { criteria: criteria?, unless: unless.unwrap_or_default() })
@@ -287,14 +287,10 @@ fn of_match(t: &mut Table<'_, '_>) -> Option<Match> {
 
 /// Reads the criteria of one table of `match` or `unless`. Keys may also be spelled as in a
 /// Kubernetes audit Policy (`userGroups`), because users copy rules from policies. A key whose
-/// value cannot be read counts as absent. `kinds` reads a table of `resources`. Returns `None` if
-/// the table is empty and `may_be_empty` is `false`, or if [`Criteria::mistakes`] finds a mistake
-/// in the criteria. Each problem is recorded.
-fn criteria(
-    t: &mut Table<'_, '_>,
-    may_be_empty: bool,
-    kinds: fn(&mut Table<'_, '_>) -> GroupResources,
-) -> Option<Criteria> {
+/// value cannot be read counts as absent. `is_exempt` is `true` in `unless`. Returns `None` if the
+/// table is empty and `may_be_empty` is `false`, or if [`Criteria::mistakes`] finds a mistake in
+/// the criteria. Each problem is recorded.
+fn criteria(t: &mut Table<'_, '_>, may_be_empty: bool, is_exempt: bool) -> Option<Criteria> {
     for (name, in_a_policy) in
         [("user_groups", "userGroups"), ("non_resource_urls", "nonResourceURLs")]
     {
@@ -320,7 +316,7 @@ fn criteria(
             "any",
             "what the request is about",
         ))
-        .map(|tables| t.read_tables(tables, kinds));
+        .map(|tables| t.read_tables(tables, |t| kinds(t, is_exempt)));
     let criteria = Criteria {
         users,
         user_groups,
@@ -345,27 +341,9 @@ fn criteria(
     (mistakes.is_empty() && !is_empty).then_some(criteria)
 }
 
-/// Reads one table of `match.resources`: an API group, its resources, and names of objects.
-fn named_kinds(t: &mut Table<'_, '_>) -> GroupResources {
-    t.rename("resourceNames", "resource_names");
-    let of = kinds(t);
-    let resource_names = words(t, "resource_names", "any", "objects of these names only");
-    GroupResources { resource_names, ..of }
-}
-
-/// Reads one table of `match.unless.resources`. It has no names of objects: clients choose them,
-/// and could hide events by them.
-fn exempt_kinds(t: &mut Table<'_, '_>) -> GroupResources {
-    let of = kinds(t);
-    t.refuse_rest(&|name| {
-        let what = "is not allowed in unless, because clients choose the names of objects";
-        matches!(name, "resource_names" | "resourceNames").then(|| what.to_owned())
-    });
-    of
-}
-
-/// Reads an API group and its resources.
-fn kinds(t: &mut Table<'_, '_>) -> GroupResources {
+/// Reads one table of `resources`: an API group, its resources and, unless `is_exempt`, names of
+/// objects. Clients choose the names, and could hide events by them.
+fn kinds(t: &mut Table<'_, '_>, is_exempt: bool) -> GroupResources {
     let group = t.word_or(
         ("group", "string", "API group; \"\" is the core group, \"*\" is any"),
         "",
@@ -374,7 +352,18 @@ fn kinds(t: &mut Table<'_, '_>) -> GroupResources {
     );
     let meaning = "like \"pods\", \"pods/log\", \"pods/*\" (also pods), \"*/status\"";
     let resources = words(t, "resources", "all of the group", meaning);
-    GroupResources { group: group.unwrap_or_default(), resources, resource_names: Vec::new() }
+    let mut of =
+        GroupResources { group: group.unwrap_or_default(), resources, ..Default::default() };
+    if is_exempt {
+        t.refuse_rest(&|name| {
+            let what = "is not allowed in unless, because clients choose the names of objects";
+            matches!(name, "resource_names" | "resourceNames").then(|| what.to_owned())
+        });
+    } else {
+        t.rename("resourceNames", "resource_names");
+        of.resource_names = words(t, "resource_names", "any", "objects of these names only");
+    }
+    of
 }
 
 /// Reads one table of `redact`. Returns `None` if a key is wrong or a required key is missing; the

@@ -13,7 +13,6 @@ use crate::cli::failed;
 use crate::cli::healthcheck;
 use crate::cli::replay;
 use crate::cli::replay::Display;
-use crate::cli::runtime;
 use crate::cli::tap::Door;
 use crate::cli::tap::Received;
 use crate::cli::tap::TAP;
@@ -106,18 +105,14 @@ pub(super) fn files(files: &[PathBuf], look: &mut dyn FnMut(&[u8])) -> Result<Re
 
 /// Returns the result of `work`; `None` if a signal comes before it. `Err` is the exit status.
 fn until_a_signal<T>(work: impl Future<Output = T>) -> Result<Option<T>, u8> {
-    let runtime = runtime()?;
-    let done = runtime.block_on(async {
+    healthcheck::block_on(async {
         let heard = Heard::new();
         let heard = heard.map_err(|error| failed(format_args!("cannot hear signals: {error}")))?;
         Ok(tokio::select! {
             () = heard.first.cancelled() => None,
             done = work => Some(done),
         })
-    });
-    // A read of a pipe may hang, and must not delay the end.
-    runtime.shutdown_background();
-    done
+    })?
 }
 
 /// Reads the events that leave a relay for this time, and passes them to `look` as JSON lines.

@@ -41,8 +41,8 @@ pub struct Leftover {
     pub begin: Position,
     /// The position after the last event in the log.
     pub end: Position,
-    /// The number of bytes in the lines of the events from `begin` on; those of all stored events if
-    /// the cursors file is missing or damaged.
+    /// The number of bytes in the lines of the events from `begin` on. If the cursors file is
+    /// missing or damaged, it is that of all stored events.
     pub bytes: u64,
     /// The number of bytes in the lines of all events that are stored, finished or not.
     pub stored_bytes: u64,
