@@ -363,7 +363,7 @@ impl Check {
     }
 }
 
-/// On a log that nobody has changed, no alarm is raised; and a witness is never asked to cosign what
+/// On a log that nobody has changed, no alarm is raised. A witness is never asked to cosign what
 /// contradicts what it has, unless the log was set back.
 fn alarms(operator: &mut Operator<'_>) {
     let restored = operator.restored.as_ref().filter(|it| it.back == Back::Whole);

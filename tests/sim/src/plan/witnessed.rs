@@ -87,8 +87,8 @@ fn sets_back(plan: &mut Plan, rng: &mut fastrand::Rng) {
     plan.length = plan.length.max(restored + seconds(30));
 }
 
-/// The queue is in memory, is small and drops its oldest events; a consumer gets several requests at
-/// once, and some of them hang.
+/// The queue is in memory, is small and drops its oldest events. A consumer gets several requests
+/// at once, and some of them hang.
 fn drops(plan: &mut Plan, rng: &mut fastrand::Rng) {
     plan.actions.retain(|timed| !matches!(timed.action, Action::Reload(Change::Acknowledge)));
     let start = &mut plan.start;
