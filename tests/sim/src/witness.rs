@@ -207,7 +207,7 @@ impl Book {
         let mut lines = head.lines();
         let old = lines.next().and_then(|line| line.strip_prefix("old ")?.parse::<u64>().ok());
         let old = old.ok_or(no(400, "it has no old size"))?;
-        let proof: Option<Vec<Hash>> = lines.map(|line| hash(line)).collect();
+        let proof: Option<Vec<Hash>> = lines.map(hash).collect();
         let proof = proof.filter(|it| it.len() <= 63).ok_or(no(400, "its proof is none"))?;
         if note.lines().next() != Some(&self.origin) {
             return Err(no(404, "the origin is another one"));

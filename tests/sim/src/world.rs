@@ -157,19 +157,24 @@ pub(crate) fn run(seed: u64, left_out: &BTreeSet<usize>, libraries: Vec<PathBuf>
         evidence.run(&mut operator, &book, &consumers, calm);
     }
     print_log(&operator);
-    let room = plan.start.memory(&plan.consumers);
+    let faults = faults(&mut operator, &plan, calm);
+    let events = book.read(|truth| truth.events.len());
+    Found { faults, simulated: kernel::now(), events }
+}
+
+/// Returns what the operator has noticed, and what the oracle says of the whole run.
+fn faults(operator: &mut Operator<'_>, plan: &Plan, calm: Calm) -> Vec<String> {
     let mut faults = std::mem::take(&mut operator.faults);
     faults.extend(crate::judging::judge(
-        &book,
-        &consumers,
+        &operator.book,
+        operator.consumers,
         &operator.losses,
         calm,
         &operator.said,
-        (&operator.memory, room),
+        (&operator.memory, plan.start.memory(&plan.consumers)),
     ));
     faults.extend(told_secret(&operator.log));
-    let events = book.read(|truth| truth.events.len());
-    Found { faults, simulated: kernel::now(), events }
+    faults
 }
 
 /// Prints the log of all lives of the relay, if the trace is to be seen.
