@@ -283,6 +283,8 @@ fn feed(dead: Dead) -> f64 {
     let metrics = fed.settle();
     assert_eq!(delivered(&metrics) + lost(&metrics), fed.sent.len(), "{dead:?}");
     assert_conservation(&metrics, &["store", "falco"]);
+    // What was on the wire is judged, too, so the number of judged events does not tell the end.
+    wait_until("the newest event", PATIENCE, || fed.falco.seen().judged.last() == fed.sent.last());
     let seen = fed.falco.seen();
     assert_eq!(seen.log, [""; 0]);
     // The request that was on the wire when its events were dropped counts as lost, and the slow
