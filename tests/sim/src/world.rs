@@ -110,7 +110,10 @@ pub(crate) fn run(seed: u64, left_out: &BTreeSet<usize>, libraries: Vec<PathBuf>
     operator.heal();
     if let Some((consumer, is_second, fault)) = shut {
         consumers[consumer].dies();
-        net::fault(consumers[consumer].address(is_second), fault);
+        let address = consumers[consumer].address(is_second);
+        net::fault(address, fault);
+        // A connection that works on would not be away.
+        net::reset(address);
     }
     let unsettled = consumers.iter().map(Consumer::unsettled).max();
     operator.wait_until(unsettled.unwrap_or_default());
