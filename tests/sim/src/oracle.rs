@@ -50,6 +50,9 @@ const ANSWER: Duration = Duration::from_secs(25);
 /// (guarantees.md), or 8 s of server errors, as the outputs here have it, and a pause before.
 const REFUSAL: Duration = Duration::from_secs(12);
 
+/// How long the place of an output, and what was dropped, may be unsaved (queue-and-disk.md).
+const SAVED: Duration = Duration::from_secs(1);
+
 /// How long an output may take to leave: "it waits for what is on the wire (ten seconds at most)"
 /// (reload.md), and its place is saved then.
 const LEAVES: Duration = Duration::from_secs(15);
@@ -174,7 +177,8 @@ pub(crate) struct Calm {
     pub(crate) ends: Duration,
     /// The first address of this consumer of an output with `failover` is away, and the second one
     /// works.
-    pub(crate) away: Option<(usize, SocketAddr)>,
+    /// With true, connections to it are refused, and those that were open go on.
+    pub(crate) away: Option<(usize, SocketAddr, bool)>,
 }
 
 impl Calm {
@@ -432,6 +436,29 @@ impl<'a> World<'a> {
     fn may_be_set_back(&self, stored: Stored) -> bool {
         let mut times = self.truth.set_back.iter();
         times.any(|(copied, ended)| (*copied..=*ended).contains(&stored.from))
+    }
+
+    /// Returns true if the event was in a copy of the queue's directory, came first after that was
+    /// put back, and `other` came before: "what was still to be delivered in the copy comes then,
+    /// behind what has left meanwhile" (queue-and-disk.md).
+    fn came_back(&self, seen: &Seen<'_>, serial: Serial, other: Serial, at: Duration) -> bool {
+        let Some(stored) = self.stored.get(&serial) else { return false };
+        let Some(before) = seen.first_at(other) else { return false };
+        let mut times = self.truth.set_back.iter();
+        times.any(|(copied, ended)| stored.from <= *copied && before <= *ended && at >= *ended)
+    }
+
+    /// Returns true if a full queue may have dropped the event, and a kill came within a second of
+    /// the arrival of `other`: "What a full queue has dropped in that second comes after all"
+    /// (queue-and-disk.md).
+    fn is_dropped_no_more(&self, seen: &Seen<'_>, serial: Serial, other: Serial) -> bool {
+        let Some(stored) = self.stored.get(&serial) else { return false };
+        let Some(before) = seen.first_at(other) else { return false };
+        let is_soon = |death: &&Death| {
+            let ended = death.ended.unwrap_or(self.now);
+            death.kind != Kind::Drain && before <= ended && ended <= before + SAVED
+        };
+        self.may_drop(seen, stored.from) && self.truth.deaths.iter().any(|it| is_soon(&it))
     }
 
     /// Returns the events that the output was owed and has not got.
@@ -804,6 +831,8 @@ impl Latest {
 ///   takes that event and the earlier ones after it, the later event comes again, behind them"
 ///   (guarantees, 2).
 ///   An optional output may lose it before: the queue drops events "even if they are on the wire".
+/// - What comes from a copy of the queue's directory comes behind what has left since it was made,
+///   and what a full queue has dropped may come behind what has left since, after a kill.
 /// - "A changed filter also works on events that already wait" (filters.md), and on those that
 ///   wait for their acknowledgement. So an event that a filter has kept back may come after one
 ///   that was accepted later, if that one comes again behind it or a filter keeps that one back.
@@ -837,7 +866,10 @@ fn out_of_order(world: &World<'_>, seen: &Seen<'_>, places: &[usize], all: bool)
             let comes_again = !all && settled.before(accepted, body).is_none();
             let was_kept_back = || world.was_kept_back(seen, serial, at);
             let is_excused = comes_again
-                && (was_kept_back() || seen.was_in_doubt(world, serial, other))
+                && (was_kept_back()
+                    || seen.was_in_doubt(world, serial, other)
+                    || world.is_dropped_no_more(seen, serial, other))
+                || world.came_back(seen, serial, other, at)
                 || seen.left_the_order(serial, at)
                 || world.left_on_an_earlier_connection(seen, *place, other);
             if !is_excused {
@@ -917,7 +949,8 @@ pub(crate) fn once(world: &World<'_>, seen: &Seen<'_>) -> Vec<Fault> {
 
 /// Returns how often the event may have become a part of another object, until it arrived last:
 /// "Between two attempts, events of the object were […] dropped from a full queue, or changed or
-/// kept back by a filter that a reload changed", or "a range could not be saved before a kill"
+/// kept back by a filter that a reload changed", or "the directory was set back to an older copy",
+/// or "a range could not be saved before a kill"
 /// (s3.md).
 fn other_ranges(world: &World<'_>, seen: &Seen<'_>, serial: Serial) -> usize {
     let last = seen.serials.iter().rposition(|it| *it == Some(serial));
@@ -933,7 +966,10 @@ fn other_ranges(world: &World<'_>, seen: &Seen<'_>, serial: Serial) -> usize {
     let deaths = world.truth.deaths.iter();
     let deaths = begins.map_or(0, |at| deaths.filter(|it| is_death((at, it))).count());
     let drops = usize::from(world.may_drop(seen, from));
-    deaths + drops + world.truth.changes_of_filter(seen.view.consumer, from, to)
+    let is_put_back =
+        |(copied, ended): &&(Duration, Duration)| from <= *copied && (from..=to).contains(ended);
+    let copies = world.truth.set_back.iter().filter(is_put_back).count();
+    deaths + drops + copies + world.truth.changes_of_filter(seen.view.consumer, from, to)
 }
 
 /// Every answer is one of http.md's: a sound request gets 200 with its number of events, or is

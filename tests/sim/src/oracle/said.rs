@@ -138,6 +138,7 @@ pub(crate) fn judge(world: &World<'_>, said: &[Said], calm: Calm) -> Vec<Fault> 
         let rules = [accepted(world, said), losses(said), identity(world, said)];
         faults.extend(rules.into_iter().flatten());
         faults.extend(letters(world, said));
+        faults.extend(dropped(said));
         let rules = [needed(world, said), refused_for_good(world, said), shut_out(world, said)];
         faults.extend(rules.into_iter().flatten());
         faults.extend(at_ease(world, said, calm));
@@ -257,6 +258,15 @@ pub(crate) fn needed(world: &World<'_>, said: &Said) -> Option<Fault> {
     (!backlogs.is_empty() && !backlogs.iter().any(waits)).then(|| said.fault("counters", &text))
 }
 
+/// `queue_dropped_events_total` has "each once" what `error_total` counts "for each required output
+/// that had not got the event", or for the queue (metrics.md).
+pub(crate) fn dropped(said: &Said) -> Option<Fault> {
+    let (dropped, lost) =
+        (said.metrics.sum("queue_dropped_events_total"), said.metrics.sum("error_total"));
+    let text = format!("{dropped} events were dropped by a full queue, and {lost} are lost at all");
+    (dropped > lost).then(|| said.fault("counters", &text))
+}
+
 /// The reasons of requests that another layer than the listener refuses.
 const BELOW: [&str; 2] = ["two Hosts", "more behind the end"];
 
@@ -332,12 +342,17 @@ pub(crate) fn at_ease(world: &World<'_>, said: &Said, calm: Calm) -> Vec<Fault> 
 
 /// An address that is away is in the findings, if events have come by the other one.
 pub(crate) fn passes_over(world: &World<'_>, said: &Said, calm: Calm) -> Option<Fault> {
-    let (consumer, address) = calm.away.filter(|_| said.moment == Moment::Calm)?;
+    let (consumer, address, goes_on) = calm.away.filter(|_| said.moment == Moment::Calm)?;
     let config = &world.truth.epochs.last()?.config;
     let output = config.outputs.iter().find(|output| output.consumer == consumer)?;
     let seen = world.outputs.iter().find(|seen| seen.view.output == output.name)?;
     let mut arrived = seen.view.arrived.iter();
-    let has_come = arrived.any(|it| (calm.begins..=said.asked).contains(&it.at));
+    // What comes by an older connection may still come by this address.
+    let older = seen.view.arrived.iter().take_while(|it| goes_on && it.at <= calm.healed);
+    let older = older.map(|it| it.connection).max();
+    let is_other = |connection| older.is_none_or(|older| connection > older);
+    let has_come =
+        arrived.any(|it| (calm.begins..=said.asked).contains(&it.at) && is_other(it.connection));
     let of_address = format!("Output {}: the address {address} ", output.name);
     let is_said = said.findings().any(|finding| finding.text.starts_with(&of_address));
     let text = format!("{address} is away since {:?}, and no finding says so", calm.healed);

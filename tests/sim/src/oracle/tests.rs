@@ -131,7 +131,7 @@ impl Small {
         self.arrive_on(1, second, serials);
     }
 
-    fn arrive_on(&mut self, connection: usize, second: u64, serials: &[Serial]) {
+    pub(super) fn arrive_on(&mut self, connection: usize, second: u64, serials: &[Serial]) {
         for serial in serials {
             let event = events::one_line(&self.event(*serial).bytes);
             self.arrived.push(Arrived { at: seconds(second), connection, event });
@@ -244,6 +244,45 @@ fn a_queue_in_memory_dies_with_its_process_and_one_on_disk_does_not() {
     small.two(10);
     small.dies(20, Kind::Kill);
     small.fails(conservation, "2 events were accepted");
+}
+
+#[test]
+fn a_copy_that_is_put_back_loses_what_it_does_not_have_and_nothing_else() {
+    for (sent, is_lost) in [(10, false), (25, true), (45, false)] {
+        let mut small = Small::new();
+        small.truth.set_back.push((seconds(20), seconds(40)));
+        small.two(sent);
+        assert_eq!(small.rule(conservation).is_empty(), is_lost, "{sent}");
+        let is_late = |world: &World<'_>, seen: &Seen<'_>| progress(world, seen, CALM);
+        assert_eq!(small.rule(is_late).is_empty(), is_lost, "{sent}");
+    }
+    // What the copy has comes behind what has left meanwhile, and no later event does.
+    for (copied, restored, is_right) in [(20, 40, true), (20, 50, false), (8, 40, false)] {
+        let mut small = Small::new();
+        let (old, new) = (small.two(10), small.two(25));
+        small.arrive(30, &new);
+        small.arrive(45, &old);
+        small.truth.set_back.push((seconds(copied), seconds(restored)));
+        assert_eq!(small.rule(order).is_empty(), is_right, "{copied} {restored}");
+    }
+}
+
+#[test]
+fn what_a_full_queue_has_dropped_comes_late_only_after_a_kill_at_once() {
+    for (death, kind, is_right) in
+        [(31, Kind::Kill, true), (33, Kind::Kill, false), (31, Kind::Drain, false)]
+    {
+        let mut small = Small::new();
+        small.truth.epochs.clear();
+        small.config(0, |config| config.outputs[0].may_lose = Some(FULL));
+        small.counted.lost = 2;
+        let (old, new) = (small.two(10), small.two(25));
+        small.arrive(30, &new);
+        small.dies(death, kind);
+        small.arrive(45, &old);
+        small.arrive(46, &new);
+        assert_eq!(small.rule(order).is_empty(), is_right, "{death} {kind:?}");
+    }
 }
 
 #[test]

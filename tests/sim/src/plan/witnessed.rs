@@ -87,8 +87,8 @@ fn sets_back(plan: &mut Plan, rng: &mut fastrand::Rng) {
     plan.length = plan.length.max(restored + seconds(30));
 }
 
-/// The queue is in memory, is small and drops its oldest events. A consumer gets several requests
-/// at once, and some of them hang.
+/// The queue is in memory, is small and drops its oldest events. A consumer gets several requests,
+/// and some of them hang.
 fn drops(plan: &mut Plan, rng: &mut fastrand::Rng) {
     plan.actions.retain(|timed| !matches!(timed.action, Action::Reload(Change::Acknowledge)));
     let start = &mut plan.start;
@@ -98,4 +98,9 @@ fn drops(plan: &mut Plan, rng: &mut fastrand::Rng) {
     plan.consumers[consumer] = Kind::Http;
     start.outputs.retain(|output| output.consumer == consumer);
     start.outputs.iter_mut().for_each(|output| output.required = true);
+    for _ in 0..3 {
+        let at = Duration::from_millis(rng.u64(5_000..60_000));
+        let action = Action::ConsumerHangs(consumer, Duration::from_secs(rng.u64(15..60)));
+        plan.actions.push(Timed { at, action });
+    }
 }

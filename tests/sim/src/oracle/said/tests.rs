@@ -52,6 +52,16 @@ fn a_counter_falls_only_in_another_life() {
 }
 
 #[test]
+fn what_a_full_queue_drops_is_lost_somewhere() {
+    let says = |text| dropped(&said(Moment::Any, text));
+    let text = "queue_dropped_events_total{reason=\"drop_oldest\"} 3\n\
+                error_total{plugin=\"a\"} 2\nerror_total{plugin=\"queue\"} 0\n";
+    let fault = says(text).expect("a fault");
+    assert!(fault.text.ends_with("3 events were dropped by a full queue, and 2 are lost at all"));
+    assert_eq!(says(&text.replace("} 0", "} 1")), None);
+}
+
+#[test]
 fn as_many_events_are_counted_as_were_accepted() {
     let mut small = Small::new();
     small.two(10);
@@ -131,7 +141,7 @@ fn nothing_is_said_to_be_wrong_while_nothing_is_wrong() {
 fn an_address_that_is_away_is_in_the_findings() {
     let text = "Output out: the address 127.0.0.1:80 is down; its other addresses take the events.";
     let address = "127.0.0.1:80".parse().expect("an address");
-    let calm = Calm { away: Some((0, address)), ..CALM };
+    let calm = Calm { away: Some((0, address, false)), ..CALM };
     let rule = |text: &'static str, calm| {
         move |world: &World<'_>| {
             let said = finds(said(Moment::Calm, ""), "output out", text);
@@ -145,6 +155,15 @@ fn an_address_that_is_away_is_in_the_findings() {
     check(&small, rule("", calm), Some("127.0.0.1:80 is away since 40s, and no finding says so"));
     check(&small, rule(text, calm), None);
     check(&small, rule("", CALM), None);
+    // A connection from before may go on where others are refused.
+    let refused = Calm { away: Some((0, address, true)), ..CALM };
+    small.arrived.clear();
+    small.arrive(39, &serials[..1]);
+    small.arrive(71, &serials);
+    check(&small, rule("", refused), None);
+    check(&small, rule("", calm), Some("127.0.0.1:80 is away since 40s"));
+    small.arrive_on(2, 72, &serials);
+    check(&small, rule("", refused), Some("127.0.0.1:80 is away since 40s"));
     let at_ease = |text: &'static str| {
         move |world: &World<'_>| {
             at_ease(world, &finds(said(Moment::Calm, ""), "output out", text), CALM)
