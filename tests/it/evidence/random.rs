@@ -1,7 +1,10 @@
 //! `evidence verify` on random logs: what nobody has touched never gets a fault, and what somebody
 //! has changed at one random place never passes.
 
+use std::cell::Cell;
+use std::fs::File;
 use std::ops::Range;
+use std::time::SystemTime;
 
 use fastrand::Rng;
 
@@ -36,6 +39,8 @@ struct Cluster {
     other: HttpSink,
     sources: Vec<Source>,
     seed: u64,
+    /// The time at which the stored lines were exported.
+    exported: Cell<SystemTime>,
 }
 
 const FILTERS: [&str; 3] = ["", "filter = { policy = \"POLICY\" }\n", "DEDUPLICATE"];
@@ -61,7 +66,7 @@ impl Cluster {
         });
         let sources = sources.collect();
         let [sink, other] = [0; 2].map(|_| HttpSink::start(|_| Answer::status(200)));
-        Self { directory, sink, other, sources, seed: 0 }
+        Self { directory, sink, other, sources, seed: 0, exported: Cell::new(SystemTime::now()) }
     }
 
     fn config(&self, at: usize) -> String {
@@ -147,6 +152,7 @@ impl Cluster {
     fn check(&self, spools: &[&Spool], stored: &[u8], kept: &[PathBuf]) -> Checked {
         let file = self.directory.path().join("stored");
         std::fs::write(&file, stored).unwrap();
+        File::options().write(true).open(&file).unwrap().set_modified(self.exported.get()).unwrap();
         let mut arguments = vec!["--no-wait".to_owned()];
         for (source, spool) in self.sources.iter().zip(spools) {
             arguments.extend(["--directory".to_owned(), spool.path().display().to_string()]);
@@ -179,6 +185,7 @@ impl Cluster {
     }
 
     fn stored(&self) -> Vec<u8> {
+        self.exported.set(SystemTime::now());
         text_of(&accepted_events(&self.sink))
     }
 }
