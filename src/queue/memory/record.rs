@@ -192,7 +192,9 @@ impl Record {
         let (_, events) = match &self.places {
             Places::Lines(_) => take.front_of(&self.lines[from..]),
             Places::List(ends) => {
-                take.front(ends.iter().filter_map(|end| (*end as usize).checked_sub(from)))
+                let before = usize::try_from(start.saturating_since(self.first));
+                let ends = ends.iter().skip(before.unwrap_or(usize::MAX));
+                take.front(ends.filter_map(|end| (*end as usize).checked_sub(from)))
             }
         };
         (start + events).clamp(start + 1, self.end())
