@@ -97,7 +97,7 @@ fn the_checkpoint_over_a_stop_is_cosigned_after_an_answer_that_was_under_way() {
     });
     let own = witness.config().replace(&address.to_string(), &slow.address().to_string());
     let config = recorded.config("") + &own;
-    // It may take longer than the 3 s that a relay gives its evidence at the stop.
+    // An answer may take longer than the 3 s that a relay gives its evidence at the stop.
     let at_a_stop = (1..4).any(|seed| {
         let relay = Relay::start(&config);
         wait_until("the first answer", PATIENCE, || cosigned_at(&relay) > 0);

@@ -283,7 +283,7 @@ fn feed(dead: Dead) -> f64 {
     let metrics = fed.settle();
     assert_eq!(delivered(&metrics) + lost(&metrics), fed.sent.len(), "{dead:?}");
     assert_conservation(&metrics, &["store", "falco"]);
-    // What was on the wire is judged, too, so the number of judged events does not tell the end.
+    // A request that was on the wire is judged, too: the number of judged events tells no end.
     wait_until("the newest event", PATIENCE, || fed.falco.seen().judged.last() == fed.sent.last());
     let seen = fed.falco.seen();
     assert_eq!(seen.log, [""; 0]);

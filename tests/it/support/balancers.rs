@@ -17,7 +17,7 @@ use super::http_sink::Request;
 use super::relay::Relay;
 use super::wait_until;
 
-/// What stands in front of the store in a random test.
+/// The balancer in front of the store in a random test.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Balancer {
     /// A balancer sends some of the requests to a backend that is broken, from the beginning to the
@@ -34,7 +34,7 @@ pub(crate) enum Balancer {
 const SAME_MAX: usize = 5;
 
 impl Balancer {
-    /// Puts it in front of a store.
+    /// Puts the balancer in front of a store.
     pub(crate) fn stand_in_front(self, store: &HttpSink, rng: &mut fastrand::Rng) {
         match self {
             Self::BrokenBackend => store.stand_in_front(broken_backend(rng.fork())),

@@ -91,7 +91,7 @@ impl Check {
     pub(crate) fn may_copy(&self) {
         if matches!(self.change, Way::SetBack | Way::SetBackWithCheckpoint) {
             copy(Path::new(LOG), Path::new(OLDER));
-            // It is there after the first checkpoint.
+            // The relay writes this file with its first checkpoint.
             fs::copy(BESIDE, OLDER_BESIDE).ok();
         }
     }
@@ -363,8 +363,8 @@ impl Check {
     }
 }
 
-/// On a log that nobody has changed, no alarm is raised. And a witness is never asked to cosign
-/// what contradicts what it has, unless the log was set back.
+/// On a log that nobody has changed, no alarm is raised. A witness is never asked to cosign what
+/// contradicts what it has, unless the log was set back.
 fn alarms(operator: &mut Operator<'_>) {
     let restored = operator.restored.as_ref().filter(|it| it.back == Back::Whole);
     let set_back = restored.map(|restored| restored.gone.1);

@@ -177,8 +177,7 @@ pub(crate) struct Calm {
     pub(crate) ends: Duration,
     /// The first address of this consumer of an output with `failover` is away, and the second one
     /// works.
-    /// With true, connections to it are refused, and those that were open go on.
-    pub(crate) away: Option<(usize, SocketAddr, bool)>,
+    pub(crate) away: Option<(usize, SocketAddr)>,
 }
 
 impl Calm {
@@ -950,8 +949,7 @@ pub(crate) fn once(world: &World<'_>, seen: &Seen<'_>) -> Vec<Fault> {
 /// Returns how often the event may have become a part of another object, until it arrived last:
 /// "Between two attempts, events of the object were […] dropped from a full queue, or changed or
 /// kept back by a filter that a reload changed", or "the directory was set back to an older copy",
-/// or "a range could not be saved before a kill"
-/// (s3.md).
+/// or "a range could not be saved before a kill" (s3.md).
 fn other_ranges(world: &World<'_>, seen: &Seen<'_>, serial: Serial) -> usize {
     let last = seen.serials.iter().rposition(|it| *it == Some(serial));
     let to = last.and_then(|place| seen.view.arrived.get(place)).map_or(world.now, |it| it.at);

@@ -123,9 +123,7 @@ pub(crate) fn run(seed: u64, left_out: &BTreeSet<usize>, libraries: Vec<PathBuf>
     let is_first = |(consumer, is_second, _): &(usize, bool, _)| {
         !is_second && doors.contains(&(*consumer, "failover"))
     };
-    let away = shut.filter(is_first);
-    let away =
-        away.map(|(it, _, fault)| (it, consumers[it].address(false), fault == net::Fault::Refused));
+    let away = shut.filter(is_first).map(|(it, ..)| (it, consumers[it].address(false)));
     let calm = Calm { healed, begins: healed + CALM_BEGINS, ends: healed + CALM, away };
     operator.ask(Moment::Calm);
     if let Some((consumer, is_second, _)) = shut {

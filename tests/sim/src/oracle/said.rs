@@ -342,17 +342,12 @@ pub(crate) fn at_ease(world: &World<'_>, said: &Said, calm: Calm) -> Vec<Fault> 
 
 /// An address that is away is in the findings, if events have come by the other one.
 pub(crate) fn passes_over(world: &World<'_>, said: &Said, calm: Calm) -> Option<Fault> {
-    let (consumer, address, goes_on) = calm.away.filter(|_| said.moment == Moment::Calm)?;
+    let (consumer, address) = calm.away.filter(|_| said.moment == Moment::Calm)?;
     let config = &world.truth.epochs.last()?.config;
     let output = config.outputs.iter().find(|output| output.consumer == consumer)?;
     let seen = world.outputs.iter().find(|seen| seen.view.output == output.name)?;
     let mut arrived = seen.view.arrived.iter();
-    // What comes by an older connection may still come by this address.
-    let older = seen.view.arrived.iter().take_while(|it| goes_on && it.at <= calm.healed);
-    let older = older.map(|it| it.connection).max();
-    let is_other = |connection| older.is_none_or(|older| connection > older);
-    let has_come =
-        arrived.any(|it| (calm.begins..=said.asked).contains(&it.at) && is_other(it.connection));
+    let has_come = arrived.any(|it| (calm.begins..=said.asked).contains(&it.at));
     let of_address = format!("Output {}: the address {address} ", output.name);
     let is_said = said.findings().any(|finding| finding.text.starts_with(&of_address));
     let text = format!("{address} is away since {:?}, and no finding says so", calm.healed);

@@ -131,7 +131,7 @@ impl Small {
         self.arrive_on(1, second, serials);
     }
 
-    pub(super) fn arrive_on(&mut self, connection: usize, second: u64, serials: &[Serial]) {
+    fn arrive_on(&mut self, connection: usize, second: u64, serials: &[Serial]) {
         for serial in serials {
             let event = events::one_line(&self.event(*serial).bytes);
             self.arrived.push(Arrived { at: seconds(second), connection, event });
@@ -256,7 +256,7 @@ fn a_copy_that_is_put_back_loses_what_it_does_not_have_and_nothing_else() {
         let is_late = |world: &World<'_>, seen: &Seen<'_>| progress(world, seen, CALM);
         assert_eq!(small.rule(is_late).is_empty(), is_lost, "{sent}");
     }
-    // What the copy has comes behind what has left meanwhile, and no later event does.
+    // Events of the copy come behind those that left meanwhile, and no later event does.
     for (copied, restored, is_right) in [(20, 40, true), (20, 50, false), (8, 40, false)] {
         let mut small = Small::new();
         let (old, new) = (small.two(10), small.two(25));

@@ -141,7 +141,7 @@ fn nothing_is_said_to_be_wrong_while_nothing_is_wrong() {
 fn an_address_that_is_away_is_in_the_findings() {
     let text = "Output out: the address 127.0.0.1:80 is down; its other addresses take the events.";
     let address = "127.0.0.1:80".parse().expect("an address");
-    let calm = Calm { away: Some((0, address, false)), ..CALM };
+    let calm = Calm { away: Some((0, address)), ..CALM };
     let rule = |text: &'static str, calm| {
         move |world: &World<'_>| {
             let said = finds(said(Moment::Calm, ""), "output out", text);
@@ -155,15 +155,6 @@ fn an_address_that_is_away_is_in_the_findings() {
     check(&small, rule("", calm), Some("127.0.0.1:80 is away since 40s, and no finding says so"));
     check(&small, rule(text, calm), None);
     check(&small, rule("", CALM), None);
-    // A connection from before may go on where others are refused.
-    let refused = Calm { away: Some((0, address, true)), ..CALM };
-    small.arrived.clear();
-    small.arrive(39, &serials[..1]);
-    small.arrive(71, &serials);
-    check(&small, rule("", refused), None);
-    check(&small, rule("", calm), Some("127.0.0.1:80 is away since 40s"));
-    small.arrive_on(2, 72, &serials);
-    check(&small, rule("", refused), Some("127.0.0.1:80 is away since 40s"));
     let at_ease = |text: &'static str| {
         move |world: &World<'_>| {
             at_ease(world, &finds(said(Moment::Calm, ""), "output out", text), CALM)
