@@ -6,7 +6,6 @@
 //! - *collect*: batches are compressed as they come;
 //! - *end*: the range of its positions is saved with the queue, unless it was planned before;
 //! - *store*: one request carries it;
-//! - *mark*: the queue's notes say that it is stored;
 //! - *report* its claims.
 //!
 //! While an object is stored, the next one is collected.
@@ -119,7 +118,7 @@ struct Collected {
     rest: Option<Batch>,
 }
 
-/// An object that is being stored: the steps *end*, *store* and *mark*.
+/// An object that is being stored: the steps *end* and *store*.
 struct Storing {
     packed: Vec<Packed>,
     /// The steps. Their result is the verdict on the object's events.
@@ -281,8 +280,7 @@ impl S3Link {
         }
     }
 
-    /// Returns a future that ends an object, stores it and marks it as stored. A failure must end
-    /// the link.
+    /// Returns a future that ends an object and stores it. A failure must end the link.
     fn store(
         &self,
         object: Object,
@@ -309,8 +307,7 @@ impl S3Link {
                 Outcome::Judged(_) => Verdict::Existing,
                 Outcome::Refused(failure) | Outcome::Failed(failure) => return Err(failure),
             };
-            let marked = threads.spawn_blocking(move || plan.stored(range)).await;
-            joined(marked.map(Ok), "save that an object is stored")?;
+            plan.stored(range);
             Ok(verdict)
         }
     }

@@ -2,7 +2,10 @@
 //! After a reload, and with a directory also after a crash, the same events therefore make the same
 //! objects.
 //!
-//! A range is kept until the queue says that its events are final.
+//! A range is kept until the queue says that its events are final. Only the plan that saw an object
+//! stored trusts that the server has it. After a reload or a start, the filter may give the events
+//! another form, or drop others of them: the object is then made again, and its name, which has a
+//! hash of the lines, tells the server whether it is the same one.
 
 use std::io;
 use std::sync::Mutex;
@@ -25,7 +28,9 @@ const RANGES_MAX: usize = 4096;
 pub(super) struct Range {
     first: u64,
     last: u64,
-    /// `true` if the server has the object.
+    /// `true` if this plan knows that the server has the object. It is written because older
+    /// programs can't read a range without it, and it is never read.
+    #[serde(skip_deserializing)]
     stored: bool,
 }
 
@@ -132,9 +137,9 @@ impl Plan {
         });
     }
 
-    /// Notes that the server has the object with this range. Blocks the thread.
+    /// Notes that the server has the object with this range.
     pub(super) fn stored(&self, range: Range) {
-        self.change(|ranges| ranges.iter_mut().for_each(|it| it.stored |= *it == range));
+        self.lock().iter_mut().for_each(|it| it.stored |= *it == range);
     }
 
     /// Changes the ranges, and saves them. A disk that refuses must not keep the relay from
@@ -186,5 +191,17 @@ mod tests {
         // An object that has ended otherwise, because events were lost meanwhile.
         plan.begin(range(22, 28));
         assert_eq!([place(21), place(27)], [Place::Before(Position::new(22)), planned(28)]);
+    }
+
+    #[test]
+    fn the_next_plan_does_not_know_which_objects_the_server_has() {
+        let notes = Notes::empty();
+        let plan = Plan::load(notes.clone()).unwrap();
+        plan.begin(range(0, 10));
+        plan.stored(range(0, 10));
+        plan.begin(range(10, 20));
+        assert_eq!(plan.place(Position::START), Place::Stored(Position::new(10)));
+        let next = Plan::load(notes).unwrap();
+        assert_eq!(next.place(Position::START), Place::Planned(Position::new(10)));
     }
 }
