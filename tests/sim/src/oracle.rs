@@ -931,7 +931,8 @@ pub(crate) fn once(world: &World<'_>, seen: &Seen<'_>) -> Vec<Fault> {
             Copies::AtLeastOnce | Copies::AgainBesideRefused => return Vec::new(),
             Copies::Once => copies,
             Copies::OnceMerged => copies.min(1),
-            Copies::OnceByRange => copies + other_ranges(world, seen, *serial),
+            // Each copy that was accepted is an event of its own.
+            Copies::OnceByRange => copies * (1 + other_ranges(world, seen, *serial)),
         };
         if *arrived > most {
             let it = seen.serials.iter().zip(seen.view.arrived);

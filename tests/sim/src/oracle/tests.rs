@@ -822,6 +822,17 @@ fn an_object_may_be_another_one_after_a_change_of_its_filter_or_an_unsaved_range
     small.passes(once);
     small.promise.copies = Copies::Once;
     small.fails(once, "2 times instead of 1 at most");
+    // A sender had the event accepted twice, and both copies are in another object.
+    let mut small = case(None);
+    let serials: Arc<[_]> = small.truth.events.keys().copied().collect();
+    small.send(&serials, 11, OK);
+    small.config(20, drops_gets);
+    for _ in 0..2 {
+        small.arrive(27, &serials);
+    }
+    small.passes(once);
+    small.arrive(28, &serials);
+    small.fails(once, "event 1/0 is there 5 times instead of 4 at most");
     // The queue drops events of the object.
     let mut small = case(None);
     small.counted.lost = 1;
