@@ -22,19 +22,18 @@ super::rules::rules!("avx2,bmi1,bmi2,lzcnt,popcnt");
 
 #[target_feature(enable = "avx2")]
 fn load(masks: &[u64; LANES]) -> Lanes {
-    let [a, b, c, d] = masks.map(u64::cast_signed);
-    simd::_mm256_set_epi64x(d, c, b, a)
+    let lane = |at: usize| masks[at].cast_signed();
+    simd::_mm256_set_epi64x(lane(3), lane(2), lane(1), lane(0))
 }
 
 #[target_feature(enable = "avx2")]
 fn store(lanes: Lanes, masks: &mut [u64; LANES]) {
-    let stored = [
-        simd::_mm256_extract_epi64::<0>(lanes),
-        simd::_mm256_extract_epi64::<1>(lanes),
-        simd::_mm256_extract_epi64::<2>(lanes),
-        simd::_mm256_extract_epi64::<3>(lanes),
+    *masks = [
+        simd::_mm256_extract_epi64::<0>(lanes).cast_unsigned(),
+        simd::_mm256_extract_epi64::<1>(lanes).cast_unsigned(),
+        simd::_mm256_extract_epi64::<2>(lanes).cast_unsigned(),
+        simd::_mm256_extract_epi64::<3>(lanes).cast_unsigned(),
     ];
-    *masks = stored.map(i64::cast_unsigned);
 }
 
 #[target_feature(enable = "avx2")]

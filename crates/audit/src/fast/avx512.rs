@@ -22,25 +22,24 @@ super::rules::rules!("avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi1,bmi2,lzcnt,po
 
 #[target_feature(enable = "avx512f")]
 fn load(masks: &[u64; LANES]) -> Lanes {
-    let [a, b, c, d, e, f, g, h] = masks.map(u64::cast_signed);
-    simd::_mm512_set_epi64(h, g, f, e, d, c, b, a)
+    let lane = |at: usize| masks[at].cast_signed();
+    simd::_mm512_set_epi64(lane(7), lane(6), lane(5), lane(4), lane(3), lane(2), lane(1), lane(0))
 }
 
 #[target_feature(enable = "avx512f,avx2")]
 fn store(lanes: Lanes, masks: &mut [u64; LANES]) {
     let low = simd::_mm512_castsi512_si256(lanes);
     let high = simd::_mm512_extracti64x4_epi64::<1>(lanes);
-    let stored = [
-        simd::_mm256_extract_epi64::<0>(low),
-        simd::_mm256_extract_epi64::<1>(low),
-        simd::_mm256_extract_epi64::<2>(low),
-        simd::_mm256_extract_epi64::<3>(low),
-        simd::_mm256_extract_epi64::<0>(high),
-        simd::_mm256_extract_epi64::<1>(high),
-        simd::_mm256_extract_epi64::<2>(high),
-        simd::_mm256_extract_epi64::<3>(high),
+    *masks = [
+        simd::_mm256_extract_epi64::<0>(low).cast_unsigned(),
+        simd::_mm256_extract_epi64::<1>(low).cast_unsigned(),
+        simd::_mm256_extract_epi64::<2>(low).cast_unsigned(),
+        simd::_mm256_extract_epi64::<3>(low).cast_unsigned(),
+        simd::_mm256_extract_epi64::<0>(high).cast_unsigned(),
+        simd::_mm256_extract_epi64::<1>(high).cast_unsigned(),
+        simd::_mm256_extract_epi64::<2>(high).cast_unsigned(),
+        simd::_mm256_extract_epi64::<3>(high).cast_unsigned(),
     ];
-    *masks = stored.map(i64::cast_unsigned);
 }
 
 #[target_feature(enable = "avx512f")]

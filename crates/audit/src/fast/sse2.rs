@@ -23,14 +23,16 @@ super::rules::rules!("sse2");
 
 #[target_feature(enable = "sse2")]
 fn load(masks: &[u64; LANES]) -> Lanes {
-    let [a, b] = masks.map(u64::cast_signed);
-    simd::_mm_set_epi64x(b, a)
+    simd::_mm_set_epi64x(masks[1].cast_signed(), masks[0].cast_signed())
 }
 
 #[target_feature(enable = "sse2")]
 fn store(lanes: Lanes, masks: &mut [u64; LANES]) {
     let high = simd::_mm_unpackhi_epi64(lanes, lanes);
-    *masks = [lanes, high].map(|lane| simd::_mm_cvtsi128_si64(lane).cast_unsigned());
+    *masks = [
+        simd::_mm_cvtsi128_si64(lanes).cast_unsigned(),
+        simd::_mm_cvtsi128_si64(high).cast_unsigned(),
+    ];
 }
 
 #[target_feature(enable = "sse2")]
