@@ -44,7 +44,7 @@ impl Refusal {
     /// Returns the whole HTTP answer for this refusal. An answer with 429 or 503 has a
     /// `Retry-After` header with a random time around `retry_after` (see [`draw`]).
     pub(super) fn answer(&self, retry_after: Duration) -> Response<Body> {
-        let mut response = json(self.status, status_object(self.status, &self.message));
+        let mut response = json(self.status, status_object(self.status, &self.message).into());
         let headers = response.headers_mut();
         if matches!(self.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(draw(retry_after)));
@@ -61,11 +61,15 @@ impl Refusal {
 
 /// Returns the answer 200 for a batch of `events` events that was accepted.
 pub(super) fn accepted(events: u64) -> Response<Body> {
-    json(StatusCode::OK, format!("{{\"accepted\":{events}}}"))
+    let body = match events {
+        1 => Bytes::from_static(b"{\"accepted\":1}"),
+        _ => Bytes::from(format!("{{\"accepted\":{events}}}")),
+    };
+    json(StatusCode::OK, body)
 }
 
-fn json(status: StatusCode, body: String) -> Response<Body> {
-    let mut response = Response::new(Full::from(body));
+fn json(status: StatusCode, body: Bytes) -> Response<Body> {
+    let mut response = Response::new(Full::new(body));
     *response.status_mut() = status;
     response
         .headers_mut()

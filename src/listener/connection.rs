@@ -238,6 +238,12 @@ impl State {
         }
     }
 
+    /// Returns `true` if the connection speaks HTTP/1 and no request is under way. If hyper writes
+    /// in this state, it answers bytes that were not a valid request.
+    fn is_unasked(&self) -> bool {
+        !self.is_multiplexed() && matches!(self.phase, Phase::Idle | Phase::Head)
+    }
+
     /// Returns `true` if hyper holds no byte of the connection: no part of a request and none of an
     /// answer. Only HTTP/1.1 is sure to be in this state between two requests.
     fn may_rest(&self) -> bool {
@@ -293,9 +299,9 @@ impl Connection {
         &self.metrics
     }
 
-    /// Returns the time since this connection was accepted.
-    pub(super) fn age(&self) -> Duration {
-        self.opened.elapsed()
+    /// Returns the time from the moment at which this connection was accepted until `now`.
+    pub(super) fn age(&self, now: Instant) -> Duration {
+        now.duration_since(self.opened)
     }
 
     /// Notes that the connection is ready for its first request: the TLS handshake has ended, or
@@ -328,12 +334,11 @@ impl Connection {
 
     /// Notes that a request has ended: its answer was handed to hyper, or the request was dropped.
     /// `in_time` is the value that [`Connection::begin_request`] returned for this request.
-    /// `refusing` is `true` if the answer is a refusal.
-    pub(super) fn end_request(&self, in_time: bool, refusing: bool) {
+    /// `refusing` is `true` if the answer is a refusal. The request has ended at the time `now`.
+    pub(super) fn end_request(&self, in_time: bool, refusing: bool, now: Instant) {
         let mut state = self.lock();
         let left =
             if let Phase::Serving(count) = state.phase { count.saturating_sub(1) } else { 0 };
-        let now = Instant::now();
         state.headless = now;
         state.refusals.was_last = refusing;
         if in_time && let Some(leaving) = &mut state.leaving {
@@ -608,12 +613,14 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Watched<T> {
     }
 
     /// Returns an error if the registry has closed the connection. Otherwise registers the task of
-    /// `cx`; the registry wakes this task if it closes the connection later.
-    fn check(&self, cx: &Context<'_>) -> io::Result<()> {
+    /// `cx`, and returns the connection's state. The registry wakes this task if it closes the
+    /// connection later.
+    fn check(&self, cx: &Context<'_>) -> io::Result<MutexGuard<'_, State>> {
         self.connection.waker.register(cx.waker());
-        match self.connection.lock().verdict {
+        let state = self.connection.lock();
+        match state.verdict {
             Some(Verdict::Close) => Err(io::ErrorKind::TimedOut.into()),
-            Some(Verdict::Timeout) | None => Ok(()),
+            Some(Verdict::Timeout) | None => Ok(state),
         }
     }
 
@@ -632,13 +639,6 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Watched<T> {
             *written += count;
         }
         Pin::new(&mut self.inner).poll_flush(cx)
-    }
-
-    /// Returns `true` if the connection speaks HTTP/1 and no request is under way. If hyper writes
-    /// in this state, it answers bytes that were not a valid request.
-    fn is_unasked(&self) -> bool {
-        let state = self.connection.lock();
-        !state.is_multiplexed() && matches!(state.phase, Phase::Idle | Phase::Head)
     }
 
     /// Prepares an answer with this status, which the relay writes instead of hyper, and counts the
@@ -733,8 +733,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<T> {
         cx: &mut Context<'_>,
         buf: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.check(cx)?;
-        if self.is_unasked() {
+        let is_unasked = self.check(cx)?.is_unasked();
+        if is_unasked {
             return self.poll_replace(cx, buf, buf.len());
         }
         Pin::new(&mut self.inner).poll_write(cx, buf)
@@ -745,8 +745,8 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<T> {
         cx: &mut Context<'_>,
         bufs: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        self.check(cx)?;
-        if self.is_unasked() {
+        let is_unasked = self.check(cx)?.is_unasked();
+        if is_unasked {
             let length = bufs.iter().map(|buf| buf.len()).sum();
             let first = bufs.first().map_or(&[][..], |buf| buf);
             return self.poll_replace(cx, first, length);
@@ -759,9 +759,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<T> {
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.check(cx)?;
-        std::task::ready!(Pin::new(&mut self.inner).poll_flush(cx))?;
-        let mut state = self.connection.lock();
+        let flushed = Pin::new(&mut self.inner).poll_flush(cx);
+        let mut state = self.check(cx)?;
+        std::task::ready!(flushed)?;
         if state.phase == Phase::Answered {
             // The beginning of the next head may have come together with the request that was just
             // answered; hyper then already holds it.
@@ -775,8 +775,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<T> {
     /// be sending its body, then reads these bytes and throws them away for a limited time.
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let this = &mut *self;
-        this.check(cx)?;
-        this.connection.lock().buffers = Buffers::Closing;
+        this.check(cx)?.buffers = Buffers::Closing;
         if this.linger.is_none() {
             std::task::ready!(Pin::new(&mut this.inner).poll_shutdown(cx))?;
             let Some(time) = this.connection.lock().refusals.linger else {

@@ -26,8 +26,6 @@ use crate::telemetry::Telemetry;
 /// default of hyper is larger, 408 KiB. With that default, 4,096 connections that send their heads
 /// slowly would take 1.6 GiB.
 const HEAD_BYTES_MAX: usize = 64 * 1024;
-/// The largest number of headers of a request.
-const HEADERS_MAX: usize = 100;
 /// The largest number of streams that one h2 connection may have open at the same time. The limit
 /// is far above the 22 streams that kube-apiserver was seen to use.
 const STREAMS_MAX: u32 = 100;
@@ -167,14 +165,12 @@ impl Gate {
 /// drops the request. The caller passes `false` with `acknowledge = "delivered"`. Answers may then
 /// take seconds, and a sender that has gone looks the same as one that has only shut down its write
 /// side.
+///
+/// A request may have at most 100 headers, which is hyper's default. hyper fills two tables of 100
+/// entries for each request if the same number is set.
 fn protocols(half_close: bool) -> auto::Builder<TokioExecutor> {
     let mut builder = auto::Builder::new(TokioExecutor::new());
-    builder
-        .http1()
-        .max_buf_size(HEAD_BYTES_MAX)
-        .max_headers(HEADERS_MAX)
-        .header_read_timeout(None)
-        .half_close(half_close);
+    builder.http1().max_buf_size(HEAD_BYTES_MAX).header_read_timeout(None).half_close(half_close);
     builder
         .http2()
         .max_concurrent_streams(STREAMS_MAX)

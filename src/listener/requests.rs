@@ -47,7 +47,7 @@ impl Service<Request<Incoming>> for Shared {
         let multiplexed = request.version() == Version::HTTP_2;
         let connection = Arc::clone(&requests.ingest.connection);
         let in_time = connection.begin_request(multiplexed, started);
-        let mut under_way = UnderWay { connection, in_time, refusing: false };
+        let mut under_way = UnderWay { connection, in_time, refusing: false, ended: None };
         let given = request.headers().get(header::AUTHORIZATION).map(|value| value.as_bytes());
         let refusal = requests.auth.refusal(given);
         Box::pin(async move {
@@ -59,13 +59,15 @@ impl Service<Request<Incoming>> for Shared {
                 metrics.rejected(rejection, status.as_u16(), &message);
                 under_way.refusing = true;
             }
-            let old = max_age.is_some_and(|max| connection.age() >= max);
+            let now = Instant::now();
+            let old = max_age.is_some_and(|max| connection.age(now) >= max);
             if !multiplexed && (old || closing.is_cancelled()) {
                 response
                     .headers_mut()
                     .insert(header::CONNECTION, header::HeaderValue::from_static("close"));
             }
-            metrics.duration.record(started.elapsed().as_secs_f64());
+            metrics.duration.record(now.duration_since(started).as_secs_f64());
+            under_way.ended = Some(now);
             drop(under_way);
             Ok(response)
         })
@@ -81,10 +83,13 @@ struct UnderWay {
     in_time: bool,
     /// `true`: the answer to this request is a refusal.
     refusing: bool,
+    /// The time at which the answer was ready; `None` if there is none.
+    ended: Option<Instant>,
 }
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
-        self.connection.end_request(self.in_time, self.refusing);
+        let now = self.ended.unwrap_or_else(Instant::now);
+        self.connection.end_request(self.in_time, self.refusing, now);
     }
 }
