@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::checkpoints::Checkpoint;
@@ -326,5 +327,13 @@ impl Event {
             Some(claim) => Self::Accepted { claim, rejected },
             None => Self::Checkpoint(Fate::Taken),
         }
+    }
+}
+
+/// Waits until the moment; waits for ever if it is `None`.
+pub(crate) async fn until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
     }
 }

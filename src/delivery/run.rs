@@ -19,6 +19,7 @@ use super::link::Begin;
 use super::link::Connect;
 use super::link::Event;
 use super::link::Link;
+use super::link::until;
 use super::orders::HandOver;
 use super::orders::Orders;
 use super::tapped::Tapping;
@@ -470,14 +471,6 @@ impl<C: Connect> Delivery<C> {
             Event::Fatal(message) => return Some(Ended::Fatal(message)),
         }
         None
-    }
-}
-
-/// Waits until the moment; waits for ever if it is `None`.
-async fn until(moment: Option<Instant>) {
-    match moment {
-        Some(moment) => tokio::time::sleep_until(moment).await,
-        None => std::future::pending().await,
     }
 }
 

@@ -395,10 +395,15 @@ impl Client {
             let id = attempt.address().id;
             let _under_way = self.answer_times.asks(id);
             *sent_at = Instant::now();
+            // The peer's kernel had all of the request before when its answer came.
+            let seen = match reused {
+                true => connection.progress.written(),
+                false => connection.progress.acknowledged(),
+            };
             let answer = connection.sender.send_request(request);
             let limit = self.patience(attempt);
             let parts = (&connection.progress, waiting, id, limit);
-            let (response, since) = match self.in_time(parts, answer).await {
+            let (response, since) = match self.in_time(parts, (seen, *sent_at), answer).await {
                 Some((Ok(response), since)) => (response, since),
                 Some((Err(error), _)) => {
                     let reason = answer::reason(&error);
@@ -510,11 +515,13 @@ impl Client {
     }
 
     /// Waits for the end of `exchange`. Gives up when there was no progress for `limit`; progress
-    /// means that the peer's kernel has acknowledged more bytes of the request. Returns
-    /// the result and the time of the last progress, or `None` after giving up.
+    /// means that the peer's kernel has acknowledged more bytes of the request. `seen` is the
+    /// number of bytes that it had acknowledged before, at the time `since`. Returns the result and
+    /// the time of the last progress, or `None` after giving up.
     async fn in_time<T>(
         &self,
         (progress, waiting, id, limit): (&Progress, Option<&Waiting>, usize, Duration),
+        (mut seen, mut since): (Option<u64>, Instant),
         exchange: impl Future<Output = T>,
     ) -> Option<(T, Instant)> {
         let mut exchange = std::pin::pin!(exchange);
@@ -522,21 +529,22 @@ impl Client {
             Strategy::Failover => limit / PROGRESS_CHECKS,
             Strategy::RoundRobin => SILENCE_CHECK.min(limit / PROGRESS_CHECKS),
         };
-        let (mut seen, mut since) = (progress.acknowledged(), Instant::now());
+        let mut now = since;
         loop {
             if let Some(waiting) = waiting {
                 waiting.set(Some((id, since)));
             }
-            let until = (Instant::now() + interval).min(since + limit);
+            let until = (now + interval).min(since + limit);
             if let Ok(done) = tokio::time::timeout_at(until, exchange.as_mut()).await {
                 waiting.inspect(|waiting| waiting.set(None));
                 return Some((done, since));
             }
-            let now = progress.acknowledged();
-            if now.is_some() && now != seen {
-                self.answer_times.paused(since.elapsed());
-                (seen, since) = (now, Instant::now());
-            } else if since.elapsed() >= limit {
+            now = Instant::now();
+            let acknowledged = progress.acknowledged();
+            if acknowledged.is_some() && acknowledged != seen {
+                self.answer_times.paused(now.duration_since(since));
+                (seen, since) = (acknowledged, now);
+            } else if now.duration_since(since) >= limit {
                 return None;
             }
         }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::time::Instant;
+use tokio::time::Sleep;
 
 use super::api::Outcome;
 use super::client::Client;
@@ -19,6 +20,7 @@ use crate::delivery::checkpoints::Checkpoint;
 use crate::delivery::checkpoints::Fate;
 use crate::delivery::link::Event;
 use crate::delivery::link::Link;
+use crate::delivery::link::until;
 use crate::queue::Batch;
 use crate::queue::Claim;
 use crate::queue::Take;
@@ -43,6 +45,28 @@ enum Done {
     Beside(Fate),
     /// The consumer was asked which requests are confirmed, and has confirmed these.
     Asked(Vec<Settled>),
+}
+
+/// The timer for [`HttpLink::waits_until`]. A new timer that is the next one of the runtime costs a
+/// system call, and most requests are answered long before. Therefore the timer that is set stays
+/// set when the time is moved, and is set again only when it has gone off.
+#[derive(Default)]
+struct Alarm(Option<Pin<Box<Sleep>>>);
+
+impl Alarm {
+    /// Waits until this time; waits for ever if it is `None`. The time of a later call must not be
+    /// earlier.
+    async fn ring(&mut self, time: Option<Instant>) {
+        let Some(time) = time else { return std::future::pending().await };
+        let sleep = self.0.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(time)));
+        loop {
+            sleep.as_mut().await;
+            if Instant::now() >= time {
+                return;
+            }
+            sleep.as_mut().reset(time);
+        }
+    }
 }
 
 /// The link of an `http` output: it runs the output's requests. The delivery loop owns the link,
@@ -81,6 +105,7 @@ pub(in crate::output) struct HttpLink {
     /// The time until which no other request is sent; `None` if a request can be sent now. See
     /// [`COALESCE`].
     waits_until: Option<Instant>,
+    alarm: Alarm,
     /// The id of the address to which the last finished request was sent.
     consumer: usize,
     /// The version of the output's set of addresses when [`HttpLink::tidy`] last ran. A newer
@@ -93,8 +118,8 @@ impl HttpLink {
     pub(super) fn new(client: Arc<Client>) -> Self {
         let idle = (0..client.config.concurrency).map(|_| Lane::default()).collect();
         let busy = FuturesUnordered::new();
-        let confirmed = VecDeque::new();
-        Self { client, idle, busy, confirmed, waits_until: None, consumer: 0, tidied: 0 }
+        let (confirmed, alarm) = (VecDeque::new(), Alarm::default());
+        Self { client, idle, busy, confirmed, waits_until: None, alarm, consumer: 0, tidied: 0 }
     }
 
     /// Closes the idle connections that must not be used again: those that have reached their age
@@ -190,8 +215,6 @@ impl Link for HttpLink {
             // change is missed.
             let (changed, doubted) = (client.endpoints.changed(), client.doubts.added.notified());
             let (expiry, next) = (self.tidy(), self.ask());
-            let at =
-                |time: Option<Instant>| tokio::time::sleep_until(time.unwrap_or_else(Instant::now));
             tokio::select! {
                 biased;
                 exchanged = self.busy.next(), if !self.busy.is_empty() => match exchanged {
@@ -211,9 +234,9 @@ impl Link for HttpLink {
                     }
                     None => break None,
                 },
-                () = at(self.waits_until), if self.waits_until.is_some() => break None,
-                () = at(expiry), if expiry.is_some() => {}
-                () = at(next), if next.is_some() => {}
+                () = self.alarm.ring(self.waits_until) => break None,
+                () = until(expiry) => {}
+                () = until(next) => {}
                 () = doubted => {}
                 () = changed => {}
             }

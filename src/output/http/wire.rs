@@ -114,6 +114,12 @@ impl Progress {
         self.marks.clone()
     }
 
+    /// Returns the number of bytes that our kernel has taken since the connection was made, or
+    /// `None` if the connection is gone.
+    pub(super) fn written(&self) -> Option<u64> {
+        Some(self.shared.upgrade()?.written())
+    }
+
     /// Returns the number of bytes that the peer's kernel has acknowledged since the connection was
     /// made. Bytes after the end of the current request do not count. Returns `None` if the
     /// connection is gone.

@@ -91,11 +91,9 @@ impl AsyncRead for Socket {
         }
         loop {
             ready!(stream.poll_read_ready(cx))?;
-            let mut read = 0;
-            let unfilled = buf.initialize_unfilled();
+            let (mut read, room) = (0, buf.remaining());
             let tried = stream.try_io(Interest::READABLE, || {
-                let room = unfilled.len();
-                read = (&*SockRef::from(stream)).read(unfilled)?;
+                read = stream.try_read_buf(buf)?;
                 // A short read took all that there was. `WouldBlock` tells the runtime so, and it
                 // does not ask the socket again before more has arrived.
                 if 0 < read && read < room { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
@@ -103,10 +101,7 @@ impl AsyncRead for Socket {
             match tried {
                 Err(error) if read == 0 && error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) if read == 0 => return Poll::Ready(Err(error)),
-                _ => {
-                    buf.advance(read);
-                    return Poll::Ready(Ok(()));
-                }
+                _ => return Poll::Ready(Ok(())),
             }
         }
     }
