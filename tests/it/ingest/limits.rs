@@ -529,6 +529,38 @@ fn sockets_that_announce_much_and_send_nothing_take_no_room() {
     assert_eq!(sink.count(), 60 * 400);
 }
 
+/// Method: each of many connections carries a batch and then waits, as kube-apiserver's do. The
+/// resident memory is compared with what it was before they were made.
+#[test]
+fn a_connection_that_waits_after_a_batch_takes_less_than_64_kib() {
+    const CONNECTIONS: u64 = 100;
+    let (relay, sink) = start("", "");
+    let batch = generated_batch(1, 400, 800);
+    let send = |client: &mut Client| {
+        assert_accepted(&client.post("/audit", JSON, &batch).unwrap(), 400);
+    };
+    (0..20).for_each(|_| send(&mut connect(&relay)));
+    relay.wait_until_delivered(PATIENCE);
+    wait_for_gauge(&relay, "connections", 0.0);
+    let before = relay.rss_bytes();
+    let mut clients: Vec<Client> = (0..CONNECTIONS).map(|_| connect(&relay)).collect();
+    clients.iter_mut().for_each(send);
+    relay.wait_until_delivered(PATIENCE);
+    let begun = Instant::now();
+    loop {
+        let each = relay.rss_bytes().saturating_sub(before) / CONNECTIONS;
+        if each < 64 * 1024 {
+            eprintln!("{each} bytes for each connection after {:?}", begun.elapsed());
+            break;
+        }
+        assert!(begun.elapsed() < PATIENCE, "{each} bytes for each connection");
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    drop(clients);
+    relay.finish(Backlog::Empty);
+    assert_eq!(sink.count(), 120 * 400);
+}
+
 #[test]
 fn a_kept_connection_may_pause_for_longer_than_header_timeout() {
     let (relay, _sink) = start("", "[limits]\nheader_timeout = \"200ms\"\nidle_timeout = \"1m\"\n");
