@@ -15,6 +15,7 @@ mod splunk;
 mod stream;
 mod weather;
 
+use std::fmt::Write as _;
 use std::hash::BuildHasher as _;
 use std::hash::BuildHasherDefault;
 use std::hash::DefaultHasher;
@@ -30,12 +31,14 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use fastrand::Rng;
+use rustls::ServerConfig;
 
 use crate::events::FAILING;
 use crate::events::REFUSED;
 use crate::events::Serial;
 use crate::events::identify_all;
 use crate::kernel;
+use crate::pki::Authority;
 use crate::support::http_sink::Request;
 use crate::support::server::Options;
 use crate::support::server::Server;
@@ -74,9 +77,50 @@ impl Kind {
         Self::Ibm,
     ];
 
+    /// Returns true if the stand-in can speak TLS, and does not do it anyway.
+    pub(crate) fn may_have_tls(self) -> bool {
+        !matches!(self, Self::S3 | Self::Ibm)
+    }
+
     /// Returns true for stores behind HTTP.
     pub(crate) fn is_store(self) -> bool {
         !matches!(self, Self::Tcp | Self::Syslog | Self::Relp | Self::Lumberjack)
+    }
+}
+
+/// How long an event may be for an output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Longest {
+    /// `max_message_bytes`: a longer message is "rejected, never cut" (config.md).
+    Message(usize),
+    /// `filter.max_event_bytes`: "a larger event loses `responseObject`, and `requestObject` too if
+    /// that is not enough, and gets the annotation `audit.k8s.io/truncated`. If it is still too
+    /// large, it is rejected" (filters.md).
+    Event(usize),
+}
+
+/// The greatest length of what stands before the event in a syslog message, in bytes.
+const HEAD_MAX: usize = 300;
+
+/// The greatest number of bytes that the annotation of a truncated event adds.
+const ANNOTATION_MAX: usize = 60;
+
+impl Longest {
+    /// Returns true if an output may reject such an event as too long: it is longer, or it would
+    /// be with what the relay may add.
+    pub(crate) fn may_reject(self, event: &[u8]) -> bool {
+        match self {
+            Self::Message(bytes) => event.len() + HEAD_MAX > bytes,
+            Self::Event(bytes) if event.len() <= bytes => false,
+            Self::Event(bytes) => {
+                let bodies = [b",\"requestObject\":".as_slice(), b",\"responseObject\":"];
+                let at = bodies.iter().filter_map(|it| memchr::memmem::find(event, it)).min();
+                // The bodies end before the times.
+                let behind = memchr::memmem::rfind(event, b",\"requestReceivedTimestamp\":");
+                let bodies = at.and_then(|at| Some(behind?.saturating_sub(at))).unwrap_or(0);
+                event.len() - bodies + ANNOTATION_MAX > bytes
+            }
+        }
     }
 }
 
@@ -181,6 +225,7 @@ pub(crate) struct Consumer {
     has_died: AtomicBool,
     /// A second address of its first server.
     door: Option<SocketAddr>,
+    longest: Option<Longest>,
 }
 
 /// What the threads of a consumer share.
@@ -218,12 +263,19 @@ struct Making<'a> {
     directory: &'a Path,
     name: &'a str,
     ledger: Arc<Ledger>,
+    tls: Option<Arc<ServerConfig>>,
 }
 
 impl Consumer {
     /// Starts a consumer, which draws everything from its seed and its name. Its secrets are files
-    /// in this directory, which exists.
-    pub(crate) fn start(kind: Kind, name: &str, seed: u64, directory: &Path) -> Self {
+    /// in this directory, which exists. With `tls` it speaks TLS.
+    pub(crate) fn start(
+        kind: Kind,
+        name: &str,
+        seed: u64,
+        directory: &Path,
+        tls: Option<Authority>,
+    ) -> Self {
         let seed = BuildHasherDefault::<DefaultHasher>::default().hash_one((seed, name));
         let ledger = Arc::new(Ledger {
             name: name.to_owned(),
@@ -235,7 +287,8 @@ impl Consumer {
             unsettled: Mutex::default(),
         });
         let rng = Rng::with_seed(seed);
-        let mut making = Making { rng, directory, name, ledger: Arc::clone(&ledger) };
+        let config = tls.as_ref().map(|tls| Arc::clone(&tls.server));
+        let mut making = Making { rng, directory, name, ledger: Arc::clone(&ledger), tls: config };
         let times = making.times();
         let mut made = match kind {
             Kind::Http => http::make(&mut making),
@@ -252,6 +305,11 @@ impl Consumer {
         };
         let address = made.stand.servers()[0].address();
         kernel::trace(format_args!("consumer {name}: {kind:?} at {address}"));
+        if let Some(Authority { ca, .. }) = tls {
+            made.keys = made.keys.replace("\"http://", "\"https://");
+            // A String takes everything.
+            writeln!(made.keys, "tls.ca = {ca:?}").ok();
+        }
         Self {
             name: name.to_owned(),
             kind,
@@ -261,7 +319,32 @@ impl Consumer {
             stand: Mutex::new(made.stand),
             has_died: AtomicBool::new(false),
             door: None,
+            longest: None,
         }
+    }
+
+    /// Gives its output a limit for the length of an event.
+    pub(crate) fn limit(&mut self, longest: Longest) {
+        self.keys += &match longest {
+            Longest::Message(bytes) => format!("max_message_bytes = {bytes}\n"),
+            Longest::Event(bytes) => format!("filter.max_event_bytes = {bytes}\n"),
+        };
+        self.longest = Some(longest);
+    }
+
+    pub(crate) fn longest(&self) -> Option<Longest> {
+        self.longest
+    }
+
+    /// Lets the output of an `s3` collect events for so long.
+    pub(crate) fn collect(&mut self, age: Duration) {
+        let lines = self.keys.lines().map(|line| match line.split(' ').next() {
+            Some("object_age") => format!("object_age = \"{}s\"\n", age.as_secs()),
+            Some("object_bytes") => "object_bytes = \"1MiB\"\n".to_owned(),
+            Some("compression") => "compression = \"zstd\"\n".to_owned(),
+            _ => format!("{line}\n"),
+        });
+        self.keys = lines.collect();
     }
 
     /// Gives the consumer a second address, which its output knows, too. Returns false if outputs
@@ -315,6 +398,11 @@ impl Consumer {
     /// to the dead letters.
     pub(crate) fn refuses(&self, event: &[u8]) -> bool {
         (self.promise.refuses && is_refused(event)) || (self.promise.fails && fails(event))
+    }
+
+    /// Returns true if the output may reject this event as too long or too large.
+    pub(crate) fn may_reject(&self, event: &[u8]) -> bool {
+        self.longest.is_some_and(|longest| longest.may_reject(event))
     }
 
     /// Returns what the consumer has accepted for good from the index `from` on, in its order.
@@ -475,7 +563,7 @@ impl Making<'_> {
     /// Draws the settings of a listener.
     fn options(&mut self) -> Options {
         let idle = (self.rng.u32(..4) == 0).then(|| Duration::from_secs(self.rng.u64(1..20)));
-        Options { idle, ..Options::default() }
+        Options { idle, tls: self.tls.clone(), ..Options::default() }
     }
 }
 

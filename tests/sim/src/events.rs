@@ -92,6 +92,17 @@ pub(crate) struct Event {
     pub(crate) bytes: Arc<[u8]>,
 }
 
+impl Event {
+    /// Makes the event so long, or a little longer, by an annotation.
+    pub(crate) fn with_bytes(mut self, bytes: usize) -> Self {
+        let (before, behind) = self.bytes.split_at(self.bytes.len() - b"}}".len());
+        let more = bytes.saturating_sub(self.bytes.len());
+        let annotation = format!(r#","large":"{}""#, "x".repeat(more));
+        self.bytes = [before, annotation.as_bytes(), behind].concat().into();
+        self
+    }
+}
+
 pub(crate) const VERBS: [&str; 6] = ["get", "list", "create", "update", "patch", "delete"];
 pub(crate) const NAMESPACES: [&str; 4] = ["default", "kube-system", "team-a", "team-b"];
 pub(crate) const RESOURCES: [&str; 4] = ["pods", "configmaps", "events", "deployments"];
@@ -145,6 +156,11 @@ impl Maker {
         };
         let bytes = self.written(serial, facts).into_bytes().into();
         Event { serial, facts, bytes }
+    }
+
+    /// Makes an event of so many bytes, none of which are in a body.
+    pub(crate) fn large_event(&mut self, bytes: usize) -> Event {
+        self.event_of("RequestReceived").with_bytes(bytes)
     }
 
     pub(crate) fn events(&mut self, count: usize) -> Vec<Event> {

@@ -126,6 +126,7 @@ pub(crate) fn judge(
                 counted,
                 refuses: &refusals[number],
                 consumer_died: consumer.has_died(),
+                longest: consumer.longest(),
             });
         }
         let world = World::new(truth, kernel::now(), views);

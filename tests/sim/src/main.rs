@@ -18,6 +18,7 @@ mod kernel;
 mod mutants;
 mod operator;
 mod oracle;
+mod pki;
 mod plan;
 mod runs;
 mod senders;

@@ -2,9 +2,11 @@
 //! happen.
 
 mod back;
+mod outer;
 mod scenes;
 
 pub(crate) use back::Restored;
+pub(crate) use outer::APPLIES;
 
 use std::fs;
 use std::path::PathBuf;
@@ -23,6 +25,7 @@ use crate::oracle::said::Memory;
 use crate::oracle::said::Moment;
 use crate::oracle::said::Said;
 use crate::oracle::said::Status;
+use crate::pki::Pki;
 use crate::plan::Action;
 use crate::plan::Change;
 use crate::plan::Setup;
@@ -74,6 +77,8 @@ pub(crate) struct Operator<'a> {
     pub(crate) memory: Vec<Memory>,
     /// The number of batches that the operator has sent.
     batches: u32,
+    /// The certificates, if anything has TLS.
+    pub(crate) pki: Option<Pki>,
 }
 
 /// The end of a trouble.
@@ -124,6 +129,7 @@ impl<'a> Operator<'a> {
             said: Vec::new(),
             memory: Vec::new(),
             batches: 0,
+            pki: None,
         }
     }
 
@@ -366,6 +372,10 @@ impl<'a> Operator<'a> {
             }
             Action::Backup => self.back_up(),
             Action::Restore(back, kills) => self.restore(back, kills),
+            Action::Rotate => self.rotate(),
+            Action::WrongCertificate(wrong) => self.put_wrong(wrong),
+            Action::TooLong(consumer) => self.too_long(consumer),
+            Action::TooLarge(consumer) => self.too_large(consumer),
         }
     }
 

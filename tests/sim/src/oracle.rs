@@ -9,6 +9,7 @@
 //! that of its answer. A config counts if it may have been in force at any time of that span.
 
 mod acknowledged;
+mod outer;
 pub(crate) mod said;
 
 use std::collections::BTreeMap;
@@ -19,6 +20,7 @@ use std::time::Duration;
 
 use crate::consumers::Arrived;
 use crate::consumers::Copies;
+use crate::consumers::Longest;
 use crate::consumers::Promise;
 use crate::consumers::TurnedDown;
 use crate::events;
@@ -62,9 +64,10 @@ const ERRORS_MIN: usize = 4;
 
 /// All rules. A sentence about a broken promise begins with the name of its rule: those of this
 /// module, and those of the actors who see it while it happens.
-pub(crate) const RULES: [&str; 22] = [
+pub(crate) const RULES: [&str; 23] = [
     "answers",
     "bytes",
+    "certificate",
     "conservation",
     "counters",
     "delivered",
@@ -164,6 +167,8 @@ pub(crate) struct View<'a> {
     /// True if a consumer without acknowledgements died, or its connections were reset: "a consumer
     /// that reads events and dies before it has stored them loses those events" (outputs.md).
     pub(crate) consumer_died: bool,
+    /// The limit that the output has for the length of an event.
+    pub(crate) longest: Option<Longest>,
 }
 
 /// The time before the end of a seed in which nothing is wrong: every consumer takes everything,
@@ -236,7 +241,9 @@ impl<'a> Seen<'a> {
 
     /// Returns true if the relay may give up the event, or send others before it.
     fn may_refuse(&self, known: &Known) -> bool {
-        self.view.promise.parks || (self.view.refuses)(&known.event.bytes)
+        let event = &known.event.bytes;
+        let is_long = self.view.longest.is_some_and(|longest| longest.may_reject(event));
+        self.view.promise.parks || is_long || (self.view.refuses)(event)
     }
 
     /// Returns true if the consumer answered this event alone four times with 5xx before the time
@@ -311,8 +318,12 @@ impl<'a> World<'a> {
     /// Runs every rule that needs nothing but the book and the views. Of each rule and output, only
     /// the first faults are told.
     pub(crate) fn judge(&self, calm: Calm) -> Vec<Fault> {
-        let rules = [invented, bytes, conservation, reasons, delivered, order, once];
+        let rules =
+            [invented, bytes, conservation, reasons, delivered, order, once, outer::lengths];
         let mut faults = few(answers(self.truth));
+        faults.extend(few(outer::hurried(self.truth)));
+        faults.extend(few(outer::served(self, calm)));
+        faults.extend(few(outer::certificates(self.truth, calm)));
         faults.extend(few(senders_progress(self, calm)));
         faults.extend(few(acknowledged::nowhere(self)));
         for seen in &self.outputs {
@@ -730,7 +741,8 @@ pub(crate) fn bytes(world: &World<'_>, seen: &Seen<'_>) -> Vec<Fault> {
         let known = serial.and_then(|serial| world.truth.events.get(&serial));
         let Some(known) = known else { continue };
         let sent = &known.event.bytes;
-        let is_right = is_line_of(event, sent);
+        let is_right =
+            is_line_of(event, sent) || outer::is_trimmed(seen.view.longest, event, sent);
         if !is_right {
             let same = event.iter().zip(sent.iter()).take_while(|(a, b)| a == b).count();
             let around = |of: &[u8]| {
@@ -1112,6 +1124,7 @@ pub(crate) fn senders_progress(world: &World<'_>, calm: Calm) -> Vec<Fault> {
     let is_late = |attempt: &&Attempt| match (attempt.must, attempt.ended) {
         _ if !(calm.begins..=calm.ends).contains(&attempt.begun) => false,
         _ if is_held_up(attempt) => false,
+        (_, Some((_, Answer::Status(429)))) if outer::may_be_full(world.truth, attempt) => false,
         // The answer came after the calm time, if at all.
         (Must::Take, ended) if ended.is_none_or(|(at, _)| at > calm.ends) => {
             attempt.begun + ANSWER <= calm.ends

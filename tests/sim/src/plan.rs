@@ -1,9 +1,12 @@
 //! What a seed decides before anything runs: the config, the consumers, and what happens when.
 
+mod outer;
 mod scenes;
 mod wider;
 mod witnessed;
 
+pub(crate) use outer::Front;
+pub(crate) use outer::Outer;
 pub(crate) use wider::WIDER;
 pub(crate) use wider::Wider;
 
@@ -14,6 +17,7 @@ use std::time::Duration;
 use crate::consumers::Kind;
 use crate::consumers::Steady;
 use crate::kernel::net::Fault;
+use crate::pki::Wrong;
 use crate::senders;
 use crate::truth::Acknowledge;
 use crate::truth::Filter;
@@ -36,6 +40,7 @@ pub(crate) struct Plan {
     /// When the troubles end, the senders stop, and everything has to be delivered.
     pub(crate) length: Duration,
     pub(crate) wider: Wider,
+    pub(crate) outer: Outer,
 }
 
 /// A config.
@@ -62,6 +67,9 @@ pub(crate) struct Setup {
     pub(crate) batch_events: Option<u32>,
     /// True if the plan damages files of the queue with events in them.
     pub(crate) is_damaged: bool,
+    pub(crate) front: Front,
+    /// The output to this consumer gives up no event.
+    pub(crate) keeps: Option<usize>,
     pub(crate) outputs: Vec<Output>,
 }
 
@@ -135,6 +143,14 @@ pub(crate) enum Action {
     Backup,
     /// SIGTERM (true: SIGKILL), the queue's directory is set back to the copy, and a new start.
     Restore(Back, bool),
+    /// The listener's files get another certificate.
+    Rotate,
+    /// The listener's files are wrong for some seconds.
+    WrongCertificate(Wrong),
+    /// An event is too long for the output to this consumer, and may not be given up for a while.
+    TooLong(usize),
+    /// Many events are too large for the output to this consumer.
+    TooLarge(usize),
 }
 
 /// What is set back to an older copy.
@@ -228,6 +244,8 @@ impl Plan {
             has_stdout: false,
             batch_events: None,
             is_damaged: false,
+            front: Front::default(),
+            keeps: None,
             outputs: (0..count).map(|consumer| output(&mut rng, consumer)).collect(),
         };
         let length = Duration::from_secs(rng.u64(60..300));
@@ -240,8 +258,8 @@ impl Plan {
             let next = if rng.bool() { rng.u64(50..3000) } else { rng.u64(1000..pause) };
             at += Duration::from_millis(next);
         }
-        let wider = Wider::default();
-        let mut plan = Self { start, consumers, actions, length, wider };
+        let (wider, outer) = (Wider::default(), Outer::default());
+        let mut plan = Self { start, consumers, actions, length, wider, outer };
         if seed >= SCENES {
             scenes::add(&mut plan, seed);
         }
@@ -253,6 +271,9 @@ impl Plan {
         }
         if seed >= witnessed::WITNESSED {
             witnessed::add(&mut plan, seed);
+        }
+        if outer::OUTER.contains(&seed) {
+            outer::add(&mut plan, seed);
         }
         plan
     }

@@ -15,12 +15,17 @@ use std::time::Duration;
 use crate::events::Event;
 use crate::events::Maker;
 use crate::events::Marks;
+use crate::pki::Security;
+use crate::plan::Front;
+use crate::plan::Setup;
 use crate::truth::Book;
 
 mod apiserver;
 mod client;
 mod http2;
+mod outer;
 mod shop;
+mod socket;
 mod strangers;
 
 use shop::Shop;
@@ -38,6 +43,10 @@ pub(crate) struct Target {
     token: Option<String>,
     /// The largest body in bytes. No sender makes a larger one.
     body_max: usize,
+    /// How senders speak TLS, if the relay asks for it.
+    security: Option<Arc<Security>>,
+    /// The size of the smallest body that is refused as too large, in bytes, if there is a limit.
+    too_large: Option<usize>,
 }
 
 impl Target {
@@ -48,7 +57,18 @@ impl Target {
         token: Option<&str>,
         body_max: usize,
     ) -> Self {
-        Self { address, path: path.into(), token: token.map(Into::into), body_max }
+        let token = token.map(Into::into);
+        Self { address, path: path.into(), token, body_max, security: None, too_large: None }
+    }
+
+    /// Lets somebody send bodies of so many bytes and more, which are refused.
+    pub(crate) fn too_large(self, too_large: Option<usize>) -> Self {
+        Self { too_large, ..self }
+    }
+
+    /// Lets the senders speak TLS.
+    pub(crate) fn secured(self, security: Option<Arc<Security>>) -> Self {
+        Self { security, ..self }
     }
 
     fn address(&self) -> SocketAddr {
@@ -91,6 +111,15 @@ pub(crate) enum Kind {
     /// A tenant of the cluster that wants the listener for itself: many connections, heads that
     /// come byte by byte, garbage.
     Tenant { gap: Duration },
+    /// Strangers at a listener with TLS: plain HTTP, garbage, half a handshake, and where the relay
+    /// asks for a client certificate, none or a wrong one.
+    Intruder { gap: Duration, asks: bool },
+    /// So many clients without the token, each of which sends a body slowly again and again.
+    Crowd { size: u32 },
+    /// kube-apiserver with an event of up to so many bytes now and then.
+    Large { gap: Duration, bytes: usize },
+    /// Sends bodies that are too large: as they are, in chunks, and packed.
+    TooLarge { gap: Duration },
 }
 
 /// The settings of a batching backend.
@@ -176,6 +205,37 @@ impl Profile {
     /// Returns a log shipper that repeats what was accepted.
     pub(crate) fn repeater(sender: u32) -> Self {
         Self { kind: Kind::Repeats { gap: Duration::from_secs(6) }, ..Self::shipper(sender) }
+    }
+}
+
+/// The numbers of the senders that only some configs have.
+const INTRUDER: u32 = 901;
+const CROWD: u32 = 902;
+const LARGE: u32 = 903;
+const TOO_LARGE: u32 = 904;
+
+impl Profile {
+    /// Returns the senders that go with a config: strangers who try the handshake, a crowd without
+    /// the token, and one with large events.
+    pub(crate) fn outer(start: &Setup) -> Vec<Self> {
+        let Front { tls, connections, in_flight, body, .. } = start.front;
+        let mut kinds = Vec::new();
+        if let Some(asks) = tls {
+            kinds.push((INTRUDER, Kind::Intruder { gap: Duration::from_secs(6), asks }));
+        }
+        if let Some(connections) = connections {
+            kinds.push((CROWD, Kind::Crowd { size: connections + 2 }));
+        }
+        // An event may have "seven eighths" of it (queue-and-disk.md).
+        if let Some(in_flight) = in_flight.filter(|_| start.on_disk && body.is_none()) {
+            let bytes = usize::try_from(in_flight * 1024 * 13 / 16).unwrap_or(usize::MAX);
+            kinds.push((LARGE, Kind::Large { gap: Duration::from_secs(12), bytes }));
+        }
+        if body.is_some() {
+            kinds.push((TOO_LARGE, Kind::TooLarge { gap: Duration::from_secs(8) }));
+        }
+        let profile = |(sender, kind)| Self { kind, ..Self::shipper(sender) };
+        kinds.into_iter().map(profile).collect()
     }
 }
 
@@ -285,6 +345,10 @@ fn roles(kind: &Kind) -> Vec<(u32, Work)> {
         Kind::Vanishing { .. } => vec![(0, strangers::vanishing)],
         Kind::Malformed { .. } => vec![(0, strangers::malformed)],
         Kind::Tenant { .. } => vec![(0, strangers::hammering), (1, strangers::slow_heads)],
+        Kind::Intruder { .. } => vec![(0, outer::intruder)],
+        Kind::Crowd { size } => (0..*size).map(|role| (role, outer::without_token as Work)).collect(),
+        Kind::Large { .. } => vec![(0, outer::large)],
+        Kind::TooLarge { .. } => vec![(0, outer::too_large)],
     }
 }
 

@@ -1,18 +1,28 @@
 //! A config as the relay reads it, and as the oracle does.
 
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use crate::consumers::Consumer;
 use crate::consumers::Kind;
 use crate::plan::Change;
+use crate::plan::Front;
 use crate::plan::Setup;
 use crate::truth;
 use crate::truth::Acknowledge;
 use crate::truth::Filter;
+use crate::truth::Limits;
 use crate::truth::Output;
 
 /// Where the relay listens.
 pub(crate) const LISTENER: &str = "127.0.0.1:8080";
+
+/// Where the operator sends to, if the senders need TLS or a token.
+pub(crate) const OPERATOR: &str = "127.0.0.1:8082";
+
+/// The listener's token, and the file that has it.
+pub(crate) const TOKEN: &str = "s3cr3t-of-the-listener";
+pub(crate) const TOKEN_FILE: &str = "secrets/token";
 
 /// The relay's admin address.
 pub(crate) const ADMIN: &str = "127.0.0.1:9090";
@@ -22,10 +32,12 @@ impl Setup {
     pub(crate) fn toml(&self, consumers: &[Consumer]) -> String {
         let mut text = format!(
             "admin = {{ address = \"{ADMIN}\" }}\nshutdown = {{ drain_timeout = \"{}s\" }}\n\
-             limits = {{ max_connection_age = \"60s\", idle_timeout = \"45s\" }}\n\
-             [[listener]]\naddress = \"{LISTENER}\"\n[queue]\nmax_bytes = \"{}KiB\"\n\
+             limits = {{ max_connection_age = \"60s\", idle_timeout = \"45s\"{} }}\n\
+             [[listener]]\naddress = \"{LISTENER}\"\n{}[queue]\nmax_bytes = \"{}KiB\"\n\
              acknowledge = \"{}\"\n",
             self.drain,
+            self.front.limits(),
+            self.front.listener(),
             self.queue,
             match self.acknowledge {
                 Acknowledge::Queued => "queued",
@@ -55,6 +67,9 @@ impl Setup {
             let keys = consumers[output.consumer].keys();
             let Output { name, required, .. } = output;
             write!(text, "[[output]]\nname = \"{name}\"\nrequired = {required}\n{keys}").ok();
+            if self.keeps == Some(output.consumer) {
+                text += "rejected.action = \"retry\"\n";
+            }
             if let Some(events) = self.batch_events {
                 writeln!(text, "batch.max_events = {events}").ok();
             }
@@ -69,9 +84,17 @@ impl Setup {
     }
 
     /// Returns the largest body in bytes that a sender may make. A batch has to fit into the queue
-    /// and, on disk, into a part of it.
+    /// and, on disk, into a part of it, and several have to fit into what may be under way.
     pub(crate) fn body_max(&self) -> usize {
-        usize::try_from(self.queue * 1024 / 8).unwrap_or(usize::MAX)
+        let Front { in_flight, body, .. } = self.front;
+        let least = (self.queue / 8).min(in_flight.map_or(u64::MAX, |it| it / 4));
+        bytes(least.min(body.unwrap_or(u64::MAX)))
+    }
+
+    /// Returns the size in bytes of the smallest body that is too large, if `limits.max_body` is
+    /// what decides.
+    pub(crate) fn too_large(&self) -> Option<usize> {
+        self.front.body.map(|body| bytes(body) + 1)
     }
 
     /// Returns the bytes that the queue and the requests of outputs to these consumers may have in
@@ -115,6 +138,7 @@ impl Setup {
         truth::Config {
             on_disk: self.on_disk,
             acknowledge: self.acknowledge,
+            limits: self.front.known(),
             outputs: self.outputs.iter().map(output).collect(),
         }
     }
@@ -152,6 +176,64 @@ impl Setup {
                 }
             }
             Change::Nothing | Change::Wrong => {}
+        }
+    }
+}
+
+fn bytes(kib: u64) -> usize {
+    usize::try_from(kib.saturating_mul(1024)).unwrap_or(usize::MAX)
+}
+
+impl Front {
+    /// Returns the keys of `[limits]`, each with a comma before it.
+    fn limits(&self) -> String {
+        let mut text = String::new();
+        // A String takes everything.
+        if let Some(in_flight) = self.in_flight {
+            write!(text, ", max_in_flight = \"{in_flight}KiB\"").ok();
+        }
+        if let Some(connections) = self.connections {
+            write!(text, ", max_connections = {connections}").ok();
+        }
+        if let Some(body) = self.body {
+            write!(text, ", max_body = \"{body}KiB\"").ok();
+        }
+        if let Some((header, body)) = self.timeouts {
+            write!(text, ", header_timeout = \"{header}s\", body_timeout = \"{body}s\"").ok();
+        }
+        text
+    }
+
+    /// Returns the other keys of the senders' listener, and the operator's listener.
+    fn listener(&self) -> String {
+        let mut text = String::new();
+        if let Some(asks) = self.tls {
+            let client_ca = if asks { ", client_ca = \"tls/ca.crt\"" } else { "" };
+            text += &format!(
+                "tls = {{ certificate = \"tls/tls.crt\", private_key = \"tls/tls.key\"{client_ca} }}\n"
+            );
+        }
+        if self.has_token {
+            text += &format!("bearer_token_file = \"{TOKEN_FILE}\"\n");
+        }
+        if !text.is_empty() {
+            text += &format!("[[listener]]\naddress = \"{OPERATOR}\"\n");
+        }
+        text
+    }
+
+    /// Returns where the operator sends to.
+    pub(crate) fn operator(&self) -> &'static str {
+        if self.tls.is_some() || self.has_token { OPERATOR } else { LISTENER }
+    }
+
+    /// Returns what the oracle has to know.
+    fn known(&self) -> Limits {
+        let timeouts = self.timeouts.map(|(head, body)| Duration::from_secs(head.min(body)));
+        Limits {
+            in_flight: self.in_flight.map(bytes),
+            connections: self.connections,
+            slow: timeouts.unwrap_or(Limits::default().slow),
         }
     }
 }

@@ -34,6 +34,19 @@ pub(crate) struct Truth {
     /// The times at which a copy of the queue's directory was made, and at which the relay ended
     /// before the copy was put back.
     pub(crate) set_back: Vec<(Duration, Duration)>,
+    /// The certificates that were put into the listener's files, each with the time.
+    pub(crate) certificates: Vec<(Duration, Vec<u8>)>,
+    /// The handshakes that senders have made.
+    pub(crate) handshakes: Vec<Handshake>,
+}
+
+/// A handshake of TLS with the relay.
+#[derive(Debug)]
+pub(crate) struct Handshake {
+    pub(crate) begun: Duration,
+    pub(crate) ended: Duration,
+    /// The certificate that the relay has shown.
+    pub(crate) certificate: Vec<u8>,
 }
 
 #[derive(Debug)]
@@ -150,7 +163,25 @@ pub(crate) struct Epoch {
 pub(crate) struct Config {
     pub(crate) on_disk: bool,
     pub(crate) acknowledge: Acknowledge,
+    pub(crate) limits: Limits,
     pub(crate) outputs: Vec<Output>,
+}
+
+/// The table `[limits]`.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    /// `max_in_flight` in bytes, if it is small.
+    pub(crate) in_flight: Option<usize>,
+    /// `max_connections`, if it is small.
+    pub(crate) connections: Option<u32>,
+    /// The shorter one of `header_timeout` and `body_timeout`.
+    pub(crate) slow: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { in_flight: None, connections: None, slow: Duration::from_secs(10) }
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -297,6 +328,17 @@ impl Book {
     /// Notes that the queue's directory is set back, after the relay's end, to a copy.
     pub(crate) fn set_back(&self, copied: Duration, ended: Duration) {
         self.lock().set_back.push((copied, ended));
+    }
+
+    /// Notes that the listener's files have this certificate from now on.
+    pub(crate) fn certificate(&self, certificate: Vec<u8>) {
+        self.lock().certificates.push((kernel::now(), certificate));
+    }
+
+    /// Notes a handshake that has just ended.
+    pub(crate) fn shook_hands(&self, begun: Duration, certificate: Vec<u8>) {
+        let ended = kernel::now();
+        self.lock().handshakes.push(Handshake { begun, ended, certificate });
     }
 
     /// Notes that the relay is about to be ended so.

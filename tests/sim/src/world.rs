@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::consumers::Consumer;
@@ -12,6 +13,7 @@ use crate::kernel::net;
 use crate::operator::Operator;
 use crate::oracle::Calm;
 use crate::oracle::said::Moment;
+use crate::pki::Pki;
 use crate::plan::Action;
 use crate::plan::Plan;
 use crate::plan::SCENES;
@@ -21,6 +23,8 @@ use crate::senders::Profile;
 use crate::senders::Senders;
 use crate::senders::Target;
 use crate::setup::LISTENER;
+use crate::setup::TOKEN;
+use crate::setup::TOKEN_FILE;
 use crate::support::ibm;
 use crate::support::splunk;
 use crate::truth::Book;
@@ -42,6 +46,9 @@ const REFUSED: Duration = Duration::from_secs(60);
 
 /// How long the senders may try to get rid of what they have.
 const FINISH: Duration = Duration::from_secs(8 * 60);
+
+/// How long an `s3` collects events, if it does so for long.
+const COLLECTS: Duration = Duration::from_secs(30);
 
 /// The number of the sender that repeats what was accepted.
 const REPEATER: u32 = 900;
@@ -79,10 +86,17 @@ pub(crate) fn run(seed: u64, left_out: &BTreeSet<usize>, libraries: Vec<PathBuf>
     let actions: Vec<_> = actions.map(|(_, timed)| timed.clone()).collect();
     let only: Vec<_> = actions.iter().map(|timed| timed.action.clone()).collect();
     std::fs::create_dir("secrets").expect("a writable directory");
+    let front = &plan.start.front;
+    let has_tls = front.tls.is_some() || !plan.outer.secured.is_empty();
+    let pki = has_tls.then(Pki::new);
     let consumer = |(number, kind): (usize, &_)| {
-        Consumer::start(*kind, &format!("c{number}"), seed, Path::new("secrets"))
+        let tls = pki.as_ref().filter(|_| plan.outer.secured.contains(&number));
+        let tls = tls.map(Pki::authority);
+        Consumer::start(*kind, &format!("c{number}"), seed, Path::new("secrets"), tls)
     };
     let mut consumers: Vec<Consumer> = plan.consumers.iter().enumerate().map(consumer).collect();
+    plan.outer.longest.iter().for_each(|(number, longest)| consumers[*number].limit(*longest));
+    plan.outer.collects.iter().for_each(|number| consumers[*number].collect(COLLECTS));
     let mut doors = plan.wider.doors.clone();
     doors.retain(|(consumer, strategy)| consumers[*consumer].open_door(strategy));
     let shut = plan.wider.shut.filter(|(it, ..)| doors.iter().any(|(consumer, _)| consumer == it));
@@ -93,11 +107,19 @@ pub(crate) fn run(seed: u64, left_out: &BTreeSet<usize>, libraries: Vec<PathBuf>
     operator.witness =
         key.as_ref().filter(|_| plan.start.has_witness).map(|key| Witness::start(seed, key));
     let evidence = key.map(|key| Check::new(seed, key, plan.start.has_witness));
+    let security = pki.as_ref().filter(|_| front.tls.is_some()).map(|it| Arc::clone(&it.security));
+    pki.iter().for_each(|pki| book.certificate(pki.newest()));
+    operator.pki = pki;
+    let token = front.has_token.then_some(TOKEN);
+    token.iter().for_each(|it| std::fs::write(TOKEN_FILE, it).expect("a writable directory"));
     operator.start();
     let target =
-        Target::new(LISTENER.parse().expect("an address"), "/", None, plan.start.body_max());
+        Target::new(LISTENER.parse().expect("an address"), "/", token, plan.start.body_max())
+            .secured(security)
+            .too_large(plan.start.too_large());
     let mut profiles = Profile::draw(seed);
     profiles.extend(plan.wider.repeats.then(|| Profile::repeater(REPEATER)));
+    profiles.extend(Profile::outer(&plan.start));
     let senders = Senders::start(seed, &profiles, &target, &book);
     for timed in &actions {
         operator.wait_until(timed.at);
@@ -119,6 +141,8 @@ pub(crate) fn run(seed: u64, left_out: &BTreeSet<usize>, libraries: Vec<PathBuf>
     operator.wait_until(unsettled.unwrap_or_default());
     let healed = kernel::now();
     kernel::trace(format_args!("nothing is wrong"));
+    operator.wait_until(healed + CALM_BEGINS);
+    operator.rotate_calmly();
     operator.wait_until(healed + CALM);
     let is_first = |(consumer, is_second, _): &(usize, bool, _)| {
         !is_second && doors.contains(&(*consumer, "failover"))
@@ -130,7 +154,8 @@ pub(crate) fn run(seed: u64, left_out: &BTreeSet<usize>, libraries: Vec<PathBuf>
         net::fault(consumers[consumer].address(is_second), net::Fault::None);
     }
     let mut away = senders::rng(seed, "away");
-    if away.bool() {
+    // An output that collects for long is late only after that (status-page.md).
+    if away.bool() && plan.outer.collects.is_none() {
         operator.take_away(&mut away);
     }
     kernel::trace(format_args!("the senders finish"));

@@ -31,7 +31,6 @@ use crate::plan::Action;
 use crate::plan::Change;
 use crate::plan::When;
 use crate::plan::Why;
-use crate::setup::LISTENER;
 use crate::support::http;
 use crate::truth::Acknowledge;
 use crate::truth::Answer;
@@ -208,7 +207,10 @@ impl Operator<'_> {
 
     /// Returns how many events the consumer refuses for good of all that there are.
     fn refused_by(&self, consumer: &Consumer) -> u64 {
-        let refuses = |known: &&Known| consumer.refuses(&known.event.bytes);
+        let refuses = |known: &&Known| {
+            let event = &known.event.bytes;
+            consumer.refuses(event) || consumer.may_reject(event)
+        };
         self.book.read(|truth| truth.events.values().filter(refuses).count()) as u64
     }
 
@@ -236,7 +238,7 @@ impl Operator<'_> {
     }
 
     /// Ends all troubles for a while.
-    fn calm_all(&mut self) {
+    pub(super) fn calm_all(&mut self) {
         let over = std::mem::take(&mut self.ending);
         self.end(over);
         for consumer in self.consumers {
@@ -358,7 +360,7 @@ impl Operator<'_> {
     }
 
     /// Returns an event that the filter of an output to this consumer keeps.
-    fn kept_by(&mut self, consumer: usize, marks: Marks) -> Event {
+    pub(super) fn kept_by(&mut self, consumer: usize, marks: Marks) -> Event {
         let mut maker = self.maker(marks);
         let filter = self.setup.outputs.iter().find(|output| output.consumer == consumer);
         let filter = filter.map(|output| output.filter.clone()).unwrap_or_default();
@@ -367,14 +369,14 @@ impl Operator<'_> {
     }
 
     /// Returns a maker of events for the operator.
-    fn maker(&mut self, marks: Marks) -> Maker {
+    pub(super) fn maker(&mut self, marks: Marks) -> Maker {
         self.batches += 1;
         let rng = fastrand::Rng::with_seed(self.batches.into());
         Maker::new((PROBE + self.batches) * 16, rng, marks)
     }
 
     /// Sends a batch of the operator's own, and returns the answer.
-    fn post(&mut self, events: &[Event]) -> Answer {
+    pub(super) fn post(&mut self, events: &[Event]) -> Answer {
         let serials = self.book.made(events);
         self.post_again(events, &serials)
     }
@@ -382,7 +384,7 @@ impl Operator<'_> {
     fn post_again(&self, events: &[Event], serials: &Arc<[Serial]>) -> Answer {
         let from = Origin { sender: PROBE, connection: 0 };
         let attempt = self.book.begun(from, serials, Must::Take);
-        let (listener, body) = (LISTENER.parse().expect("an address"), events::list(events));
+        let (listener, body) = (self.setup.front.operator().parse().expect("an address"), events::list(events));
         let answer = match http::post(listener, "/", "application/json", &body) {
             Ok(response) => Answer::Status(response.status),
             Err(_) => Answer::Broken,

@@ -10,6 +10,7 @@ use crate::events::Marks;
 use crate::truth::Death;
 use crate::truth::Epoch;
 use crate::truth::Filter;
+use crate::truth::Limits;
 use crate::truth::Origin;
 
 pub(super) fn seconds(seconds: u64) -> Duration {
@@ -29,6 +30,7 @@ pub(super) struct Small {
     is_stream: bool,
     promise: Promise,
     consumer_died: bool,
+    pub(super) longest: Option<Longest>,
     pub(super) has_door: bool,
 }
 
@@ -58,6 +60,7 @@ impl Small {
             is_stream: false,
             promise,
             consumer_died: false,
+            longest: None,
             has_door: false,
         };
         small.config(0, |_| {});
@@ -75,7 +78,8 @@ impl Small {
             deduplicates: false,
         };
         let acknowledge = Acknowledge::Queued;
-        let mut config = Config { on_disk: false, acknowledge, outputs: vec![output] };
+        let limits = Limits::default();
+        let mut config = Config { on_disk: false, acknowledge, limits, outputs: vec![output] };
         change(&mut config);
         let (begins, settled) = (seconds(second), Some(seconds(second)));
         self.truth.epochs.push(Epoch { begins, settled, config: Arc::new(config) });
@@ -167,6 +171,7 @@ impl Small {
             has_door: self.has_door,
             refuses: &|event| self.refused.iter().any(|refused| refused == event),
             consumer_died: self.consumer_died,
+            longest: self.longest,
         };
         let world = World::new(&self.truth, seconds(100), vec![view]);
         rule(&world, &world.outputs[0]).iter().map(ToString::to_string).collect()

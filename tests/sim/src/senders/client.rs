@@ -1,28 +1,21 @@
 //! A client of HTTP as Go's: it keeps its connection, and has one deadline for the whole request.
 
-use std::io::ErrorKind;
-use std::io::Read as _;
-use std::io::Write as _;
-use std::net::Shutdown;
-use std::net::TcpStream;
 use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::Actor;
 use super::http2::Http2;
+use super::socket::Socket;
 use crate::events::Serial;
 use crate::kernel;
+use crate::pki::Papers;
 use crate::truth::Answer;
 use crate::truth::Must;
 use crate::truth::Origin;
 
 /// `IdleConnTimeout` of Go's default transport.
 const IDLE_MAX: Duration = Duration::from_secs(90);
-/// The greatest number of bytes of one write, between which the deadline is looked at.
-const WRITE_MAX: usize = 64 * 1024;
-/// The age at which the limits of a socket are set again.
-const LIMITS_AGE: Duration = Duration::from_secs(1);
 /// The longest answer that is read.
 const ANSWER_MAX: usize = 256 * 1024;
 
@@ -68,78 +61,6 @@ impl Body {
     }
 }
 
-/// A socket whose operations have one deadline. An error is the answer that the request then has.
-pub(super) struct Socket {
-    stream: TcpStream,
-    /// The deadline that the socket's own limits were set for, and when.
-    limits: Option<(Duration, Duration)>,
-}
-
-impl Socket {
-    pub(super) fn connect(actor: &Actor, deadline: Duration) -> Result<Self, Answer> {
-        let address = actor.target.address();
-        let stream = TcpStream::connect_timeout(&address, left(deadline)?)
-            .and_then(|stream| stream.set_nodelay(true).map(|()| stream))
-            .map_err(|_| Answer::NoConnection)?;
-        Ok(Self { stream, limits: None })
-    }
-
-    pub(super) fn write(&mut self, bytes: &[u8], deadline: Duration) -> Result<(), Answer> {
-        for bytes in bytes.chunks(WRITE_MAX) {
-            self.limit(deadline)?;
-            self.stream.write_all(bytes).map_err(|error| told(&error))?;
-        }
-        Ok(())
-    }
-
-    /// Reads some bytes; none are the end of the connection.
-    pub(super) fn read(&mut self, buffer: &mut [u8], deadline: Duration) -> Result<usize, Answer> {
-        self.limit(deadline)?;
-        self.stream.read(buffer).map_err(|error| told(&error))
-    }
-
-    /// Reads what is there already. `TimedOut` is nothing.
-    pub(super) fn read_now(&mut self, buffer: &mut [u8]) -> Result<usize, Answer> {
-        let read = self.stream.set_nonblocking(true).and_then(|()| self.stream.read(buffer));
-        let again = self.stream.set_nonblocking(false);
-        read.and_then(|size| again.map(|()| size)).map_err(|error| told(&error))
-    }
-
-    /// Returns true unless the peer has closed the connection or sent something unasked.
-    fn is_quiet(&mut self) -> bool {
-        self.read_now(&mut [0]) == Err(Answer::TimedOut)
-    }
-
-    pub(super) fn finish_writing(&self) {
-        // A connection that is gone already needs no end.
-        drop(self.stream.shutdown(Shutdown::Write));
-    }
-
-    /// Lets each operation wait until this deadline. Limits that are a second old are good enough.
-    fn limit(&mut self, deadline: Duration) -> Result<(), Answer> {
-        let left = left(deadline)?;
-        let now = kernel::now();
-        let is_set = |(of, at): (Duration, Duration)| of == deadline && now < at + LIMITS_AGE;
-        if !self.limits.is_some_and(is_set) {
-            let both = self.stream.set_read_timeout(Some(left));
-            let both = both.and_then(|()| self.stream.set_write_timeout(Some(left)));
-            both.map_err(|error| told(&error))?;
-            self.limits = Some((deadline, now));
-        }
-        Ok(())
-    }
-}
-
-fn left(deadline: Duration) -> Result<Duration, Answer> {
-    let left = deadline.saturating_sub(kernel::now());
-    if left.is_zero() { Err(Answer::TimedOut) } else { Ok(left) }
-}
-
-fn told(error: &std::io::Error) -> Answer {
-    let is_late = matches!(error.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut);
-    if is_late { Answer::TimedOut } else { Answer::Broken }
-}
-
 /// A connection of HTTP/1.1.
 pub(super) struct Http1 {
     socket: Socket,
@@ -149,7 +70,21 @@ pub(super) struct Http1 {
 
 impl Http1 {
     pub(super) fn connect(actor: &Actor, deadline: Duration) -> Result<Self, Answer> {
-        Ok(Self { socket: Socket::connect(actor, deadline)?, read: Vec::new() })
+        Self::connect_with(actor, Papers::Right, deadline)
+    }
+
+    /// Connects with this client certificate.
+    pub(super) fn connect_with(
+        actor: &Actor,
+        papers: Papers,
+        deadline: Duration,
+    ) -> Result<Self, Answer> {
+        Ok(Self { socket: Socket::connect(actor, papers, false, deadline)?, read: Vec::new() })
+    }
+
+    /// Connects without a handshake, even if the relay asks for TLS.
+    pub(super) fn connect_plain(actor: &Actor, deadline: Duration) -> Result<Self, Answer> {
+        Ok(Self { socket: Socket::plain(actor, deadline)?, read: Vec::new() })
     }
 
     pub(super) fn socket(&mut self) -> &mut Socket {

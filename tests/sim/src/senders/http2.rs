@@ -1,12 +1,13 @@
-//! HTTP/2 by prior knowledge (RFC 9113), as much of it as a POST needs. One request is under way at
-//! a time.
+//! HTTP/2 (RFC 9113) by prior knowledge, or by the handshake of TLS, as much of it as a POST needs.
+//! One request is under way at a time.
 
 use std::time::Duration;
 
 use super::Actor;
 use super::client::Body;
 use super::client::Reply;
-use super::client::Socket;
+use super::socket::Socket;
+use crate::pki::Papers;
 use crate::truth::Answer;
 
 const DATA: u8 = 0;
@@ -52,7 +53,7 @@ struct Frame {
 impl Http2 {
     pub(super) fn connect(actor: &Actor, deadline: Duration) -> Result<Self, Answer> {
         let mut http = Self {
-            socket: Socket::connect(actor, deadline)?,
+            socket: Socket::connect(actor, Papers::Right, true, deadline)?,
             read: Vec::new(),
             stream: u32::MAX,
             is_leaving: false,
@@ -226,9 +227,10 @@ fn frame_of(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
 fn fields(actor: &Actor, length: usize) -> Vec<u8> {
     let (authority, length) = (actor.target.address().to_string(), length.to_string());
     let token = actor.target.token.as_ref().map(|token| format!("Bearer {token}"));
+    let scheme = if actor.target.security.is_some() { "https" } else { "http" };
     let mut fields = vec![
         (":method", "POST"),
-        (":scheme", "http"),
+        (":scheme", scheme),
         (":path", &actor.target.path),
         (":authority", &authority),
         ("content-type", "application/json"),

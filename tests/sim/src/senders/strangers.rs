@@ -29,12 +29,15 @@ const CONNECTIONS_MAX: u8 = 12;
 
 impl Actor {
     /// Waits for the next turn. Returns false when nothing more is to be sent.
-    fn is_next(&self, rng: &mut fastrand::Rng) -> bool {
+    pub(super) fn is_next(&self, rng: &mut fastrand::Rng) -> bool {
         let (Kind::Lines { gap }
         | Kind::Vanishing { gap }
         | Kind::Malformed { gap }
         | Kind::Repeats { gap }
-        | Kind::Tenant { gap }) = self.profile.kind
+        | Kind::Tenant { gap }
+        | Kind::Large { gap, .. }
+        | Kind::TooLarge { gap }
+        | Kind::Intruder { gap, .. }) = self.profile.kind
         else {
             return false;
         };
@@ -43,18 +46,30 @@ impl Actor {
 }
 
 /// One request that is written by hand, on a connection of its own.
-struct Single<'a> {
-    actor: &'a Actor,
+pub(super) struct Single<'a> {
+    pub(super) actor: &'a Actor,
     /// The connections so far.
-    connections: u64,
+    pub(super) connections: u64,
 }
 
 impl Single<'_> {
     /// Notes the request in the book, connects, and lets `talk` say how it ends.
-    fn request(
+    pub(super) fn request(
         &mut self,
         serials: &Arc<[Serial]>,
         must: Must,
+        talk: impl FnOnce(&mut Http1, Duration) -> Result<Answer, Answer>,
+    ) {
+        let connect = |deadline| Http1::connect(self.actor, deadline);
+        self.request_over(serials, must, connect, talk);
+    }
+
+    /// As [`Single::request`], over a connection that `connect` makes.
+    pub(super) fn request_over(
+        &mut self,
+        serials: &Arc<[Serial]>,
+        must: Must,
+        connect: impl FnOnce(Duration) -> Result<Http1, Answer>,
         talk: impl FnOnce(&mut Http1, Duration) -> Result<Answer, Answer>,
     ) {
         self.connections += 1;
@@ -62,12 +77,12 @@ impl Single<'_> {
         let from = Origin { sender: actor.profile.sender, connection: self.connections };
         let attempt = actor.book.begun(from, serials, must);
         let deadline = kernel::now() + apiserver::ATTEMPT + Duration::from_secs(10);
-        let talked = Http1::connect(actor, deadline).and_then(|mut http| talk(&mut http, deadline));
+        let talked = connect(deadline).and_then(|mut http| talk(&mut http, deadline));
         actor.book.ended(attempt, talked.unwrap_or_else(|answer| answer));
     }
 }
 
-fn write_all(http: &mut Http1, parts: &[&[u8]], deadline: Duration) -> Result<(), Answer> {
+pub(super) fn write_all(http: &mut Http1, parts: &[&[u8]], deadline: Duration) -> Result<(), Answer> {
     match http.socket().write(&parts.concat(), deadline) {
         // The answer may have come before the request was written.
         Ok(()) | Err(Answer::Broken) => Ok(()),
@@ -136,12 +151,12 @@ pub(super) fn repeats(actor: &Actor, role: u32) {
     }
 }
 
-fn gzip(body: &[u8]) -> Vec<u8> {
+pub(super) fn gzip(body: &[u8]) -> Vec<u8> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
     encoder.write_all(body).and_then(|()| encoder.finish()).expect("memory takes everything")
 }
 
-fn chunked(body: &[u8], rng: &mut fastrand::Rng) -> Vec<u8> {
+pub(super) fn chunked(body: &[u8], rng: &mut fastrand::Rng) -> Vec<u8> {
     let mut chunks = Vec::new();
     for chunk in body.chunks(rng.usize(100..5_000)) {
         chunks.extend(format!("{:x}\r\n", chunk.len()).bytes());

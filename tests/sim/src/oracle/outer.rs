@@ -1,0 +1,134 @@
+//! The rules about limits, about events that are too long, and about the listener's certificate.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::Calm;
+use super::Fault;
+use super::Seen;
+use super::World;
+use crate::consumers::Longest;
+use crate::operator::APPLIES;
+use crate::truth::Answer;
+use crate::truth::Attempt;
+use crate::truth::Handshake;
+use crate::truth::Must;
+use crate::truth::Truth;
+
+/// The number of requests of a sender of which one at least is served.
+const SERVED_OF: usize = 4;
+
+/// How long a body whose sender has gone may still be in memory.
+const LINGERS: Duration = Duration::from_secs(2);
+
+/// What a body has besides its events, in bytes.
+const ENVELOPE: usize = 100;
+
+fn fault(rule: &'static str, text: String) -> Fault {
+    Fault { rule, output: String::new(), text }
+}
+
+/// No event is longer than the output's limit: a longer message is "rejected, never cut"
+/// (config.md), and so is an event that is still too large without its bodies (filters.md).
+pub(super) fn lengths(_: &World<'_>, seen: &Seen<'_>) -> Vec<Fault> {
+    let Some(Longest::Message(most) | Longest::Event(most)) = seen.view.longest else {
+        return Vec::new();
+    };
+    let longer = seen.view.arrived.iter().filter(|arrived| arrived.event.len() > most);
+    let text = |at: Duration, bytes| {
+        format!("an event of {bytes} bytes came at {at:?}; the limit is {most}")
+    };
+    longer.map(|it| seen.fault("bytes", text(it.at, it.event.len()))).collect()
+}
+
+/// Returns true if the line may be what `filter.max_event_bytes` leaves of an event: it fits, and
+/// has "the annotation `audit.k8s.io/truncated`" (filters.md).
+pub(super) fn is_trimmed(longest: Option<Longest>, line: &[u8], sent: &[u8]) -> bool {
+    let Some(Longest::Event(most)) = longest else { return false };
+    let is_marked = || memchr::memmem::find(line, b"\"audit.k8s.io/truncated\":").is_some();
+    sent.len() > most && line.len() <= most && is_marked()
+}
+
+/// 408 says that "the head or the body came too slowly" (http.md): not before the shorter one of
+/// the limits is over.
+pub(super) fn hurried(truth: &Truth) -> Vec<Fault> {
+    let is_early = |attempt: &&Attempt| {
+        let Some((at, Answer::Status(408))) = attempt.ended else { return false };
+        let limits = truth.configs(attempt.begun, at).map(|config| config.limits.slow);
+        limits.min().is_some_and(|least| at < attempt.begun + least)
+    };
+    let text = |attempt: &Attempt| {
+        let (sender, begun) = (attempt.from.sender, attempt.begun);
+        format!("a request of sender {sender}, begun at {begun:?}, was answered 408 too early")
+    };
+    truth.attempts.iter().filter(is_early).map(|it| fault("answers", text(it))).collect()
+}
+
+/// Returns true if `limits.max_in_flight` may have been reached (429, http.md): the bodies that
+/// were under way at the same time are larger together.
+pub(super) fn may_be_full(truth: &Truth, attempt: &Attempt) -> bool {
+    let until = attempt.ended.map_or(Duration::MAX, |(at, _)| at);
+    let mut limits = truth.configs(attempt.begun, until).map(|config| config.limits.in_flight);
+    let Some(most) = limits.next().flatten() else { return false };
+    let is_beside = |other: &&Attempt| {
+        let ended = other.ended.map_or(Duration::MAX, |(at, _)| at + LINGERS);
+        other.begun <= until && ended >= attempt.begun
+    };
+    let beside = truth.attempts.iter().filter(is_beside);
+    let events = beside.flat_map(|other| other.serials.iter().map(|it| truth.events.get(it)));
+    let bytes = events.flatten().map(|known| known.event.bytes.len() + ENVELOPE);
+    bytes.sum::<usize>() > most
+}
+
+/// With a small `limits.max_connections`, "for one more, a request that is refused already gives
+/// way" (config.md): while nothing is wrong, senders with the token are served beside a crowd
+/// without it.
+pub(super) fn served(world: &World<'_>, calm: Calm) -> Vec<Fault> {
+    let mut configs = world.truth.configs(calm.begins, calm.ends);
+    if !configs.any(|config| config.limits.connections.is_some()) {
+        return Vec::new();
+    }
+    let mut senders = BTreeMap::<u32, (usize, usize)>::new();
+    for attempt in &world.truth.attempts {
+        let is_sound = attempt.must == Must::Take && attempt.begun >= calm.begins;
+        let ended = attempt.ended.filter(|(at, _)| is_sound && *at <= calm.ends);
+        // Who goes away is not served.
+        if let Some((_, answer)) = ended.filter(|(_, answer)| *answer != Answer::Unread) {
+            let of = senders.entry(attempt.from.sender).or_default();
+            *of = (of.0 + 1, of.1 + usize::from(answer == Answer::Status(200)));
+        }
+    }
+    let left = senders.into_iter().filter(|(_, (all, taken))| *all >= SERVED_OF && *taken == 0);
+    let text = |sender, all| {
+        format!(
+            "none of {all} sound requests of sender {sender} was served although nothing is wrong \
+             since {:?}",
+            calm.healed
+        )
+    };
+    left.map(|(sender, (all, _))| fault("progress", text(sender, all))).collect()
+}
+
+/// Each handshake shows a certificate that was in the listener's files: after a change and while
+/// nothing is wrong, the newest one "within seconds" (reload.md). Files that are wrong change
+/// nothing.
+pub(super) fn certificates(truth: &Truth, calm: Calm) -> Vec<Fault> {
+    let put = &truth.certificates;
+    let is_wrong = |shake: &&Handshake| {
+        let is_calm = (calm.begins..=calm.ends).contains(&shake.begun);
+        let ends = truth.deaths.iter().filter_map(|death| death.ended);
+        let life = ends.filter(|end| *end <= shake.begun).max().unwrap_or_default();
+        let since = if is_calm { shake.begun.saturating_sub(APPLIES).max(life) } else { life };
+        // The one that was in the files at that time, and all later ones.
+        let first = put.iter().rposition(|(at, _)| *at <= since).unwrap_or(0);
+        let mut may_be_shown = put.iter().skip(first).filter(|(at, _)| *at <= shake.ended);
+        !may_be_shown.any(|(_, certificate)| *certificate == shake.certificate)
+    };
+    let text = |shake: &Handshake| {
+        let place = put.iter().position(|(_, certificate)| *certificate == shake.certificate);
+        let shown = place.map_or_else(|| "an unknown one".into(), |place| format!("number {place}"));
+        format!("the certificate in a handshake from {:?} on is {shown}", shake.begun)
+    };
+    let wrong = truth.handshakes.iter().filter(is_wrong);
+    wrong.map(|it| fault("certificate", text(it))).collect()
+}
