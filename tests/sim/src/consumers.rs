@@ -226,6 +226,8 @@ pub(crate) struct Consumer {
     /// A second address of its first server.
     door: Option<SocketAddr>,
     longest: Option<Longest>,
+    /// How long an `s3` collects events, if that is for long.
+    collects: Duration,
 }
 
 /// What the threads of a consumer share.
@@ -320,6 +322,7 @@ impl Consumer {
             has_died: AtomicBool::new(false),
             door: None,
             longest: None,
+            collects: Duration::ZERO,
         }
     }
 
@@ -345,6 +348,11 @@ impl Consumer {
             _ => format!("{line}\n"),
         });
         self.keys = lines.collect();
+        self.collects = age;
+    }
+
+    pub(crate) fn collects(&self) -> Duration {
+        self.collects
     }
 
     /// Gives the consumer a second address, which its output knows, too. Returns false if outputs

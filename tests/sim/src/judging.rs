@@ -17,6 +17,7 @@ use crate::oracle::World;
 use crate::oracle::letters;
 use crate::oracle::losses_in;
 use crate::oracle::said;
+use crate::oracle::said::LATE;
 use crate::oracle::said::Memory;
 use crate::oracle::said::Said;
 use crate::support::metrics::Metrics;
@@ -127,6 +128,7 @@ pub(crate) fn judge(
                 refuses: &refusals[number],
                 consumer_died: consumer.has_died(),
                 longest: consumer.longest(),
+                late: LATE + consumer.collects(),
             });
         }
         let world = World::new(truth, kernel::now(), views);

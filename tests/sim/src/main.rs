@@ -16,6 +16,7 @@ mod evidence;
 mod judging;
 mod kernel;
 mod mutants;
+mod observer;
 mod operator;
 mod oracle;
 mod pki;

@@ -20,6 +20,7 @@ use crate::kernel;
 use crate::kernel::Process;
 use crate::kernel::disk;
 use crate::kernel::net;
+use crate::observer::Begin;
 use crate::oracle::said::LATE;
 use crate::oracle::said::Memory;
 use crate::oracle::said::Moment;
@@ -70,7 +71,7 @@ pub(crate) struct Operator<'a> {
     /// The log of all lives.
     pub(crate) log: Vec<u8>,
     /// The time at which the present life began.
-    started: Duration,
+    pub(crate) started: Begin,
     /// What the relay has said of itself.
     pub(crate) said: Vec<Said>,
     /// What each life has needed.
@@ -96,7 +97,7 @@ enum Ending {
 }
 
 /// Returns a page of the relay's admin address, if it answers.
-fn page(path: &str) -> Option<String> {
+pub(crate) fn page(path: &str) -> Option<String> {
     let response = http::get(ADMIN.parse().expect("an address"), path).ok()?;
     (response.status == 200).then(|| response.text())
 }
@@ -125,7 +126,7 @@ impl<'a> Operator<'a> {
             copied: None,
             restored: None,
             log: Vec::new(),
-            started: Duration::ZERO,
+            started: Begin::default(),
             said: Vec::new(),
             memory: Vec::new(),
             batches: 0,
@@ -152,7 +153,7 @@ impl<'a> Operator<'a> {
         let Some(library) = self.libraries.pop() else { return };
         self.write_config();
         self.book.config(self.setup.known(self.consumers, &self.leaving));
-        self.started = kernel::now();
+        self.started.is_now();
         let process = Process::start(&library, &["run", "--config", "config.toml"]);
         self.process = Some(process);
         let mut deadline = kernel::now() + PATIENCE;
@@ -213,7 +214,7 @@ impl<'a> Operator<'a> {
         if let Some(Status { verdict, .. }) = &status {
             kernel::trace(format_args!("{moment:?}: the relay says {verdict:?}"));
         }
-        let (started, answered) = (self.started, kernel::now());
+        let (started, answered) = (self.started.get(), kernel::now());
         let said = Said { started, asked, answered, moment, metrics: metrics.clone(), status };
         self.said.push(said);
         Some(metrics)
@@ -404,7 +405,7 @@ impl<'a> Operator<'a> {
 
     fn gone(&mut self, process: Process) {
         self.memory
-            .push(Memory { most: process.heap_most(), lived: (self.started, kernel::now()) });
+            .push(Memory { most: process.heap_most(), lived: (self.started.get(), kernel::now()) });
         self.log.extend(process.stderr());
         self.process = None;
         self.book.is_dead();

@@ -169,6 +169,8 @@ pub(crate) struct View<'a> {
     pub(crate) consumer_died: bool,
     /// The limit that the output has for the length of an event.
     pub(crate) longest: Option<Longest>,
+    /// How long an event may wait before the output is late.
+    pub(crate) late: Duration,
 }
 
 /// The time before the end of a seed in which nothing is wrong: every consumer takes everything,

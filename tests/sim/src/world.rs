@@ -10,6 +10,7 @@ use crate::consumers::Consumer;
 use crate::evidence::Check;
 use crate::kernel;
 use crate::kernel::net;
+use crate::observer::Observer;
 use crate::operator::Operator;
 use crate::oracle::Calm;
 use crate::oracle::said::Moment;
@@ -121,11 +122,15 @@ pub(crate) fn run(seed: u64, left_out: &BTreeSet<usize>, libraries: Vec<PathBuf>
     profiles.extend(plan.wider.repeats.then(|| Profile::repeater(REPEATER)));
     profiles.extend(Profile::outer(&plan.start));
     let senders = Senders::start(seed, &profiles, &target, &book);
+    let looks = plan.outer.looks.clone();
+    let observer = (!looks.is_empty()).then(|| Observer::start(looks, operator.started.clone()));
     for timed in &actions {
         operator.wait_until(timed.at);
         operator.act(&timed.action);
     }
     operator.wait_until(plan.length);
+    operator.said.extend(observer.map(Observer::finish).unwrap_or_default());
+    operator.said.sort_by_key(|said| said.asked);
     if let Some(evidence) = &evidence {
         evidence.may_copy();
     }

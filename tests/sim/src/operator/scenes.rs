@@ -309,7 +309,7 @@ impl Operator<'_> {
     /// an output.
     pub(super) fn look_at_stdout(&mut self, process: Process) {
         let had: BTreeSet<_> = identify_all(&process.stdout()).into_iter().collect();
-        let started = self.started;
+        let started = self.started.get();
         let missing = self.book.read(|truth| {
             let is_promised = |attempt: &&Attempt| {
                 let Fate::Accepted(at) = attempt.fate() else { return false };

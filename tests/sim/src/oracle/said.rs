@@ -18,6 +18,8 @@ use crate::truth::Config;
 use crate::truth::Fate;
 use crate::truth::Must;
 
+mod always;
+
 /// After this time without a consumer, an output with an event that waits is late: 30 s, and the
 /// largest `object_age` of an `s3` here (status-page.md, "Late"), and 2 s to ask in.
 pub(crate) const LATE: Duration = Duration::from_secs(40);
@@ -145,6 +147,10 @@ pub(crate) fn judge(world: &World<'_>, said: &[Said], calm: Calm) -> Vec<Fault> 
         faults.extend(at_rest(said));
         faults.extend(passes_over(world, said, calm));
         faults.extend(notices(world, said));
+        faults.extend(always::agrees(said));
+        faults.extend(always::named(world, said));
+        faults.extend(always::late(world, said));
+        faults.extend(always::in_motion(world, said));
     }
     faults
 }
@@ -154,7 +160,8 @@ pub(crate) fn backwards(said: &[Said]) -> Vec<Fault> {
     let mut faults = Vec::new();
     for pair in said.windows(2) {
         let [before, after] = pair else { continue };
-        if before.started != after.started {
+        // Two may ask at the same time.
+        if before.started != after.started || before.answered > after.asked {
             continue;
         }
         let now = after.counters();

@@ -172,6 +172,7 @@ impl Small {
             refuses: &|event| self.refused.iter().any(|refused| refused == event),
             consumer_died: self.consumer_died,
             longest: self.longest,
+            late: seconds(40),
         };
         let world = World::new(&self.truth, seconds(100), vec![view]);
         rule(&world, &world.outputs[0]).iter().map(ToString::to_string).collect()

@@ -95,7 +95,7 @@ fn limits(plan: &mut Plan, rng: &mut fastrand::Rng) {
     let start = &mut plan.start;
     match rng.u32(..6) {
         0 | 1 if !has_large => {
-            start.front.in_flight = Some([96, 128, 256][rng.usize(..3)]);
+            start.front.in_flight = Some([48, 64, 128][rng.usize(..3)]);
             start.queue = start.queue.max(2048);
         }
         2 | 3 => {
