@@ -844,6 +844,8 @@ impl Latest {
 ///   takes that event and the earlier ones after it, the later event comes again, behind them"
 ///   (guarantees, 2).
 ///   An optional output may lose it before: the queue drops events "even if they are on the wire".
+/// - An output that a reload renames is another one from then on, and waits for its last answers
+///   beside the new one.
 /// - What comes from a copy of the queue's directory comes behind what has left since it was made,
 ///   and what a full queue has dropped may come behind what has left since, after a kill.
 /// - "A changed filter also works on events that already wait" (filters.md), and on those that
@@ -883,6 +885,7 @@ fn out_of_order(world: &World<'_>, seen: &Seen<'_>, places: &[usize], all: bool)
                     || seen.was_in_doubt(world, serial, other)
                     || world.is_dropped_no_more(seen, serial, other))
                 || world.came_back(seen, serial, other, at)
+                || outer::is_of_another_output(world, seen, serial, other, at)
                 || seen.left_the_order(serial, at)
                 || world.left_on_an_earlier_connection(seen, *place, other);
             if !is_excused {

@@ -5,12 +5,15 @@ use std::time::Duration;
 
 use super::Calm;
 use super::Fault;
+use super::LEAVES;
 use super::Seen;
 use super::World;
 use crate::consumers::Longest;
+use crate::events::Serial;
 use crate::operator::APPLIES;
 use crate::truth::Answer;
 use crate::truth::Attempt;
+use crate::truth::Epoch;
 use crate::truth::Handshake;
 use crate::truth::Must;
 use crate::truth::Truth;
@@ -109,6 +112,33 @@ pub(super) fn served(world: &World<'_>, calm: Calm) -> Vec<Fault> {
     left.map(|(sender, (all, _))| fault("progress", text(sender, all))).collect()
 }
 
+/// Returns true if the event belongs to an output that a reload has renamed since, and came while
+/// that waited "for what is on the wire" (reload.md), and `other` was accepted for the new one. Only
+/// what leaves one output is in order (guarantees.md, 2).
+pub(super) fn is_of_another_output(
+    world: &World<'_>,
+    seen: &Seen<'_>,
+    serial: Serial,
+    other: Serial,
+    at: Duration,
+) -> bool {
+    let stored = |serial: Serial| world.stored.get(&serial);
+    let (Some(stored), Some(later)) = (stored(serial), stored(other)) else { return false };
+    let name = |epoch: &Epoch| {
+        let mut outputs = epoch.config.outputs.iter();
+        let output = outputs.find(|output| output.consumer == seen.view.consumer);
+        output.map(|output| output.name.clone())
+    };
+    let is_renamed = |pair: &[Epoch]| {
+        let [before, after] = pair else { return false };
+        stored.from <= after.begins
+            && later.until >= after.begins
+            && at <= after.settled.unwrap_or(at) + LEAVES
+            && name(before) != name(after)
+    };
+    world.truth.epochs.windows(2).any(is_renamed)
+}
+
 /// Each handshake shows a certificate that was in the listener's files: after a change and while
 /// nothing is wrong, the newest one "within seconds" (reload.md). Files that are wrong change
 /// nothing.
@@ -132,3 +162,7 @@ pub(super) fn certificates(truth: &Truth, calm: Calm) -> Vec<Fault> {
     let wrong = truth.handshakes.iter().filter(is_wrong);
     wrong.map(|it| fault("certificate", text(it))).collect()
 }
+
+#[cfg(test)]
+#[path = "outer_tests.rs"]
+mod tests;

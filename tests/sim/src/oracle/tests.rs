@@ -10,6 +10,7 @@ use crate::events::Marks;
 use crate::truth::Death;
 use crate::truth::Epoch;
 use crate::truth::Filter;
+use crate::truth::Handshake;
 use crate::truth::Limits;
 use crate::truth::Origin;
 
@@ -145,6 +146,19 @@ impl Small {
     fn dies(&mut self, second: u64, kind: Kind) {
         let at = seconds(second);
         self.truth.deaths.push(Death { ended: Some(at), kind });
+    }
+
+    /// Lets the listener's files have these certificates, each from a second on.
+    pub(super) fn certificates(&mut self, certificates: &[(u64, Vec<u8>)]) {
+        let put = certificates.iter().map(|(second, it)| (seconds(*second), it.clone()));
+        self.truth.certificates = put.collect();
+    }
+
+    /// A handshake shows a certificate.
+    pub(super) fn shakes(&mut self, second: u64, certificate: &[u8]) {
+        let (begun, ended) = (seconds(second), seconds(second));
+        let certificate = certificate.to_vec();
+        self.truth.handshakes.push(Handshake { begun, ended, certificate });
     }
 
     fn letter(&mut self, serial: Serial) {

@@ -8,7 +8,7 @@ use crate::truth::Filter;
 use crate::truth::Output;
 
 /// Returns what a relay says at second 100 that has started at second 0.
-fn said(moment: Moment, metrics: &str) -> Said {
+pub(super) fn said(moment: Moment, metrics: &str) -> Said {
     let verdict = Verdict { state: "good".into(), findings: Vec::new() };
     let status = Status { accepted_events: 2, lost_events: 0, verdict };
     Said {
@@ -21,7 +21,7 @@ fn said(moment: Moment, metrics: &str) -> Said {
     }
 }
 
-fn finds(mut said: Said, about: &str, text: &str) -> Said {
+pub(super) fn finds(mut said: Said, about: &str, text: &str) -> Said {
     let state = "bad".to_owned();
     let verdict = &mut said.status.as_mut().expect("a status").verdict;
     verdict.state.clone_from(&state);
@@ -31,7 +31,7 @@ fn finds(mut said: Said, about: &str, text: &str) -> Said {
 
 /// Passes or fails: the one fault has to say this.
 #[track_caller]
-fn check(small: &Small, rule: impl Fn(&World<'_>) -> Vec<Fault>, says: Option<&str>) {
+pub(super) fn check(small: &Small, rule: impl Fn(&World<'_>) -> Vec<Fault>, says: Option<&str>) {
     let rule = |world: &World<'_>, _: &Seen<'_>| rule(world);
     match says {
         Some(says) => small.fails(rule, says),
