@@ -883,6 +883,7 @@ fn out_of_order(world: &World<'_>, seen: &Seen<'_>, places: &[usize], all: bool)
             let is_excused = comes_again
                 && (was_kept_back()
                     || seen.was_in_doubt(world, serial, other)
+                    || outer::waits_behind(world, seen, serial)
                     || world.is_dropped_no_more(seen, serial, other))
                 || world.came_back(seen, serial, other, at)
                 || outer::is_of_another_output(world, seen, serial, other, at)

@@ -139,6 +139,7 @@ impl Setup {
             on_disk: self.on_disk,
             acknowledge: self.acknowledge,
             limits: self.front.known(),
+            keeps: self.keeps,
             outputs: self.outputs.iter().map(output).collect(),
         }
     }

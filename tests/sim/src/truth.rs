@@ -164,6 +164,8 @@ pub(crate) struct Config {
     pub(crate) on_disk: bool,
     pub(crate) acknowledge: Acknowledge,
     pub(crate) limits: Limits,
+    /// The outputs to this consumer give up no event (`rejected.action = "retry"`).
+    pub(crate) keeps: Option<usize>,
     pub(crate) outputs: Vec<Output>,
 }
 

@@ -139,6 +139,25 @@ pub(super) fn is_of_another_output(
     world.truth.epochs.windows(2).any(is_renamed)
 }
 
+/// Returns true if an event that is too long was accepted before this one, and may not be given up:
+/// "everything after it waits" (guarantees.md), and "to learn whether a consumer takes anything,
+/// the relay sends it a later event […] after it has refused a single event" (the same, 2). The
+/// relay itself refuses this one.
+pub(super) fn waits_behind(world: &World<'_>, seen: &Seen<'_>, serial: Serial) -> bool {
+    let Some(longest) = seen.view.longest else { return false };
+    let Some(stored) = world.stored.get(&serial) else { return false };
+    world.stored.iter().any(|(other, long)| {
+        let is_long = || {
+            let known = world.truth.events.get(other);
+            known.is_some_and(|known| longest.may_reject(&known.event.bytes))
+        };
+        let mut configs = world.truth.configs(long.until, stored.until);
+        long.from <= stored.until
+            && configs.any(|config| config.keeps == Some(seen.view.consumer))
+            && is_long()
+    })
+}
+
 /// Each handshake shows a certificate that was in the listener's files: after a change and while
 /// nothing is wrong, the newest one "within seconds" (reload.md). Files that are wrong change
 /// nothing.

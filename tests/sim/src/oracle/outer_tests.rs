@@ -123,6 +123,28 @@ fn what_an_output_still_has_comes_beside_the_one_with_its_new_name() {
 }
 
 #[test]
+fn a_later_event_comes_early_where_one_that_is_too_long_waits() {
+    let mut small = Small::new();
+    let (long, one) = (small.two(10), small.two(12));
+    let other = small.two(20);
+    let keeps = |consumer: Option<usize>| {
+        move |config: &mut crate::truth::Config| config.keeps = consumer
+    };
+    small.config(5, keeps(Some(0)));
+    for (second, serials) in [(22, &other), (30, &one), (30, &other)] {
+        small.arrive(second, serials);
+    }
+    let rule = |world: &World<'_>, seen: &Seen<'_>| super::super::order(world, seen);
+    small.fails(|world, seen| rule(world, seen).into_iter().take(1).collect(), "came at 30s after");
+    let bytes = long.iter().map(|it| small.event(*it).bytes.len()).max().unwrap_or_default();
+    small.longest = Some(Longest::Message(bytes + 299));
+    small.passes(rule);
+    // The later ones do not come again.
+    small.arrived.truncate(4);
+    small.fails(|world, seen| rule(world, seen).into_iter().take(1).collect(), "came at 30s after");
+}
+
+#[test]
 fn the_newest_certificate_is_shown() {
     let rule = |world: &World<'_>| certificates(world.truth, CALM);
     let (one, two) = (vec![1], vec![2]);

@@ -80,7 +80,8 @@ impl Small {
         };
         let acknowledge = Acknowledge::Queued;
         let limits = Limits::default();
-        let mut config = Config { on_disk: false, acknowledge, limits, outputs: vec![output] };
+        let outputs = vec![output];
+        let mut config = Config { on_disk: false, acknowledge, limits, keeps: None, outputs };
         change(&mut config);
         let (begins, settled) = (seconds(second), Some(seconds(second)));
         self.truth.epochs.push(Epoch { begins, settled, config: Arc::new(config) });

@@ -235,11 +235,13 @@ fn the_heap_stays_below_the_sum_of_its_parts() {
 
 #[test]
 fn dead_letters_are_counted_as_they_are_written() {
-    let rule = |moment: Moment, count: u64| {
-        let text = format!("dead_letter_events_total{{output=\"out\"}} {count}\n");
+    let with_lost = |moment: Moment, count: u64, lost: u64| {
+        let lost = format!("error_total{{plugin=\"out\"}} {lost}\n");
+        let text = format!("dead_letter_events_total{{output=\"out\"}} {count}\n{lost}");
         let said = Said { started: seconds(20), ..said(moment, &text) };
         move |world: &World<'_>| letters(world, &said)
     };
+    let rule = |moment: Moment, count: u64| with_lost(moment, count, count);
     let mut small = Small::new();
     let serials = small.made(3, "get");
     small.letter_at(10, serials[0]);
@@ -248,6 +250,9 @@ fn dead_letters_are_counted_as_they_are_written() {
     check(&small, rule(Moment::Quiet, 2), None);
     check(&small, rule(Moment::Calm, 1), None);
     check(&small, rule(Moment::Quiet, 1), Some("is 1, and there are 2 dead letters of this life"));
+    // The disk had not answered in time.
+    check(&small, with_lost(Moment::Quiet, 1, 2), None);
+    check(&small, with_lost(Moment::Quiet, 3, 4), Some("is 3, and there are 2"));
 }
 
 #[test]
