@@ -114,7 +114,9 @@ pub(crate) mod disk {
     /// Lets this file be one that the relay can neither remove nor rename.
     pub(crate) fn stick(path: &Path) {
         with(|kernel| {
-            kernel.trace.add(kernel.now, format_args!("{} is stuck", path.display()));
+            // The rest of the path is another one in each run.
+            let name = path.file_name().unwrap_or_default().display();
+            kernel.trace.add(kernel.now, format_args!("{name} is stuck"));
             kernel.files.stick(path.to_owned());
         });
     }
