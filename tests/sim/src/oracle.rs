@@ -743,8 +743,7 @@ pub(crate) fn bytes(world: &World<'_>, seen: &Seen<'_>) -> Vec<Fault> {
         let known = serial.and_then(|serial| world.truth.events.get(&serial));
         let Some(known) = known else { continue };
         let sent = &known.event.bytes;
-        let is_right =
-            is_line_of(event, sent) || outer::is_trimmed(seen.view.longest, event, sent);
+        let is_right = is_line_of(event, sent) || outer::is_trimmed(seen.view.longest, event, sent);
         if !is_right {
             let same = event.iter().zip(sent.iter()).take_while(|(a, b)| a == b).count();
             let around = |of: &[u8]| {

@@ -171,9 +171,8 @@ impl Pki {
         let socket = TcpStream::connect_timeout(&address.parse().expect("an address"), HANDSHAKE);
         let mut socket = socket.map_err(|error| error.to_string())?;
         let mut client = self.security.client(Papers::Right, false);
-        let shake = socket
-            .set_read_timeout(Some(HANDSHAKE))
-            .and_then(|()| client.complete_io(&mut socket));
+        let shake =
+            socket.set_read_timeout(Some(HANDSHAKE)).and_then(|()| client.complete_io(&mut socket));
         shake.map_err(|error| error.to_string())?;
         leaf(&client).ok_or_else(|| "no certificate".to_owned())
     }

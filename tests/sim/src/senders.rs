@@ -346,7 +346,9 @@ fn roles(kind: &Kind) -> Vec<(u32, Work)> {
         Kind::Malformed { .. } => vec![(0, strangers::malformed)],
         Kind::Tenant { .. } => vec![(0, strangers::hammering), (1, strangers::slow_heads)],
         Kind::Intruder { .. } => vec![(0, outer::intruder)],
-        Kind::Crowd { size } => (0..*size).map(|role| (role, outer::without_token as Work)).collect(),
+        Kind::Crowd { size } => {
+            (0..*size).map(|role| (role, outer::without_token as Work)).collect()
+        }
         Kind::Large { .. } => vec![(0, outer::large)],
         Kind::TooLarge { .. } => vec![(0, outer::too_large)],
     }

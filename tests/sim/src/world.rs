@@ -18,6 +18,7 @@ use crate::pki::Pki;
 use crate::plan::Action;
 use crate::plan::Plan;
 use crate::plan::SCENES;
+use crate::plan::Setup;
 use crate::plan::Why;
 use crate::senders;
 use crate::senders::Profile;
@@ -80,6 +81,35 @@ fn leaving(plan: &Plan, actions: &[Action]) -> Vec<String> {
     names
 }
 
+/// Starts the consumers of a plan.
+fn consumers(plan: &Plan, seed: u64, pki: Option<&Pki>) -> Vec<Consumer> {
+    let consumer = |(number, kind): (usize, &_)| {
+        let tls = pki.filter(|_| plan.outer.secured.contains(&number)).map(Pki::authority);
+        Consumer::start(*kind, &format!("c{number}"), seed, Path::new("secrets"), tls)
+    };
+    let mut consumers: Vec<_> = plan.consumers.iter().enumerate().map(consumer).collect();
+    plan.outer.longest.iter().for_each(|(number, longest)| consumers[*number].limit(*longest));
+    plan.outer.collects.iter().for_each(|number| consumers[*number].collect(COLLECTS));
+    consumers
+}
+
+/// Returns where the senders send to, and how. Writes the listener's token, if it has one.
+fn target(start: &Setup, pki: Option<&Pki>) -> Target {
+    let token = start.front.has_token.then_some(TOKEN);
+    token.iter().for_each(|it| std::fs::write(TOKEN_FILE, it).expect("a writable directory"));
+    let security = pki.filter(|_| start.front.tls.is_some()).map(|it| Arc::clone(&it.security));
+    Target::new(LISTENER.parse().expect("an address"), "/", token, start.body_max())
+        .secured(security)
+        .too_large(start.too_large())
+}
+
+fn profiles(plan: &Plan, seed: u64) -> Vec<Profile> {
+    let mut profiles = Profile::draw(seed);
+    profiles.extend(plan.wider.repeats.then(|| Profile::repeater(REPEATER)));
+    profiles.extend(Profile::outer(&plan.start));
+    profiles
+}
+
 /// Runs a seed in the current directory, without the actions of these numbers.
 pub(crate) fn run(seed: u64, left_out: &BTreeSet<usize>, libraries: Vec<PathBuf>) -> Found {
     let plan = Plan::new(seed);
@@ -87,17 +117,9 @@ pub(crate) fn run(seed: u64, left_out: &BTreeSet<usize>, libraries: Vec<PathBuf>
     let actions: Vec<_> = actions.map(|(_, timed)| timed.clone()).collect();
     let only: Vec<_> = actions.iter().map(|timed| timed.action.clone()).collect();
     std::fs::create_dir("secrets").expect("a writable directory");
-    let front = &plan.start.front;
-    let has_tls = front.tls.is_some() || !plan.outer.secured.is_empty();
+    let has_tls = plan.start.front.tls.is_some() || !plan.outer.secured.is_empty();
     let pki = has_tls.then(Pki::new);
-    let consumer = |(number, kind): (usize, &_)| {
-        let tls = pki.as_ref().filter(|_| plan.outer.secured.contains(&number));
-        let tls = tls.map(Pki::authority);
-        Consumer::start(*kind, &format!("c{number}"), seed, Path::new("secrets"), tls)
-    };
-    let mut consumers: Vec<Consumer> = plan.consumers.iter().enumerate().map(consumer).collect();
-    plan.outer.longest.iter().for_each(|(number, longest)| consumers[*number].limit(*longest));
-    plan.outer.collects.iter().for_each(|number| consumers[*number].collect(COLLECTS));
+    let mut consumers = consumers(&plan, seed, pki.as_ref());
     let mut doors = plan.wider.doors.clone();
     doors.retain(|(consumer, strategy)| consumers[*consumer].open_door(strategy));
     let shut = plan.wider.shut.filter(|(it, ..)| doors.iter().any(|(consumer, _)| consumer == it));
@@ -108,20 +130,11 @@ pub(crate) fn run(seed: u64, left_out: &BTreeSet<usize>, libraries: Vec<PathBuf>
     operator.witness =
         key.as_ref().filter(|_| plan.start.has_witness).map(|key| Witness::start(seed, key));
     let evidence = key.map(|key| Check::new(seed, key, plan.start.has_witness));
-    let security = pki.as_ref().filter(|_| front.tls.is_some()).map(|it| Arc::clone(&it.security));
+    let target = target(&plan.start, pki.as_ref());
     pki.iter().for_each(|pki| book.certificate(pki.newest()));
     operator.pki = pki;
-    let token = front.has_token.then_some(TOKEN);
-    token.iter().for_each(|it| std::fs::write(TOKEN_FILE, it).expect("a writable directory"));
     operator.start();
-    let target =
-        Target::new(LISTENER.parse().expect("an address"), "/", token, plan.start.body_max())
-            .secured(security)
-            .too_large(plan.start.too_large());
-    let mut profiles = Profile::draw(seed);
-    profiles.extend(plan.wider.repeats.then(|| Profile::repeater(REPEATER)));
-    profiles.extend(Profile::outer(&plan.start));
-    let senders = Senders::start(seed, &profiles, &target, &book);
+    let senders = Senders::start(seed, &profiles(&plan, seed), &target, &book);
     let looks = plan.outer.looks.clone();
     let observer = (!looks.is_empty()).then(|| Observer::start(looks, operator.started.clone()));
     for timed in &actions {

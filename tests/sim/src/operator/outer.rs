@@ -37,8 +37,8 @@ impl Operator<'_> {
     }
 
     /// The listener's files are wrong for some seconds. Until they are sound again, the newest
-    /// certificate that was sound is shown: "If anything is wrong in the config or one of its files,
-    /// nothing changes" (reload.md).
+    /// certificate that was sound is shown: "If anything is wrong in the config or one of its
+    /// files, nothing changes" (reload.md).
     pub(super) fn put_wrong(&mut self, wrong: Wrong) {
         let Some(pki) = self.pki.as_mut().filter(|_| self.process.is_some()) else { return };
         pki.put(Some(wrong));
@@ -69,7 +69,9 @@ impl Operator<'_> {
     /// Makes a handshake. If `is_new`, the relay has to show the newest certificate, and otherwise
     /// one that was sound, as the rule `certificate` knows.
     fn handshake(&mut self, is_new: bool) {
-        let Some(pki) = self.pki.as_ref().filter(|_| self.setup.front.tls.is_some()) else { return };
+        let Some(pki) = self.pki.as_ref().filter(|_| self.setup.front.tls.is_some()) else {
+            return;
+        };
         let begun = kernel::now();
         match pki.shown(LISTENER) {
             Ok(shown) if is_new && shown != pki.newest() => {
@@ -94,8 +96,7 @@ impl Operator<'_> {
         self.reload(&Change::Nothing);
         self.wait_until(kernel::now() + Duration::from_secs(5));
         let from = self.consumers[consumer].arrived_since(0).len();
-        let good: Vec<Event> =
-            (0..3).map(|_| self.kept_by(consumer, Marks::default())).collect();
+        let good: Vec<Event> = (0..3).map(|_| self.kept_by(consumer, Marks::default())).collect();
         let long = self.kept_by(consumer, Marks::default());
         let long = long.with_bytes(40_000);
         let answer = self.post(&[&good[..], &[long]].concat());

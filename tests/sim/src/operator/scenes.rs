@@ -384,7 +384,8 @@ impl Operator<'_> {
     fn post_again(&self, events: &[Event], serials: &Arc<[Serial]>) -> Answer {
         let from = Origin { sender: PROBE, connection: 0 };
         let attempt = self.book.begun(from, serials, Must::Take);
-        let (listener, body) = (self.setup.front.operator().parse().expect("an address"), events::list(events));
+        let (listener, body) =
+            (self.setup.front.operator().parse().expect("an address"), events::list(events));
         let answer = match http::post(listener, "/", "application/json", &body) {
             Ok(response) => Answer::Status(response.status),
             Err(_) => Answer::Broken,

@@ -113,8 +113,8 @@ pub(super) fn served(world: &World<'_>, calm: Calm) -> Vec<Fault> {
 }
 
 /// Returns true if the event belongs to an output that a reload has renamed since, and came while
-/// that waited "for what is on the wire" (reload.md), and `other` was accepted for the new one. Only
-/// what leaves one output is in order (guarantees.md, 2).
+/// that waited "for what is on the wire" (reload.md), and `other` was accepted for the new one.
+/// Only what leaves one output is in order (guarantees.md, 2).
 pub(super) fn is_of_another_output(
     world: &World<'_>,
     seen: &Seen<'_>,
@@ -175,7 +175,8 @@ pub(super) fn certificates(truth: &Truth, calm: Calm) -> Vec<Fault> {
     };
     let text = |shake: &Handshake| {
         let place = put.iter().position(|(_, certificate)| *certificate == shake.certificate);
-        let shown = place.map_or_else(|| "an unknown one".into(), |place| format!("number {place}"));
+        let shown =
+            place.map_or_else(|| "an unknown one".into(), |place| format!("number {place}"));
         format!("the certificate in a handshake from {:?} on is {shown}", shake.begun)
     };
     let wrong = truth.handshakes.iter().filter(is_wrong);

@@ -127,9 +127,8 @@ fn a_later_event_comes_early_where_one_that_is_too_long_waits() {
     let mut small = Small::new();
     let (long, one) = (small.two(10), small.two(12));
     let other = small.two(20);
-    let keeps = |consumer: Option<usize>| {
-        move |config: &mut crate::truth::Config| config.keeps = consumer
-    };
+    let keeps =
+        |consumer: Option<usize>| move |config: &mut crate::truth::Config| config.keeps = consumer;
     small.config(5, keeps(Some(0)));
     for (second, serials) in [(22, &other), (30, &one), (30, &other)] {
         small.arrive(second, serials);

@@ -82,7 +82,11 @@ impl Single<'_> {
     }
 }
 
-pub(super) fn write_all(http: &mut Http1, parts: &[&[u8]], deadline: Duration) -> Result<(), Answer> {
+pub(super) fn write_all(
+    http: &mut Http1,
+    parts: &[&[u8]],
+    deadline: Duration,
+) -> Result<(), Answer> {
     match http.socket().write(&parts.concat(), deadline) {
         // The answer may have come before the request was written.
         Ok(()) | Err(Answer::Broken) => Ok(()),

@@ -39,8 +39,8 @@ pub(super) fn named(world: &World<'_>, said: &Said) -> Option<Fault> {
 }
 
 /// "An output is late when an event has waited for it for more than 30 s" (status-page.md), and the
-/// verdict then says so. An event has waited that was accepted in this life, and has come only after
-/// the answer.
+/// verdict then says so. An event has waited that was accepted in this life, and has come only
+/// after the answer.
 pub(super) fn late(world: &World<'_>, said: &Said) -> Vec<Fault> {
     if said.status.is_none() {
         return Vec::new();

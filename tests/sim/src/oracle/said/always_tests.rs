@@ -58,9 +58,8 @@ fn an_output_for_which_an_event_waits_is_late() {
     check(&small, silent, Some("event 1/0 waits since 51s, and no finding says so"));
     check(&small, says("queue"), Some("event 1/0 waits"));
     check(&small, says("output out"), None);
-    let another_life = |world: &World<'_>| {
-        late(world, &Said { started: seconds(55), ..said(Moment::Any, "") })
-    };
+    let another_life =
+        |world: &World<'_>| late(world, &Said { started: seconds(55), ..said(Moment::Any, "") });
     check(&small, another_life, None);
     // It came before the answer.
     small.arrived.clear();
