@@ -326,6 +326,7 @@ impl<'a> World<'a> {
         faults.extend(few(outer::hurried(self.truth)));
         faults.extend(few(outer::served(self, calm)));
         faults.extend(few(outer::certificates(self.truth, calm)));
+        faults.extend(few(outer::connections_stay(self.truth, calm)));
         faults.extend(few(senders_progress(self, calm)));
         faults.extend(few(acknowledged::nowhere(self)));
         for seen in &self.outputs {

@@ -183,6 +183,28 @@ pub(super) fn certificates(truth: &Truth, calm: Calm) -> Vec<Fault> {
     wrong.map(|it| fault("certificate", text(it))).collect()
 }
 
+/// While nothing is wrong, a changed certificate breaks no request: it "holds from the next request
+/// or handshake on; connections stay" (reload.md). A small `limits.max_connections` may end some.
+pub(super) fn connections_stay(truth: &Truth, calm: Calm) -> Vec<Fault> {
+    let mut configs = truth.configs(calm.begins, calm.ends);
+    if configs.any(|config| config.limits.connections.is_some()) {
+        return Vec::new();
+    }
+    let is_broken = |attempt: &&Attempt| {
+        let Some((ended, Answer::Broken)) = attempt.ended else { return false };
+        let is_near = |at: Duration| attempt.begun <= at + APPLIES && at <= ended;
+        attempt.must == Must::Take
+            && attempt.begun >= calm.begins
+            && ended <= calm.ends
+            && truth.certificates.iter().any(|(at, _)| is_near(*at))
+    };
+    let text = |attempt: &Attempt| {
+        let (sender, begun) = (attempt.from.sender, attempt.begun);
+        format!("a request of sender {sender}, begun at {begun:?}, broke while it was replaced")
+    };
+    truth.attempts.iter().filter(is_broken).map(|it| fault("certificate", text(it))).collect()
+}
+
 #[cfg(test)]
 #[path = "outer_tests.rs"]
 mod tests;

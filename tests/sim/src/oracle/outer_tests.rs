@@ -161,3 +161,20 @@ fn the_newest_certificate_is_shown() {
     check(&small(76, &one), rule, Some("in a handshake from 76s on is number 0"));
     check(&small(76, &two), rule, None);
 }
+
+#[test]
+fn no_request_breaks_while_the_certificate_is_replaced() {
+    let rule = |world: &World<'_>| connections_stay(world.truth, CALM);
+    let mut small = Small::new();
+    let events = small.made(1, "get");
+    small.send(&events, 72, Some((1, Answer::Broken)));
+    check(&small, rule, None);
+    small.certificates(&[(0, vec![1]), (50, vec![2]), (80, vec![3])]);
+    check(&small, rule, None);
+    small.certificates(&[(0, vec![1]), (70, vec![2])]);
+    check(&small, rule, Some("a request of sender 1, begun at 72s, broke while it was replaced"));
+    small.config(0, |config| {
+        config.limits = Limits { connections: Some(8), ..Limits::default() };
+    });
+    check(&small, rule, None);
+}
