@@ -98,7 +98,9 @@ pub(super) fn served(world: &World<'_>, calm: Calm) -> Vec<Fault> {
         // Who goes away is not served.
         if let Some((_, answer)) = ended.filter(|(_, answer)| *answer != Answer::Unread) {
             let of = senders.entry(attempt.from.sender).or_default();
-            *of = (of.0 + 1, of.1 + usize::from(answer == Answer::Status(200)));
+            // Other rules judge the answers.
+            let has_answer = matches!(answer, Answer::Status(_) | Answer::Unhelpful(_));
+            *of = (of.0 + 1, of.1 + usize::from(has_answer));
         }
     }
     let left = senders.into_iter().filter(|(_, (all, taken))| *all >= SERVED_OF && *taken == 0);
