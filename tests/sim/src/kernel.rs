@@ -121,6 +121,11 @@ pub(crate) mod disk {
         });
     }
 
+    /// The file that was stuck is gone: somebody else has replaced its directory.
+    pub(crate) fn unstick() {
+        with(|kernel| kernel.files.unstick());
+    }
+
     /// Everything that the relay has written is stored: somebody else has taken its directory.
     pub(crate) fn store_all() {
         with(|kernel| kernel.files.store_all());

@@ -318,6 +318,10 @@ impl Files {
         self.stuck = Some(path);
     }
 
+    pub(super) fn unstick(&mut self) {
+        self.stuck = None;
+    }
+
     pub(super) fn is_stuck(&self, path: &Path) -> bool {
         self.stuck.as_deref() == Some(path)
     }

@@ -62,6 +62,7 @@ impl Operator<'_> {
         let sizes = (evidence::checkpoint(Path::new(COPY)).1, newest.1);
         fs::write(evidence::KEPT, newest.0).expect("a writable directory");
         disk::store_all();
+        disk::unstick();
         for name in names(QUEUE, back) {
             let path = Path::new(QUEUE).join(name);
             let removed =
