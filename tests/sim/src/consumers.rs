@@ -131,6 +131,8 @@ pub(crate) enum Steady {
     Busy,
     /// The same, after some seconds.
     BusyLate,
+    /// The same as [`Steady::Busy`] to requests with many events.
+    BusyForMany,
     /// As if the payload were at fault.
     Refuses,
     /// 500 to requests with certain events, and the others as its seed decides.
@@ -141,6 +143,27 @@ pub(crate) enum Steady {
     Rejects,
     /// 102 each second, for a quarter of an hour.
     Interim,
+    /// 503 to everything but one request with other events than the first one.
+    FailsTwice,
+    /// It takes the request, and its answer gets lost.
+    Unanswered,
+    /// The same for some requests.
+    SomeUnanswered,
+    /// The first request hangs.
+    Hangs,
+    /// The token of each request is revoked.
+    Revokes,
+    /// 200 to large requests before it has read them, if it is such a consumer.
+    Early,
+    /// Whatever trouble of its own kind it has.
+    Own,
+    /// To some requests as if their payload were at fault.
+    SomeRefused,
+    /// Nothing to requests for its second address.
+    SecondMute,
+    /// As if the payload were at fault, to requests for its second address and to those with
+    /// certain events.
+    SecondRefuses,
 }
 
 /// How many copies of an event a consumer may have.
@@ -249,6 +272,9 @@ trait Stand: Send {
 
     /// Forgets what it has not acknowledged.
     fn forget(&mut self) {}
+
+    /// Resets each connection after so many bytes.
+    fn cut(&mut self, _: Option<u64>) {}
 }
 
 /// A consumer that was just made.
@@ -447,6 +473,11 @@ impl Consumer {
     /// read for a second is gone if it is stopped then: its protocol promises no more.
     pub(crate) fn pause(&self, paused: bool) {
         self.stand().servers().into_iter().for_each(|server| server.pause(paused));
+    }
+
+    /// Lets a consumer of lines or syslog reset each connection after so many bytes.
+    pub(crate) fn cut(&self, bytes: Option<u64>) {
+        self.stand().cut(bytes);
     }
 
     /// Ends the consumer, in order or as a crash does. It keeps what it has acknowledged.

@@ -163,6 +163,24 @@ impl Maker {
         self.event_of("RequestReceived").with_bytes(bytes)
     }
 
+    /// Makes an event of at least so many bytes.
+    pub(crate) fn large(&mut self, bytes: usize) -> Event {
+        let event = self.event_of("ResponseComplete");
+        let text = String::from_utf8_lossy(&event.bytes).into_owned();
+        let object = format!(r#","requestObject":{{"text":"{}"}},"annotations""#, self.text(bytes));
+        let bytes = text.replacen(r#","annotations""#, &object, 1).into_bytes().into();
+        Event { bytes, ..event }
+    }
+
+    /// Makes an event of at least so many bytes, whose client has a long name.
+    pub(crate) fn long_agent(&mut self, bytes: usize) -> Event {
+        let event = self.event_of("ResponseComplete");
+        let text = String::from_utf8_lossy(&event.bytes).into_owned();
+        let agent = format!(r#""userAgent":"{} "#, "x".repeat(bytes));
+        let bytes = text.replacen(r#""userAgent":""#, &agent, 1).into_bytes().into();
+        Event { bytes, ..event }
+    }
+
     pub(crate) fn events(&mut self, count: usize) -> Vec<Event> {
         (0..count).map(|_| self.event()).collect()
     }

@@ -48,6 +48,9 @@ const NOON: u64 = 1_780_315_200;
 /// The beginning of the fault about events without evidence.
 const WITHOUT: &str = "events came in while evidence was off or could not be written";
 
+/// How long events may be without evidence that is written later: it is written each second.
+const WRITTEN: Duration = Duration::from_secs(2);
+
 /// The change of a seed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
@@ -456,7 +459,7 @@ fn is_excused(operator: &Operator<'_>, said: &str) -> bool {
     faults.peek().is_some()
         && faults.all(|line| {
             let at = line.split_whitespace().find_map(time_of);
-            line.contains(WITHOUT) && at.is_some_and(|at| trouble <= at)
+            line.contains(WITHOUT) && at.is_some_and(|at| trouble <= at + WRITTEN)
         })
 }
 

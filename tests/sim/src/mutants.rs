@@ -121,7 +121,7 @@ impl Header {
             options.extend(["--with", scene.as_str()]);
         }
         let first = self.first.iter().copied().filter(|_| !is_given("--seeds"));
-        let default = if self.scene.is_some() { "100..1000" } else { "0..300" };
+        let default = if self.scene.is_some() { "100..7000" } else { "0..300" };
         let mut seeds: Vec<u64> = first.collect();
         for seed in runs::seeds(&options, default) {
             if !seeds.contains(&seed) {
@@ -390,7 +390,7 @@ diff --git a/src/queue.rs b/src/queue.rs
         assert!(!header.expects("once: output o0: order"));
         let seeds = header.seeds(&[]);
         assert_eq!(seeds[..2], [114, 7]);
-        assert!(seeds[2..].iter().all(|seed| (100..1000).contains(seed) && *seed != 114));
+        assert!(seeds[2..].iter().all(|seed| (100..7000).contains(seed) && *seed != 114));
         assert_eq!(header.seeds(&["--with", "", "--seeds", "3..5"]), [3, 4]);
         assert_eq!(header.seeds(&["--most", "2"]), [114, 7]);
     }

@@ -4,6 +4,7 @@
 mod back;
 mod outer;
 mod scenes;
+mod staged;
 
 pub(crate) use back::Restored;
 pub(crate) use outer::APPLIES;
@@ -59,7 +60,8 @@ pub(crate) struct Operator<'a> {
     ending: Vec<(Duration, Ending)>,
     pub(crate) faults: Vec<String>,
     pub(crate) losses: Losses,
-    /// The time from which on the disk has refused writes, if it did.
+    /// The time from which on events may be without evidence: the disk has refused writes, or a
+    /// small queue has needed their room.
     pub(crate) disk_refused: Option<Duration>,
     /// A time in which the config had no evidence.
     pub(crate) evidence_was_off: Option<(Duration, Duration)>,
@@ -339,6 +341,9 @@ impl<'a> Operator<'a> {
                 self.disk(disk::Faults { no_space: true, ..disk::Faults::default() }, time);
             }
             Action::DiskSlow(sync_time, time) => {
+                // A sync waits for those before it.
+                let until = kernel::now() + time + sync_time;
+                self.book.letters_hang(kernel::now(), until);
                 self.disk(disk::Faults { sync_time, ..disk::Faults::default() }, time);
             }
             Action::DiskFails(time) => {
@@ -375,8 +380,9 @@ impl<'a> Operator<'a> {
             Action::Restore(back, kills) => self.restore(back, kills),
             Action::Rotate => self.rotate(),
             Action::WrongCertificate(wrong) => self.put_wrong(wrong),
-            Action::TooLong(consumer) => self.too_long(consumer),
+            Action::TooLong(consumer) => self.outlast_too_long(consumer),
             Action::TooLarge(consumer) => self.too_large(consumer),
+            Action::Stage(stage) => self.direct(stage),
         }
     }
 

@@ -2,11 +2,13 @@
 
 mod outer;
 mod scenes;
+mod staged;
 mod wider;
 mod witnessed;
 
 pub(crate) use outer::Front;
 pub(crate) use outer::Outer;
+pub(crate) use staged::Stage;
 pub(crate) use wider::WIDER;
 pub(crate) use wider::Wider;
 
@@ -41,6 +43,8 @@ pub(crate) struct Plan {
     pub(crate) length: Duration,
     pub(crate) wider: Wider,
     pub(crate) outer: Outer,
+    /// The senders begin only then.
+    pub(crate) silent: Duration,
 }
 
 /// A config.
@@ -70,6 +74,8 @@ pub(crate) struct Setup {
     pub(crate) front: Front,
     /// The output to this consumer gives up no event.
     pub(crate) keeps: Option<usize>,
+    /// Keys of the outputs that take the place of those of their consumers.
+    pub(crate) own: Vec<(&'static str, &'static str)>,
     pub(crate) outputs: Vec<Output>,
 }
 
@@ -151,6 +157,8 @@ pub(crate) enum Action {
     TooLong(usize),
     /// Many events are too large for the output to this consumer.
     TooLarge(usize),
+    /// A trouble that the operator directs.
+    Stage(Stage),
 }
 
 /// What is set back to an older copy.
@@ -246,6 +254,7 @@ impl Plan {
             is_damaged: false,
             front: Front::default(),
             keeps: None,
+            own: Vec::new(),
             outputs: (0..count).map(|consumer| output(&mut rng, consumer)).collect(),
         };
         let length = Duration::from_secs(rng.u64(60..300));
@@ -258,8 +267,12 @@ impl Plan {
             let next = if rng.bool() { rng.u64(50..3000) } else { rng.u64(1000..pause) };
             at += Duration::from_millis(next);
         }
-        let (wider, outer) = (Wider::default(), Outer::default());
-        let mut plan = Self { start, consumers, actions, length, wider, outer };
+        let (wider, outer, silent) = (Wider::default(), Outer::default(), Duration::ZERO);
+        let mut plan = Self { start, consumers, actions, length, wider, outer, silent };
+        if seed >= staged::STAGED {
+            staged::add(&mut plan, seed);
+            return plan;
+        }
         if seed >= SCENES {
             scenes::add(&mut plan, seed);
         }

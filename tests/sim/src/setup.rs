@@ -64,7 +64,7 @@ impl Setup {
             text += "[[output]]\nname = \"out\"\ntype = \"stdout\"\n";
         }
         for output in &self.outputs {
-            let keys = consumers[output.consumer].keys();
+            let keys = self.with_own(consumers[output.consumer].keys());
             let Output { name, required, .. } = output;
             write!(text, "[[output]]\nname = \"{name}\"\nrequired = {required}\n{keys}").ok();
             if self.keeps == Some(output.consumer) {
@@ -81,6 +81,16 @@ impl Setup {
             }
         }
         text
+    }
+
+    /// Returns the keys of an output with the config's own.
+    fn with_own(&self, keys: &str) -> String {
+        let is_own =
+            |line: &str| self.own.iter().any(|(key, _)| line.starts_with(&format!("{key} = ")));
+        let mut lines: Vec<String> =
+            keys.lines().filter(|line| !is_own(line)).map(str::to_owned).collect();
+        lines.extend(self.own.iter().map(|(key, value)| format!("{key} = {value}")));
+        lines.join("\n") + "\n"
     }
 
     /// Returns the largest body in bytes that a sender may make. A batch has to fit into the queue

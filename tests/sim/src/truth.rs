@@ -38,6 +38,9 @@ pub(crate) struct Truth {
     pub(crate) certificates: Vec<(Duration, Vec<u8>)>,
     /// The handshakes that senders have made.
     pub(crate) handshakes: Vec<Handshake>,
+    /// The times in which the sync of a dead letter began that took longer than the relay waits. It
+    /// is in the file then, and counts as not written.
+    pub(crate) hanging_letters: Vec<(Duration, Duration)>,
 }
 
 /// A handshake of TLS with the relay.
@@ -341,6 +344,11 @@ impl Book {
     pub(crate) fn shook_hands(&self, begun: Duration, certificate: Vec<u8>) {
         let ended = kernel::now();
         self.lock().handshakes.push(Handshake { begun, ended, certificate });
+    }
+
+    /// Notes that the sync of dead letters that were given up in this time hangs, or may hang.
+    pub(crate) fn letters_hang(&self, from: Duration, to: Duration) {
+        self.lock().hanging_letters.push((from, to));
     }
 
     /// Notes that the relay is about to be ended so.

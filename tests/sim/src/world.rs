@@ -105,6 +105,7 @@ fn target(start: &Setup, pki: Option<&Pki>) -> Target {
 
 fn profiles(plan: &Plan, seed: u64) -> Vec<Profile> {
     let mut profiles = Profile::draw(seed);
+    profiles.iter_mut().for_each(|profile| profile.delay += plan.silent);
     profiles.extend(plan.wider.repeats.then(|| Profile::repeater(REPEATER)));
     profiles.extend(Profile::outer(&plan.start));
     profiles

@@ -20,6 +20,7 @@ use super::Steady;
 use super::fails;
 use super::lock;
 use super::weather::Weather;
+use crate::events::Serial;
 use crate::events::identify_all;
 use crate::kernel;
 use crate::support::http_sink::Answer;
@@ -35,6 +36,9 @@ const KERNEL_MAX: usize = 96 * 1024;
 
 /// The receive buffer of a consumer that answers early.
 const RECEIVE_BUFFER: usize = 16 * 1024;
+
+/// More events than this are many.
+const MANY: usize = 5;
 
 /// How often the same body is refused as if it were at fault. The relay gives an event up only if
 /// it is refused more often alone.
@@ -116,6 +120,11 @@ struct Desk {
     refused: BTreeMap<u64, u32>,
     own: Own,
     is_broken: bool,
+    /// A request has hung.
+    has_hung: bool,
+    /// The events of the first request of an outage, the number of those that have failed, and
+    /// whether one was taken.
+    outage: (Vec<Serial>, u32, bool),
 }
 
 /// Takes the events from a store that it has since the last call.
@@ -196,7 +205,15 @@ pub(super) fn stand_before(
         .collect();
     let early = manners.early.clone();
     let hasty = Mutex::new(making.rng());
-    let desk = Desk { manners, backends, refused: BTreeMap::new(), own, is_broken: false };
+    let desk = Desk {
+        manners,
+        backends,
+        refused: BTreeMap::new(),
+        own,
+        is_broken: false,
+        has_hung: false,
+        outage: Default::default(),
+    };
     let desk = Arc::new(Mutex::new((desk, drain)));
     let (ledger, at_the_door) = (Arc::clone(&making.ledger), Arc::clone(&making.ledger));
     sink.stand_in_front(move |request, store| {
@@ -208,6 +225,9 @@ pub(super) fn stand_before(
     sink.stand_at_the_door(move |_, _| {
         let mut rng = lock(&hasty);
         match early.clone() {
+            Some(answer) if at_the_door.steady() == Some(Steady::Early) => {
+                Reading::Early { answer, missing: KERNEL_MAX, resets: true }
+            }
             Some(answer) if !at_the_door.is_calm() && rng.u32(..3) == 0 => {
                 Reading::Early { answer, missing: KERNEL_MAX, resets: rng.bool() }
             }
@@ -231,22 +251,16 @@ impl Desk {
         if self.is_broken {
             return Answer::status(503);
         }
-        match ledger.steady() {
-            Some(Steady::Busy) => return long_pause(),
-            Some(Steady::BusyLate) => return long_pause().after(Duration::from_millis(3500)),
-            Some(Steady::Refuses) => return page(self.manners.payload[0]),
-            Some(Steady::Fails) if fails(&request.decoded()) => return Answer::status(500),
-            Some(Steady::Account) if is_odd(request) => {
-                return page(ACCOUNT[request.connection % ACCOUNT.len()]);
-            }
-            Some(Steady::Rejects) => return all_rejected(request),
-            Some(Steady::Interim) => return Answer::interim(INTERIM, Duration::from_secs(1), 900),
-            Some(Steady::Fails | Steady::Account) | None => {}
+        if let Some(answer) = self.steadily(request, ledger.steady()) {
+            return answer;
         }
         let backend = request.connection % self.backends.len();
         let mut trouble = self.backends[backend].meets(kernel::now());
         if ledger.is_calm() || request.is_early {
             trouble = None;
+        }
+        if ledger.steady() == Some(Steady::Own) {
+            trouble = Some(Trouble::Own);
         }
         if self.manners.fails && fails(&request.decoded()) {
             return Answer::status(500);
@@ -269,6 +283,11 @@ impl Desk {
             return Answer::status(503);
         };
         ledger.add(request.connection, drain());
+        match ledger.steady() {
+            Some(Steady::Unanswered) => return Answer::hang_up(),
+            Some(Steady::SomeUnanswered) if is_unlucky(request) => return Answer::hang_up(),
+            _ => {}
+        }
         match trouble {
             Some(Trouble::Behind(behind)) => behind,
             Some(Trouble::Changed(change)) => match change {
@@ -282,6 +301,62 @@ impl Desk {
         }
     }
 
+    /// Returns the answer to a request while somebody wants all answers so. `None`: as ever.
+    fn steadily(&mut self, request: &Request, steady: Option<Steady>) -> Option<Answer> {
+        if steady != Some(Steady::FailsTwice) {
+            self.outage = Default::default();
+        }
+        let payload = self.manners.payload[0];
+        Some(match steady? {
+            Steady::Busy => long_pause(),
+            Steady::BusyForMany if identify_all(&request.decoded()).len() > MANY => long_pause(),
+            Steady::BusyLate => long_pause().after(Duration::from_millis(3500)),
+            Steady::Refuses => page(payload),
+            Steady::Fails if fails(&request.decoded()) => Answer::status(500),
+            Steady::Account if is_odd(request) => page(ACCOUNT[request.connection % ACCOUNT.len()]),
+            Steady::Rejects => all_rejected(request),
+            Steady::Interim => Answer::interim(INTERIM, Duration::from_secs(1), 900),
+            Steady::FailsTwice if self.fails_twice(request) => Answer::status(503),
+            Steady::Hangs if !std::mem::replace(&mut self.has_hung, true) => Answer::never(),
+            Steady::SomeRefused if is_unlucky(request) => page(payload),
+            Steady::SecondMute if is_second(request) => Answer::never(),
+            Steady::SecondRefuses if is_second(request) || fails(&request.decoded()) => {
+                page(payload)
+            }
+            Steady::Fails
+            | Steady::Account
+            | Steady::Hangs
+            | Steady::BusyForMany
+            | Steady::FailsTwice
+            | Steady::Own
+            | Steady::SomeRefused
+            | Steady::SecondMute
+            | Steady::SecondRefuses
+            | Steady::Unanswered
+            | Steady::SomeUnanswered
+            | Steady::Revokes
+            | Steady::Early => return None,
+        })
+    }
+
+    /// Returns true if this request fails in an outage. The first one that has other events than
+    /// those that have failed is taken.
+    fn fails_twice(&mut self, request: &Request) -> bool {
+        const FAILED_MIN: u32 = 4;
+        let events = identify_all(&request.decoded());
+        let (first, failed, has_taken) = &mut self.outage;
+        if first.is_empty() {
+            first.clone_from(&events);
+        }
+        let is_other = !events.iter().any(|event| first.contains(event));
+        if is_other && *failed >= FAILED_MIN && !*has_taken {
+            *has_taken = true;
+            return false;
+        }
+        *failed += 1;
+        true
+    }
+
     /// Answers as if the payload were at fault, but not often enough for the relay to believe it.
     fn refuses(&mut self, request: &Request, status: u16) -> Answer {
         let body = BuildHasherDefault::<DefaultHasher>::default().hash_one(&request.body);
@@ -292,6 +367,16 @@ impl Desk {
             false => Answer::status(429),
         }
     }
+}
+
+/// Returns true if a request went to the second address.
+fn is_second(request: &Request) -> bool {
+    request.header("host").is_some_and(|host| host.starts_with(&super::DOOR.to_string()))
+}
+
+/// Returns true for two of five requests, which a balancer sends to a broken backend.
+fn is_unlucky(request: &Request) -> bool {
+    BuildHasherDefault::<DefaultHasher>::default().hash_one(request.number) % 5 < 2
 }
 
 /// Returns true if a request has an event with an odd number.

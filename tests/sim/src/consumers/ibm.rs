@@ -9,6 +9,7 @@ use super::Made;
 use super::Making;
 use super::Promise;
 use super::Stand;
+use super::Steady;
 use super::front;
 use super::front::Own;
 use super::is_refused;
@@ -57,10 +58,11 @@ pub(super) fn make(making: &mut Making<'_>) -> Made {
             _ => Grant::Judges,
         }),
         mood: Box::new(move || {
-            if !in_mood.load(Ordering::SeqCst) {
-                return Mood::Stores;
-            }
-            let mood = [Mood::Revokes, Mood::Small, Mood::Mute, Mood::Resets][moods.usize(..4)];
+            let mood = match of_mood.steady() == Some(Steady::Revokes) {
+                true => Mood::Revokes,
+                false if !in_mood.load(Ordering::SeqCst) => return Mood::Stores,
+                false => [Mood::Revokes, Mood::Small, Mood::Mute, Mood::Resets][moods.usize(..4)],
+            };
             if matches!(mood, Mood::Revokes) {
                 *lock(&of_mood.unsettled) = kernel::now() + RENEWED;
             }

@@ -25,6 +25,10 @@ impl Stand for TcpSink {
     fn servers(&mut self) -> Vec<&mut Server> {
         vec![self]
     }
+
+    fn cut(&mut self, bytes: Option<u64>) {
+        self.cut_each_after(bytes);
+    }
 }
 
 /// The shortest time between two rests, in which they read all that there is.

@@ -87,7 +87,7 @@ impl Operator<'_> {
 
     /// With `rejected.action = "retry"` an event that is too long "is never given up; everything
     /// after it waits" (guarantees.md). What was sent before it is not sent again.
-    pub(super) fn too_long(&mut self, consumer: usize) {
+    pub(super) fn outlast_too_long(&mut self, consumer: usize) {
         if self.process.is_none() {
             return;
         }

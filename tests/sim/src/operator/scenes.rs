@@ -383,7 +383,7 @@ impl Operator<'_> {
         self.post_again(events, &serials)
     }
 
-    fn post_again(&self, events: &[Event], serials: &Arc<[Serial]>) -> Answer {
+    pub(super) fn post_again(&self, events: &[Event], serials: &Arc<[Serial]>) -> Answer {
         let from = Origin { sender: PROBE, connection: 0 };
         let attempt = self.book.begun(from, serials, Must::Take);
         let (listener, body) =

@@ -166,6 +166,10 @@ impl Small {
         self.letter_at(20, serial);
     }
 
+    pub(super) fn letter_hangs(&mut self, from: u64, to: u64) {
+        self.truth.hanging_letters.push((seconds(from), seconds(to)));
+    }
+
     pub(super) fn letter_at(&mut self, second: u64, serial: Serial) {
         let (at, event) = (seconds(second), self.event(serial).bytes.to_vec());
         self.letters.push(Letter { at, output: "out".into(), reason: "400".into(), event });

@@ -10,7 +10,7 @@ use crate::truth::Output;
 /// Returns what a relay says at second 100 that has started at second 0.
 pub(super) fn said(moment: Moment, metrics: &str) -> Said {
     let verdict = Verdict { state: "good".into(), findings: Vec::new() };
-    let status = Status { accepted_events: 2, lost_events: 0, verdict };
+    let status = Status { accepted_events: 2, lost_events: 0, verdict, outputs: Vec::new() };
     Said {
         started: Duration::ZERO,
         asked: seconds(100),
@@ -235,13 +235,11 @@ fn the_heap_stays_below_the_sum_of_its_parts() {
 
 #[test]
 fn dead_letters_are_counted_as_they_are_written() {
-    let with_lost = |moment: Moment, count: u64, lost: u64| {
-        let lost = format!("error_total{{plugin=\"out\"}} {lost}\n");
-        let text = format!("dead_letter_events_total{{output=\"out\"}} {count}\n{lost}");
+    let rule = |moment: Moment, count: u64| {
+        let text = format!("dead_letter_events_total{{output=\"out\"}} {count}\n");
         let said = Said { started: seconds(20), ..said(moment, &text) };
         move |world: &World<'_>| letters(world, &said)
     };
-    let rule = |moment: Moment, count: u64| with_lost(moment, count, count);
     let mut small = Small::new();
     let serials = small.made(3, "get");
     small.letter_at(10, serials[0]);
@@ -250,9 +248,27 @@ fn dead_letters_are_counted_as_they_are_written() {
     check(&small, rule(Moment::Quiet, 2), None);
     check(&small, rule(Moment::Calm, 1), None);
     check(&small, rule(Moment::Quiet, 1), Some("is 1, and there are 2 dead letters of this life"));
-    // The disk had not answered in time.
-    check(&small, with_lost(Moment::Quiet, 1, 2), None);
-    check(&small, with_lost(Moment::Quiet, 3, 4), Some("is 3, and there are 2"));
+    // The sync of the one at 30 s took longer than the relay waits.
+    small.letter_hangs(25, 35);
+    check(&small, rule(Moment::Quiet, 1), None);
+    check(&small, rule(Moment::Quiet, 2), None);
+    check(&small, rule(Moment::Quiet, 0), Some("is 0, and there are 2 dead letters of this life"));
+}
+
+#[test]
+fn an_address_is_up_only_if_something_has_gone_there() {
+    let says = |state: &str, requests| {
+        let mut said = said(Moment::Looked, "");
+        let address =
+            Address { address: "a:1".into(), state: state.into(), requests, sent_bytes: 0 };
+        let status = said.status.as_mut().expect("a status");
+        status.outputs = vec![Shown { name: "out".into(), addresses: vec![address] }];
+        untried(&said)
+    };
+    assert_eq!(says("unknown", 0), None);
+    assert_eq!(says("up", 1), None);
+    let fault = says("up", 0).expect("a fault");
+    assert!(fault.text.ends_with("output out: a:1 is called up, and nothing has gone there"));
 }
 
 #[test]
@@ -279,6 +295,24 @@ fn nothing_is_needed_if_nothing_waits_for_a_required_output() {
     // A queue on disk keeps whole segments.
     small.config(50, |config| config.on_disk = true);
     check(&small, rule(0, 900), None);
+}
+
+#[test]
+fn the_room_behind_a_parked_event_that_was_dropped_is_free_later() {
+    let rule = |parked: u64, dropped: u64| {
+        let text = format!(
+            "output_backlog_events{{output=\"out\"}} 0\nqueue_needed_bytes 900\n\
+             output_parked_events{{output=\"out\"}} {parked}\n\
+             queue_dropped_events_total{{reason=\"drop_oldest\"}} {dropped}\n"
+        );
+        move |world: &World<'_>| -> Vec<_> {
+            needed(world, &said(Moment::Any, &text)).into_iter().collect()
+        }
+    };
+    let small = Small::new();
+    check(&small, rule(1, 1), None);
+    check(&small, rule(1, 0), Some("queue_needed_bytes is 900"));
+    check(&small, rule(0, 1), Some("queue_needed_bytes is 900"));
 }
 
 #[test]

@@ -1,0 +1,747 @@
+//! The troubles that the operator directs from their begin to their end, and what has to be true
+//! then.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::Ending;
+use super::Operator;
+use crate::consumers::Steady;
+use crate::events::Event;
+use crate::events::Marks;
+use crate::events::Serial;
+use crate::events::identify;
+use crate::kernel;
+use crate::kernel::disk;
+use crate::kernel::net::Fault;
+use crate::oracle::said::Moment;
+use crate::plan::Action;
+use crate::plan::Change;
+use crate::plan::Stage;
+use crate::plan::Why;
+use crate::truth::Answer;
+use crate::truth::Filter;
+use crate::truth::Kind as Death;
+
+/// How long an event may take to a consumer that is well.
+const SOON: Duration = Duration::from_secs(60);
+
+/// Larger than the small queues of these seeds, in events.
+const FLOOD: usize = 900;
+
+/// Nearly half of the smallest queue, in bytes.
+const LARGE: usize = 120 << 10;
+
+/// Bodies of thirty events that are shorter fit into every queue.
+const SHORT: usize = 2000;
+
+fn seconds(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+impl Operator<'_> {
+    /// Lets a trouble happen.
+    pub(super) fn direct(&mut self, stage: Stage) {
+        if self.process.is_none() || !self.has_life() {
+            return;
+        }
+        self.calm_all();
+        match stage {
+            Stage::SlowLetters => self.slow_letters(),
+            Stage::AnswersLost => self.answers_lost(),
+            Stage::EarlyAnswers => self.early_answers(),
+            Stage::Outages => self.outages(),
+            Stage::Answers(steady) => self.answers_for_a_while(steady),
+            Stage::FirstAreMissing => self.first_are_missing(),
+            Stage::RefusedAtRest => self.refused_at_rest(),
+            Stage::ParkedThenDropped => self.parked_then_dropped(),
+            Stage::JoinsBetweenCopies => self.joins_between_copies(),
+            Stage::FilterBetweenCopies => self.filter_between_copies(),
+            Stage::FilterOfWaiting => self.filter_of_waiting(),
+            Stage::DroppedBetweenCopies => self.dropped_between_copies(),
+            Stage::PartDroppedBetweenCopies => self.part_dropped_between_copies(),
+            Stage::DropsThenDies | Stage::DropsWhileReading => self.drops_and_dies(stage),
+            Stage::TooLong => self.too_long(),
+            Stage::TwoSignals => self.two_signals(),
+            Stage::FailsAtBoth => self.fails_at_both(),
+            Stage::SecondIsMute => self.second_is_mute(),
+            Stage::SecondRefuses => self.second_refuses(),
+            Stage::SecondIsUntried => self.second_is_untried(),
+            Stage::HeldAtReload => self.held_at_reload(),
+            Stage::StoredAtReload => self.stored_at_reload(),
+            Stage::StoredOnFullDisk => self.stored_on_full_disk(),
+            Stage::TooLargeForObject => self.too_large_for_object(),
+            Stage::WithoutEvidence => self.without_evidence(),
+            Stage::CutsConnections => self.cuts_connections(),
+            Stage::RefusedInBacklog => self.refused_in_backlog(),
+            Stage::LargeBodies => self.large_bodies(),
+        }
+        for consumer in self.consumers {
+            consumer.answers(None);
+            consumer.calm(false);
+        }
+    }
+
+    fn wait(&mut self, time: Duration) {
+        self.wait_until(kernel::now() + time);
+    }
+
+    /// Waits until this is true, for so long at most, and returns true if it is.
+    fn comes_true(&mut self, limit: Duration, mut is_true: impl FnMut(&mut Self) -> bool) -> bool {
+        let deadline = kernel::now() + limit;
+        while !is_true(self) {
+            if kernel::now() > deadline {
+                return false;
+            }
+            self.wait(Duration::from_millis(500));
+        }
+        true
+    }
+
+    /// Waits until nothing waits for an output.
+    fn rests(&mut self) -> bool {
+        self.comes_true(seconds(120), |it| it.backlog() == Some(0.0))
+    }
+
+    fn backlog(&mut self) -> Option<f64> {
+        self.metrics().map(|metrics| metrics.sum("output_backlog_events"))
+    }
+
+    /// Returns how often the event has arrived at a consumer.
+    fn arrivals(&self, consumer: usize, serial: Serial) -> usize {
+        let arrived = self.consumers[consumer].arrived_since(0);
+        arrived.iter().filter(|arrived| identify(&arrived.event) == Some(serial)).count()
+    }
+
+    fn has(&self, consumer: usize, serial: Serial) -> bool {
+        self.arrivals(consumer, serial) > 0
+    }
+
+    /// Makes events that every store takes, and that fit into every queue.
+    fn good(&mut self, count: usize) -> Vec<Event> {
+        let mut maker = self.maker(Marks::default());
+        let events = std::iter::repeat_with(|| maker.event());
+        events.filter(|event| event.bytes.len() < SHORT).take(count).collect()
+    }
+
+    /// Posts so many new events, and returns how many are accepted.
+    fn flood(&mut self, count: usize) -> usize {
+        let mut accepted = 0;
+        for _ in 0..count / 30 {
+            let events = self.good(30);
+            if self.post(&events) == Answer::Status(200) {
+                accepted += events.len();
+            }
+        }
+        accepted
+    }
+
+    fn way(&mut self, fault: Fault, time: Duration) {
+        self.act(&Action::Way(0, fault, time));
+    }
+
+    /// The sync of a dead letter takes much longer than the relay waits for it. The letters of
+    /// events that are refused meanwhile are not written.
+    fn slow_letters(&mut self) {
+        let refused = |it: &mut Self| {
+            let mut events = it.good(2);
+            events.insert(1, it.maker(Marks { refused: 1000, failing: 0 }).event());
+            it.post(&events);
+        };
+        let slow = disk::Faults { sync_time: seconds(50), ..disk::Faults::default() };
+        let from = kernel::now();
+        self.disk(slow, seconds(30));
+        refused(self);
+        self.wait(seconds(15));
+        self.book.letters_hang(from, kernel::now());
+        for _ in 0..3 {
+            refused(self);
+            self.wait(seconds(2));
+        }
+        self.wait(seconds(60));
+    }
+
+    /// The answers of a store get lost for a while, in which the relay is killed twice. A filter
+    /// then drops what the store has.
+    fn answers_lost(&mut self) {
+        self.consumers[0].answers(Some(Steady::Unanswered));
+        let events = self.good(12);
+        self.post(&events);
+        self.wait(seconds(4));
+        for _ in 0..2 {
+            self.die(Death::Kill, Duration::from_millis(200));
+            self.wait(seconds(4));
+        }
+        let filter = Filter { verbs: vec!["create", "delete"], ..Filter::default() };
+        self.act(&Action::Reload(Change::Filter(0, filter)));
+        self.consumers[0].answers(None);
+        self.wait(seconds(10));
+    }
+
+    /// What stands before a consumer answers large requests before it has read them.
+    fn early_answers(&mut self) {
+        self.way(Fault::Refused, seconds(20));
+        for _ in 0..4 {
+            let mut maker = self.maker(Marks::default());
+            let events: Vec<_> = (0..12).map(|_| maker.large(60_000)).collect();
+            self.post(&events);
+        }
+        self.consumers[0].answers(Some(Steady::Early));
+        self.wait(seconds(40));
+    }
+
+    /// A store fails on everything, takes one request, and fails again.
+    fn outages(&mut self) {
+        for _ in 0..3 {
+            self.consumers[0].answers(Some(Steady::FailsTwice));
+            self.posted(4);
+            for _ in 0..12 {
+                self.wait(Duration::from_millis(800));
+                self.posted(1);
+            }
+            self.consumers[0].answers(None);
+            self.wait(seconds(8));
+            self.posted(2);
+            self.wait(seconds(4));
+        }
+    }
+
+    fn answers_for_a_while(&mut self, how: Steady) {
+        self.consumers[0].answers(Some(how));
+        for _ in 0..20 {
+            let events = self.good(2);
+            self.post(&events);
+            self.wait(Duration::from_millis(if how == Steady::Revokes { 300 } else { 1500 }));
+        }
+        self.consumers[0].answers(None);
+        self.wait(seconds(45));
+    }
+
+    /// The relay starts while a consumer is away. The begin of its backlog is damaged, and the rest
+    /// is read slowly.
+    fn first_are_missing(&mut self) {
+        self.way(Fault::Refused, seconds(60));
+        for _ in 0..60 {
+            self.posted(4);
+        }
+        self.wait(seconds(2));
+        let slow = disk::Faults { read_time: seconds(3), ..disk::Faults::default() };
+        self.disk(slow, seconds(40));
+        self.damage("segments");
+        for _ in 0..60 {
+            self.look();
+            self.wait(Duration::from_millis(200));
+        }
+    }
+
+    /// A store refuses everything for a while. Nothing new comes until what it takes has arrived.
+    fn refused_at_rest(&mut self) {
+        if !self.rests() {
+            return;
+        }
+        self.consumers[0].answers(Some(Steady::Refuses));
+        let mut events = vec![self.maker(Marks { refused: 1000, failing: 0 }).event()];
+        events.extend(self.good(4));
+        let answer = self.post(&events);
+        self.wait(seconds(20));
+        self.consumers[0].answers(None);
+        let good: Vec<_> = events.iter().skip(1).map(|event| event.serial).collect();
+        let limit = SOON;
+        let has_all = |it: &mut Self| good.iter().all(|serial| it.has(0, *serial));
+        if answer == Answer::Status(200) && !self.comes_true(limit, has_all) {
+            let what = "events wait behind one that is refused, and their store takes them";
+            self.faults.push(format!("progress: after {limit:?}, {what}"));
+        }
+    }
+
+    /// An event on which a store fails waits beside the stream, until a full queue drops it. Then
+    /// nothing is left for the drain.
+    fn parked_then_dropped(&mut self) {
+        const LIMIT: Duration = Duration::from_secs(30);
+        if !self.rests() {
+            return;
+        }
+        self.consumers[0].answers(Some(Steady::Fails));
+        self.post_failing();
+        for _ in 0..10 {
+            self.posted(2);
+            self.wait(seconds(2));
+        }
+        for _ in 0..FLOOD / 30 {
+            self.posted(30);
+            self.wait(Duration::from_millis(150));
+        }
+        let begun = kernel::now();
+        self.stop(Why::Signal);
+        let took = kernel::now() - begun;
+        if took > LIMIT {
+            let what = "although its consumer takes all events but one, which was dropped";
+            self.faults.push(format!("drain: it took {took:?}, {what}"));
+        }
+        self.start();
+    }
+
+    /// Posts a copy of events that were posted before. It has to arrive at this consumer soon.
+    fn copy_arrives(&mut self, consumer: usize, events: &[Event], why: &str) {
+        let serials = events.iter().map(|event| event.serial).collect();
+        if self.post_again(events, &serials) != Answer::Status(200) {
+            return;
+        }
+        let has_all = |it: &mut Self| serials.iter().all(|serial| it.has(consumer, *serial));
+        if !self.comes_true(SOON, has_all) {
+            let name = &self.consumers[consumer].name;
+            let what = format!("{name} has no copy of {}, {why}", events[0].serial);
+            self.faults.push(format!("conservation: a repetition is held back: {what}"));
+        }
+    }
+
+    /// An output joins after an event has left the other one. After a new start, the event comes
+    /// again: the new output gets it, and the other one does not.
+    fn joins_between_copies(&mut self) {
+        let events = self.good(3);
+        if self.post(&events) != Answer::Status(200) || !self.rests() {
+            return;
+        }
+        let last = self.consumers.len() - 1;
+        self.setup.change(&Change::Spare, last);
+        self.setup.outputs.iter_mut().for_each(|output| output.deduplicates = true);
+        self.act(&Action::Reload(Change::Nothing));
+        let others = self.good(3);
+        self.post(&others);
+        if !self.rests() {
+            return;
+        }
+        self.restart(Why::Signal);
+        let before = self.arrivals(0, events[0].serial);
+        self.copy_arrives(last, &events, "which came before its output joined");
+        if self.arrivals(0, events[0].serial) > before {
+            let what = format!("{} came again after a new start", events[0].serial);
+            self.faults.push(format!("once: output o0 deduplicates, and {what}"));
+        }
+        self.setup.change(&Change::Spare, last);
+        self.act(&Action::Reload(Change::Nothing));
+    }
+
+    /// Returns events of the verb `get`.
+    fn gets(&mut self) -> Vec<Event> {
+        let mut events = self.good(60);
+        events.retain(|event| event.facts.verb == "get");
+        events
+    }
+
+    fn filters(drops_gets: bool) -> Change {
+        let verbs = if drops_gets { vec!["create", "delete"] } else { Vec::new() };
+        Change::Filter(0, Filter { verbs, ..Filter::default() })
+    }
+
+    /// A filter drops an event. After a new start with another filter it comes again.
+    fn filter_between_copies(&mut self) {
+        let change = Self::filters(true);
+        self.act(&Action::Reload(change));
+        let events = self.gets();
+        self.post(&events);
+        if !self.rests() {
+            return;
+        }
+        let change = Self::filters(false);
+        self.setup.change(&change, self.consumers.len() - 1);
+        self.restart(Why::Signal);
+        self.copy_arrives(0, &events, "which the filter has dropped before");
+    }
+
+    /// An event waits for its consumer when a filter drops it. Then the filter is as before, and
+    /// the event comes again.
+    fn filter_of_waiting(&mut self) {
+        if !self.rests() {
+            return;
+        }
+        self.way(Fault::Refused, seconds(20));
+        let events = self.gets();
+        self.post(&events);
+        self.wait(seconds(3));
+        for drops in [true, false] {
+            let change = Self::filters(drops);
+            self.act(&Action::Reload(change));
+            self.wait(seconds(3));
+        }
+        self.wait(seconds(40));
+        self.copy_arrives(0, &events, "which a filter has dropped while it waited");
+    }
+
+    /// A connection has events under way when its consumer crashes, and a full queue drops them.
+    fn dropped_between_copies(&mut self) {
+        if !self.rests() {
+            return;
+        }
+        self.consumers[0].pause(true);
+        let events = self.good(3);
+        self.post(&events);
+        self.wait(seconds(2));
+        self.consumers[0].stop(true);
+        self.flood(FLOOD);
+        self.wait(seconds(2));
+        self.consumers[0].pause(false);
+        self.consumers[0].start_again();
+        self.wait(seconds(45));
+        self.copy_arrives(0, &events, "which a full queue has dropped");
+    }
+
+    /// A request fails, and a full queue drops the first of its events.
+    fn part_dropped_between_copies(&mut self) {
+        if !self.rests() {
+            return;
+        }
+        // What waits behind a request that hangs leaves in one.
+        self.consumers[0].answers(Some(Steady::Hangs));
+        self.posted(1);
+        self.wait(seconds(1));
+        let events = self.good(3);
+        self.post(&events);
+        self.flood(60);
+        self.consumers[0].answers(Some(Steady::BusyForMany));
+        self.wait(seconds(22));
+        let is_dropped = |it: &mut Self| {
+            it.metrics().is_some_and(|metrics| metrics.sum("queue_dropped_events_total") > 0.0)
+        };
+        for _ in 0..FLOOD / 10 {
+            if is_dropped(self) {
+                break;
+            }
+            let others = self.good(10);
+            self.post(&others);
+        }
+        self.consumers[0].answers(None);
+        self.wait(seconds(60));
+        self.copy_arrives(0, &events, "which a full queue has dropped");
+    }
+
+    /// A full queue drops events that its consumer was never asked to take: before the relay is
+    /// killed, or while the next life reads them slowly. What is counted as lost comes no more.
+    fn drops_and_dies(&mut self, stage: Stage) {
+        if !self.rests() {
+            return;
+        }
+        self.way(Fault::Refused, seconds(300));
+        self.wait(seconds(1));
+        let from = self.consumers[0].arrived_since(0).len();
+        let mut accepted = self.flood(FLOOD / 3);
+        let mut lost = -self.lost();
+        match stage == Stage::DropsThenDies {
+            true => {
+                self.stick();
+                accepted += self.flood(FLOOD);
+                // What was dropped within the last second before a kill may come.
+                self.wait(seconds(4));
+                lost += self.lost();
+                self.die(Death::Kill, Duration::from_millis(100));
+                self.end_way();
+            }
+            false => {
+                let slow = disk::Faults { read_time: seconds(8), ..disk::Faults::default() };
+                self.disk(slow, seconds(40));
+                self.end_way();
+                self.die(Death::Kill, Duration::from_millis(100));
+                accepted += self.flood(FLOOD);
+                lost = self.lost();
+                if self.consumers[0].arrived_since(0).len() > from {
+                    // It may have been on the wire when it was dropped.
+                    return;
+                }
+            }
+        }
+        if !self.rests() {
+            return;
+        }
+        let arrived = self.consumers[0].arrived_since(from);
+        let came: BTreeSet<_> = arrived.iter().map(|it| identify(&it.event)).collect();
+        if came.len() as f64 + lost > accepted as f64 {
+            let what = format!("{} arrived, and {lost} are lost", came.len());
+            self.faults.push(format!("counters: of {accepted} accepted events, {what}"));
+        }
+    }
+
+    fn end_way(&mut self) {
+        self.ending.retain(|(_, ending)| *ending != Ending::Way(0));
+        self.end(vec![(Duration::ZERO, Ending::Way(0))]);
+    }
+
+    /// Returns the number of events that this life has counted as lost.
+    fn lost(&mut self) -> f64 {
+        self.metrics().map_or(0.0, |metrics| metrics.sum("error_total"))
+    }
+
+    /// A message is too long for an output until the operator raises its limit. What was sent
+    /// before it is final.
+    fn too_long(&mut self) {
+        if !self.rests() {
+            return;
+        }
+        let before = self.good(3);
+        self.post(&before);
+        let long = [self.maker(Marks::default()).large(4 * SHORT)];
+        let answer = self.post(&long);
+        self.wait(seconds(60));
+        let waiting = self.backlog();
+        if self.has(0, before[0].serial) && waiting.is_some_and(|waiting| waiting > 1.0) {
+            let what = "and what came before it has arrived";
+            self.faults.push(format!("progress: {waiting:?} events wait, one is too long, {what}"));
+        }
+        self.setup.own.clear();
+        self.act(&Action::Reload(Change::Nothing));
+        let has = |it: &mut Self| it.has(0, long[0].serial);
+        if answer == Answer::Status(200) && !self.comes_true(SOON, has) {
+            let what = "a message is not too long any more, and does not come";
+            self.faults.push(format!("progress: after {SOON:?}, {what}"));
+        }
+    }
+
+    /// Two signals end the relay while events wait.
+    fn two_signals(&mut self) {
+        self.way(Fault::Refused, seconds(20));
+        let events = self.good(20);
+        self.post(&events);
+        self.wait(seconds(3));
+        self.restart(Why::TwoSignals);
+    }
+
+    /// Returns true if all of these events have arrived soon. Otherwise it is a fault.
+    fn come_soon(&mut self, events: &[Event], why: &str) -> bool {
+        let has_all = |it: &mut Self| events.iter().all(|event| it.has(0, event.serial));
+        let is_there = self.comes_true(SOON, has_all);
+        if !is_there {
+            let first = events[0].serial;
+            let text = format!("progress: {first} has not come within {SOON:?}, {why}");
+            self.faults.push(text);
+        }
+        is_there
+    }
+
+    /// Posts an event on which stores fail.
+    fn post_failing(&mut self) -> Event {
+        let event = self.maker(Marks { refused: 0, failing: 1000 }).event();
+        self.post(std::slice::from_ref(&event));
+        event
+    }
+
+    /// Posts good events until they are accepted.
+    fn posted(&mut self, count: usize) -> Vec<Event> {
+        let events = self.good(count);
+        match self.post(&events) == Answer::Status(200) {
+            true => events,
+            false => Vec::new(),
+        }
+    }
+
+    /// Both addresses of a consumer fail on one event, and take the others.
+    fn fails_at_both(&mut self) {
+        self.consumers[0].answers(Some(Steady::Fails));
+        self.post_failing();
+        let mut others = Vec::new();
+        for _ in 0..10 {
+            others.extend(self.posted(2));
+            self.wait(seconds(2));
+        }
+        self.come_soon(&others, "behind an event on which both addresses fail");
+    }
+
+    /// One of two addresses takes requests and never answers.
+    fn second_is_mute(&mut self) {
+        if !self.consumers[0].has_door() {
+            return;
+        }
+        self.consumers[0].answers(Some(Steady::SecondMute));
+        let mut events = Vec::new();
+        for _ in 0..20 {
+            events.extend(self.posted(3));
+            self.wait(Duration::from_millis(500));
+        }
+        let has_all = |it: &mut Self| events.iter().all(|event| it.has(0, event.serial));
+        if !self.comes_true(SOON / 2, has_all) {
+            let what = "events wait for one address, and another one answers";
+            self.faults.push(format!("progress: after {:?}, {what}", SOON / 2));
+        }
+    }
+
+    /// A consumer refuses an event and goes away. Its second address refuses everything for a
+    /// while, and nothing else comes then.
+    fn second_refuses(&mut self) {
+        for round in 0..4 {
+            if !self.rests() {
+                return;
+            }
+            self.consumers[0].answers(Some(Steady::SecondRefuses));
+            self.post_failing();
+            self.posted(2);
+            self.wait(Duration::from_millis(500 + 300 * round));
+            self.act(&Action::Door(0, false, Fault::Refused, seconds(60)));
+            self.wait(seconds(12));
+            self.end_way();
+            self.consumers[0].answers(None);
+            self.wait(seconds(8));
+        }
+    }
+
+    /// Nobody has tried the second address, and nobody is there.
+    fn second_is_untried(&mut self) {
+        self.act(&Action::Door(0, true, Fault::Refused, seconds(60)));
+        self.restart(Why::Signal);
+        for _ in 0..5 {
+            self.posted(2);
+            self.wait(seconds(1));
+        }
+        self.ask(Moment::Looked);
+    }
+
+    /// A reload changes an output while what it has accepted waits behind a refused event, with
+    /// events behind it that its filter drops.
+    fn held_at_reload(&mut self) {
+        for round in 0..5 {
+            self.act(&Action::Reload(Self::filters(true)));
+            let (mut kept, mut dropped) = (self.good(60), self.good(60));
+            let is_kept = |event: &Event| ["create", "delete"].contains(&event.facts.verb);
+            kept.retain(is_kept);
+            dropped.retain(|event| !is_kept(event));
+            let refused = Marks { refused: 1000, failing: 0 };
+            let mut refused = self.maker(refused).events(30);
+            refused.retain(is_kept);
+            refused.truncate(1);
+            self.post(&refused);
+            self.wait(Duration::from_millis(300 + 400 * round));
+            self.post(&kept);
+            self.wait(Duration::from_millis(600));
+            self.post(&dropped);
+            self.wait(Duration::from_millis(300 * round));
+            self.act(&Action::Reload(Self::filters(false)));
+            let after = self.posted(3);
+            if !self.come_soon(&after, "after a reload") {
+                return;
+            }
+        }
+        if !self.rests() {
+            self.faults.push("progress: events wait after a reload, and all have come".to_owned());
+        }
+    }
+
+    /// A reload changes an output whose object is stored, and the answer was lost.
+    fn stored_at_reload(&mut self) {
+        self.consumers[0].answers(Some(Steady::Unanswered));
+        let events = self.posted(4);
+        let is_stored = |it: &mut Self| events.iter().all(|event| it.has(0, event.serial));
+        self.comes_true(seconds(20), is_stored);
+        self.posted(4);
+        self.setup.own = vec![("timeouts.request", "\"11s\"")];
+        self.act(&Action::Reload(Change::Nothing));
+        self.posted(4);
+        self.wait(seconds(2));
+        self.consumers[0].answers(None);
+        self.wait(seconds(30));
+    }
+
+    /// What the queue has is stored also while its disk is full.
+    fn stored_on_full_disk(&mut self) {
+        self.way(Fault::Refused, seconds(6));
+        let events = self.posted(5);
+        self.wait(seconds(1));
+        self.act(&Action::DiskFull(SOON + seconds(10)));
+        if !events.is_empty() {
+            self.come_soon(&events, "although only the queue's disk is full");
+        }
+    }
+
+    /// An object waits for a long time. It ends early when events come that are too large for it.
+    fn too_large_for_object(&mut self) {
+        let events = self.posted(3);
+        for _ in 0..14 {
+            let mut maker = self.maker(Marks::default());
+            let mut large: Vec<_> = (0..6).map(|_| maker.long_agent(60_000)).collect();
+            large.extend(self.good(1));
+            self.post(&large);
+        }
+        if !events.is_empty() {
+            self.come_soon(&events, "although its object ends early");
+        }
+        self.setup.own.clear();
+        self.act(&Action::Reload(Change::Nothing));
+    }
+
+    /// Bodies come so fast that a small queue needs the room of those that have left before their
+    /// evidence is written. Some of them leave twice.
+    fn without_evidence(&mut self) {
+        self.consumers[0].answers(Some(Steady::SomeUnanswered));
+        self.disk_refused.get_or_insert(kernel::now());
+        for _ in 0..60 {
+            let mut maker = self.maker(Marks::default());
+            let large = [maker.large(LARGE / 2), maker.large(LARGE / 3)];
+            self.post(&large);
+            self.wait(Duration::from_millis(120));
+        }
+        self.consumers[0].answers(None);
+        self.wait(seconds(10));
+    }
+
+    /// A consumer resets each connection after so many bytes, between a small event and a large
+    /// one.
+    fn cuts_connections(&mut self) {
+        self.consumers[0].dies();
+        self.consumers[0].cut(Some(20_000));
+        let mut events = Vec::new();
+        for _ in 0..10 {
+            let mut some = self.good(3);
+            some.push(self.maker(Marks::default()).large(12_000));
+            some.extend(self.good(3));
+            if self.post(&some) == Answer::Status(200) {
+                events.extend(some);
+            }
+        }
+        let has_all = |it: &mut Self| events.iter().all(|event| it.has(0, event.serial));
+        if !self.comes_true(4 * SOON, has_all) {
+            let what = "each connection takes 20 kB, and events of 12 kB do not come";
+            self.faults.push(format!("progress: after {:?}, {what}", 4 * SOON));
+        }
+        self.consumers[0].cut(None);
+    }
+
+    /// A backlog with refused events is read from files, slowly.
+    fn refused_in_backlog(&mut self) {
+        self.way(Fault::Refused, seconds(60));
+        for _ in 0..8 {
+            let mut events = self.good(20);
+            let refused = self.maker(Marks { refused: 1000, failing: 0 }).event();
+            events.insert(7, refused);
+            self.post(&events);
+        }
+        self.wait(seconds(1));
+        let slow = disk::Faults { read_time: seconds(3), ..disk::Faults::default() };
+        self.die(Death::Kill, Duration::from_millis(100));
+        self.disk(slow, seconds(60));
+        self.end_way();
+        self.wait(seconds(60));
+    }
+
+    /// Bodies of nearly half of the queue come until it is full. When it is empty, it takes another
+    /// one.
+    fn large_bodies(&mut self) {
+        for round in 0..4 {
+            self.way(Fault::Refused, seconds(60));
+            for _ in 0..4 {
+                let mut maker = self.maker(Marks::default());
+                let large = [maker.large(LARGE / 2), maker.large(LARGE / 2 - 1500 * round)];
+                self.post(&large);
+                let small = self.good(3);
+                self.post(&small);
+            }
+            self.end_way();
+            if !self.rests() {
+                return;
+            }
+            let mut maker = self.maker(Marks::default());
+            let large = [maker.large(LARGE / 2), maker.large(LARGE / 2 - 1000)];
+            let serials = self.book.made(&large);
+            let is_taken = |it: &mut Self| it.post_again(&large, &serials) == Answer::Status(200);
+            if !self.comes_true(SOON, is_taken) {
+                let what = "an empty queue refuses a body of nearly half of its size";
+                self.faults.push(format!("progress: for {SOON:?}, {what}"));
+            }
+        }
+    }
+}

@@ -1,0 +1,330 @@
+//! What only the seeds from [`STAGED`] on have: one output, and one trouble that the operator
+//! directs from its begin to its end (`operator/staged.rs`). In half of these seeds the senders are
+//! silent until then, and nothing else happens.
+
+use std::time::Duration;
+
+use super::Action;
+use super::Plan;
+use super::Timed;
+use crate::consumers::Kind;
+use crate::consumers::Steady;
+use crate::senders;
+use crate::truth::Acknowledge;
+use crate::truth::Filter;
+
+/// The first seed with them.
+pub(crate) const STAGED: u64 = 5000;
+
+/// The trouble of a seed follows from its number modulo this one, so that a new trouble leaves
+/// those of most seeds as they are.
+const SLOTS: u64 = 50;
+
+/// How long senders are silent from the begin of the trouble on.
+const LONG: Duration = Duration::from_secs(100);
+
+/// A trouble that the operator directs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// The disk takes longer for the dead letters of refused events than the relay waits.
+    SlowLetters,
+    /// The answers of a store get lost, the relay is killed twice, and a reload then filters out
+    /// what the store has.
+    AnswersLost,
+    /// What stands before a consumer answers 200 to large requests before it has read them.
+    EarlyAnswers,
+    /// A store fails on everything, takes one request, and fails again.
+    Outages,
+    /// A store answers so for a while.
+    Answers(Steady),
+    /// The begin of a backlog is damaged, and its consumer is away when the relay starts.
+    FirstAreMissing,
+    /// A store refuses everything while the cluster is quiet.
+    RefusedAtRest,
+    /// A store fails on one event, and a full queue drops it. Then the relay ends.
+    ParkedThenDropped,
+    /// An output joins between two copies of an event, and the relay starts anew.
+    JoinsBetweenCopies,
+    /// A filter lets an event pass at its second copy, after a new start.
+    FilterBetweenCopies,
+    /// A filter keeps an event back that waits, and lets its second copy pass.
+    FilterOfWaiting,
+    /// A full queue drops what a connection has had under way, and a copy comes later.
+    DroppedBetweenCopies,
+    /// A full queue drops a part of a request that has failed, and a copy comes later.
+    PartDroppedBetweenCopies,
+    /// A full queue drops segments, one of which can't be deleted, and the relay is killed.
+    DropsThenDies,
+    /// A full queue drops segments while they are read slowly.
+    DropsWhileReading,
+    /// Messages are too long for an output until the operator raises its limit.
+    TooLong,
+    /// Two signals end the relay while events wait.
+    TwoSignals,
+    /// Both addresses of a consumer fail on one event.
+    FailsAtBoth,
+    /// The second address of two that share the requests takes them and never answers.
+    SecondIsMute,
+    /// A consumer fails on an event, goes away, and its second address refuses everything.
+    SecondRefuses,
+    /// Nobody has tried the second address of a consumer, and nobody is there.
+    SecondIsUntried,
+    /// A reload changes an output whose accepted events wait behind one that is refused.
+    HeldAtReload,
+    /// A reload changes an output whose object is stored, and the answer was lost.
+    StoredAtReload,
+    /// An object is to be stored while the queue's disk is full.
+    StoredOnFullDisk,
+    /// An object waits while events come that are too large for it.
+    TooLargeForObject,
+    /// A full queue needs the room of events that have left, some of them twice, before their
+    /// evidence is written.
+    WithoutEvidence,
+    /// A consumer resets each connection after so many bytes.
+    CutsConnections,
+    /// A backlog with refused events is read slowly.
+    RefusedInBacklog,
+    /// Bodies of half of the queue come, until it is full, and again when it is empty.
+    LargeBodies,
+}
+
+impl Stage {
+    const ALL: [Self; 35] = [
+        Self::SlowLetters,
+        Self::AnswersLost,
+        Self::EarlyAnswers,
+        Self::Outages,
+        Self::Answers(Steady::Account),
+        Self::Answers(Steady::Rejects),
+        Self::Answers(Steady::Revokes),
+        Self::FirstAreMissing,
+        Self::RefusedAtRest,
+        Self::ParkedThenDropped,
+        Self::JoinsBetweenCopies,
+        Self::FilterBetweenCopies,
+        Self::FilterOfWaiting,
+        Self::DroppedBetweenCopies,
+        Self::PartDroppedBetweenCopies,
+        Self::DropsThenDies,
+        Self::DropsWhileReading,
+        Self::TooLong,
+        Self::TwoSignals,
+        Self::FailsAtBoth,
+        Self::SecondIsMute,
+        Self::SecondRefuses,
+        Self::SecondIsUntried,
+        Self::HeldAtReload,
+        Self::StoredAtReload,
+        Self::StoredOnFullDisk,
+        Self::TooLargeForObject,
+        Self::WithoutEvidence,
+        Self::CutsConnections,
+        Self::RefusedInBacklog,
+        Self::LargeBodies,
+        Self::Answers(Steady::Own),
+        Self::Answers(Steady::Own),
+        Self::Answers(Steady::SomeRefused),
+        Self::Answers(Steady::Interim),
+    ];
+
+    /// Returns the kinds of consumers that know the trouble.
+    fn kinds(self) -> &'static [Kind] {
+        match self {
+            Self::SlowLetters | Self::RefusedAtRest => &[Kind::Http, Kind::Loki, Kind::Ibm],
+            Self::AnswersLost | Self::EarlyAnswers | Self::WithoutEvidence => {
+                &[Kind::Http, Kind::Otlp]
+            }
+            Self::Outages
+            | Self::ParkedThenDropped
+            | Self::PartDroppedBetweenCopies
+            | Self::HeldAtReload
+            | Self::RefusedInBacklog
+            | Self::FailsAtBoth
+            | Self::SecondIsMute
+            | Self::SecondRefuses
+            | Self::SecondIsUntried => &[Kind::Http],
+            Self::Answers(Steady::Interim) => &[Kind::Http, Kind::Loki],
+            Self::Answers(Steady::SomeRefused) => &[Kind::Http, Kind::Loki, Kind::Otlp],
+            Self::Answers(Steady::Own) => &[Kind::S3, Kind::Splunk],
+            Self::StoredAtReload | Self::StoredOnFullDisk | Self::TooLargeForObject => &[Kind::S3],
+            Self::LargeBodies => &[Kind::Http, Kind::Ibm],
+            Self::CutsConnections => &[Kind::Tcp, Kind::Syslog],
+            Self::Answers(Steady::Rejects) => &[Kind::Otlp],
+            Self::Answers(_) => &[Kind::Ibm],
+            Self::DroppedBetweenCopies => &[Kind::Relp, Kind::Lumberjack],
+            Self::TooLong => &[Kind::Syslog],
+            Self::DropsThenDies | Self::DropsWhileReading => &[Kind::Http, Kind::Ibm, Kind::Relp],
+            Self::JoinsBetweenCopies
+            | Self::FilterBetweenCopies
+            | Self::FilterOfWaiting
+            | Self::FirstAreMissing
+            | Self::TwoSignals => &[Kind::Http, Kind::Relp, Kind::Lumberjack],
+        }
+    }
+
+    /// Returns true if the queue has to be on disk, false if it has to be in memory.
+    fn on_disk(self) -> Option<bool> {
+        match self {
+            Self::SlowLetters
+            | Self::ParkedThenDropped
+            | Self::PartDroppedBetweenCopies
+            | Self::StoredAtReload
+            | Self::TooLargeForObject
+            | Self::TwoSignals => Some(false),
+            Self::AnswersLost
+            | Self::Answers(_)
+            | Self::FirstAreMissing
+            | Self::JoinsBetweenCopies
+            | Self::FilterBetweenCopies
+            | Self::DropsThenDies
+            | Self::DropsWhileReading
+            | Self::SecondRefuses
+            | Self::StoredOnFullDisk
+            | Self::WithoutEvidence
+            | Self::RefusedInBacklog
+            | Self::LargeBodies => Some(true),
+            Self::EarlyAnswers
+            | Self::Outages
+            | Self::RefusedAtRest
+            | Self::FilterOfWaiting
+            | Self::DroppedBetweenCopies
+            | Self::FailsAtBoth
+            | Self::SecondIsMute
+            | Self::SecondIsUntried
+            | Self::HeldAtReload
+            | Self::CutsConnections
+            | Self::TooLong => None,
+        }
+    }
+
+    /// Returns true if a full queue drops events.
+    fn drops(self) -> bool {
+        matches!(
+            self,
+            Self::ParkedThenDropped
+                | Self::DroppedBetweenCopies
+                | Self::PartDroppedBetweenCopies
+                | Self::DropsThenDies
+                | Self::DropsWhileReading
+        )
+    }
+
+    /// Returns true if nothing else may come meanwhile.
+    fn is_counted(self) -> bool {
+        let waits = matches!(
+            self,
+            Self::RefusedAtRest
+                | Self::TooLong
+                | Self::TooLargeForObject
+                | Self::LargeBodies
+                | Self::SecondRefuses
+        );
+        waits || self.copies() || self.drops()
+    }
+
+    /// Returns true if copies of an event come.
+    fn copies(self) -> bool {
+        matches!(
+            self,
+            Self::JoinsBetweenCopies
+                | Self::FilterBetweenCopies
+                | Self::FilterOfWaiting
+                | Self::DroppedBetweenCopies
+                | Self::PartDroppedBetweenCopies
+        )
+    }
+}
+
+/// Makes the plan of such a seed.
+pub(super) fn add(plan: &mut Plan, seed: u64) {
+    let mut rng = senders::rng(seed, "staged");
+    let number = usize::try_from(seed % SLOTS).unwrap_or_default();
+    let stage = Stage::ALL[number % Stage::ALL.len()];
+    let is_quiet = rng.bool() || stage.is_counted();
+    let begin = Duration::from_secs(rng.u64(20..50));
+    let kinds = stage.kinds();
+    let start = &mut plan.start;
+    start.outputs.retain(|output| output.consumer == 0);
+    plan.consumers[0] = kinds[rng.usize(..kinds.len())];
+    for kind in plan.consumers.iter_mut().skip(1) {
+        // With `delivered`, no output may collect events.
+        if *kind == Kind::S3 {
+            *kind = Kind::Http;
+        }
+    }
+    if let Some(on_disk) = stage.on_disk() {
+        start.on_disk = on_disk;
+    }
+    start.acknowledge = match start.on_disk {
+        true => Acknowledge::Synced,
+        false => Acknowledge::Queued,
+    };
+    start.has_evidence &= start.on_disk;
+    for output in &mut start.outputs {
+        (output.required, output.filter) = (true, Filter::default());
+        output.deduplicates = stage.copies();
+    }
+    if stage.drops() {
+        (start.queue, start.segment, start.when_full) = (512, 16, "drop_oldest");
+    }
+    set_up(plan, stage);
+    let is_early = |timed: &Timed| timed.at < begin && !is_quiet;
+    let fits = |timed: &Timed| !matches!(timed.action, Action::Reload(_) | Action::Stuck);
+    plan.actions.retain(|timed| is_early(timed) && fits(timed));
+    plan.actions.push(Timed { at: begin, action: Action::Stage(stage) });
+    plan.silent = if is_quiet { begin + LONG } else { Duration::ZERO };
+    plan.length = begin + LONG + Duration::from_secs(20);
+}
+
+/// Makes the config as a trouble needs it.
+fn set_up(plan: &mut Plan, stage: Stage) {
+    let start = &mut plan.start;
+    match stage {
+        Stage::AnswersLost => start.has_evidence = true,
+        Stage::WithoutEvidence => {
+            (start.queue, start.segment, start.has_evidence) = (256, 64, true);
+        }
+        Stage::FailsAtBoth | Stage::SecondRefuses | Stage::SecondIsUntried => {
+            plan.wider.doors = vec![(0, "failover")];
+        }
+        Stage::SecondIsMute => {
+            start.own = vec![("timeouts.request", "\"60s\"")];
+            plan.wider.doors = vec![(0, "round_robin")];
+        }
+        Stage::TooLargeForObject => {
+            start.queue = 65536;
+            start.own = vec![
+                ("object_age", "\"300s\""),
+                ("object_bytes", "\"1MiB\""),
+                ("filter.max_event_bytes", "\"16KiB\""),
+            ];
+        }
+        Stage::LargeBodies => {
+            (start.queue, start.segment, start.has_evidence) = (256, 64, false);
+        }
+        Stage::EarlyAnswers => start.queue = 65536,
+        Stage::FirstAreMissing => (start.is_damaged, start.has_evidence) = (true, false),
+        Stage::ParkedThenDropped => start.drain = 60,
+        Stage::PartDroppedBetweenCopies => start.own = vec![("timeouts.request", "\"4s\"")],
+        // Events whose room is needed before they are read stay without evidence.
+        Stage::DropsWhileReading => start.has_evidence = false,
+        Stage::TooLong => {
+            start.own = vec![("max_message_bytes", "\"4KiB\""), ("rejected.action", "\"retry\"")];
+        }
+        Stage::SlowLetters
+        | Stage::Outages
+        | Stage::Answers(_)
+        | Stage::RefusedAtRest
+        | Stage::JoinsBetweenCopies
+        | Stage::FilterBetweenCopies
+        | Stage::FilterOfWaiting
+        | Stage::DroppedBetweenCopies
+        | Stage::DropsThenDies
+        | Stage::TwoSignals
+        | Stage::HeldAtReload
+        | Stage::StoredAtReload
+        | Stage::StoredOnFullDisk
+        | Stage::CutsConnections
+        | Stage::RefusedInBacklog => {}
+    }
+}
