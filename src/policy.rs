@@ -114,7 +114,10 @@ impl Policy {
             omit_managed_fields: rule.omit_managed_fields.unwrap_or(omit_managed_fields),
         };
         Self {
-            matcher: Matcher::of_rules(rules.iter().map(|rule| (&rule.criteria, rule.keeps()))),
+            matcher: Matcher::of_rules(
+                rules.iter().map(|rule| (&rule.criteria, rule.keeps())),
+                false,
+            ),
             outcomes: rules.iter().map(outcome).collect(),
             otherwise: Outcome {
                 level: Level::None,

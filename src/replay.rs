@@ -7,14 +7,13 @@
 //! The resume file holds the frontier, so that a later run skips nothing that was not accepted.
 //! Events that were accepted after the frontier are sent a second time by a later run; the number
 //! of such requests is bounded. The code here never prints: [`Replay::run`] sends notes to its
-//! caller.
+//! caller. A command that only looks at the events has its function instead of a relay ([`To`]).
 //!
 //! | floor | files | what they know |
 //! |---|---|---|
 //! | 1 | `self` `client` `line` `packing` `resume` | the run · requests · a line of a log · compression · the resume file |
 //! | 2 | `spool` | a queue's directory |
 //! | 3 | `input` | what is read |
-//! | 4 | `look` | the same, without a relay to send it to |
 
 use std::collections::VecDeque;
 use std::num::NonZeroU32;
@@ -38,7 +37,6 @@ use crate::position::Position;
 pub mod client;
 mod input;
 mod line;
-pub mod look;
 pub(crate) mod packing;
 mod resume;
 mod spool;
@@ -112,6 +110,17 @@ pub struct Settings {
     pub resume: Option<PathBuf>,
     /// The reaction to a line of the files that is not an event.
     pub on_bad_line: OnBadLine,
+    /// `true`: the batches are JSON lines, for [`To::Look`]. Of a directory, all stored events are
+    /// read, whether or not an output has finished them.
+    pub only_looks: bool,
+}
+
+/// The receiver of the batches.
+pub enum To<'l> {
+    /// A relay.
+    Relay(Arc<Client>),
+    /// A function that looks at the events, which are JSON lines that a relay would accept.
+    Look(&'l mut dyn FnMut(&[u8])),
 }
 
 /// The unit in which the events of an input are numbered.
@@ -292,10 +301,10 @@ impl Replay {
     }
 
     /// Returns the size of each input in bytes. The size of a queue is that of the lines that are
-    /// left over.
+    /// left over; it is not known if all stored lines are read.
     fn sizes(&self) -> impl Iterator<Item = Option<u64>> {
         self.settings.files.iter().zip(&self.frontier.spools).map(|(file, spool)| match spool {
-            Some(spool) => Some(spool.left.bytes),
+            Some(spool) => (!self.settings.only_looks).then_some(spool.left.bytes),
             None => std::fs::metadata(file).ok().filter(|it| it.is_file()).map(|it| it.len()),
         })
     }
@@ -309,7 +318,7 @@ impl Replay {
     /// [`Stopped`] says what could not be sent, read or written, or that `stop` was cancelled.
     pub async fn run(
         self,
-        client: Client,
+        to: To<'_>,
         notes: mpsc::Sender<Note>,
         progress: watch::Sender<Progress>,
         stop: CancellationToken,
@@ -324,7 +333,6 @@ impl Replay {
             settings: settings.clone(),
             spools: frontier.spools.clone(),
             resumed: frontier.state.files.clone(),
-            as_lines: false,
         };
         let (sender, items) = mpsc::channel(1);
         let for_reader = notes.clone();
@@ -334,7 +342,7 @@ impl Replay {
             .name("replay-reader".to_owned())
             .spawn(move || input::read_all(&plan, &sender, &for_reader));
         let running = Running {
-            client: Arc::new(client),
+            to,
             notes,
             progress,
             stop,
@@ -497,7 +505,7 @@ impl Frontier {
         let missing: u64 = queues().map(|queue| queue.missing).sum();
         (faults > 0).then(|| {
             let places = spool::count(faults, "place");
-            format!("damaged or missing events: {missing}, in {places}; they were not sent")
+            format!("damaged or missing events: {missing}, in {places}; they are left out")
         })
     }
 }
@@ -599,9 +607,9 @@ type Lane = std::pin::Pin<Box<dyn Future<Output = Done> + Send>>;
 ///
 /// The frontier never passes a request that was not accepted. Therefore a later run with the same
 /// resume file may send events twice, but it never leaves out an event.
-struct Running {
+struct Running<'l> {
     settings: Settings,
-    client: Arc<Client>,
+    to: To<'l>,
     notes: mpsc::Sender<Note>,
     progress: watch::Sender<Progress>,
     stop: CancellationToken,
@@ -618,7 +626,7 @@ struct Running {
     due: Instant,
 }
 
-impl Running {
+impl Running<'_> {
     async fn run(mut self, mut items: mpsc::Receiver<Item>) -> Result<(), Stopped> {
         let mut next: Option<Batch> = None;
         let mut reading = true;
@@ -714,8 +722,16 @@ impl Running {
         }
         self.in_flight_bytes += bytes;
         self.progress.send_modify(|progress| progress.sent += events);
-        let (client, notes) = (Arc::clone(&self.client), self.notes.clone());
-        let mut connection = self.idle.pop();
+        let client = match &mut self.to {
+            To::Relay(client) => Arc::clone(client),
+            To::Look(look) => {
+                look(&body);
+                let done = Done { number, events, bytes, connection: None, result: Ok(()) };
+                self.lanes.push(Box::pin(std::future::ready(done)));
+                return;
+            }
+        };
+        let (notes, mut connection) = (self.notes.clone(), self.idle.pop());
         self.lanes.push(Box::pin(async move {
             let failed = |failed: Failed| {
                 let note = Note::Retrying { span: span.clone(), failed };

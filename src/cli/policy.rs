@@ -19,9 +19,7 @@ use crate::filter;
 use crate::policy::Policy;
 use crate::words::escape;
 
-mod advise;
 mod cost;
-mod inputs;
 
 /// The greatest size of a file with events, in bytes. An audit.log is usually rotated at 100 MiB.
 const EVENT_BYTES_MAX: u64 = 256 << 20;
@@ -54,14 +52,14 @@ pub(super) enum Command {
     /// Changes nothing. Some events are never dropped, such as writes, reads of Secrets, and what
     /// was refused. The exit status is 1 if the aim cannot be reached, or if a part of the input
     /// could not be read.
-    Advise(advise::Arguments),
+    Advise(cost::Aim),
 }
 
 pub(super) fn run(command: &Command) -> Result<(), u8> {
     match command {
         Command::Explain { policy, events } => explain(policy, events),
-        Command::Cost(arguments) => cost::run(arguments),
-        Command::Advise(arguments) => advise::run(arguments),
+        Command::Cost(arguments) => cost::cost(arguments),
+        Command::Advise(aim) => cost::advise(aim),
     }
 }
 

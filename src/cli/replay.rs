@@ -4,6 +4,7 @@ use std::io::Read as _;
 use std::num::NonZeroU32;
 use std::path::Path;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use clap::Args;
@@ -20,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::Heard;
 use super::failed;
+use super::healthcheck;
 use super::input;
 use super::print;
 use super::runtime;
@@ -34,6 +36,7 @@ use crate::replay::Replayed;
 use crate::replay::Settings;
 use crate::replay::Span;
 use crate::replay::Stopped;
+use crate::replay::To;
 use crate::replay::Unit;
 use crate::replay::client::Client;
 use crate::replay::client::Failed;
@@ -50,6 +53,12 @@ const TELL: Duration = Duration::from_secs(5);
 
 /// The greatest number of the replay's messages for the user that wait to be printed.
 const NOTES: usize = 256;
+
+/// The greatest number of bad lines that are printed by a command that only looks at events.
+const BAD_LINES_SHOWN: u64 = 10;
+
+/// The greatest number of bytes that such a command looks at together, unless an event is larger.
+const LOOKED_BYTES: usize = 1 << 20;
 
 /// The longest time for which the process, at its end, waits for blocking work. A name lookup or a
 /// write may hang and must not keep the process alive.
@@ -205,6 +214,7 @@ fn settings(arguments: &Arguments) -> Settings {
             BadLine::Stop => OnBadLine::Stop,
             BadLine::Skip => OnBadLine::Skip,
         },
+        only_looks: false,
     }
 }
 
@@ -244,13 +254,62 @@ async fn send(
     client: Client,
     stop: CancellationToken,
 ) -> Result<(), u8> {
+    let mut display = Display::new(replay.file_bytes(), u64::MAX);
+    let (progress, ended) =
+        shown_run(replay, To::Relay(Arc::new(client)), &mut display, stop).await?;
+    print(&display.summary(progress))?;
+    match ended {
+        Some(Ok(())) => Ok(()),
+        Some(Err(stopped)) => Err(failed(farewell(arguments, &stopped))),
+        None => Err(failed("stopped at once by a second signal")),
+    }
+}
+
+/// Looks at all events of these files and directories, which are passed to `look` as JSON lines,
+/// and shows the progress. Bad lines are skipped. Returns their number, and why the events are not
+/// all that there are. `Err` is the exit status.
+pub(super) fn look(
+    files: &[PathBuf],
+    look: &mut dyn FnMut(&[u8]),
+) -> Result<(u64, Option<String>), u8> {
+    check(files)?;
+    let replay = Replay::new(Settings {
+        files: files.to_vec(),
+        output: None,
+        even_if_running: true,
+        rate: None,
+        batch_events: usize::MAX,
+        batch_bytes: LOOKED_BYTES,
+        concurrency: 1,
+        resume: None,
+        on_bad_line: OnBadLine::Skip,
+        only_looks: true,
+    });
+    let replay = replay.map_err(|error| super::wrong(escape::message(&error.to_string())))?;
+    let mut display = Display::new(replay.file_bytes(), BAD_LINES_SHOWN);
+    let running = shown_run(replay, To::Look(look), &mut display, CancellationToken::new());
+    let (progress, ended) = healthcheck::block_on(running)??;
+    let why = match ended {
+        Some(ended) => ended.err().map(|stopped| stopped.what),
+        None => Some("interrupted".to_owned()),
+    };
+    Ok((progress.bad_lines, why))
+}
+
+/// Runs a replay and shows its progress. Returns the numbers at its end, and how it has ended;
+/// `None` if a second signal came before. `Err` is the exit status.
+async fn shown_run(
+    replay: Replay,
+    to: To<'_>,
+    display: &mut Display,
+    stop: CancellationToken,
+) -> Result<(Progress, Option<Result<(), Stopped>>), u8> {
     let heard =
         Heard::new().map_err(|error| failed(format_args!("cannot hear signals: {error}")))?;
     let (told, mut notes) = mpsc::channel(NOTES);
     let (shown, progress) = watch::channel(Progress::default());
-    let mut display = Display::new(replay.file_bytes());
     let mut look = tokio::time::interval(LOOK);
-    let mut running = std::pin::pin!(replay.run(client, told, shown, stop.clone()));
+    let mut running = std::pin::pin!(replay.run(to, told, shown, stop.clone()));
     let mut hangup = heard.reload;
     let ended = loop {
         tokio::select! {
@@ -268,12 +327,7 @@ async fn send(
     }
     display.clear();
     let progress = *progress.borrow();
-    print(&display.summary(progress))?;
-    match ended {
-        Some(Ok(())) => Ok(()),
-        Some(Err(stopped)) => Err(failed(farewell(arguments, &stopped))),
-        None => Err(failed("stopped at once by a second signal")),
-    }
+    Ok((progress, ended))
 }
 
 /// Returns a message for a replay that has stopped early: the file, and the line or position in it,
@@ -351,8 +405,8 @@ fn result_of(replayed: &Replayed) -> String {
 
 /// Shows the progress and the messages of a replay: on a terminal as a bar, in all other cases in
 /// lines.
-pub(super) struct Display {
-    pub(super) bar: ProgressBar,
+struct Display {
+    bar: ProgressBar,
     file_bytes: Option<u64>,
     begun: Instant,
     /// The time at which the last progress line was printed, and the number of events that the
@@ -365,12 +419,15 @@ pub(super) struct Display {
     from: Option<(Instant, u64)>,
     /// The lines of the summary about queues' directories.
     replayed: String,
+    /// The number of bad lines that are still to be printed. Those after them are only counted.
+    bad_lines_left: u64,
 }
 
 impl Display {
     /// Makes a display for files that together have this number of bytes; `None`: the size is
-    /// unknown. A bar is drawn only on a terminal.
-    pub(super) fn new(file_bytes: Option<u64>) -> Self {
+    /// unknown. A bar is drawn only on a terminal. Of bad lines, at most `bad_lines_left` are
+    /// printed.
+    fn new(file_bytes: Option<u64>, bad_lines_left: u64) -> Self {
         let bar = match file_bytes {
             Some(bytes) => ProgressBar::new(bytes).with_style(style(
                 "{wide_bar} {percent:>3} %  {bytes} of {total_bytes}  {msg}  {eta} left",
@@ -378,12 +435,15 @@ impl Display {
             None => ProgressBar::new_spinner().with_style(style("{spinner} {elapsed}  {msg}")),
         };
         let now = Instant::now();
-        Self { bar, file_bytes, begun: now, told: (now, 0), from: None, replayed: String::new() }
+        let (told, replayed) = ((now, 0), String::new());
+        Self { bar, file_bytes, begun: now, told, from: None, replayed, bad_lines_left }
     }
 
-    pub(super) fn note(&mut self, note: &Note) {
+    fn note(&mut self, note: &Note) {
         let text = match note {
+            Note::BadLine { .. } if self.bad_lines_left == 0 => return,
             Note::BadLine { span, what } => {
+                self.bad_lines_left -= 1;
                 format!("{}: skipped: {}", spot(span), escape::message(what))
             }
             Note::Remark { directory, what } => {
@@ -441,7 +501,7 @@ impl Display {
             }
             _ => String::new(),
         };
-        eprintln!("{} events accepted, {}/s{left}", progress.accepted, rate);
+        eprintln!("{} events done, {}/s{left}", progress.accepted, rate);
     }
 
     /// Returns a text about the time that the rest of the files will take at the pace of this run;

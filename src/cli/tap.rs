@@ -21,7 +21,6 @@ use tokio::sync::mpsc;
 use tokio::sync::oneshot;
 use tokio::time::timeout;
 use url::Position;
-use url::Url;
 
 use super::cannot_read;
 use super::failed;
@@ -37,9 +36,6 @@ use crate::tap::Conditions;
 use crate::tap::Fields;
 use crate::words::escape;
 use crate::words::grouped;
-
-/// The path of a tap.
-pub(super) const TAP: &str = "/tap";
 
 /// The time limit for the connection and the head of the response together.
 const ANSWER: Duration = Duration::from_secs(10);
@@ -59,55 +55,80 @@ const PRINTED: usize = 16;
 #[derive(Args)]
 pub(super) struct Arguments {
     /// http://HOST:PORT of the relay's admin address [default: admin.address of the config]
-    url: Option<String>,
+    pub(super) url: Option<String>,
     /// Show only events that fit: verb=delete, user=system:serviceaccount:*, namespace=prod,
     /// resource=secrets, code>=400. All keys must hold; of a key that is repeated, one value
     #[arg(long = "match", value_name = "KEY=VALUE")]
-    matches: Vec<String>,
+    pub(super) matches: Vec<String>,
     /// Show only events that leave by this output
     #[arg(long, value_name = "NAME")]
-    output: Option<String>,
+    pub(super) output: Option<String>,
     /// Show at most this many events per second
     #[arg(long, value_name = "N", default_value_t = 100,
           value_parser = clap::value_parser!(u32).range(1..=1000))]
-    sample: u32,
+    pub(super) sample: u32,
     /// The file with the token [default: admin.tap_token_file of the config]
     #[arg(long, value_name = "FILE")]
-    token_file: Option<PathBuf>,
+    pub(super) token_file: Option<PathBuf>,
     /// One line of text for each event, or the redacted event as JSON
     #[arg(long, value_name = "FORMAT", default_value = "short")]
-    format: Format,
+    pub(super) format: Format,
     /// End after this many events
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
-    limit: Option<u64>,
+    pub(super) limit: Option<u64>,
 }
 
 /// The form in which events are printed.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum Format {
+pub(super) enum Format {
     Short,
     Json,
 }
 
 /// Shows events until the tap ends. `Err` is the exit status.
 pub(super) fn run(arguments: &Arguments, file: Option<&Path>) -> Result<(), u8> {
-    Conditions::parse(&arguments.matches)
-        .map_err(|error| wrong(format_args!("--match {error}")))?;
-    let url = healthcheck::page(arguments.url.as_deref(), file, TAP)?;
-    let token = token(arguments, file)?;
-    let Arguments { sample, output, matches, .. } = arguments;
-    let door = Door::new(url, &token, *sample, output.as_deref(), matches)?;
+    let asked = request(arguments, file)?;
     let (printer, printed) = printer();
     let looking = async {
-        let looked = tokio::select! {
+        tokio::select! {
             // The reader of stdout has gone, as after `| head -1`.
-            printed = printed => return printed.unwrap_or(Ok(())),
-            _ = tokio::signal::ctrl_c() => return Ok(()),
-            looked = look(&door, arguments, &printer) => looked,
-        };
-        looked.map_err(|error| format!("{}: {error}", door.shown))
+            printed = printed => printed.unwrap_or(Ok(())),
+            _ = tokio::signal::ctrl_c() => Ok(()),
+            looked = look(&asked, arguments, &printer, std::io::stdout().is_terminal()) => looked,
+        }
     };
     healthcheck::block_on(looking)?.map_err(failed)
+}
+
+/// The request for a tap.
+pub(super) struct Request {
+    target: Target,
+    path: String,
+    /// The URL for messages, without the query.
+    shown: String,
+}
+
+/// Makes the request that the arguments ask for. `Err` is the exit status.
+pub(super) fn request(arguments: &Arguments, file: Option<&Path>) -> Result<Request, u8> {
+    Conditions::parse(&arguments.matches)
+        .map_err(|error| wrong(format_args!("--match {error}")))?;
+    let mut url = healthcheck::page(arguments.url.as_deref(), file, "/tap")?;
+    let token = token(arguments, file)?;
+    let shown = url.to_string();
+    let target = Target::of(&url).and_then(|target| target.with_token(&token));
+    let target = target.map_err(|what| wrong(format_args!("{shown}: {what}")))?;
+    {
+        let mut query = url.query_pairs_mut();
+        query.append_pair("sample", &arguments.sample.to_string());
+        arguments.output.iter().for_each(|name| {
+            query.append_pair("output", name);
+        });
+        arguments.matches.iter().for_each(|one| {
+            query.append_pair("match", one);
+        });
+    }
+    let path = url[Position::BeforePath..Position::AfterQuery].to_owned();
+    Ok(Request { target, path, shown })
 }
 
 /// Returns the token from `--token-file`, or from the file that the config names.
@@ -127,8 +148,9 @@ fn token(arguments: &Arguments, file: Option<&Path>) -> Result<String, u8> {
     token.map_err(|error| cannot_read(&named, "the token", &error))
 }
 
-/// A message to the thread that writes to stdout.
-enum Printed {
+/// A message to the thread that writes to stdout, or to another reader of the events.
+pub(super) enum Printed {
+    /// Lines, each with a line break.
     Text(String),
     /// The thread answers when everything before this message is written.
     Flushed(oneshot::Sender<()>),
@@ -167,98 +189,51 @@ fn printer() -> (mpsc::Sender<Printed>, Failure) {
     (sender, failure)
 }
 
-/// The relay that is asked, and the request.
-pub(super) struct Door {
-    target: Target,
-    path: String,
-    /// The URL for messages, without the query.
-    pub(super) shown: String,
-}
-
-impl Door {
-    /// Makes the request to `url`, which is that of [`TAP`], for at most `sample` events a second,
-    /// which leave by `output` (`None`: by any) and fit `matches`. `Err` is the exit status.
-    pub(super) fn new(
-        mut url: Url,
-        token: &str,
-        sample: u32,
-        output: Option<&str>,
-        matches: &[String],
-    ) -> Result<Self, u8> {
-        let shown = url.to_string();
-        let target = Target::of(&url).and_then(|target| target.with_token(token));
-        let target = target.map_err(|what| wrong(format_args!("{shown}: {what}")))?;
-        {
-            let mut query = url.query_pairs_mut();
-            query.append_pair("sample", &sample.to_string());
-            output.iter().for_each(|name| {
-                query.append_pair("output", name);
-            });
-            matches.iter().for_each(|one| {
-                query.append_pair("match", one);
-            });
-        }
-        let path = url[Position::BeforePath..Position::AfterQuery].to_owned();
-        Ok(Self { target, path, shown })
-    }
-
-    /// Opens the tap.
-    pub(super) async fn open(&self) -> Result<Lines, String> {
-        let opened = timeout(ANSWER, self.target.open(Method::GET, &self.path, None)).await;
+/// Asks the relay for events, and prints them until `--limit` or the relay ends the tap. `escapes`
+/// is `true` if they are printed on a terminal.
+pub(super) async fn look(
+    Request { target, path, shown }: &Request,
+    arguments: &Arguments,
+    printer: &mpsc::Sender<Printed>,
+    escapes: bool,
+) -> Result<(), String> {
+    let Arguments { format, limit, sample, .. } = *arguments;
+    let mut show = Show { printer, format, escapes, left: limit, sample };
+    let looking = async {
+        let opened = timeout(ANSWER, target.open(Method::GET, path, None)).await;
         let opened = opened.map_err(|_| format!("no answer within {} s", ANSWER.as_secs()))?;
         let mut reply = opened.map_err(|error| error.reason)?;
         let status = reply.status;
         if status != StatusCode::OK {
             return Err(format!("{status}{}", ask::refusal(&mut reply).await));
         }
-        Ok(Lines { reply, buffer: Vec::new() })
-    }
+        lines(reply, &mut show).await
+    };
+    looking.await.map_err(|error| format!("{shown}: {error}"))
 }
 
-/// An open tap: the lines of its response.
-pub(super) struct Lines {
-    reply: Reply,
-    /// The beginning of a line that is not complete.
-    buffer: Vec<u8>,
-}
-
-impl Lines {
-    /// Waits for the next lines, each of which ends with a line break. There may be none.
-    pub(super) async fn next(&mut self) -> Result<Vec<u8>, String> {
-        let Some(part) = self.reply.part(SILENCE).await? else {
+/// Reads the lines of the response until the tap ends.
+async fn lines(mut reply: Reply, show: &mut Show<'_>) -> Result<(), String> {
+    let mut buffer = Vec::new();
+    loop {
+        let Some(part) = reply.part(SILENCE).await? else {
             return Err("the answer has ended without a reason: is the relay gone?".to_owned());
         };
-        self.buffer.extend_from_slice(&part);
-        let end = memchr::memrchr(b'\n', &self.buffer).map_or(0, |end| end + 1);
-        let rest = self.buffer.split_off(end);
-        if rest.len() > LINE_MAX {
-            return Err(format!("a line has more than {} MiB", LINE_MAX >> 20));
-        }
-        Ok(std::mem::replace(&mut self.buffer, rest))
-    }
-}
-
-/// Asks the relay for events, and prints them until `--limit` or the relay ends the tap.
-async fn look(
-    door: &Door,
-    arguments: &Arguments,
-    printer: &mpsc::Sender<Printed>,
-) -> Result<(), String> {
-    let mut lines = door.open().await?;
-    let mut show = Show {
-        printer,
-        format: arguments.format,
-        escapes: std::io::stdout().is_terminal(),
-        left: arguments.limit,
-        sample: arguments.sample,
-    };
-    loop {
-        let (mut text, mut ended) = (String::new(), None);
-        for line in lines.next().await?.split_inclusive(|byte| *byte == b'\n') {
+        buffer.extend_from_slice(&part);
+        let mut start = 0;
+        let mut text = String::new();
+        let mut ended = None;
+        for end in memchr::memchr_iter(b'\n', &buffer) {
+            let line = buffer.get(start..end).unwrap_or_default();
+            start = end + 1;
             ended = show.line(line, &mut text)?;
             if ended.is_some() {
                 break;
             }
+        }
+        buffer.drain(..start);
+        if buffer.len() > LINE_MAX {
+            return Err(format!("a line has more than {} MiB", LINE_MAX >> 20));
         }
         show.print(text).await;
         if let Some(ended) = ended {
@@ -270,30 +245,18 @@ async fn look(
 
 /// One line of the relay.
 #[derive(Deserialize)]
-pub(super) struct Received<'a> {
-    /// The name of the output by which the event has left.
-    pub(super) output: Option<String>,
+struct Received<'a> {
+    output: Option<String>,
     #[serde(borrow)]
-    pub(super) event: Option<&'a RawValue>,
-    /// The numbers of events that were not shown, by reason.
-    pub(super) skipped: Option<BTreeMap<String, u64>>,
-    /// The relay has ended the tap.
-    pub(super) end: Option<End>,
-}
-
-impl<'a> Received<'a> {
-    /// Reads a line. `Err` if it is not one of a relay.
-    pub(super) fn of(line: &'a [u8]) -> Result<Self, String> {
-        serde_json::from_slice(line)
-            .map_err(|error| format!("the answer is not that of a relay's tap: {error}"))
-    }
+    event: Option<&'a RawValue>,
+    skipped: Option<BTreeMap<String, u64>>,
+    end: Option<End>,
 }
 
 #[derive(Deserialize)]
-pub(super) struct End {
+struct End {
     reason: String,
-    /// The reason in a sentence.
-    pub(super) message: String,
+    message: String,
 }
 
 /// Prints what the relay says.
@@ -315,7 +278,8 @@ impl Show<'_> {
         line: &[u8],
         text: &mut String,
     ) -> Result<Option<Result<(), String>>, String> {
-        let received = Received::of(line)?;
+        let received: Received<'_> = serde_json::from_slice(line)
+            .map_err(|error| format!("the answer is not that of a relay's tap: {error}"))?;
         if let Some(event) = received.event {
             let event = event.get();
             match self.format {

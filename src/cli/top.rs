@@ -39,8 +39,8 @@ use crate::status::Status;
 use crate::top;
 use crate::top::Key;
 use crate::top::View;
-use crate::volume::DIMENSIONS;
-use crate::volume::Report;
+use crate::volume::report::DIMENSIONS;
+use crate::volume::report::Report;
 use crate::words::escape;
 
 /// The greatest number of bytes in a response of the relay. A history of 200 outputs has 6 MiB.
@@ -94,7 +94,8 @@ fn interval(text: &str) -> Result<Duration, String> {
 enum Message {
     Status(Box<Status>),
     History(Option<Box<History>>),
-    Volume(Option<Box<Report>>),
+    /// The lines of the table of `--by`.
+    Volume(Vec<String>),
     Failed(String),
     Key(KeyEvent),
     /// The terminal has another size now.
@@ -107,24 +108,23 @@ enum Message {
 pub(super) fn run(arguments: &Arguments, file: Option<&Path>) -> Result<(), u8> {
     let url = healthcheck::page(arguments.url.as_deref(), file, "/status")?;
     if arguments.once || !std::io::stdout().is_terminal() {
-        return once(&url, arguments.by.clone());
+        return once(&url, arguments.by.as_deref());
     }
     let (told, messages) = mpsc::sync_channel(MESSAGES_MAX);
     let stop = CancellationToken::new();
     let base = base(&url);
     let (every, telling, stopped) = (arguments.interval, told.clone(), stop.clone());
-    let (by, counts) = (arguments.by.clone(), arguments.by.is_some());
-    let asking = std::thread::Builder::new()
-        .name("ask".to_owned())
-        .spawn(move || healthcheck::block_on(ask_often(&url, counts, every, &telling, &stopped)));
+    let by = arguments.by.clone();
+    let asking = std::thread::Builder::new().name("ask".to_owned()).spawn(move || {
+        healthcheck::block_on(ask_often(&url, by.as_deref(), every, &telling, &stopped))
+    });
     let asking = asking.map_err(|error| failed(format_args!("cannot start a thread: {error}")))?;
     let shown = match ratatui::try_init() {
         Ok(mut terminal) => {
             let keys = std::thread::Builder::new().name("keys".to_owned());
             let keys = keys.spawn(move || read_keys(&told));
-            let shown = keys.and_then(|_keys| {
-                show(&mut terminal, View::new(&base, true).counting(by), &messages)
-            });
+            let shown =
+                keys.and_then(|_keys| show(&mut terminal, View::new(&base, true), &messages));
             ratatui::restore();
             shown
         }
@@ -144,21 +144,20 @@ fn base(url: &Url) -> String {
 }
 
 /// Prints the screen once. `Err` is the exit status; it is 1 if the relay does not answer.
-fn once(url: &Url, by: Option<String>) -> Result<(), u8> {
+fn once(url: &Url, by: Option<&str>) -> Result<(), u8> {
     let failed = |error: String| failed(format_args!("{url}: {}", escape::message(&error)));
-    let counts = by.is_some();
-    let mut view = View::new(&base(url), true).counting(by);
+    let mut view = View::new(&base(url), true);
     let (first, second, earlier) = healthcheck::block_on(async {
         let first = answer(url).await?;
         tokio::time::sleep(BETWEEN).await;
-        Ok((first, answer(url).await?, earlier(url, counts).await))
+        Ok((first, answer(url).await?, earlier(url, by).await))
     })?
     .map_err(failed)?;
     view.answered(first);
     view.answered(second);
     match earlier {
         Some(Message::History(history)) => view.remembered(history.map(|it| *it)),
-        Some(Message::Volume(report)) => view.counted(report.map(|it| *it)),
+        Some(Message::Volume(table)) => view.counted(table),
         _ => {}
     }
     let columns = std::env::var("COLUMNS").ok().and_then(|text| text.parse().ok());
@@ -186,7 +185,7 @@ fn text_of(buffer: &Buffer) -> String {
 /// Asks the relay until `stop` is cancelled, a signal comes, or nobody takes the answers.
 async fn ask_often(
     url: &Url,
-    counts: bool,
+    by: Option<&str>,
     every: Duration,
     told: &mpsc::SyncSender<Message>,
     stop: &CancellationToken,
@@ -198,7 +197,7 @@ async fn ask_often(
             let status = answer(url).await;
             let is_due = last_history.is_none_or(|at| at.elapsed() >= HISTORY);
             let history = match (&status, is_due) {
-                (Ok(_), true) => earlier(url, counts).await,
+                (Ok(_), true) => earlier(url, by).await,
                 _ => None,
             };
             (status, history)
@@ -252,17 +251,20 @@ async fn answer(url: &Url) -> Result<Status, String> {
     }
 }
 
-/// Asks for the relay's last hour or, if `counts` is `true`, for the volume by cause. `None`: there
-/// is no answer.
-async fn earlier(url: &Url, counts: bool) -> Option<Message> {
+/// Asks for the relay's last hour or, with `--by`, for the volume of the last hour by cause.
+/// `None`: there is no answer.
+async fn earlier(url: &Url, by: Option<&str>) -> Option<Message> {
     let mut url = url.clone();
-    if counts {
-        url.set_path("/status/volume");
-        get(&url).await.ok().map(|it| Message::Volume(it.map(Box::new)))
-    } else {
+    let Some(by) = by else {
         url.set_path("/status/history");
-        get(&url).await.ok().map(|it| Message::History(it.map(Box::new)))
-    }
+        return get(&url).await.ok().map(|it| Message::History(it.map(Box::new)));
+    };
+    url.set_path("/status/volume");
+    let report = get::<Report>(&url).await.ok()?.unwrap_or_default();
+    Some(Message::Volume(match report.spans.get("1h") {
+        Some(hour) => top::table(hour, by),
+        None => vec!["no volume is counted (volume.enabled)".to_owned()],
+    }))
 }
 
 /// Asks for a JSON document; `None` if the relay does not have it.
@@ -311,7 +313,7 @@ fn show(
                 answered = Instant::now();
             }
             Ok(Message::History(history)) => view.remembered(history.map(|it| *it)),
-            Ok(Message::Volume(report)) => view.counted(report.map(|it| *it)),
+            Ok(Message::Volume(table)) => view.counted(table),
             Ok(Message::Failed(error)) => view.failed(&error, answered.elapsed()),
             Ok(Message::Key(key)) => match choice(key) {
                 Choice::End => return Ok(()),

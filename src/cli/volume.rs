@@ -11,9 +11,9 @@ use super::print;
 use super::top::get;
 use super::wrong;
 use crate::top;
-use crate::volume::DIMENSIONS;
-use crate::volume::Report;
-use crate::volume::SPANS;
+use crate::volume::report::DIMENSIONS;
+use crate::volume::report::Report;
+use crate::volume::report::SPANS;
 use crate::words::escape;
 
 #[derive(Args)]
@@ -28,9 +28,6 @@ pub(super) struct Arguments {
     /// Count the last hour or the last 24 hours
     #[arg(long, value_name = "TIME", default_value = "1h", value_parser = SPANS.map(|(name, _)| name))]
     since: String,
-    /// Order by events, not by bytes
-    #[arg(long)]
-    events: bool,
     /// Print all dimensions as JSON
     #[arg(long)]
     json: bool,
@@ -47,18 +44,16 @@ pub(super) fn run(arguments: &Arguments, file: Option<&Path>) -> Result<(), u8> 
             return Err(wrong(format_args!("{url} is named twice")));
         }
         let told = |what: &str| failed(format_args!("{url}: {}", escape::message(what)));
-        match healthcheck::block_on(get::<Report>(&url))?.map_err(|error| told(&error))? {
-            Some(report) if report.enabled => sum.add(report),
-            Some(_) => {
-                return Err(told("nothing is counted: its config has volume.enabled = false"));
-            }
-            None => return Err(told("this relay has no /status/volume: it is too old")),
-        }
+        let report = healthcheck::block_on(get::<Report>(&url))?.map_err(|error| told(&error))?;
+        let report = report.filter(|report| report.enabled).ok_or_else(|| {
+            told("nothing is counted: its config has volume.enabled = false, or it is too old")
+        })?;
+        sum.add(report);
     }
     let none = || failed("no relay has figures of this time");
     let figures = sum.spans.get(&arguments.since).ok_or_else(none)?;
     match arguments.json {
         true => print(&format!("{:#}\n", serde_json::json!(figures))),
-        false => print(&(top::table(figures, &arguments.by, arguments.events).join("\n") + "\n")),
+        false => print(&(top::table(figures, &arguments.by).join("\n") + "\n")),
     }
 }

@@ -12,7 +12,6 @@
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
-use serde_json::Value;
 use serde_json::json;
 
 use super::Sum;
@@ -21,10 +20,8 @@ use super::survey::Cause;
 use super::survey::Cell;
 use super::survey::NODES;
 use super::survey::Survey;
-use crate::policy::Criteria;
-use crate::policy::GroupResources;
 use crate::policy::Level;
-use crate::policy::Names;
+use crate::policy::Policy;
 use crate::words::bytes;
 use crate::words::grouped;
 
@@ -44,24 +41,14 @@ pub struct Advice {
     pub page: String,
 }
 
-/// The events that a plan lowers to the level Metadata, each with those before it. Their order is
-/// that of [`Survey::bodies`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Lowering {
-    /// Nothing but what must never have a body.
-    Nothing = 0,
-    Reads = 1,
-    Everything = 2,
-}
-
 /// The cells of one user that one rule can drop.
 type Unit<'s> = Vec<(&'s Cause, &'s Cell)>;
 
 /// A set of rules.
 struct Plan<'s> {
-    lowering: Lowering,
-    /// The bytes that the lowering saves by itself.
-    lowered: u64,
+    /// What is lowered to the level Metadata: 0 for nothing, 1 for reads, 2 for everything. What
+    /// must never have a body always is.
+    lowering: usize,
     units: Vec<Unit<'s>>,
     saved: u64,
 }
@@ -74,154 +61,127 @@ impl Advice {
         let units = units(survey);
         // The first of plans with as many rules is the best one: to lower reads hides no request,
         // and the bodies of changes are what an investigation needs most.
-        let plans = [Lowering::Reads, Lowering::Nothing, Lowering::Everything]
-            .map(|lowering| Plan::new(survey, &units, lowering, wanted));
+        let plans = [1, 0, 2].map(|lowering| Plan::new(survey, &units, lowering, wanted));
         let rank = |plan: &Plan<'_>| (wanted.saturating_sub(plan.saved), plan.rules());
-        let [first, others @ ..] = plans;
-        let better = |best, plan| if rank(&plan) < rank(&best) { plan } else { best };
-        let plan = others.into_iter().fold(first, better);
-        let cells = plan.units.iter().flatten();
-        Self {
-            saves: Sum {
-                events: cells.map(|(_, cell)| cell.whole.events).sum(),
-                bytes: plan.saved,
-            },
-            is_reached: plan.saved >= wanted,
-            rules: plan.rules(),
-            page: plan.page(survey, aim, wanted),
-        }
+        let plan = plans.into_iter().min_by_key(rank).expect("there are three plans");
+        let events = plan.units.iter().flatten().map(|(_, cell)| cell.events).sum();
+        let (is_reached, rules) = (plan.saved >= wanted, plan.rules());
+        let (saves, all) = (Sum { events, bytes: plan.saved }, grouped(survey.total.events));
+        let (saved, is) = (survey.part(plan.saved), if is_reached { "is" } else { "is NOT" });
+        let head = format!(
+            "# Rules: {rules}. Saved: {saved} of {all} events. The aim of {aim} % {is} reached.\n"
+        );
+        Self { saves, is_reached, rules, page: head + HEAD + &plan.rules_as_text(survey) }
     }
 }
 
 /// Returns the cells that may be dropped, by user, and apart for kinds and paths, because a rule is
-/// about one or the other.
+/// about one or the other. A cell of which a rule would be wrong or doubtful is left out.
 fn units(survey: &Survey) -> Vec<Unit<'_>> {
     let mut units: BTreeMap<(&str, bool), Unit<'_>> = BTreeMap::new();
-    for (cause, cell) in &survey.cells {
-        let unit = [(cause, cell)];
-        let (criteria, names) = (criteria(&unit), Names::POLICY);
-        let is_valid = criteria.mistakes(&names).is_empty() && criteria.doubts(&names).is_empty();
-        if is_valid && !cell.is_kept && !survey.nodes.contains(&cause.who) {
-            units.entry((&cause.who, cause.group.is_none())).or_default().extend(unit);
+    for cell @ (cause, _) in survey.cells.iter().filter(|(_, cell)| !cell.is_kept) {
+        let policy = Policy::read(&format!("{HEAD}{}", dropping(&[cell])));
+        if policy.is_ok_and(|policy| policy.doubts().is_empty()) {
+            units.entry((&cause.who, cause.group.is_none())).or_default().push(cell);
         }
     }
     units.into_values().collect()
 }
 
-/// Returns what a rule names that drops a unit.
-fn criteria(unit: &[(&Cause, &Cell)]) -> Criteria {
-    let mut criteria = Criteria::default();
-    let Criteria { resources, non_resource_urls, .. } = &mut criteria;
-    for (Cause { group, what, .. }, _) in unit {
-        let Some(group) = group.clone() else {
-            non_resource_urls.push(what.clone());
-            continue;
-        };
-        match resources.iter_mut().find(|of| of.group == group) {
-            Some(of) => of.resources.push(what.clone()),
-            None => resources.push(GroupResources {
-                group,
-                resources: vec![what.clone()],
-                ..GroupResources::default()
-            }),
-        }
+/// Returns the rule that drops a unit. Values are JSON, which is YAML too.
+fn dropping(unit: &[(&Cause, &Cell)]) -> String {
+    let (mut who, mut kinds) = ("", BTreeMap::<_, Vec<&str>>::new());
+    for (cause, _) in unit {
+        who = &cause.who;
+        kinds.entry(&cause.group).or_default().push(&cause.what);
     }
-    criteria
+    let field = if who == NODES { "userGroups" } else { "users" };
+    let what = match kinds.remove(&&None) {
+        Some(paths) => format!("nonResourceURLs: {}", json!(paths)),
+        None => {
+            let kinds = kinds.iter().map(|(group, of)| json!({ "group": group, "resources": of }));
+            format!("resources: {}", json!(kinds.collect::<Vec<_>>()))
+        }
+    };
+    let (who, reads) = (json!([who]), json!(floor::READS));
+    format!("- level: None\n  {field}: {who}\n  verbs: {reads}\n  {what}\n")
 }
 
-impl Lowering {
-    /// Returns the bytes that dropping these cells saves beyond the lowering.
-    fn beyond(self, unit: &[(&Cause, &Cell)]) -> u64 {
-        let bytes = |cell: &Cell| match self {
-            Self::Nothing => cell.whole.bytes,
-            Self::Reads | Self::Everything => cell.lowered,
-        };
-        unit.iter().map(|(_, cell)| bytes(cell)).sum()
+/// Returns the bytes that dropping these cells saves beyond the lowering.
+fn beyond(lowering: usize, unit: &[(&Cause, &Cell)]) -> u64 {
+    unit.iter().map(|(_, cell)| cell.bytes[lowering.min(1)]).sum()
+}
+
+impl Survey {
+    /// Returns a number of bytes as a part of all bytes.
+    fn part(&self, saved: u64) -> String {
+        let percent = Sum { events: 0, bytes: saved }.percent_of(self.total);
+        format!("{percent:.1} % ({})", bytes(saved as f64))
     }
 }
 
 impl<'s> Plan<'s> {
     /// Makes the plan with this lowering that has the fewest rules, and leaves out cells that are
     /// not needed.
-    fn new(survey: &Survey, units: &[Unit<'s>], lowering: Lowering, wanted: u64) -> Self {
-        let lowered = survey.bodies.iter().take(1 + lowering as usize).sum();
-        let (mut units, mut saved) = (units.to_vec(), lowered);
-        units.sort_by_key(|unit| Reverse(lowering.beyond(unit)));
+    fn new(survey: &Survey, units: &[Unit<'s>], lowering: usize, wanted: u64) -> Self {
+        let mut saved = survey.bodies.iter().take(1 + lowering).sum();
+        let mut units = units.to_vec();
+        units.sort_by_key(|unit| Reverse(beyond(lowering, unit)));
         units.truncate(DROPPING_MAX);
         units.retain(|unit| {
-            let is_needed = saved < wanted && lowering.beyond(unit) > 0;
-            saved += if is_needed { lowering.beyond(unit) } else { 0 };
+            let is_needed = saved < wanted && beyond(lowering, unit) > 0;
+            saved += if is_needed { beyond(lowering, unit) } else { 0 };
             is_needed
         });
         for unit in &mut units {
-            unit.sort_by_key(|cell| Reverse(lowering.beyond(&[*cell])));
+            unit.sort_by_key(|cell| Reverse(beyond(lowering, &[*cell])));
             while let [_, .., last] = unit[..]
-                && saved - lowering.beyond(&[last]) >= wanted
+                && saved - beyond(lowering, &[last]) >= wanted
             {
-                saved -= lowering.beyond(&[last]);
+                saved -= beyond(lowering, &[last]);
                 unit.pop();
             }
         }
-        Self { lowering, lowered, units, saved }
+        Self { lowering, units, saved }
     }
 
     fn rules(&self) -> usize {
-        self.units.len() + usize::from(self.lowering != Lowering::Nothing)
+        self.units.len() + usize::from(self.lowering > 0)
     }
 
-    /// Returns the text of the policy. Values are JSON, which is YAML too. Texts of events are
-    /// plain, so that they can stand in a comment.
-    fn page(&self, survey: &Survey, aim: f64, wanted: u64) -> String {
-        let total = survey.total;
-        let part = |saved: u64| {
-            let percent = Sum { events: 0, bytes: saved }.percent_of(total);
-            format!("{percent:.1} % ({})", bytes(saved as f64))
-        };
-        let (rules, events, saved) = (self.rules(), grouped(total.events), part(self.saved));
-        let reached = if self.saved >= wanted { "is" } else { "is NOT" };
-        let mut page = format!(
-            "# Rules: {rules}. Saved: {saved} of {events} events. The aim of {aim} % {reached} reached.\n{HEAD}"
-        );
-        let is_lowered = self.lowering == Lowering::Everything;
-        let last = if is_lowered { Level::Metadata } else { survey.top };
-        if last != Level::Metadata {
-            let saved = part(survey.bodies[0]);
-            page += &format!("# Always there: the bodies of these show secrets. Saves {saved}.\n");
-            page += "- level: Metadata\n";
-            page += &format!("  resources: {}\n", listed(&survey.secret));
+    /// Returns the rules of the policy, each with a comment. Texts of events are plain, so that
+    /// they can stand in a comment.
+    fn rules_as_text(&self, survey: &Survey) -> String {
+        let ([secret, reads, rest], part) = (survey.bodies, |saved| survey.part(saved));
+        let top = survey.top.max(Some(Level::Metadata)).unwrap_or(Level::Metadata);
+        let mut text = String::new();
+        if self.lowering < 2 && top != Level::Metadata {
+            let (saved, kinds) = (part(secret), json!(*floor::SECRET_KINDS));
+            text += &format!("# Always there: the bodies of these show secrets. Saves {saved}.\n");
+            text += &format!("- level: Metadata\n  resources: {kinds}\n");
         }
-        let reads = json!(floor::READS);
         for unit in &self.units {
-            let events = grouped(unit.iter().map(|(_, cell)| cell.whole.events).sum());
-            let saved = part(self.lowering.beyond(unit));
+            let events = grouped(unit.iter().map(|(_, cell)| cell.events).sum());
+            let saved = part(beyond(self.lowering, unit));
             let who = unit.first().map_or("", |(cause, _)| &cause.who);
-            let field = if who == NODES { "userGroups" } else { "users" };
-            page += &format!(
-                "# Saves {saved}: {events} events. No longer seen: reads of these by {who}.\n"
+            text += &format!(
+                "# Saves {saved}: {events} events. No longer seen: reads of these by {who}.\n{}",
+                dropping(unit)
             );
-            page += &format!("- level: None\n  {field}: {}\n  verbs: {reads}\n", json!([who]));
-            let Criteria { resources, non_resource_urls, .. } = criteria(unit);
-            page += &match non_resource_urls.is_empty() {
-                true => format!("  resources: {}\n", listed(&resources)),
-                false => format!("  nonResourceURLs: {}\n", json!(non_resource_urls)),
-            };
         }
-        let lowered = part(self.lowered - if is_lowered { 0 } else { survey.bodies[0] });
-        page += &match self.lowering {
-            Lowering::Nothing => String::new(),
-            Lowering::Everything => format!("# Saves {lowered}. No longer seen: all bodies.\n"),
-            Lowering::Reads => format!(
-                "# Saves {lowered}. No longer seen: the bodies of reads.\n\
-                 - level: Metadata\n  verbs: {reads}\n"
+        let all = part(secret + reads + rest);
+        let (reads, verbs) = (part(reads), json!(floor::READS));
+        text + &match self.lowering {
+            0 => format!("# Everything else.\n- level: {top}\n"),
+            1 => format!(
+                "# Saves {reads}. No longer seen: the bodies of reads.\n\
+                 - level: Metadata\n  verbs: {verbs}\n# Everything else.\n- level: {top}\n"
             ),
-        };
-        page + &format!("# Everything else.\n- level: {last}\n")
+            _ => format!(
+                "# Everything else. Saves {all}. No longer seen: all bodies.\n- level: Metadata\n"
+            ),
+        }
     }
-}
-
-/// Returns kinds of objects as a rule lists them.
-fn listed(kinds: &[GroupResources]) -> Value {
-    kinds.iter().map(|of| json!({ "group": of.group, "resources": of.resources })).collect()
 }
 
 /// The beginning of each policy.

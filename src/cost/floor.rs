@@ -14,6 +14,8 @@
 //!
 //! Deletes of events change something, and are therefore among them.
 
+use std::sync::LazyLock;
+
 use crate::audit::request::Request;
 use crate::audit::scan;
 use crate::policy::GroupResources;
@@ -59,16 +61,15 @@ pub(super) fn is_above(event: &[u8], request: &Request<'_>) -> bool {
         || matches!(code, Some(b"401" | b"403"))
 }
 
-/// Returns the kinds of objects whose bodies hold secrets. A policy that records bodies keeps these
+/// The kinds of objects whose bodies hold secrets. A policy that records bodies keeps these
 /// at Metadata.
-pub(super) fn secret_kinds() -> Vec<GroupResources> {
-    let mut kinds = vec![of("", vec!["configmaps/*".to_owned()])];
-    for (groups, resources) in redact::secret_kinds() {
-        kinds.extend(groups.iter().map(|group| of(group, resources.clone())));
-    }
-    kinds
-}
-
-fn of(group: &str, resources: Vec<String>) -> GroupResources {
-    GroupResources { group: group.to_owned(), resources, ..GroupResources::default() }
-}
+pub(super) static SECRET_KINDS: LazyLock<Vec<GroupResources>> = LazyLock::new(|| {
+    let configmaps = (&[""][..], vec!["configmaps/*".to_owned()]);
+    let of = |(groups, resources): (&[&str], Vec<String>)| {
+        let group = |group: &&str| (*group).to_owned();
+        let of =
+            |group| GroupResources { group, resources: resources.clone(), ..Default::default() };
+        groups.iter().map(group).map(of).collect::<Vec<_>>()
+    };
+    [configmaps].into_iter().chain(redact::secret_kinds()).flat_map(of).collect()
+});

@@ -8,17 +8,14 @@
 //! The number of cells is limited. Events of cells that come after the limit are never dropped.
 
 use std::collections::BTreeMap;
-use std::collections::BTreeSet;
 
 use percent_encoding::percent_decode;
 
 use super::Sum;
 use super::bytes_after;
+use super::each;
 use super::floor;
-use crate::audit::request::Reader;
 use crate::audit::request::Request;
-use crate::policy::Decision;
-use crate::policy::GroupResources;
 use crate::policy::Level;
 use crate::words::escape;
 
@@ -30,6 +27,10 @@ const TEXT_BYTES_MAX: usize = 512;
 
 /// The group of all kubelets.
 pub(super) const NODES: &str = "system:nodes";
+
+/// The beginning of the names of kubelets, and of the name of their group. A user whose name begins
+/// so gets no rule by this name.
+const NODE: &[u8] = b"system:node";
 
 /// One user, and what the user reads.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -47,79 +48,57 @@ pub(super) struct Cause {
 pub(super) struct Cell {
     /// `true`: at least one read is above the floor, so none of them may be dropped.
     pub(super) is_kept: bool,
-    /// All reads, as they were recorded.
-    pub(super) whole: Sum,
-    /// The bytes of these reads at the level Metadata.
-    pub(super) lowered: u64,
+    /// The number of all reads.
+    pub(super) events: u64,
+    /// The bytes of all reads, as they were recorded and at the level Metadata.
+    pub(super) bytes: [u64; 2],
 }
 
 /// The sums of many events, from which an advice is made.
+#[derive(Default)]
 pub struct Survey {
     /// All events, as they were recorded.
     pub total: Sum,
     pub(super) cells: BTreeMap<Cause, Cell>,
-    /// The names of members of [`NODES`], at most [`CELLS_MAX`]. They get no rule of their own: it
-    /// would also match what counts for the group.
-    pub(super) nodes: BTreeSet<String>,
     /// The bytes that leave events when they are lowered to Metadata: events about
-    /// [`floor::secret_kinds`], other reads, and all other events.
+    /// [`floor::SECRET_KINDS`], other reads, and all other events.
     pub(super) bodies: [u64; 3],
-    pub(super) secret: Vec<GroupResources>,
-    /// The highest level of an event.
-    pub(super) top: Level,
-    buffer: Vec<u8>,
-}
-
-impl Default for Survey {
-    fn default() -> Self {
-        let (total, cells, nodes, buffer) = Default::default();
-        let secret = floor::secret_kinds();
-        Self { total, cells, nodes, bodies: [0; 3], secret, top: Level::Metadata, buffer }
-    }
+    /// The highest level of an event; `None` without events.
+    pub(super) top: Option<Level>,
 }
 
 impl Survey {
     /// Counts events, which are JSON lines that [`audit`] has found valid.
     pub fn add(&mut self, lines: &[u8]) {
-        let mut reader = Reader::new(lines);
-        while let Some(event) = reader.advance() {
-            self.event(event, reader.request());
-        }
+        each(lines, |event, request| self.event(event, request));
     }
 
     fn event(&mut self, event: &[u8], request: &Request<'_>) {
-        let (level, omit_stage, omit_managed_fields) = (Level::Metadata, false, false);
-        let metadata = Decision { rule: None, level, omit_stage, omit_managed_fields };
-        let lowered = bytes_after(metadata, event, request, &mut self.buffer);
-        let lowered = lowered.unwrap_or(event.len());
+        let lowered = bytes_after(event, request, Level::Metadata, false);
         self.total.count(event.len());
-        self.top = self.top.max(Level::of(&request.level).unwrap_or(Level::RequestResponse));
+        self.top = self.top.max(Level::of(&request.level).or(Some(Level::RequestResponse)));
         let is_read = floor::is_read(request);
-        let is_secret = request
-            .object
-            .as_ref()
-            .is_some_and(|object| self.secret.iter().any(|of| of.matches(object, |_| true)));
+        let object = request.object.as_ref();
+        let is_secret = object.is_some_and(|object| {
+            floor::SECRET_KINDS.iter().any(|of| of.matches(object, |_| true))
+        });
         let kind = if is_secret { 0 } else { 2 - usize::from(is_read) };
         self.bodies[kind] += event.len().saturating_sub(lowered) as u64;
         let Some(user) = request.user.as_ref().filter(|_| is_read) else { return };
         let is_kept = floor::is_above(event, request);
         let is_node = user.groups.iter().any(|group| **group == *NODES.as_bytes());
-        if is_node && self.nodes.len() < CELLS_MAX {
-            self.nodes.extend(usable(&user.name));
-        }
-        // A rule for a kubelet's name would match the event too. There may be more kubelets than
-        // are noted, so what is kept is noted for both. A user who has the name of the group cannot
-        // be told from it.
-        let own = (!is_node || is_kept) && *user.name != *NODES.as_bytes();
-        for name in [is_node.then_some(NODES.as_bytes()), own.then_some(&*user.name)] {
-            let Some(cause) = name.and_then(|name| cause(request, name)) else { continue };
+        // A rule for the name of a member of the nodes would match what counts for the group.
+        let own = (!user.name.starts_with(NODE)).then_some((&*user.name, is_kept || is_node));
+        for (who, is_kept) in own.into_iter().chain(is_node.then_some((NODES.as_bytes(), is_kept)))
+        {
+            let Some(cause) = cause(request, who) else { continue };
             if self.cells.len() >= CELLS_MAX && !self.cells.contains_key(&cause) {
                 continue;
             }
             let cell = self.cells.entry(cause).or_default();
             cell.is_kept |= is_kept;
-            cell.whole.count(event.len());
-            cell.lowered += lowered as u64;
+            cell.events += 1;
+            cell.bytes = [cell.bytes[0] + event.len() as u64, cell.bytes[1] + lowered as u64];
         }
     }
 }

@@ -7,7 +7,7 @@ use serde_json::Value;
 use serde_json::json;
 
 use super::Advice;
-use super::Costs;
+use super::Cost;
 use super::Survey;
 use crate::audit::request::request;
 use crate::policy::Level;
@@ -149,9 +149,9 @@ fn policy(text: &str) -> Policy {
 
 /// Returns the bytes of all events after this policy.
 fn bytes_after(text: &str, events: &[Value]) -> u64 {
-    let mut costs = Costs::new([policy(text)]);
-    costs.add(&lines(events));
-    costs.policies[0].after().bytes
+    let mut cost = Cost::new(policy(text));
+    cost.add(&lines(events));
+    cost.after().bytes
 }
 
 #[test]
@@ -175,9 +175,9 @@ fn no_advice_drops_what_the_floor_keeps_and_each_saves_what_it_says() {
             let may_show = is_secret(&event["objectRef"]) && decision.level != Level::Metadata;
             assert!(!may_show, "{event}\n{page}");
         }
-        let mut costs = Costs::new([policy]);
-        costs.add(&lines(&events));
-        let (before, after) = (costs.total, costs.policies[0].after());
+        let mut cost = Cost::new(policy);
+        cost.add(&lines(&events));
+        let (before, after) = (cost.before(), cost.after());
         assert_eq!(before.bytes - after.bytes, advice.saves.bytes, "{page}");
         assert_eq!(before.events - after.events, advice.saves.events, "{page}");
         let is_reached = advice.saves.bytes as f64 >= before.bytes as f64 * aim / 100.0;
@@ -207,9 +207,9 @@ fn a_member_of_the_nodes_gets_no_rule_by_its_name() {
         event("alice", &[], 200),
     ];
     let advice = advise(&events, 90.0);
-    let mut costs = Costs::new([policy(&advice.page)]);
-    costs.add(&lines(&events));
-    assert_eq!(costs.total.events - costs.policies[0].after().events, 1, "{}", advice.page);
+    let mut cost = Cost::new(policy(&advice.page));
+    cost.add(&lines(&events));
+    assert_eq!(cost.before().events - cost.after().events, 1, "{}", advice.page);
     assert_eq!(advice.saves.events, 1, "{}", advice.page);
 }
 
@@ -305,16 +305,16 @@ fn every_event_is_in_one_row_and_what_was_not_recorded_is_counted() {
     let ask = policy(
         "apiVersion: audit.k8s.io/v1\nkind: Policy\nrules:\n- level: Request\n  verbs: [get]\n",
     );
-    let mut costs = Costs::new([ask]);
-    costs.add(&log);
-    assert_eq!((costs.total.events, costs.total.bytes), (495, log.len() as u64 - 495));
-    let [get, rest] = costs.policies[0].rows[..] else { panic!("two rows") };
-    assert_eq!(get.before.bytes + rest.before.bytes, costs.total.bytes);
+    let mut cost = Cost::new(ask);
+    cost.add(&log);
+    assert_eq!((cost.before().events, cost.before().bytes), (495, log.len() as u64 - 495));
+    let [get, rest] = cost.rows[..] else { panic!("two rows") };
+    assert_eq!(get.before.bytes + rest.before.bytes, cost.before().bytes);
     assert!(get.after.events > 0 && rest.before.events > 0 && rest.after.events == 0);
     let events = String::from_utf8(log).unwrap();
     let events = events.lines().map(|event| serde_json::from_str::<Value>(event).unwrap());
     let below = events.filter(|event| event["verb"] == "get" && event["level"] == "Metadata");
-    assert_eq!(get.below, below.count() as u64);
+    assert_eq!(get.recorded_below, below.count() as u64);
 }
 
 #[test]

@@ -7,6 +7,7 @@
 use std::fmt;
 
 use percent_encoding::percent_decode;
+use serde::Serialize;
 
 use crate::audit::request::Location;
 use crate::audit::request::Object;
@@ -50,7 +51,7 @@ pub struct Match {
 }
 
 /// Kinds of objects of one API group, as a rule lists them.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 pub struct GroupResources {
     /// The API group: `""` is the core group, `*` is any group.
     pub group: String,
@@ -59,6 +60,7 @@ pub struct GroupResources {
     pub resources: Vec<String>,
     /// The names of objects; if the list is empty, any name matches. Names are allowed only if
     /// `resources` is not empty.
+    #[serde(rename = "resourceNames", skip_serializing_if = "Vec::is_empty")]
     pub resource_names: Vec<String>,
 }
 
@@ -179,11 +181,9 @@ impl Criteria {
     /// Kubernetes writes such values in another way. `names` are the field names for the messages.
     pub fn doubts(&self, names: &Names) -> Vec<Mistake> {
         // If a value is a prefix, the text before its `*` is judged.
-        let text = |text: &String| match prefix(text).filter(|_| names.has_prefixes) {
-            Some(prefix) => prefix.to_owned(),
-            None => text.clone(),
-        };
-        let texts = |list: &[String]| list.iter().map(text).collect();
+        let own =
+            |text: &String| prefix(text).filter(|_| names.has_prefixes).unwrap_or(text).to_owned();
+        let texts = |list: &[String]| list.iter().map(own).collect();
         let lists = [
             (vec![Step::Field("users")], texts(&self.users), doubt_of_who as Doubt),
             (vec![Step::Field(names.user_groups)], self.user_groups.clone(), doubt_of_who),

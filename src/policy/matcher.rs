@@ -8,14 +8,11 @@
 //! left are compared one by one, and only for what no table holds: subresources, names of objects,
 //! paths, and which API group a resource is of. The search allocates memory only if the request's
 //! URI has escapes, and to remember a user. A table is skipped if no rule that is left uses its
-//! criterion. The namespace is last, because reading it from the URL takes longest.
-//!
-//! The exemptions of a rule (`unless`) are rules behind all others in the same tables, so that they
-//! cost no search of their own.
+//! criterion. The namespace is last, because reading it from the URL takes longest. Prefixes of
+//! users and namespaces, and exemptions (`unless`), are compared rule by rule.
 
 use std::cell::OnceCell;
 use std::collections::HashMap;
-use std::ops::Range;
 
 use foldhash::fast::FixedState;
 use percent_encoding::percent_decode;
@@ -45,8 +42,6 @@ pub struct Matcher {
     /// For each rule, the criteria that the tables below do not decide, and that are compared one
     /// by one.
     rest: Vec<Rest>,
-    /// The number of rules that can be the result. The rules behind them only exempt requests.
-    results: usize,
     /// The set of rules that a request about an object can match, one bit for each rule.
     about_object: Vec<u64>,
     /// The set of rules that a request about a path can match, one bit for each rule.
@@ -76,49 +71,39 @@ struct Rest {
     keeps: bool,
     resources: Vec<GroupResources>,
     paths: Vec<String>,
-    /// The rules that exempt a request from this rule: their indices.
-    unless: Range<usize>,
+    /// Names of users with at least one prefix; empty if the table of users decides.
+    users: Vec<String>,
+    /// Namespaces with at least one prefix; empty if the table of namespaces decides.
+    namespaces: Vec<String>,
+    /// The requests that are exempt from this rule.
+    unless: Option<Box<Matcher>>,
 }
 
 /// A lookup table for one criterion, such as the verb. For a value, such as `get`, the table has
 /// the set of rules that a request with this value can still match.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Table {
     /// The set of rules that do not use the criterion, one bit for each rule.
     indifferent: Vec<u64>,
     /// For each value that a rule lists, the place of the value's set of rules in `sets`: the index
     /// of the set's first `u64`.
-    places: Places,
-    /// For each prefix that a rule lists, without its `*`, the place of its set. The set of a value
-    /// or of a prefix contains the sets of all prefixes that it begins with, so the longest one is
-    /// enough for a lookup.
-    prefixes: Places,
-    /// The lengths of the prefixes, without duplicates, the longest first.
-    lengths: Vec<usize>,
+    places: HashMap<Box<[u8]>, usize, FixedState>,
     /// The sets of rules for all values, one after the other. Each set has as many `u64` as
     /// `indifferent`, and contains the rules of `indifferent` too.
     sets: Vec<u64>,
 }
 
-/// The places of sets of rules, by the text that they are for.
-type Places = HashMap<Box<[u8]>, usize, FixedState>;
-
 impl Matcher {
-    /// Compiles the tables of a `match` in their order. With their exemptions, they are at most
-    /// [`RULES_MAX`]; what is beyond never matches. A match means that an event is kept. The
-    /// namespace or the name of a request's object may be unknown. The unknown value then meets
-    /// every criterion about it, and no criterion of an exemption, so that the event is not dropped
-    /// by mistake.
+    /// Compiles the tables of a `match` in their order; tables after the first [`RULES_MAX`] never
+    /// match. A match means that an event is kept. The namespace or the name of a request's object
+    /// may be unknown. The unknown value then meets every criterion about it, and no criterion of
+    /// an exemption, so that the event is not dropped by mistake.
     pub fn new<'m>(matches: impl IntoIterator<Item = &'m Match>) -> Self {
         let matches: Vec<&Match> = matches.into_iter().take(RULES_MAX).collect();
-        let kept = matches.iter().map(|of| (&of.criteria, true));
-        let exempt = matches.iter().flat_map(|of| &of.unless).map(|criteria| (criteria, false));
-        let mut matcher = Self::compile(kept.chain(exempt), true);
-        matcher.results = matches.len();
-        let mut next = matches.len();
-        for (rest, of) in matcher.rest.iter_mut().zip(&matches) {
-            rest.unless = next..next + of.unless.len();
-            next = rest.unless.end;
+        let mut matcher = Self::of_rules(matches.iter().map(|of| (&of.criteria, true)), true);
+        for (rest, of) in matcher.rest.iter_mut().zip(matches) {
+            let unless = of.unless.iter().map(|criteria| (criteria, false));
+            rest.unless = (!of.unless.is_empty()).then(|| Box::new(Self::of_rules(unless, true)));
         }
         matcher
     }
@@ -130,13 +115,9 @@ impl Matcher {
     /// The namespace or the name of a request's object may be unknown. The unknown value then meets
     /// every criterion about it if the `bool` is `true`, and none if the `bool` is `false`. In both
     /// cases an unknown value causes no event to be dropped.
-    pub(super) fn of_rules<'c>(rules: impl IntoIterator<Item = (&'c Criteria, bool)>) -> Self {
-        Self::compile(rules, false)
-    }
-
-    /// Compiles rules. `has_prefixes` is `true` if a user or a namespace that ends in `*` is a
-    /// prefix.
-    fn compile<'c>(
+    ///
+    /// `has_prefixes` is `true` if a user or a namespace that ends in `*` is a prefix.
+    pub(super) fn of_rules<'c>(
         rules: impl IntoIterator<Item = (&'c Criteria, bool)>,
         has_prefixes: bool,
     ) -> Self {
@@ -152,10 +133,7 @@ impl Matcher {
         let asks_object =
             |criteria: &Criteria| !criteria.resources.is_empty() || !criteria.namespaces.is_empty();
         let table = |values: &dyn Fn(&Criteria) -> Vec<String>| {
-            Table::new(words, all.iter().map(|criteria| values(criteria)), false)
-        };
-        let of_prefixes = |values: fn(&Criteria) -> &Vec<String>| {
-            Table::new(words, all.iter().map(|of| values(of).clone()), has_prefixes)
+            Table::new(words, all.iter().map(|criteria| values(criteria)))
         };
         let mut unlocated = set(&|of| of.namespaces.is_empty());
         for (rule, _) in keep.iter().enumerate().filter(|(_, keeps)| **keeps) {
@@ -167,18 +145,17 @@ impl Matcher {
             about_object: set(&|of| asks_object(of) || of.non_resource_urls.is_empty()),
             about_path: set(&|of| !asks_object(of)),
             verbs: table(&|criteria| criteria.verbs.clone()),
-            namespaces: of_prefixes(|criteria| &criteria.namespaces),
+            namespaces: table(&|criteria| split(&criteria.namespaces, has_prefixes).0),
             api_groups: table(&api_groups),
             resources: table(&resources),
-            users: of_prefixes(|criteria| &criteria.users),
+            users: table(&|criteria| split(&criteria.users, has_prefixes).0),
             groups: table(&|criteria| criteria.user_groups.clone()),
             rest: all
                 .iter()
                 .zip(keep)
-                .map(|(criteria, keeps)| Rest::new(criteria, keeps))
+                .map(|(criteria, keeps)| Rest::new(criteria, keeps, has_prefixes))
                 .collect(),
             unlocated,
-            results: all.len(),
         }
     }
 
@@ -218,14 +195,7 @@ impl Matcher {
                 }
             }
         }
-        let is_met = |rule: usize| self.rest[rule].matches(located);
-        let is_exempt = |rule: usize| {
-            let unless = &self.rest[rule].unless;
-            !unless.is_empty() && rules(left).any(|at| unless.contains(&at) && is_met(at))
-        };
-        rules(left)
-            .take_while(|&rule| rule < self.results)
-            .find(|&rule| is_met(rule) && !is_exempt(rule))
+        rules(left).find(|&rule| self.rest[rule].matches(located))
     }
 
     /// Writes to `rules` the set of rules that a request of this user can match.
@@ -315,46 +285,24 @@ fn api_groups(criteria: &Criteria) -> Vec<String> {
 
 impl Table {
     /// Builds the table of one criterion from the values that each rule lists for it. A rule
-    /// without values does not use the criterion. `words` is the number of `u64` words of a set. If
-    /// `has_prefixes` is `true`, a value that ends in `*` is a prefix.
-    fn new(words: usize, rules: impl Iterator<Item = Vec<String>>, has_prefixes: bool) -> Self {
+    /// without values does not use the criterion. `words` is the number of `u64` words of a set.
+    fn new(words: usize, rules: impl Iterator<Item = Vec<String>>) -> Self {
         let rules: Vec<Vec<String>> = rules.collect();
         let mut indifferent = vec![0; words];
         for (rule, _) in rules.iter().enumerate().filter(|(_, values)| values.is_empty()) {
             indifferent[rule / 64] |= 1 << (rule % 64);
         }
-        let mut table = Self { indifferent, ..Self::default() };
+        let mut table = Self { indifferent, places: HashMap::default(), sets: Vec::new() };
         for (rule, values) in rules.into_iter().enumerate() {
-            for value in &values {
-                let (places, text) = match prefix(value).filter(|_| has_prefixes) {
-                    Some(prefix) => (&mut table.prefixes, prefix),
-                    None => (&mut table.places, value.as_str()),
-                };
-                let place = *places.entry(text.as_bytes().into()).or_insert_with(|| {
+            for value in values {
+                let place = *table.places.entry(value.into_bytes().into()).or_insert_with(|| {
                     table.sets.extend_from_slice(&table.indifferent);
                     table.sets.len() - words
                 });
                 table.sets[place + rule / 64] |= 1 << (rule % 64);
             }
         }
-        table.spread_prefixes();
         table
-    }
-
-    /// Adds the set of each prefix to the sets of all values and prefixes that begin with it.
-    fn spread_prefixes(&mut self) {
-        for (prefix, &from) in &self.prefixes {
-            self.lengths.push(prefix.len());
-            for (text, &to) in self.places.iter().chain(&self.prefixes) {
-                if text.starts_with(prefix) {
-                    for word in 0..self.indifferent.len() {
-                        self.sets[to + word] |= self.sets[from + word];
-                    }
-                }
-            }
-        }
-        self.lengths.sort_unstable_by(|a, b| b.cmp(a));
-        self.lengths.dedup();
     }
 
     /// Returns `true` if at least one rule of the set `left` uses this criterion.
@@ -363,11 +311,9 @@ impl Table {
     }
 
     /// Returns the set of rules that a request with this value can still match: the rules that list
-    /// the value or a prefix of it, and the rules that do not use the criterion.
+    /// the value, and the rules that do not use the criterion.
     fn set(&self, value: &[u8]) -> &[u64] {
-        let starts = || self.lengths.iter().filter_map(|&length| value.get(..length));
-        let prefix = || starts().find_map(|start| self.prefixes.get(start));
-        let place = self.places.get(value).or_else(prefix);
+        let place = self.places.get(value);
         let set = place.and_then(|&at| self.sets.get(at..at + self.indifferent.len()));
         set.unwrap_or(&self.indifferent)
     }
@@ -409,15 +355,52 @@ fn intersect(left: &mut [u64], with: &[u64]) {
     }
 }
 
+/// Returns the values of a list that a table decides about, and those that are compared one by one:
+/// all of them, if one is a prefix.
+fn split(list: &[String], has_prefixes: bool) -> (Vec<String>, Vec<String>) {
+    match has_prefixes && list.iter().any(|value| prefix(value).is_some()) {
+        true => (Vec::new(), list.to_vec()),
+        false => (list.to_vec(), Vec::new()),
+    }
+}
+
+/// Returns `true` if the list has this text, or a prefix of it.
+fn begins(text: &[u8], list: &[String]) -> bool {
+    list.iter().any(|value| match prefix(value) {
+        Some(prefix) => text.starts_with(prefix.as_bytes()),
+        None => text == value.as_bytes(),
+    })
+}
+
 impl Rest {
-    fn new(criteria: &Criteria, keeps: bool) -> Self {
-        let Criteria { resources, namespaces, non_resource_urls, .. } = criteria;
+    fn new(criteria: &Criteria, keeps: bool, has_prefixes: bool) -> Self {
+        let Criteria { users, resources, namespaces, non_resource_urls, .. } = criteria;
         let asks_object = !resources.is_empty() || !namespaces.is_empty();
         let paths = non_resource_urls.iter().filter(|_| !asks_object);
-        Self { keeps, resources: resources.clone(), paths: paths.cloned().collect(), unless: 0..0 }
+        Self {
+            keeps,
+            resources: resources.clone(),
+            paths: paths.cloned().collect(),
+            users: split(users, has_prefixes).1,
+            namespaces: split(namespaces, has_prefixes).1,
+            unless: None,
+        }
     }
 
     fn matches(&self, located: &Located<'_>) -> bool {
+        let location = || located.location().map(Location::namespace);
+        let user = located.request.user.as_ref();
+        (self.users.is_empty() || user.is_some_and(|user| begins(&user.name, &self.users)))
+            && (self.namespaces.is_empty()
+                || location().map_or(self.keeps, |namespace| begins(namespace, &self.namespaces)))
+            && self.matches_kind(located)
+            && self
+                .unless
+                .as_ref()
+                .is_none_or(|unless| unless.first(located, &mut Users::default()).is_none())
+    }
+
+    fn matches_kind(&self, located: &Located<'_>) -> bool {
         let request = located.request;
         if let (Some(object), false) = (&request.object, self.resources.is_empty()) {
             let is_named = |names: &[String]| match located.location() {

@@ -144,9 +144,6 @@ pub struct Summary {
     pub segments: u64,
     /// The number of bytes of all segments' files.
     pub segment_bytes: u64,
-    /// The number of bytes in the lines of all events in the segments; that of their files if the
-    /// header of the first one can't be read.
-    pub line_bytes: u64,
     /// The position of the first event in the segments.
     pub first: Position,
     /// The position after the last event in the log, which is the position of the next event.
@@ -525,23 +522,18 @@ impl Directory {
             cursors: CursorsFile::from(&found),
             segments: 0,
             segment_bytes: 0,
-            line_bytes: 0,
             first: segments.first().copied().unwrap_or(end.position),
             end: end.position,
             damaged_headers: 0,
             quarantine: disk::sizes(&*self.disk, QUARANTINE),
             unreadable: Vec::new(),
         };
-        let mut begin = None;
         for (first, next) in with_next(&segments) {
             match self.segment(first) {
                 Ok(Some(file)) => {
                     summary.segments += 1;
                     summary.segment_bytes += file.bytes().unwrap_or(0);
                     let header = self.header(&*file, first, false)?;
-                    if first == summary.first {
-                        begin = header.map(|header| header.first_byte);
-                    }
                     let version = header.map_or(0, |header| header.version);
                     summary.format = summary.format.max(version);
                     // A segment at the end of the log has no record, and perhaps no header yet.
@@ -556,8 +548,6 @@ impl Directory {
                 }
             }
         }
-        let stored = begin.map(|begin| end.byte.saturating_sub(begin));
-        summary.line_bytes = stored.unwrap_or(summary.segment_bytes);
         for (name, place) in contents.outputs {
             let dropped = cursors::missing_from(&contents.holes, place.position);
             let events = (end.position - place.position).saturating_sub(dropped.0);

@@ -11,13 +11,13 @@ mod format_1;
 pub(crate) mod simulated_disk;
 
 /// Returns the `[queue]` table of the embedded config.
-pub(crate) fn embedded_config() -> config::Queue {
+fn embedded_config() -> config::Queue {
     config::read(config::EMBEDDED, crate::output::TYPES).config.expect("it is right").queue
 }
 
 /// The metrics of an output that the queue changes, for reading at any time.
 #[derive(Default, Clone)]
-pub(crate) struct Counts {
+pub(super) struct Counts {
     delivered: Counter,
     lost: Counter,
     dropped: Counter,
@@ -67,7 +67,7 @@ impl Counts {
 }
 
 /// Makes required outputs with these names, and returns their metrics too.
-pub(crate) fn outputs(telemetry: &Telemetry, names: &[&str]) -> (Vec<Counts>, Vec<Output>) {
+pub(super) fn outputs(telemetry: &Telemetry, names: &[&str]) -> (Vec<Counts>, Vec<Output>) {
     let output = |name: &&str| {
         let counts = Counts::default();
         let output = counts.output(telemetry, name, true);

@@ -90,7 +90,7 @@ pub(super) struct Place {
 #[derive(Default)]
 pub(super) struct Batch {
     /// The request body: a JSON object EventList; empty if the batch has no events. With
-    /// [`Plan::as_lines`], the events as JSON lines.
+    /// [`Settings::only_looks`], the events as JSON lines.
     pub(super) body: Vec<u8>,
     as_lines: bool,
     /// The number of events in the body.
@@ -144,8 +144,6 @@ pub(super) struct Plan {
     pub(super) spools: Vec<Option<Arc<Spool>>>,
     /// The parts of the files that earlier runs have sent, in the order of the files.
     pub(super) resumed: Vec<Resumed>,
-    /// `true`: the batches are lines for a command that looks at the events, and not requests.
-    pub(super) as_lines: bool,
 }
 
 /// The reason why reading has ended before the end of the last file.
@@ -205,7 +203,7 @@ impl Reader<'_> {
         let resumed = self.plan.resumed.get(file);
         let mut text = Text::open(path, file, resumed).map_err(|what| failed(1, what))?;
         let mut line = Vec::new();
-        let as_lines = self.plan.as_lines;
+        let as_lines = self.plan.settings.only_looks;
         let mut batch = Batch { end: text.place, as_lines, ..Batch::default() };
         loop {
             let before = text.place;
@@ -291,7 +289,7 @@ impl Reader<'_> {
         let lines = spool.start.get();
         let end = Place { file, offset: spool.offset, lines, ..Place::default() };
         let mut events = Events {
-            batch: Batch { end, as_lines: self.plan.as_lines, ..Batch::default() },
+            batch: Batch { end, as_lines: self.plan.settings.only_looks, ..Batch::default() },
             reader: self,
             path,
             next: end,
@@ -314,7 +312,8 @@ impl Reader<'_> {
             }
             (None, Ok(_)) => events.batch.flush(events.reader.items)?,
         }
-        if !spool.is_in_use && spool.directory.is_in_use().unwrap_or(false) {
+        let looks = self.plan.settings.only_looks;
+        if !looks && !spool.is_in_use && spool.directory.is_in_use().unwrap_or(false) {
             let what = "a relay has been started with this directory meanwhile; its consumers may \
                         get every event twice";
             self.remark(path, what.to_owned());

@@ -103,7 +103,7 @@ impl Spool {
         let left = directory.leftover(output.as_deref()).map_err(unusable)?;
         let mut spool = Self {
             resumed: resume::Queue::new(&left, output.clone()),
-            start: left.begin,
+            start: if settings.only_looks { Position::START } else { left.begin },
             offset: 0,
             directory,
             left,

@@ -27,7 +27,6 @@ use ratatui::widgets::TableState;
 
 use super::rates::Rate;
 use super::view::View;
-use super::volume::table;
 use crate::status::Address;
 use crate::status::Evidence;
 use crate::status::History;
@@ -84,8 +83,7 @@ pub fn height(view: &View) -> u16 {
     let Some(status) = &view.status else { return 3 };
     let addresses = view.shown_output().map_or(0, |it| it.addresses.len());
     let findings = status.verdict.as_ref().map_or(1, |it| it.findings.len());
-    // The table of `--by` has at most 42 lines.
-    let rows = if view.volume.is_some() { 42 } else { status.outputs.len() };
+    let rows = view.volume.as_ref().map_or(status.outputs.len(), Vec::len);
     let lines = FIXED_LINES + findings * 2 + rows + addresses;
     short(lines)
 }
@@ -103,14 +101,9 @@ pub fn draw(view: &View, frame: &mut Frame<'_>) {
     }
     let top = head(view, status, area.width, area.height / 3);
     let flow = flow(view, status, area.width);
-    if let Some((by, volume)) = &view.volume {
-        let hour = volume.as_ref().and_then(|report| report.spans.get("1h"));
-        let lines = hour.map(|hour| table(hour, by, false));
-        let lines =
-            lines.unwrap_or_else(|| vec!["no volume is counted (volume.enabled)".to_owned()]);
-        let lines = lines.into_iter().map(Line::from);
-        let all: Vec<_> =
-            top.into_iter().chain(flow).chain([Line::default()]).chain(lines).collect();
+    if let Some(table) = &view.volume {
+        let table = [""].into_iter().chain(table.iter().map(String::as_str)).map(Line::from);
+        let all: Vec<_> = top.into_iter().chain(flow).chain(table).collect();
         frame.render_widget(Paragraph::new(all), area);
         return;
     }

@@ -8,7 +8,6 @@ use crate::status::Output;
 use crate::status::Status;
 use crate::status::verdict;
 use crate::status::verdict::State;
-use crate::volume::Report;
 use crate::words::escape::message;
 
 /// A key that changes the view.
@@ -43,9 +42,9 @@ pub struct View {
     /// `None` if the reader has selected none; this means the first output.
     selected: Option<String>,
     details: bool,
-    /// The dimension of `--by`, whose table takes the place of the outputs, and the volume by
-    /// cause, which is `None` if the relay does not count it.
-    pub(super) volume: Option<(String, Option<Report>)>,
+    /// The lines of the table of `--by`, which takes the place of the outputs; `None` if it is not
+    /// asked for.
+    pub(super) volume: Option<Vec<String>>,
     pub(super) paused: bool,
     pub(super) help: bool,
 }
@@ -70,15 +69,10 @@ impl View {
         }
     }
 
-    /// Returns a view that shows who causes the bytes in the place of the outputs.
-    pub fn counting(self, by: Option<String>) -> Self {
-        Self { volume: by.map(|by| (by, None)), ..self }
-    }
-
-    /// Takes the volume by cause; `None` if the relay does not count it.
-    pub fn counted(&mut self, report: Option<Report>) {
-        if let (Some((_, own)), false) = (&mut self.volume, self.paused) {
-            *own = report;
+    /// Takes the lines of the table of `--by`.
+    pub fn counted(&mut self, table: Vec<String>) {
+        if !self.paused {
+            self.volume = Some(table);
         }
     }
 

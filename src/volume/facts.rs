@@ -21,9 +21,6 @@ pub(super) type Names = [Option<Box<str>>; DIMENSIONS.len()];
 /// before the bodies.
 const MEMBERS: [&str; 6] = ["level", "requestURI", "verb", "user", "userAgent", "objectRef"];
 
-/// The annotations of a request for a deprecated API.
-const DEPRECATED: [&str; 2] = ["k8s.io/deprecated", "k8s.io/removed-release"];
-
 /// The redactions of the values of events.
 #[derive(Debug)]
 pub(super) struct Settings {
@@ -49,28 +46,30 @@ pub(super) fn names(event: &[u8], redaction: &Redaction) -> Names {
     let verb = name(request.verb);
     let resource = match &request.object {
         Some(object) => {
-            let mut text = object.resource.to_vec();
-            for (separator, part) in [(b'.', &object.group), (b'/', &object.subresource)] {
-                if !part.is_empty() {
-                    text.push(separator);
-                    text.extend_from_slice(part);
-                }
-            }
-            name(text.into())
+            let part = |separator: &str, text: &[u8]| match text.is_empty() {
+                true => String::new(),
+                false => format!("{separator}{}", String::from_utf8_lossy(text)),
+            };
+            let (group, subresource) = (part(".", &object.group), part("/", &object.subresource));
+            cut(&(part("", &object.resource) + &group + &subresource))
         }
         None => name(request.uri.path()),
     };
     let namespace = request.uri.location();
     let namespace = namespace.map(|it| name(Cow::Borrowed(it.namespace()))).unwrap_or_default();
-    let deprecated = annotations.filter(|all| is_deprecated(all)).map(|all| {
+    let deprecated = annotations.filter(|all| {
+        scan::member(all, "k8s.io/deprecated").is_some_and(|value| value == br#""true""#)
+    });
+    let deprecated = deprecated.map(|all| {
         let version = object.and_then(|object| scan::member(object, "apiVersion"));
-        let version = name(version.and_then(scan::string).unwrap_or_default());
-        let removed = scan::member(all, DEPRECATED[1]).and_then(scan::string);
-        joined(&[&user, &resource, &version, &name(removed.unwrap_or_default())])
+        let removed = scan::member(all, "k8s.io/removed-release");
+        let [version, removed] =
+            [version, removed].map(|it| name(it.and_then(scan::string).unwrap_or_default()));
+        [&*user, &*resource, &*version, &*removed].join(PARTS).into()
     });
     // In the order of `DIMENSIONS`.
     [
-        Some(joined(&[&user, &verb, &resource])),
+        Some([&*user, &*verb, &*resource].join(PARTS).into()),
         Some(user.into()),
         Some(verb.into()),
         Some(resource.into()),
@@ -81,26 +80,21 @@ pub(super) fn names(event: &[u8], redaction: &Redaction) -> Names {
     ]
 }
 
-fn joined(parts: &[&str]) -> Box<str> {
-    parts.join(PARTS).into()
-}
-
 /// Returns a text of an event with escapes, so that it has no line break, and cut.
 fn name(text: request::Text<'_>) -> String {
-    escape::cut(&String::from_utf8_lossy(&text), NAME_BYTES_MAX)
+    cut(&String::from_utf8_lossy(&text))
 }
 
-fn is_deprecated(annotations: &[u8]) -> bool {
-    scan::member(annotations, DEPRECATED[0]).is_some_and(|value| value == br#""true""#)
+fn cut(text: &str) -> String {
+    escape::cut(text, NAME_BYTES_MAX)
 }
 
 /// Returns an event with only those values that are read, so that its redaction is cheap whatever
 /// the size of its bodies.
 fn small(event: &[u8]) -> Vec<u8> {
-    let annotations = annotations(event).filter(|all| is_deprecated(all));
     let values = MEMBERS.iter().zip(scan::firsts(event, MEMBERS));
     let mut small = Vec::from(br#"{"kind":"Event""#);
-    for (name, value) in values.chain([(&"annotations", annotations)]) {
+    for (name, value) in values.chain([(&"annotations", annotations(event))]) {
         let Some(value) = value else { continue };
         for part in [b",\"", name.as_bytes(), b"\":", value] {
             small.extend_from_slice(part);
@@ -114,9 +108,10 @@ fn small(event: &[u8]) -> Vec<u8> {
 /// stage, and the bodies, which may be large, need not be read for them. `None` if there are none,
 /// or if the event is written in another order.
 fn annotations(event: &[u8]) -> Option<&[u8]> {
-    const BEFORE: &[u8] = b"\"stageTimestamp\":";
+    const BEFORE: &[u8] = b"\"stageTimestamp\"";
     let at = memchr::memmem::rfind(event, BEFORE)? + BEFORE.len();
-    let end = at + scan::value_end(event.get(at..)?)?;
+    let rest = event.get(at..)?.trim_ascii_start().strip_prefix(b":")?.trim_ascii_start();
+    let end = event.len() - rest.len() + scan::value_end(rest)?;
     let mut members = scan::members_behind(event, end);
     members.find(|member| member.key == b"annotations").map(|member| member.value)
 }
@@ -153,6 +148,8 @@ mod tests {
             "}",
         );
         assert_eq!(named(&current, &[])[7], "none");
+        let spaced = EVENT.replace("\":\"", "\" : \"").replace(",\"", ", \"");
+        assert_eq!(named(&spaced, &[]), named(EVENT, &[]));
     }
 
     #[test]

@@ -79,22 +79,17 @@ pub struct Row {
 }
 
 impl Report {
-    /// Adds the figures of another relay.
+    /// Adds the figures of another relay. Wrong ones must not end the command.
     pub fn add(&mut self, other: Self) {
-        for (span, figures) in other.spans {
-            self.spans.entry(span).or_default().add(figures);
-        }
-    }
-}
-
-impl Figures {
-    fn add(&mut self, other: Self) {
-        self.seconds = self.seconds.max(other.seconds);
-        add(&mut self.bytes, other.bytes);
-        add(&mut self.events, other.events);
-        add(&mut self.read_events, other.read_events);
-        for (by, counted) in other.by {
-            self.by.entry(by).or_default().add(&counted);
+        for (span, other) in other.spans {
+            let sum = self.spans.entry(span).or_default();
+            sum.seconds = sum.seconds.max(other.seconds);
+            sum.bytes = sum.bytes.saturating_add(other.bytes);
+            sum.events = sum.events.saturating_add(other.events);
+            sum.read_events = sum.read_events.saturating_add(other.read_events);
+            for (by, counted) in other.by {
+                sum.by.entry(by).or_default().add(&counted);
+            }
         }
     }
 }
@@ -103,22 +98,34 @@ impl Counted {
     /// Makes the list of the heaviest of these names. `bytes_max` and `events_max` are the greatest
     /// numbers of bytes and of events that another name can have.
     pub(super) fn new(mut rows: Vec<Row>, [mut bytes_max, mut events_max]: [u64; 2]) -> Self {
-        rows.sort_by(|a, b| b.events.cmp(&a.events).then_with(|| a.name.cmp(&b.name)));
-        let mut rest = rows.split_off(rows.len().min(ROWS));
-        rest.sort_by(|a, b| b.bytes.cmp(&a.bytes).then_with(|| a.name.cmp(&b.name)));
-        let unlisted = rest.split_off(rest.len().min(ROWS));
-        rows.append(&mut rest);
+        let mut events: Vec<u64> = rows.iter().map(|row| row.events).collect();
+        events.sort_unstable_by(|a, b| b.cmp(a));
+        let few = events.get(ROWS).copied().unwrap_or(0);
         rows.sort_by(|a, b| b.bytes.cmp(&a.bytes).then_with(|| a.name.cmp(&b.name)));
-        for row in unlisted {
-            bytes_max = bytes_max.max(row.bytes.saturating_add(row.bytes_error));
-            events_max = events_max.max(row.events.saturating_add(row.events_error));
-        }
+        let mut place = 0..;
+        rows.retain(|row| {
+            let is_listed = place.next() < Some(ROWS) || row.events > few;
+            if !is_listed {
+                bytes_max = bytes_max.max(row.bytes.saturating_add(row.bytes_error));
+                events_max = events_max.max(row.events.saturating_add(row.events_error));
+            }
+            is_listed
+        });
         Self { rows, unlisted_bytes_max: bytes_max, unlisted_events_max: events_max }
     }
 
     /// Adds the names of another relay. What one relay does not list may still be there.
     fn add(&mut self, other: &Self) {
-        let both = |name: &[String]| self.row(name).plus(&other.row(name));
+        let both = |name: &[String]| {
+            let [one, two] = [&*self, other].map(|counted| counted.row(name));
+            Row {
+                name: name.to_vec(),
+                bytes: one.bytes.saturating_add(two.bytes),
+                bytes_error: one.bytes_error.saturating_add(two.bytes_error),
+                events: one.events.saturating_add(two.events),
+                events_error: one.events_error.saturating_add(two.events_error),
+            }
+        };
         let names: BTreeSet<_> =
             self.rows.iter().chain(&other.rows).map(|row| &row.name[..]).collect();
         let (rows, unlisted) = (names.into_iter().map(both).collect(), both(&[]));
@@ -129,27 +136,11 @@ impl Counted {
     fn row(&self, name: &[String]) -> Row {
         let found = self.rows.iter().find(|row| row.name == name).cloned();
         found.unwrap_or_else(|| Row {
-            name: name.to_vec(),
             bytes_error: self.unlisted_bytes_max,
             events_error: self.unlisted_events_max,
             ..Row::default()
         })
     }
-}
-
-impl Row {
-    fn plus(mut self, other: &Self) -> Self {
-        add(&mut self.bytes, other.bytes);
-        add(&mut self.bytes_error, other.bytes_error);
-        add(&mut self.events, other.events);
-        add(&mut self.events_error, other.events_error);
-        self
-    }
-}
-
-/// Adds a figure of another relay. A wrong one must not end the command.
-fn add(sum: &mut u64, figure: u64) {
-    *sum = sum.saturating_add(figure);
 }
 
 #[cfg(test)]

@@ -27,47 +27,28 @@ pub struct Seen {
     pub(super) settings: Option<Arc<Settings>>,
     pub(super) bytes: u64,
     pub(super) events: u64,
-    pub(super) samples: Vec<Sample>,
-}
-
-/// A sampled event, and what it stands for.
-#[derive(Debug)]
-pub(super) struct Sample {
-    pub(super) names: Names,
-    pub(super) weight: Weight,
+    /// The names of sampled events, and what they stand for.
+    pub(super) samples: Vec<(Names, Weight)>,
 }
 
 /// The numbers of bytes and of events, in this order, for which sampled events stand.
 #[derive(Debug, Clone, Copy, PartialEq, Default)]
 pub(super) struct Weight {
-    /// The events that were certain to be drawn.
-    pub(super) exact: [f64; 2],
-    /// Estimates from all others.
-    pub(super) drawn: [f64; 2],
-    /// Upper bounds of the variances of the estimates.
+    pub(super) sum: [f64; 2],
+    /// Upper bounds of the variances of the sums; 0 if these are exact.
     pub(super) variance: [f32; 2],
+    /// The highest rank that a name can have had while no summary had a place for it.
+    pub(super) missed: f64,
 }
 
 impl Weight {
-    /// Returns the weight of an event of `bytes` bytes of which `hits` bytes were drawn.
-    #[expect(clippy::cast_possible_truncation, reason = "an error needs no more digits")]
-    fn new(bytes: usize, hits: usize, stride: usize) -> Self {
-        // Such an event holds a whole stride, so that it was certain to be drawn.
-        if bytes >= 2 * stride {
-            return Self { exact: [bytes as f64, 1.0], ..Self::default() };
-        }
-        let (hits, each) = (hits as f64, [stride as f64, stride as f64 / bytes as f64]);
-        let variance = each.map(|each| (hits * each * each) as f32);
-        Self { drawn: each.map(|each| hits * each), variance, ..Self::default() }
-    }
-
     /// Adds another weight.
     pub(super) fn add(&mut self, other: Self) {
         for unit in 0..2 {
-            self.exact[unit] += other.exact[unit];
-            self.drawn[unit] += other.drawn[unit];
+            self.sum[unit] += other.sum[unit];
             self.variance[unit] += other.variance[unit];
         }
+        self.missed += other.missed;
     }
 }
 
@@ -101,49 +82,54 @@ impl Pace {
     }
 }
 
-/// Draws one byte of each stride, and adds the events that hold these bytes to `samples`. `lines`
-/// are events with a line break behind each; with `list`, the bytes at these offsets are behind the
-/// events. The last stride may be longer than what is left of the lines, so that its byte may be
-/// none of theirs.
+/// Draws one byte of each stride, and adds the events that hold these bytes to `samples`. The last
+/// stride may be longer than what is left of the lines, so that its byte may be none of theirs. If
+/// `events` have as many strides as there are, all of them are read instead, and count as what they
+/// are. `lines` are events with a line break behind each; with `list`, the bytes at these offsets
+/// are behind the events.
+#[expect(clippy::cast_possible_truncation, reason = "an error needs no more digits")]
 pub(super) fn draw(
     lines: &[u8],
     list: Option<&[u32]>,
-    stride: usize,
+    (events, stride): (u64, usize),
     random: &mut Rng,
     names: impl Fn(&[u8]) -> Names,
-    samples: &mut Vec<Sample>,
+    samples: &mut Vec<(Names, Weight)>,
 ) {
-    let (mut start, mut end, mut hits) = (0, 0, 0);
-    let mut sampled = |start: usize, end: usize, hits: usize| {
-        let event = lines.get(start..end).filter(|_| hits > 0);
-        samples.extend(event.map(|event| Sample {
-            names: names(event.split_last().map_or(event, |(_, event)| event)),
-            weight: Weight::new(event.len(), hits, stride),
-        }));
-    };
-    for first in (0..lines.len()).step_by(stride) {
-        let at = first + random.usize(..stride);
-        let Some(behind) = lines.get(at..).filter(|behind| !behind.is_empty()) else { break };
-        if at < end {
-            hits += 1;
-            continue;
-        }
-        sampled(start, end, hits);
-        (start, end) = match list {
-            Some(list) => {
-                let next = list.partition_point(|end| (*end as usize) < at);
-                let after = |end: &u32| *end as usize + 1;
-                let before = next.checked_sub(1).and_then(|last| list.get(last)).map_or(0, after);
-                (before, list.get(next).map_or(lines.len(), after))
+    let is_all = lines.len() as u64 >= events.saturating_mul(stride as u64);
+    let strides = (0..lines.len()).step_by(stride);
+    let mut drawn = strides.map(|start| start + random.usize(..stride)).peekable();
+    let mut next = 0;
+    loop {
+        let at = if is_all { Some(next) } else { drawn.next() };
+        let Some(at) = at.filter(|at| *at < lines.len()) else { return };
+        let (start, end) = bounds(lines, list, at);
+        let mut weight = Weight { sum: [(end - start) as f64, 1.0], ..Weight::default() };
+        if !is_all {
+            let mut hits = 1.0;
+            while drawn.next_if(|at| *at < end).is_some() {
+                hits += 1.0;
             }
-            None => (
-                memchr::memrchr(b'\n', &lines[end..at]).map_or(end, |found| end + found + 1),
-                memchr::memchr(b'\n', behind).map_or(lines.len(), |found| at + found + 1),
-            ),
-        };
-        hits = 1;
+            let each = [stride as f64, stride as f64 / (end - start) as f64];
+            weight.sum = each.map(|each| hits * each);
+            weight.variance = each.map(|each| (hits * each * each) as f32);
+        }
+        samples.push((names(&lines[start..end - 1]), weight));
+        next = end;
     }
-    sampled(start, end, hits);
+}
+
+/// Returns where the event that holds this byte begins, and where the next one does.
+fn bounds(lines: &[u8], list: Option<&[u32]>, at: usize) -> (usize, usize) {
+    let Some(list) = list else {
+        let start = memchr::memrchr(b'\n', &lines[..at]).map_or(0, |found| found + 1);
+        let end = memchr::memchr(b'\n', &lines[at..]);
+        return (start, end.map_or(lines.len(), |found| at + found + 1));
+    };
+    let next = list.partition_point(|end| (*end as usize) < at);
+    let behind = |end: &u32| *end as usize + 1;
+    let start = next.checked_sub(1).and_then(|last| list.get(last)).map_or(0, behind);
+    (start, list.get(next).map_or(lines.len(), behind))
 }
 
 #[cfg(test)]
@@ -161,9 +147,10 @@ mod tests {
             names[0] = Some((event.len() + 1).to_string().into());
             names
         };
-        draw(lines, None, stride, random, names, &mut samples);
-        let name = |sample: &Sample| sample.names[0].as_deref().unwrap().parse().unwrap();
-        samples.iter().map(|sample| (name(sample), sample.weight)).collect()
+        let events = memchr::memchr_iter(b'\n', lines).count() as u64;
+        draw(lines, None, (events, stride), random, names, &mut samples);
+        let name = |names: &Names| names[0].as_deref().unwrap().parse().unwrap();
+        samples.iter().map(|(names, weight)| (name(names), *weight)).collect()
     }
 
     #[test]
@@ -182,9 +169,8 @@ mod tests {
                     names[0] = Some(event.len().to_string().into());
                     names
                 };
-                draw(text, ends, stride, &mut random, size, &mut samples);
-                let of = |sample: Sample| (sample.names[0].clone(), sample.weight);
-                samples.into_iter().map(of).collect::<Vec<_>>()
+                draw(text, ends, (sizes.len() as u64, stride), &mut random, size, &mut samples);
+                samples
             };
             assert_eq!(sampled(&list, Some(&ends)), sampled(&lines, None), "{stride}");
         }
@@ -195,7 +181,7 @@ mod tests {
         let (lines, mut random) = (lines(&[20, 21, 500, 22]), Rng::with_seed(1));
         let drawn = drawn(&lines, 10, &mut random);
         let expected = [20, 21, 500, 22]
-            .map(|size: usize| (size, Weight { exact: [size as f64, 1.0], ..Weight::default() }));
+            .map(|size: usize| (size, Weight { sum: [size as f64, 1.0], ..Weight::default() }));
         assert_eq!(drawn, expected);
     }
 
@@ -214,8 +200,7 @@ mod tests {
         }
         for (size, sum) in sums {
             let times = sizes.iter().filter(|one| **one == size).count() as f64;
-            let [bytes, events] =
-                [0, 1].map(|unit| (sum.exact[unit] + sum.drawn[unit]) / f64::from(rounds));
+            let [bytes, events] = sum.sum.map(|sum| sum / f64::from(rounds));
             let error = 4.0 * f64::from(sum.variance[0]).sqrt() / f64::from(rounds);
             let truth = times * size as f64;
             assert!((bytes - truth).abs() <= error.max(0.01), "{size}: {bytes} ± {error}");

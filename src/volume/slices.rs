@@ -6,10 +6,9 @@
 //! longer than its name says, and the report has the true length.
 //!
 //! Memory: [`ROOMS`] of the longest names and 20 slices of [`SLICE_BYTES`] take less than 1 MiB
-//! together. A report takes as much again while it is made.
+//! together. A report takes as much again, twice, while it is made.
 
 use std::collections::VecDeque;
-use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -19,7 +18,6 @@ use super::report::Figures;
 use super::report::Report;
 use super::report::SPANS;
 use super::sample::Seen;
-use super::sample::Weight;
 use super::summary::Summary;
 
 /// The greatest number of names of each dimension in the slice that collects. A hash table of a
@@ -29,10 +27,9 @@ const ROOMS: [usize; DIMENSIONS.len()] = [224, 448, 28, 224, 112, 224, 14, 28];
 /// The greatest number of bytes of memory that each dimension takes in a slice that has ended.
 const SLICE_BYTES: [usize; DIMENSIONS.len()] = [9216, 6144, 2048, 3584, 3072, 3584, 768, 2048];
 
-/// For each of [`SPANS`], the length of a slice that has ended, and the number of slices that the
-/// span can meet. The slice that collects has the length of the first.
-const SLICES: [(Duration, usize); SPANS.len()] =
-    [(Duration::from_mins(10), 7), (Duration::from_hours(2), 13)];
+/// For each of [`SPANS`], the length of a slice that has ended. The slice that collects has the
+/// length of the first. A span meets at most 7 slices of an hour, or 13 of a day.
+const LENGTHS: [Duration; SPANS.len()] = [Duration::from_mins(10), Duration::from_hours(2)];
 
 /// What came in during one part of the time.
 #[derive(Debug, Clone)]
@@ -44,15 +41,14 @@ struct Slice {
     events: u64,
     samples: u64,
     /// The bytes and events for which all samples together stand.
-    weight: Weight,
+    drawn: [f64; 2],
     by: [Summary; DIMENSIONS.len()],
 }
 
 impl Slice {
     fn new(now: Instant) -> Self {
         let by = ROOMS.map(Summary::new);
-        let weight = Weight::default();
-        Self { began: now, last: now, bytes: 0, events: 0, samples: 0, weight, by }
+        Self { began: now, last: now, bytes: 0, events: 0, samples: 0, drawn: [0.0; 2], by }
     }
 
     /// Adds another slice.
@@ -62,31 +58,13 @@ impl Slice {
         self.bytes += other.bytes;
         self.events += other.events;
         self.samples += other.samples;
-        self.weight.add(other.weight);
+        self.drawn = [0, 1].map(|unit| self.drawn[unit] + other.drawn[unit]);
         self.by.iter_mut().zip(&other.by).for_each(|(own, other)| own.join(other));
     }
 
-    /// Returns what estimates of bytes and of events are to be multiplied by, so that all of them
-    /// together are what came in, and no name has more than the whole.
-    fn scale(&self) -> [f64; 2] {
-        let Weight { exact, drawn, .. } = self.weight;
-        let all = [self.bytes, self.events].map(|all| all as f64);
-        let of = |unit: usize| ((all[unit] - exact[unit]) / drawn[unit]).max(0.0);
-        [0, 1].map(|unit| if drawn[unit] > 0.0 { of(unit) } else { 1.0 })
-    }
-
-    /// Returns the sum of two slices that have ended.
-    fn with(&self, other: &Self) -> Arc<Self> {
-        let mut sum = self.clone();
-        sum.add(other);
-        sum.shrunk()
-    }
-
-    fn shrunk(mut self) -> Arc<Self> {
-        for (summary, bytes_max) in self.by.iter_mut().zip(SLICE_BYTES) {
-            summary.shrink(bytes_max);
-        }
-        Arc::new(self)
+    /// Keeps the heaviest names, when the slice has ended.
+    fn shrink(&mut self) {
+        self.by.iter_mut().zip(SLICE_BYTES).for_each(|(by, bytes_max)| by.shrink(bytes_max));
     }
 }
 
@@ -97,7 +75,7 @@ pub(super) struct Slices {
     /// The slice that collects.
     now: Slice,
     /// For each of [`SPANS`], slices that have ended, oldest first.
-    ended: [VecDeque<Arc<Slice>>; SPANS.len()],
+    ended: [VecDeque<Slice>; SPANS.len()],
 }
 
 impl Slices {
@@ -113,11 +91,11 @@ impl Slices {
         slice.bytes += seen.bytes;
         slice.events += seen.events;
         slice.samples += seen.samples.len() as u64;
-        for sample in seen.samples {
-            slice.weight.add(sample.weight);
-            for (summary, name) in slice.by.iter_mut().zip(sample.names) {
+        for (names, weight) in seen.samples {
+            slice.drawn = [0, 1].map(|unit| slice.drawn[unit] + weight.sum[unit]);
+            for (summary, name) in slice.by.iter_mut().zip(names) {
                 if let Some(name) = name {
-                    summary.add(name, sample.weight);
+                    summary.add(name, weight);
                 }
             }
         }
@@ -125,36 +103,30 @@ impl Slices {
 
     /// Ends the slice that collects, if its time is over, and forgets slices that are too old.
     fn rotate(&mut self, now: Instant) {
-        if now.saturating_duration_since(self.now.began) < SLICES[0].0 {
-            return;
-        }
-        let slice = std::mem::replace(&mut self.now, Slice::new(now)).shrunk();
-        for (ended, ((length, most), span)) in self.ended.iter_mut().zip(SLICES.iter().zip(SPANS)) {
-            if slice.bytes > 0 {
-                let last = ended.pop_back_if(|last| slice.began < last.began + *length);
-                ended.push_back(last.map_or_else(|| Arc::clone(&slice), |last| last.with(&slice)));
+        let is_over = now.saturating_duration_since(self.now.began) >= LENGTHS[0];
+        let slice = is_over.then(|| std::mem::replace(&mut self.now, Slice::new(now)));
+        for (ended, (length, (_, span))) in self.ended.iter_mut().zip(LENGTHS.iter().zip(SPANS)) {
+            if let Some(slice) = &slice {
+                match ended.back_mut().filter(|last| slice.began < last.began + *length) {
+                    Some(last) => last.add(slice),
+                    None => ended.push_back(slice.clone()),
+                }
+                ended.back_mut().into_iter().for_each(Slice::shrink);
             }
-            let is_old = |slice: &Arc<Slice>| is_before(slice, span.1, now);
-            while ended.len() > *most || ended.front().is_some_and(is_old) {
-                ended.pop_front();
-            }
+            ended.retain(|slice| now.saturating_duration_since(slice.last) <= span);
         }
-    }
-
-    /// Returns a copy, from which a report can be made without the lock. Slices that have ended are
-    /// not copied.
-    pub(super) fn at(&mut self, now: Instant) -> Self {
-        self.rotate(now);
-        self.clone()
     }
 
     /// Makes the report of this moment.
-    pub(super) fn report(&self, now: Instant) -> Report {
-        let figures = |span: Duration, ended: &VecDeque<Arc<Slice>>| {
+    pub(super) fn report(&mut self, now: Instant) -> Report {
+        self.rotate(now);
+        let figures = |span: Duration, ended: &VecDeque<Slice>| {
             let mut sum = self.now.clone();
-            ended.iter().filter(|it| !is_before(it, span, now)).for_each(|it| sum.add(it));
+            ended.iter().for_each(|slice| sum.add(slice));
             let time = now.saturating_duration_since(sum.began).max(span);
-            let by = sum.by.iter().map(|by| by.counted(sum.scale()));
+            // All names together have what came in.
+            let scale = [sum.bytes as f64 / sum.drawn[0], sum.events as f64 / sum.drawn[1]];
+            let by = sum.by.iter().map(|by| by.counted(scale));
             Figures {
                 seconds: time.min(now.saturating_duration_since(self.started)).as_secs_f64(),
                 bytes: sum.bytes,
@@ -169,20 +141,15 @@ impl Slices {
     }
 }
 
-/// Returns `true` if all of a slice came before the span.
-fn is_before(slice: &Slice, span: Duration, now: Instant) -> bool {
-    now.saturating_duration_since(slice.last) > span
-}
-
 #[cfg(test)]
 mod tests {
-    use super::super::sample::Sample;
+    use super::super::sample::Weight;
     use super::*;
 
     fn seen(name: &str, bytes: u64) -> Seen {
-        let weight = Weight { exact: [bytes as f64, 1.0], ..Weight::default() };
+        let weight = Weight { sum: [bytes as f64, 1.0], ..Weight::default() };
         let names = std::array::from_fn(|_| Some(name.into()));
-        Seen { bytes, events: 1, samples: vec![Sample { names, weight }], ..Seen::default() }
+        Seen { bytes, events: 1, samples: vec![(names, weight)], ..Seen::default() }
     }
 
     const MINUTE: Duration = Duration::from_mins(1);
@@ -196,7 +163,7 @@ mod tests {
             slices.count(seen("new", 1), start + MINUTE * minute);
         }
         let now = start + MINUTE * 30 * 60;
-        let report = slices.at(now).report(now);
+        let report = slices.report(now);
         for (span, minutes, fuzz) in [("1h", 60, 10), ("24h", 24 * 60, 120)] {
             let figures = &report.spans[span];
             let covered = figures.seconds / 60.0;
@@ -209,7 +176,7 @@ mod tests {
         }
         // After two quiet days nothing is left, and the spans are as long as they are.
         let later = now + MINUTE * 48 * 60;
-        let report = slices.at(later).report(later);
+        let report = slices.report(later);
         assert_eq!((report.spans["1h"].bytes, report.spans["1h"].seconds), (0, 3600.0));
         assert_eq!(report.spans["24h"].bytes, 0);
     }
@@ -229,16 +196,16 @@ mod tests {
                 number += 1;
                 let parts = [3, 1, 1, 1, 1, 1, 1, 4];
                 let names = parts.map(|parts| Some(longest(number, parts)));
-                let weight = Weight { exact: [1000.0, 1.0], ..Weight::default() };
-                Sample { names, weight }
+                let weight = Weight { sum: [1000.0, 1.0], ..Weight::default() };
+                (names, weight)
             });
             let samples = samples.collect();
             let seen = Seen { bytes: 300_000, events: 300, samples, ..Seen::default() };
             slices.count(seen, start + MINUTE * minutes);
         }
         let [hour, day] = &slices.ended;
-        assert_eq!((hour.len(), day.len()), (SLICES[0].1 - 1, SLICES[1].1));
-        let ended = hour.iter().chain(day).map(|slice| &**slice);
+        assert_eq!((hour.len(), day.len()), (6, 13));
+        let ended = hour.iter().chain(day);
         let memory = |slice: &Slice| {
             size_of::<Slice>() + slice.by.iter().map(Summary::memory).sum::<usize>()
         };

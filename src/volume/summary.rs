@@ -20,7 +20,7 @@ use crate::words::whole;
 const EVENT_BYTES: f64 = 1024.0;
 
 /// The memory of a tally beside its name, in bytes. A hash table is at least 7/16 full.
-pub(super) const TALLY_BYTES: usize = 16 * (size_of::<(Box<str>, Tally)>() + 1) / 7;
+pub(super) const TALLY_BYTES: usize = 16 * (size_of::<(Box<str>, Weight)>() + 1) / 7;
 
 /// The number of standard errors within which 95 of 100 estimates lie.
 const STANDARD_ERRORS: f64 = 2.0;
@@ -29,42 +29,32 @@ const STANDARD_ERRORS: f64 = 2.0;
 /// the error of their sums.
 const ROUNDING: f64 = 1e-3;
 
-/// The count of one name.
-#[derive(Debug, Clone, Copy, Default)]
-pub(super) struct Tally {
-    weight: Weight,
-    /// The highest rank that the name can have had while it had no place.
-    missed: f64,
-}
-
-impl Tally {
+impl Weight {
     fn rank(&self) -> f64 {
-        let [bytes, events] = [0, 1].map(|unit| self.weight.exact[unit] + self.weight.drawn[unit]);
+        let [bytes, events] = self.sum;
         bytes + EVENT_BYTES * events + self.missed
     }
 
-    /// Returns the name's figures. The estimates are multiplied by `scale`.
+    /// Returns the name's figures. They are multiplied by `scale`, also if they are exact by
+    /// themselves; their errors then say so.
     fn row(&self, name: &str, scale: [f64; 2]) -> Row {
-        let Weight { exact, drawn, variance } = self.weight;
         let missed = [self.missed, self.missed / EVENT_BYTES];
         let [(bytes, bytes_error), (events, events_error)] = [0, 1].map(|unit| {
-            let error = missed[unit] + STANDARD_ERRORS * f64::from(variance[unit]).sqrt();
-            (exact[unit] + drawn[unit] * scale[unit], whole((error * scale[unit].max(1.0)).ceil()))
+            let (sum, scale) = (self.sum[unit], scale[unit]);
+            let variance = f64::from(self.variance[unit]);
+            let error = missed[unit] + STANDARD_ERRORS * variance.sqrt();
+            let error = error * scale.max(1.0) + sum * (1.0 - scale).abs();
+            (whole((sum * scale + ROUNDING).floor()), whole((error - ROUNDING).ceil()))
         });
-        Row {
-            name: name.split(PARTS).map(str::to_owned).collect(),
-            bytes: whole((bytes + ROUNDING).floor()),
-            bytes_error,
-            events: whole((events + ROUNDING).floor()),
-            events_error,
-        }
+        let name = name.split(PARTS).map(str::to_owned).collect();
+        Row { name, bytes, bytes_error, events, events_error }
     }
 }
 
 /// The heaviest names of one dimension.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Summary {
-    tallies: HashMap<Box<str>, Tally>,
+    tallies: HashMap<Box<str>, Weight>,
     /// The greatest number of names.
     room: usize,
     /// The highest rank that a name without a tally can have.
@@ -79,22 +69,20 @@ impl Summary {
     /// Adds the weight of a sample to a name.
     pub(super) fn add(&mut self, name: Box<str>, mut weight: Weight) {
         if let Some(tally) = self.tallies.get_mut(&name) {
-            tally.weight.add(weight);
+            tally.add(weight);
             return;
         }
         if self.tallies.len() >= self.room {
             let lightest = self.tallies.iter().min_by(|a, b| a.1.rank().total_cmp(&b.1.rank()));
-            let Some((lightest, rank)) = lightest.map(|(name, it)| (name.clone(), it.rank()))
-            else {
-                return;
-            };
-            self.tallies.remove(&lightest);
-            self.absent = self.absent.max(rank);
+            let Some((lightest, tally)) = lightest else { return };
+            (self.absent, _) =
+                (self.absent.max(tally.rank()), self.tallies.remove(&lightest.clone()));
         }
         // If few bytes of a name were drawn, the error would be too small: the name may have sent
         // more, of which by chance few were drawn.
         weight.variance = weight.variance.map(|variance| 2.0 * variance);
-        self.tallies.insert(name, Tally { weight, missed: self.absent });
+        weight.missed = self.absent;
+        self.tallies.insert(name, weight);
     }
 
     /// Adds the summary of another time. The sum has room for the names of both.
@@ -102,10 +90,10 @@ impl Summary {
         // A name can have missed `absent` of the part that does not have it.
         self.tallies.values_mut().for_each(|tally| tally.missed += other.absent);
         for (name, tally) in &other.tallies {
-            let new = Tally { missed: self.absent + other.absent, ..Tally::default() };
+            let new = Weight { missed: self.absent + other.absent, ..Weight::default() };
             let own = self.tallies.entry(name.clone()).or_insert(new);
-            own.weight.add(tally.weight);
-            own.missed += tally.missed - other.absent;
+            own.add(*tally);
+            own.missed -= other.absent;
         }
         self.absent += other.absent;
     }
@@ -115,7 +103,7 @@ impl Summary {
         let mut all: Vec<_> = std::mem::take(&mut self.tallies).into_iter().collect();
         all.sort_by(|a, b| b.1.rank().total_cmp(&a.1.rank()).then_with(|| a.0.cmp(&b.0)));
         let mut bytes = 0;
-        let fits = |(name, _): &&(Box<str>, Tally)| {
+        let fits = |(name, _): &&(Box<str>, Weight)| {
             bytes += TALLY_BYTES + name.len();
             bytes <= bytes_max
         };
@@ -137,7 +125,7 @@ impl Summary {
     #[cfg(test)]
     pub(super) fn memory(&self) -> usize {
         let buckets = (self.tallies.capacity() * 8).div_ceil(7).next_power_of_two();
-        let table = buckets * (size_of::<(Box<str>, Tally)>() + 1) + 16;
+        let table = buckets * (size_of::<(Box<str>, Weight)>() + 1) + 16;
         // The allocator's size classes are at most an eighth apart.
         let names = self.tallies.keys().map(|name| name.len() * 9 / 8 + 8);
         table + names.sum::<usize>()
@@ -153,7 +141,7 @@ mod tests {
     use super::*;
 
     fn weight(bytes: u32) -> Weight {
-        Weight { exact: [f64::from(bytes), 1.0], ..Weight::default() }
+        Weight { sum: [f64::from(bytes), 1.0], ..Weight::default() }
     }
 
     /// Adds up what each name has in truth.

@@ -50,7 +50,7 @@ async function question(path) {
   return response.json();
 }
 
-// Asks for the history once a step of it has passed. Without an answer the charts stay as they are;
+// Asks for the history, and for the volume, once a step has passed. Without an answer the charts stay as they are;
 // the question to /status tells whether the relay is there.
 let historyDue = 0;
 async function askHistory() {
@@ -59,6 +59,8 @@ async function askHistory() {
   try {
     keep(await question('status/history'));
     drawCharts();
+    volume = await question('status/volume');
+    drawVolume();
   } catch {
     historyDue = 0;
   }
@@ -78,7 +80,6 @@ async function ask() {
   }
   draw();
   if (!failure) await askHistory();
-  if (!failure) await askVolume();
   asking = false;
   timer = setTimeout(ask, document.hidden ? EVERY_HIDDEN : EVERY);
 }

@@ -2,18 +2,6 @@
 
 let volume = null;  // the last answer of /status/volume
 
-let volumeDue = 0;
-async function askVolume() {
-  if (performance.now() < volumeDue) return;
-  volumeDue = performance.now() + 10000;
-  try {
-    volume = await question('status/volume');
-    drawVolume();
-  } catch {
-    volumeDue = 0;
-  }
-}
-
 // An estimate with its error: "12 MiB ± 1.0 MiB". Without an error it is exact.
 function estimate(value, error, words) {
   return error > 0 ? `${words(value)} ± ${words(error)}` : words(value);

@@ -1,29 +1,43 @@
-//! The command `policy cost`: prints what a policy makes of events, rule by rule.
+//! The commands `policy cost`, which prints what a policy makes of events, rule by rule, and
+//! `policy advise`, which prints the fewest rules that reach an aim. The events are those of files
+//! and directories or, for `policy cost`, those that leave a running relay for a time.
 
 use std::path::Path;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
-use serde_json::Value;
 use serde_json::json;
+use tokio::sync::mpsc;
 
-use super::inputs;
-use super::inputs::Read;
 use super::read_policy;
-use crate::cli::cannot_read;
+use crate::audit;
+use crate::cli::failed;
+use crate::cli::healthcheck;
 use crate::cli::print;
+use crate::cli::replay;
 use crate::cli::shown;
 use crate::cli::table;
+use crate::cli::tap;
+use crate::cli::tap::Printed;
 use crate::config;
+use crate::cost::Advice;
 use crate::cost::Cost;
-use crate::cost::Costs;
 use crate::cost::Row;
 use crate::cost::Sum;
+use crate::cost::Survey;
+use crate::words::escape;
 use crate::words::grouped;
 
 /// The number of bytes for which `--price` is the price.
 const PRICED_BYTES: f64 = 1e9;
+
+/// The number of events per second that a relay is asked for, which is the most that it shows.
+const SAMPLE: u32 = 1000;
+
+/// The heads of the columns for a rule.
+const HEAD: [&str; 9] =
+    ["RULE", "LEVEL", "EVENTS", "BYTES", "SHARE", "EVENTS AFTER", "BYTES AFTER", "SHARE", "BELOW"];
 
 #[derive(Args)]
 pub(in crate::cli) struct Arguments {
@@ -45,18 +59,28 @@ pub(in crate::cli) struct Arguments {
     json: bool,
     /// http://HOST:PORT of the admin address of a relay: look at the events that leave it, a sample
     /// as of the command `tap`
-    #[arg(long, value_name = "URL", conflicts_with = "inputs", requires = "token_file")]
+    #[arg(long, value_name = "URL", conflicts_with = "inputs", requires_all = ["output", "token_file"])]
     relay: Option<String>,
     /// Look at the relay for this long
     #[arg(long = "for", value_name = "TIME", default_value = "1m", requires = "relay",
           value_parser = config::time)]
     time: Duration,
-    /// Look at the events of this output only
+    /// Look at the events that leave by this output
     #[arg(long, value_name = "NAME", requires = "relay")]
     output: Option<String>,
     /// The file with the token of the relay's admin.tap_token_file
     #[arg(long, value_name = "FILE", requires = "relay")]
     token_file: Option<PathBuf>,
+}
+
+#[derive(Args)]
+pub(in crate::cli) struct Aim {
+    /// The part of the bytes that the rules are to save, such as 60%
+    #[arg(long, value_name = "PERCENT", value_parser = percent)]
+    cut: f64,
+    /// The events, as `policy cost` takes them. `-` is standard input
+    #[arg(required = true, value_name = "INPUT")]
+    inputs: Vec<PathBuf>,
 }
 
 /// Parses a price.
@@ -65,108 +89,178 @@ fn price(text: &str) -> Result<f64, String> {
     number.ok_or_else(|| "allowed: a number such as 0.50".to_owned())
 }
 
-pub(super) fn run(arguments: &Arguments) -> Result<(), u8> {
-    let Arguments { policy, inputs, against, relay, token_file, .. } = arguments;
+/// Parses a part in percent; the sign may be left out.
+fn percent(text: &str) -> Result<f64, String> {
+    let number = text.strip_suffix('%').unwrap_or(text).trim().parse::<f64>().ok();
+    let number = number.filter(|percent| *percent > 0.0 && *percent <= 100.0);
+    number.ok_or_else(|| "allowed: a part such as 60%, above 0% and up to 100%".to_owned())
+}
+
+pub(super) fn cost(arguments: &Arguments) -> Result<(), u8> {
+    let Arguments { policy, inputs, against, relay, .. } = arguments;
     let files: Vec<&Path> = std::iter::once(policy).chain(against).map(PathBuf::as_path).collect();
-    let policies = files.iter().map(|file| read_policy(file)).collect::<Result<Vec<_>, _>>()?;
-    let mut costs = Costs::new(policies);
-    let mut look = |lines: &[u8]| costs.add(lines);
-    let read = match (relay, token_file) {
-        (Some(url), Some(file)) => {
-            let token = config::read_token_of_command(file);
-            let token = token.map_err(|error| cannot_read(file, "the token", &error))?;
-            let output = arguments.output.as_deref();
-            inputs::relay(url, &token, output, arguments.time, &mut look)?
-        }
-        _ => inputs::files(inputs, &mut look)?,
+    let costs = files.iter().map(|file| Ok((*file, Cost::new(read_policy(file)?))));
+    let mut costs = costs.collect::<Result<Vec<_>, u8>>()?;
+    let mut look = |lines: &[u8]| costs.iter_mut().for_each(|(_, cost)| cost.add(lines));
+    let (bad_lines, stopped) = match relay {
+        Some(url) => (sample(url, arguments, &mut look)?, None),
+        None => replay::look(inputs, &mut look)?,
     };
-    let (text, json) = report(&files, &costs, arguments.price, &read);
-    print(&if arguments.json { format!("{json:#}\n") } else { text })?;
-    read.tell(costs.total)
-}
-
-/// Returns what is printed, as text and as JSON.
-fn report(files: &[&Path], costs: &Costs, price: Option<f64>, read: &Read) -> (String, Value) {
-    let money = |bytes: f64| price.map(|price| bytes / PRICED_BYTES * price);
-    let said = |bytes: f64| money(bytes).map(|it| format!(", price {it:.2}")).unwrap_or_default();
-    let Costs { total, policies } = costs;
-    let mut text = format!("input: {}{}\n", counted(*total), said(total.bytes as f64));
-    if let Some(sample) = read.sample() {
-        text += &format!("this is {sample}\n");
-    }
-    let mut json = json!({
-        "events": total.events, "bytes": total.bytes, "price": money(total.bytes as f64),
-        "read": read, "policies": [],
-    });
-    for (file, cost) in files.iter().zip(policies) {
-        let after = cost.after();
-        let price = said(after.bytes as f64);
-        let (table, rules) = rows(cost, *total);
-        text += &format!("\n{}: leaves {}{price}\n{table}", shown(file), counted(after));
-        if let Some(list) = json["policies"].as_array_mut() {
-            list.push(json!({
-                "file": file.to_string_lossy(), "events_after": after.events,
-                "bytes_after": after.bytes, "price_after": money(after.bytes as f64),
-                "share_after": after.percent_of(*total) / 100.0, "rules": rules,
-            }));
+    let total = costs[0].1.before();
+    print(&match arguments.json {
+        true => {
+            let price = |sum: Sum| arguments.price_of(sum.bytes as f64);
+            let policies = costs.iter().map(|(file, cost)| {
+                let (file, after) = (file.to_string_lossy(), cost.after());
+                json!({ "file": file, "after": after, "price": price(after), "rules": cost.rows })
+            });
+            let json = json!({
+                "total": total, "price": price(total), "bad_lines": bad_lines,
+                "stopped": stopped, "sample_of": arguments.output,
+                "policies": policies.collect::<Vec<_>>(),
+            });
+            format!("{json:#}\n")
         }
-    }
-    if let [one, other] = &policies[..] {
-        let difference =
-            |of: fn(Sum) -> u64| i128::from(of(other.after())) - i128::from(of(one.after()));
-        let (events, bytes) = (difference(|sum| sum.events), difference(|sum| sum.bytes));
-        text +=
-            &format!("\ndifference: {events:+} events, {bytes:+} bytes{}\n", said(bytes as f64));
-    }
-    text += "\nWhat the recording policy has dropped or left out is not in the input.\n";
-    (text, json)
+        false => text(&costs, total, arguments),
+    })?;
+    tell(bad_lines, stopped.as_deref(), total)
 }
 
-/// Returns the rules of a policy with what they make of the events, and what is not known of it: as
-/// a table for people, and as JSON.
-fn rows(cost: &Cost, total: Sum) -> (String, Vec<Value>) {
-    let rules = cost.policy.rules();
-    let (mut unknown, mut never, mut json) = (String::new(), Vec::new(), Vec::new());
-    let head =
-        ["RULE", "LEVEL", "EVENTS", "BYTES", "SHARE", "EVENTS AFTER", "BYTES AFTER", "SHARE"];
-    let mut lines = vec![head.map(str::to_owned)];
+pub(super) fn advise(Aim { cut, inputs }: &Aim) -> Result<(), u8> {
+    let mut survey = Survey::default();
+    let (bad_lines, stopped) = replay::look(inputs, &mut |lines| survey.add(lines))?;
+    let advice = Advice::new(&survey, *cut);
+    if survey.total.events > 0 {
+        print(&advice.page)?;
+    }
+    tell(bad_lines, stopped.as_deref(), survey.total)?;
+    match advice.is_reached {
+        true => Ok(()),
+        false => Err(failed(format_args!(
+            "the aim of {cut} % is not reached: above the floor, {:.1} % can be saved",
+            advice.saves.percent_of(survey.total),
+        ))),
+    }
+}
+
+/// Tells what is in no figure. `Err` is the exit status if there is something, or if there are no
+/// events.
+fn tell(bad_lines: u64, stopped: Option<&str>, total: Sum) -> Result<(), u8> {
+    let stopped = stopped.map_or(String::new(), |why| format!("; {}", escape::message(why)));
+    match (bad_lines, &*stopped, total.events) {
+        (0, "", 0) => Err(failed("there are no events in the input")),
+        (0, "", _) => Ok(()),
+        _ => Err(failed(format_args!(
+            "not in the figures: {bad_lines} lines that are not events{stopped}"
+        ))),
+    }
+}
+
+/// Passes the events that leave a relay for a time to `look`, until a signal comes. Standard error
+/// tells how many were not shown. Returns the number of those that are not events of kube-apiserver
+/// any more, because the output has another form. `Err` is the exit status.
+fn sample(url: &str, arguments: &Arguments, look: &mut dyn FnMut(&[u8])) -> Result<u64, u8> {
+    let tap = tap::Arguments {
+        url: Some(url.to_owned()),
+        matches: Vec::new(),
+        output: arguments.output.clone(),
+        sample: SAMPLE,
+        token_file: arguments.token_file.clone(),
+        format: tap::Format::Json,
+        limit: None,
+    };
+    let request = tap::request(&tap, None)?;
+    let (printer, mut printed) = mpsc::channel(1);
+    let mut bad_lines = 0;
+    let taken = async {
+        while let Some(Printed::Text(lines)) = printed.recv().await {
+            for line in lines.split_inclusive('\n') {
+                match audit::decode(line.into()) {
+                    Ok(batch) => look(&batch.lines),
+                    Err(_) => bad_lines += 1,
+                }
+            }
+        }
+        std::future::pending().await
+    };
+    healthcheck::block_on(async {
+        tokio::select! {
+            ended = tap::look(&request, &tap, &printer, false) => {
+                ended.and(Err(format!("the relay has ended: {url}")))
+            }
+            () = taken => Ok(()),
+            _ = tokio::signal::ctrl_c() => Ok(()),
+            () = tokio::time::sleep(arguments.time) => Ok(()),
+        }
+    })?
+    .map_err(failed)?;
+    Ok(bad_lines)
+}
+
+impl Arguments {
+    /// Returns the price of so many bytes; `None` without `--price`.
+    fn price_of(&self, bytes: f64) -> Option<f64> {
+        self.price.map(|price| bytes / PRICED_BYTES * price)
+    }
+}
+
+/// Returns what is printed for people.
+fn text(costs: &[(&Path, Cost)], total: Sum, arguments: &Arguments) -> String {
+    let said = |bytes: f64| {
+        arguments.price_of(bytes).map_or(String::new(), |price| format!(", price {price:.2}"))
+    };
+    let counted = |sum: Sum| {
+        let (events, bytes) = (grouped(sum.events), grouped(sum.bytes));
+        format!("{events} events, {bytes} bytes{}\n", said(sum.bytes as f64))
+    };
+    let mut text = format!("input: {}", counted(total));
+    if let Some(output) = &arguments.output {
+        text += &format!(
+            "this is a sample of output {}: up to {SAMPLE} events/s that left in {} s, redacted, \
+             none larger than 256 KiB\n",
+            escape::message(output),
+            arguments.time.as_secs(),
+        );
+    }
+    for (file, cost) in costs {
+        let (file, after) = (shown(file), counted(cost.after()));
+        text += &format!("\n{file}: leaves {after}{}", rows(cost, total));
+    }
+    if let [(_, one), (_, other)] = costs {
+        let [one, other] = [one, other].map(Cost::after);
+        let events = other.events as f64 - one.events as f64;
+        let bytes = other.bytes as f64 - one.bytes as f64;
+        text += &format!("\ndifference: {events:+} events, {bytes:+} bytes{}\n", said(bytes));
+    }
+    text + "\nWhat the recording policy has dropped or left out is not in the input.\n"
+}
+
+/// Returns a table of the rules with what they make of the events, and those that never matched.
+fn rows(cost: &Cost, total: Sum) -> String {
+    let (mut never, percent) = (Vec::new(), |sum: Sum| format!("{:.1} %", sum.percent_of(total)));
+    let mut lines = vec![HEAD.map(str::to_owned)];
     for (index, row) in cost.rows.iter().enumerate() {
-        let Row { before, after, below } = row;
-        let rule = rules.get(index);
-        let level = rule.map_or("None", |rule| rule.level.name());
-        let line = rule.map(|rule| rule.line);
+        let Row { line, level, before, after, recorded_below } = *row;
         let name = match line {
             Some(line) => format!("{} (line {line})", index + 1),
             None => "no rule".to_owned(),
         };
-        let [share, share_after] = [before, after].map(|sum| sum.percent_of(total));
-        json.push(json!({
-            "rule": line.map(|_| index + 1), "line": line, "level": level,
-            "events": before.events, "bytes": before.bytes, "share": share / 100.0,
-            "events_after": after.events, "bytes_after": after.bytes,
-            "share_after": share_after / 100.0, "recorded_below": below,
-        }));
-        if *below > 0 {
-            let below = grouped(*below);
-            unknown += &format!("rule {name}: {below} events were recorded below {level}, so ");
-            unknown += "what it would add to them is not known\n";
-        }
-        if before.events == 0 && rule.is_some() {
+        if before.events == 0 && line.is_some() {
             never.push(name.clone());
         }
-        let [one, two] = [(before, share), (after, share_after)]
-            .map(|(sum, share)| [grouped(sum.events), grouped(sum.bytes), format!("{share:.1} %")]);
-        let [events, bytes, share] = one;
-        let [events_after, bytes_after, share_after] = two;
-        let level = level.to_owned();
-        lines.push([name, level, events, bytes, share, events_after, bytes_after, share_after]);
+        lines.push([
+            name,
+            level.to_owned(),
+            grouped(before.events),
+            grouped(before.bytes),
+            percent(before),
+            grouped(after.events),
+            grouped(after.bytes),
+            percent(after),
+            grouped(recorded_below),
+        ]);
     }
-    if !never.is_empty() {
-        unknown += &format!("rules that never matched: {}\n", never.join(", "));
-    }
-    (table(&lines) + &unknown, json)
-}
-
-fn counted(sum: Sum) -> String {
-    format!("{} events, {} bytes", grouped(sum.events), grouped(sum.bytes))
+    let never = never.join(", ");
+    let never = (!never.is_empty()).then(|| format!("rules that never matched: {never}\n"));
+    table(&lines) + &never.unwrap_or_default()
 }

@@ -336,7 +336,7 @@ proptest! {
         asked in vec(asked(), 8),
     ) {
         let policy = Policy::new(&omitted, omit_managed_fields, rules.clone());
-        let matcher = Matcher::of_rules(rules.iter().map(|rule| (&rule.criteria, true)));
+        let matcher = Matcher::of_rules(rules.iter().map(|rule| (&rule.criteria, true)), false);
         let lines: String = asked.iter().map(|(request, uri)| event(request, uri) + "\n").collect();
         let mut reader = Reader::new(lines.as_bytes());
         let (mut users, mut of_matcher) = (Users::default(), Users::default());
@@ -432,7 +432,7 @@ proptest! {
         let never = Criteria { verbs: vec!["never".to_owned()], ..Criteria::default() };
         let mut all = vec![never; index];
         all.extend_from_slice(&few);
-        let matcher = Matcher::of_rules(all.iter().map(|criteria| (criteria, true)));
+        let matcher = Matcher::of_rules(all.iter().map(|criteria| (criteria, true)), false);
         let mut users = Users::default();
         for (request, uri) in &asked {
             let request = Request { uri: Uri::written(uri.as_bytes()), ..request.clone() };

@@ -41,11 +41,9 @@ pub struct Leftover {
     pub begin: Position,
     /// The position after the last event in the log.
     pub end: Position,
-    /// The number of bytes in the lines of the events from `begin` on. If the cursors file is
-    /// missing or damaged, it is that of all stored events.
+    /// The number of bytes in the lines of the events from `begin` on; an estimate if the cursors
+    /// file is missing or damaged.
     pub bytes: u64,
-    /// The number of bytes in the lines of all events that are stored, finished or not.
-    pub stored_bytes: u64,
     /// The ranges of positions that the relay itself has dropped and counted as lost.
     holes: Vec<Hole>,
     /// The outputs that the cursors file names, in the order of their names. Each has its name and
@@ -106,8 +104,7 @@ impl Directory {
             cursors: CursorsFile::from(&found),
             begin,
             end: summary.end.max(begin),
-            bytes: backlogs.map(|output| output.bytes).max().unwrap_or(summary.line_bytes),
-            stored_bytes: summary.line_bytes,
+            bytes: backlogs.map(|output| output.bytes).max().unwrap_or(summary.segment_bytes),
             holes: contents.map(|contents| contents.holes.clone()).unwrap_or_default(),
             outputs: outputs.map(|(name, place)| (name.clone(), place.position)).collect(),
             quarantine: summary.quarantine,

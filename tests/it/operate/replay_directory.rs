@@ -239,7 +239,7 @@ fn damaged_and_missing_events_are_named_and_the_rest_arrives_and_the_status_is_1
             missing.end - 1,
             missing.end - missing.start
         ),
-        &format!("stopped: damaged or missing events: {lost}, in 2 places; they were not sent\n"),
+        &format!("stopped: damaged or missing events: {lost}, in 2 places; they are left out\n"),
         "every event that could be read is accepted\n",
         &format!("; {lost} damaged or missing events were not sent\n"),
     ];
