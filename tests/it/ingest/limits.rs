@@ -533,19 +533,19 @@ fn sockets_that_announce_much_and_send_nothing_take_no_room() {
 /// resident memory is compared with what it was before they were made.
 #[test]
 fn a_connection_that_waits_after_a_batch_takes_less_than_64_kib() {
-    const CONNECTIONS: u64 = 100;
+    const CONNECTIONS: u64 = 200;
     let (relay, sink) = start("", "");
     let batch = generated_batch(1, 400, 800);
     let send = |client: &mut Client| {
         assert_accepted(&client.post("/audit", JSON, &batch).unwrap(), 400);
+        // A backlog would leave mappings in the pool for bodies.
+        relay.wait_until_delivered(PATIENCE);
     };
     (0..20).for_each(|_| send(&mut connect(&relay)));
-    relay.wait_until_delivered(PATIENCE);
     wait_for_gauge(&relay, "connections", 0.0);
     let before = relay.rss_bytes();
     let mut clients: Vec<Client> = (0..CONNECTIONS).map(|_| connect(&relay)).collect();
     clients.iter_mut().for_each(send);
-    relay.wait_until_delivered(PATIENCE);
     let begun = Instant::now();
     loop {
         let each = relay.rss_bytes().saturating_sub(before) / CONNECTIONS;
@@ -558,7 +558,7 @@ fn a_connection_that_waits_after_a_batch_takes_less_than_64_kib() {
     }
     drop(clients);
     relay.finish(Backlog::Empty);
-    assert_eq!(sink.count(), 120 * 400);
+    assert_eq!(sink.count(), 220 * 400);
 }
 
 #[test]
