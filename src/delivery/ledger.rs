@@ -857,8 +857,11 @@ impl Ledger {
                 return self.take_apart(works, failure, consumer);
             }
         }
+        // Before the last address of this round, another one may have answered with server errors.
+        let had_errors = works.iter().any(|work| work.errors.count >= ERRORS_BEFORE_OTHERS);
         if !failure.elsewhere {
             self.isolation.conduct_mut(consumer).turned_down();
+            self.turn.sends_others |= had_errors;
         }
         for work in works {
             self.give_back(work);

@@ -82,6 +82,12 @@ const PAUSE_MIN: Duration = Duration::from_secs(1);
 /// The longest pause after a server error.
 const PAUSE_MAX: Duration = Duration::from_secs(30);
 
+/// The longest pause between two tries while the queue is nearly full. Several addresses are tried
+/// in turn, and only the tries at one of them count. If another one is away, a try there takes the
+/// connect timeout. Four tries at the first one should still take about as long as
+/// [`TIME_CROWDED`].
+pub(super) const PAUSE_CROWDED: Duration = Duration::from_secs(5);
+
 /// The maximum number of claims in a row that a consumer may turn down while an earlier acceptance
 /// still proves that the consumer works. The halves of a claim of 5,000 events reach a single event
 /// in 13 steps. A consumer that turns down more claims than that has probably stopped working

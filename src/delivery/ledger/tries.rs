@@ -11,6 +11,7 @@ use crate::delivery::in_flight::State;
 use crate::delivery::in_flight::Work;
 use crate::delivery::pacing::DRAIN_PAUSE_MAX;
 use crate::delivery::parked::Next;
+use crate::delivery::parked::PAUSE_CROWDED;
 use crate::delivery::parked::Parking;
 use crate::delivery::parked::Patience;
 use crate::delivery::parked::TurnedDown;
@@ -153,10 +154,13 @@ impl Ledger {
     fn go_on_trying(&mut self, mut work: Work, next: Next, failure: &Failure) {
         let position = work.claim.start;
         work.is_remainder = false;
-        if self.pacing.drains()
-            && let Some(parking) = &mut work.parking
-        {
-            parking.wait_at_most(DRAIN_PAUSE_MAX);
+        let longest = match self.patience() {
+            Patience { drains: true, .. } => Some(DRAIN_PAUSE_MAX),
+            Patience { is_crowded: true, .. } => Some(PAUSE_CROWDED),
+            Patience { .. } => None,
+        };
+        if let (Some(parking), Some(longest)) = (&mut work.parking, longest) {
+            parking.wait_at_most(longest);
         }
         self.in_flight.note(work);
         match (next, work.parking) {

@@ -247,3 +247,23 @@ fn an_event_that_every_address_answers_with_500_is_parked() {
     assert_none_missing(&accepted, &good);
     relay.finish(Backlog::Stable);
 }
+
+/// Method: the first address answers 500 to one event and takes the others, and the second one is
+/// away. A round that ends at the second address is not an answer to the event, and the other
+/// events must not wait until the second address is back.
+#[test]
+fn an_event_that_is_answered_with_500_stops_no_other_while_the_second_address_is_away() {
+    let batch = generated_batch(0, 20, 900);
+    let (good, bad) = parted(std::slice::from_ref(&batch), &[0]);
+    let sink = HttpSink::start(refuses(bad, 500));
+    // Nothing listens on port 1.
+    let urls = [format!("http://{}/ingest", sink.address()), "http://127.0.0.1:1/ingest".into()];
+    let more = "concurrency = 1\n[shutdown]\ndrain_timeout = \"200ms\"\n";
+    let relay = Relay::start(&to_http(&urls, more));
+    assert_eq!(relay.post(&batch).status, 200);
+    wait_until("the others are delivered", PATIENCE, || {
+        of_output(&relay, "output_events_total") == 19.0
+    });
+    assert_none_missing(&accepted_events(&sink), &good);
+    relay.finish(Backlog::Stable);
+}
