@@ -471,7 +471,7 @@ impl Operator<'_> {
     }
 
     /// A message is too long for an output until the operator raises its limit. What was sent
-    /// before it is final.
+    /// before it is final, and does not come again.
     fn too_long(&mut self) {
         if !self.rests() {
             return;
@@ -481,6 +481,11 @@ impl Operator<'_> {
         let long = [self.maker(Marks::default()).large(4 * SHORT)];
         let answer = self.post(&long);
         self.wait(seconds(60));
+        let copies = before.iter().map(|event| self.arrivals(0, event.serial)).max();
+        if copies > Some(1) {
+            let what = "and nothing is wrong but that one behind it is too long";
+            self.faults.push(format!("repeats: output o0: an event came {copies:?} times, {what}"));
+        }
         let waiting = self.backlog();
         if self.has(0, before[0].serial) && waiting.is_some_and(|waiting| waiting > 1.0) {
             let what = "and what came before it has arrived";
