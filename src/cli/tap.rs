@@ -94,7 +94,7 @@ pub(super) fn run(arguments: &Arguments, file: Option<&Path>) -> Result<(), u8> 
             // The reader of stdout has gone, as after `| head -1`.
             printed = printed => printed.unwrap_or(Ok(())),
             _ = tokio::signal::ctrl_c() => Ok(()),
-            looked = look(&asked, arguments, &printer, std::io::stdout().is_terminal()) => looked,
+            looked = look(&asked, arguments, &printer, None) => looked,
         }
     };
     healthcheck::block_on(looking)?.map_err(failed)
@@ -189,16 +189,38 @@ fn printer() -> (mpsc::Sender<Printed>, Failure) {
     (sender, failure)
 }
 
-/// Asks the relay for events, and prints them until `--limit` or the relay ends the tap. `escapes`
-/// is `true` if they are printed on a terminal.
+/// The events of one output that a tap has shown, and the number of those that it has skipped.
+#[derive(Default)]
+pub(super) struct Seen {
+    /// The name of the output; `None` before the first event.
+    pub(super) output: Option<String>,
+    pub(super) shown: u64,
+    pub(super) skipped: u64,
+}
+
+impl Seen {
+    /// Counts an event. `Err`: it is of another output than those before.
+    fn add(&mut self, output: &Option<String>) -> Result<(), String> {
+        self.shown += 1;
+        let first = self.output.get_or_insert_with(|| output.clone().unwrap_or_default());
+        match output.as_ref().is_none_or(|output| output == first) {
+            true => Ok(()),
+            false => Err("several outputs send events: name one with --output".to_owned()),
+        }
+    }
+}
+
+/// Asks the relay for events, and prints them until `--limit` or the relay ends the tap. With
+/// `seen`, counts them, and ends with an error if they are of several outputs.
 pub(super) async fn look(
     Request { target, path, shown }: &Request,
     arguments: &Arguments,
     printer: &mpsc::Sender<Printed>,
-    escapes: bool,
+    seen: Option<&mut Seen>,
 ) -> Result<(), String> {
     let Arguments { format, limit, sample, .. } = *arguments;
-    let mut show = Show { printer, format, escapes, left: limit, sample };
+    let escapes = seen.is_none() && std::io::stdout().is_terminal();
+    let mut show = Show { printer, format, escapes, left: limit, sample, seen };
     let looking = async {
         let opened = timeout(ANSWER, target.open(Method::GET, path, None)).await;
         let opened = opened.map_err(|_| format!("no answer within {} s", ANSWER.as_secs()))?;
@@ -268,6 +290,7 @@ struct Show<'a> {
     /// The number of events that are still to be shown; `None` without `--limit`.
     left: Option<u64>,
     sample: u32,
+    seen: Option<&'a mut Seen>,
 }
 
 impl Show<'_> {
@@ -281,6 +304,7 @@ impl Show<'_> {
         let received: Received<'_> = serde_json::from_slice(line)
             .map_err(|error| format!("the answer is not that of a relay's tap: {error}"))?;
         if let Some(event) = received.event {
+            self.seen.as_mut().map_or(Ok(()), |seen| seen.add(&received.output))?;
             let event = event.get();
             match self.format {
                 Format::Json if self.escapes => text.push_str(&escape::json(event)),
@@ -310,7 +334,7 @@ impl Show<'_> {
         }))
     }
 
-    fn tell_skipped(&self, skipped: &BTreeMap<String, u64>) {
+    fn tell_skipped(&mut self, skipped: &BTreeMap<String, u64>) {
         let of = |reason: &str| skipped.get(reason).copied().unwrap_or_default();
         let sample = format!("the sample is {}/s", self.sample);
         let large = format!("larger than 256 KiB, up to {} bytes", grouped(of("largest_bytes")));
@@ -321,7 +345,9 @@ impl Show<'_> {
             (of("large"), large.as_str()),
             (of("unreadable"), "not JSON, so nobody can say that nothing secret is in them"),
         ] {
-            if events > 0 {
+            if let Some(seen) = &mut self.seen {
+                seen.skipped += events;
+            } else if events > 0 {
                 let plural = if events == 1 { "" } else { "s" };
                 eprintln!("skipped {} event{plural}: {why}", grouped(events));
             }

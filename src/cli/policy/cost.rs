@@ -20,6 +20,7 @@ use crate::cli::shown;
 use crate::cli::table;
 use crate::cli::tap;
 use crate::cli::tap::Printed;
+use crate::cli::tap::Seen;
 use crate::config;
 use crate::cost::Advice;
 use crate::cost::Cost;
@@ -59,13 +60,13 @@ pub(in crate::cli) struct Arguments {
     json: bool,
     /// http://HOST:PORT of the admin address of a relay: look at the events that leave it, a sample
     /// as of the command `tap`
-    #[arg(long, value_name = "URL", conflicts_with = "inputs", requires_all = ["output", "token_file"])]
+    #[arg(long, value_name = "URL", conflicts_with = "inputs", requires = "token_file")]
     relay: Option<String>,
     /// Look at the relay for this long
     #[arg(long = "for", value_name = "TIME", default_value = "1m", requires = "relay",
           value_parser = config::time)]
     time: Duration,
-    /// Look at the events that leave by this output
+    /// Look at the events that leave by this output, if the relay has several
     #[arg(long, value_name = "NAME", requires = "relay")]
     output: Option<String>,
     /// The file with the token of the relay's admin.tap_token_file
@@ -102,9 +103,10 @@ pub(super) fn cost(arguments: &Arguments) -> Result<(), u8> {
     let costs = files.iter().map(|file| Ok((*file, Cost::new(read_policy(file)?))));
     let mut costs = costs.collect::<Result<Vec<_>, u8>>()?;
     let mut look = |lines: &[u8]| costs.iter_mut().for_each(|(_, cost)| cost.add(lines));
-    let (bad_lines, stopped) = match relay {
-        Some(url) => (sample(url, arguments, &mut look)?, None),
-        None => replay::look(inputs, &mut look)?,
+    let mut seen = relay.as_ref().map(|_| Seen::default());
+    let (bad_lines, stopped) = match (relay, &mut seen) {
+        (Some(url), Some(seen)) => (sample(url, arguments, seen, &mut look)?, None),
+        _ => replay::look(inputs, &mut look)?,
     };
     let total = costs[0].1.before();
     print(&match arguments.json {
@@ -116,12 +118,14 @@ pub(super) fn cost(arguments: &Arguments) -> Result<(), u8> {
             });
             let json = json!({
                 "total": total, "price": price(total), "bad_lines": bad_lines,
-                "stopped": stopped, "sample_of": arguments.output,
+                "stopped": stopped, "sample": seen.map(|seen| json!({
+                    "output": seen.output, "events": seen.shown, "skipped_events": seen.skipped,
+                })),
                 "policies": policies.collect::<Vec<_>>(),
             });
             format!("{json:#}\n")
         }
-        false => text(&costs, total, arguments),
+        false => text(&costs, total, seen, arguments),
     })?;
     tell(bad_lines, stopped.as_deref(), total)
 }
@@ -156,10 +160,15 @@ fn tell(bad_lines: u64, stopped: Option<&str>, total: Sum) -> Result<(), u8> {
     }
 }
 
-/// Passes the events that leave a relay for a time to `look`, until a signal comes. Standard error
-/// tells how many were not shown. Returns the number of those that are not events of kube-apiserver
-/// any more, because the output has another form. `Err` is the exit status.
-fn sample(url: &str, arguments: &Arguments, look: &mut dyn FnMut(&[u8])) -> Result<u64, u8> {
+/// Passes the events that leave a relay for a time to `look`, until a signal comes. Returns the
+/// number of those that are not events of kube-apiserver any more, because the output has another
+/// form. `Err` is the exit status.
+fn sample(
+    url: &str,
+    arguments: &Arguments,
+    seen: &mut Seen,
+    look: &mut dyn FnMut(&[u8]),
+) -> Result<u64, u8> {
     let tap = tap::Arguments {
         url: Some(url.to_owned()),
         matches: Vec::new(),
@@ -185,7 +194,7 @@ fn sample(url: &str, arguments: &Arguments, look: &mut dyn FnMut(&[u8])) -> Resu
     };
     healthcheck::block_on(async {
         tokio::select! {
-            ended = tap::look(&request, &tap, &printer, false) => {
+            ended = tap::look(&request, &tap, &printer, Some(seen)) => {
                 ended.and(Err(format!("the relay has ended: {url}")))
             }
             () = taken => Ok(()),
@@ -205,7 +214,7 @@ impl Arguments {
 }
 
 /// Returns what is printed for people.
-fn text(costs: &[(&Path, Cost)], total: Sum, arguments: &Arguments) -> String {
+fn text(costs: &[(&Path, Cost)], total: Sum, seen: Option<Seen>, arguments: &Arguments) -> String {
     let said = |bytes: f64| {
         arguments.price_of(bytes).map_or(String::new(), |price| format!(", price {price:.2}"))
     };
@@ -214,12 +223,13 @@ fn text(costs: &[(&Path, Cost)], total: Sum, arguments: &Arguments) -> String {
         format!("{events} events, {bytes} bytes{}\n", said(sum.bytes as f64))
     };
     let mut text = format!("input: {}", counted(total));
-    if let Some(output) = &arguments.output {
+    if let Some(Seen { output, shown, skipped }) = seen {
         text += &format!(
-            "this is a sample of output {}: up to {SAMPLE} events/s that left in {} s, redacted, \
-             none larger than 256 KiB\n",
-            escape::message(output),
-            arguments.time.as_secs(),
+            "this is a sample of output {}: {} of {} events that left, as `tap` shows them: \
+             redacted, and none larger than 256 KiB\n",
+            escape::message(&output.unwrap_or_default()),
+            grouped(shown),
+            grouped(shown + skipped),
         );
     }
     for (file, cost) in costs {

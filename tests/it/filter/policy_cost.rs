@@ -220,7 +220,6 @@ fn wrong_usage_is_refused_before_anything_is_read() {
     place.cost(&["."]).assert_refused("holds no queue");
     place.cost(&["events", "--for", "1m"]).assert_refused("--relay");
     place.cost(&["--relay", "http://127.0.0.1:1"]).assert_refused("--token-file");
-    place.cost(&["--relay", "http://127.0.0.1:1", "--token-file", "t"]).assert_refused("--output");
     place.write("policy.yaml", b"rules: [level: Metdata]\n");
     place.cost(&["events"]).assert_refused("did you mean Metadata?");
     said(&["policy", "advise", "--cut", "0", "events"], place.0.path()).assert_refused("60%");
@@ -293,7 +292,11 @@ fn the_events_that_leave_a_running_relay_are_an_input() {
     let (code, stdout, stderr) = ask(&["--for", "3s", "--output", "one"]);
     assert_eq!(code, Some(0), "{stderr}");
     let told: Value = serde_json::from_slice(&stdout).unwrap();
-    assert_eq!((&told["total"]["events"], &told["sample_of"]), (&json!(100), &json!("one")));
+    let sample = json!({ "output": "one", "events": 100, "skipped_events": 0 });
+    assert_eq!((&told["total"]["events"], &told["sample"]), (&json!(100), &sample));
+    let (code, _, stderr) = ask(&["--for", "1m"]);
+    assert_eq!(code, Some(1), "{stderr}");
+    assert!(stderr.contains("several outputs send events: name one with --output"), "{stderr}");
     let said = said(&[&words[..], &["--output", "three"]].concat(), place.0.path());
     said.assert(1, &["three"]);
     relay.finish(Backlog::Empty);
