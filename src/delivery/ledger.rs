@@ -110,6 +110,10 @@ struct Turn {
     /// `true` if the next request carries other events than the first claim that waits to be sent
     /// again, because the consumer has answered this claim with server errors.
     sends_others: bool,
+    /// `true` if an address that was passed over in this round has answered a claim with a server
+    /// error, and not for the first time. If the round then ends with another failure, the next
+    /// request carries other events.
+    doubts_claim: bool,
     /// `true` if the last request was a try of a parked event. The next request carries other
     /// events, if there are any to send.
     was_try: bool,
@@ -850,6 +854,7 @@ impl Ledger {
             let sends_others = self.turn.sends_others;
             let is_at_fault = self.note_server_error(&mut works, consumer);
             if failure.elsewhere {
+                self.turn.doubts_claim |= self.turn.sends_others && !sends_others;
                 self.turn.sends_others = sends_others;
             }
             if is_at_fault {
@@ -857,11 +862,9 @@ impl Ledger {
                 return self.take_apart(works, failure, consumer);
             }
         }
-        // Before the last address of this round, another one may have answered with server errors.
-        let had_errors = works.iter().any(|work| work.errors.count >= ERRORS_BEFORE_OTHERS);
         if !failure.elsewhere {
             self.isolation.conduct_mut(consumer).turned_down();
-            self.turn.sends_others |= had_errors;
+            self.turn.sends_others |= std::mem::take(&mut self.turn.doubts_claim);
         }
         for work in works {
             self.give_back(work);
