@@ -50,9 +50,10 @@ pub(super) fn make(making: &mut Making<'_>) -> Made {
     let of_mood = Arc::clone(&ledger);
     let life = [3, 20, 3600][making.rng.usize(..3)];
     let script = Script {
-        // IAM may tell a longer life than a token has.
         expires_in: life,
-        life: Duration::from_secs(life - u64::from(making.rng.bool())),
+        // IAM may tell a longer life than a token has, but not so much longer that a token ends
+        // before it is renewed, which is after four fifths of the life that IAM tells.
+        life: Duration::from_secs(life - u64::from(life > 5 && making.rng.bool())),
         grant: Box::new(move || match lock(&iam).meets(kernel::now()) {
             Some(grant) if !ledger.is_calm() => grant,
             _ => Grant::Judges,
