@@ -1219,13 +1219,16 @@ impl Simulation {
         damaged.iter().all(lacks_its_end)
     }
 
-    /// True if the log has a segment again that had left it, and the next one is missing. An output
-    /// that no file names then begins at that segment, and counts the missing events as lost, which
-    /// the model can't follow.
+    /// True if the log has a segment again that had left it, and the events after its own are
+    /// missing. An output that no file names then begins at that segment, and counts the missing
+    /// events as lost, which the model can't follow. A segment that was removed without events may
+    /// have been made again at the same position, and is no such segment.
     fn has_holes(&self) -> bool {
-        let segments = self.segments();
-        let mut inner = segments.iter().take(segments.len().saturating_sub(1));
-        inner.any(|segment| self.removed.get(&segment.start).is_some_and(|end| *end < segment.end))
+        let ended_earlier = |segment: &Range<u64>| {
+            let removed = self.removed.get(&segment.start);
+            removed.is_some_and(|end| segment.start < *end && *end < segment.end)
+        };
+        self.segments().iter().any(ended_earlier)
     }
 
     /// Checks that events which removed outputs had not received are counted as lost, as long as
