@@ -297,11 +297,16 @@ impl InFlight {
         self.due.first().map(|(due, _)| *due)
     }
 
+    /// Returns the parked event that is tried next; `None` if no event is parked.
+    pub(super) fn next_parked(&self) -> Option<Work> {
+        let (_, start) = self.due.first()?;
+        self.table.get(start).map(|(_, work)| *work)
+    }
+
     /// Returns the parked event whose try is due; `None` if there is none.
     pub(super) fn due(&self) -> Option<Work> {
-        let (due, start) = self.due.first()?;
-        let (_, work) = self.table.get(start).filter(|_| *due <= Instant::now())?;
-        Some(*work)
+        let is_due = self.next_try().is_some_and(|due| due <= Instant::now());
+        self.next_parked().filter(|_| is_due)
     }
 
     /// Takes the next events of the queue as a new claim, in the state `OnWire`, and returns them.

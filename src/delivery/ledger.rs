@@ -112,7 +112,7 @@ struct Turn {
     sends_others: bool,
     /// `true` if an address that was passed over in this round has answered a claim with a server
     /// error, and not for the first time. If the round then ends with another failure, the next
-    /// request carries other events.
+    /// request carries other events. `false` again when the consumer accepts something.
     doubts_claim: bool,
     /// `true` if the last request was a try of a parked event. The next request carries other
     /// events, if there are any to send.
@@ -443,7 +443,9 @@ impl Ledger {
     /// Ends a round of the search for events that the consumer refuses. The round ends because the
     /// consumer refused the suspects and the new event that were sent, or because no new event
     /// could be sent. The output now pauses. After the pause, the first suspect and one other
-    /// suspect are sent again.
+    /// suspect are sent again. An ordered output also tries a parked event then: during the search
+    /// it tries none at its own time, and perhaps only the parked events are left to show that the
+    /// consumer works.
     fn next_round(&mut self) {
         if let Some(first) = self.in_flight.first(State::Suspect) {
             self.in_flight.change(first.claim, State::Pending);
@@ -451,6 +453,11 @@ impl Ledger {
         let another = self.isolation.rotate(self.in_flight.count(State::Suspect));
         if let Some(another) = self.in_flight.nth(State::Suspect, another) {
             self.in_flight.change(another.claim, State::Pending);
+        }
+        if self.rules.is_ordered
+            && let Some(parked) = self.in_flight.next_parked()
+        {
+            self.in_flight.change(parked.claim, State::Pending);
         }
         let refusal = self.isolation.last_refusal.as_ref();
         if let Some(failure) = refusal {
@@ -558,6 +565,7 @@ impl Ledger {
         if let Some(parking) = work.parking {
             self.try_accepted(work, parking, consumer);
         }
+        self.turn.doubts_claim = false;
         self.pacing.succeeded();
         self.health.succeeded();
         self.health.delivered(work.events, work.attempts);

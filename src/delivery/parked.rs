@@ -17,6 +17,10 @@
 //! | a server error, while the queue is nearly full | 4 | 1 minute |
 //! | a server error, while the relay drains | 4 | 3 s |
 //!
+//! If an event was parked because of server errors and is then refused for the first time, the
+//! tries end, and the search for refused events (`isolation`) goes on with it. The consumer may
+//! refuse everything by now, and must accept another event before the refusals count.
+//!
 //! An ordered output sends no new events while an event that is refused is tried. An event that is
 //! answered with server errors may wait for hours, so it leaves the order: later events are
 //! delivered before it.
@@ -176,6 +180,10 @@ pub(super) enum Next {
     AtOnce,
     /// The event waits until [`Parking::due`].
     Wait,
+    /// The consumer refuses the event for the first time. It was parked because of server errors,
+    /// so the consumer has to accept another event before the refusals count: the search for
+    /// refused events goes on with the event.
+    Search,
     /// The event is given up.
     GiveUp,
 }
@@ -262,6 +270,10 @@ impl Parking {
             self.conduct = conduct;
             self.wait();
             return Next::Wait;
+        }
+        let is_new = self.refusals == 0 && self.answer == TurnedDown::ServerError;
+        if answer == TurnedDown::Refused && is_new && !patience.keeps_all {
+            return Next::Search;
         }
         self.count(answer, conduct);
         if !patience.keeps_all && self.is_over(conduct, patience) {

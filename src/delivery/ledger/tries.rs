@@ -90,11 +90,24 @@ impl Ledger {
                 Next::Wait
             }
         };
+        if next == Next::Search {
+            return self.search_for(work, failure, consumer);
+        }
         self.go_on_trying(work, next, failure);
         if answer.is_none() {
             self.pause(failure);
         }
         self.take_all_old(failure);
+    }
+
+    /// Ends the tries of an event that was parked because of server errors, and that `consumer`
+    /// refuses now. The refusal counts like the first one of any other event.
+    fn search_for(&mut self, work: Work, failure: &Failure, consumer: usize) {
+        self.tries_are_over(work.claim);
+        let mut work = Work { parking: None, is_remainder: false, ..work };
+        let decision = self.isolation.refused(&mut work, consumer);
+        self.in_flight.note(work);
+        self.decide_alone(work, decision, failure, consumer);
     }
 
     /// Notes that an address has answered the try of an event with a server error, and that another
@@ -169,7 +182,7 @@ impl Ledger {
                 self.parked.insert(position, (parking, Arc::from(failure.message.as_str())));
                 self.health.parked(&self.parked, Some(position));
             }
-            (Next::AtOnce | Next::Wait, _) => {}
+            (Next::AtOnce | Next::Wait | Next::Search, _) => {}
             (Next::GiveUp, _) => {
                 self.give_up(&work, failure);
                 self.tries_are_over(work.claim);

@@ -24,6 +24,7 @@ async fn given_up_after(
         match next {
             Next::GiveUp => return Some((tries, begun.elapsed())),
             Next::AtOnce => {}
+            Next::Search => panic!("no server error was counted"),
             Next::Wait => tokio::time::sleep_until(parking.due).await,
         }
         between(&mut conduct);
@@ -142,4 +143,17 @@ async fn the_tries_at_an_address_that_is_away_begin_again_at_another() {
         }
     }
     assert_eq!(tries, ELSEWHERE_MAX + TRIES);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_first_refusal_of_an_event_that_got_server_errors_is_searched_for() {
+    let mut conduct = Conduct::default();
+    conduct.accepted(0);
+    let (mut parking, _) = Parking::begin(TurnedDown::ServerError, 0, conduct);
+    for circumstances in [patience(), Patience { drains: true, ..patience() }] {
+        let next = parking.turned_down(TurnedDown::Refused, 0, conduct, circumstances);
+        assert_eq!(next, Next::Search, "{circumstances:?}");
+    }
+    let keeps_all = Patience { keeps_all: true, ..patience() };
+    assert_eq!(parking.turned_down(TurnedDown::Refused, 0, conduct, keeps_all), Next::Wait);
 }

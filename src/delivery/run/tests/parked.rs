@@ -121,6 +121,85 @@ async fn an_event_that_was_answered_with_5xx_for_a_while_is_delivered_after_it()
 }
 
 /// Sends one bad event and 62 others in ten minutes, and then begins the drain.
+/// The consumer accepts everything, then answers 5xx to one event, then refuses everything while
+/// there is nothing else to send. Nothing shows that it works, so the event is kept.
+#[tokio::test(start_paused = true)]
+async fn an_event_that_is_refused_while_it_is_parked_needs_a_proof_first() {
+    for (window, ordered) in [(1, true), (4, false)] {
+        let started = Instant::now();
+        let refuses = move || (60..600).contains(&started.elapsed().as_secs());
+        let setting = Setting { window, ordered, ..Setting::default() };
+        let mut bench = Bench::start::<false>(&setting, move |events| {
+            if refuses() {
+                return Answer::Refuse;
+            }
+            let fails = is_bad(events) && started.elapsed() < Duration::from_secs(60);
+            if fails { Answer::Fail } else { Answer::Accept }
+        });
+        bench.append(&["first".to_owned(), "bad".to_owned()]);
+        for number in 0..20 {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            bench.append(&[format!("after{number}")]);
+        }
+        bench.drained().await;
+        assert_eq!((bench.delivered(), bench.lost()), (22, 0), "{window}");
+        assert!(started.elapsed() > Duration::from_secs(600), "{window}: not refused for long");
+        bench.finish().await;
+    }
+}
+
+/// The last new event is refused, and only a parked one can show that the consumer works.
+#[tokio::test(start_paused = true)]
+async fn a_parked_event_proves_that_the_consumer_works() {
+    for (window, ordered) in [(1, true), (4, false)] {
+        let started = Instant::now();
+        let setting = Setting { window, ordered, ..Setting::default() };
+        let mut bench = Bench::start::<false>(&setting, move |events| {
+            let fails = events.iter().any(|event| event == "slow");
+            match is_bad(events) {
+                true => Answer::Refuse,
+                false if fails && started.elapsed() < Duration::from_secs(60) => Answer::Fail,
+                false => Answer::Accept,
+            }
+        });
+        bench.append(&["first".to_owned(), "slow".to_owned()]);
+        for number in 0..20 {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            bench.append(&[format!("after{number}")]);
+        }
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        bench.append(&["bad"]);
+        tokio::time::sleep(Duration::from_secs(600)).await;
+        assert_eq!((bench.delivered(), bench.lost()), (22, 1), "{window}");
+        bench.finish().await;
+    }
+}
+
+/// Answers 5xx and refusals to one event, in turns. Each other event is accepted.
+#[tokio::test(start_paused = true)]
+async fn an_event_that_gets_both_answers_in_turns_is_given_up() {
+    for (window, ordered) in [(1, true), (4, false)] {
+        let mut turn = false;
+        let setting = Setting { window, ordered, ..Setting::default() };
+        let mut bench = Bench::start::<false>(&setting, move |events| {
+            turn ^= is_bad(events);
+            match (is_bad(events), turn) {
+                (false, _) => Answer::Accept,
+                (true, true) => Answer::Fail,
+                (true, false) => Answer::Refuse,
+            }
+        });
+        bench.append(&["first".to_owned(), "bad".to_owned()]);
+        for number in 0..20 {
+            tokio::time::sleep(Duration::from_secs(10)).await;
+            bench.append(&[format!("after{number}")]);
+        }
+        bench.drained().await;
+        assert_eq!((bench.delivered(), bench.lost()), (21, 1), "{window}");
+        bench.finish().await;
+    }
+}
+
 async fn drain_after_ten_minutes(bench: &mut Bench) {
     bench.append(&["a", "bad", "b"]);
     for _ in 0..60 {
