@@ -7,6 +7,7 @@
 //! alone call them. The comments here say only what is different in memory.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::sync::MutexGuard;
@@ -373,9 +374,11 @@ impl MemoryState {
         if gained < needed {
             return false;
         }
+        let mut gone = Vec::new();
         for index in chosen.into_iter().rev() {
             let is_spare = index < self.spare.records;
             let Some(mut record) = self.remove(index) else { continue };
+            gone.push(record.positions());
             // If the batch was appended while `delivered` was set, its sender still has it. It is
             // lost only if an output has begun to send it.
             if record.refuse() && !record.counted {
@@ -394,7 +397,30 @@ impl MemoryState {
                 dropped.count(metrics);
             }
         }
+        // The events that an output has finished are counted above, by claims that are forgotten
+        // here.
+        gone.into_iter().for_each(|positions| self.end_dropped_claims(positions));
         true
+    }
+
+    /// Ends the claims at these positions that are to be sent again, and of which the queue has
+    /// dropped all events. Otherwise the records behind such a claim would count as needed until
+    /// its output asks for it again, which may take half a minute.
+    fn end_dropped_claims(&mut self, positions: Range<Position>) {
+        let Self { records, cursors, .. } = self;
+        let is_left = |claim: Claim| {
+            let index = records.partition_point(|record| record.end() <= claim.start);
+            records.get(index).is_some_and(|record| record.overlaps(claim))
+        };
+        for (_, cursor) in cursors {
+            for entry in cursor.claims.overlapping_mut(positions.clone()) {
+                if entry.stage == Stage::Released && !is_left(entry.claim) {
+                    entry.stage = Stage::Dropped;
+                }
+            }
+            cursor.claims.forget_done();
+        }
+        self.free_finished();
     }
 
     /// Returns a batch with the lines of a claim, as far as these are still in the queue. `None` if
@@ -821,11 +847,13 @@ impl Cursor {
 
     /// Notes that a claim must be sent again. See [`super::Cursor::release`].
     pub fn release(&self, claim: Claim) {
-        self.with(|cursor| {
-            if let Some(entry) = cursor.claims.find(claim) {
-                entry.stage = Stage::Released;
-            }
-        });
+        let mut state = self.shared.lock();
+        if let Some(entry) = state.cursors[self.index].claims.find(claim) {
+            entry.stage = Stage::Released;
+        }
+        state.end_dropped_claims(claim.start..claim.end);
+        drop(state);
+        self.shared.progress.notify_waiters();
     }
 
     /// Cuts a claim into two parts. See [`super::Cursor::split_at`].

@@ -188,7 +188,7 @@ impl ModelCursor {
     }
 
     /// Gives these positions this fate if they wait. Returns how many did.
-    fn settle(&mut self, positions: std::ops::Range<u64>, fate: Fate) -> u64 {
+    fn settle(&mut self, positions: Range<u64>, fate: Fate) -> u64 {
         let waiting = self.fates.range_mut(positions).filter(|(_, fate)| **fate == Fate::Waiting);
         waiting.map(|(_, old)| *old = fate).count() as u64
     }
@@ -290,8 +290,9 @@ impl Model {
                     continue;
                 }
             }
-            let old = &mut self.records[index];
-            old.here = false;
+            self.records[index].here = false;
+            self.end_dropped_claims();
+            let old = &self.records[index];
             let mut most = 0;
             for cursor in &mut self.cursors {
                 let lost = cursor.settle(old.first..old.end(), Fate::Lost);
@@ -307,6 +308,22 @@ impl Model {
         }
         self.records.push(record);
         Taken::Stored
+    }
+
+    /// Ends the claims that are to be sent again and of which no event is left.
+    fn end_dropped_claims(&mut self) {
+        let records = &self.records;
+        let is_gone = |claim: Range<u64>| {
+            let mut here = records.iter().filter(|record| record.here);
+            !here.any(|record| record.first < claim.end && claim.start < record.end())
+        };
+        for cursor in &mut self.cursors {
+            for (start, (end, stage)) in &mut cursor.claims {
+                if *stage == Stage::Released && is_gone(*start..*end) {
+                    *stage = Stage::Dropped;
+                }
+            }
+        }
     }
 
     /// Takes a batch out if no output has begun it. Returns true if so.
@@ -434,6 +451,7 @@ impl Pair {
                 let model = &mut self.model.cursors[cursor % cursors];
                 let Some(claim) = model.pick(*claim, &[Stage::OnWire]) else { return Ok(()) };
                 model.claims.insert(claim.start.get(), (claim.end.get(), Stage::Released));
+                self.model.end_dropped_claims();
                 self.cursors[cursor % cursors].release(claim);
             }
             Step::Retake { cursor, claim } => self.retake(cursor % cursors, *claim)?,

@@ -281,11 +281,6 @@ pub(crate) fn needed(world: &World<'_>, said: &Said) -> Option<Fault> {
     if configs.iter().any(|config| config.on_disk || waits(config)) {
         return None;
     }
-    // The place of a parked event that a full queue has dropped is free only at its next try.
-    let has_parked = said.metrics.sum("output_parked_events") > 0.0;
-    if has_parked && said.metrics.sum("queue_dropped_events_total") > 0.0 {
-        return None;
-    }
     let backlogs = said.metrics.all("output_backlog_events");
     let waits = |(labels, events): &(Vec<(String, String)>, f64)| {
         *events > 0.0 && !labels.iter().all(|(_, output)| is_optional(output))
