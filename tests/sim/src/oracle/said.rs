@@ -7,6 +7,7 @@ use serde::Deserialize;
 
 use super::Calm;
 use super::Fault;
+use super::Seen;
 use super::World;
 use super::refused_at;
 use crate::support::metrics::Metrics;
@@ -346,11 +347,12 @@ pub(crate) fn at_ease(world: &World<'_>, said: &Said, calm: Calm) -> Vec<Fault> 
         return Vec::new();
     }
     let refuses = |output: &str| {
-        let outputs =
+        let mut outputs =
             world.outputs.iter().filter(|seen| output.is_empty() || seen.view.output == output);
-        let times = outputs.flat_map(|seen| refused_at(world, seen));
+        let times = outputs.clone().flat_map(|seen| refused_at(world, seen));
         let since = said.asked.saturating_sub(calm.limit());
         times.into_iter().any(|at| (since..=said.answered).contains(&at))
+            || outputs.any(|seen| fails_on_one(seen, said))
     };
     // An address that was away may be on trial, and is passed over while it is away.
     let has_another = |output: &str, text: &str| {
@@ -371,6 +373,23 @@ pub(crate) fn at_ease(world: &World<'_>, said: &Said, calm: Calm) -> Vec<Fault> 
     let wrong = said.findings().filter(is_wrong);
     let text = |it: &Finding| format!("nothing is wrong since {:?}, but: {}", calm.healed, it.text);
     wrong.map(|finding| said.fault("verdict", &text(finding))).collect()
+}
+
+/// "The hour becomes one minute when the queue is three quarters full [...]; a restart begins it
+/// again" (guarantees.md): returns true if the consumer has failed on an event that has not
+/// arrived, for the first time in this life of the relay, less than this minute ago. Twenty seconds
+/// more are for the next try, which may have to wait for an address that is away.
+fn fails_on_one(seen: &Seen<'_>, said: &Said) -> bool {
+    let mut first = BTreeMap::new();
+    let ours = seen.view.turned_down.iter().filter(|down| down.is_error && down.at >= said.started);
+    for down in ours {
+        down.events.iter().for_each(|serial| _ = first.entry(*serial).or_insert(down.at));
+    }
+    let since = said.asked.saturating_sub(Duration::from_secs(80));
+    first.into_iter().any(|(serial, at)| {
+        let has_arrived = seen.first_at(serial).is_some_and(|arrived| arrived <= said.asked);
+        at >= since && !has_arrived
+    })
 }
 
 /// An address that is away is in the findings, if events have come by the other one.

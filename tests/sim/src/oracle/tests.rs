@@ -132,6 +132,12 @@ impl Small {
         &self.truth.events[&serial].event
     }
 
+    /// The consumer turns these events down in one request, by a 5xx if `is_error` is true.
+    pub(super) fn turn_down(&mut self, at: u64, serials: &[Serial], is_error: bool) {
+        let events = serials.to_vec();
+        self.turned_down.push(TurnedDown { at: seconds(at), events, is_error });
+    }
+
     /// Lets these events arrive at this second.
     pub(super) fn arrive(&mut self, second: u64, serials: &[Serial]) {
         self.arrive_on(1, second, serials);

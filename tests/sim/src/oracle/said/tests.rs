@@ -138,6 +138,24 @@ fn nothing_is_said_to_be_wrong_while_nothing_is_wrong() {
 }
 
 #[test]
+fn an_event_that_gets_server_errors_has_a_minute_in_a_full_queue() {
+    let full = finds(said(Moment::Calm, ""), "queue", "The queue is nearly full.");
+    let asked = full.asked.as_secs();
+    let rule = |world: &World<'_>| at_ease(world, &full, CALM);
+    let mut small = Small::new();
+    let serials = small.two(2);
+    check(&small, rule, Some("The queue is nearly full."));
+    small.turn_down(asked - 81, &serials[..1], true);
+    check(&small, rule, Some("The queue is nearly full."));
+    small.turn_down(asked - 79, &serials[1..], false);
+    check(&small, rule, Some("The queue is nearly full."));
+    small.turn_down(asked - 79, &serials[1..], true);
+    check(&small, rule, None);
+    small.arrive(asked - 1, &serials);
+    check(&small, rule, Some("The queue is nearly full."));
+}
+
+#[test]
 fn an_address_that_is_away_is_in_the_findings() {
     let text = "Output out: the address 127.0.0.1:80 is down; its other addresses take the events.";
     let address = "127.0.0.1:80".parse().expect("an address");
@@ -295,24 +313,6 @@ fn nothing_is_needed_if_nothing_waits_for_a_required_output() {
     // A queue on disk keeps whole segments.
     small.config(50, |config| config.on_disk = true);
     check(&small, rule(0, 900), None);
-}
-
-#[test]
-fn the_room_behind_a_parked_event_that_was_dropped_is_free_later() {
-    let rule = |parked: u64, dropped: u64| {
-        let text = format!(
-            "output_backlog_events{{output=\"out\"}} 0\nqueue_needed_bytes 900\n\
-             output_parked_events{{output=\"out\"}} {parked}\n\
-             queue_dropped_events_total{{reason=\"drop_oldest\"}} {dropped}\n"
-        );
-        move |world: &World<'_>| -> Vec<_> {
-            needed(world, &said(Moment::Any, &text)).into_iter().collect()
-        }
-    };
-    let small = Small::new();
-    check(&small, rule(1, 1), None);
-    check(&small, rule(1, 0), Some("queue_needed_bytes is 900"));
-    check(&small, rule(0, 1), Some("queue_needed_bytes is 900"));
 }
 
 #[test]
