@@ -45,6 +45,7 @@ use crate::delivery::link::Event;
 use crate::delivery::link::Link;
 use crate::delivery::link::Part;
 use crate::delivery::link::Verdict;
+use crate::delivery::link::until;
 use crate::output::http::api::Outcome;
 use crate::output::http::api::Sent;
 use crate::output::http::transfers::Transfers;
@@ -336,10 +337,6 @@ fn joined<T>(result: Result<io::Result<T>, JoinError>, what: &str) -> Result<T, 
         .map_err(|error| Failure::new(AttemptError::Protocol, format!("cannot {what}: {error}")))
 }
 
-async fn at(time: Option<Instant>) {
-    tokio::time::sleep_until(time.unwrap_or_else(Instant::now)).await;
-}
-
 /// Waits for the end of some work; for ever if there is none.
 async fn end_of<F: Future + Unpin>(work: Option<&mut F>) -> F::Output {
     match work {
@@ -441,11 +438,11 @@ impl Link for S3Link {
                         Outcome::Failed(failure) => Fate::Failed(failure),
                     });
                 }
-                () = at(self.collected.rests_until), if self.collected.rests_until.is_some() => {
+                () = until(self.collected.rests_until) => {
                     self.collected.rests_until = None;
                     self.reports.push_back(Event::Room);
                 }
-                () = at(ages_at.map(|at| at.min(Instant::now() + LOOK))), if ages_at.is_some() => {}
+                () = until(ages_at.map(|at| at.min(Instant::now() + LOOK))) => {}
                 () = self.begin.draining.cancelled(), if may_end => {}
                 () = self.begin.retire.cancelled(), if may_end => {}
             }
