@@ -386,12 +386,28 @@ impl Ledger {
             return None;
         };
         take.events = take.events.min(events);
-        let batch = self.in_flight.claim_next_as(take, lists);
+        let batch = self.in_flight.claim_next_as(take, lists).or_else(|| self.take_held());
         if batch.is_none() {
             self.isolation.nothing_to_compare();
             self.next_round();
         }
         batch
+    }
+
+    /// Takes the last claim that is held again if the queue is nearly full. The claim was accepted,
+    /// and is held because an earlier event is a suspect. Its room is not free before that event is
+    /// decided, so perhaps no new event finds room that could show that the consumer works.
+    fn take_held(&mut self) -> Option<Batch> {
+        let last = self.in_flight.count(State::Held).checked_sub(1)?;
+        let held = self.in_flight.nth(State::Held, last)?;
+        if !self.in_flight.cursor().crowding().is_crowded() {
+            return None;
+        }
+        self.release(held.claim);
+        match self.redeliver(held.claim) {
+            Redelivery::Batch(batch) => Some(batch),
+            Redelivery::Gone | Redelivery::NotYet => None,
+        }
     }
 
     /// Called when the consumer answers the first claim that waits to be sent again with server

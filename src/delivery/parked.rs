@@ -19,7 +19,9 @@
 //!
 //! If an event was parked because of server errors and is then refused for the first time, the
 //! tries end, and the search for refused events (`isolation`) goes on with it. The consumer may
-//! refuse everything by now, and must accept another event before the refusals count.
+//! refuse everything by now, and must accept another event before the refusals count. While the
+//! queue is nearly full or the relay drains, perhaps no other event comes, so the refusal counts as
+//! another server error.
 //!
 //! An ordered output sends no new events while an event that is refused is tried. An event that is
 //! answered with server errors may wait for hours, so it leaves the order: later events are
@@ -201,6 +203,15 @@ pub(super) struct Patience {
     pub(super) drains: bool,
 }
 
+impl Patience {
+    /// Returns `true` if an event may wait for as long as it takes until the consumer accepts
+    /// another one. While the queue is nearly full or the relay drains, perhaps no other event
+    /// comes.
+    fn is_free(self) -> bool {
+        !self.keeps_all && !self.is_crowded && !self.drains
+    }
+}
+
 /// The tries of one event that its consumer does not take.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Parking {
@@ -272,9 +283,11 @@ impl Parking {
             return Next::Wait;
         }
         let is_new = self.refusals == 0 && self.answer == TurnedDown::ServerError;
-        if answer == TurnedDown::Refused && is_new && !patience.keeps_all {
-            return Next::Search;
-        }
+        let answer = match answer {
+            TurnedDown::Refused if is_new && patience.is_free() => return Next::Search,
+            TurnedDown::Refused if is_new => TurnedDown::ServerError,
+            TurnedDown::Refused | TurnedDown::ServerError => answer,
+        };
         self.count(answer, conduct);
         if !patience.keeps_all && self.is_over(conduct, patience) {
             return Next::GiveUp;

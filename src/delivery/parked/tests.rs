@@ -150,10 +150,15 @@ async fn the_first_refusal_of_an_event_that_got_server_errors_is_searched_for() 
     let mut conduct = Conduct::default();
     conduct.accepted(0);
     let (mut parking, _) = Parking::begin(TurnedDown::ServerError, 0, conduct);
-    for circumstances in [patience(), Patience { drains: true, ..patience() }] {
+    let waits = [
+        Patience { keeps_all: true, ..patience() },
+        Patience { drains: true, ..patience() },
+        Patience { is_crowded: true, ..patience() },
+    ];
+    for circumstances in waits {
         let next = parking.turned_down(TurnedDown::Refused, 0, conduct, circumstances);
-        assert_eq!(next, Next::Search, "{circumstances:?}");
+        assert_eq!((next, parking.answer), (Next::Wait, TurnedDown::ServerError));
     }
-    let keeps_all = Patience { keeps_all: true, ..patience() };
-    assert_eq!(parking.turned_down(TurnedDown::Refused, 0, conduct, keeps_all), Next::Wait);
+    let next = parking.turned_down(TurnedDown::Refused, 0, conduct, patience());
+    assert_eq!(next, Next::Search);
 }

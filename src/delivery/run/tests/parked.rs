@@ -306,23 +306,61 @@ async fn an_ordered_output_keeps_the_order_if_a_consumer_recovers_for_a_moment()
 }
 
 /// The queue keeps all events that were accepted after a parked event, so a parked event must not
-/// wait until the queue is full.
+/// wait until the queue is full; also if the consumer refuses it after a while.
 #[tokio::test(start_paused = true)]
 async fn an_event_that_fills_the_queue_by_waiting_is_given_up_after_a_minute() {
-    let setting = Setting { drop_oldest: Some(64 * 1024), ..Setting::default() };
-    let mut bench = Bench::start::<false>(&setting, bad_get(Answer::Fail));
-    bench.append(&["bad"]);
-    let mut number = 0;
-    while bench.queue.held().0 < 50 * 1024 {
-        number += 1;
-        bench.append(&[format!("event{number}")]);
-        tokio::time::sleep(Duration::from_millis(1)).await;
+    for fails_for in [1000, 20] {
+        let setting = Setting { drop_oldest: Some(64 * 1024), ..Setting::default() };
+        let started = Instant::now();
+        let mut bench = Bench::start::<false>(&setting, move |events| {
+            let fails = started.elapsed() < Duration::from_secs(fails_for);
+            match is_bad(events) {
+                true if fails => Answer::Fail,
+                true => Answer::Refuse,
+                false => Answer::Accept,
+            }
+        });
+        bench.append(&["bad"]);
+        let mut number = 0;
+        while bench.queue.held().0 < 50 * 1024 {
+            number += 1;
+            bench.append(&[format!("event{number}")]);
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        tokio::time::sleep(Duration::from_secs(50)).await;
+        assert_eq!(bench.lost(), 0);
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert_eq!((bench.delivered(), bench.lost()), (number, 1));
+        bench.finish().await;
     }
-    tokio::time::sleep(Duration::from_secs(50)).await;
-    assert_eq!(bench.lost(), 0);
-    tokio::time::sleep(Duration::from_secs(60)).await;
-    assert_eq!((bench.delivered(), bench.lost()), (number, 1));
-    bench.finish().await;
+}
+
+/// Three events are on the wire at a time. The first and the last are refused, and no new event
+/// finds room in the queue to show that the consumer works.
+#[tokio::test(start_paused = true)]
+async fn an_event_that_is_held_proves_that_the_consumer_works_if_the_queue_is_full() {
+    for (capacity, lost) in [(900, 2), (9000, 0)] {
+        let setting = Setting {
+            drop_oldest: Some(capacity),
+            window: 3,
+            ordered: true,
+            latency: Duration::from_millis(10),
+            pipelined: true,
+            ..Setting::default()
+        };
+        let mut bench = Bench::start::<false>(&setting, bad_get(Answer::Refuse));
+        for event in ["bad", "good", "bad"] {
+            bench.append(&[event]);
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        tokio::time::sleep(Duration::from_secs(600)).await;
+        assert_eq!(bench.lost(), lost);
+        // If there is room, a new event shows it.
+        bench.append(&["more"]);
+        tokio::time::sleep(Duration::from_secs(60)).await;
+        assert_eq!((bench.delivered(), bench.lost()), (2, 2));
+        bench.finish().await;
+    }
 }
 
 /// More parked events than the limit stop the output: then something else must be wrong.
