@@ -6,7 +6,7 @@
 //! Reading each event would cost too much, and a few events carry most bytes. So bytes are sampled,
 //! and the events that hold them are read: of each stride of n bytes of a batch one byte is drawn,
 //! uniformly, and its event stands for n bytes. Each byte has the same chance, whatever a client
-//! sends and in whatever order. n follows the rate of bytes (`sample::Pace`), so that about 100
+//! sends and in whatever order. n follows the rate of bytes (`sample::Pace`), so that about 50
 //! events are read per second. If the events of a batch have n bytes or more on average, all of
 //! them are read, and the figures are exact.
 //!
@@ -42,7 +42,6 @@ use tokio::time::Instant;
 
 use crate::lock::lock;
 use crate::redact::Redaction;
-use crate::redact::Rule;
 
 mod facts;
 pub mod report;
@@ -52,7 +51,6 @@ mod summary;
 
 pub use sample::Seen;
 
-use facts::Settings;
 use report::Report;
 use sample::Pace;
 use slices::Slices;
@@ -64,25 +62,26 @@ pub struct Volume(Mutex<Option<Counting>>);
 
 /// What is counted.
 struct Counting {
-    settings: Arc<Settings>,
+    redaction: Arc<Redaction>,
     pace: Pace,
     slices: Slices,
 }
 
 impl Volume {
-    /// Begins to count, with these rules of redaction, or, with `None`, ends counting. If the rules
-    /// have changed, all names are forgotten, because earlier ones may be among them that the new
-    /// rules redact.
-    pub fn turn(&self, rules: Option<Vec<Rule>>) {
+    /// Begins to count, with this redaction of names, or, with `None`, ends counting. If the
+    /// redaction has changed, all names are forgotten, because earlier ones may be among them that
+    /// the new one redacts.
+    pub fn turn(&self, redaction: Option<Redaction>) {
         let (mut counting, now) = (lock(&self.0), Instant::now());
-        if counting.as_ref().map(|counting| &counting.settings.rules) == rules.as_ref() {
+        if counting.as_ref().map(|counting| &*counting.redaction) == redaction.as_ref() {
             return;
         }
-        // The rules were checked with the config. Without them, no name may be shown.
-        *counting = rules.and_then(|rules| {
-            let settings = Arc::new(Settings { redaction: Redaction::new(&rules).ok()?, rules });
-            Some(Counting { settings, pace: Pace::new(now), slices: Slices::new(now) })
-        });
+        let begin = |redaction| Counting {
+            redaction: Arc::new(redaction),
+            pace: Pace::new(now),
+            slices: Slices::new(now),
+        };
+        *counting = redaction.map(begin);
     }
 
     /// Samples the lines of a batch, or of a part of one. `seen` gets the result. `list` has the
@@ -93,20 +92,20 @@ impl Volume {
         }
         let counting = lock(&self.0)
             .as_mut()
-            .map(|it| (Arc::clone(&it.settings), it.pace.stride(lines.len(), Instant::now())));
-        let Some((settings, stride)) = counting else { return };
+            .map(|it| (Arc::clone(&it.redaction), it.pace.stride(lines.len(), Instant::now())));
+        let Some((redaction, stride)) = counting else { return };
         seen.bytes += lines.len() as u64;
         seen.events += events;
         let (names, mut random) =
-            (|event: &[u8]| facts::names(event, &settings.redaction), fastrand::Rng::new());
+            (|event: &[u8]| facts::names(event, &redaction), fastrand::Rng::new());
         sample::draw(lines, list, (events, stride), &mut random, names, &mut seen.samples);
-        seen.settings.get_or_insert(settings);
+        seen.redaction.get_or_insert(redaction);
     }
 
-    /// Counts a batch that was accepted, unless the rules have changed since it was sampled.
+    /// Counts a batch that was accepted, unless the redaction has changed since it was sampled.
     pub fn count(&self, seen: Seen) {
-        if let (Some(settings), Some(counting)) = (&seen.settings, &mut *lock(&self.0))
-            && Arc::ptr_eq(settings, &counting.settings)
+        if let (Some(redaction), Some(counting)) = (&seen.redaction, &mut *lock(&self.0))
+            && Arc::ptr_eq(redaction, &counting.redaction)
         {
             counting.slices.count(seen, Instant::now());
         }
@@ -140,16 +139,17 @@ mod tests {
             serde_json::to_string(&volume.report()).unwrap()
         };
         assert!(!report().contains("curl"));
-        volume.turn(Some(Vec::new()));
+        volume.turn(Redaction::new(&[]).ok());
         assert!(report().contains("alice"));
-        volume.turn(Some(Vec::new()));
+        volume.turn(Redaction::new(&[]).ok());
         assert!(report().contains("\"events\":2"), "the rules have not changed");
         let fields = vec!["user".to_owned()];
-        let rule = Rule { resources: Vec::new(), fields, with: crate::redact::With::Drop };
+        let rule =
+            crate::redact::Rule { resources: Vec::new(), fields, with: crate::redact::With::Drop };
         // A batch that was sampled by the old rules is accepted only now.
         let mut seen = Seen::default();
         volume.look(event, None, 1, &mut seen);
-        volume.turn(Some(vec![rule]));
+        volume.turn(Some(Redaction::new(&[rule]).unwrap()));
         volume.count(seen);
         assert!(!serde_json::to_string(&volume.report()).unwrap().contains("alice"));
         let redacted = report();

@@ -34,7 +34,10 @@ use kube_audit_forwarder::queue::Disposition;
 use kube_audit_forwarder::queue::Output;
 use kube_audit_forwarder::queue::Queue;
 use kube_audit_forwarder::queue::Take;
+use kube_audit_forwarder::redact::Redaction;
 use kube_audit_forwarder::telemetry::Telemetry;
+use kube_audit_forwarder::volume::Seen;
+use kube_audit_forwarder::volume::Volume;
 
 #[path = "../common/policy.rs"]
 mod policy;
@@ -74,6 +77,7 @@ fn main() {
         "filter by verb" => filter("match = { verbs = ['none'] }", 0, recorded(1)),
         "filter by policy" => filter("", 20, recorded(1)),
         "filter presets" => filter("redact = []", 0, recorded(1)),
+        "volume of batches" => volume(&recorded(1)),
         "filter presets of bodies" => filter("redact = []", 0, recorded(2)),
         _ => panic!("no phase {phase}"),
     };
@@ -199,6 +203,22 @@ fn filter(settings: &str, rules: usize, body: File) -> Pass {
             let asked = EventView { event, request, known, position, age: Duration::ZERO };
             black_box(filter.judge(&asked, &mut changed));
         }
+        (batch.lines.len(), batch.events)
+    })
+}
+
+/// A pass that counts the volume of a body. Nothing has come in before it, so that every event is
+/// sampled.
+fn volume(body: &File) -> Pass {
+    let mut buffer = vec![0; BUFFER];
+    let bytes = read(body, &mut buffer);
+    buffer.truncate(bytes);
+    let batch = audit::decode(buffer).expect("a recorded body");
+    Box::new(move || {
+        let (volume, mut seen) = (Volume::default(), Seen::default());
+        volume.turn(Redaction::new(&[]).ok());
+        volume.look(&batch.lines, None, batch.events, &mut seen);
+        volume.count(seen);
         (batch.lines.len(), batch.events)
     })
 }

@@ -64,12 +64,10 @@ pub(super) fn is_above(event: &[u8], request: &Request<'_>) -> bool {
 /// The kinds of objects whose bodies hold secrets. A policy that records bodies keeps these
 /// at Metadata.
 pub(super) static SECRET_KINDS: LazyLock<Vec<GroupResources>> = LazyLock::new(|| {
-    let configmaps = (&[""][..], vec!["configmaps/*".to_owned()]);
-    let of = |(groups, resources): (&[&str], Vec<String>)| {
-        let group = |group: &&str| (*group).to_owned();
-        let of =
-            |group| GroupResources { group, resources: resources.clone(), ..Default::default() };
-        groups.iter().map(group).map(of).collect::<Vec<_>>()
-    };
-    [configmaps].into_iter().chain(redact::secret_kinds()).flat_map(of).collect()
+    let configmaps = ("", vec!["configmaps/*".to_owned()]);
+    let kinds = [configmaps].into_iter().chain(redact::secret_kinds());
+    let kinds = kinds.map(|(group, resources)| (group.to_owned(), resources));
+    kinds
+        .map(|(group, resources)| GroupResources { group, resources, ..Default::default() })
+        .collect()
 });

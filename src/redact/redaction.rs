@@ -34,7 +34,7 @@ use crate::audit::scan;
 const BODIES: [&[u8]; 2] = [b"requestObject", b"responseObject"];
 
 /// The compiled redaction rules of an output, together with the redactions that always hold.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct Redaction {
     rules: Vec<Compiled>,
 }
@@ -145,11 +145,12 @@ const SECRET_KINDS: [SecretKinds; 5] = [
     ),
 ];
 
-/// Returns the kinds of objects whose bodies hold secrets: API groups, and resources with their
-/// subresource.
-pub fn secret_kinds() -> impl Iterator<Item = (&'static [&'static str], Vec<String>)> {
-    SECRET_KINDS.iter().map(|(groups, resources, sub, ..)| {
-        (*groups, resources.iter().map(|resource| format!("{resource}/{sub}")).collect())
+/// Returns the kinds of objects whose bodies hold secrets: an API group, and its resources with
+/// their subresource.
+pub fn secret_kinds() -> impl Iterator<Item = (&'static str, Vec<String>)> {
+    SECRET_KINDS.iter().flat_map(|(groups, resources, sub, ..)| {
+        let of = move |resource| format!("{resource}/{sub}");
+        groups.iter().map(move |group| (*group, resources.iter().map(of).collect()))
     })
 }
 

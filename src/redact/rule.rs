@@ -53,7 +53,7 @@ const OF_OBJECT: [&str; 3] = ["name", "namespace", "uid"];
 const SHORT_GROUPS: [&str; 5] = ["apps", "autoscaling", "batch", "extensions", "policy"];
 
 /// A rule in the form in which it is applied to events.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub(super) struct Compiled {
     resources: Vec<Resource>,
     /// `true`: at least one of the paths leads into a body (`requestObject` or `responseObject`).
@@ -110,7 +110,7 @@ pub(super) fn in_lists(root: &[u8], inside: &[Step]) -> [Path; 2] {
 
 /// The resources that one pattern such as `apps/deployments` stands for: group, resource and
 /// subresource. A part that is `*`, any text, is `None`.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 struct Resource([Option<Box<[u8]>>; 3]);
 
 impl Resource {

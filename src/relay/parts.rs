@@ -18,6 +18,7 @@ use crate::delivery::Orders;
 use crate::listener::Gate;
 use crate::process::Failures;
 use crate::queue::Queue;
+use crate::redact::Redaction;
 use crate::source::Sources;
 use crate::tap::Taps;
 use crate::telemetry::Telemetry;
@@ -123,8 +124,10 @@ impl Parts {
     /// are redacted by the rules of all outputs.
     pub(super) fn count_volume(&self) {
         let rules = self.config.outputs.iter().filter_map(|output| output.filter.redact.as_ref());
-        let rules = rules.flatten().cloned().collect();
-        self.telemetry.volume().turn(self.config.volume.then_some(rules));
+        let rules: Vec<_> = rules.flatten().cloned().collect();
+        // The rules were checked with the config. Without them, no name may be shown.
+        let redaction = self.config.volume.then(|| Redaction::new(&rules).ok());
+        self.telemetry.volume().turn(redaction.flatten());
     }
 
     /// Shows the parts in `/status`.

@@ -1,70 +1,84 @@
 //! Reads the names by which an event is counted.
 
-use std::borrow::Cow;
+use std::sync::LazyLock;
+
+use memchr::memmem::FinderRev;
 
 use super::report::DIMENSIONS;
 use super::report::NAME_BYTES_MAX;
 use super::report::PARTS;
-use crate::audit::request;
+use crate::audit::request::Request;
 use crate::audit::scan;
 use crate::redact;
 use crate::redact::Change;
 use crate::redact::Redaction;
-use crate::redact::Rule;
 use crate::words::escape;
 
 /// The name of an event in each dimension, in the order of [`DIMENSIONS`]. The parts of a name are
 /// separated by [`PARTS`]. `None`: the event does not count in this dimension.
 pub(super) type Names = [Option<Box<str>>; DIMENSIONS.len()];
 
-/// The members of an event that are read, in the order in which kube-apiserver writes them. All are
-/// before the bodies.
+/// The members of an event that are read beside its annotations, in the order in which
+/// kube-apiserver writes them. All are before the bodies.
 const MEMBERS: [&str; 6] = ["level", "requestURI", "verb", "user", "userAgent", "objectRef"];
-
-/// The redactions of the values of events.
-#[derive(Debug)]
-pub(super) struct Settings {
-    pub(super) rules: Vec<Rule>,
-    pub(super) redaction: Redaction,
-}
 
 /// Returns the names of an event, which is valid JSON.
 pub(super) fn names(event: &[u8], redaction: &Redaction) -> Names {
-    let event = small(event);
-    let mut redacted = Vec::new();
+    let (members, annotations) = (scan::firsts(event, MEMBERS), annotations(event));
+    // Only the values that are read are redacted, so that it is cheap whatever the size of the
+    // bodies.
+    let mut small = Vec::with_capacity(1024);
+    small.extend_from_slice(br#"{"kind":"Event""#);
+    let values = MEMBERS.iter().zip(members).chain([(&"annotations", annotations)]);
+    for (name, value) in values {
+        for part in value.iter().flat_map(|value| [b",\"", name.as_bytes(), b"\":", *value]) {
+            small.extend_from_slice(part);
+        }
+    }
+    small.push(b'}');
+    let (mut redacted, request) = (Vec::new(), request(members));
     let change = Change { redaction: Some(redaction), ..Change::default() };
-    let request = request::request(&event);
-    redact::apply(&event, &request, 0, &change, &mut redacted);
-    let (event, request) = match redacted.is_empty() {
-        true => (&event, request),
-        false => (&redacted, request::request(&redacted)),
-    };
-    let [agent, object, annotations] =
-        scan::firsts(event, ["userAgent", "objectRef", "annotations"]);
-    let agent = agent.and_then(scan::string).unwrap_or_default();
-    let user = name(request.user.map(|user| user.name).unwrap_or_default());
-    let verb = name(request.verb);
+    redact::apply(&small, &request, 0, &change, &mut redacted);
+    match redacted.is_empty() {
+        true => of(&request, members, annotations),
+        false => {
+            let members = scan::firsts(&redacted, MEMBERS);
+            of(&self::request(members), members, scan::member(&redacted, "annotations"))
+        }
+    }
+}
+
+/// The values of [`MEMBERS`] in an event.
+type Values<'e> = [Option<&'e [u8]>; MEMBERS.len()];
+
+fn request([level, uri, verb, user, _, object]: Values<'_>) -> Request<'_> {
+    Request::of([level, None, uri, verb, user, object])
+}
+
+/// Returns the names of an event with this request and these values.
+fn of(request: &Request<'_>, [.., agent, object]: Values<'_>, annotations: Option<&[u8]>) -> Names {
+    let text = |value: Option<&[u8]>| name(&value.and_then(scan::string).unwrap_or_default());
+    let user = name(request.user.as_ref().map_or(b"", |user| &user.name));
+    let verb = name(&request.verb);
     let resource = match &request.object {
         Some(object) => {
-            let part = |separator: &str, text: &[u8]| match text.is_empty() {
-                true => String::new(),
-                false => format!("{separator}{}", String::from_utf8_lossy(text)),
-            };
-            let (group, subresource) = (part(".", &object.group), part("/", &object.subresource));
-            cut(&(part("", &object.resource) + &group + &subresource))
+            let mut resource = object.resource.to_vec();
+            for (separator, part) in [(b'.', &object.group), (b'/', &object.subresource)] {
+                if !part.is_empty() {
+                    resource.push(separator);
+                    resource.extend_from_slice(part);
+                }
+            }
+            name(&resource)
         }
-        None => name(request.uri.path()),
+        None => name(&request.uri.path()),
     };
-    let namespace = request.uri.location();
-    let namespace = namespace.map(|it| name(Cow::Borrowed(it.namespace()))).unwrap_or_default();
-    let deprecated = annotations.filter(|all| {
-        scan::member(all, "k8s.io/deprecated").is_some_and(|value| value == br#""true""#)
-    });
-    let deprecated = deprecated.map(|all| {
-        let version = object.and_then(|object| scan::member(object, "apiVersion"));
-        let removed = scan::member(all, "k8s.io/removed-release");
-        let [version, removed] =
-            [version, removed].map(|it| name(it.and_then(scan::string).unwrap_or_default()));
+    let namespace = request.uri.location().map_or_else(String::new, |it| name(it.namespace()));
+    let of_annotation = |name: &str| annotations.and_then(|all| scan::member(all, name));
+    let is_deprecated = of_annotation("k8s.io/deprecated") == Some(br#""true""#);
+    let deprecated = is_deprecated.then(|| {
+        let version = text(object.and_then(|object| scan::member(object, "apiVersion")));
+        let removed = text(of_annotation("k8s.io/removed-release"));
         [&*user, &*resource, &*version, &*removed].join(PARTS).into()
     });
     // In the order of `DIMENSIONS`.
@@ -74,42 +88,24 @@ pub(super) fn names(event: &[u8], redaction: &Redaction) -> Names {
         Some(verb.into()),
         Some(resource.into()),
         Some(namespace.into()),
-        Some(name(agent).into()),
-        Some(name(request.level).into()),
+        Some(text(agent).into()),
+        Some(name(&request.level).into()),
         deprecated,
     ]
 }
 
 /// Returns a text of an event with escapes, so that it has no line break, and cut.
-fn name(text: request::Text<'_>) -> String {
-    cut(&String::from_utf8_lossy(&text))
-}
-
-fn cut(text: &str) -> String {
-    escape::cut(text, NAME_BYTES_MAX)
-}
-
-/// Returns an event with only those values that are read, so that its redaction is cheap whatever
-/// the size of its bodies.
-fn small(event: &[u8]) -> Vec<u8> {
-    let values = MEMBERS.iter().zip(scan::firsts(event, MEMBERS));
-    let mut small = Vec::from(br#"{"kind":"Event""#);
-    for (name, value) in values.chain([(&"annotations", annotations(event))]) {
-        let Some(value) = value else { continue };
-        for part in [b",\"", name.as_bytes(), b"\":", value] {
-            small.extend_from_slice(part);
-        }
-    }
-    small.push(b'}');
-    small
+fn name(text: &[u8]) -> String {
+    escape::cut(&String::from_utf8_lossy(text), NAME_BYTES_MAX)
 }
 
 /// Returns the event's own annotations. kube-apiserver writes them last, behind the time of the
 /// stage, and the bodies, which may be large, need not be read for them. `None` if there are none,
 /// or if the event is written in another order.
 fn annotations(event: &[u8]) -> Option<&[u8]> {
-    const BEFORE: &[u8] = b"\"stageTimestamp\"";
-    let at = memchr::memmem::rfind(event, BEFORE)? + BEFORE.len();
+    static BEFORE: LazyLock<FinderRev<'static>> =
+        LazyLock::new(|| FinderRev::new("\"stageTimestamp\""));
+    let at = BEFORE.rfind(event)? + BEFORE.needle().len();
     let rest = event.get(at..)?.trim_ascii_start().strip_prefix(b":")?.trim_ascii_start();
     let end = event.len() - rest.len() + scan::value_end(rest)?;
     let mut members = scan::members_behind(event, end);
@@ -119,6 +115,7 @@ fn annotations(event: &[u8]) -> Option<&[u8]> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::redact::Rule;
     use crate::redact::With;
 
     fn named(event: &str, rules: &[Rule]) -> Vec<String> {

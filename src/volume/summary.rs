@@ -10,6 +10,8 @@
 
 use std::collections::HashMap;
 
+use foldhash::fast::RandomState;
+
 use super::report::Counted;
 use super::report::PARTS;
 use super::report::Row;
@@ -54,7 +56,8 @@ impl Weight {
 /// The heaviest names of one dimension.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Summary {
-    tallies: HashMap<Box<str>, Weight>,
+    /// Clients choose the names, but there are few of them, so that the hash only has to be fast.
+    tallies: HashMap<Box<str>, Weight, RandomState>,
     /// The greatest number of names.
     room: usize,
     /// The highest rank that a name without a tally can have.

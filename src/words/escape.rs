@@ -85,6 +85,10 @@ pub fn field(text: &str, separators: &str) -> String {
 
 /// Returns a text for a message: each character that is not plain is an escape such as `\u{1b}`.
 pub fn message(text: &str) -> String {
+    // Most texts are plain, and this is checked for many bytes at a time.
+    if text.bytes().fold(true, |is_plain, byte| is_plain & matches!(byte, b' '..=b'~')) {
+        return text.to_owned();
+    }
     let mut safe = String::with_capacity(text.len());
     for char in text.chars() {
         if is_plain(char) { safe.push(char) } else { safe.extend(char.escape_debug()) }

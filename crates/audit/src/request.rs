@@ -119,15 +119,22 @@ pub struct Object<'a> {
 /// Returns the request that `event` describes. The event must be valid JSON. If a key occurs twice,
 /// its first value counts. A value that is not a string is read as an empty text.
 pub fn request(event: &[u8]) -> Request<'_> {
-    let [level, stage, uri, verb, user, object] =
-        scan::firsts(event, ["level", "stage", "requestURI", "verb", "user", "objectRef"]);
-    Request {
-        level: text(level),
-        stage: text(stage),
-        uri: Uri(uri.and_then(scan::inner).unwrap_or_default()),
-        verb: text(verb),
-        user: user.and_then(self::user),
-        object: object.filter(|object| object.first() == Some(&b'{')).map(self::object),
+    let members = ["level", "stage", "requestURI", "verb", "user", "objectRef"];
+    Request::of(scan::firsts(event, members))
+}
+
+impl<'a> Request<'a> {
+    /// Returns the request of an event whose first members `level`, `stage`, `requestURI`, `verb`,
+    /// `user` and `objectRef` have these values.
+    pub fn of([level, stage, uri, verb, user, object]: [Option<&'a [u8]>; 6]) -> Self {
+        Self {
+            level: text(level),
+            stage: text(stage),
+            uri: Uri(uri.and_then(scan::inner).unwrap_or_default()),
+            verb: text(verb),
+            user: user.and_then(self::user),
+            object: object.filter(|object| object.first() == Some(&b'{')).map(self::object),
+        }
     }
 }
 
