@@ -18,6 +18,8 @@
 //! | 3 | `advice` | the fewest rules that reach an aim, as a policy |
 
 use serde::Serialize;
+use serde_json::Value;
+use serde_json::json;
 
 use crate::audit::request::Reader;
 use crate::audit::request::Request;
@@ -82,6 +84,16 @@ pub struct Row {
     /// The number of events that are kept and were recorded at a lower level than the rule asks
     /// for. The bodies that are missing in them are not in `after`.
     pub recorded_below: u64,
+}
+
+impl Row {
+    /// Returns the row as JSON, with its shares of `total`, which are parts of 1.
+    pub fn as_json(&self, total: Sum) -> Value {
+        let mut json = json!(self);
+        json["share"] = json!(self.before.percent_of(total) / 100.0);
+        json["share_after"] = json!(self.after.percent_of(total) / 100.0);
+        json
+    }
 }
 
 /// The rules of one policy, each with the events that it has decided about.

@@ -16,6 +16,7 @@ use clap::ValueEnum;
 use hyper::Method;
 use hyper::StatusCode;
 use serde::Deserialize;
+use serde::Serialize;
 use serde_json::value::RawValue;
 use tokio::sync::mpsc;
 use tokio::sync::oneshot;
@@ -30,6 +31,7 @@ use super::wrong;
 use crate::ask;
 use crate::ask::Reply;
 use crate::ask::Target;
+use crate::audit;
 use crate::audit::time;
 use crate::config;
 use crate::tap::Conditions;
@@ -94,7 +96,7 @@ pub(super) fn run(arguments: &Arguments, file: Option<&Path>) -> Result<(), u8> 
             // The reader of stdout has gone, as after `| head -1`.
             printed = printed => printed.unwrap_or(Ok(())),
             _ = tokio::signal::ctrl_c() => Ok(()),
-            looked = look(&asked, arguments, &printer, None) => looked,
+            looked = look(&asked, arguments, To::Printer(&printer)) => looked,
         }
     };
     healthcheck::block_on(looking)?.map_err(failed)
@@ -148,7 +150,7 @@ fn token(arguments: &Arguments, file: Option<&Path>) -> Result<String, u8> {
     token.map_err(|error| cannot_read(&named, "the token", &error))
 }
 
-/// A message to the thread that writes to stdout, or to another reader of the events.
+/// A message to the thread that writes to stdout.
 pub(super) enum Printed {
     /// Lines, each with a line break.
     Text(String),
@@ -189,38 +191,59 @@ fn printer() -> (mpsc::Sender<Printed>, Failure) {
     (sender, failure)
 }
 
-/// The events of one output that a tap has shown, and the number of those that it has skipped.
-#[derive(Default)]
-pub(super) struct Seen {
-    /// The name of the output; `None` before the first event.
-    pub(super) output: Option<String>,
-    pub(super) shown: u64,
-    pub(super) skipped: u64,
+/// The receiver of the events.
+pub(super) enum To<'a> {
+    /// The thread that writes to stdout.
+    Printer(&'a mpsc::Sender<Printed>),
+    /// A function that looks at the events, which are JSON lines, and the numbers of them.
+    Look(&'a mut Sample, &'a mut dyn FnMut(&[u8])),
 }
 
-impl Seen {
-    /// Counts an event. `Err`: it is of another output than those before.
-    fn add(&mut self, output: &Option<String>) -> Result<(), String> {
-        self.shown += 1;
-        let first = self.output.get_or_insert_with(|| output.clone().unwrap_or_default());
-        match output.as_ref().is_none_or(|output| output == first) {
-            true => Ok(()),
-            false => Err("several outputs send events: name one with --output".to_owned()),
+/// The numbers of the events that a tap has shown of one output.
+#[derive(Default, Serialize)]
+pub(super) struct Sample {
+    /// The name of the output; `None` before the first event.
+    pub(super) output: Option<String>,
+    /// The number of events that were shown.
+    pub(super) events: u64,
+    /// The number of events that the tap has skipped.
+    pub(super) skipped_events: u64,
+    /// The number of shown events that are not events of kube-apiserver any more, because the
+    /// output has another form.
+    #[serde(skip)]
+    pub(super) bad_lines: u64,
+}
+
+impl Sample {
+    /// Counts an event, and passes it to `look`. `Err`: it is of another output than those before.
+    fn add(
+        &mut self,
+        output: String,
+        event: &str,
+        look: &mut dyn FnMut(&[u8]),
+    ) -> Result<(), String> {
+        if *self.output.get_or_insert_with(|| output.clone()) != output {
+            return Err("several outputs send events: name one with --output".to_owned());
         }
+        self.events += 1;
+        match audit::decode(event.to_owned().into()) {
+            Ok(batch) => look(&batch.lines),
+            Err(_) => self.bad_lines += 1,
+        }
+        Ok(())
     }
 }
 
-/// Asks the relay for events, and prints them until `--limit` or the relay ends the tap. With
-/// `seen`, counts them, and ends with an error if they are of several outputs.
+/// Asks the relay for events, and passes them on until `--limit` or the relay ends the tap. With
+/// [`To::Look`], several outputs are an error.
 pub(super) async fn look(
     Request { target, path, shown }: &Request,
     arguments: &Arguments,
-    printer: &mpsc::Sender<Printed>,
-    seen: Option<&mut Seen>,
+    to: To<'_>,
 ) -> Result<(), String> {
     let Arguments { format, limit, sample, .. } = *arguments;
-    let escapes = seen.is_none() && std::io::stdout().is_terminal();
-    let mut show = Show { printer, format, escapes, left: limit, sample, seen };
+    let escapes = std::io::stdout().is_terminal();
+    let mut show = Show { to, format, escapes, left: limit, sample };
     let looking = async {
         let opened = timeout(ANSWER, target.open(Method::GET, path, None)).await;
         let opened = opened.map_err(|_| format!("no answer within {} s", ANSWER.as_secs()))?;
@@ -281,16 +304,15 @@ struct End {
     message: String,
 }
 
-/// Prints what the relay says.
+/// Passes on what the relay says.
 struct Show<'a> {
-    printer: &'a mpsc::Sender<Printed>,
+    to: To<'a>,
     format: Format,
     /// `true` if stdout is a terminal.
     escapes: bool,
     /// The number of events that are still to be shown; `None` without `--limit`.
     left: Option<u64>,
     sample: u32,
-    seen: Option<&'a mut Seen>,
 }
 
 impl Show<'_> {
@@ -304,12 +326,12 @@ impl Show<'_> {
         let received: Received<'_> = serde_json::from_slice(line)
             .map_err(|error| format!("the answer is not that of a relay's tap: {error}"))?;
         if let Some(event) = received.event {
-            self.seen.as_mut().map_or(Ok(()), |seen| seen.add(&received.output))?;
-            let event = event.get();
-            match self.format {
-                Format::Json if self.escapes => text.push_str(&escape::json(event)),
-                Format::Json => text.push_str(event),
-                Format::Short => text.push_str(&short(&received.output.unwrap_or_default(), event)),
+            let (output, event) = (received.output.unwrap_or_default(), event.get());
+            match (&mut self.to, self.format) {
+                (To::Look(sample, look), _) => sample.add(output, event, look)?,
+                (_, Format::Json) if self.escapes => text.push_str(&escape::json(event)),
+                (_, Format::Json) => text.push_str(event),
+                (_, Format::Short) => text.push_str(&short(&output, event)),
             }
             text.push('\n');
             if let Some(left) = &mut self.left {
@@ -345,8 +367,8 @@ impl Show<'_> {
             (of("large"), large.as_str()),
             (of("unreadable"), "not JSON, so nobody can say that nothing secret is in them"),
         ] {
-            if let Some(seen) = &mut self.seen {
-                seen.skipped += events;
+            if let To::Look(sample, _) = &mut self.to {
+                sample.skipped_events += events;
             } else if events > 0 {
                 let plural = if events == 1 { "" } else { "s" };
                 eprintln!("skipped {} event{plural}: {why}", grouped(events));
@@ -356,15 +378,17 @@ impl Show<'_> {
 
     async fn print(&self, text: String) {
         // If the thread has ended, its failure ends the command.
-        if !text.is_empty() {
-            self.printer.send(Printed::Text(text)).await.ok();
+        if let (To::Printer(printer), false) = (&self.to, text.is_empty()) {
+            printer.send(Printed::Text(text)).await.ok();
         }
     }
 
     /// Waits until everything is written.
     async fn flush(&self) {
         let (sender, flushed) = oneshot::channel();
-        if self.printer.send(Printed::Flushed(sender)).await.is_ok() {
+        if let To::Printer(printer) = &self.to
+            && printer.send(Printed::Flushed(sender)).await.is_ok()
+        {
             flushed.await.ok();
         }
     }

@@ -8,10 +8,8 @@ use std::time::Duration;
 
 use clap::Args;
 use serde_json::json;
-use tokio::sync::mpsc;
 
 use super::read_policy;
-use crate::audit;
 use crate::cli::failed;
 use crate::cli::healthcheck;
 use crate::cli::print;
@@ -19,12 +17,10 @@ use crate::cli::replay;
 use crate::cli::shown;
 use crate::cli::table;
 use crate::cli::tap;
-use crate::cli::tap::Printed;
-use crate::cli::tap::Seen;
+use crate::cli::tap::Sample;
 use crate::config;
 use crate::cost::Advice;
 use crate::cost::Cost;
-use crate::cost::Row;
 use crate::cost::Sum;
 use crate::cost::Survey;
 use crate::words::escape;
@@ -103,29 +99,29 @@ pub(super) fn cost(arguments: &Arguments) -> Result<(), u8> {
     let costs = files.iter().map(|file| Ok((*file, Cost::new(read_policy(file)?))));
     let mut costs = costs.collect::<Result<Vec<_>, u8>>()?;
     let mut look = |lines: &[u8]| costs.iter_mut().for_each(|(_, cost)| cost.add(lines));
-    let mut seen = relay.as_ref().map(|_| Seen::default());
-    let (bad_lines, stopped) = match (relay, &mut seen) {
-        (Some(url), Some(seen)) => (sample(url, arguments, seen, &mut look)?, None),
-        _ => replay::look(inputs, &mut look)?,
+    let mut sample = Sample::default();
+    let (bad_lines, stopped) = match relay {
+        Some(url) => take(url, arguments, &mut sample, &mut look)?,
+        None => replay::look(inputs, &mut look)?,
     };
+    let sample = relay.as_ref().map(|_| sample);
     let total = costs[0].1.before();
     print(&match arguments.json {
         true => {
             let price = |sum: Sum| arguments.price_of(sum.bytes as f64);
             let policies = costs.iter().map(|(file, cost)| {
                 let (file, after) = (file.to_string_lossy(), cost.after());
-                json!({ "file": file, "after": after, "price": price(after), "rules": cost.rows })
+                let rules: Vec<_> = cost.rows.iter().map(|row| row.as_json(total)).collect();
+                json!({ "file": file, "after": after, "price": price(after), "rules": rules })
             });
+            let policies: Vec<_> = policies.collect();
             let json = json!({
                 "total": total, "price": price(total), "bad_lines": bad_lines,
-                "stopped": stopped, "sample": seen.map(|seen| json!({
-                    "output": seen.output, "events": seen.shown, "skipped_events": seen.skipped,
-                })),
-                "policies": policies.collect::<Vec<_>>(),
+                "stopped": stopped, "sample": sample, "policies": policies,
             });
             format!("{json:#}\n")
         }
-        false => text(&costs, total, seen, arguments),
+        false => text(&costs, total, sample, arguments),
     })?;
     tell(bad_lines, stopped.as_deref(), total)
 }
@@ -160,15 +156,14 @@ fn tell(bad_lines: u64, stopped: Option<&str>, total: Sum) -> Result<(), u8> {
     }
 }
 
-/// Passes the events that leave a relay for a time to `look`, until a signal comes. Returns the
-/// number of those that are not events of kube-apiserver any more, because the output has another
-/// form. `Err` is the exit status.
-fn sample(
+/// Passes the events that leave a relay to `look`, for a time or until a signal comes. Returns what
+/// [`replay::look`] returns for files. `Err` is the exit status.
+fn take(
     url: &str,
     arguments: &Arguments,
-    seen: &mut Seen,
+    sample: &mut Sample,
     look: &mut dyn FnMut(&[u8]),
-) -> Result<u64, u8> {
+) -> Result<(u64, Option<String>), u8> {
     let tap = tap::Arguments {
         url: Some(url.to_owned()),
         matches: Vec::new(),
@@ -179,31 +174,17 @@ fn sample(
         limit: None,
     };
     let request = tap::request(&tap, None)?;
-    let (printer, mut printed) = mpsc::channel(1);
-    let mut bad_lines = 0;
-    let taken = async {
-        while let Some(Printed::Text(lines)) = printed.recv().await {
-            for line in lines.split_inclusive('\n') {
-                match audit::decode(line.into()) {
-                    Ok(batch) => look(&batch.lines),
-                    Err(_) => bad_lines += 1,
-                }
-            }
-        }
-        std::future::pending().await
-    };
-    healthcheck::block_on(async {
+    let looking = async {
         tokio::select! {
-            ended = tap::look(&request, &tap, &printer, Some(seen)) => {
-                ended.and(Err(format!("the relay has ended: {url}")))
+            ended = tap::look(&request, &tap, tap::To::Look(sample, look)) => {
+                ended.map(|()| Some("the relay has ended the tap".to_owned()))
             }
-            () = taken => Ok(()),
-            _ = tokio::signal::ctrl_c() => Ok(()),
-            () = tokio::time::sleep(arguments.time) => Ok(()),
+            _ = tokio::signal::ctrl_c() => Ok(Some("interrupted".to_owned())),
+            () = tokio::time::sleep(arguments.time) => Ok(None),
         }
-    })?
-    .map_err(failed)?;
-    Ok(bad_lines)
+    };
+    let stopped = healthcheck::block_on(looking)?.map_err(failed)?;
+    Ok((sample.bad_lines, stopped))
 }
 
 impl Arguments {
@@ -214,7 +195,12 @@ impl Arguments {
 }
 
 /// Returns what is printed for people.
-fn text(costs: &[(&Path, Cost)], total: Sum, seen: Option<Seen>, arguments: &Arguments) -> String {
+fn text(
+    costs: &[(&Path, Cost)],
+    total: Sum,
+    sample: Option<Sample>,
+    arguments: &Arguments,
+) -> String {
     let said = |bytes: f64| {
         arguments.price_of(bytes).map_or(String::new(), |price| format!(", price {price:.2}"))
     };
@@ -223,13 +209,13 @@ fn text(costs: &[(&Path, Cost)], total: Sum, seen: Option<Seen>, arguments: &Arg
         format!("{events} events, {bytes} bytes{}\n", said(sum.bytes as f64))
     };
     let mut text = format!("input: {}", counted(total));
-    if let Some(Seen { output, shown, skipped }) = seen {
+    if let Some(Sample { output, events, skipped_events, .. }) = sample {
         text += &format!(
             "this is a sample of output {}: {} of {} events that left, as `tap` shows them: \
              redacted, and none larger than 256 KiB\n",
             escape::message(&output.unwrap_or_default()),
-            grouped(shown),
-            grouped(shown + skipped),
+            grouped(events),
+            grouped(events + skipped_events),
         );
     }
     for (file, cost) in costs {
@@ -247,30 +233,35 @@ fn text(costs: &[(&Path, Cost)], total: Sum, seen: Option<Seen>, arguments: &Arg
 
 /// Returns a table of the rules with what they make of the events, and those that never matched.
 fn rows(cost: &Cost, total: Sum) -> String {
-    let (mut never, percent) = (Vec::new(), |sum: Sum| format!("{:.1} %", sum.percent_of(total)));
-    let mut lines = vec![HEAD.map(str::to_owned)];
+    let (mut never, mut lines) = (Vec::new(), vec![HEAD.map(str::to_owned)]);
     for (index, row) in cost.rows.iter().enumerate() {
-        let Row { line, level, before, after, recorded_below } = *row;
-        let name = match line {
+        let name = match row.line {
             Some(line) => format!("{} (line {line})", index + 1),
             None => "no rule".to_owned(),
         };
-        if before.events == 0 && line.is_some() {
+        if row.before.events == 0 && row.line.is_some() {
             never.push(name.clone());
         }
+        let [[events, bytes, share], [events_after, bytes_after, share_after]] =
+            [row.before, row.after].map(|sum| {
+                let share = format!("{:.1} %", sum.percent_of(total));
+                [grouped(sum.events), grouped(sum.bytes), share]
+            });
+        let (level, below) = (row.level.to_owned(), grouped(row.recorded_below));
         lines.push([
             name,
-            level.to_owned(),
-            grouped(before.events),
-            grouped(before.bytes),
-            percent(before),
-            grouped(after.events),
-            grouped(after.bytes),
-            percent(after),
-            grouped(recorded_below),
+            level,
+            events,
+            bytes,
+            share,
+            events_after,
+            bytes_after,
+            share_after,
+            below,
         ]);
     }
-    let never = never.join(", ");
-    let never = (!never.is_empty()).then(|| format!("rules that never matched: {never}\n"));
-    table(&lines) + &never.unwrap_or_default()
+    match never.is_empty() {
+        true => table(&lines),
+        false => format!("{}rules that never matched: {}\n", table(&lines), never.join(", ")),
+    }
 }

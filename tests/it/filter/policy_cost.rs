@@ -61,6 +61,11 @@ fn share_after(told: &Value) -> f64 {
     bytes(&told["policies"][0]["after"]) / bytes(&told["total"])
 }
 
+/// Returns the page about both commands.
+fn page() -> String {
+    std::fs::read_to_string(repository().join("docs/operating/policy-cost.md")).unwrap()
+}
+
 fn lines(events: &[Vec<u8>]) -> Vec<u8> {
     events.iter().flat_map(|event| [event, &b"\n"[..]].concat()).collect()
 }
@@ -99,6 +104,12 @@ fn the_bytes_after_are_those_that_leave_a_relay_with_the_policy() {
     let all_rows = |when| sums(usize::try_from(sum(when, "events")).unwrap(), sum(when, "bytes"));
     assert_eq!((rows.len(), all_rows("before")), (6, told["total"].clone()));
     assert_eq!(all_rows("after"), policy["after"]);
+    for row in rows {
+        for (share, when) in [("share", "before"), ("share_after", "after")] {
+            let part = row[when]["bytes"].as_f64().unwrap() / bytes(&all) as f64;
+            assert!((row[share].as_f64().unwrap() - part).abs() < 1e-9, "{row}");
+        }
+    }
     // What the policy asks for and the input does not have is said.
     let below = all.iter().map(|event| parsed(event)).filter(|event| {
         let verb = event["verb"].as_str().unwrap();
@@ -138,6 +149,15 @@ fn two_policies_are_compared() {
     let number = |value: &Value, name: &str| value["after"][name].as_u64().unwrap();
     let price = first["price"].as_f64().unwrap();
     assert!((price - number(first, "bytes") as f64 * 2e-9).abs() < 1e-12);
+    let page = page();
+    for (path, value) in
+        [("", &told), ("policies[].", first), ("policies[].rules[].", &first["rules"][0])]
+    {
+        for field in value.as_object().unwrap().keys().filter(|field| *field != "policies") {
+            let is_told = field == "rules" || page.contains(&format!("`{path}{field}`"));
+            assert!(is_told, "the page has no field {path}{field}");
+        }
+    }
     let said = place.cost(&["events", "--against", "all.yaml"]);
     let events = number(other, "events") - number(first, "events");
     let bytes = number(other, "bytes") - number(first, "bytes");
@@ -275,7 +295,7 @@ fn the_events_that_leave_a_running_relay_are_an_input() {
     let url = format!("http://{}", relay.admin());
     let words =
         ["policy", "cost", "policy.yaml", "--json", "--relay", &url, "--token-file", "token"];
-    let ask = |more: &[&str]| {
+    let ask = |more: &[&str], is_interrupted: bool| {
         let opened = || {
             let lines = relay.log_fields();
             lines.iter().filter(|line| line["message"] == "tap opened").count()
@@ -284,17 +304,29 @@ fn the_events_that_leave_a_running_relay_are_an_input() {
         let mut running = spawn_command(&[&words, more].concat(), place.0.path(), &[]);
         wait_until("the tap", PATIENCE, || opened() > before);
         assert_eq!(relay.post(&generated_batch(1, 100, 900)).status, 200);
+        if is_interrupted {
+            running.signal(libc::SIGINT);
+        }
         let (status, stderr) = running.wait();
         let is_said = |running: &mut Running| running.stdout().ends_with(b"}\n");
-        wait_until("its figures", PATIENCE, || !status.success() || is_said(&mut running));
+        wait_until("its figures", PATIENCE, || {
+            status.code() == Some(1) && !is_interrupted || is_said(&mut running)
+        });
         (status.code(), running.stdout(), stderr)
     };
-    let (code, stdout, stderr) = ask(&["--for", "3s", "--output", "one"]);
+    let (code, stdout, stderr) = ask(&["--for", "3s", "--output", "one"], false);
     assert_eq!(code, Some(0), "{stderr}");
     let told: Value = serde_json::from_slice(&stdout).unwrap();
     let sample = json!({ "output": "one", "events": 100, "skipped_events": 0 });
     assert_eq!((&told["total"]["events"], &told["sample"]), (&json!(100), &sample));
-    let (code, _, stderr) = ask(&["--for", "1m"]);
+    assert_eq!(told["stopped"], Value::Null);
+    // Ctrl-C ends it early, which the figures and the exit status say.
+    let (code, stdout, stderr) = ask(&["--for", "1m", "--output", "one"], true);
+    assert_eq!(code, Some(1), "{stderr}");
+    let told: Value = serde_json::from_slice(&stdout).unwrap();
+    assert_eq!((&told["stopped"], told["sample"].is_object()), (&json!("interrupted"), true));
+    assert!(stderr.contains("; interrupted"), "{stderr}");
+    let (code, _, stderr) = ask(&["--for", "1m"], false);
     assert_eq!(code, Some(1), "{stderr}");
     assert!(stderr.contains("several outputs send events: name one with --output"), "{stderr}");
     let said = said(&[&words[..], &["--output", "three"]].concat(), place.0.path());
@@ -332,6 +364,19 @@ fn the_cost_of_one_hour_is_that_of_the_next_within_two_percent() {
     let (expected, is) = (share * before as f64, bytes(&left) as f64);
     println!("expected {expected:.0} bytes, left {is:.0}: {:+.2} %", (expected / is - 1.0) * 100.0);
     assert!((expected / is - 1.0).abs() < 0.02, "{expected} for {is}");
+}
+
+#[test]
+fn the_examples_of_the_page_are_what_the_commands_print() {
+    let place = Place::new(b"");
+    place.write("audit.log", &audit_log());
+    let policy = std::fs::read(repository().join("tests/policies/ibm-default.yaml")).unwrap();
+    place.write("policy.yaml", &policy);
+    for words in ["policy cost policy.yaml audit.log", "policy advise --cut 35% audit.log"] {
+        let said = said(&words.split(' ').collect::<Vec<_>>(), place.0.path());
+        let example = format!("$ kube-audit-forwarder {words}\n{}```\n", said.stdout);
+        assert!(page().contains(&example), "{example}");
+    }
 }
 
 #[test]
