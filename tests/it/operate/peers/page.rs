@@ -867,6 +867,49 @@ fn the_panel_shows_who_sends_the_bytes_or_the_events_and_fits() {
     relay.finish(Backlog::Empty);
 }
 
+/// Method: users have names that a client can choose. Each is shown as text, with escapes for what
+/// a reader would not see as it is, and cut after 128 bytes.
+#[test]
+fn names_that_clients_choose_are_text_in_the_panel_and_are_cut() {
+    let sink = HttpSink::accepting();
+    let relay = Relay::start(&format!("{BASE}{}", sink.output("o", "")));
+    let markup = "<script>window.ran = 1</script><img src=x onerror='window.ran = 1'>";
+    let (long, wide) = ("x".repeat(5000), "😀".repeat(1000));
+    let names = [
+        (markup, markup.to_owned()),
+        ("\u{202e}nimda\u{2066}", r"\u{202e}nimda\u{2066}".to_owned()),
+        ("two\nlines\u{1b}[31m", r"two\nlines\u{1b}[31m".to_owned()),
+        ("שלום", "שלום".to_owned()),
+        (&long, format!("{}…", "x".repeat(125))),
+        (&wide, format!("{}…", "😀".repeat(31))),
+    ];
+    for (name, _) in &names {
+        let event = json!({
+            "kind": "Event", "apiVersion": "audit.k8s.io/v1", "auditID": "a", "stage": "Panic",
+            "verb": "get", "user": { "username": name }, "requestURI": "/x",
+        });
+        assert_accepted(&relay.post(event.to_string().as_bytes()), 1);
+    }
+    let browser = open(&relay);
+    browser.run(
+        "const it = document.querySelector('#volume-by');
+         it.value = 'user'; it.dispatchEvent(new Event('change'))",
+    );
+    wait_for_text(&browser, "#volume-words", "6 events");
+    let shown = browser.run(
+        "return [...document.querySelectorAll('#volume-rows [data-is=name]')]
+             .map((it) => it.textContent)",
+    );
+    let shown: BTreeSet<_> = shown.as_array().unwrap().iter().filter_map(Value::as_str).collect();
+    assert_eq!(shown, names.iter().map(|(_, shown)| shown.as_str()).collect());
+    let made = "return document.querySelectorAll('#volume script, #volume img').length";
+    assert_eq!((browser.run(made), browser.run("return window.ran")), (json!(0), Value::Null));
+    assert_quiet(&browser, relay.admin());
+    assert_readable(&browser);
+    assert_fits(&browser);
+    relay.finish(Backlog::Empty);
+}
+
 #[test]
 fn a_relay_that_is_gone_is_missed_and_one_that_is_back_is_noticed() {
     let sink = TcpSink::start();
