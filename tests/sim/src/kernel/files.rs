@@ -4,7 +4,8 @@
 //! The model is stricter than ext4 and XFS, and allows what POSIX allows: `fdatasync` of a file
 //! stores its bytes and its length, but not its name. The sync of a directory stores the creations,
 //! removals and renames in this directory, and none in others. What is not synced is stored in its
-//! order. A sync that fails has stored nothing, and the kernel holds the bytes for stored from then
+//! order. The sync of a file stores its bytes when it ends, so the power may go while it is under
+//! way. A sync that fails has stored nothing, and the kernel holds the bytes for stored from then
 //! on.
 
 use std::collections::BTreeMap;
@@ -37,6 +38,8 @@ pub(crate) struct Faults {
     pub(crate) read_error: f32,
     /// The longest time that such a read takes.
     pub(crate) read_time: Duration,
+    /// A power loss keeps or loses each sector of a write for itself.
+    pub(crate) tears: bool,
 }
 
 /// A file, by device and inode.
@@ -45,6 +48,8 @@ type Inode = (u64, u64);
 /// A change of a file's bytes that is not stored yet.
 #[derive(Debug)]
 struct Change {
+    /// Counts all changes in their order.
+    number: u64,
     offset: u64,
     /// The bytes that were there before, which may be fewer.
     old: Vec<u8>,
@@ -62,17 +67,30 @@ struct Written {
 }
 
 impl Written {
-    /// Stores all changes but the lost ones. What a lost change has written is stored where a later
-    /// change has written over it.
-    fn store(&mut self) {
-        let mut lost: Vec<Change> = Vec::new();
+    /// Stores the changes before this number, but not the lost ones. What a lost change has written
+    /// is stored where a later change has written over it.
+    fn store(&mut self, end: u64) {
+        let later = self.changes.split_off(self.place(end));
+        let mut kept: Vec<Change> = Vec::new();
         for change in self.changes.drain(..) {
             match change.is_lost {
-                true => lost.push(change),
-                false => lost.iter_mut().for_each(|earlier| earlier.overwrite(&change)),
+                true => kept.push(change),
+                false => kept.iter_mut().for_each(|earlier| earlier.overwrite(&change)),
             }
         }
-        self.changes = lost;
+        kept.extend(later);
+        self.changes = kept;
+    }
+
+    /// Notes that the changes before this number will never be stored.
+    fn lose(&mut self, end: u64) {
+        let place = self.place(end);
+        self.changes[..place].iter_mut().for_each(|change| change.is_lost = true);
+    }
+
+    /// Returns the index of the first change that is not before this number.
+    fn place(&self, end: u64) -> usize {
+        self.changes.partition_point(|change| change.number < end)
     }
 }
 
@@ -106,6 +124,15 @@ enum Name {
     Renamed(PathBuf, PathBuf, Option<PathBuf>),
 }
 
+/// The sync of a file that is under way.
+#[derive(Debug)]
+pub(super) struct Syncing {
+    inode: Inode,
+    /// The number of the first change that came later.
+    end: u64,
+    fails: bool,
+}
+
 /// A descriptor of the real kernel that a process of the simulation has opened.
 #[derive(Debug)]
 struct Opened {
@@ -120,6 +147,8 @@ pub(super) struct Files {
     pub(super) faults: Faults,
     opened: BTreeMap<i32, Opened>,
     written: BTreeMap<Inode, Written>,
+    /// The number of all changes so far.
+    changes: u64,
     names: Vec<Name>,
     /// A file that cannot be removed or renamed.
     stuck: Option<PathBuf>,
@@ -150,6 +179,7 @@ impl Files {
             faults: Faults::default(),
             opened: BTreeMap::new(),
             written: BTreeMap::new(),
+            changes: 0,
             names: Vec::new(),
             stuck: None,
             graves: PathBuf::new(),
@@ -261,46 +291,51 @@ impl Files {
         let mut old = vec![0; usize::try_from(count).unwrap_or(0)];
         written.file.read_exact_at(&mut old, offset).map_err(|_| libc::EIO)?;
         let new = new.to_vec();
-        let change = Change { offset, old, old_length, new, new_length, is_lost: false };
+        let number = self.changes;
+        let change = Change { number, offset, old, old_length, new, new_length, is_lost: false };
         written.changes.push(change);
+        self.changes += 1;
         Ok(())
     }
 
-    /// A file or a directory is synced. Returns how long that takes.
-    pub(super) fn sync(&mut self, descriptor: i32) -> (Duration, Result<(), Errno>) {
+    /// The sync of a file or a directory begins. Returns how long it takes, and what is to be ended
+    /// then by [`Files::end_sync`].
+    pub(super) fn begin_sync(&mut self, descriptor: i32) -> (Duration, Option<Syncing>) {
         let longest = 1 << self.rng.u32(6..15);
         let time = Duration::from_micros(self.rng.u64(20..20 + longest)) + self.faults.sync_time;
         let fails = self.rng.f32() < self.faults.sync_error;
         let Some(Opened { path, inode, .. }) = self.opened.get(&descriptor) else {
-            return (time, Ok(()));
+            return (time, None);
         };
-        if borrowed(descriptor).metadata().is_ok_and(|metadata| metadata.is_dir()) {
-            if fails {
-                return (time, Err(libc::EIO));
-            }
-            let is_here = |name: &Name| match name {
-                Name::Made(at) | Name::MadeDirectory(at) | Name::Removed(at, _) => {
-                    around(at) == path
-                }
-                Name::Renamed(from, to, _) => around(from) == path || around(to) == path,
-            };
-            for name in self.names.extract_if(.., |name| is_here(name)) {
-                if let Name::Removed(_, grave) | Name::Renamed(_, _, Some(grave)) = name {
-                    fs::remove_file(grave).ok();
-                }
-            }
-            return (time, Ok(()));
+        let sync = Syncing { inode: *inode, end: self.changes, fails };
+        if fails || !borrowed(descriptor).metadata().is_ok_and(|metadata| metadata.is_dir()) {
+            return (time, Some(sync));
         }
-        if let Some(written) = self.written.get_mut(inode) {
+        let is_here = |name: &Name| match name {
+            Name::Made(at) | Name::MadeDirectory(at) | Name::Removed(at, _) => around(at) == path,
+            Name::Renamed(from, to, _) => around(from) == path || around(to) == path,
+        };
+        for name in self.names.extract_if(.., |name| is_here(name)) {
+            if let Name::Removed(_, grave) | Name::Renamed(_, _, Some(grave)) = name {
+                fs::remove_file(grave).ok();
+            }
+        }
+        (time, Some(sync))
+    }
+
+    /// The sync of a file ends: what was written before it began is stored.
+    pub(super) fn end_sync(&mut self, sync: Option<Syncing>) -> Result<(), Errno> {
+        let Some(Syncing { inode, end, fails }) = sync else { return Ok(()) };
+        if let Some(written) = self.written.get_mut(&inode) {
             match fails {
-                true => written.changes.iter_mut().for_each(|change| change.is_lost = true),
-                false => written.store(),
+                true => written.lose(end),
+                false => written.store(end),
             }
             if written.changes.is_empty() {
-                self.written.remove(inode);
+                self.written.remove(&inode);
             }
         }
-        (time, if fails { Err(libc::EIO) } else { Ok(()) })
+        if fails { Err(libc::EIO) } else { Ok(()) }
     }
 
     /// Returns how long a read at an offset takes, and whether it fails.
@@ -371,7 +406,7 @@ impl Files {
     /// The power is gone: a random part of what is not stored is lost.
     pub(super) fn power_loss(&mut self) {
         for Written { file, changes } in std::mem::take(&mut self.written).into_values() {
-            lose(&mut self.rng, &file, &changes);
+            lose(&mut self.rng, &file, &changes, self.faults.tears);
         }
         let kept = self.rng.usize(..=self.names.len());
         for name in self.names.split_off(kept).into_iter().rev() {
@@ -393,17 +428,17 @@ impl Files {
 }
 
 /// Takes back a part of a file's changes.
-fn lose(rng: &mut fastrand::Rng, file: &File, changes: &[Change]) {
+fn lose(rng: &mut fastrand::Rng, file: &File, changes: &[Change], tears: bool) {
     for change in changes.iter().rev() {
         file.set_len(change.old_length).ok();
         file.write_all_at(&change.old, change.offset).ok();
     }
     // What came before a moment is there, or each sector for itself.
-    let in_order = rng.bool().then(|| rng.usize(..=changes.len()));
+    let in_order = (!tears && rng.bool()).then(|| rng.usize(..=changes.len()));
     for (number, change) in changes.iter().enumerate() {
         let is_kept = match in_order {
             Some(kept) => number < kept && !(change.is_lost && rng.bool()),
-            None => !change.is_lost && rng.u32(..3) > 0,
+            None => !change.is_lost && (tears || rng.u32(..3) > 0),
         };
         if !is_kept {
             continue;
@@ -412,7 +447,7 @@ fn lose(rng: &mut fastrand::Rng, file: &File, changes: &[Change]) {
             file.set_len(change.new_length).ok();
             continue;
         }
-        let is_torn = rng.u32(..4) == 0;
+        let is_torn = tears || rng.u32(..4) == 0;
         let mut at = 0;
         while at < change.new.len() {
             let offset = change.offset + at as u64;
@@ -433,7 +468,7 @@ mod tests {
     fn change(offset: u64, old: &[u8], new: &[u8], lengths: (u64, u64)) -> Change {
         let (old, new) = (old.to_vec(), new.to_vec());
         let (old_length, new_length) = lengths;
-        Change { offset, old, old_length, new, new_length, is_lost: false }
+        Change { number: 0, offset, old, old_length, new, new_length, is_lost: false }
     }
 
     #[test]
@@ -442,14 +477,25 @@ mod tests {
         let mut written = Written { file, changes: vec![change(2, b"abcd", b"efgh", (6, 6))] };
         written.changes[0].is_lost = true;
         written.changes.push(change(4, b"gh", b"ijklm", (6, 9)));
-        written.store();
+        written.store(u64::MAX);
         let [lost] = written.changes.as_slice() else { panic!("{written:?}") };
         assert_eq!((lost.old.as_slice(), lost.new.as_slice()), (&b"abij"[..], &b"efij"[..]));
         assert_eq!((lost.old_length, lost.new_length), (9, 9));
         // The file is cut to 3 bytes.
         written.changes.push(change(3, b"fijklm", b"", (9, 3)));
-        written.store();
+        written.store(u64::MAX);
         let [lost] = written.changes.as_slice() else { panic!("{written:?}") };
         assert_eq!((lost.old.as_slice(), lost.old_length), (&b"a"[..], 3));
+    }
+
+    #[test]
+    fn a_sync_stores_only_what_was_written_before_it_began() {
+        let file = tempfile::tempfile().expect("a writable directory");
+        let changes = (0..3).map(|number| Change { number, ..change(0, b"a", b"b", (1, 1)) });
+        let mut written = Written { file, changes: changes.collect() };
+        written.lose(1);
+        written.store(2);
+        let numbers: Vec<_> = written.changes.iter().map(|it| (it.number, it.is_lost)).collect();
+        assert_eq!(numbers, [(0, true), (2, false)]);
     }
 }

@@ -1334,10 +1334,10 @@ pub extern "C" fn fsync(descriptor: c_int) -> c_int {
     if !is_noted() {
         return real!(SYS_fsync, descriptor);
     }
-    let (time, result) = with(|kernel| kernel.files.sync(descriptor));
+    let (time, sync) = with(|kernel| kernel.files.begin_sync(descriptor));
     let time = u64::try_from(time.as_nanos()).unwrap_or(u64::MAX);
     sleep_until(with(|kernel| kernel.now + time));
-    done(result)
+    done(with(|kernel| kernel.files.end_sync(sync)))
 }
 
 #[unsafe(no_mangle)]
