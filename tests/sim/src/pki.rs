@@ -49,7 +49,7 @@ impl Wrong {
 pub(crate) enum Papers {
     Right,
     Missing,
-    /// It is signed by another authority.
+    /// The certificate is signed by another authority.
     Wrong,
 }
 
@@ -77,7 +77,7 @@ impl Security {
     }
 }
 
-/// What a consumer with TLS shows, and the authority that the relay trusts.
+/// The certificate that a consumer with TLS shows, and the authority that the relay trusts.
 #[derive(Clone)]
 pub(crate) struct Authority {
     pub(crate) server: Arc<ServerConfig>,

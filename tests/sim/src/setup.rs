@@ -221,7 +221,8 @@ impl Front {
         if let Some(asks) = self.tls {
             let client_ca = if asks { ", client_ca = \"tls/ca.crt\"" } else { "" };
             text += &format!(
-                "tls = {{ certificate = \"tls/tls.crt\", private_key = \"tls/tls.key\"{client_ca} }}\n"
+                "tls = {{ certificate = \"tls/tls.crt\", \
+                 private_key = \"tls/tls.key\"{client_ca} }}\n"
             );
         }
         if self.has_token {

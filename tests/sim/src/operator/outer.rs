@@ -1,4 +1,4 @@
-//! What the operator does with the listener's certificate, and with events that are too long.
+//! The operator's work on the listener's certificate, and with events that are too long.
 
 use std::time::Duration;
 

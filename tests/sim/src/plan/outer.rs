@@ -1,4 +1,4 @@
-//! What only the seeds from [`OUTER`] on have: a listener with TLS whose certificate is replaced,
+//! The additions of the seeds from [`OUTER`] on: a listener with TLS whose certificate is replaced,
 //! consumers with TLS, limits that are small enough to be reached, events that are too long for an
 //! output, and an observer who asks the relay at any time.
 
@@ -17,7 +17,7 @@ use crate::truth::Acknowledge;
 /// The seeds with them.
 pub(crate) const OUTER: std::ops::Range<u64> = 4000..5000;
 
-/// What a config says of its listener and of its limits, where it is not the default.
+/// The keys of a config's listener and limits that are not the default.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Front {
     /// The listener speaks TLS. True: it asks for client certificates.
@@ -34,7 +34,7 @@ pub(crate) struct Front {
     pub(crate) timeouts: Option<(u64, u64)>,
 }
 
-/// What a seed has besides its config and its actions.
+/// The parts of a seed besides its config and its actions.
 #[derive(Debug, Default)]
 pub(crate) struct Outer {
     /// The consumers with TLS.
