@@ -207,6 +207,12 @@ impl Server {
         self.acceptor = Some(accept(listener, &self.options, &self.shared));
     }
 
+    /// Changes [`Options::idle`] for what is accepted after the next [`Server::reopen`].
+    #[allow(dead_code, reason = "the simulator uses it")]
+    pub(crate) fn set_idle(&mut self, idle: Option<Duration>) {
+        self.options.idle = idle;
+    }
+
     /// True while new connections are accepted.
     pub(crate) fn is_listening(&self) -> bool {
         self.acceptor.is_some()

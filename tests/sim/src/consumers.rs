@@ -480,6 +480,13 @@ impl Consumer {
         self.stand().cut(bytes);
     }
 
+    /// Lets a consumer crash, and then close each connection in order that was quiet for so long.
+    pub(crate) fn ends_quiet(&self, time: Option<Duration>) {
+        self.stop(true);
+        self.stand().servers().into_iter().for_each(|server| server.set_idle(time));
+        self.start_again();
+    }
+
     /// Ends the consumer, in order or as a crash does. It keeps what it has acknowledged.
     pub(crate) fn stop(&self, crash: bool) {
         self.dies();

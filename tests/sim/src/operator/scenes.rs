@@ -35,6 +35,7 @@ use crate::support::http;
 use crate::truth::Acknowledge;
 use crate::truth::Answer;
 use crate::truth::Attempt;
+use crate::truth::Book;
 use crate::truth::Fate;
 use crate::truth::Kind as Death;
 use crate::truth::Known;
@@ -72,6 +73,26 @@ const SMALL: f64 = 100.0;
 
 /// No lag is as long as this: no seed takes an hour.
 const LAG_MAX: f64 = 2.0 * 3600.0;
+
+/// Sends batches of the operator's own.
+pub(super) struct Poster {
+    book: Book,
+    listener: SocketAddr,
+}
+
+impl Poster {
+    pub(super) fn post(&self, events: &[Event], serials: &Arc<[Serial]>) -> Answer {
+        let from = Origin { sender: PROBE, connection: 0 };
+        let attempt = self.book.begun(from, serials, Must::Take);
+        let body = events::list(events);
+        let answer = match http::post(self.listener, "/", "application/json", &body) {
+            Ok(response) => Answer::Status(response.status),
+            Err(_) => Answer::Broken,
+        };
+        self.book.ended(attempt, answer);
+        answer
+    }
+}
 
 impl Operator<'_> {
     /// The oldest segment can be neither removed nor renamed, for ever.
@@ -384,16 +405,12 @@ impl Operator<'_> {
     }
 
     pub(super) fn post_again(&self, events: &[Event], serials: &Arc<[Serial]>) -> Answer {
-        let from = Origin { sender: PROBE, connection: 0 };
-        let attempt = self.book.begun(from, serials, Must::Take);
-        let (listener, body) =
-            (self.setup.front.operator().parse().expect("an address"), events::list(events));
-        let answer = match http::post(listener, "/", "application/json", &body) {
-            Ok(response) => Answer::Status(response.status),
-            Err(_) => Answer::Broken,
-        };
-        self.book.ended(attempt, answer);
-        answer
+        self.poster().post(events, serials)
+    }
+
+    pub(super) fn poster(&self) -> Poster {
+        let listener = self.setup.front.operator().parse().expect("an address");
+        Poster { book: self.book.clone(), listener }
     }
 
     /// Sends a batch of half the greatest size, until it is accepted: nothing is wrong any more.

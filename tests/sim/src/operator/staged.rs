@@ -2,6 +2,7 @@
 //! then.
 
 use std::collections::BTreeSet;
+use std::thread::JoinHandle;
 use std::time::Duration;
 
 use super::Ending;
@@ -75,6 +76,11 @@ impl Operator<'_> {
             Stage::CutsConnections => self.cuts_connections(),
             Stage::RefusedInBacklog => self.refused_in_backlog(),
             Stage::LargeBodies => self.large_bodies(),
+            Stage::EndsQuiet => self.ends_quiet(),
+            Stage::TornGroups => self.torn_groups(),
+            Stage::BadAmongGood => self.bad_among_good(),
+            Stage::ParkedThenRefused => self.parked_then_refused(),
+            Stage::FailsAndAway => self.fails_and_away(),
         }
         for consumer in self.consumers {
             consumer.answers(None);
@@ -178,7 +184,7 @@ impl Operator<'_> {
         self.wait(seconds(10));
     }
 
-    /// What stands before a consumer answers large requests before it has read them.
+    /// A proxy before a consumer answers large requests before it has read them.
     fn early_answers(&mut self) {
         self.way(Fault::Refused, seconds(20));
         for _ in 0..4 {
@@ -391,7 +397,7 @@ impl Operator<'_> {
         if !self.rests() {
             return;
         }
-        // What waits behind a request that hangs leaves in one.
+        // The events that wait behind a request that hangs leave in one.
         self.consumers[0].answers(Some(Steady::Hangs));
         self.posted(1);
         self.wait(seconds(1));
@@ -430,7 +436,7 @@ impl Operator<'_> {
             true => {
                 self.stick();
                 accepted += self.flood(FLOOD);
-                // What was dropped within the last second before a kill may come.
+                // Events that were dropped within the last second before a kill may come.
                 self.wait(seconds(4));
                 lost += self.lost();
                 self.die(Death::Kill, Duration::from_millis(100));
@@ -444,7 +450,7 @@ impl Operator<'_> {
                 accepted += self.flood(FLOOD);
                 lost = self.lost();
                 if self.consumers[0].arrived_since(0).len() > from {
-                    // It may have been on the wire when it was dropped.
+                    // An event may have been on the wire when it was dropped.
                     return;
                 }
             }
@@ -642,7 +648,7 @@ impl Operator<'_> {
         self.wait(seconds(30));
     }
 
-    /// What the queue has is stored also while its disk is full.
+    /// Events of the queue are stored also while its disk is full.
     fn stored_on_full_disk(&mut self) {
         self.way(Fault::Refused, seconds(6));
         let events = self.posted(5);
@@ -749,4 +755,134 @@ impl Operator<'_> {
             }
         }
     }
+
+    /// Posts these bodies at once, each by a thread of its own.
+    fn post_at_once(&mut self, bodies: Vec<Vec<Event>>) -> Vec<JoinHandle<Answer>> {
+        let bodies = bodies.into_iter().map(|events| {
+            let (poster, serials) = (self.poster(), self.book.made(&events));
+            std::thread::spawn(move || poster.post(&events, &serials))
+        });
+        bodies.collect()
+    }
+
+    /// A consumer cuts its connections for a while. Then it closes each one on which nothing comes
+    /// for less than the output's `replay_window`.
+    fn ends_quiet(&mut self) {
+        self.consumers[0].dies();
+        self.consumers[0].cut(Some(1000));
+        for _ in 0..3 {
+            self.posted(3);
+            self.wait(seconds(1));
+        }
+        self.consumers[0].ends_quiet(Some(Duration::from_millis(700)));
+        self.consumers[0].cut(None);
+        let mut events = Vec::new();
+        for _ in 0..FLOOD / 30 {
+            events.extend(self.posted(30));
+        }
+        let has_all = |it: &mut Self| events.iter().all(|event| it.has(0, event.serial));
+        if !self.comes_true(3 * SOON, has_all) {
+            let what = "a consumer takes everything, and closes connections that are quiet";
+            self.faults.push(format!("progress: after {:?}, {what}", 3 * SOON));
+        }
+        self.consumers[0].ends_quiet(None);
+    }
+
+    /// The power goes while several batches are written together. Nobody was told that they are
+    /// stored, so none of them is a loss.
+    fn torn_groups(&mut self) {
+        for round in 0..5 {
+            if !self.rests() || !self.has_life() {
+                return;
+            }
+            let sync_time = Duration::from_millis(300);
+            let slow = disk::Faults { sync_time, tears: true, ..disk::Faults::default() };
+            let until = kernel::now() + seconds(8);
+            self.disk(slow, seconds(10));
+            // A record has two or three sectors, so that some are whole among others that are not.
+            let bodies = (0..12).map(|_| self.good(1)).collect();
+            let threads = self.post_at_once(bodies);
+            // Those that came meanwhile are written together when the first one is synced.
+            while kernel::now() < until && !threads.iter().any(JoinHandle::is_finished) {
+                self.wait(Duration::from_millis(20));
+            }
+            self.wait(Duration::from_millis(50 * round));
+            self.die(Death::PowerLoss, Duration::from_millis(100));
+            let answers: Vec<_> = threads.into_iter().map(join).collect();
+            kernel::trace(format_args!("a power loss: {answers:?}"));
+            let lost = self.lost();
+            if lost > 0.0 {
+                let what = "and nothing that was acknowledged is missing";
+                self.faults.push(format!("counters: after a power loss {lost} are lost, {what}"));
+            }
+        }
+    }
+
+    /// A backlog has many events that the store refuses. An event before one of them may come
+    /// twice, and no more often: "a bad event repeats only what was before it, once".
+    fn bad_among_good(&mut self) {
+        if !self.rests() {
+            return;
+        }
+        self.way(Fault::Refused, seconds(20));
+        let mut good = Vec::new();
+        for _ in 0..6 {
+            let mut events = self.good(24);
+            good.extend(events.iter().map(|event| event.serial));
+            for at in [20, 15, 10, 5] {
+                events.insert(at, self.maker(Marks { refused: 1000, failing: 0 }).event());
+            }
+            self.post(&events);
+        }
+        self.wait(seconds(30));
+        if !self.comes_true(4 * SOON, |it| it.backlog() == Some(0.0)) {
+            return;
+        }
+        let most = good.iter().map(|serial| (self.arrivals(0, *serial), *serial)).max();
+        if let Some((copies, serial)) = most.filter(|(copies, _)| *copies > 2) {
+            let what = "and its store has only refused others";
+            self.faults.push(format!("repeats: output o0: {serial} came {copies} times, {what}"));
+        }
+    }
+
+    /// An event waits beside the stream because a store fails on it. Then the store refuses
+    /// everything for a while in which nothing else comes, and is well again.
+    fn parked_then_refused(&mut self) {
+        if !self.rests() || self.consumers[0].promise().fails {
+            return;
+        }
+        self.consumers[0].answers(Some(Steady::Fails));
+        let event = self.post_failing();
+        let mut others = Vec::new();
+        for _ in 0..10 {
+            others.extend(self.posted(2));
+            self.wait(seconds(2));
+        }
+        let has_all = |it: &mut Self| others.iter().all(|event| it.has(0, event.serial));
+        if !self.comes_true(SOON, has_all) {
+            return;
+        }
+        self.consumers[0].answers(Some(Steady::Refuses));
+        self.wait(seconds(250));
+        self.consumers[0].answers(None);
+        self.posted(2);
+        self.come_soon(&[event], "although its store takes it");
+    }
+
+    /// The first address of a consumer fails on one event of a body, and its second one is away.
+    fn fails_and_away(&mut self) {
+        self.act(&Action::Door(0, true, Fault::Refused, seconds(200)));
+        self.consumers[0].answers(Some(Steady::Fails));
+        self.post_failing();
+        let mut others = Vec::new();
+        for _ in 0..10 {
+            others.extend(self.posted(2));
+            self.wait(seconds(2));
+        }
+        self.come_soon(&others, "behind an event on which one address fails while one is away");
+    }
+}
+
+fn join(thread: JoinHandle<Answer>) -> Answer {
+    thread.join().unwrap_or(Answer::Broken)
 }

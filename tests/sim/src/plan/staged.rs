@@ -1,5 +1,5 @@
-//! What only the seeds from [`STAGED`] on have: one output, and one trouble that the operator
-//! directs from its begin to its end (`operator/staged.rs`). In half of these seeds the senders are
+//! The plan of the seeds from [`STAGED`] on: one output, and one trouble that the operator directs
+//! from its begin to its end (`operator/staged.rs`). In half of these seeds the senders are
 //! silent until then, and nothing else happens.
 
 use std::time::Duration;
@@ -18,7 +18,7 @@ pub(crate) const STAGED: u64 = 5000;
 
 /// The trouble of a seed follows from its number modulo this one, so that a new trouble leaves
 /// those of most seeds as they are.
-const SLOTS: u64 = 50;
+const SLOTS: usize = 50;
 
 /// How long senders are silent from the begin of the trouble on.
 const LONG: Duration = Duration::from_secs(100);
@@ -31,7 +31,7 @@ pub(crate) enum Stage {
     /// The answers of a store get lost, the relay is killed twice, and a reload then filters out
     /// what the store has.
     AnswersLost,
-    /// What stands before a consumer answers 200 to large requests before it has read them.
+    /// A proxy before a consumer answers 200 to large requests before it has read them.
     EarlyAnswers,
     /// A store fails on everything, takes one request, and fails again.
     Outages,
@@ -86,10 +86,23 @@ pub(crate) enum Stage {
     RefusedInBacklog,
     /// Bodies of half of the queue come, until it is full, and again when it is empty.
     LargeBodies,
+    /// A consumer cuts its connections for a while, and then closes each one soon after it has read
+    /// something.
+    EndsQuiet,
+    /// The power goes while several batches are written together.
+    TornGroups,
+    /// A backlog for a store has many events that the store refuses.
+    BadAmongGood,
+    /// A store fails on an event, and then refuses everything while nothing else comes.
+    ParkedThenRefused,
+    /// The first address of a consumer fails on an event, and the second one is away.
+    FailsAndAway,
 }
 
 impl Stage {
-    const ALL: [Self; 35] = [
+    /// One for each number below [`SLOTS`]. Some stand there twice. A new trouble takes the place
+    /// of a second one.
+    const ALL: [Self; SLOTS] = [
         Self::SlowLetters,
         Self::AnswersLost,
         Self::EarlyAnswers,
@@ -125,6 +138,22 @@ impl Stage {
         Self::Answers(Steady::Own),
         Self::Answers(Steady::SomeRefused),
         Self::Answers(Steady::Interim),
+        // 35
+        Self::SlowLetters,
+        Self::EndsQuiet,
+        Self::TornGroups,
+        Self::BadAmongGood,
+        Self::Answers(Steady::Account),
+        Self::Answers(Steady::Rejects),
+        Self::ParkedThenRefused,
+        Self::FailsAndAway,
+        Self::RefusedAtRest,
+        Self::ParkedThenDropped,
+        Self::JoinsBetweenCopies,
+        Self::FilterBetweenCopies,
+        Self::FilterOfWaiting,
+        Self::DroppedBetweenCopies,
+        Self::PartDroppedBetweenCopies,
     ];
 
     /// Returns the kinds of consumers that know the trouble.
@@ -142,13 +171,16 @@ impl Stage {
             | Self::FailsAtBoth
             | Self::SecondIsMute
             | Self::SecondRefuses
-            | Self::SecondIsUntried => &[Kind::Http],
+            | Self::SecondIsUntried
+            | Self::ParkedThenRefused
+            | Self::FailsAndAway => &[Kind::Http],
             Self::Answers(Steady::Interim) => &[Kind::Http, Kind::Loki],
             Self::Answers(Steady::SomeRefused) => &[Kind::Http, Kind::Loki, Kind::Otlp],
             Self::Answers(Steady::Own) => &[Kind::S3, Kind::Splunk],
             Self::StoredAtReload | Self::StoredOnFullDisk | Self::TooLargeForObject => &[Kind::S3],
-            Self::LargeBodies => &[Kind::Http, Kind::Ibm],
-            Self::CutsConnections => &[Kind::Tcp, Kind::Syslog],
+            Self::LargeBodies | Self::TornGroups => &[Kind::Http, Kind::Ibm],
+            Self::BadAmongGood => &[Kind::Splunk],
+            Self::CutsConnections | Self::EndsQuiet => &[Kind::Tcp, Kind::Syslog],
             Self::Answers(Steady::Rejects) => &[Kind::Otlp],
             Self::Answers(_) => &[Kind::Ibm],
             Self::DroppedBetweenCopies => &[Kind::Relp, Kind::Lumberjack],
@@ -182,7 +214,11 @@ impl Stage {
             | Self::StoredOnFullDisk
             | Self::WithoutEvidence
             | Self::RefusedInBacklog
-            | Self::LargeBodies => Some(true),
+            | Self::LargeBodies
+            | Self::TornGroups
+            | Self::EndsQuiet
+            | Self::BadAmongGood
+            | Self::ParkedThenRefused => Some(true),
             Self::EarlyAnswers
             | Self::Outages
             | Self::RefusedAtRest
@@ -193,6 +229,7 @@ impl Stage {
             | Self::SecondIsUntried
             | Self::HeldAtReload
             | Self::CutsConnections
+            | Self::FailsAndAway
             | Self::TooLong => None,
         }
     }
@@ -218,6 +255,11 @@ impl Stage {
                 | Self::TooLargeForObject
                 | Self::LargeBodies
                 | Self::SecondRefuses
+                | Self::EndsQuiet
+                | Self::TornGroups
+                | Self::BadAmongGood
+                | Self::ParkedThenRefused
+                | Self::FailsAndAway
         );
         waits || self.copies() || self.drops()
     }
@@ -238,8 +280,8 @@ impl Stage {
 /// Makes the plan of such a seed.
 pub(super) fn add(plan: &mut Plan, seed: u64) {
     let mut rng = senders::rng(seed, "staged");
-    let number = usize::try_from(seed % SLOTS).unwrap_or_default();
-    let stage = Stage::ALL[number % Stage::ALL.len()];
+    let number = usize::try_from(seed).unwrap_or_default() % SLOTS;
+    let stage = Stage::ALL[number];
     let is_quiet = rng.bool() || stage.is_counted();
     let begin = Duration::from_secs(rng.u64(20..50));
     let kinds = stage.kinds();
@@ -272,8 +314,9 @@ pub(super) fn add(plan: &mut Plan, seed: u64) {
     let fits = |timed: &Timed| !matches!(timed.action, Action::Reload(_) | Action::Stuck);
     plan.actions.retain(|timed| is_early(timed) && fits(timed));
     plan.actions.push(Timed { at: begin, action: Action::Stage(stage) });
-    plan.silent = if is_quiet { begin + LONG } else { Duration::ZERO };
-    plan.length = begin + LONG + Duration::from_secs(20);
+    let long = if stage == Stage::ParkedThenRefused { 4 * LONG } else { LONG };
+    plan.silent = if is_quiet { begin + long } else { Duration::ZERO };
+    plan.length = begin + long + Duration::from_secs(20);
 }
 
 /// Makes the config as a trouble needs it.
@@ -284,7 +327,10 @@ fn set_up(plan: &mut Plan, stage: Stage) {
         Stage::WithoutEvidence => {
             (start.queue, start.segment, start.has_evidence) = (256, 64, true);
         }
-        Stage::FailsAtBoth | Stage::SecondRefuses | Stage::SecondIsUntried => {
+        Stage::FailsAtBoth
+        | Stage::SecondRefuses
+        | Stage::SecondIsUntried
+        | Stage::FailsAndAway => {
             plan.wider.doors = vec![(0, "failover")];
         }
         Stage::SecondIsMute => {
@@ -302,7 +348,7 @@ fn set_up(plan: &mut Plan, stage: Stage) {
         Stage::LargeBodies => {
             (start.queue, start.segment, start.has_evidence) = (256, 64, false);
         }
-        Stage::EarlyAnswers => start.queue = 65536,
+        Stage::EarlyAnswers | Stage::EndsQuiet | Stage::BadAmongGood => start.queue = 65536,
         Stage::FirstAreMissing => (start.is_damaged, start.has_evidence) = (true, false),
         Stage::ParkedThenDropped => start.drain = 60,
         Stage::PartDroppedBetweenCopies => start.own = vec![("timeouts.request", "\"4s\"")],
@@ -325,6 +371,8 @@ fn set_up(plan: &mut Plan, stage: Stage) {
         | Stage::StoredAtReload
         | Stage::StoredOnFullDisk
         | Stage::CutsConnections
+        | Stage::TornGroups
+        | Stage::ParkedThenRefused
         | Stage::RefusedInBacklog => {}
     }
 }
