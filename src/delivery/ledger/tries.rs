@@ -84,7 +84,8 @@ impl Ledger {
                 parking.turned_down(answer, consumer, conduct, self.patience())
             }
             None => {
-                // The failure does not depend on the event.
+                // The failure does not depend on the event, and ends the round.
+                self.turn.sends_others |= std::mem::take(&mut self.turn.doubts_claim);
                 self.health.failed(failure);
                 parking.failed();
                 Next::Wait

@@ -67,6 +67,10 @@ enum Answer {
     Partly(u64),
     Refuse,
     Fail,
+    /// Fails, and another address may be tried at once.
+    FailHere,
+    /// The address that is tried can't be reached.
+    Away,
     /// Fails, and asks for a pause of this length before the next attempt.
     FailFor(Duration),
     /// The connection breaks. Before that, the consumer has read this number of the batches on the
@@ -345,6 +349,11 @@ impl<const EAGER: bool> FakeLink<EAGER> {
             }
             Answer::Refuse => Event::Refused(claim, failure(AttemptError::Status4xx)),
             Answer::Fail => Event::Failed(claim, failure(AttemptError::Status5xx)),
+            Answer::FailHere => {
+                let failure = Failure { elsewhere: true, ..failure(AttemptError::Status5xx) };
+                Event::Failed(claim, failure)
+            }
+            Answer::Away => Event::Failed(claim, failure(AttemptError::Connect)),
             Answer::FailFor(wait) => {
                 let asked = Failure { retry_after: Some(wait), ..failure(AttemptError::Status429) };
                 Event::Failed(claim, asked)

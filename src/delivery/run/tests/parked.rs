@@ -363,6 +363,38 @@ async fn an_event_that_is_held_proves_that_the_consumer_works_if_the_queue_is_fu
     }
 }
 
+/// One address refuses some events and answers another one with 5xx. The second address is away.
+/// The requests take turns so that each try of a refused event meets the second address.
+#[tokio::test(start_paused = true)]
+async fn tries_that_meet_an_address_that_is_away_hold_up_no_other_event() {
+    let mut at_second = false;
+    let setting = Setting { window: 4, ordered: false, ..Setting::default() };
+    let mut bench = Bench::start::<false>(&setting, move |events| {
+        if std::mem::take(&mut at_second) {
+            return Answer::Away;
+        }
+        at_second = events.iter().any(|event| event == "failed");
+        match is_bad(events) {
+            _ if at_second => Answer::FailHere,
+            true => Answer::Refuse,
+            false => Answer::Accept,
+        }
+    });
+    bench.append(&["first"]);
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    bench.append(&["bad"; 20]);
+    bench.append(&["second"]);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    bench.append(&["failed"]);
+    for number in 0..20 {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+        bench.append(&[format!("after{number}")]);
+    }
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    assert_eq!((bench.delivered(), bench.lost()), (22, 20));
+    bench.finish().await;
+}
+
 /// More parked events than the limit stop the output: then something else must be wrong.
 #[tokio::test(start_paused = true)]
 async fn the_number_of_parked_events_is_bounded() {

@@ -259,7 +259,6 @@ impl Stage {
                 | Self::TornGroups
                 | Self::BadAmongGood
                 | Self::ParkedThenRefused
-                | Self::FailsAndAway
         );
         waits || self.copies() || self.drops()
     }
