@@ -453,7 +453,6 @@ impl Operator<'_> {
         let somebody = TcpListener::bind(new).expect("nobody has it");
         self.setup.second = Some(new);
         self.write_config();
-        let from = process.stderr().len();
         process.signal(libc::SIGHUP);
         self.wait_until(kernel::now() + TAKEN);
         if moves && TcpStream::connect(old).is_err() {
@@ -461,9 +460,8 @@ impl Operator<'_> {
         }
         drop(somebody);
         self.wait_until(kernel::now() + AGAIN);
-        let log = process.stderr();
-        let log = String::from_utf8_lossy(log.get(from..).unwrap_or_default());
-        if !log.lines().any(|line| line.contains("config reloaded") && !line.contains("except")) {
+        // The log may have no reader.
+        if TcpStream::connect(new).is_err() {
             self.faults.push(format!("listener: no reload {AGAIN:?} after {new} is free"));
         }
     }
