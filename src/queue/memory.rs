@@ -905,7 +905,11 @@ impl Cursor {
                 end: claim.end.min(record.end()),
             })
             .collect();
-        let mut half = pieces.iter().map(|piece| piece.end - piece.start).sum::<u64>() / 2;
+        let events = pieces.iter().map(|piece| piece.end - piece.start).sum::<u64>();
+        if events < 2 {
+            return None;
+        }
+        let mut half = events / 2;
         let middle = pieces.iter().find_map(|piece| {
             let length = piece.end - piece.start;
             let is_here = half <= length;

@@ -104,6 +104,25 @@ fn what_is_finished_behind_a_dropped_claim_is_let_go_at_once() {
 }
 
 #[test]
+fn a_claim_of_which_one_event_is_left_is_not_split() {
+    let (queue, telemetry) = queue(3 * 258, WhenFull::DropOldest, Acknowledge::Queued);
+    let cursor = join(&queue, &telemetry, "o");
+    for name in ["a", "b"] {
+        store(&queue, &names(name), "room");
+    }
+    let claim = cursor.next(ALL, false).expect("both").claim;
+    cursor.release(claim);
+    store(&queue, &names("c"), "room");
+    assert!(cursor.split(claim).is_some_and(|(left, _)| left.start == claim.start));
+    cursor.rewind();
+    let claim = cursor.next(ALL, false).expect("all").claim;
+    let (front, _) = cursor.split_at(claim, claim.start + 2).expect("two and one");
+    cursor.release(front);
+    store(&queue, &names("d"), "a is dropped");
+    assert_eq!(cursor.split(front), None);
+}
+
+#[test]
 fn a_batch_is_cut_at_any_line_whatever_its_length() {
     let (queue, telemetry) = queue(10_000_000, WhenFull::Reject, Acknowledge::Queued);
     let cursor = join(&queue, &telemetry, "o");
