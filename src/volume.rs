@@ -60,7 +60,7 @@ use slices::Slices;
 #[derive(Default)]
 pub struct Volume(Mutex<Option<Counting>>);
 
-/// What is counted.
+/// The counters of a volume that is turned on, and how often an event is read for them.
 struct Counting {
     redaction: Arc<Redaction>,
     pace: Pace,

@@ -46,8 +46,8 @@ type Unit<'s> = Vec<(&'s Cause, &'s Cell)>;
 
 /// A set of rules.
 struct Plan<'s> {
-    /// What is lowered to the level Metadata: 0 for nothing, 1 for reads, 2 for everything. What
-    /// must never have a body always is.
+    /// The requests that are lowered to the level Metadata: 0 for none, 1 for reads, 2 for all.
+    /// Requests that must never have a body are always lowered.
     lowering: usize,
     units: Vec<Unit<'s>>,
     saved: u64,

@@ -374,11 +374,12 @@ impl MemoryState {
         if gained < needed {
             return false;
         }
-        let mut gone = Vec::new();
+        let mut freed = self.next..Position::START;
         for index in chosen.into_iter().rev() {
             let is_spare = index < self.spare.records;
             let Some(mut record) = self.remove(index) else { continue };
-            gone.push(record.positions());
+            let Range { start, end } = record.positions();
+            freed = freed.start.min(start)..freed.end.max(end);
             // If the batch was appended while `delivered` was set, its sender still has it. It is
             // lost only if an output has begun to send it.
             if record.refuse() && !record.counted {
@@ -399,7 +400,7 @@ impl MemoryState {
         }
         // The events that an output has finished are counted above, by claims that are forgotten
         // here.
-        gone.into_iter().for_each(|positions| self.end_dropped_claims(positions));
+        self.end_dropped_claims(freed);
         true
     }
 

@@ -50,8 +50,8 @@ async function question(path) {
   return response.json();
 }
 
-// Asks for the history, and for the volume, once a step has passed. Without an answer the charts stay as they are;
-// the question to /status tells whether the relay is there.
+// Asks for the history, and for the volume, once a step has passed. Without an answer the charts
+// stay as they are; the question to /status tells whether the relay is there.
 let historyDue = 0;
 async function askHistory() {
   if (performance.now() < historyDue) return;

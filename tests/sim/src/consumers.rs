@@ -145,7 +145,7 @@ pub(crate) enum Steady {
     Interim,
     /// 503 to everything but one request with other events than the first one.
     FailsTwice,
-    /// It takes the request, and its answer gets lost.
+    /// The store takes the request, and its answer gets lost.
     Unanswered,
     /// The same for some requests.
     SomeUnanswered,

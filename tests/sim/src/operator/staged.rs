@@ -802,7 +802,7 @@ impl Operator<'_> {
             // A record has two or three sectors, so that some are whole among others that are not.
             let bodies = (0..12).map(|_| self.good(1)).collect();
             let threads = self.post_at_once(bodies);
-            // Those that came meanwhile are written together when the first one is synced.
+            // Batches that came meanwhile are written together when the first one is synced.
             while kernel::now() < until && !threads.iter().any(JoinHandle::is_finished) {
                 self.wait(Duration::from_millis(20));
             }
