@@ -410,7 +410,7 @@ pub struct Crowding(Arc<dyn Fn() -> bool + Send + Sync>);
 
 impl Crowding {
     /// Returns `true` if three quarters of the queue's limit are needed ([`Queue::needed`]), or
-    /// more.
+    /// more, or if a batch has found no room in the last minute.
     pub fn is_crowded(&self) -> bool {
         (self.0)()
     }
@@ -689,8 +689,7 @@ impl Cursor {
         either!(self, cursor => cursor.capacity())
     }
 
-    /// Returns a function that says whether the queue is nearly full: three quarters of its limit
-    /// are needed, or more.
+    /// Returns a function that says whether the queue is nearly full ([`Crowding::is_crowded`]).
     pub fn crowding(&self) -> Crowding {
         either!(self, cursor => Crowding(Arc::new(cursor.crowding())))
     }

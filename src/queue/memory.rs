@@ -123,6 +123,8 @@ struct MemoryState {
     counted: Amount,
     /// `true`: the queue counts as full, and the last log line about its room says so.
     told_full: bool,
+    /// The last moment at which a batch found no room; `None` if every batch has found room.
+    full: Option<Instant>,
     /// `true`: the queue takes no more batches. The events that were still in the queue are already
     /// counted as lost, so a batch that came now would not be counted.
     closed: bool,
@@ -208,8 +210,10 @@ impl MemoryState {
         }
     }
 
-    /// Logs that the queue is full. Does nothing if the log's last line about room already says so.
+    /// Notes that a batch has found no room, and logs that the queue is full. Logs nothing if the
+    /// log's last line about room already says so.
     fn log_full(&mut self, metrics: &QueueMetrics) {
+        self.full = Some(Instant::now());
         if !std::mem::replace(&mut self.told_full, true) {
             let when_full = self.when_full.name().to_owned();
             metrics.changed(Told::QueueFull { bytes: self.bytes, when_full });
@@ -471,6 +475,7 @@ impl Queue {
             departed: Departed::default(),
             counted: Amount::default(),
             told_full: false,
+            full: None,
             closed: false,
         };
         let state = Mutex::new(state);
@@ -960,7 +965,7 @@ impl Cursor {
         let shared = Arc::clone(&self.shared);
         move || {
             let state = shared.lock();
-            is_crowded(state.needed(), state.capacity)
+            is_crowded(state.needed(), state.capacity, state.full)
         }
     }
 

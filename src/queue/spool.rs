@@ -28,6 +28,7 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::contract::Append;
@@ -214,9 +215,11 @@ impl Shared {
         }
     }
 
-    /// Logs that the queue is full. Logs nothing if the log's last line about room already says so.
-    /// In both cases wakes the threads that may be able to delete segments.
+    /// Notes that a batch, or a large request body, has found no room, and logs that the queue is
+    /// full. Logs nothing if the log's last line about room already says so. In both cases wakes
+    /// the threads that may be able to delete segments.
     fn log_full(&self, state: &mut SpoolState) {
+        state.writing.full = Some(Instant::now());
         // There may be a way to make room.
         self.wake();
         if !std::mem::replace(&mut state.writing.told_full, true) {

@@ -1147,7 +1147,10 @@ impl Cursor {
     /// [`crate::queue::Cursor::crowding`].
     pub(in crate::queue) fn crowding(&self) -> impl Fn() -> bool + Send + Sync + use<> {
         let shared = Arc::clone(&self.shared);
-        move || is_crowded(shared.needed_bytes(&shared.lock()), shared.capacity())
+        move || {
+            let state = shared.lock();
+            is_crowded(shared.needed_bytes(&state), shared.capacity(), state.writing.full)
+        }
     }
 
     /// Returns the file in which the output may keep facts for the next start. See
