@@ -73,15 +73,17 @@ pub(super) enum Refusals {
 }
 
 /// The server errors with which the consumer has answered a claim, or a larger claim that contained
-/// it. For a claim of one event of an ordered output, only the answers to this event alone count.
+/// it.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct ServerErrors {
     pub(super) count: u32,
-    /// The number of the first one. Server errors are numbered together with the refusals. `None`
-    /// if there was none.
+    /// The number of the first one; for a single event of an ordered output, of the last one that
+    /// is in `proven`. Server errors are numbered together with the refusals. `None` if there was
+    /// none.
     pub(super) first: Option<u64>,
-    /// `true` if they are answers to one event alone. Only set for ordered outputs.
-    pub(super) are_of_one: bool,
+    /// The number of errors with which the consumer has answered a single event of an ordered
+    /// output alone, and between which it has accepted other events.
+    pub(super) proven: u32,
 }
 
 /// The number of server errors after which other claims are sent before a claim, to learn whether

@@ -11,14 +11,14 @@
 //! A consumer that answers 5xx is treated in the same way, but later: a claim is halved, or its
 //! event is parked, only if the consumer has answered 5xx to it more than once, and has accepted
 //! other events in between. While a consumer answers 5xx to everything, nothing is halved. If the
-//! output is ordered, only the answers to a single event alone count for it: the server errors to
-//! the claims that contained it may have come from an outage.
+//! output is ordered, only the answers to a single event alone count for it, and the consumer must
+//! have accepted other events between each two of them: the other server errors may have come from
+//! an outage.
 
 use std::collections::BTreeMap;
 
 use super::failure::Failure;
 use super::in_flight::Refusals;
-use super::in_flight::ServerErrors;
 use super::in_flight::Work;
 use super::parked::Conduct;
 use crate::config::Rejected;
@@ -32,7 +32,10 @@ const ERRORS_MIN: u32 = 2;
 
 /// The number of server errors to one claim after which its events may be at fault, if the output
 /// is ordered. It is higher than [`ERRORS_MIN`] because of consumers that answer every second
-/// request with 503: even there, only one of 16 claims gets four such answers in a row.
+/// request with 503: even there, only one of 16 claims gets four such answers in a row. For a
+/// single event, an error counts only if the consumer has accepted other events since the error
+/// before: a consumer that works for a moment in an outage makes no event lose its place in the
+/// order.
 const ERRORS_MIN_ORDERED: u32 = 4;
 
 /// The maximum number of consumers of which the delivery remembers that they accepted events. Each
@@ -194,15 +197,19 @@ impl Isolation {
         self.refusals += 1;
         // The events of the same request that the consumer accepted were sent at `sent_at`.
         let number = if took_others { work.sent_at } else { self.refusals };
-        if self.is_ordered && work.events == 1 && !work.errors.are_of_one {
-            work.errors = ServerErrors { are_of_one: true, ..ServerErrors::default() };
-        }
-        let first = *work.errors.first.get_or_insert(number);
-        work.errors.count += 1;
         let conduct = self.conduct(consumer);
-        let works = conduct.has_accepted_since(first) && conduct.still_works();
-        let errors_min = if self.is_ordered { ERRORS_MIN_ORDERED } else { ERRORS_MIN };
-        work.errors.count >= errors_min && (took_others || works)
+        let errors = &mut work.errors;
+        errors.count += 1;
+        let first = *errors.first.get_or_insert(number);
+        let works = took_others || (conduct.has_accepted_since(first) && conduct.still_works());
+        if !self.is_ordered || work.events > 1 {
+            let errors_min = if self.is_ordered { ERRORS_MIN_ORDERED } else { ERRORS_MIN };
+            return errors.count >= errors_min && works;
+        }
+        if errors.proven == 0 || works {
+            (errors.proven, errors.first) = (errors.proven + 1, Some(number));
+        }
+        errors.proven >= ERRORS_MIN_ORDERED
     }
 
     /// Returns the answers of a consumer so far.
