@@ -49,9 +49,10 @@ pub(super) enum State {
     /// The claim is one event, which the consumer does not take although it takes others. The claim
     /// waits beside the stream until its next try.
     Parked,
-    /// The consumer of an ordered output has accepted the claim, but a claim before it is neither
-    /// accepted nor given up. The claim becomes final when that claim is. Until then, it can still
-    /// be sent again after that claim, to keep the order.
+    /// The consumer has accepted the claim, but a claim before it is neither accepted nor given up.
+    /// The claim becomes final when that claim is. Until then, it can still be sent again: after
+    /// that claim, to keep the order of an ordered output, or while the queue is nearly full, to
+    /// show that the consumer works.
     Held,
     /// The claim is given up. It becomes final when its dead letters are written, or when it is
     /// clear that they can't be written.
@@ -282,6 +283,15 @@ impl InFlight {
     /// Parked events that have left the order do not count.
     pub(super) fn has_open_before(&self, claim: Claim) -> bool {
         self.first_open().is_some_and(|first| first < claim.start)
+    }
+
+    /// Returns `true` if a claim before this one in the queue is neither accepted nor given up, and
+    /// the queue has not dropped it.
+    pub(super) fn has_undecided_before(&self, claim: Claim) -> bool {
+        let states = [State::OnWire, State::Pending, State::Suspect, State::Parked];
+        // If the queue has dropped the claim itself, its start may be before the watermark.
+        let before = self.cursor.watermark().min(claim.start)..claim.start;
+        states.into_iter().any(|state| self.set(state).range(before.clone()).next().is_some())
     }
 
     /// Returns the held claims that can become final, because every claim before them is accepted

@@ -395,11 +395,11 @@ impl Ledger {
     }
 
     /// Takes the last claim that is held again if the queue is nearly full. The claim was accepted,
-    /// and is held because an earlier event is a suspect. Its room is not free before that event is
-    /// decided, so perhaps no new event finds room that could show that the consumer works.
+    /// and is held because an earlier event is a suspect, or as a proof ([`Ledger::is_proof`]). Its
+    /// room is not free before that event is decided, so perhaps no new event finds room that could
+    /// show that the consumer works.
     fn take_held(&mut self) -> Option<Batch> {
-        let last = self.in_flight.count(State::Held).checked_sub(1)?;
-        let held = self.in_flight.nth(State::Held, last)?;
+        let held = self.last_held()?;
         if !self.in_flight.cursor().crowding().is_crowded() {
             return None;
         }
@@ -493,11 +493,34 @@ impl Ledger {
         }
     }
 
-    /// Makes each held claim final if every claim before it is accepted or given up.
+    /// Makes the held claims final that need not be held any longer: in an ordered output those
+    /// before which every claim is accepted or given up. The proof ([`Ledger::is_proof`]) stays.
     pub(super) fn finish_decided(&mut self) {
-        for work in self.in_flight.held_before_all_open() {
+        let proof = self.last_held().map(|work| work.claim).filter(|claim| self.is_proof(*claim));
+        let held = match self.rules.is_ordered {
+            true => self.in_flight.held_before_all_open(),
+            false => self.in_flight.all(State::Held),
+        };
+        for work in held.into_iter().filter(|work| Some(work.claim) != proof) {
             self.finish(work.claim, Vec::new());
         }
+    }
+
+    /// Returns the last claim of the queue that is held; `None` if none is held.
+    fn last_held(&self) -> Option<Work> {
+        let last = self.in_flight.count(State::Held).checked_sub(1)?;
+        self.in_flight.nth(State::Held, last)
+    }
+
+    /// Returns `true` if a claim that the consumer has accepted is held as a proof that the
+    /// consumer works: the queue is nearly full, and a claim before this one is not decided yet.
+    /// Perhaps no new event finds room before that claim is decided. The held claim is then sent
+    /// again ([`Ledger::take_held`], [`Ledger::take_others`]). Only the last accepted claim is held
+    /// for this reason.
+    fn is_proof(&self, claim: Claim) -> bool {
+        !self.pacing.drains()
+            && self.in_flight.has_undecided_before(claim)
+            && self.in_flight.cursor().crowding().is_crowded()
     }
 
     /// Makes all held claims final, because the claims before them will not be decided in this
@@ -586,8 +609,12 @@ impl Ledger {
         self.health.succeeded();
         self.health.delivered(work.events, work.attempts);
         self.filtering.tapping.accepted(claim, work.events, rejected.is_empty());
-        let waits = self.rules.is_ordered && waits && keeps_order;
-        if work.is_overtaken && self.rules.is_ordered && rejected.is_empty() {
+        let is_ordered = self.rules.is_ordered;
+        let waits = is_ordered && waits && keeps_order;
+        let is_proof = rejected.is_empty() && work.parking.is_none() && self.is_proof(claim);
+        let work = if is_proof && !waits { self.last_of(*work) } else { *work };
+        let (claim, waits) = (work.claim, waits || is_proof);
+        if work.is_overtaken && is_ordered && rejected.is_empty() {
             // An earlier event was sent after this claim.
             self.release(claim);
         } else if let Some(settled) =
@@ -595,18 +622,33 @@ impl Ledger {
         {
             self.end(claim, settled);
         } else {
-            self.in_flight.hold(*work);
+            self.in_flight.hold(work);
         }
-        if was_late && keeps_order {
+        if is_ordered && was_late && keeps_order {
             // Later events that were sent before this claim are sent again, to keep the order.
             for held in self.in_flight.all(State::Held) {
                 if held.claim > claim && held.batch < work.batch {
                     self.release(held.claim);
                 }
             }
-            self.in_flight.overtake(work);
+            self.in_flight.overtake(&work);
         }
         self.retry_suspects();
+    }
+
+    /// Makes an accepted claim on the wire final except its last event. Returns the claim of this
+    /// event.
+    fn last_of(&mut self, work: Work) -> Work {
+        let Claim { start, end } = work.claim;
+        let last = end.saturating_back(1);
+        if last == start || self.filtering.is_kept_back(last) {
+            return work;
+        }
+        let front = Claim { start, end: last };
+        self.in_flight.front_on_wire(front, Some(work.events.saturating_sub(1)));
+        let Some(work) = self.in_flight.on_wire_at(last) else { return work };
+        self.finish(front, Vec::new());
+        work
     }
 
     /// Sends all suspects again, because the consumer has accepted another event.

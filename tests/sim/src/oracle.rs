@@ -1071,9 +1071,14 @@ pub(crate) fn progress(world: &World<'_>, seen: &Seen<'_>, calm: Calm) -> Vec<Fa
 pub(crate) fn repeats(world: &World<'_>, seen: &Seen<'_>, calm: Calm) -> Vec<Fault> {
     let mut came = BTreeMap::new();
     // "With concurrency = 1 ... it sends it a later event: after it has refused a single event ...
-    // the later event comes again" (guarantees.md, 2).
+    // the later event comes again" (guarantees.md, 2). "If an event is refused [while the queue is
+    // nearly full], and no new event finds room, the relay sends the last event that the store has
+    // accepted once more."
     let Promise { copies: kind, ordered, .. } = seen.view.promise;
-    let is_repeated = ordered || kind == Copies::AgainBesideRefused;
+    let mut configs = world.truth.configs(calm.begins, calm.ends);
+    let is_repeated = ordered
+        || kind == Copies::AgainBesideRefused
+        || configs.any(|config| config.limits.has_small_queue);
     let mut refused = if is_repeated { refused_at(world, seen) } else { Vec::new() };
     // With a backlog, the search for a refused event comes long after its request.
     let searched = seen.view.letters.iter().filter(|_| is_repeated);

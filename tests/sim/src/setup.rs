@@ -148,7 +148,7 @@ impl Setup {
         truth::Config {
             on_disk: self.on_disk,
             acknowledge: self.acknowledge,
-            limits: self.front.known(),
+            limits: Limits { has_small_queue: self.queue <= 2048, ..self.front.known() },
             keeps: self.keeps,
             outputs: self.outputs.iter().map(output).collect(),
         }
@@ -246,6 +246,7 @@ impl Front {
             in_flight: self.in_flight.map(bytes),
             connections: self.connections,
             slow: timeouts.unwrap_or(Limits::default().slow),
+            ..Limits::default()
         }
     }
 }

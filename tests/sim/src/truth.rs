@@ -172,9 +172,11 @@ pub(crate) struct Config {
     pub(crate) outputs: Vec<Output>,
 }
 
-/// The table `[limits]`.
+/// The limits that decide what senders are answered, and what is sent again.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
+    /// The queue is so small that it may be nearly full at any time.
+    pub(crate) has_small_queue: bool,
     /// `max_in_flight` in bytes, if it is small.
     pub(crate) in_flight: Option<usize>,
     /// `max_connections`, if it is small.
@@ -185,7 +187,12 @@ pub(crate) struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { in_flight: None, connections: None, slow: Duration::from_secs(10) }
+        Self {
+            has_small_queue: false,
+            in_flight: None,
+            connections: None,
+            slow: Duration::from_secs(10),
+        }
     }
 }
 

@@ -336,30 +336,36 @@ async fn an_event_that_fills_the_queue_by_waiting_is_given_up_after_a_minute() {
     }
 }
 
-/// Three events are on the wire at a time. The first and the last are refused, and no new event
-/// finds room in the queue to show that the consumer works.
+/// Three claims are on the wire at a time. The first and the last are refused, and no new event
+/// finds room in the queue to show that the consumer works. An unordered output sends only one
+/// event again to see it.
 #[tokio::test(start_paused = true)]
 async fn an_event_that_is_held_proves_that_the_consumer_works_if_the_queue_is_full() {
-    for (capacity, lost) in [(900, 2), (9000, 0)] {
+    for (capacity, ordered, lost) in
+        [(900, true, 2), (9000, true, 0), (900, false, 2), (9000, false, 0)]
+    {
         let setting = Setting {
             drop_oldest: Some(capacity),
             window: 3,
-            ordered: true,
+            ordered,
             latency: Duration::from_millis(10),
             pipelined: true,
             ..Setting::default()
         };
         let mut bench = Bench::start::<false>(&setting, bad_get(Answer::Refuse));
-        for event in ["bad", "good", "bad"] {
-            bench.append(&[event]);
+        for events in [&["bad"][..], &["good", "last"], &["bad"]] {
+            bench.append(events);
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         tokio::time::sleep(Duration::from_secs(600)).await;
         assert_eq!(bench.lost(), lost);
+        let times = |name: &str| bench.seen().iter().filter(|it| *it == name).count();
+        let is_full = lost > 0;
+        assert_eq!((times("good") > 1, times("last") > 1), (is_full && ordered, is_full));
         // If there is room, a new event shows it.
         bench.append(&["more"]);
         tokio::time::sleep(Duration::from_secs(60)).await;
-        assert_eq!((bench.delivered(), bench.lost()), (2, 2));
+        assert_eq!((bench.delivered(), bench.lost()), (3, 2));
         bench.finish().await;
     }
 }

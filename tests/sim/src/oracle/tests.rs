@@ -1013,6 +1013,12 @@ fn what_a_store_refuses_may_repeat_others_and_let_senders_wait() {
         // An output that keeps the order sends a later event early, and again in its place.
         (small.promise.ordered, small.promise.copies) = (true, Copies::AtLeastOnce);
         assert_eq!(small.rule(repeats).is_empty(), is_right, "{refused_at}");
+        // While the queue is nearly full, any output sends an event again.
+        small.promise.ordered = false;
+        small.fails(repeats, "came at 61s and again at 64s");
+        let limits = Limits { has_small_queue: true, ..Limits::default() };
+        small.config(0, |config| config.limits = limits);
+        assert_eq!(small.rule(repeats).is_empty(), is_right, "{refused_at}");
         assert_eq!(small.rule(senders).is_empty(), is_right, "{refused_at}");
     }
     // With a backlog, it is refused long after its request.
