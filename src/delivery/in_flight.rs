@@ -482,6 +482,15 @@ impl InFlight {
         true
     }
 
+    /// Splits a `Pending` claim as [`InFlight::split`] does. Returns the second half.
+    pub(super) fn split_off(&mut self, work: Work) -> Option<Work> {
+        if !self.split(work) {
+            return None;
+        }
+        let halves = self.set(State::Pending).range(work.claim.start..work.claim.end);
+        halves.last().and_then(|start| self.table.get(start)).map(|(_, work)| *work)
+    }
+
     /// Replaces the entry of a claim. The state of the claim stays the same.
     pub(super) fn note(&mut self, work: Work) {
         if let Some(&(state, _)) = self.table.get(&work.claim.start) {

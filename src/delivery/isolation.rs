@@ -241,6 +241,11 @@ impl Isolation {
         }
     }
 
+    /// Returns how many new events are taken at most to learn whether the consumer accepts them.
+    pub(super) fn comparison_events(&self) -> u64 {
+        self.comparison_events
+    }
+
     /// Returns how many new events to take from the queue at most, when all events that wait are
     /// suspects: if the consumer accepts a new event, the consumer works, and the suspects are at
     /// fault. `suspects` is the number of suspects. Returns `None` if the round is over: the

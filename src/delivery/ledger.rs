@@ -1,6 +1,7 @@
 //! The decisions of one output's delivery, without connections: what is sent next, and what becomes
 //! of each claim when the link reports something. The loop in `run` does the waiting.
 
+use std::cmp::Reverse;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -110,6 +111,9 @@ struct Turn {
     /// `true` if the next request carries other events than the first claim that waits to be sent
     /// again, because the consumer has answered this claim with server errors.
     sends_others: bool,
+    /// `true` if the batch that was taken last holds such other events. If the filter keeps them
+    /// all back, the next request carries other events.
+    took_others: bool,
     /// `true` if an address that was passed over in this round has answered a claim with a server
     /// error, and not for the first time. If the round then ends with another failure, the next
     /// request carries other events. `false` again when the consumer accepts something.
@@ -264,6 +268,7 @@ impl Ledger {
                 continue;
             }
             self.turn.inspected_bytes = 0;
+            self.turn.took_others = false;
             self.isolation.sent();
             self.batches += 1;
             // The first attempt of a claim sends events again if the cursor was set back. Events
@@ -359,6 +364,7 @@ impl Ledger {
         if std::mem::take(&mut self.turn.sends_others)
             && let Some(batch) = self.take_others()
         {
+            self.turn.took_others = true;
             return Some(batch);
         }
         while let Some(work) = self.in_flight.first(State::Pending) {
@@ -412,32 +418,32 @@ impl Ledger {
 
     /// Called when the consumer answers the first claim that waits to be sent again with server
     /// errors. Takes one or a few other events, to learn whether the consumer accepts these. The
-    /// batch holds one new event. If there is none, or if very many claims wait already, it holds
-    /// the second half of one of the waiting claims. If that is a single event, the batch is the
-    /// last claim that is held. Returns `None` if there is no other event.
+    /// batch holds a new event. If there is none, or if very many claims wait already, it holds
+    /// the second half of one of the waiting claims. If the claim is a single event, the batch is
+    /// the last claim that is held. Returns `None` if there is no other event.
     fn take_others(&mut self) -> Option<Batch> {
-        let one = Take { bytes: self.rules.limits.max_bytes, events: 1 };
+        let events = self.isolation.comparison_events();
+        let few = Take { bytes: self.rules.limits.max_bytes, events };
         let waiting = self.in_flight.count(State::Pending);
         if waiting < SUSPECTS_MAX
-            && let Some(batch) = self.in_flight.claim_next(one)
+            && let Some(batch) = self.in_flight.claim_next(few)
         {
             return Some(batch);
         }
-        let turn = match waiting {
-            0 => return None,
-            1 => 0,
-            _ => 1 + self.isolation.rotate(waiting - 1),
-        };
-        let mut other = self.in_flight.nth(State::Pending, turn)?;
-        let held = self.in_flight.count(State::Held).checked_sub(1);
-        let held = held.and_then(|last| self.in_flight.nth(State::Held, last));
-        if self.in_flight.split(other) {
-            other = self.in_flight.nth(State::Pending, turn + 1)?;
-        } else if let Some(held) = held.filter(|_| turn == 0 || other.errors.count > 0) {
+        let first = self.in_flight.first(State::Pending)?;
+        let others = self.in_flight.all(State::Pending).into_iter().skip(1);
+        // Not in turns: an event that the consumer does not take could be in each half that has its
+        // turn. The claim with the fewest errors has not failed since it was cut off.
+        let fewest = others.min_by_key(|work| (work.errors.count, Reverse(work.claim.start)));
+        let mut other = fewest.unwrap_or(first);
+        let held = self.last_held();
+        if let Some(half) = self.in_flight.split_off(other) {
+            other = half;
+        } else if let Some(held) = held.filter(|_| fewest.is_none() || other.errors.count > 0) {
             // The consumer may fail on every event that waits.
             self.release(held.claim);
             other = held;
-        } else if turn == 0 {
+        } else if fewest.is_none() {
             return None;
         }
         match self.redeliver(other.claim) {
@@ -543,6 +549,7 @@ impl Ledger {
     fn nothing_left(&mut self, claim: Claim) {
         self.tries_are_over(claim);
         self.isolation.nothing_left(self.rules.limits.max_events);
+        self.turn.sends_others |= std::mem::take(&mut self.turn.took_others);
         self.sent_until = self.sent_until.max(claim.end);
         self.finish(claim, Vec::new());
     }

@@ -52,6 +52,26 @@ async fn a_refused_event_is_compared_with_the_next_that_leaves() {
     bench.finish().await;
 }
 
+/// The consumer fails on one event. Other events are sent to learn whether it works, but the filter
+/// drops all new ones.
+#[tokio::test(start_paused = true)]
+async fn an_event_that_is_answered_with_5xx_stops_no_other_before_events_that_are_dropped() {
+    for ordered in [false, true] {
+        let setting = Setting { ordered, ..through_filter() };
+        let mut bench = Bench::start::<false>(&setting, |events| match is_bad(events) {
+            true => Answer::Fail,
+            false => Answer::Accept,
+        });
+        bench.append(&["bad1", "good1", "good2", "good3"]);
+        for number in 0..600 {
+            bench.append(&[hidden(number)]);
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        assert_eq!((bench.lost(), bench.delivered()), (0, 3), "{ordered}");
+        bench.finish().await;
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn what_repeats_an_event_that_was_given_up_is_no_duplicate() {
     let mut refused = 0;
