@@ -51,6 +51,9 @@ const WITHOUT: &str = "events came in while evidence was off or could not be wri
 /// How long events may be without evidence that is written later: it is written each second.
 const WRITTEN: Duration = Duration::from_secs(2);
 
+/// How long after a slow disk events without evidence are written: some syncs wait for each other.
+const SYNCED: Duration = Duration::from_secs(20);
+
 /// The change of a seed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Way {
@@ -450,16 +453,20 @@ fn without(said: &str) -> usize {
     lines.filter_map(|(before, _)| before.split_whitespace().last()?.parse::<usize>().ok()).sum()
 }
 
-/// Returns true if the only faults are about events without evidence, and the disk has refused
-/// writes before each of them: "If evidence can't be written, forwarding goes on, segments stay
-/// until the queue is full".
+/// Returns true if the only faults are about events without evidence, and before each of them the
+/// disk has refused writes, or was slow: "If evidence can't be written, forwarding goes on,
+/// segments stay until the queue is full".
 fn is_excused(operator: &Operator<'_>, said: &str) -> bool {
-    let Some(trouble) = operator.disk_refused else { return false };
+    let is_excuse = |at: Duration| {
+        let has_refused = operator.disk_refused.is_some_and(|trouble| trouble <= at + WRITTEN);
+        let mut slow = operator.disk_slow.iter();
+        has_refused || slow.any(|(from, until)| (*from..*until + SYNCED).contains(&at))
+    };
     let mut faults = said.lines().filter(|line| line.starts_with("FAULT")).peekable();
     faults.peek().is_some()
         && faults.all(|line| {
             let at = line.split_whitespace().find_map(time_of);
-            line.contains(WITHOUT) && at.is_some_and(|at| trouble <= at + WRITTEN)
+            line.contains(WITHOUT) && at.is_some_and(is_excuse)
         })
 }
 

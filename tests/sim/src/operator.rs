@@ -63,6 +63,9 @@ pub(crate) struct Operator<'a> {
     /// The time from which on events may be without evidence: the disk has refused writes, or a
     /// small queue has needed their room.
     pub(crate) disk_refused: Option<Duration>,
+    /// The times in which each sync took a second or more. The evidence is written late then, and a
+    /// queue that is full may drop events before.
+    pub(crate) disk_slow: Vec<(Duration, Duration)>,
     /// A time in which the config had no evidence.
     pub(crate) evidence_was_off: Option<(Duration, Duration)>,
     /// The witness of the evidence log.
@@ -123,6 +126,7 @@ impl<'a> Operator<'a> {
             faults: Vec::new(),
             losses: Losses::default(),
             disk_refused: None,
+            disk_slow: Vec::new(),
             evidence_was_off: None,
             witness: None,
             copied: None,
@@ -344,6 +348,9 @@ impl<'a> Operator<'a> {
                 // A sync waits for those before it.
                 let until = kernel::now() + time + sync_time;
                 self.book.letters_hang(kernel::now(), until);
+                if sync_time >= Duration::from_secs(1) {
+                    self.disk_slow.push((kernel::now(), until));
+                }
                 self.disk(disk::Faults { sync_time, ..disk::Faults::default() }, time);
             }
             Action::DiskFails(time) => {
