@@ -295,43 +295,50 @@ fn the_events_that_leave_a_running_relay_are_an_input() {
     let url = format!("http://{}", relay.admin());
     let words =
         ["policy", "cost", "policy.yaml", "--json", "--relay", &url, "--token-file", "token"];
-    let ask = |more: &[&str], is_interrupted: bool| {
+    let begin = |more: &[&str]| {
         let opened = || {
             let lines = relay.log_fields();
             lines.iter().filter(|line| line["message"] == "tap opened").count()
         };
         let before = opened();
-        let mut running = spawn_command(&[&words, more].concat(), place.0.path(), &[]);
+        let running = spawn_command(&[&words, more].concat(), place.0.path(), &[]);
         wait_until("the tap", PATIENCE, || opened() > before);
         assert_eq!(relay.post(&generated_batch(1, 100, 900)).status, 200);
-        if is_interrupted {
-            running.signal(libc::SIGINT);
-        }
-        let (status, stderr) = running.wait();
-        let is_said = |running: &mut Running| running.stdout().ends_with(b"}\n");
-        wait_until("its figures", PATIENCE, || {
-            status.code() == Some(1) && !is_interrupted || is_said(&mut running)
-        });
-        (status.code(), running.stdout(), stderr)
+        running
     };
-    let (code, stdout, stderr) = ask(&["--for", "3s", "--output", "one"], false);
-    assert_eq!(code, Some(0), "{stderr}");
-    let told: Value = serde_json::from_slice(&stdout).unwrap();
+    let figures = |running: &mut Running| -> Value {
+        wait_until("its figures", PATIENCE, || running.stdout().ends_with(b"}\n"));
+        serde_json::from_slice(&running.stdout()).unwrap()
+    };
+    let mut running = begin(&["--for", "3s", "--output", "one"]);
+    let (status, stderr) = running.wait();
+    assert_eq!(status.code(), Some(0), "{stderr}");
+    let told = figures(&mut running);
     let sample = json!({ "output": "one", "events": 100, "skipped_events": 0 });
     assert_eq!((&told["total"]["events"], &told["sample"]), (&json!(100), &sample));
     assert_eq!(told["stopped"], Value::Null);
     // Ctrl-C ends it early, which the figures and the exit status say.
-    let (code, stdout, stderr) = ask(&["--for", "1m", "--output", "one"], true);
-    assert_eq!(code, Some(1), "{stderr}");
-    let told: Value = serde_json::from_slice(&stdout).unwrap();
+    let mut running = begin(&["--for", "1m", "--output", "one"]);
+    running.signal(libc::SIGINT);
+    let (status, stderr) = running.wait();
+    assert_eq!(status.code(), Some(1), "{stderr}");
+    let told = figures(&mut running);
     assert_eq!((&told["stopped"], told["sample"].is_object()), (&json!("interrupted"), true));
     assert!(stderr.contains("; interrupted"), "{stderr}");
-    let (code, _, stderr) = ask(&["--for", "1m"], false);
-    assert_eq!(code, Some(1), "{stderr}");
+    let (status, stderr) = begin(&["--for", "1m"]).wait();
+    assert_eq!(status.code(), Some(1), "{stderr}");
     assert!(stderr.contains("several outputs send events: name one with --output"), "{stderr}");
     let said = said(&[&words[..], &["--output", "three"]].concat(), place.0.path());
     said.assert(1, &["three"]);
+    // A relay that stops ends it early, too.
+    let mut running = begin(&["--for", "1m", "--output", "one"]);
     relay.finish(Backlog::Empty);
+    let (status, stderr) = running.wait();
+    assert_eq!(status.code(), Some(1), "{stderr}");
+    let told = figures(&mut running);
+    let stopped = "the relay has ended the tap";
+    assert_eq!((&told["stopped"], &told["total"]["events"]), (&json!(stopped), &json!(100)));
+    assert!(stderr.contains(stopped), "{stderr}");
 }
 
 /// Makes an hour of a stream: callers that do the same things all day, with events of different
