@@ -404,13 +404,13 @@ pub enum Left {
     Kept(u64),
 }
 
-/// A function that says whether the queue is nearly full. Clones are cheap.
+/// A function that says whether the queue is crowded. Clones are cheap.
 #[derive(Clone)]
 pub struct Crowding(Arc<dyn Fn() -> bool + Send + Sync>);
 
 impl Crowding {
     /// Returns `true` if three quarters of the queue's limit are needed ([`Queue::needed`]), or
-    /// more, or if a batch has found no room in the last minute.
+    /// more.
     pub fn is_crowded(&self) -> bool {
         (self.0)()
     }
@@ -689,9 +689,16 @@ impl Cursor {
         either!(self, cursor => cursor.capacity())
     }
 
-    /// Returns a function that says whether the queue is nearly full ([`Crowding::is_crowded`]).
+    /// Returns a function that says whether the queue is crowded: three quarters of its limit are
+    /// needed, or more.
     pub fn crowding(&self) -> Crowding {
         either!(self, cursor => Crowding(Arc::new(cursor.crowding())))
+    }
+
+    /// Returns `true` if the queue is nearly full: it is crowded, or a batch has found no room in
+    /// the last minute. A large batch may find none although only half of the limit is needed.
+    pub fn is_nearly_full(&self) -> bool {
+        either!(self, cursor => cursor.is_nearly_full())
     }
 
     /// Returns the notes in which the output may keep facts for the delivery that replaces this

@@ -406,7 +406,7 @@ impl Ledger {
     /// show that the consumer works.
     fn take_held(&mut self) -> Option<Batch> {
         let held = self.last_held()?;
-        if !self.in_flight.cursor().crowding().is_crowded() {
+        if !self.in_flight.cursor().is_nearly_full() {
             return None;
         }
         self.release(held.claim);
@@ -526,7 +526,7 @@ impl Ledger {
     fn is_proof(&self, claim: Claim) -> bool {
         !self.pacing.drains()
             && self.in_flight.has_undecided_before(claim)
-            && self.in_flight.cursor().crowding().is_crowded()
+            && self.in_flight.cursor().is_nearly_full()
     }
 
     /// Makes all held claims final, because the claims before them will not be decided in this

@@ -111,7 +111,7 @@ pub(crate) struct Begin {
     /// The limit of the queue in bytes. A protocol that collects events must take less: the events
     /// stay in the queue until they are final.
     pub(crate) capacity: u64,
-    /// Says whether the queue is nearly full.
+    /// Says whether the queue is crowded.
     pub(crate) crowding: Crowding,
     /// The notes in which the protocol may keep facts for the delivery that replaces this one, and,
     /// if the queue is in files, for the next start.

@@ -76,7 +76,7 @@ const TIME_MIN: Duration = Duration::from_secs(3);
 /// The least time from the first try to the decision to give up an event because of server errors,
 /// while the queue is nearly full. kube-apiserver keeps its events for about four minutes after the
 /// queue is full.
-const TIME_CROWDED: Duration = Duration::from_secs(60);
+const TIME_NEARLY_FULL: Duration = Duration::from_secs(60);
 
 /// The pause between two refusals, after the tries that are made at once. The eighth refusal comes
 /// 3 s after the first one.
@@ -91,8 +91,8 @@ const PAUSE_MAX: Duration = Duration::from_secs(30);
 /// The longest pause between two tries while the queue is nearly full. Several addresses are tried
 /// in turn, and only the tries at one of them count. If another one is away, a try there takes the
 /// connect timeout. Four tries at the first one should still take about as long as
-/// [`TIME_CROWDED`].
-pub(super) const PAUSE_CROWDED: Duration = Duration::from_secs(5);
+/// [`TIME_NEARLY_FULL`].
+pub(super) const PAUSE_NEARLY_FULL: Duration = Duration::from_secs(5);
 
 /// The maximum number of claims in a row that a consumer may turn down while an earlier acceptance
 /// still proves that the consumer works. The halves of a claim of 5,000 events reach a single event
@@ -198,7 +198,7 @@ pub(super) struct Patience {
     /// `true` if nothing may be given up, because of `rejected.action = "retry"`.
     pub(super) keeps_all: bool,
     /// `true` if the queue is nearly full.
-    pub(super) is_crowded: bool,
+    pub(super) is_nearly_full: bool,
     /// `true` if the relay drains.
     pub(super) drains: bool,
 }
@@ -208,7 +208,7 @@ impl Patience {
     /// another one. While the queue is nearly full or the relay drains, perhaps no other event
     /// comes.
     fn is_free(self) -> bool {
-        !self.keeps_all && !self.is_crowded && !self.drains
+        !self.keeps_all && !self.is_nearly_full && !self.drains
     }
 }
 
@@ -334,7 +334,7 @@ impl Parking {
             TurnedDown::ServerError => {
                 let longest = match patience {
                     Patience { drains: true, .. } => TIME_MIN,
-                    Patience { is_crowded: true, .. } => TIME_CROWDED,
+                    Patience { is_nearly_full: true, .. } => TIME_NEARLY_FULL,
                     Patience { .. } => patience.server_errors,
                 };
                 (self.tries, TRIES_OF_ERRORS, longest.min(patience.server_errors))

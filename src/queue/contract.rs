@@ -289,16 +289,20 @@ pub struct Origin {
     pub received: u64,
 }
 
+/// Returns `true` if a queue in which this many bytes are needed ([`super::Queue::needed`]) is
+/// crowded: they are at least three quarters of its limit.
+pub(super) fn is_crowded(needed: u64, capacity: u64) -> bool {
+    needed >= capacity / 4 * 3
+}
+
 /// The time for which a queue counts as nearly full after a batch has found no room. A sender that
 /// gets 429 comes again within some seconds.
-const CROWDED: Duration = Duration::from_secs(60);
+const FULL_LATELY: Duration = Duration::from_secs(60);
 
-/// Returns `true` if a queue in which this many bytes are needed ([`super::Queue::needed`]) is
-/// nearly full: they are at least three quarters of its limit, or a batch has found no room in the
-/// last minute. `full` is the last moment at which a batch found no room. A large batch may find
-/// none although only half of the limit is needed.
-pub(super) fn is_crowded(needed: u64, capacity: u64, full: Option<Instant>) -> bool {
-    needed >= capacity / 4 * 3 || full.is_some_and(|at| at.elapsed() < CROWDED)
+/// Returns `true` if a batch has found no room in the last minute. `full` is the last moment at
+/// which this has happened.
+pub(super) fn was_full_lately(full: Option<Instant>) -> bool {
+    full.is_some_and(|at| at.elapsed() < FULL_LATELY)
 }
 
 /// Waits until `is_so` returns `true`. `wakes` is notified whenever its result may have become

@@ -33,6 +33,7 @@ use super::contract::Waits;
 use super::contract::Withdraw;
 use super::contract::is_crowded;
 use super::contract::until;
+use super::contract::was_full_lately;
 use super::identity::Identity;
 use super::notes;
 use super::notes::Notes;
@@ -959,14 +960,20 @@ impl Cursor {
         self.shared.lock().capacity
     }
 
-    /// Returns a function that says whether the queue is nearly full. See
+    /// Returns a function that says whether the queue is crowded. See
     /// [`super::Cursor::crowding`].
     pub(super) fn crowding(&self) -> impl Fn() -> bool + Send + Sync + use<> {
         let shared = Arc::clone(&self.shared);
         move || {
             let state = shared.lock();
-            is_crowded(state.needed(), state.capacity, state.full)
+            is_crowded(state.needed(), state.capacity)
         }
+    }
+
+    /// Returns `true` if the queue is nearly full. See [`super::Cursor::is_nearly_full`].
+    pub fn is_nearly_full(&self) -> bool {
+        let state = self.shared.lock();
+        is_crowded(state.needed(), state.capacity) || was_full_lately(state.full)
     }
 
     /// Returns the notes in which the output may keep facts. See [`super::Cursor::notes`].

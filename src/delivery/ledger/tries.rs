@@ -11,7 +11,7 @@ use crate::delivery::in_flight::State;
 use crate::delivery::in_flight::Work;
 use crate::delivery::pacing::DRAIN_PAUSE_MAX;
 use crate::delivery::parked::Next;
-use crate::delivery::parked::PAUSE_CROWDED;
+use crate::delivery::parked::PAUSE_NEARLY_FULL;
 use crate::delivery::parked::Parking;
 use crate::delivery::parked::Patience;
 use crate::delivery::parked::TurnedDown;
@@ -135,7 +135,7 @@ impl Ledger {
         Patience {
             server_errors: self.rules.server_errors,
             keeps_all: self.isolation.retries(),
-            is_crowded: self.in_flight.cursor().crowding().is_crowded(),
+            is_nearly_full: self.in_flight.cursor().is_nearly_full(),
             drains: self.pacing.drains(),
         }
     }
@@ -170,7 +170,7 @@ impl Ledger {
         work.is_remainder = false;
         let longest = match self.patience() {
             Patience { drains: true, .. } => Some(DRAIN_PAUSE_MAX),
-            Patience { is_crowded: true, .. } => Some(PAUSE_CROWDED),
+            Patience { is_nearly_full: true, .. } => Some(PAUSE_NEARLY_FULL),
             Patience { .. } => None,
         };
         if let (Some(parking), Some(longest)) = (&mut work.parking, longest) {

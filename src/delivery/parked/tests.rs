@@ -5,7 +5,7 @@ use super::*;
 const HOUR: Duration = Duration::from_secs(3600);
 
 fn patience() -> Patience {
-    Patience { server_errors: HOUR, keeps_all: false, is_crowded: false, drains: false }
+    Patience { server_errors: HOUR, keeps_all: false, is_nearly_full: false, drains: false }
 }
 
 /// Turns the event down at each of its tries. Between two tries, `between` changes the conduct of
@@ -71,8 +71,8 @@ async fn server_errors_are_borne_for_as_long_as_the_circumstances_allow() {
     let none = |_: &mut Conduct| {};
     for (circumstances, wanted) in [
         (patience(), HOUR),
-        (Patience { is_crowded: true, ..patience() }, TIME_CROWDED),
-        (Patience { drains: true, is_crowded: true, ..patience() }, TIME_MIN),
+        (Patience { is_nearly_full: true, ..patience() }, TIME_NEARLY_FULL),
+        (Patience { drains: true, is_nearly_full: true, ..patience() }, TIME_MIN),
         (Patience { server_errors: Duration::from_secs(1), ..patience() }, TIME_MIN),
     ] {
         let given_up = given_up_after(TurnedDown::ServerError, circumstances, none).await;
@@ -114,7 +114,7 @@ async fn an_event_that_every_address_turns_down_is_given_up() {
             other.accepted(0);
         }
         let (mut parking, mut next) = Parking::begin(answer, 0, conduct);
-        let crowded = Patience { is_crowded: true, ..patience() };
+        let crowded = Patience { is_nearly_full: true, ..patience() };
         let begun = Instant::now();
         while next != Next::GiveUp {
             for consumer in 1..=others {
@@ -153,7 +153,7 @@ async fn the_first_refusal_of_an_event_that_got_server_errors_is_searched_for() 
     let waits = [
         Patience { keeps_all: true, ..patience() },
         Patience { drains: true, ..patience() },
-        Patience { is_crowded: true, ..patience() },
+        Patience { is_nearly_full: true, ..patience() },
     ];
     for circumstances in waits {
         let next = parking.turned_down(TurnedDown::Refused, 0, conduct, circumstances);

@@ -59,7 +59,7 @@ use crate::telemetry::AttemptError;
 /// this one. The events that come within this time share an object.
 const LAST_AGE: Duration = Duration::from_millis(100);
 
-/// The age at which an object ends while the queue is nearly full. The events of the object take
+/// The age at which an object ends while the queue is crowded. The events of the object take
 /// the room that senders wait for.
 const CROWDED_AGE: Duration = Duration::from_secs(1);
 
@@ -75,7 +75,7 @@ const LAST_PLANNED_PAUSE: Duration = Duration::from_secs(1);
 /// because the limits or the filter may have been different then.
 const PLANNED_TIMES: u64 = 4;
 
-/// The time between two checks whether the queue is nearly full.
+/// The time between two checks whether the queue is crowded.
 const LOOK: Duration = Duration::from_secs(1);
 
 /// After a small batch (fewer than [`SMALL_BYTES`], and less than half of what a batch may have),

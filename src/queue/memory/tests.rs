@@ -48,15 +48,14 @@ fn batch(events: &[String]) -> Append {
 async fn the_queue_is_nearly_full_for_a_minute_after_a_batch_found_no_room() {
     let (queue, telemetry) = queue(10_000, WhenFull::Reject, Acknowledge::Queued);
     let cursor = join(&queue, &telemetry, "o");
-    let is_crowded = cursor.crowding();
     let large = batch(&["x".repeat(5000)]);
     assert!(queue.append(large.clone()).is_ok());
-    assert!(!is_crowded());
+    assert!(!cursor.is_nearly_full());
     assert_eq!(queue.append(large).err(), Some(Refused::Full));
     tokio::time::advance(std::time::Duration::from_secs(59)).await;
-    assert!(is_crowded());
+    assert!(cursor.is_nearly_full());
     tokio::time::advance(std::time::Duration::from_secs(1)).await;
-    assert!(!is_crowded());
+    assert!(!cursor.is_nearly_full());
 }
 
 /// Returns the same batch as a part of a JSON list, as it is received.

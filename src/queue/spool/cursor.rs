@@ -36,6 +36,7 @@ use crate::queue::contract::Redelivery;
 use crate::queue::contract::Take;
 use crate::queue::contract::is_crowded;
 use crate::queue::contract::now;
+use crate::queue::contract::was_full_lately;
 use crate::queue::cursors::History;
 use crate::queue::cursors::Hole;
 use crate::queue::cursors::missing_in;
@@ -1143,14 +1144,18 @@ impl Cursor {
         self.shared.capacity()
     }
 
-    /// Returns a function that says whether the queue is nearly full. See
+    /// Returns a function that says whether the queue is crowded. See
     /// [`crate::queue::Cursor::crowding`].
     pub(in crate::queue) fn crowding(&self) -> impl Fn() -> bool + Send + Sync + use<> {
         let shared = Arc::clone(&self.shared);
-        move || {
-            let state = shared.lock();
-            is_crowded(shared.needed_bytes(&state), shared.capacity(), state.writing.full)
-        }
+        move || is_crowded(shared.needed_bytes(&shared.lock()), shared.capacity())
+    }
+
+    /// Returns `true` if the queue is nearly full. See [`crate::queue::Cursor::is_nearly_full`].
+    pub fn is_nearly_full(&self) -> bool {
+        let state = self.shared.lock();
+        let needed = self.shared.needed_bytes(&state);
+        is_crowded(needed, self.shared.capacity()) || was_full_lately(state.writing.full)
     }
 
     /// Returns the file in which the output may keep facts for the next start. See
