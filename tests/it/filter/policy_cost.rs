@@ -331,7 +331,10 @@ fn the_events_that_leave_a_running_relay_are_an_input() {
     let said = said(&[&words[..], &["--output", "three"]].concat(), place.0.path());
     said.assert(1, &["three"]);
     // A relay that stops ends it early, too.
+    let shown = || relay.metrics().value("tap_shown_events_total", &[]);
+    let before = shown();
     let mut running = begin(&["--for", "1m", "--output", "one"]);
+    wait_until("the events", PATIENCE, || shown() >= before + 100.0);
     relay.finish(Backlog::Empty);
     let (status, stderr) = running.wait();
     assert_eq!(status.code(), Some(1), "{stderr}");
