@@ -112,7 +112,7 @@ struct Arguments {
     /// Only these routes through the relay. Without it: the first four
     #[arg(long, value_delimiter = ',')]
     output: Vec<Route>,
-    /// Only these modes of the relay
+    /// Only these modes of the relay. Without it: all but no-volume
     #[arg(long, value_delimiter = ',')]
     mode: Vec<Mode>,
     /// Only these parts. Without it: saturation and half-load
@@ -180,7 +180,7 @@ impl Plan {
         };
         let plain = |route, mode| {
             matches!((route, mode), (Route::Http | Route::Tcp, Mode::Memory | Mode::Disk))
-                || (route, mode) == (Route::Http, Mode::Evidence)
+                || matches!((route, mode), (Route::Http, Mode::Evidence | Mode::NoVolume))
         };
         let first = |route, mode| (route, mode) == (Route::Http, Mode::Memory);
         let plan =
@@ -234,7 +234,8 @@ impl Arguments {
                     && (*mode != Mode::Evidence || matches!(route, Route::Http | Route::Tcp));
                 let wanted = possible
                     && (self.output.is_empty() || self.output.contains(route))
-                    && (self.mode.is_empty() || self.mode.contains(mode));
+                    && (self.mode.is_empty() && *mode != Mode::NoVolume
+                        || self.mode.contains(mode));
                 let named = !route.is_further() || self.output.contains(route);
                 if !wanted || !(full || named && planned(*route, *mode)) {
                     continue;

@@ -91,11 +91,13 @@ impl Route {
     }
 }
 
-/// When the relay acknowledges.
+/// When the relay acknowledges, and what it does besides.
 #[derive(Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Mode {
     /// Once in the queue in memory (`queued`)
     Memory,
+    /// Once in the queue in memory; the volume is not counted (`volume.enabled = false`)
+    NoVolume,
     /// Once synced to `queue.directory` (`synced`)
     Disk,
     /// In files, with evidence
@@ -165,6 +167,7 @@ impl Through {
         };
         let mode = match mode {
             Mode::Memory => "memory",
+            Mode::NoVolume => "memory, no volume",
             Mode::Disk => "disk",
             Mode::Evidence => "disk, evidence",
             Mode::Delivered => "delivered",
@@ -211,7 +214,7 @@ impl Through {
 
     /// True if the bytes that the relay counts as its queue are in memory.
     pub(crate) fn counts_memory(self) -> bool {
-        matches!(self, Self::Relay(_, Mode::Memory | Mode::Delivered))
+        matches!(self, Self::Relay(_, Mode::Memory | Mode::NoVolume | Mode::Delivered))
     }
 
     pub(crate) fn on_disk(self) -> bool {
@@ -305,6 +308,7 @@ fn start_relay(
     let mut queue = format!("queue.max_bytes = '{QUEUE_MIB}MiB'");
     match (mode, &directory) {
         (Mode::Delivered, _) => queue += "\nqueue.acknowledge = 'delivered'",
+        (Mode::NoVolume, _) => queue += "\nvolume.enabled = false",
         (_, Some(directory)) => {
             queue += &format!("\nqueue.directory = '{}'", directory.path().display());
         }
