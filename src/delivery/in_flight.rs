@@ -171,6 +171,9 @@ pub(super) struct InFlight {
     parked_in_order: BTreeSet<Position>,
     /// The number of claims that the consumer has taken and not confirmed yet.
     taken: usize,
+    /// Claims that become final together: see [`InFlight::begin_together`]. `None` if each becomes
+    /// final by itself.
+    together: Option<Vec<(Claim, Disposition)>>,
 }
 
 impl InFlight {
@@ -182,6 +185,7 @@ impl InFlight {
             due: BTreeSet::new(),
             parked_in_order: BTreeSet::new(),
             taken: 0,
+            together: None,
         }
     }
 
@@ -459,8 +463,27 @@ impl InFlight {
     /// Makes a claim final and removes it from the table. The claim must be `OnWire`, `Held` or
     /// `Burying`. `disposition` counts the claim's events that the consumer did not get.
     pub(super) fn finish(&mut self, claim: Claim, disposition: Disposition) {
-        self.cursor.acknowledge(claim, disposition);
+        match &mut self.together {
+            Some(together) => together.push((claim, disposition)),
+            None => self.cursor.acknowledge(claim, disposition),
+        }
         self.remove(claim.start);
+    }
+
+    /// From now on, finished claims become final only in [`InFlight::end_together`], all at once. A
+    /// start begins at the first event that is not final, and must not begin inside an object of
+    /// `s3`, which can't be made again from its second half.
+    pub(super) fn begin_together(&mut self) {
+        self.together.get_or_insert_default();
+    }
+
+    /// Makes the claims final that were finished since [`InFlight::begin_together`].
+    pub(super) fn end_together(&mut self) {
+        // The last claim first: the queue then has its first event that is not final before all of
+        // them, until the first claim becomes final.
+        for (claim, disposition) in self.together.take().into_iter().flatten().rev() {
+            self.cursor.acknowledge(claim, disposition);
+        }
     }
 
     /// Moves a claim from `OnWire` or `Held` to `Pending`, to send it again.

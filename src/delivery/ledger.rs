@@ -507,9 +507,11 @@ impl Ledger {
             true => self.in_flight.held_before_all_open(),
             false => self.in_flight.all(State::Held),
         };
+        self.in_flight.begin_together();
         for work in held.into_iter().filter(|work| Some(work.claim) != proof) {
             self.finish(work.claim, Vec::new());
         }
+        self.in_flight.end_together();
     }
 
     /// Returns the last claim of the queue that is held; `None` if none is held.
@@ -524,7 +526,8 @@ impl Ledger {
     /// again ([`Ledger::take_held`], [`Ledger::take_others`]). Only the last accepted claim is held
     /// for this reason.
     fn is_proof(&self, claim: Claim) -> bool {
-        !self.pacing.drains()
+        !self.rules.collects
+            && !self.pacing.drains()
             && self.in_flight.has_undecided_before(claim)
             && self.in_flight.cursor().is_nearly_full()
     }

@@ -288,6 +288,9 @@ pub(crate) enum Event {
     /// the order of the queue, and together they are the whole claim. As for [`Event::Accepted`],
     /// `claim` may be only the first part of a claim that was sent.
     Judged(Claim, Vec<Part>),
+    /// Reports about claims that became final at the same moment: an object with their events is
+    /// stored. The queue never has only some of them as final, whenever the relay is killed.
+    Together(Vec<Self>),
     /// The consumer refuses the claim because of its events, so it would refuse the same request
     /// again. The loop then searches for the events at fault.
     Refused(Claim, Failure),

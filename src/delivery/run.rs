@@ -441,6 +441,13 @@ impl<C: Connect> Delivery<C> {
             Event::Accepted { claim, rejected } => {
                 self.ledger.on_accepted(claim, rejected, consumer);
             }
+            Event::Together(events) => {
+                self.ledger.in_flight.begin_together();
+                for event in events {
+                    self.on_event(event, consumer, proven_at);
+                }
+                self.ledger.in_flight.end_together();
+            }
             Event::Taken(claim) => self.ledger.on_taken(claim),
             Event::Judged(claim, parts) => self.ledger.on_judged(claim, parts, consumer),
             Event::Room => {}

@@ -262,7 +262,8 @@ impl S3Link {
         if object.is_empty() {
             // The filter has kept back all events.
             let packed = object.packed.iter();
-            self.reports.extend(packed.map(|it| Event::accepted(Some(it.claim), Vec::new())));
+            let reports = packed.map(|it| Event::accepted(Some(it.claim), Vec::new()));
+            self.reports.push_back(Event::Together(reports.collect()));
         } else if is_cut_short && self.is_ending() {
             for Packed { claim, .. } in object.packed {
                 let failure = Failure::new(AttemptError::Closed, INCOMPLETE);
@@ -316,10 +317,11 @@ impl S3Link {
     /// Reports the claims of the object that was being stored.
     fn on_stored(&mut self, verdict: Verdict) {
         let Some(Storing { packed, after, .. }) = self.storing.take() else { return };
-        self.reports.extend(packed.iter().map(|it| match verdict == Verdict::Existing {
+        let reports = packed.iter().map(|it| match verdict == Verdict::Existing {
             true => existing(it.claim, it.events),
             false => Event::accepted(Some(it.claim), Vec::new()),
-        }));
+        });
+        self.reports.push_back(Event::Together(reports.collect()));
         self.reports.extend(after);
     }
 }

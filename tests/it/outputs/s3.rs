@@ -196,6 +196,28 @@ fn a_reload_while_an_object_is_unanswered_stores_no_event_twice() {
     }
 }
 
+/// Method: each start begins a segment, so one object in each life has the last events of one
+/// segment and the first ones of the next. The relay is killed when the server has this object. The
+/// queue may not save a place between the two parts: the object could not be made again from there.
+#[test]
+fn an_object_with_events_of_two_segments_is_stored_once_over_a_kill() {
+    let (keys, spool) = (Keys::new(), TempDir::new().unwrap());
+    let server = S3::start(|| Mood::Stores);
+    let more = "object_age = \"24h\"\nobject_bytes = \"64KiB\"";
+    let config = durable(&keys.output(server.address(), more), &spool);
+    let (mut events, stored) = (Vec::new(), || server.store().objects.len());
+    for life in 0..12 {
+        let (mut relay, before) = (Relay::start(&config), stored());
+        events.extend(post_batch(&relay, life, 100, 700));
+        wait_until("an object", PATIENCE, || stored() > before);
+        std::thread::sleep(Duration::from_millis(30));
+        relay.kill();
+    }
+    let mut relay = Relay::start(&config);
+    relay.stop();
+    assert_are(&lines_of(&server), &events);
+}
+
 /// Method: twenty events of 1 MiB are larger than `filter.max_event_bytes`, even without their
 /// bodies. They come with small ones, whose objects end after 24 hours. Objects must be stored
 /// nevertheless, and the large events be counted.
