@@ -78,10 +78,10 @@ pub(super) enum Refusals {
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct ServerErrors {
     pub(super) count: u32,
-    /// The number of the first one; for a single event of an ordered output, of the last one that
-    /// is in `proven`. Server errors are numbered together with the refusals. `None` if there was
-    /// none.
-    pub(super) first: Option<u64>,
+    /// The number of the error since which the consumer must have accepted something: the first
+    /// one; for a single event of an ordered output, the last one that is in `proven`. Server
+    /// errors are numbered together with the refusals. `None` if there was none.
+    pub(super) since: Option<u64>,
     /// The number of errors with which the consumer has answered a single event of an ordered
     /// output alone, and between which it has accepted other events.
     pub(super) proven: u32,
@@ -244,6 +244,12 @@ impl InFlight {
         self.nth(state, 0)
     }
 
+    /// Returns the last claim in this state, in the order of the queue; `None` if there is none.
+    pub(super) fn last(&self, state: State) -> Option<Work> {
+        let start = self.set(state).last()?;
+        self.table.get(start).map(|(_, work)| *work)
+    }
+
     /// Returns the claim in this state that has exactly `before` claims of the same state before it
     /// in the queue; `None` if there is no such claim.
     pub(super) fn nth(&self, state: State, before: usize) -> Option<Work> {
@@ -293,9 +299,12 @@ impl InFlight {
     /// the queue has not dropped it.
     pub(super) fn has_undecided_before(&self, claim: Claim) -> bool {
         let states = [State::OnWire, State::Pending, State::Suspect, State::Parked];
-        // If the queue has dropped the claim itself, its start may be before the watermark.
-        let before = self.cursor.watermark().min(claim.start)..claim.start;
-        states.into_iter().any(|state| self.set(state).range(before.clone()).next().is_some())
+        // Only if there is such a claim, the queue is asked for its watermark, which takes its
+        // lock.
+        states.into_iter().any(|state| {
+            let before = self.set(state).range(..claim.start).next_back();
+            before.is_some_and(|start| *start >= self.cursor.watermark())
+        })
     }
 
     /// Returns the held claims that can become final, because every claim before them is accepted
@@ -492,26 +501,19 @@ impl InFlight {
         self.change(claim, State::Pending);
     }
 
-    /// Splits a `Pending` claim into two claims, which are both `Pending`. Returns `false` if the
-    /// claim can't be split, because it is one event.
-    pub(super) fn split(&mut self, work: Work) -> bool {
-        let Some((left, right)) = self.cursor.split(work.claim) else { return false };
+    /// Splits a `Pending` claim into two claims, which are both `Pending`. Returns the second one;
+    /// `None` if the claim can't be split, because it is one event.
+    pub(super) fn split(&mut self, work: Work) -> Option<Work> {
+        let (left, right) = self.cursor.split(work.claim)?;
         // Each half was sent once, as a part of the whole. The number of events in each half is
         // known only when it is taken again, because positions may have gaps.
-        for half in [left, right] {
+        let [left, right] = [left, right].map(|half| {
             let events = work.events.min(half.end - half.start);
-            self.put(State::Pending, Work { claim: half, events, attempts: 1, ..work });
-        }
-        true
-    }
-
-    /// Splits a `Pending` claim as [`InFlight::split`] does. Returns the second half.
-    pub(super) fn split_off(&mut self, work: Work) -> Option<Work> {
-        if !self.split(work) {
-            return None;
-        }
-        let halves = self.set(State::Pending).range(work.claim.start..work.claim.end);
-        halves.last().and_then(|start| self.table.get(start)).map(|(_, work)| *work)
+            Work { claim: half, events, attempts: 1, ..work }
+        });
+        self.put(State::Pending, left);
+        self.put(State::Pending, right);
+        Some(right)
     }
 
     /// Replaces the entry of a claim. The state of the claim stays the same.

@@ -200,14 +200,14 @@ impl Isolation {
         let conduct = self.conduct(consumer);
         let errors = &mut work.errors;
         errors.count += 1;
-        let first = *errors.first.get_or_insert(number);
-        let works = took_others || (conduct.has_accepted_since(first) && conduct.still_works());
+        let since = *errors.since.get_or_insert(number);
+        let works = took_others || (conduct.has_accepted_since(since) && conduct.still_works());
         if !self.is_ordered || work.events > 1 {
             let errors_min = if self.is_ordered { ERRORS_MIN_ORDERED } else { ERRORS_MIN };
             return errors.count >= errors_min && works;
         }
         if errors.proven == 0 || works {
-            (errors.proven, errors.first) = (errors.proven + 1, Some(number));
+            (errors.proven, errors.since) = (errors.proven + 1, Some(number));
         }
         errors.proven >= ERRORS_MIN_ORDERED
     }

@@ -405,7 +405,7 @@ impl Ledger {
     /// room is not free before that event is decided, so perhaps no new event finds room that could
     /// show that the consumer works.
     fn take_held(&mut self) -> Option<Batch> {
-        let held = self.last_held()?;
+        let held = self.in_flight.last(State::Held)?;
         if !self.in_flight.cursor().is_nearly_full() {
             return None;
         }
@@ -436,8 +436,8 @@ impl Ledger {
         // turn. The claim with the fewest errors has not failed since it was cut off.
         let fewest = others.min_by_key(|work| (work.errors.count, Reverse(work.claim.start)));
         let mut other = fewest.unwrap_or(first);
-        let held = self.last_held();
-        if let Some(half) = self.in_flight.split_off(other) {
+        let held = self.in_flight.last(State::Held);
+        if let Some(half) = self.in_flight.split(other) {
             other = half;
         } else if let Some(held) = held.filter(|_| fewest.is_none() || other.errors.count > 0) {
             // The consumer may fail on every event that waits.
@@ -502,22 +502,13 @@ impl Ledger {
     /// Makes the held claims final that need not be held any longer: in an ordered output those
     /// before which every claim is accepted or given up. The proof ([`Ledger::is_proof`]) stays.
     pub(super) fn finish_decided(&mut self) {
-        let proof = self.last_held().map(|work| work.claim).filter(|claim| self.is_proof(*claim));
+        let last = self.in_flight.last(State::Held).map(|work| work.claim);
+        let proof = last.filter(|claim| self.is_proof(*claim));
         let held = match self.rules.is_ordered {
             true => self.in_flight.held_before_all_open(),
             false => self.in_flight.all(State::Held),
         };
-        self.in_flight.begin_together();
-        for work in held.into_iter().filter(|work| Some(work.claim) != proof) {
-            self.finish(work.claim, Vec::new());
-        }
-        self.in_flight.end_together();
-    }
-
-    /// Returns the last claim of the queue that is held; `None` if none is held.
-    fn last_held(&self) -> Option<Work> {
-        let last = self.in_flight.count(State::Held).checked_sub(1)?;
-        self.in_flight.nth(State::Held, last)
+        self.finish_all(held.into_iter().filter(|work| Some(work.claim) != proof));
     }
 
     /// Returns `true` if a claim that the consumer has accepted is held as a proof that the
@@ -535,9 +526,14 @@ impl Ledger {
     /// Makes all held claims final, because the claims before them will not be decided in this
     /// delivery.
     pub(super) fn finish_held(&mut self) {
-        for work in self.in_flight.all(State::Held) {
-            self.finish(work.claim, Vec::new());
-        }
+        self.finish_all(self.in_flight.all(State::Held).into_iter());
+    }
+
+    /// Makes these claims final at once.
+    fn finish_all(&mut self, works: impl Iterator<Item = Work>) {
+        self.in_flight.begin_together();
+        works.for_each(|work| self.finish(work.claim, Vec::new()));
+        self.in_flight.end_together();
     }
 
     /// Returns `true` if no claim waits to be sent again, or for the decision about another claim.
@@ -870,7 +866,7 @@ impl Ledger {
         work.is_remainder = false;
         self.in_flight.note(work);
         self.release(work.claim);
-        if work.events > 1 && self.in_flight.split(work) {
+        if work.events > 1 && self.in_flight.split(work).is_some() {
             return;
         }
         self.decide_alone(work, decision, failure, consumer);
@@ -976,7 +972,7 @@ impl Ledger {
             let work = Work { is_remainder: false, ..work };
             self.in_flight.note(work);
             self.release(work.claim);
-            if is_one && !(work.events > 1 && self.in_flight.split(work)) {
+            if is_one && !(work.events > 1 && self.in_flight.split(work).is_some()) {
                 self.begin_tries(work, TurnedDown::ServerError, failure, consumer);
             }
         }
