@@ -1078,7 +1078,7 @@ pub(crate) fn repeats(world: &World<'_>, seen: &Seen<'_>, calm: Calm) -> Vec<Fau
     let mut configs = world.truth.configs(calm.begins, calm.ends);
     let is_repeated = ordered
         || kind == Copies::AgainBesideRefused
-        || configs.any(|config| config.limits.has_small_queue);
+        || configs.any(|config| config.has_small_queue);
     let mut refused = if is_repeated { refused_at(world, seen) } else { Vec::new() };
     // With a backlog, the search for a refused event comes long after its request.
     let searched = seen.view.letters.iter().filter(|_| is_repeated);

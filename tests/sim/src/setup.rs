@@ -147,8 +147,9 @@ impl Setup {
         };
         truth::Config {
             on_disk: self.on_disk,
+            has_small_queue: self.queue <= 2048,
             acknowledge: self.acknowledge,
-            limits: Limits { has_small_queue: self.queue <= 2048, ..self.front.known() },
+            limits: self.front.known(),
             keeps: self.keeps,
             outputs: self.outputs.iter().map(output).collect(),
         }
@@ -246,7 +247,6 @@ impl Front {
             in_flight: self.in_flight.map(bytes),
             connections: self.connections,
             slow: timeouts.unwrap_or(Limits::default().slow),
-            ..Limits::default()
         }
     }
 }

@@ -165,6 +165,8 @@ pub(crate) struct Epoch {
 #[derive(Debug, Clone)]
 pub(crate) struct Config {
     pub(crate) on_disk: bool,
+    /// The queue is so small that it may be nearly full at any time.
+    pub(crate) has_small_queue: bool,
     pub(crate) acknowledge: Acknowledge,
     pub(crate) limits: Limits,
     /// The outputs to this consumer give up no event (`rejected.action = "retry"`).
@@ -172,11 +174,9 @@ pub(crate) struct Config {
     pub(crate) outputs: Vec<Output>,
 }
 
-/// The limits that decide what senders are answered, and what is sent again.
+/// The table `[limits]`.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
-    /// The queue is so small that it may be nearly full at any time.
-    pub(crate) has_small_queue: bool,
     /// `max_in_flight` in bytes, if it is small.
     pub(crate) in_flight: Option<usize>,
     /// `max_connections`, if it is small.
@@ -187,12 +187,7 @@ pub(crate) struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self {
-            has_small_queue: false,
-            in_flight: None,
-            connections: None,
-            slow: Duration::from_secs(10),
-        }
+        Self { in_flight: None, connections: None, slow: Duration::from_secs(10) }
     }
 }
 

@@ -81,7 +81,14 @@ impl Small {
         let acknowledge = Acknowledge::Queued;
         let limits = Limits::default();
         let outputs = vec![output];
-        let mut config = Config { on_disk: false, acknowledge, limits, keeps: None, outputs };
+        let mut config = Config {
+            on_disk: false,
+            has_small_queue: false,
+            acknowledge,
+            limits,
+            keeps: None,
+            outputs,
+        };
         change(&mut config);
         let (begins, settled) = (seconds(second), Some(seconds(second)));
         self.truth.epochs.push(Epoch { begins, settled, config: Arc::new(config) });
@@ -1016,8 +1023,7 @@ fn what_a_store_refuses_may_repeat_others_and_let_senders_wait() {
         // While the queue is nearly full, any output sends an event again.
         small.promise.ordered = false;
         small.fails(repeats, "came at 61s and again at 64s");
-        let limits = Limits { has_small_queue: true, ..Limits::default() };
-        small.config(0, |config| config.limits = limits);
+        small.config(0, |config| config.has_small_queue = true);
         assert_eq!(small.rule(repeats).is_empty(), is_right, "{refused_at}");
         assert_eq!(small.rule(senders).is_empty(), is_right, "{refused_at}");
     }
