@@ -22,18 +22,12 @@ super::rules::rules!("avx2,bmi1,bmi2,lzcnt,popcnt");
 
 #[target_feature(enable = "avx2")]
 fn load(masks: &[u64; LANES]) -> Lanes {
-    let lane = |at: usize| masks[at].cast_signed();
-    simd::_mm256_set_epi64x(lane(3), lane(2), lane(1), lane(0))
+    bytemuck::must_cast(*masks)
 }
 
 #[target_feature(enable = "avx2")]
 fn store(lanes: Lanes, masks: &mut [u64; LANES]) {
-    *masks = [
-        simd::_mm256_extract_epi64::<0>(lanes).cast_unsigned(),
-        simd::_mm256_extract_epi64::<1>(lanes).cast_unsigned(),
-        simd::_mm256_extract_epi64::<2>(lanes).cast_unsigned(),
-        simd::_mm256_extract_epi64::<3>(lanes).cast_unsigned(),
-    ];
+    *masks = bytemuck::must_cast(lanes);
 }
 
 #[target_feature(enable = "avx2")]
@@ -133,14 +127,6 @@ fn parity(lanes: Lanes, carry: &mut u32) -> Lanes {
     xor(all, spread(odd))
 }
 
-/// Returns a register with the 32 bytes of half a block. `words` has these bytes as four words of 8
-/// bytes.
-#[target_feature(enable = "avx2")]
-fn text(words: &[[u8; 8]]) -> Lanes {
-    let word = |at: usize| words.get(at).map_or(0, |word| i64::from_le_bytes(*word));
-    simd::_mm256_set_epi64x(word(3), word(2), word(1), word(0))
-}
-
 /// Returns a mask of the bytes of a block that are equal to the byte in all lanes of `byte`. `low`
 /// has the first 32 bytes of the block, `high` the last 32.
 #[target_feature(enable = "avx2")]
@@ -162,8 +148,7 @@ fn compare(bytes: &[[u8; BLOCK]], blocks: &mut Blocks, first: usize) -> Seen {
     let mut least = splat(0xff);
     let mut all = splat(0);
     for (bytes, block) in bytes.iter().zip(first..BLOCKS) {
-        let (words, _) = bytes.as_chunks::<8>();
-        let (low, high) = (text(&words[..4]), text(&words[4..]));
+        let [low, high]: [Lanes; 2] = bytemuck::must_cast(*bytes);
         least = simd::_mm256_min_epu8(least, simd::_mm256_min_epu8(low, high));
         all = or(all, or(low, high));
         blocks.quote[block] = equal(low, high, quote);

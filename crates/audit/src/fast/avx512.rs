@@ -22,24 +22,12 @@ super::rules::rules!("avx512f,avx512bw,avx512dq,avx512vl,avx2,bmi1,bmi2,lzcnt,po
 
 #[target_feature(enable = "avx512f")]
 fn load(masks: &[u64; LANES]) -> Lanes {
-    let lane = |at: usize| masks[at].cast_signed();
-    simd::_mm512_set_epi64(lane(7), lane(6), lane(5), lane(4), lane(3), lane(2), lane(1), lane(0))
+    bytemuck::must_cast(*masks)
 }
 
-#[target_feature(enable = "avx512f,avx2")]
+#[target_feature(enable = "avx512f")]
 fn store(lanes: Lanes, masks: &mut [u64; LANES]) {
-    let low = simd::_mm512_castsi512_si256(lanes);
-    let high = simd::_mm512_extracti64x4_epi64::<1>(lanes);
-    *masks = [
-        simd::_mm256_extract_epi64::<0>(low).cast_unsigned(),
-        simd::_mm256_extract_epi64::<1>(low).cast_unsigned(),
-        simd::_mm256_extract_epi64::<2>(low).cast_unsigned(),
-        simd::_mm256_extract_epi64::<3>(low).cast_unsigned(),
-        simd::_mm256_extract_epi64::<0>(high).cast_unsigned(),
-        simd::_mm256_extract_epi64::<1>(high).cast_unsigned(),
-        simd::_mm256_extract_epi64::<2>(high).cast_unsigned(),
-        simd::_mm256_extract_epi64::<3>(high).cast_unsigned(),
-    ];
+    *masks = bytemuck::must_cast(lanes);
 }
 
 #[target_feature(enable = "avx512f")]
@@ -123,14 +111,6 @@ fn parity(lanes: Lanes, carry: &mut u32) -> Lanes {
     simd::_mm512_mask_xor_epi64(all, odd.to_le_bytes()[0], all, splat(u64::MAX))
 }
 
-/// Returns a register with the 64 bytes of a block.
-#[target_feature(enable = "avx512f")]
-fn text(bytes: &[u8; BLOCK]) -> Lanes {
-    let (words, _) = bytes.as_chunks::<8>();
-    let word = |at: usize| i64::from_le_bytes(words[at]);
-    simd::_mm512_set_epi64(word(7), word(6), word(5), word(4), word(3), word(2), word(1), word(0))
-}
-
 /// Computes the masks of the 64-byte blocks in `bytes` and writes them to `blocks`, beginning at
 /// the index `first`. A bit of a mask is set if its byte is of the kind that the mask stands for,
 /// for example a quote. Returns which unusual kinds of bytes occur in `bytes`.
@@ -143,7 +123,7 @@ fn compare(bytes: &[[u8; BLOCK]], blocks: &mut Blocks, first: usize) -> Seen {
     let mut least = splat(0xff);
     let mut all = splat(0);
     for (bytes, block) in bytes.iter().zip(first..BLOCKS) {
-        let text = text(bytes);
+        let text: Lanes = bytemuck::must_cast(*bytes);
         least = simd::_mm512_min_epu8(least, text);
         all = simd::_mm512_or_si512(all, text);
         blocks.quote[block] = simd::_mm512_cmpeq_epi8_mask(text, quote);

@@ -23,16 +23,12 @@ super::rules::rules!("sse2");
 
 #[target_feature(enable = "sse2")]
 fn load(masks: &[u64; LANES]) -> Lanes {
-    simd::_mm_set_epi64x(masks[1].cast_signed(), masks[0].cast_signed())
+    bytemuck::must_cast(*masks)
 }
 
 #[target_feature(enable = "sse2")]
 fn store(lanes: Lanes, masks: &mut [u64; LANES]) {
-    let high = simd::_mm_unpackhi_epi64(lanes, lanes);
-    *masks = [
-        simd::_mm_cvtsi128_si64(lanes).cast_unsigned(),
-        simd::_mm_cvtsi128_si64(high).cast_unsigned(),
-    ];
+    *masks = bytemuck::must_cast(lanes);
 }
 
 #[target_feature(enable = "sse2")]
@@ -135,14 +131,6 @@ fn parity(lanes: Lanes, carry: &mut u32) -> Lanes {
     xor(all, spread(odd))
 }
 
-/// Returns a register with 16 bytes of a block, a quarter of it.
-#[target_feature(enable = "sse2")]
-fn text(bytes: &[u8; 16]) -> Lanes {
-    let (words, _) = bytes.as_chunks::<8>();
-    let word = |at: usize| words.get(at).map_or(0, |word| i64::from_le_bytes(*word));
-    simd::_mm_set_epi64x(word(1), word(0))
-}
-
 /// Returns a mask of the highest bit of each byte of a block, whose quarters are `quarters`.
 #[target_feature(enable = "sse2")]
 fn highest_of_bytes(quarters: [Lanes; 4]) -> u64 {
@@ -160,9 +148,8 @@ fn compare(bytes: &[[u8; BLOCK]], blocks: &mut Blocks, first: usize) -> Seen {
     let mut least = splat(0xff);
     let mut all = splat(0);
     for (bytes, block) in bytes.iter().zip(first..BLOCKS) {
-        let (quarters, _) = bytes.as_chunks::<16>();
-        let quarter = |at: usize| quarters.get(at).map_or(splat(0), |bytes| text(bytes));
-        let [a, b, c, d] = [quarter(0), quarter(1), quarter(2), quarter(3)];
+        let text: [Lanes; 4] = bytemuck::must_cast(*bytes);
+        let [a, b, c, d] = text;
         let equal = |[a, b, c, d]: [Lanes; 4], byte: u8| {
             let equal = |quarter| simd::_mm_cmpeq_epi8(quarter, splat(byte));
             highest_of_bytes([equal(a), equal(b), equal(c), equal(d)])
@@ -170,7 +157,6 @@ fn compare(bytes: &[[u8; BLOCK]], blocks: &mut Blocks, first: usize) -> Seen {
         let min = |a, b| simd::_mm_min_epu8(a, b);
         least = min(least, min(min(a, b), min(c, d)));
         all = or(all, or(or(a, b), or(c, d)));
-        let text = [a, b, c, d];
         blocks.quote[block] = equal(text, b'"');
         blocks.backslash[block] = equal(text, b'\\');
         blocks.comma[block] = equal(text, b',');
