@@ -157,6 +157,7 @@ const PLACES: usize = CHUNK + BLOCK;
 
 /// Says which blocks of a chunk have marked bytes. Each field belongs to the masks of [`Space`]
 /// with its name: bit i is set if the mask of block i is not 0.
+#[derive(Default)]
 struct Used {
     bracket: u64,
     escaped: u64,

@@ -30,14 +30,12 @@ macro_rules! rules {
                 if seen.control | seen_last.control {
                     return false;
                 }
-                let backslashes = used(&pass.space.blocks.backslash, blocks);
+                let backslashes = backslashes(&pass.space.blocks.backslash, blocks);
                 let escaped = pass.escaped_quotes(backslashes, blocks);
-                if !rules.hold(pass.space, blocks, text.len()) {
+                let Some(used) = rules.hold(pass.space, blocks, text.len()) else {
                     return false;
-                }
-                let bracket = used(&pass.space.bracket, blocks);
-                let scalar_start = used(&pass.space.scalar_start, blocks);
-                if !pass.one_by_one(at, &Used { bracket, escaped, scalar_start }) {
+                };
+                if !pass.one_by_one(at, &Used { escaped, ..used }) {
                     return false;
                 }
                 at += text.len();
@@ -50,16 +48,19 @@ macro_rules! rules {
             xor(a, splat(u64::MAX))
         }
 
-        /// Returns a number in which bit i is 1 if the mask of block i is not 0. `blocks` is the
-        /// number of blocks in the chunk.
+        /// Returns a number in which bit i is 1 if block i has a backslash. `blocks` is the number
+        /// of blocks in the chunk.
         #[target_feature(enable = $features)]
-        fn used(masks: &[u64; BLOCKS], blocks: usize) -> u64 {
-            let (none, mut used) = (splat(0), 0);
-            for (group, masks) in masks.as_chunks().0.iter().enumerate().take(blocks / LANES) {
-                let used_here = same(load(masks), none) ^ ALL;
-                used |= u64::from(used_here) << (group * LANES);
-            }
-            used
+        fn backslashes(masks: &[u64; BLOCKS], blocks: usize) -> u64 {
+            let groups = masks.as_chunks().0.iter().take(blocks / LANES).enumerate();
+            groups.fold(0, |used, (group, masks)| used | used_by(load(masks), group))
+        }
+
+        /// Returns a number in which bit i is 1 if the mask of block i is not 0. `masks` has the
+        /// masks of the blocks of a group. The bits of all other blocks are 0.
+        #[target_feature(enable = $features)]
+        fn used_by(masks: Lanes, group: usize) -> u64 {
+            u64::from(same(masks, splat(0)) ^ ALL) << (group * LANES)
         }
 
         /// The value of [`same`] for two equal registers: one bit for each lane.
@@ -117,12 +118,13 @@ macro_rules! rules {
             }
 
             /// Checks the first `blocks` blocks of a chunk by the rules about which bytes may
-            /// follow each other. Returns `true` if the text obeys these rules. Only the first
-            /// `length` bytes of the blocks are text; the others are padding. Writes to `space` the
-            /// masks that later loops over brackets, numbers and literals need.
+            /// follow each other. Only the first `length` bytes of the blocks are text; the others
+            /// are padding. Writes to `space` the masks that later loops over brackets, numbers and
+            /// literals need. Returns which blocks have brackets, and which have first bytes of
+            /// numbers and literals; `None` if the text does not obey the rules.
             #[target_feature(enable = $features)]
-            fn hold(&mut self, space: &mut Space, blocks: usize, length: usize) -> bool {
-                let mut doubts = splat(0);
+            fn hold(&mut self, space: &mut Space, blocks: usize, length: usize) -> Option<Used> {
+                let (mut used, mut doubts) = (Used::default(), splat(0));
                 for group in 0..(blocks / LANES).min(BLOCKS / LANES) {
                     let step = self.outside_strings(space, group, length);
                     let of = &space.blocks;
@@ -134,12 +136,14 @@ macro_rules! rules {
                     let stretches = self.stretches(&step, &keys, curly);
                     doubts = or(doubts, or(wrong_order, stretches.bad));
 
+                    used.bracket |= used_by(stretches.bracket, group);
+                    used.scalar_start |= used_by(scalar_start, group);
                     store(stretches.bracket, &mut space.bracket.as_chunks_mut().0[group]);
                     store(stretches.is_object, &mut space.is_object.as_chunks_mut().0[group]);
                     store(stretches.named, &mut space.named.as_chunks_mut().0[group]);
                     store(scalar_start, &mut space.scalar_start.as_chunks_mut().0[group]);
                 }
-                is_zero(doubts)
+                is_zero(doubts).then_some(used)
             }
 
             /// Returns the bytes of one group of blocks that matter outside of strings.
