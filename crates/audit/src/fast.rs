@@ -69,8 +69,8 @@ struct Blocks {
     open: [u64; BLOCKS],
     /// For each block, a mask in which the bits of the closing brackets `}` and `]` are set.
     close: [u64; BLOCKS],
-    /// For each block, a mask of the bytes that have the bit 0x20. Of the four brackets, only `{`
-    /// and `}` have this bit. These masks therefore tell braces from square brackets.
+    /// For each block, a mask that tells braces from square brackets: the bits of `{` and `}` are
+    /// set, the bits of `[` and `]` are not. The bits of all other bytes are meaningless.
     curly: [u64; BLOCKS],
     /// For each block, a mask of the letter `n`. This letter occurs in the escape `\n` and in the
     /// keys `kind` and `apiVersion`.

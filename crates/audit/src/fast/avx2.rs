@@ -136,18 +136,19 @@ fn equal(low: Lanes, high: Lanes, byte: Lanes) -> u64 {
     u64::from(low) | u64::from(high) << 32
 }
 
-/// Computes the masks of the 64-byte blocks in `bytes` and writes them to `blocks`, beginning at
-/// the index `first`. A bit of a mask is set if its byte is of the kind that the mask stands for,
-/// for example a quote. Returns which unusual kinds of bytes occur in `bytes`.
+/// Computes the masks of the groups of blocks in `groups` and writes them to `blocks`, beginning at
+/// the group with the index `first`. A bit of a mask is set if its byte is of the kind that the
+/// mask stands for, for example a quote. Returns which unusual kinds of bytes occur in `groups`.
 #[target_feature(enable = "avx2")]
-fn compare(bytes: &[[u8; BLOCK]], blocks: &mut Blocks, first: usize) -> Seen {
+fn compare(groups: &[[u8; LANES * BLOCK]], blocks: &mut Blocks, first: usize) -> Seen {
     let splat = |byte: u8| simd::_mm256_set1_epi8(byte.cast_signed());
     let (quote, backslash, comma, colon) = (splat(b'"'), splat(b'\\'), splat(b','), splat(b':'));
     let (case, open, n) = (splat(0x20), splat(b'{'), splat(b'n'));
     let close = splat(b'}');
     let mut least = splat(0xff);
     let mut all = splat(0);
-    for (bytes, block) in bytes.iter().zip(first..BLOCKS) {
+    let (bytes, _) = groups.as_flattened().as_chunks::<BLOCK>();
+    for (bytes, block) in bytes.iter().zip(first * LANES..BLOCKS) {
         let [low, high]: [Lanes; 2] = bytemuck::must_cast(*bytes);
         least = simd::_mm256_min_epu8(least, simd::_mm256_min_epu8(low, high));
         all = or(all, or(low, high));

@@ -12,14 +12,13 @@ pub enum Isa {
     Sse2,
     /// AVX2, in Intel Haswell, AMD Zen and later CPUs.
     Avx2,
-    /// AVX-512, in Intel's server CPUs since Ice Lake and AMD's CPUs since Zen 4.
+    /// AVX-512 with VBMI and GFNI: Intel's server CPUs since Ice Lake, AMD's CPUs since Zen 4.
     ///
-    /// The scanner does not use the extension VBMI2, but requires it, because CPUs that have
-    /// AVX-512 without VBMI2 lower their clock when they use registers of 512 bits, and for some
-    /// time after that. An Intel Cascade Lake went from 3.06 to 2.67 GHz. The scanner took a fifth
-    /// less time there than with AVX2, and everything else on that core took a seventh more. The
-    /// same instructions on registers of 256 bits would not lower the clock, but the compiler joins
-    /// two of these registers to one of 512 bits.
+    /// CPUs that have AVX-512 without these extensions lower their clock when they use registers of
+    /// 512 bits, and for some time after that. An Intel Cascade Lake went from 3.06 to 2.67 GHz.
+    /// The scanner took a fifth less time there than with AVX2, and everything else on that core
+    /// took a seventh more. The same instructions on registers of 256 bits would not lower the
+    /// clock, but the compiler joins two of these registers to one of 512 bits.
     Avx512,
 }
 
@@ -51,7 +50,8 @@ impl Isa {
                     && is_x86_feature_detected!("avx512bw")
                     && is_x86_feature_detected!("avx512dq")
                     && is_x86_feature_detected!("avx512vl")
-                    && is_x86_feature_detected!("avx512vbmi2")
+                    && is_x86_feature_detected!("avx512vbmi")
+                    && is_x86_feature_detected!("gfni")
                     // The compiler assumes that a CPU with AVX-512 has these two as well.
                     && is_x86_feature_detected!("fma")
                     && is_x86_feature_detected!("f16c")

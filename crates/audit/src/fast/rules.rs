@@ -18,14 +18,14 @@ macro_rules! rules {
             let mut at = pass.start;
             while at < body.len() {
                 let text = &body[at..body.len().min(at + BYTES)];
-                let (whole, rest) = text.as_chunks::<BLOCK>();
-                let mut padded = [[b' '; BLOCK]; LANES];
-                padded.as_flattened_mut()[..rest.len()].copy_from_slice(rest);
-                let blocks = text.len().div_ceil(BLOCK).next_multiple_of(LANES);
-                let padded = &padded[..blocks - whole.len()];
+                let (groups, rest) = text.as_chunks::<{ LANES * BLOCK }>();
+                let mut last = [b' '; LANES * BLOCK];
+                last[..rest.len()].copy_from_slice(rest);
+                let last = if rest.is_empty() { &[][..] } else { &[last] };
+                let blocks = (groups.len() + last.len()) * LANES;
 
-                let seen = compare(whole, &mut pass.space.blocks, 0);
-                let seen_last = compare(padded, &mut pass.space.blocks, whole.len());
+                let seen = compare(groups, &mut pass.space.blocks, 0);
+                let seen_last = compare(last, &mut pass.space.blocks, groups.len());
                 pass.has_high |= seen.high | seen_last.high;
                 if seen.control | seen_last.control {
                     return false;

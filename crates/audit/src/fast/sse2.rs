@@ -139,15 +139,16 @@ fn highest_of_bytes(quarters: [Lanes; 4]) -> u64 {
     a | b << 16 | c << 32 | d << 48
 }
 
-/// Computes the masks of the 64-byte blocks in `bytes` and writes them to `blocks`, beginning at
-/// the index `first`. A bit of a mask is set if its byte is of the kind that the mask stands for,
-/// for example a quote. Returns which unusual kinds of bytes occur in `bytes`.
+/// Computes the masks of the groups of blocks in `groups` and writes them to `blocks`, beginning at
+/// the group with the index `first`. A bit of a mask is set if its byte is of the kind that the
+/// mask stands for, for example a quote. Returns which unusual kinds of bytes occur in `groups`.
 #[target_feature(enable = "sse2")]
-fn compare(bytes: &[[u8; BLOCK]], blocks: &mut Blocks, first: usize) -> Seen {
+fn compare(groups: &[[u8; LANES * BLOCK]], blocks: &mut Blocks, first: usize) -> Seen {
     let splat = |byte: u8| simd::_mm_set1_epi8(byte.cast_signed());
     let mut least = splat(0xff);
     let mut all = splat(0);
-    for (bytes, block) in bytes.iter().zip(first..BLOCKS) {
+    let (bytes, _) = groups.as_flattened().as_chunks::<BLOCK>();
+    for (bytes, block) in bytes.iter().zip(first * LANES..BLOCKS) {
         let text: [Lanes; 4] = bytemuck::must_cast(*bytes);
         let [a, b, c, d] = text;
         let equal = |[a, b, c, d]: [Lanes; 4], byte: u8| {
