@@ -128,10 +128,6 @@ struct Space {
     /// even if the block has fewer of them; the offsets for the next block then replace the
     /// meaningless ones.
     places: [u16; PLACES],
-    /// The offsets in the chunk, in bytes, of the brackets after which only the array of events is
-    /// open. These are the opening bracket of this array and the closing bracket of each of its
-    /// elements that is an object or an array; [`Pass::items`] refuses arrays.
-    ends: [u16; CHUNK + 1],
 }
 
 impl Space {
@@ -146,7 +142,6 @@ impl Space {
             escaped: NONE,
             padding: NONE,
             places: [0; PLACES],
-            ends: [0; CHUNK + 1],
         }
     }
 }
@@ -327,22 +322,27 @@ impl Pass<'_> {
     /// it. `count` is the number of brackets, whose offsets are in `space.places`.
     ///
     /// Returns `None` in three cases: a bracket does not fit, the nesting is too deep, or an item
-    /// of the array of events has a key that may be `kind` or `apiVersion`. Otherwise writes
-    /// offsets to `ends`, and returns their number. They are the offsets of those brackets after
-    /// which only the array of events is open.
+    /// of the array of events has a key that may be `kind` or `apiVersion`. Otherwise keeps, at the
+    /// front of `space.places`, the offsets of those brackets after which only the array of events
+    /// is open, and returns their number. These brackets are the opening bracket of this array and
+    /// the closing bracket of each of its elements that is an object or an array; [`Self::items`]
+    /// refuses arrays.
     #[inline(always)]
     fn brackets(&mut self, count: usize) -> Option<usize> {
-        let Space { places, blocks, is_object, named, ends, .. } = &mut *self.space;
+        let Space { places, blocks, is_object, named, .. } = &mut *self.space;
+        let places = &mut places[..count];
         let mut stack = self.stack;
         // Only the lowest bit of `doubts` counts; the loop leaves anything in the other bits.
         let (mut stacks, mut doubts, mut found) = (0, 0, 0);
-        for &place in &places[..count] {
+        for index in 0..places.len() {
+            let place = places[index];
             let block = usize::from(place) / BLOCK % BLOCKS;
             let from = |masks: &[u64; BLOCKS]| masks[block] >> (place % BITS);
             doubts |= stack ^ from(is_object) | from(named) & u64::from(stack == IN_ITEM);
             let opened = stack << 1 | from(&blocks.curly) & 1;
             stack = if from(&blocks.open) & 1 == 1 { opened } else { stack >> 1 };
-            ends[found % CHUNK] = place;
+            // `found` is at most `index`, so no offset is lost that is still needed.
+            places[found] = place;
             found += usize::from(stack == IN_ARRAY);
             stacks |= stack;
         }
@@ -353,12 +353,12 @@ impl Pass<'_> {
 
     /// Appends the byte ranges of the items that end in this chunk to `events`. The chunk begins at
     /// the offset `at` of the body. `ends` is the number of offsets that [`Self::brackets`] has
-    /// written to `space.ends`. Between two items lies exactly one byte, a comma. Returns `true` if
+    /// kept in `space.places`. Between two items lies exactly one byte, a comma. Returns `true` if
     /// every item can be an event. Returns `false` if an element of the array is not an object, is
     /// too short for an event, or does not end within the first 4 GiB.
     #[inline(always)]
     fn items(&mut self, at: usize, ends: usize) -> bool {
-        for &end in &self.space.ends[..ends] {
+        for &end in &self.space.places[..ends] {
             let end = at + usize::from(end);
             if end == self.start {
                 continue;
