@@ -301,16 +301,10 @@ impl Pass<'_> {
     #[inline(always)]
     fn one_by_one(&mut self, at: usize, used: &Used) -> bool {
         let Space { bracket, escaped, scalar_start, places, .. } = &mut *self.space;
-        let body = self.body;
-        let is_valid = |place: &u16, check: fn(&[u8]) -> bool| {
-            check(body.get(at + usize::from(*place)..).unwrap_or_default())
-        };
-        let Some(escapes) = flatten(escaped, used.escaped, places) else { return false };
-        if !places[..escapes].iter().all(|place| is_valid(place, is_escape)) {
-            return false;
-        }
-        let Some(scalars) = flatten(scalar_start, used.scalar_start, places) else { return false };
-        if !places[..scalars].iter().all(|place| is_valid(place, is_scalar)) {
+        let text = self.body.get(at..).unwrap_or_default();
+        if !all_marked(escaped, used.escaped, text, is_escape)
+            || !all_marked(scalar_start, used.scalar_start, text, is_scalar)
+        {
             return false;
         }
         let Some(brackets) = flatten(bracket, used.bracket, places) else { return false };
@@ -387,6 +381,28 @@ impl Pass<'_> {
             && self.next_item == self.body.len()
             && (!self.has_high || simdutf8::basic::from_utf8(self.body).is_ok())
     }
+}
+
+/// Returns `true` if `check` accepts the text from each marked byte on. `text` begins with the
+/// chunk, and `masks` has the marks of the blocks for which `used` has a bit.
+#[inline(always)]
+fn all_marked(
+    masks: &[u64; BLOCKS],
+    mut used: u64,
+    text: &[u8],
+    check: impl Fn(&[u8]) -> bool,
+) -> bool {
+    while used != 0 {
+        let block = usize::from(first_bit(&mut used)) % BLOCKS;
+        let mut left = masks[block];
+        while left != 0 {
+            let place = block * BLOCK + usize::from(first_bit(&mut left));
+            if !check(text.get(place..).unwrap_or_default()) {
+                return false;
+            }
+        }
+    }
+    true
 }
 
 /// Writes the byte offsets in the chunk of all marked bytes to `places`, and returns their number.
