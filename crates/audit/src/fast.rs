@@ -35,7 +35,6 @@ use crate::LIST_HEAD;
 use crate::LevelCounts;
 use crate::Span;
 use crate::event;
-use crate::scan;
 
 mod avx2;
 mod avx512;
@@ -259,13 +258,15 @@ fn array<const BYTES: usize>(isa: Isa, body: &[u8], events: &mut Vec<Span>) -> b
 fn check_usual(event: &[u8]) -> Option<usize> {
     let rest = event.strip_prefix(br#"{"level":""#)?;
     let (level, rest) = LEVELS[..4].iter().enumerate().find_map(|(index, name)| {
-        Some((index, rest.strip_prefix(name.as_bytes())?.strip_prefix(br#"","auditID":"#)?))
+        Some((index, rest.strip_prefix(name.as_bytes())?.strip_prefix(br#"","auditID":""#)?))
     })?;
-    let [b'"', first, ..] = rest else { return None };
-    let rest = rest.get(scan::string_end(rest, 0)..)?.strip_prefix(br#","stage":""#)?;
+    let (id, rest) = rest.split_at(memchr::memchr(b'"', rest)?);
+    let rest = rest.strip_prefix(br#"","stage":""#)?;
     let stages = ["ResponseComplete\"", "RequestReceived\"", "ResponseStarted\"", "Panic\""];
     let is_known = stages.iter().any(|stage| rest.starts_with(stage.as_bytes()));
-    (*first != b'"' && is_known).then_some(level)
+    // After a backslash, the quote may be a part of the ID.
+    let is_id = id.last().is_some_and(|last| *last != b'\\');
+    (is_id && is_known).then_some(level)
 }
 
 // The following functions use no wide registers. Most of them are inlined into `run`, so that the

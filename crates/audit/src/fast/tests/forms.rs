@@ -477,9 +477,9 @@ fn members_that_count() {
         }
     }
     assert_eq!(counts, Counts { refused: 238_938, unusual: 1296, usual: 5176 });
-    // There are events of two levels, two IDs and two stages, alone or followed by one of 14 other
-    // members.
-    assert_eq!(at_first_look, 8 + 8 * 14);
+    // There are events of two levels, one ID and two stages, alone or followed by one of 14 other
+    // members. The ID that has a quote is left to the full check.
+    assert_eq!(at_first_look, 4 + 4 * 14);
 }
 
 /// In an event's own members, `kind` and `apiVersion` have a meaning, even if the keys are written
