@@ -122,10 +122,10 @@ struct Space {
     /// For each block, a mask of the padding: the bytes after the end of the text. Padding only
     /// fills the last blocks of the chunk.
     padding: [u64; BLOCKS],
-    /// The byte offsets in the chunk of all bytes of one kind: of the brackets outside of strings,
-    /// for example. For each block that has such bytes, [`flatten`] writes at least four offsets,
-    /// even if the block has fewer of them; the offsets for the next block then replace the
-    /// meaningless ones.
+    /// The byte offsets in the chunk of the brackets outside of strings. For each block that has
+    /// brackets, [`flatten`] writes at least four offsets, even if the block has fewer of them; the
+    /// offsets for the next block then replace the meaningless ones. In the end only the offsets of
+    /// the brackets that end an event are left ([`Pass::brackets`]).
     places: [u16; PLACES],
 }
 

@@ -85,10 +85,7 @@ pub(super) mod avx2 {
     #[target_feature(enable = "avx2,bmi1,bmi2")]
     #[inline]
     fn masks(window: &[u8; WINDOW]) -> Masks {
-        let half: *const simd::__m256i = window.as_ptr().cast();
-        // SAFETY: a window is as long as two registers, and the loads need no alignment.
-        let (low, high) =
-            unsafe { (simd::_mm256_loadu_si256(half), simd::_mm256_loadu_si256(half.add(1))) };
+        let [low, high]: [simd::__m256i; 2] = bytemuck::must_cast(*window);
         let equal = |byte: u8| {
             let byte = simd::_mm256_set1_epi8(byte.cast_signed());
             let mask = |half| simd::_mm256_movemask_epi8(simd::_mm256_cmpeq_epi8(half, byte));
