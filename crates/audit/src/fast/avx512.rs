@@ -158,8 +158,8 @@ fn kinds(text: Lanes) -> Lanes {
 /// Exchanges rows and columns: lane j of result i is lane i of row j.
 #[target_feature(enable = "avx512f")]
 fn transpose([a, b, c, d, e, f, g, h]: [Lanes; LANES]) -> [Lanes; LANES] {
-    // `even` and `odd` make pairs of lanes, which the shuffles then move together: one shuffle takes
-    // the pairs 0 and 2 of both registers, the other one takes their pairs 1 and 3.
+    // `even` and `odd` make pairs of lanes, which the shuffles then move together: one shuffle
+    // takes the pairs 0 and 2 of both registers, the other one takes their pairs 1 and 3.
     let columns = |ab, cd, ef, gh| {
         let left = simd::_mm512_shuffle_i64x2::<0b10_00_10_00>(ab, cd);
         let right = simd::_mm512_shuffle_i64x2::<0b11_01_11_01>(ab, cd);
