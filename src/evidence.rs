@@ -29,7 +29,13 @@ mod witness;
 pub use layout::DIRECTORY;
 pub use layout::LineFile;
 
+use std::time::Duration;
+
 use crate::release::Format;
+
+/// Nothing is proven about the events of this time before a crash: their entries may not have been
+/// durable yet.
+pub const UNPROVEN_MAX: Duration = recorder::COMMIT_EVERY;
 
 /// The format of the evidence, for `--version`: that of the entries, the journal and the files of
 /// line hashes. Version 2 has MACs in the journal, and the files beside the log. The formats of

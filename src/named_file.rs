@@ -101,17 +101,8 @@ pub fn is_regular(path: &Path) -> bool {
 ///
 /// The error of the operating system, or a sentence that says what is there instead of a regular
 /// file.
-pub fn open_below(root: &Path, path: &str) -> io::Result<File> {
-    let mut place = root.to_owned();
-    let mut kind = None;
-    for part in Path::new(path) {
-        place.push(part);
-        let found = place.symlink_metadata()?.file_type();
-        if found.is_symlink() {
-            return Err(refused(found));
-        }
-        kind = Some(found);
-    }
+pub fn open_below(root: &Path, path: impl AsRef<Path>) -> io::Result<File> {
+    let (place, kind) = below(root, path.as_ref())?;
     if let Some(kind) = kind.filter(|kind| !kind.is_file()) {
         return Err(refused(kind));
     }
@@ -122,7 +113,36 @@ pub fn open_below(root: &Path, path: &str) -> io::Result<File> {
     if kind.is_file() { Ok(file) } else { Err(refused(kind)) }
 }
 
-/// Returns the error about something that is not a regular file.
+/// Returns `true` if there is a directory below `root`, as in [`open_below`], and `false` if
+/// nothing is there.
+///
+/// # Errors
+///
+/// The error of the operating system, or a sentence that says what is there instead.
+pub fn is_directory_below(root: &Path, path: &Path) -> io::Result<bool> {
+    match below(root, path) {
+        Ok((_, Some(kind))) if !kind.is_dir() => Err(refused(kind)),
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Returns the path of something below `root`, and what it is. No part of it is a symlink.
+fn below(root: &Path, path: &Path) -> io::Result<(PathBuf, Option<FileType>)> {
+    let (mut place, mut kind) = (root.to_owned(), None);
+    for part in path {
+        place.push(part);
+        let found = place.symlink_metadata()?.file_type();
+        if found.is_symlink() {
+            return Err(refused(found));
+        }
+        kind = Some(found);
+    }
+    Ok((place, kind))
+}
+
+/// Returns the error about something that is not what it should be.
 fn refused(kind: FileType) -> io::Error {
     let text = format!("it is {} and not a regular file", what(kind));
     io::Error::new(io::ErrorKind::Unsupported, text)

@@ -25,6 +25,7 @@ use std::path::PathBuf;
 use crate::evidence::DIRECTORY;
 use crate::evidence::reader::Directory;
 use crate::evidence::reader::Log;
+use crate::queue::disk;
 
 mod bounds;
 mod compare;
@@ -48,8 +49,10 @@ mod witnesses;
 
 use events::Compared;
 use events::Left;
+use history::History;
 use live::Deadline;
 use log::Check;
+use log::Ending;
 use log::Entries;
 pub use published::published;
 use queue::Places;
@@ -68,6 +71,8 @@ struct Place {
     /// lines were read.
     live: Option<u64>,
     beside: Option<Queue>,
+    /// Files that can't be read.
+    findings: Vec<String>,
 }
 
 /// A log that was read.
@@ -78,38 +83,44 @@ struct Read<'a> {
     is_covered: bool,
 }
 
+/// Why there is no report.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The request names something that is not there.
+    #[error("{0}")]
+    Usage(String),
+    /// A temporary file can't be written, or a server does not answer.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
 /// Checks the logs in some directories: each a queue's, the log's own, or a copy of either. The
 /// stored lines are compared with those that left by any of them. `read` is called with the number
-/// of bytes of stored lines that were read since the last call.
+/// of bytes of stored lines that were read since the last call. A file that is missing, wrong or
+/// unreadable is in the report.
 ///
 /// # Errors
 ///
-/// A file can't be read. Something that is missing or wrong is not an error: the report has it.
+/// A directory has no log, no log has a requested output, or there is no room for temporary files.
 pub fn directories(
     directories: &[PathBuf],
     request: &Request,
     read: &mut dyn FnMut(u64),
-) -> io::Result<Report> {
+) -> Result<Report, Error> {
+    let mut report = Report::default();
     let mut store = match request.events.is_empty() {
-        false => Some(Store::read(request, read)?),
+        false => Store::read(request, read, &mut report),
         true => None,
     };
-    let (mut report, mut places) = (Report::default(), Vec::new());
-    for directory in directories {
-        match Place::open(directory, request)? {
-            Some(place) => places.push(place),
-            None => report.append(log::absent(directory.display()), None),
-        }
-    }
-    let mut logs = Vec::new();
-    for place in &places {
-        logs.push(place.read(request, store.is_some())?);
-    }
+    let places = directories.iter().map(|directory| Place::open(directory, request));
+    let places = places.collect::<Result<Vec<_>, _>>()?;
+    let mut logs: Vec<_> =
+        places.iter().map(|place| place.read(request, store.is_some())).collect();
     drop_repeated(&mut logs, &mut report);
+    names_are_known(&logs, request)?;
     checkpoints(&mut logs);
     let mut compared = compared(&mut logs, &places, request, store.as_mut())?;
     if let Some(store) = &mut store {
-        name_outputs(&compared, request, &mut report);
         for kept in &store.kept {
             let name = store.name_of_checkpoint(kept.place);
             let text = format!("{name} is of {}, and no --directory has this log", kept.origin);
@@ -120,8 +131,9 @@ pub fn directories(
         report.append(std::mem::take(&mut store.report), None);
     }
     let is_one = logs.len() == 1;
-    for read in logs {
+    for (read, place) in logs.into_iter().zip(&places) {
         let origin = read.origin().filter(|_| !is_one);
+        report.unchecked.extend(place.findings.iter().cloned());
         report.append(read.check.end(), origin.as_deref());
     }
     Ok(report)
@@ -146,28 +158,34 @@ fn compared<'a, 'b>(
     request: &Request,
     mut store: Option<&mut Store>,
 ) -> io::Result<Vec<Compared<'a, 'b>>> {
-    let starts: Vec<_> = logs.iter().map(|log| log.check.history.runs.started_at).collect();
+    let ranges: Vec<_> = logs.iter().map(|log| log.check.history.begin_and_end()).collect();
     let sources = u16::try_from(request.outputs.len()).unwrap_or(u16::MAX);
     let mut compared = Vec::new();
     for (at, (read, place)) in (0..).zip(logs.iter_mut().zip(places)) {
         let Read { check, log, places: outputs, is_covered } = read;
-        let end = place.live.unwrap_or(u64::MAX);
         if let (Some(log), Some(store)) = (&*log, &mut store) {
             check.kept(store, log);
         }
-        let first = sources.saturating_mul(at).saturating_add(1);
-        let mut left = Left::new(first, end, check, store.as_deref());
+        let mut left = Left::new(sources.saturating_mul(at).saturating_add(1));
         if let Some(log) = log {
             check.events(log, &mut left, store.as_deref_mut())?;
         }
         if let Some(queue) = &place.beside {
-            check.queue(queue, outputs, store.as_mut().map(|store| &mut store.comparison))?;
+            check.queue(queue, outputs, store.as_mut().map(|store| &mut store.comparison));
         }
-        // A log that was kept aside ends where the one after it begins.
-        let beside = places.iter().zip(&starts).filter(|(other, _)| other.is_beside(place));
-        let last = check.history.runs.last_at;
-        check.judge(beside.filter_map(|(_, start)| start.filter(|at| Some(*at) >= last)).min());
-        compared.push(Compared { check, left, is_covered: *is_covered });
+        check.judge();
+        let is_closed = match check.ending() {
+            Ending::Live => *is_covered,
+            Ending::Stopped => place.is_closed(&check.history),
+            Ending::Open => false,
+        };
+        // A log that begins where another one of the same directory ends continues it.
+        let begin = check.history.begin_and_end().0;
+        let others = places.iter().zip(&ranges).filter(|(other, _)| other.is_beside(place));
+        let mut others = others.map(|(_, (_, end))| *end);
+        let begins_later = begin > 0 && !others.any(|end| end >= begin);
+        let has_earlier_log = begins_later || place.has_log_aside(places);
+        compared.push(Compared { check, left, is_closed, has_earlier_log });
     }
     Ok(compared)
 }
@@ -180,32 +198,56 @@ impl Read<'_> {
 }
 
 impl Place {
-    /// Opens a directory; `None` if it has no log.
-    fn open(directory: &Path, request: &Request) -> io::Result<Option<Self>> {
-        let Ok(files) = Directory::find(directory) else {
-            std::fs::read_dir(directory)?;
-            return Ok(None);
-        };
+    /// Opens a directory.
+    fn open(directory: &Path, request: &Request) -> Result<Self, Error> {
+        let files = Directory::find(directory).map_err(|error| Error::Usage(error.to_string()))?;
         let is_below = files.is_below(directory);
         let log = if is_below { directory.join(DIRECTORY) } else { directory.to_owned() };
         let queue = match is_below {
             true => directory.to_owned(),
             false => std::fs::canonicalize(&log)?.parent().unwrap_or(directory).to_owned(),
         };
+        let mut findings = Vec::new();
         // A log in a directory with another name than `evidence` was kept aside, and no relay
         // writes to it.
         let is_own = is_below || log.canonicalize()?.ends_with(DIRECTORY);
-        let owner = match is_own {
-            true if is_below => Queue::open(&queue)?,
-            // Only the log is asked about.
-            true => Queue::open(&queue).ok().flatten(),
-            false => None,
+        let owner = match is_own.then(|| Queue::open(&queue)).transpose() {
+            Ok(owner) => owner.flatten(),
+            Err(error) => {
+                // If the log itself was named, only the log is asked about.
+                findings.extend(is_below.then(|| format!("the queue: {error}")));
+                None
+            }
         };
         let in_use = owner.as_ref().filter(|queue| queue.is_in_use());
-        let live = in_use.map(Queue::end).transpose()?;
+        let live = match in_use.map(Queue::end).transpose() {
+            Ok(live) => live,
+            Err(error) => {
+                findings.push(format!("the queue: {error}"));
+                None
+            }
+        };
         let deadline = Deadline::new(request, &files, &log);
         let beside = owner.filter(|_| is_below);
-        Ok(Some(Self { queue, files, deadline, live, beside }))
+        Ok(Self { queue, files, deadline, live, beside, findings })
+    }
+
+    /// Returns `true` if the queue's directory has a log that was kept aside, and that is not among
+    /// these.
+    fn has_log_aside(&self, given: &[Self]) -> bool {
+        let beside = Directory::beside(&self.queue).into_iter();
+        let mut aside = beside.filter(|log| *log != self.files);
+        aside.any(|log| given.iter().all(|place| place.files != log))
+    }
+
+    /// Returns `true` if the relay that wrote the stop at the end of this log has written no event
+    /// since: this is its own directory and not a copy, and its queue ends where the log does.
+    fn is_closed(&self, history: &History) -> bool {
+        let identity = disk::identity(&self.queue.join(DIRECTORY));
+        let ends = |queue: &Queue| queue.end().is_ok_and(|end| end <= history.recorded_until());
+        identity.is_some()
+            && identity == history.runs.stopped_in
+            && self.beside.as_ref().is_none_or(ends)
     }
 
     /// Returns `true` if another log lies in the same queue's directory.
@@ -216,16 +258,24 @@ impl Place {
 
     /// Reads the log. If the relay is running, waits for a checkpoint that covers what the consumer
     /// may have.
-    fn read<'a>(&'a self, request: &'a Request, has_lines: bool) -> io::Result<Read<'a>> {
+    fn read<'a>(&'a self, request: &'a Request, has_lines: bool) -> Read<'a> {
         let mut is_covered = false;
         if let Some(end) = self.live {
             is_covered = self.deadline.wait_for_events(&self.files, end);
         }
         loop {
-            let places = self.beside.as_ref().map(Queue::places).transpose()?.unwrap_or_default();
-            let journal = self.files.journal()?;
+            let places = self.beside.as_ref().map(Queue::places).transpose();
+            let journal = self.files.journal();
             let mut check = Check::new(request, Some(&self.files), self.live.is_some());
-            let log = check.log(&self.files, journal)?;
+            let places = places.unwrap_or_else(|error| {
+                check.report.unchecked.push(format!("the queue: {error}"));
+                None
+            });
+            let journal = journal.unwrap_or_else(|error| {
+                check.finding(&error);
+                Vec::new()
+            });
+            let log = check.log(&self.files, journal);
             let size = log.as_ref().map_or(0, Log::size);
             let waits = self.live.is_some_and(|end| {
                 check.entries == Entries::Torn
@@ -236,7 +286,7 @@ impl Place {
                 if let Some(end) = self.live {
                     check.uncovered_before(end);
                 }
-                return Ok(Read { check, log, places, is_covered });
+                return Read { check, log, places: places.unwrap_or_default(), is_covered };
             }
         }
     }
@@ -310,11 +360,18 @@ fn drop_repeated(logs: &mut [Read<'_>], report: &mut Report) {
     }
 }
 
-/// Reports the requested outputs that no log has.
-fn name_outputs(logs: &[Compared<'_, '_>], request: &Request, report: &mut Report) {
-    for output in &request.outputs {
-        if !logs.iter().any(|log| log.check.history.outputs.contains_key(output)) {
-            report.unchecked.push(format!("the log has no output {output}"));
+/// Checks that the logs have the requested outputs, as far as the logs are whole.
+fn names_are_known(logs: &[Read<'_>], request: &Request) -> Result<(), Error> {
+    let is_readable = |read: &Read<'_>| read.check.is_whole();
+    let known = logs.iter().flat_map(|read| read.check.history.outputs.keys());
+    let known: BTreeSet<_> = known.map(String::as_str).collect();
+    let unknown = request.outputs.iter().find(|output| !known.contains(output.as_str()));
+    match unknown.filter(|_| logs.iter().all(is_readable)) {
+        None => Ok(()),
+        Some(output) => {
+            let known: Vec<_> = known.into_iter().collect();
+            let text = format!("the log has no output {output}; it has {}", known.join(", "));
+            Err(Error::Usage(text))
         }
     }
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::ops::Range;
+use std::sync::LazyLock;
 use std::time::Duration;
 use std::time::SystemTime;
 use std::time::UNIX_EPOCH;
@@ -12,6 +13,7 @@ use serde::Deserializer;
 use serde::Serialize;
 use serde::Serializer;
 use serde::de::Error as _;
+use tokio::time::Instant;
 
 pub use crate::queue::Fate;
 use crate::tlog::merkle::Hash;
@@ -29,8 +31,34 @@ pub fn now() -> u64 {
     u64::try_from(now.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// The time at which an entry was written, by a clock that nobody can set. Unlike `at`, which comes
+/// from the machine's clock, it never runs backwards within a boot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stamp {
+    /// A random number that the relay draws when its process starts. Two entries with the same
+    /// number were written by the same process.
+    pub boot: u32,
+    /// The number of milliseconds since then.
+    pub up: u64,
+}
+
+impl Stamp {
+    fn now() -> Self {
+        static PROCESS: LazyLock<(u32, Instant)> =
+            LazyLock::new(|| (fastrand::u32(..), Instant::now()));
+        let (boot, started) = *PROCESS;
+        Self { boot, up: u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX) }
+    }
+
+    /// Reads the stamp of an entry; `None` if an earlier version of the relay wrote the entry.
+    pub fn parse(entry: &[u8]) -> Option<Self> {
+        serde_json::from_slice(entry).ok()
+    }
+}
+
 /// An entry. Times (`at`) are milliseconds since 1970, and positions are those of the queue. A
-/// range has the positions from `first` on, `count` of them.
+/// range has the positions from `first` on, `count` of them. In the log, each entry also has the
+/// members of its [`Stamp`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum Entry {
@@ -161,6 +189,10 @@ pub struct Running {
     /// event that was not meant for it any more. It may have joined again.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub left: BTreeMap<String, u64>,
+    /// In a stop: the numbers of the file system and of the inode of the log's directory, which no
+    /// copy of the directory has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub directory: Option<String>,
 }
 
 /// How the relay runs, and the log that it has found.
@@ -219,9 +251,22 @@ impl Entry {
         serde_json::from_slice(bytes)
     }
 
-    /// Returns the bytes of the entry, as they are in the log.
+    /// Returns the bytes of the entry, as they are in the log, with the stamp of this moment.
     pub fn bytes(&self) -> Vec<u8> {
-        serde_json::to_vec(self).expect("numbers and texts, and the keys of its maps are texts")
+        self.stamped(Stamp::now())
+    }
+
+    /// Returns the bytes of the entry with a stamp.
+    pub fn stamped(&self, stamp: Stamp) -> Vec<u8> {
+        #[derive(Serialize)]
+        struct Stamped<'a> {
+            #[serde(flatten)]
+            entry: &'a Entry,
+            #[serde(flatten)]
+            stamp: Stamp,
+        }
+        serde_json::to_vec(&Stamped { entry: self, stamp })
+            .expect("numbers and texts, and the keys of its maps are texts")
     }
 
     /// Returns the positions of the events of which this entry says that they came in, or were lost
@@ -310,6 +355,7 @@ mod tests {
             heartbeat_ms: 3_600_000,
             outputs: BTreeMap::from([("siem".to_owned(), 7)]),
             left: BTreeMap::new(),
+            directory: None,
         };
         let without = Running { left: BTreeMap::from([("old".to_owned(), 9)]), ..running.clone() };
         let common = format!(
@@ -387,8 +433,11 @@ mod tests {
                 r#"{"type":"key","at":5,"verifier_key":"a+0+b"}"#.to_owned(),
             ),
         ] {
-            assert_eq!(String::from_utf8(entry.bytes()).unwrap(), text);
+            let text = text.strip_suffix('}').unwrap().to_owned() + r#","boot":7,"up":1234}"#;
+            let stamp = Stamp { boot: 7, up: 1234 };
+            assert_eq!(String::from_utf8(entry.stamped(stamp)).unwrap(), text);
             assert_eq!(Entry::parse(text.as_bytes()).unwrap(), entry);
+            assert_eq!(Stamp::parse(text.as_bytes()), Some(stamp));
             assert_eq!(entry.at(), 5);
         }
     }

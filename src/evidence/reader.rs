@@ -14,6 +14,7 @@ use super::layout;
 use super::layout::DIRECTORY;
 pub use super::layout::Files;
 use super::layout::JOURNAL;
+use super::layout::KNOWN;
 use super::layout::LINES;
 use super::layout::LineFile;
 use super::layout::ROLLED_BACK;
@@ -24,6 +25,7 @@ use super::lines::FILE_BYTES_MAX;
 use super::lines::Range;
 use super::lines::Record;
 use crate::named_file;
+use crate::queue::disk::named;
 use crate::tlog::checkpoint::Signed;
 use crate::tlog::malformed::Malformed;
 use crate::tlog::merkle::Hash;
@@ -36,25 +38,52 @@ use crate::tlog::tile::Content;
 use crate::tlog::tile::Tile;
 use crate::tlog::tile::WIDTH;
 
+/// The maximum number of names that an error lists.
+const NAMES_MAX: usize = 20;
+
 /// The files of a log in a directory.
-#[derive(Debug)]
+#[derive(Debug, PartialEq, Eq)]
 pub struct Directory(PathBuf);
 
 impl Directory {
-    /// Finds the log in a directory: the log itself, or `evidence` in it.
+    /// Finds the log in a directory: the log itself, or `evidence` in it. A log that was never
+    /// signed has only a journal.
     ///
     /// # Errors
     ///
-    /// Neither of the two has a checkpoint.
+    /// Neither of the two has a checkpoint or a journal.
     pub fn find(directory: &Path) -> io::Result<Self> {
-        let places = [directory.join(DIRECTORY), directory.to_owned()];
-        let has_log = |place: &PathBuf| place.join(CHECKPOINT).symlink_metadata().is_ok();
-        places.into_iter().find(has_log).map(Self).ok_or_else(|| {
+        // A symlink that was named is followed, and none below it.
+        let named = directory.canonicalize().unwrap_or_else(|_| directory.to_owned());
+        let places = [named.join(DIRECTORY), named];
+        let has = |place: &Path, name| place.join(name).symlink_metadata().is_ok();
+        let found = [CHECKPOINT, JOURNAL].iter().find_map(|name| {
+            places.iter().find(|place| has(place, name)).map(|place| Self(place.clone()))
+        });
+        found.ok_or_else(|| {
+            let names: Vec<_> = names_in(directory).into_iter().take(NAMES_MAX).collect();
             io::Error::other(format!(
-                "{} holds no evidence: neither it nor evidence in it has a file {CHECKPOINT}",
-                directory.display()
+                "{} holds no evidence: neither it nor evidence in it has a file {CHECKPOINT}. It \
+                 has: {}",
+                directory.display(),
+                names.join(", ")
             ))
         })
+    }
+
+    /// Returns the newest checkpoint that the relay remembers beside the log; `None` if there is
+    /// none, as in a copy of the log.
+    pub fn remembered(&self) -> Option<Signed> {
+        let file = open(self.0.parent()?, KNOWN).ok()??;
+        Signed::parse(&read_from(&file, NOTE_BYTES_MAX).ok()?).ok()
+    }
+
+    /// Returns the logs in a queue's directory: the relay's own, and those that were kept aside.
+    pub fn beside(queue: &Path) -> Vec<Self> {
+        let names = names_in(queue).into_iter().filter(|name| name.starts_with(DIRECTORY));
+        let places = names.map(|name| queue.join(name));
+        let places = places.filter(|place| place.join(CHECKPOINT).symlink_metadata().is_ok());
+        places.map(|place| Self(place.canonicalize().unwrap_or(place))).collect()
     }
 
     /// Returns the log in this directory, which need not have a checkpoint yet.
@@ -64,7 +93,7 @@ impl Directory {
 
     /// Returns `true` if the log is in the directory `evidence` of this queue.
     pub fn is_below(&self, queue: &Path) -> bool {
-        self.0 == queue.join(DIRECTORY)
+        queue.canonicalize().is_ok_and(|queue| self.0 == queue.join(DIRECTORY))
     }
 
     /// Returns the entries of the journal, with their indices. No checkpoint covered them when they
@@ -74,7 +103,7 @@ impl Directory {
     ///
     /// The journal can't be read.
     pub fn journal(&self) -> io::Result<Vec<(u64, Vec<u8>)>> {
-        let journal = self.read(JOURNAL, JOURNAL_BYTES_MAX)?;
+        let journal = self.read(JOURNAL, JOURNAL_BYTES_MAX).map_err(named(JOURNAL))?;
         Ok(journal::entries(&journal.unwrap_or_default()))
     }
 
@@ -97,8 +126,8 @@ impl Directory {
     /// The file can't be read.
     pub(super) fn rolled_back_file(&self) -> io::Result<Option<Vec<u8>>> {
         for place in [self.0.parent(), Some(self.0.as_path())].into_iter().flatten() {
-            if let Some(file) = open(place, ROLLED_BACK)? {
-                return read_from(&file, ROLLED_BACK_MAX).map(Some);
+            if let Some(file) = open(place, ROLLED_BACK).map_err(named(ROLLED_BACK))? {
+                return read_from(&file, ROLLED_BACK_MAX).map(Some).map_err(named(ROLLED_BACK));
             }
         }
         Ok(None)
@@ -129,11 +158,32 @@ impl Directory {
         Ok(widths)
     }
 
+    /// Returns the directory below which no symlink is followed, and the path of a file of the log
+    /// below it. The directory of a log is below that of the queue, and must not be a symlink.
+    fn below(&self, path: &Path) -> (&Path, PathBuf) {
+        match self.0.parent().filter(|_| self.0.ends_with(DIRECTORY)) {
+            Some(queue) => (queue, Path::new(DIRECTORY).join(path)),
+            None => (&self.0, path.to_owned()),
+        }
+    }
+
+    fn open(&self, path: &str) -> io::Result<Option<fs::File>> {
+        let (root, path) = self.below(Path::new(path));
+        if_there(named_file::open_below(root, path))
+    }
+
     /// Reads the names in a directory of the log; none if it is not there.
     fn names<T>(&self, directory: &Path, read: impl Fn(&str) -> Option<T>) -> io::Result<Vec<T>> {
+        let name = directory.display().to_string();
+        let (root, path) = self.below(directory);
+        if !named_file::is_directory_below(root, &path).map_err(named(&name))? {
+            return Ok(Vec::new());
+        }
         let mut found = Vec::new();
-        for entry in if_there(fs::read_dir(self.0.join(directory)))?.into_iter().flatten() {
-            found.extend(entry?.file_name().to_str().and_then(&read));
+        let entries = if_there(fs::read_dir(self.0.join(directory))).map_err(named(&name))?;
+        for entry in entries.into_iter().flatten() {
+            let entry = entry.map_err(named(&name))?;
+            found.extend(entry.file_name().to_str().and_then(&read));
         }
         Ok(found)
     }
@@ -144,7 +194,8 @@ impl Directory {
     ///
     /// The file can't be read.
     pub fn line_file(&self, file: LineFile) -> io::Result<Vec<u8>> {
-        Ok(self.read(&file.path(), FILE_BYTES_MAX)?.unwrap_or_default())
+        let path = file.path();
+        Ok(self.read(&path, FILE_BYTES_MAX).map_err(named(&path))?.unwrap_or_default())
     }
 
     /// Returns the record at an offset of a file of line hashes; `None` if the file or the record
@@ -154,8 +205,10 @@ impl Directory {
     ///
     /// The file can't be read.
     pub fn line_record(&self, file: LineFile, offset: u64) -> io::Result<Option<Record>> {
-        let Some(file) = open(&self.0, &file.path())? else { return Ok(None) };
-        lines::record_at(offset, |bytes, at| file.read_exact_at(bytes, at))
+        let path = file.path();
+        let Some(file) = self.open(&path).map_err(named(&path))? else { return Ok(None) };
+        let read = |bytes: &mut [u8], at| file.read_exact_at(bytes, at);
+        lines::record_at(offset, read).map_err(named(&path))
     }
 
     /// Returns the range of line hashes at these positions that has this root; `None` if the
@@ -186,6 +239,21 @@ impl Directory {
     }
 }
 
+/// Returns `true` if an error is about something that no relay makes: a symlink, a pipe or a
+/// directory in the place of a file, or a file of an impossible size.
+pub fn is_foreign(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::Unsupported | io::ErrorKind::FileTooLarge)
+}
+
+/// Returns the names in a directory, in order; none if it can't be read.
+fn names_in(directory: &Path) -> Vec<String> {
+    let entries = fs::read_dir(directory).into_iter().flatten().flatten();
+    let mut names: Vec<_> =
+        entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    names.sort_unstable();
+    names
+}
+
 /// Opens a file below a directory, which may be somebody else's; `None` if there is none.
 fn open(directory: &Path, path: &str) -> io::Result<Option<fs::File>> {
     if_there(named_file::open_below(directory, path))
@@ -196,14 +264,17 @@ fn read_from(file: &fs::File, max: usize) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
     file.take(max as u64 + 1).read_to_end(&mut bytes)?;
     match bytes.len() > max {
-        true => Err(io::Error::other(format!("the file has more than {max} bytes"))),
+        true => {
+            let text = format!("the file has more than {max} bytes");
+            Err(io::Error::new(io::ErrorKind::FileTooLarge, text))
+        }
         false => Ok(bytes),
     }
 }
 
 impl Files for Directory {
     fn read(&self, path: &str, max: usize) -> io::Result<Option<Vec<u8>>> {
-        open(&self.0, path)?.map(|file| read_from(&file, max)).transpose()
+        self.open(path)?.map(|file| read_from(&file, max)).transpose()
     }
 
     fn wider(&self, tile: Tile) -> io::Result<u64> {
@@ -232,17 +303,16 @@ pub enum ReadError {
 }
 
 impl ReadError {
-    /// Returns `true` if the log itself is at fault: a file is missing or has a wrong content.
-    /// Returns `false` if the reader had no access or could not ask.
+    /// Returns `true` if the log itself is at fault: a file is missing, has a wrong content, or is
+    /// not a regular file. Returns `false` if the reader had no access, could not ask, or the disk
+    /// failed.
     pub fn is_of_the_log(&self) -> bool {
-        !matches!(self.kind(), io::ErrorKind::NotConnected | io::ErrorKind::PermissionDenied)
-    }
-
-    fn kind(&self) -> io::ErrorKind {
-        match self {
-            Self::File { error, .. } => error.kind(),
-            Self::NoCheckpoint | Self::Checkpoint(_) => io::ErrorKind::Other,
-        }
+        let Self::File { error, .. } = self else { return true };
+        is_foreign(error)
+            || matches!(
+                error.kind(),
+                io::ErrorKind::Other | io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof
+            )
     }
 }
 
@@ -335,7 +405,10 @@ impl<'a> Log<'a> {
     /// Returns the hashes of the log's tree, read from the tiles.
     pub fn nodes(&self) -> impl Nodes {
         tile::Tiles::new(self.size(), |tile| {
-            self.hashes(tile).map_err(|error| io::Error::new(error.kind(), error))
+            self.hashes(tile).map_err(|error| match &error {
+                ReadError::File { error: cause, .. } => io::Error::new(cause.kind(), error),
+                ReadError::NoCheckpoint | ReadError::Checkpoint(_) => io::Error::other(error),
+            })
         })
     }
 }

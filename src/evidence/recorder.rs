@@ -30,6 +30,7 @@ use super::entry::Started;
 use super::entry::now;
 use super::hashes;
 use super::hashes::Hashes;
+use super::layout::DIRECTORY;
 use super::lines::Range;
 use super::lines::Record;
 use super::lines::SALT_BYTES;
@@ -72,7 +73,7 @@ const TAKE: Take = Take { bytes: 1 << 20, events: RANGE_MAX };
 const COMMIT_BYTES: u64 = 16 << 20;
 
 /// Hashes and entries are made durable at the latest this long after the first of them.
-const COMMIT_EVERY: Duration = Duration::from_secs(1);
+pub(super) const COMMIT_EVERY: Duration = Duration::from_secs(1);
 
 /// The pause after a failed attempt to write.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -335,7 +336,8 @@ impl Work {
         // last entry agree with the entries before it.
         self.write(false);
         if let Some((running, _)) = last {
-            self.add(Entry::Stop(self.now(running)));
+            let directory = self.setup.disk.identity(DIRECTORY);
+            self.add(Entry::Stop(Running { directory, ..self.now(running) }));
         }
         self.write(true);
         if let Some(times) = times {
@@ -921,5 +923,6 @@ pub(crate) fn running(config_sha256: String, settings: &config::Evidence) -> Run
         heartbeat_ms: u64::try_from(heartbeat.as_millis()).unwrap_or(u64::MAX),
         outputs: BTreeMap::new(),
         left: BTreeMap::new(),
+        directory: None,
     }
 }

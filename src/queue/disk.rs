@@ -73,6 +73,12 @@ pub(crate) trait Disk: Send + Sync + fmt::Debug {
     /// Makes all creations, removals and renames of files in a directory survive a power loss. The
     /// name `""` means the queue's own directory.
     fn sync_directory(&self, directory: &str) -> io::Result<()>;
+
+    /// Returns a text that no copy of the directory has: the numbers of its file system and of its
+    /// inode. `None` if they are unknown.
+    fn identity(&self, _directory: &str) -> Option<String> {
+        None
+    }
 }
 
 /// The purpose for which a file is opened.
@@ -106,6 +112,12 @@ pub(crate) trait File: Send + Sync + fmt::Debug {
 
     /// Returns the length of the file in bytes.
     fn bytes(&self) -> io::Result<u64>;
+}
+
+/// Returns [`Disk::identity`] of a directory.
+pub(crate) fn identity(directory: &Path) -> Option<String> {
+    let metadata = fs::symlink_metadata(directory).ok()?;
+    Some(format!("{}:{}", metadata.dev(), metadata.ino()))
 }
 
 /// Returns a function that puts the name of a file before the text of an error.
@@ -300,6 +312,10 @@ fn options(access: Access) -> fs::OpenOptions {
 }
 
 impl Disk for RealDisk {
+    fn identity(&self, directory: &str) -> Option<String> {
+        identity(&self.root.join(directory))
+    }
+
     fn list(&self, directory: &str) -> io::Result<Vec<String>> {
         let mut names = Vec::new();
         for entry in fs::read_dir(self.root.join(directory))? {

@@ -34,45 +34,39 @@ const DIFFERENCES_MAX: usize = 1_000_000;
 /// 0, and the number grows from line to line.
 pub(super) type Place = (u16, u64);
 
-/// The group of lines to which a hash belongs. "Left" means that the log says so, and "stored" that
-/// the line is in the consumer's store.
+/// The group of lines to which a hash belongs: lines that must be in the consumer's store, lines
+/// that may be in it, each for a reason, and lines that are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub(super) enum Kind {
-    /// A line that left.
-    Left = 0,
     /// A line that left, but outside of the time that is asked about.
-    Outside = 1,
-    /// A line that left after the stored lines were exported.
-    Late = 2,
-    /// A line that the consumer may have, but need not have.
-    Allowed = 3,
-    /// An event as it came in, which the log calls dropped or changed. It may have left in this
-    /// form before a crash or a change of the config, after which other rules took it.
-    Earlier = 4,
-    /// A line that left by another output before the output that is asked about joined.
-    Elsewhere = 5,
+    Outside = 0,
+    /// A line that left.
+    Must = 1,
+    /// A line that the consumer may have got, although no entry says so: its event was lost, or its
+    /// fate is not in the log yet.
+    May = 2,
+    /// Another copy of a line that left: the event was sent again after a crash.
+    Again = 3,
     /// A line that no checkpoint covers yet.
-    Newer = 6,
+    Newer = 4,
     /// A line that is stored.
-    Stored = 7,
+    Stored = 5,
     /// A stored line that may have been written by an output that added members. Its event may then
     /// be the line without these members, which is [`Kind::Plain`].
-    Either = 8,
+    Either = 6,
     /// The other form of a [`Kind::Either`], without the added members. It has the place of the
     /// stored line.
-    Plain = 9,
+    Plain = 7,
 }
 
 impl Kind {
     /// All kinds, in the order of their numbers.
-    const ALL: [Self; 10] = [
-        Self::Left,
+    const ALL: [Self; 8] = [
         Self::Outside,
-        Self::Late,
-        Self::Allowed,
-        Self::Earlier,
-        Self::Elsewhere,
+        Self::Must,
+        Self::May,
+        Self::Again,
         Self::Newer,
         Self::Stored,
         Self::Either,
@@ -87,6 +81,24 @@ impl Kind {
         matches!(self, Self::Stored | Self::Either | Self::Plain)
     }
 }
+
+/// The result for a stored line, or for one form of a line that has two. The first result that a
+/// form of the line has is that of the line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[repr(u8)]
+enum Class {
+    /// The line left, or may have left.
+    Fits = 0,
+    /// The line is a further copy of a line that left.
+    Copy = 1,
+    /// No checkpoint covers the line yet.
+    Newer = 2,
+    /// The log does not have the line.
+    Extra = 3,
+}
+
+/// The number that is added to the class of the form without the added members.
+const PLAIN: u8 = 8;
 
 /// The hashes that are compared.
 pub(super) struct Comparison {
@@ -104,28 +116,21 @@ struct Bucket {
 /// The result of a comparison.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Differences {
-    /// The number of lines that left and are stored.
+    /// The number of lines that must be stored and are.
     pub(super) found: u64,
+    /// For each source the number of the last line that was found.
+    pub(super) ends: BTreeMap<u16, u64>,
     /// The number of lines that are stored more often than they left.
     pub(super) duplicate: u64,
-    /// The places of the lines that left and are not stored.
-    pub(super) missing: BTreeSet<Place>,
-    pub(super) missing_count: u64,
-    /// The number of lines that left after the export and are not stored.
-    pub(super) late: u64,
+    /// The first places of the lines that must be stored and are not.
+    pub(super) absent: BTreeSet<Place>,
+    pub(super) absent_count: u64,
     /// The number of stored lines that no checkpoint covers yet.
     pub(super) newer: u64,
-    /// The number of events that are stored only in an earlier form ([`Kind::Earlier`]).
-    pub(super) earlier: u64,
-    /// The number of stored lines that left by another output.
-    pub(super) elsewhere: u64,
-    /// The places of the lines that are stored but never left.
+    /// The places of the stored lines that the log does not have.
     pub(super) extra: BTreeSet<u64>,
     pub(super) extra_count: u64,
-    /// The number of these lines that are equal to another one of them.
-    pub(super) extra_copies: u64,
-    /// The number of stored lines that match two lines that left, with and without the members, and
-    /// count for both.
+    /// The number of stored lines that count for two lines that left, with and without the members.
     pub(super) ambiguous: u64,
     /// The number of stored lines that match a line that left if the added members are removed.
     pub(super) with_added: u64,
@@ -144,9 +149,13 @@ impl Comparison {
     }
 
     pub(super) fn add(&mut self, hash: Hash, kind: Kind, place: Place) -> io::Result<()> {
+        self.push(hash, kind as u8, place)
+    }
+
+    fn push(&mut self, hash: Hash, kind: u8, place: Place) -> io::Result<()> {
         let Some(bucket) = self.buckets.get_mut(usize::from(hash.0[0])) else { return Ok(()) };
         bucket.items.extend_from_slice(&hash.0);
-        bucket.items.push(kind as u8);
+        bucket.items.push(kind);
         bucket.items.extend_from_slice(&place.0.to_be_bytes());
         bucket.items.extend_from_slice(&place.1.to_be_bytes());
         self.memory += ITEM;
@@ -159,17 +168,18 @@ impl Comparison {
 
     pub(super) fn differences(&mut self) -> io::Result<Differences> {
         let mut differences = Differences::default();
-        // The lines with two hashes, by place, to find which of the two matches.
-        let mut fits = Self { limit: self.limit, ..Self::new() };
+        // The lines with two forms, by place.
+        let mut forms = Self { limit: self.limit, ..Self::new() };
         for bucket in &mut self.buckets {
             bucket.groups(|group| {
-                let mut of_group = differences.add(group).into_iter();
-                of_group.try_for_each(|(kind, at)| fits.add(key_of(at), kind, (0, at)))
+                let group: Vec<_> = group.iter().map(|it| (Kind::of(it.0), it.1)).collect();
+                let mut of_group = differences.add(&group).into_iter();
+                of_group.try_for_each(|(form, at)| forms.push(key_of(at), form, (0, at)))
             })?;
         }
-        for bucket in &mut fits.buckets {
+        for bucket in &mut forms.buckets {
             bucket.groups(|group| {
-                differences.add_place(group);
+                differences.add_forms(group);
                 Ok(())
             })?;
         }
@@ -185,8 +195,8 @@ impl Comparison {
         let mut found = BTreeMap::new();
         for bucket in &mut self.buckets {
             bucket.groups(|group| {
-                let left = group.iter().filter(|(kind, _)| !kind.is_stored());
-                let stored = group.iter().filter(|(kind, _)| kind.is_stored());
+                let left = group.iter().filter(|(kind, _)| !Kind::of(*kind).is_stored());
+                let stored = group.iter().filter(|(kind, _)| Kind::of(*kind).is_stored());
                 for ((_, left), (_, (_, at))) in left.zip(stored) {
                     if places.contains(at) {
                         found.insert(*at, *left);
@@ -212,10 +222,7 @@ impl Bucket {
     }
 
     /// Calls `tell` with all items of each hash, in the order of kind and place.
-    fn groups(
-        &mut self,
-        mut tell: impl FnMut(&[(Kind, Place)]) -> io::Result<()>,
-    ) -> io::Result<()> {
+    fn groups(&mut self, mut tell: impl FnMut(&[(u8, Place)]) -> io::Result<()>) -> io::Result<()> {
         let mut bytes = Vec::new();
         if let Some(file) = &mut self.file {
             file.seek(SeekFrom::Start(0))?;
@@ -233,16 +240,9 @@ impl Bucket {
                 let (source, number) = place.split_at(2);
                 let source = source.iter().fold(0, |sum, byte| sum << 8 | u16::from(*byte));
                 let number = number.iter().fold(0, |sum, byte| sum << 8 | u64::from(*byte));
-                group.push((Kind::of(kind), (source, number)));
+                group.push((kind, (source, number)));
             }
-            // A line that was sent again after a crash counts once. It left before the export if
-            // any of its entries says so.
             group.dedup();
-            let left: BTreeSet<Place> = match group.iter().any(|(kind, _)| *kind == Kind::Late) {
-                true => group.iter().filter(|it| it.0 == Kind::Left).map(|it| it.1).collect(),
-                false => BTreeSet::new(),
-            };
-            group.retain(|(kind, place)| *kind != Kind::Late || !left.contains(place));
             tell(&group)?;
         }
         Ok(())
@@ -251,62 +251,73 @@ impl Bucket {
 
 impl Differences {
     /// Adds the lines with one hash. Returns the places of the stored lines for which this is one
-    /// of two hashes. Their kind is that of the hash if it matches a line of a log. If it does not,
-    /// their own hash has [`Kind::Stored`] instead, and the hash without the added members is left
-    /// out.
-    fn add(&mut self, group: &[(Kind, Place)]) -> Vec<(Kind, u64)> {
+    /// of two forms, with the class of this form.
+    fn add(&mut self, group: &[(Kind, Place)]) -> Vec<(u8, u64)> {
         let of = |kind: Kind| group.iter().filter(move |item| item.0 == kind).map(|item| item.1);
         let count = |kind: Kind| of(kind).count();
-        let stored = group.iter().filter(|(kind, _)| kind.is_stored()).count();
-        // A line from outside the time that is asked about is matched first, and one that left
-        // after the export is matched last.
-        let mut rest = stored;
-        let mut share = |kind: Kind| {
-            let taken = rest.min(count(kind));
-            rest -= taken;
-            taken
-        };
-        let (_, found, late) = (share(Kind::Outside), share(Kind::Left), share(Kind::Late));
-        self.found += (found + late) as u64;
-        self.late += (count(Kind::Late) - late) as u64;
-        for place in of(Kind::Left).skip(found) {
-            self.missing_count += 1;
-            if self.missing.len() < DIFFERENCES_MAX {
-                self.missing.insert(place);
+        let whole = count(Kind::Stored) + count(Kind::Either);
+        let expected = count(Kind::Outside) + count(Kind::Must) + count(Kind::May);
+        let fits = whole.min(expected);
+        let plain = count(Kind::Plain).min(expected - fits);
+        // The lines that left outside of the time that is asked about are matched first.
+        let found = (fits + plain).saturating_sub(count(Kind::Outside)).min(count(Kind::Must));
+        self.found += found as u64;
+        for (source, number) in
+            of(Kind::Outside).take(fits + plain).chain(of(Kind::Must).take(found))
+        {
+            let end = self.ends.entry(source).or_default();
+            *end = number.max(*end);
+        }
+        for place in of(Kind::Must).skip(found) {
+            self.absent_count += 1;
+            self.absent.insert(place);
+            if self.absent.len() > DIFFERENCES_MAX {
+                self.absent.pop_last();
             }
         }
-        let expected = count(Kind::Left) + count(Kind::Outside) + count(Kind::Late);
-        let known = if expected > 0 { expected } else { count(Kind::Allowed) };
-        if known > 0 {
-            self.duplicate += stored.saturating_sub(known) as u64;
-        } else if count(Kind::Earlier) > 0 {
-            // Each crash may have been followed by another attempt.
-            let events = stored.min(count(Kind::Earlier));
-            self.earlier += events as u64;
-            self.duplicate += (stored - events) as u64;
-        } else if count(Kind::Elsewhere) > 0 {
-            self.elsewhere += stored as u64;
+        let rest = if expected > 0 || count(Kind::Again) > 0 {
+            Class::Copy
         } else if count(Kind::Newer) > 0 {
-            self.newer += stored as u64;
+            Class::Newer
         } else {
-            of(Kind::Stored).for_each(|(_, place)| self.add_extra(place));
-            self.extra_copies += (count(Kind::Stored) as u64).saturating_sub(1);
-            return of(Kind::Either).map(|(_, place)| (Kind::Stored, place)).collect();
+            Class::Extra
+        };
+        let class = |fits: bool| if fits { Class::Fits } else { rest };
+        for (at, (_, place)) in of(Kind::Stored).enumerate() {
+            self.without_added += u64::from(rest != Class::Extra);
+            self.count(class(at < fits), place);
         }
-        self.without_added += count(Kind::Stored) as u64;
-        let doubtful = group.iter().filter(|it| matches!(it.0, Kind::Either | Kind::Plain));
-        doubtful.map(|(kind, (_, place))| (*kind, *place)).collect()
+        let either = of(Kind::Either).enumerate();
+        let either = either.map(|(at, (_, place))| (class(at < fits) as u8, place));
+        // Equal lines have equal other forms. The first of them count as they are stored, and the
+        // last of them without the added members.
+        let copies = count(Kind::Plain) - plain;
+        let plains = of(Kind::Plain).enumerate();
+        let plains = plains.map(|(at, (_, place))| (PLAIN + class(at >= copies) as u8, place));
+        either.chain(plains).collect()
     }
 
-    /// Counts a stored line with two hashes. `group` has the kinds that [`Differences::add`] has
-    /// returned for its place.
-    fn add_place(&mut self, group: &[(Kind, Place)]) {
-        let has = |kind: Kind| group.iter().find(|item| item.0 == kind).map(|item| item.1.1);
-        match (has(Kind::Stored), has(Kind::Either), has(Kind::Plain)) {
-            (Some(place), _, None) => self.add_extra(place),
-            (Some(_), _, Some(_)) => self.with_added += 1,
-            (None, Some(_), Some(_)) => self.ambiguous += 1,
-            (_, _, _) => {}
+    /// Counts a stored line with two forms. `forms` has the results of [`Differences::add`] for its
+    /// place.
+    fn add_forms(&mut self, forms: &[(u8, Place)]) {
+        let Some((_, (_, place))) = forms.first() else { return };
+        let has = |class: Class, plain: u8| forms.iter().any(|it| it.0 == class as u8 + plain);
+        match (has(Class::Fits, 0), has(Class::Fits, PLAIN)) {
+            (true, true) => self.ambiguous += 1,
+            (false, true) => self.with_added += 1,
+            (_, _) => {}
+        }
+        let all = [Class::Fits, Class::Copy, Class::Newer];
+        let class = all.into_iter().find(|class| has(*class, 0) || has(*class, PLAIN));
+        self.count(class.unwrap_or(Class::Extra), *place);
+    }
+
+    fn count(&mut self, class: Class, place: u64) {
+        match class {
+            Class::Fits => {}
+            Class::Copy => self.duplicate += 1,
+            Class::Newer => self.newer += 1,
+            Class::Extra => self.add_extra(place),
         }
     }
 
@@ -352,30 +363,46 @@ mod tests {
         Hash::of(&[&of.to_be_bytes()])
     }
 
+    /// Method: an event came in by the webhook, and again by a replay of an audit.log, whose lines
+    /// have the members that an output may add. The consumer got both lines.
     #[test]
-    fn events_in_an_earlier_form_are_counted_and_their_copies_are_duplicates() {
+    fn an_audit_log_that_was_replayed_beside_the_webhook_makes_no_duplicates() {
+        let (event, line) = (hash(1), hash(2));
+        for stored in [[event, line], [line, line]] {
+            let mut comparison = Comparison::new();
+            for (number, hash) in (0..).zip([event, line]) {
+                comparison.add(hash, Kind::Must, (1, number)).expect("no file");
+            }
+            for (place, hash) in (0..).zip(stored) {
+                let has_two = hash == line;
+                let kind = if has_two { Kind::Either } else { Kind::Stored };
+                comparison.add(hash, kind, (0, place)).expect("no file");
+                if has_two {
+                    comparison.add(event, Kind::Plain, (0, place)).expect("no file");
+                }
+            }
+            let found = comparison.differences().expect("no file");
+            assert_eq!((found.found, found.duplicate, found.ambiguous), (2, 0, 0));
+            assert_eq!((found.absent_count, found.extra_count), (0, 0));
+        }
+    }
+
+    #[test]
+    fn copies_that_were_sent_again_are_duplicates_and_never_must_be_there() {
         let mut comparison = Comparison::new();
         let mut add = |line: u64, kind: Kind, place: Place| {
             comparison.add(hash(line), kind, place).expect("no file");
         };
-        // Events 1 and 2 have equal lines. Event 3 left too, by the log.
-        (1..=3).for_each(|event| add(event.max(2), Kind::Earlier, (1, event)));
-        add(3, Kind::Left, (1, 3));
-        add(4, Kind::Earlier, (1, 4));
-        for (place, line) in (0..).zip([2, 2, 2, 3, 3, 9]) {
+        add(1, Kind::Must, (1, 0));
+        add(1, Kind::Again, (1, 9));
+        add(2, Kind::Again, (1, 10));
+        add(3, Kind::Again, (1, 11));
+        for (place, line) in (0..).zip([1, 1, 2]) {
             add(line, Kind::Stored, (0, place));
         }
         let found = comparison.differences().expect("no file");
-        let expected = Differences {
-            found: 1,
-            earlier: 2,
-            duplicate: 2,
-            extra: BTreeSet::from([5]),
-            extra_count: 1,
-            without_added: 5,
-            ..Differences::default()
-        };
-        assert_eq!(found, expected);
+        assert_eq!((found.found, found.duplicate, found.absent_count), (1, 2, 0));
+        assert_eq!((found.extra_count, found.ends), (0, BTreeMap::from([(1, 0)])));
     }
 
     #[test]
@@ -385,14 +412,14 @@ mod tests {
             for position in 0..1000 {
                 // Each tenth line has the same bytes.
                 let line = if position % 10 == 0 { 5000 } else { position };
-                comparison.add(hash(line), Kind::Left, (1, position)).expect("a file");
+                comparison.add(hash(line), Kind::Must, (1, position)).expect("a file");
                 // After a crash, one line was sent again.
                 if position == 3 {
-                    comparison.add(hash(line), Kind::Left, (1, position)).expect("a file");
+                    comparison.add(hash(line), Kind::Must, (1, position)).expect("a file");
                 }
             }
             comparison.add(hash(2000), Kind::Outside, (1, 1000)).expect("a file");
-            comparison.add(hash(2001), Kind::Allowed, (1, 1001)).expect("a file");
+            comparison.add(hash(2001), Kind::May, (1, 1001)).expect("a file");
             let mut stored: Vec<u64> = (0..1000).filter(|at| at % 10 != 0).collect();
             stored.extend([5000; 97]);
             stored.retain(|line| *line != 7);
@@ -402,9 +429,10 @@ mod tests {
             }
             let found = comparison.differences().expect("a file");
             assert_eq!((found.found, found.duplicate), (899 + 97, 3));
-            assert_eq!(found.missing, BTreeSet::from([7, 970, 980, 990].map(|at| (1, at))));
+            assert_eq!(found.absent, BTreeSet::from([7, 970, 980, 990].map(|at| (1, at))));
+            assert_eq!(found.ends, BTreeMap::from([(1, 1000)]));
             assert_eq!(found.extra, BTreeSet::from([stored.len() as u64 - 1]));
-            assert_eq!((found.missing_count, found.extra_count), (4, 1));
+            assert_eq!((found.absent_count, found.extra_count), (4, 1));
             let places = BTreeSet::from([0, 5, stored.len() as u64 - 1]);
             let at = comparison.positions_at(&places).expect("a file");
             assert_eq!(at, BTreeMap::from([(0, (1, 1)), (5, (1, 6))]));
@@ -420,9 +448,9 @@ mod tests {
             let mut comparison = Comparison { limit, ..Comparison::new() };
             for line in 0..300 {
                 let left = if line % 3 == 0 { hash(line) } else { plain(line) };
-                comparison.add(left, Kind::Left, (1, line)).expect("a file");
+                comparison.add(left, Kind::Must, (1, line)).expect("a file");
             }
-            comparison.add(plain(3), Kind::Left, (1, 300)).expect("a file");
+            comparison.add(plain(3), Kind::Must, (1, 300)).expect("a file");
             let stored: Vec<u64> = (0..300).filter(|line| *line != 7).chain([5, 500]).collect();
             for (place, line) in (0..).zip(&stored) {
                 comparison.add(hash(*line), Kind::Either, (0, place)).expect("a file");
@@ -430,8 +458,8 @@ mod tests {
             }
             let found = comparison.differences().expect("a file");
             assert_eq!((found.found, found.duplicate, found.ambiguous), (300, 1, 1));
-            assert_eq!((found.missing, found.missing_count), (BTreeSet::from([(1, 7)]), 1));
-            assert_eq!((found.with_added, found.without_added), (199 + 1, 0));
+            assert_eq!((found.absent, found.absent_count), (BTreeSet::from([(1, 7)]), 1));
+            assert_eq!((found.with_added, found.without_added), (199, 0));
             assert_eq!(found.extra, BTreeSet::from([stored.len() as u64 - 1]));
         }
     }

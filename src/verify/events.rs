@@ -13,27 +13,20 @@ use super::compare::Place;
 use super::hashes::Found;
 use super::history::GIVEN_UP;
 use super::log::Check;
-use super::log::Ending;
-use super::log::WHO_WROTE;
 use super::positions::Positions;
 use super::report::Report;
-use super::report::time;
+use super::runs::Clock;
 use super::store::Store;
+use crate::config::show_time;
 use crate::evidence::entry::Delivered;
 use crate::evidence::entry::Entry;
 use crate::evidence::entry::Fate;
 use crate::evidence::entry::Offset;
 use crate::evidence::entry::RANGE_MAX;
+use crate::evidence::entry::Stamp;
 use crate::evidence::reader::Log;
 use crate::tlog::merkle::Frontier;
 use crate::tlog::merkle::Hash;
-
-/// The question for the auditor when a consumer's lines are not those that left.
-const WHO_CHANGED: &str = "who could change the consumer's store since this time?";
-
-/// A line that was delivered less than this many milliseconds before the export may be missing from
-/// the stored lines.
-const EXPORT_SLACK: u64 = 500;
 
 /// The maximum number of stored lines that a fault names.
 const PLACES_MAX: usize = 20;
@@ -47,33 +40,71 @@ pub(super) struct Fates {
     not_delivered: BTreeMap<Fate, u64>,
 }
 
+/// The lines that left by one output of one log. Each line has a number: the lines are counted in
+/// the order in which the log has their deliveries.
+#[derive(Default)]
+struct Sent {
+    /// For each entry about deliveries the number of its first line, the position of this line, and
+    /// the log's time.
+    entries: Vec<(u64, u64, u64)>,
+    /// The number of the next line.
+    next: u64,
+    /// The positions of the events that left.
+    seen: Positions,
+    /// The numbers of the lines that left and are asked about.
+    must: Positions,
+}
+
+impl Sent {
+    /// Takes the next entry. Returns the number of its first line.
+    fn enter(&mut self, entry: &Delivered, now: u64) -> u64 {
+        let first = self.next;
+        self.entries.push((first, entry.first, now));
+        self.next = self.next.saturating_add(entry.count);
+        first
+    }
+
+    /// Returns the position of a line, and the log's time at which it was delivered.
+    fn place(&self, number: u64) -> (u64, u64) {
+        let at = self.entries.partition_point(|entry| entry.0 <= number);
+        let entry = at.checked_sub(1).and_then(|at| self.entries.get(at));
+        entry.map_or((0, 0), |(first, position, at)| (position + (number - first), *at))
+    }
+
+    /// Returns two numbers of lines, if the last line that is stored has the number `last`: that
+    /// from which on lines need not have settled, and that from which on they are not exported.
+    /// `settle` is in milliseconds.
+    fn end_of_export(&self, last: Option<u64>, settle: u64) -> (u64, u64) {
+        let Some(last) = last else { return (0, 0) };
+        let end = self.place(last).1;
+        let at = self.entries.partition_point(|entry| entry.2.saturating_add(settle) <= end);
+        let settled = self.entries.get(at).map_or(last, |entry| entry.0);
+        (settled.min(last), last + 1)
+    }
+}
+
 /// The lines of one log that left by the outputs that are asked about.
 #[derive(Default)]
 pub(super) struct Left {
     /// The source of the lines that left by the request's first output, in this log. Each further
     /// output of the request has the next number.
     first_source: u16,
-    /// The events that left and are asked about, by the source of the lines.
-    pub(super) asked: BTreeMap<u16, Positions>,
-    /// The events whose line hash is gone.
+    /// The lines that left, by their source.
+    sent: BTreeMap<u16, Sent>,
+    /// The number of events that left and are asked about.
+    asked: u64,
+    /// The events that left and whose line hash is gone.
     unhashed: Positions,
     /// The number of events whose fate is not in the log yet.
     pending: u64,
-    /// The number of events that the consumer may have got although the log calls them lost. Their
-    /// form is unknown if the filter changes events.
-    unexplained: u64,
-    /// The number of events that may have been sent twice, in different forms.
-    twice: u64,
-    /// The number of events without a fate that were in the queue when the stored lines were read.
-    open: u64,
-    /// The position after the last of the events that were in the queue then.
-    end: u64,
+    /// `true`: the consumer may have got events that the log calls lost or pending.
+    has_doubtful: bool,
     /// `true`: the filter of the output changes events.
     changes: bool,
     /// `true`: the filter of the output changes or drops events.
     filters: bool,
-    /// Lines that left at this time or later may have left after the export.
-    late_from: u64,
+    /// `true`: events may have been sent twice, because of a crash or a change of the config.
+    sent_again: bool,
     fates: BTreeMap<String, Fates>,
 }
 
@@ -82,22 +113,9 @@ pub(super) struct Left {
 type Settled = (u64, Option<Fate>, Option<Hash>);
 
 impl Left {
-    /// `first_source` is the source of the lines of the first output. `end` is the position after
-    /// the last event that was in the queue when the stored lines were read.
-    pub(super) fn new(
-        first_source: u16,
-        end: u64,
-        check: &Check<'_>,
-        store: Option<&Store>,
-    ) -> Self {
-        let exported_at = store.map_or(u64::MAX, |store| store.exported_at);
-        let slack = match check.ending() {
-            // Nothing was delivered after the stop.
-            Ending::Stopped(at) if at <= exported_at => 0,
-            Ending::Stopped(_) | Ending::Live | Ending::Open => EXPORT_SLACK,
-        };
-        let late_from = exported_at.saturating_sub(slack);
-        Self { first_source, end, late_from, ..Self::default() }
+    /// `first_source` is the source of the lines of the first output.
+    pub(super) fn new(first_source: u16) -> Self {
+        Self { first_source, ..Self::default() }
     }
 
     /// Returns the source of the lines of an output; `None` if the request does not ask about it.
@@ -119,20 +137,21 @@ impl Check<'_> {
         if !self.is_whole() {
             return Ok(());
         }
-        let mut frontier = Frontier::default();
-        for (_, bytes) in log.entries().map_while(Result::ok) {
+        let (mut frontier, mut clock) = (Frontier::default(), Clock::default());
+        for (index, bytes) in log.entries().map_while(Result::ok) {
             frontier.push(Hash::of_leaf(&bytes), &mut |_, _| {});
             let Ok(entry) = Entry::parse(&bytes) else { continue };
+            clock.feed(Stamp::parse(&bytes), entry.at());
             if let Entry::Delivered(delivered) = &entry {
                 self.count(delivered, left);
             }
             if let Some(store) = &mut store {
-                self.add_left(&entry, left, &mut store.comparison)?;
+                self.add_left(index, clock.now, &entry, left, &mut store.comparison)?;
             }
         }
         if frontier.root() != log.head().root {
             let text = "the files of the log were changed while they were read";
-            self.report.faults.add(None, WHO_WROTE, text);
+            self.report.faults.add(None, text);
             return Ok(());
         }
         match store {
@@ -143,6 +162,8 @@ impl Check<'_> {
             }
             None => self.count_accepted(),
         }
+        let off = &self.history.off;
+        self.report.counts.without_evidence = off.len_within(self.asked.positions.clone());
         self.tell_fates(left);
         Ok(())
     }
@@ -208,7 +229,6 @@ impl Check<'_> {
         counts.events.all = self.asked.events.len();
         counts.events.good = counts.events.all - unknown;
         (counts.pending, counts.unknown) = (pending.len(), unknown);
-        counts.without_evidence = self.history.off.len_within(self.asked.positions.clone());
         let is_whole = counts.events.all > 0 && self.report.faults.count() == 0;
         let no_gap = if is_whole { "No event is missing in the log. " } else { "" };
         self.report.notes.push(format!(
@@ -220,7 +240,7 @@ impl Check<'_> {
     fn count_left(&mut self, left: &Left) {
         let unknown = self.asked.events.ranges().map(|range| left.unhashed.len_within(range)).sum();
         let counts = &mut self.report.counts;
-        counts.events.all = left.asked.values().map(Positions::len).sum();
+        counts.events.all = left.asked;
         (counts.pending, counts.unknown) = (left.pending, unknown);
         if unknown > 0 {
             let text = format!("{unknown} lines left, and their hashes are gone");
@@ -231,25 +251,27 @@ impl Check<'_> {
     /// Adds the lines of an entry.
     fn add_left(
         &mut self,
+        index: u64,
+        now: u64,
         entry: &Entry,
         left: &mut Left,
         comparison: &mut Comparison,
     ) -> io::Result<()> {
         if let Entry::Delivered(entry) = entry {
             return match left.source(self, &entry.output) {
-                Some(source) => self.add_lines(entry, source, left, comparison),
-                None => self.add_elsewhere(entry, comparison),
+                Some(source) => self.add_lines(index, now, entry, source, left, comparison),
+                None => Ok(()),
             };
         }
         if let Entry::Lost { output, first: Some(first), count, .. } = entry
-            && let Some(source) = left.source(self, output)
+            && left.source(self, output).is_some()
         {
             // The consumer may have got the events before they were lost.
             let range = *first..first.saturating_add(*count);
             let accepted: Vec<_> = self.history.accepted.within(range).collect();
             for range in accepted {
-                left.unexplained += range.end - range.start;
-                self.allow(range, source, comparison)?;
+                left.has_doubtful = true;
+                self.allow(range, comparison)?;
             }
         }
         Ok(())
@@ -257,17 +279,17 @@ impl Check<'_> {
 
     /// Returns for each event of an entry about deliveries whether a line left, and its hash if it
     /// is known.
-    fn lines_of(&mut self, entry: &Delivered) -> io::Result<Vec<Settled>> {
+    fn lines_of(&mut self, entry: &Delivered) -> Vec<Settled> {
         let Delivered { output, first, root, not_delivered, changed, .. } = entry;
         let is_filtered = !changed.is_empty()
             || not_delivered.values().any(|it| matches!(it, Fate::Dropped | Fate::Duplicate));
         let mut own = Vec::new().into_iter();
         if let Some(root) = root
-            && let Found::Range(range) = self.hashes.range(Some(output), *first, *root)?
+            && let Found::Range(range) = self.hashes.range(Some(output), *first, *root)
         {
             own = range.lines.clone().into_iter();
         }
-        let accepted = self.accepted(entry.range())?;
+        let accepted = self.accepted(entry.range());
         let line = |(position, as_it_came): (u64, Option<Hash>)| {
             let fate = not_delivered.get(&Offset(position - first)).copied();
             let hash = match (fate, root, is_filtered) {
@@ -280,11 +302,13 @@ impl Check<'_> {
             };
             (position, fate, hash)
         };
-        Ok(entry.range().zip(accepted).map(line).collect())
+        entry.range().zip(accepted).map(line).collect()
     }
 
     fn add_lines(
         &mut self,
+        index: u64,
+        now: u64,
         entry: &Delivered,
         source: u16,
         left: &mut Left,
@@ -293,101 +317,63 @@ impl Check<'_> {
         let changes = !entry.changed.is_empty();
         left.changes |= changes;
         left.filters |= changes || entry.not_delivered.values().any(|it| *it == Fate::Dropped);
-        if self.may_have_two_forms(entry.first, entry.at) {
-            left.twice += entry.count;
-            self.add_earlier(entry, source, comparison)?;
-        }
-        for (position, fate, hash) in self.lines_of(entry)? {
+        left.sent_again |= self.may_be_sent_again(entry.first, (index, entry.at));
+        let sent = left.sent.entry(source).or_default();
+        let first = sent.enter(entry, now);
+        for (position, fate, hash) in self.lines_of(entry) {
+            let number = first.saturating_add(position - entry.first);
             if !self.history.accepted.contains(position) {
                 // The queue lost the event before its line was hashed, or `history` has reported a
                 // fault already.
                 if self.history.lost.contains(position) {
                     left.unhashed.insert(position..position + 1);
-                    left.unexplained += 1;
                 }
                 continue;
             }
-            match fate {
-                None => {}
+            let is_asked = self.asked.events.contains(position);
+            let kind = match fate {
+                // A consumer may have taken a part of a request that it refused.
                 Some(Fate::Lost | Fate::DeadLetter) => {
-                    left.unexplained += 1;
-                    // A consumer may have taken a part of a request that it refused.
-                    if let Some(hash) = hash {
-                        comparison.add(hash, Kind::Allowed, (source, position))?;
-                    }
-                    continue;
+                    left.has_doubtful = true;
+                    Kind::May
                 }
                 Some(Fate::Dropped | Fate::Duplicate) => continue,
+                None if sent.seen.contains(position) => Kind::Again,
+                None if is_asked => Kind::Must,
+                None => Kind::Outside,
+            };
+            if fate.is_none() {
+                sent.seen.insert(position..position + 1);
             }
-            let is_asked = self.asked.events.contains(position);
-            if is_asked {
-                left.asked.entry(source).or_default().insert(position..position + 1);
-            }
+            let must = u64::from(kind == Kind::Must);
+            left.asked += must;
             match hash {
                 Some(hash) => {
-                    let kind = match is_asked {
-                        true if entry.at > left.late_from => Kind::Late,
-                        true => Kind::Left,
-                        false => Kind::Outside,
-                    };
-                    comparison.add(hash, kind, (source, position))?;
+                    sent.must.insert(number..number + must);
+                    comparison.add(hash, kind, (source, number))?;
                 }
-                None => left.unhashed.insert(position..position + 1),
+                None if fate.is_none() => left.unhashed.insert(position..position + 1),
+                None => {}
             }
         }
         Ok(())
     }
 
-    /// Adds the events of an entry that were dropped or changed, as they came in, because they may
-    /// have left in this form before.
-    fn add_earlier(
-        &mut self,
-        entry: &Delivered,
-        source: u16,
-        comparison: &mut Comparison,
-    ) -> io::Result<()> {
-        let dropped = entry.not_delivered.iter().filter(|(_, fate)| **fate == Fate::Dropped);
-        let offsets: BTreeSet<_> = dropped.map(|it| it.0).chain(&entry.changed).copied().collect();
-        if offsets.is_empty() {
-            return Ok(());
-        }
-        for (position, hash) in entry.range().zip(self.accepted(entry.range())?) {
-            if let Some(hash) = hash.filter(|_| offsets.contains(&Offset(position - entry.first))) {
-                comparison.add(hash, Kind::Earlier, (source, position))?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Adds the lines that left by other outputs while the outputs that are asked about were not in
-    /// the config: an output may have been renamed.
-    fn add_elsewhere(&mut self, entry: &Delivered, comparison: &mut Comparison) -> io::Result<()> {
-        let mut asked =
-            self.history.outputs.iter().filter(|it| self.request.asks_of(it.0)).peekable();
-        if asked.peek().is_none() || !asked.all(|(_, output)| output.is_away_in(entry.range())) {
-            return Ok(());
-        }
-        for (position, fate, hash) in self.lines_of(entry)? {
-            if let (None, Some(hash)) = (fate, hash) {
-                comparison.add(hash, Kind::Elsewhere, (0, position))?;
-            }
-        }
-        Ok(())
+    /// Returns `true` if no output that is asked about was there all the time.
+    fn asks_about_a_late_output(&self) -> bool {
+        let outputs = self.history.outputs.iter().filter(|it| self.request.asks_of(it.0));
+        let mut away = outputs.map(|(_, output)| self.history.not_its_own(output).len());
+        away.all(|events| events > 0)
     }
 
     /// Adds lines that the consumer may have, in the form in which they came in.
-    fn allow(
-        &mut self,
-        range: Range<u64>,
-        source: u16,
-        comparison: &mut Comparison,
-    ) -> io::Result<()> {
+    fn allow(&mut self, range: Range<u64>, comparison: &mut Comparison) -> io::Result<()> {
         let mut next = range.start;
         while next < range.end {
             let end = range.end.min(next.saturating_add(RANGE_MAX));
-            for (position, hash) in (next..end).zip(self.accepted(next..end)?) {
+            for (position, hash) in (next..end).zip(self.accepted(next..end)) {
                 if let Some(hash) = hash {
-                    comparison.add(hash, Kind::Allowed, (source, position))?;
+                    comparison.add(hash, Kind::May, (0, position))?;
                 }
             }
             next = end;
@@ -398,17 +384,13 @@ impl Check<'_> {
     /// Adds the lines that may have left although the log does not say so yet.
     fn add_pending(&mut self, left: &mut Left, comparison: &mut Comparison) -> io::Result<()> {
         for name in &self.request.outputs {
-            let (Some(output), Some(source)) =
-                (self.history.outputs.get(name), left.source(self, name))
-            else {
-                continue;
-            };
+            let Some(output) = self.history.outputs.get(name) else { continue };
             let accepted = self.history.accepted.ranges();
             let open: Vec<_> = accepted.flat_map(|range| output.pending_in(range)).collect();
             for range in open {
                 left.pending += self.asked.events.len_within(range.clone());
-                left.open += range.end.min(left.end).saturating_sub(range.start);
-                self.allow(range, source, comparison)?;
+                left.has_doubtful = true;
+                self.allow(range, comparison)?;
             }
         }
         Ok(())
@@ -418,12 +400,12 @@ impl Check<'_> {
     fn add_journal(&mut self, left: &Left, comparison: &mut Comparison) -> io::Result<()> {
         for entry in &self.journal.entries {
             let found = if let Entry::Accepted { first, root, .. } = entry {
-                self.hashes.range(None, *first, *root)?
+                self.hashes.range(None, *first, *root)
             } else if let Entry::Delivered(entry) = entry
                 && let Delivered { output, first, root: Some(root), .. } = entry
                 && left.source(self, output).is_some()
             {
-                self.hashes.range(Some(output), *first, *root)?
+                self.hashes.range(Some(output), *first, *root)
             } else {
                 continue;
             };
@@ -441,41 +423,56 @@ impl Check<'_> {
 pub(super) struct Compared<'a, 'b> {
     pub(super) check: &'b mut Check<'a>,
     pub(super) left: Left,
-    /// `true`: a checkpoint covers all events that were in the queue when the stored lines were
-    /// read.
-    pub(super) is_covered: bool,
+    /// `true`: all that left by this log when the stored lines were read is in the log.
+    pub(super) is_closed: bool,
+    /// `true`: the events before the first one of this log may be those of a log that is not given.
+    pub(super) has_earlier_log: bool,
 }
 
 impl Compared<'_, '_> {
-    /// Returns `true` if events that no checkpoint covers may have left.
-    fn is_open(&self) -> bool {
-        match self.check.ending() {
-            Ending::Stopped(_) => false,
-            Ending::Live => !self.is_covered,
-            Ending::Open => true,
-        }
-    }
-
-    /// Returns the number of events that may have left in a form that no checkpoint covers.
-    fn in_another_form(&self) -> u64 {
-        match (self.check.ending(), self.left.changes) {
-            (_, true) => self.left.open + self.left.unexplained,
-            (Ending::Stopped(_), false) => 0,
-            (Ending::Live | Ending::Open, false) => self.left.open,
-        }
+    /// Returns what may explain a stored line that this log does not have.
+    fn explanations(&self) -> Vec<String> {
+        let (check, left) = (&self.check, &self.left);
+        let is_gone =
+            left.unhashed.len() + check.hashes.gone.len() + check.hashes.gone_as_sent.len();
+        [
+            (!self.is_closed, format!("it left after {}", check.last_checkpoint())),
+            (check.history.off.len() > 0, "it came in while evidence was off".to_owned()),
+            (is_gone > 0, "its line hash was deleted, or is missing".to_owned()),
+            (self.has_earlier_log, "it came in before this log began".to_owned()),
+            (
+                check.asks_about_a_late_output(),
+                "it left by an output that was there before: name it with --output too".to_owned(),
+            ),
+            (
+                left.filters && left.sent_again,
+                "it was sent again by other rules, after a crash or a change of \
+                                  the config"
+                    .to_owned(),
+            ),
+            (
+                left.changes && left.has_doubtful,
+                "it was sent in a changed form, and by the log it was lost or is pending"
+                    .to_owned(),
+            ),
+        ]
+        .into_iter()
+        .filter_map(|(may_be, why)| may_be.then_some(why))
+        .collect()
     }
 }
 
 /// Compares the lines that left according to all logs with the stored lines.
 pub(super) fn compare(logs: &mut [Compared<'_, '_>], store: &mut Store) -> io::Result<Report> {
     let differences = store.comparison.differences()?;
-    let changed = changed(&differences, &mut store.comparison)?;
     let mut report = Report::default();
+    let missing = missing(logs, &differences, &mut report);
+    let changed = changed(&missing, &differences, &mut store.comparison)?;
     report.counts.events.good = differences.found;
-    report.counts.missing = differences.missing_count - changed.len() as u64;
+    report.counts.missing -= changed.len() as u64;
     report.counts.changed = changed.len() as u64;
     report.counts.duplicate = differences.duplicate;
-    tell_missing(logs, &differences, &changed, store);
+    tell_missing(logs, &missing, &changed, store);
     tell_extra(logs, &differences, &changed, store, &mut report);
     tell_forms(&differences, &mut report);
     let left: u64 = logs.iter().map(|log| log.check.report.counts.events.all).sum();
@@ -491,43 +488,90 @@ pub(super) fn compare(logs: &mut [Compared<'_, '_>], store: &mut Store) -> io::R
     Ok(report)
 }
 
+/// Returns the lines that left before the end of the export of their output and are not stored.
+/// Counts them, those that need not have settled, and those behind the end.
+fn missing(
+    logs: &[Compared<'_, '_>],
+    differences: &Differences,
+    report: &mut Report,
+) -> BTreeSet<Place> {
+    let mut missing = BTreeSet::new();
+    let counts = &mut report.counts;
+    for Compared { check, left, .. } in logs {
+        let settle = check.request.settle;
+        let settle_ms = u64::try_from(settle.as_millis()).unwrap_or(u64::MAX);
+        for (source, output) in (left.first_source..).zip(&check.request.outputs) {
+            let Some(sent) = left.sent.get(&source) else { continue };
+            let last = differences.ends.get(&source).copied();
+            let (settled, end) = sent.end_of_export(last, settle_ms);
+            let of = |from, to| differences.absent.range((source, from)..(source, to)).copied();
+            missing.extend(of(0, settled));
+            let not_settled = of(settled, end).count() as u64;
+            let not_exported = sent.must.len_within(end..u64::MAX);
+            counts.not_settled += not_settled;
+            counts.not_exported += not_exported;
+            let newest = match last {
+                Some(last) => {
+                    let (position, _) = sent.place(last);
+                    format!("the newest line that is stored, at position {position}")
+                }
+                None => "the begin of the log, for no line is stored".to_owned(),
+            };
+            for (count, when) in [
+                (not_settled, format!("within {} before", show_time(settle))),
+                (not_exported, "after".to_owned()),
+            ] {
+                if count > 0 {
+                    let text = format!("{count} lines left by {output} {when} {newest}");
+                    report.unchecked.push(format!("{text}: they are not in this export yet"));
+                }
+            }
+        }
+    }
+    // More lines may be absent than are kept one by one.
+    let explained = counts.not_exported + counts.not_settled;
+    counts.missing = differences.absent_count.saturating_sub(explained);
+    missing
+}
+
 /// Adds a fault for each line that left and is not stored as it left.
 fn tell_missing(
     logs: &mut [Compared<'_, '_>],
-    differences: &Differences,
+    missing: &BTreeSet<Place>,
     changed: &BTreeMap<Place, u64>,
     store: &Store,
 ) {
     for Compared { check, left, .. } in logs {
-        let request = check.request;
-        for (source, output) in (left.first_source..).zip(&request.outputs) {
+        for (source, output) in (left.first_source..).zip(&check.request.outputs) {
+            let Some(sent) = left.sent.get(&source) else { continue };
             let of_output = (source, 0)..=(source, u64::MAX);
-            let mut missing = Positions::default();
-            let all = differences.missing.range(of_output.clone());
-            for (_, position) in all.filter(|it| !changed.contains_key(it)) {
-                missing.insert(*position..position.saturating_add(1));
+            let mut positions = Positions::default();
+            let all = missing.range(of_output.clone());
+            for (_, number) in all.filter(|it| !changed.contains_key(it)) {
+                let (position, _) = sent.place(*number);
+                positions.insert(position..position.saturating_add(1));
             }
-            for range in missing.ranges() {
+            for range in positions.ranges() {
                 let count = range.end - range.start;
                 let text = match count {
                     1 => format!("the event left by {output}, and its line is not stored"),
                     _ => format!("{count} events left by {output}, and their lines are not stored"),
                 };
-                check.report.faults.add_at(range.start, None, WHO_CHANGED, text);
+                check.report.faults.add_at(range.start, None, text);
             }
-            for ((_, position), place) in changed.range(of_output) {
+            for ((_, number), place) in changed.range(of_output) {
                 let text = format!(
                     "the event left by {output}, and another line is in its place: {}",
                     store.name(*place)
                 );
-                check.report.faults.add_at(*position, None, WHO_CHANGED, text);
+                check.report.faults.add_at(sent.place(*number).0, None, text);
             }
         }
     }
 }
 
-/// Says how the stored lines that match no line that left can be explained. Only lines without any
-/// other explanation are called forged.
+/// Reports the stored lines that the logs do not have. They are a fault only if nothing can explain
+/// them.
 fn tell_extra(
     logs: &[Compared<'_, '_>],
     differences: &Differences,
@@ -535,90 +579,30 @@ fn tell_extra(
     store: &Store,
     report: &mut Report,
 ) {
-    let mut extra = differences.extra_count - changed.len() as u64;
-    let all = extra;
-    let mut take = |at_most: u64| {
-        let taken = extra.min(at_most);
-        extra -= taken;
-        taken
-    };
-    let off = take(logs.iter().map(|log| log.check.history.off.len()).sum());
-    // An event without evidence may have been sent again, as any other.
-    report.counts.duplicate += if off > 0 { take(differences.extra_copies) } else { 0 };
-    let unknown = take(logs.iter().map(|log| log.left.unhashed.len()).sum());
-    // Without a filter there is only one form.
-    let twice: u64 = logs.iter().map(|log| if log.left.filters { log.left.twice } else { 0 }).sum();
-    let twice = take(twice.saturating_sub(differences.earlier));
-    for (count, what) in [
-        (off, ", which may be events from a time without evidence"),
-        (unknown, " fit nothing, and may be events whose line hashes are gone"),
-        (
-            differences.earlier,
-            " are events as they came in, which did not leave so by the log: they may be earlier \
-             forms of events that were sent again by other rules, after a crash or a change of the \
-             config",
-        ),
-        (
-            twice,
-            " fit nothing, and may be earlier forms of events that were sent again by other rules, \
-             after a crash or a change of the config",
-        ),
-    ] {
-        if count > 0 {
-            report.unchecked.push(format!("{count} stored lines{what}"));
-        }
+    if differences.newer > 0 {
+        report.counts.newer += differences.newer;
+        let last = logs.first().map(|log| log.check.last_checkpoint()).unwrap_or_default();
+        let newer = differences.newer;
+        report.unchecked.push(format!("{newer} stored lines are events that came in after {last}"));
     }
-    report.counts.without_evidence = off;
-    report.counts.unknown += differences.earlier + twice;
-    let open = logs.iter().find(|log| log.is_open());
-    let may_fit = logs.iter().map(Compared::in_another_form).sum();
-    let newer = take(if open.is_some() { u64::MAX } else { may_fit });
-    tell_newer(newer, open.or(logs.first()), differences, store, report);
-    report.counts.forged = extra;
-    if extra > 0 {
-        let changed: BTreeSet<_> = changed.values().copied().collect();
-        let never_left = differences.extra.difference(&changed).take(PLACES_MAX);
-        let first = never_left.map(|place| store.name(*place)).collect::<Vec<_>>().join(", ");
-        let which = if extra == all { "" } else { "some of " };
-        let names = logs.first().map(|log| log.check.request.outputs.join(" or "));
-        let text = format!(
-            "{extra} stored lines never left by {}: {which}{first}",
-            names.unwrap_or_default()
-        );
-        report.faults.add(None, "who could add lines to the consumer's store?", text);
+    let extra = differences.extra_count - changed.len() as u64;
+    if extra == 0 {
+        return;
     }
-}
-
-/// Says which lines are newer than the last checkpoint of a log, or than the stored lines. `newer`
-/// is the number of stored lines that match nothing and may be newer.
-fn tell_newer(
-    newer: u64,
-    log: Option<&Compared<'_, '_>>,
-    differences: &Differences,
-    store: &Store,
-    report: &mut Report,
-) {
-    let last = log.map(|log| log.check.last_checkpoint()).unwrap_or_default();
-    let after_last = format!("after {last}");
-    let after_export =
-        format!("after the stored lines were exported at {}", time(store.exported_at));
-    for (count, what, than) in [
-        (newer, "stored lines fit nothing, and may be events that left", &after_last),
-        (differences.newer, "stored lines are events that came in", &after_last),
-        (differences.late, "lines left, and are not stored: they left", &after_export),
-    ] {
-        if count > 0 {
-            report.counts.newer += count;
-            report.unchecked.push(format!("{count} {what} {than}"));
-        }
+    let changed: BTreeSet<_> = changed.values().copied().collect();
+    let names = differences.extra.difference(&changed).take(PLACES_MAX);
+    let names = names.map(|place| store.name(*place)).collect::<Vec<_>>().join(", ");
+    let of_others = store.kept.iter().map(|kept| format!("it is of the log of {}", kept.origin));
+    let explanations = logs.iter().flat_map(Compared::explanations).chain(of_others);
+    let explanations: BTreeSet<_> = explanations.collect();
+    let text = format!("{extra} stored lines are not in the log: {names}");
+    if explanations.is_empty() {
+        report.counts.extra = extra;
+        return report.faults.add(None, text);
     }
-    if differences.elsewhere > 0 {
-        report.unchecked.push(format!(
-            "{} stored lines left by another output, before the one that is asked about joined: \
-             name it with --output too",
-            differences.elsewhere
-        ));
-    }
+    report.counts.unexplained += extra;
+    let explanations: Vec<_> = explanations.into_iter().collect();
+    report.unchecked.push(format!("{text}. For each, perhaps {}", explanations.join("; or ")));
 }
 
 /// Says how many stored lines may have two forms.
@@ -642,10 +626,11 @@ fn tell_forms(differences: &Differences, report: &mut Report) {
 /// Finds the stored lines that are where a line is missing. Returns the number of each by the place
 /// of the missing line.
 fn changed(
+    missing: &BTreeSet<Place>,
     differences: &Differences,
     comparison: &mut Comparison,
 ) -> io::Result<BTreeMap<Place, u64>> {
-    if differences.missing.is_empty() || differences.extra.is_empty() {
+    if missing.is_empty() || differences.extra.is_empty() {
         return Ok(BTreeMap::new());
     }
     // An empty line or a checkpoint may be between two events.
@@ -654,14 +639,14 @@ fn changed(
     let beside = |place: &u64| before(*place).chain(behind(*place));
     let places: BTreeSet<_> = differences.extra.iter().flat_map(beside).collect();
     let known = comparison.positions_at(&places)?;
-    let (mut missing, mut changed) = (differences.missing.clone(), BTreeMap::new());
+    let (mut missing, mut changed) = (missing.clone(), BTreeMap::new());
     let mut last = None;
     for place in &differences.extra {
         // If the line before is a changed one too, this line comes after that line's event.
         let last_one = last.filter(|(at, _)| at + 1 == *place).map(|(_, it)| it);
         let before = last_one.or(before(*place).find_map(|at| known.get(&at).copied()));
         let behind = behind(*place).find_map(|at| known.get(&at).copied());
-        // Positions of two sources are not neighbours.
+        // Lines of two sources are not neighbours.
         let behind = behind.filter(|behind| before.is_none_or(|before| before.0 == behind.0));
         let found = match (before, behind) {
             (Some(before), Some(behind)) if before < behind => {
@@ -673,10 +658,10 @@ fn changed(
             (None, Some(behind)) => missing.range((behind.0, 0)..behind).next_back().copied(),
             (None, None) => None,
         };
-        if let Some(position) = found {
-            missing.remove(&position);
-            changed.insert(position, *place);
-            last = Some((*place, position));
+        if let Some(line) = found {
+            missing.remove(&line);
+            changed.insert(line, *place);
+            last = Some((*place, line));
         }
     }
     Ok(changed)

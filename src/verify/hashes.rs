@@ -22,6 +22,9 @@ type Key = (Option<String>, u64, Hash);
 /// as they came in, and the others are of outputs.
 const CACHED: usize = 4;
 
+/// The maximum number of errors that are kept.
+const UNREAD_MAX: usize = 100;
+
 /// The line hashes in a directory. Only the places of the records are in memory: about 150 bytes
 /// for each range.
 #[derive(Default)]
@@ -37,6 +40,10 @@ pub(super) struct Hashes<'a> {
     /// The ranges whose line hashes differ from the root in the log: the output or `None`, the
     /// first position, the number of events, and the time.
     pub(super) changed: Vec<(Option<String>, u64, u64, u64)>,
+    /// The first errors of records that could not be read.
+    pub(super) unread: Vec<io::Error>,
+    /// `true`: a whole file could not be read.
+    is_unread: bool,
     /// The events that came in and whose line hashes are missing.
     pub(super) gone: Positions,
     /// The events for which an output's hashes of the sent lines are missing.
@@ -59,11 +66,14 @@ impl<'a> Hashes<'a> {
         Self { directory, ..Self::default() }
     }
 
-    /// Reads the files of line hashes.
-    pub(super) fn read(&mut self) -> io::Result<()> {
-        let Some(directory) = self.directory else { return Ok(()) };
-        for file in directory.line_files()? {
-            let content = directory.line_file(file)?;
+    /// Reads the files of line hashes. Returns the error of each file that can't be read.
+    pub(super) fn read(&mut self) -> Vec<io::Error> {
+        let Some(directory) = self.directory else { return Vec::new() };
+        let mut errors = Vec::new();
+        let files = directory.line_files().map_err(|error| errors.push(error)).unwrap_or_default();
+        for file in files {
+            let content = directory.line_file(file).map_err(|error| errors.push(error));
+            let content = content.unwrap_or_default();
             for (offset, record) in lines::Records::of(&content) {
                 match record {
                     Ok(record) => self.add(record, (file, offset)),
@@ -74,7 +84,8 @@ impl<'a> Hashes<'a> {
                 }
             }
         }
-        Ok(())
+        self.is_unread = !errors.is_empty();
+        errors
     }
 
     /// Returns `true` if no line hashes can be there, as in a published log.
@@ -90,32 +101,34 @@ impl<'a> Hashes<'a> {
 
     /// Returns the line hashes of an entry's range: as `output` sent the lines, or, if it is
     /// `None`, as they came in.
-    pub(super) fn range(
-        &mut self,
-        output: Option<&str>,
-        first: u64,
-        root: Hash,
-    ) -> io::Result<Found> {
+    pub(super) fn range(&mut self, output: Option<&str>, first: u64, root: Hash) -> Found {
         let key = (output.map(str::to_owned), first, root);
         if let Some((_, range)) = self.cached.iter().find(|(cached, _)| *cached == key) {
-            return Ok(Found::Range(Arc::clone(range)));
+            return Found::Range(Arc::clone(range));
         }
         let (Some((file, offset)), Some(directory)) = (self.places.get(&key), self.directory)
         else {
             // After damage, the ranges in the rest of the file are unknown.
-            let is_changed = self.firsts.contains(&(key.0, first)) && self.damages.is_empty();
-            return Ok(if is_changed { Found::Changed } else { Found::Gone });
+            let is_known = self.damages.is_empty() && !self.is_unread;
+            let is_changed = is_known && self.firsts.contains(&(key.0, first));
+            return if is_changed { Found::Changed } else { Found::Gone };
         };
-        let range = match directory.line_record(*file, *offset)? {
-            Some(record) => record.range,
-            // The relay has deleted the file meanwhile.
-            None => return Ok(Found::Gone),
+        let range = match directory.line_record(*file, *offset) {
+            Ok(Some(record)) => record.range,
+            // The relay has deleted the file in the meantime.
+            Ok(None) => return Found::Gone,
+            Err(error) => {
+                if self.unread.len() < UNREAD_MAX {
+                    self.unread.push(error);
+                }
+                return Found::Gone;
+            }
         };
         let range = Arc::new(range);
         if self.cached.len() >= CACHED {
             self.cached.remove(0);
         }
         self.cached.push((key, Arc::clone(&range)));
-        Ok(Found::Range(range))
+        Found::Range(range)
     }
 }

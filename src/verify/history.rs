@@ -16,6 +16,7 @@ use crate::evidence::entry::Offset;
 use crate::evidence::entry::QUEUE;
 use crate::evidence::entry::RANGE_MAX;
 use crate::evidence::entry::Running;
+use crate::evidence::entry::Stamp;
 use crate::evidence::entry::Started;
 
 /// The reason of a loss for events that a consumer refused for good and that are in no dead-letter
@@ -56,12 +57,6 @@ impl Output {
         let pending = self.pending_in(range).into_iter();
         pending.flat_map(|range| self.passed_over.missing_in(range))
     }
-
-    /// Returns `true` if no event of a range belongs to this output.
-    pub(super) fn is_away_in(&self, range: Range<u64>) -> bool {
-        let until = self.until.unwrap_or(u64::MAX);
-        self.not_its_own.missing_in(range).iter().all(|own| until <= own.start)
-    }
 }
 
 /// The facts of a log, collected entry by entry.
@@ -91,12 +86,18 @@ pub(super) struct History {
 
 impl History {
     /// Takes the next entry. Returns `false` if it can't be used.
-    pub(super) fn feed(&mut self, index: u64, entry: &Entry, faults: &mut Faults) -> bool {
+    pub(super) fn feed(
+        &mut self,
+        index: u64,
+        entry: &Entry,
+        stamp: Option<Stamp>,
+        faults: &mut Faults,
+    ) -> bool {
         if !is_usable(index, entry, faults) {
             return false;
         }
         let is_after_crash = self.runs.is_running();
-        self.runs.feed(index, entry, faults);
+        self.runs.feed(index, entry, stamp, faults);
         match entry {
             Entry::Accepted { first, count, at, .. } => {
                 let range = *first..first.saturating_add(*count);
@@ -124,12 +125,11 @@ impl History {
                 let first = first.unwrap_or_default();
                 let range = first..first.saturating_add(*count);
                 if reason == "tampered" {
-                    let question = "who could write to the queue's files before this time?";
                     let text = format!(
                         "{count} events were changed in the queue before {output} could send them \
                          (entry {index})"
                     );
-                    faults.add_at(first, Some(*at), question, text);
+                    faults.add_at(first, Some(*at), text);
                 }
                 self.settle(index, output, range.clone(), *at, faults);
                 self.lose(output, reason, range);
@@ -160,7 +160,6 @@ impl History {
                 faults.add_at(
                     *first,
                     Some(at),
-                    "who turned the evidence off, or why could it not be written?",
                     format_args!(
                         "{count} events came in while evidence was off or could not be written \
                          (entry {index})"
@@ -169,12 +168,10 @@ impl History {
             }
             Alarm::Journal => faults.add(
                 Some(at),
-                "who could write to the queue's directory before this time?",
                 format_args!("the relay set a journal aside that it did not write (entry {index})"),
             ),
             Alarm::Removed => faults.add(
                 Some(at),
-                "who could write to the queue's directory before this time?",
                 format_args!("entries that the relay had written were gone (entry {index})"),
             ),
         }
@@ -192,7 +189,6 @@ impl History {
             faults.add_at(
                 next,
                 Some(at),
-                "which entries are missing, and who can write to the log?",
                 format_args!(
                     "{} events have no entry: entry {index} begins at position {}",
                     range.start - next,
@@ -203,7 +199,6 @@ impl History {
             faults.add_at(
                 range.start,
                 Some(at),
-                "was the queue's directory set back to an older copy?",
                 format_args!("entry {index} has positions that another entry had before"),
             );
         }
@@ -227,7 +222,6 @@ impl History {
             faults.add_at(
                 unknown.start,
                 Some(at),
-                "where did these events come from?",
                 format_args!(
                     "entry {index} says what became of events at {output} that never came in"
                 ),
@@ -290,8 +284,7 @@ impl History {
                         open.end - open.start,
                         time(at)
                     );
-                    let question = "was the evidence off for a while, or were entries left out?";
-                    faults.add_at(open.start, None, question, text);
+                    faults.add_at(open.start, None, text);
                 }
             }
         }
@@ -312,6 +305,13 @@ impl History {
     /// Returns the position after the last event that came in or that the queue lost.
     pub(super) fn next(&self) -> u64 {
         self.next.unwrap_or_default()
+    }
+
+    /// Returns the first position that the log knows, and the position after the last one.
+    pub(super) fn begin_and_end(&self) -> (u64, u64) {
+        let ranges = [&self.accepted, &self.lost, &self.off].map(|it| it.ranges().next());
+        let first = ranges.into_iter().flatten().map(|range| range.start).min();
+        (first.unwrap_or_else(|| self.recorded_until()), self.recorded_until())
     }
 
     /// Returns the position after the last event that the log knows. For a log without events, this
@@ -340,7 +340,7 @@ fn is_usable(index: u64, entry: &Entry, faults: &mut Faults) -> bool {
     let is_usable = (1..=max).contains(&count) && first.checked_add(count).is_some();
     if !is_usable {
         let text = format!("entry {index} is about {count} events from position {first} on");
-        faults.add(Some(entry.at()), "which program has written the log?", text);
+        faults.add(Some(entry.at()), text);
     }
     is_usable
 }
@@ -354,7 +354,8 @@ mod tests {
     fn running(at: u64, places: &[(&str, u64)]) -> Running {
         let (version, config_sha256) = (String::new(), String::new());
         let outputs = places.iter().map(|(name, at)| ((*name).to_owned(), *at)).collect();
-        Running { at, version, config_sha256, heartbeat_ms: 10_000, outputs, left: BTreeMap::new() }
+        let (left, directory) = (BTreeMap::new(), None);
+        Running { at, version, config_sha256, heartbeat_ms: 10_000, outputs, left, directory }
     }
 
     fn start(at: u64, places: &[(&str, u64)]) -> Entry {
@@ -380,8 +381,11 @@ mod tests {
     /// Returns the texts of the faults of a log with these entries.
     fn faults(entries: &[Entry]) -> Vec<String> {
         let (mut history, mut faults) = (History::default(), Faults::default());
+        let mut up = 0;
         for (index, entry) in (0..).zip(entries) {
-            history.feed(index, entry, &mut faults);
+            up = entry.at().max(up);
+            let stamp = Some(Stamp { boot: 1, up });
+            history.feed(index, entry, stamp, &mut faults);
         }
         history.end(&mut faults);
         faults.kept().iter().map(|fault| fault.to_string()).collect()
@@ -492,7 +496,7 @@ mod tests {
         assert_eq!(faults(&entries), [""; 0]);
         let (mut history, mut faults) = (History::default(), Faults::default());
         for (index, entry) in (0..).zip(&entries) {
-            history.feed(index, entry, &mut faults);
+            history.feed(index, entry, None, &mut faults);
         }
         let unknown = history.end(&mut faults);
         assert!(matches!(unknown.as_slice(), [it] if it.starts_with("6 events from position 4")));

@@ -1,7 +1,6 @@
 //! The check of a log and of its checkpoints.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::io;
 use std::ops::Range;
 
@@ -11,7 +10,6 @@ use super::hashes::Found;
 use super::hashes::Hashes;
 use super::history::History;
 use super::positions::Positions;
-use super::report::Fault;
 use super::report::Faults;
 use super::report::Report;
 use super::report::time;
@@ -21,12 +19,14 @@ use crate::evidence::entry::Delivered;
 use crate::evidence::entry::Entry;
 use crate::evidence::entry::Offset;
 use crate::evidence::entry::QUEUE;
+use crate::evidence::entry::Stamp;
 use crate::evidence::entry::Started;
 use crate::evidence::entry::now;
 use crate::evidence::reader::Directory;
 use crate::evidence::reader::Files;
 use crate::evidence::reader::Log;
 use crate::evidence::reader::ReadError;
+use crate::evidence::reader::is_foreign;
 use crate::tlog::checkpoint::Signed;
 use crate::tlog::key::VerifierKey;
 use crate::tlog::merkle::Frontier;
@@ -45,35 +45,14 @@ use crate::tlog::tile::last_tiles;
 /// relay had written.
 const NEVER_ALLOWED: [&str; 3] = ["damaged", "missing", "tampered"];
 
-/// The question for the auditor when files of the log are wrong.
-pub(super) const WHO_WROTE: &str = "who could write to the directory of the evidence?";
-
-/// The question for the auditor when a signature is wrong.
-pub(super) const WHICH_KEY: &str = "which relay has written this log, with which key?";
-
-/// The question for the auditor when a cosignature is wrong or missing.
-pub(super) const WITNESS_HAS: &str = "has the witness seen another log?";
-
-/// The question for the auditor when a log is not the one that was seen before.
-pub(super) const WHO_SET_BACK: &str =
-    "who set the log back, or ran two relays with one origin, since this checkpoint was seen?";
-
 /// The maximum number of faults of a published log. After that, no further entries are fetched.
 const FAULTS_MAX: u64 = 1000;
-
-/// Returns the report about a place without evidence.
-pub(super) fn absent(place: impl fmt::Display) -> Report {
-    let mut report = Report::default();
-    let text = format!("{place} has no evidence: there is no checkpoint");
-    report.faults.add(None, "was the evidence turned off, or removed, and by whom?", text);
-    report
-}
 
 /// How a log ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Ending {
-    /// The last entry is a stop, of this time: nothing came after it.
-    Stopped(u64),
+    /// The last entry is a stop, and nothing in the directory is newer.
+    Stopped,
     /// A relay is running with the directory.
     Live,
     /// The relay was killed, or the directory is a copy of one in use: more events may have come
@@ -84,6 +63,8 @@ pub(super) enum Ending {
 /// A range of positions that an entry brought into the log.
 pub(super) struct Span {
     pub(super) end: u64,
+    /// The index of the entry.
+    index: u64,
     /// The time of the entry.
     at: u64,
     /// The root over the line hashes, if they are there.
@@ -180,32 +161,51 @@ impl<'a> Check<'a> {
         &mut self,
         files: &'a dyn Files,
         journal: Vec<(u64, Vec<u8>)>,
-    ) -> io::Result<Option<Log<'a>>> {
+    ) -> Option<Log<'a>> {
         self.report.counts.checkpoints.all += 1;
         let log = match Log::open(files) {
             Ok(log) => log,
             Err(ReadError::NoCheckpoint) => {
-                self.report = absent("this place");
-                return Ok(None);
+                let remembered = self.hashes.directory.and_then(Directory::remembered);
+                let is_asked = |signed: &Signed| {
+                    let origin = &signed.checkpoint.origin;
+                    self.request.keys.iter().all(|key| key.name() == origin)
+                };
+                match remembered.is_some_and(|signed| is_asked(&signed)) {
+                    true => self.faults().add(
+                        None,
+                        "the log has no checkpoint, although the relay had signed one: it is in \
+                         evidence-checkpoint beside the log",
+                    ),
+                    false => {
+                        let text = "the log has no checkpoint yet: nothing is proven";
+                        self.report.unchecked.push(text.to_owned());
+                    }
+                }
+                return None;
             }
-            Err(error @ ReadError::Checkpoint(_)) => {
-                self.faults().add(None, WHO_WROTE, error);
-                return Ok(None);
+            Err(error) => {
+                self.unread(&error);
+                return None;
             }
-            Err(ReadError::File { error, .. }) => return Err(error),
         };
         // Line hashes are durable before the checkpoint over their entries, so they are read after
         // it.
-        self.hashes.read()?;
+        for finding in self.hashes.read() {
+            self.finding(&finding);
+        }
         let own = log.signed.clone();
-        let rolled_back = self.hashes.directory.map(|it| it.rolled_back(log.origin()));
-        if let Some(why) = rolled_back.transpose()?.flatten() {
-            let text = format!("the relay has recorded nothing more: {why}");
-            self.faults().add(None, WHO_SET_BACK, text);
+        match self.hashes.directory.map(|it| it.rolled_back(log.origin())).transpose() {
+            Ok(Some(Some(why))) => {
+                let text = format!("the relay has recorded nothing more: {why}");
+                self.faults().add(None, text);
+            }
+            Ok(_) => {}
+            Err(error) => self.finding(&error),
         }
         let is_signed = self.signatures("checkpoint", &own, true);
         let mut faults = std::mem::take(&mut self.report.faults);
-        self.entries = self.entries(&log)?;
+        self.entries = self.entries(&log);
         self.cut();
         // Faults outside of the time that is asked about are removed.
         let (request, asked) = (self.request, &self.asked.positions);
@@ -226,7 +226,7 @@ impl<'a> Check<'a> {
         let newer = newer.take_while(|(expected, (index, _))| expected == index);
         let newer = newer.map_while(|(_, (_, entry))| Entry::parse(&entry).ok());
         self.journal.entries = newer.collect();
-        Ok(Some(log))
+        Some(log)
     }
 
     /// Checks the checkpoints that were given, and those that witnesses have, against the log.
@@ -246,13 +246,12 @@ impl<'a> Check<'a> {
 
     /// Returns how the log ends.
     pub(super) fn ending(&self) -> Ending {
-        match self.history.runs.stopped_at() {
+        let is_last = self.is_whole() && !self.goes_on;
+        match self.history.runs.is_stopped() && is_last && self.journal.entries.is_empty() {
             // A relay that was started again may not have signed its start yet.
             _ if self.is_live => Ending::Live,
-            Some(at) if self.is_whole() && !self.goes_on && self.journal.entries.is_empty() => {
-                Ending::Stopped(at)
-            }
-            _ => Ending::Open,
+            true => Ending::Stopped,
+            false => Ending::Open,
         }
     }
 
@@ -288,7 +287,7 @@ impl<'a> Check<'a> {
         let is_valid = signed_by(&request.keys, signed);
         if let Err(why) = is_valid {
             let origin = &checkpoint.origin;
-            self.faults().add(None, WHICH_KEY, format_args!("{name} of {origin} {why}"));
+            self.faults().add(None, format_args!("{name} of {origin} {why}"));
         }
         let mut is_witnessed = true;
         for witness in request.witnesses.iter().filter(|_| is_own) {
@@ -303,7 +302,7 @@ impl<'a> Check<'a> {
                     is_witnessed = false;
                     let witness = witness.name();
                     let text = format!("{name} has no valid cosignature of the witness {witness}");
-                    self.faults().add(None, WITNESS_HAS, text);
+                    self.faults().add(None, text);
                 }
             }
         }
@@ -316,7 +315,7 @@ impl<'a> Check<'a> {
         let signed = match Signed::parse(note) {
             Ok(signed) => signed,
             Err(error) => {
-                self.faults().add(None, WHICH_KEY, format_args!("{name}: {error}"));
+                self.faults().add(None, format_args!("{name}: {error}"));
                 return;
             }
         };
@@ -324,7 +323,7 @@ impl<'a> Check<'a> {
         if kept.origin != own.origin {
             let (kept, own) = (&kept.origin, &own.origin);
             let text = format!("{name} is a checkpoint of {kept}, and the log is that of {own}");
-            self.faults().add(None, WHICH_KEY, text);
+            self.faults().add(None, text);
             return;
         }
         if !self.signatures(name, &signed, false) {
@@ -336,7 +335,7 @@ impl<'a> Check<'a> {
                 "{name} covers {size} entries, and the log has only {}: its end was cut off",
                 own.head.size
             );
-            self.faults().add(None, WHO_SET_BACK, text);
+            self.faults().add(None, text);
             return;
         }
         if self.compare_root(name, kept.head, log) {
@@ -358,40 +357,40 @@ impl<'a> Check<'a> {
                     "{name} has another root for the first {size} entries than the log: there are \
                      two logs of one origin"
                 );
-                self.faults().add(None, WHO_SET_BACK, text);
+                self.faults().add(None, text);
             }
-            Err(error) => self.faults().add(None, WHO_WROTE, format_args!("{name}: {error}")),
+            Err(error) => self.faults().add(None, format_args!("{name}: {error}")),
         }
         false
     }
 
     /// Checks the entries, and the tiles over them.
-    fn entries(&mut self, log: &Log<'_>) -> io::Result<Entries> {
+    fn entries(&mut self, log: &Log<'_>) -> Entries {
         let mut tiles = Growing::default();
         let mut frontier = Frontier::default();
         for entry in log.entries() {
             let (index, bytes) = match entry {
                 Ok(entry) => entry,
                 Err(error) => {
-                    return Ok(self.torn(log, frontier.size(), &error));
+                    return self.torn(log, frontier.size(), &error);
                 }
             };
             if index.is_multiple_of(WIDTH) && self.is_too_much() {
                 let text = format!("the entries from {index} on: too much is wrong before them");
                 self.report.unchecked.push(text);
-                return Ok(Entries::Wrong);
+                return Entries::Wrong;
             }
             match Entry::parse(&bytes) {
                 Ok(entry) if let Some(excess) = excess(&entry) => {
-                    self.faults().add(None, WHO_WROTE, format_args!("entry {index} {excess}"));
+                    self.faults().add(None, format_args!("entry {index} {excess}"));
                 }
                 Ok(entry) => {
                     self.previous(index, &entry, &frontier);
-                    self.entry(index, &entry)?;
+                    self.entry(index, &entry, Stamp::parse(&bytes));
                 }
                 Err(error) => {
                     let text = format!("entry {index} is none: {error}");
-                    self.faults().add(None, WHO_WROTE, text);
+                    self.faults().add(None, text);
                 }
             }
             let made = &mut |level, hash| tiles.push(level, hash);
@@ -402,24 +401,26 @@ impl<'a> Check<'a> {
                     // A server can send any number of such entries, so the check ends here.
                     let text = format!("the entries from {} on", index + 1);
                     self.report.unchecked.push(text);
-                    return Ok(Entries::Wrong);
+                    return Entries::Wrong;
                 }
             }
         }
-        let is_stopped = self.history.runs.stopped_at().is_some();
+        let is_stopped = self.history.runs.is_stopped();
         for (tile, hashes) in tiles.partial() {
             self.compare_tile(log, tile, hashes, is_stopped);
         }
-        self.compare_older(log.size())?;
+        if let Err(error) = self.compare_older(log.size()) {
+            self.finding(&error);
+        }
         let is_signed = frontier.root() == log.head().root;
         if !is_signed {
             let text = "the entries are not those that the checkpoint was signed over";
-            self.faults().add(None, WHO_WROTE, text);
+            self.faults().add(None, text);
         }
         let unknown = self.history.end(&mut self.report.faults);
         self.report.unchecked.extend(unknown);
         self.report.notes.append(&mut self.history.notes);
-        Ok(if is_signed { Entries::Whole } else { Entries::Wrong })
+        if is_signed { Entries::Whole } else { Entries::Wrong }
     }
 
     /// Reports that the entries from an index on can't be read. In a copy of a directory in use,
@@ -457,7 +458,7 @@ impl<'a> Check<'a> {
             Ok(hashes) if hashes == expected => return true,
             Ok(_) => {
                 let text = format!("{} has other hashes than the entries", tile.path());
-                self.faults().add(None, WHO_WROTE, text);
+                self.faults().add(None, text);
             }
             Err(error) if !is_there && log.files.tile(tile).is_ok() => {
                 self.report.unchecked.push(format!("{error}; its entries are there"));
@@ -467,10 +468,19 @@ impl<'a> Check<'a> {
         false
     }
 
+    /// Reports a file of the directory that can't be read. It is a fault if no relay makes such a
+    /// file: a symlink, a directory or a pipe in its place, or one of an impossible size.
+    pub(super) fn finding(&mut self, error: &io::Error) {
+        match is_foreign(error) {
+            true => self.faults().add(None, error),
+            false => self.report.unchecked.push(error.to_string()),
+        }
+    }
+
     /// Reports that a file can't be read. This is a fault only if the file itself is wrong.
     fn unread(&mut self, error: &ReadError) {
         match error.is_of_the_log() {
-            true => self.faults().add(None, WHO_WROTE, error),
+            true => self.faults().add(None, error),
             false => self.report.unchecked.push(error.to_string()),
         }
     }
@@ -492,45 +502,41 @@ impl<'a> Check<'a> {
                 "entry {index} says that the relay found {} entries, and another log is before it",
                 previous.size
             );
-            self.faults().add(at, WHO_SET_BACK, text);
+            self.faults().add(at, text);
         }
     }
 
-    fn entry(&mut self, index: u64, entry: &Entry) -> io::Result<()> {
-        if !self.history.feed(index, entry, &mut self.report.faults) {
-            return Ok(());
+    fn entry(&mut self, index: u64, entry: &Entry, stamp: Option<Stamp>) {
+        if !self.history.feed(index, entry, stamp, &mut self.report.faults) {
+            return;
         }
         let at = entry.at();
         if let Entry::Delivered(delivered) = entry {
             return self.as_sent(delivered);
         }
-        let Some(Range { start, end }) = entry.in_queue() else { return Ok(()) };
-        let mut span = Span { end, at, root: None };
+        let Some(Range { start, end }) = entry.in_queue() else { return };
+        let mut span = Span { end, index, at, root: None };
         if let Entry::Accepted { count, root, .. } = entry {
             match self.hashes.range(None, start, *root) {
-                Ok(Found::Range(found)) if found.end() == end => span.root = Some(*root),
-                Ok(Found::Range(_) | Found::Changed) => {
+                Found::Range(found) if found.end() == end => span.root = Some(*root),
+                Found::Range(_) | Found::Changed => {
                     self.hashes.changed.push((None, start, *count, at));
                 }
-                Ok(Found::Gone) => {}
-                Err(error) => self.faults().add_at(start, Some(at), WHO_WROTE, error),
+                Found::Gone => {}
             }
             if span.root.is_none() {
                 self.hashes.gone.insert(start..end);
             }
         }
         self.spans.insert(start, span);
-        Ok(())
     }
 
     /// Takes an entry about deliveries. If it has a root, because a filter has changed or dropped
     /// events, compares the hashes of the lines that were sent.
-    fn as_sent(&mut self, entry: &Delivered) -> io::Result<()> {
-        let Delivered { output, first, count, at, root: Some(root), .. } = entry else {
-            return Ok(());
-        };
-        match self.hashes.range(Some(output), *first, *root)? {
-            Found::Range(found) => self.compare_as_sent(entry, &found.lines)?,
+    fn as_sent(&mut self, entry: &Delivered) {
+        let Delivered { output, first, count, at, root: Some(root), .. } = entry else { return };
+        match self.hashes.range(Some(output), *first, *root) {
+            Found::Range(found) => self.compare_as_sent(entry, &found.lines),
             Found::Changed => {
                 self.hashes.changed.push((Some(output.clone()), *first, *count, *at));
             }
@@ -538,26 +544,23 @@ impl<'a> Check<'a> {
                 self.hashes.gone_as_sent.insert(entry.range());
             }
         }
-        Ok(())
     }
 
     /// Checks that the lines of an entry left as they came in, unless the entry lists them as
     /// changed.
-    fn compare_as_sent(&mut self, entry: &Delivered, sent: &[Hash]) -> io::Result<()> {
+    fn compare_as_sent(&mut self, entry: &Delivered, sent: &[Hash]) {
         let Delivered { output, first, count, at, not_delivered, changed, .. } = entry;
-        let as_they_came = self.accepted(entry.range())?;
+        let as_they_came = self.accepted(entry.range());
         let offsets = (0..*count).map(Offset).zip(as_they_came);
         let left = offsets.filter(|(offset, _)| !not_delivered.contains_key(offset));
         let left: Vec<_> = left.collect();
-        let question = "which program has written the log?";
         if left.len() != sent.len() {
             let text = format!(
                 "by the log, {} lines left by {output}, and the root is over {}",
                 left.len(),
                 sent.len()
             );
-            self.faults().add_at(*first, Some(*at), question, text);
-            return Ok(());
+            return self.faults().add_at(*first, Some(*at), text);
         }
         for ((offset, came), sent) in left.into_iter().zip(sent) {
             if came.is_some_and(|came| came != *sent) && !changed.contains(&offset) {
@@ -566,10 +569,9 @@ impl<'a> Check<'a> {
                     "the event left by {output} in another form than it came in, and the log says \
                      that it was not changed"
                 );
-                self.faults().add_at(position, Some(*at), question, text);
+                self.faults().add_at(position, Some(*at), text);
             }
         }
-        Ok(())
     }
 
     /// Compares the partial tiles of older checkpoints, which the relay keeps for a while, with the
@@ -589,7 +591,7 @@ impl<'a> Check<'a> {
                         && tile.of_wider(&grown, newer.width).is_ok_and(|part| part != older)
                     {
                         let text = format!("{path} is not the beginning of {}", newer.path());
-                        self.faults().add(None, WHO_WROTE, text);
+                        self.faults().add(None, text);
                     }
                 }
             }
@@ -597,18 +599,19 @@ impl<'a> Check<'a> {
         Ok(())
     }
 
-    /// Returns `true` if an event may have been sent earlier in another form: it came in before a
-    /// crash or a change of the config, and its fate is of a later time.
-    pub(super) fn may_have_two_forms(&self, position: u64, settled_at: u64) -> bool {
+    /// Returns `true` if an event may have been sent earlier, perhaps in another form: it came in
+    /// before a crash or a change of the config, and the entry with its fate, of this index and
+    /// time, is a later one.
+    pub(super) fn may_be_sent_again(&self, position: u64, settled: (u64, u64)) -> bool {
         let spans = self.spans.range(..=position).rev();
         // The events of a span came in after those of the span before it.
-        let came_from = spans.map(|(_, span)| span.at).nth(1).unwrap_or_default();
-        self.history.runs.has_turn_in(came_from, settled_at)
+        let came_from = spans.map(|(_, span)| (span.index, span.at)).nth(1).unwrap_or_default();
+        self.history.runs.has_turn_in(came_from, settled)
     }
 
     /// Returns the hashes of the lines at these positions, for the lines as they came in, not as
     /// they were sent. `None` stands for each line whose hash is missing.
-    pub(super) fn accepted(&mut self, positions: Range<u64>) -> io::Result<Vec<Option<Hash>>> {
+    pub(super) fn accepted(&mut self, positions: Range<u64>) -> Vec<Option<Hash>> {
         let mut found = Vec::new();
         let mut next = positions.start;
         while next < positions.end {
@@ -621,7 +624,7 @@ impl<'a> Check<'a> {
                 continue;
             };
             let end = end.min(positions.end);
-            match self.hashes.range(None, first, root)? {
+            match self.hashes.range(None, first, root) {
                 Found::Range(range) => {
                     let at = |position: u64| usize::try_from(position - first).unwrap_or(0);
                     let hashes = range.lines.get(at(next)..at(end)).unwrap_or_default();
@@ -631,16 +634,17 @@ impl<'a> Check<'a> {
             }
             next = end;
         }
-        Ok(found)
+        found
     }
 
-    /// Judges the end of the log, the losses, and the statements that only the journal makes. The
-    /// relay must have recorded something up to the time `until`; `None` means now.
-    pub(super) fn judge(&mut self, until: Option<u64>) {
+    /// Judges the losses, and the statements that only the journal makes.
+    pub(super) fn judge(&mut self) {
+        for error in std::mem::take(&mut self.hashes.unread) {
+            self.finding(&error);
+        }
         if !self.is_whole() {
             return;
         }
-        self.silence(until);
         self.losses();
         self.unproven();
         if self.hashes.are_absent() {
@@ -650,38 +654,28 @@ impl<'a> Check<'a> {
             self.name_unknown();
         }
         let runs = &mut self.history.runs;
-        let (rows, set_back) = (std::mem::take(&mut runs.rows), std::mem::take(&mut runs.set_back));
+        let (rows, steps) = (std::mem::take(&mut runs.rows), std::mem::take(&mut runs.steps));
         let is_asked = |row: &Row| self.request.asks_about(row.from, row.to);
         self.report.runs.extend(rows.into_iter().filter(is_asked).map(|row| row.text));
-        self.report.notes.extend(set_back.into_iter().filter(is_asked).map(|row| row.text));
-        if let Some(at) = self.history.runs.last_at {
-            self.report.notes.push(format!("the last entry is of {}", time(at)));
+        self.report.notes.extend(steps.into_iter().filter(is_asked).map(|row| row.text));
+        let Some(at) = self.history.runs.last_at.map(time) else { return };
+        match self.is_silent() {
+            true => self.report.unchecked.push(format!(
+                "the last entry is of {at}, although the relay is running: it records nothing any \
+                 more, or a clock was set since then"
+            )),
+            false => self.report.notes.push(format!("the last entry is of {at}")),
         }
     }
 
-    /// Returns `true` if the log is silent at its end.
+    /// Returns `true` if the log of a running relay seems to be silent at its end.
     pub(super) fn is_silent(&self) -> bool {
-        self.silence_up_to(self.read_at).1.is_some()
-    }
-
-    /// Returns the time up to which the end of the log is judged, at most `until`. Also returns a
-    /// fault if the relay was silent at the end.
-    fn silence_up_to(&self, until: u64) -> (u64, Option<Fault>) {
-        let until = self.request.until.unwrap_or(u64::MAX).min(until);
-        (until, self.history.runs.silence_at_end(until, self.is_live))
-    }
-
-    fn silence(&mut self, until: Option<u64>) {
-        let (until, silence) = self.silence_up_to(until.unwrap_or(self.read_at));
-        let is_asked = |from| self.request.asks_about(from, until);
-        if let Some(fault) = silence.filter(|fault| fault.at.is_none_or(is_asked)) {
-            self.faults().push(fault);
-        }
+        let is_asked = self.request.until.is_none_or(|until| self.read_at < until);
+        self.is_live && is_asked && self.history.runs.is_silent(self.read_at)
     }
 
     /// Judges the events that are lost according to the log.
     fn losses(&mut self) {
-        let question = "why were these events lost, and who knew of it?";
         let mut all = BTreeMap::<&str, Positions>::new();
         for ((output, reason), positions) in &self.history.losses {
             if output != QUEUE && !self.request.asks_of(output) {
@@ -700,7 +694,7 @@ impl<'a> Check<'a> {
                 let count = range.end - range.start;
                 let text = format!("{count} events were lost at {output}: {reason}");
                 let at = time_of(&self.spans, range.start);
-                self.report.faults.add_at(range.start, at, question, text);
+                self.report.faults.add_at(range.start, at, text);
             }
         }
         let mut lost: u64 = all.values().map(Positions::len).sum();
@@ -713,7 +707,7 @@ impl<'a> Check<'a> {
             );
             match request.allows_lost {
                 true => self.report.notes.push(text),
-                false => self.report.faults.add(Some(*at), question, text),
+                false => self.report.faults.add(Some(*at), text),
             }
         }
         self.report.counts.lost = lost;
@@ -728,7 +722,7 @@ impl<'a> Check<'a> {
                         older checkpoint was put back, or the files were copied while the relay \
                         was running";
             match self.ending() {
-                Ending::Stopped(_) => self.faults().add(None, WHO_SET_BACK, text),
+                Ending::Stopped => self.faults().add(None, text),
                 Ending::Live => {}
                 Ending::Open => self.report.unchecked.push(text.to_owned()),
             }
@@ -763,7 +757,7 @@ impl<'a> Check<'a> {
                         format!("the hashes of {count} lines that {output} sent were changed")
                     }
                 };
-                self.faults().add_at(first, Some(at), WHO_WROTE, text);
+                self.faults().add_at(first, Some(at), text);
             }
         }
         let mut is_gone = false;
@@ -784,11 +778,11 @@ impl<'a> Check<'a> {
                 }
             }
         }
-        let is_stopped = matches!(self.ending(), Ending::Stopped(_));
+        let is_stopped = self.ending() == Ending::Stopped;
         for (damage, is_cut_off) in std::mem::take(&mut self.hashes.damages) {
             match is_gone {
                 true if is_cut_off && !is_stopped => self.report.unchecked.push(damage),
-                true => self.faults().add(None, WHO_WROTE, damage),
+                true => self.faults().add(None, damage),
                 // A record may have been cut off by a power failure while it was written.
                 false => self.report.notes.push(format!("{damage}; nothing is missing")),
             }

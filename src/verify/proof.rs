@@ -47,7 +47,7 @@ pub fn check(text: &str, request: &Request) -> io::Result<Report> {
     let mut report = Report::default();
     report.counts.checkpoints.all = 1;
     if let Err(fault) = check_proof(text, request, &lines, &mut report) {
-        report.faults.add(None, "who made this proof, and from which log?", fault);
+        report.faults.add(None, fault);
     }
     Ok(report)
 }

@@ -5,8 +5,6 @@ use std::io;
 
 use super::events::Left;
 use super::log::Check;
-use super::log::WHICH_KEY;
-use super::log::WHO_WROTE;
 use super::log::signed_by;
 use super::report::Report;
 use super::request::Request;
@@ -37,11 +35,10 @@ pub fn published(files: &dyn Files, request: &Request) -> io::Result<Report> {
         Err(ReadError::File { error, .. }) => return Err(error),
     }
     let mut check = Check::new(request, None, true);
-    if let Some(log) = check.log(files, Vec::new())? {
+    if let Some(log) = check.log(files, Vec::new()) {
         check.given(&log, &[]);
-        let mut left = Left::new(1, u64::MAX, &check, None);
-        check.events(&log, &mut left, None)?;
-        check.judge(None);
+        check.events(&log, &mut Left::default(), None)?;
+        check.judge();
     }
     Ok(check.end())
 }
@@ -50,24 +47,21 @@ pub fn published(files: &dyn Files, request: &Request) -> io::Result<Report> {
 /// signed and matches the right edge of the tree.
 fn refused(log: &Log<'_>, request: &Request) -> io::Result<Option<Report>> {
     let head = log.head();
-    let (question, text) = if let Err(why) = signed_by(&request.keys, &log.signed) {
-        (WHICH_KEY, format!("checkpoint of {} {why}", log.origin()))
+    let text = if let Err(why) = signed_by(&request.keys, &log.signed) {
+        format!("checkpoint of {} {why}", log.origin())
     } else if head.size > ENTRIES_MAX {
-        (WHICH_KEY, format!("checkpoint covers {} entries, which no relay can write", head.size))
+        format!("checkpoint covers {} entries, which no relay can write", head.size)
     } else {
         match root_at(&log.nodes(), head.size) {
             Ok(root) if root == head.root => return Ok(None),
-            Ok(_) => (
-                WHO_WROTE,
-                "the tiles are not those that the checkpoint was signed over".to_owned(),
-            ),
+            Ok(_) => "the tiles are not those that the checkpoint was signed over".to_owned(),
             Err(error) if error.kind() == io::ErrorKind::NotConnected => return Err(error),
-            Err(error) => (WHO_WROTE, error.to_string()),
+            Err(error) => error.to_string(),
         }
     };
     let mut report = Report::default();
     report.counts.checkpoints.all = 1;
-    report.faults.add(None, question, text);
+    report.faults.add(None, text);
     report.unchecked.push("the entries of the log: nothing was read but its checkpoint".to_owned());
     Ok(Some(report))
 }

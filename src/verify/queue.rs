@@ -15,9 +15,6 @@ use crate::queue::inspect::Seen;
 use crate::tlog::merkle::Hash;
 use crate::tlog::merkle::Hasher;
 
-/// The question for the auditor when the queue's files do not hold what came in.
-const WHO_WROTE_QUEUE: &str = "who could write to the queue's directory since this time?";
-
 /// A queue beside the evidence.
 pub(super) struct Queue(inspect::Directory);
 
@@ -26,11 +23,11 @@ pub(super) type Places = Vec<(String, u64)>;
 
 impl Queue {
     /// Opens the queue in a directory; `None` if there is none.
-    pub(super) fn open(directory: &Path) -> io::Result<Option<Self>> {
+    pub(super) fn open(directory: &Path) -> Result<Option<Self>, inspect::Error> {
         match inspect::Directory::open(directory) {
             Ok(directory) => Ok(Some(Self(directory))),
             Err(inspect::Error::NoQueue(_)) => Ok(None),
-            Err(error) => Err(io::Error::other(error)),
+            Err(error) => Err(error),
         }
     }
 
@@ -41,13 +38,13 @@ impl Queue {
     }
 
     /// Returns the position after the last event.
-    pub(super) fn end(&self) -> io::Result<u64> {
-        self.0.summary().map(|summary| summary.end.get()).map_err(io::Error::other)
+    pub(super) fn end(&self) -> Result<u64, inspect::Error> {
+        self.0.summary().map(|summary| summary.end.get())
     }
 
     /// Returns the first event that each output has not finished.
-    pub(super) fn places(&self) -> io::Result<Places> {
-        let places = self.0.places().map_err(io::Error::other)?;
+    pub(super) fn places(&self) -> Result<Places, inspect::Error> {
+        let places = self.0.places()?;
         Ok(places.into_iter().map(|(name, place)| (name, place.get())).collect())
     }
 }
@@ -60,9 +57,9 @@ impl Check<'_> {
         queue: &Queue,
         places: &Places,
         mut comparison: Option<&mut Comparison>,
-    ) -> io::Result<()> {
+    ) {
         if !self.is_whole() {
-            return Ok(());
+            return;
         }
         self.places(places);
         let mut lines = QueueLines::default();
@@ -78,18 +75,17 @@ impl Check<'_> {
             }
             Ok(())
         });
-        told.map_err(io::Error::other)?;
+        if let Err(error) = told {
+            self.report.unchecked.push(format!("the queue: {error}"));
+        }
         for finding in findings {
             let text = format!("the queue: {finding}");
             match self.ending() {
                 // The files of a copy may be from different moments.
                 Ending::Open => self.report.unchecked.push(text),
-                Ending::Stopped(_) | Ending::Live => {
-                    self.report.faults.add(None, WHO_WROTE_QUEUE, text);
-                }
+                Ending::Stopped | Ending::Live => self.report.faults.add(None, text),
             }
         }
-        Ok(())
     }
 
     fn compare_stored_in_queue(
@@ -104,12 +100,12 @@ impl Check<'_> {
                 |comparison: &mut Comparison| comparison.add(hash, Kind::Newer, (0, position));
             return comparison.map_or(Ok(()), add);
         }
-        let expected = self.accepted(position..position.saturating_add(1))?;
+        let expected = self.accepted(position..position.saturating_add(1));
         if let Some(Some(expected)) = expected.first()
             && *expected != hash
         {
             let text = "the queue has another line than the one that came in";
-            self.report.faults.add_at(position, None, WHO_WROTE_QUEUE, text);
+            self.report.faults.add_at(position, None, text);
         }
         Ok(())
     }
@@ -140,14 +136,11 @@ impl Check<'_> {
                      not: the end of the log was cut off, or the queue's cursors were changed"
                 );
                 let is_proven = !explained.missing_in(range.clone()).is_empty();
-                match self.ending() {
-                    Ending::Stopped(_) if is_proven => {
-                        self.report.faults.add_at(range.start, None, WHO_WROTE_QUEUE, text);
-                    }
-                    Ending::Stopped(_) | Ending::Live | Ending::Open => {
-                        let text = format!("position {}: {text}, or they are newer", range.start);
-                        self.report.unchecked.push(text);
-                    }
+                if self.ending() == Ending::Stopped && is_proven {
+                    self.report.faults.add_at(range.start, None, text);
+                } else {
+                    let text = format!("position {}: {text}, or they are newer", range.start);
+                    self.report.unchecked.push(text);
                 }
             }
         }

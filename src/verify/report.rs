@@ -45,24 +45,28 @@ pub struct Counts {
     pub missing: u64,
     /// The events in whose place another line is stored.
     pub changed: u64,
-    /// The stored lines that never left.
-    pub forged: u64,
-    /// The stored lines that are repetitions.
-    pub duplicate: u64,
+    /// The stored lines that the log does not have, and that nothing can explain.
+    pub extra: u64,
+    /// The stored lines that the log does not have, and that something may explain.
+    pub unexplained: u64,
+    /// The events that left shortly before the end of the export, and whose line is not stored.
+    pub not_settled: u64,
+    /// The events that left after the end of the export.
+    pub not_exported: u64,
+    /// The stored lines and stored checkpoints that are newer than the last checkpoint of the log.
+    pub newer: u64,
     /// The events that came in, but whose fate is not in the log yet.
     pub pending: u64,
+    /// The stored lines that are repetitions.
+    pub duplicate: u64,
     /// The events whose line hash is gone.
     pub unknown: u64,
     /// The events that are lost according to the log.
     pub lost: u64,
     /// The events that the filter of an output has dropped.
     pub dropped: u64,
-    /// The stored lines of events that came in while evidence was off. Without stored lines: these
-    /// events.
+    /// The events that came in while evidence was off.
     pub without_evidence: u64,
-    /// The stored lines and stored checkpoints that are newer than the last checkpoint of the log,
-    /// and the lines that left after the stored lines were exported.
-    pub newer: u64,
 }
 
 impl Counts {
@@ -72,14 +76,17 @@ impl Counts {
         self.events.add(of.events);
         self.missing += of.missing;
         self.changed += of.changed;
-        self.forged += of.forged;
-        self.duplicate += of.duplicate;
+        self.extra += of.extra;
+        self.unexplained += of.unexplained;
+        self.not_settled += of.not_settled;
+        self.not_exported += of.not_exported;
+        self.newer += of.newer;
         self.pending += of.pending;
+        self.duplicate += of.duplicate;
         self.unknown += of.unknown;
         self.lost = self.lost.saturating_add(of.lost);
         self.dropped += of.dropped;
         self.without_evidence = self.without_evidence.saturating_add(of.without_evidence);
-        self.newer += of.newer;
     }
 }
 
@@ -87,20 +94,24 @@ impl fmt::Display for Counts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "checkpoints {} valid; events {} found; missing {}, changed {}, forged {}, \
-             duplicate {}, pending {}, unknown {}\nlost {}, dropped {}, without evidence {}, newer {}",
+            "checkpoints {} valid; events {} found; missing {}, changed {}, extra {}, unexplained \
+             {}, not settled {}, not exported {}, newer {}, pending {}\nlost {}, dropped {}, without \
+             evidence {}, duplicate {}, unknown {}",
             self.checkpoints,
             self.events,
             self.missing,
             self.changed,
-            self.forged,
-            self.duplicate,
+            self.extra,
+            self.unexplained,
+            self.not_settled,
+            self.not_exported,
+            self.newer,
             self.pending,
-            self.unknown,
             self.lost,
             self.dropped,
             self.without_evidence,
-            self.newer
+            self.duplicate,
+            self.unknown
         )
     }
 }
@@ -114,10 +125,8 @@ pub struct Fault {
     pub at: Option<u64>,
     /// The end of this time, if it is longer than a moment.
     pub to: Option<u64>,
-    /// The text for the reader of the report.
+    /// The text for the reader of the report. It says what differs, and accuses nobody.
     pub text: String,
-    /// The question that the auditor should ask next.
-    pub question: &'static str,
 }
 
 impl fmt::Display for Fault {
@@ -129,7 +138,7 @@ impl fmt::Display for Fault {
         if let Some(at) = self.at {
             write!(f, " {}", time(at))?;
         }
-        write!(f, ": {}. Ask: {}", self.text, self.question)
+        write!(f, ": {}", self.text)
     }
 }
 
@@ -147,25 +156,13 @@ pub struct Faults {
 
 impl Faults {
     /// Adds a fault without a position.
-    pub(super) fn add(&mut self, at: Option<u64>, question: &'static str, text: impl fmt::Display) {
-        self.push(Fault { position: None, at, to: None, text: text.to_string(), question });
+    pub(super) fn add(&mut self, at: Option<u64>, text: impl fmt::Display) {
+        self.push(Fault { position: None, at, to: None, text: text.to_string() });
     }
 
     /// Adds a fault at a position.
-    pub(super) fn add_at(
-        &mut self,
-        position: u64,
-        at: Option<u64>,
-        question: &'static str,
-        text: impl fmt::Display,
-    ) {
-        self.push(Fault {
-            position: Some(position),
-            at,
-            to: None,
-            text: text.to_string(),
-            question,
-        });
+    pub(super) fn add_at(&mut self, position: u64, at: Option<u64>, text: impl fmt::Display) {
+        self.push(Fault { position: Some(position), at, to: None, text: text.to_string() });
     }
 
     pub(super) fn push(&mut self, fault: Fault) {
@@ -231,7 +228,9 @@ impl Report {
     /// Returns the exit status: 0 if nothing is wrong, 1 if something is wrong, 2 if something
     /// could not be checked.
     pub fn status(&self) -> u8 {
-        match (self.faults.count, self.unchecked.is_empty() && self.counts.newer == 0) {
+        let Counts { unexplained, not_settled, not_exported, newer, .. } = self.counts;
+        let uncompared = unexplained + not_settled + not_exported + newer;
+        match (self.faults.count, self.unchecked.is_empty() && uncompared == 0) {
             (0, true) => 0,
             (0, false) => 2,
             (_, _) => 1,

@@ -22,9 +22,9 @@ pub struct Request {
     pub since: Option<u64>,
     /// The time up to which events are counted.
     pub until: Option<u64>,
-    /// The time at which the stored lines were exported. `None` stands for the newest modification
-    /// time of their files.
-    pub exported_at: Option<u64>,
+    /// The lines of the last part of an export may be absent, because the consumer had not written
+    /// them yet: those that left within this time before the last line that is there.
+    pub settle: Duration,
     /// `true`: events that are lost according to the log are not faults.
     pub allows_lost: bool,
     /// `true`: over a directory in use, the check waits for a checkpoint that covers the lines.

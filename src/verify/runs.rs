@@ -1,26 +1,26 @@
 //! The runs of the relay: starts, stops, reloads, what each of them changed, and the times in
 //! which nothing was recorded.
+//!
+//! Silence is judged by the stamps of the entries alone: how long the relay has been up. The
+//! machine's clock may step, or start in 1970, and is only shown.
 
 use std::collections::BTreeSet;
 
 use super::report::Fault;
 use super::report::Faults;
 use super::report::time;
+use crate::evidence::UNPROVEN_MAX;
 use crate::evidence::entry::Entry;
 use crate::evidence::entry::Running;
+use crate::evidence::entry::Stamp;
 use crate::evidence::entry::Started;
 
 /// A silence is reported if it is longer than one and a half heartbeats, and longer than one
 /// heartbeat by at least this many milliseconds.
 const SILENCE_MIN: u64 = 2000;
 
-/// The relay signs the entry that ends a silence within about this many milliseconds. Until then a
-/// running relay is not called silent.
-const UNSIGNED_MAX: u64 = 2000;
-
-/// The question for the auditor when the relay was silent.
-const WHO_STOPPED: &str =
-    "what happened to the relay in this time, and who had access to its clock and its key?";
+/// A step of the machine's clock is noted if it is longer than this many milliseconds.
+const STEP_MIN: u64 = 2000;
 
 /// The state of the relay after an entry.
 #[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
@@ -43,66 +43,107 @@ pub(super) struct Row {
     pub(super) text: String,
 }
 
+/// The time of the log: the sum of the times between its entries, in milliseconds. The times in
+/// which no relay ran are unknown and count as nothing.
+#[derive(Debug, Default)]
+pub(super) struct Clock {
+    last: Option<(Option<Stamp>, u64)>,
+    pub(super) now: u64,
+}
+
+impl Clock {
+    /// Takes the next entry. Returns the time since the entry before it; `None` if another boot
+    /// wrote that one.
+    pub(super) fn feed(&mut self, stamp: Option<Stamp>, at: u64) -> Option<u64> {
+        let (passed, is_proven) = match (self.last.replace((stamp, at)), stamp) {
+            (Some((Some(last), _)), Some(stamp)) if last.boot == stamp.boot => {
+                (stamp.up.saturating_sub(last.up), true)
+            }
+            // Earlier versions wrote no stamps.
+            (Some((None, last)), None) => (at.saturating_sub(last), false),
+            (_, _) => (0, false),
+        };
+        self.now = self.now.saturating_add(passed);
+        is_proven.then_some(passed)
+    }
+}
+
 /// The runs of the relay, collected entry by entry.
 #[derive(Debug, Default)]
 pub(super) struct Runs {
     state: State,
-    /// The latest time among the entries and the events in them.
+    /// The time of the last entry.
     pub(super) last_at: Option<u64>,
+    clock: Clock,
+    /// The time since 1970 at which the relay's process began, by the machine's clock, as the last
+    /// entry has it.
+    began: Option<(u32, i128)>,
     heartbeat_ms: u64,
-    /// The time of the first start.
-    pub(super) started_at: Option<u64>,
     /// The config and the outputs in the last entry that names them.
     before: Option<(String, BTreeSet<String>)>,
-    /// The times of the starts after a crash, and of the changes of the config. Events that were
-    /// sent shortly before such a time may have been sent again under other rules.
-    turns: Vec<u64>,
+    /// The directory in which the relay said that it stopped.
+    pub(super) stopped_in: Option<String>,
+    /// The starts after a crash, and the changes of the config: the indices of the entries, and
+    /// their times. Events that were sent shortly before may have been sent again under other
+    /// rules.
+    turns: (BTreeSet<u64>, BTreeSet<u64>),
     /// The starts, stops and reloads that changed something, and the periods without a relay.
     pub(super) rows: Vec<Row>,
-    /// The times at which the clock was set back.
-    pub(super) set_back: Vec<Row>,
+    /// The steps of the machine's clock.
+    pub(super) steps: Vec<Row>,
 }
 
 impl Runs {
-    pub(super) fn feed(&mut self, index: u64, entry: &Entry, faults: &mut Faults) {
+    pub(super) fn feed(
+        &mut self,
+        index: u64,
+        entry: &Entry,
+        stamp: Option<Stamp>,
+        faults: &mut Faults,
+    ) {
         let before = self.last_at;
-        self.hear(index, entry, faults);
+        self.hear(index, entry, stamp, faults);
         if let Entry::Start(Started { running, .. }) = entry {
-            self.start(running, before);
-            self.compare("start", running);
+            self.start(index, running, before);
+            self.compare(index, "start", running);
             self.state = State::Running;
-            self.started_at.get_or_insert(running.at);
         } else if let Entry::Reload(running) = entry {
-            self.compare("reload", running);
+            self.compare(index, "reload", running);
         } else if let Entry::Stop(running) = entry {
-            self.compare("stop", running);
+            self.compare(index, "stop", running);
             self.state = State::Stopped(running.at);
+            self.stopped_in.clone_from(&running.directory);
         }
     }
 
     /// Lists the time without a relay before a start. `before` is the time of the entry before the
     /// start.
-    fn start(&mut self, running: &Running, before: Option<u64>) {
+    fn start(&mut self, index: u64, running: &Running, before: Option<u64>) {
         let (from, how) = match (self.state, before) {
-            (State::Stopped(at), _) => (at, "it had been stopped"),
+            (State::Stopped(at), _) => (at, "it had been stopped".to_owned()),
             (State::Running, Some(at)) => {
-                self.turns.push(running.at);
-                (at, "it had ended without a stop")
+                self.turns.0.insert(index);
+                self.turns.1.insert(running.at);
+                let unproven = seconds(u64::try_from(UNPROVEN_MAX.as_millis()).unwrap_or(u64::MAX));
+                let how = format!(
+                    "it had ended without a stop; up to {unproven} before this crash nothing was \
+                     proven"
+                );
+                (at, how)
             }
             (State::Unknown | State::Wrong | State::Running, _) => return,
         };
         let to = running.at;
-        let text = format!(
-            "no relay ran from {} to {} ({}): {how}",
-            time(from),
-            time(to),
-            seconds(to.saturating_sub(from))
-        );
-        self.rows.push(Row { from, to, text });
+        let long = match to.checked_sub(from) {
+            Some(ms) => seconds(ms),
+            None => "the clock was set back in between".to_owned(),
+        };
+        let text = format!("no relay ran from {} to {} ({long}): {how}", time(from), time(to));
+        self.rows.push(Row { from: from.min(to), to: to.max(from), text });
     }
 
     /// Lists an entry if it changed the config or the outputs.
-    fn compare(&mut self, kind: &str, running: &Running) {
+    fn compare(&mut self, index: u64, kind: &str, running: &Running) {
         self.heartbeat_ms = running.heartbeat_ms;
         let outputs: BTreeSet<String> = running.outputs.keys().cloned().collect();
         let config = &running.config_sha256;
@@ -114,7 +155,8 @@ impl Runs {
             }
             Some((before, had)) => {
                 if before != config {
-                    self.turns.push(running.at);
+                    self.turns.0.insert(index);
+                    self.turns.1.insert(running.at);
                     changes.push(format!("config_sha256 {config} instead of {before}"));
                 }
                 let new = outputs.difference(had).map(|name| format!("output {name} joined"));
@@ -134,10 +176,8 @@ impl Runs {
 
     /// Checks that there was no silence before the entry, and that the entry does not follow a
     /// stop.
-    fn hear(&mut self, index: u64, entry: &Entry, faults: &mut Faults) {
+    fn hear(&mut self, index: u64, entry: &Entry, stamp: Option<Stamp>, faults: &mut Faults) {
         let at = entry.at();
-        // These entries have the time of their events, which may have waited for the entry.
-        let is_of_events = matches!(entry, Entry::Accepted { .. } | Entry::Delivered(_));
         let is_start = matches!(entry, Entry::Start(_));
         // An alarm is about something that a start has found, and may come before the entry about
         // the start.
@@ -146,68 +186,76 @@ impl Runs {
             && !matches!(entry, Entry::Alarm { .. })
         {
             let text = format!("entry {index} is behind a stop, and there is no start between");
-            let question = "which program has written the log while the relay was stopped?";
-            faults.add(Some(stopped), question, text);
+            faults.add(Some(stopped), text);
             self.state = State::Wrong;
         }
-        let Some(last) = self.last_at else {
-            self.last_at = Some(at);
-            return;
-        };
+        let silence = self.clock.feed(stamp, at);
         if self.state == State::Running
             && !is_start
-            && let Some(fault) = self.silence(last, at, 0, &format!("before entry {index}"))
+            && let Some(silence) = silence.filter(|silence| *silence > self.longest())
         {
-            faults.push(fault);
+            faults.push(Fault {
+                position: None,
+                at: self.last_at,
+                to: Some(at),
+                text: format!(
+                    "nothing was recorded for {} s before entry {index}, although the relay was \
+                     running: a heartbeat was due each {} s",
+                    silence / 1000,
+                    self.heartbeat_ms.div_ceil(1000)
+                ),
+            });
         }
-        if at < last && !is_of_events {
+        if let Some(stamp) = stamp {
+            self.step(index, entry, stamp);
+        }
+        self.last_at = Some(at);
+    }
+
+    /// Notes a step of the machine's clock before an entry.
+    fn step(&mut self, index: u64, entry: &Entry, Stamp { boot, up }: Stamp) {
+        let at = entry.at();
+        let began = i128::from(at) - i128::from(up);
+        let before = self.began.filter(|it| it.0 == boot).map(|it| it.1);
+        // Entries of other types have the time of their events, which may have waited.
+        let is_exact = matches!(
+            entry,
+            Entry::Start(_) | Entry::Stop(_) | Entry::Heartbeat { .. } | Entry::Pruned { .. }
+        );
+        let Some(before) = before else {
+            self.began = is_exact.then_some((boot, began));
+            return;
+        };
+        let by = u64::try_from(began.abs_diff(before)).unwrap_or(u64::MAX);
+        if began > before || is_exact {
+            self.began = Some((boot, began));
+        }
+        if by > STEP_MIN && (began > before || is_exact) {
+            let way = if began > before { "forward" } else { "back" };
             let text = format!(
-                "the clock was set back by {} before entry {index}, from {} to {}",
-                seconds(last - at),
-                time(last),
+                "the machine's clock was set {way} by {} before entry {index}, of {}",
+                seconds(by),
                 time(at)
             );
-            self.set_back.push(Row { from: at, to: last, text });
+            self.steps.push(Row { from: at.saturating_sub(by), to: at.saturating_add(by), text });
         }
-        self.last_at = Some(if is_of_events { last.max(at) } else { at });
     }
 
-    /// Returns a fault if the time without an entry was too long. `more` milliseconds are allowed
-    /// beyond the usual limit. `end` names the place of the silence in the log.
-    fn silence(&self, from: u64, to: u64, more: u64, end: &str) -> Option<Fault> {
-        let heartbeat = self.heartbeat_ms;
-        let longest = heartbeat.saturating_add((heartbeat / 2).max(SILENCE_MIN) + more);
-        let silence = to.saturating_sub(from);
-        (silence > longest).then(|| Fault {
-            position: None,
-            at: Some(from),
-            to: Some(to),
-            text: format!(
-                "nothing was recorded for {} s {end}, although the relay was running: a heartbeat \
-                 was due each {} s",
-                silence / 1000,
-                heartbeat.div_ceil(1000)
-            ),
-            question: WHO_STOPPED,
-        })
+    /// Returns the longest silence of a relay that is running, in milliseconds.
+    fn longest(&self) -> u64 {
+        self.heartbeat_ms.saturating_add((self.heartbeat_ms / 2).max(SILENCE_MIN))
     }
 
-    /// Returns a fault if the time from the last entry to `until` is too long. `is_live`: the relay
-    /// is running; it gets some more time, because its newest entry may not be signed yet.
-    pub(super) fn silence_at_end(&self, until: u64, is_live: bool) -> Option<Fault> {
-        let last = self.last_at?;
-        let is_open = matches!(self.state, State::Running | State::Wrong);
-        let more = if is_live { UNSIGNED_MAX } else { 0 };
-        let end = format!("up to {}, at the end of the log", time(until));
-        self.silence(last, until, more, &end).filter(|_| is_open)
+    /// Returns `true` if the log of a running relay ends long before the time `now`, by this
+    /// machine's clock.
+    pub(super) fn is_silent(&self, now: u64) -> bool {
+        let last = self.last_at.unwrap_or(u64::MAX);
+        matches!(self.state, State::Running) && now.saturating_sub(last) > self.longest()
     }
 
-    /// Returns the time of the stop that is the last entry; `None` if the log ends otherwise.
-    pub(super) fn stopped_at(&self) -> Option<u64> {
-        match self.state {
-            State::Stopped(at) => Some(at),
-            State::Unknown | State::Running | State::Wrong => None,
-        }
+    /// Returns `true` if the last entry is a stop.
+    pub(super) fn is_stopped(&self) -> bool {
+        matches!(self.state, State::Stopped(_))
     }
 
     /// Returns `true` if the relay has started, and no stop has come yet.
@@ -215,15 +263,17 @@ impl Runs {
         self.state == State::Running
     }
 
-    /// Returns `true` if the relay was started after a crash, or got another config, in this
-    /// period.
-    pub(super) fn has_turn_in(&self, from: u64, to: u64) -> bool {
-        let first = self.turns.partition_point(|turn| *turn < from);
-        self.turns.get(first).is_some_and(|turn| *turn <= to)
+    /// Returns `true` if the relay was started after a crash, or got another config, between two
+    /// entries, by their indices or by their times.
+    pub(super) fn has_turn_in(&self, from: (u64, u64), to: (u64, u64)) -> bool {
+        let is_in = |turns: &BTreeSet<u64>, from: u64, to: u64| {
+            turns.range(from..).next().is_some_and(|turn| *turn <= to)
+        };
+        is_in(&self.turns.0, from.0, to.0) || is_in(&self.turns.1, from.1, to.1)
     }
 
     pub(super) fn facts(&self) -> usize {
-        self.rows.len() + self.set_back.len() + self.turns.len()
+        self.rows.len() + self.steps.len() + self.turns.0.len()
     }
 }
 

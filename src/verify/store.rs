@@ -4,20 +4,15 @@
 //! what became of all lines that are stored already.
 
 use std::collections::BTreeSet;
-use std::fs;
-use std::io;
 use std::path::PathBuf;
-use std::time::UNIX_EPOCH;
 
 use super::compare::Comparison;
 use super::compare::Kind;
-use super::log::WHICH_KEY;
 use super::log::signed_by;
 use super::report::Report;
 use super::request::Request;
 use super::stored;
 use super::stored::Line;
-use crate::evidence::entry::now;
 use crate::tlog::checkpoint::Signed;
 use crate::tlog::merkle::Hash;
 use crate::tlog::merkle::Head;
@@ -35,21 +30,22 @@ pub(super) struct Store {
     pub(super) kept: Vec<Kept>,
     /// For each file the place before its first line, and its name.
     files: Vec<(u64, PathBuf)>,
-    /// The time at which the lines were exported.
-    pub(super) exported_at: u64,
     /// The checkpoints among the lines, and a fault for each of them that has no valid signature.
     pub(super) report: Report,
 }
 
 impl Store {
-    /// Reads the files with stored lines that a request names.
-    pub(super) fn read(request: &Request, read: &mut dyn FnMut(u64)) -> io::Result<Self> {
-        let newest = request.events.iter().map(modified_at).max().unwrap_or_default();
+    /// Reads the files with stored lines that a request names. If one can't be read, nobody knows
+    /// which lines are missing: the report gets the error, and no line is compared.
+    pub(super) fn read(
+        request: &Request,
+        read: &mut dyn FnMut(u64),
+        report: &mut Report,
+    ) -> Option<Self> {
         let mut store = Self {
             comparison: Comparison::new(),
             kept: Vec::new(),
             files: Vec::new(),
-            exported_at: request.exported_at.unwrap_or(newest),
             report: Report::default(),
         };
         let (mut place, mut notes) = (0, BTreeSet::new());
@@ -75,11 +71,14 @@ impl Store {
                 }
                 Ok(())
             };
-            stored::read(path, &mut line, read)?;
+            if let Err(error) = stored::read(path, &mut line, read) {
+                report.unchecked.push(format!("{error}. No stored line was compared"));
+                return None;
+            }
             // The places of lines of two files must not be neighbours.
             place += 3;
         }
-        Ok(store)
+        Some(store)
     }
 
     /// Takes a checkpoint among the lines.
@@ -97,7 +96,7 @@ impl Store {
             },
             Err(error) => format!("{name}: {error}"),
         };
-        self.report.faults.add(None, WHICH_KEY, fault);
+        self.report.faults.add(None, fault);
     }
 
     /// Returns the name of the checkpoint at a place, for the report.
@@ -112,11 +111,4 @@ impl Store {
             format!("{}:{}", path.display(), place - before)
         })
     }
-}
-
-/// Returns the time at which a file was last changed; now if that is unknown.
-fn modified_at(path: &PathBuf) -> u64 {
-    let modified = fs::metadata(path).and_then(|metadata| metadata.modified()).ok();
-    let since = modified.and_then(|time| time.duration_since(UNIX_EPOCH).ok());
-    since.and_then(|since| u64::try_from(since.as_millis()).ok()).unwrap_or_else(now)
 }

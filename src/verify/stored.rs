@@ -21,8 +21,14 @@ use crate::tlog::note::NOTE_BYTES_MAX;
 /// The size in bytes of the buffers of a file.
 const BUFFER: usize = 256 << 10;
 
-/// The beginning of a line that holds a checkpoint and not an event.
-const CHECKPOINT: &[u8] = br#"{"kind":"Checkpoint""#;
+/// The apiVersion of an object that holds a checkpoint and not an event.
+const API_VERSION: &str = "kube-audit-forwarder/v1";
+
+/// A line with a checkpoint has fewer bytes than this.
+const HEAD_MAX: usize = 2 * NOTE_BYTES_MAX;
+
+/// One of the members of a checkpoint's object is within this many bytes of its line.
+const BEGIN_MAX: usize = 128;
 
 /// The beginning of a line that may come from an output with `format = "audit_log"`, which puts
 /// these members in front of an event that lacks them. The brace is that of the event.
@@ -107,9 +113,7 @@ fn read_lines(
 #[derive(Default)]
 struct Open {
     hash: Option<Hasher>,
-    /// The bytes of the line, as long as the line may be a checkpoint.
-    bytes: Vec<u8>,
-    /// The first bytes of the line, at most as many as [`ADDED`] has.
+    /// The first bytes of the line, as many as a line with a checkpoint may have.
     head: Vec<u8>,
     /// Hashes the line without the members that an output may have added.
     plain: Option<Hasher>,
@@ -122,15 +126,12 @@ impl Open {
             return;
         }
         self.hash.get_or_insert_default().update(bytes);
-        let room = (2 * NOTE_BYTES_MAX).saturating_sub(self.bytes.len());
-        if may_be_checkpoint(&self.bytes, bytes) {
-            self.bytes.extend_from_slice(bytes.get(..room).unwrap_or(bytes));
-        }
-        let lacks = (ADDED.len() - self.head.len()).min(bytes.len());
-        let (head, rest) = bytes.split_at(lacks);
-        self.head.extend_from_slice(head);
-        if lacks > 0 && self.head == ADDED {
+        let begun = self.head.len();
+        self.head.extend_from_slice(bytes.get(..HEAD_MAX - begun).unwrap_or(bytes));
+        let mut rest = bytes;
+        if begun < ADDED.len() && self.head.starts_with(ADDED) {
             self.plain.insert(Hasher::default()).update(b"{");
+            rest = bytes.get(ADDED.len() - begun..).unwrap_or_default();
         }
         if let Some(plain) = &mut self.plain {
             plain.update(rest);
@@ -140,22 +141,27 @@ impl Open {
     /// Takes the last bytes of the line. Returns the line.
     fn end(&mut self, bytes: &[u8]) -> Line {
         self.go_on(bytes);
-        let Self { hash, bytes, plain, .. } = std::mem::take(self);
-        let Some(hash) = hash.map(Hasher::finish) else { return Line::Empty };
-        if bytes.starts_with(CHECKPOINT)
-            && bytes.len() < 2 * NOTE_BYTES_MAX
-            && let Ok(Object { kind, api_version, note }) = serde_json::from_slice(&bytes)
-            && kind == "Checkpoint"
-            && api_version == "kube-audit-forwarder/v1"
-        {
-            return Line::Checkpoint(note.into_bytes());
-        }
-        Line::Event { hash, plain: plain.map(Hasher::finish) }
+        let Self { hash, plain, .. } = self;
+        let Some(hash) = hash.take().map(Hasher::finish) else { return Line::Empty };
+        let plain = plain.take().map(Hasher::finish);
+        let checkpoint = checkpoint(&self.head);
+        self.head.clear();
+        checkpoint.map_or(Line::Event { hash, plain }, Line::Checkpoint)
     }
 }
 
-fn may_be_checkpoint(begun: &[u8], more: &[u8]) -> bool {
-    begun.iter().chain(more).zip(CHECKPOINT).all(|(byte, expected)| byte == expected)
+/// Returns the note in a line with a checkpoint; `None` if the line is an event. A store may have
+/// written the object with other spaces, or its members in another order.
+fn checkpoint(line: &[u8]) -> Option<Vec<u8>> {
+    let begin = line.get(..BEGIN_MAX).unwrap_or(line);
+    let has = |text: &[u8]| memchr::memmem::find(begin, text).is_some();
+    if line.len() == HEAD_MAX
+        || !(has(b"\"Checkpoint\"") || has(API_VERSION.as_bytes()) || has(b"\"note\""))
+    {
+        return None;
+    }
+    let Object { kind, api_version, note } = serde_json::from_slice(line).ok()?;
+    (kind == "Checkpoint" && api_version == API_VERSION).then(|| note.into_bytes())
 }
 
 #[cfg(test)]
@@ -177,6 +183,9 @@ mod tests {
                 r#"{{"kind":"Checkpoint","apiVersion":"kube-audit-forwarder/v1","note":"{note}"}}"#
             ),
             "c".repeat(3 * BUFFER),
+            format!(
+                r#"{{ "note": "{note}", "apiVersion" : "kube-audit-forwarder/v1", "kind":"Checkpoint" }}"#
+            ),
             r#"{"kind":"Checkpoint","#.to_owned(),
             r#"{"kind":"Event"}"#.to_owned(),
             format!("{}\"auditID\":\"a\"}}", String::from_utf8_lossy(ADDED)),
@@ -205,9 +214,10 @@ mod tests {
             };
             read(&path, &mut line, &mut |more| bytes += more).expect("it can be read");
             let all: Vec<_> =
-                [0, 2, 4, 5, 6, 7, 8].iter().map(|at| expected(lines[*at].as_bytes())).collect();
+                [0, 2, 4, 6, 7, 8, 9].iter().map(|at| expected(lines[*at].as_bytes())).collect();
             assert!(found == all);
-            assert_eq!(checkpoints, [format!("{}\n", "x".repeat(1000)).into_bytes()]);
+            let note = format!("{}\n", "x".repeat(1000)).into_bytes();
+            assert_eq!(checkpoints, [note.clone(), note]);
             assert_eq!((bytes, empty), (content.len() as u64, 1));
         }
     }

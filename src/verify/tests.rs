@@ -1,6 +1,7 @@
 //! Attacks on signed logs: each log is made here, entry by entry.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use tempfile::TempDir;
 
@@ -12,6 +13,7 @@ use crate::evidence::entry::Fate;
 use crate::evidence::entry::Offset;
 use crate::evidence::entry::Previous;
 use crate::evidence::entry::Running;
+use crate::evidence::entry::Stamp;
 use crate::evidence::entry::Started;
 use crate::evidence::entry::now;
 use crate::evidence::lines::Range;
@@ -39,29 +41,41 @@ struct Made {
     hashes: Vec<u8>,
     /// The time of the first entry.
     began: u64,
+    /// The number of the boot, which is another one after a crash.
+    boot: u32,
+    /// The time by which the machine's clock is wrong.
+    step: i64,
 }
 
 impl Made {
     fn new(origin: &'static str) -> Self {
         let (key, _) = SigningKey::generate(origin).expect("random numbers");
         let directory = tempfile::tempdir().expect("a directory");
+        std::fs::create_dir(directory.path().join("evidence")).expect("a directory");
         let (entries, hashes) = (Vec::new(), Vec::new());
-        Self { directory, origin, key, entries, hashes, began: now() - HOUR }
+        Self { directory, origin, key, entries, hashes, began: now() - HOUR, boot: 1, step: 0 }
+    }
+
+    fn time(&self, at: u64) -> u64 {
+        (self.began + at).saturating_add_signed(self.step)
     }
 
     fn running(&self, at: u64, config: &str, places: &[(&str, u64)]) -> Running {
         Running {
-            at: self.began + at,
+            at: self.time(at),
             version: String::new(),
             config_sha256: config.to_owned(),
             heartbeat_ms: 2 * HOUR,
             left: BTreeMap::new(),
+            directory: disk::identity(&self.directory.path().join("evidence")),
             outputs: places.iter().map(|(name, at)| ((*name).to_owned(), *at)).collect(),
         }
     }
 
+    /// Adds an entry. The relay has been up since the first one.
     fn push(&mut self, entry: &Entry) {
-        self.entries.push(entry.bytes());
+        let up = entry.at().saturating_add_signed(-self.step).saturating_sub(self.began);
+        self.entries.push(entry.stamped(Stamp { boot: self.boot, up }));
     }
 
     fn frontier(&self) -> Frontier {
@@ -90,7 +104,7 @@ impl Made {
         let record = Record::accepted(range(first, lines));
         record.write(&mut self.hashes);
         let (count, root) = (record.count, record.range.root());
-        self.push(&Entry::Accepted { first, count, at: self.began + at, root });
+        self.push(&Entry::Accepted { first, count, at: self.time(at), root });
     }
 
     /// Adds the entry that says that all lines of a range left as they came in.
@@ -111,7 +125,7 @@ impl Made {
             output: output.to_owned(),
             first,
             count,
-            at: self.began + at,
+            at: self.time(at),
             root,
             not_delivered: fates.iter().map(|(at, fate)| (Offset(*at), *fate)).collect(),
             changed: Vec::new(),
@@ -209,7 +223,7 @@ fn a_log_with_all_its_lines_passes_and_any_other_lines_do_not() {
     let log = Made::with_lines("example.org/a", &all).stopped(&[("a", 9)]);
     assert(&check(&[&log], &all, |_| {}), 0, &["events 9/9 found", "newer 0", "proven: bytes"]);
     let more = [&all[..2], &[String::new(), "b".to_owned()], &all[2..]].concat();
-    assert(&check(&[&log], &more, |_| {}), 1, &["forged 1", "never left by a: ", "stored:4"]);
+    assert(&check(&[&log], &more, |_| {}), 1, &["extra 1", "not in the log: ", "stored:4"]);
     let mut changed = all.clone();
     changed[5] = "b".to_owned();
     assert(&check(&[&log], &changed, |_| {}), 1, &["changed 1", "in its place: ", "stored:6"]);
@@ -218,17 +232,16 @@ fn a_log_with_all_its_lines_passes_and_any_other_lines_do_not() {
     let disguised =
         r#"{"kind":"Checkpoint","kind":"Event","apiVersion":"x","note":"n"}"#.to_owned();
     let more = [&all[..], &[disguised]].concat();
-    assert(&check(&[&log], &more, |_| {}), 1, &["forged 1"]);
+    assert(&check(&[&log], &more, |_| {}), 1, &["extra 1"]);
     // They left after the export.
-    let before = Some(log.began);
-    let report = check(&[&log], &all[..4], |request| request.exported_at = before);
-    assert(&report, 2, &["missing 0", "events 4/9 found", "newer 5"]);
+    let report = check(&[&log], &all[..4], |_| {});
+    assert(&report, 2, &["missing 0", "events 4/9 found", "not exported 5"]);
     let none = check(&[&log], &all, |request| request.until = Some(1));
     assert(&none, 2, &["events 0/0 found", "the log has nothing of the time that is asked about"]);
 }
 
 #[test]
-fn events_from_a_time_without_evidence_are_a_fault_and_their_lines_are_not_forged() {
+fn events_from_a_time_without_evidence_are_a_fault_and_their_lines_are_unexplained() {
     let (all, off) = (lines('a', 5), lines('o', 3));
     let mut log = Made::with_lines("example.org/a", &all);
     log.stop(30, "1", &[("a", 5)]);
@@ -237,15 +250,16 @@ fn events_from_a_time_without_evidence_are_a_fault_and_their_lines_are_not_forge
     log.push(&Entry::Alarm { at, what: Alarm::Off { first: 5, count: 3 } });
     let log = log.stopped(&[("a", 8)]);
     let fault = "FAULT position 5 2";
-    let with = check(&[&log], &[all.clone(), off.clone()].concat(), |_| {});
-    assert(&with, 1, &[fault, "3 events came in while", "forged 0", "without evidence 3"]);
-    let again = [all.clone(), off.clone(), off].concat();
-    let twice = check(&[&log], &again, |_| {});
-    assert(&twice, 1, &[fault, "forged 0, duplicate 3", "without evidence 3"]);
-    let forged = check(&[&log], &[again, lines('f', 2)].concat(), |_| {});
-    assert(&forged, 1, &[fault, "forged 2, duplicate 3", "without evidence 3"]);
+    // Nobody can tell lines of that time from lines that were added later.
+    for stored in [off.clone(), [off.clone(), off.clone()].concat(), [off, lines('f', 2)].concat()]
+    {
+        let unexplained = format!("extra 0, unexplained {},", stored.len());
+        let with = check(&[&log], &[all.clone(), stored].concat(), |_| {});
+        let texts = [fault, "3 events came in while", &unexplained, "without evidence 3"];
+        assert(&with, 1, &texts);
+    }
     let without = check(&[&log], &all, |_| {});
-    assert(&without, 1, &[fault, "missing 0", "without evidence 0"]);
+    assert(&without, 1, &[fault, "missing 0", "without evidence 3"]);
     let no_lines = check(&[&log], &all, |request| request.events.clear());
     assert(&no_lines, 1, &[fault, "without evidence 3"]);
 }
@@ -328,13 +342,14 @@ fn filters_reloads_and_times_without_a_relay_are_listed() {
 /// Method: events are sent, and the relay is killed before their fates are recorded. It starts with
 /// a filter that drops them. The consumer has one of them twice, because there were two kills.
 #[test]
-fn events_that_left_before_a_crash_are_not_forged_when_later_rules_drop_them() {
+fn events_that_left_before_a_crash_are_unexplained_when_later_rules_drop_them() {
     let all = lines('a', 8);
     let later = lines('b', 4);
     let log = |is_killed: bool| {
         let mut log = Made::with_lines("example.org/a", &all);
         log.accepted(8, &later, 40);
         if is_killed {
+            log.boot += 1;
             log.start(5000, "2", &[("a", 8)]);
         }
         let fates: Vec<_> = (0..4).map(|at| (at, Fate::Dropped)).collect();
@@ -343,14 +358,13 @@ fn events_that_left_before_a_crash_are_not_forged_when_later_rules_drop_them() {
     };
     let stored = [&all[..], &later[..2], &later[..1]].concat();
     let killed = log(true);
-    let earlier = "2 stored lines are events as they came in, which did not leave so by the log";
-    let texts = ["forged 0, duplicate 1, pending 0, unknown 2", earlier];
+    let texts = ["extra 0, unexplained 3", "perhaps it was sent again by other rules"];
     assert(&check(&[&killed], &stored, |_| {}), 2, &texts);
-    assert(&check(&[&killed], &all, |_| {}), 0, &["forged 0, duplicate 0"]);
-    // Two of the four events have another form that nobody knows, and these may be two of them.
+    assert(&check(&[&killed], &all, |_| {}), 0, &["unexplained 0", "duplicate 0"]);
+    // They may have left in another form, which nobody knows any more.
     let other = [&stored[..], &lines('c', 3)].concat();
-    assert(&check(&[&killed], &other, |_| {}), 1, &["forged 1", "2 stored lines fit nothing"]);
-    assert(&check(&[&log(false)], &stored, |_| {}), 1, &["forged 3, duplicate 0"]);
+    assert(&check(&[&killed], &other, |_| {}), 2, &["extra 0, unexplained 6"]);
+    assert(&check(&[&log(false)], &stored, |_| {}), 1, &["extra 3, unexplained 0"]);
 }
 
 #[test]
@@ -363,21 +377,129 @@ fn entries_behind_a_stop_and_a_silent_end_are_faults() {
     let log = log.stopped(&[("a", 3)]);
     assert(&check(&[&log], &all, |_| {}), 1, &["entry 4 is behind a stop"]);
 
+    // The relay ran all the time: the silence is not that of a clock that was set.
+    let mut log = Made::with_lines("example.org/a", &all);
+    let at = log.began + 4 * HOUR;
+    log.push(&Entry::Heartbeat { at });
+    let silent = log.stopped(&[("a", 3)]);
+    assert(&check(&[&silent], &all, |_| {}), 1, &["nothing was recorded for 14399 s"]);
+}
+
+#[test]
+fn a_clock_that_is_set_is_a_note_and_a_log_without_a_stop_is_not_silent() {
+    let all = lines('a', 3);
+    for (step, text) in [
+        (7_200_000, "the machine's clock was set forward by 7200 s before entry 3"),
+        (-7_200_000, "the machine's clock was set back by 7200 s before entry 3"),
+    ] {
+        let mut log = Made::with_lines("example.org/a", &all);
+        log.step = step;
+        let at = log.time(2000);
+        log.push(&Entry::Heartbeat { at });
+        let log = log.stopped(&[("a", 3)]);
+        assert(&check(&[&log], &all, |_| {}), 0, &[text]);
+    }
+    // The clock began in 1970, and was then set.
     let mut log = Made::new("example.org/a");
-    log.began -= 3 * HOUR;
+    log.step = -i64::try_from(log.began).expect("it is small");
+    log.start(0, "1", &[("a", 0)]);
+    log.accepted(0, &all, 10);
+    log.step = 0;
+    log.delivered("a", 0, 3, 20);
+    let log = log.stopped(&[("a", 3)]);
+    assert(&check(&[&log], &all, |_| {}), 0, &["the machine's clock was set forward by"]);
+    // A relay was killed long ago.
+    let mut log = Made::new("example.org/a");
+    log.began -= 30 * HOUR;
     log.start(0, "1", &[("a", 0)]);
     log.accepted(0, &all, 10);
     log.delivered("a", 0, 3, 20);
     log.sign();
-    assert(&check(&[&log], &all, |_| {}), 1, &["nothing was recorded for 1"]);
-    let until = Some(log.began + HOUR);
-    assert(&check(&[&log], &all, |request| request.until = until), 0, &["missing 0"]);
-    // The clock was set back.
-    let mut log = Made::with_lines("example.org/a", &all);
-    let at = log.began - 5000;
-    log.push(&Entry::Heartbeat { at });
-    let log = log.stopped(&[("a", 3)]);
-    assert(&check(&[&log], &all, |_| {}), 0, &["the clock was set back by 5.0 s"]);
+    assert(&check(&[&log], &all, |_| {}), 0, &["missing 0"]);
+}
+
+#[test]
+fn an_export_ends_where_its_newest_line_left_and_not_by_any_clock() {
+    let all = lines('a', 60);
+    let mut log = Made::new("example.org/a");
+    log.start(0, "1", &[("a", 0)]);
+    log.accepted(0, &all, 5);
+    // Ten lines leave each ten seconds.
+    (0..6).for_each(|batch| log.delivered("a", batch * 10, 10, 10 + batch * 10_000));
+    log.stop(50_020, "1", &[("a", 60)]);
+    log.sign();
+    let settle = |stored: &[String], seconds: u64| {
+        check(&[&log], stored, |request| request.settle = Duration::from_secs(seconds))
+    };
+    assert(&settle(&all, 30), 0, &["events 60/60", "not settled 0, not exported 0"]);
+    let begin = &all[..45];
+    assert(&settle(begin, 0), 2, &["missing 0", "not settled 0, not exported 15"]);
+    // The consumer writes the lines to two files, and one of them ends earlier.
+    let late = [&all[..5], &all[6..25], &all[28..45]].concat();
+    assert(&settle(&late, 0), 1, &["missing 4", "not settled 0, not exported 15"]);
+    assert(&settle(&late, 30), 1, &["missing 1", "not settled 3, not exported 15"]);
+    let late = [&all[..25], &all[28..45]].concat();
+    assert(&settle(&late, 30), 2, &["missing 0", "not settled 3, not exported 15"]);
+    // An earlier event that was refused for a while is delivered after later ones.
+    let mut log = Made::new("example.org/a");
+    log.start(0, "1", &[("a", 0)]);
+    log.accepted(0, &all, 5);
+    log.delivered("a", 10, 50, 1000);
+    log.delivered("a", 0, 10, 120_000);
+    log.stop(120_020, "1", &[("a", 60)]);
+    log.sign();
+    assert(&check(&[&log], &all[10..], |_| {}), 2, &["missing 0", "not exported 10"]);
+}
+
+#[test]
+fn lines_that_are_newer_than_a_copy_accuse_nobody() {
+    let all = lines('a', 5);
+    let log = Made::with_lines("example.org/a", &all).stopped(&[("a", 5)]);
+    let later = [&all[..], &lines('b', 3)].concat();
+    assert(&check(&[&log], &later, |_| {}), 1, &["extra 3, unexplained 0"]);
+    // The directory is copied while the relay is stopped, and the lines are exported later.
+    let copy = tempfile::tempdir().expect("a directory");
+    let original = log.directory.path().join("evidence");
+    let status = std::process::Command::new("cp").arg("-a").arg(original).arg(copy.path()).status();
+    assert!(status.expect("cp runs").success());
+    let log = Made { directory: copy, ..log };
+    assert(&check(&[&log], &later, |_| {}), 2, &["extra 0, unexplained 3", "it left after"]);
+}
+
+#[test]
+fn copies_of_lines_whose_hashes_were_pruned_are_unexplained_at_most() {
+    let (old, new) = (lines('a', 5), lines('b', 5));
+    let mut log = Made::with_lines("example.org/a", &old);
+    log.boot += 1;
+    log.start(100, "1", &[("a", 0)]);
+    log.delivered("a", 0, 5, 120);
+    log.hashes.clear();
+    let at = log.began + 130;
+    log.push(&Entry::Pruned { at, below: 5 });
+    log.accepted(5, &new, 140);
+    log.delivered("a", 5, 5, 150);
+    let log = log.stopped(&[("a", 10)]);
+    let stored = [old.clone(), old, new].concat();
+    assert(&check(&[&log], &stored, |_| {}), 2, &["extra 0, unexplained 10", "unknown 5"]);
+}
+
+#[test]
+fn a_name_that_no_log_has_is_a_usage_error_that_lists_the_names() {
+    let all = lines('a', 5);
+    let log = Made::with_lines("example.org/a", &all).stopped(&[("a", 5)]);
+    let request = Request {
+        keys: vec![log.key.verifier().clone()],
+        outputs: vec!["nosuch".to_owned()],
+        ..Request::default()
+    };
+    let error = |place: &Path| {
+        let found = directories(&[place.to_owned()], &request, &mut |_| {});
+        found.expect_err("a usage error").to_string()
+    };
+    assert_eq!(error(log.directory.path()), "the log has no output nosuch; it has a");
+    let empty = tempfile::tempdir().expect("a directory");
+    std::fs::write(empty.path().join("other"), "").expect("a file");
+    assert!(error(empty.path()).ends_with("It has: other"));
 }
 
 #[test]
@@ -425,7 +547,7 @@ fn several_relays_with_one_store_are_checked_together() {
     };
     let stored = [of_a, vec![checkpoint(&a), checkpoint(&b)], of_b].concat();
     let both = check(&[&a, &b], &stored, |_| {});
-    assert(&both, 0, &["checkpoints 4/4 valid; events 12/12 found", "forged 0"]);
+    assert(&both, 0, &["checkpoints 4/4 valid; events 12/12 found", "extra 0"]);
     let without = [&stored[..9], &stored[10..]].concat();
     assert(&check(&[&a, &b], &without, |_| {}), 1, &["missing 1", "example.org/b: "]);
     // The log of the other checkpoint is not given.
@@ -447,12 +569,12 @@ fn a_renamed_output_is_followed() {
         let names: Vec<_> = names.iter().map(|name| (*name).to_owned()).collect();
         check(&[&log], &stored, |request| request.outputs = names)
     };
-    assert(&names(&["a", "b"]), 0, &["events 9/9 found", "forged 0"]);
-    assert(&names(&["b"]), 2, &["events 4/4 found", "forged 0", "name it with --output too"]);
+    assert(&names(&["a", "b"]), 0, &["events 9/9 found", "extra 0"]);
+    assert(&names(&["b"]), 2, &["events 4/4 found", "extra 0", "name it with --output too"]);
 }
 
 #[test]
-fn lines_from_before_the_window_whose_hashes_are_gone_are_not_forged() {
+fn lines_from_before_the_window_whose_hashes_are_gone_are_unexplained() {
     let (old, new) = (lines('a', 100), lines('b', 5));
     let mut log = Made::with_lines("example.org/a", &old);
     log.hashes.clear();
@@ -463,9 +585,9 @@ fn lines_from_before_the_window_whose_hashes_are_gone_are_not_forged() {
     let log = log.stopped(&[("a", 105)]);
     let stored = [old, new].concat();
     let since = |lines: &[String]| check(&[&log], lines, |it| it.since = Some(log.began + 40));
-    assert(&since(&stored), 2, &["events 5/5 found", "forged 0", "unknown 0"]);
-    assert(&since(&stored[100..]), 0, &["events 5/5 found", "forged 0"]);
-    assert(&since(&[stored, lines('x', 1)].concat()), 1, &["forged 1"]);
+    assert(&since(&stored), 2, &["events 5/5 found", "extra 0", "unknown 0"]);
+    assert(&since(&stored[100..]), 0, &["events 5/5 found", "extra 0"]);
+    assert(&since(&[stored, lines('x', 1)].concat()), 2, &["unexplained 101"]);
 }
 
 #[test]
@@ -474,7 +596,7 @@ fn a_copy_of_a_directory_in_use_is_newer_at_its_end_and_proves_nothing_there() {
     let stored = [all.clone(), more].concat();
     let log = Made::with_lines("example.org/a", &all);
     log.sign();
-    assert(&check(&[&log], &stored, |_| {}), 2, &["events 5/5 found", "forged 0", "newer 2"]);
+    assert(&check(&[&log], &stored, |_| {}), 2, &["events 5/5 found", "unexplained 2"]);
     assert(&check(&[&log], &all[1..], |_| {}), 1, &["missing 1"]);
     // The bundle was copied before the checkpoint.
     let bundles = log.directory.path().join("evidence/tile/entries/000.p");
@@ -485,11 +607,11 @@ fn a_copy_of_a_directory_in_use_is_newer_at_its_end_and_proves_nothing_there() {
         .expect("a file");
     std::fs::remove_file(bundles.join("3")).expect("it is there");
     let torn = check(&[&log], &all, |_| {});
-    assert(&torn, 2, &["checkpoints 0/1 valid", "the entries from 0 on", "newer 5"]);
+    assert(&torn, 2, &["checkpoints 0/1 valid", "the entries from 0 on", "unexplained 5"]);
 }
 
 #[test]
-fn a_log_that_was_kept_aside_ends_where_the_next_one_begins() {
+fn a_log_that_was_kept_aside_explains_the_lines_from_before_the_next_one() {
     let (before, after) = (lines('a', 5), lines('b', 4));
     let mut old = Made::new("example.org/old");
     old.began -= 2 * HOUR + HOUR / 2;
@@ -516,7 +638,7 @@ fn a_log_that_was_kept_aside_ends_where_the_next_one_begins() {
     let check = |places: &[PathBuf]| directories(places, &request, &mut |_| {}).expect("files");
     let queue = new.directory.path().to_owned();
     assert(&check(&[queue.clone(), aside.clone()]), 0, &["events 9/9 found"]);
-    assert(&check(&[queue]), 1, &["events 4/4 found", "forged 5"]);
-    // Without the next log, nobody knows why this log ends.
-    assert(&check(&[aside]), 1, &["nothing was recorded for", "at the end of the log"]);
+    let texts = ["events 4/4 found", "unexplained 5", "it came in before this log began"];
+    assert(&check(&[queue]), 2, &texts);
+    assert(&check(&[aside]), 2, &["events 5/5 found", "unexplained 4", "it left after"]);
 }

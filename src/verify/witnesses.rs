@@ -12,6 +12,9 @@ use crate::tlog::checkpoint::Signed;
 use crate::tlog::key::VerifierKey;
 use crate::tlog::note::Signed as Signature;
 
+/// A cosignature may be ahead of this machine's clock by this many seconds.
+const AHEAD_MAX: u64 = 60;
+
 impl Check<'_> {
     /// Compares the newest checkpoint of the witness at `url` with the log.
     pub(super) fn newest_of_witness(&mut self, url: &str, note: &[u8], log: &Log<'_>) {
@@ -70,6 +73,12 @@ impl Check<'_> {
                 continue;
             };
             let newest = time(at.saturating_mul(1000));
+            if *at > now() / 1000 + AHEAD_MAX {
+                self.report.unchecked.push(format!(
+                    "the newest cosignature of the witness {witness} is of {newest}, which is in the \
+                     future by this machine's clock: its age proves nothing"
+                ));
+            }
             if is_absent {
                 let text = format!(
                     "the witness {witness} has not cosigned the newest checkpoint of the log. It \

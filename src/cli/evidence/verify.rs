@@ -5,6 +5,7 @@ use std::io;
 use std::io::Read as _;
 use std::path::Path;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use clap::Args;
 use indicatif::HumanBytes;
@@ -19,6 +20,7 @@ use crate::cli::FAILED;
 use crate::cli::WRONG;
 use crate::cli::input;
 use crate::cli::print;
+use crate::config;
 use crate::queue::disk::named;
 use crate::tlog::key::VerifierKey;
 use crate::verify;
@@ -85,10 +87,10 @@ struct Stored {
     /// Count only events that came in until this time
     #[arg(long, value_name = "TIME", value_parser = time)]
     until: Option<u64>,
-    /// The time at which the stored lines were exported: later lines are not missing [default: the
-    /// newest modification time of the files]
-    #[arg(long, value_name = "TIME", value_parser = time, requires = "events")]
-    exported_at: Option<u64>,
+    /// Lines that left within this time before the newest line that is stored need not be stored
+    /// yet, such as 30s or 5m: for consumers that write late, or to several files
+    #[arg(long, value_name = "TIME", value_parser = config::time, default_value = "30s")]
+    settle: Duration,
 }
 
 fn time(text: &str) -> Result<u64, String> {
@@ -123,7 +125,11 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), u8> {
     let report = match (&arguments.proof, &arguments.url) {
         (Some(file), _) => read(file)
             .and_then(|text| verify::proof::check(&String::from_utf8_lossy(&text), &request)),
-        (None, None) => directory_report(&arguments.directory, &request),
+        (None, None) => match directory_report(&arguments.directory, &request) {
+            Err(verify::Error::Usage(text)) => return Err(wrong(text)),
+            Err(verify::Error::Io(error)) => Err(error),
+            Ok(report) => Ok(report),
+        },
         (None, Some(url)) => {
             let published =
                 Published::new(url).map_err(|why| wrong(format!("--url {url}: {why}")))?;
@@ -159,7 +165,7 @@ fn request(arguments: &Arguments) -> Result<Request, String> {
         events: stored.events.clone(),
         since: stored.since,
         until: stored.until,
-        exported_at: stored.exported_at,
+        settle: stored.settle,
         allows_lost: arguments.allow_lost,
         waits: !arguments.no_wait,
         witnessed: Vec::new(),
@@ -180,7 +186,7 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
 }
 
 /// Checks directories, and shows on a terminal how many bytes of the stored lines are read.
-fn directory_report(directories: &[PathBuf], request: &Request) -> io::Result<Report> {
+fn directory_report(directories: &[PathBuf], request: &Request) -> Result<Report, verify::Error> {
     let sizes = request.events.iter().filter_map(|path| fs::metadata(path).ok());
     let bar = ProgressBar::new(sizes.map(|metadata| metadata.len()).sum());
     let style = ProgressStyle::with_template("{bar:40} {bytes} of {total_bytes}, {eta} left");

@@ -95,6 +95,10 @@ impl State {
 }
 
 impl Disk for Patient {
+    fn identity(&self, directory: &str) -> Option<String> {
+        self.disk.identity(directory)
+    }
+
     fn list(&self, directory: &str) -> io::Result<Vec<String>> {
         self.state.patiently(directory, &mut || self.disk.list(directory))
     }

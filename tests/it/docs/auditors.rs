@@ -144,7 +144,7 @@ fn each_command_of_the_page_works_against_a_running_relay() {
         }
         if command.contains("lines/*.gz --") || command.ends_with("lines/*.gz") {
             assert!(
-                said.contains("; events 400/400 found; missing 0, changed 0, forged 0"),
+                said.contains("; events 400/400 found; missing 0, changed 0, extra 0"),
                 "{said}"
             );
         }

@@ -1,10 +1,7 @@
 //! `evidence verify` on random logs: what nobody has touched never gets a fault, and what somebody
 //! has changed at one random place never passes.
 
-use std::cell::Cell;
-use std::fs::File;
 use std::ops::Range;
-use std::time::SystemTime;
 
 use fastrand::Rng;
 
@@ -39,8 +36,6 @@ struct Cluster {
     other: HttpSink,
     sources: Vec<Source>,
     seed: u64,
-    /// The time at which the stored lines were exported.
-    exported: Cell<SystemTime>,
 }
 
 const FILTERS: [&str; 3] = ["", "filter = { policy = \"POLICY\" }\n", "DEDUPLICATE"];
@@ -66,7 +61,7 @@ impl Cluster {
         });
         let sources = sources.collect();
         let [sink, other] = [0; 2].map(|_| HttpSink::start(|_| Answer::status(200)));
-        Self { directory, sink, other, sources, seed: 0, exported: Cell::new(SystemTime::now()) }
+        Self { directory, sink, other, sources, seed: 0 }
     }
 
     fn config(&self, at: usize) -> String {
@@ -99,12 +94,7 @@ impl Cluster {
     fn step(&mut self, rng: &mut Rng) {
         let at = rng.usize(..self.sources.len());
         if self.sources[at].relay.is_none() {
-            let journal = self.sources[at].spool.path().join("evidence/journal");
-            let before = std::fs::read(&journal).ok();
             self.sources[at].relay = Some(Relay::start(&self.config(at)));
-            // A copy that ends with a stop, and has no sign of the next start, proves that later
-            // lines are forged.
-            wait_until("the start", PATIENCE, || std::fs::read(&journal).ok() != before);
         }
         match rng.u8(..12) {
             0 => {
@@ -152,7 +142,6 @@ impl Cluster {
     fn check(&self, spools: &[&Spool], stored: &[u8], kept: &[PathBuf]) -> Checked {
         let file = self.directory.path().join("stored");
         std::fs::write(&file, stored).unwrap();
-        File::options().write(true).open(&file).unwrap().set_modified(self.exported.get()).unwrap();
         let mut arguments = vec!["--no-wait".to_owned()];
         for (source, spool) in self.sources.iter().zip(spools) {
             arguments.extend(["--directory".to_owned(), spool.path().display().to_string()]);
@@ -185,7 +174,6 @@ impl Cluster {
     }
 
     fn stored(&self) -> Vec<u8> {
-        self.exported.set(SystemTime::now());
         text_of(&accepted_events(&self.sink))
     }
 }
@@ -223,8 +211,7 @@ fn a_log_that_nobody_touched_never_gets_a_fault() {
 /// checkpoint that the witness has not got in time.
 fn passes(checked: &Checked) -> bool {
     let mut unchecked = checked.text.lines().filter(|line| line.starts_with("NOT CHECKED"));
-    let said =
-        ["may have recorded too late that the output", "may be earlier forms of events", "cosign"];
+    let said = ["may have recorded too late that the output", "are not in the log: ", "cosign"];
     let is_of_kill = |line: &str| said.iter().any(|said| line.contains(said));
     checked.status == 0 || checked.status == 2 && unchecked.all(is_of_kill)
 }

@@ -6,8 +6,6 @@ use std::fs;
 use std::path::Path;
 use std::path::PathBuf;
 use std::time::Duration;
-use std::time::SystemTime;
-use std::time::UNIX_EPOCH;
 
 use crate::consumers::Consumer;
 use crate::consumers::Copies;
@@ -231,14 +229,10 @@ impl Check {
         outputs: Option<&[String]>,
         has_kept: bool,
     ) -> (Option<i32>, String) {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
-        let second = now.saturating_sub(NOON) + 12 * 3600;
-        let (day, hour) = (1 + second / 86400, second / 3600 % 24);
-        let now = format!("2026-06-{day:02}T{hour:02}:{:02}:{:02}Z", second / 60 % 60, second % 60);
         let mut arguments =
             vec!["evidence", "verify", "--directory", "queue", "--key", &self.key, "--allow-lost"];
         if let Some(outputs) = outputs {
-            arguments.extend(["--events", STORED, "--exported-at", &now]);
+            arguments.extend(["--events", STORED]);
             outputs.iter().for_each(|output| arguments.extend(["--output", output.as_str()]));
         }
         if has_kept {
