@@ -223,21 +223,17 @@ impl Ledger {
         !self.given_up.is_full() && !self.filtering.is_full() && !waits_for_answer
     }
 
-    /// Returns `true` if new events may be taken from the queue. Returns `false` while
-    /// [`PARKED_MAX`] events are parked. Also returns `false` while an ordered output decides about
-    /// a refused event: the events that are accepted meanwhile would have to be sent again after
-    /// this event. Returns `true` in both cases if the consumer of the first parked event has
-    /// accepted nothing yet.
+    /// Returns `true` if new events may be taken from the queue. Returns `false` while an ordered
+    /// output decides about a refused event: the events that are accepted before the decision would
+    /// have to be sent again after this event. Also returns `false` while [`PARKED_MAX`] events are
+    /// parked, unless their tries count at no address yet: then only new events can show that an
+    /// address works.
     fn may_take_new(&self) -> bool {
-        // If the address that is asked has accepted nothing yet, only new events can show that it
-        // works.
-        let asked = self.in_flight.first(State::Parked).and_then(|work| work.parking);
-        let consumer = asked.and_then(Parking::consumer);
-        if !consumer.is_some_and(|consumer| self.isolation.conduct(consumer).has_accepted()) {
-            return true;
-        }
         let decides = self.rules.is_ordered && self.in_flight.has_parked_in_order();
-        !decides && self.in_flight.count(State::Parked) < PARKED_MAX
+        let first = || self.in_flight.first(State::Parked).and_then(|work| work.parking);
+        !decides
+            && (self.in_flight.count(State::Parked) < PARKED_MAX
+                || first().is_some_and(Parking::is_unproven))
     }
 
     /// Returns `true` if the loop should yield to the runtime, because it has inspected many bytes

@@ -57,8 +57,9 @@ const TRIES_OF_DOUBT: u32 = 24;
 const TRIES_OF_ERRORS: u32 = 4;
 
 /// The number of tries at other addresses in a row after which the tries at one address are
-/// forgotten, and those at another one count: the first address is away. With several addresses
-/// that work, each is tried in turn.
+/// forgotten, because this address is away. With several addresses that work, each is tried in
+/// turn. An address that has accepted nothing yet must accept another event before the tries there
+/// count; see [`Next::Search`] and [`Parking::is_unproven`].
 const ELSEWHERE_MAX: u32 = 8;
 
 /// The time for which an address is known to refuse events at random, after it has accepted an
@@ -182,9 +183,9 @@ pub(super) enum Next {
     AtOnce,
     /// The event waits until [`Parking::due`].
     Wait,
-    /// The consumer refuses the event for the first time. It was parked because of server errors,
-    /// so the consumer has to accept another event before the refusals count: the search for
-    /// refused events goes on with the event.
+    /// The search for refused events goes on with the event, because its consumer has to accept
+    /// another event before the refusals count. Either the event was parked because of server
+    /// errors and is refused for the first time, or the address that refused it is away.
     Search,
     /// The event is given up.
     GiveUp,
@@ -227,7 +228,8 @@ pub(super) struct Parking {
     refusals: u32,
     /// The consumer's last answer that was counted.
     pub(super) answer: TurnedDown,
-    /// The consumer of the tries that are counted; `None` if another delivery has made them.
+    /// The consumer of the tries that are counted; `None` if it is away, or if another delivery has
+    /// made them.
     consumer: Option<usize>,
     /// The conduct of the consumer at the last try.
     conduct: Conduct,
@@ -268,8 +270,11 @@ impl Parking {
         // The answers of another address prove nothing about this address.
         if self.consumer != Some(consumer) {
             self.elsewhere = self.elsewhere.saturating_add(1);
-            let has_gone = self.consumer.is_none() || self.elsewhere > ELSEWHERE_MAX;
-            if !conduct.has_accepted() || !has_gone {
+            self.consumer = self.consumer.filter(|_| self.elsewhere <= ELSEWHERE_MAX);
+            if self.consumer.is_none() && self.keeps_order() {
+                return Next::Search;
+            }
+            if self.consumer.is_some() || !conduct.has_accepted() {
                 self.wait();
                 return Next::Wait;
             }
@@ -277,7 +282,7 @@ impl Parking {
             (self.consumer, self.conduct) = (Some(consumer), conduct);
         }
         self.elsewhere = 0;
-        if !conduct.has_accepted() || !conduct.works_since(self.conduct) {
+        if !conduct.works_since(self.conduct) {
             self.conduct = conduct;
             self.wait();
             return Next::Wait;
@@ -354,10 +359,10 @@ impl Parking {
         Self { consumer: None, conduct: Conduct::default(), ..self }
     }
 
-    /// Returns the consumer of the tries that are counted; `None` if another delivery has made
-    /// them.
-    pub(super) fn consumer(self) -> Option<usize> {
-        self.consumer
+    /// Returns `true` if the tries count at no address: the address where they did is away, or
+    /// another delivery has made them.
+    pub(super) fn is_unproven(self) -> bool {
+        self.consumer.is_none()
     }
 
     /// Returns `true` if the consumer has refused the event at least once.

@@ -101,8 +101,8 @@ impl Ledger {
         self.take_all_old(failure);
     }
 
-    /// Ends the tries of an event that was parked because of server errors, and that `consumer`
-    /// refuses now. The refusal counts like the first one of any other event.
+    /// Ends the tries of an event because none of them counts at `consumer`, which turns the event
+    /// down now. This counts like the first refusal of any other event.
     fn search_for(&mut self, work: Work, failure: &Failure, consumer: usize) {
         self.tries_are_over(work.claim);
         let mut work = Work { parking: None, is_remainder: false, ..work };

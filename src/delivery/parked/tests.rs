@@ -129,20 +129,45 @@ async fn an_event_that_every_address_turns_down_is_given_up() {
     }
 }
 
+/// The other address has accepted other events, or nothing yet.
 #[tokio::test(start_paused = true)]
 async fn the_tries_at_an_address_that_is_away_begin_again_at_another() {
-    let mut conduct = Conduct::default();
-    conduct.accepted(0);
-    let (mut parking, _) = Parking::begin(TurnedDown::Refused, 0, conduct);
-    let mut tries = 0;
-    loop {
-        tokio::time::sleep_until(parking.due).await;
-        tries += 1;
-        if parking.turned_down(TurnedDown::Refused, 1, conduct, patience()) == Next::GiveUp {
-            break;
+    for (answer, accepts) in [
+        (TurnedDown::Refused, true),
+        (TurnedDown::Refused, false),
+        (TurnedDown::ServerError, true),
+        (TurnedDown::ServerError, false),
+    ] {
+        let (mut conduct, mut other) = (Conduct::default(), Conduct::default());
+        conduct.accepted(0);
+        if accepts {
+            other.accepted(0);
         }
+        let crowded = Patience { is_nearly_full: true, ..patience() };
+        let (mut parking, _) = Parking::begin(answer, 0, conduct);
+        for _ in 0..ELSEWHERE_MAX {
+            tokio::time::sleep_until(parking.due).await;
+            assert_eq!(parking.turned_down(answer, 1, other, crowded), Next::Wait);
+            assert!(!parking.is_unproven());
+        }
+        let next = parking.turned_down(answer, 1, other, crowded);
+        assert_eq!(next == Next::Search, answer == TurnedDown::Refused);
+        assert_eq!(parking.is_unproven(), next == Next::Search || !accepts);
+        if answer == TurnedDown::Refused {
+            continue;
+        }
+        other.accepted(0);
+        let mut tries = u32::from(accepts);
+        assert!(!accepts || parking.tries == 1);
+        loop {
+            tokio::time::sleep_until(parking.due).await;
+            tries += 1;
+            if parking.turned_down(answer, 1, other, crowded) == Next::GiveUp {
+                break;
+            }
+        }
+        assert!(tries >= TRIES_OF_ERRORS, "{tries}");
     }
-    assert_eq!(tries, ELSEWHERE_MAX + TRIES);
 }
 
 #[tokio::test(start_paused = true)]

@@ -82,6 +82,8 @@ enum Answer {
     Gone(bool),
     /// The link reports [`Event::Troubled`]: it can send nothing at the moment.
     Trouble,
+    /// The answer of the consumer with this number. All other answers are those of consumer 0.
+    Of(usize, Box<Self>),
 }
 
 type Script = dyn FnMut(&[String]) -> Answer + Send;
@@ -138,6 +140,8 @@ struct FakeLink<const EAGER: bool> {
     /// The checkpoint on the wire, and when it is answered.
     checkpoint: Option<(Checkpoint, Instant)>,
     accepted_any: bool,
+    /// The number of the consumer that answered last.
+    number: usize,
 }
 
 impl<const EAGER: bool> Connect for Fake<EAGER> {
@@ -165,7 +169,7 @@ impl<const EAGER: bool> Connect for Fake<EAGER> {
         let consumer = Arc::clone(&self.consumer);
         let (wire, due, checkpoint) = (Vec::new(), None, None);
         let decided = BTreeMap::new();
-        Ok(FakeLink { consumer, wire, decided, due, checkpoint, accepted_any: false })
+        Ok(FakeLink { consumer, wire, decided, due, checkpoint, accepted_any: false, number: 0 })
     }
 }
 
@@ -269,6 +273,10 @@ impl<const EAGER: bool> Link for FakeLink<EAGER> {
         }
     }
 
+    fn consumer(&self) -> usize {
+        self.number
+    }
+
     async fn close(self) {}
 }
 
@@ -307,6 +315,16 @@ impl<const EAGER: bool> FakeLink<EAGER> {
             return decided(self.wire.remove(index).claim, &answer);
         }
         let answer = (self.consumer.script.lock().unwrap())(&events);
+        let answer = match answer {
+            Answer::Of(number, answer) => {
+                self.number = number;
+                *answer
+            }
+            answer => {
+                self.number = 0;
+                answer
+            }
+        };
         let mut seen = self.consumer.state.lock().unwrap();
         let batch = self.wire[index].clone();
         let claim = batch.claim;
@@ -347,6 +365,7 @@ impl<const EAGER: bool> FakeLink<EAGER> {
                 seen.events.extend(events);
                 Event::Accepted { claim, rejected }
             }
+            Answer::Of(..) => panic!("an answer is of one consumer"),
             Answer::Refuse => Event::Refused(claim, failure(AttemptError::Status4xx)),
             Answer::Fail => Event::Failed(claim, failure(AttemptError::Status5xx)),
             Answer::FailHere => {

@@ -56,6 +56,59 @@ fn a_trial_is_one_request_with_a_short_deadline_and_the_verdict_warns_until_it_s
     relay.finish(Backlog::Empty);
 }
 
+/// Method: the first address is away, and the second one refuses an event, but goes before it has
+/// refused it often enough. The first address is back then. It has accepted nothing until now, and
+/// refuses the event too, or takes it.
+#[test]
+fn an_event_that_waits_at_an_address_that_has_gone_stops_no_other() {
+    for takes_it in [false, true] {
+        let batches: Vec<_> = (0..3).map(|seed| generated_batch(seed, 10, 900)).collect();
+        let mut expected: Vec<_> = batches.iter().flat_map(|batch| events_of(batch)).collect();
+        let bad = expected[4].clone();
+        let is_bad = move |events: &[Vec<u8>]| events.contains(&bad);
+        let (is_bad_there, tries) = (is_bad.clone(), Arc::new(AtomicUsize::new(0)));
+        let refused = Arc::clone(&tries);
+        let mut first = HttpSink::start(move |request| {
+            let refuses = !takes_it && is_bad(&events_in(request));
+            Answer::status(if refuses { 400 } else { 200 })
+        });
+        let mut second = HttpSink::start(move |request| {
+            let events = events_in(request);
+            match is_bad_there(&events) {
+                false => Answer::status(200),
+                true if events.len() == 1 && refused.fetch_add(1, Ordering::SeqCst) >= 4 => {
+                    Answer::hang_up()
+                }
+                true => Answer::status(400),
+            }
+        });
+        first.close();
+        let urls = [&first, &second].map(|sink| format!("http://{}/", sink.address()));
+        let relay = Relay::start(&to_http(&urls, "concurrency = 1\n"));
+        assert_eq!(relay.post(&batches[0]).status, 200);
+        wait_until("the event waits", PATIENCE, || tries.load(Ordering::SeqCst) > 4);
+        second.close();
+        first.reopen();
+        for batch in &batches[1..] {
+            assert_eq!(relay.post(batch).status, 200);
+        }
+        relay.wait_until_delivered(PATIENCE);
+        // A later event may come early. It comes again then, in order.
+        let mut arrived = [accepted_events(&second), accepted_events(&first)].concat();
+        arrived.reverse();
+        let mut seen = BTreeSet::new();
+        arrived.retain(|event| seen.insert(event.clone()));
+        arrived.reverse();
+        if !takes_it {
+            expected.remove(4);
+        }
+        assert_eq!(arrived, expected);
+        let fates = if takes_it { (0.0, 30.0) } else { (1.0, 29.0) };
+        assert_eq!((lost(&relay), of_output(&relay, "output_events_total")), fates);
+        relay.finish(Backlog::Empty);
+    }
+}
+
 /// Returns the keys of an output that would pause for 60 s, so that any pause shows.
 fn keys() -> String {
     let request = REQUEST.as_secs();

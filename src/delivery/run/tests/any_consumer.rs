@@ -67,6 +67,8 @@ struct Case {
     moods: Vec<(Mood, u64)>,
     /// The seed of the [`Clerk`] that answers dead letters; `None` if they are not kept.
     desk: Option<u64>,
+    /// The times, since the start, at which the consumer moves to a new address.
+    moves: Vec<Duration>,
     setting: Setting,
 }
 
@@ -106,6 +108,7 @@ prop_compose! {
         desk in prop::option::of(any::<u64>()),
         max_elapsed_ms in prop::option::weighted(0.3, 1_u64..200_000),
         replaced in prop::collection::vec(0_u64..900_000, 0..8),
+        moves in prop::collection::vec(0_u64..900_000, 0..8),
         checkpoints in any::<bool>(),
     ) -> Case {
         let mut replaced: Vec<_> = replaced.into_iter().map(Duration::from_millis).collect();
@@ -123,7 +126,8 @@ prop_compose! {
             checkpoints,
             ..Setting::default()
         };
-        Case { batches, answers, moods, desk, setting }
+        let moves = moves.into_iter().map(Duration::from_millis).collect();
+        Case { batches, answers, moods, desk, moves, setting }
     }
 }
 
@@ -213,7 +217,12 @@ async fn holds<const EAGER: bool>(case: &Case) -> TestCaseResult {
     let lengths = case.moods.iter().map(|(_, length)| Duration::from_millis(*length));
     let mood_ends = started + lengths.sum::<Duration>();
     let failed = Arc::<Mutex<BTreeSet<String>>>::default();
-    let script = moody::<EAGER>(case.moods.clone(), case.answers, started, Arc::clone(&failed));
+    let mut script = moody::<EAGER>(case.moods.clone(), case.answers, started, Arc::clone(&failed));
+    let moves = case.moves.clone();
+    let script = move |events: &[String]| {
+        let moved = moves.iter().filter(|at| **at <= started.elapsed()).count();
+        Answer::Of(moved, Box::new(script(events)))
+    };
     let mut bench = Bench::start::<EAGER>(&setting, script);
     let clerk = case.desk.map(|seed| Clerk::start(&mut bench, seed));
     let mut number = 0;

@@ -412,6 +412,75 @@ async fn tries_that_meet_an_address_that_is_away_hold_up_no_other_event() {
     bench.finish().await;
 }
 
+/// An event is refused, and parked, at one address, which is then away for good. The other address
+/// has accepted nothing before. It turns this event down too, or takes it, and takes all others.
+#[tokio::test(start_paused = true)]
+async fn an_event_whose_address_has_gone_stops_no_other() {
+    for (window, ordered) in [(1, true), (4, false)] {
+        for (answer, lost) in [(Answer::Refuse, 1), (Answer::Fail, 1), (Answer::Accept, 0)] {
+            let started = Instant::now();
+            let setting = Setting { window, ordered, ..Setting::default() };
+            let at_second = answer.clone();
+            let mut bench = Bench::start::<false>(&setting, move |events| {
+                let number = usize::from(started.elapsed() >= Duration::from_secs(2));
+                let answer = match (is_bad(events), number) {
+                    (false, _) => Answer::Accept,
+                    (true, 0) => Answer::Refuse,
+                    (true, _) => at_second.clone(),
+                };
+                Answer::Of(number, Box::new(answer))
+            });
+            bench.append(&["first", "bad", "second"]);
+            for number in 0..20 {
+                bench.append(&[format!("after{number}")]);
+                tokio::time::sleep(Duration::from_secs(1)).await;
+            }
+            tokio::time::sleep(Duration::from_secs(60)).await;
+            assert_eq!(bench.delivered(), 23 - lost, "{answer:?} {ordered}");
+            bench.drained().await;
+            assert_eq!((bench.delivered(), bench.lost()), (23 - lost, lost), "{answer:?}");
+            // The last copy of each event comes in order.
+            let mut last: Vec<_> = bench.seen();
+            last.reverse();
+            let mut seen = BTreeSet::new();
+            last.retain(|event| seen.insert(event.clone()));
+            last.reverse();
+            let arrived = bench.appended.iter().filter(|event| seen.contains(*event));
+            assert!(!ordered || last.iter().eq(arrived), "{answer:?}: {:?}", bench.seen());
+            bench.finish().await;
+        }
+    }
+}
+
+/// As many events as possible are parked because of server errors, at an address that then is away
+/// for good, or by a delivery that is then replaced. The other address has accepted nothing.
+#[tokio::test(start_paused = true)]
+async fn the_greatest_number_of_parked_events_ends_at_another_address() {
+    for replaced in [vec![], vec![HOUR / 4]] {
+        let started = Instant::now();
+        let setting = Setting { window: 4, ordered: false, replaced, ..Setting::default() };
+        let mut bench = Bench::start::<false>(&setting, move |events| {
+            let number = usize::from(started.elapsed() >= HOUR / 4);
+            let answer = if is_bad(events) { Answer::Fail } else { Answer::Accept };
+            Answer::Of(number, Box::new(answer))
+        });
+        for number in 0..2 * PARKED_MAX {
+            bench.append(&[format!("bad{number}")]);
+            bench.append(&[format!("good{number}")]);
+            tokio::time::sleep(Duration::from_secs(5)).await;
+        }
+        tokio::time::sleep_until(started + HOUR / 4).await;
+        let before = bench.delivered();
+        assert!(before < 2 * PARKED_MAX as u64, "no limit was reached");
+        tokio::time::sleep(HOUR / 6).await;
+        assert!(bench.delivered() > before, "no event was delivered at the second address");
+        bench.drained().await;
+        let all = 2 * PARKED_MAX as u64;
+        assert_eq!((bench.delivered(), bench.lost()), (all, all));
+        bench.finish().await;
+    }
+}
+
 /// More parked events than the limit stop the output: then something else must be wrong.
 #[tokio::test(start_paused = true)]
 async fn the_number_of_parked_events_is_bounded() {
