@@ -16,6 +16,7 @@
 //! an outage.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::failure::Failure;
 use super::in_flight::Refusals;
@@ -23,9 +24,14 @@ use super::in_flight::Work;
 use super::parked::Conduct;
 use crate::config::Rejected;
 
-/// The maximum number of suspects that are kept while a consumer refuses everything. At this
-/// number, no new event of the queue is sent any more; only the suspects are sent again.
+/// At this number of suspects, the next new event is tried only after [`PAUSE_MANY`]. If as many
+/// claims wait because of server errors, no new event is taken to be compared with them.
 pub(super) const SUSPECTS_MAX: usize = if cfg!(test) { 20 } else { 10_000 };
+
+/// The least pause between two new events that are compared with [`SUSPECTS_MAX`] suspects or more.
+/// A consumer that refuses everything adds one suspect in each pause, which needs less than a
+/// kilobyte: at most 3 MB in a day.
+pub(super) const PAUSE_MANY: Duration = Duration::from_secs(30);
 
 /// The number of server errors to one claim after which its events may be at fault.
 const ERRORS_MIN: u32 = 2;
@@ -85,7 +91,8 @@ enum Round {
 ///   sent after the first refusal. Events that were sent before this refusal prove nothing, because
 ///   the consumer may have refused everything since then. An acceptance by another consumer proves
 ///   nothing either, because the settings of the refusing consumer may be wrong.
-/// - There are at most `SUSPECTS_MAX` suspects, plus the events that were on the wire.
+/// - There are at most `SUSPECTS_MAX` suspects, plus the events that were on the wire, plus one for
+///   each `PAUSE_MANY`.
 ///
 /// What must never happen: a consumer that refuses everything makes the loop give up events that a
 /// working consumer would have taken.
@@ -248,11 +255,10 @@ impl Isolation {
 
     /// Returns how many new events to take from the queue at most, when all events that wait are
     /// suspects: if the consumer accepts a new event, the consumer works, and the suspects are at
-    /// fault. `suspects` is the number of suspects. Returns `None` if the round is over: the
-    /// consumer refused the suspects and the new event, or there are too many suspects. After a
-    /// pause, suspects are sent again.
-    pub(super) fn next_comparison(&mut self, suspects: usize) -> Option<u64> {
-        if self.round == Some(Round::Compared) || suspects >= SUSPECTS_MAX {
+    /// fault. Returns `None` if the round is over, because the consumer refused the suspects and
+    /// the new event. After a pause, suspects are sent again.
+    pub(super) fn next_comparison(&mut self) -> Option<u64> {
+        if self.round == Some(Round::Compared) {
             self.set_round(Round::Fresh);
             return None;
         }

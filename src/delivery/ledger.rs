@@ -23,6 +23,7 @@ use super::in_flight::State;
 use super::in_flight::Work;
 use super::isolation::Decision;
 use super::isolation::Isolation;
+use super::isolation::PAUSE_MANY;
 use super::isolation::SUSPECTS_MAX;
 use super::link::Part;
 use super::link::Verdict;
@@ -375,15 +376,14 @@ impl Ledger {
             events: room.events.min(self.rules.limits.max_events),
         };
         let lists = self.rules.sends_lists && !self.filtering.is_tapped();
-        let suspects = self.in_flight.count(State::Suspect);
-        if suspects == 0 {
+        if !self.in_flight.has(State::Suspect) {
             self.end_isolation();
             if !self.may_take_new() {
                 return None;
             }
             return self.in_flight.claim_next_as(take, lists);
         }
-        let Some(events) = self.isolation.next_comparison(suspects) else {
+        let Some(events) = self.isolation.next_comparison() else {
             self.next_round();
             return None;
         };
@@ -482,7 +482,8 @@ impl Ledger {
             self.health.down(failure);
         }
         let asked = refusal.and_then(|failure| failure.retry_after);
-        let wait = self.pacing.pause(asked);
+        let are_many = self.in_flight.count(State::Suspect) >= SUSPECTS_MAX;
+        let wait = self.pacing.pause(asked.max(are_many.then_some(PAUSE_MANY)));
         self.health.next_attempt(wait);
     }
 

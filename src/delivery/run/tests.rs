@@ -1028,6 +1028,24 @@ async fn a_consumer_that_refused_everything_recovers_from_its_bad_event_without_
     }
 }
 
+/// The consumer works, but the relay knows it only from the first good event.
+#[tokio::test(start_paused = true)]
+async fn more_refused_events_in_a_row_than_the_limit_stop_no_later_one() {
+    for (window, ordered) in [(1, true), (4, false)] {
+        let setting = Setting { window, ordered, ..Setting::default() };
+        let mut bench = Bench::start::<false>(&setting, refuse_bad);
+        for _ in 0..3 {
+            bench.append(&["bad"; SUSPECTS_MAX]);
+        }
+        tokio::time::sleep(DAY).await;
+        assert_eq!((bench.delivered(), bench.lost()), (0, 0));
+        bench.append(&["good"; 5]);
+        tokio::time::sleep(Duration::from_secs(300)).await;
+        assert_eq!((bench.delivered(), bench.lost()), (5, 3 * SUSPECTS_MAX as u64), "{ordered}");
+        bench.finish().await;
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn the_first_event_refused_while_the_others_pass_holds_nobody_up() {
     let mut bench = Bench::requests(refuse_bad);
