@@ -512,7 +512,7 @@ mod peers {
         });
         assert!(synced.text.trim_end().ends_with("= 0"), "{}", synced.text);
         let answered = first("answer", &|call| {
-            !call.name.starts_with("pwrite") && call.text.contains("HTTP/1.1 200 OK")
+            !call.name.starts_with("pwrite") && call.text.contains("accepted\\\":1")
         });
         assert!(
             answered.began > synced.ended,

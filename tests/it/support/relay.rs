@@ -142,7 +142,7 @@ impl Builder {
         self
     }
 
-    /// Starts the relay and waits until it listens.
+    /// Starts the relay and waits until it listens and is ready.
     pub(crate) fn start(self) -> Relay {
         let listeners = self.listeners.unwrap_or_else(|| Shape::of(&self.config).listeners);
         let mut relay = self.launch();
@@ -226,7 +226,7 @@ pub(crate) enum Backlog {
 }
 
 impl Relay {
-    /// Starts a relay with this config and waits until it listens.
+    /// Starts a relay with this config and waits until it listens and is ready.
     pub(crate) fn start(config: &str) -> Self {
         Self::with(config).start()
     }
@@ -292,8 +292,9 @@ impl Relay {
         assert!(listening, "not listening; exit: {:?}; log:\n{}", self.exited, self.log_text());
     }
 
-    /// Waits until `listeners` listeners and the admin address are open, or the relay has ended.
-    /// Returns true if the relay listens.
+    /// Waits until `listeners` listeners and the admin address are open and the start is over, or
+    /// the relay has ended. Returns true if the relay listens. Before the start is over, `/status`
+    /// shows no outputs and no settings, although the listeners may have logged their addresses.
     pub(crate) fn listens_or_exits(&mut self, listeners: usize) -> bool {
         let ready = try_wait_for(PATIENCE, || {
             let fields = self.log_fields();
@@ -309,7 +310,10 @@ impl Relay {
             self.listeners =
                 of("listening").map(|fields| (configured(fields), address(fields))).collect();
             self.admin = of("admin listening").next().map(address);
-            let listening = self.listeners.len() >= listeners && self.admin.is_some();
+            let listening = self.listeners.len() >= listeners
+                && self.admin.is_some_and(|admin| {
+                    http::get(admin, "/readyz").is_ok_and(|answer| answer.status == 200)
+                });
             (listening || self.has_exited()).then_some(listening)
         });
         ready == Some(true)
