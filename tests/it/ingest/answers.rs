@@ -253,6 +253,7 @@ fn a_broken_or_truncated_gzip_body_is_400() {
     client.send(&send(&two)).unwrap();
     assert_accepted(&client.read_response().unwrap(), 20);
     relay.finish(Backlog::Empty);
+    sink.wait_until_left();
     assert_eq!(sink.lines(), [events_of(&generated_batch(1, 20, 500)), events_of(&body)].concat());
 }
 
@@ -366,6 +367,7 @@ fn chunked_bodies_are_read_like_others() {
     assert_accepted(&client.read_response().unwrap(), 40);
     assert_kept(&mut client);
     relay.finish(Backlog::Empty);
+    sink.wait_until_left();
     let expected: Vec<_> =
         batches.iter().chain(&batches[..1]).flat_map(|batch| events_of(batch)).collect();
     assert!(sink.lines() == expected);
@@ -511,6 +513,7 @@ fn a_body_of_max_body_is_accepted_and_one_byte_more_is_413() {
     let (_, message) = refused(&relay, &raw(&gzip_headers(bomb.len()), &bomb), 413, "too_large");
     assert!(message.contains("1048576"), "{message}");
     relay.finish(Backlog::Empty);
+    sink.wait_until_left();
     assert_eq!(sink.count(), 30);
 }
 
@@ -588,6 +591,7 @@ fn a_sender_that_expects_100_continue_is_asked_or_refused_at_once() {
         refused_and_closed(&relay, &request, code, reason);
     }
     relay.finish(Backlog::Empty);
+    sink.wait_until_left();
     assert_eq!(sink.count(), 3);
 }
 
@@ -628,6 +632,7 @@ fn a_request_without_the_bearer_token_is_401() {
     let expecting = raw("Expect: 100-continue\r\nContent-Length: 1000\r\n", b"");
     refused_and_closed(&relay, &expecting, 401, "unauthorized");
     relay.finish(Backlog::Empty);
+    sink.wait_until_left();
     assert_eq!(sink.count(), 11 * 400);
 }
 
@@ -682,12 +687,13 @@ fn a_full_queue_is_429_after_the_body_and_stores_nothing() {
     relay.wait_until_delivered(PATIENCE);
     assert_accepted(&relay.post(&second), 100);
     relay.finish(Backlog::Empty);
+    sink.wait_until_left();
     assert!(sink.lines().ends_with(&events_of(&second)));
 }
 
 #[test]
 fn a_batch_that_no_consumer_takes_in_time_is_503_and_taken_out_again() {
-    let tables = "[queue]\nacknowledge = \"delivered\"\ndelivered_timeout = \"1s\"\n";
+    let tables = "[queue]\nacknowledge = \"delivered\"\ndelivered_timeout = \"2s\"\n";
     let (relay, mut sink) = start("", tables);
     sink.close();
     let body = generated_batch(1, 10, 1000);
@@ -699,6 +705,7 @@ fn a_batch_that_no_consumer_takes_in_time_is_503_and_taken_out_again() {
     let retried = wait_for_accepted(&relay, &body);
     assert_accepted(&retried, 10);
     relay.finish(Backlog::Empty);
+    sink.wait_until_left();
     assert!(sink.lines() == events_of(&body), "once, not once for each try");
 }
 
@@ -712,7 +719,7 @@ fn wait_for_accepted(relay: &Relay, body: &[u8]) -> http::Response {
 
 #[test]
 fn a_body_under_way_at_the_end_is_503_at_half_of_the_drain() {
-    let (mut relay, sink) = start("", "[shutdown]\ndrain_timeout = \"2s\"\n");
+    let (mut relay, sink) = start("", "[shutdown]\ndrain_timeout = \"6s\"\n");
     let body = list(EVENT);
     let mut finishing = Client::connect(relay.address()).unwrap();
     let mut hanging = Client::connect(relay.address()).unwrap();
@@ -795,6 +802,7 @@ fn json_lines_and_single_events_pass_as_they_are() {
         log.split(|&byte| byte == b'\n').filter(|line| !line.is_empty()).map(<[u8]>::to_vec),
     );
     relay.finish(Backlog::Empty);
+    sink.wait_until_left();
     assert!(sink.lines() == expected);
 }
 
@@ -823,6 +831,7 @@ fn the_whole_corpus_arrives_byte_for_byte_in_order() {
     let sent: usize = bodies.iter().map(|body| body.bytes.len() + gzip(&body.bytes).len()).sum();
     assert_eq!(metrics.sum("received_bytes_total"), sent as f64);
     relay.finish(Backlog::Empty);
+    sink.wait_until_left();
     assert!(sink.lines() == [events.clone(), events].concat());
 }
 
@@ -845,6 +854,7 @@ fn pipelined_requests_are_answered_in_order() {
     }
     assert_kept(&mut client);
     relay.finish(Backlog::Empty);
+    sink.wait_until_left();
     assert!(sink.lines() == bodies.iter().flat_map(|body| events_of(body)).collect::<Vec<_>>());
 }
 
@@ -916,6 +926,7 @@ fn http_2_requests_share_a_connection_and_a_refusal_harms_no_other() {
     let answer = client.wait_for(h2::HEADERS);
     assert_eq!((answer.stream, answer.is_200()), (1, true));
     relay.finish(Backlog::Empty);
+    sink.wait_until_left();
     assert_eq!(sink.count(), 7);
 }
 
@@ -994,6 +1005,7 @@ mod peers {
             "{bodies}"
         );
         relay.finish(Backlog::Empty);
+        sink.wait_until_left();
         let events = events_of(&batch);
         assert!(sink.lines() == [events.clone(), events.clone(), events].concat());
     }

@@ -168,6 +168,7 @@ fn a_message_without_events_is_counted_told_and_passed_over() {
     let config = format!("{WORKER}{limits}{}{}", cluster.source(""), consumer.output("lines", ""));
     let relay = Relay::start(&config);
     wait_until_committed(&cluster, &[8]);
+    consumer.tally.wait_for_count(2, PATIENCE);
     assert_eq!(consumer.tally.ids(), [0, 2].map(|number| Id { sender: 0, number }).into());
     let metrics = relay.metrics();
     let of = |name: &str, label: (&str, &str)| metrics.value(name, &[label]);
@@ -229,6 +230,7 @@ fn a_full_queue_stops_the_reading_and_not_the_membership() {
     assert_eq!(cluster.committed(), BTreeMap::from([(0, 0), (1, 0)]));
     consumer.set_open(true);
     wait_until_committed(&cluster, &[2000, 2000]);
+    consumer.tally.wait_for_count(4000, PATIENCE);
     assert_eq!(consumer.tally.ids(), ids_of(2, 0..2000));
     assert_eq!(repeats(&consumer.tally), 0);
     let assigned = relay.log_fields();

@@ -395,6 +395,7 @@ fn a_large_body_without_room_is_429_and_its_repetition_counts_once_as_accepted()
     }
     assert_eq!(relay.metrics().value("accepted_bytes_total", &[]), lines(&bodies));
     relay.finish(Backlog::Empty);
+    sink.wait_until_left();
     let expected: Vec<Vec<u8>> = bodies.iter().flat_map(|body| events_of(body)).collect();
     assert_same_set(&sink.lines(), &expected);
 }

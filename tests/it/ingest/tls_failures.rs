@@ -94,6 +94,7 @@ fn a_sender_that_fails_again_and_again_has_one_line_and_its_count() {
         drop(send(&relay, b"POST / HTTP/1.1\r\n\r\n"));
     }
     wait_until("all of them", PATIENCE, || failures(&relay, "plain_http") == 50.0);
+    relay.wait_for_log(LINE, PATIENCE);
     let lines = || relay.log_fields().iter().filter(|line| line["message"] == LINE).count();
     assert!((1..=2).contains(&lines()), "{}", relay.log_text());
     relay.finish(Backlog::Empty);

@@ -30,6 +30,7 @@ use super::PATIENCE;
 use super::free_port;
 use super::stream::Stream;
 use super::try_wait_for;
+use super::wait_until;
 
 /// Serves one connection. The socket is closed when the handler returns.
 type Handler = dyn Fn(Stream, &Connection) + Send + Sync;
@@ -221,6 +222,12 @@ impl Server {
     /// Returns the times of all connections so far, in the order of accept.
     pub(crate) fn history(&self) -> Vec<Times> {
         self.shared.lock().history.clone()
+    }
+
+    /// Waits until every connection has ended. All that a relay has sent before its end has been
+    /// read then: a kernel acknowledges bytes before a fake reads them.
+    pub(crate) fn wait_until_left(&self) {
+        wait_until("the ends of all connections", PATIENCE, || self.open() == 0);
     }
 
     pub(crate) fn open(&self) -> usize {
