@@ -50,7 +50,8 @@ fn every_route_answers_and_no_other() {
     sink.close();
     assert_accepted(&relay.post(&generated_batch(1, 10, 600)), 10);
     wait_until("the output's failure", PATIENCE, || {
-        ask(&relay, "/readyz?verbose").text().contains("[-]output out")
+        let verbose = ask(&relay, "/readyz?verbose").text();
+        verbose.contains("[-]output out") && !verbose.contains("not connected yet")
     });
     assert_eq!(ask(&relay, "/readyz").status, 200);
     let response = ask(&relay, "/status");
@@ -228,6 +229,7 @@ fn no_client_can_add_a_series_or_a_line_to_the_log() {
     assert_accepted(&relay.post(&generated_batch(1, 3, 600)), 3);
     relay.wait_until_delivered(PATIENCE);
     let before = series(&relay.metrics());
+    relay.wait_for_log("output up", PATIENCE);
     let lines = relay.log_lines().len();
     let mut client = Client::connect(relay.address()).unwrap();
     for index in 0..50 {

@@ -144,6 +144,7 @@ fn a_full_queue_and_a_dead_output_are_warnings_and_no_loss() {
     let statuses: Vec<u16> =
         (0..20).map(|seed| relay.post(&generated_batch(seed, 10, 1000)).status).collect();
     assert!(statuses.contains(&200) && statuses.contains(&429), "{statuses:?}");
+    relay.wait_for_log("output down, events are kept", PATIENCE);
     let said = doctor(&["--relay", &url(relay.admin())]);
     said.assert("OK so far – ");
     let last = said.text.lines().last().unwrap_or_default();

@@ -65,6 +65,7 @@ fn a_relay_is_ready_until_it_drains() {
     client.send(&body[100..]).unwrap();
     assert_eq!(client.read_response().unwrap().status, 200);
     assert_eq!(relay.wait().code(), Some(0));
+    sink.wait_until_left();
     assert_eq!(sink.count(), 1);
     assert_says(&admin, 1, "cannot connect");
     assert_says(&admin, 1, "refused");

@@ -181,7 +181,7 @@ fn where_not_all_new_outputs_can_join_those_that_did_have_lost_nothing() {
         let sent = sender.join().unwrap();
         assert!(sent > 100, "{sent}: nothing came meanwhile");
     });
-    assert!(relay.log_text().contains("room for 200 outputs"), "{}", relay.log_text());
+    wait_until("the reason", PATIENCE, || relay.log_text().contains("room for 200 outputs"));
     relay.wait_until_delivered(PATIENCE);
     let metrics = relay.metrics();
     assert_eq!(metrics.sum("error_total"), 0.0);
@@ -334,7 +334,7 @@ fn a_config_that_cannot_be_used_changes_nothing() {
         "dead_letter.directory",
         "queue.directory",
     ] {
-        assert!(told(key), "{key}: {}", relay.log_text());
+        wait_until(key, PATIENCE, || told(key));
     }
     assert_eq!(relay.reloads("success"), 0.0);
     relay.reload(&good, "success");
@@ -421,10 +421,10 @@ fn bounds_change_and_what_cannot_is_said() {
         .replace("admin = { address = \"127.0.0.1:0\"", "admin = { address = \"127.0.0.3:0\"");
     relay.reload(&moved, "success");
     for key in ["queue.directory", "admin.address"] {
-        let told = relay.log_fields().into_iter().any(|fields| {
+        let is_it = |fields: &Value| {
             fields["key"] == key && fields["message"] == "has changed, which needs a restart"
-        });
-        assert!(told, "{key}: {}", relay.log_text());
+        };
+        wait_until(key, PATIENCE, || relay.log_fields().iter().any(is_it));
     }
     assert_eq!(std::fs::read_dir(other.path()).unwrap().count(), 0);
     assert_eq!(relay.post(&big).status, 200);
@@ -605,12 +605,11 @@ fn a_listener_whose_address_is_taken_is_tried_again_and_the_rest_is_in_force() {
     let sent = post(&mut Client::connect(relay.address()).unwrap(), 0..10);
     let wanted = config("0.0.0.0", &outputs);
     relay.reload(&wanted, "error");
-    let said = relay.log_fields();
-    let said = said.iter().find(|fields| {
-        fields["message"]
-            == "config reloaded except for a listener, which is tried again: free its address"
-    });
-    let error = said.expect("it says so")["error"].as_str().unwrap().to_owned();
+    let said = relay.wait_for_log(
+        "config reloaded except for a listener, which is tried again: free its address",
+        PATIENCE,
+    );
+    let error = said["error"].as_str().unwrap().to_owned();
     assert!(error.contains(&format!("cannot listen on 0.0.0.0:{port}")), "{error}");
     assert!(error.ends_with(&format!("still listening on 127.0.0.1:{port}")), "{error}");
     assert!(!relay.log_text().contains("config not reloaded"), "{}", relay.log_text());

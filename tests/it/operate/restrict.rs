@@ -232,20 +232,28 @@ fn a_reload_that_names_a_path_outside_changes_nothing_and_a_restart_takes_it_in(
         "name = \"another\"",
         &format!("name = \"another\"\nheaders = {{ x = \"${{file:{}}}\" }}", text(&token)),
     );
-    for (config, key, path) in [
+    let not_reloaded = "config not reloaded, going on with the one in use";
+    for (round, (config, key, path)) in [
         (&with_token, "listener[1].bearer_token_file", &token),
         (&with_letters, "dead_letter.directory", &letters),
         (&with_part, "output[1].headers.x", &token),
-    ] {
+    ]
+    .into_iter()
+    .enumerate()
+    {
         relay.reload(config, "error");
-        let said = relay.log_fields();
+        let said = wait_for("the log line", PATIENCE, || {
+            let said = relay.log_fields();
+            let lines = said.iter().filter(|line| line["message"] == not_reloaded).count();
+            (lines > round).then_some(said)
+        });
         let of_key = |line: &&Value| line["key"] == key;
         let problems: Vec<_> = said.iter().filter(of_key).collect();
         assert_eq!(problems.len(), 1, "{key}: {}", relay.log_text());
         let message = problems[0]["message"].as_str().unwrap();
         assert!(message.contains(text(path)) && message.contains("process.restrict"), "{message}");
         let refused = said.last().unwrap();
-        assert_eq!(refused["message"], "config not reloaded, going on with the one in use");
+        assert_eq!(refused["message"], not_reloaded);
         assert!(refused["error"].as_str().unwrap().contains("a restart"), "{refused}");
         // Nothing of the config is in force.
         assert!(!relay.metrics().text.contains("another"), "{}", relay.metrics().text);

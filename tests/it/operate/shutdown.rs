@@ -57,7 +57,7 @@ fn both_signals_end_a_relay_in_order_and_one_that_is_sent_twice_at_once_is_one()
         let begun = Instant::now();
         (0..times).for_each(|_| relay.signal(signal));
         assert_eq!(relay.wait().code(), Some(0));
-        assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+        assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
         assert_same_set(&accepted_events(&sink), &events_of(&batch));
         assert_eq!(told_lost(&relay), (vec![], Some(0)));
     }
@@ -112,7 +112,7 @@ fn the_drain_refuses_new_senders_ends_kept_connections_and_delivers_what_is_left
 #[test]
 fn requests_get_503_during_the_drain_and_a_stuck_sender_gets_it_at_half_of_the_time() {
     let sink = HttpSink::accepting();
-    let mut relay = Relay::start(&to_sink(sink.address(), &drain("4s")));
+    let mut relay = Relay::start(&to_sink(sink.address(), &drain("8s")));
     let body = generated_batch(1, 100, 900);
     // The head has begun, so the connection is not idle.
     let mut late = Client::connect(relay.address()).unwrap();
@@ -136,14 +136,14 @@ fn requests_get_503_during_the_drain_and_a_stuck_sender_gets_it_at_half_of_the_t
     answer.iter().for_each(assert_refused);
     assert_refused(&stuck.read_response().unwrap());
     let (answered, admin) = (begun.elapsed(), relay.admin());
-    assert!((1900..3600).contains(&answered.as_millis()), "{answered:?}");
+    assert!((3900..7600).contains(&answered.as_millis()), "{answered:?}");
     if let Some(metrics) = metrics_if_any(admin) {
         let rejected = metrics.value("requests_rejected_total", &[("reason", "shutting_down")]);
         assert_eq!(rejected, if answer.is_ok() { 2.0 } else { 1.0 });
         assert_eq!(metrics.value("in_flight_bytes", &[]), 0.0);
     }
     assert_eq!(relay.wait().code(), Some(0));
-    assert!(begun.elapsed() < Duration::from_secs(7), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(14), "{:?}", begun.elapsed());
     assert_eq!(sink.count(), 0);
 }
 
@@ -221,7 +221,7 @@ fn a_second_signal_ends_at_once() {
         let begun = Instant::now();
         relay.signal(second);
         assert_eq!(relay.wait().code(), Some(1));
-        assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+        assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
         let told = told_lost(&relay);
         let lost = vec![("consumer".to_owned(), 10)];
         assert_eq!(told, (lost, Some(10)), "what is lost is said, however it ends");
@@ -300,7 +300,7 @@ fn an_idle_h2_connection_is_told_goaway() {
     let goaway = &frames.iter().find(|(kind, _)| *kind == 7).expect("GOAWAY").1;
     assert_eq!(goaway[4..8], [0; 4], "NO_ERROR");
     assert_eq!(relay.wait().code(), Some(0));
-    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert!(begun.elapsed() < Duration::from_secs(10), "{:?}", begun.elapsed());
 }
 
 #[test]

@@ -103,11 +103,14 @@ fn a_refusal_of_events_is_an_error_of_its_address() {
     let sink = HttpSink::start(|_| Answer::status(400));
     let relay = Relay::start(&to_sink(sink.address(), IN_TURN));
     assert_accepted(&relay.post(&generated_batch(1, 1, 900)), 1);
-    wait_until("a refusal", PATIENCE, || !addresses(&relay)[0]["last_error"].is_null());
+    // The address counts an error first, and then the output does.
+    wait_until("a refusal", PATIENCE, || output(&relay)["errors"]["status_4xx"].is_u64());
     let row = &addresses(&relay)[0];
-    assert!(row["errors"]["status_4xx"].as_u64() >= Some(1), "{row}");
+    assert!(
+        row["last_error"].is_string() && row["errors"]["status_4xx"].as_u64() >= Some(1),
+        "{row}"
+    );
     assert_eq!((&row["requests"], &row["state"]), (&row["errors"]["status_4xx"], &"up".into()));
-    assert!(output(&relay)["errors"]["status_4xx"].is_u64());
 }
 
 #[test]
@@ -191,23 +194,32 @@ fn latencies_are_those_of_each_consumer() {
     };
     let (fast, slow) = (slow(100), slow(500));
     let urls = [&fast, &slow].map(|sink| format!("http://{}/", sink.address()));
-    let more = format!("strategy = \"round_robin\"\n{IN_TURN}");
+    let delivered = "[queue]\nacknowledge = \"delivered\"\n";
+    let more = format!("strategy = \"round_robin\"\n{IN_TURN}{delivered}");
     let relay = Relay::start(&to_http(&urls, &more));
-    post(&relay, 0..16);
+    // The relay answers when the consumer has acknowledged the batch. On a busy machine both come
+    // late, so a latency is compared with the time that the sender has waited.
+    let mut waited = [Vec::new(), Vec::new()];
+    for seed in 0..16 {
+        let (before, begun) = (fast.count(), Instant::now());
+        assert_accepted(&relay.post(&generated_batch(seed, 5, 900)), 5);
+        waited[usize::from(fast.count() == before)].push(begun.elapsed().as_secs_f64());
+    }
+    waited.iter_mut().for_each(|waited| waited.sort_by(f64::total_cmp));
     let rows = addresses(&relay);
     assert_eq!([&rows[0]["requests"], &rows[1]["requests"]], [8, 8]);
-    for (row, wanted) in rows.iter().zip([0.1, 0.5]) {
-        // A busy machine makes answers later, and never earlier.
+    // The buckets of the relay's figures are 7 % wide.
+    for (row, (wanted, waited)) in rows.iter().zip([0.1, 0.5].into_iter().zip(&waited)) {
         let p50 = row["latency_p50_seconds"].as_f64().unwrap();
         let p99 = row["latency_p99_seconds"].as_f64().unwrap();
-        assert!((wanted * 0.93..wanted * 1.6).contains(&p50), "{row}");
-        assert!((p50..wanted * 4.0).contains(&p99), "{row}");
+        assert!((wanted * 0.93..waited[4] * 1.07).contains(&p50), "{row} of {waited:?}");
+        assert!((p50..waited[7] * 1.07).contains(&p99), "{row} of {waited:?}");
     }
     // Of the whole output, half of the batches took 100 ms, and the slowest 500 ms.
     let output = output(&relay);
     let p99 = output["latency_p99_seconds"].as_f64().unwrap();
-    assert!((0.46..2.0).contains(&p99), "{output}");
-    assert!(output["latency_p50_seconds"].as_f64() < Some(0.4), "{output}");
+    assert!((0.46..waited[1][7].max(waited[0][7]) * 1.07).contains(&p99), "{output}");
+    assert!(output["latency_p50_seconds"].as_f64() < Some(waited[0][7] * 1.07), "{output}");
     relay.finish(Backlog::Empty);
 }
 

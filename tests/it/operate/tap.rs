@@ -413,7 +413,8 @@ fn no_credential_is_ever_shown_whatever_the_outputs_filter_lets_pass() {
         );
     }
     // The consumers have what the tap hides, because these outputs do not redact.
-    assert!(sinks[0].lines().iter().any(|line| memchr::memmem::find(line, b"hunter2").is_some()));
+    let has_secret = |line: &Vec<u8>| memchr::memmem::find(line, b"hunter2").is_some();
+    wait_until("the consumer", PATIENCE, || sinks[0].lines().iter().any(has_secret));
     let newlines = |bytes: &[u8]| bytes.iter().filter(|&&byte| byte == b'\n').count();
     wait_until("the commands", PATIENCE, || {
         newlines(&short.stdout()) == all && newlines(&lines.stdout()) == all
@@ -622,12 +623,10 @@ fn events_beyond_the_sample_and_large_ones_are_counted_with_their_reason() {
     for line in String::from_utf8(command.stdout()).unwrap().lines() {
         assert!(serde_json::from_str::<Value>(line).unwrap()["auditID"].is_string(), "{line}");
     }
-    let metrics = tapped.relay.metrics();
-    let (shown, skipped) = (
-        metrics.value("tap_shown_events_total", &[]),
-        metrics.value("tap_skipped_events_total", &[]),
-    );
-    assert_eq!(shown + skipped, 800.0);
+    tapped.relay.wait_for_metrics("the counts", PATIENCE, |metrics| {
+        let of = |name: &str| metrics.value(name, &[]);
+        (of("tap_shown_events_total") + of("tap_skipped_events_total") == 800.0).then_some(())
+    });
     tapped.relay.finish(Backlog::Empty);
 }
 
