@@ -283,7 +283,7 @@ mod peers {
                 fields["message"] == "events given up and counted"
                     && fields["error"].as_str().is_some_and(|error| error.contains("No space left"))
             };
-            assert!(relay.log_fields().iter().any(unwritten), "{}", relay.log_text());
+            wait_until("the reason", PATIENCE, || relay.log_fields().iter().any(unwritten));
             std::fs::remove_file(&ballast).unwrap();
             post(2.0);
             post(3.0);

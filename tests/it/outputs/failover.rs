@@ -223,6 +223,7 @@ fn an_address_that_never_finishes_its_handshake_is_passed_over() {
     let relay = Relay::start(&config);
     let sent = post_batch(&relay, 1, 40, 900);
     relay.wait_until_delivered(PATIENCE);
+    good.wait_for_count(sent.len(), PATIENCE);
     assert_eq!(good.lines(), sent);
     let told = relay.wait_for_log("address down, passed over", PATIENCE);
     assert_eq!(told["address"], addresses[0]);

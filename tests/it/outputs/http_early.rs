@@ -257,7 +257,7 @@ fn a_consumer_that_talks_and_never_answers_is_left_after_the_timeout() {
     ];
     for (reads, word) in words {
         let (server, bodies) = talkative(reads, word);
-        let more = "concurrency = 1\ntimeouts = { request = \"1s\" }\n";
+        let more = "concurrency = 1\ntimeouts = { request = \"2s\" }\n";
         let relay = Relay::start(&to_sink(server.address(), more));
         let sent = post_batch(&relay, 1, 200, 5_000);
         relay.wait_until_delivered(PATIENCE);

@@ -172,7 +172,7 @@ fn headers_and_credentials_arrive_and_changed_files_are_taken_up() {
             && bearer.header("x-tenant") == Some("t/second-tenant")
             && basic.header("authorization") == Some("Basic cHJvZDpvdGhlcg==")
     });
-    assert!(changed.elapsed() < Duration::from_secs(6), "3 s, and as much for a loaded machine");
+    assert!(changed.elapsed() < Duration::from_secs(10), "3 s, and more for a loaded machine");
     // A file that is gone, or whose content no header can hold, changes nothing.
     std::fs::remove_file(&token).unwrap();
     file("password", "two\nlines\n\n");
@@ -441,9 +441,11 @@ fn each_reason_of_failure_is_counted_under_its_name() {
     ];
     let mut config = BASE.to_owned();
     for (name, url) in &outputs {
+        // The others answer, on a busy machine also later than that.
+        let request = if *name == "timeout" { "300ms" } else { "60s" };
         config.push_str(&format!(
             "[[output]]\nname = \"{name}\"\ntype = \"http\"\nurls = [\"{url}\"]\n{QUICK}\
-             timeouts = {{ request = \"300ms\", connect = \"2s\" }}\n"
+             timeouts = {{ request = \"{request}\", connect = \"2s\" }}\n"
         ));
     }
     config.push_str("[shutdown]\ndrain_timeout = \"200ms\"\n");

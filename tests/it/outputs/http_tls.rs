@@ -180,7 +180,7 @@ fn changed_certificates_are_taken_up_at_the_next_handshake() {
     copy(&files.client.key, "client.key");
     let changed = Instant::now();
     relay.wait_until_delivered(PATIENCE);
-    assert!(changed.elapsed() < Duration::from_secs(6), "3 s, and as much for a loaded machine");
+    assert!(changed.elapsed() < Duration::from_secs(10), "3 s, and more for a loaded machine");
     assert_same_set(&accepted_events(&sink), &sent);
     let labels = [("output", "consumer"), ("role", "client")];
     let expiry = relay.metrics().get("tls_certificate_expiry_timestamp_seconds", &labels);

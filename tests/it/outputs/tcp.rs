@@ -373,6 +373,7 @@ fn a_delivered_answer_takes_at_least_the_replay_window() {
     let started = Instant::now();
     let expected = post_batch(&relay, 1, 10, 1000);
     assert!(started.elapsed() >= Duration::from_secs(1), "{:?}", started.elapsed());
+    sink.wait_for_count(10, PATIENCE);
     assert!(sink.lines() == expected);
     assert_eq!(of_output(&relay, "output_events_total"), 10.0);
     relay.finish(Backlog::Empty);
@@ -526,7 +527,7 @@ fn a_consumer_of_another_ca_or_name_or_without_our_certificate_is_tried_for_ever
         wait_for_errors(&relay, "tls", 3.0);
         assert_eq!((of_output(&relay, "output_backlog_events"), lost(&relay)), (10.0, 0.0));
         assert_eq!(sink.count(), 0);
-        assert!(!sink.handshake_failures().is_empty());
+        wait_until("a failed handshake", PATIENCE, || !sink.handshake_failures().is_empty());
         relay.finish(Backlog::Stable);
     }
 }
@@ -605,6 +606,7 @@ fn a_dead_consumer_delays_no_other() {
     dead.reopen();
     hung.pause(false);
     wait_until_arrived(&relay, &dead, &expected);
+    wait_until_arrived(&relay, &hung, &expected);
     assert_covers(&expected, &runs(&dead));
     assert_covers(&expected, &runs(&hung));
     relay.finish(Backlog::Empty);
@@ -617,6 +619,7 @@ fn the_end_waits_until_what_was_sent_is_final_and_counts_what_is_not() {
     let expected = post(&relay, &generated(1_000_000, 1000));
     relay.signal(libc::SIGTERM);
     assert_eq!(relay.wait().code(), Some(0));
+    sink.wait_until_left();
     assert!(sink.lines() == expected);
     assert_eq!(relay.wait_for_log("ended", PATIENCE)["lost"], 0);
 }

@@ -115,6 +115,7 @@ fn a_name_that_does_not_exist_yet_is_waited_for() {
     });
     hosts.set(&[(NAME, &[Ipv4Addr::LOCALHOST])]);
     relay.wait_until_delivered(PATIENCE);
+    sink.wait_for_count(sent.len(), PATIENCE);
     assert_eq!(sink.lines(), sent);
     relay.finish(Backlog::Empty);
 }

@@ -128,6 +128,7 @@ fn a_hint_that_the_consumer_closes_is_heeded_and_the_end_says_so() {
     assert!(sink.runs() == [&messages[..4], &messages[4..]]);
     relay.settle(Backlog::Empty);
     relay.stop();
+    sink.wait_until_left();
     let closes: Vec<_> =
         sink.commands().into_iter().filter(|command| command.name == "close").collect();
     assert_eq!(closes.len(), 2, "each connection ends in order");

@@ -268,6 +268,7 @@ fn with_rejected_retry_a_message_too_long_blocks_loudly_and_nothing_before_it() 
         (metrics.value("output_events_total", &labels) == 4.0).then_some(())
     });
     wait_for_errors(&relay, "protocol", 5.0);
+    sink.wait_for_count(4, PATIENCE);
     let passed: Vec<_> = [&first, &events[0], &events[1], &events[2]]
         .iter()
         .map(|event| message(134, "h", "kube-audit", event))
