@@ -141,6 +141,10 @@ fn kube_apiserver_gets_everything_through_after_an_outage_of_a_minute() {
     assert_eq!(refused, real(refusals));
     assert_eq!(metrics.value("event_total", &[]), 4000.0);
     assert_eq!(metrics.sum("error_total"), 0.0);
+    // The lines come a moment after what they are about.
+    for message in ["queue full", "queue below 80 %"] {
+        relay.wait_for_log(message, PATIENCE);
+    }
     let told = relay.log_fields();
     let said = |message: &str| told.iter().filter(|fields| fields["message"] == message).count();
     assert!((1..=3).contains(&said("queue full")), "{}", said("queue full"));
@@ -311,7 +315,7 @@ fn waiting(timeout: &str) -> (HttpSink, Relay, Vec<u8>) {
 
 #[test]
 fn delivered_answers_503_in_time_and_keeps_only_what_was_begun() {
-    let (mut sink, relay, first) = waiting("400ms");
+    let (mut sink, relay, first) = waiting("1s");
     assert_eq!(relay.metrics().value("event_total", &[]), 10.0, "begun, and so accepted");
     let posted = Instant::now();
     for seed in 1..4 {
@@ -321,7 +325,7 @@ fn delivered_answers_503_in_time_and_keeps_only_what_was_begun() {
         assert_refusal(&response, 503, 3..=8);
         assert!(client.is_closed_by_server(), "another replica may be better");
     }
-    assert!(posted.elapsed() >= Duration::from_millis(1200));
+    assert!(posted.elapsed() >= Duration::from_secs(3));
     let metrics = relay.metrics();
     assert_eq!(metrics.value("event_total", &[]), 10.0);
     assert_eq!(metrics.value("queue_events", &[]), 10.0, "the others were taken out again");
@@ -356,9 +360,11 @@ fn delivered_takes_a_batch_out_when_its_sender_goes() {
             relay.metrics().value("queue_events", &[]) == 10.0
         });
     }
+    wait_until("the room given back", PATIENCE, || {
+        relay.metrics().value("in_flight_bytes", &[]) == 0.0
+    });
     let metrics = relay.metrics();
     assert_eq!(metrics.value("event_total", &[]), 10.0);
-    assert_eq!(metrics.value("in_flight_bytes", &[]), 0.0);
     let timeouts = metrics.value("requests_rejected_total", &[("reason", "delivery_timeout")]);
     assert!(timeouts <= 3.0, "{timeouts}: it was the timeouts that took them out");
     sink.reopen();

@@ -88,8 +88,9 @@ fn deliver(spool: &Spool, what: &str, damaged: &BTreeSet<u64>) -> Outcome {
     let mut relay = Relay::with(&config).launch();
     assert!(relay.listens_or_exits(1), "{what}: it does not start:\n{}", relay.log_text());
     relay.settle(Backlog::Empty);
-    let (metrics, log) = (relay.metrics(), relay.log_text());
+    let metrics = relay.metrics();
     relay.stop();
+    let log = relay.log_text();
     wait_until("what was sent to be read", PATIENCE, || ahead.open() == 0);
     let numbers = |consumer: &Tallying| -> BTreeSet<u64> {
         consumer.tally.ids().iter().map(|id| id.number).collect()

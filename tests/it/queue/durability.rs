@@ -181,7 +181,7 @@ fn an_output_that_is_gone_leaves_its_backlog_in_its_own_count() {
     let mut relay = Relay::start(&one);
     assert_eq!(lost(&relay.metrics(), "gone"), 600.0, "{}", relay.log_text());
     assert_eq!(lost(&relay.metrics(), "kept"), 0.0);
-    assert!(relay.log_text().contains("gone"), "a loss is said: {}", relay.log_text());
+    wait_until("a loss to be said", PATIENCE, || relay.log_text().contains("gone"));
     post(&relay, 600..700);
     relay.settle(Backlog::Empty);
     // The backlog is counted once: neither the next start nor a kill counts it again.
@@ -197,6 +197,7 @@ fn an_output_that_is_gone_leaves_its_backlog_in_its_own_count() {
     post(&relay, 700..750);
     relay.finish(Backlog::Empty);
     assert_eq!(numbers(&gone), all(700..750));
+    kept.wait_until_left();
     let arrived: BTreeSet<u64> = numbers(&kept).into_iter().collect();
     assert_eq!(arrived, (0..750).collect());
 }
@@ -351,18 +352,21 @@ fn a_lone_batch_is_answered_without_waiting_for_others() {
     let consumer = Tallying::http();
     let relay = Relay::start(&config(&[consumer.output("out", "")], &spool));
     let mut client = Client::connect(relay.address()).unwrap();
-    let begun = Instant::now();
-    for number in 0..50 {
-        let body = list(0, number..number + 1);
-        let answer = client.post("/audit", "application/json", &body).unwrap();
-        assert_eq!(answer.status, 200);
-    }
-    // A group commit that waits 100 ms for further batches would take 5 s here.
-    let took = begun.elapsed();
-    assert!(took < Duration::from_millis(2500), "{took:?}");
+    // A group commit that waits 100 ms for further batches would take 5 s each time. A busy machine
+    // may hold up some of them.
+    let took = [0, 50, 100].map(|first| {
+        let begun = Instant::now();
+        for number in first..first + 50 {
+            let body = list(0, number..number + 1);
+            let answer = client.post("/audit", "application/json", &body).unwrap();
+            assert_eq!(answer.status, 200);
+        }
+        begun.elapsed()
+    });
+    assert!(took.iter().min() < Some(&Duration::from_millis(2500)), "{took:?}");
     let metrics = relay.metrics();
     let syncs = metrics.value("spool_sync_duration_seconds_count", &[]);
-    assert!(syncs >= 50.0, "{syncs} syncs for 50 answers that waited for each other");
+    assert!(syncs >= 150.0, "{syncs} syncs for 150 answers that waited for each other");
     relay.finish(Backlog::Empty);
 }
 
