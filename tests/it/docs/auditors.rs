@@ -50,6 +50,7 @@ impl Logged {
         assert_eq!(self.relay.post(&body).status, 200);
         self.events.extend(events_of(&body));
         self.relay.wait_until_delivered(PATIENCE);
+        wait_until("the last line", PATIENCE, || self.sink.has(self.events.last().unwrap()));
     }
 
     fn checkpoint(&self) -> Option<String> {

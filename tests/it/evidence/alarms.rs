@@ -281,7 +281,7 @@ fn a_log_that_is_removed_while_the_relay_runs_is_an_alarm() {
         wait_for_checkpoint(&recorded.log(), "an alarm", || !alarms(&recorded.spool).is_empty());
         recorded.post(&relay, 2, 50);
         wait_until_covered(&recorded.spool, 150);
-        assert!(relay.log_text().contains("was removed or replaced while the relay runs"));
+        assert_error(&relay, "was removed or replaced while the relay runs");
         relay.finish(Backlog::Empty);
         let found = alarms(&recorded.spool);
         assert_eq!((found[0].0.as_str(), found.last()), ("removed", Some(&off(0, 100))));

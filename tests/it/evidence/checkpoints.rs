@@ -426,6 +426,7 @@ fn a_consumer_that_refuses_checkpoints_gets_its_events() {
     let events: Vec<_> =
         received_events(&sink).into_iter().filter(|line| !line.starts_with(HEAD)).collect();
     assert_same_set(&events, &case.events);
+    wait_until("the warning", PATIENCE, || warnings(&relay) > 0);
     assert_eq!(warnings(&relay), 1, "{}", relay.log_text());
     // The pauses grow: 1, 2, 4, 8 s.
     let most = begun.elapsed().as_secs().ilog2() as usize + 3;
@@ -492,6 +493,7 @@ fn a_consumer_that_breaks_at_checkpoints_gets_its_events() {
     got.dedup();
     assert_same_set(&got, &case.events);
     assert!((1..8).contains(&notes.len()), "{}", notes.len());
+    wait_until("the warning", PATIENCE, || warnings(&relay) > 0);
     assert_eq!(warnings(&relay), 1);
     relay.finish(Backlog::Empty);
 }
@@ -514,8 +516,9 @@ fn a_slow_consumer_gets_the_newest_and_not_all() {
     relay.wait_until_delivered(PATIENCE);
     let newest = case.newest();
     wait_until("the newest", PATIENCE, || sizes(&sink.lines()).iter().any(|it| *it >= newest));
-    let (got, _) = divided(&sink.lines());
-    assert_same_set(&got, &case.events);
+    let got = || divided(&sink.lines()).0;
+    wait_until("the last event", PATIENCE, || got().len() >= case.events.len());
+    assert_same_set(&got(), &case.events);
     relay.finish(Backlog::Empty);
 }
 
@@ -553,7 +556,9 @@ fn a_reload_turns_checkpoints_on_and_off() {
     assert_eq!(sink.count(), sent);
     case.post(&relay, 2, 10);
     relay.wait_until_delivered(PATIENCE);
-    assert_same_set(&divided(&sink.lines()).0, &case.events);
+    let got = || divided(&sink.lines()).0;
+    wait_until("the last event", PATIENCE, || got().len() >= case.events.len());
+    assert_same_set(&got(), &case.events);
     relay.finish(Backlog::Empty);
 }
 
