@@ -511,8 +511,13 @@ fn what_is_sent_again_by_kube_apiserver_leaves_once_also_behind_a_kill() {
     assert_eq!(filtered(&relay, "duplicate"), 1000.0);
     relay.settle(Backlog::Empty);
     // The cursors file may be a second old, and events whose delivery is not in it would be sent
-    // again. The test waits until the file is up to date.
-    std::thread::sleep(Duration::from_millis(1500));
+    // again.
+    let spool = directory.path().join("spool");
+    wait_until("the cursors", PATIENCE, || {
+        let told = run_command(&["queue", "inspect", "--json", text(&spool)], Path::new("/"));
+        let told: Value = serde_json::from_slice(&told.stdout).unwrap_or_default();
+        told["outputs"][0]["backlog_events"] == 0
+    });
     relay.kill();
     // The delivered events are known after the kill, and after an end in order.
     for _ in 0..2 {

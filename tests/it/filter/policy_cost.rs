@@ -310,7 +310,7 @@ fn the_events_that_leave_a_running_relay_are_an_input() {
         wait_until("its figures", PATIENCE, || running.stdout().ends_with(b"}\n"));
         serde_json::from_slice(&running.stdout()).unwrap()
     };
-    let mut running = begin(&["--for", "3s", "--output", "one"]);
+    let mut running = begin(&["--for", "6s", "--output", "one"]);
     let (status, stderr) = running.wait();
     assert_eq!(status.code(), Some(0), "{stderr}");
     let told = figures(&mut running);

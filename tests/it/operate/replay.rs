@@ -620,7 +620,8 @@ pub(super) fn replay_that_is_ended(
 
 #[test]
 fn kills_and_interrupts_at_any_moment_skip_nothing_and_repeat_only_what_was_not_saved() {
-    // 600 requests are more than all rounds together can send.
+    // 600 requests are more than all rounds together can send, also where a busy machine holds up
+    // the signals.
     const EVENTS: u64 = 30_000;
     let place = Place::new();
     // The events are in two files, one of which is compressed.
@@ -628,7 +629,7 @@ fn kills_and_interrupts_at_any_moment_skip_nothing_and_repeat_only_what_was_not_
     let half = memchr::memchr(b'\n', &log[log.len() / 2..]).unwrap() + log.len() / 2 + 1;
     let files = [place.write("a.gz", &gzip(&log[..half])), place.write("b", &log[half..])];
     let resume = place.path("resume");
-    let sink = HttpSink::start(|_| Answer::status(200).after(Duration::from_millis(10)));
+    let sink = HttpSink::start(|_| Answer::status(200).after(Duration::from_millis(25)));
     let to = url(&sink);
     let [a, b] = files.each_ref().map(String::as_str);
     let arguments = ["replay", "--url", &to, "--batch", "50", "--resume", text(&resume), a, b];
