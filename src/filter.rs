@@ -4,10 +4,11 @@
 //! policies ask for (`policy`)? Has the same event been sent before (`deduplicate`)? If the event
 //! is sent, the changes are made in this order: bodies and managed fields that the policies omit
 //! are removed; values that must not leave the relay are redacted (`redact`); annotations are added
-//! (`annotate`); bodies that make the event too large are removed (`max_event_bytes`). At last the
-//! event gets the form in which it leaves (`shape`, `bodies`, `managed_fields`). Duplicates, sizes
-//! and the counters of changes are those of the event before its form, and dead letters hold the
-//! event before its form ([`Filter::before_form`]), so that they can be replayed.
+//! (`annotate`); bodies and webhooks' patches that make the event too large are removed
+//! (`max_event_bytes`). At last the event gets the form in which it leaves (`shape`, `bodies`,
+//! `managed_fields`). Duplicates, sizes and the counters of changes are those of the event before
+//! its form, and dead letters hold the event before its form ([`Filter::before_form`]), so that
+//! they can be replayed.
 //!
 //! The filter knows events, and no batches, queues or consumers. It is not called for an output
 //! without filter settings.
@@ -41,6 +42,7 @@ use crate::redact::Annotations;
 use crate::redact::Change;
 use crate::redact::Done;
 use crate::redact::Redaction;
+use crate::shape::Bodies;
 use crate::shape::DataStream;
 use crate::shape::Form;
 use crate::shape::ManagedFields;
@@ -84,7 +86,8 @@ pub struct Changes {
     pub lowered: bool,
     /// `true`: a value that must not leave the relay was removed from the event or replaced.
     pub redacted: bool,
-    /// `true`: the event was larger than `max_event_bytes`, and a body was removed from it.
+    /// `true`: the event was larger than `max_event_bytes`, and a body, or webhooks' patches of it,
+    /// were removed from it.
     pub trimmed: bool,
 }
 
@@ -261,7 +264,8 @@ pub struct Filter {
     /// The last event that [`Filter::judge`] was asked about, with all changes but its form. Empty
     /// if the event had no such change, or if it got no form.
     before_form: Vec<u8>,
-    /// The same event without managed fields; empty if it has none or keeps them.
+    /// The same event without the bodies or managed fields that do not leave; empty if nothing of
+    /// it stays behind.
     lean: Vec<u8>,
     /// `true`: the events that the output sent before this filter was made are not yet in `seen`,
     /// the memory of sent events.
@@ -371,11 +375,10 @@ impl Filter {
         let EventView { event, request, known, position, age } = *asked;
         let Self { rules, policies, users, seen, .. } = self;
         let mut change = Change {
-            level: None,
-            omit_managed_fields: false,
             redaction: rules.redaction.as_ref(),
             annotations: rules.annotations.as_ref(),
             event_bytes_max: rules.bytes_max,
+            ..Change::default()
         };
         let located = Located::new(request);
         let mut matches = rules.matches.iter().enumerate();
@@ -431,10 +434,10 @@ impl Filter {
         }
         std::mem::swap(before_form, changed);
         let whole: &[u8] = if before_form.is_empty() { event } else { &*before_form };
-        if rules.form.managed_fields == ManagedFields::Drop {
-            let omit = Change { omit_managed_fields: true, ..Change::default() };
-            redact::apply(whole, request, 0, &omit, lean);
-        }
+        let without_bodies = rules.form.bodies == Bodies::Drop;
+        let omit_managed_fields = rules.form.managed_fields == ManagedFields::Drop;
+        let omit = Change { without_bodies, omit_managed_fields, ..Change::default() };
+        redact::apply(whole, request, 0, &omit, lean);
         let has_changed = !before_form.is_empty() || !lean.is_empty();
         let lean: &[u8] = if lean.is_empty() { whole } else { lean };
         rules.form.write(lean, rules.data_stream.as_ref(), changed);

@@ -55,6 +55,7 @@ use redaction::Plan;
 use walk::Edit;
 use walk::Removal;
 use walk::Walk;
+use walk::Why;
 use walk::Wish;
 
 /// The changes that [`apply`] makes to one event, in the order of these fields.
@@ -62,6 +63,9 @@ use walk::Wish;
 pub struct Change<'a> {
     /// The level to lower the event to; `None` if the event keeps its level.
     pub level: Option<Level>,
+    /// `true`: the request body and the response body are removed, and with them the annotations in
+    /// which webhooks record their changes to a body. The level stays.
+    pub without_bodies: bool,
     /// `true`: `metadata.managedFields` is removed from the objects in the request body and the
     /// response body, as kube-apiserver does for a policy with `omitManagedFields`.
     pub omit_managed_fields: bool,
@@ -69,8 +73,8 @@ pub struct Change<'a> {
     pub redaction: Option<&'a Redaction>,
     /// The constant annotations to add to the event; `None` if there are none.
     pub annotations: Option<&'a Annotations>,
-    /// The largest size of the changed event in bytes; `None`: no limit. From a larger event the
-    /// response body is removed and, if the event is still too large, the request body too.
+    /// The largest size of the changed event in bytes; `None`: no limit. A larger event loses the
+    /// first of [`TRIMMED`] without which it is small enough, or else all parts in this list.
     pub event_bytes_max: Option<usize>,
 }
 
@@ -88,12 +92,12 @@ pub enum Level {
 /// changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Done {
-    /// `true`: the level of the event was lowered, or `managedFields` were removed from the event's
-    /// request body or response body.
+    /// `true`: the level of the event was lowered, its bodies were removed, or `managedFields` were
+    /// removed from them.
     pub lowered: bool,
     /// `true`: a value that must not leave the relay was taken out or replaced.
     pub redacted: bool,
-    /// `true`: a body was taken out because the event was too large.
+    /// `true`: a body, or webhooks' changes to it, were taken out because the event was too large.
     pub trimmed: bool,
     /// `true`: an annotation was added to the event.
     pub annotated: bool,
@@ -179,6 +183,18 @@ impl Asked<'_> {
     }
 }
 
+/// The parts that an event can lose because it is too large. It loses the first of these sets
+/// without which it is small enough, or else all of them. `Annotations` stands for the annotations
+/// with the patches of webhooks alone: the response body shows their result, and the request body
+/// is the part that nothing else tells.
+const TRIMMED: [&[Name]; 5] = [
+    &[Name::Annotations],
+    &[Name::ResponseObject],
+    &[Name::Annotations, Name::ResponseObject],
+    &[Name::ResponseObject, Name::RequestObject],
+    &[Name::Annotations, Name::ResponseObject, Name::RequestObject],
+];
+
 /// Finds the edits that `change` needs in this event; edits for JSON Web Tokens are not included.
 /// Returns `None` if it is clear, before the members of the event are read, that `change` has
 /// nothing to do in this event.
@@ -186,10 +202,12 @@ fn changed(asked: &Asked<'_>, change: &Change<'_>) -> Option<Changed> {
     let Asked { event, request, look } = *asked;
     let is_large = |length: usize| change.event_bytes_max.is_some_and(|max| length > max);
     let plan = change.redaction.and_then(|redaction| redaction.plan(event, request, look));
-    let omits = change.omit_managed_fields && may_have_managed_fields(event);
+    let without_bodies = change.without_bodies || change.level == Some(Level::Metadata);
+    let omits = change.omit_managed_fields && !without_bodies && may_have_managed_fields(event);
     let additions: Vec<_> =
         change.annotations.into_iter().flat_map(Annotations::additions).collect();
     if change.level.is_none()
+        && !without_bodies
         && !omits
         && plan.is_none()
         && additions.is_empty()
@@ -201,16 +219,20 @@ fn changed(asked: &Asked<'_>, change: &Change<'_>) -> Option<Changed> {
     if omits {
         wishes.extend(redaction::managed_fields(request));
     }
-    if change.level == Some(Level::Metadata) {
-        wishes.push(redaction::above_metadata());
+    if without_bodies {
+        wishes.push(redaction::patches(Why::Lowered));
     }
-    let reader = Reader { event, level: change.level, plan: plan.as_ref(), wishes: &wishes };
+    let Change { level, event_bytes_max, .. } = *change;
+    let (plan, trims) = (plan.as_ref(), event_bytes_max.is_some());
+    let reader = Reader { event, level, without_bodies, trims, plan, wishes: &wishes };
     let mut changed = reader.changed(&additions, &[]);
-    for without in [&[Name::ResponseObject][..], &[Name::ResponseObject, Name::RequestObject]] {
-        let has_body = without.last().is_some_and(|body| changed.bodies.contains(body));
-        if has_body && is_large(length(event, &changed.edits)) {
+    let (parts, mut tried) = (std::mem::take(&mut changed.parts), Vec::new());
+    for without in TRIMMED {
+        let without: Vec<_> = without.iter().copied().filter(|it| parts.contains(it)).collect();
+        if without != tried && is_large(length(event, &changed.edits)) {
             drop(changed);
-            changed = reader.changed(&[&additions[..], &[&TRUNCATED]].concat(), without);
+            changed = reader.changed(&[&additions[..], &[&TRUNCATED]].concat(), &without);
+            tried = without;
         }
     }
     Some(changed)
@@ -274,8 +296,8 @@ struct Changed {
     /// The edits, sorted by the place of the bytes that they replace.
     edits: Vec<Edit>,
     done: Done,
-    /// The names of the bodies that stay in the event, each once.
-    bodies: Vec<Name>,
+    /// The parts in [`TRIMMED`] that stay in the event; empty if its size has no limit.
+    parts: Vec<Name>,
 }
 
 /// Finds the edits that an event needs. `wishes` holds the paths from the top of the event to the
@@ -283,30 +305,40 @@ struct Changed {
 struct Reader<'a, 'r> {
     event: &'a [u8],
     level: Option<Level>,
+    /// `true`: the event loses its bodies.
+    without_bodies: bool,
+    /// `true`: the size of the event has a limit.
+    trims: bool,
     plan: Option<&'r Plan<'r>>,
     wishes: &'r [Wish<'r>],
 }
 
 impl<'a> Reader<'a, '_> {
-    /// Finds the edits for all members of the event. `without` names the members to remove, and
+    /// Finds the edits for all members of the event. `without` is a set of [`TRIMMED`], and
     /// `additions` are the annotations to add. The function handles one member at a time and makes
     /// no list of all members, because an event may have millions of members.
     fn changed(&self, additions: &[&Addition], without: &[Name]) -> Changed {
         let (mut edits, mut done, mut removal) = (Vec::new(), Done::default(), Removal::default());
-        let (mut bodies, mut has_annotations) = (Vec::new(), false);
+        let (mut parts, mut has_annotations) = (Vec::new(), false);
         let mut essential = ESSENTIAL.to_vec();
         for child in walk::children(self.event, self.event) {
             let key = child.name().unwrap_or_default();
             let name = Name::of(&key);
-            let wishes = Wish::at_child(self.wishes, Some(&key));
+            let mut wishes = Wish::at_child(self.wishes, Some(&key));
+            if name == Name::Annotations && without.contains(&name) {
+                let patches = [redaction::patches(Why::Trimmed)];
+                wishes.extend(Wish::at_child(&patches, Some(&key)));
+            }
             let mut walk = Walk::new(self.event);
             let mut stays = self.member(name, child.value, &wishes, &mut walk) && !walk.is_full();
-            if stays && without.contains(&name) {
+            let is_body = matches!(name, Name::RequestObject | Name::ResponseObject);
+            if stays && is_body && without.contains(&name) {
                 done.trimmed = true;
                 stays = false;
             } else {
                 done.lowered |= walk.lowered;
                 done.redacted |= walk.redacted;
+                done.trimmed |= walk.trimmed;
             }
             if edits.len() >= walk::EDITS_MAX {
                 stays &= essential.extract_if(.., |own| **own == *key).next().is_some();
@@ -316,15 +348,18 @@ impl<'a> Reader<'a, '_> {
                 continue;
             }
             edits.append(&mut walk.edits);
-            if matches!(name, Name::RequestObject | Name::ResponseObject) && !bodies.contains(&name)
-            {
-                bodies.push(name);
-            }
+            let mut is_part = is_body;
             if name == Name::Annotations {
                 has_annotations = true;
-                let added = self.added(child.value, &wishes, additions);
+                let kept = || self.kept(child.value, &wishes);
+                is_part = self.trims && kept().any(|it| redaction::is_patch(&it));
+                let place = walk::place(self.event, child.value);
+                let added = annotate::added(place, child.value, kept(), additions);
                 done.annotated |= added.is_some();
                 edits.extend(added);
+            }
+            if is_part && self.trims && !parts.contains(&name) {
+                parts.push(name);
             }
         }
         let kept = removal.finish(&mut edits);
@@ -340,7 +375,7 @@ impl<'a> Reader<'a, '_> {
         // At the same byte, an insertion, whose range is empty, sorts before a removal. No two
         // edits have the same begin and the same end.
         edits.sort_unstable_by_key(|edit| (edit.place.start, edit.place.end));
-        Changed { edits, done, bodies }
+        Changed { edits, done, parts }
     }
 
     /// Adds the edits of one member of the event to `walk`. `wishes` are the changes to make in the
@@ -388,8 +423,7 @@ impl<'a> Reader<'a, '_> {
     /// Adds the edits of a body. Returns `false` if the caller must remove the whole body.
     fn body(&self, name: Name, body: &'a [u8], wishes: &[Wish<'_>], walk: &mut Walk<'a>) -> bool {
         let is_response = name == Name::ResponseObject;
-        if self.level == Some(Level::Metadata) || is_response && self.level == Some(Level::Request)
-        {
+        if self.without_bodies || is_response && self.level == Some(Level::Request) {
             walk.lowered = true;
             return false;
         }
@@ -440,25 +474,17 @@ impl<'a> Reader<'a, '_> {
         }));
     }
 
-    /// Returns the edit that adds the missing annotations. Returns `None` if none is missing, or if
-    /// none can be added. This function finds out again which of the event's annotations stay, as
-    /// the caller has done before. This costs little, because few events have annotations that are
-    /// removed.
-    fn added(
+    /// Returns the event's annotations that stay, as [`Self::changed`] has found out before. Doing
+    /// it again costs little, because few events have annotations that are removed.
+    fn kept(
         &self,
         annotations: &'a [u8],
         wishes: &[Wish<'_>],
-        additions: &[&Addition],
-    ) -> Option<Edit> {
-        if additions.is_empty() {
-            return None;
-        }
-        let stays = |child: &walk::Child<'a>| {
+    ) -> impl Iterator<Item = walk::Child<'a>> {
+        walk::children(self.event, annotations).filter(|child| {
             let at_child = Wish::at_child(wishes, child.name().as_deref());
             at_child.is_empty() || Walk::new(self.event).value(child.value, &at_child)
-        };
-        let kept = walk::children(self.event, annotations).filter(stays);
-        annotate::added(walk::place(self.event, annotations), annotations, kept, additions)
+        })
     }
 }
 

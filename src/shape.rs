@@ -2,8 +2,8 @@
 //! Open Cybersecurity Schema Framework (OCSF), or as the event itself with other bodies.
 //!
 //! A shape moves values: each value of the event is copied as it is written, so that numbers keep
-//! their digits and texts their escapes. Three things change: bodies become strings or are removed
-//! if `bodies` says so, the keys of annotations lose their dots in ECS, and OCSF cuts `requestURI`
+//! their digits and texts their escapes. Three things change: bodies become strings if `bodies` says so,
+//! the keys of annotations lose their dots in ECS, and OCSF cuts `requestURI`
 //! at its first question mark. Fields that a shape does not know are kept. An ECS document holds
 //! the whole event in `kubernetes.audit`, and an OCSF document holds in `unmapped` all that has no
 //! place of its own. An event with members that are missing or have unexpected types is shaped as
@@ -38,10 +38,10 @@ pub(crate) use json::write_string;
 pub struct Form {
     /// The schema of the documents.
     pub shape: Shape,
-    /// How `requestObject` and `responseObject` leave.
+    /// How `requestObject` and `responseObject` leave. The caller of [`Form::write`] has removed
+    /// bodies and managed fields that do not leave.
     pub bodies: Bodies,
-    /// How `metadata.managedFields` leaves in the bodies. [`Form::write`] does not look at this
-    /// field: its caller has removed the managed fields already.
+    /// How `metadata.managedFields` leaves in the bodies.
     pub managed_fields: ManagedFields,
 }
 
@@ -76,7 +76,8 @@ pub enum Bodies {
     Keep,
     /// They become strings that hold their JSON text. `null` stays `null`.
     String,
-    /// They are removed.
+    /// They are removed, and with them the annotations in which webhooks record their changes to a
+    /// body.
     Drop,
 }
 
@@ -127,7 +128,7 @@ impl Form {
             return;
         }
         match self.shape {
-            Shape::Event if self.bodies == Bodies::Keep => {}
+            Shape::Event if self.bodies != Bodies::String => {}
             Shape::Event => {
                 let edits = Edits::of_bodies(event, self.bodies);
                 if !edits.is_empty() {

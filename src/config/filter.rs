@@ -65,9 +65,9 @@ pub struct Filter {
     /// hash. Values that hold Kubernetes' own secrets are redacted in addition, even if this list
     /// is empty. `None`: nothing is redacted.
     pub redact: Option<Vec<redact::Rule>>,
-    /// The largest size of an event in bytes. A larger event loses `responseObject`, and then
-    /// `requestObject` if it is still too large. An event that is too large without both counts as
-    /// rejected, but is sent if `rejected.action` is `retry`. `None`: there is no limit.
+    /// The largest size of an event in bytes. A larger event loses as little as helps of webhooks'
+    /// patches, `responseObject` and `requestObject`. An event that is too large without them counts
+    /// as rejected, but is sent if `rejected.action` is `retry`. `None`: there is no limit.
     pub max_event_bytes: Option<u64>,
     /// Events with the same bytes are sent only once within this time. `None`: repeated events are
     /// sent too.
@@ -151,8 +151,8 @@ fn keys(t: &mut Table<'_, '_>, of_type: Option<Form>) -> Option<Section> {
             "max_event_bytes",
             "size, at least 1KiB",
             (None, "no limit"),
-            "larger events lose responseObject, then requestObject, as kube-apiserver truncates; what is \
-             still larger is rejected",
+            "larger events lose as little as helps of webhooks' patches, responseObject and \
+             requestObject; what is still larger is rejected",
         ),
         EVENT_BYTES_MIN..=64 * MIB,
     );
@@ -240,7 +240,7 @@ fn form(
         &words,
         otherwise(&words, of_type.map(|form| form.bodies)),
         "what becomes of requestObject and responseObject: they stay, become strings of their \
-         JSON, or are removed",
+         JSON, or are removed, together with webhooks' patches",
     );
     let words = [("keep", ManagedFields::Keep), ("drop", ManagedFields::Drop)];
     let managed_fields = t.optional_choice(

@@ -25,6 +25,7 @@ use super::rule::Compiled;
 use super::rule::Rule;
 use super::rule::in_lists;
 use super::text;
+use super::walk::Child;
 use super::walk::Why;
 use super::walk::Wish;
 use crate::audit::request::Object;
@@ -196,10 +197,15 @@ const PATCHES: [Step; 2] =
 /// own.
 const OF_ADMISSION: [Step; 2] = [Step::Known(b"annotations"), Step::OfAdmission];
 
-/// Returns the wish that removes the annotations with the patches of webhooks. An event of level
-/// Metadata does not have these annotations.
-pub(super) fn above_metadata<'w>() -> Wish<'w> {
-    Wish::new(&PATCHES, With::Drop, Why::Lowered)
+/// Returns the wish that removes the annotations with the patches of webhooks. They are a part of
+/// the body: they repeat what webhooks have put into it.
+pub(super) fn patches<'w>(why: Why) -> Wish<'w> {
+    Wish::new(&PATCHES, With::Drop, why)
+}
+
+/// Returns `true` if the annotation holds the patch of a webhook.
+pub(super) fn is_patch(annotation: &Child<'_>) -> bool {
+    PATCHES[1].leads_to(annotation.name().as_deref())
 }
 
 /// The paths to `managedFields`: first the paths in the request body, then those in the response

@@ -133,6 +133,12 @@ fn lowering_takes_bodies_away_and_writes_the_level() {
     let patched = annotated(r#","patch.webhook.admission.k8s.io/round_0_index_1":"p""#);
     assert_eq!(lower(Level::Metadata, &patched).unwrap(), annotated(""));
     assert_eq!(lower(Level::Request, &patched), None);
+    // Without bodies, the level stays.
+    let change = Change { without_bodies: true, ..Change::default() };
+    let (out, done) =
+        changed(&format!("{},\"requestObject\":1}}", &patched[..patched.len() - 1]), &change);
+    assert_eq!((out, done.lowered), (Some(annotated("")), true));
+    assert_eq!(changed(&annotated(""), &change), (None, Done::default()));
     let last = r#"{"auditID":"a","stage":"Panic" , "requestObject":1 ,"responseObject":2 }"#;
     assert_eq!(lower(Level::Metadata, last).unwrap(), r#"{"auditID":"a","stage":"Panic" }"#);
 }
@@ -481,6 +487,61 @@ fn what_is_too_large_goes_without_its_bodies() {
 }
 
 #[test]
+fn what_is_too_large_loses_as_little_as_helps_of_patches_and_bodies() {
+    const PATCH: &str = r#""p\u0061tch.webhook.admission.k8s.io/round_0_index_0":"0123456789""#;
+    let event = |annotations: &str, response: &str, request: &str| {
+        event("pods", &format!(r#"{request}{response},"annotations":{{{annotations}}}"#))
+    };
+    let (mutation, truncated) = (
+        r#""mutation.webhook.admission.k8s.io/round_0_index_0":"m""#,
+        r#""audit.k8s.io/truncated":"true""#,
+    );
+    let body = |name: &str, bytes: usize| format!(r#","{name}":"{}""#, "x".repeat(bytes));
+    // The sizes of the bodies, the size to which the event must shrink, and the parts that stay.
+    for (response, request, less, stays) in [
+        (30, 30, 1, "response request"),
+        (30, 30, PATCH.len() + 1, "response request"),
+        (200, 200, PATCH.len() + 2, "patch request"),
+        (10, 30, PATCH.len() + 2, "request"),
+        (10, 100, 120, "patch"),
+        (10, 10, 120, ""),
+        (10, 10, 1000, ""),
+    ] {
+        let (response, request) =
+            (body("responseObject", response), body("requestObject", request));
+        let whole = event(&format!("{mutation},{PATCH}"), &response, &request);
+        let part = |name: &str, text: &str| match stays.split(' ').any(|it| it == name) {
+            true => text.to_owned(),
+            false => String::new(),
+        };
+        let patch = part("patch", &format!(",{PATCH}"));
+        let expected = event(
+            &format!("{mutation}{patch},{truncated}"),
+            &part("response", &response),
+            &part("request", &request),
+        );
+        // The mark makes the event longer.
+        let max = (whole.len() + truncated.len() + 1).saturating_sub(less).min(whole.len() - 1);
+        let change = Change { event_bytes_max: Some(max), ..Change::default() };
+        let (out, done) = changed(&whole, &change);
+        assert_eq!(out.as_ref(), Some(&expected), "{less}");
+        let is_too_large = expected.len() > max;
+        assert_eq!(done, Done { trimmed: true, annotated: true, is_too_large, ..Done::default() });
+        // With a redaction of bodies, the patch does not leave whatever the size.
+        let redaction = rules(&[("pods", "requestObject.a responseObject.a", With::Drop)]);
+        let change = Change { redaction: Some(&redaction), ..change };
+        let (out, done) = changed(&whole, &change);
+        assert!(done.redacted && !out.unwrap().contains("0123456789"));
+    }
+    // A patch that is removed for another reason is not counted as trimmed.
+    let change =
+        Change { level: Some(Level::Metadata), event_bytes_max: Some(100), ..Change::default() };
+    let (out, done) = changed(&event(PATCH, "", ""), &change);
+    assert!(!out.unwrap().contains("truncated"));
+    assert_eq!(done, Done { lowered: true, is_too_large: true, ..Done::default() });
+}
+
+#[test]
 fn constants_are_added_and_no_key_is_replaced() {
     let annotations = Annotations::new([("cluster", "prod \"eu\""), ("forwarder", "f")]);
     let change = Change { annotations: Some(&annotations), ..Change::default() };
@@ -569,11 +630,11 @@ fn recorded_events_stay_events_and_keep_no_secret() {
     ]);
     let presets = rules(&[]);
     let all = Change {
-        level: None,
         omit_managed_fields: true,
         redaction: Some(&redaction),
         annotations: Some(&annotations),
         event_bytes_max: Some(2000),
+        ..Change::default()
     };
     let only = Change { redaction: Some(&presets), ..Change::default() };
     let (mut secrets, mut trimmed, mut untouched) = (0, 0, 0);

@@ -23,6 +23,8 @@ pub(super) enum Why {
     /// The audit policy sets a lower level for the event or omits its managed fields. A change for
     /// this reason is made only if the whole path exists in the event.
     Lowered,
+    /// The event is too large. A change for this reason is made in the same cases.
+    Trimmed,
     /// The value must not leave the relay. A name in the path may lead to a text, a number or an
     /// unexpected array, so that the path cannot continue. That value is then changed as a whole.
     Redacted,
@@ -102,19 +104,20 @@ pub(super) struct Edit {
 /// the text that it replaces.
 pub(super) const EDITS_MAX: usize = 1 << 17;
 
-/// Collects the edits in one value of the event. `lowered` and `redacted` are `true` if at least
-/// one edit has that reason.
+/// Collects the edits in one value of the event. `lowered`, `trimmed` and `redacted` are `true` if
+/// at least one edit has that reason.
 #[derive(Debug)]
 pub(super) struct Walk<'a> {
     event: &'a [u8],
     pub(super) edits: Vec<Edit>,
     pub(super) lowered: bool,
+    pub(super) trimmed: bool,
     pub(super) redacted: bool,
 }
 
 impl<'a> Walk<'a> {
     pub(super) fn new(event: &'a [u8]) -> Self {
-        Self { event, edits: Vec::new(), lowered: false, redacted: false }
+        Self { event, edits: Vec::new(), lowered: false, trimmed: false, redacted: false }
     }
 
     /// Returns `true` if the value needs too many edits. The caller must then drop the whole value.
@@ -142,6 +145,7 @@ impl<'a> Walk<'a> {
     fn meet(&mut self, value: &'a [u8], wish: Wish<'_>) -> bool {
         match wish.why {
             Why::Lowered => self.lowered = true,
+            Why::Trimmed => self.trimmed = true,
             Why::Redacted => self.redacted = true,
         }
         if wish.with == With::Sha256 {

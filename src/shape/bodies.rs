@@ -1,5 +1,5 @@
-//! The changes inside an event: bodies that become strings or are removed, and the keys of
-//! annotations without dots.
+//! The changes inside an event: bodies that become strings, and the keys of annotations without
+//! dots.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -11,40 +11,20 @@ use super::json::write_string;
 use crate::audit::scan;
 use crate::audit::scan::Member;
 
-/// The change to one member of an event.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Treatment {
-    /// The member stays as it is.
-    Stay,
-    /// The member is removed.
-    Go,
-    /// The member's value is replaced.
-    Replace(With),
-}
-
-/// The text that takes the place of bytes of the event.
+/// The text that takes the place of a value of the event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum With {
-    /// No text: the bytes are cut out.
-    Nothing,
     /// A string that holds the bytes.
     String,
     /// The same object, with `_` for `.` in its keys.
     DotlessKeys,
 }
 
-/// The changes to an event. Its members are added one after the other, in their order.
+/// The changes to an event. They are added in the order of its members.
 #[derive(Debug, Default)]
 pub(super) struct Edits {
     /// The ranges of the event's bytes that are replaced, in their order.
     list: Vec<(Range<usize>, With)>,
-    /// The index at which the first removed member begins, if no member that stays came before it.
-    /// `None` if there is none, or if its range is in `list` already.
-    lead: Option<usize>,
-    /// `true` if a member that stays was added already.
-    has_kept: bool,
-    /// The index at which the last member ends.
-    end: usize,
 }
 
 impl Edits {
@@ -52,67 +32,24 @@ impl Edits {
     pub(super) fn of_bodies(event: &[u8], bodies: Bodies) -> Self {
         let mut edits = Self::default();
         for member in scan::members(event) {
-            let name = member.name();
-            match matches!(&*name, b"requestObject" | b"responseObject") {
-                true => edits.body(event, member, bodies),
-                false => edits.keep(event, member),
+            if matches!(&*member.name(), b"requestObject" | b"responseObject") {
+                edits.body(event, member, bodies);
             }
         }
-        edits.finish();
         edits
     }
 
     /// Adds a body.
     pub(super) fn body(&mut self, event: &[u8], member: Member<'_>, bodies: Bodies) {
-        let treatment = match bodies {
-            Bodies::Keep => Treatment::Stay,
-            Bodies::String if member.value == b"null" => Treatment::Stay,
-            Bodies::String => Treatment::Replace(With::String),
-            Bodies::Drop => Treatment::Go,
-        };
-        self.add(event, member, treatment);
+        if bodies == Bodies::String && member.value != b"null" {
+            self.list.push((place(event, member.value), With::String));
+        }
     }
 
     /// Adds the member `annotations`, whose keys lose their dots.
     pub(super) fn annotations(&mut self, event: &[u8], member: Member<'_>) {
-        let treatment = match has_dots(member.value) {
-            true => Treatment::Replace(With::DotlessKeys),
-            false => Treatment::Stay,
-        };
-        self.add(event, member, treatment);
-    }
-
-    /// Adds a member that stays as it is.
-    pub(super) fn keep(&mut self, event: &[u8], member: Member<'_>) {
-        self.add(event, member, Treatment::Stay);
-    }
-
-    fn add(&mut self, event: &[u8], member: Member<'_>, treatment: Treatment) {
-        // A key begins after its quote.
-        let start = place(event, member.key).start - 1;
-        let value = place(event, member.value);
-        let before = std::mem::replace(&mut self.end, value.end);
-        if treatment == Treatment::Go {
-            match self.has_kept {
-                true => self.list.push((before..value.end, With::Nothing)),
-                false => _ = self.lead.get_or_insert(start),
-            }
-            return;
-        }
-        self.has_kept = true;
-        if let Some(first) = self.lead.take() {
-            self.list.push((first..start, With::Nothing));
-        }
-        if let Treatment::Replace(with) = treatment {
-            self.list.push((value, with));
-        }
-    }
-
-    /// Must be called after the last member. It cuts out the removed members of an event in which
-    /// no member stays.
-    pub(super) fn finish(&mut self) {
-        if let Some(first) = self.lead.take() {
-            self.list.push((first..self.end, With::Nothing));
+        if has_dots(member.value) {
+            self.list.push((place(event, member.value), With::DotlessKeys));
         }
     }
 
@@ -128,7 +65,6 @@ impl Edits {
             out.extend_from_slice(event.get(at..range.start).unwrap_or_default());
             let replaced = event.get(range.clone()).unwrap_or_default();
             match with {
-                With::Nothing => {}
                 With::String => write_string(replaced, out),
                 With::DotlessKeys => write_without_dots(replaced, out),
             }

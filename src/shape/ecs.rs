@@ -51,13 +51,12 @@ fn read(event: &[u8], bodies: Bodies) -> ([Option<&[u8]>; 8], Edits) {
         match &*name {
             b"requestObject" | b"responseObject" => edits.body(event, member, bodies),
             b"annotations" => edits.annotations(event, member),
-            _ => edits.keep(event, member),
+            _ => {}
         }
         if let Some(index) = NAMES.iter().position(|known| *name == *known.as_bytes()) {
             found[index].get_or_insert(member.value);
         }
     }
-    edits.finish();
     (found, edits)
 }
 

@@ -344,11 +344,11 @@ fn write_metadata(version: Option<&[u8]>, level: Option<&[u8]>, document: &mut O
 /// Adds a body to `unmapped`, in the form that `bodies` asks for.
 fn add_body(name: &str, body: Option<&[u8]>, bodies: Bodies, unmapped: &mut Rest<'_>) {
     match (body, bodies) {
-        (None, _) | (Some(_), Bodies::Drop) => {}
+        (None, _) => {}
         (Some(body), Bodies::String) if body != b"null" => {
             write_string(body, unmapped.begin(name.as_bytes()));
         }
-        (Some(body), Bodies::Keep | Bodies::String) => unmapped.put(name.as_bytes(), body),
+        (Some(body), _) => unmapped.put(name.as_bytes(), body),
     }
 }
 

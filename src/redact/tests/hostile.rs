@@ -75,6 +75,7 @@ fn no_event_takes_more_than_a_few_times_its_size() {
         for (level, event_bytes_max) in [(None, Some(1000)), (Some(Level::Metadata), None)] {
             let change = Change {
                 level,
+                without_bodies: false,
                 omit_managed_fields: true,
                 redaction: Some(&redaction),
                 annotations: Some(&annotations),

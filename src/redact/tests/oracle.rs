@@ -10,6 +10,7 @@ pub(super) type Pattern = Vec<Option<String>>;
 
 pub(super) struct Asked {
     pub(super) level: Option<Level>,
+    pub(super) without_bodies: bool,
     pub(super) omit_managed_fields: bool,
     /// The rules that apply to the event; all other rules are left out.
     pub(super) rules: Vec<(Pattern, With)>,
@@ -34,12 +35,8 @@ pub(super) fn change(event: &Tree, asked: &Asked) -> Tree {
     let mut out = Vec::new();
     for (name, value) in members {
         let is_body = name == "requestObject" || name == "responseObject";
-        let goes = match asked.level {
-            Some(Level::Metadata) => is_body,
-            Some(Level::Request) => name == "responseObject",
-            None => false,
-        };
-        if goes {
+        let is_response_below = name == "responseObject" && asked.level == Some(Level::Request);
+        if is_body && asked.without_bodies || is_response_below {
             continue;
         }
         let mut value = value.clone();
@@ -129,7 +126,7 @@ fn paths(asked: &Asked, is_patch: bool) -> Paths {
     if quotable {
         all.push((some(&["annotations", OF_ADMISSION]), Some(With::Drop)));
     }
-    if asked.level == Some(Level::Metadata) {
+    if asked.without_bodies {
         all.push((some(&["annotations", PATCHES]), None));
     }
     all.extend(asked.rules.iter().map(|(pattern, with)| (pattern.clone(), Some(*with))));

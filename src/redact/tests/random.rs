@@ -208,6 +208,7 @@ pub(super) fn agrees_with_the_oracle(rng: &mut fastrand::Rng) -> bool {
     let redaction = Redaction::new(&rules).unwrap_or_else(|mistake| panic!("{mistake}"));
     let change = Change {
         level: [None, None, Some(Level::Metadata), Some(Level::Request)][rng.usize(..4)],
+        without_bodies: rng.u8(..8) == 0,
         omit_managed_fields: rng.bool(),
         redaction: Some(&redaction),
         annotations: annotates.then_some(&annotations),
@@ -216,6 +217,7 @@ pub(super) fn agrees_with_the_oracle(rng: &mut fastrand::Rng) -> bool {
     let constants = [("kube-audit-forwarder/cluster", "eu\n"), ("kube-audit-forwarder/b", "")];
     let asked = oracle::Asked {
         level: change.level,
+        without_bodies: change.without_bodies || change.level == Some(Level::Metadata),
         omit_managed_fields: change.omit_managed_fields,
         rules: patterns.clone(),
         annotations: constants

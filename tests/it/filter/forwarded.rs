@@ -634,6 +634,74 @@ fn an_event_refused_among_filtered_ones_is_lost_alone_and_kept_as_it_came() {
     relay.finish(Backlog::Empty);
 }
 
+/// Returns the creation of a pod at the level Request that a webhook has patched: the request body
+/// holds `the-body`, and the patch holds `the-patch` and this many more bytes.
+fn patched_pod(resource: &str, more: usize) -> String {
+    let of_webhook = |name: &str, what: &str| {
+        let value = format!(r#"{{"configuration":"injector","webhook":"a.example.com",{what}}}"#);
+        format!(
+            "{}:{}",
+            json!(format!("{name}.webhook.admission.k8s.io/round_0_index_0")),
+            json!(value)
+        )
+    };
+    let patch = format!(
+        r#""patch":[{{"op":"add","path":"/spec/x","value":"the-patch{}"}}],"patchType":"JSONPatch""#,
+        "y".repeat(more)
+    );
+    format!(
+        r#"{{"level":"Request","auditID":"00000000-0000-4000-8000-000000000003","stage":"ResponseComplete","requestURI":"/api/v1/namespaces/shop/{resource}","verb":"create","user":{{"username":"ada"}},"objectRef":{{"resource":"{resource}","namespace":"shop","apiVersion":"v1"}},"responseStatus":{{"metadata":{{}},"code":201}},"requestObject":{{"kind":"Secret","data":{{"a":"the-body"}}}},"requestReceivedTimestamp":"2026-11-25T10:00:00.000001Z","stageTimestamp":"2026-11-25T10:00:00.000002Z","annotations":{{"authorization.k8s.io/decision":"allow",{},{}}}}}"#,
+        of_webhook("mutation", r#""mutated":true"#),
+        of_webhook("patch", &patch),
+    )
+}
+
+/// Method: for each filter that lowers or removes bodies, an event leaves whose patch by a webhook
+/// repeats the body. It must be where the body is, and the webhook's name must stay.
+#[test]
+fn a_webhooks_patch_leaves_only_where_the_body_leaves() {
+    let directory = TempDir::new().unwrap();
+    let policy = policy_file(
+        directory.path(),
+        "apiVersion: audit.k8s.io/v1\nkind: Policy\nrules: [{level: Metadata}]\n",
+    );
+    let without = ["bodies = \"drop\"", "redact = []", &format!("policy = {policy:?}")]
+        .map(|filter| (filter.to_owned(), false));
+    let with = ["bodies = \"string\"", "managed_fields = \"drop\"", "max_event_bytes = \"64KiB\""]
+        .map(|filter| (filter.to_owned(), true));
+    for (filter, leaves) in without.into_iter().chain(with) {
+        for shape in ["event", "ecs", "ocsf"] {
+            let filter =
+                format!("format = \"ndjson\"\nfilter.{filter}\nfilter.shape = \"{shape}\"\n");
+            let (got, relay) = filter_events(&filter, &[patched_pod("secrets", 9)]);
+            let [event] = &got[..] else { panic!("{filter}: {got:?}") };
+            assert_eq!(event.contains("the-patch"), leaves, "{filter}: {event}");
+            assert_eq!(event.contains("the-body"), leaves, "{filter}: {event}");
+            assert!(event.contains("\\\"mutated\\\":true"), "{filter}: {event}");
+            relay.finish(Backlog::Empty);
+        }
+    }
+}
+
+/// Method: an event of 13 KB has a small body and a large patch; another has both large.
+#[test]
+fn webhooks_patches_go_before_a_pods_creation_is_given_up() {
+    let filter = "filter.max_event_bytes = \"10000\"\n";
+    let small = patched_pod("pods", 12_000);
+    let large = small.replace("the-body", &"z".repeat(20_000));
+    let (got, relay) = filter_events(filter, &[small, large]);
+    let [small, large] = &got[..] else { panic!("{got:?}") };
+    assert!(small.contains("the-body") && !small.contains("the-patch"), "{small}");
+    assert!(!large.contains("requestObject") && !large.contains("the-patch"), "{large}");
+    for event in [small, large] {
+        assert!(event.len() < 1100, "{event}");
+        assert!(event.contains("\\\"mutated\\\":true"), "{event}");
+        assert!(event.contains(r#""audit.k8s.io/truncated":"true""#), "{event}");
+    }
+    assert_eq!(filtered(&relay, "trimmed"), 2.0);
+    relay.finish(Backlog::Empty);
+}
+
 #[test]
 fn what_stays_too_large_without_its_bodies_is_kept_as_a_dead_letter() {
     let sink = HttpSink::accepting();
