@@ -297,11 +297,13 @@ fn criteria(t: &mut Table<'_, '_>, may_be_empty: bool, is_exempt: bool) -> Optio
         t.rename(in_a_policy, name);
     }
     let is_empty = t.is_empty() && !may_be_empty;
-    let users = words(t, "users", "anybody", "one of these asked; a * at its end is any rest");
-    let user_groups =
-        words(t, "user_groups", "anybody", "who asked is in one of these, like \"system:nodes\"");
-    let verbs = words(t, "verbs", "any", "like \"create\" or \"list\"");
-    let meaning = "in the request's URL; \"\" is outside of all; a * at its end is any rest";
+    let meaning = "one of these asked; a * at its end is any rest, * alone is anybody";
+    let users = unless_any(words(t, "users", "anybody", meaning));
+    let meaning = "who asked is in one of these, like \"system:nodes\"; * alone is anybody";
+    let user_groups = unless_any(words(t, "user_groups", "anybody", meaning));
+    let verbs = unless_any(words(t, "verbs", "any", "like \"create\" or \"list\"; * alone is any"));
+    let meaning = "in the request's URL; \"\" is outside of all; a * at its end is any rest, * alone \
+                   is every object";
     let namespaces = words(t, "namespaces", "any", meaning);
     let non_resource_urls = words(
         t,
@@ -361,7 +363,8 @@ fn kinds(t: &mut Table<'_, '_>, is_exempt: bool) -> GroupResources {
         });
     } else {
         t.rename("resourceNames", "resource_names");
-        of.resource_names = words(t, "resource_names", "any", "objects of these names only");
+        let meaning = "objects of these names only; * alone is any";
+        of.resource_names = unless_any(words(t, "resource_names", "any", meaning));
     }
     of
 }
@@ -412,6 +415,12 @@ fn words(
 ) -> Vec<String> {
     let key = optional(name, "array of strings", otherwise, meaning);
     t.words(key, |text| Ok(text.to_owned())).unwrap_or_default()
+}
+
+/// Returns a list as a criterion has it. A list with `*` stands for any value, as if its key were
+/// absent.
+fn unless_any(list: Vec<String>) -> Vec<String> {
+    if list.iter().any(|value| value == "*") { Vec::new() } else { list }
 }
 
 /// Parses the name of an annotation, which is given without its prefix. Returns the name, or a

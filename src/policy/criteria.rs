@@ -18,8 +18,8 @@ use crate::audit::request::Request;
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Criteria {
     /// The names of users. If the list is not empty, the user must have one of these names. In a
-    /// [`Match`], a name that ends in `*`, and is longer, stands for every name that begins with
-    /// the text before the `*`. In the rule of a policy, `*` is a character like any other.
+    /// [`Match`], a name that ends in `*` stands for every name that begins with the text before
+    /// the `*`. In the rule of a policy, `*` is a character like any other.
     pub users: Vec<String>,
     /// The names of groups. If the list is not empty, the user must be in at least one of these
     /// groups.
@@ -387,9 +387,9 @@ impl fmt::Display for GroupResources {
 type Doubt = fn(&str) -> Option<String>;
 
 /// Returns the text before the `*` at the end of a value of a [`Match`]; `None` if the value is not
-/// a prefix. `*` alone is a name, and not the prefix of all names.
+/// a prefix.
 pub(super) fn prefix(value: &str) -> Option<&str> {
-    value.strip_suffix('*').filter(|prefix| !prefix.is_empty())
+    value.strip_suffix('*')
 }
 
 fn doubt_of_who(name: &str) -> Option<String> {

@@ -113,8 +113,8 @@ fn rule() -> impl Strategy<Value = Rule> {
 /// Users and namespaces of a `match`, some of which are prefixes of others. The namespaces are
 /// parts of the paths that [`uri`] makes.
 const USERS_OF_MATCH: [&str; 10] = ["a*", "ab*", "abc*", "abcd*", "b*", "b**", "b", "ab", "*", ""];
-const NAMESPACES_OF_MATCH: [&str; 9] =
-    ["a*", "a/*", "a", "b", "name*", "names*", "namespaces", "p*", ""];
+const NAMESPACES_OF_MATCH: [&str; 10] =
+    ["a*", "a/*", "a", "b", "name*", "names*", "namespaces", "p*", "", "*"];
 
 fn criteria_of_match() -> impl Strategy<Value = Criteria> {
     let lists = (words(&USERS_OF_MATCH, 3), words(&NAMESPACES_OF_MATCH, 3));
@@ -136,13 +136,11 @@ fn is_matched(of: &Match, request: &Request<'_>, uri: &str) -> bool {
     let name = request.user.as_ref().map(|user| String::from_utf8(user.name.to_vec()).unwrap());
     let namespace = requested(uri).map(|(namespace, _)| namespace);
     let whole = |list: &[String], own: &Option<String>| {
-        let of =
-            |spec: &String| match (spec.strip_suffix('*').filter(|prefix| !prefix.is_empty()), own)
-            {
-                (Some(prefix), Some(own)) if own.starts_with(prefix) => own.clone(),
-                (Some(_), _) => "nobody's".to_owned(),
-                (None, _) => spec.clone(),
-            };
+        let of = |spec: &String| match (spec.strip_suffix('*'), own) {
+            (Some(prefix), Some(own)) if own.starts_with(prefix) => own.clone(),
+            (Some(_), _) => "nobody's".to_owned(),
+            (None, _) => spec.clone(),
+        };
         list.iter().map(of).collect()
     };
     let meets = |criteria: &Criteria, keeps| {

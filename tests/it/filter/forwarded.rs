@@ -217,6 +217,48 @@ fn prefixes_and_exemptions_choose_what_a_slow_reading_of_the_corpus_chooses() {
     relay.finish(Backlog::Empty);
 }
 
+/// Method: the corpus, and an event without a user and one without an object, meet each list with
+/// `*` alone. As an exemption, it exempts everything that it matches.
+#[test]
+fn a_star_alone_in_a_match_is_anybody_and_anything() {
+    let strange = [
+        r#"{"auditID":"a","stage":"Panic","verb":"get","requestURI":"/healthz"}"#,
+        r#"{"auditID":"b","stage":"Panic","verb":"get","requestURI":"/api/v1/namespaces/a/pods","objectRef":{"resource":"pods","namespace":"a","apiVersion":"v1"}}"#,
+        r#"{"auditID":"c","stage":"Panic","verb":"get","user":{"username":"system:anonymous"},"requestURI":"/api/v1/nodes","objectRef":{"resource":"nodes","apiVersion":"v1"}}"#,
+    ];
+    let events: Vec<_> =
+        all_events().into_iter().chain(strange.map(|event| event.as_bytes().to_vec())).collect();
+    let any: fn(&Value) -> bool = |_| true;
+    let of_object: fn(&Value) -> bool = |event| !event["objectRef"].is_null();
+    let cases = [
+        ("{ users = [\"*\"] }", any),
+        ("{ users = [\"nobody\", \"*\"] }", any),
+        ("{ user_groups = [\"*\"] }", any),
+        ("{ verbs = [\"*\"] }", any),
+        ("{ namespaces = [\"*\"] }", of_object),
+        ("{ non_resource_urls = [\"*\"] }", |event| event["objectRef"].is_null()),
+        (
+            "{ resources = [{ group = \"*\", resources = [\"*\"], resource_names = [\"*\"] }] }",
+            of_object,
+        ),
+        ("{ unless = { namespaces = [\"*\"] } }", |event| event["objectRef"].is_null()),
+    ];
+    let sinks = cases.map(|_| HttpSink::accepting());
+    let outputs = cases.iter().zip(&sinks).enumerate().map(|(at, ((criteria, _), sink))| {
+        output(&format!("o{at}"), sink, &format!("filter.match = {criteria}\n"))
+    });
+    let relay = Relay::start(&format!("{BASE}{}", outputs.collect::<String>()));
+    post_corpus(&relay);
+    assert_eq!(relay.post((strange.join("\n") + "\n").as_bytes()).status, 200);
+    relay.wait_until_delivered(PATIENCE);
+    for ((criteria, chooses), sink) in cases.iter().zip(&sinks) {
+        let wanted: Vec<_> = events.iter().filter(|event| chooses(&parsed(event))).collect();
+        let got = accepted_events(sink);
+        assert!(got.iter().eq(wanted.iter().copied()), "{criteria}: {}", got.len());
+    }
+    relay.finish(Backlog::Empty);
+}
+
 #[test]
 fn recipe_writes_leave_once_each() {
     let (got, relay) = run_recipe("Writes");

@@ -42,9 +42,8 @@ fn a_filter_that_no_request_matches_is_warned_of() {
     };
     for (key, values, words) in [
         ("verbs", "\"GET\"", "better: \"get\""),
-        ("verbs", "\"*\"", "leave verbs out"),
+        ("verbs", "\"get*\"", "leave verbs out"),
         ("users", "\"*.example.com\"", "compared as it is"),
-        ("users", "\"*\"", "leave the key out"),
         ("users", "\"a*b*\"", "compared as it is"),
         ("user_groups", "\"system:*\"", "* has no meaning here"),
         ("namespaces", "\"*-a\"", "* has no meaning in namespaces"),
