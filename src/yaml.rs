@@ -1,6 +1,6 @@
 //! Parses YAML (and thereby JSON) into a tree in which each value has its position.
 //!
-//! The text must be one document, without tags that change the type of a value. An alias becomes a
+//! The text must have no tags that change the type of a value. An alias becomes a
 //! copy of the value that it refers to, and the copy counts towards the size limit, so that a file
 //! of a few lines cannot grow to gigabytes. The tree does not decide whether a text without quotes
 //! is a number, a boolean or null: the code that reads the tree does, because only that code knows
@@ -102,12 +102,29 @@ struct Open {
     size: usize,
 }
 
-/// Parses a text, which must be one YAML document, and returns the value at the top of its tree.
+/// Parses a text, which must have one YAML document, and returns the value at the top of its tree.
+///
+/// # Errors
+///
+/// The same as those of [`documents`], and a second document.
+pub(crate) fn parse(text: &str) -> Result<Node, Problem> {
+    let mut documents = documents(text)?.into_iter();
+    match (documents.next(), documents.next()) {
+        (Some(only), None) => Ok(only),
+        (Some(_), Some(second)) => {
+            Err(second.place.problem("a second document: the file may have only one"))
+        }
+        (None, _) => Err(Place::START.problem("there is nothing in it")),
+    }
+}
+
+/// Parses a text, and returns the value of each YAML document in it. A document without a value, as
+/// behind a `---` at the end, is left out.
 ///
 /// # Errors
 ///
 /// The first mistake; the text after it is not read.
-pub(crate) fn parse(text: &str) -> Result<Node, Problem> {
+pub(crate) fn documents(text: &str) -> Result<Vec<Node>, Problem> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut parser = Parser::new_from_str(text);
     let mut tree = Tree::default();
@@ -117,13 +134,42 @@ pub(crate) fn parse(text: &str) -> Result<Node, Problem> {
         })?;
         tree.take(event, Place::of(span.start))?;
     }
-    tree.root.ok_or_else(|| Place::START.problem("there is nothing in it"))
+    let is_empty =
+        |value: &Value| matches!(value, Value::Scalar { text, plain: true } if text.is_empty());
+    tree.documents.retain(|document| !is_empty(&document.value));
+    Ok(tree.documents)
 }
 
-/// The tree of a YAML document, while it is built.
+/// Returns the value of a field of a map; `None` if the node is not a map, or lacks the field.
+pub(crate) fn field<'n>(node: &'n Node, name: &str) -> Option<&'n Node> {
+    let Value::Map(pairs) = &node.value else { return None };
+    pairs.iter().find(|(key, _)| scalar(key) == Some(name)).map(|(_, value)| value)
+}
+
+/// Returns the text of a node; `None` if it is a list or a map.
+pub(crate) fn scalar(node: &Node) -> Option<&str> {
+    if let Value::Scalar { text, .. } = &node.value { Some(text) } else { None }
+}
+
+impl Node {
+    /// Moves the value, and all values in it, to other positions.
+    pub(crate) fn relocate(&mut self, to: &impl Fn(Place) -> Place) {
+        self.place = to(self.place);
+        match &mut self.value {
+            Value::Scalar { .. } => {}
+            Value::List(nodes) => nodes.iter_mut().for_each(|node| node.relocate(to)),
+            Value::Map(pairs) => pairs.iter_mut().for_each(|(key, value)| {
+                key.relocate(to);
+                value.relocate(to);
+            }),
+        }
+    }
+}
+
+/// The trees of YAML documents, while they are built.
 #[derive(Default)]
 struct Tree {
-    root: Option<Node>,
+    documents: Vec<Node>,
     /// The lists and maps whose end is not reached yet; the innermost is last.
     open: Vec<Open>,
     /// The values that have an anchor, by the number of the anchor. Aliases refer to these values.
@@ -134,9 +180,6 @@ struct Tree {
 impl Tree {
     fn take(&mut self, event: Event<'_>, place: Place) -> Result<(), Problem> {
         match event {
-            Event::DocumentStart(_) if self.root.is_some() => {
-                Err(place.problem("a second document: the file may have only one"))
-            }
             Event::Scalar(text, style, anchor, tag) => {
                 let known = check_tag(tag.as_deref(), place, "str")?;
                 let plain = style == ScalarStyle::Plain && !known;
@@ -198,7 +241,7 @@ impl Tree {
     }
 
     /// Adds a complete value to the innermost list or map whose end is not reached yet. If there is
-    /// none, the value becomes the root. If the value has an anchor (`anchor` is not 0), a copy is
+    /// none, the value is a document. If the value has an anchor (`anchor` is not 0), a copy is
     /// kept for aliases.
     fn put(&mut self, anchor: usize, node: Node) -> Result<(), Problem> {
         if anchor != 0 {
@@ -210,7 +253,7 @@ impl Tree {
                 open.size += node.size;
                 open.nodes.push(node);
             }
-            None => self.root = Some(node),
+            None => self.documents.push(node),
         }
         Ok(())
     }

@@ -16,6 +16,7 @@ use crate::config;
 use crate::yaml;
 use crate::yaml::Node;
 use crate::yaml::Value;
+use crate::yaml::field;
 
 /// The largest kubeconfig and the largest certificate or key that are read, in bytes. kubectl
 /// stores a cluster with about 6 KiB.
@@ -231,11 +232,6 @@ fn pem(node: &Node, name: &str, directory: &Path) -> Result<Option<Pem>, String>
         return Ok(Some(Pem::Inline(decoded)));
     }
     Ok(text_of(node, name).map(|file| Pem::File(directory.join(file))))
-}
-
-fn field<'n>(node: &'n Node, name: &str) -> Option<&'n Node> {
-    let Value::Map(pairs) = &node.value else { return None };
-    pairs.iter().find(|(key, _)| scalar(key) == Some(name)).map(|(_, value)| value)
 }
 
 fn list(node: &Node) -> &[Node] {

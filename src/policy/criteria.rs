@@ -131,8 +131,8 @@ impl fmt::Display for Mistake {
 }
 
 impl Criteria {
-    /// Returns all mistakes in the criteria: values that kube-apiserver refuses, and values that it
-    /// accepts but that can never match. `names` are the field names for the messages.
+    /// Returns all mistakes in the criteria: values that kube-apiserver refuses and, in a config,
+    /// resources that can never match. `names` are the field names for the messages.
     pub fn mistakes(&self, names: &Names) -> Vec<Mistake> {
         let mut found = Vec::new();
         let mut note = |path: &[Step], what: String| {
@@ -159,12 +159,10 @@ impl Criteria {
                 note(&at("group"), what);
             }
             for (index, resource) in of_group.resources.iter().enumerate() {
-                if !is_resource(resource) {
-                    let what = format!(
-                        "{resource:?} is not a resource: allowed are forms such as `pods`, `pods/log`, `pods/*`, `*/log` and `*`"
-                    );
+                // kube-apiserver takes any text. One that matches nothing is doubted in a policy.
+                if names.has_prefixes && !is_resource(resource) {
                     let [first, second, third] = at("resources");
-                    note(&[first, second, third, Step::Item(index)], what);
+                    note(&[first, second, third, Step::Item(index)], no_resource(resource));
                 }
             }
             if of_group.resources.is_empty() && !of_group.resource_names.is_empty() {
@@ -185,15 +183,22 @@ impl Criteria {
             |text: &String| prefix(text).filter(|_| names.has_prefixes).unwrap_or(text).to_owned();
         let texts = |list: &[String]| list.iter().map(own).collect();
         let lists = [
-            (vec![Step::Field("users")], texts(&self.users), doubt_of_who as Doubt),
-            (vec![Step::Field(names.user_groups)], self.user_groups.clone(), doubt_of_who),
-            (vec![Step::Field("verbs")], self.verbs.clone(), doubt_of_verb),
-            (vec![Step::Field("namespaces")], texts(&self.namespaces), doubt_of_namespace),
+            (vec![Step::Field("users")], texts(&self.users), &doubt_of_who as &Doubt<'_>),
+            (vec![Step::Field("users")], self.users.clone(), &doubt_of_user),
+            (vec![Step::Field(names.user_groups)], self.user_groups.clone(), &doubt_of_who),
+            (vec![Step::Field(names.user_groups)], self.user_groups.clone(), &doubt_of_group),
+            (vec![Step::Field("verbs")], self.verbs.clone(), &doubt_of_verb),
+            (vec![Step::Field("namespaces")], texts(&self.namespaces), &doubt_of_namespace),
         ];
+        let no_form =
+            |text: &str| (!names.has_prefixes && !is_resource(text)).then(|| no_resource(text));
+        let of_group = |text: &str| no_form(text).or_else(|| doubt_of_resource(text));
+        let of_core = |text: &str| of_group(text).or_else(|| doubt_of_core(text));
         let resources = self.resources.iter().enumerate().filter(|(_, of)| !of.is_of_metrics());
         let resources = resources.map(|(index, of)| {
             let path = [Step::Field("resources"), Step::Item(index), Step::Field("resources")];
-            (path.to_vec(), of.resources.clone(), doubt_of_resource as Doubt)
+            let doubt = if of.group.is_empty() { &of_core as &Doubt<'_> } else { &of_group };
+            (path.to_vec(), of.resources.clone(), doubt)
         });
         let mut found = Vec::new();
         for (path, list, doubt) in lists.into_iter().chain(resources) {
@@ -384,7 +389,7 @@ impl fmt::Display for GroupResources {
 }
 
 /// Returns why a value matches no request; `None` if it may match one.
-type Doubt = fn(&str) -> Option<String>;
+type Doubt<'d> = dyn Fn(&str) -> Option<String> + 'd;
 
 /// Returns the text before the `*` at the end of a value of a [`Match`]; `None` if the value is not
 /// a prefix.
@@ -397,6 +402,32 @@ fn doubt_of_who(name: &str) -> Option<String> {
     name.contains('*').then(|| {
         format!("{name:?} is compared as it is, because * has no meaning here, better: {better}")
     })
+}
+
+/// Doubts the name of a user that is that of a group, or of all nodes.
+fn doubt_of_user(name: &str) -> Option<String> {
+    const GROUPS: &str = "system:masters system:authenticated system:unauthenticated \
+                          system:serviceaccounts system:bootstrappers";
+    let better = match name {
+        "system:node" | "system:nodes" => "nodes are system:node:NAME, in the group system:nodes",
+        _ if name.starts_with("system:serviceaccounts:") => "it is a group",
+        _ if GROUPS.split(' ').any(|group| group == name) => "it is a group",
+        _ => return None,
+    };
+    Some(format!("{name:?} is no user's name: {better}"))
+}
+
+/// Doubts the name of a group that is that of a user.
+fn doubt_of_group(name: &str) -> Option<String> {
+    let better = match name {
+        "system:node" => "nodes are in the group system:nodes",
+        "system:anonymous" => "it is a user",
+        _ if ["system:node:", "system:serviceaccount:"].iter().any(|of| name.starts_with(of)) => {
+            "it is a user"
+        }
+        _ => return None,
+    };
+    Some(format!("{name:?} is no group's name: {better}"))
 }
 
 fn doubt_of_verb(verb: &str) -> Option<String> {
@@ -437,6 +468,34 @@ fn doubt_of_resource(resource: &str) -> Option<String> {
             "{resource:?} matches no resource: their names are in lower case, better: {better:?}"
         )
     })
+}
+
+/// All resources of the core group, to which no other can be added, and those of OpenShift that had
+/// no group before they had one of their own and hold secrets.
+const CORE: &str = "bindings componentstatuses configmaps endpoints events limitranges namespaces \
+    nodes persistentvolumeclaims persistentvolumes pods podtemplates replicationcontrollers \
+    resourcequotas secrets serviceaccounts services imagestreams oauthaccesstokens \
+    oauthauthorizetokens oauthclients useroauthaccesstokens";
+
+/// Groups, each with resources that rules often name without it.
+const ELSEWHERE: [(&str, &str); 4] = [
+    ("apps", "daemonsets deployments replicasets statefulsets"),
+    ("batch", "cronjobs jobs"),
+    ("networking.k8s.io", "ingresses networkpolicies"),
+    ("rbac.authorization.k8s.io", "clusterrolebindings clusterroles rolebindings roles"),
+];
+
+fn doubt_of_core(resource: &str) -> Option<String> {
+    let (name, _) = resource.split_once('/').unwrap_or((resource, ""));
+    let is_in = |names: &str| names.split(' ').any(|own| own == name);
+    if name == "*" || is_in(CORE) {
+        return None;
+    }
+    let of = ELSEWHERE.iter().find(|(_, names)| is_in(names));
+    let better = of.map_or("name its group".into(), |(group, _)| format!("the group {group:?}"));
+    Some(format!(
+        "{resource:?} matches no resource: the core group \"\" has none, better: {better}"
+    ))
 }
 
 pub(super) fn has(list: &[String], value: &[u8]) -> bool {
@@ -500,9 +559,15 @@ fn wrong_url(url: &str) -> Option<String> {
     })
 }
 
-/// Returns `true` if `text` is a resource, or a resource and a subresource, in a form that policies
-/// allow. `*/*` is not allowed: authors write it for all resources, but only `*` means all
-/// resources.
+fn no_resource(text: &str) -> String {
+    format!(
+        "{text:?} is not a resource, and matches none: forms that do are `pods`, `pods/log`, \
+         `pods/*`, `*/log` and `*`"
+    )
+}
+
+/// Returns `true` if `text` is a resource, or a resource and a subresource, in a form that can match
+/// one. `*/*` cannot: authors write it for all resources, but only `*` means all resources.
 fn is_resource(text: &str) -> bool {
     let parts: Vec<&str> = text.split('/').collect();
     parts.len() <= 2 && parts.iter().all(|part| !part.is_empty()) && text != "*/*"

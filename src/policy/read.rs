@@ -1,5 +1,5 @@
 //! Reads a policy file. The result is its rules, or every mistake in it with its position and what
-//! is allowed instead.
+//! is allowed instead. The policy may be in a ConfigMap, or beside other YAML documents.
 //!
 //! Everything that kube-apiserver refuses is refused. Unknown and duplicate fields are refused too:
 //! kube-apiserver ignores them and only warns in its log, so that a rule with a misspelt criterion
@@ -21,12 +21,17 @@ use crate::yaml::Node;
 use crate::yaml::Place;
 use crate::yaml::Problem;
 use crate::yaml::Value;
+use crate::yaml::field;
+use crate::yaml::scalar;
 
 /// The largest policy file in bytes, 1 MiB; a larger file is refused. A larger ConfigMap would not
 /// fit into etcd either.
 pub const FILE_BYTES_MAX: usize = 1 << 20;
 
 const KIND: &str = "Policy";
+
+/// The API group of policies, which is in every text with one.
+const API_GROUP: &str = "audit.k8s.io/";
 
 /// The names of the fields that a whole policy may have.
 const POLICY: &[&str] =
@@ -72,7 +77,7 @@ pub(super) fn read(text: &str) -> Result<File, Vec<Problem>> {
         let what = format!("{} bytes: a policy has {FILE_BYTES_MAX} at most", text.len());
         return Err(vec![Place::START.problem(what)]);
     }
-    let document = yaml::parse(text).map_err(|problem| vec![problem])?;
+    let document = policy_in(text).map_err(|problem| vec![problem])?;
     let problems = Problems::default();
     let policy = problems.policy(&document);
     let mut doubts = problems.doubts.into_inner();
@@ -87,6 +92,60 @@ pub(super) fn read(text: &str) -> Result<File, Vec<Problem>> {
         Some(policy) if problems.is_empty() => Ok(File { doubts, ..policy }),
         _ => Err(problems),
     }
+}
+
+/// Returns the only policy in a file. The file is the policy, or has it beside other documents, or
+/// is a ConfigMap with a policy among its texts. If there is none, returns the first document.
+fn policy_in(text: &str) -> Result<Node, Problem> {
+    let (mut found, mut first) = (Vec::new(), None);
+    for document in yaml::documents(text)? {
+        match field(&document, "kind").and_then(scalar) {
+            Some(KIND) => found.push(document),
+            Some("ConfigMap") => {
+                add_policies_of(&document, text, &mut found)?;
+                first.get_or_insert(document);
+            }
+            _ => _ = first.get_or_insert(document),
+        }
+        if let [first, second, ..] = &found[..] {
+            return Err(second.place.problem(format!(
+                "a second policy, the first is in line {}: put the one to be used into a file of \
+                 its own",
+                first.place.line
+            )));
+        }
+    }
+    found.pop().or(first).ok_or_else(|| Place::START.problem("there is nothing in it"))
+}
+
+/// Adds the policies in the texts of a ConfigMap to `found`, until there are two. `file` is the text
+/// in which the ConfigMap is.
+fn add_policies_of(config_map: &Node, file: &str, found: &mut Vec<Node>) -> Result<(), Problem> {
+    let Some(Value::Map(pairs)) = field(config_map, "data").map(|data| &data.value) else {
+        return Ok(());
+    };
+    for (_, value) in pairs {
+        let text = scalar(value).filter(|text| text.contains(API_GROUP) && text.contains(KIND));
+        let Some(text) = text.filter(|_| found.len() < 2) else { continue };
+        // A block (`|`) begins with the first line of its text, and each line has its own place. All
+        // of another text is where it begins.
+        let begin = file.lines().nth(value.place.line - 1);
+        let indent = begin.and_then(|line| line.strip_suffix(text.lines().next()?));
+        let columns = indent.map(|indent| indent.chars().count());
+        let to = |Place { line, column }| match columns {
+            Some(columns) => Place { line: value.place.line + line - 1, column: columns + column },
+            None => value.place,
+        };
+        let documents = yaml::documents(text)
+            .map_err(|Problem { line, column, what }| to(Place { line, column }).problem(what))?;
+        for mut document in documents {
+            if field(&document, "kind").and_then(scalar) == Some(KIND) {
+                document.relocate(&to);
+                found.push(document);
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Collects the mistakes in a policy file. Its methods read the parts of the file.
@@ -159,20 +218,23 @@ impl Problems {
     /// checked. Returns `false` for another kind, and the rest of the document is then not read.
     /// Returns `None` if the document is not a map, or if its `kind` is not a text.
     fn is_policy(&self, document: &Node) -> Option<bool> {
-        let pairs = self.map(document)?;
-        let kind = pairs
-            .iter()
-            .find(|(key, _)| matches!(&key.value, Value::Scalar { text, .. } if text == "kind"));
-        match kind {
+        if matches!(document.value, Value::List(_)) {
+            let what = "a list where fields are expected: rules belong below rules of a Policy";
+            self.note(document.place, what);
+            return None;
+        }
+        self.map(document)?;
+        match field(document, "kind") {
             None => {
                 self.note(document.place, format!("kind is missing: it is {KIND}"));
                 Some(true)
             }
-            Some((_, node)) => {
+            Some(node) => {
                 let kind = self.text(node)?;
                 let is_policy = kind == KIND;
                 if !is_policy {
-                    self.note(node.place, format!("kind is {kind:?}: only {KIND} is allowed"));
+                    let what = "is allowed, or a ConfigMap with one below data";
+                    self.note(node.place, format!("kind is {kind:?}: only {KIND} {what}"));
                 }
                 Some(is_policy)
             }
@@ -371,9 +433,7 @@ fn place_of(node: &Node, path: &[Step]) -> Place {
     let mut node = node;
     for step in path {
         let next = match (step, &node.value) {
-            (Step::Field(name), Value::Map(pairs)) => pairs.iter().find_map(|(key, value)| {
-                matches!(&key.value, Value::Scalar { text, .. } if text == name).then_some(value)
-            }),
+            (Step::Field(name), _) => field(node, name),
             (Step::Item(index), Value::List(nodes)) => nodes.get(*index),
             _ => None,
         };

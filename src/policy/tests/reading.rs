@@ -126,7 +126,6 @@ rules:
             "9:16: without quotes this is a number: write \"1\"",
             "9:19: without quotes this is a flag: write \"yes\"",
             "11:12: \"apps/v1\" is more than a group: leave the version out and write \"apps\"",
-            "12:17: \"pods/log/x\" is not a resource",
             "13:20: the resources that these names belong to are missing",
             "14:20: a request is about a path or about an object",
             "14:21: \"healthz\" is not a path",
@@ -158,7 +157,86 @@ fn what_is_no_policy_is_told_in_one_line() {
     let document = format!("{HEAD}rules: [{{level: None}}]\n");
     assert_eq!(problems(&document), Vec::<String>::new());
     assert_eq!(problems(&format!("---\n{document}...\n")), Vec::<String>::new());
-    assert_are(&problems(&format!("{document}---\n{document}")), &["4:1: a second document"]);
+    let twice = format!("{document}---\n{document}");
+    assert_are(&problems(&twice), &["5:1: a second policy, the first is in line 1: put"]);
+}
+
+#[test]
+fn a_policy_is_taken_out_of_what_it_is_wrapped_in() {
+    let document = format!("{HEAD}rules:\n- level: None\n- level: Metadata\n");
+    let indented =
+        |by: &str| document.lines().map(|line| format!("{by}{line}\n")).collect::<String>();
+    let config_map = |data: &str| format!("apiVersion: v1\nkind: ConfigMap\ndata:\n{data}");
+    let in_block = format!("  other: 'x: ['\n  policy.yaml: |\n{}", indented("    "));
+    let of_block = config_map(&in_block);
+    let quoted = config_map(&format!("  audit-policy.yaml: {:?}\n", document));
+    let object = "apiVersion: v1\nkind: Namespace\nmetadata: {name: a}\n";
+    for (text, lines) in [
+        (format!("{document}---\n"), [4, 5]),
+        (format!("{document}---\n# nothing\n"), [4, 5]),
+        (format!("---\n---\n{document}"), [6, 7]),
+        (format!("# of a template\n{}", indented("    ")), [5, 6]),
+        (format!("{object}---\n{document}"), [8, 9]),
+        (of_block.clone(), [9, 10]),
+        (format!("{object}---\n{of_block}"), [13, 14]),
+        (quoted, [4, 4]),
+    ] {
+        let policy = Policy::read(&text).unwrap_or_else(|problems| panic!("{text}: {problems:?}"));
+        let found: Vec<_> = policy.rules().iter().map(|rule| rule.line).collect();
+        assert_eq!(found, lines, "{text}");
+    }
+    // Mistakes are told where they stand, and what has no or several policies says what to do.
+    let wrong = of_block.replace("level: Metadata", "level: é");
+    assert_are(&problems(&wrong), &["10:14: \"é\" is unknown"]);
+    let torn = of_block.replace("- level: Metadata", "- [");
+    assert_eq!(problems(&torn).len(), 1);
+    assert_are(
+        &problems(&format!("{of_block}{}", in_block.replace("policy", "second"))),
+        &["13:5: a second policy, the first is in line 6: put the one to be used into a"],
+    );
+    assert_are(
+        &problems(&config_map("  a: b\n")),
+        &["2:7: kind is \"ConfigMap\": only Policy is allowed, or a ConfigMap with one below data"],
+    );
+    assert_are(
+        &problems("- level: Metadata\n"),
+        &["1:1: a list where fields are expected: rules belong below rules of a Policy"],
+    );
+}
+
+#[test]
+fn what_no_request_can_match_is_doubted() {
+    let doubts = |rule: &str| {
+        let policy = Policy::read(&format!("{HEAD}rules:\n- {{level: None, {rule}}}\n")).unwrap();
+        policy.doubts().iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    for (rule, expected) in [
+        // kube-apiserver takes any text as a resource.
+        ("resources: [{resources: ['']}]", Some("\"\" is not a resource")),
+        ("resources: [{resources: ['/*']}]", Some("\"/*\" is not a resource")),
+        ("resources: [{resources: ['*/']}]", Some("\"*/\" is not a resource")),
+        ("resources: [{resources: ['*/*']}]", Some("\"*/*\" is not a resource")),
+        ("resources: [{resources: [pods/]}]", Some("\"pods/\" is not a resource")),
+        ("resources: [{resources: [pods/a/b]}]", Some("\"pods/a/b\" is not a resource")),
+        ("resources: [{resources: [deployments]}]", Some("better: the group \"apps\"")),
+        ("resources: [{resources: [roles/x]}]", Some("the group \"rbac.authorization.k8s.io\"")),
+        ("resources: [{resources: [widgets]}]", Some("better: name its group")),
+        ("resources: [{group: apps, resources: [deployments, x]}]", None),
+        ("resources: [{group: '*', resources: [deployments]}]", None),
+        ("resources: [{resources: [pods/exec, services, nodes/proxy, '*/scale', '*']}]", None),
+        ("users: ['system:node']", Some("nodes are system:node:NAME")),
+        ("users: ['system:serviceaccounts:a']", Some("it is a group")),
+        ("users: ['system:node:a', 'system:serviceaccount:a:b', 'system:anonymous']", None),
+        ("userGroups: ['system:node']", Some("nodes are in the group system:nodes")),
+        ("userGroups: ['system:serviceaccount:a:b']", Some("it is a user")),
+        ("userGroups: ['system:nodes', 'system:serviceaccounts:a', devs]", None),
+    ] {
+        match (&doubts(rule)[..], expected) {
+            ([], None) => {}
+            ([doubt], Some(words)) => assert!(doubt.contains(words), "{doubt}"),
+            (found, _) => panic!("{rule}: {found:?}"),
+        }
+    }
 }
 
 #[test]
@@ -202,9 +280,6 @@ fn fields_and_values_of_rules_are_checked() {
         r#"resources: [{group: Apps}] => 2:23: "Apps" is not an API group"#,
         r#"resources: [{group: a..b}] => 2:23: "a..b" is not an API group"#,
         r#"resources: [{group: -a}] => 2:23: "-a" is not an API group"#,
-        r#"resources: [{resources: [pods/]}] => 2:28: "pods/" is not a resource"#,
-        r#"resources: [{resources: ['*/*']}] => 2:28: "*/*" is not a resource"#,
-        r#"resources: [{resources: ['']}] => 2:28: "" is not a resource"#,
         r#"users: [~] => 2:11: without quotes this is nothing: write "~""#,
         "users: [0x1F] => 2:11: without quotes this is a number",
         "users: [{a: b}] => 2:11: fields where text is expected",

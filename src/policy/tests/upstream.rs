@@ -51,6 +51,11 @@ fn rule(name: &str) -> &'static str {
         "get */status of any group" => {
             "level: Request, verbs: [get], resources: [{group: '*', resources: ['*/status']}]"
         }
+        // These match no request, but kube-apiserver takes them.
+        "get nothing" => {
+            "level: Request, verbs: [get], \
+             resources: [{resources: ['', '/*', '*/', 'pods/', '*/*', 'pods/log/x', '/', '/log']}]"
+        }
         "any group" => "level: Request, resources: [{group: '*'}]",
         "get cluster roles" => {
             "level: RequestResponse, verbs: [get], namespaces: [''], \
@@ -106,6 +111,8 @@ fn every_case_of_kube_apiserver_has_its_level() {
         (&["get */log"], [None, None, None, Request, None, None]),
         (&["get pods/*"], [Request, None, None, Request, Request, None]),
         (&["get */status of any group"], [None, None, None, None, None, Request]),
+        (&["get nothing"], [None; 6]),
+        (&["get nothing", "default"], [Metadata; 6]),
         (&["any group"], [Request, Request, None, Request, Request, Request]),
     ];
     for (names, levels) in cases {

@@ -44,6 +44,7 @@ fn a_filter_that_no_request_matches_is_warned_of() {
         ("verbs", "\"GET\"", "better: \"get\""),
         ("verbs", "\"get*\"", "leave verbs out"),
         ("users", "\"*.example.com\"", "compared as it is"),
+        ("users", "\"system:node\"", "nodes are system:node:NAME"),
         ("users", "\"a*b*\"", "compared as it is"),
         ("user_groups", "\"system:*\"", "* has no meaning here"),
         ("namespaces", "\"*-a\"", "* has no meaning in namespaces"),
@@ -55,6 +56,7 @@ fn a_filter_that_no_request_matches_is_warned_of() {
     }
     for (entry, words) in [
         ("resources = [\"Secrets\"]", Some("better: \"secrets\"")),
+        ("resources = [\"deployments\"]", Some("better: the group \"apps\"")),
         ("resources = [\"Pods/log\"]", Some("better: \"pods/log\"")),
         ("resources = [\"deployments.apps\"]", Some("\"deployments\" with the group \"apps\"")),
         ("group = \"apps\", resources = [\"Deployments\"]", Some("better: \"deployments\"")),
@@ -69,9 +71,25 @@ fn a_filter_that_no_request_matches_is_warned_of() {
             None => assert_warned(&config, &[]),
         }
     }
-    let good = "match = { verbs = [\"get\", \"post\"], users = [\"admin\", \"CN=Alice\", \"system:*\"], \
+    let good = "match = { verbs = [\"get\", \"post\"], users = [\"admin\", \"CN=Alice\", \"system:*\", \"system:node*\"], \
                 user_groups = [\"Admins\"], namespaces = [\"\", \"kube-system\", \"team-*\"] }";
     assert_warned(&format!("{LISTENER}{OUTPUT}[output.filter]\n{good}\n"), &[]);
+}
+
+/// Method: the real program checks a policy in a ConfigMap with such resources and users.
+#[test]
+fn a_policy_in_a_config_map_is_warned_of_where_its_lines_stand() {
+    let directory = TempDir::new().unwrap();
+    let policy = directory.path().join("cm.yaml");
+    let text_of = "apiVersion: v1\nkind: ConfigMap\nmetadata: {name: audit}\ndata:\n  policy.yaml: |\n    \
+                   apiVersion: audit.k8s.io/v1\n    kind: Policy\n    rules:\n    \
+                   - level: None\n      users: ['system:node']\n      \
+                   resources: [{resources: [deployments, pods/]}]\n---\n";
+    std::fs::write(&policy, text_of).unwrap();
+    let config = format!("{LISTENER}{OUTPUT}[filter]\npolicy = \"{}\"\n", text(&policy));
+    let at = |place: &str| format!("{}:{place}: ", text(&policy));
+    let expected = ["10:15", "11:32", "11:45"].map(at);
+    assert_warned(&config, &expected.each_ref().map(|it| ("filter.policy", it.as_str())));
 }
 
 /// Method: the real program checks and runs a policy with three such values, and reloads one with
