@@ -23,6 +23,7 @@ use serde_json::json;
 
 use crate::audit::request::Reader;
 use crate::audit::request::Request;
+use crate::audit::scan;
 use crate::filter;
 use crate::policy::Decision;
 use crate::policy::Level;
@@ -41,7 +42,7 @@ mod tests;
 pub use advice::Advice;
 pub use survey::Survey;
 
-/// A number of events, and of the bytes of their JSON without line breaks.
+/// A number of events, and of the bytes of their JSON as the webhook sends it, without line breaks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct Sum {
     /// The number of events.
@@ -100,6 +101,8 @@ impl Row {
 pub struct Cost {
     policy: Policy,
     users: Users,
+    /// The events of an audit.log, and their bytes that the webhook does not send.
+    pub unsent: Sum,
     /// A row for each rule, in their order, and the last one for the events that no rule matches.
     pub rows: Vec<Row>,
 }
@@ -110,7 +113,7 @@ impl Cost {
         let row = |line, level: Level| Row { line, level: level.name(), ..Row::default() };
         let rows = policy.rules().iter().map(|rule| row(Some(rule.line), rule.level));
         let rows = rows.chain([row(None, Level::None)]).collect();
-        Self { policy, users: Users::default(), rows }
+        Self { policy, users: Users::default(), unsent: Sum::default(), rows }
     }
 
     /// Returns all events as they were recorded.
@@ -130,7 +133,11 @@ impl Cost {
             let Decision { rule, level, omit_stage, omit_managed_fields } = decision;
             let last = self.rows.len() - 1;
             let row = &mut self.rows[rule.unwrap_or(last)];
-            row.before.count(event.len());
+            row.before.count(sent_bytes(event));
+            match event.len() - sent_bytes(event) {
+                0 => {}
+                unsent => self.unsent.count(unsent),
+            }
             if level != Level::None && !omit_stage {
                 row.after.count(bytes_after(event, request, level, omit_managed_fields));
                 let own = Level::of(&request.level).unwrap_or(Level::RequestResponse);
@@ -151,7 +158,16 @@ fn bytes_after(
     let change = Change { level, omit_managed_fields, ..Change::default() };
     let mut reduced = Vec::new();
     redact::apply(event, request, 0, &change, &mut reduced);
-    if reduced.is_empty() { event.len() } else { reduced.len() }
+    sent_bytes(if reduced.is_empty() { event } else { &reduced })
+}
+
+/// Returns the number of bytes of an event as kube-apiserver's webhook sends it. In an audit.log,
+/// each event begins with `kind` and `apiVersion`, which the events of the webhook lack.
+fn sent_bytes(event: &[u8]) -> usize {
+    let first = scan::members(event).take(2);
+    let unsent = first.filter(|member| matches!(member.key, b"kind" | b"apiVersion"));
+    // The quotes of the name, a colon and a comma.
+    event.len() - unsent.map(|member| member.key.len() + member.value.len() + 4).sum::<usize>()
 }
 
 /// Passes each event of JSON lines, which [`audit`] has found valid, to `look` with its request.

@@ -15,6 +15,7 @@ use super::Sum;
 use super::bytes_after;
 use super::each;
 use super::floor;
+use super::sent_bytes;
 use crate::audit::request::Request;
 use crate::policy::Level;
 use crate::words::escape;
@@ -75,7 +76,8 @@ impl Survey {
 
     fn event(&mut self, event: &[u8], request: &Request<'_>) {
         let lowered = bytes_after(event, request, Level::Metadata, false);
-        self.total.count(event.len());
+        let bytes = sent_bytes(event);
+        self.total.count(bytes);
         self.top = self.top.max(Level::of(&request.level).or(Some(Level::RequestResponse)));
         let is_read = floor::is_read(request);
         let object = request.object.as_ref();
@@ -83,7 +85,7 @@ impl Survey {
             floor::SECRET_KINDS.iter().any(|of| of.matches(object, |_| true))
         });
         let kind = if is_secret { 0 } else { 2 - usize::from(is_read) };
-        self.bodies[kind] += event.len().saturating_sub(lowered) as u64;
+        self.bodies[kind] += bytes.saturating_sub(lowered) as u64;
         let Some(user) = request.user.as_ref().filter(|_| is_read) else { return };
         let is_kept = floor::is_above(event, request);
         let is_node = user.groups.iter().any(|group| **group == *NODES.as_bytes());
@@ -98,7 +100,7 @@ impl Survey {
             let cell = self.cells.entry(cause).or_default();
             cell.is_kept |= is_kept;
             cell.events += 1;
-            cell.bytes = [cell.bytes[0] + event.len() as u64, cell.bytes[1] + lowered as u64];
+            cell.bytes = [cell.bytes[0] + bytes as u64, cell.bytes[1] + lowered as u64];
         }
     }
 }

@@ -105,7 +105,7 @@ pub(super) fn cost(arguments: &Arguments) -> Result<(), u8> {
         None => replay::look(inputs, &mut look)?,
     };
     let sample = relay.as_ref().map(|_| sample);
-    let total = costs[0].1.before();
+    let (total, unsent) = (costs[0].1.before(), costs[0].1.unsent);
     print(&match arguments.json {
         true => {
             let price = |sum: Sum| arguments.price_of(sum.bytes as f64);
@@ -116,7 +116,7 @@ pub(super) fn cost(arguments: &Arguments) -> Result<(), u8> {
             });
             let policies: Vec<_> = policies.collect();
             let json = json!({
-                "total": total, "price": price(total), "bad_lines": bad_lines,
+                "total": total, "price": price(total), "unsent": unsent, "bad_lines": bad_lines,
                 "stopped": stopped, "sample": sample, "policies": policies,
             });
             format!("{json:#}\n")
@@ -209,6 +209,14 @@ fn text(
         format!("{events} events, {bytes} bytes{}\n", said(sum.bytes as f64))
     };
     let mut text = format!("input: {}", counted(total));
+    if let Some((_, Cost { unsent: unsent @ Sum { events: 1.., .. }, .. })) = costs.first() {
+        text += &format!(
+            "not counted: {} bytes, the `kind` and `apiVersion` of {} events, which an audit.log \
+             has and the webhook does not send\n",
+            grouped(unsent.bytes),
+            grouped(unsent.events),
+        );
+    }
     if let Some(Sample { output, events, skipped_events, .. }) = sample {
         text += &format!(
             "this is a sample of output {}: {} of {} events that left, as `tap` shows them: \

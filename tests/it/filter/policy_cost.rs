@@ -344,13 +344,40 @@ fn the_events_that_leave_a_running_relay_are_an_input() {
     assert!(stderr.contains(stopped), "{stderr}");
 }
 
+/// The beginning of each event of an audit.log, of which the webhook sends the brace only.
+const LOGGED: &[u8] = br#"{"kind":"Event","apiVersion":"audit.k8s.io/v1","#;
+
+#[test]
+fn an_audit_log_costs_what_the_webhook_sends_of_it() {
+    let log = audit_log();
+    let sent = String::from_utf8(log.clone()).unwrap();
+    let sent = sent.replace(std::str::from_utf8(LOGGED).unwrap(), "{");
+    let place = Place::new(&log);
+    place.write("sent", sent.as_bytes());
+    let [mut of_log, mut of_sent] = ["events", "sent"].map(|file| place.json(&[file]));
+    assert_eq!(of_log["unsent"], json!({ "events": 495, "bytes": 495 * 46 }));
+    assert_eq!(of_sent["unsent"], json!({ "events": 0, "bytes": 0 }));
+    for told in [&mut of_log, &mut of_sent] {
+        told["unsent"].take();
+    }
+    assert_eq!(of_log, of_sent);
+    assert_eq!(of_sent["total"]["bytes"], sent.len() - 495);
+    place.cost(&["events"]).assert(0, &["\nnot counted: 22,770 bytes, the `kind` and"]);
+    assert!(!place.cost(&["sent"]).stdout.contains("not counted"));
+    let advise = |file| said(&["policy", "advise", "--cut", "20%", file], place.0.path()).stdout;
+    assert_eq!(advise("events"), advise("sent"));
+}
+
 /// Makes an hour of a stream: callers that do the same things all day, with events of different
 /// sizes.
 fn hour(random: &mut fastrand::Rng, events: usize) -> Vec<Vec<Vec<u8>>> {
     let log = audit_log();
-    let log: Vec<&[u8]> =
-        log.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()).collect();
-    let mut batch = || (0..400).map(|_| log[random.usize(..log.len())].to_vec()).collect();
+    let log: Vec<Vec<u8>> = log
+        .split(|byte| *byte == b'\n')
+        .filter(|line| !line.is_empty())
+        .map(|line| [b"{", line.strip_prefix(LOGGED).unwrap()].concat())
+        .collect();
+    let mut batch = || (0..400).map(|_| log[random.usize(..log.len())].clone()).collect();
     (0..events / 400).map(|_| batch()).collect()
 }
 
