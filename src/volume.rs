@@ -10,8 +10,8 @@
 //! events are read per second. If the events of a batch have n bytes or more on average, all of
 //! them are read, and the figures are exact.
 //!
-//! For each of [`report::DIMENSIONS`], a `Summary` keeps the heaviest names and bounds what any
-//! other name can have. Figures are therefore estimates with an error, which is always given with
+//! For each of [`report::DIMENSIONS`], a `Summary` keeps the heaviest names and estimates what any
+//! other name has at most. Figures are therefore estimates with an error, which is always given with
 //! them. They are scaled so that all names together have the bytes and events that came in, which
 //! are counted exactly.
 //!
@@ -32,7 +32,7 @@
 //! | 1 | `report` | the JSON of `/status/volume` |
 //! | 2 | `facts` | the names in an event |
 //! | 3 | `sample` | which bytes are drawn |
-//! | 4 | `summary` | the heaviest names, and a bound for others |
+//! | 4 | `summary` | the heaviest names, and the most of others |
 //! | 5 | `slices` | an hour and a day, in slices |
 
 use std::sync::Arc;

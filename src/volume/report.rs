@@ -57,10 +57,11 @@ pub struct Figures {
 pub struct Counted {
     /// Names, those with the most bytes first.
     pub rows: Vec<Row>,
-    /// By the samples, no name that is not listed has more bytes than this.
-    pub unlisted_bytes_max: u64,
-    /// By the samples, no name that is not listed has more events than this.
-    pub unlisted_events_max: u64,
+    /// By the events that were read, no name that is not listed has more bytes than this. If not all
+    /// events were read, this is an estimate.
+    pub unlisted_bytes_estimate: u64,
+    /// The same for events.
+    pub unlisted_events_estimate: u64,
 }
 
 /// One name.
@@ -96,7 +97,7 @@ impl Report {
 
 impl Counted {
     /// Makes the list of the heaviest of these names. `bytes_max` and `events_max` are the greatest
-    /// numbers of bytes and of events that another name can have.
+    /// numbers of bytes and of events that another name can have by the samples.
     pub(super) fn new(mut rows: Vec<Row>, [mut bytes_max, mut events_max]: [u64; 2]) -> Self {
         let mut events: Vec<u64> = rows.iter().map(|row| row.events).collect();
         events.sort_unstable_by(|a, b| b.cmp(a));
@@ -111,7 +112,7 @@ impl Counted {
             }
             is_listed
         });
-        Self { rows, unlisted_bytes_max: bytes_max, unlisted_events_max: events_max }
+        Self { rows, unlisted_bytes_estimate: bytes_max, unlisted_events_estimate: events_max }
     }
 
     /// Adds the names of another relay. What one relay does not list may still be there.
@@ -136,8 +137,8 @@ impl Counted {
     fn row(&self, name: &[String]) -> Row {
         let found = self.rows.iter().find(|row| row.name == name).cloned();
         found.unwrap_or_else(|| Row {
-            bytes_error: self.unlisted_bytes_max,
-            events_error: self.unlisted_events_max,
+            bytes_error: self.unlisted_bytes_estimate,
+            events_error: self.unlisted_events_estimate,
             ..Row::default()
         })
     }
