@@ -2,12 +2,12 @@
 //! Open Cybersecurity Schema Framework (OCSF), or as the event itself with other bodies.
 //!
 //! A shape moves values: each value of the event is copied as it is written, so that numbers keep
-//! their digits and texts their escapes. Three things change: bodies become strings if `bodies` says so,
-//! the keys of annotations lose their dots in ECS, and OCSF cuts `requestURI`
-//! at its first question mark. Fields that a shape does not know are kept. An ECS document holds
-//! the whole event in `kubernetes.audit`, and an OCSF document holds in `unmapped` all that has no
-//! place of its own. An event with members that are missing or have unexpected types is shaped as
-//! well as it can be. If the event has a key twice, the first counts.
+//! their digits and texts their escapes. Three things change: bodies become strings if `bodies`
+//! says so, the keys of annotations lose their dots in ECS, and OCSF cuts `requestURI` at its first
+//! question mark. Fields that a shape does not know are kept. An ECS document holds the whole event
+//! in `kubernetes.audit`, and an OCSF document holds in `unmapped` all that has no place of its
+//! own. An event with members that are missing or have unexpected types is shaped as well as it can
+//! be. If the event has a key twice, the first counts.
 //!
 //! A document is one JSON object in one line, because the event is one. No object that a shape
 //! makes has a key twice, unless the event itself has it twice.

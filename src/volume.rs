@@ -11,9 +11,9 @@
 //! them are read, and the figures are exact.
 //!
 //! For each of [`report::DIMENSIONS`], a `Summary` keeps the heaviest names and estimates what any
-//! other name has at most. Figures are therefore estimates with an error, which is always given with
-//! them. They are scaled so that all names together have the bytes and events that came in, which
-//! are counted exactly.
+//! other name has at most. Figures are therefore estimates with an error, which is always given
+//! with them. They are scaled so that all names together have the bytes and events that came in,
+//! which are counted exactly.
 //!
 //! # What it costs
 //!

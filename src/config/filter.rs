@@ -66,8 +66,8 @@ pub struct Filter {
     /// is empty. `None`: nothing is redacted.
     pub redact: Option<Vec<redact::Rule>>,
     /// The largest size of an event in bytes. A larger event loses as little as helps of webhooks'
-    /// patches, `responseObject` and `requestObject`. An event that is too large without them counts
-    /// as rejected, but is sent if `rejected.action` is `retry`. `None`: there is no limit.
+    /// patches, `responseObject` and `requestObject`. An event that is too large without them
+    /// counts as rejected, but is sent if `rejected.action` is `retry`. `None`: there is no limit.
     pub max_event_bytes: Option<u64>,
     /// Events with the same bytes are sent only once within this time. `None`: repeated events are
     /// sent too.

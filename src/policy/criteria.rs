@@ -566,8 +566,8 @@ fn no_resource(text: &str) -> String {
     )
 }
 
-/// Returns `true` if `text` is a resource, or a resource and a subresource, in a form that can match
-/// one. `*/*` cannot: authors write it for all resources, but only `*` means all resources.
+/// Returns `true` if `text` is a resource, or a resource and a subresource, in a form that can
+/// match one. `*/*` cannot: authors write it for all resources, but only `*` means all resources.
 fn is_resource(text: &str) -> bool {
     let parts: Vec<&str> = text.split('/').collect();
     parts.len() <= 2 && parts.iter().all(|part| !part.is_empty()) && text != "*/*"

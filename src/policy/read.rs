@@ -118,8 +118,8 @@ fn policy_in(text: &str) -> Result<Node, Problem> {
     found.pop().or(first).ok_or_else(|| Place::START.problem("there is nothing in it"))
 }
 
-/// Adds the policies in the texts of a ConfigMap to `found`, until there are two. `file` is the text
-/// in which the ConfigMap is.
+/// Adds the policies in the texts of a ConfigMap to `found`, until there are two. `file` is the
+/// text in which the ConfigMap is.
 fn add_policies_of(config_map: &Node, file: &str, found: &mut Vec<Node>) -> Result<(), Problem> {
     let Some(Value::Map(pairs)) = field(config_map, "data").map(|data| &data.value) else {
         return Ok(());
@@ -127,8 +127,8 @@ fn add_policies_of(config_map: &Node, file: &str, found: &mut Vec<Node>) -> Resu
     for (_, value) in pairs {
         let text = scalar(value).filter(|text| text.contains(API_GROUP) && text.contains(KIND));
         let Some(text) = text.filter(|_| found.len() < 2) else { continue };
-        // A block (`|`) begins with the first line of its text, and each line has its own place. All
-        // of another text is where it begins.
+        // A block (`|`) begins with the first line of its text, and each line has its own place.
+        // All of another text is where it begins.
         let begin = file.lines().nth(value.place.line - 1);
         let indent = begin.and_then(|line| line.strip_suffix(text.lines().next()?));
         let columns = indent.map(|indent| indent.chars().count());

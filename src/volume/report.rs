@@ -57,8 +57,8 @@ pub struct Figures {
 pub struct Counted {
     /// Names, those with the most bytes first.
     pub rows: Vec<Row>,
-    /// By the events that were read, no name that is not listed has more bytes than this. If not all
-    /// events were read, this is an estimate.
+    /// By the events that were read, no name that is not listed has more bytes than this. If not
+    /// all events were read, this is an estimate.
     pub unlisted_bytes_estimate: u64,
     /// The same for events.
     pub unlisted_events_estimate: u64,
