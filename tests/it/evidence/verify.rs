@@ -402,13 +402,13 @@ fn a_file_that_can_not_be_read_is_named_and_hides_no_fault() {
     ] {
         for way in ["a symlink", "a FIFO", "directory", "too large"] {
             let copy = whole.copy();
-            let path = match beginning {
-                "evidence/lines" => copy.path().join(beginning),
-                _ => copy.path().join(files_below(&copy, beginning).pop().unwrap()),
-            };
+            let file = files_below(&copy, beginning).pop();
+            let file = file.filter(|_| beginning != "evidence/lines");
+            let path = copy.path().join(file.unwrap_or_else(|| PathBuf::from(beginning)));
             match path.is_dir() {
                 true => std::fs::rename(&path, copy.path().join("moved")).unwrap(),
-                false => std::fs::remove_file(&path).unwrap(),
+                // A relay that has stopped leaves no journal.
+                false => std::fs::remove_file(&path).unwrap_or_default(),
             }
             match way {
                 "a symlink" => {
