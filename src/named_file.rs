@@ -143,7 +143,7 @@ fn below(root: &Path, path: &Path) -> io::Result<(PathBuf, Option<FileType>)> {
 }
 
 /// Returns the error about something that is not what it should be.
-fn refused(kind: FileType) -> io::Error {
+pub(crate) fn refused(kind: FileType) -> io::Error {
     let text = format!("it is {} and not a regular file", what(kind));
     io::Error::new(io::ErrorKind::Unsupported, text)
 }

@@ -2,12 +2,15 @@
 //! which forgets writes, stores parts of them, or refuses them.
 //!
 //! Names are relative to the queue's directory. No operation is tried again here, and nothing here
-//! knows what the files hold.
+//! knows what the files hold. The queue's directory itself may be behind a symlink, which is the
+//! operator's choice. Below it no symlink is followed: each directory on the way to a file is
+//! opened relative to the one around it.
 
 use std::fmt;
 use std::fs;
 use std::io;
 use std::io::IoSlice;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::os::unix::fs::FileExt;
 use std::os::unix::fs::MetadataExt;
@@ -18,9 +21,17 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::sync::atomic::Ordering;
 
+use rustix::fs::AtFlags;
+use rustix::fs::Dir;
 use rustix::fs::FallocateFlags;
+use rustix::fs::FileType;
+use rustix::fs::Mode;
+use rustix::fs::OFlags;
+use rustix::fs::Stat;
 use rustix::io::Errno;
+use rustix::io::retry_on_intr;
 
+use crate::named_file;
 use direct::Direct;
 
 mod direct;
@@ -56,7 +67,8 @@ pub(crate) trait Disk: Send + Sync + fmt::Debug {
     /// if the file exists.
     fn create(&self, name: &str, bytes: u64) -> io::Result<Arc<dyn File>>;
 
-    /// Makes a directory, so that it survives a power loss. It may exist already.
+    /// Makes a directory, and those around it, so that they survive a power loss. They may exist
+    /// already.
     fn make_directory(&self, name: &str) -> io::Result<()>;
 
     /// Deletes a file.
@@ -118,6 +130,17 @@ pub(crate) trait File: Send + Sync + fmt::Debug {
 pub(crate) fn identity(directory: &Path) -> Option<String> {
     let metadata = fs::symlink_metadata(directory).ok()?;
     Some(format!("{}:{}", metadata.dev(), metadata.ino()))
+}
+
+/// A symlink below the queue's directory. Somebody else has put it there, and it could lead to any
+/// file of the machine.
+#[derive(Debug, thiserror::Error)]
+#[error("{0} is a symlink, and no symlink below the queue's directory is followed: remove it")]
+struct Link(String);
+
+/// Returns `true` if the error is about a symlink below the queue's directory.
+pub(crate) fn is_link(error: &io::Error) -> bool {
+    error.get_ref().is_some_and(|error| error.is::<Link>())
 }
 
 /// Returns a function that puts the name of a file before the text of an error.
@@ -191,24 +214,18 @@ impl RealDisk {
         };
         make(root)?;
         let lock = root.join(LOCK);
-        let file =
-            options(Access::Write).create(true).open(&lock).map_err(failed("open", &lock))?;
+        let file = lock_file(root, true).map_err(failed("open", &lock))?;
         match file.try_lock() {
             Ok(()) => {}
             Err(fs::TryLockError::WouldBlock) => return Err(OpenError::Held(root.to_owned())),
             Err(fs::TryLockError::Error(error)) => return Err(failed("lock", &lock)(error)),
         }
+        let grows = AtomicBool::new(false);
+        let disk = Self { root: root.to_owned(), _lock: Some(file), grows };
         for name in [SEGMENTS, SPARES, QUARANTINE] {
-            let path = root.join(name);
-            make_directory(&path).map_err(failed("make", &path))?;
-            // A link would put the log where nobody looks for it, or where others may write.
-            let is_directory = path.symlink_metadata().map(|metadata| metadata.is_dir());
-            if !is_directory.map_err(failed("look at", &path))? {
-                let error = io::Error::from(io::ErrorKind::NotADirectory);
-                return Err(OpenError::new("use", path, error));
-            }
+            disk.make_directory(name).map_err(failed("make", &root.join(name)))?;
         }
-        Ok(Self { root: root.to_owned(), _lock: Some(file), grows: AtomicBool::new(false) })
+        Ok(disk)
     }
 
     /// Opens a queue's directory for inspection. Does not take the lock on the directory, which a
@@ -224,7 +241,7 @@ impl RealDisk {
     ///
     /// The lock file can't be opened, or its file system has no locks.
     pub(crate) fn is_locked(root: &Path) -> io::Result<bool> {
-        let file = match options(Access::Read).open(root.join(LOCK)) {
+        let file = match lock_file(root, false) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
             Err(error) => return Err(error),
@@ -234,6 +251,47 @@ impl RealDisk {
             Err(fs::TryLockError::WouldBlock) => Ok(true),
             Err(fs::TryLockError::Error(error)) => Err(error),
         }
+    }
+
+    /// Opens a directory below the queue's directory, only as a place to look for names; `""` means
+    /// the queue's directory itself.
+    fn directory(&self, name: &str) -> io::Result<OwnedFd> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let mut directory = retry_on_intr(|| rustix::fs::open(&self.root, flags, Mode::empty()))?;
+        let mut path = String::new();
+        for part in name.split('/').filter(|part| !part.is_empty()) {
+            path.push_str(part);
+            directory = open_at(&directory, part, flags, &path)?;
+            path.push('/');
+        }
+        Ok(directory)
+    }
+
+    /// Opens the directory around a file. Returns it with the file's name in it.
+    fn around<'a>(&self, path: &'a str) -> io::Result<(OwnedFd, &'a str)> {
+        let (around, name) = path.rsplit_once('/').unwrap_or(("", path));
+        Ok((self.directory(around)?, name))
+    }
+
+    /// Makes a directory in one that exists, and syncs the one around it, as [`make_with`] does.
+    fn make_one(&self, path: &str) -> io::Result<()> {
+        let (around, name) = self.around(path)?;
+        let made = rustix::fs::mkdirat(&around, name, Mode::RWXU);
+        if made != Err(Errno::EXIST) {
+            made?;
+        }
+        self.directory(path)?;
+        let synced = self.sync_directory(path.rsplit_once('/').map_or("", |(around, _)| around));
+        match synced {
+            Err(error) if made.is_ok() && error.kind() != io::ErrorKind::InvalidInput => Err(error),
+            _ => Ok(()),
+        }
+    }
+
+    /// Opens a directory below the queue's directory to list or sync it.
+    fn readable(&self, name: &str) -> io::Result<OwnedFd> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        open_at(&self.directory(name)?, ".", flags, name)
     }
 
     /// Reserves this many bytes of disk space for a file. If the file system can't reserve space,
@@ -300,15 +358,36 @@ fn make_with(path: &Path, sync: &dyn Fn(&Path) -> io::Result<()>) -> io::Result<
     }
 }
 
-/// Returns the options for opening a file of the queue. A symbolic link is not followed. A
-/// directory that is only read may belong to somebody else, who may have put a FIFO there. To open
-/// it for reading must not wait for a writer (O_NONBLOCK).
-fn options(access: Access) -> fs::OpenOptions {
+/// Opens a file or directory relative to the directory around it. A symlink is not followed. `path`
+/// is its path below the queue's directory, for the error.
+fn open_at(around: &OwnedFd, name: &str, flags: OFlags, path: &str) -> io::Result<OwnedFd> {
+    let flags = flags | OFlags::NOFOLLOW;
+    let opened = retry_on_intr(|| rustix::fs::openat(around, name, flags, Mode::RUSR | Mode::WUSR));
+    opened.map_err(|error| {
+        let is_link = |found: Stat| FileType::from_raw_mode(found.st_mode) == FileType::Symlink;
+        match rustix::fs::statat(around, name, AtFlags::SYMLINK_NOFOLLOW).is_ok_and(is_link) {
+            true => io::Error::new(io::ErrorKind::NotADirectory, Link(path.to_owned())),
+            false => error.into(),
+        }
+    })
+}
+
+/// Returns the flags for opening a file of the queue. A directory that is only read may belong to
+/// somebody else, who may have put a FIFO there. To open it for reading must not wait for a writer
+/// (O_NONBLOCK).
+fn flags(access: Access) -> OFlags {
+    OFlags::CLOEXEC
+        | match access {
+            Access::Read => OFlags::RDONLY | OFlags::NONBLOCK,
+            Access::Write | Access::Append => OFlags::RDWR,
+        }
+}
+
+/// Opens the lock file.
+fn lock_file(root: &Path, is_made: bool) -> io::Result<fs::File> {
     let mut options = fs::OpenOptions::new();
-    let wait = if access == Access::Read { libc::O_NONBLOCK } else { 0 };
-    options.read(true).write(access != Access::Read).mode(0o600);
-    options.custom_flags(libc::O_NOFOLLOW | wait);
-    options
+    options.read(true).write(is_made).create(is_made).mode(0o600);
+    options.custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK).open(root.join(LOCK))
 }
 
 impl Disk for RealDisk {
@@ -318,21 +397,26 @@ impl Disk for RealDisk {
 
     fn list(&self, directory: &str) -> io::Result<Vec<String>> {
         let mut names = Vec::new();
-        for entry in fs::read_dir(self.root.join(directory))? {
+        for entry in Dir::new(self.readable(directory)?)? {
             // A name that is not UTF-8 was not given by the queue.
-            names.extend(entry?.file_name().into_string());
+            names.extend(entry?.file_name().to_str().ok().map(str::to_owned));
         }
+        names.retain(|name| name != "." && name != "..");
         Ok(names)
     }
 
-    fn open(&self, name: &str, access: Access) -> io::Result<Arc<dyn File>> {
-        let path = self.root.join(name);
-        let file = options(access).open(&path)?;
-        if access == Access::Read && name.ends_with(".seg") {
+    fn open(&self, path: &str, access: Access) -> io::Result<Arc<dyn File>> {
+        let (around, name) = self.around(path)?;
+        let file = fs::File::from(open_at(&around, name, flags(access), path)?);
+        let kind = file.metadata()?.file_type();
+        if !kind.is_file() {
+            return Err(named_file::refused(kind));
+        }
+        if access == Access::Read && path.ends_with(".seg") {
             // As long as this handle is open, the file is not used for another segment. If it is
             // being used for another segment right now, this segment is gone.
             let is_taken = matches!(file.try_lock_shared(), Err(fs::TryLockError::WouldBlock));
-            if is_taken || !is_named(&file, &path) {
+            if is_taken || !is_named(&file, &around, name) {
                 return Err(io::ErrorKind::NotFound.into());
             }
         }
@@ -340,53 +424,59 @@ impl Disk for RealDisk {
         Ok(Arc::new(RealFile { file, direct }))
     }
 
-    fn create(&self, name: &str, bytes: u64) -> io::Result<Arc<dyn File>> {
-        let path = self.root.join(name);
-        let file = options(Access::Write).create_new(true).open(&path)?;
+    fn create(&self, path: &str, bytes: u64) -> io::Result<Arc<dyn File>> {
+        let (around, name) = self.around(path)?;
+        let flags = flags(Access::Write) | OFlags::CREATE | OFlags::EXCL;
+        let file = fs::File::from(open_at(&around, name, flags, path)?);
         if let Err(error) = self.reserve(&file, bytes) {
             drop(file);
             // If the file can't be removed, an empty file remains, which does not count as a
             // segment.
-            fs::remove_file(&path).ok();
+            self.remove(path).ok();
             return Err(error);
         }
         Ok(Arc::new(RealFile { file, direct: None }))
     }
 
-    fn make_directory(&self, name: &str) -> io::Result<()> {
-        make_directory(&self.root.join(name))
+    fn make_directory(&self, path: &str) -> io::Result<()> {
+        for end in path.match_indices('/').map(|(at, _)| at).chain([path.len()]) {
+            self.make_one(path.get(..end).unwrap_or_default())?;
+        }
+        Ok(())
     }
 
-    fn remove(&self, name: &str) -> io::Result<()> {
-        fs::remove_file(self.root.join(name))
+    fn remove(&self, path: &str) -> io::Result<()> {
+        let (around, name) = self.around(path)?;
+        Ok(rustix::fs::unlinkat(around, name, AtFlags::empty())?)
     }
 
     fn rename(&self, from: &str, to: &str) -> io::Result<()> {
-        fs::rename(self.root.join(from), self.root.join(to))
+        let ((around, name), (to_around, to)) = (self.around(from)?, self.around(to)?);
+        Ok(rustix::fs::renameat(around, name, to_around, to)?)
     }
 
     fn recycle(&self, from: &str, to: &str) -> io::Result<bool> {
-        let path = self.root.join(from);
-        let file = options(Access::Write).open(&path)?;
+        let (around, name) = self.around(from)?;
+        let file = fs::File::from(open_at(&around, name, flags(Access::Write), from)?);
         // Readers hold a shared lock. A reader that opens the file now gets its lock after the
         // rename, and then finds that the file has lost its name.
         if file.metadata()?.nlink() != 1 || file.try_lock().is_err() {
             return Ok(false);
         }
-        fs::rename(path, self.root.join(to))?;
+        self.rename(from, to)?;
         Ok(true)
     }
 
     fn sync_directory(&self, directory: &str) -> io::Result<()> {
-        fs::File::open(self.root.join(directory))?.sync_all()
+        fs::File::from(self.readable(directory)?).sync_all()
     }
 }
 
-/// Returns `true` if the open file still has this path.
-fn is_named(file: &fs::File, path: &Path) -> bool {
-    let identity = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
-    let named = path.symlink_metadata().map(identity).ok();
-    named.is_some() && named == file.metadata().map(identity).ok()
+/// Returns `true` if the open file still has this name in the directory around it.
+fn is_named(file: &fs::File, around: &OwnedFd, name: &str) -> bool {
+    let identity = |found: Stat| (found.st_dev, found.st_ino);
+    let named = rustix::fs::statat(around, name, AtFlags::SYMLINK_NOFOLLOW).map(identity).ok();
+    named.is_some() && named == rustix::fs::fstat(file).map(identity).ok()
 }
 
 /// An open file in the operating system's file system.

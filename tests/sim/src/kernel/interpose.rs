@@ -1173,7 +1173,8 @@ pub unsafe extern "C" fn openat64(
     flags: c_int,
     mode: c_int,
 ) -> c_int {
-    if !is_noted() {
+    // A descriptor that only stands for a place (O_PATH) can neither be read nor written.
+    if !is_noted() || flags & libc::O_PATH != 0 {
         return real!(SYS_openat, directory, path, flags, mode);
     }
     // SAFETY: the arguments are the caller's.
@@ -1414,14 +1415,24 @@ pub unsafe extern "C" fn rename(from: *const c_char, to: *const c_char) -> c_int
 }
 
 #[unsafe(no_mangle)]
-pub unsafe extern "C" fn mkdir(path: *const c_char, mode: libc::mode_t) -> c_int {
-    let result: c_int = real!(SYS_mkdirat, libc::AT_FDCWD, path, mode);
+pub unsafe extern "C" fn mkdirat(
+    directory: c_int,
+    path: *const c_char,
+    mode: libc::mode_t,
+) -> c_int {
+    let result: c_int = real!(SYS_mkdirat, directory, path, mode);
     if result == 0 && is_noted() {
         // SAFETY: the arguments are the caller's.
-        let at = unsafe { path_of(libc::AT_FDCWD, path) };
+        let at = unsafe { path_of(directory, path) };
         with(|kernel| kernel.files.make_directory(at));
     }
     result
+}
+
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn mkdir(path: *const c_char, mode: libc::mode_t) -> c_int {
+    // SAFETY: the arguments are the caller's.
+    unsafe { mkdirat(libc::AT_FDCWD, path, mode) }
 }
 
 /// Space on the simulated disk: what statfs(2) says, but for the free blocks.
