@@ -162,6 +162,15 @@ impl Rules {
     pub fn apply(&self, policies: Vec<Policy>) {
         self.policies.store(Arc::new(policies));
     }
+
+    /// Returns the policies in use as text. The text is another one if they decide in another way.
+    pub fn policies_as_text(&self) -> String {
+        as_text(&self.policies.load())
+    }
+}
+
+fn as_text(policies: &[Policy]) -> String {
+    format!("{:?}", policies.iter().map(Policy::rules_as_text).collect::<Vec<_>>())
 }
 
 /// Reads an audit policy from a file. Blocks the thread.
@@ -317,8 +326,7 @@ impl Filter {
         if rules.matches.is_empty() && policies.is_empty() {
             return 0;
         }
-        let policies: Vec<_> = policies.iter().map(Policy::rules_as_text).collect();
-        seen::fingerprint(&format!("{} {policies:?}", rules.criteria))
+        seen::fingerprint(&format!("{} {}", rules.criteria, as_text(policies)))
     }
 
     /// Returns the time within which a second event with the same bytes is a duplicate; `None` if

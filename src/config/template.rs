@@ -118,6 +118,15 @@ impl Template {
         Ok(expanded)
     }
 
+    /// Returns the string with its variables expanded. Each file stands as `${file:PATH}`.
+    pub fn without_files(&self) -> String {
+        let part = |part: &Part| match part {
+            Part::Text(text) => text.clone(),
+            Part::File(file) => format!("${{file:{}}}", file.display()),
+        };
+        self.parts.iter().map(part).collect()
+    }
+
     /// Returns the string as the config file has it, with each `${…}` unexpanded.
     pub fn source(&self) -> &str {
         &self.source

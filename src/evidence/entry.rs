@@ -179,7 +179,7 @@ pub struct Running {
     pub at: u64,
     /// The version of the program.
     pub version: String,
-    /// The SHA-256 of the config, as 64 hexadecimal digits.
+    /// The keyed digest of the config in force, as 64 hexadecimal digits.
     pub config_sha256: String,
     /// `evidence.heartbeat_interval` in milliseconds.
     pub heartbeat_ms: u64,

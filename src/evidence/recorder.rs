@@ -153,14 +153,11 @@ impl Recorder {
         Ok(Self { orders, thread })
     }
 
-    /// Returns a function that notes that the config was read again. The note is dropped if 16
-    /// notes already wait, because the disk hangs.
-    pub(crate) fn reloaded(&self) -> impl FnOnce(Running) + use<> {
-        let orders = self.orders.clone();
-        move |running| {
-            if orders.try_send(Order::Reload(running)).is_err() {
-                tracing::warn!("a reload is not recorded in the evidence");
-            }
+    /// Notes that the config was read again. The note is dropped if 16 notes already wait, because
+    /// the disk hangs.
+    pub(crate) fn reloaded(&self, running: Running) {
+        if self.orders.try_send(Order::Reload(running)).is_err() {
+            tracing::warn!("a reload is not recorded in the evidence");
         }
     }
 

@@ -58,7 +58,7 @@ pub(super) async fn drain(mut parts: Parts) -> Result<(), Error> {
     parts.sources.end(CLOSING).await;
     parts.dead_letters.close().await;
     if let Some(evidence) = parts.evidence.take() {
-        evidence.stop(parts.file.path.clone(), &parts.config, CLOSING).await;
+        evidence.stop(CLOSING).await;
     }
     parts.queue.close().await;
     abandon(&parts.queue);

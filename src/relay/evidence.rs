@@ -1,7 +1,5 @@
 //! The evidence of a relay: its start, its reloads and its end.
 
-use std::collections::BTreeSet;
-use std::io;
 use std::ops::Range;
 use std::path::Path;
 use std::path::PathBuf;
@@ -9,11 +7,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use ring::hmac;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::error::Error;
-use super::waiting::blocking;
+use super::outputs::NamedFiles;
 use super::waiting::in_time;
 use crate::config;
 use crate::config::Config;
@@ -36,16 +35,18 @@ use crate::queue::disk::Disk;
 use crate::telemetry::Telemetry;
 use crate::tlog::checkpoint::Signed;
 use crate::tlog::key::SigningKey;
-use crate::tlog::merkle::Hash;
 use crate::tlog::note::Signed as Check;
 
-/// The longest time for reading the config file once more.
-const READING: Duration = Duration::from_secs(1);
+/// The purpose for which the key of the config's digest is derived from the signing key.
+const PURPOSE: &str = "evidence config 1";
 
-/// The recorder of a running relay, and its settings.
+/// The recorder of a running relay, and what it records about the config.
 pub(super) struct Evidence {
     recorder: Recorder,
-    settings: config::Evidence,
+    /// The key of the config's digest.
+    digest: hmac::Key,
+    /// How the relay runs since the last reload.
+    running: Running,
     /// The newest checkpoint. This receiver never marks a checkpoint as seen, so that each clone
     /// begins with the newest one.
     checkpoints: Published,
@@ -111,14 +112,14 @@ async fn switched(
 }
 
 /// Starts the recorder with the last of the queue's cursors. Returns `None` if the config asks for
-/// no evidence.
+/// no evidence. The outputs already use the files that the config names.
 ///
 /// # Errors
 ///
 /// The signing key can't be used, or the system gives no thread.
 pub(super) async fn begin(
     config: &Config,
-    file: Option<PathBuf>,
+    named: &[NamedFiles],
     queue: &Queue,
     cursors: &mut Vec<Cursor>,
     telemetry: &Telemetry,
@@ -143,8 +144,10 @@ pub(super) async fn begin(
     let of_key = settings.clone();
     let deadline = Instant::now() + named_file::WAIT_MAX;
     let keys = in_time(deadline, move || read_keys(&of_key)).await?.map_err(failed)?;
-    let running = running(file, policies(config), settings.clone()).await;
-    let settings_kept = settings.clone();
+    let secret = keys.first().map(|key| key.derive(PURPOSE)).unwrap_or_default();
+    let digest = hmac::Key::new(hmac::HMAC_SHA256, &secret);
+    let running = recorder::running(config_digest(&digest, config, named), &settings);
+    let running_kept = running.clone();
     let originals = Arc::new(Originals::new(Arc::clone(&disk), metrics.clone()));
     queue.compare_with(Arc::<Originals>::clone(&originals));
     let queue = queue.clone();
@@ -166,7 +169,7 @@ pub(super) async fn begin(
         checkpoints: publish,
     };
     let recorder = Recorder::start(setup).map_err(|error| failed(error.to_string()))?;
-    Ok(Some(Evidence { recorder, settings: settings_kept, checkpoints: published }))
+    Ok(Some(Evidence { recorder, digest, running: running_kept, checkpoints: published }))
 }
 
 /// Reads the signing key, and the one that is to follow it. The error text never shows a key.
@@ -192,36 +195,17 @@ fn read_keys(settings: &config::Evidence) -> Result<Vec<SigningKey>, String> {
     Ok(keys)
 }
 
-/// Returns the policy files of all outputs, each once, sorted by their paths.
-fn policies(config: &Config) -> Vec<PathBuf> {
-    let outputs = config.outputs.iter();
-    let all: BTreeSet<_> = outputs.flat_map(|output| output.filter.policies.iter()).collect();
-    all.into_iter().cloned().collect()
-}
-
-/// Returns the description of the running relay that goes into entries of the log. Its hash covers
-/// the config and all policies, so a change of a policy counts as a change of the config. If these
-/// files can't be read in time, the hash is that of an empty text.
-async fn running(
-    file: Option<PathBuf>,
-    policies: Vec<PathBuf>,
-    settings: config::Evidence,
-) -> Running {
-    let read = move || {
-        let mut text = match file {
-            Some(file) => std::fs::read(file)?,
-            None => config::EMBEDDED.as_bytes().to_vec(),
-        };
-        for policy in policies {
-            text.extend(std::fs::read(policy)?);
-        }
-        io::Result::Ok(text)
-    };
-    let text = tokio::time::timeout(READING, blocking(read)).await.ok();
-    let text = text.and_then(Result::ok).and_then(Result::ok).unwrap_or_default();
-    let Hash(hash) = Hash::of(&[&text]);
-    let hash = hash.iter().map(|byte| format!("{byte:02x}")).collect();
-    recorder::running(hash, &settings)
+/// Returns a digest of the config in force, as 64 hexadecimal digits: with its defaults, its
+/// variables, and the policies, URLs and other files that decide what leaves and to where. It is
+/// keyed, so that nobody can check a guess at a secret in the config. The contents of renewed
+/// files (credentials, certificates) are left out; their paths count.
+fn config_digest(key: &hmac::Key, config: &Config, named: &[NamedFiles]) -> String {
+    let mut context = hmac::Context::with_key(key);
+    context.update(format!("{config:?}").as_bytes());
+    for (output, files) in named {
+        context.update(format!("\n{output:?} {:?}", files.effective()).as_bytes());
+    }
+    context.sign().as_ref().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 impl Evidence {
@@ -230,22 +214,15 @@ impl Evidence {
         self.checkpoints.clone()
     }
 
-    /// Returns a task that records that the config was read again. The task reads the config file,
-    /// which may hang, so nothing waits for the task.
-    pub(super) fn reloaded(
-        &self,
-        file: Option<PathBuf>,
-        config: &Config,
-    ) -> impl Future<Output = ()> + Send + use<> {
-        let (settings, note) = (self.settings.clone(), self.recorder.reloaded());
-        let policies = policies(config);
-        async move { note(running(file, policies, settings).await) }
+    /// Records that the relay uses another config. The outputs already use the files that it names.
+    pub(super) fn reloaded(&mut self, config: &Config, named: &[NamedFiles]) {
+        self.running.config_sha256 = config_digest(&self.digest, config, named);
+        self.recorder.reloaded(self.running.clone());
     }
 
-    /// Records the end of the relay, which takes at most the time `within` and [`READING`]. The
-    /// outputs must have ended.
-    pub(super) async fn stop(self, file: Option<PathBuf>, config: &Config, within: Duration) {
-        let running = running(file, policies(config), self.settings).await;
-        self.recorder.stop(running, within).await;
+    /// Records the end of the relay, which takes at most the time `within`. The outputs must have
+    /// ended.
+    pub(super) async fn stop(self, within: Duration) {
+        self.recorder.stop(self.running, within).await;
     }
 }

@@ -152,14 +152,14 @@ impl Parts {
         self.queue.apply(&config.queue);
         self.gate.apply(&config.limits, &config.queue);
         self.dead_letters.reconfigure(&config);
+        if let Some(evidence) = &mut self.evidence {
+            evidence.reloaded(&config, &outputs::files_of(&outputs));
+        }
         self.outputs.commit(outputs);
         self.sources.commit(sources, &self.queue);
         let committed = self.listeners.commit(listeners).await;
         self.config = config;
         self.count_volume();
-        if let Some(evidence) = &self.evidence {
-            self.tasks.running.spawn(evidence.reloaded(self.file.path.clone(), &self.config));
-        }
         self.show();
         committed
     }

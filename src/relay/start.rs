@@ -68,8 +68,8 @@ pub(super) async fn start(
     // All addresses are bound before a directory is touched, and every output has its cursor before
     // the first batch is accepted.
     let (queue, mut cursors) = open_queue(&config, &telemetry, &outputs).await?;
-    let path = file.path.clone();
-    let evidence = evidence::begin(&config, path, &queue, &mut cursors, &telemetry).await?;
+    let named = outputs::files_of(&outputs);
+    let evidence = evidence::begin(&config, &named, &queue, &mut cursors, &telemetry).await?;
     for (output, cursor) in outputs.iter_mut().zip(cursors) {
         output.place(cursor, false);
     }

@@ -99,6 +99,7 @@ mod evidence {
     mod believed;
     mod checkpoints;
     mod copy;
+    mod digest;
     mod hostile;
     mod random;
     mod recorded;

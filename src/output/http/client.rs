@@ -300,4 +300,8 @@ impl Files for Client {
             tls.into_iter().for_each(|staged| staged());
         }))
     }
+
+    fn effective(&self) -> String {
+        self.expanded.load().as_ref().map(|expanded| expanded.effective.clone()).unwrap_or_default()
+    }
 }

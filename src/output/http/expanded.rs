@@ -27,6 +27,9 @@ pub(super) struct Expanded {
     /// The headers of every request that come from the config: the configured headers, and
     /// `Authorization` if credentials are configured.
     pub(super) headers: HeaderMap,
+    /// The URLs, the proxy and the configured headers as text, for the digest of the config. In
+    /// headers, the names of files stand for their contents, which are renewed.
+    pub(super) effective: String,
 }
 
 impl Expanded {
@@ -38,18 +41,21 @@ impl Expanded {
     /// or the content of a file, because these may be secret.
     pub(super) fn read(config: &config::HttpClient, api: &dyn Api) -> Result<Self, String> {
         let expand = |template: &config::Template| template.expand().map_err(|error| chain(&error));
-        let mut endpoints = Vec::new();
+        let (mut endpoints, mut effective) = (Vec::new(), String::new());
         for (index, template) in config.urls.iter().enumerate() {
             let text = expand(template)?;
+            effective.push_str(&format!("{text:?}\n"));
             let endpoint = HttpEndpoint::parse(api.host_prefix(), &text);
             let mut endpoint = endpoint.map_err(|what| format!("urls[{index}] {what}"))?;
             endpoint.cut(&api.printed_paths());
             endpoints.push(endpoint);
         }
         let proxy = config.proxy.as_ref().map(Proxy::read).transpose()?;
+        effective.push_str(&format!("{:?}\n", proxy.as_ref().map(|proxy| &proxy.at)));
         let mut headers = HeaderMap::new();
         for (name, template) in &config.headers {
             let text = expand(template)?;
+            effective.push_str(&format!("{name}: {:?}\n", template.without_files()));
             let name = HeaderName::from_bytes(name.as_bytes())
                 .map_err(|_| format!("headers.{name} is not a header name"))?;
             let mut value = HeaderValue::from_str(&text)
@@ -60,7 +66,7 @@ impl Expanded {
         if let Some(value) = authorization(config)?.or(api.authorization()?) {
             headers.insert(header::AUTHORIZATION, value);
         }
-        Ok(Self { endpoints, proxy, headers })
+        Ok(Self { endpoints, proxy, headers, effective })
     }
 }
 
