@@ -89,6 +89,8 @@ pub struct AskError {
 pub struct Answer {
     /// The status.
     pub status: u16,
+    /// The media type of the body, in lower case and without parameters; empty if there is none.
+    pub media_type: String,
     /// The body, of at most 64 KiB.
     pub body: Vec<u8>,
 }
@@ -321,7 +323,12 @@ impl Target {
                 .map_err(|error| self.error(path, format!("the answer broke off: {error}")))?;
             match reply.status {
                 StatusCode::OK if !is_whole => Err(self.error(path, "more than 64 KiB")),
-                status => Ok(Answer { status: status.as_u16(), body }),
+                status => {
+                    let named = reply.headers.get(header::CONTENT_TYPE);
+                    let named = named.and_then(|it| it.to_str().ok()?.split(';').next());
+                    let media_type = named.unwrap_or_default().trim().to_ascii_lowercase();
+                    Ok(Answer { status: status.as_u16(), media_type, body })
+                }
             }
         };
         self.within(limit, path, asked).await

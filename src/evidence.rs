@@ -28,6 +28,7 @@ mod witness;
 
 pub use layout::DIRECTORY;
 pub use layout::LineFile;
+pub use witness::AHEAD_MAX;
 
 use std::time::Duration;
 

@@ -322,6 +322,8 @@ impl Work {
             self.record_until(times.records).await;
             if self.files.as_ref().is_some_and(|log| log.asks_until.is_some()) {
                 self.hear_until(times.records).await;
+                // There is no more time for a witness that has not answered.
+                self.files.iter_mut().for_each(|log| log.asks_until = None);
             }
         }
         // The last event comes before the end.

@@ -9,6 +9,7 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
+use super::entry::now;
 use super::store::Store;
 use crate::ask::Answer;
 use crate::ask::Target;
@@ -30,6 +31,13 @@ pub(super) const ANSWERS_WITHIN: Duration = Duration::from_secs(10);
 /// The maximum number of requests for one checkpoint. A witness whose answers still disagree is not
 /// asked again until the next checkpoint.
 const ROUNDS_MAX: u8 = 4;
+
+/// The media type of the answer with status 409 that gives the size of the witness's checkpoint.
+/// Some witnesses name none. The error page of a gateway has another one.
+const SIZE: &str = "text/x.tlog.size";
+
+/// The signed time of a cosignature may be at most this many seconds ahead of the relay's clock.
+pub const AHEAD_MAX: u64 = 60;
 
 /// A signed checkpoint that witnesses are asked to cosign.
 #[derive(Debug, Clone)]
@@ -93,7 +101,8 @@ struct Question {
 
 impl Question {
     /// Returns the next question to a witness that has refused the checkpoint; `None` if there is
-    /// none. `has` is the size that the witness gave in its answer.
+    /// none. `has` is the size that the witness gave in its answer, and `None` after a status of
+    /// 422. Any other answer may have come from a gateway, and says nothing.
     ///
     /// # Errors
     ///
@@ -102,7 +111,6 @@ impl Question {
         self,
         witness: &VerifierKey,
         has: Option<u64>,
-        status: u16,
         newest: &Newest<'_>,
     ) -> Result<Option<Self>, String> {
         let (old, size, own) = (self.old, self.checkpoint.head.size, newest.checkpoint.head.size);
@@ -113,11 +121,10 @@ impl Question {
                  covers {own}"
             )),
             Some(has) if has != old => None,
-            // Some witnesses that have another root for the same size answer with 409 and no size.
             Some(_) | None if old == size && old > 0 => {
                 Some(format!("the witness {name} has another root for {size} entries"))
             }
-            None if status == 422 && old > 0 => Some(format!(
+            None if old > 0 => Some(format!(
                 "the witness {name} has a checkpoint over {old} entries, and the one here over \
                  {size} entries does not extend it"
             )),
@@ -265,9 +272,14 @@ impl Witnesses {
         witness.is_asked = false;
         let key = std::slice::from_ref(&witness.key);
         let (what, is_answer) = match answer {
-            Ok(Answer { status: 200, body }) => {
+            Ok(Answer { status: 200, body, .. }) => {
                 let Checkpoint { head, mut note } = question.checkpoint;
-                match note.take(&body, key) {
+                let taken = note.take(&body, key);
+                match taken {
+                    Ok(1..) if is_ahead(&note, &witness.key) => {
+                        witness.has = head.size;
+                        ("the time of its cosignature is in the future".to_owned(), true)
+                    }
                     Ok(1..) => {
                         let mut whole = newest.checkpoint.note.clone();
                         let is_newest =
@@ -282,9 +294,18 @@ impl Witnesses {
                     Err(error) => (format!("its answer can't be used: {error}"), true),
                 }
             }
-            Ok(Answer { status: status @ (409 | 422), body }) => {
+            Ok(Answer { status: 409, media_type, body })
+                if !["", SIZE].contains(&media_type.as_str()) || size_of(&body).is_none() =>
+            {
+                let what = format!(
+                    "it answers with status 409 and without a size ({SIZE}): the answer may have \
+                     come from a gateway"
+                );
+                (what, false)
+            }
+            Ok(Answer { status: status @ (409 | 422), body, .. }) => {
                 let has = size_of(&body).filter(|_| status == 409);
-                let next = match question.after(&witness.key, has, status, newest) {
+                let next = match question.after(&witness.key, has, newest) {
                     Ok(next) => next,
                     Err(why) => return Heard::Contradiction(why),
                 };
@@ -299,7 +320,11 @@ impl Witnesses {
                         return Heard::Nothing;
                     }
                     Some(Err(error)) => (error.to_string(), true),
-                    None => (format!("it refuses the checkpoint with status {status}"), true),
+                    None => {
+                        let size = has.map(|has| format!(", its own covers {has} entries"));
+                        let size = size.unwrap_or_default();
+                        (format!("it refuses the checkpoint with status {status}{size}"), true)
+                    }
                 }
             }
             Ok(Answer { status, .. }) => {
@@ -366,10 +391,16 @@ impl Witness {
     }
 }
 
+/// Returns `true` if the witness's cosignature of a note has a time in the future. It would look
+/// like a new one for all that time.
+fn is_ahead(note: &Note, witness: &VerifierKey) -> bool {
+    let latest = now() / 1000 + AHEAD_MAX;
+    matches!(note.check(witness), Signed::Valid(Some(at)) if at > latest)
+}
+
 /// Reads the size in the body of an answer with status 409.
 fn size_of(body: &[u8]) -> Option<u64> {
-    let text = std::str::from_utf8(body).ok()?;
-    let digits = text.strip_suffix('\n').unwrap_or(text);
+    let digits = std::str::from_utf8(body).ok()?.strip_suffix('\n')?;
     let size: u64 = digits.parse().ok()?;
     (size.to_string() == digits).then_some(size)
 }

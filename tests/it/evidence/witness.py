@@ -100,7 +100,7 @@ class Witness:
         with open(self.state + ".new", "w") as file:
             json.dump([size, base64.b64encode(new_root).decode()], file)
         os.replace(self.state + ".new", self.state)
-        at = int(time.time())
+        at = int(time.time()) + int(os.environ.get("AHEAD", "0"))
         text = note.rsplit("\n\n", 1)[0] + "\n"
         with tempfile.NamedTemporaryFile() as file:
             file.write(f"cosignature/v1\ntime {at}\n{text}".encode())
@@ -141,6 +141,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
     def answer(self, status, text):
         content = text.encode()
         self.send_response(status)
+        if status == 409:
+            self.send_header("Content-Type", "text/x.tlog.size")
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)

@@ -321,6 +321,90 @@ fn a_second_relay_with_the_same_origin_signs_nothing() {
     assert!(passes(&recorded.spool, &recorded.verifier, &witness.verifier));
 }
 
+/// Returns the type of the last entry that a checkpoint covers.
+fn last_entry(spool: &Spool) -> String {
+    let directory = spool.path().display().to_string();
+    let shown = run_command(&["evidence", "show", "--json", &directory], Path::new("/")).stdout;
+    let text = String::from_utf8(shown).unwrap();
+    let last = text.lines().last().and_then(|line| serde_json::from_str(line).ok());
+    last.map_or(String::new(), |last: Value| last["type"].as_str().unwrap().to_owned())
+}
+
+/// Method: the relay is ended before the ten seconds of its witness are over, which hangs, or at
+/// whose address nobody listens.
+#[test]
+fn a_stop_before_the_witness_has_had_its_time_is_signed() {
+    for hangs in [true, false] {
+        let mut recorded = Recorded::new();
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = listener.local_addr().unwrap();
+        let key = Witness::start(&recorded.verifier).verifier.clone();
+        let listener = Some(listener).filter(|_| hangs);
+        let witness = format!("[[evidence.witness]]\nurl = \"http://{url}\"\nkey = \"{key}\"\n");
+        let relay = Relay::start(&(recorded.config("") + &witness));
+        recorded.post(&relay, 1, 50);
+        relay.wait_until_delivered(PATIENCE);
+        assert_eq!(checkpoint(&recorded.spool), None, "the witness has its time");
+        relay.finish(Backlog::Empty);
+        assert_eq!(last_entry(&recorded.spool), "stop", "hangs: {hangs}");
+        recorded.wait_until_signed();
+        drop(listener);
+    }
+}
+
+/// Method: a gateway answers each request with a page that has status 409, and whose text is a
+/// number. Then the witness itself answers.
+#[test]
+fn a_409_that_is_not_of_the_protocol_ends_no_log() {
+    let mut recorded = Recorded::new();
+    let witness = Witness::start(&recorded.verifier);
+    let address = witness.url.strip_prefix("http://").unwrap().strip_suffix("/below").unwrap();
+    let address: SocketAddr = address.parse().unwrap();
+    let is_away = Arc::new(AtomicBool::new(true));
+    let away = Arc::clone(&is_away);
+    let gateway = HttpSink::start(move |request| {
+        if away.load(Ordering::Relaxed) {
+            return Answer::status(409).header("Content-Type", "text/html").body("5000\n");
+        }
+        let answer = http::post(address, &request.target, "text/plain", &request.body).unwrap();
+        Answer::status(answer.status).body(answer.body)
+    });
+    let own = witness.config().replace(&address.to_string(), &gateway.address().to_string());
+    let config = recorded.config("") + &own;
+    let relay = Relay::start(&config);
+    recorded.post(&relay, 1, 50);
+    wait_until("refusals", PATIENCE, || errors(&relay, "witness") > 1);
+    recorded.wait_until_signed();
+    assert_eq!(errors(&relay, "rolled_back"), 0);
+    assert!(relay.log_text().contains("text/x.tlog.size"), "the log says what is missing");
+    is_away.store(false, Ordering::Relaxed);
+    relay.wait_for_log("the witness cosigns again", PATIENCE);
+    relay.finish(Backlog::Empty);
+}
+
+/// Method: the clock of the witness is some years ahead.
+#[test]
+fn a_cosignature_of_the_future_does_not_count() {
+    let mut recorded = Recorded::new();
+    let mut witness = Witness::ahead(&recorded.verifier, 3_000_000_000);
+    let relay = Relay::start(&(recorded.config("") + &witness.config()));
+    recorded.post(&relay, 1, 50);
+    relay
+        .wait_for_log("the witness has not cosigned the newest checkpoint, trying again", PATIENCE);
+    recorded.wait_until_signed();
+    assert!(relay.log_text().contains("the time of its cosignature is in the future"));
+    assert!(errors(&relay, "witness") > 0);
+    assert_eq!(cosigned_at(&relay), 0);
+    let note = String::from_utf8(checkpoint(&recorded.spool).unwrap()).unwrap();
+    assert!(!note.contains(NAME), "{note}");
+    // With its clock set right, it counts.
+    witness.go_away();
+    witness.ahead = 0;
+    witness.come_back();
+    relay.wait_for_log("the witness cosigns again", PATIENCE);
+    relay.finish(Backlog::Empty);
+}
+
 /// Method: nothing listens at the URL of the witness. The first checkpoint is signed when the
 /// witness has had its time, and no event waits for that.
 #[test]

@@ -22,15 +22,22 @@ pub(crate) struct Witness {
     directory: TempDir,
     log_key: String,
     process: Option<Child>,
+    /// The clock of the witness is this many seconds ahead.
+    pub(crate) ahead: u64,
     pub(crate) url: String,
     pub(crate) verifier: String,
 }
 
 impl Witness {
     pub(crate) fn start(log_key: &str) -> Self {
+        Self::ahead(log_key, 0)
+    }
+
+    /// Starts a witness whose clock is ahead.
+    pub(crate) fn ahead(log_key: &str, ahead: u64) -> Self {
         let (directory, log_key) = (TempDir::new().unwrap(), log_key.to_owned());
         let (url, verifier) = (String::new(), String::new());
-        let mut witness = Self { directory, log_key, process: None, url, verifier };
+        let mut witness = Self { directory, log_key, process: None, ahead, url, verifier };
         witness.come_back();
         witness
     }
@@ -58,6 +65,7 @@ impl Witness {
         let port = if port.is_empty() { "0" } else { port };
         let mut command = Command::new("python3");
         command.arg(script).arg(self.directory.path()).args([NAME, &self.log_key, port]);
+        command.env("AHEAD", self.ahead.to_string());
         let mut process = command.stdout(Stdio::piped()).spawn().expect("python3");
         let mut lines = BufReader::new(process.stdout.take().unwrap()).lines();
         self.url = lines.next().expect("the witness has started").unwrap();

@@ -190,7 +190,8 @@ impl Book {
             }
         };
         kernel::trace(format_args!("the witness has {} and answers {status}", self.size));
-        Answer::status(status).body(text)
+        let media_type = if status == 409 { "text/x.tlog.size" } else { "text/plain" };
+        Answer::status(status).header("Content-Type", media_type).body(text)
     }
 
     /// Returns the cosignatures of the checkpoint in a request.
