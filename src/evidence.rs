@@ -8,10 +8,12 @@
 //! | floor | files | what they know |
 //! |---|---|---|
 //! | 1 | `entry` `journal` `layout` `lines` | what an entry says · entries without a checkpoint · names of files · hashes of lines |
-//! | 2 | `outcome` `reader` `store` | entries about events that outputs have finished · a log in a directory, read from outside · the files of the log, and the order in which they are written |
-//! | 3 | `copy` `hashes` `off` `originals` `witness` | a copy of a log · the files of line hashes · the positions without evidence · whether a line is the one that came in · who cosigns checkpoints |
-//! | 4 | `recorder` | the thread |
+//! | 2 | `bound` `outcome` `reader` | how far the log was durable · entries about events that outputs have finished · a log in a directory, read from outside |
+//! | 3 | `copy` `hashes` `off` `originals` `store` | a copy of a log · the files of line hashes · the positions without evidence · whether a line is the one that came in · the files of the log, and the order in which they are written |
+//! | 4 | `witness` | who cosigns checkpoints |
+//! | 5 | `recorder` | the thread |
 
+mod bound;
 pub mod copy;
 pub mod entry;
 mod hashes;
@@ -28,6 +30,8 @@ mod witness;
 
 pub use layout::DIRECTORY;
 pub use layout::LineFile;
+pub use recorder::COMMIT_BYTES;
+pub use recorder::COMMIT_EVERY;
 pub use witness::AHEAD_MAX;
 
 use std::time::Duration;
@@ -39,6 +43,7 @@ use crate::release::Format;
 pub const UNPROVEN_MAX: Duration = recorder::COMMIT_EVERY;
 
 /// The format of the evidence, for `--version`: that of the entries, the journal and the files of
-/// line hashes. Version 2 has MACs in the journal, and the files beside the log. The formats of
-/// checkpoints and tiles are those of the C2SP specifications.
-pub const FORMAT: Format = Format { name: "evidence", reads: &[1, 2], writes: 2 };
+/// line hashes. Version 2 has MACs in the journal, and the files beside the log; version 3 also has
+/// `evidence-head` there. The formats of checkpoints and tiles are those of the C2SP
+/// specifications.
+pub const FORMAT: Format = Format { name: "evidence", reads: &[1, 2, 3], writes: 3 };

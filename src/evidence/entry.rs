@@ -296,9 +296,12 @@ impl Entry {
         None
     }
 
-    /// Returns `true` if the entry gives the fates of events at an output.
-    pub fn is_fate(&self) -> bool {
-        matches!(self, Self::Delivered(_) | Self::Lost { first: Some(_), .. })
+    /// Returns the root over the line hashes that the entry is about; `None` if it has none.
+    pub(super) fn root(&self) -> Option<Hash> {
+        if let Self::Delivered(Delivered { root, .. }) = self {
+            return *root;
+        }
+        if let Self::Accepted { root, .. } = self { Some(*root) } else { None }
     }
 
     /// Returns the time of the entry, in milliseconds since 1970.

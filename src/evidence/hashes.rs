@@ -1,22 +1,28 @@
 //! The files of line hashes below `lines/`: they are appended to, and the oldest are deleted.
+//!
+//! A size on the disk is not believed, because somebody else may have written to a file. The sizes
+//! of an earlier run are those in `evidence-head`. Behind them, only the hashes of entries count
+//! that came later than that file.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
+use super::bound::Sizes;
 use super::entry::now;
 use super::layout::DIRECTORY;
 use super::layout::LINES;
 use super::layout::LineFile;
 use super::layout::if_there;
 use super::layout::path;
+use super::layout::read_all;
+use super::layout::read_exact;
 use super::lines;
 use super::lines::FILE_BYTES_MAX;
 use super::lines::Record;
-use super::store::read_all;
 use crate::queue::disk::Access;
 use crate::queue::disk::Disk;
 use crate::queue::disk::File;
+use crate::tlog::merkle::Hash;
 
 /// The size of a file is `evidence.max_bytes` divided by this number, within [`FILE_BYTES`].
 const FILES: u64 = 16;
@@ -28,8 +34,8 @@ const FILE_BYTES: (u64, u64) = (64 << 10, 64 << 20);
 pub(super) struct Hashes {
     disk: Arc<dyn Disk>,
     max_bytes: u64,
-    /// The size of each file.
-    files: BTreeMap<LineFile, u64>,
+    /// The size of each file, as far as the relay has written it.
+    files: Sizes,
     /// The file to which records are appended, its name and its size. `None` if the next records
     /// begin a new file.
     open: Option<(Arc<dyn File>, LineFile, u64)>,
@@ -40,21 +46,68 @@ pub(super) struct Hashes {
 }
 
 impl Hashes {
-    /// Finds the files of earlier runs.
+    /// Finds the files of earlier runs. `known` has the sizes when the log was durable the last
+    /// time; `None` if nobody knows them. `later` has the roots of the entries since then; `None`
+    /// if the relay ended in order, so that there are none. The rest of each file is cut off. The
+    /// second value is `true` if no crash explains the rest, or if something is missing.
     ///
     /// # Errors
     ///
     /// The directory can't be made or read.
-    pub(super) fn open(disk: Arc<dyn Disk>, max_bytes: u64) -> io::Result<Self> {
+    pub(super) fn open(
+        disk: Arc<dyn Disk>,
+        max_bytes: u64,
+        known: Option<&Sizes>,
+        later: Option<Vec<Hash>>,
+    ) -> io::Result<(Self, bool)> {
+        let slack = later.as_ref().map_or(0, |_| FILE_BYTES_MAX as u64);
+        let mut later = later.unwrap_or_default();
         let directory = path_of_lines();
         disk.make_directory(&directory)?;
-        let mut files = BTreeMap::new();
-        for name in disk.list(&directory)? {
-            let Some(name) = LineFile::parse(&name) else { continue };
-            let file = disk.open(&path(&name.path()), Access::Read)?;
-            files.insert(name, file.bytes()?);
+        let mut names: Vec<_> =
+            disk.list(&directory)?.iter().filter_map(|name| LineFile::parse(name)).collect();
+        names.sort_unstable();
+        let is_there = |name: &LineFile| names.binary_search(name).is_ok();
+        let mut is_tampered = known.is_some_and(|known| !known.keys().all(is_there));
+        let ends =
+            known.and_then(|known| Some((*known.keys().next()?, *known.keys().next_back()?)));
+        let mut files = Sizes::new();
+        for name in names {
+            let path = path(&name.path());
+            let file = disk.open(&path, Access::Read)?;
+            let bytes = file.bytes()?;
+            let size = known.and_then(|known| known.get(&name)).copied();
+            let is_newest = ends.is_none_or(|(_, newest)| name >= newest);
+            let end = match known {
+                None => lines::whole_bytes(&read_all(&*file, FILE_BYTES_MAX)?),
+                Some(_) if is_newest => explained(&*file, size.unwrap_or_default(), &mut later)?,
+                Some(_) => size.unwrap_or_default(),
+            };
+            // Only the newest file can have what a crash has interrupted.
+            let is_interrupted = is_newest && bytes <= end.saturating_add(slack);
+            // An earlier run may have been killed before it could delete the oldest files.
+            let is_old = size.is_none() && ends.is_some_and(|(oldest, _)| name < oldest);
+            is_tampered |= bytes < end || bytes > end && !is_interrupted && !is_old;
+            drop(file);
+            if end == 0 {
+                disk.remove(&path)?;
+                continue;
+            }
+            if bytes > end {
+                // If this were lost with the power, the next start would take it for tampering.
+                let file = disk.open(&path, Access::Write)?;
+                file.truncate(end)?;
+                file.sync()?;
+            }
+            files.insert(name, end.min(bytes));
         }
-        Ok(Self { disk, max_bytes, files, open: None, buffer: Vec::new(), first: None })
+        let hashes = Self { disk, max_bytes, files, open: None, buffer: Vec::new(), first: None };
+        Ok((hashes, is_tampered))
+    }
+
+    /// Returns the files and their sizes.
+    pub(super) fn sizes(&self) -> &Sizes {
+        &self.files
     }
 
     /// Adds a record. `next` is the position after the last range of accepted events before it. The
@@ -98,14 +151,16 @@ impl Hashes {
         }
     }
 
-    /// Finds the files again, after some were removed. The next records begin a new file.
+    /// Forgets the files that were removed. The next records begin a new file.
     ///
     /// # Errors
     ///
     /// The directory can't be made or read.
     pub(super) fn reopen(&mut self) -> io::Result<()> {
-        let found = Self::open(Arc::clone(&self.disk), self.max_bytes)?;
-        (self.files, self.open) = (found.files, None);
+        self.disk.make_directory(&path_of_lines())?;
+        let names = self.disk.list(&path_of_lines())?;
+        self.open = None;
+        self.files.retain(|name, _| names.contains(&name.to_string()));
         Ok(())
     }
 
@@ -115,7 +170,14 @@ impl Hashes {
         let (from, to) = (LineFile { first, number: 0 }, LineFile { first, number: u32::MAX });
         let last = self.files.range(from..=to).next_back();
         let name = match last.map(|(name, bytes)| (*name, *bytes)) {
-            Some((name, bytes)) if bytes < self.file_bytes() => return self.go_on(name),
+            Some((name, bytes)) if bytes < self.file_bytes() => {
+                let file = self.disk.open(&path(&name.path()), Access::Write)?;
+                // A failed write may have left more.
+                file.truncate(bytes)?;
+                // The run before may have been killed before it synced the file's name.
+                self.disk.sync_directory(&path_of_lines())?;
+                return Ok((file, name, bytes));
+            }
             Some((name, _)) => LineFile { number: name.number.saturating_add(1), ..name },
             None => from,
         };
@@ -127,53 +189,60 @@ impl Hashes {
         Ok((file, name, 0))
     }
 
-    /// Opens a file of an earlier run. Returns the file, its name, and the offset at which its last
-    /// whole record ends.
-    fn go_on(&self, name: LineFile) -> io::Result<(Arc<dyn File>, LineFile, u64)> {
-        let file = self.disk.open(&path(&name.path()), Access::Write)?;
-        let content = read_all(&*file, FILE_BYTES_MAX)?;
-        let end = lines::whole_bytes(&content);
-        file.truncate(end)?;
-        // The run before may have been killed before it synced the file's name.
-        self.disk.sync_directory(&path_of_lines())?;
-        Ok((file, name, end))
-    }
-
-    /// Returns the oldest file that stays if the files are reduced to `evidence.max_bytes`; `None`
-    /// if no file has to be deleted.
-    pub(super) fn keeps_from(&self) -> Option<LineFile> {
-        let mut bytes = self.files.values().sum::<u64>();
-        let mut files = self.files.iter().peekable();
-        let mut from = None;
+    /// Returns the oldest files, which have to be deleted so that the others have at most
+    /// `evidence.max_bytes`. They do not count any more; [`Hashes::remove`] deletes them.
+    pub(super) fn give_up_oldest(&mut self) -> Vec<LineFile> {
         let open = self.open.as_ref().map(|(_, name, _)| *name);
-        while bytes > self.max_bytes {
-            let Some((_, size)) = files.next().filter(|(name, _)| Some(**name) != open) else {
+        let mut bytes = self.files.values().sum::<u64>();
+        let mut oldest = Vec::new();
+        // The newest file always stays.
+        while bytes > self.max_bytes && self.files.len() > 1 {
+            let Some(first) = self.files.first_entry().filter(|it| Some(*it.key()) != open) else {
                 break;
             };
-            // The newest file always stays.
-            let Some((next, _)) = files.peek() else { break };
+            let (name, size) = first.remove_entry();
             bytes -= size;
-            from = Some(**next);
+            oldest.push(name);
         }
-        from
+        oldest
     }
 
-    /// Deletes the files before `kept`. The next call tries a file again that can't be deleted now.
-    pub(super) fn remove_before(&mut self, kept: LineFile) {
-        let disk = &self.disk;
-        self.files.retain(|name, _| {
-            let is_kept = *name >= kept;
-            let removed = if is_kept { Ok(()) } else { disk.remove(&path(&name.path())) };
-            if let Err(error) = &removed {
+    /// Returns the first position of the oldest file.
+    pub(super) fn begins_at(&self) -> u64 {
+        self.files.keys().next().map_or(0, |oldest| oldest.first)
+    }
+
+    /// Deletes files. The next start tries a file again that can't be deleted now.
+    pub(super) fn remove(&self, files: &[LineFile]) {
+        for name in files {
+            if let Err(error) = self.disk.remove(&path(&name.path())) {
                 tracing::debug!(%error, "a file of line hashes can't be deleted");
             }
-            is_kept || removed.is_err()
-        });
+        }
     }
 
     fn file_bytes(&self) -> u64 {
         (self.max_bytes / FILES).clamp(FILE_BYTES.0, FILE_BYTES.1)
     }
+}
+
+/// Returns the offset behind the last record that has one of these roots, searched from the offset
+/// `from` on; `from` if there is none. Removes each root that is found.
+fn explained(file: &dyn File, from: u64, roots: &mut Vec<Hash>) -> io::Result<u64> {
+    let (mut at, mut end) = (from, from);
+    while !roots.is_empty()
+        && let Some(record) = lines::record_at(at, |buffer, at| read_exact(file, buffer, at))?
+    {
+        let mut bytes = Vec::new();
+        record.write(&mut bytes);
+        at += bytes.len() as u64;
+        let root = record.range.root();
+        if let Some(found) = roots.iter().position(|known| *known == root) {
+            roots.swap_remove(found);
+            end = at;
+        }
+    }
+    Ok(end)
 }
 
 /// Renames the directory of line hashes, because they belong to other events than those in the
@@ -201,7 +270,6 @@ mod tests {
     use crate::evidence::lines::SALT_BYTES;
     use crate::evidence::lines::Salt;
     use crate::queue::tests::simulated_disk::SimulatedDisk;
-    use crate::tlog::merkle::Hash;
 
     fn record(first: u64, count: usize) -> Record {
         let lines = vec![Hash([7; 32]); count];
@@ -209,7 +277,13 @@ mod tests {
     }
 
     fn open(disk: &SimulatedDisk, max_bytes: u64) -> Hashes {
-        Hashes::open(Arc::new(disk.clone()), max_bytes).expect("no fault is set")
+        let opened = Hashes::open(Arc::new(disk.clone()), max_bytes, None, Some(Vec::new()));
+        opened.expect("no fault is set").0
+    }
+
+    fn prune(hashes: &mut Hashes) {
+        let oldest = hashes.give_up_oldest();
+        hashes.remove(&oldest);
     }
 
     #[test]
@@ -219,19 +293,16 @@ mod tests {
         for first in (0..40).map(|at| at * 4096) {
             hashes.push(&record(first, 4096), first);
             hashes.commit().expect("no fault is set");
-            if let Some(below) = hashes.keeps_from() {
-                hashes.remove_before(below);
-                assert!(below.first <= first);
-            }
+            prune(&mut hashes);
+            assert!(hashes.begins_at() <= first);
             assert!(disk.bytes_in("evidence/lines") <= 2 << 20);
         }
         // One commit of more than the limit.
         (40..60).for_each(|at| hashes.push(&record(at * 4096, 4096), at * 4096));
         hashes.commit().expect("no fault is set");
-        let below = hashes.keeps_from().expect("the limit is passed");
-        hashes.remove_before(below);
+        prune(&mut hashes);
         assert!(hashes.files.len() < 3, "{:?}", hashes.files);
-        assert_eq!(hashes.keeps_from(), None);
+        assert_eq!(hashes.give_up_oldest(), []);
     }
 
     #[test]
@@ -247,6 +318,64 @@ mod tests {
         assert_eq!(found, [record(5, 10), record(5, 20)].map(Ok));
     }
 
+    /// Method: the relay is killed after two records were bound and a third one was written. Then
+    /// somebody adds copies of records, holes, and files.
+    #[test]
+    fn sizes_that_no_entry_explains_are_cut_off_and_do_not_count() {
+        let newest = "evidence/lines/00000000000000000005";
+        let older = "evidence/lines/00000000000000000001";
+        let made = || {
+            let disk = SimulatedDisk::new(1);
+            let mut hashes = open(&disk, 1 << 20);
+            hashes.push(&record(1, 4), 1);
+            hashes.commit().expect("no fault is set");
+            hashes.open = None;
+            hashes.push(&record(5, 9), 5);
+            hashes.commit().expect("no fault is set");
+            let known = hashes.sizes().clone();
+            hashes.push(&record(14, 3), 14);
+            hashes.commit().expect("no fault is set");
+            (disk, known)
+        };
+        let root = record(14, 3).range.root();
+        let look = |disk: &SimulatedDisk, known: &Sizes, later: Vec<Hash>| {
+            let disk: Arc<dyn Disk> = Arc::new(disk.clone());
+            let (found, is_tampered) =
+                Hashes::open(disk, 1 << 20, Some(known), Some(later)).expect("no fault is set");
+            (found.files.values().sum::<u64>(), is_tampered)
+        };
+        let (disk, known) = made();
+        let whole = disk.bytes_in("evidence/lines");
+        assert_eq!(look(&disk, &known, vec![root]), (whole, false), "as the kill has left it");
+        let bound = known.values().sum::<u64>();
+        assert_eq!(look(&disk, &known, Vec::new()), (bound, false), "no entry was written");
+        let append = |disk: &SimulatedDisk, name: &str, more: &[u8]| {
+            let file = disk.open(name, Access::Write).expect("it is there");
+            let end = file.bytes().expect("no fault is set");
+            file.write_at(&[more], end).expect("no fault is set");
+        };
+        // Copies of true records, and holes that a crash may have left.
+        let (disk, known) = made();
+        let copy = disk.contents(newest);
+        append(&disk, newest, &copy);
+        append(&disk, newest, &[0; 5000]);
+        assert_eq!(look(&disk, &known, vec![root]), (whole, false));
+        assert_eq!(disk.bytes_in("evidence/lines"), whole);
+        // No crash leaves anything in an older file, or takes anything away.
+        let (disk, known) = made();
+        append(&disk, older, &copy);
+        assert_eq!(look(&disk, &known, vec![root]), (whole, true));
+        let (disk, known) = made();
+        disk.remove(older).expect("it is there");
+        let rest = whole - known.values().next().expect("there are two");
+        assert_eq!(look(&disk, &known, vec![root]), (rest, true));
+        let (disk, known) = made();
+        let hole = disk.open(newest, Access::Write).expect("it is there");
+        hole.truncate(FILE_BYTES_MAX as u64 * 2).expect("no fault is set");
+        assert_eq!(look(&disk, &known, vec![root]), (whole, true));
+        assert_eq!(disk.bytes_in("evidence/lines"), whole);
+    }
+
     /// Method: no event comes in, and an output catches up: all hashes are of lines that were sent.
     #[test]
     fn files_are_full_at_their_size_also_while_no_event_comes_in() {
@@ -256,9 +385,7 @@ mod tests {
         for _ in 0..40 {
             hashes.push(&sent, 9000);
             hashes.commit().expect("no fault is set");
-            if let Some(kept) = hashes.keeps_from() {
-                hashes.remove_before(kept);
-            }
+            prune(&mut hashes);
             assert!(disk.bytes_in("evidence/lines") <= 2 << 20);
         }
         let mut names = disk.names();

@@ -16,12 +16,16 @@ use crate::tlog::merkle::Hash;
 use crate::tlog::merkle::Head;
 use crate::tlog::tile::ENTRY_BYTES_MAX;
 
-/// The first bytes of a journal. Earlier versions of the program read them as the length of a
-/// record and find that the record is not there.
-const MAGIC: [u8; 8] = *b"\xFFKAFJRN\x02";
+/// The first bytes of a journal; the version follows. Version 1 of the program reads them as the
+/// length of a record and finds that the record is not there.
+const MAGIC: [u8; 7] = *b"\xFFKAFJRN";
+
+/// The version that is written. It differs from version 2 only in that the file `evidence-head` is
+/// always there before the journal is.
+const VERSION: u8 = 3;
 
 /// The number of bytes of a MAC.
-const MAC: usize = 32;
+pub(super) const MAC: usize = 32;
 
 /// The number of bytes of a record before the MAC: length, checksum and index.
 const FRAME: usize = 16;
@@ -30,37 +34,49 @@ const FRAME: usize = 16;
 /// earlier, but entries that are not about events may still be added above its limit.
 pub(super) const JOURNAL_BYTES_MAX: usize = 128 << 20;
 
-/// The purpose for which the key of the MACs is derived from the signing key.
-const PURPOSE: &str = "evidence journal 2";
+/// The purposes for which the keys of the MACs are derived from the signing key: for those of a
+/// journal, and for that of `evidence-head`.
+const PURPOSES: [&str; 2] = ["evidence journal 2", "evidence head 1"];
 
-/// The key of the MACs.
+/// The keys of the MACs.
 #[derive(Debug, Clone)]
-pub(super) struct Key(hmac::Key);
+pub(super) struct Key {
+    journal: hmac::Key,
+    head: hmac::Key,
+}
 
 impl Key {
-    /// Derives the key from a signing key.
+    /// Derives the keys from a signing key.
     pub(super) fn of(key: &SigningKey) -> Self {
-        Self(hmac::Key::new(hmac::HMAC_SHA256, &key.derive(PURPOSE)))
+        let [journal, head] =
+            PURPOSES.map(|purpose| hmac::Key::new(hmac::HMAC_SHA256, &key.derive(purpose)));
+        Self { journal, head }
     }
 
-    fn mac(&self, parts: &[&[u8]]) -> [u8; MAC] {
-        let mut context = hmac::Context::with_key(&self.0);
-        parts.iter().for_each(|part| context.update(part));
-        let mut mac = [0; MAC];
-        mac.iter_mut().zip(context.sign().as_ref()).for_each(|(to, from)| *to = *from);
-        mac
+    /// Returns the MAC of the content of `evidence-head`.
+    pub(super) fn of_head(&self, content: &[u8]) -> [u8; MAC] {
+        mac(&self.head, &[content])
     }
 
     /// Returns the MAC of the header of a journal that continues this checkpoint.
-    fn begin(&self, origin: &str, head: Head) -> [u8; MAC] {
+    fn begin(&self, version: u8, origin: &str, head: Head) -> [u8; MAC] {
         let origin_bytes = (origin.len() as u64).to_be_bytes();
-        let size = head.size.to_be_bytes();
-        self.mac(&[&MAGIC, &origin_bytes, origin.as_bytes(), &size, &head.root.0])
+        let (size, origin) = (head.size.to_be_bytes(), origin.as_bytes());
+        let parts = [&MAGIC[..], &[version], &origin_bytes, origin, &size, &head.root.0];
+        mac(&self.journal, &parts)
     }
 
     fn next(&self, before: &[u8; MAC], index: u64, entry: &[u8]) -> [u8; MAC] {
-        self.mac(&[before, &index.to_be_bytes(), entry])
+        mac(&self.journal, &[before, &index.to_be_bytes(), entry])
     }
+}
+
+fn mac(key: &hmac::Key, parts: &[&[u8]]) -> [u8; MAC] {
+    let mut context = hmac::Context::with_key(key);
+    parts.iter().for_each(|part| context.update(part));
+    let mut mac = [0; MAC];
+    mac.iter_mut().zip(context.sign().as_ref()).for_each(|(to, from)| *to = *from);
+    mac
 }
 
 /// The end of a journal that is being written.
@@ -68,14 +84,15 @@ impl Key {
 pub(super) struct Chain {
     key: Key,
     /// The MAC of the last record, or of the header.
-    last: [u8; MAC],
+    pub(super) last: [u8; MAC],
 }
 
 impl Chain {
     /// Begins a journal that continues the checkpoint with this head. Also returns the header.
     pub(super) fn begin(key: Key, origin: &str, head: Head) -> (Self, Vec<u8>) {
-        let last = key.begin(origin, head);
-        let header = [&MAGIC[..], &head.size.to_be_bytes(), &head.root.0, &last].concat();
+        let last = key.begin(VERSION, origin, head);
+        let size = head.size.to_be_bytes();
+        let header = [&MAGIC[..], &[VERSION], &size, &head.root.0, &last].concat();
         (Self { key, last }, header)
     }
 
@@ -96,6 +113,7 @@ impl Chain {
 
 /// The records of a journal that has a MAC for each of them.
 struct Records<'a> {
+    version: u8,
     head: Head,
     mac: &'a [u8],
     records: &'a [u8],
@@ -105,35 +123,52 @@ impl<'a> Records<'a> {
     /// Takes the header from a journal. `None` if an earlier version has written the journal, or if
     /// the bytes are not a journal.
     fn of(journal: &'a [u8]) -> Option<Self> {
-        let rest = journal.strip_prefix(&MAGIC)?;
+        let (version, rest) = journal.strip_prefix(&MAGIC)?.split_first()?;
         let (size, rest) = rest.split_first_chunk()?;
         let (root, rest) = rest.split_first_chunk()?;
         let (mac, records) = rest.split_at_checked(MAC)?;
         let head = Head { size: u64::from_be_bytes(*size), root: Hash(*root) };
-        Some(Self { head, mac, records })
+        (2..=VERSION).contains(version).then_some(Self { version: *version, head, mac, records })
     }
 }
 
-/// Returns the entries of a journal, and the size and root of the checkpoint that it continues.
-/// `None` unless the MACs of the whole journal were made with one of these keys, for the log with
-/// the name `origin`.
-pub(super) fn written_by(
-    keys: &[Key],
-    origin: &str,
-    journal: &[u8],
-) -> Option<(Head, Vec<Vec<u8>>)> {
-    let Records { head, mac, mut records } = Records::of(journal)?;
-    let key = keys.iter().find(|key| key.begin(origin, head) == mac)?;
-    let (mut last, mut entries) = (key.begin(origin, head), Vec::new());
+/// A journal that the relay has written.
+pub(super) struct Own {
+    /// The size and the root of the checkpoint that the journal continues.
+    pub(super) head: Head,
+    pub(super) entries: Vec<Vec<u8>>,
+    /// The MAC of the header, and of the record of each entry.
+    macs: Vec<[u8; MAC]>,
+    /// `true`: the file `evidence-head` was there before the journal was.
+    pub(super) has_head: bool,
+}
+
+impl Own {
+    /// Returns the MAC of the record with which the log has this many entries; `None` if the
+    /// journal ends before. Of entries that the journal's checkpoint covers there is no MAC.
+    pub(super) fn mac(&self, entries: u64) -> Option<&[u8; MAC]> {
+        self.macs.get(usize::try_from(entries.checked_sub(self.head.size)?).ok()?)
+    }
+}
+
+/// Reads a journal. `None` unless the MACs of the whole journal were made with one of these keys,
+/// for the log with the name `origin`.
+pub(super) fn written_by(keys: &[Key], origin: &str, journal: &[u8]) -> Option<Own> {
+    let Records { version, head, mac, mut records } = Records::of(journal)?;
+    let key = keys.iter().find(|key| key.begin(version, origin, head) == mac)?;
+    let mut last = key.begin(version, origin, head);
+    let mut own = Own { head, entries: Vec::new(), macs: vec![last], has_head: version >= 3 };
     while let Some((index, mac, entry, behind)) = record(records, MAC) {
-        last = key.next(&last, head.size + entries.len() as u64, entry);
-        if last != mac || index != head.size + entries.len() as u64 {
+        let expected = head.size + own.entries.len() as u64;
+        last = key.next(&last, expected, entry);
+        if last != mac || index != expected {
             return None;
         }
-        entries.push(entry.to_vec());
+        own.entries.push(entry.to_vec());
+        own.macs.push(last);
         records = behind;
     }
-    Some((head, entries))
+    Some(own)
 }
 
 /// Returns the entries of a journal with their indices, up to the first that is torn. No MAC is

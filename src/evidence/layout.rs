@@ -1,8 +1,13 @@
-//! The names of the files of the evidence, and the file in which a tile is found.
+//! The names of the files of the evidence, how they are read, and the file in which a tile is
+//! found. Every read is bounded by what the relay may have written.
 
 use std::fmt;
 use std::io;
 
+use crate::queue::disk;
+use crate::queue::disk::Access;
+use crate::queue::disk::Disk;
+use crate::queue::disk::File;
 use crate::tlog::tile::Tile;
 use crate::tlog::tile::WIDTH;
 
@@ -19,6 +24,9 @@ pub(super) const ROLLED_BACK: &str = "evidence-rolled-back";
 /// The file in the queue's directory, beside the log, with a copy of the newest checkpoint. If the
 /// log is shorter than this checkpoint, somebody has cut or removed it.
 pub(super) const KNOWN: &str = "evidence-checkpoint";
+
+/// The file in the queue's directory, beside the log, that says how far the log was durable.
+pub(super) const HEAD: &str = "evidence-head";
 
 /// The file in the queue's directory, beside the log, with the positions of the events that came in
 /// while evidence was off.
@@ -75,6 +83,50 @@ pub(super) fn if_there<T>(found: io::Result<T>) -> io::Result<Option<T>> {
     }
 }
 
+/// Returns the content of a file; `None` if there is none. The relay never writes more than `max`
+/// bytes to it.
+pub(super) fn read(disk: &dyn Disk, path: &str, max: usize) -> io::Result<Option<Vec<u8>>> {
+    let Some(file) = if_there(disk.open(path, Access::Read))? else { return Ok(None) };
+    let bytes = file.bytes()?;
+    if bytes > max as u64 {
+        let what = format!("{path} has {bytes} bytes, and the relay writes at most {max}");
+        return Err(io::Error::other(Tampered(what)));
+    }
+    read_all(&*file, max).map(Some)
+}
+
+/// Fills the buffer with bytes of a file.
+///
+/// # Errors
+///
+/// The file ends before, or the disk refuses.
+pub(super) fn read_exact(file: &dyn File, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+    match file.read_at(buffer, offset)? {
+        read if read == buffer.len() => Ok(()),
+        _ => Err(io::ErrorKind::UnexpectedEof.into()),
+    }
+}
+
+/// Reads the first bytes of a file, at most this many.
+pub(super) fn read_all(file: &dyn File, max: usize) -> io::Result<Vec<u8>> {
+    let mut content = vec![0; usize::try_from(file.bytes()?).unwrap_or(usize::MAX).min(max)];
+    let read = file.read_at(&mut content, 0)?;
+    content.truncate(read);
+    Ok(content)
+}
+
+/// A log that somebody else has changed in such a way that it can't be continued.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(super) struct Tampered(pub(super) String);
+
+impl Tampered {
+    /// Returns `true` if the error is of this kind, or is about a symlink.
+    pub(super) fn is(error: &io::Error) -> bool {
+        disk::is_link(error) || error.get_ref().is_some_and(|error| error.is::<Self>())
+    }
+}
+
 /// Reads the file [`ROLLED_BACK`]. Returns the reason; `None` if it is about another origin.
 pub(super) fn rolled_back(text: &[u8], origin: &str) -> Option<String> {
     let text = String::from_utf8_lossy(text);
@@ -98,6 +150,10 @@ pub struct LineFile {
 }
 
 impl LineFile {
+    pub(super) fn new(first: u64, number: u32) -> Self {
+        Self { first, number }
+    }
+
     /// Reads the name of a file; `None` if the text is not such a name.
     pub(super) fn parse(name: &str) -> Option<Self> {
         let (first, number) = name.split_once('-').unwrap_or((name, "0"));

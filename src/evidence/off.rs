@@ -12,7 +12,7 @@ use super::layout::DIRECTORY;
 use super::layout::KNOWN;
 use super::layout::OFF;
 use super::layout::if_there;
-use super::store::read;
+use super::layout::read;
 use crate::queue::disk::Access;
 use crate::queue::disk::Disk;
 use crate::queue::disk::replace;

@@ -20,6 +20,7 @@ use super::layout::LINES;
 use super::layout::LineFile;
 use super::layout::if_there;
 use super::layout::path;
+use super::layout::read_exact;
 use super::lines;
 use super::lines::HEADING;
 use super::lines::Heading;
@@ -130,10 +131,7 @@ impl Originals {
             // The relay has deleted this file meanwhile.
             let Some(file) = file else { continue };
             for offset in self.offsets(&*file, name, positions)? {
-                let read = |buffer: &mut [u8], at: u64| match file.read_at(buffer, at)? {
-                    bytes if bytes == buffer.len() => Ok(()),
-                    _ => Err(io::ErrorKind::UnexpectedEof.into()),
-                };
+                let read = |buffer: &mut [u8], at| read_exact(&*file, buffer, at);
                 if let Some(Record { output: None, range, .. }) = lines::record_at(offset, read)? {
                     found.push(range);
                 }
@@ -263,7 +261,7 @@ mod tests {
         let disk: Arc<dyn Disk> = Arc::new(SimulatedDisk::new(1));
         let originals = Originals::new(Arc::clone(&disk), telemetry.evidence());
         originals.decide(compares);
-        (originals, Hashes::open(disk, 1 << 20).expect("no fault is set"))
+        (originals, Hashes::open(disk, 1 << 20, None, None).expect("no fault is set").0)
     }
 
     /// Method: ranges of random lengths in files of 64 KiB, and records of lines that were sent

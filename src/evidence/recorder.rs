@@ -31,6 +31,7 @@ use super::entry::now;
 use super::hashes;
 use super::hashes::Hashes;
 use super::layout::DIRECTORY;
+use super::layout::Tampered;
 use super::lines::Range;
 use super::lines::Record;
 use super::lines::SALT_BYTES;
@@ -41,7 +42,6 @@ use super::outcome;
 use super::outcome::Made;
 use super::store;
 use super::store::Store;
-use super::store::Tampered;
 use super::witness::ANSWERS_WITHIN;
 use super::witness::Answered;
 use super::witness::Heard;
@@ -69,11 +69,12 @@ use crate::tlog::merkle::Hash;
 const TAKE: Take = Take { bytes: 1 << 20, events: RANGE_MAX };
 
 /// Hashes and entries are made durable whenever this many bytes of lines have been taken from the
-/// queue since they were last made durable.
-const COMMIT_BYTES: u64 = 16 << 20;
+/// queue since they were last made durable. If somebody changes an event in the files of the queue
+/// before, nothing shows it.
+pub const COMMIT_BYTES: u64 = 16 << 20;
 
 /// Hashes and entries are made durable at the latest this long after the first of them.
-pub(super) const COMMIT_EVERY: Duration = Duration::from_secs(1);
+pub const COMMIT_EVERY: Duration = Duration::from_secs(1);
 
 /// The pause after a failed attempt to write.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -81,8 +82,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// An entry shows that the relay lives if its time is less than this many milliseconds ago.
 const FRESH_MS: u64 = 1000;
 
-/// The maximum number of orders that wait for the thread, and of entries that wait until the files
-/// are open.
+/// The maximum number of orders that wait for the thread.
 const ORDERS: usize = 16;
 
 /// The parts and settings of a recorder.
@@ -235,8 +235,8 @@ struct Work {
     commit_at: Option<Instant>,
     checkpoint_at: Instant,
     heartbeat_at: Instant,
-    /// Entries that came while the files were not open.
-    late: Vec<Entry>,
+    /// The alarms that no open log has yet, because an attempt to open it has failed.
+    late: Vec<Alarm>,
     fates: Fates,
     /// The positions whose events count as unproven and not as lost, if they have no entry and the
     /// queue does not have them any more: the queue has given them up, or files of the log were
@@ -253,8 +253,6 @@ struct Log {
     /// The position after the last event that has an entry. In a new log, the position at which the
     /// recorder began.
     next: u64,
-    /// The log says that the line hashes below this position are gone.
-    pruned: u64,
     witnesses: Witnesses,
     /// After a start, nothing is signed until all witnesses have answered or this time has come.
     /// `None` if checkpoints may be signed.
@@ -294,6 +292,8 @@ impl Work {
                 biased;
                 order = orders.recv() => match order {
                     Some(Order::Reload(running)) => {
+                        // If the files are not open, the entry about the start says how it runs.
+                        self.setup.running = running.clone();
                         self.add(Entry::Reload(self.now(running)));
                         // The fates of all later events can only be understood with the list of
                         // the outputs.
@@ -458,10 +458,10 @@ impl Work {
                 if let Some(verifier_key) = next {
                     self.add(Entry::Key { at: now(), verifier_key });
                 }
-                std::mem::take(&mut self.late).into_iter().for_each(|entry| self.add(entry));
+                let late = std::mem::take(&mut self.late).into_iter();
+                late.for_each(|what| self.add(Entry::Alarm { at: now(), what }));
                 self.write(true);
             }
-            Err(error) if Tampered::is(&error) => self.failed(EvidenceError::Tampered, &error),
             Err(error) => self.failed(EvidenceError::Write, &error),
         }
     }
@@ -470,22 +470,41 @@ impl Work {
         let Setup { settings, keys, disk, positions: (begin, end), .. } = &self.setup;
         let (witnesses, metrics) = (&self.setup.witnesses, &self.setup.metrics);
         let mut off = None;
-        let store = Store::open(Arc::clone(disk), &settings.origin, keys)?;
+        let mut store = Store::open(Arc::clone(disk), &settings.origin, keys)?;
+        let last = store.last_accepted()?;
+        let is_set_back = last.is_some_and(|last| last > end.get());
+        let (mut known, later) = store.lines()?;
+        if is_set_back {
+            // The hashes are those of other events at the same positions.
+            hashes::keep_aside(&**disk)?;
+            known = None;
+        }
+        let (hashes, is_foreign) =
+            Hashes::open(Arc::clone(disk), settings.max_bytes, known.as_ref(), later)?;
+        if is_foreign {
+            tracing::error!(
+                "files below evidence/lines were removed, or have other sizes than the relay gave \
+                 them: what it did not write is cut off; find out who could write to the directory"
+            );
+            store.is_tampered();
+        }
+        store.bind_first(hashes.sizes())?;
         for alarm in &store.alarms {
             // If this attempt fails, the next one may find the traces a second time, or not at all.
-            let is_late = |late: &Entry| matches!(late, Entry::Alarm { what, .. } if what == alarm);
-            if !self.late.iter().any(is_late) {
+            if !self.late.contains(alarm) {
                 metrics.failed(EvidenceError::Tampered);
-                self.late.push(Entry::Alarm { at: now(), what: alarm.clone() });
+                self.late.push(alarm.clone());
             }
         }
-        let last = store.last_accepted()?;
         let mut next = last.unwrap_or(begin.get());
         if store.alarms.contains(&Alarm::Removed) && last.is_none() && begin.get() > 0 {
             // Nothing that is left says which of these events had an entry.
             (next, off) = (0, Some(0..begin.get()));
+        } else if let Some(cut) = store.cut_until.map(|cut| cut.min(end.get())) {
+            // Their lines in the queue may not be those that came in.
+            off = Some(next..cut).filter(|cut| !cut.is_empty());
         }
-        if next > end.get() {
+        if is_set_back {
             tracing::error!(
                 evidence = next,
                 queue = end.get(),
@@ -493,10 +512,7 @@ impl Work {
                  and positions are given twice"
             );
             next = end.get();
-            // The hashes are those of other events at the same positions.
-            hashes::keep_aside(&**disk)?;
         }
-        let hashes = Hashes::open(Arc::clone(disk), settings.max_bytes)?;
         let size = store.signed().size;
         let witnesses = Witnesses::new(witnesses, metrics, size).map_err(io::Error::other)?;
         let asks_until = (!witnesses.have_answered()).then(|| Instant::now() + ANSWERS_WITHIN);
@@ -504,7 +520,7 @@ impl Work {
             self.unproven.push(0..end.get());
         }
         self.setup.off.splice(..0, off);
-        Ok(Log { store, hashes, next, pruned: 0, witnesses, asks_until })
+        Ok(Log { store, hashes, next, witnesses, asks_until })
     }
 
     /// Checks whether the files are still there. If only the checkpoint or the journal was removed
@@ -536,8 +552,6 @@ impl Work {
             return Ok(());
         }
         // The events without durable evidence are read again.
-        let kept = store.unwritten().filter_map(|entry| Entry::parse(entry).ok());
-        self.late.extend(kept.filter(|entry| entry.in_queue().is_none() && !entry.is_fate()));
         (self.files, self.open, self.commit_at) = (None, None, None);
         self.taken = Taken::default();
         self.setup.cursor.rewind();
@@ -631,18 +645,9 @@ impl Work {
         self.commit_at = None;
     }
 
-    /// Adds an entry. It is durable after the next [`Work::write`].
+    /// Adds an entry, if the files are open. It is durable after the next [`Work::write`].
     fn add(&mut self, entry: Entry) {
-        if self.is_rolled_back {
-            return;
-        }
-        let Some(log) = &mut self.files else {
-            match self.late.len() < ORDERS {
-                true => self.late.push(entry),
-                false => tracing::warn!("a reload is not recorded in the evidence"),
-            }
-            return;
-        };
+        let Some(log) = &mut self.files else { return };
         let at = entry.at();
         if let Err(error) = log.store.push(entry.bytes()) {
             // An entry is never so long.
@@ -808,8 +813,7 @@ impl Work {
         self.record_finished();
         let Some(log) = &mut self.files else { return };
         let keys = &self.setup.keys;
-        let written = log.hashes.commit().and_then(|()| log.prune());
-        if let Err(error) = written.and_then(|()| log.store.commit()) {
+        if let Err(error) = log.commit() {
             return self.failed(EvidenceError::Write, &error);
         }
         let size = log.store.head().size;
@@ -848,6 +852,7 @@ impl Work {
 
     /// Notes a failure, and waits before the next attempt.
     fn failed(&mut self, reason: EvidenceError, error: &io::Error) {
+        let reason = if Tampered::is(error) { EvidenceError::Tampered } else { reason };
         self.setup.metrics.failed(reason);
         if !std::mem::replace(&mut self.told, true) {
             match matches!(reason, EvidenceError::Tampered) {
@@ -884,17 +889,18 @@ impl Log {
         Ok(())
     }
 
-    /// Deletes the oldest line hashes if they take too much room. First makes the entry about the
-    /// deletion durable.
-    fn prune(&mut self) -> io::Result<()> {
-        let Some(kept) = self.hashes.keeps_from() else { return Ok(()) };
-        // If a file could not be deleted, its entry exists already.
-        if kept.first > self.pruned {
-            self.store.push(Entry::Pruned { at: now(), below: kept.first }.bytes())?;
-            self.pruned = kept.first;
+    /// Makes hashes and entries durable. Then deletes the oldest line hashes if they take too much
+    /// room, about which an entry is durable before.
+    fn commit(&mut self) -> io::Result<()> {
+        self.hashes.commit()?;
+        let oldest = self.hashes.give_up_oldest();
+        if !oldest.is_empty() {
+            let below = self.hashes.begins_at();
+            self.store.push(Entry::Pruned { at: now(), below }.bytes())?;
         }
         self.store.commit()?;
-        self.hashes.remove_before(kept);
+        self.store.bind(self.next, self.hashes.sizes())?;
+        self.hashes.remove(&oldest);
         Ok(())
     }
 }

@@ -7,26 +7,34 @@
 //!
 //! Somebody else may have written to the files while the relay was stopped. Of the journal only
 //! those entries count whose MACs are right. A copy of the newest checkpoint is kept beside the
-//! directory of the log, so that a log that was removed or cut is noticed.
+//! directory of the log, so that a log that was removed or cut is noticed. The file `evidence-head`
+//! beside it does the same for the journal.
 
 use std::io;
 use std::sync::Arc;
 
+use super::bound::Bound;
+use super::bound::Sizes;
 use super::entry::Alarm;
+use super::entry::Entry;
 use super::entry::end_in_queue;
 use super::entry::last_end;
 use super::entry::now;
 use super::journal;
 use super::journal::Chain;
 use super::journal::JOURNAL_BYTES_MAX;
+use super::journal::Own;
 use super::layout;
 use super::layout::DIRECTORY;
 use super::layout::Files;
 use super::layout::KNOWN;
 use super::layout::ROLLED_BACK;
 use super::layout::ROLLED_BACK_MAX;
+use super::layout::Tampered;
 use super::layout::if_there;
 use super::layout::path;
+use super::layout::read;
+use super::layout::read_all;
 use crate::queue::disk::Access;
 use crate::queue::disk::Disk;
 use crate::queue::disk::File;
@@ -81,9 +89,17 @@ pub(super) struct Store {
     /// The journal that is being written. `None` if it must be begun again, as after a start,
     /// because its end may be torn.
     journal: Option<Open>,
-    /// The key of the journal's MACs. While the signing key is being replaced, this is derived from
+    /// The keys of the MACs. While the signing key is being replaced, this is derived from
     /// the new key, which is known both before and after the change.
     key: journal::Key,
+    /// The content of `evidence-head` when the log was opened; `None` if it was missing or wrong.
+    found: Option<Bound>,
+    /// `true`: `evidence-head` is missing because nothing of this version was written yet.
+    is_unbound: bool,
+    /// The number of entries in `evidence-head`, if this process has written it.
+    bound: Option<u64>,
+    /// Entries about events before this position were in the journal and are gone.
+    pub(super) cut_until: Option<u64>,
     /// The alarms about changes by somebody else, found when the log was opened.
     pub(super) alarms: Vec<Alarm>,
     /// The tiles over all entries that are not in files of the newest checkpoint.
@@ -126,18 +142,6 @@ struct Open {
     chain: Chain,
 }
 
-/// A log that somebody else has changed in such a way that it can't be continued.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub(super) struct Tampered(String);
-
-impl Tampered {
-    /// Returns `true` if the error is of this kind.
-    pub(super) fn is(error: &io::Error) -> bool {
-        error.get_ref().is_some_and(|error| error.is::<Self>())
-    }
-}
-
 impl Store {
     /// Opens the log of this origin, or begins it. `keys` may sign its checkpoints. If there is a
     /// log of another origin, its directory is renamed.
@@ -166,6 +170,10 @@ impl Store {
             pending: Pending::default(),
             journal: None,
             key: journal::Key::of(key),
+            found: None,
+            is_unbound: false,
+            bound: None,
+            cut_until: None,
             alarms: Vec::new(),
             tiles: Growing::default(),
             bundle: Vec::new(),
@@ -173,17 +181,79 @@ impl Store {
         let journal = store.read_journal()?;
         let macs: Vec<_> = keys.iter().map(journal::Key::of).collect();
         let own = journal.as_ref().and_then(|it| journal::written_by(&macs, origin, it));
-        let begins_at = own.as_ref().map(|(head, _)| head.size);
+        let begins_at = own.as_ref().map(|own| own.head.size);
+        // Beside the journal of an earlier version, the file would be from before a downgrade.
+        let is_ours = |_: &Bound| own.as_ref().is_none_or(|own| own.has_head);
+        store.found = Bound::read(&*store.disk, &macs, origin)?.filter(is_ours);
         match store.read(CHECKPOINT, NOTE_BYTES_MAX)? {
             Some(note) => store.load(&note, keys, begins_at)?,
             None => store.check_is_new(begins_at)?,
         }
         store.newest.remembered = store.newest.head.size;
+        let is_cut = store.is_cut(own.as_ref());
+        store.is_unbound = store.found.is_none() && own.as_ref().is_none_or(|own| !own.has_head);
         for entry in store.journalled(journal.as_deref(), own)? {
             store.push(entry)?;
         }
         store.compare_with_known()?;
+        if is_cut {
+            store.cut_until = store.found.as_ref().map(|found| found.next);
+            tracing::error!(
+                found = store.head().size,
+                known = store.found.as_ref().map(|found| found.entries),
+                "entries of the evidence that no checkpoint covers are gone: evidence/journal was \
+                 cut or replaced by an older one, or evidence-head was removed; find out who could \
+                 write to the directory"
+            );
+            store.is_tampered();
+        }
         Ok(store)
+    }
+
+    /// Notes that files of the log were removed, cut or replaced, unless another alarm says that
+    /// something was changed.
+    pub(super) fn is_tampered(&mut self) {
+        if self.alarms.is_empty() {
+            self.alarms.push(Alarm::Removed);
+        }
+    }
+
+    /// Returns `true` if the log once had entries that neither the checkpoint covers nor the
+    /// journal has. `own` is the journal, if the relay has written it.
+    fn is_cut(&self, own: Option<&Own>) -> bool {
+        match (&self.found, own) {
+            (Some(found), Some(own)) if found.entries > own.head.size => {
+                own.mac(found.entries).is_none_or(|mac| !found.is_at(mac))
+            }
+            (Some(found), _) => found.entries > self.newest.head.size,
+            (None, own) => own.is_some_and(|own| own.has_head),
+        }
+    }
+
+    /// Returns the sizes that the files of line hashes must have; `None` if they are not known.
+    /// Further hashes may only be those of the roots that are returned too. Instead of the roots,
+    /// returns `None` if there can't be any, because the relay has ended in order.
+    ///
+    /// # Errors
+    ///
+    /// A bundle can't be read.
+    pub(super) fn lines(&self) -> io::Result<(Option<Sizes>, Option<Vec<Hash>>)> {
+        let (size, signed) = (self.head().size, self.newest.head.size);
+        let known = self.found.as_ref().map_or(0, |found| found.entries);
+        let last = match self.pending.entries.last() {
+            None if signed > 0 => self.entries_of((signed - 1) / WIDTH, signed)?.pop(),
+            last => last.cloned(),
+        };
+        let last = last.and_then(|last| Entry::parse(&last).ok());
+        let has_ended = known == size && matches!(last, Some(Entry::Stop(_)));
+        let sizes = self.found.as_ref().map(Bound::sizes);
+        if has_ended {
+            return Ok((sizes, None));
+        }
+        let known = usize::try_from(known.saturating_sub(signed)).unwrap_or(usize::MAX);
+        let later = self.pending.entries.iter().skip(known);
+        let roots = later.filter_map(|entry| Entry::parse(entry).ok()?.root()).collect();
+        Ok((sizes, Some(roots)))
     }
 
     /// Returns the content of the journal; `None` if there is none. If the journal is longer than
@@ -283,11 +353,7 @@ impl Store {
     /// Returns the entries of the journal that the checkpoint does not cover. `own` has the entries
     /// and the checkpoint of a journal that the relay has written. Any other journal is set aside,
     /// and none of its entries counts.
-    fn journalled(
-        &mut self,
-        journal: Option<&[u8]>,
-        own: Option<(Head, Vec<Vec<u8>>)>,
-    ) -> io::Result<Vec<Vec<u8>>> {
+    fn journalled(&mut self, journal: Option<&[u8]>, own: Option<Own>) -> io::Result<Vec<Vec<u8>>> {
         let Some(journal) = journal else {
             // The journal is written before the first checkpoint, and is always there after that.
             if self.newest.head.size > 0 {
@@ -299,7 +365,7 @@ impl Store {
             }
             return Ok(Vec::new());
         };
-        if let Some((head, mut entries)) = own {
+        if let Some(Own { head, mut entries, .. }) = own {
             if self.follows(head.size, &entries)? == Some(head.root) {
                 let covered = self.newest.head.size - head.size;
                 let covered = usize::try_from(covered).unwrap_or(usize::MAX);
@@ -388,6 +454,39 @@ impl Store {
         Ok(())
     }
 
+    /// Notes the sizes of the files of line hashes beside a log that has no such note yet. It must
+    /// be there before the first journal is.
+    ///
+    /// # Errors
+    ///
+    /// The disk refuses.
+    pub(super) fn bind_first(&mut self, sizes: &Sizes) -> io::Result<()> {
+        if self.is_unbound {
+            let place = (self.newest.head.size, [0; _]);
+            Bound::new(&self.origin, place, 0, sizes).write(&*self.disk, &self.key)?;
+        }
+        Ok(())
+    }
+
+    /// Notes beside the log how far it is durable, which is after [`Store::commit`]. `next` is the
+    /// position after the last event that has an entry, and `sizes` are those of the files of line
+    /// hashes.
+    ///
+    /// # Errors
+    ///
+    /// The disk refuses. The next call tries again.
+    pub(super) fn bind(&mut self, next: u64, sizes: &Sizes) -> io::Result<()> {
+        let entries = self.head().size;
+        // Without a journal, the newest checkpoint covers all entries.
+        let Some(Open { chain, .. }) = &self.journal else { return Ok(()) };
+        if self.bound != Some(entries) {
+            let bound = Bound::new(&self.origin, (entries, chain.last), next, sizes);
+            bound.write(&*self.disk, &self.key)?;
+            self.bound = Some(entries);
+        }
+        Ok(())
+    }
+
     /// Writes a copy of the newest checkpoint beside the directory of the log, unless it is there
     /// already.
     ///
@@ -436,11 +535,6 @@ impl Store {
         self.publish(&note)?;
         (self.journal, self.pending.synced) = (None, 0);
         Ok(true)
-    }
-
-    /// Returns the entries that are not in the journal yet.
-    pub(super) fn unwritten(&self) -> impl Iterator<Item = &Vec<u8>> {
-        self.pending.entries.iter().skip(self.pending.synced)
     }
 
     /// Returns the number of entries, and the root over them.
@@ -769,29 +863,9 @@ fn nodes(disk: &dyn Disk, size: u64) -> impl Nodes {
     tile::Tiles::new(size, move |tile| tile::hashes(&tile_of(disk, tile)?, tile.width))
 }
 
-/// Returns the content of a file; `None` if there is none.
-pub(super) fn read(disk: &dyn Disk, path: &str, max: usize) -> io::Result<Option<Vec<u8>>> {
-    let file = if_there(disk.open(path, Access::Read))?;
-    file.map(|file| read_all(&*file, max)).transpose()
-}
-
-/// Reads a whole file of at most this many bytes.
-pub(super) fn read_all(file: &dyn File, max: usize) -> io::Result<Vec<u8>> {
-    let bytes = usize::try_from(file.bytes()?).unwrap_or(usize::MAX);
-    if bytes > max {
-        return Err(io::Error::other(format!("the file has {bytes} bytes, at most {max} fit")));
-    }
-    let mut content = vec![0; bytes];
-    let read = file.read_at(&mut content, 0)?;
-    content.truncate(read);
-    Ok(content)
-}
-
 fn write_tile(disk: &dyn Disk, tile: Tile, bytes: &[u8]) -> io::Result<()> {
     let path = path(&tile.path());
-    for (at, _) in path.match_indices('/') {
-        disk.make_directory(path.get(..at).unwrap_or_default())?;
-    }
+    disk.make_directory(path.rsplit_once('/').map_or("", |(around, _)| around))?;
     replace(disk, &path, bytes)
 }
 

@@ -13,7 +13,9 @@ fn key() -> SigningKey {
 }
 
 fn open(disk: &SimulatedDisk, key: &SigningKey) -> io::Result<Store> {
-    Store::open(Arc::new(disk.clone()), ORIGIN, std::slice::from_ref(key))
+    let mut store = Store::open(Arc::new(disk.clone()), ORIGIN, std::slice::from_ref(key))?;
+    store.bind_first(&Sizes::new())?;
+    Ok(store)
 }
 
 /// Returns all entries of a store.
@@ -79,6 +81,7 @@ impl Model {
             6..8 => {
                 store.commit()?;
                 self.durable = self.entries.len();
+                store.bind(self.made, &Sizes::new())?;
             }
             _ => {
                 // The checkpoint may be visible although an error followed.
@@ -367,11 +370,13 @@ fn the_journal_is_believed_while_a_key_is_followed_by_the_next_one() {
     let [old, next] = texts.map(|text| move || SigningKey::parse(&text).expect("it is a key"));
     for (keys, size) in [(vec![old()], 0), (vec![old(), next()], 2), (vec![next()], 4)] {
         let mut store = Store::open(Arc::new(disk.clone()), ORIGIN, &keys).expect("it is whole");
+        store.bind_first(&Sizes::new()).expect("no fault is set");
         assert_eq!((store.alarms.as_slice(), store.head().size), (&[][..], size));
         store.push(vec![1]).expect("it is short");
         store.sign(&keys).expect("no fault is set");
         store.push(vec![2]).expect("it is short");
         store.commit().expect("no fault is set");
+        store.bind(0, &Sizes::new()).expect("no fault is set");
     }
 }
 
@@ -392,6 +397,41 @@ fn only_the_newest_of_the_refused_journals_are_kept() {
     kept.sort_unstable();
     let contents: Vec<_> = kept.iter().map(|name| killed.disk.contents(name)).collect();
     assert_eq!(contents, [6, 7, 8, 9].map(|at| format!("attempt {at}").into_bytes()));
+}
+
+/// Method: the journal is cut behind each record, replaced by one of an earlier moment, or the file
+/// beside the log that says how long it was is removed. A file that is behind it is no alarm.
+#[test]
+fn a_journal_that_was_cut_is_an_alarm() {
+    let killed = Killed::new();
+    let (before, behind) = (killed.journal(), killed.disk.contents(layout::HEAD));
+    let mut store = killed.open();
+    store.push(b"more".to_vec()).expect("it is short");
+    store.commit().expect("no fault is set");
+    store.bind(700, &Sizes::new()).expect("no fault is set");
+    let whole = killed.journal();
+    let assert_found = |journal: &[u8], alarms: &[Alarm], cut: Option<u64>| {
+        killed.put(journal);
+        let store = killed.open();
+        assert_eq!((store.alarms.as_slice(), store.cut_until), (alarms, cut), "{}", journal.len());
+    };
+    assert_found(&whole, &[], None);
+    let header = 80;
+    let ends = (header..whole.len()).filter(|end| {
+        let found = journal::entries(&whole[..*end]).len();
+        journal::entries(&whole[..end - 1]).len() < found || *end == header
+    });
+    let ends: Vec<_> = ends.collect();
+    assert_eq!(ends.len(), 4, "the header, and the border behind each of three records");
+    for end in ends {
+        assert_found(&whole[..end], &[Alarm::Removed], Some(700));
+    }
+    assert_found(&before, &[Alarm::Removed], Some(700));
+    killed.disk.remove(layout::HEAD).expect("it is there");
+    assert_found(&whole, &[Alarm::Removed], None);
+    // A crash between the two files.
+    replace(&killed.disk, layout::HEAD, &behind).expect("no fault is set");
+    assert_found(&whole, &[], None);
 }
 
 /// Method: files of a log are removed, or replaced by older ones, while no relay runs.

@@ -1,11 +1,16 @@
 //! Evidence that was off, removed or forged: the relay says so in its log, and records an alarm.
 
+use std::collections::BTreeMap;
 use std::fs;
 
 use serde_json::Value;
 
+use super::recorded::ORIGIN;
 use super::recorded::Recorded;
+use super::recorded::keygen;
 use super::recorded::wait_for_checkpoint;
+use super::tampered::forge;
+use super::tampered::with_consumer_away;
 use crate::support::prelude::*;
 
 /// The log lines of the ERRORs that these tests expect.
@@ -291,6 +296,189 @@ fn a_log_that_is_removed_while_the_relay_runs_is_an_alarm() {
         run(&mut recorded, &config, 3, 10);
         assert_eq!(alarms(&recorded.spool).len(), seen, "it is said once");
     }
+}
+
+/// Returns the files of line hashes, the oldest first, with their contents.
+fn line_hashes(spool: &Spool) -> Vec<(PathBuf, Vec<u8>)> {
+    let names = fs::read_dir(spool.path().join("evidence/lines")).unwrap();
+    let mut files: Vec<_> = names.map(|name| name.unwrap().path()).collect();
+    files.sort();
+    files.into_iter().map(|file| (file.clone(), fs::read(file).unwrap())).collect()
+}
+
+/// Method: while the relay is stopped, or after a kill, somebody makes a file of line hashes 30 GiB
+/// long, which takes no room on the disk, or adds copies of its records. By its size alone, all
+/// other hashes would have to make room for it.
+#[test]
+fn line_hashes_make_no_room_for_what_the_relay_did_not_write() {
+    for (newest, killed, holes) in
+        [(true, false, true), (true, true, true), (false, false, true), (true, false, false)]
+    {
+        let mut recorded = Recorded::new();
+        let config = recorded.config("max_bytes = \"1MiB\"\n");
+        let mut relay = Relay::start(&config);
+        for seed in 0..4 {
+            recorded.post(&relay, seed, 1500);
+            recorded.wait_until_signed();
+        }
+        relay.wait_until_delivered(PATIENCE);
+        match killed {
+            true => relay.kill(),
+            false => relay.finish(Backlog::Empty),
+        }
+        let before = line_hashes(&recorded.spool);
+        assert!(before.len() > 1, "several files");
+        let (path, content) = if newest { before.last() } else { before.first() }.unwrap();
+        match holes {
+            true => fs::File::options().write(true).open(path).unwrap().set_len(30 << 30).unwrap(),
+            false => fs::write(path, content.repeat(2 + (2 << 20) / content.len())).unwrap(),
+        }
+        let relay = Relay::start(&config);
+        recorded.post(&relay, 5, 10);
+        recorded.wait_until_signed();
+        assert_eq!(tampered(&relay), 1, "{newest} {killed} {holes}");
+        relay.finish(Backlog::Empty);
+        assert_eq!(alarms(&recorded.spool), [of("removed")]);
+        assert!(entries(&recorded.spool).iter().all(|entry| entry["type"] != "pruned"));
+        let after: BTreeMap<_, _> = line_hashes(&recorded.spool).into_iter().collect();
+        for (path, content) in &before {
+            assert!(after[path].starts_with(content), "{}", path.display());
+            assert!(after[path].len() < content.len() + (1 << 20), "{}", path.display());
+        }
+        recorded.check().assert(1, &["FAULT"]);
+    }
+}
+
+/// Method: the only checkpoint is the one of the start, and the consumer is away. The relay is
+/// killed, an event is changed in the queue, its entry is cut off the journal (or an older journal
+/// is put back), and the line hashes are deleted. The next start reads the event as it is now.
+#[test]
+fn an_event_that_was_changed_after_a_crash_is_not_signed_as_it_is_then() {
+    for is_cut in [true, false] {
+        let (mut recorded, is_there) = with_consumer_away();
+        let often = recorded.config("");
+        let config = often.replace("checkpoint_interval = \"1s\"", "checkpoint_interval = \"1h\"");
+        let mut relay = Relay::start(&config);
+        let head = recorded.spool.path().join("evidence-head");
+        let wait_until_durable = |events: u64| {
+            let next = format!("\"next\":{events},");
+            wait_until("durable evidence", PATIENCE, || {
+                fs::read_to_string(&head).is_ok_and(|text| text.contains(&next))
+            });
+        };
+        recorded.post(&relay, 1, 100);
+        wait_until_durable(100);
+        let journal = recorded.log().join("journal");
+        let older = fs::read(&journal).unwrap();
+        recorded.post(&relay, 2, 100);
+        wait_until_durable(200);
+        relay.kill();
+        forge(&recorded.spool, 150);
+        match is_cut {
+            true => {
+                let file = fs::File::options().write(true).open(&journal).unwrap();
+                file.set_len(older.len() as u64).unwrap();
+            }
+            false => fs::write(&journal, &older).unwrap(),
+        }
+        for (path, _) in line_hashes(&recorded.spool) {
+            fs::write(path, "").unwrap();
+        }
+        is_there.store(true, Ordering::Relaxed);
+        let relay = Relay::start(&often);
+        wait_until_covered(&recorded.spool, 200);
+        assert_error(&relay, "evidence/journal was cut or replaced by an older one");
+        assert_eq!(tampered(&relay), 1);
+        relay.wait_until_delivered(PATIENCE);
+        relay.finish(Backlog::Empty);
+        assert_eq!(alarms(&recorded.spool), [of("removed"), off(100, 100)]);
+        assert_whole(&recorded.spool, 0, 200);
+        recorded.check().assert(1, &["FAULT"]);
+    }
+}
+
+/// Method: the relay is killed in the middle of many commits, and started again.
+#[test]
+fn a_crash_is_never_taken_for_tampering() {
+    let mut recorded = Recorded::new();
+    let config = recorded.config("max_bytes = \"1MiB\"\n");
+    for seed in 0..12 {
+        let mut relay = Relay::start(&config);
+        for part in 0..6 {
+            recorded.post(&relay, seed * 100 + part, 500);
+        }
+        std::thread::sleep(Duration::from_millis(fastrand::u64(..1500)));
+        assert_eq!(tampered(&relay), 0);
+        relay.kill();
+    }
+    run(&mut recorded, &config, 5000, 10);
+    assert_eq!(alarms(&recorded.spool), []);
+}
+
+/// Method: directories of the log are replaced by symlinks to directories outside, while the relay
+/// is stopped.
+#[test]
+fn no_symlink_below_the_queues_directory_is_followed() {
+    for name in ["evidence", "evidence/lines", "evidence/tile", "evidence/tile/0"] {
+        let mut recorded = Recorded::new();
+        let config = recorded.config("");
+        run(&mut recorded, &config, 1, 100);
+        let (outside, path) = (Spool::new(), recorded.spool.path().join(name));
+        fs::rename(&path, outside.path()).unwrap();
+        std::os::unix::fs::symlink(outside.path(), &path).unwrap();
+        let before: Vec<_> = outside.files().into_iter().map(|(at, it)| (at, it.bytes)).collect();
+        let relay = Relay::start(&config);
+        recorded.post(&relay, 2, 100);
+        relay.wait_until_delivered(PATIENCE);
+        wait_until("a count", PATIENCE, || tampered(&relay) > 0);
+        assert_error(&relay, "is a symlink");
+        let after: Vec<_> = outside.files().into_iter().map(|(at, it)| (at, it.bytes)).collect();
+        assert!(before == after, "{name} was followed");
+        // When the directory is put back, the evidence goes on.
+        fs::remove_file(&path).unwrap();
+        fs::rename(outside.path(), &path).unwrap();
+        wait_until_covered(&recorded.spool, 200);
+        relay.finish(Backlog::Empty);
+        assert_whole(&recorded.spool, 0, 200);
+    }
+}
+
+/// Method: a backup of the directory is restored, and the relay gets a new origin and a new key, as
+/// the documentation says. The queue still has events from before.
+#[test]
+fn a_restored_directory_under_a_new_origin_makes_no_alarm() {
+    let (mut recorded, is_there) = with_consumer_away();
+    let config = recorded.config("");
+    let mut relay = Relay::start(&config);
+    recorded.post(&relay, 1, 100);
+    wait_until_covered(&recorded.spool, 100);
+    relay.kill();
+    let backup = recorded.spool.copy();
+    run_away(&mut recorded, &config);
+    let next = recorded.directory.path().join("next");
+    let origin = format!("{ORIGIN}-b");
+    keygen(&origin, &next);
+    let config = config
+        .replace(ORIGIN, &origin)
+        .replace(recorded.directory.path().join("key").to_str().unwrap(), next.to_str().unwrap())
+        .replace(recorded.spool.path().to_str().unwrap(), backup.path().to_str().unwrap());
+    is_there.store(true, Ordering::Relaxed);
+    let relay = Relay::start(&config);
+    recorded.post(&relay, 3, 20);
+    relay.wait_until_delivered(PATIENCE);
+    wait_until_covered(&backup, 120);
+    assert_eq!(tampered(&relay), 0);
+    relay.finish(Backlog::Empty);
+    assert_eq!(alarms(&backup), []);
+    assert_whole(&backup, 0, 120);
+}
+
+/// Posts events that the backup does not have.
+fn run_away(recorded: &mut Recorded, config: &str) {
+    let mut relay = Relay::start(config);
+    recorded.post(&relay, 2, 50);
+    wait_until_covered(&recorded.spool, 150);
+    relay.kill();
 }
 
 /// Method: single files are removed while the relay runs. It has all that was in them in memory, so

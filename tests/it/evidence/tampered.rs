@@ -6,7 +6,7 @@ use crate::support::prelude::*;
 use crate::support::spool::forge_lines;
 
 /// Returns a relay's directory and its consumer, which refuses all until the value is `true`.
-fn with_consumer_away() -> (Recorded, Arc<AtomicBool>) {
+pub(super) fn with_consumer_away() -> (Recorded, Arc<AtomicBool>) {
     let mut recorded = Recorded::new();
     let is_there = Arc::new(AtomicBool::new(false));
     let there = Arc::clone(&is_there);
@@ -17,7 +17,7 @@ fn with_consumer_away() -> (Recorded, Arc<AtomicBool>) {
 }
 
 /// Changes the event at a position in its segment, and makes the checksums right again.
-fn forge(spool: &Spool, position: u64) {
+pub(super) fn forge(spool: &Spool, position: u64) {
     let records = spool.records();
     let record = records.iter().find(|it| it.positions.contains(&position)).unwrap();
     let nth = usize::try_from(position - record.positions.start).unwrap();
