@@ -34,13 +34,7 @@ pub use recorder::COMMIT_BYTES;
 pub use recorder::COMMIT_EVERY;
 pub use witness::AHEAD_MAX;
 
-use std::time::Duration;
-
 use crate::release::Format;
-
-/// Nothing is proven about the events of this time before a crash: their entries may not have been
-/// durable yet.
-pub const UNPROVEN_MAX: Duration = recorder::COMMIT_EVERY;
 
 /// The format of the evidence, for `--version`: that of the entries, the journal and the files of
 /// line hashes. Version 2 has MACs in the journal, and the files beside the log; version 3 also has

@@ -9,7 +9,8 @@ use std::collections::BTreeSet;
 use super::report::Fault;
 use super::report::Faults;
 use super::report::time;
-use crate::evidence::UNPROVEN_MAX;
+use crate::evidence::COMMIT_BYTES;
+use crate::evidence::COMMIT_EVERY;
 use crate::evidence::entry::Entry;
 use crate::evidence::entry::Running;
 use crate::evidence::entry::Stamp;
@@ -124,10 +125,11 @@ impl Runs {
             (State::Running, Some(at)) => {
                 self.turns.0.insert(index);
                 self.turns.1.insert(running.at);
-                let unproven = seconds(u64::try_from(UNPROVEN_MAX.as_millis()).unwrap_or(u64::MAX));
                 let how = format!(
-                    "it had ended without a stop; up to {unproven} before this crash nothing was \
-                     proven"
+                    "it had ended without a stop; up to {} s or {} MiB of events before this \
+                     crash, nothing was proven",
+                    COMMIT_EVERY.as_secs(),
+                    COMMIT_BYTES >> 20
                 );
                 (at, how)
             }

@@ -6,14 +6,12 @@
 
 use super::log::Check;
 use super::report::time;
+use crate::evidence::AHEAD_MAX;
 use crate::evidence::entry::now;
 use crate::evidence::reader::Log;
 use crate::tlog::checkpoint::Signed;
 use crate::tlog::key::VerifierKey;
 use crate::tlog::note::Signed as Signature;
-
-/// A cosignature may be ahead of this machine's clock by this many seconds.
-const AHEAD_MAX: u64 = 60;
 
 impl Check<'_> {
     /// Compares the newest checkpoint of the witness at `url` with the log.
