@@ -31,8 +31,10 @@ use url::Url;
 mod connection;
 
 pub use connection::Connection;
+pub use connection::NoAnswer;
 pub use connection::Reply;
 pub use connection::Stream;
+pub use connection::exchange;
 
 use crate::config::ClientTls;
 use crate::net;

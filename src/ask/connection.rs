@@ -1,5 +1,8 @@
 //! An HTTP/1.1 connection, and an answer that is read from it.
 
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -7,17 +10,65 @@ use http_body_util::BodyExt;
 use http_body_util::Full;
 use hyper::HeaderMap;
 use hyper::Request;
+use hyper::Response;
 use hyper::StatusCode;
+use hyper::body::Body;
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::io::AsyncRead;
 use tokio::io::AsyncWrite;
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
 /// The greatest number of bytes of an answer's head, which is the status line and the headers.
 const HEAD_MAX: usize = 64 << 10;
+
+/// The greatest number of interim answers (1xx) to one request. Servers send one or two. One that
+/// sends them without end would keep a processor busy until the time limit.
+const INTERIM_MAX: usize = 100;
+
+/// The reason why a request has no final answer.
+#[derive(Debug, thiserror::Error)]
+pub enum NoAnswer {
+    /// The connection ended, or carries something else than HTTP.
+    #[error(transparent)]
+    Broken(#[from] hyper::Error),
+    /// The server goes on sending interim answers.
+    #[error("more than {INTERIM_MAX} interim answers (1xx) and no final one")]
+    Interim,
+}
+
+/// Sends a request, and waits for the head of its final answer. Calls `interim` for each interim
+/// answer (1xx). The caller limits the time.
+///
+/// # Errors
+///
+/// There is no answer. The connection cannot be used any more.
+///
+/// # Cancel safety
+///
+/// Dropping the future ends the request and the connection.
+pub async fn exchange<B: Body + 'static>(
+    sender: &mut http1::SendRequest<B>,
+    mut request: Request<B>,
+    interim: impl Fn() + Send + Sync + 'static,
+) -> Result<Response<Incoming>, NoAnswer> {
+    let endless = Arc::new(Notify::new());
+    let (noted, count) = (Arc::clone(&endless), AtomicUsize::new(0));
+    hyper::ext::on_informational(&mut request, move |_| {
+        interim();
+        if count.fetch_add(1, Ordering::Relaxed) == INTERIM_MAX {
+            noted.notify_one();
+        }
+    });
+    tokio::select! {
+        biased;
+        () = endless.notified() => Err(NoAnswer::Interim),
+        answer = sender.send_request(request) => Ok(answer?),
+    }
+}
 
 /// A stream of bytes to a server, plain or in TLS.
 pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
@@ -66,18 +117,18 @@ impl Connection {
     /// # Cancel safety
     ///
     /// Dropping the future ends the request and the connection.
-    pub async fn send(self, request: Request<Full<Bytes>>) -> hyper::Result<Reply> {
+    pub async fn send(self, request: Request<Full<Bytes>>) -> Result<Reply, NoAnswer> {
         let Self { mut sender, mut driver, not_after } = self;
-        match sender.send_request(request).await {
+        match exchange(&mut sender, request, || ()).await {
             Ok(response) => {
                 let (head, body) = response.into_parts();
                 let connection = Self { sender, driver, not_after };
                 Ok(Reply { status: head.status, headers: head.headers, body, connection })
             }
-            Err(error) if error.is_canceled() => {
+            Err(NoAnswer::Broken(error)) if error.is_canceled() => {
                 drop(sender);
                 let ended = driver.join_next().await.and_then(Result::ok);
-                Err(ended.and_then(Result::err).unwrap_or(error))
+                Err(ended.and_then(Result::err).unwrap_or(error).into())
             }
             Err(error) => Err(error),
         }

@@ -19,6 +19,7 @@ use super::api::Outcome;
 use super::api::Reply;
 use super::api::Sent;
 use super::url::BaseUrl;
+use crate::ask::NoAnswer;
 use crate::delivery::failure::Failure;
 use crate::delivery::failure::RETRY_AFTER_MAX;
 use crate::output::transport::connection::io_reason;
@@ -189,7 +190,8 @@ pub(super) async fn read(response: Response<Incoming>, wanted: usize, deadline: 
 
 /// Returns the category of the error that ended a request on an open connection before its answer:
 /// invalid HTTP, TLS, a timeout, or a closed connection.
-pub(super) fn reason(error: &hyper::Error) -> AttemptError {
+pub(super) fn reason(error: &NoAnswer) -> AttemptError {
+    let NoAnswer::Broken(error) = error else { return AttemptError::Protocol };
     if error.is_parse() {
         return AttemptError::Protocol;
     }

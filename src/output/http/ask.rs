@@ -5,6 +5,7 @@ use http_body_util::BodyExt as _;
 use http_body_util::Limited;
 use tokio::time::Instant;
 
+use super::answer;
 use super::api::Confirm;
 use super::api::RequestHead;
 use super::api::Told;
@@ -13,6 +14,9 @@ use super::client::Client;
 use super::confirm::Settled;
 use super::pool::Lane;
 use super::pool::PooledConnection;
+use super::pool::exchange;
+use crate::ask;
+use crate::ask::NoAnswer;
 use crate::delivery::failure::Failure;
 use crate::telemetry::AttemptError;
 
@@ -99,14 +103,12 @@ impl Client {
         let head = RequestHead::post(confirm.path, confirm.content_type);
         let asked = connection.confirmations.ask(ASKED_MAX);
         let question = Pieces::of(vec![Bytes::from((confirm.question)(&asked))]);
-        let ended = |_| {
-            let what = "the connection ended before the consumer confirmed the events";
-            failed(AttemptError::Closed, what)
-        };
         let answer = async {
-            connection.sender.ready().await.map_err(ended)?;
+            let broken = |error: NoAnswer| failed(answer::reason(&error), &ask::chain(&error));
+            connection.sender.ready().await.map_err(|error| broken(error.into()))?;
             let request = self.request(connection, endpoint, &head, &expanded.headers, question)?;
-            let response = connection.sender.send_request(request).await.map_err(ended)?;
+            let response = exchange(&mut connection.sender, request).await;
+            let response = response.map_err(broken)?;
             connection.take_up_cookies(response.headers(), &endpoint.target(&head.path));
             let status = response.status();
             let body = Limited::new(response.into_body(), ANSWER_BYTES_MAX).collect().await;

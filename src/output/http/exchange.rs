@@ -23,6 +23,7 @@ use super::client::Client;
 use super::expanded::Expanded;
 use super::pool::Lane;
 use super::pool::PooledConnection;
+use super::pool::exchange;
 use super::request::compressed;
 use super::request::content_encoding;
 use super::silence::Waiting;
@@ -400,7 +401,7 @@ impl Client {
                 true => connection.progress.written(),
                 false => connection.progress.acknowledged(),
             };
-            let answer = connection.sender.send_request(request);
+            let answer = exchange(&mut connection.sender, request);
             let limit = self.patience(attempt);
             let parts = (&connection.progress, waiting, id, limit);
             let (response, since) = match self.in_time(parts, (seen, *sent_at), answer).await {
@@ -463,7 +464,7 @@ impl Client {
             pieces,
             metrics: self.metrics.clone(),
             figures: Arc::clone(&connection.key.address.figures),
-            marks: marks.clone(),
+            marks,
         };
         let request = Request::builder().method(&head.method).uri(target).body(upload);
         let mut request = request.map_err(|error| {
@@ -480,7 +481,6 @@ impl Client {
         for (name, value) in extra.chain(own) {
             headers.insert(name, value);
         }
-        hyper::ext::on_informational(&mut request, move |_| marks.interim());
         Ok(request)
     }
 

@@ -1,6 +1,9 @@
 //! The connections that an `http` output keeps between requests.
 
 use hyper::HeaderMap;
+use hyper::Request;
+use hyper::Response;
+use hyper::body::Incoming;
 use hyper::client::conn::http1;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
@@ -13,6 +16,8 @@ use super::expanded::Expanded;
 use super::proxy::Proxy;
 use super::url::BaseUrl;
 use super::wire::Progress;
+use crate::ask;
+use crate::ask::NoAnswer;
 use crate::delivery::endpoints::Endpoints;
 use crate::delivery::endpoints::ResolvedAddress;
 
@@ -79,6 +84,16 @@ impl PooledConnection {
     pub(super) fn is_over(&self, endpoints: &Endpoints) -> bool {
         self.has_expired() || endpoints.is_gone(&self.key.address)
     }
+}
+
+/// Sends a request, waits for the head of its final answer, and notes the interim ones in the marks
+/// of the request.
+pub(super) async fn exchange(
+    sender: &mut http1::SendRequest<Upload>,
+    request: Request<Upload>,
+) -> Result<Response<Incoming>, NoAnswer> {
+    let marks = request.body().marks.clone();
+    ask::exchange(sender, request, move || marks.interim()).await
 }
 
 /// A slot for one request at a time. The slot keeps the open connections of its earlier requests:

@@ -22,6 +22,7 @@ use super::proxy::Proxy;
 use super::url::BaseUrl;
 use super::url::HttpEndpoint;
 use crate::ask::Connection;
+use crate::ask::NoAnswer;
 use crate::ask::Stream;
 use crate::ask::USER_AGENT;
 use crate::ask::chain;
@@ -213,10 +214,10 @@ async fn exchange(
     stream: Box<dyn Stream>,
     request: Request<Full<Bytes>>,
 ) -> Result<Vec<u8>, ServiceError> {
-    let failed = |error: hyper::Error| {
+    let failed = |error: NoAnswer| {
         Failure::new(answer::reason(&error), format!("{base}: {}", chain(&error)))
     };
-    let connection = Connection::over(stream).await.map_err(failed)?;
+    let connection = Connection::over(stream).await.map_err(|error| failed(error.into()))?;
     let mut reply = connection.send(request).await.map_err(failed)?;
     let status = reply.status;
     let meaning = answer::meaning(base, path, status, &reply.headers);

@@ -13,6 +13,7 @@ use super::api::TestRequest;
 use super::body::Pieces;
 use super::client::Client;
 use super::expanded::Expanded;
+use super::pool::exchange;
 use super::url::HttpEndpoint;
 use crate::ask::chain;
 use crate::config::ClientTls;
@@ -105,7 +106,7 @@ impl Client {
         let body = Pieces::of(vec![Bytes::from_static(body)]);
         let request = self.request(&mut connection, endpoint, &head, &expanded.headers, body)?;
         let answer = async {
-            let response = connection.sender.send_request(request).await;
+            let response = exchange(&mut connection.sender, request).await;
             let response =
                 response.map_err(|error| failed(answer::reason(&error), &chain(&error)))?;
             Ok(answer::read(response, bytes_max, deadline).await)

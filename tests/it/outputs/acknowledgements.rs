@@ -6,6 +6,8 @@ use crate::support::prelude::*;
 /// The body of a sign-in page.
 const PAGE: &str = "\u{feff}\n<!DOCTYPE html><html><body>sign in, s3cr3t</body></html>";
 
+const INTERIM: &[u8] = b"HTTP/1.1 102 Processing\r\n\r\n";
+
 /// A false answer: status, media type (empty: none) and body.
 type False = (u16, &'static str, &'static str);
 
@@ -234,4 +236,71 @@ fn a_404_names_the_path_that_was_asked_and_no_secret() {
         assert!(!relay.log_text().contains("s3cr3t"), "{}", relay.log_text());
         relay.settle(Backlog::Stable);
     });
+}
+
+/// Method: a server streams interim answers without end, to a request of each type, to the question
+/// which events are indexed, and to the request for a token. `timeouts.request` is 60 s.
+#[test]
+fn interim_answers_without_end_end_the_request() {
+    let endless = || Answer::interim(&INTERIM.repeat(1000), Duration::ZERO, u32::MAX);
+    let wait = |relay: &Relay, kind: &str| {
+        let began = Instant::now();
+        let words = "more than 100 interim answers (1xx) and no final one";
+        wait_until(&format!("{kind} to give up"), PATIENCE, || relay.log_text().contains(words));
+        assert!(began.elapsed() < Duration::from_secs(20), "{kind}: {:?}", began.elapsed());
+        assert_eq!(of_output(relay, "output_events_total"), 0.0);
+    };
+    let http =
+        Store { kind: "http", keys: "", target: "", printed: &[], answers: &[], ..STORES[0] };
+    for_each_store(|store| {
+        let setup = Setup::new(move |_| endless());
+        let relay = setup.relay(store, "");
+        post_batch(&relay, 1, 10, 700);
+        wait(&relay, store.kind);
+        relay.settle(Backlog::Stable);
+    });
+    let setup = Setup::new(move |_| endless());
+    let relay = setup.relay(&http, "");
+    post_batch(&relay, 1, 10, 700);
+    wait(&relay, "http");
+    let cpu = || relay.metrics().value("process_cpu_seconds_total", &[]);
+    let before = cpu();
+    std::thread::sleep(Duration::from_secs(3));
+    let used = cpu() - before;
+    assert!(used < 1.0, "{used} s of a processor in 3 s");
+    relay.settle(Backlog::Stable);
+    let asked = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&asked);
+    let setup = Setup::new(move |request| match request.target.contains("/ack") {
+        true => {
+            count.fetch_add(1, Ordering::SeqCst);
+            endless()
+        }
+        false => (STORES[1].acknowledges)(request),
+    });
+    let relay = setup.relay(&STORES[1], "");
+    post_batch(&relay, 1, 10, 700);
+    wait_until("questions", PATIENCE, || asked.load(Ordering::SeqCst) > 2);
+    relay.settle(Backlog::Stable);
+    let mut setup = Setup::new(|_| Answer::status(200));
+    setup.iam = HttpSink::start(move |_| endless());
+    let relay =
+        setup.relay(STORES.iter().find(|store| store.kind == "ibm_cloud_logs").unwrap(), "");
+    post_batch(&relay, 1, 10, 700);
+    wait(&relay, "IAM");
+    relay.settle(Backlog::Stable);
+}
+
+/// Method: the proxy answers CONNECT by interim answers without end. `timeouts.connect` is 5 s.
+#[test]
+fn interim_answers_of_a_proxy_end_the_request() {
+    let setup = Setup::new(|_| Answer::status(200));
+    let proxy =
+        HttpSink::start(|_| Answer::interim(&INTERIM.repeat(1000), Duration::ZERO, u32::MAX));
+    let proxy = format!("proxy = \"http://{}\"", proxy.address());
+    let relay = Relay::start(&to_http(&[format!("http://{}/", setup.sink.address())], &proxy));
+    post_batch(&relay, 1, 10, 700);
+    let line = relay.wait_for_log("output down, events are kept", PATIENCE).to_string();
+    assert!(line.contains("answered 102 Processing"), "{line}");
+    relay.settle(Backlog::Stable);
 }
