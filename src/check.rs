@@ -203,8 +203,8 @@ impl Findings<'_> {
         self.report(named, chain.roots(&named.path));
         for number in chain.leaves() {
             let message = format!(
-                "certificate {number} of {} is not that of a CA, so no client certificate can be \
-                 verified against it, better: the certificate of the CA that has issued it",
+                "certificate {number} of {} is not that of a CA: it makes only a peer trusted that \
+                 presents this very certificate, better: the certificate of the CA that has issued it",
                 named.path.display()
             );
             self.add(named, message, Severity::Warning);

@@ -4,6 +4,8 @@
 //! be parsed, or does not fit the others, the settings in use stay in use. Reading files blocks;
 //! callers do it off the runtime's threads.
 
+mod verify;
+
 use std::io;
 use std::path::Path;
 use std::path::PathBuf;
@@ -17,9 +19,6 @@ use rustls::RootCertStore;
 use rustls::ServerConfig;
 use rustls::SupportedProtocolVersion;
 use rustls::client::WebPkiServerVerifier;
-use rustls::client::danger::HandshakeSignatureValid;
-use rustls::client::danger::ServerCertVerified;
-use rustls::client::danger::ServerCertVerifier;
 use rustls::crypto::CryptoProvider;
 use rustls::server::WebPkiClientVerifier;
 use rustls_pki_types::CertificateDer;
@@ -27,6 +26,8 @@ use rustls_pki_types::PrivateKeyDer;
 use rustls_pki_types::ServerName;
 use rustls_pki_types::UnixTime;
 use rustls_pki_types::pem::PemObject;
+use verify::Clients;
+use verify::Servers;
 
 use crate::config::ClientTls;
 use crate::config::ListenerTls;
@@ -107,7 +108,8 @@ fn certificate_fault(error: &OtherError) -> String {
              subjectAltName, which makes it version 3"
         }
         "CaUsedAsEndEntity" => {
-            "the certificate is that of a CA: issue one for the server or client itself"
+            "the certificate is that of a CA: issue one for the server or client itself, or name a \
+             file with this very certificate as the trusted CA"
         }
         "EndEntityUsedAsCa" => {
             "a certificate in the chain is not that of a CA, but has signed another certificate"
@@ -118,6 +120,10 @@ fn certificate_fault(error: &OtherError) -> String {
         }
         "MalformedExtensions" | "ExtensionValueInvalid" => {
             "the certificate has a malformed extension: issue it again"
+        }
+        "UnfitUsage" => {
+            "its extensions do not allow this use: issue it again with keyUsage digitalSignature, \
+             and with serverAuth or clientAuth if it has an extendedKeyUsage"
         }
         "InvalidSerialNumber" => {
             "the serial number of the certificate is not valid: issue it again"
@@ -251,12 +257,13 @@ impl Server {
         let builder = match &config.client_ca {
             None => builder.with_no_client_auth(),
             Some(file) => {
-                let roots = roots(file, &contents[2])?;
-                let verifier =
-                    WebPkiClientVerifier::builder_with_provider(Arc::new(roots), provider())
-                        .build()
-                        .map_err(|error| content(file, error.to_string()))?;
-                builder.with_client_cert_verifier(verifier)
+                let listed = certificates(file, &contents[2])?;
+                let roots = Arc::new(roots(file, &listed)?);
+                let webpki = WebPkiClientVerifier::builder_with_provider(roots, provider())
+                    .build()
+                    .map_err(|error| content(file, error.to_string()))?;
+                let algorithms = provider().signature_verification_algorithms;
+                builder.with_client_cert_verifier(Arc::new(Clients { algorithms, webpki, listed }))
             }
         };
         let mut rustls = builder
@@ -324,18 +331,25 @@ impl Client {
         let builder = ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(versions(config.min_version))
             .map_err(|error| unusable(&here, error))?;
-        let builder = if config.insecure_skip_verify {
-            builder.dangerous().with_custom_certificate_verifier(Arc::new(AcceptAny(provider())))
-        } else {
-            let roots = match &config.ca {
-                Some(file) => roots(file, &contents[0])?,
-                None => system_roots(),
-            };
-            let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider())
-                .build()
-                .map_err(|error| content(&here, format!("no usable roots: {error}")))?;
-            builder.with_webpki_verifier(verifier)
+        let trusted = match (&config.ca, contents.first()) {
+            _ if config.insecure_skip_verify => None,
+            (Some(file), Some(pem)) => {
+                let listed = certificates(file, pem)?;
+                Some((roots(file, &listed)?, listed))
+            }
+            _ => Some((system_roots(), Vec::new())),
         };
+        let verifier = |(roots, listed)| {
+            let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider());
+            let verifier = verifier.build();
+            let none = |error| content(&here, format!("no usable roots: {error}"));
+            Ok::<_, TlsError>((verifier.map_err(none)?, listed))
+        };
+        let trusted = trusted.map(verifier).transpose()?;
+        let algorithms = provider().signature_verification_algorithms;
+        let builder = builder
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(Servers { algorithms, trusted }));
         let mut not_after_own = None;
         let mut rustls = match &config.identity {
             None => builder.with_no_client_auth(),
@@ -483,7 +497,7 @@ impl Chain {
     /// One of the certificates cannot be used as an authority, for example because it is not valid
     /// X.509.
     pub fn roots(&self, file: &Path) -> Result<(), TlsError> {
-        roots_of(file, self.0.clone()).map(drop)
+        roots(file, &self.0).map(drop)
     }
 
     /// Checks that `key_file` contains the private key of the first certificate. The certificates
@@ -567,21 +581,12 @@ fn private_key(file: &Path, pem: &[u8]) -> Result<PrivateKeyDer<'static>, TlsErr
     Ok(key)
 }
 
-/// Parses the certificates in the PEM text `pem`, and returns them as authorities that rustls
-/// trusts.
-fn roots(file: &Path, pem: &[u8]) -> Result<RootCertStore, TlsError> {
-    roots_of(file, certificates(file, pem)?)
-}
-
 /// Returns the certificates as authorities that rustls trusts. Returns an error if a certificate
 /// cannot be used as an authority; `file` is the path for the error message.
-fn roots_of(
-    file: &Path,
-    certificates: Vec<CertificateDer<'static>>,
-) -> Result<RootCertStore, TlsError> {
+fn roots(file: &Path, certificates: &[CertificateDer<'static>]) -> Result<RootCertStore, TlsError> {
     let mut roots = RootCertStore::empty();
     for certificate in certificates {
-        roots.add(certificate).map_err(|error| unusable(file, error))?;
+        roots.add(certificate.clone()).map_err(|error| unusable(file, error))?;
     }
     Ok(roots)
 }
@@ -599,56 +604,6 @@ fn system_roots() -> RootCertStore {
 pub fn not_after(certificate: &CertificateDer<'_>) -> Option<i64> {
     let (_, parsed) = x509_parser::parse_x509_certificate(certificate).ok()?;
     Some(parsed.validity().not_after.timestamp())
-}
-
-/// The certificate verifier for `insecure_skip_verify`. It accepts every certificate, but the peer
-/// must still sign the handshake with the key of that certificate.
-#[derive(Debug)]
-struct AcceptAny(Arc<CryptoProvider>);
-
-impl ServerCertVerifier for AcceptAny {
-    fn verify_server_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &rustls::DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls12_signature(
-            message,
-            certificate,
-            signature,
-            &self.0.signature_verification_algorithms,
-        )
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &rustls::DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(
-            message,
-            certificate,
-            signature,
-            &self.0.signature_verification_algorithms,
-        )
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<rustls::SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
 }
 
 #[cfg(test)]

@@ -115,8 +115,8 @@ fn read_tls(t: &mut Table<'_, '_>) -> Option<ListenerTls> {
             "client_ca",
             "path",
             "none",
-            "its presence requires a client certificate (mTLS); once replaced, connections that \
-             the old one let in end after the request under way",
+            "its presence requires a client certificate (mTLS) from a CA in it, or that is in it; \
+             once replaced, connections that the old one let in end after the request under way",
         ),
         Content::Authorities,
         must_exist,

@@ -109,7 +109,7 @@ fn ca(t: &mut Table<'_, '_>) -> Option<PathBuf> {
             "ca",
             "path",
             "the system's roots",
-            "PEM bundle that the peer's chain must end in",
+            "PEM bundle that the peer's chain must end in, or that has the peer's own certificate",
         ),
         Content::Authorities,
         true,

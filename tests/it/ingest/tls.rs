@@ -12,6 +12,7 @@ use crate::support::answers::assert_kept;
 use crate::support::answers::assert_refusal;
 use crate::support::certificates::Pair;
 use crate::support::certificates::chain;
+use crate::support::certificates::expire;
 use crate::support::h2;
 use crate::support::h2::H2;
 use crate::support::peers::curl;
@@ -104,6 +105,39 @@ fn a_client_ca_lets_nobody_in_without_its_certificate() {
     relay.finish(Backlog::Empty);
     sink.wait_until_left();
     assert_eq!(sink.count(), 3);
+}
+
+/// HAProxy and Go let in a client whose certificate is itself in their file of CAs.
+#[test]
+fn a_client_whose_self_signed_certificate_is_the_client_ca_is_let_in() {
+    let certificates = Certificates::new();
+    let right = certificates.self_signed("right", |_| ());
+    let batch = generated_batch(1, 3, 600);
+    let try_as = |client: &Pair, ca: &Path, words: &str| {
+        let ca = format!("client_ca = \"{}\"", text(ca));
+        let (relay, sink) = start(&tls(&certificates.server, &ca), "");
+        let answer = connect(&relay, &certificates.client_config(Some(client)))
+            .and_then(|mut client| client.post("/", JSON, &batch));
+        let is_in = answer.is_ok_and(|answer| answer.status == 200);
+        assert_eq!(is_in, words.is_empty(), "{words}: {}", relay.log_text());
+        wait_until(words, PATIENCE, || relay.log_text().contains(words));
+        relay.finish(Backlog::Empty);
+        assert_eq!(sink.count(), if is_in { 3 } else { 0 });
+    };
+    try_as(&right, &right.certificate, "");
+    try_as(&certificates.client, &certificates.client.certificate, "");
+    let expired = certificates.self_signed("expired", expire);
+    let for_servers = certificates.self_signed("for-servers", |it| {
+        it.extended_key_usages = vec![rcgen::ExtendedKeyUsagePurpose::ServerAuth];
+    });
+    let another = certificates.self_signed("another", |_| ());
+    for (client, ca, words) in [
+        (&expired, &expired, "the client certificate has expired"),
+        (&for_servers, &for_servers, "its extensions do not allow this use"),
+        (&another, &right, "the certificate is that of a CA"),
+    ] {
+        try_as(client, &ca.certificate, words);
+    }
 }
 
 #[test]

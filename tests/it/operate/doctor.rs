@@ -582,6 +582,25 @@ fn the_webhooks_kubeconfig_is_tried_up_to_a_relay() {
     named.finish(Backlog::Empty);
 }
 
+/// kube-apiserver trusts a certificate that is itself its certificate-authority, as `openssl req
+/// -x509` makes it.
+#[test]
+fn a_self_signed_certificate_that_is_the_webhooks_authority_fits() {
+    let mut certificates = Certificates::new();
+    let server = certificates.self_signed("self-signed", |_| ());
+    certificates.ca.clone_from(&server.certificate);
+    let consumer = HttpSink::accepting();
+    let config = to_sink(consumer.address(), "");
+    let tls = server.tls();
+    let relay = Relay::start(&config.replace("[[output]]", &format!("{tls}[[output]]")));
+    let directory = TempDir::new().unwrap();
+    let file = kubeconfig(directory.path(), relay.address(), &certificates);
+    let said = doctor(&["--relay", &url(relay.admin()), "--webhook", &file]);
+    said.assert_has(&format!("ok: the webhook https://{}: leads to", relay.address()));
+    said.assert_has("its certificate and its authority fit, until ");
+    relay.finish(Backlog::Empty);
+}
+
 #[test]
 fn a_probe_is_followed_to_the_relay() {
     let whole = Whole::start();

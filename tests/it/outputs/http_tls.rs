@@ -1,7 +1,12 @@
 //! HTTPS: which consumers are trusted, which certificate is presented, and changes of the files.
 
+use rcgen::ExtendedKeyUsagePurpose;
+use rcgen::KeyUsagePurpose;
+use rcgen::SanType;
+
 use crate::support::certificates::Pair;
 use crate::support::certificates::chain;
+use crate::support::certificates::expire;
 use crate::support::prelude::*;
 
 fn secure(config: Arc<rustls::ServerConfig>) -> HttpSink {
@@ -142,6 +147,107 @@ fn only_right_certificates_are_trusted_and_only_as_told() {
         })
         .count();
     assert_eq!(warned, 2, "one warning at the start for each output that skips");
+    relay.finish(Backlog::Stable);
+}
+
+fn last_error(relay: &Relay, output: &str) -> Option<String> {
+    let status = http::get(relay.admin(), "/status").unwrap().json();
+    let outputs = status["outputs"].as_array().unwrap();
+    let output = outputs.iter().find(|it| it["name"] == output).unwrap();
+    output["last_error"].as_str().map(str::to_owned)
+}
+
+/// Method: consumers whose certificates are themselves in the file of `ca`, or look like it. Each
+/// is tried by a delivery and by `check --connect`.
+#[test]
+fn a_certificate_that_is_itself_in_the_ca_file_is_trusted_if_names_dates_and_usage_fit() {
+    let files = Certificates::new();
+    let right = files.self_signed("right", |_| ());
+    let same = |of: &Pair| of.certificate.clone();
+    let bundle = files.ca.with_file_name("bundle.pem");
+    let parts = [&files.ca, &right.certificate].map(|file| std::fs::read(file).unwrap());
+    std::fs::write(&bundle, parts.concat()).unwrap();
+    let for_clients = files.self_signed("for-clients", |it| {
+        it.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    });
+    let for_servers = files.self_signed("for-servers", |it| {
+        it.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        it.key_usages = vec![KeyUsagePurpose::DigitalSignature, KeyUsagePurpose::KeyCertSign];
+    });
+    let only_signs = files.self_signed("only-signs", |it| {
+        it.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    });
+    let expired = files.self_signed("expired", expire);
+    let not_yet = files.self_signed("not-yet", |it| {
+        it.not_before = rcgen::date_time_ymd(2100, 1, 1);
+        it.not_after = rcgen::date_time_ymd(2101, 1, 1);
+    });
+    let elsewhere = files.self_signed("elsewhere-ca", |it| {
+        it.subject_alt_names = vec![SanType::DnsName("elsewhere.example".try_into().unwrap())];
+    });
+    let nameless = files.self_signed("nameless", |it| it.subject_alt_names.clear());
+    let again = files.self_signed("again", |_| ());
+    let is_ca = "the certificate is that of a CA: issue one for the server";
+    let usage = "its extensions do not allow this use";
+    let rows = [
+        ("right", &right, Some(same(&right)), None),
+        ("bundle", &right, Some(bundle), None),
+        ("for-servers", &for_servers, Some(same(&for_servers)), None),
+        ("leaf", &files.server, Some(same(&files.server)), None),
+        ("another", &right, Some(same(&again)), Some(is_ca)),
+        ("system-roots", &right, None, Some(is_ca)),
+        ("for-clients", &for_clients, Some(same(&for_clients)), Some(usage)),
+        ("only-signs", &only_signs, Some(same(&only_signs)), Some(usage)),
+        ("expired", &expired, Some(same(&expired)), Some("certificate expired")),
+        ("not-yet", &not_yet, Some(same(&not_yet)), Some("certificate not valid yet")),
+        ("elsewhere", &elsewhere, Some(same(&elsewhere)), Some("not valid for name")),
+        ("nameless", &nameless, Some(same(&nameless)), Some("not valid for any names")),
+    ];
+    let mut config = BASE.to_owned();
+    let mut sinks = Vec::new();
+    for (name, pair, ca, _) in &rows {
+        let sink = secure(pair.server_config());
+        let old = secure(files.old_server_config(pair));
+        let tls = ca.as_ref().map_or(String::new(), |ca| format!("tls = {{ ca = {ca:?} }}\n"));
+        for (kind, sink) in [("tls13", &sink), ("tls12", &old)] {
+            let url = format!("https://localhost:{}/", sink.address().port());
+            config.push_str(&format!(
+                "[[output]]\nname = \"{name}-{kind}\"\ntype = \"http\"\nurls = [\"{url}\"]\n\
+                 {QUICK}{tls}"
+            ));
+        }
+        sinks.push([sink, old]);
+    }
+    config.push_str("[shutdown]\ndrain_timeout = \"200ms\"\n");
+    let relay = Relay::start(&config);
+    let sent = post_batch(&relay, 1, 20, 900);
+    let file = files.ca.with_file_name("relay.toml");
+    std::fs::write(&file, &config).unwrap();
+    let Said { stderr, .. } =
+        said(&["check", "--connect", "--config", text(&file)], Path::new("/"));
+    for ((name, _, _, refused), sinks) in rows.iter().zip(&sinks) {
+        for (kind, sink) in ["tls13", "tls12"].iter().zip(sinks) {
+            let name = format!("{name}-{kind}");
+            let start = format!("output {name}:");
+            let lines: Vec<_> = stderr.lines().filter(|said| said.starts_with(&start)).collect();
+            match refused {
+                None => {
+                    wait_until(&format!("the events at {name}"), PATIENCE, || {
+                        accepted_events(sink).len() >= sent.len()
+                    });
+                    assert_same_set(&accepted_events(sink), &sent);
+                    assert!(lines.iter().any(|line| line.ends_with(": ok")), "{stderr}");
+                }
+                Some(words) => {
+                    wait_until(&format!("the error of {name}"), PATIENCE, || {
+                        last_error(&relay, &name).is_some_and(|error| error.contains(words))
+                    });
+                    assert!(lines.iter().any(|line| line.contains(words)), "{name}: {stderr}");
+                    assert_eq!(sink.count(), 0, "{name} got a request");
+                }
+            }
+        }
+    }
     relay.finish(Backlog::Stable);
 }
 

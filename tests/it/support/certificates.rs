@@ -107,6 +107,22 @@ impl Certificates {
         issue(self.directory.path(), name, server(&HERE), &self.issuer)
     }
 
+    /// Makes a certificate that has signed itself, for localhost and 127.0.0.1, in files of this
+    /// name. Like one of `openssl req -x509`, it is that of a CA. `change` changes it first.
+    pub(crate) fn self_signed(
+        &self,
+        name: &str,
+        change: impl FnOnce(&mut CertificateParams),
+    ) -> Pair {
+        let mut params = server(&HERE);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.extended_key_usages = Vec::new();
+        change(&mut params);
+        let own_key = KeyPair::generate().expect("randomness");
+        let certificate = params.self_signed(&own_key).expect("valid parameters");
+        store(self.directory.path(), name, &certificate, &own_key)
+    }
+
     /// Issues a valid server certificate that expires in `days` days.
     pub(crate) fn server_for(&self, days: u64) -> Pair {
         let mut params = server(&HERE);
@@ -200,7 +216,7 @@ fn client(name: &str) -> CertificateParams {
     params
 }
 
-fn expire(params: &mut CertificateParams) {
+pub(crate) fn expire(params: &mut CertificateParams) {
     params.not_before = rcgen::date_time_ymd(2020, 1, 1);
     params.not_after = rcgen::date_time_ymd(2021, 1, 1);
 }
@@ -214,6 +230,11 @@ fn issue(
     let own_key = KeyPair::generate().expect("randomness");
     params.use_authority_key_identifier_extension = true;
     let certificate = params.signed_by(&own_key, issuer).expect("valid parameters");
+    store(at, name, &certificate, &own_key)
+}
+
+/// Writes a certificate and its key into files of this name.
+fn store(at: &Path, name: &str, certificate: &rcgen::Certificate, own_key: &KeyPair) -> Pair {
     let pair =
         Pair { certificate: at.join(format!("{name}.crt")), key: at.join(format!("{name}.key")) };
     std::fs::write(&pair.certificate, certificate.pem()).expect("a writable directory");

@@ -137,6 +137,64 @@ fn a_frontend_that_wants_tls_and_client_certificates_takes_the_same_senders() {
     relay.finish(Backlog::Empty);
 }
 
+/// Makes a certificate that has signed itself, in files of this name, by `openssl req -x509`. It is
+/// that of a CA.
+fn self_signed(directory: &TempDir, name: &str) -> Pair {
+    let at = |end: &str| directory.path().join(format!("{name}.{end}"));
+    let pair = Pair { certificate: at("crt"), key: at("key") };
+    let mut command = Command::new(program("openssl"));
+    command.args(["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "30"]);
+    command.args([
+        "-subj",
+        "/CN=localhost",
+        "-addext",
+        "subjectAltName=DNS:localhost,IP:127.0.0.1",
+    ]);
+    command.args(["-keyout", text(&pair.key), "-out", text(&pair.certificate)]);
+    let made = command.output().unwrap();
+    assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+    pair
+}
+
+/// Method: the certificates of the consumer, of the forwarder and of the sender are each their own
+/// CA. curl and HAProxy take them as they are.
+#[test]
+fn self_signed_certificates_go_along_and_are_trusted_as_haproxy_trusts_them() {
+    let directory = TempDir::new().unwrap();
+    let [consumer, server, client, stranger] =
+        ["consumer", "server", "client", "stranger"].map(|name| self_signed(&directory, name));
+    let options = Options { tls: Some(consumer.server_config()), ..Options::default() };
+    let sink = HttpSink::with(options, |_| Answer::status(200));
+    let frontend = format!(
+        "ssl crt {} ca-file {} verify required",
+        text(&joined(&server, &directory)),
+        text(&client.certificate)
+    );
+    let backend = format!(
+        "  server s1 {} ssl ca-file {} verify required verifyhost localhost",
+        sink.address(),
+        text(&consumer.certificate)
+    );
+    let haproxy =
+        Haproxy::with(|port| forwarder(&format!("  bind 127.0.0.1:{port} {frontend}"), &backend));
+    let relay = migrated(&haproxy);
+    let curl = |address: SocketAddr, identity: &Pair, body: &[u8]| {
+        let url = format!("https://localhost:{}/post", address.port());
+        let ca = ["--cacert", text(&server.certificate)];
+        let identity = ["--cert", text(&identity.certificate), "--key", text(&identity.key)];
+        let header =
+            ["--fail", "-H", "Content-Type: application/json", "--data-binary", "@-", &url];
+        peers::curl(&[&ca[..], &identity, &header].concat(), body).status.success()
+    };
+    let forwarded = [haproxy.address(), relay.address()].map(|address| {
+        assert!(!curl(address, &stranger, b"{}"), "with a certificate that is not the CA");
+        forward(&sink, |body| assert!(curl(address, &client, body)))
+    });
+    let [original, ours] = forwarded.map(sorted);
+    assert!(original == ours);
+    relay.finish(Backlog::Empty);
+}
+
 #[test]
 fn a_backup_gets_everything_while_the_first_server_is_down() {
     let sink = HttpSink::accepting();

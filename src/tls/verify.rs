@@ -1,0 +1,167 @@
+//! Decides whether the certificate of a peer is trusted.
+//!
+//! webpki takes no certificate of a CA for that of a server or client, and `openssl req -x509` makes
+//! one that is both. OpenSSL and Go trust a certificate that is itself in the file of trusted CAs.
+//! So do the verifiers here, if it is the same byte for byte, and its names, dates and usage fit.
+//! Nothing else that webpki refuses is trusted.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustls::CertificateError;
+use rustls::DigitallySignedStruct;
+use rustls::DistinguishedName;
+use rustls::Error;
+use rustls::OtherError;
+use rustls::SignatureScheme;
+use rustls::client::WebPkiServerVerifier;
+use rustls::client::danger::HandshakeSignatureValid;
+use rustls::client::danger::ServerCertVerified;
+use rustls::client::danger::ServerCertVerifier;
+use rustls::client::verify_server_name;
+use rustls::crypto::WebPkiSupportedAlgorithms;
+use rustls::crypto::verify_tls12_signature;
+use rustls::crypto::verify_tls13_signature;
+use rustls::server::ParsedCertificate;
+use rustls::server::danger::ClientCertVerified;
+use rustls::server::danger::ClientCertVerifier;
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::ServerName;
+use rustls_pki_types::UnixTime;
+use x509_parser::extensions::ExtendedKeyUsage;
+use x509_parser::time::ASN1Time;
+
+/// The error of a certificate whose extensions do not allow it to be that of a server, or of a
+/// client.
+#[derive(Debug, thiserror::Error)]
+#[error("UnfitUsage")]
+struct UnfitUsage;
+
+/// Checks a certificate that webpki has refused with `refused`. The result is this error if the
+/// certificate is not one of `listed`.
+fn is_listed(
+    listed: &[CertificateDer<'static>],
+    certificate: &CertificateDer<'_>,
+    now: UnixTime,
+    is_for: fn(&ExtendedKeyUsage<'_>) -> bool,
+    refused: Error,
+) -> Result<(), Error> {
+    if !listed.contains(certificate) {
+        return Err(refused);
+    }
+    let parsed = x509_parser::parse_x509_certificate(certificate);
+    let (_, parsed) = parsed.map_err(|_| CertificateError::BadEncoding)?;
+    let of = |time: ASN1Time| {
+        let seconds = u64::try_from(time.timestamp()).unwrap_or_default();
+        UnixTime::since_unix_epoch(Duration::from_secs(seconds))
+    };
+    let validity = parsed.validity();
+    let (not_before, not_after) = (of(validity.not_before), of(validity.not_after));
+    if now < not_before {
+        return Err(CertificateError::NotValidYetContext { time: now, not_before }.into());
+    }
+    if now > not_after {
+        return Err(CertificateError::ExpiredContext { time: now, not_after }.into());
+    }
+    // RFC 5280 §4.2.1.3 and §4.2.1.12: without these extensions, every use is allowed.
+    let signs = parsed.key_usage().is_ok_and(|usage| {
+        usage.is_none_or(|it| {
+            it.value.digital_signature() || it.value.key_encipherment() || it.value.key_agreement()
+        })
+    });
+    let fits =
+        parsed.extended_key_usage().is_ok_and(|usage| usage.is_none_or(|it| is_for(it.value)));
+    match signs && fits {
+        true => Ok(()),
+        false => Err(CertificateError::Other(OtherError(Arc::new(UnfitUsage))).into()),
+    }
+}
+
+/// The checks of a handshake's signature, which both traits have.
+macro_rules! signatures {
+    () => {
+        fn verify_tls12_signature(
+            &self,
+            message: &[u8],
+            certificate: &CertificateDer<'_>,
+            signature: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            verify_tls12_signature(message, certificate, signature, &self.algorithms)
+        }
+
+        fn verify_tls13_signature(
+            &self,
+            message: &[u8],
+            certificate: &CertificateDer<'_>,
+            signature: &DigitallySignedStruct,
+        ) -> Result<HandshakeSignatureValid, Error> {
+            verify_tls13_signature(message, certificate, signature, &self.algorithms)
+        }
+
+        fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+            self.algorithms.supported_schemes()
+        }
+    };
+}
+
+/// Verifies the certificates of servers.
+#[derive(Debug)]
+pub(super) struct Servers {
+    pub(super) algorithms: WebPkiSupportedAlgorithms,
+    /// The verifier for the trusted CAs, and the certificates in their file: none for the system's
+    /// CAs. `None` for `insecure_skip_verify`: every certificate is accepted, but the server must
+    /// still sign the handshake with the key of that certificate.
+    pub(super) trusted: Option<(Arc<WebPkiServerVerifier>, Vec<CertificateDer<'static>>)>,
+}
+
+impl ServerCertVerifier for Servers {
+    fn verify_server_cert(
+        &self,
+        certificate: &CertificateDer<'_>,
+        others: &[CertificateDer<'_>],
+        name: &ServerName<'_>,
+        ocsp: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, Error> {
+        let Some((webpki, listed)) = &self.trusted else {
+            return Ok(ServerCertVerified::assertion());
+        };
+        webpki.verify_server_cert(certificate, others, name, ocsp, now).or_else(|refused| {
+            is_listed(listed, certificate, now, |usage| usage.server_auth, refused)?;
+            verify_server_name(&ParsedCertificate::try_from(certificate)?, name)?;
+            Ok(ServerCertVerified::assertion())
+        })
+    }
+
+    signatures!();
+}
+
+/// Verifies the certificates of clients.
+#[derive(Debug)]
+pub(super) struct Clients {
+    pub(super) algorithms: WebPkiSupportedAlgorithms,
+    pub(super) webpki: Arc<dyn ClientCertVerifier>,
+    /// The certificates in the file of trusted CAs.
+    pub(super) listed: Vec<CertificateDer<'static>>,
+}
+
+impl ClientCertVerifier for Clients {
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.webpki.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        certificate: &CertificateDer<'_>,
+        others: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        self.webpki.verify_client_cert(certificate, others, now).or_else(|refused| {
+            is_listed(&self.listed, certificate, now, |usage| usage.client_auth, refused)?;
+            ParsedCertificate::try_from(certificate)?;
+            Ok(ClientCertVerified::assertion())
+        })
+    }
+
+    signatures!();
+}
