@@ -14,12 +14,14 @@ use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::Mutex;
 use std::time::Duration;
 
 use hyper::StatusCode;
 use hyper::header::HeaderName;
 use hyper::header::HeaderValue;
 use serde::Deserialize;
+use tokio::time::Instant;
 
 use super::event_time::request_time;
 use super::event_time::stage_time;
@@ -57,6 +59,7 @@ use crate::delivery::failure::Failure;
 use crate::delivery::link::Part;
 use crate::delivery::link::Verdict;
 use crate::delivery::prepared::Connector;
+use crate::lock::lock;
 use crate::queue::Batch;
 use crate::queue::Identity;
 use crate::queue::Take;
@@ -72,6 +75,19 @@ const CHANNEL: HeaderName = HeaderName::from_static("x-splunk-request-channel");
 /// The default sourcetype, which Splunk has predefined for JSON. It sets no limit for the size of
 /// an event (`TRUNCATE`), so that Splunk's default holds: 10,000 bytes.
 const SOURCETYPE: &str = "_json";
+
+/// The pauses before events are sent again whose requests had no number, although Splunk has
+/// answered the question in between: the pause doubles from the first value to the second. Splunk
+/// indexes the events each time.
+const NUMBERLESS: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(3600));
+
+/// The words for an operator whose token has no acknowledgement, which `acknowledge` asks for.
+const OFF: &str = "indexer acknowledgement is off for this token: turn it on in Splunk (useACK = \
+                   true in inputs.conf), or set acknowledge = \"accepted\"";
+
+/// The words for an operator whose token has an acknowledgement, which `acknowledge` does not want.
+const ON: &str = "the token has indexer acknowledgement on: set acknowledge = \"indexed\", or turn \
+                  it off in Splunk (useACK = false in inputs.conf)";
 
 /// The greatest number of bytes of an answer that are read. Splunk's answers have less than 200
 /// bytes.
@@ -238,8 +254,13 @@ impl IntoConnector for Settings {
             question,
             told,
         });
-        let collector =
-            Collector { token_file: self.token_file.clone(), before, after, acknowledgement };
+        let collector = Collector {
+            token_file: self.token_file.clone(),
+            before,
+            after,
+            acknowledgement,
+            doubt: Mutex::default(),
+        };
         HttpConnector::boxed(&self.client, Arc::new(collector), setup)
     }
 }
@@ -254,6 +275,20 @@ struct Collector {
     /// The way to ask Splunk for acknowledgements. `None` if events are final as soon as Splunk has
     /// taken their request.
     acknowledgement: Option<Confirm>,
+    /// `None` as long as Splunk acknowledges requests.
+    doubt: Mutex<Option<Doubt>>,
+}
+
+/// The doubt whether Splunk acknowledges requests: an answer had no number, or a request was not
+/// indexed in time. Splunk may have indexed the events, and would index them again with each
+/// attempt. Before the next attempt, it must therefore answer the question that a token without
+/// acknowledgement refuses.
+struct Doubt {
+    since: Instant,
+    /// The shortest time from `since` to the next attempt.
+    pause: Duration,
+    /// `true` if Splunk has answered the question.
+    is_answered: bool,
 }
 
 /// The answer of the collector. A proxy may answer something else.
@@ -298,10 +333,7 @@ fn fault(code: u16) -> Option<Fault> {
         9 | 18 | 19 | 20 | 26 | 27 => Fault::Busy("Splunk is busy"),
         10 | 11 => Fault::Settings("the channel is missing or wrong"),
         12 | 13 => Fault::Event("the event is missing or blank"),
-        14 => Fault::Settings(
-            "indexer acknowledgement is off for this token: turn it on in Splunk, or set \
-             acknowledge = \"accepted\"",
-        ),
+        14 => Fault::Settings(OFF),
         15 => Fault::Event("invalid fields"),
         23 => Fault::Busy("Splunk is shutting down"),
         _ => return None,
@@ -309,18 +341,38 @@ fn fault(code: u16) -> Option<Fault> {
 }
 
 impl Collector {
+    /// Returns the subject of the code of an answer; `None` if it has no known code.
+    fn fault(&self, answer: &Answer) -> Option<Fault> {
+        match answer.code? {
+            10 if self.acknowledgement.is_none() => Some(Fault::Settings(ON)),
+            code => fault(code),
+        }
+    }
+
     /// Returns the result of a request that Splunk has taken.
     fn taken(&self, reply: &Reply<'_>, answer: Answer) -> Outcome {
         if self.acknowledgement.is_none() {
             return Outcome::Accepted;
         }
         match answer.ack_id.and_then(JsonNumber::number) {
-            Some(number) => Outcome::Taken(number),
-            None => reply.unclear(
-                "the answer has no ackId: turn on indexer acknowledgement for this token in \
-                 Splunk, or set acknowledge = \"accepted\"",
-            ),
+            Some(number) => {
+                *lock(&self.doubt) = None;
+                Outcome::Taken(number)
+            }
+            None => {
+                self.unconfirmed();
+                reply.unclear(&format!("the answer has no ackId: {OFF}"))
+            }
         }
+    }
+
+    /// Notes that Splunk has answered the question. Returns the time until events may be sent.
+    fn answered(&self) -> Duration {
+        let mut doubt = lock(&self.doubt);
+        let Some(doubt) = doubt.as_mut() else { return Duration::ZERO };
+        let left = doubt.pause.saturating_sub(doubt.since.elapsed());
+        doubt.is_answered = left.is_zero();
+        left
     }
 
     /// Returns the verdict on events that Splunk took before it refused the rest of their request.
@@ -384,25 +436,43 @@ impl Api for Collector {
     }
 
     /// Returns a request without an event. With `acknowledge = "indexed"`, also returns the
-    /// question whether the request 0 is indexed, which was never sent on this channel: Splunk
-    /// refuses the question if acknowledgement is off for the token.
+    /// question for acknowledgements.
     fn test_requests(&self) -> Vec<TestRequest> {
-        let test = |path, body| {
-            let head = RequestHead::post(path, self.content_type());
-            TestRequest { head, body }
+        let test = TestRequest { head: RequestHead::post(EVENTS, self.content_type()), body: b"" };
+        [test].into_iter().chain(self.acknowledgement.as_ref().map(|_| question_alone())).collect()
+    }
+
+    fn asks_first(&self) -> Option<TestRequest> {
+        let doubt = lock(&self.doubt);
+        doubt.as_ref().is_some_and(|doubt| !doubt.is_answered).then(question_alone)
+    }
+
+    fn unconfirmed(&self) {
+        let mut doubt = lock(&self.doubt);
+        let pause = match &*doubt {
+            Some(Doubt { is_answered: false, .. }) => return,
+            Some(Doubt { pause, .. }) => (*pause * 2).clamp(NUMBERLESS.0, NUMBERLESS.1),
+            None => Duration::ZERO,
         };
-        let asks = self.acknowledgement.as_ref().map(|_| test(ACK, br#"{"acks":[0]}"#));
-        [test(EVENTS, b"")].into_iter().chain(asks).collect()
+        *doubt = Some(Doubt { since: Instant::now(), pause, is_answered: false });
     }
 
     fn tested(&self, reply: &Reply<'_>) -> Result<(), String> {
         let body = reply.body.unwrap_or_default();
         let answer = serde_json::from_slice::<Answer>(body).unwrap_or_default();
         let asks = self.acknowledgement.as_ref().filter(|_| reply.path == ACK);
-        match (answer.code.and_then(fault), asks) {
+        match (self.fault(&answer), asks) {
             (Some(Fault::Settings(what) | Fault::Busy(what)), _) => Err(what.to_owned()),
             (_, Some(asks)) if matches!((asks.told)(reply.status, body), Told::Confirmed(_)) => {
-                Ok(())
+                match self.answered() {
+                    Duration::ZERO => Ok(()),
+                    left => Err(format!(
+                        "the answers to events had no ackId, which Splunk indexes each time: they \
+                         are sent again in {} s. If no balancer divides requests among several \
+                         servers, {OFF}",
+                        left.as_secs() + 1
+                    )),
+                }
             }
             // Splunk says that the request has no event, which is true.
             (Some(Fault::Event(_)), None) => Ok(()),
@@ -417,7 +487,7 @@ impl Api for Collector {
     /// Each answer of a collector has a code. [`Api::judge`] takes 0, 24 and 25.
     fn acknowledged(&self, reply: &Reply<'_>) -> Result<(), String> {
         let answer = reply.body.and_then(|body| serde_json::from_slice::<Answer>(body).ok());
-        let is_known = answer.and_then(|answer| answer.code).and_then(fault).is_some();
+        let is_known = answer.and_then(|answer| self.fault(&answer)).is_some();
         is_known.then_some(()).ok_or_else(|| "the answer is not that of a collector".to_owned())
     }
 
@@ -480,7 +550,7 @@ impl Api for Collector {
             let failure = failure(reason, what);
             Outcome::Failed(Failure { retry_after, ..failure })
         };
-        match answer.code.and_then(fault) {
+        match self.fault(&answer) {
             Some(Fault::Settings(what)) => failed(what),
             Some(Fault::Busy(what)) => {
                 let failure = Failure { retry_after, ..failure(reason, what) };
@@ -507,6 +577,12 @@ impl Api for Collector {
 #[derive(Deserialize)]
 struct Acks {
     acks: BTreeMap<String, bool>,
+}
+
+/// Returns the question whether the request 0 is indexed, which was never sent on this channel:
+/// Splunk refuses the question if acknowledgement is off for the token.
+fn question_alone() -> TestRequest {
+    TestRequest { head: RequestHead::post(ACK, JSON), body: br#"{"acks":[0]}"# }
 }
 
 /// Returns the body of the question which of the requests with these numbers are indexed.

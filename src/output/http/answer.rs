@@ -34,6 +34,15 @@ const ANSWER_BYTES_MAX: usize = 64 * 1024;
 /// the body takes longer, the connection is closed. The result of the request does not change.
 const ANSWER_TIME: Duration = Duration::from_secs(5);
 
+/// The reasons of failures in which the consumer could not be reached, or has not answered.
+pub(super) const NO_ANSWER: [AttemptError; 5] = [
+    AttemptError::Resolve,
+    AttemptError::Connect,
+    AttemptError::Tls,
+    AttemptError::Timeout,
+    AttemptError::Closed,
+];
+
 /// Returns the pause that the header `Retry-After` asks for, in seconds or as a date (RFC 9110
 /// §10.2.3), at most [`RETRY_AFTER_MAX`]. Returns `None` if there is no such header, if it can't be
 /// read, or if its date is past.

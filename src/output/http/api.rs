@@ -169,6 +169,15 @@ pub(in crate::output) trait Api: Send + Sync + 'static {
         })
     }
 
+    /// Returns a request without events whose answer must be good ([`Api::tested`]) before a batch
+    /// is sent; `None` as long as the consumer acknowledges requests as it should.
+    fn asks_first(&self) -> Option<TestRequest> {
+        None
+    }
+
+    /// Notes that the consumer has not confirmed requests in time, so that they are sent again.
+    fn unconfirmed(&self) {}
+
     /// Returns requests without events, by one of which `check --connect` learns how the consumer
     /// would store events. They are sent one after the other, until an answer is understood.
     fn looks(&self) -> Vec<TestRequest> {

@@ -54,6 +54,7 @@ impl Client {
                         confirm.timeout.as_secs()
                     );
                     if connection.confirmations.doubt_older(&why, confirm.timeout) {
+                        self.api.unconfirmed();
                         // The doubts are counted one by one.
                         attempt.blamed(&Failure::new(AttemptError::Acknowledgement, why));
                     } else if !numbers.is_empty() {

@@ -100,15 +100,6 @@ fn no_answer(limit: Duration) -> String {
     format!("no answer and no progress for {} s", limit.as_secs_f64())
 }
 
-/// The reasons of failures in which the consumer could not be reached, or has not answered.
-const NO_ANSWER: [AttemptError; 5] = [
-    AttemptError::Resolve,
-    AttemptError::Connect,
-    AttemptError::Tls,
-    AttemptError::Timeout,
-    AttemptError::Closed,
-];
-
 impl Client {
     /// Sends a batch to the address whose turn it is, on the open connection to it that `lane`
     /// holds, or on a new one. If the address is silent while another address works, the batch is
@@ -120,11 +111,15 @@ impl Client {
             Err(failure) => return (0, Outcome::Failed(failure)),
         };
         let (mut sent, bytes) = (Sent::of(&batch), batch.bytes);
-        let encoded = self.api.encode(batch, queue, self.room.limits.max_bytes);
-        debug_assert!(encoded.events > 0, "a request carries at least one event");
-        self.room.note(bytes, &encoded, &sent);
-        sent.cut(encoded.events);
-        match compressed(encoded.body, self.config.compression).await {
+        let made = async {
+            self.ask_first(&expanded, attempt.address()).await?;
+            let encoded = self.api.encode(batch, queue, self.room.limits.max_bytes);
+            debug_assert!(encoded.events > 0, "a request carries at least one event");
+            self.room.note(bytes, &encoded, &sent);
+            sent.cut(encoded.events);
+            compressed(encoded.body, self.config.compression).await
+        };
+        match made.await {
             Ok(body) => {
                 let load = self.load(body, sent);
                 let (id, outcome) = self.send_to(lane, &expanded, attempt, &load).await;
@@ -170,7 +165,7 @@ impl Client {
             }
             Outcome::Failed(failure) => {
                 attempt.ended(None, Some(&failure));
-                if NO_ANSWER.contains(&failure.reason) {
+                if answer::NO_ANSWER.contains(&failure.reason) {
                     attempt.blamed(&failure);
                 }
                 Fate::Failed(failure)

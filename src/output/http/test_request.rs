@@ -9,6 +9,7 @@ use tokio::time::Instant;
 
 use super::answer;
 use super::answer::Answer;
+use super::api::Outcome;
 use super::api::TestRequest;
 use super::body::Pieces;
 use super::client::Client;
@@ -84,9 +85,32 @@ impl Client {
         let answer = self.ask_alone(test, address, expanded, endpoint, ANSWER_BYTES_MAX).await?;
         let reply = answer.reply(&endpoint.base, &path);
         self.api.tested(&reply).map_err(|what| {
-            let what = format!("{}: answered {}: {what}", endpoint.base, reply.status);
-            Failure::new(AttemptError::Status4xx, what)
+            let message = format!("{}: answered {}: {what}", endpoint.base, reply.status);
+            match reply.by_status {
+                Outcome::Refused(failure) | Outcome::Failed(failure) => {
+                    Failure { message, ..failure }
+                }
+                Outcome::Accepted | Outcome::Taken(_) | Outcome::Judged(_) => {
+                    Failure::new(AttemptError::Protocol, message)
+                }
+            }
         })
+    }
+
+    /// Sends the request of [`Api::asks_first`] to an address, if there is one. Returns the failure
+    /// if the address must not get events now.
+    ///
+    /// [`Api::asks_first`]: super::api::Api::asks_first
+    pub(super) async fn ask_first(
+        &self,
+        expanded: &Expanded,
+        address: &ResolvedAddress,
+    ) -> Result<(), Failure> {
+        let endpoint = expanded.endpoints.get(address.endpoint);
+        match self.api.asks_first().zip(endpoint) {
+            Some((test, endpoint)) => self.test_with(test, address, expanded, endpoint).await,
+            None => Ok(()),
+        }
     }
 
     /// Sends a request without events to an address, on a connection of its own, and returns the
@@ -138,7 +162,7 @@ impl Client {
     pub(super) async fn test_and_look(&self, address: ResolvedAddress) -> Result<(), Failure> {
         let tested = self.test(address.clone()).await;
         // Without an answer, there is nothing to look at. A missing index may have a template.
-        if tested.as_ref().is_err_and(|failure| failure.reason != AttemptError::Status4xx) {
+        if tested.as_ref().is_err_and(|failure| answer::NO_ANSWER.contains(&failure.reason)) {
             return tested;
         }
         self.look(&address).await.and(tested)

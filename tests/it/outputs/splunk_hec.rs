@@ -220,6 +220,168 @@ fn a_wrong_setting_is_told_and_costs_no_event() {
     }
 }
 
+/// The events of each request, and when it came.
+type Taken = Vec<(Instant, Vec<Vec<u8>>)>;
+
+/// A collector whose token has an acknowledgement or not. Without one it ignores the channel, as
+/// Splunk does, and answers by no number. It indexes all that it takes.
+struct Token {
+    sink: HttpSink,
+    is_on: Arc<AtomicBool>,
+    indexed: Arc<Mutex<Taken>>,
+}
+
+impl Token {
+    /// `says` answers the question which requests are indexed while the acknowledgement is off.
+    fn start(is_on: bool, says: fn() -> Answer) -> Self {
+        let (is_on, indexed) = (Arc::new(AtomicBool::new(is_on)), Arc::<Mutex<Taken>>::default());
+        let (on, taken) = (Arc::clone(&is_on), Arc::clone(&indexed));
+        let sink = HttpSink::start(move |request| {
+            let said = |status, text: Value| Answer::status(status).body(text.to_string());
+            let is_on = on.load(Ordering::SeqCst);
+            if is_on && request.header("x-splunk-request-channel").is_none() {
+                return said(400, json!({"text": "Data channel is missing", "code": 10}));
+            }
+            let body = request.decoded();
+            if request.target.ends_with("/ack") {
+                let asked: BTreeMap<String, Vec<u64>> = serde_json::from_slice(&body).unwrap();
+                let acks: BTreeMap<_, _> = asked["acks"].iter().map(|it| (it, true)).collect();
+                return if is_on { said(200, json!({"acks": acks})) } else { says() };
+            }
+            let mut events = Vec::new();
+            for envelope in serde_json::Deserializer::from_slice(&body).into_iter() {
+                let envelope: BTreeMap<String, Box<serde_json::value::RawValue>> =
+                    envelope.unwrap();
+                events.push(envelope["event"].get().as_bytes().to_vec());
+            }
+            if events.is_empty() {
+                return said(400, json!({"text": "No data", "code": 5}));
+            }
+            let mut indexed = taken.lock().unwrap();
+            indexed.push((Instant::now(), events));
+            let mut answer = json!({"text": "Success", "code": 0});
+            if is_on {
+                answer["ackId"] = indexed.len().into();
+            }
+            said(200, answer)
+        });
+        Self { sink, is_on, indexed }
+    }
+
+    fn events(&self) -> Vec<Vec<u8>> {
+        self.indexed.lock().unwrap().iter().flat_map(|(_, events)| events.clone()).collect()
+    }
+
+    /// Returns how often the event that was indexed most often was indexed.
+    fn copies(&self) -> usize {
+        let mut times = BTreeMap::<_, usize>::new();
+        for event in self.events() {
+            *times.entry(event).or_default() += 1;
+        }
+        times.into_values().max().unwrap_or_default()
+    }
+
+    /// Asserts that the collector has all these events, each at most so many times.
+    fn assert_has(&self, sent: &[Vec<u8>], copies_max: usize) {
+        let indexed: BTreeSet<_> = self.events().into_iter().collect();
+        assert_same_set(&indexed.into_iter().collect::<Vec<_>>(), sent);
+        assert!(self.copies() <= copies_max, "an event was indexed {} times", self.copies());
+    }
+}
+
+const ACK_IS_OFF: fn() -> Answer =
+    || Answer::status(400).body(r#"{"text":"ACK is disabled","code":14}"#);
+
+/// Method: the acknowledgement is off for the token, and Splunk indexes what it gets. Attempts may
+/// not index the events again, until somebody turns the acknowledgement on.
+#[test]
+fn a_token_without_acknowledgement_indexes_events_once_and_is_asked_until_it_has_one() {
+    let (files, token) = (Files::new(), Token::start(false, ACK_IS_OFF));
+    let relay = Relay::start(&files.config_to(token.sink.address(), ""));
+    let mut sent = post_batch(&relay, 1, 40, 700);
+    let line = relay.wait_for_log("output down, events are kept", PATIENCE).to_string();
+    for words in ["useACK = true", "acknowledge = \\\"accepted\\\""] {
+        assert!(line.contains(words), "{words}: {line}");
+    }
+    sent.extend(post_batch(&relay, 2, 40, 700));
+    wait_until("attempts", PATIENCE, || errors(&relay, "status_4xx") > 10.0);
+    assert_eq!(token.copies(), 1, "the events of the first attempt, and no others");
+    let status = http::get(relay.admin(), "/status").unwrap().json();
+    let error = status["outputs"][0]["last_error"].as_str().unwrap();
+    assert!(error.contains("set acknowledge = \"accepted\""), "{error}");
+    assert_eq!((of_output(&relay, "output_events_total"), lost(&relay)), (0.0, 0.0));
+    token.is_on.store(true, Ordering::SeqCst);
+    relay.wait_until_delivered(PATIENCE);
+    token.assert_has(&sent, 2);
+    relay.finish(Backlog::Empty);
+}
+
+/// Method: the token answers the question, but no answer to events has a number.
+#[test]
+fn events_without_a_number_are_sent_again_after_pauses_that_grow() {
+    let says = || Answer::status(200).body(r#"{"acks":{"0":false}}"#);
+    let (files, token) = (Files::new(), Token::start(false, says));
+    let relay = Relay::start(&files.config_to(token.sink.address(), ""));
+    let sent = post_batch(&relay, 1, 40, 700);
+    wait_until("a third attempt", PATIENCE, || token.copies() >= 3);
+    std::thread::sleep(Duration::from_secs(2));
+    let times: Vec<_> = token.indexed.lock().unwrap().iter().map(|(at, _)| *at).collect();
+    let pauses: Vec<_> = times.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    for (pause, seconds) in pauses.iter().zip([0.0, 4.9, 9.9, 19.9]) {
+        assert!(pause.as_secs_f64() >= seconds, "{pauses:?}");
+    }
+    token.is_on.store(true, Ordering::SeqCst);
+    relay.wait_until_delivered(PATIENCE);
+    token.assert_has(&sent, pauses.len() + 2);
+    relay.finish(Backlog::Empty);
+}
+
+/// Method: a proxy lets events through, and answers 404 to the question which are indexed.
+#[test]
+fn events_are_not_sent_again_while_nobody_can_say_what_is_indexed() {
+    let (files, token) = (Files::new(), Token::start(true, ACK_IS_OFF));
+    let is_open = Arc::new(AtomicBool::new(false));
+    let opened = Arc::clone(&is_open);
+    token.sink.stand_in_front(move |request, collector| {
+        match request.target.ends_with("/ack") && !opened.load(Ordering::SeqCst) {
+            true => Answer::status(404),
+            false => collector(request),
+        }
+    });
+    let relay = Relay::start(&files.config_to(token.sink.address(), "ack_timeout = \"1s\""));
+    let sent = post_batch(&relay, 1, 40, 700);
+    let words = "(the request was for /services/collector/ack)";
+    wait_until("the reason in the log", PATIENCE, || relay.log_text().contains(words));
+    let asked = errors(&relay, "status_4xx");
+    wait_until("attempts", PATIENCE, || errors(&relay, "status_4xx") > asked + 10.0);
+    assert_eq!(token.copies(), 1);
+    is_open.store(true, Ordering::SeqCst);
+    relay.wait_until_delivered(PATIENCE);
+    token.assert_has(&sent, 2);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn a_token_with_acknowledgement_leads_to_the_key_that_asks_for_it() {
+    let (files, token) = (Files::new(), Token::start(true, ACK_IS_OFF));
+    let config = files.config_to(token.sink.address(), "acknowledge = \"accepted\"");
+    let file = files.path("relay.toml");
+    std::fs::write(&file, &config).unwrap();
+    let words = "code 10: the token has indexer acknowledgement on: set acknowledge = \"indexed\"";
+    let Said { code, stderr, .. } =
+        said(&["check", "--connect", "--config", &file], Path::new("/"));
+    assert_eq!(code, Some(1), "{stderr}");
+    assert!(stderr.contains(words.trim_start_matches("code 10: ")), "{stderr}");
+    let relay = Relay::start(&config);
+    post_batch(&relay, 1, 40, 700);
+    relay.wait_for_log("output down, events are kept", PATIENCE);
+    let status = http::get(relay.admin(), "/status").unwrap().json();
+    let error = status["outputs"][0]["last_error"].as_str().unwrap();
+    assert!(error.contains(words), "{error}");
+    assert_eq!(lost(&relay), 0.0);
+    relay.settle(Backlog::Stable);
+}
+
 /// Method: the collector takes events and never indexes them, until the time is over; then it
 /// indexes what comes.
 #[test]
