@@ -60,6 +60,7 @@ use crate::shape::ManagedFields;
 use crate::shape::Shape;
 use crate::telemetry::AttemptError;
 use crate::telemetry::OutputMetrics;
+use crate::words::escape::is_plain;
 
 /// The path of the bulk API, as vendors print it.
 const BULK: &str = "/_bulk";
@@ -84,6 +85,25 @@ const CONFLICT: &str = "version_conflict_engine_exception";
 /// The greatest number of bytes of an error's type that are shown. Elasticsearch's types are
 /// shorter.
 const TYPE_BYTES_MAX: usize = 64;
+
+/// The errors whose reason is shown: their types, and how their reasons begin. The server makes
+/// these reasons of settings, limits and names of its own. Other reasons may quote the event:
+/// parsers quote values, and a full queue of the server quotes the whole request if it has one
+/// document.
+const REASONS: [(&str, &str); 9] = [
+    ("circuit_breaking_exception", "["),
+    ("cluster_block_exception", ""),
+    ("illegal_argument_exception", "Limit of total fields ["),
+    ("illegal_argument_exception", "Limit of nested fields ["),
+    ("illegal_argument_exception", "no write index is defined for alias ["),
+    ("index_closed_exception", ""),
+    ("index_not_found_exception", "no such index ["),
+    ("security_exception", ""),
+    ("validation_exception", "Validation Failed: 1: this action would add ["),
+];
+
+/// The greatest number of bytes of a reason that are shown.
+const REASON_BYTES_MAX: usize = 200;
 
 /// The settings of an output of `type = "elasticsearch"`, as read from the config.
 #[derive(Debug, Clone, PartialEq)]
@@ -196,37 +216,65 @@ struct Item {
 struct Created {
     status: u16,
     #[serde(default)]
-    error: Option<ItemError>,
+    error: Option<ServerError>,
     /// `used` if the document did not fit the data stream, and is in its failure store.
     #[serde(default)]
     failure_store: Option<String>,
 }
 
+/// The answer to a request that was refused as a whole.
 #[derive(Deserialize)]
-struct ItemError {
+struct RefusedRequest {
+    error: ServerError,
+}
+
+#[derive(Deserialize)]
+struct ServerError {
     #[serde(default, rename = "type")]
     kind: String,
     #[serde(default)]
     reason: String,
+    /// The error that this one hands on, if there is one.
+    #[serde(default)]
+    caused_by: Option<Box<ServerError>>,
+}
+
+impl ServerError {
+    /// Returns the type for messages; empty if it can't be a word of Elasticsearch: an answer may
+    /// come from anybody.
+    fn word(&self) -> &str {
+        let is_word = self.kind.len() <= TYPE_BYTES_MAX
+            && self.kind.bytes().all(|b| b.is_ascii_lowercase() || b == b'_');
+        if is_word { &self.kind } else { "" }
+    }
+
+    /// Returns the reason for messages, with a colon before it; empty if it may quote the event.
+    fn shown(&self) -> String {
+        let is_safe = |error: &&Self| {
+            let (kind, reason) = (error.kind.as_str(), error.reason.as_str());
+            !reason.is_empty()
+                && REASONS.iter().any(|(of, start)| kind == *of && reason.starts_with(start))
+        };
+        let mut chain = std::iter::successors(Some(self), |error| error.caused_by.as_deref());
+        let Some(Self { reason, .. }) = chain.find(is_safe) else { return String::new() };
+        let cut = reason.get(..reason.floor_char_boundary(REASON_BYTES_MAX)).unwrap_or_default();
+        let safe = |char: char| if is_plain(char) { char } else { ' ' };
+        format!(": {}", cut.chars().map(safe).collect::<String>())
+    }
 }
 
 impl Created {
     /// Returns the verdict of the item on its event. `base` names the address that answered, and
     /// `bodies` says how the event's bodies left.
     fn verdict(&self, base: &dyn std::fmt::Display, bodies: Bodies) -> Verdict {
-        // The type is shown only if it can be a word of Elasticsearch: an answer may come from
-        // anybody.
-        let kind = self.error.as_ref().map_or("", |error| error.kind.as_str());
-        let is_word = |kind: &&str| {
-            kind.len() <= TYPE_BYTES_MAX
-                && kind.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')
-        };
-        let kind = Some(kind).filter(is_word).unwrap_or_default();
+        let kind = self.error.as_ref().map_or("", ServerError::word);
         let failure = || {
             let reason = self.error.as_ref().map_or("", |error| error.reason.as_str());
             let hint = mapping::hint_for(reason, bodies).map(|hint| format!(": {hint}"));
             let hint = hint.unwrap_or_default();
-            let message = format!("{base}: answered {} {kind} for an event{hint}", self.status);
+            let shown = self.error.as_ref().map(ServerError::shown).unwrap_or_default();
+            let message =
+                format!("{base}: answered {} {kind} for an event{shown}{hint}", self.status);
             Failure::new(AttemptError::Item, message)
         };
         match self.status {
@@ -322,8 +370,12 @@ impl Api for Bulk {
         Encoded::new(body, events)
     }
 
-    fn judge(&self, reply: Reply<'_>, sent: &Sent) -> Outcome {
-        if !matches!(reply.by_status, Outcome::Accepted) {
+    fn judge(&self, mut reply: Reply<'_>, sent: &Sent) -> Outcome {
+        if let Outcome::Refused(failure) | Outcome::Failed(failure) = &mut reply.by_status {
+            let refused = reply.body.map(serde_json::from_slice::<RefusedRequest>);
+            if let Some(Ok(RefusedRequest { error })) = refused {
+                failure.message += format!(" {}{}", error.word(), error.shown()).trim_end();
+            }
             return reply.by_status;
         }
         if reply.is_too_long {

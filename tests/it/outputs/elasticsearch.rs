@@ -72,6 +72,84 @@ fn a_missing_index_costs_no_event() {
     relay.finish(Backlog::Empty);
 }
 
+/// Method: the consumer refuses each document, or each request, for a reason. The log and `/status`
+/// must have a reason that the server has made of its own settings, and never one that may quote
+/// the event.
+#[test]
+fn a_reason_is_told_unless_it_may_quote_the_event() {
+    let fields = "Limit of total fields [1000] has been exceeded while adding new fields [3]";
+    let parsed = format!("[1:9] failed to parse: {fields}");
+    let caused = |kind: &str, reason: &str, by: &str, why: &str| json!({"type": kind, "reason": reason, "caused_by": {"type": by, "reason": why}});
+    let of = |kind: &str, reason: &str| json!({"type": kind, "reason": reason});
+    let illegal = "illegal_argument_exception";
+    let block = "index [a] blocked by: [TOO_MANY_REQUESTS/12/disk usage exceeded flood-stage \
+                 watermark, index has read-only-allow-delete block];";
+    let user = "action [indices:data/write/bulk[s]] is unauthorized for user [relay]";
+    let shards = "Validation Failed: 1: this action would add [2] shards, but this cluster \
+                  currently has [1000]/[1000] maximum normal shards open;";
+    let term = "Document contains at least one immense term in field=\"s3cr3t\"";
+    let quoted = "[a][0] primary shard is not active, request: [BulkShardRequest [[a][0]] \
+                  containing [index {[a][x], source[{\"s3cr3t\":1}]}]]";
+    for (status, whole, error, shown) in [
+        (400, false, of(illegal, fields), fields),
+        (400, false, caused("document_parsing_exception", &parsed, illegal, fields), fields),
+        (
+            400,
+            false,
+            of(illegal, "no write index is defined for alias [a]."),
+            "no write index is defined for alias [a].",
+        ),
+        (429, false, of("cluster_block_exception", block), block),
+        (404, false, of("index_not_found_exception", "no such index [a]"), "no such index [a]"),
+        (403, false, of("security_exception", user), user),
+        (403, true, of("security_exception", user), user),
+        (400, false, of("validation_exception", shards), shards),
+        (
+            429,
+            true,
+            of("circuit_breaking_exception", "[parent] Data too large, data for [<http_request>]"),
+            "[parent] Data too large",
+        ),
+        (403, true, of("security_exception", "a\u{1b}[2J\nb\u{202e}c"), "a [2J b c"),
+        (403, true, of("security_exception", &"\u{e4}".repeat(300)), &"\u{e4}".repeat(100)),
+        (400, false, of("document_parsing_exception", "failed to parse [s3cr3t]"), ""),
+        (400, false, of("mapper_parsing_exception", "failed to parse field [s3cr3t]"), ""),
+        (400, false, of(illegal, term), ""),
+        (400, false, of("unknown_exception", "Limit of total fields [s3cr3t]"), ""),
+        (503, false, of("unavailable_shards_exception", quoted), ""),
+        (429, false, of("es_rejected_execution_exception", quoted), ""),
+        (400, true, of("parse_exception", "s3cr3t"), ""),
+        (400, true, json!("s3cr3t"), ""),
+    ] {
+        let told = error.clone();
+        let consumer = HttpSink::start(move |request| {
+            if whole {
+                let body = json!({"error": told, "status": status});
+                return Answer::status(status).body(body.to_string());
+            }
+            let lines = request.decoded().iter().filter(|byte| **byte == b'\n').count();
+            let item = json!({"create": {"status": status, "error": told}});
+            let items = vec![item; lines / 2];
+            Answer::status(200).body(json!({"errors": true, "items": items}).to_string())
+        });
+        let relay = Relay::start(&format!("{BASE}{}", to_elasticsearch(consumer.address(), "")));
+        post_batch(&relay, 1, 1, 700);
+        relay.wait_for_log("output down, events are kept", PATIENCE);
+        let status = http::get(relay.admin(), "/status").unwrap().json();
+        let last = status["outputs"][0]["last_error"].as_str().unwrap().to_owned();
+        let logged = relay.log_fields();
+        let logged = logged.iter().find_map(|line| line["error"].as_str()).unwrap();
+        for text in [&last, logged] {
+            assert!(text.contains(shown), "{error}: {text}");
+            assert!(text.len() < 400, "{text}");
+            assert_eq!(text.contains("_exception: "), !shown.is_empty() && whole, "{text}");
+            assert_eq!(text.contains(" for an event: "), !shown.is_empty() && !whole, "{text}");
+        }
+        assert!(!last.contains("s3cr3t") && !relay.log_text().contains("s3cr3t"), "{last}");
+        relay.settle(Backlog::Stable);
+    }
+}
+
 /// The small OpenSearch of the package osmem-server, which `./test setup` installs.
 struct OpenSearch {
     child: Child,
