@@ -51,6 +51,19 @@ impl Messages {
     }
 }
 
+impl Messages {
+    /// Returns what the usual receivers do with long messages, for a warning
+    /// ([`OutputSettings::event_limit`]); `None` if the config limits the messages.
+    ///
+    /// [`OutputSettings::event_limit`]: super::OutputSettings::event_limit
+    pub fn event_limit(&self) -> Option<&'static str> {
+        (self.max_message_bytes == 0).then_some(
+            "rsyslog cuts messages above 8 KiB by default, and other receivers cut or garble long \
+             ones, allowed: a little less than the receiver's limit, or max_message_bytes",
+        )
+    }
+}
+
 /// Returns the name of this machine, which in a pod is the pod's name. Returns `-`, RFC 5424's sign
 /// for "no name", if the name can't be read or is not 1 to 255 printable ASCII characters.
 pub(crate) fn machine_name() -> String {

@@ -77,6 +77,10 @@ impl OutputSettings for Settings {
         self.stream.targets()
     }
 
+    fn event_limit(&self) -> Option<&'static str> {
+        self.messages.event_limit()
+    }
+
     fn carries_checkpoints(&self) -> bool {
         true
     }

@@ -69,6 +69,10 @@ impl OutputSettings for Settings {
         self.stream.targets()
     }
 
+    fn event_limit(&self) -> Option<&'static str> {
+        self.messages.event_limit()
+    }
+
     fn final_after(&self) -> Option<(&'static str, Duration)> {
         Some(("replay_window", self.replay_window))
     }

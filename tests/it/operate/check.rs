@@ -351,16 +351,18 @@ fn a_valid_certificate_is_not_replaced_by_an_expired_one() {
 /// no errors, and the hint says what the receiver does.
 #[test]
 fn a_limit_of_the_receiver_that_the_config_does_not_know_is_told() {
+    const URLS: &str = "urls = [\"https://h/\"]\n";
+    const ADDRESSES: &str = "addresses = [\"h:1\"]\n";
     let directory = TempDir::new().unwrap();
     let token = write(&directory, "token", "abc");
     for (kind, more, words) in [
-        ("splunk_hec", format!("token_file = \"{}\"\n", text(&token)), "10,000 bytes"),
-        ("ibm_cloud_logs", format!("api_key_file = \"{}\"\n", text(&token)), "32 KB"),
-        ("loki", String::new(), "256 KB"),
+        ("splunk_hec", format!("{URLS}token_file = \"{}\"\n", text(&token)), "10,000 bytes"),
+        ("ibm_cloud_logs", format!("{URLS}api_key_file = \"{}\"\n", text(&token)), "32 KB"),
+        ("loki", URLS.to_owned(), "256 KB"),
+        ("syslog", ADDRESSES.to_owned(), "rsyslog cuts messages above 8 KiB by default"),
+        ("relp", ADDRESSES.to_owned(), "or max_message_bytes"),
     ] {
-        let config = format!(
-            "{LISTENER}[[output]]\nname = \"out\"\ntype = \"{kind}\"\nurls = [\"https://h/\"]\n{more}"
-        );
+        let config = format!("{LISTENER}[[output]]\nname = \"out\"\ntype = \"{kind}\"\n{more}");
         let (code, said) = run(&["check"], &config);
         assert_eq!(code, Some(0), "{said}");
         let hint = "output[0].filter.max_event_bytes: warning: is not set: ";
@@ -368,6 +370,10 @@ fn a_limit_of_the_receiver_that_the_config_does_not_know_is_told() {
         let (code, said) =
             run(&["check"], &format!("{config}filter.max_event_bytes = \"30KiB\"\n"));
         assert_eq!((code, said.contains("warning")), (Some(0), false), "{said}");
+        if more == ADDRESSES {
+            let (code, said) = run(&["check"], &format!("{config}max_message_bytes = \"1MiB\"\n"));
+            assert_eq!((code, said.contains("warning")), (Some(0), false), "{said}");
+        }
     }
 }
 
