@@ -59,7 +59,8 @@ fn retry_after(headers: &HeaderMap, now: SystemTime) -> Option<Duration> {
 
 /// Returns the result that follows from the status and the headers of an answer: for example, 200
 /// is accepted, 413 is refused, and 503 is failed. `path` is the protocol's part of the request's
-/// path, which the message about a missing service names; empty if the protocol has none.
+/// path, without its query, which the message about a missing service names; empty if the protocol
+/// has none. The path of the configured URL, which may be a secret, is not named.
 pub(super) fn meaning(
     base: &BaseUrl,
     path: &str,
@@ -67,9 +68,10 @@ pub(super) fn meaning(
     headers: &HeaderMap,
 ) -> Outcome {
     let is_missing = [StatusCode::NOT_FOUND, StatusCode::METHOD_NOT_ALLOWED].contains(&status);
-    let asked = match is_missing && !path.is_empty() {
-        true => format!(" for {path} below the configured URL"),
-        false => String::new(),
+    let asked = match (is_missing, path) {
+        (true, "") => " for the path of the configured URL".to_owned(),
+        (true, path) => format!(" for {path} below the configured URL"),
+        (false, _) => String::new(),
     };
     let failure = |reason| Failure {
         retry_after: retry_after(headers, SystemTime::now()),
@@ -93,12 +95,11 @@ pub(super) fn meaning(
 /// not arrived. Some proxies answer like that even when no consumer runs.
 pub(super) fn early(
     api: &dyn Api,
-    base: &BaseUrl,
+    (base, path): (&BaseUrl, &str),
     response: &Response<Incoming>,
     sent: &Sent,
 ) -> Outcome {
     let (status, headers) = (response.status(), response.headers());
-    let path = own_path(api);
     let by_status = meaning(base, path, status, headers);
     if matches!(by_status, Outcome::Accepted) {
         let what = format!(
@@ -110,11 +111,6 @@ pub(super) fn early(
     api.judge(Reply { status, headers, by_status, body, is_too_long, path, base }, sent)
 }
 
-/// Returns the path that the protocol adds to the configured URL, without a query.
-fn own_path(api: &dyn Api) -> &str {
-    api.path().split('?').next().unwrap_or_default()
-}
-
 /// Returns the result of a request, which `api` judges. Reads the body of the answer until
 /// `deadline` at most. If `api` does not want the body, reads it for at most [`ANSWER_TIME`] and
 /// about [`ANSWER_BYTES_MAX`] bytes. A 2xx that is not the acknowledgement of the protocol is a
@@ -122,13 +118,13 @@ fn own_path(api: &dyn Api) -> &str {
 /// can be used for another request.
 pub(super) async fn judge(
     api: &dyn Api,
-    base: &BaseUrl,
+    (base, path): (&BaseUrl, &str),
     response: Response<Incoming>,
     sent: &Sent,
     deadline: Instant,
 ) -> (Outcome, bool) {
     let answer = read(response, api.answer_bytes(), deadline).await;
-    let reply = answer.reply(base, own_path(api));
+    let reply = answer.reply(base, path);
     let outcome = match reply.status.is_success().then(|| api.acknowledged(&reply)) {
         Some(Err(what)) => reply.unclear(&what),
         Some(Ok(())) | None => api.judge(reply, sent),

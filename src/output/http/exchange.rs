@@ -375,6 +375,7 @@ impl Client {
             return Err(Failure::new(AttemptError::Protocol, "the config no longer has this URL"));
         };
         let base = &endpoint.base;
+        let asked = (base, head.path.split('?').next().unwrap_or_default());
         let failed = |reason, what: &str| Failure::new(reason, format!("{base}: {what}"));
         loop {
             let connected = self.connected(pooled.take(), attempt, base, expanded).await;
@@ -415,11 +416,11 @@ impl Client {
             if !marks.was_whole() {
                 // The answer came before the consumer had the whole request, so the connection
                 // can't be used for another request.
-                return Ok(answer::early(&*self.api, base, &response, sent));
+                return Ok(answer::early(&*self.api, asked, &response, sent));
             }
             connection.busy = false;
             let waited = since.elapsed();
-            let judged = answer::judge(&*self.api, base, response, sent, since + limit);
+            let judged = answer::judge(&*self.api, asked, response, sent, since + limit);
             let (outcome, is_whole) = judged.await;
             if !matches!(outcome, Outcome::Failed(_)) {
                 self.answer_times.took(waited);
