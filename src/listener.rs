@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config;
 use crate::net;
 use crate::telemetry::ListenerMetrics;
+use crate::telemetry::RefusedConnection;
 use crate::telemetry::Telemetry;
 
 mod answer;
@@ -183,6 +184,7 @@ impl Listener {
                 }
                 Err(error) if is_of_the_connection(&error) => {}
                 Err(error) => {
+                    self.metrics.connection_refused(RefusedConnection::AcceptFailed);
                     if !std::mem::replace(&mut failing, true) {
                         tracing::error!(listener = self.label, %error, "cannot accept connections, trying again");
                     }

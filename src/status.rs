@@ -102,6 +102,9 @@ pub struct Intake {
     pub last_rejected: Option<Rejected>,
     /// The last request that was refused for good; `None` if none was since the start.
     pub last_final_refusal: Option<Rejected>,
+    /// The connections that were refused, by reason, as in the metric `connections_refused_total`;
+    /// a reason that has not occurred since the start is missing.
+    pub refused_connections: BTreeMap<String, Occurred>,
     /// The last TLS handshake of a sender that failed; `None` if none did since the start.
     pub last_tls_failure: Option<TlsFailure>,
 }
@@ -117,6 +120,8 @@ pub struct Losses {
     /// Events lost in each second, over the last minute.
     #[serde(deserialize_with = "or_default")]
     pub lost_events_per_second: f64,
+    /// Dead letters that were deleted, to keep within `dead_letter.max_bytes`.
+    pub dead_letters_dropped_events: u64,
 }
 
 /// For how long the relay refused requests that their senders send again, by the status of the
@@ -413,22 +418,21 @@ pub struct Certificate {
 #[serde(default)]
 pub struct Reloads {
     /// Reloads that were applied, with all their listeners.
-    pub success: Reload,
+    pub success: Occurred,
     /// Reloads that were refused, or that could not open one of their listeners.
-    pub error: Reload,
+    pub error: Occurred,
     /// The error of the address that the last reload could not bind, and for which it is tried
     /// again; `None`: there is none.
     pub awaits_address: Option<String>,
 }
 
-/// The reloads with one result.
+/// How often something has occurred: reloads with one result, for example.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(default)]
-pub struct Reload {
-    /// The number of reloads since the start.
+pub struct Occurred {
+    /// The number since the start.
     pub count: u64,
-    /// The age of the last reload with this result, in seconds; `None` if there was none since the
-    /// start.
+    /// The age of the last occurrence, in seconds; `None` if there was none since the start.
     pub last_seconds_ago: Option<f64>,
 }
 

@@ -63,6 +63,7 @@ pub use catalog::WitnessMetrics;
 pub use declare::PREFIX;
 pub use labels::AttemptError;
 pub use labels::EvidenceError;
+pub use labels::RefusedConnection;
 pub use labels::Rejection;
 pub use labels::TlsFailure;
 pub use log::change_log;

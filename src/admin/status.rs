@@ -65,6 +65,7 @@ impl Admin {
             "lost_events": metrics.all_lost_events(),
             "lost_events_per_second": lost,
             "last_lost_seconds_ago": seconds(metrics.reports().any_lost_ago()),
+            "dead_letters_dropped_events": metrics.dead_letters_dropped().events.get(),
             "accepted_events": queue.accepted.events.get(),
             "last_event_seconds_ago": queue.accepted.last.time().map(ago),
             "in_flight_bytes": metrics.in_flight().count(),
@@ -77,6 +78,7 @@ impl Admin {
             "refusals": refusals.times(Instant::now()),
             "last_rejected": refusals.last().as_ref().map(last_rejected),
             "last_final_refusal": refusals.last_for_good().as_ref().map(last_rejected),
+            "refused_connections": refused_connections(refusals.connections()),
             "last_tls_failure": refusals.last_tls_failure().as_ref().map(last_tls_failure),
             "queue": self.queue_json(queue.errors.get()),
             "outputs": self.outputs(),
@@ -261,6 +263,14 @@ fn counted(counts: Vec<(&'static str, u64)>) -> Value {
 /// Returns counts by name as an object, without those that are 0.
 fn counted_if_any(counts: Vec<(&'static str, u64)>) -> Value {
     counted(counts.into_iter().filter(|(_, count)| *count > 0).collect())
+}
+
+/// Returns, as JSON, the connections that were refused, by reason.
+fn refused_connections(refused: Vec<(&'static str, u64, Duration)>) -> Value {
+    let of = |(reason, count, ago): (&str, u64, Duration)| {
+        (reason.to_owned(), json!({ "count": count, "last_seconds_ago": ago.as_secs_f64() }))
+    };
+    refused.into_iter().map(of).collect()
 }
 
 fn last_rejected(last: &LastRejected) -> Value {

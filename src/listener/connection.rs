@@ -31,6 +31,7 @@ use super::answer;
 use super::framing::Framing;
 use crate::lock::lock;
 use crate::telemetry::ListenerMetrics;
+use crate::telemetry::RefusedConnection;
 use crate::telemetry::Rejection;
 
 /// The largest number of bytes of a body that the relay reads and throws away after it has sent a
@@ -444,7 +445,7 @@ impl Registry {
     /// already open, one of them is closed. The first choice is the connection that has waited
     /// longest in a refused request. The second choice is the connection that has waited longest
     /// for the next complete head. Returns `None` if neither of them exists; the caller then closes
-    /// the new connection.
+    /// the new connection. The connection that is closed is counted as refused.
     pub(super) fn open(
         self: &Arc<Self>,
         max: usize,
@@ -468,8 +469,11 @@ impl Registry {
                 .min();
             // The place of the evicted connection is free at once; its task ends when it is
             // scheduled next.
-            let (_, id) = first?;
-            let evicted = entries.open.remove(&id)?;
+            let Some(evicted) = first.and_then(|(_, id)| entries.open.remove(&id)) else {
+                connection.metrics.connection_refused(RefusedConnection::AllBusy);
+                return None;
+            };
+            evicted.metrics.connection_refused(RefusedConnection::Evicted);
             evicted.judge(Verdict::Close);
         }
         let id = entries.next;

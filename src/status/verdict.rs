@@ -67,7 +67,15 @@ pub const ON_TRIAL: &str = "back, on trial";
 /// them.
 pub const SENDERS: &str = "senders";
 
-/// A refused request is a finding for this time, in seconds.
+/// The cause of refused connections, and the advice.
+const AT_LIMIT: &str = "limits.max_connections is reached";
+const FIND_CLIENTS: &str = "Find the clients that hold connections, such as those whose bodies \
+    come slowly, or raise limits.max_connections.";
+
+/// If the last connection was refused within this time, in seconds, connections are refused now.
+const REFUSING: f64 = 60.0;
+
+/// A refused request or connection is a finding for this time, in seconds.
 const REFUSED_LATELY: f64 = 300.0;
 
 /// After this time, in seconds, events that senders have given up are only a note.
@@ -201,9 +209,19 @@ fn losses(status: &Status, found: &mut Findings) {
         true => format!("Events are being lost or refused for good now, {places}."),
         false => format!("Events were lost or refused for good since the start, {places}."),
     };
-    let advice = "Look for the log lines at level error: they say how many events, and why. The \
-        dead letters hold the refused ones. Runbook: KubeAuditForwarderEventsLost.";
-    found.add(state, "relay", text, advice);
+    let letters = match status.losses.dead_letters_dropped_events {
+        _ if status.outputs.iter().all(|it| it.counts.dead_letter_events == 0) => "",
+        0 => " The dead letters hold the refused ones.",
+        _ => {
+            " The dead letters hold only the newest refused ones: dead_letter.max_bytes was used \
+             up, and older ones were deleted for good."
+        }
+    };
+    let advice = format!(
+        "Look for the log lines at level error: they say how many events, and why.{letters} \
+        Runbook: KubeAuditForwarderEventsLost."
+    );
+    found.add(state, "relay", text, &advice);
 }
 
 fn queue(status: &Status, found: &mut Findings) {
@@ -406,6 +424,7 @@ fn senders(status: &Status, found: &mut Findings) {
             KubeAuditForwarderRequestsRejected.";
         found.add(State::Warn, "relay", text, advice);
     }
+    refused_connections(status, found);
     if let Some(last) = &status.intake.last_tls_failure
         && last.seconds_ago < REFUSED_LATELY
     {
@@ -431,6 +450,37 @@ fn senders(status: &Status, found: &mut Findings) {
         let advice = "Every cluster makes audit events all the time. Runbook: \
             KubeAuditForwarderNothingReceived.";
         found.add(State::Warn, "relay", "No event has come for more than 15 minutes.", advice);
+    }
+}
+
+/// Judges connections that were refused, whose requests no counter of requests has.
+fn refused_connections(status: &Status, found: &mut Findings) {
+    for (reason, refused) in &status.intake.refused_connections {
+        let state = match refused.last_seconds_ago.unwrap_or_default() {
+            ago if ago < REFUSING && reason != "evicted" => State::Bad,
+            ago if ago < REFUSED_LATELY => State::Warn,
+            _ => continue,
+        };
+        let when = if state == State::Bad { "are" } else { "were lately" };
+        let (text, advice) = match reason.as_str() {
+            "accept_failed" => (
+                format!("New connections of senders {when} not accepted: the kernel refuses."),
+                "The log has the error; with too many open files, raise the limit of the process.",
+            ),
+            "evicted" => (
+                format!("Connections of senders {when} closed for newer ones: {AT_LIMIT}."),
+                FIND_CLIENTS,
+            ),
+            _ => (
+                format!(
+                    "New connections of senders {when} closed: {AT_LIMIT}, and each has a request \
+                     under way."
+                ),
+                FIND_CLIENTS,
+            ),
+        };
+        let advice = format!("{advice} Runbook: KubeAuditForwarderConnectionsRefused.");
+        found.add(state, "relay", text, &advice);
     }
 }
 
@@ -869,6 +919,40 @@ mod tests {
             status["outputs"][0]["lost_events"] = json!(3);
             status["outputs"][0]["required"] = json!(false);
         });
+    }
+
+    #[test]
+    fn dead_letters_that_were_deleted_are_not_said_to_be_held() {
+        for (letters, dropped, words) in [
+            (0, 0, "and why. Runbook"),
+            (120, 0, "The dead letters hold the refused ones. Runbook"),
+            (120, 72, "hold only the newest refused ones"),
+        ] {
+            let verdict = judged(|status| {
+                status["lost_events"] = json!(120);
+                status["dead_letters_dropped_events"] = json!(dropped);
+                status["outputs"][0]["lost_events"] = json!(120);
+                status["outputs"][0]["dead_letter_events"] = json!(letters);
+            });
+            let advice = verdict.findings[0].advice.as_deref().unwrap();
+            assert!(advice.contains(words), "{advice}");
+        }
+    }
+
+    #[test]
+    fn refused_connections_are_bad_for_a_minute_and_a_warning_for_five() {
+        let refused = |reason: &'static str, ago: f64| {
+            move |status: &mut Value| {
+                status["refused_connections"] =
+                    json!({ reason: { "count": 3, "last_seconds_ago": ago } });
+            }
+        };
+        let words = "are closed: limits.max_connections is reached";
+        assert_headline(State::Bad, words, refused("all_busy", 59.0));
+        assert_headline(State::Bad, "the kernel refuses", refused("accept_failed", 59.0));
+        assert_headline(State::Warn, "were lately closed for newer", refused("evicted", 3.0));
+        assert_headline(State::Warn, "were lately closed", refused("all_busy", 61.0));
+        assert_headline(State::Good, "works", refused("all_busy", 301.0));
     }
 
     #[test]

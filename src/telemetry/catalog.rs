@@ -38,6 +38,7 @@ use super::labels::PLACE;
 use super::labels::PLUGIN;
 use super::labels::REVISION;
 use super::labels::ROLE;
+use super::labels::RefusedConnection;
 use super::labels::Rejection;
 use super::labels::TlsFailure;
 use super::labels::VERSION;
@@ -164,6 +165,14 @@ catalog! {
             action: "With 0, set `queue.directory`: a crash loses what waits in memory, and no \
                 counter is left that tells it.",
         }
+        pub earlier: Gauge = "queue_earlier_events" {
+            help: "Events that earlier processes had accepted into the queue's directory.",
+            unit: "events",
+            meaning: "0 for a queue in memory, and in a new directory. The counters of those \
+                processes are gone, also `error_total`, which begins at 0 with each process.",
+            action: "Nothing: `doctor` tells by it that earlier losses are unknown. Prometheus \
+                remembers them.",
+        }
         pub held: Gauge = "queue_events" {
             help: "Events held by the queue.",
             unit: "events",
@@ -275,6 +284,20 @@ catalog! {
                 the connection that has been longest without a complete request head is closed.",
             action: "If it stays at the limit, find the clients that open many connections, or \
                 raise the limit.",
+        }
+        pub refused: Each<RefusedConnection, Counter> = "connections_refused_total" {
+            help: "Connections closed because limits.max_connections was reached, or not accepted, by reason.",
+            unit: "connections",
+            meaning: "`all_busy`: a new connection was closed at once, because all others have a \
+                request under way; no other metric counts its request. `evicted`: a connection \
+                without a complete request head, or whose requests were all refused, made room \
+                for a new one. `accept_failed`: an attempt to accept failed, and is repeated every \
+                100 ms. For sources it stays 0.",
+            action: "`all_busy` and `evicted`: find the clients that hold connections, such as \
+                those whose bodies come slowly, or raise `limits.max_connections`. \
+                `accept_failed`: the log has the error; compare `process_open_fds` with \
+                `process_max_fds`. The alert \
+                `KubeAuditForwarderConnectionsRefused` fires after a minute.",
         }
         pub tls_failures: Each<TlsFailure, Counter> = "listener_tls_failures_total" {
             help: "TLS handshakes of senders that failed, by reason.",

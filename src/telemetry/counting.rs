@@ -17,6 +17,7 @@ use super::catalog::WitnessMetrics;
 use super::labels::AttemptError;
 use super::labels::Code;
 use super::labels::EvidenceError;
+use super::labels::RefusedConnection;
 use super::labels::Rejection;
 use super::labels::TlsFailure;
 use super::now;
@@ -40,6 +41,12 @@ impl ListenerMetrics {
         self.rejections.requests.of(reason).increment(1);
         let (listener, message) = (Arc::clone(&self.label), message.to_owned());
         self.refusals.refused(LastRejected { listener, reason, code, message, at: Instant::now() });
+    }
+
+    /// Counts a connection that was refused, and keeps the time.
+    pub fn connection_refused(&self, reason: RefusedConnection) {
+        self.refused.of(reason).increment(1);
+        self.refusals.connection_refused(reason);
     }
 
     /// Counts a TLS handshake of a sender that failed, and keeps it as the last failed one. If the

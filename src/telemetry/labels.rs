@@ -163,6 +163,22 @@ label_values! {
 }
 
 label_values! {
+    /// The reason why a connection of a sender was closed for want of a place, or not taken: the
+    /// label `reason` of `connections_refused_total`.
+    pub enum RefusedConnection as "reason" {
+        /// The connection is new, `limits.max_connections` is reached, and all other connections
+        /// have a request under way.
+        AllBusy = "all_busy",
+        /// The connection had no complete request, or only refused ones, and a new connection got
+        /// its place.
+        Evicted = "evicted",
+        /// The kernel could not hand over a new connection, because the process has too many open
+        /// files, for example.
+        AcceptFailed = "accept_failed",
+    }
+}
+
+label_values! {
     /// The reason why evidence could not be recorded: the label `reason` of
     /// `evidence_errors_total`.
     pub enum EvidenceError as "reason" {

@@ -4,12 +4,14 @@
 //!
 //! [`RefusalTimes`] explains the words *spell*, *shut* and *long*.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::Mutex;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::labels::RefusedConnection;
 use super::labels::Rejection;
 use super::labels::TlsFailure;
 use crate::lock::lock;
@@ -125,6 +127,8 @@ struct Known {
     /// The last request that was refused for good: its sender gives up the events.
     for_good: Option<LastRejected>,
     tls: Option<LastTlsFailure>,
+    /// The number of connections that were refused for each reason, and the time of the last one.
+    connections: BTreeMap<&'static str, (u64, Instant)>,
     /// The first refusal of a batch since the last accepted batch, in seconds since 1970; 0 if
     /// there was none.
     since: f64,
@@ -167,6 +171,21 @@ impl Refusals {
     /// Notes a TLS handshake of a sender that has failed.
     pub(super) fn tls_failed(&self, failure: LastTlsFailure) {
         lock(&self.0).tls = Some(failure);
+    }
+
+    /// Notes a connection that was refused now.
+    pub(super) fn connection_refused(&self, reason: RefusedConnection) {
+        let mut known = lock(&self.0);
+        let (count, last) =
+            known.connections.entry(reason.name()).or_insert_with(|| (0, Instant::now()));
+        (*count, *last) = (count.saturating_add(1), Instant::now());
+    }
+
+    /// Returns the number of connections that were refused for each reason that has occurred, and
+    /// the age of the last one.
+    pub fn connections(&self) -> Vec<(&'static str, u64, Duration)> {
+        let known = lock(&self.0);
+        known.connections.iter().map(|(name, (count, at))| (*name, *count, at.elapsed())).collect()
     }
 
     /// Notes that a batch was accepted.

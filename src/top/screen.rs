@@ -310,10 +310,14 @@ fn incoming(view: &View, status: &Status) -> Line<'static> {
         Some(seconds) => format!("last event {}", ago(seconds)),
         None => "no event since the start".to_owned(),
     };
-    let refused = match status.intake.refused_429_per_second {
+    let mut refused = match status.intake.refused_429_per_second {
         rate if rate > 0.0 => format!(" · 429: {}/s", scaled(rate)),
         _ => String::new(),
     };
+    let connections: u64 = status.intake.refused_connections.values().map(|it| it.count).sum();
+    if connections > 0 {
+        refused.push_str(&format!(" · {} connections refused", grouped(connections)));
+    }
     let events = rate_words(view.rates.accepted());
     let input = format!(" · accepted {}{refused} · {last}", grouped(status.intake.accepted_events));
     Line::from(vec![name("in"), Span::styled(events, STRONG), input.into()])

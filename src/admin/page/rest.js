@@ -50,6 +50,8 @@ function drawQueueFacts(status, elapsed) {
     ['When it is full', queue.when_full && `${queue.when_full}: ${whenFull(queue)}`],
     ['Acknowledged', ACKNOWLEDGE[status.acknowledge]],
     ['Not yet in the queue', bytes(status.in_flight_bytes)],
+    ['Dead letters deleted', figure(status.dead_letters_dropped_events),
+      status.dead_letters_dropped_events > 0 ? 'bad' : 'good'],
     ['Lost in the queue', lost, queue.lost_events > 0 ? 'bad' : 'good'],
   ]);
 }
@@ -101,6 +103,12 @@ function drawEvidence(status, elapsed) {
   ]);
 }
 
+// Refused connections by reason: "12 all busy, last 3 s ago".
+function refusedConnections(refused, elapsed) {
+  return Object.entries(refused).map(([reason, it]) => `${figure(it.count)} `
+    + `${reason.replace('_', ' ')}, last ${ago(it.last_seconds_ago + elapsed)}`).join('; ');
+}
+
 function drawProcess(status, elapsed) {
   const { memory_bytes: memory, memory_limit_bytes: limit, reloads: { success, error } } = status;
   const last = (it) => ago((it.last_seconds_ago ?? 0) + elapsed);
@@ -113,6 +121,8 @@ function drawProcess(status, elapsed) {
       limit !== null && memory > NEARLY * limit ? 'warn' : 'good'],
     ['Config applied', result(success)],
     ['Config refused', result(error), error.count > 0 ? 'warn' : 'good'],
+    ['Connections refused', refusedConnections(status.refused_connections, elapsed) || 'none',
+      Object.keys(status.refused_connections).length > 0 ? 'warn' : 'good'],
     ['Lines of log dropped', figure(status.log_dropped_lines)],
   ]);
 }

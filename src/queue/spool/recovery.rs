@@ -171,7 +171,7 @@ pub(super) fn open(
     }
     let indices = join_all(&mut state, &reading, &found, outputs);
 
-    show(&metrics, config.max_bytes);
+    show(&metrics, config.max_bytes, state.log.end.position);
     let shared = Arc::new(Shared {
         disk,
         identity,
@@ -191,9 +191,11 @@ pub(super) fn open(
     Ok((Queue { shared }, cursors, writer))
 }
 
-/// Sets the metrics of a queue on disk that has just been opened. It may have `max_bytes` bytes.
+/// Sets the metrics of a queue on disk that has just been opened. It may have `max_bytes` bytes,
+/// and its log ends at `end`.
 #[allow(clippy::cast_precision_loss, reason = "a gauge; sizes are below 2^52")]
-fn show(metrics: &QueueMetrics, max_bytes: u64) {
+fn show(metrics: &QueueMetrics, max_bytes: u64, end: Position) {
+    metrics.earlier.set(end.get() as f64);
     metrics.capacity.set(max_bytes as f64);
     metrics.durable.set(1.0);
     metrics.writable.set(1.0);
