@@ -258,7 +258,8 @@ impl Target {
     }
 
     /// Sends a GET for `path`, and gives each part of the body to `sink`, whose error ends the
-    /// request.
+    /// request. Returns the time of the answer by the server's own clock, in seconds since 1970;
+    /// `None` if it has no valid header `Date`.
     ///
     /// # Errors
     ///
@@ -267,12 +268,12 @@ impl Target {
         &self,
         path: &str,
         sink: impl FnMut(&[u8]) -> Result<(), String> + Send,
-    ) -> Result<(), AskError> {
+    ) -> Result<Option<f64>, AskError> {
         let asked = async {
             let reply = self.open(Method::GET, path, None).await?;
             self.take(path, reply, sink).await
         };
-        self.within(TOTAL, path, asked).await.map(drop)
+        self.within(TOTAL, path, asked).await.map(|reply| reply.date())
     }
 
     /// Sends a GET for `path` and returns the body, of at most 1 MiB.
@@ -302,7 +303,7 @@ impl Target {
             let reply = self.open(Method::POST, path, Some((JSON, body))).await?;
             self.take(path, reply, |_| Ok(())).await
         };
-        self.within(WAIT, path, asked).await
+        self.within(WAIT, path, asked).await.map(|reply| reply.not_after())
     }
 
     /// Sends a POST with this text, and returns the answer, whatever its status is. Waits at most
@@ -452,14 +453,13 @@ impl Target {
         })
     }
 
-    /// Gives the body of an answer to `sink`, part by part, and returns the end of the validity of
-    /// the server's certificate. The answer must have status 200.
+    /// Gives the body of an answer to `sink`, part by part. The answer must have status 200.
     async fn take(
         &self,
         path: &str,
         mut reply: Reply,
         mut sink: impl FnMut(&[u8]) -> Result<(), String>,
-    ) -> Result<Option<i64>, AskError> {
+    ) -> Result<Reply, AskError> {
         let error = |what: String| self.error(path, what);
         let status = reply.status;
         if status != StatusCode::OK {
@@ -478,7 +478,7 @@ impl Target {
             }
             sink(&part).map_err(error)?;
         }
-        Ok(reply.not_after())
+        Ok(reply)
     }
 
     /// Ends a request with an error after the time `limit`.

@@ -19,7 +19,7 @@
 //! | 5 | `compare` | what was sent beside what was received |
 //! | 6 | `refusals` | whether senders have given up |
 //! | 7 | `judge` | what the numbers mean |
-//! | 8 | `screen` `webhook` `probe` | how the result is shown · the webhook's URL · events made on purpose |
+//! | 8 | `screen` `webhook` `probe` `own` | how the result is shown · the webhook's URL · events made on purpose · what relays say about themselves |
 
 pub mod address;
 pub mod attempts;
@@ -29,6 +29,7 @@ pub mod credentials;
 pub mod exposition;
 pub mod judge;
 pub mod kubeconfig;
+pub mod own;
 pub mod probe;
 pub mod refusals;
 pub mod remedy;
@@ -139,13 +140,20 @@ pub async fn examine(plan: Plan, waiting: impl FnOnce(Duration)) -> (Findings, V
     // a relay has counted in its first sample was generated before the kube-apiservers were asked,
     // and the events that a kube-apiserver generates between its samples can arrive between those
     // of the relays.
-    let sample = async || Findings {
-        apiservers: apiservers.second().await,
-        relays: relays.second().await,
-        has_apiserver,
-        webhook: webhook.as_ref().map(|it| Address::new(&it.authority(), it.is_https())),
-        checks: checks.clone(),
-        now: telemetry::now(),
+    let sample = async || {
+        let (apiservers, relays) = (apiservers.second().await, relays.second().await);
+        own::add(
+            Findings {
+                apiservers,
+                relays,
+                has_apiserver,
+                webhook: webhook.as_ref().map(|it| Address::new(&it.authority(), it.is_https())),
+                checks: checks.clone(),
+                own: Vec::new(),
+            },
+            &urls,
+        )
+        .await
     };
     let is_missing = |it: &Comparison| matches!(it, Comparison::Missing(_));
     let is_settled = |found: &Findings| {

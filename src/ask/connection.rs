@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
+use std::time::UNIX_EPOCH;
 
 use bytes::Bytes;
 use http_body_util::BodyExt;
@@ -179,6 +180,13 @@ impl Reply {
     /// Returns the connection for the next request. The body must have been read to its end.
     pub fn into_connection(self) -> Connection {
         self.connection
+    }
+
+    /// Returns the header `Date` in seconds since 1970; `None` if it is missing or not valid.
+    pub fn date(&self) -> Option<f64> {
+        let date = self.headers.get(hyper::header::DATE)?.to_str().ok()?;
+        let date = httpdate::parse_http_date(date).ok()?;
+        Some(date.duration_since(UNIX_EPOCH).ok()?.as_secs_f64())
     }
 
     /// Returns the end of the validity of the server's certificate (notAfter), in seconds since

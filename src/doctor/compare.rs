@@ -9,6 +9,7 @@ use super::address::Address;
 use super::attempts;
 use super::counts::ApiserverCounts;
 use super::counts::ByLabel;
+use super::counts::Clock;
 use super::counts::RelayCounts;
 use super::counts::total;
 use super::sample::Sampled;
@@ -120,7 +121,9 @@ fn lost(apiservers: &[&ApiserverCounts]) -> u64 {
 /// Returns `true` if the totals of these processes count from the same time. A process without a
 /// start time is compared too, so a difference is at least reported as unexplained.
 fn started_together(apiservers: &[&ApiserverCounts], relays: &[&RelayCounts]) -> bool {
-    let starts = apiservers.iter().map(|it| it.started).chain(relays.iter().map(|it| it.started));
+    let start = |clock: &Clock, started: Option<f64>| started.map(|at| clock.here(at));
+    let starts = apiservers.iter().map(|it| start(&it.clock, it.started));
+    let starts = starts.chain(relays.iter().map(|it| start(&it.clock, it.started)));
     let starts: Vec<f64> = starts.flatten().collect();
     let first = starts.iter().copied().fold(f64::INFINITY, f64::min);
     let last = starts.iter().copied().fold(f64::NEG_INFINITY, f64::max);

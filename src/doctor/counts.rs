@@ -86,9 +86,45 @@ pub trait Counts: Sized + Clone {
         Self::take(&Families::of(exposition))
     }
 
+    /// Returns the clock of the process's machine.
+    fn clock(&mut self) -> &mut Clock;
+
     /// Returns the start time, which distinguishes the process from others behind the same address;
     /// `None` if it is not known.
     fn process(&self) -> Start;
+}
+
+/// The clock of another machine. doctor's own clock may differ from it by minutes, so an age is the
+/// difference of two times of this clock.
+#[derive(Debug, Clone, Copy, Default, PartialEq)]
+pub struct Clock {
+    /// The time of the answer, in seconds since 1970; `None` for a file. For an answer without a
+    /// valid header `Date`, doctor's clock has to do.
+    pub now: Option<f64>,
+    /// The seconds by which this clock is ahead of doctor's; 0 if that is not known.
+    pub ahead: f64,
+}
+
+/// The greatest number of seconds by which a time that a server reports may be later than its
+/// `Date`, which has no fraction. A later time shows that the two are not of the same clock.
+const DATE_ERROR_MAX: f64 = 2.0;
+
+impl Clock {
+    /// Makes a clock from a header `Date`, which has come at the time `here` of doctor's clock.
+    pub fn new(date: Option<f64>, here: f64) -> Self {
+        Self { now: date.or(Some(here)), ahead: date.map_or(0.0, |date| date - here) }
+    }
+
+    /// Returns the seconds since a time of this clock; `None` if that is not known.
+    pub fn age(&self, at: f64) -> Option<f64> {
+        let age = self.now? - at;
+        (age > -DATE_ERROR_MAX).then_some(age.max(0.0))
+    }
+
+    /// Returns a time of this clock by doctor's clock.
+    pub fn here(&self, at: f64) -> f64 {
+        at - self.ahead
+    }
 }
 
 /// The start time of a process, as the bits of a number of seconds; `None` if it is not known.
@@ -121,6 +157,8 @@ impl fmt::Display for Wrong {
 /// The numbers of one kube-apiserver.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct ApiserverCounts {
+    /// The clock of its machine.
+    pub clock: Clock,
     /// The start of the process, in seconds since 1970.
     pub started: Option<f64>,
     /// The events that were generated; `None` if the metric is missing.
@@ -181,6 +219,7 @@ impl Counts for ApiserverCounts {
             }
         }
         Self {
+            clock: Clock::default(),
             started: families.gauge(STARTED),
             generated,
             errors,
@@ -192,6 +231,10 @@ impl Counts for ApiserverCounts {
         }
     }
 
+    fn clock(&mut self) -> &mut Clock {
+        &mut self.clock
+    }
+
     fn process(&self) -> Start {
         self.started.map(f64::to_bits)
     }
@@ -200,6 +243,8 @@ impl Counts for ApiserverCounts {
 /// The numbers of one relay.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct RelayCounts {
+    /// The clock of its machine.
+    pub clock: Clock,
     /// The start of the process, in seconds since 1970.
     pub started: Option<f64>,
     /// The version of the relay.
@@ -232,6 +277,8 @@ pub struct RelayCounts {
 pub struct RejectedCounts {
     /// The requests, by reason.
     pub by_reason: ByLabel,
+    /// The connections that were closed for want of a place, or not accepted, by reason.
+    pub connections: ByLabel,
     /// The time since when every batch has been refused, in seconds since 1970; 0 if the last batch
     /// was accepted. Requests that may have had no batch do not count. `None` if the relay does not
     /// report it.
@@ -253,6 +300,8 @@ pub struct QueueCounts {
     pub capacity: Option<u64>,
     /// `true` if the queue is in memory, and is lost with the process; `None` if that is not known.
     pub in_memory: Option<bool>,
+    /// The events that earlier processes have accepted into its directory.
+    pub earlier: Option<u64>,
     /// `false` while the queue cannot store events.
     pub writable: Option<bool>,
 }
@@ -319,6 +368,7 @@ impl Counts for RelayCounts {
         let needed = families.sum(QueueMetrics::needed);
         let errors = families.by(LostMetrics::events, "plugin");
         Self {
+            clock: Clock::default(),
             started: families.gauge(STARTED),
             version,
             accepted: families.sum(AcceptedMetrics::events),
@@ -327,6 +377,7 @@ impl Counts for RelayCounts {
             errors: Some(errors).filter(|errors| !errors.is_empty()),
             rejected: RejectedCounts {
                 by_reason: families.by(RejectionMetrics::requests, "reason"),
+                connections: families.by(ListenerMetrics::refused, "reason"),
                 since: families.gauge(RefusingMetrics::since),
                 batches: families.sum(RefusingMetrics::requests),
             },
@@ -336,6 +387,7 @@ impl Counts for RelayCounts {
                 needed: needed.or_else(|| families.sum(QueueMetrics::bytes)),
                 capacity: families.sum(QueueMetrics::capacity),
                 in_memory: families.gauge(QueueMetrics::durable).map(|value| value == 0.0),
+                earlier: families.sum(QueueMetrics::earlier),
                 writable: families.gauge(QueueMetrics::writable).map(|value| value != 0.0),
             },
             outputs: outputs(families),
@@ -346,6 +398,10 @@ impl Counts for RelayCounts {
             },
             wrong: families.wrong.take(),
         }
+    }
+
+    fn clock(&mut self) -> &mut Clock {
+        &mut self.clock
     }
 
     /// There is one relay behind an address. After a restart it is another process, which is

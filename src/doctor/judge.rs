@@ -47,6 +47,7 @@ use crate::status::thresholds;
 use crate::status::verdict::runbook_of_evidence;
 use crate::telemetry::AcceptedMetrics;
 use crate::telemetry::LostMetrics;
+use crate::telemetry::Rejection;
 
 /// kube-apiserver's default for `--audit-webhook-batch-throttle-qps`, in batches per second.
 const THROTTLE: f64 = 10.0;
@@ -77,8 +78,8 @@ pub struct Findings {
     pub webhook: Option<Address>,
     /// The results of the checks of `webhook` and `probe`.
     pub checks: Vec<Cause>,
-    /// The time of the newest sample, in seconds since 1970.
-    pub now: f64,
+    /// What the relays say about themselves, and which of the names lead to the same process.
+    pub own: Vec<Cause>,
 }
 
 impl Findings {
@@ -179,12 +180,22 @@ pub fn judge(findings: &Findings) -> Verdict {
     for relay in &findings.relays {
         relay_causes(relay, findings, &mut causes);
     }
-    let refusals = refusals::find(&findings.relays, findings.now);
+    let refusals = refusals::find(&findings.relays);
     let mut of_refusals: Vec<_> = refusals.iter().map(|it| refused(it, findings)).collect();
     // Events that two relays have refused are the same events, so they must not be added up.
     of_refusals.sort_by_key(|cause| (Reverse(cause.kind), Reverse(cause.lost)));
     of_refusals.iter_mut().skip(1).for_each(|cause| cause.lost = 0);
     causes.extend(of_refusals);
+    for relay in &findings.relays {
+        turned_away_causes(relay, findings, &mut causes);
+    }
+    // doctor's own words about an output come before the relay's.
+    let is_told = |own: &Cause| {
+        let same = |it: &Cause| it.place == own.place && it.kind >= own.kind;
+        own.place.starts_with("output ") && causes.iter().any(same)
+    };
+    let own: Vec<Cause> = findings.own.iter().filter(|it| !is_told(it)).cloned().collect();
+    causes.extend(own);
     whole_causes(findings, &mut causes);
     causes.sort_by_key(|cause| (Reverse(cause.kind), Reverse(cause.lost)));
     verdict(causes)
@@ -378,7 +389,7 @@ fn found_cause(findings: &Findings) -> Option<String> {
         return Some(format!("doctor has found a cause: {place}: {what}. {advice}"));
     }
     let fails = fails(findings);
-    let rejected = refusals::find(&findings.relays, findings.now);
+    let rejected = refusals::find(&findings.relays);
     let rejected = rejected.iter().filter(|it| it.are_batches || it.goes_on && fails);
     if let Some(it) = rejected.max_by(|a, b| a.seconds.total_cmp(&b.seconds)) {
         let (source, reasons) = (it.source, it.reasons());
@@ -471,6 +482,12 @@ fn relay_causes(relay: &Sampled<RelayCounts>, findings: &Findings, causes: &mut 
             "Give each relay its own --relay, and run the command again",
         ));
     }
+    let refuses = counts.rejected.since.filter(|at| *at > 0.0);
+    if refuses.is_some_and(|at| counts.clock.age(at).is_none()) {
+        let what = "it refuses every batch, and since when is unknown: its clock is not the one of \
+                    its answers";
+        causes.push(Cause::unknown(&place, what, "Run doctor beside the relay"));
+    }
     causes.extend(forgotten(&place, counts, findings));
     for plugin in counts.errors.iter().flat_map(BTreeMap::keys) {
         lost(&place, relay, plugin, counts, causes);
@@ -478,6 +495,7 @@ fn relay_causes(relay: &Sampled<RelayCounts>, findings: &Findings, causes: &mut 
     for (name, output) in &counts.outputs {
         let place = format!("output {name} of {}", relay.source);
         let before = relay.before.as_ref().filter(|_| !is_restarted(relay));
+        causes.extend(all_kept_back(&place, output, counts.lost(name)));
         causes.extend(waiting(&place, name, output, before.and_then(|it| it.outputs.get(name))));
         let differs = difference(counts, name);
         let is_steady = before.is_none_or(|before| difference(before, name) == differs);
@@ -487,27 +505,43 @@ fn relay_causes(relay: &Sampled<RelayCounts>, findings: &Findings, causes: &mut 
             causes.push(Cause::unknown(&place, what, advice));
         }
     }
-    relay_warnings(&place, relay, counts, findings.now, causes);
+    relay_warnings(&place, relay, counts, causes);
 }
 
-/// Reports a relay that was started after kube-apiserver and has its queue in memory. If there was
-/// an earlier process, the events in its queue may be lost, and its counters are gone.
+/// Reports a relay whose earlier process may have lost events that no counter tells any more: one
+/// that was started after kube-apiserver and has its queue in memory, or one whose queue's
+/// directory an earlier process has used, unless kube-apiserver was started together with the relay
+/// or later.
 fn forgotten(place: &str, counts: &RelayCounts, findings: &Findings) -> Option<Cause> {
     let apiservers = findings.apiservers.iter().filter_map(|it| it.counts.as_ref());
-    let first = apiservers.filter_map(|it| it.started).reduce(f64::min)?;
-    let started = counts.started.filter(|at| *at - first > STARTS_APART_MAX)?;
-    (counts.queue.in_memory == Some(true)).then(|| {
+    let start = |it: &ApiserverCounts| it.started.map(|at| it.clock.here(at));
+    let first = apiservers.filter_map(start).reduce(f64::min);
+    let started = counts.clock.here(counts.started?);
+    let is_later = first.map(|first| started - first > STARTS_APART_MAX);
+    let (what, advice) = if is_later == Some(true) && counts.queue.in_memory == Some(true) {
         let what = format!(
             "it began at {}, after kube-apiserver ({}), and its queue is in memory: what an earlier \
              process had in its queue at a crash is lost, and no counter tells it",
             time(started),
-            time(first)
+            time(first.unwrap_or_default())
         );
         let advice = "Set queue.directory: a queue on disk keeps its events when the process ends. \
                       To know about the past, compare the consumer's events with the audit log of \
                       kube-apiserver";
-        Cause::unknown(place, what, advice)
-    })
+        (what, advice)
+    } else if is_later != Some(false) && counts.queue.earlier > Some(0) {
+        let what = format!(
+            "it began at {}, and what earlier processes with its queue.directory have lost is \
+             unknown: counters begin at 0 with each process",
+            time(started)
+        );
+        let advice = "Prometheus and the relay's older logs have the earlier losses: see the \
+                      runbook KubeAuditForwarderEventsLost";
+        (what, advice)
+    } else {
+        return None;
+    };
+    Some(Cause::unknown(place, what, advice))
 }
 
 /// Reports the lost events of one relay: those of the output named `plugin` or, if it is `queue`,
@@ -630,22 +664,22 @@ fn relay_warnings(
     place: &str,
     relay: &Sampled<RelayCounts>,
     counts: &RelayCounts,
-    now: f64,
     causes: &mut Vec<Cause>,
 ) {
     for (reason, &count) in counts.rejected.by_reason.iter().filter(|(_, count)| **count > 0) {
         let of_reason_in =
             |it: &RelayCounts| Some(it.rejected.by_reason.get(reason).copied().unwrap_or(0));
         let since = since(counts.started, relay.increase(of_reason_in).zip(relay.elapsed));
-        let what = format!(
-            "{count} requests rejected with the reason {reason} ({since}); kube-apiserver sends \
-             them again, so this alone is no loss"
-        );
+        let fate = match Rejection::named(reason).is_some_and(Rejection::is_for_good) {
+            true => "kube-apiserver gives such a batch up after five attempts",
+            false => "kube-apiserver sends them again, so this alone is no loss",
+        };
+        let what = format!("{count} requests rejected with the reason {reason} ({since}); {fate}");
         causes.push(Cause::warning(place, what, of_reason(reason)));
     }
     if counts.queue.writable == Some(false) {
         let advice = "See the runbook KubeAuditForwarderDiskRefused";
-        causes.push(Cause::warning(place, "the queue can't store, senders get 503", advice));
+        causes.push(Cause::unknown(place, "the queue can't store, senders get 503", advice));
     }
     if let Some((bytes, capacity)) = counts.queue.needed.zip(counts.queue.capacity) {
         #[allow(clippy::cast_precision_loss, reason = "a share needs no more digits")]
@@ -665,9 +699,11 @@ fn relay_warnings(
             _ => format!("{count} failed attempts to record evidence ({reason})"),
         };
         let advice = format!("See the runbook {}", runbook_of_evidence(reason));
-        causes.push(Cause::warning(place, what, advice));
+        let is_attacked = ["rolled_back", "tampered"].contains(&reason.as_str());
+        let kind = if is_attacked { Kind::Unknown } else { Kind::Warning };
+        causes.push(Cause::new(kind, place, what, advice));
     }
-    let quiet = counts.last_event.filter(|at| *at > 0.0).map(|at| now - at);
+    let quiet = counts.last_event.filter(|at| *at > 0.0).and_then(|at| counts.clock.age(at));
     if let Some(quiet) = quiet.filter(|quiet| *quiet > thresholds::SILENCE) {
         let what = format!("no event accepted for {quiet:.0} s");
         let advice = "See the runbook KubeAuditForwarderNothingReceived";
@@ -818,6 +854,15 @@ fn compared(findings: &Findings) -> Option<Cause> {
     }
 }
 
+/// Returns `true` if kube-apiservers were named, and the numbers of all of them are known. They
+/// count then what they have given up.
+fn is_asked(findings: &Findings) -> bool {
+    let is_known = |it: &Sampled<ApiserverCounts>| {
+        it.fault.is_none() && it.counts.as_ref().is_some_and(|it| it.generated.is_some())
+    };
+    findings.has_apiserver && findings.apiservers.iter().all(is_known)
+}
+
 /// Returns `true` if attempts of a kube-apiserver to reach its webhook have failed in the interval.
 fn fails(findings: &Findings) -> bool {
     let webhook = findings.webhook.as_ref();
@@ -833,10 +878,7 @@ fn refused(refusal: &Refusal<'_>, findings: &Findings) -> Cause {
     let place = format!("relay {}", refusal.source);
     let advice = of_reason(refusal.reason());
     let time = seconds(refusal.seconds);
-    let counts = || findings.apiservers.iter().filter_map(|it| it.counts.as_ref());
-    let is_asked = findings.has_apiserver
-        && findings.apiservers.iter().all(|it| it.fault.is_none())
-        && counts().all(|it| it.generated.is_some());
+    let is_asked = is_asked(findings);
     // An earlier loss does not belong to this refusal.
     let counted = |it: &Sampled<ApiserverCounts>| {
         let before = it.before.as_ref().map_or(0, ApiserverCounts::lost);
@@ -886,18 +928,82 @@ fn estimate(refusal: &Refusal<'_>, findings: &Findings) -> u64 {
         Some(more as f64 / it.elapsed.filter(|elapsed| *elapsed > 0.0)?)
     };
     let now: f64 = findings.apiservers.iter().filter_map(rate_of).sum();
-    let relays = || findings.relays.iter().filter_map(|it| it.counts.as_ref());
-    let accepted = total(relays().filter_map(|it| it.accepted)) as f64;
-    let begin = relays().filter_map(|it| it.started).fold(f64::INFINITY, f64::min);
-    let end = relays().filter_map(|it| it.last_event).fold(0.0, f64::max);
-    let rate = match now > 0.0 {
-        true => now,
-        false if end > begin => accepted / (end - begin).max(NOTHING_ARRIVES),
-        false => 0.0,
-    };
+    let relays = findings.relays.iter().filter_map(|it| it.counts.as_ref());
+    let before = relays.filter_map(|it| {
+        let time = it.last_event? - it.started?;
+        (time > 0.0).then_some(it.accepted? as f64 / time.max(NOTHING_ARRIVES))
+    });
+    let rate = if now > 0.0 { now } else { before.sum() };
     let time = refusal.seconds_at_all.unwrap_or_default() - refusal.patience;
     ((time.max(0.0) * rate) as u64).max(refusal.batches)
 }
+
+/// The reasons for which a relay turns away a batch that it has read. kube-apiserver gets the same
+/// answer for the same batch each time, and gives it up.
+const OF_CONTENT: [&str; 2] = ["invalid", "too_large"];
+
+/// The reason of `connections_refused_total` for connections whose place was given to newer ones.
+const EVICTED: &str = "evicted";
+
+/// Reports what a relay has turned away and no counter of events has: requests that it refused for
+/// good, and connections for which it had no place. How many events they had is unknown.
+fn turned_away_causes(relay: &Sampled<RelayCounts>, findings: &Findings, causes: &mut Vec<Cause>) {
+    let Some(counts) = &relay.counts else { return };
+    let place = format!("relay {}", relay.source);
+    let is_lost = causes.iter().any(|it| it.kind == Kind::Lost && it.place == place);
+    let mut for_good = counts.rejected.by_reason.clone();
+    for_good.retain(|reason, count| *count > 0 && OF_CONTENT.contains(&reason.as_str()));
+    // If nothing was ever accepted, its own cause names the refusals.
+    if !for_good.is_empty() && counts.accepted != Some(0) && !is_lost {
+        let batches = total(for_good.values().copied()).div_ceil(ATTEMPTS);
+        let what = format!(
+            "requests refused for good ({}): kube-apiserver gives up a batch after five such \
+             answers, here at least {batches} of them, with an unknown number of events",
+            listed(&for_good)
+        );
+        let reason = for_good.keys().next_back().map_or("", String::as_str);
+        causes.push(Cause::unknown(&place, what, of_reason(reason)));
+    }
+    let mut refused = counts.rejected.connections.clone();
+    refused.retain(|_, count| *count > 0);
+    if refused.is_empty() {
+        return;
+    }
+    let without_evicted = |it: &RelayCounts| {
+        let refused = it.rejected.connections.iter().filter(|(reason, _)| *reason != EVICTED);
+        Some(total(refused.map(|(_, count)| *count)))
+    };
+    let lately = relay.increase(without_evicted).zip(relay.elapsed);
+    let has_no_place = without_evicted(counts) > Some(0);
+    // Attempts that kube-apiserver makes in vain may still succeed, and it counts what it gives up.
+    let is_over = lately.is_some_and(|(count, _)| count == 0) && is_asked(findings);
+    let kind = match has_no_place && !is_over && findings.totals() != Comparison::Equal {
+        true => Kind::Unknown,
+        false => Kind::Warning,
+    };
+    let what = format!(
+        "connections refused ({}), {}: what kube-apiserver wanted to send over them is unknown",
+        listed(&refused),
+        since(counts.started, lately)
+    );
+    let advice = "Find the clients that hold the connections, or raise limits.max_connections; see \
+                  the runbook KubeAuditForwarderConnectionsRefused";
+    causes.push(Cause::new(kind, &place, what, advice));
+}
+
+/// Reports an output whose filter has kept back every event since the start.
+fn all_kept_back(place: &str, output: &OutputCounts, lost: u64) -> Option<Cause> {
+    let kept_back = output.kept_back();
+    let is_all = output.delivered == 0 && output.backlog == Some(0) && lost == 0 && kept_back > 0;
+    is_all.then(|| {
+        let what = format!("its filter has kept back all {} since the start", events(kept_back));
+        Cause::unknown(place, what, ALL_KEPT_BACK)
+    })
+}
+
+/// The advice for a filter that keeps back everything.
+pub const ALL_KEPT_BACK: &str = "If this is not intended, `policy explain` says which rule decides \
+                                 on an event";
 
 /// Returns the cause that relays have rejected requests, with the remedy for the most frequent
 /// reason; `None` if they have rejected none. `of` returns the numbers of a relay, and `when` says
@@ -934,7 +1040,7 @@ fn quiet_for(findings: &Findings) -> Option<f64> {
         let counts = it.counts.as_ref()?;
         let has_grown = it.before.as_ref().is_none_or(|before| before.accepted < counts.accepted);
         let quiet = match counts.last_event {
-            Some(at) => findings.now - at.max(counts.started.unwrap_or_default()),
+            Some(at) => counts.clock.age(at.max(counts.started.unwrap_or_default()))?,
             None => it.elapsed?,
         };
         Some(quiet).filter(|_| !has_grown && !is_restarted(it))

@@ -70,31 +70,31 @@ impl Refusal<'_> {
 }
 
 /// Returns a refusal for each relay that refuses everything now.
-pub fn find(relays: &[Sampled<RelayCounts>], now: f64) -> Vec<Refusal<'_>> {
-    let last = last_accepted(relays, now);
-    relays.iter().filter_map(|relay| of_one(relay, last, now)).collect()
+pub fn find(relays: &[Sampled<RelayCounts>]) -> Vec<Refusal<'_>> {
+    let last = last_accepted(relays);
+    relays.iter().filter_map(|relay| of_one(relay, last)).collect()
 }
 
-/// Returns the time at which any of the relays last accepted a batch; `None` if it is not known for
-/// one of them. For a relay that has accepted none, its start counts, or 0 if it reports no time of
-/// a last batch.
-fn last_accepted(relays: &[Sampled<RelayCounts>], now: f64) -> Option<f64> {
+/// Returns the seconds since any of the relays last accepted a batch; `None` if that is not known
+/// for one of them. For a relay that has accepted none, its start counts; if it reports no time of
+/// a last batch, the seconds are infinite.
+fn last_accepted(relays: &[Sampled<RelayCounts>]) -> Option<f64> {
     let last = |relay: &Sampled<RelayCounts>| {
         let counts = relay.counts.as_ref().filter(|_| relay.fault.is_none())?;
         let has_grown = relay.before.as_ref().is_none_or(|it| it.accepted < counts.accepted);
         match counts.last_event {
             _ if is_restarted(relay) => None,
-            _ if has_grown && counts.accepted > Some(0) && relay.before.is_some() => Some(now),
+            _ if has_grown && counts.accepted > Some(0) && relay.before.is_some() => Some(0.0),
             // An earlier process of the relay may have accepted batches until this one started.
-            Some(at) => Some(at.max(counts.started.unwrap_or_default())),
-            None => Some(0.0).filter(|_| counts.accepted == Some(0)),
+            Some(at) => counts.clock.age(at.max(counts.started.unwrap_or_default())),
+            None => Some(f64::INFINITY).filter(|_| counts.accepted == Some(0)),
         }
     };
-    relays.iter().map(last).collect::<Option<Vec<f64>>>()?.into_iter().reduce(f64::max)
+    relays.iter().map(last).collect::<Option<Vec<f64>>>()?.into_iter().reduce(f64::min)
 }
 
 #[allow(clippy::cast_precision_loss, reason = "a comparison with a time needs no more digits")]
-fn of_one(relay: &Sampled<RelayCounts>, last: Option<f64>, now: f64) -> Option<Refusal<'_>> {
+fn of_one(relay: &Sampled<RelayCounts>, last: Option<f64>) -> Option<Refusal<'_>> {
     let counts = relay.counts.as_ref().filter(|_| relay.fault.is_none() && !is_restarted(relay))?;
     let of = |mut rejected: ByLabel, is_wanted: &dyn Fn(&str) -> bool| {
         rejected.retain(|reason, count| *count > 0 && is_wanted(reason));
@@ -121,7 +121,8 @@ fn of_one(relay: &Sampled<RelayCounts>, last: Option<f64>, now: f64) -> Option<R
     };
     // Requests that were refused before `since` do not belong to this refusal.
     let counted = counts.rejected.batches.filter(|_| are_batches);
-    let (seconds, requests) = (now - since, counted.unwrap_or_else(|| total(all.into_values())));
+    let (seconds, requests) =
+        (counts.clock.age(since)?, counted.unwrap_or_else(|| total(all.into_values())));
     // A sender that is still refused tries again after `pause` seconds at the latest, so a shorter
     // interval need not show it.
     let goes_on = !lately.is_empty();
@@ -134,7 +135,7 @@ fn of_one(relay: &Sampled<RelayCounts>, last: Option<f64>, now: f64) -> Option<R
     ((goes_on || may_go_on) && is_one).then(|| Refusal {
         source: &relay.source,
         seconds,
-        seconds_at_all: last.map(|last| seconds.min(now - last)),
+        seconds_at_all: last.map(|last| seconds.min(last)),
         patience,
         reasons,
         batches: (known / attempts).max(1),

@@ -24,12 +24,14 @@ use tokio::time::timeout;
 use tokio::time::timeout_at;
 
 use super::counts::ApiserverCounts;
+use super::counts::Clock;
 use super::counts::Counts;
 use super::counts::RelayCounts;
 use super::counts::Start;
 use super::text::Text;
 use crate::ask::AskError;
 use crate::ask::Target;
+use crate::telemetry;
 
 /// After this many answers in a row without a new instance, doctor assumes that it has seen all
 /// instances behind an address. Of three instances that answer at random, one stays unseen in 4 %
@@ -199,9 +201,11 @@ async fn ask_until<C: Counts>(target: &Target, path: &str, deadline: Instant) ->
     let late = || format!("{target}: no complete answer within {} s", SAMPLE.as_secs());
     let asked = target.get(path, |part| text.feed(part));
     let asked = timeout_at(deadline, asked).await.map_err(|_| late())?;
-    asked.map_err(|error| error.to_string())?;
+    let date = asked.map_err(|error| error.to_string())?;
     let exposition = text.finish();
-    Ok(C::of(&exposition.map_err(|fault| format!("{target}: {fault}"))?))
+    let mut counts = C::of(&exposition.map_err(|fault| format!("{target}: {fault}"))?);
+    *counts.clock() = Clock::new(date, telemetry::now());
+    Ok(counts)
 }
 
 /// An address of one or more processes.

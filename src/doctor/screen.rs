@@ -213,7 +213,12 @@ fn relay_lines(relay: &Sampled<RelayCounts>, lines: &mut Lines) {
     let elapsed = relay.elapsed.filter(|_| !is_restarted(relay));
     let more = growth(relay.increase(|it| it.accepted), elapsed);
     lines.line("accepted", &format!("{}{more}", known(counts.accepted)));
-    lines.line("rejected", &format!("requests by reason: {}", list(&counts.rejected.by_reason)));
+    let connections = match counts.rejected.connections.values().any(|count| *count > 0) {
+        true => format!("; connections: {}", list(&counts.rejected.connections)),
+        false => String::new(),
+    };
+    let requests = list(&counts.rejected.by_reason);
+    lines.line("rejected", &format!("requests by reason: {requests}{connections}"));
     let full =
         counts.queue.needed.zip(counts.queue.capacity).map_or_else(String::new, |(bytes, of)| {
             format!(", {} % of queue.max_bytes", bytes.saturating_mul(100) / of.max(1))
@@ -269,7 +274,10 @@ fn consumer_lines(findings: &Findings, lines: &mut Lines) {
         any = true;
         let size = counts.evidence.size.unwrap_or_default();
         let age = match counts.evidence.checkpoint.filter(|at| *at > 0.0) {
-            Some(at) => format!("the last checkpoint {:.0} s ago", (findings.now - at).max(0.0)),
+            Some(at) => match counts.clock.age(at) {
+                Some(age) => format!("the last checkpoint {age:.0} s ago"),
+                None => format!("the last checkpoint at {}", time(at)),
+            },
             None => "no checkpoint yet".to_owned(),
         };
         lines.head(&format!(
@@ -417,6 +425,7 @@ fn relay_json(findings: &Findings, notes: Vec<Value>) -> Value {
             "interval_seconds": it.elapsed,
             "lost": counts.and_then(|counts| counts.errors.as_ref()),
             "rejected": counts.map(|counts| &counts.rejected.by_reason),
+            "refused_connections": counts.map(|counts| &counts.rejected.connections),
             "requests": counts.map(|counts| &counts.requests),
             "queued": counts.and_then(|counts| counts.queue.events),
             "evidence_size": counts.and_then(|counts| counts.evidence.size),

@@ -134,6 +134,7 @@ mod operate {
     mod dashboard;
     mod demo;
     mod doctor;
+    mod doctor_relays;
     mod drain;
     mod healthcheck;
     mod log;

@@ -92,7 +92,7 @@ impl Published {
             }));
         self.read.set(total);
         match got {
-            Ok(()) => Ok(Some(body)),
+            Ok(_) => Ok(Some(body)),
             Err(error) if error.status == Some(404) => Ok(None),
             // This says nothing about the log.
             Err(error) => Err(io::Error::new(io::ErrorKind::NotConnected, error.to_string())),
