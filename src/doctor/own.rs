@@ -2,7 +2,10 @@
 //! better than that of the status page, and its host, its start and its addresses, which show that
 //! two names lead to the same process.
 
+use std::time::Duration;
+
 use futures_util::future::join_all;
+use tokio::time::timeout;
 
 use super::counts::Clock;
 use super::counts::Counts;
@@ -17,6 +20,9 @@ use crate::status::verdict;
 use crate::status::verdict::Finding;
 use crate::status::verdict::State;
 
+/// The time limit for the state of one relay.
+const LIMIT: Duration = Duration::from_secs(20);
+
 /// A relay's own state, or the reason why it could not be read.
 type Own = Result<Status, String>;
 
@@ -24,7 +30,10 @@ type Own = Result<Status, String>;
 /// and of the kube-apiservers, that are the same process. `relays` has each relay with the path of
 /// its metrics.
 pub async fn add(mut findings: Findings, relays: &[(Target, String)]) -> Findings {
-    let states = join_all(relays.iter().map(|(target, path)| async move {
+    let is_read =
+        |source: &str| findings.relays.iter().any(|it| it.source == source && it.fault.is_none());
+    let read = relays.iter().filter(|(target, _)| is_read(&target.to_string()));
+    let states = join_all(read.map(|(target, path)| async move {
         (target.to_string(), ask(target, path.trim_end_matches("metrics")).await)
     }));
     let states = states.await;
@@ -55,7 +64,9 @@ pub async fn add(mut findings: Findings, relays: &[(Target, String)]) -> Finding
 
 async fn ask(target: &Target, base: &str) -> Own {
     let path = format!("{base}status");
-    let body = target.get_text(&path).await.map_err(|error| error.to_string())?;
+    let late = || format!("{target}{path}: no complete answer within {} s", LIMIT.as_secs());
+    let body = timeout(LIMIT, target.get_text(&path)).await.map_err(|_| late())?;
+    let body = body.map_err(|error| error.to_string())?;
     serde_json::from_slice(&body).map_err(|error| format!("{target}{path}: {error}"))
 }
 
