@@ -54,7 +54,10 @@ fn connections_that_get_no_place_are_counted_shown_and_never_ok() {
         assert!(Client::connect(relay.address()).unwrap().is_closed_by_server());
     }
     let metrics = relay.metrics();
-    let refused = |reason: &str| metrics.value("connections_refused_total", &[("reason", reason)]);
+    let refused = |reason: &str| {
+        let labels = [("listener", "127.0.0.1:0"), ("reason", reason)];
+        metrics.value("connections_refused_total", &labels)
+    };
     assert_eq!([refused("all_busy"), refused("accept_failed")], [5.0, 0.0]);
     let status = http::get(relay.admin(), "/status").unwrap().json();
     assert_eq!(status["refused_connections"]["all_busy"]["count"], 5, "{status:#}");
