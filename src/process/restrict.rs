@@ -1,5 +1,7 @@
 //! What the process gives up at its start, so that whoever takes it over gets little: the files
 //! that the config does not name (Landlock), and system calls that the relay never makes (seccomp).
+//! Landlock protects contents and names of files alone, so seccomp refuses the calls that change
+//! permissions, owners, times and attributes, of the relay's own files too.
 //!
 //! # When
 //!
@@ -38,6 +40,7 @@ use std::collections::BTreeMap;
 use std::collections::BTreeSet;
 use std::env;
 use std::io;
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::path::PathBuf;
 use std::sync::OnceLock;
@@ -63,7 +66,11 @@ use rustix::fs::StatxFlags;
 use rustix::thread::secure_computing_mode;
 use seccompiler::BpfProgram;
 use seccompiler::SeccompAction;
+use seccompiler::SeccompCmpArgLen as ArgLen;
+use seccompiler::SeccompCmpOp as CmpOp;
+use seccompiler::SeccompCondition;
 use seccompiler::SeccompFilter;
+use seccompiler::SeccompRule;
 
 use crate::config::Restrict;
 
@@ -124,7 +131,7 @@ const FILE_VARIABLES: [&str; 2] = ["AWS_WEB_IDENTITY_TOKEN_FILE", "SSL_CERT_FILE
 const DIRECTORIES_VARIABLE: &str = "SSL_CERT_DIR";
 
 /// The system calls that are refused on every architecture.
-const FORBIDDEN: [libc::c_long; 52] = [
+const FORBIDDEN: [libc::c_long; 65] = [
     // Other programs, and other processes.
     libc::SYS_execve,
     libc::SYS_execveat,
@@ -182,24 +189,50 @@ const FORBIDDEN: [libc::c_long; 52] = [
     libc::SYS_sethostname,
     libc::SYS_settimeofday,
     libc::SYS_syslog,
+    // Permissions, owners, times and attributes of files, which Landlock does not protect.
+    libc::SYS_fchmod,
+    libc::SYS_fchmodat,
+    libc::SYS_fchown,
+    libc::SYS_fchownat,
+    libc::SYS_fremovexattr,
+    libc::SYS_fsetxattr,
+    libc::SYS_lremovexattr,
+    libc::SYS_lsetxattr,
+    libc::SYS_removexattr,
+    libc::SYS_setxattr,
+    libc::SYS_utimensat,
+    FCHMODAT2,
+    FILE_SETATTR,
 ];
 
-/// The number of open_tree_attr(2), which is the same on every architecture; the crate libc does
-/// not have it.
+/// The numbers of fchmodat2(2), open_tree_attr(2) and file_setattr(2), and those from setxattrat(2)
+/// to removexattrat(2). They are the same on every architecture; the crate libc does not have them
+/// everywhere.
+const FCHMODAT2: libc::c_long = 452;
 const OPEN_TREE_ATTR: libc::c_long = 467;
+const FILE_SETATTR: libc::c_long = 469;
+const XATTRAT: RangeInclusive<libc::c_long> = 463..=466;
 
 /// The number of kexec_file_load(2). The crate libc does not have it for every C library.
 const KEXEC_FILE_LOAD: libc::c_long = if cfg!(target_arch = "x86_64") { 320 } else { 294 };
 
-/// The system calls that are refused on x86-64 alone: ioperm(2), iopl(2) and modify_ldt(2).
-const FORBIDDEN_ON_X86_64: [libc::c_long; 3] = [154, 172, 173];
+/// The system calls that are refused on x86-64 alone: modify_ldt(2), iopl(2) and ioperm(2); and
+/// chmod(2), chown(2), lchown(2), utime(2), utimes(2) and futimesat(2), which other architectures
+/// do not have.
+const FORBIDDEN_ON_X86_64: [libc::c_long; 9] = [154, 172, 173, 90, 92, 94, 132, 235, 261];
+
+/// The commands of ioctl(2) that change attributes of a file which is open for reading:
+/// FS_IOC_SETFLAGS, its form for 32 bits, FS_IOC_SETVERSION, FS_IOC_FSSETXATTR,
+/// FS_IOC_ENABLE_VERITY and FS_IOC_SET_ENCRYPTION_POLICY.
+const FORBIDDEN_COMMANDS: [u64; 6] =
+    [0x4008_6602, 0x4004_6602, 0x4008_7602, 0x401c_5820, 0x4080_6685, 0x800c_6613];
 
 /// The bit by which programs of the x32 ABI call the kernel of x86-64. With this bit, each of
 /// [`FORBIDDEN`] can be called by another number.
 const X32: libc::c_long = 0x4000_0000;
 
 /// The numbers that only the x32 ABI has: another execve(2), ptrace(2) and so on.
-const X32_NUMBERS: std::ops::RangeInclusive<libc::c_long> = 512..=547;
+const X32_NUMBERS: RangeInclusive<libc::c_long> = 512..=547;
 
 /// The restriction of this process; [`enforce`] sets it.
 static STATE: OnceLock<State> = OnceLock::new();
@@ -505,14 +538,20 @@ fn forbid_calls() -> Result<(), seccompiler::Error> {
     let (allow, refuse) = (SeccompAction::Allow, SeccompAction::Errno(libc::EPERM.unsigned_abs()));
     let arch = env::consts::ARCH.try_into()?;
     // No rule: whatever the arguments are. Calls of another architecture end the process.
-    let calls = forbidden().into_iter().map(|number| (number, Vec::new())).collect();
+    let mut calls: BTreeMap<_, _> =
+        forbidden().into_iter().map(|number| (number, Vec::new())).collect();
+    for command in FORBIDDEN_COMMANDS {
+        let is_command = SeccompCondition::new(1, ArgLen::Dword, CmpOp::Eq, command)?;
+        let rules = calls.entry(libc::SYS_ioctl).or_default();
+        rules.push(SeccompRule::new(vec![is_command])?);
+    }
     let filter: BpfProgram = SeccompFilter::new(calls, allow, refuse, arch)?.try_into()?;
     seccompiler::apply_filter(&filter)
 }
 
 /// Returns the numbers of all forbidden system calls.
 fn forbidden() -> BTreeSet<i64> {
-    let mut numbers = BTreeSet::from(FORBIDDEN);
+    let mut numbers: BTreeSet<_> = FORBIDDEN.into_iter().chain(XATTRAT).collect();
     if cfg!(target_arch = "x86_64") {
         numbers.extend(FORBIDDEN_ON_X86_64);
         numbers.extend(X32_NUMBERS);

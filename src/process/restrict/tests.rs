@@ -2,6 +2,10 @@
 
 use std::fs;
 use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::chown;
+use std::os::unix::fs::lchown;
 use std::os::unix::fs::symlink;
 use std::process::Command;
 use std::thread;
@@ -62,6 +66,76 @@ fn what_the_config_does_not_name_cannot_be_opened() {
         refused(symlink("/etc/passwd", spool.join("link")), "a link");
     });
     assert_eq!(fs::read(&token).unwrap(), b"secret");
+}
+
+/// Method: each way to change what Landlock does not protect, at a file that the thread may not
+/// open, at one that it may only read, and at one that it may write.
+#[test]
+fn permissions_owners_times_and_attributes_of_no_file_can_be_changed() {
+    let (root, token, spool) = places();
+    let outside = root.path().join("other");
+    let own = spool.join("own");
+    fs::write(&outside, "secret").unwrap();
+    fs::write(&own, "event").unwrap();
+    let files = [&outside, &token, &own];
+    let meta = |path: &&PathBuf| {
+        let meta = fs::metadata(path).unwrap();
+        (meta.permissions(), meta.modified().unwrap(), meta.uid(), meta.gid())
+    };
+    let before = files.map(|path| meta(&path));
+    let opened =
+        open(Restrict::Required, std::slice::from_ref(&token), std::slice::from_ref(&spool));
+    restricted(opened, |_| {
+        let (all, flags) = (fs::Permissions::from_mode(0o777), rustix::fs::XattrFlags::empty());
+        let long_ago = fs::FileTimes::new().set_modified(std::time::UNIX_EPOCH);
+        let times = || rustix::fs::Timestamps {
+            last_access: rustix::fs::Timespec { tv_sec: 0, tv_nsec: 0 },
+            last_modification: rustix::fs::Timespec { tv_sec: 0, tv_nsec: 0 },
+        };
+        let is_refused = |result: io::Result<()>, what: &str, path: &Path| {
+            let error = result.expect_err(what).raw_os_error();
+            assert_eq!(error, Some(libc::EPERM), "{what} {}", path.display());
+        };
+        let cwd = rustix::fs::CWD;
+        let mode = rustix::fs::Mode::RWXO;
+        let (none, nofollow) = (AtFlags::empty(), AtFlags::SYMLINK_NOFOLLOW);
+        for path in files {
+            let (xattr, utimens) = (rustix::fs::setxattr, rustix::fs::utimensat);
+            is_refused(fs::set_permissions(path, all.clone()), "chmod", path);
+            is_refused(rustix::fs::chmodat(cwd, path, mode, none).map_err(Into::into), "at", path);
+            is_refused(chown(path, Some(1), Some(1)), "chown", path);
+            is_refused(lchown(path, Some(1), Some(1)), "lchown", path);
+            is_refused(utimens(cwd, path, &times(), none).map_err(Into::into), "times", path);
+            is_refused(utimens(cwd, path, &times(), nofollow).map_err(Into::into), "times", path);
+            is_refused(xattr(path, "user.a", b"1", flags).map_err(Into::into), "xattr", path);
+            is_refused(rustix::fs::removexattr(path, "user.a").map_err(Into::into), "rm", path);
+        }
+        for path in [&token, &own] {
+            let file = fs::File::open(path).unwrap();
+            is_refused(file.set_permissions(all.clone()), "fchmod", path);
+            is_refused(std::os::unix::fs::fchown(&file, Some(1), Some(1)), "fchown", path);
+            is_refused(file.set_times(long_ago), "futimens", path);
+            let set = rustix::fs::fsetxattr(&file, "user.a", b"1", flags);
+            is_refused(set.map_err(Into::into), "fsetxattr", path);
+            let set = rustix::fs::ioctl_setflags(&file, rustix::fs::IFlags::NODUMP);
+            is_refused(set.map_err(Into::into), "chattr", path);
+        }
+        for number in FORBIDDEN_ON_X86_64.into_iter().filter(|_| cfg!(target_arch = "x86_64")) {
+            assert_eq!(call(number).raw_os_error(), Some(libc::EPERM), "{number}");
+        }
+        for number in XATTRAT {
+            assert_eq!(call(number).raw_os_error(), Some(libc::EPERM), "{number}");
+        }
+        // Links and renames do not lead out of the directories either.
+        for path in [&outside, &token] {
+            fs::hard_link(path, spool.join("link")).unwrap_err();
+            fs::rename(path, spool.join("moved")).unwrap_err();
+        }
+        fs::hard_link(&own, root.path().join("link")).unwrap_err();
+        fs::rename(&own, root.path().join("moved")).unwrap_err();
+        fs::rename(&own, &outside).unwrap_err();
+    });
+    assert_eq!(files.map(|path| meta(&path)), before);
 }
 
 #[test]
