@@ -3,7 +3,6 @@
 #![allow(clippy::print_stderr, reason = "this is the file that prints")]
 
 use std::ffi::OsString;
-use std::io::Read as _;
 use std::io::Write;
 use std::panic::AssertUnwindSafe;
 use std::path::Path;
@@ -351,15 +350,9 @@ fn wrong(what: impl std::fmt::Display) -> u8 {
 /// Reads a whole file that the command line names; `-` is standard input. It is an error if the
 /// file has more than `bytes_max` bytes.
 fn read_input(file: &Path, bytes_max: u64) -> std::io::Result<Vec<u8>> {
-    let mut content = Vec::new();
-    let input: Box<dyn std::io::Read> = match file == Path::new("-") {
-        true => Box::new(std::io::stdin()),
-        false => Box::new(std::fs::File::open(file)?),
-    };
-    input.take(bytes_max + 1).read_to_end(&mut content)?;
-    match content.len() as u64 > bytes_max {
-        true => Err(std::io::Error::other(format!("it is larger than {} MiB", bytes_max >> 20))),
-        false => Ok(content),
+    match file == Path::new("-") {
+        true => named_file::whole(std::io::stdin(), bytes_max),
+        false => named_file::read_of_command(file, bytes_max),
     }
 }
 
@@ -408,10 +401,10 @@ fn read(file: Option<&Path>) -> Result<(String, String), u8> {
         return Ok((config::EMBEDDED.to_owned(), "embedded default".to_owned()));
     };
     let (regular, whole) = (file.to_owned(), file.to_owned());
-    // A pipe is read without a time limit, because its writer may be slow.
+    // A pipe may take longer, as long as something comes.
     let content = match in_time(move || named_file::is_regular(&regular))? {
-        true => in_time(move || named_file::read(&whole, u64::MAX))?,
-        false => std::fs::read(file),
+        true => in_time(move || named_file::read(&whole, config::FILE_BYTES_MAX))?,
+        false => named_file::read_of_command(file, config::FILE_BYTES_MAX),
     };
     let invalid =
         |_| std::io::Error::new(std::io::ErrorKind::InvalidData, "it is not text (UTF-8)");

@@ -130,6 +130,9 @@ pub use values::time;
 pub use values::url;
 pub use values::user_name;
 
+/// The greatest size of a config file in bytes, which is also that of a ConfigMap.
+pub const FILE_BYTES_MAX: u64 = 1 << 20;
+
 /// The text of the config that the command `run` uses if the user names no config file.
 pub const EMBEDDED: &str = r#"[[listener]]
 address = "127.0.0.1:3000"

@@ -13,9 +13,7 @@
 //! The filter knows events, and no batches, queues or consumers. It is not called for an output
 //! without filter settings.
 
-use std::fs::File;
 use std::io;
-use std::io::Read as _;
 use std::ops::Range;
 use std::path::Path;
 use std::path::PathBuf;
@@ -50,10 +48,6 @@ use crate::shape::ManagedFields;
 mod seen;
 
 pub use seen::Seen;
-
-/// The greatest number of bytes that are read of a policy file: one more than a policy may have, so
-/// that a file that is too large is recognised.
-const POLICY_READ_MAX: u64 = FILE_BYTES_MAX as u64 + 1;
 
 /// The buffers that hold an event before it gets its form keep at most this much memory, in bytes,
 /// for the next event.
@@ -179,7 +173,7 @@ fn as_text(policies: &[Policy]) -> String {
 ///
 /// One line of text for each mistake in the file: `FILE:LINE:COLUMN: what`.
 pub fn read_policy(file: &Path) -> Result<Policy, Vec<String>> {
-    policy_of(file, named_file::read(file, POLICY_READ_MAX))
+    policy_of(file, named_file::read(file, FILE_BYTES_MAX as u64))
 }
 
 /// Reads an audit policy from a file that a command line names, as [`read_policy`] does. The file
@@ -189,10 +183,7 @@ pub fn read_policy(file: &Path) -> Result<Policy, Vec<String>> {
 ///
 /// The same as those of [`read_policy`].
 pub fn read_policy_of_command(file: &Path) -> Result<Policy, Vec<String>> {
-    let mut content = Vec::new();
-    let opened = File::open(file);
-    let read = opened.and_then(|it| it.take(POLICY_READ_MAX).read_to_end(&mut content));
-    policy_of(file, read.map(|_| content))
+    policy_of(file, named_file::read_of_command(file, FILE_BYTES_MAX as u64))
 }
 
 /// Returns the policy in the content of a file.

@@ -154,7 +154,7 @@ impl Cluster {
     /// A text that names the file and says what is wrong with it.
     pub fn read(&self) -> Result<Secrets, String> {
         let pem = |file: &Path| {
-            let content = named_file::read(file, u64::MAX);
+            let content = named_file::read(file, tls::FILE_BYTES_MAX);
             let text = content.and_then(|it| String::from_utf8(it).map_err(io::Error::other));
             text.map_err(|error| cannot_read(file, &error))
         };

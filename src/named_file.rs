@@ -1,9 +1,13 @@
-//! Reads files that a config names: secrets, certificates, policies.
+//! Reads files that a config or a command line names: secrets, certificates, policies.
 //!
-//! Only regular files are read, behind any number of symlinks, as ConfigMaps and Secrets have them.
-//! Opening a FIFO would wait until somebody writes into it, reading a device may never end, and
-//! neither can be read a second time. A file system that hangs looks like a slow one, so this
-//! module notes which files are being read: code that has waited too long can name them.
+//! Of a config, only regular files are read, behind any number of symlinks, as ConfigMaps and
+//! Secrets have them. Opening a FIFO would wait until somebody writes into it, reading a device may
+//! never end, and neither can be read a second time. A file system that hangs looks like a slow
+//! one, so this module notes which files are being read: code that has waited too long can name
+//! them.
+//!
+//! A command line may also name a pipe, as shells make one for `<(…)`, and standard input. They are
+//! read once, up to a limit, and as long as something comes ([`open_of_command`]).
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -19,11 +23,18 @@ use std::sync::Mutex;
 use std::sync::MutexGuard;
 use std::time::Duration;
 
+use rustix::event::PollFd;
+use rustix::event::PollFlags;
+use rustix::event::Timespec;
+
 use crate::lock::lock;
 
 /// The longest wait for the files that a config names. After this time the file system counts as
 /// hanging, and the command or the reload that needs the files fails.
 pub const WAIT_MAX: Duration = Duration::from_secs(30);
+
+/// The longest wait for the next bytes of a pipe that a command line names.
+const QUIET_MAX: Duration = Duration::from_secs(30);
 
 /// The files that are being read or looked at now, each under a number of its own.
 static UNDER_WAY: Mutex<BTreeMap<u64, PathBuf>> = Mutex::new(BTreeMap::new());
@@ -61,17 +72,78 @@ pub fn names_under_way() -> String {
     }
 }
 
-/// Returns the content of a regular file, of which at most `bytes_max` bytes are read. The call
-/// blocks while it reads the file.
+/// Returns the content of a regular file. The call blocks while it reads the file.
 ///
 /// # Errors
 ///
-/// The error of the operating system, or that the file is not a regular file.
+/// The error of the operating system; or the file is not a regular file, or has more than
+/// `bytes_max` bytes.
 pub fn read(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
     let _reading = Reading::of(path);
+    whole(open(path)?, bytes_max)
+}
+
+/// Returns the content of a file that a command line names, which may be a pipe. The call blocks
+/// while it reads the file.
+///
+/// # Errors
+///
+/// As for [`open_of_command`]; or the file has more than `bytes_max` bytes.
+pub fn read_of_command(path: &Path, bytes_max: u64) -> io::Result<Vec<u8>> {
+    let _reading = Reading::of(path);
+    whole(open_of_command(path)?, bytes_max)
+}
+
+/// Returns all that `from` has.
+///
+/// # Errors
+///
+/// The error of the reader; or it has more than `bytes_max` bytes.
+pub fn whole(from: impl io::Read, bytes_max: u64) -> io::Result<Vec<u8>> {
     let mut content = Vec::new();
-    open(path)?.take(bytes_max).read_to_end(&mut content)?;
-    Ok(content)
+    from.take(bytes_max.saturating_add(1)).read_to_end(&mut content)?;
+    match content.len() as u64 > bytes_max {
+        true => {
+            let text = format!("it is larger than {} MiB", bytes_max >> 20);
+            Err(io::Error::new(io::ErrorKind::FileTooLarge, text))
+        }
+        false => Ok(content),
+    }
+}
+
+/// A file that a command line names, to be read once.
+pub struct OfCommand(File);
+
+/// Opens a file that a command line names. Neither the open nor a read waits for longer than half a
+/// minute for a process that writes nothing into a pipe.
+///
+/// # Errors
+///
+/// The error of the operating system.
+pub fn open_of_command(path: &Path) -> io::Result<OfCommand> {
+    OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).map(OfCommand)
+}
+
+impl io::Read for OfCommand {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let wait = Timespec { tv_sec: QUIET_MAX.as_secs().cast_signed(), tv_nsec: 0 };
+        loop {
+            // Without the wait, a pipe that nobody has opened for writing yet looks empty.
+            let mut polled = [PollFd::new(&self.0, PollFlags::IN)];
+            match rustix::event::poll(&mut polled, Some(&wait)) {
+                Err(rustix::io::Errno::INTR) => continue,
+                Ok(0) => {
+                    let what = format!("nothing was written into it for {} s", wait.tv_sec);
+                    return Err(io::Error::new(io::ErrorKind::TimedOut, what));
+                }
+                polled => polled?,
+            };
+            match self.0.read(buffer) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                read => return read,
+            }
+        }
+    }
 }
 
 /// Checks that a file is there, is a regular file, and can be opened. Blocks on the disk.
@@ -194,7 +266,8 @@ mod tests {
         std::fs::write(at("token"), "secret").unwrap();
         symlink("token", at("data")).unwrap();
         symlink(at("data"), at("link")).unwrap();
-        assert_eq!(read(&at("link"), 4).unwrap(), b"secr");
+        assert_eq!(read(&at("link"), 6).unwrap(), b"secret");
+        assert_eq!(read(&at("link"), 5).unwrap_err().kind(), io::ErrorKind::FileTooLarge);
         look(&at("link")).unwrap();
         let fifo = at("fifo");
         let mkfifo = std::process::Command::new("mkfifo").arg(&fifo).status().unwrap();

@@ -172,9 +172,13 @@ pub fn is_wrong_name(error: &io::Error) -> bool {
 /// to see if a file has changed.
 type Contents = Vec<Vec<u8>>;
 
+/// The greatest size in bytes of a file with certificates or a key. The bundle of all public
+/// authorities has a quarter of a MiB.
+pub const FILE_BYTES_MAX: u64 = 16 << 20;
+
 /// Returns the content of a file. The call blocks while it reads the file.
 fn read(file: &Path) -> Result<Vec<u8>, TlsError> {
-    named_file::read(file, u64::MAX)
+    named_file::read(file, FILE_BYTES_MAX)
         .map_err(|source| TlsError::Read { file: file.to_owned(), source })
 }
 

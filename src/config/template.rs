@@ -7,9 +7,7 @@
 //! message names the variable or the file.
 
 use std::fmt;
-use std::fs::File;
 use std::io;
-use std::io::Read as _;
 use std::path::Path;
 use std::path::PathBuf;
 
@@ -190,14 +188,11 @@ fn part(inside: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<Part, Stri
 /// The error of the operating system, or the file has more than 1 MiB, is not UTF-8, or is not a
 /// regular file.
 pub fn read_secret(path: &Path) -> io::Result<String> {
-    secret(named_file::read(path, SECRET_BYTES_MAX + 1)?)
+    secret(named_file::read(path, SECRET_BYTES_MAX)?)
 }
 
 /// Returns the secret that a file with this content holds.
 fn secret(content: Vec<u8>) -> io::Result<String> {
-    if content.len() as u64 > SECRET_BYTES_MAX {
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "more than 1 MiB"));
-    }
     let text = String::from_utf8(content);
     let mut secret = text.map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "not UTF-8"))?;
     if secret.ends_with('\n') {
@@ -229,9 +224,7 @@ pub fn read_token(path: &Path) -> io::Result<String> {
 ///
 /// The same as those of [`read_token`].
 pub fn read_token_of_command(path: &Path) -> io::Result<String> {
-    let mut content = Vec::new();
-    File::open(path)?.take(SECRET_BYTES_MAX + 1).read_to_end(&mut content)?;
-    token(&secret(content)?)
+    token(&secret(named_file::read_of_command(path, SECRET_BYTES_MAX)?)?)
 }
 
 /// Returns the token in the content of a file.

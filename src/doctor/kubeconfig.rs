@@ -5,7 +5,6 @@
 //! kubeconfig, and a server without TLS gets no credentials. Plugins that would run another program
 //! are refused.
 
-use std::io::Read as _;
 use std::path::Path;
 use std::path::PathBuf;
 
@@ -13,6 +12,7 @@ use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 
 use crate::config;
+use crate::named_file;
 use crate::yaml;
 use crate::yaml::Node;
 use crate::yaml::Value;
@@ -181,14 +181,8 @@ impl Token {
 
 /// Returns the content of a file. The call blocks while it reads the file.
 fn content(file: &Path) -> Result<Vec<u8>, String> {
-    let mut content = Vec::new();
-    let read = std::fs::File::open(file)
-        .and_then(|opened| opened.take(FILE_BYTES_MAX + 1).read_to_end(&mut content));
-    read.map_err(|error| format!("cannot read {}: {error}", file.display()))?;
-    match content.len() as u64 > FILE_BYTES_MAX {
-        true => Err(format!("{} has more than 1 MiB", file.display())),
-        false => Ok(content),
-    }
+    named_file::read_of_command(file, FILE_BYTES_MAX)
+        .map_err(|error| format!("cannot read {}: {error}", file.display()))
 }
 
 /// Returns the current context. A file that names none may have only one.

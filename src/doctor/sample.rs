@@ -32,6 +32,7 @@ use super::text::Text;
 use crate::ask::AskError;
 use crate::ask::Target;
 use crate::telemetry;
+use crate::named_file;
 
 /// After this many answers in a row without a new instance, doctor assumes that it has seen all
 /// instances behind an address. Of three instances that answer at random, one stays unseen in 4 %
@@ -170,7 +171,7 @@ pub fn read_file<C: Counts>(file: &Path) -> Result<C, String> {
     let failed = |error: std::io::Error| format!("cannot read {name}: {error}");
     let read = match is_stdin {
         true => read_all::<C>(std::io::stdin().lock()),
-        false => read_all::<C>(std::fs::File::open(file).map_err(failed)?),
+        false => read_all::<C>(named_file::open_of_command(file).map_err(failed)?),
     };
     read.map_err(|error| format!("{name}: {error}"))
 }

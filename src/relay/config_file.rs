@@ -15,6 +15,7 @@ use crate::config::Checked;
 use crate::config::Config;
 use crate::config::Problem;
 use crate::config::Severity;
+use crate::named_file;
 use crate::output;
 use crate::telemetry::ReloadMetrics;
 
@@ -116,7 +117,8 @@ impl ConfigFile {
 /// and its problems; `Err` only if the file cannot be read. Blocks the thread.
 fn read_config(file: Option<&PathBuf>) -> Result<Checked, Refused> {
     let text = match file {
-        Some(file) => std::fs::read_to_string(file)
+        Some(file) => named_file::read(file, config::FILE_BYTES_MAX)
+            .and_then(|content| String::from_utf8(content).map_err(std::io::Error::other))
             .map_err(|error| Refused::File(format!("cannot read {}: {error}", file.display())))?,
         None => config::EMBEDDED.to_owned(),
     };

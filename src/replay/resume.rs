@@ -13,11 +13,15 @@ use std::path::PathBuf;
 use serde::Deserialize;
 use serde::Serialize;
 
+use crate::named_file;
 use crate::queue::inspect::Leftover;
 use crate::release::Format;
 
 /// The version of the resume file's format. Only this version is written and read.
 const VERSION: u32 = 1;
+
+/// The greatest size of a resume file in bytes. It has about 300 bytes for each input.
+const FILE_BYTES_MAX: u64 = 64 << 20;
 
 /// The format of the resume file, for `--version`.
 pub const FORMAT: Format =
@@ -122,7 +126,7 @@ impl State {
     /// this one to send everything from the start.
     pub(super) fn load(file: &Path) -> Result<Self, String> {
         let name = file.display();
-        let text = match std::fs::read(file) {
+        let text = match named_file::read_of_command(file, FILE_BYTES_MAX) {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
             Err(error) => return Err(format!("cannot read {name}: {error}")),

@@ -88,6 +88,74 @@ fn the_config_itself_may_come_from_a_pipe() {
     said_to(config.as_bytes(), &["check", "/dev/stdin"], directory.path()).assert(0, &[]);
 }
 
+#[test]
+fn a_config_from_a_shells_pipe_is_read_whole_and_one_without_end_is_not() {
+    let directory = TempDir::new().unwrap();
+    let config = format!("{BASE}[[output]]\nname = \"out\"\ntype = \"stdout\"\n");
+    std::fs::write(directory.path().join("good"), config).unwrap();
+    let bash = |command: &str| {
+        let command = format!("{} {command}", text(binary().as_ref()));
+        let mut bash = Command::new("timeout");
+        bash.args(["60", "bash", "-c", &command]).current_dir(directory.path());
+        Said::of(bash.output().unwrap())
+    };
+    bash("check <(sleep 1; cat good)").assert(0, &[]);
+    // It is not waited for when its writer is done already.
+    bash("check <(true)").assert(2, &["listener"]);
+    let begun = Instant::now();
+    for command in [
+        "check --config /dev/zero",
+        "run --config /dev/zero",
+        "config --config /dev/zero",
+        "check <(yes)",
+        "policy explain --policy /dev/zero good",
+        "policy explain --policy <(yes) good",
+        "migrate haproxy /dev/zero",
+        "replay good --url http://127.0.0.1:1/ --resume /dev/zero",
+        "replay good --url http://127.0.0.1:1/ --bearer-token-file /dev/zero",
+        "size --kubeconfig /dev/zero",
+        "doctor --kubeconfig /dev/zero --relay http://127.0.0.1:1",
+    ] {
+        let said = bash(command);
+        assert!(said.code.is_some_and(|code| (1..=3).contains(&code)), "{command}: {said:?}");
+        assert!(format!("{said:?}").contains("it is larger than"), "{command}: {said:?}");
+    }
+    assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", begun.elapsed());
+}
+
+/// Method: FIFOs into which nobody writes.
+#[test]
+fn no_command_waits_without_end_for_a_file_that_its_command_line_names() {
+    let directory = TempDir::new().unwrap();
+    let pipe = fifo(directory.path(), "pipe");
+    std::fs::write(directory.path().join("good"), "").unwrap();
+    let begun = Instant::now();
+    std::thread::scope(|scope| {
+        for command in [
+            "check --config PIPE",
+            "run --config PIPE",
+            "migrate haproxy PIPE",
+            "policy explain --policy PIPE good",
+            "replay good --url http://127.0.0.1:1/ --resume PIPE",
+            "doctor --kubeconfig PIPE --relay http://127.0.0.1:1",
+            "doctor --apiserver PIPE --relay http://127.0.0.1:1",
+        ] {
+            let (root, pipe) = (directory.path(), &pipe);
+            scope.spawn(move || {
+                let words: Vec<&str> = command
+                    .split(' ')
+                    .map(|word| if word == "PIPE" { text(pipe) } else { word })
+                    .collect();
+                let said = said(&words, root);
+                assert!(said.code.is_some_and(|code| (1..=3).contains(&code)), "{said:?}");
+                let is_said = format!("{said:?}").contains("nothing was written into it for 30 s");
+                assert!(is_said, "{command}: {said:?}");
+            });
+        }
+    });
+    assert!(begun.elapsed() < WAITED, "{:?}", begun.elapsed());
+}
+
 /// Method: the config comes to name a FIFO; then a token that is in use becomes one.
 #[test]
 fn a_reload_refuses_a_fifo_at_once_and_the_relay_goes_on() {
