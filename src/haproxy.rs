@@ -331,8 +331,8 @@ fn finish(
     let used: BTreeSet<usize> = proxies().flat_map(|it| it.sections.iter().copied()).collect();
     let holding: BTreeSet<usize> =
         proxies().flat_map(|it| &it.lines).map(|line| line.number).collect();
-    // The sections of frontends that are not carried over, and the backends to which only
-    // conditions lead. Each has the name of a frontend that uses it.
+    // The sections of frontends that are not carried over, and the other backends to which rules
+    // lead. Each has the name of a frontend that uses it.
     let mut asides: BTreeMap<usize, &str> = BTreeMap::new();
     for route in others.iter().chain(group) {
         let name = file.sections[route.front.place].name();
@@ -341,6 +341,9 @@ fn finish(
         for &place in own.flatten().chain(&route.conditional) {
             asides.entry(place).or_insert(name);
         }
+    }
+    for &(back, front) in fronts.backs_of_lost.iter().filter(|(back, _)| !used.contains(back)) {
+        asides.entry(back).or_insert(file.sections[front].name());
     }
     for (place, Section { head, lines, .. }) in file.sections.iter().enumerate() {
         let kind = head.word(0);
@@ -355,7 +358,8 @@ fn finish(
                 (Verdict::NoEffect, "the section is disabled or listens nowhere".to_owned())
             }
             Some(name) => {
-                (Verdict::Section, format!("it belongs to what `{name}` forwards elsewhere"))
+                let why = format!("it is about requests of `{name}` that are not carried over");
+                (Verdict::Section, why)
             }
             None if notes.knows(head) => {
                 (Verdict::Section, "its section is to decide about".to_owned())

@@ -33,7 +33,6 @@ pub(super) struct Output {
     pub(super) headers: Vec<(String, String)>,
     pub(super) tls: Option<Tls>,
     pub(super) connect: Option<Duration>,
-    pub(super) request: Option<Duration>,
 }
 
 /// The settings of one `server` line of the backend.
@@ -71,6 +70,8 @@ impl Output {
         // The smallest `maxconn` limits all requests together, so that no server gets more than its
         // own limit allows.
         let least = servers.iter().filter_map(|server| server.maxconn).min();
+        // Only reported: the limit of a request keeps its default.
+        time(back, "server", notes);
         let mut output = Self {
             name: self::name(name),
             urls: Vec::new(),
@@ -80,7 +81,6 @@ impl Output {
             headers: Vec::new(),
             tls,
             connect: time(back, "connect", notes),
-            request: time(back, "server", notes),
         };
         // A `listen` section that has the servers itself is one proxy.
         let proxies = if front.place == back.place { vec![front] } else { vec![front, back] };
@@ -254,8 +254,13 @@ fn servers<'a>(
         notes.carried(line, "output");
     }
     let has_servers = back.has(&["server"]) || back.has(&["server-template"]);
-    let mut servers = Vec::new();
-    for line in &back.lines {
+    let server = |line: &'a Line, at: usize, address: String, notes: &mut Notes| {
+        let mut words = if at == 1 { Vec::new() } else { defaults.clone() };
+        words.extend_from_slice(line.words.get(at + 1..).unwrap_or_default());
+        Server::read(line, address, &words, global, notes)
+    };
+    let (mut servers, mut of_srv) = (Vec::new(), Vec::new());
+    for &line in &back.lines {
         let at = match line.word(0) {
             "server" => 2,
             // The address in `server-template PREFIX COUNT NAME:PORT` follows the prefix and the
@@ -265,6 +270,12 @@ fn servers<'a>(
             "dispatch" if !has_servers => 1,
             _ => continue,
         };
+        if let Some(host) = srv_host(line.word(at)) {
+            let is_tls = line.words.iter().chain(&defaults).any(|word| word == "ssl");
+            let port = if is_tls { 443 } else { 80 };
+            of_srv.push((line, at, format!("{host}:{port}")));
+            continue;
+        }
         let Some(address) = address(line.word(at), port) else {
             notes.decide(line, &format!("left out: `{}` is not HOST:PORT", line.word(at)));
             continue;
@@ -276,9 +287,22 @@ fn servers<'a>(
             );
             notes.decide(line, &why);
         }
-        let mut words = if at == 1 { Vec::new() } else { defaults.clone() };
-        words.extend_from_slice(line.words.get(at + 1..).unwrap_or_default());
-        servers.extend(Server::read(line, address, &words, global, notes));
+        servers.extend(server(line, at, address, notes));
+    }
+    for (line, at, address) in of_srv {
+        let until_then = match servers.is_empty() {
+            true => format!("until then {address} stands for them, whose port is a guess"),
+            false => "until then they are left out".to_owned(),
+        };
+        let why = format!(
+            "HAProxy took hosts and ports from the SRV records of `{}`; the relay looks up \
+             addresses only. Write a URL for each server into output.urls; {until_then}",
+            line.word(at)
+        );
+        notes.decide(line, &why);
+        if servers.is_empty() {
+            servers.extend(server(line, at, address, notes));
+        }
     }
     servers
 }
@@ -392,17 +416,26 @@ fn is_name(text: &str) -> bool {
     is_variable(text) || config::server_name(text).is_ok()
 }
 
+/// Returns the host in the name of an SRV record, such as `_http._tcp.logs.example.com`. The host
+/// often has the addresses of the servers. `None` if `text` is not the name of an SRV record.
+fn srv_host(text: &str) -> Option<&str> {
+    let (_, rest) = text.strip_prefix('_')?.split_once("._")?;
+    let (_, host) = rest.split_once('.')?;
+    is_host(host).then_some(host)
+}
+
+fn is_host(text: &str) -> bool {
+    let in_a_name = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
+    !text.is_empty() && !text.starts_with('_') && text.chars().all(in_a_name)
+}
+
 /// Returns the `host:port` for the URL of the server whose address is `text`. If the address has no
-/// port, `port` is used. `None` if the address names no host, such as that of a Unix socket or an
-/// SRV record.
+/// port, `port` is used. `None` if the address names no host, such as that of a Unix socket.
 fn address(text: &str, port: &str) -> Option<String> {
     let (host, port) = host_and_port(text).unwrap_or((text, port));
-    let in_a_name = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
-    let is_service = host.starts_with('_');
-    let is_name = !host.is_empty() && !is_service && host.chars().all(in_a_name);
     match host.parse::<Ipv6Addr>() {
         Ok(host) => Some(format!("[{host}]:{port}")),
-        Err(_) if is_name || is_variable(host) => Some(format!("{host}:{port}")),
+        Err(_) if is_host(host) || is_variable(host) => Some(format!("{host}:{port}")),
         Err(_) => None,
     }
 }

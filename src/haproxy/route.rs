@@ -13,6 +13,7 @@ use super::report::Line;
 use super::report::Notes;
 use super::report::Verdict;
 use super::report::printable;
+use super::report::shown;
 
 /// A frontend that forwards to a backend.
 pub(super) struct Route<'a> {
@@ -20,7 +21,7 @@ pub(super) struct Route<'a> {
     pub(super) back: Proxy<'a>,
     pub(super) output: Output,
     pub(super) binds: Vec<Bind<'a>>,
-    /// The indices of the backends to which rules with conditions lead.
+    /// The indices of the other backends to which rules of the frontend lead.
     pub(super) conditional: Vec<usize>,
     pub(super) notes: Notes,
 }
@@ -33,8 +34,10 @@ pub(super) struct Fronts<'a> {
     pub(super) statistics: BTreeSet<usize>,
     /// The indices of sections that are disabled or listen nowhere.
     pub(super) idle: BTreeSet<usize>,
-    /// The notes about frontends that lead nowhere.
+    /// The findings about frontends that lead nowhere.
     pub(super) lost: Notes,
+    /// The indices of the backends of these frontends, each with that of a frontend.
+    pub(super) backs_of_lost: Vec<(usize, usize)>,
 }
 
 impl<'a> Fronts<'a> {
@@ -45,6 +48,7 @@ impl<'a> Fronts<'a> {
             statistics: BTreeSet::new(),
             idle: BTreeSet::new(),
             lost: Notes::default(),
+            backs_of_lost: Vec::new(),
         };
         for (place, section) in file.sections.iter().enumerate() {
             let is_front = matches!(section.kind(), "frontend" | "listen");
@@ -79,8 +83,12 @@ impl<'a> Fronts<'a> {
             }
             why = "it has no `bind` or no `server` line that could be carried over";
         }
+        // Nothing of the section is in the new config, even if some of its lines were usable.
+        notes.carried.clear();
         self.lost.decide(head, why);
         self.lost.merge(&notes);
+        conditional.extend(place);
+        self.backs_of_lost.extend(conditional.into_iter().map(|back| (back, front.place)));
     }
 
     fn backend(&self, name: &str) -> Option<usize> {
@@ -107,35 +115,38 @@ impl<'a> Fronts<'a> {
     }
 
     /// Returns the index of the section to whose servers the requests of a frontend go. Each rule
-    /// with a condition is reported, and the backend to which it leads is added to `conditional`.
-    /// The result is `None` if there is no such section, as with a frontend for HAProxy's status.
+    /// that leads elsewhere is reported, and its backend is added to `conditional`. The result is
+    /// `None` if there is no such section, as with a frontend for HAProxy's status.
     fn destination(
         &mut self,
         front: &Proxy<'a>,
         conditional: &mut Vec<usize>,
         notes: &mut Notes,
     ) -> Option<usize> {
-        let mut place = None;
+        let mut for_all = None;
         let mut rules: Vec<(&Line, Option<usize>)> = Vec::new();
         for line in front.all(&["use_backend"]).chain(front.last(&["default_backend"])) {
             match self.backend(line.word(1)) {
-                _ if place.is_some() => {
+                _ if for_all.is_some() => {
                     notes.no_effect(line, "HAProxy does not come to it: a rule above always holds");
                 }
-                Some(backend) if line.words.len() == 2 => {
-                    place = Some(backend);
-                    notes.carried(line, "output");
-                }
+                Some(backend) if line.words.len() == 2 => for_all = Some((line, backend)),
                 backend => rules.push((line, backend)),
             }
         }
-        place = place.or_else(|| Some(front.place).filter(|&place| self.has_servers(place)));
-        let takes_all = place.is_some();
-        // If there is nothing else, HAProxy answers 503 to requests that match no rule. Here, the
-        // first backend with servers to which a rule leads is then taken for all requests.
-        place = place
-            .or_else(|| rules.iter().find_map(|(_, place)| place.filter(|&p| self.has_servers(p))));
-        let mut leads_to_statistics = place.is_none() && self.is_statistics(front.place);
+        let of_all = for_all.map_or(front.place, |(_, backend)| backend);
+        let takes_all = Some(of_all).filter(|&place| self.has_servers(place));
+        // If the other requests go to no server, HAProxy answers them itself: with 503, an error
+        // or its status. Here, the first backend with servers to which a rule leads is then taken
+        // for all requests.
+        let with_servers =
+            |&(_, place): &(_, Option<usize>)| place.filter(|&p| self.has_servers(p));
+        let place = takes_all.or_else(|| rules.iter().find_map(with_servers));
+        let mut leads_to_statistics = place.is_none() && self.is_statistics(of_all);
+        match for_all {
+            Some((line, _)) if takes_all.is_some() => notes.carried(line, "output"),
+            for_all => rules.extend(for_all.map(|(line, backend)| (line, Some(backend)))),
+        }
         for (line, backend) in rules {
             match backend {
                 Some(backend) if self.is_statistics(backend) => {
@@ -143,25 +154,38 @@ impl<'a> Fronts<'a> {
                     leads_to_statistics |= place.is_none();
                     notes.no_effect(line, STATISTICS);
                 }
-                Some(backend) if takes_all && Some(backend) == place => {
+                Some(backend) if Some(backend) == takes_all => {
                     notes.no_effect(line, "it leads to the backend to which all requests go");
                 }
                 None => notes.decide(line, "the file has no backend of this name"),
-                backend => {
-                    let why = "a relay sends every event to every output, whatever the request was";
-                    notes.decide(line, why);
-                    conditional.extend(backend.filter(|&backend| Some(backend) != place));
+                Some(backend) => {
+                    let why = match self.has_servers(backend) {
+                        true => SENT_TO_ALL.to_owned(),
+                        false => self.answers_itself(backend),
+                    };
+                    notes.decide(line, &why);
+                    conditional.extend(Some(backend).filter(|_| Some(backend) != place));
                 }
             }
-        }
-        if let Some(shown) = place.filter(|&place| self.is_statistics(place)) {
-            self.statistics.insert(shown);
-            leads_to_statistics = true;
         }
         if leads_to_statistics {
             self.statistics.insert(front.place);
         }
-        place.filter(|&place| self.has_servers(place))
+        place
+    }
+
+    /// Returns the reason in the report about a rule that leads to a backend without servers.
+    fn answers_itself(&self, backend: usize) -> String {
+        let proxy = Proxy::read(self.file, backend);
+        let rules = ["http-request", "tcp-request", "redirect", "errorfile"];
+        let rule = proxy.lines.iter().rfind(|line| rules.contains(&line.word(0)));
+        let by = rule.map_or_else(String::new, |line| format!(" (`{}`)", shown(line)));
+        format!(
+            "no server is behind `{}`: HAProxy itself answered these requests{by} and forwarded \
+             none of them. The relay takes every request at its listeners, and sends the events to \
+             every output: decide who may reach the listeners",
+            self.file.sections[backend].name()
+        )
     }
 
     /// Returns the frontends that are carried over, and the others. All that are carried over lead
@@ -194,6 +218,9 @@ impl<'a> Fronts<'a> {
         Ok((group, others))
     }
 }
+
+/// The reason in the report about a rule that leads to another backend than the output's.
+const SENT_TO_ALL: &str = "a relay sends every event to every output, whatever the request was";
 
 /// The reason in the report about lines that show HAProxy's status or metrics.
 pub(super) const STATISTICS: &str = "the relay's status page and metrics are at admin.address";

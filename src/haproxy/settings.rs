@@ -12,33 +12,70 @@ use super::read::File;
 use super::report::Line;
 use super::report::Notes;
 
-/// The time limits of HAProxy that the relay has too: the name after `timeout`, the key of the new
-/// config, the shortest limit that is carried over, in milliseconds, and the reason why shorter
-/// ones are not.
-const TIMES: [(&str, &str, u64, &str); 5] = [
-    ("http-request", "limits.header_timeout", 1, ""),
-    (
-        "client",
-        "limits.body_timeout",
-        30_001,
-        "a whole body may take 30s here (limits.body_timeout), and a quiet connection stays open \
-         for 5m (limits.idle_timeout): kube-apiserver keeps its own for 90s",
-    ),
-    (
-        "http-keep-alive",
-        "limits.idle_timeout",
-        90_001,
-        "limits.idle_timeout stays 5m: kube-apiserver keeps a connection for 90s, and a request is \
-         lost if the relay closes the connection first",
-    ),
-    ("connect", "output.timeouts.connect", 1, ""),
-    (
-        "server",
-        "output.timeouts.request",
-        60_000,
-        "timeouts.request stays 60s: a shorter one sends a slow consumer the same batch again and \
-         again",
-    ),
+/// A time limit of HAProxy that the relay has too. The relay's default stays instead of a limit
+/// below `least` or above `most`, each in milliseconds.
+struct Time {
+    /// The name after `timeout`.
+    name: &'static str,
+    key: &'static str,
+    least: u64,
+    /// The reason in the report why a shorter limit has no effect.
+    short: &'static str,
+    most: u64,
+    /// The reason in the report why somebody has to decide about a longer one.
+    long: &'static str,
+}
+
+const TIMES: [Time; 5] = [
+    Time {
+        name: "http-request",
+        key: "limits.header_timeout",
+        least: 1,
+        short: "",
+        most: 60_000,
+        long: "limits.header_timeout stays 10s: a sender that does not end the head of its request \
+               would keep the connection as long",
+    },
+    Time {
+        name: "client",
+        key: "limits.body_timeout",
+        least: 60_001,
+        short: "a whole body may take 30s here (limits.body_timeout), after which kube-apiserver \
+                has given up; a quiet connection stays open for 5m (limits.idle_timeout): \
+                kube-apiserver keeps its own for 90s",
+        most: 60_000,
+        long: "limits.body_timeout stays 30s, after which kube-apiserver has given up: a sender \
+               that does not end its body would keep the connection as long",
+    },
+    Time {
+        name: "http-keep-alive",
+        key: "limits.idle_timeout",
+        least: 90_001,
+        short: "limits.idle_timeout stays 5m: kube-apiserver keeps a connection for 90s, and a \
+                request is lost if the relay closes the connection first",
+        most: 3_600_000,
+        long: "limits.idle_timeout stays 5m: quiet connections count for limits.max_connections",
+    },
+    Time {
+        name: "connect",
+        key: "output.timeouts.connect",
+        least: 1,
+        short: "",
+        most: 60_000,
+        long: "timeouts.connect stays 5s: the relay has no health check that marks a server as \
+               down, so every event would wait as long for a server that does not answer",
+    },
+    Time {
+        name: "server",
+        key: "output.timeouts.request",
+        least: 60_001,
+        short: "timeouts.request stays 60s: a shorter one sends a slow consumer the same batch \
+                again and again",
+        most: 60_000,
+        long: "timeouts.request stays 60s: the relay has no health check that marks a server as \
+               down, so every event would wait as long for a server that takes requests and does \
+               not answer. Set a longer one only if the consumer needs it for a batch",
+    },
 ];
 
 /// Reads a line `timeout NAME TIME` that holds for the proxy. `None` if there is no such line, or
@@ -46,14 +83,15 @@ const TIMES: [(&str, &str, u64, &str); 5] = [
 /// means "no limit" in HAProxy, nor more than a year.
 pub(super) fn time(proxy: &Proxy<'_>, name: &str, notes: &mut Notes) -> Option<Duration> {
     let line = proxy.last(&["timeout", name])?;
-    let (_, key, least, why) = TIMES.iter().find(|(of, ..)| *of == name)?;
+    let Time { key, least, short, most, long, .. } = TIMES.iter().find(|time| time.name == name)?;
     match parsed_time(line.word(2)) {
         None => notes.decide(
             line,
             "not a time from 1ms to a year: the relay's default stays, because each of its waits \
              must end",
         ),
-        Some(limit) if limit < Duration::from_millis(*least) => notes.no_effect(line, why),
+        Some(limit) if limit < Duration::from_millis(*least) => notes.no_effect(line, short),
+        Some(limit) if limit > Duration::from_millis(*most) => notes.decide(line, long),
         Some(limit) => {
             notes.carried(line, key);
             return Some(limit);
@@ -85,7 +123,6 @@ fn parsed_time(text: &str) -> Option<Duration> {
 pub(super) struct Limits {
     pub(super) max_connections: Option<u64>,
     pub(super) header_timeout: Option<Duration>,
-    pub(super) body_timeout: Option<Duration>,
     pub(super) idle_timeout: Option<Duration>,
 }
 
@@ -113,10 +150,11 @@ impl Limits {
         // Of several frontends, the longest limit holds, so that no sender is cut off earlier than
         // before.
         let mut longest = |name| fronts.iter().filter_map(|front| time(front, name, notes)).max();
+        // Only reported: the limit of a body keeps its default.
+        longest("client");
         Self {
             max_connections: least.map(|count| count.min(CONNECTIONS_MAX)),
             header_timeout: longest("http-request"),
-            body_timeout: longest("client"),
             idle_timeout: longest("http-keep-alive"),
         }
     }

@@ -248,15 +248,15 @@ nonsense
     assert_has(
         &table,
         r#"
-        limits = { max_connections = 1000, body_timeout = "120s", idle_timeout = "180s" }
-        output = [{ name = "logs", type = "http", urls = ["http://logs-a:8080/"], headers = { x-cluster = "prod" }, timeouts = { connect = "500ms", request = "90s" } }]
+        limits = { max_connections = 1000, idle_timeout = "180s" }
+        output = [{ name = "logs", type = "http", urls = ["http://logs-a:8080/"], headers = { x-cluster = "prod" }, timeouts = { connect = "500ms" } }]
         admin = { address = "127.0.0.1:8404" }
         "#,
     );
     assert!(!table.contains_key("log"));
     let expected = "2 daemon | 3 user haproxy | 5 stats socket /run/haproxy.sock | 6 userlist admins | \
          7 user root … | 10 option httplog | 11 option redispatch | 12 retries 3 | \
-         13 retry-on all-retryable-errors | 17 timeout queue 1m | 20 bind … accept-proxy | \
+         13 retry-on all-retryable-errors | 15 timeout client 2m | 16 timeout server 90s | 17 timeout queue 1m | 20 bind … accept-proxy | \
          22 acl posts method POST | 23 http-request deny if !posts | \
          25 use_backend other if posts | 28 option httpchk GET / | \
          29 http-check expect status 200 | 30 server a … send-proxy | 30 server a … inter 2s | \
@@ -268,7 +268,7 @@ nonsense
     assert!(left.iter().all(|left| !left.reason.is_empty()));
     let decided: Vec<usize> =
         left.iter().filter(|left| left.verdict == Verdict::Decide).map(|left| left.line).collect();
-    assert_eq!(decided, [6, 20, 22, 23, 25, 30, 38]);
+    assert_eq!(decided, [6, 15, 16, 20, 22, 23, 25, 30, 38]);
 }
 
 #[test]
@@ -578,6 +578,28 @@ fn numbers_and_times_are_read_as_far_as_haproxy_reads_them() {
         let decided = |finding: &&Finding| finding.verdict == Verdict::Decide;
         assert_eq!(left.iter().find(decided).map(|left| left.line), Some(6), "{time}: {left:?}");
     }
+}
+
+#[test]
+fn a_time_limit_of_hours_is_never_carried_over_and_is_to_decide_about() {
+    for name in ["client", "server", "connect", "http-request", "http-keep-alive"] {
+        for time in ["24h", "86400s", "2h"] {
+            let text = SAMPLE.replace("  log global\n", &format!("  timeout {name} {time}\n"));
+            let (table, left) = migrated(&text);
+            let written = format!("{table:?}");
+            assert!(!written.contains("86400") && !written.contains("7200"), "{written}");
+            let told = left.iter().find(|finding| finding.line == 9).unwrap();
+            assert_eq!(told.verdict, Verdict::Decide, "{told:?}");
+        }
+    }
+}
+
+#[test]
+fn a_file_that_only_denies_is_told_with_the_rule() {
+    let text = with_servers("  http-request deny deny_status 403\n");
+    let unusable = migrate(&text).unwrap_err();
+    let told = unusable.findings.iter().find(|left| left.line == 12).unwrap();
+    assert!(told.reason.contains("`http-request deny deny_status 403`"), "{told:?}");
 }
 
 #[test]

@@ -44,14 +44,13 @@ impl fmt::Display for Config<'_> {
             let from = self.from(&format!("listener {}", bind.address));
             f.write_str(&listener(bind, &from))?;
         }
-        let Limits { max_connections, header_timeout, body_timeout, idle_timeout } = self.limits;
+        let Limits { max_connections, header_timeout, idle_timeout } = self.limits;
         f.write_str(&table(
             "\n[limits]",
             |key| self.from(&format!("limits.{key}")),
             [
                 ("max_connections", max_connections.map(|count| count.to_string())),
                 ("header_timeout", header_timeout.map(time)),
-                ("body_timeout", body_timeout.map(time)),
                 ("idle_timeout", idle_timeout.map(time)),
             ],
         ))?;
@@ -151,7 +150,7 @@ fn output(output: &Output, from: impl Fn(&str) -> String) -> String {
     let timeouts = table(
         "[output.timeouts]",
         |key| from(&format!("output.timeouts.{key}")),
-        [("connect", output.connect.map(time)), ("request", output.request.map(time))],
+        [("connect", output.connect.map(time))],
     );
     own + &tls.unwrap_or_default() + &timeouts
 }
