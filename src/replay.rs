@@ -11,8 +11,8 @@
 //!
 //! | floor | files | what they know |
 //! |---|---|---|
-//! | 1 | `self` `client` `line` `packing` `resume` | the run · requests · a line of a log · compression · the resume file |
-//! | 2 | `spool` | a queue's directory |
+//! | 1 | `self` `client` `packing` `resume` `wrapping` | the run · requests · compression · the resume file · records around events |
+//! | 2 | `line` `spool` | a line of a log · a queue's directory |
 //! | 3 | `input` | what is read |
 
 use std::collections::VecDeque;
@@ -40,6 +40,7 @@ mod line;
 pub(crate) mod packing;
 mod resume;
 mod spool;
+mod wrapping;
 
 use client::Client;
 use client::Failed;
@@ -163,6 +164,13 @@ pub enum Note {
         /// A description of the mistake in the line.
         what: String,
     },
+    /// A file cannot be read to its end, and its rest was skipped.
+    CutShort {
+        /// The line at which reading has ended.
+        span: Span,
+        /// The reason.
+        what: String,
+    },
     /// A request has failed, and another attempt follows.
     Retrying {
         /// The lines or positions of the request's events.
@@ -201,6 +209,13 @@ pub struct Progress {
     pub file_bytes: u64,
     /// The number of events that were accepted in earlier runs with the same resume file.
     pub events_before: u64,
+}
+
+impl Progress {
+    /// Returns `true` if there were bad lines, and no event, in this run or an earlier one.
+    pub fn is_nothing(&self) -> bool {
+        self.bad_lines > 0 && self.sent + self.events_before == 0
+    }
 }
 
 /// The reason why a replay stopped before the end of its inputs, and the place where it stopped. A

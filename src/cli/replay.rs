@@ -54,7 +54,7 @@ const TELL: Duration = Duration::from_secs(5);
 /// The greatest number of the replay's messages for the user that wait to be printed.
 const NOTES: usize = 256;
 
-/// The greatest number of bad lines that are printed by a command that only looks at events.
+/// The greatest number of bad lines that are printed.
 const BAD_LINES_SHOWN: u64 = 10;
 
 /// The greatest number of bytes that such a command looks at together, unless an event is larger.
@@ -144,7 +144,7 @@ struct Tls {
 enum BadLine {
     /// Send the lines before it, and stop
     Stop,
-    /// Print and count the line, and go on
+    /// Count the line, print the first ten, and go on
     Skip,
 }
 
@@ -254,11 +254,14 @@ async fn send(
     client: Client,
     stop: CancellationToken,
 ) -> Result<(), u8> {
-    let mut display = Display::new(replay.file_bytes(), u64::MAX);
+    let mut display = Display::new(replay.file_bytes());
     let (progress, ended) =
         shown_run(replay, To::Relay(Arc::new(client)), &mut display, stop).await?;
     print(&display.summary(progress))?;
     match ended {
+        Some(Ok(())) if progress.is_nothing() => {
+            Err(failed("no event was sent: each line that was read is bad"))
+        }
         Some(Ok(())) => Ok(()),
         Some(Err(stopped)) => Err(failed(farewell(arguments, &stopped))),
         None => Err(failed("stopped at once by a second signal")),
@@ -286,7 +289,7 @@ pub(super) fn look(
         only_looks: true,
     });
     let replay = replay.map_err(|error| super::wrong(escape::message(&error.to_string())))?;
-    let mut display = Display::new(replay.file_bytes(), BAD_LINES_SHOWN);
+    let mut display = Display::new(replay.file_bytes());
     let running = shown_run(replay, To::Look(look), &mut display, CancellationToken::new());
     let (progress, ended) = healthcheck::block_on(running)??;
     let why = match ended {
@@ -348,6 +351,9 @@ fn farewell(arguments: &Arguments, stopped: &Stopped) -> String {
     text.push_str(&match (&arguments.resume, unit) {
         (Some(resume), _) => {
             format!("to go on from there: run the same command, with --resume {}", shown(resume))
+        }
+        (None, Unit::Line) if *first == 1 => {
+            format!("to go on from there: run the same command with {name} and the files after it")
         }
         (None, Unit::Line) => format!(
             "to go on from there: {}, then replay the files after it. With --resume FILE a replay keeps its place by itself",
@@ -419,15 +425,14 @@ struct Display {
     from: Option<(Instant, u64)>,
     /// The lines of the summary about queues' directories.
     replayed: String,
-    /// The number of bad lines that are still to be printed. Those after them are only counted.
-    bad_lines_left: u64,
+    /// The number of bad lines so far. Only the first ones are printed.
+    bad_lines: u64,
 }
 
 impl Display {
     /// Makes a display for files that together have this number of bytes; `None`: the size is
-    /// unknown. A bar is drawn only on a terminal. Of bad lines, at most `bad_lines_left` are
-    /// printed.
-    fn new(file_bytes: Option<u64>, bad_lines_left: u64) -> Self {
+    /// unknown. A bar is drawn only on a terminal.
+    fn new(file_bytes: Option<u64>) -> Self {
         let bar = match file_bytes {
             Some(bytes) => ProgressBar::new(bytes).with_style(style(
                 "{wide_bar} {percent:>3} %  {bytes} of {total_bytes}  {msg}  {eta} left",
@@ -436,14 +441,19 @@ impl Display {
         };
         let now = Instant::now();
         let (told, replayed) = ((now, 0), String::new());
-        Self { bar, file_bytes, begun: now, told, from: None, replayed, bad_lines_left }
+        Self { bar, file_bytes, begun: now, told, from: None, replayed, bad_lines: 0 }
     }
 
     fn note(&mut self, note: &Note) {
         let text = match note {
-            Note::BadLine { .. } if self.bad_lines_left == 0 => return,
             Note::BadLine { span, what } => {
-                self.bad_lines_left -= 1;
+                self.bad_lines += 1;
+                if self.bad_lines > BAD_LINES_SHOWN {
+                    return;
+                }
+                format!("{}: skipped: {}", spot(span), escape::message(what))
+            }
+            Note::CutShort { span, what } => {
                 format!("{}: skipped: {}", spot(span), escape::message(what))
             }
             Note::Remark { directory, what } => {
@@ -518,6 +528,9 @@ impl Display {
 
     fn clear(&self) {
         self.bar.finish_and_clear();
+        if let Some(more @ 1..) = self.bad_lines.checked_sub(BAD_LINES_SHOWN) {
+            eprintln!("{more} more bad lines were skipped");
+        }
     }
 
     fn summary(&self, progress: Progress) -> String {

@@ -3,8 +3,9 @@
 //!
 //! The inputs are read in the given order, one buffer at a time. A file may be plain or compressed,
 //! which its first bytes tell (`packing`). Offsets and line numbers are those of the uncompressed
-//! text. However large a file and however long its lines, memory holds at most one line, the
-//! request that is being filled, the request that waits to be taken, and the window of one decoder.
+//! text. A JSON document of several lines is taken as one line. However large a file and however
+//! long its lines, memory holds at most one line, what was read ahead for it, the request that is
+//! being filled, the request that waits to be taken, and the window of one decoder.
 
 use std::fs::File;
 use std::io;
@@ -19,6 +20,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::atomic::Ordering;
 
+use serde::Deserialize as _;
+use serde::de::IgnoredAny;
 use tokio::sync::mpsc;
 
 use super::Note;
@@ -203,6 +206,9 @@ impl Reader<'_> {
         let resumed = self.plan.resumed.get(file);
         let mut text = Text::open(path, file, resumed).map_err(|what| failed(1, what))?;
         let mut line = Vec::new();
+        // The point before a document that has no end yet. The next run begins there, unless an
+        // event on a line of its own shows that it is not a document.
+        let mut unfinished = None;
         let as_lines = self.plan.settings.only_looks;
         let mut batch = Batch { end: text.place, as_lines, ..Batch::default() };
         loop {
@@ -210,7 +216,17 @@ impl Reader<'_> {
             let number = before.lines + 1;
             let found = match text.next(&mut line) {
                 Ok(Next::End) => break,
-                Ok(Next::Line) => line::find(&mut line),
+                Ok(Next::Line) => {
+                    line::find(&mut line).or_else(|what| match text.ahead(&mut line) {
+                        Ahead::Document => line::find(&mut line),
+                        Ahead::Unfinished => {
+                            unfinished.get_or_insert(before);
+                            Err(format!("{what}, or the JSON document that begins here has no end"))
+                        }
+                        Ahead::TooLong => Err(too_long(&line)),
+                        Ahead::Other => Err(what),
+                    })
+                }
                 Ok(Next::TooLong) => Err(format!("longer than {LINE_BYTES_MAX} bytes")),
                 Err(error) => {
                     let what = format!("cannot read further: {}", text.packing.explain(&error));
@@ -219,20 +235,24 @@ impl Reader<'_> {
                         return Err(stopped(number, what, SKIP_REST));
                     }
                     self.cut_short += 1;
-                    self.tell(Span::new(path, Unit::Line, number..=number), what);
+                    let span = Span::new(path, Unit::Line, number..=number);
+                    self.notes.blocking_send(Note::CutShort { span, what }).ok();
                     return Ok(());
                 }
             };
             let is_event = self.add(&mut batch, path, &line, found, number)?;
+            if is_event && !line.trim_ascii().is_empty() {
+                unfinished = None;
+            }
             if !is_event && text.is_torn {
                 // The program that writes the file may not have finished this line, so the next run
                 // begins with this line.
-                batch.end = before;
+                batch.end = unfinished.unwrap_or(before);
                 break;
             }
             // The events of one line may be sent in several requests. Only the last of these
             // requests moves the frontier past the line.
-            batch.end = text.place;
+            batch.end = unfinished.unwrap_or(text.place);
             if batch.bad_lines >= BAD_LINES_MAX {
                 batch.flush(self.items)?;
             }
@@ -276,7 +296,8 @@ impl Reader<'_> {
                 batch.bad_lines += 1;
                 let is_queue = matches!(self.plan.spools.get(batch.end.file), Some(Some(_)));
                 let unit = if is_queue { Unit::Position } else { Unit::Line };
-                self.tell(Span::new(path, unit, number..=number), what);
+                let span = Span::new(path, unit, number..=number);
+                self.notes.blocking_send(Note::BadLine { span, what }).ok();
                 Ok(false)
             }
         }
@@ -319,11 +340,6 @@ impl Reader<'_> {
             self.remark(path, what.to_owned());
         }
         Ok(())
-    }
-
-    /// Sends a note about a bad line to the operator.
-    fn tell(&self, span: Span, what: String) {
-        self.notes.blocking_send(Note::BadLine { span, what }).ok();
     }
 
     /// Sends a note about a queue's directory to the operator.
@@ -475,9 +491,35 @@ enum Next {
     End,
 }
 
+/// What begins with a line that is not an event.
+enum Ahead {
+    /// A JSON document of several lines. All of them are in the line now.
+    Document,
+    /// What may be a JSON document, if the file goes on.
+    Unfinished,
+    /// A JSON document that is longer than [`LINE_BYTES_MAX`] bytes.
+    TooLong,
+    /// Nothing of these.
+    Other,
+}
+
+/// Returns the message about a JSON document that is too long, which begins with this line.
+fn too_long(line: &[u8]) -> String {
+    let filter = if line.starts_with(b"[") { ".[]" } else { ".items[]? // ." };
+    format!(
+        "a JSON document of several lines, longer than {LINE_BYTES_MAX} bytes, begins here: make \
+         lines of it with `jq -c '{filter}' FILE`"
+    )
+}
+
 /// The text of one file, read line by line.
 struct Text {
     reader: Box<dyn BufRead + Send>,
+    /// What was read from `reader` ahead of `place`, from `ahead_at` on.
+    ahead: Vec<u8>,
+    ahead_at: usize,
+    /// The error that `reader` has returned behind `ahead`.
+    ahead_error: Option<io::Error>,
     /// The number of bytes that were read from the file, as they are on disk (compressed, for a
     /// compressed file).
     bytes_read: Arc<AtomicU64>,
@@ -531,7 +573,16 @@ impl Text {
         let packing = Packing::of(&magic);
         let reader = packing.open(io::Cursor::new(magic).chain(raw), BUFFER)?;
         let place = Place { file, ..Place::default() };
-        Ok(Self { reader, bytes_read, packing, is_torn: false, place })
+        Ok(Self {
+            reader,
+            ahead: Vec::new(),
+            ahead_at: 0,
+            ahead_error: None,
+            bytes_read,
+            packing,
+            is_torn: false,
+            place,
+        })
     }
 
     /// Skips the part of the file that an earlier run has sent, up to the point in `resumed`.
@@ -569,6 +620,61 @@ impl Text {
         Ok(true)
     }
 
+    /// Returns the bytes that come next; none at the end of the text.
+    fn available(&mut self) -> io::Result<&[u8]> {
+        if self.ahead_at < self.ahead.len() {
+            return Ok(&self.ahead[self.ahead_at..]);
+        }
+        self.ahead_error.take().map_or_else(|| self.reader.fill_buf(), Err)
+    }
+
+    fn consume(&mut self, bytes: usize) {
+        if self.ahead.is_empty() {
+            return self.reader.consume(bytes);
+        }
+        self.ahead_at += bytes;
+        if self.ahead_at == self.ahead.len() {
+            (self.ahead, self.ahead_at) = (Vec::new(), 0);
+        }
+    }
+
+    /// Looks whether `line`, the last line that was read, begins a JSON document of several lines.
+    /// If it does, the other lines are read, and appended to `line`; otherwise, they are the next
+    /// ones to be read.
+    fn ahead(&mut self, line: &mut Vec<u8>) -> Ahead {
+        if !matches!(line.trim_ascii_start().first(), Some(b'{' | b'[')) || self.is_torn {
+            return Ahead::Other;
+        }
+        let mut feed = Feed { line, at: 0, text: self, used: 0, is_too_long: false };
+        let mut document = serde_json::Deserializer::from_reader(&mut feed);
+        let parsed = IgnoredAny::deserialize(&mut document);
+        let Feed { used, is_too_long, .. } = feed;
+        match parsed {
+            Ok(_) if used > 0 => {}
+            Ok(_) => return Ahead::Other,
+            Err(_) if is_too_long => return Ahead::TooLong,
+            Err(error) if error.is_eof() && self.ahead_error.is_none() => return Ahead::Unfinished,
+            Err(_) => return Ahead::Other,
+        }
+        let rest = &self.ahead[self.ahead_at..][..used];
+        self.place.offset += used as u64;
+        self.place.lines += memchr::memchr_iter(b'\n', rest).count() as u64;
+        line.extend_from_slice(rest);
+        self.consume(used);
+        // What is left of the document's last line. If it cannot be read, the next read says so.
+        let mut end = Vec::new();
+        match self.next(&mut end) {
+            Ok(Next::Line) => line.append(&mut end),
+            Ok(Next::TooLong) => return Ahead::TooLong,
+            Ok(Next::End) => line.push(b'\n'),
+            Err(error) => {
+                self.ahead_error = Some(error);
+                line.push(b'\n');
+            }
+        }
+        Ahead::Document
+    }
+
     /// Reads the next line into `line`, and adds a `\n` if the last line of the text has none. A
     /// line that is too long is read to its end, but only its beginning is kept.
     fn next(&mut self, line: &mut Vec<u8>) -> io::Result<Next> {
@@ -578,7 +684,7 @@ impl Text {
         }
         let (mut length, mut too_long) = (0, false);
         loop {
-            let available = match self.reader.fill_buf() {
+            let available = match self.available() {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
                 available => available?,
             };
@@ -591,7 +697,7 @@ impl Text {
             if !too_long {
                 line.extend_from_slice(&available[..used]);
             }
-            self.reader.consume(used);
+            self.consume(used);
             length += used as u64;
             if end.is_some() {
                 break;
@@ -615,5 +721,52 @@ impl Text {
             Packing::Gzip | Packing::Zstd => self.bytes_read.load(Ordering::Relaxed),
         };
         Ok(if too_long { Next::TooLong } else { Next::Line })
+    }
+}
+
+/// A line and the text after it, for a parser. What the parser reads stays in `text`.
+struct Feed<'a> {
+    line: &'a [u8],
+    /// The number of bytes of `line` that were read.
+    at: usize,
+    text: &'a mut Text,
+    /// The number of bytes after `line` that were read.
+    used: usize,
+    /// `true`: the parser has not found an end within [`LINE_BYTES_MAX`] bytes.
+    is_too_long: bool,
+}
+
+impl Read for Feed<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let mut line = self.line.get(self.at..).unwrap_or_default();
+        if !line.is_empty() {
+            let read = line.read(buffer)?;
+            self.at += read;
+            return Ok(read);
+        }
+        let Text { reader, ahead, ahead_at, ahead_error, .. } = &mut *self.text;
+        if ahead.len() - *ahead_at == self.used {
+            self.is_too_long = self.line.len() + self.used >= LINE_BYTES_MAX;
+            if self.is_too_long || ahead_error.is_some() {
+                return Ok(0);
+            }
+            // What was consumed is not needed any more.
+            ahead.drain(..std::mem::take(ahead_at));
+            let more = match reader.fill_buf() {
+                Ok(more) => more,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => return Err(error),
+                Err(error) => {
+                    *ahead_error = Some(error);
+                    return Ok(0);
+                }
+            };
+            ahead.extend_from_slice(more);
+            let read = more.len();
+            reader.consume(read);
+        }
+        let mut rest = ahead.get(*ahead_at + self.used..).unwrap_or_default();
+        let read = rest.read(buffer)?;
+        self.used += read;
+        Ok(read)
     }
 }

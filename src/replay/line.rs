@@ -1,58 +1,56 @@
 //! Finds the events in one line of a file, by the rules by which a relay accepts them.
 //!
 //! A line may be an event, as in the audit.log of kube-apiserver and OpenShift; an event after a
-//! node's name, as `oc adm node-logs` prints it; a dead letter with its event; or an EventList, as
-//! the webhook sends it. The events are not changed.
+//! node's name, as `oc adm node-logs` prints it, or after a time, as CloudWatch and container
+//! runtimes write it; a dead letter with its event; an EventList, as the webhook sends it; or an
+//! array or record with events in it (`wrapping`). A "line" may also be a JSON document of several
+//! lines. The events are not changed.
 
 use std::ops::Range;
-
-use serde::Deserialize;
-use serde_json::value::RawValue;
 
 use crate::audit;
 use crate::audit::EVENT_HEAD;
 use crate::audit::Invalid;
 use crate::audit::LIST_HEAD;
 
+use super::wrapping;
+
 /// The longest name of a node, in bytes. A node's name is a DNS subdomain (RFC 1123).
 const NODE_BYTES_MAX: usize = 253;
 
-/// The members of a dead letter, as `src/delivery/dead_letter.rs` writes them.
-#[derive(Deserialize)]
-struct Letter<'a> {
-    #[serde(rename = "time")]
-    _time: &'a RawValue,
-    #[serde(rename = "output")]
-    _output: &'a RawValue,
-    #[serde(rename = "reason")]
-    _reason: &'a RawValue,
-    #[serde(borrow)]
-    event: &'a RawValue,
-}
+/// The bytes with which some programs begin a text in UTF-8.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
-/// Finds the events in `line`, whose last byte must be `\n`. Rewrites the line in place so that
-/// each event is followed by `\n`, and returns the range of the events; the range is empty for an
-/// empty line. `Err` says what is wrong with the line.
-pub(super) fn find(line: &mut [u8]) -> Result<Range<usize>, String> {
-    if line.trim_ascii().is_empty() {
-        return Ok(0..0);
-    }
+/// The reason why a part of a line is not taken, as container runtimes write it.
+const PARTIAL: &str = "a container runtime has cut this line into parts (P): join them with `awk \
+     '{t=$3; sub(/^[^ ]+ [^ ]+ [^ ]+ /, \"\"); printf \"%s\", $0 (t == \"P\" ? \"\" : \"\\n\")}' FILE`";
+
+/// Finds the events in `line`, whose last byte must be `\n`. Rewrites the line so that each event
+/// is followed by `\n`, and returns the range of the events; the range is empty for an empty line.
+/// `Err` says what is wrong with the line.
+pub(super) fn find(line: &mut Vec<u8>) -> Result<Range<usize>, String> {
     if is_usual(line) {
         return Ok(0..line.len());
     }
-    let start = node_bytes(line);
-    let as_event = match decode(line, start..line.len()) {
+    if line.starts_with(BYTE_ORDER_MARK) {
+        line.drain(..BYTE_ORDER_MARK.len());
+    }
+    if line.trim_ascii().is_empty() {
+        return Ok(0..0);
+    }
+    let (start, end) = (prefix_bytes(line)?, line.len());
+    let as_event = match decode(line, start..end) {
         Ok(found) => return Ok(found),
         Err(error) => error,
     };
-    // The line is tried as a dead letter only after it was tried as an event. Every event is sent
-    // as it is, even an event that looks like a letter.
-    match event_of_letter(line, start) {
-        // The byte after the event belongs to the letter. The event needs it for its `\n`.
-        Some(event) => decode(line, event.start..event.end + 1)
-            .map_err(|error| format!("the event of a dead letter, {error}")),
-        None => Err(as_event),
-    }
+    // A record around the event is looked for last. Every event is sent as it is, even an event
+    // that looks like a dead letter.
+    let Ok(text) = str::from_utf8(&line[start..]) else { return Err(as_event) };
+    let mut events = Vec::new();
+    let unwrapped = wrapping::unwrap(text, wrapping::DEPTH_MAX, &mut events);
+    unwrapped.map_err(|what| what.unwrap_or(as_event))?;
+    *line = events;
+    Ok(0..line.len())
 }
 
 /// Returns `true` if the line is an event as kube-apiserver logs it, and nothing else; `false` says
@@ -84,25 +82,25 @@ fn decode(line: &mut [u8], range: Range<usize>) -> Result<Range<usize>, String> 
     }
 }
 
-/// Returns the length in bytes of a node's name and the white space after it at the beginning of
-/// the line; 0 if the line does not begin with a node's name.
-fn node_bytes(line: &[u8]) -> usize {
+/// Returns the length in bytes of the words before the JSON text at the beginning of the line: a
+/// node's name, or a time and the words after it, such as `2026-11-25T18:00:00Z stdout F `. Returns
+/// 0 if the line begins otherwise. `Err` if the line is only a part of a longer one.
+fn prefix_bytes(line: &[u8]) -> Result<usize, String> {
     let Some(brace) = memchr::memchr(b'{', &line[..line.len().min(NODE_BYTES_MAX + 16)]) else {
-        return 0;
+        return Ok(0);
     };
-    let name = line[..brace].trim_ascii_end();
+    let prefix = line[..brace].trim_ascii_end();
     let is_name = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'-' | b'_');
-    let is_prefix = !name.is_empty() && name.len() < brace && name.iter().all(is_name);
-    if is_prefix { brace } else { 0 }
-}
-
-/// Returns the range of the event in a dead letter, which begins at `start` in the line; `None` if
-/// the line is not a dead letter.
-fn event_of_letter(line: &[u8], start: usize) -> Option<Range<usize>> {
-    let letter: Letter<'_> = serde_json::from_slice(line.get(start..)?).ok()?;
-    let event = letter.event.get();
-    let at = event.as_ptr() as usize - line.as_ptr() as usize;
-    Some(at..at + event.len())
+    let is_time = prefix.get(..8).is_some_and(|date| {
+        let digits = |part: &[u8]| part.iter().all(u8::is_ascii_digit);
+        digits(&date[..4]) && digits(&date[5..7]) && date[4] == b'-' && date[7] == b'-'
+    });
+    let words: Vec<&[u8]> = prefix.split(u8::is_ascii_whitespace).collect();
+    if let (true, [_, b"stdout" | b"stderr", b"P", ..]) = (is_time, &*words) {
+        return Err(PARTIAL.to_owned());
+    }
+    let is_prefix = prefix.len() < brace && (is_time || prefix.iter().all(is_name));
+    Ok(if is_prefix && !prefix.is_empty() { brace } else { 0 })
 }
 
 #[cfg(test)]
@@ -214,10 +212,10 @@ mod tests {
             (r#"{"auditID":"a","stage":"Panic""#, "at byte"),
             (
                 r#"{"time":"t","output":"o","reason":"r","event":{"auditID":"a"}}"#,
-                "the event of a dead letter, at byte 46: stage is missing",
+                "event: stage is missing",
             ),
             (
-                r#"{"output":"o","reason":"r","event":{"auditID":"a","stage":"Panic"}}"#,
+                r#"{"output":"o","reason":"r","evil":{"auditID":"a","stage":"Panic"}}"#,
                 "at byte 0: auditID is missing",
             ),
         ] {

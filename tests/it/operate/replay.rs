@@ -150,6 +150,218 @@ fn every_form_of_input_arrives_byte_for_byte() {
     }
 }
 
+/// Returns this text as a string of JSON.
+fn quoted(text: &[u8]) -> String {
+    Value::from(std::str::from_utf8(text).unwrap()).to_string()
+}
+
+/// Returns JSON over several lines, with the same values. `jq` is not needed for it.
+fn pretty(json: &[u8]) -> Vec<u8> {
+    let value: Value = serde_json::from_slice(json).unwrap();
+    serde_json::to_vec_pretty(&value).unwrap()
+}
+
+/// What stores and agents have put around the events of an audit.log. In each of them the bytes of
+/// the events are the same.
+fn wrapped(logged: &[Vec<u8>]) -> Vec<(&'static str, Vec<u8>)> {
+    let lines_of = |wrap: &dyn Fn(&[u8]) -> String| -> Vec<u8> {
+        logged.iter().flat_map(|line| wrap(line.trim_ascii_end()).into_bytes()).collect()
+    };
+    let joined = |wrap: &dyn Fn(&[u8]) -> String| {
+        logged.iter().map(|line| wrap(line.trim_ascii_end())).collect::<Vec<_>>().join(",\n")
+    };
+    let plain = |line: &[u8]| String::from_utf8(line.to_owned()).unwrap();
+    let azure = |line: &[u8]| {
+        let log = quoted(&[line, b"\n"].concat());
+        format!(
+            r#"{{"time":"t","category":"kube-audit","properties":{{"log":{log},"stream":"stdout"}}}}"#
+        )
+    };
+    let message = |line: &[u8]| format!(r#"{{"timestamp":1,"message":{},"id":"1"}}"#, quoted(line));
+    let journal = |line: &[u8]| {
+        format!("{{\"__CURSOR\":\"s=1\",\"MESSAGE\":{},\"_PID\":\"1\"}}\n", quoted(line))
+    };
+    let docker = |line: &[u8]| format!("{{\"log\":{},\"stream\":\"stdout\"}}\n", quoted(line));
+    let cri = |line: &[u8]| format!("2026-11-25T18:00:00.1Z stdout F {}\n", plain(line));
+    let exported = |line: &[u8]| format!("2026-11-25T18:00:00.000Z {}\n", plain(line));
+    let tailed =
+        |line: &[u8]| format!("2026-11-25T18:00:00+00:00 kube-apiserver-audit-1 {}\n", plain(line));
+    let array = format!("[{}]", joined(&plain));
+    vec![
+        ("byte-order-mark", [b"\xef\xbb\xbf", &*lines_of(&|line| plain(line) + "\n")].concat()),
+        ("array", format!("{array}\n").into_bytes()),
+        ("array-on-one-line", array.replace(",\n", ",").into_bytes()),
+        ("aks", lines_of(&|line| azure(line) + "\n")),
+        ("aks-records", format!("{{\"records\": [\n{}\n]}}\n", joined(&azure)).into_bytes()),
+        ("log-analytics", lines_of(&|line| format!("{{\"log_s\":{}}}\n", quoted(line)))),
+        ("cloudwatch", pretty(format!("{{\"events\":[{}]}}", joined(&message)).as_bytes())),
+        ("subscription", format!("{{\"logEvents\":[{}]}}", joined(&message)).into_bytes()),
+        ("insights", lines_of(&|line| format!("{{\"@message\":{}}}\n", quoted(line)))),
+        ("exported", lines_of(&exported)),
+        ("tailed", lines_of(&tailed)),
+        ("cri", lines_of(&cri)),
+        ("journald", lines_of(&journal)),
+        ("docker", lines_of(&docker)),
+    ]
+}
+
+#[test]
+fn an_event_that_another_system_has_wrapped_arrives_byte_for_byte() {
+    let place = Place::new();
+    let logged = lines(&audit_log())[..60].to_vec();
+    for (name, bytes) in wrapped(&logged) {
+        let sink = HttpSink::accepting();
+        let file = place.write(name, &bytes);
+        let said = place.replay(&url(&sink), &[&file]);
+        assert_eq!(said.code, Some(0), "{name}: {said:?}");
+        said.assert_done(60, 0);
+        assert_same_set(&accepted_events(&sink), &logged);
+        place.replay_stdin(&url(&sink), &gzip(&bytes)).assert_done(60, 0);
+    }
+}
+
+/// The values must be the same; a listener that gets such a list replaces its line breaks too.
+#[test]
+fn json_over_several_lines_is_taken_whole_and_a_run_goes_on_behind_it() {
+    let place = Place::new();
+    let logged = lines(&audit_log())[..40].to_vec();
+    let values = |events: &[Vec<u8>]| -> Vec<String> {
+        let mut values: Vec<_> = events
+            .iter()
+            .map(|event| serde_json::from_slice::<Value>(event).unwrap().to_string())
+            .collect();
+        values.sort();
+        values
+    };
+    let plain: Vec<&str> = logged.iter().map(|line| std::str::from_utf8(line).unwrap()).collect();
+    let array = format!("[{}]", plain.join(","));
+    let list = format!(r#"{{"kind":"EventList","apiVersion":"audit.k8s.io/v1","items":{array}}}"#);
+    let each: Vec<Vec<u8>> =
+        logged.iter().map(|line| [pretty(line), vec![b'\n']].concat()).collect();
+    for (name, bytes) in [
+        ("list", pretty(list.as_bytes())),
+        ("array", pretty(array.as_bytes())),
+        ("events", each.concat()),
+    ] {
+        let sink = HttpSink::accepting();
+        let file = place.write(name, &bytes);
+        place.replay(&url(&sink), &[&file, "--batch", "7"]).assert_done(40, 0);
+        assert_eq!(values(&accepted_events(&sink)), values(&logged), "{name}");
+    }
+    // A document that is still being written is taken when it is whole, and nothing is repeated.
+    let whole = each.concat();
+    let cut = each[..10].concat().len() + each[10].len() / 2;
+    let sink = HttpSink::accepting();
+    for (name, pack) in [("plain", None), ("packed", Some(gzip as fn(&[u8]) -> Vec<u8>))] {
+        let packed = |bytes: &[u8]| pack.map_or_else(|| bytes.to_owned(), |pack| pack(bytes));
+        let before = sink.accepted().len();
+        let file = place.write(name, &packed(&whole[..cut]));
+        let state = format!("{name}.state");
+        let arguments = [&*file, "--on-bad-line", "skip", "--resume", &state];
+        let first = place.replay(&url(&sink), &arguments);
+        assert_eq!((first.code, first.figure("accepted")), (Some(0), 10), "{first:?}");
+        place.write(name, &packed(&whole));
+        place.replay(&url(&sink), &arguments).assert_done(30, 0);
+        place.replay(&url(&sink), &arguments).assert_done(0, 0);
+        let events: Vec<_> = sink
+            .requests()
+            .iter()
+            .filter(|it| it.is_accepted())
+            .skip(before)
+            .flat_map(events_in)
+            .collect();
+        assert_eq!(values(&events), values(&logged), "{name}");
+    }
+}
+
+#[test]
+fn a_line_that_was_cut_off_never_hides_the_events_behind_it() {
+    let place = Place::new();
+    let logged = lines(&audit_log())[..4].to_vec();
+    let whole = std::str::from_utf8(&logged[0]).unwrap().trim_end();
+    let value = whole.find("\"user\":").unwrap() + 7;
+    // Within a text, behind a member, and behind the bracket and the colon after which a value may
+    // follow on the next line.
+    for torn in [
+        whole.split_at(40).0,
+        "{\"kind\":\"Event\",",
+        whole.split_at(value).0,
+        "{\"items\":[",
+        "[",
+        "{",
+    ] {
+        let mut log = format!("{torn}\n").into_bytes();
+        for line in &logged {
+            log.extend_from_slice(&[line.as_slice(), b"\n"].concat());
+        }
+        let sink = HttpSink::accepting();
+        let file = place.write("log", &log);
+        let said = place.replay(&url(&sink), &[&file, "--on-bad-line", "skip"]);
+        said.assert_done(4, 1);
+        assert_same_set(&accepted_events(&sink), &logged);
+    }
+}
+
+#[test]
+fn what_is_not_the_same_event_is_refused_with_what_to_do() {
+    let place = Place::new();
+    let sink = HttpSink::accepting();
+    let google = r#"{"insertId":"1","protoPayload":{"methodName":"io.k8s.core.v1.pods.list"}}"#;
+    let long = [b"[\n".as_slice(), &b"{\"a\":1},\n".repeat(8 << 20)].concat();
+    for (name, bytes, what) in [
+        (
+            "gke",
+            google.as_bytes(),
+            "an entry of Google Cloud's audit logs (protoPayload) is not an",
+        ),
+        ("array", br#"[{"auditID":"a"}]"#, "element 1 of the array: stage is missing"),
+        ("aks", br#"{"properties":{"log":"I1125 a log"}}"#, "properties: log: "),
+        ("part", b"2026-11-25T18:00:00Z stdout P {\"kind\":\"Event\",", "join them with `awk '"),
+        ("long", &long, "make lines of it with `jq -c '.[]' FILE`"),
+        (
+            "unfinished",
+            b"{\n  \"kind\": \"EventList\",\n",
+            "the JSON document that begins here has no end",
+        ),
+    ] {
+        let file = place.write(name, bytes);
+        let said = place.replay(&url(&sink), &[&file]);
+        said.assert_stopped(0, &[what]);
+        assert!(!said.stderr.contains("tail -n +1 "), "{said:?}");
+    }
+    assert_eq!(sink.count(), 0);
+}
+
+#[test]
+fn a_replay_that_sent_nothing_of_bad_lines_fails_and_names_ten_of_them() {
+    let place = Place::new();
+    let sink = HttpSink::accepting();
+    let file = place.write("log", &b"not an event\n".repeat(5000));
+    let said = place.replay(&url(&sink), &[&file, "--on-bad-line", "skip"]);
+    assert_eq!((said.code, said.figure("bad lines")), (Some(1), 5000), "{said:?}");
+    assert_eq!(said.stderr.matches(": skipped: ").count(), 10, "{said:?}");
+    assert!(said.stderr.contains("4990 more bad lines were skipped"), "{said:?}");
+    assert!(said.stderr.contains("no event was sent"), "{said:?}");
+    // With an event among them, they are counted.
+    let file = place.write("log", &[b"not an event\n", &*numbered_log(1)].concat());
+    place.replay(&url(&sink), &[&file, "--on-bad-line", "skip"]).assert_done(1, 1);
+}
+
+#[test]
+fn policy_cost_reads_what_replay_reads() {
+    let place = Place::new();
+    let logged = lines(&audit_log())[..60].to_vec();
+    let policy = "apiVersion: audit.k8s.io/v1\nkind: Policy\nrules: [{level: Metadata}]\n";
+    let policy = place.write("policy", policy.as_bytes());
+    for (name, bytes) in wrapped(&logged) {
+        let file = place.write(name, &bytes);
+        let said = said(&["policy", "cost", "--json", &policy, &file], place.root());
+        assert_eq!(said.code, Some(0), "{name}: {said:?}");
+        let json: Value = serde_json::from_str(&said.stdout).unwrap();
+        assert_eq!(json["total"]["events"], 60, "{name}");
+    }
+}
+
 #[test]
 fn what_a_relay_refused_or_still_holds_is_replayed_to_another() {
     let place = Place::new();
