@@ -31,8 +31,8 @@ use super::counts::Start;
 use super::text::Text;
 use crate::ask::AskError;
 use crate::ask::Target;
-use crate::telemetry;
 use crate::named_file;
+use crate::telemetry;
 
 /// After this many answers in a row without a new instance, doctor assumes that it has seen all
 /// instances behind an address. Of three instances that answer at random, one stays unseen in 4 %
