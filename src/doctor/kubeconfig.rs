@@ -7,6 +7,7 @@
 
 use std::path::Path;
 use std::path::PathBuf;
+use std::sync::LazyLock;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -21,6 +22,9 @@ use crate::yaml::field;
 /// The largest kubeconfig and the largest certificate or key that are read, in bytes. kubectl
 /// stores a cluster with about 6 KiB.
 const FILE_BYTES_MAX: u64 = 1 << 20;
+
+/// The value of a field that is not there.
+static NOTHING: LazyLock<Node> = LazyLock::new(Node::default);
 
 /// Certificates or a key in PEM.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,13 +96,12 @@ impl Kubeconfig {
         let context = context(&root)?;
         let cluster = named(&root, "clusters", "cluster", text_of(context, "cluster"))?
             .ok_or("the current context names no cluster")?;
-        let nobody = Node::default();
-        let user = named(&root, "users", "user", text_of(context, "user"))?.unwrap_or(&nobody);
+        let user = named(&root, "users", "user", text_of(context, "user"))?.unwrap_or(&NOTHING);
         let server = text_of(cluster, "server").ok_or("the cluster has no server")?.to_owned();
         if field(cluster, "proxy-url").is_some_and(|node| scalar(node).is_some()) {
             return Err("the cluster has a proxy-url, which is not supported".to_owned());
         }
-        let has_tls = server.starts_with("https://");
+        let has_tls = server.get(..8).is_some_and(|it| it.eq_ignore_ascii_case("https://"));
         let flag = text_of(cluster, "insecure-skip-tls-verify");
         let ca = pem(cluster, "certificate-authority", directory)?;
         let (token, identity) = match has_tls {
@@ -201,7 +204,8 @@ fn context(root: &Node) -> Result<&Node, String> {
 }
 
 /// Returns the entry with this name in the list `key` of the file, without its name: the value of
-/// its field `inner`. `Ok(None)` if `name` is `None`; `Err` if the list has no such entry.
+/// its field `inner`. An entry without that field is empty: for client-go, a user that has only a
+/// name is anonymous. `Ok(None)` if `name` is `None`; `Err` if the list has no such entry.
 fn named<'n>(
     root: &'n Node,
     key: &str,
@@ -211,7 +215,7 @@ fn named<'n>(
     let Some(name) = name else { return Ok(None) };
     let entries = field(root, key).map(list).unwrap_or_default();
     let found = entries.iter().find(|entry| text_of(entry, "name") == Some(name));
-    let found = found.and_then(|entry| field(entry, inner));
+    let found = found.map(|entry| field(entry, inner).unwrap_or(&NOTHING));
     found.map(Some).ok_or_else(|| format!("{key} has no entry named {name:?}"))
 }
 
@@ -294,10 +298,26 @@ mod tests {
     fn a_server_without_tls_gets_no_credentials_and_json_is_yaml() {
         let read = parse("server: http://a", "token: t, exec: {command: x}").unwrap();
         assert_eq!((read.token, read.identity), (None, None));
+        let read = parse("server: HTTPS://a", "token: t").unwrap();
+        assert_eq!(read.token, Some(Token::Inline("t".to_owned())));
         let text = "{\"contexts\":[{\"name\":\"x\",\"context\":{\"cluster\":\"c\"}}],\
                     \"clusters\":[{\"name\":\"c\",\"cluster\":{\"server\":\"http://a\"}}]}";
         let read = Kubeconfig::parse(text, Path::new("/")).unwrap();
         assert_eq!(read.server, "http://a");
+    }
+
+    #[test]
+    fn a_user_with_a_name_only_is_anonymous_as_for_client_go() {
+        for user in ["- name: u", "- name: u\n  user:", "- name: u\n  user: {}"] {
+            let text = format!(
+                "{HEAD}clusters:\n- {{name: c, cluster: {{server: 'https://a'}}}}\nusers:\n{user}\n"
+            );
+            let read = Kubeconfig::parse(&text, Path::new("/")).unwrap();
+            assert_eq!((read.token, read.identity), (None, None), "{user}");
+        }
+        let text = format!("{HEAD}clusters:\n- name: c\n");
+        let refused = Kubeconfig::parse(&text, Path::new("/")).unwrap_err();
+        assert_eq!(refused, "users has no entry named \"u\"");
     }
 
     #[test]
