@@ -9,6 +9,7 @@
 
 use std::error::Error;
 use std::fmt;
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ use hyper::Request;
 use hyper::StatusCode;
 use hyper::header;
 use hyper::header::HeaderValue;
+use rustls::pki_types::ServerName;
 use serde::Deserialize;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
@@ -38,6 +40,7 @@ pub use connection::exchange;
 
 use crate::config::ClientTls;
 use crate::net;
+use crate::net::DialError;
 use crate::tls;
 use crate::words::escape::is_plain;
 
@@ -74,12 +77,56 @@ const ALLOWED: &str = "allowed: http://HOST:PORT or https://HOST:PORT";
 pub const JSON: &str = "application/json";
 const TEXT: &str = "text/plain; charset=utf-8";
 
+/// The kind of the reason why a server was asked in vain. Callers decide by it, and never by the
+/// text of the reason.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AskFault {
+    /// The answer has this status, and not 200.
+    Status(u16),
+    /// The name of the server has no address.
+    NoAddress,
+    /// Nothing takes the connection, or answers the TLS handshake in time.
+    NoConnection,
+    /// None of the authorities has signed the server's certificate.
+    Issuer,
+    /// The server's certificate is valid for other names.
+    Name,
+    /// The server's certificate has expired, or is not valid yet.
+    Time,
+    /// The server does not speak TLS.
+    NoTls,
+    /// The reason is another one.
+    Other,
+}
+
+impl AskFault {
+    /// Returns the kind of the error that ended a TLS handshake.
+    fn of_handshake(error: &io::Error) -> Self {
+        use rustls::CertificateError as Wrong;
+        use rustls::Error::InvalidCertificate;
+        match error.get_ref().and_then(|source| source.downcast_ref()) {
+            Some(InvalidCertificate(Wrong::UnknownIssuer | Wrong::BadSignature)) => Self::Issuer,
+            Some(InvalidCertificate(
+                Wrong::NotValidForName | Wrong::NotValidForNameContext { .. },
+            )) => Self::Name,
+            Some(InvalidCertificate(
+                Wrong::Expired
+                | Wrong::ExpiredContext { .. }
+                | Wrong::NotValidYet
+                | Wrong::NotValidYetContext { .. },
+            )) => Self::Time,
+            Some(rustls::Error::InvalidMessage(_)) => Self::NoTls,
+            Some(_) | None => Self::Other,
+        }
+    }
+}
+
 /// The reason why a server was asked in vain.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{url}: {reason}")]
 pub struct AskError {
-    /// The status if the reason is that it was not 200; `None` if the reason is another one.
-    pub status: Option<u16>,
+    /// The kind of the reason.
+    pub fault: AskFault,
     /// The URL, without its query.
     url: String,
     /// The reason, without the URL.
@@ -230,6 +277,11 @@ impl Target {
         }
     }
 
+    /// Returns `true` if the URL has a query.
+    pub fn has_query(&self) -> bool {
+        self.path.as_deref().is_some_and(|path| path.contains('?'))
+    }
+
     /// Returns the path that was given with the URL, with its query and without a slash at its end;
     /// `None` if it was only the root.
     pub fn given(&self) -> Option<&str> {
@@ -354,7 +406,8 @@ impl Target {
         body: Option<(&'static str, Bytes)>,
     ) -> Result<Reply, AskError> {
         let connection = self.connect(Instant::now() + CONNECT).await;
-        let connection = connection.map_err(|what| self.error(path, what))?;
+        let connection =
+            connection.map_err(|(fault, what)| AskError { fault, ..self.error(path, what) })?;
         let request = self.request(method, path, body);
         let mut request = request.map_err(|error| self.error(path, error))?;
         request.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -394,28 +447,30 @@ impl Target {
     ///
     /// # Errors
     ///
-    /// A text that says why there is no connection before `deadline`.
-    pub async fn connect(&self, deadline: Instant) -> Result<Connection, String> {
-        let begun = |error: hyper::Error| format!("no HTTP answer: {error}");
+    /// The reason why there is no connection before `deadline`, as a value and as a text.
+    pub async fn connect(&self, deadline: Instant) -> Result<Connection, (AskFault, String)> {
+        let other = |what: String| (AskFault::Other, what);
+        let begun = |error: hyper::Error| other(format!("no HTTP answer: {error}"));
         if !self.https {
             return Connection::over(self.dial(deadline).await?).await.map_err(begun);
         }
         let client = match &self.tls {
             Some(client) => Arc::clone(client),
             None => tls::Client::of_contents(&ClientTls::default(), &[b"http/1.1"], Vec::new())
-                .map_err(|error| error.to_string())?,
+                .map_err(|error| other(error.to_string()))?,
         };
         let host = std::slice::from_ref(&self.host);
         let names = if self.names.is_empty() { host } else { self.names.as_slice() };
         let mut first = None;
         for name in names {
-            let stream = match self.handshake(name, &client, deadline).await {
+            let server = client.server_name(name).map_err(|error| other(error.to_string()))?;
+            let stream = match self.handshake(server, &client, deadline).await {
                 Ok(stream) => stream,
-                Err(NoTls::WrongName(what)) => {
-                    first.get_or_insert(what);
+                Err(wrong @ (AskFault::Name, _)) => {
+                    first.get_or_insert(wrong);
                     continue;
                 }
-                Err(NoTls::Other(what)) => return Err(what),
+                Err(other) => return Err(other),
             };
             let leaf = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
             let not_after = leaf.and_then(tls::not_after);
@@ -423,12 +478,17 @@ impl Target {
             connection.not_after = not_after;
             return Ok(connection);
         }
-        Err(first.unwrap_or_else(|| "no name for the certificate".to_owned()))
+        Err(first.unwrap_or_else(|| other("no name for the certificate".to_owned())))
     }
 
-    async fn dial(&self, deadline: Instant) -> Result<TcpStream, String> {
-        let stream = net::dial(&self.host, self.port, deadline).await;
-        let stream = stream.map_err(|error| chain(&error))?;
+    async fn dial(&self, deadline: Instant) -> Result<TcpStream, (AskFault, String)> {
+        let stream = net::dial(&self.host, self.port, deadline).await.map_err(|error| {
+            let fault = match error {
+                DialError::Resolve { .. } => AskFault::NoAddress,
+                DialError::Connect { .. } | DialError::Timeout { .. } => AskFault::NoConnection,
+            };
+            (fault, chain(&error))
+        })?;
         // Without the socket options a silent server is noticed by the time limits.
         net::tune_dialled(&stream, KEEPALIVE, WAIT).ok();
         Ok(stream)
@@ -437,19 +497,19 @@ impl Target {
     /// Does the TLS handshake on a new connection.
     async fn handshake(
         &self,
-        name: &str,
+        server: ServerName<'static>,
         client: &tls::Client,
         deadline: Instant,
-    ) -> Result<TlsStream<TcpStream>, NoTls> {
-        let server = client.server_name(name).map_err(|error| error.to_string())?;
+    ) -> Result<TlsStream<TcpStream>, (AskFault, String)> {
         let stream = self.dial(deadline).await?;
         let connecting = TlsConnector::from(client.settings()).connect(server, stream);
-        let connected = timeout_at(deadline, connecting).await;
-        let late = |_| "no TLS handshake within the connect timeout".to_owned();
-        connected.map_err(late)?.map_err(|error| {
+        let late = |_| {
+            let what = "no TLS handshake within the connect timeout";
+            (AskFault::NoConnection, what.to_owned())
+        };
+        timeout_at(deadline, connecting).await.map_err(late)?.map_err(|error| {
             let what = format!("TLS: {}", tls::handshake_error(&error));
-            let is_wrong = tls::is_wrong_name(&error);
-            if is_wrong { NoTls::WrongName(what) } else { NoTls::Other(what) }
+            (AskFault::of_handshake(&error), what)
         })
     }
 
@@ -464,7 +524,7 @@ impl Target {
         let status = reply.status;
         if status != StatusCode::OK {
             let what = format!("{status}{}{}", refusal(&mut reply).await, remedy(status));
-            return Err(AskError { status: Some(status.as_u16()), ..error(what) });
+            return Err(AskError { fault: AskFault::Status(status.as_u16()), ..error(what) });
         }
         let encoding = reply.headers.get(header::CONTENT_ENCODING);
         if self.is_plain && encoding.is_some_and(|encoding| encoding != "identity") {
@@ -495,20 +555,7 @@ impl Target {
     fn error(&self, path: &str, what: impl fmt::Display) -> AskError {
         let path = path.split('?').next().unwrap_or_default();
         let url = format!("{}{path}", self.origin());
-        AskError { status: None, url, reason: what.to_string() }
-    }
-}
-
-/// The reason why a TLS handshake has failed.
-enum NoTls {
-    /// The server's certificate is for other names than the one that was tried.
-    WrongName(String),
-    Other(String),
-}
-
-impl From<String> for NoTls {
-    fn from(what: String) -> Self {
-        Self::Other(what)
+        AskError { fault: AskFault::Other, url, reason: what.to_string() }
     }
 }
 

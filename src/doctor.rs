@@ -40,12 +40,14 @@ pub mod webhook;
 
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use address::Address;
 use compare::Comparison;
 use judge::Findings;
+use judge::Kind;
 use judge::Verdict;
 use sample::Apiservers;
-use sample::Cluster;
 use sample::Relays;
 use sample::Source;
 
@@ -59,6 +61,18 @@ const SETTLE: Duration = Duration::from_secs(5);
 /// of a large kube-apiserver costs it about a second of CPU time.
 const PAUSE: Duration = Duration::from_secs(2);
 
+/// The time after which an event has arrived if no attempt to send it has failed. kube-apiserver
+/// collects a batch for at most 30 s; the rest is for its way.
+const AGE: Duration = Duration::from_secs(35);
+
+/// The longest time for which doctor watches events that kube-apiserver may still be collecting. In
+/// its second half, one of several instances shows whose webhook leads elsewhere.
+const WATCH: Duration = Duration::from_secs(2 * AGE.as_secs());
+
+/// The pause between two samples of the watch. Its multiples fall on different moments of the 30 s
+/// for which a batch is collected.
+const WATCH_PAUSE: Duration = Duration::from_secs(7);
+
 /// The pause between the two samples of the relays if each kube-apiserver is a file. A file has one
 /// sample, so there is nothing to compare with an increase. The second sample of a relay shows
 /// whether its numbers are stable, and whether the URL leads to only one relay.
@@ -68,8 +82,8 @@ const OF_FILES: Duration = Duration::from_millis(200);
 pub struct Plan {
     /// The kube-apiservers that were named.
     pub apiservers: Vec<Source>,
-    /// The kube-apiservers of a kubeconfig.
-    pub cluster: Option<Cluster>,
+    /// The server of a kubeconfig, whose kube-apiservers are the endpoints of a Service.
+    pub cluster: Option<Target>,
     /// The number of kube-apiservers behind each URL; `None` if it is not known.
     pub instances: Option<usize>,
     /// The relays.
@@ -106,14 +120,13 @@ impl Plan {
     }
 }
 
-/// Takes the samples and judges them. `waiting` is called before the wait between two samples. It
-/// is not called if there is no wait, because the interval is 0, each kube-apiserver is a file, or
-/// no server has answered.
+/// Takes the samples and judges them. `waiting` is called with a sentence before each longer wait.
+/// There is none if the interval is 0, each kube-apiserver is a file, or no server has answered.
 ///
 /// # Cancel safety
 ///
 /// Nothing is kept anywhere, so the future can be dropped at any time.
-pub async fn examine(plan: Plan, waiting: impl FnOnce(Duration)) -> (Findings, Verdict) {
+pub async fn examine(plan: Plan, waiting: impl Fn(&str)) -> (Findings, Verdict) {
     let has_only_files = plan.has_only_files();
     let Plan { apiservers, cluster, instances, relays, interval, webhook, probe } = plan;
     let interval = if has_only_files { interval.min(OF_FILES) } else { interval };
@@ -122,44 +135,78 @@ pub async fn examine(plan: Plan, waiting: impl FnOnce(Duration)) -> (Findings, V
     if let Some(webhook) = &webhook {
         checks.extend(webhook::check(webhook, &urls, telemetry::now()).await);
     }
-    if let Some(cluster) = cluster.as_ref().filter(|_| probe) {
-        checks.push(probe::check(cluster, &urls).await);
+    if let Some(server) = cluster.as_ref().filter(|_| probe) {
+        checks.push(probe::check(server, &urls).await);
     }
     let has_apiserver = !apiservers.is_empty() || cluster.is_some();
     let relays = Relays::first(relays).await;
-    let apiservers = Apiservers::first(apiservers, cluster.as_ref(), instances).await;
+    let apiservers = Apiservers::first(apiservers, cluster, instances).await;
     // Without an answer in the first sample, the second one could be compared with nothing.
     let has_urls = relays.has_answers() || apiservers.has_answers();
     if has_urls {
         if !has_only_files && !interval.is_zero() {
-            waiting(interval);
+            waiting(&format!("the second sample follows after {} s", interval.as_secs_f64()));
         }
         tokio::time::sleep(interval).await;
     }
-    // The relays are asked first in the first sample, and last in the second one. So an event that
-    // a relay has counted in its first sample was generated before the kube-apiservers were asked,
-    // and the events that a kube-apiserver generates between its samples can arrive between those
-    // of the relays.
+    // The relays are asked first in the first sample, and last in the second one. An event that a
+    // relay has counted in its first sample was therefore generated before the kube-apiservers were
+    // asked, and what a kube-apiserver generates between its samples can arrive between those of
+    // the relays.
     let sample = async || {
-        let (apiservers, relays) = (apiservers.second().await, relays.second().await);
-        own::add(
-            Findings {
-                apiservers,
-                relays,
-                has_apiserver,
-                webhook: webhook.as_ref().map(|it| Address::new(&it.authority(), it.is_https())),
-                checks: checks.clone(),
-                own: Vec::new(),
-            },
-            &urls,
-        )
-        .await
+        let (apiservers, relays) = apiservers.second(async || relays.second().await).await;
+        let findings = Findings {
+            apiservers,
+            relays,
+            has_apiserver,
+            webhook: webhook.as_ref().map(|it| Address::new(&it.authority(), it.is_https())),
+            checks: checks.clone(),
+            overdue: None,
+            own: Vec::new(),
+        };
+        own::add(findings, &urls).await
     };
     let is_missing = |it: &Comparison| matches!(it, Comparison::Missing(_));
     let is_settled = |found: &Findings| {
         !has_urls || !is_missing(&found.totals()) && !is_missing(&found.increases())
     };
-    let findings = sample::settle(SETTLE.min(interval), PAUSE, sample, is_settled).await;
-    let verdict = judge::judge(&findings);
+    let limit = SETTLE.min(interval);
+    let settled = async || sample::settle(limit, PAUSE, &sample, is_settled).await;
+    let mut findings = settled().await;
+    let mut verdict = judge::judge(&findings);
+    let is_collected = matches!(findings.increases(), Comparison::Collected(..));
+    if is_collected && !interval.is_zero() && verdict.kind < Kind::Unknown {
+        let limit = WATCH.as_secs();
+        waiting(&format!("kube-apiserver may still collect events: watching for up to {limit} s"));
+        findings = watched(findings, settled).await;
+        verdict = judge::judge(&findings);
+    }
     (findings, verdict)
 }
+
+/// Repeats the second sample until as many events have arrived as were generated, but not for
+/// longer than [`WATCH`]. A kube-apiserver has sent everything once in each [`AGE`], except what
+/// has come since the sample before. If more is missing in all samples of that time, events are
+/// overdue.
+async fn watched(mut findings: Findings, sample: impl AsyncFn() -> Findings) -> Findings {
+    let mut seen: Vec<(Instant, u64, u64)> = Vec::new();
+    let begin = Instant::now();
+    while let Comparison::Collected(missing, sent) = findings.increases() {
+        let now = Instant::now();
+        seen.push((now, missing, sent));
+        if let Some(first) = seen.iter().rposition(|(at, ..)| *at + AGE <= now) {
+            let least = seen[first..].iter().map(|(_, missing, _)| *missing).min();
+            let more = seen[first..].windows(2).map(|pair| pair[1].2 - pair[0].2).max();
+            findings.overdue = least.filter(|least| Some(*least) > more);
+        }
+        if findings.overdue.is_some() || now - begin >= WATCH {
+            break;
+        }
+        tokio::time::sleep(WATCH_PAUSE).await;
+        findings = sample().await;
+    }
+    findings
+}
+
+#[cfg(test)]
+mod tests;

@@ -156,18 +156,6 @@ pub fn handshake_error(error: &io::Error) -> String {
     }
 }
 
-/// Returns `true` if a TLS handshake has failed because the server's certificate is valid for other
-/// names than the one that was asked for.
-pub fn is_wrong_name(error: &io::Error) -> bool {
-    let source = error.get_ref().and_then(|source| source.downcast_ref::<rustls::Error>());
-    matches!(
-        source,
-        Some(rustls::Error::InvalidCertificate(
-            CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. }
-        ))
-    )
-}
-
 /// The contents of the files from which TLS settings were made, in a fixed order. They are compared
 /// to see if a file has changed.
 type Contents = Vec<Vec<u8>>;

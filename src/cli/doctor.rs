@@ -16,7 +16,6 @@ use crate::doctor::Plan;
 use crate::doctor::credentials;
 use crate::doctor::judge::Kind;
 use crate::doctor::kubeconfig::Kubeconfig;
-use crate::doctor::sample::Cluster;
 use crate::doctor::sample::Source;
 use crate::doctor::screen;
 
@@ -35,7 +34,8 @@ pub(super) struct Arguments {
     /// `kubernetes`. Its credentials are also used for each https URL of --apiserver
     #[arg(long, value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
-    /// The number of kube-apiservers behind a URL of --apiserver [default: as many as show up]
+    /// The number of kube-apiservers behind each URL of --apiserver, or in the cluster of
+    /// --kubeconfig [default: as many as show up]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=100))]
     instances: Option<u16>,
     /// The URL of a relay's admin address; may be repeated [default: admin.address of the config]
@@ -61,9 +61,9 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments, file: Option<&Path>) -> Result<(), u8> {
     let plan = plan(arguments, file)?;
     let is_quiet = arguments.json;
-    let waiting = |interval: Duration| {
+    let waiting = |what: &str| {
         if !is_quiet {
-            eprintln!("the second sample follows after {} s", interval.as_secs_f64());
+            eprintln!("{what}");
         }
     };
     let examined = healthcheck::block_on(doctor::examine(plan, waiting));
@@ -92,28 +92,15 @@ fn plan(arguments: &Arguments, file: Option<&Path>) -> Result<Plan, u8> {
     for file in [&arguments.kubeconfig, &arguments.webhook].into_iter().flatten() {
         input(file, "the kubeconfig")?;
     }
-    let kubeconfig = match &arguments.kubeconfig {
-        Some(file) => Some(Kubeconfig::read(file).map_err(|error| wrong("--kubeconfig", error))?),
-        None => None,
-    };
+    let kubeconfig = arguments.kubeconfig.as_deref().map(Kubeconfig::read).transpose();
+    let kubeconfig = kubeconfig.map_err(|error| wrong("--kubeconfig", error))?;
     let apiservers = apiservers(arguments, kubeconfig.as_ref())?;
-    let cluster = match &kubeconfig {
-        Some(kubeconfig) => {
-            let server = credentials::server_of(kubeconfig);
-            let server = server.map_err(|error| wrong("--kubeconfig", error))?;
-            let is_url = |source: &Source| matches!(source, Source::Url(..));
-            Some(Cluster { server, has_other_addresses: apiservers.iter().any(is_url) })
-        }
-        None => None,
-    };
+    let cluster = kubeconfig.as_ref().map(credentials::server_of).transpose();
+    let cluster = cluster.map_err(|error| wrong("--kubeconfig", error))?;
     let relays = relays(arguments, file)?;
-    let webhook = match &arguments.webhook {
-        Some(file) => {
-            let target = Kubeconfig::read(file).and_then(|read| credentials::server_of(&read));
-            Some(target.map_err(|error| wrong("--webhook", error))?)
-        }
-        None => None,
-    };
+    let read = |file| Kubeconfig::read(file).and_then(|read| credentials::server_of(&read));
+    let webhook = arguments.webhook.as_deref().map(read).transpose();
+    let webhook = webhook.map_err(|error| wrong("--webhook", error))?;
     Ok(Plan {
         apiservers,
         cluster,

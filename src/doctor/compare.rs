@@ -13,6 +13,7 @@ use super::counts::Clock;
 use super::counts::RelayCounts;
 use super::counts::total;
 use super::sample::Sampled;
+use crate::status::thresholds::PATIENCE_WITH_RETRY_AFTER;
 use crate::telemetry::Rejection;
 
 /// The totals are compared only if all processes have started within this many seconds.
@@ -25,6 +26,10 @@ pub const BATCH_MAX: u64 = 400;
 /// The longest time in seconds for which kube-apiserver collects a batch: its default for
 /// `--audit-webhook-batch-max-wait`.
 const BATCH_WAIT: f64 = 30.0;
+
+/// The time in seconds for which kube-apiserver repeats a batch if the answers have no
+/// `Retry-After`.
+pub const PATIENCE: f64 = 90.0;
 
 /// The greatest number of events that wait for a batch: kube-apiserver's default for
 /// `--audit-webhook-batch-buffer-size`.
@@ -101,6 +106,23 @@ fn known<'f>(
     }
 }
 
+/// Compares the kube-apiservers that could be read, if others could not. What those have sent can
+/// only hide that events are missing, so events that are missing nevertheless are a result. For
+/// anything else, the result is `why` nothing was compared.
+fn of_the_read(
+    apiservers: &[Sampled<ApiserverCounts>],
+    why: String,
+    compare: impl Fn(&[Sampled<ApiserverCounts>]) -> Comparison,
+) -> Comparison {
+    let read = apiservers.iter().filter(|it| it.fault.is_none()).cloned();
+    let read: Vec<Sampled<ApiserverCounts>> = read.collect();
+    if read.is_empty() || read.len() == apiservers.len() {
+        return Comparison::Not(why);
+    }
+    let compared = compare(&read);
+    if matches!(compared, Comparison::Missing(_)) { compared } else { Comparison::Not(why) }
+}
+
 /// Returns the first samples of all processes; `None` if one of them has only one sample.
 fn before<C>(sampled: &[Sampled<C>]) -> Option<Vec<&C>> {
     sampled.iter().map(|it| it.before.as_ref()).collect()
@@ -141,7 +163,7 @@ pub fn totals(
 ) -> Comparison {
     let (of_apiservers, of_relays) = match known(apiservers, relays) {
         Ok(known) => known,
-        Err(why) => return Comparison::Not(why),
+        Err(why) => return of_the_read(apiservers, why, |read| totals(read, relays)),
     };
     if !started_together(&of_apiservers, &of_relays) {
         return Comparison::Not("the processes started more than 60 s apart".to_owned());
@@ -167,27 +189,31 @@ pub fn totals(
     }
 }
 
-/// Returns the maximum number of events that a kube-apiserver may collect for its next batch. This
-/// is a whole batch or, if it is less, the number of events that come in 30 s. Only an interval of
-/// more than 30 s tells this number. It varies by up to four times its square root.
+/// Returns the maximum number of events that a kube-apiserver has generated within this time before
+/// the second sample. Only a longer interval tells this number. It varies by up to four times its
+/// square root.
 #[allow(
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
     reason = "a bound needs no more digits, and is not negative"
 )]
-fn collects(apiserver: &Sampled<ApiserverCounts>) -> u64 {
-    let Some(elapsed) = apiserver.elapsed.filter(|elapsed| *elapsed > BATCH_WAIT) else {
-        return BATCH_MAX;
-    };
+fn generated_within(seconds: f64, apiserver: &Sampled<ApiserverCounts>) -> Option<u64> {
+    let elapsed = apiserver.elapsed.filter(|elapsed| *elapsed > seconds)?;
     let sent = apiserver.increase(|it| it.generated).unwrap_or_default();
-    let mean = sent as f64 * BATCH_WAIT / elapsed;
-    BATCH_MAX.min((mean + 4.0 * mean.sqrt()).ceil() as u64)
+    let mean = sent as f64 * seconds / elapsed;
+    Some((mean + 4.0 * mean.sqrt()).ceil() as u64)
+}
+
+/// Returns the maximum number of events that a kube-apiserver may collect for its next batch: a
+/// whole batch or, if it is less, the number of events that come in 30 s.
+fn collects(apiserver: &Sampled<ApiserverCounts>) -> u64 {
+    generated_within(BATCH_WAIT, apiserver).map_or(BATCH_MAX, |events| events.min(BATCH_MAX))
 }
 
 /// Returns the maximum number of events that kube-apiserver may hold because attempts to send them
-/// have failed: a batch for each attempt. If its own attempts are not known, the batches that the
-/// relays have refused count instead.
+/// have failed: a batch for each attempt, but no event for longer than it tries. If its own
+/// attempts are not known, the batches that the relays have refused count instead.
 fn retried(
     apiservers: &[Sampled<ApiserverCounts>],
     relays: &[Sampled<RelayCounts>],
@@ -205,7 +231,12 @@ fn retried(
         true => known,
         false => known.max(total(relays.iter().map(of_relay))),
     };
-    attempts.saturating_mul(BATCH_MAX)
+    let mut lately = relays.iter().flat_map(rejected_in_interval);
+    let has_retry_after = lately.any(|(reason, count)| count > 0 && comes_back(&reason));
+    let patience = if has_retry_after { PATIENCE_WITH_RETRY_AFTER } else { PATIENCE };
+    let young = apiservers.iter().map(|it| generated_within(BATCH_WAIT + patience, it));
+    let young = young.collect::<Option<Vec<u64>>>().map_or(u64::MAX, total);
+    attempts.saturating_mul(BATCH_MAX).min(young)
 }
 
 /// Compares the increases between the two samples. The samples of the relays enclose those of the
@@ -219,7 +250,9 @@ pub fn increases(
 ) -> Comparison {
     let (of_apiservers, of_relays) = match known(apiservers, relays) {
         Ok(known) => known,
-        Err(why) => return Comparison::Not(why),
+        Err(why) => {
+            return of_the_read(apiservers, why, |read| increases(read, relays, webhook));
+        }
     };
     let (Some(first), Some(relays_first)) = (before(apiservers), before(relays)) else {
         return Comparison::Not("there is only one sample, so nothing of an interval".to_owned());

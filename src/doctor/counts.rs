@@ -16,6 +16,7 @@ use super::exposition::Labels;
 use crate::telemetry::AcceptedMetrics;
 use crate::telemetry::BacklogMetrics;
 use crate::telemetry::BuildMetrics;
+use crate::telemetry::DroppedLetters;
 use crate::telemetry::EvidenceMetrics;
 use crate::telemetry::FateMetrics;
 use crate::telemetry::ListenerMetrics;
@@ -92,6 +93,12 @@ pub trait Counts: Sized + Clone {
     /// Returns the start time, which distinguishes the process from others behind the same address;
     /// `None` if it is not known.
     fn process(&self) -> Start;
+
+    /// Returns `true` if these numbers are lower than earlier ones, so that the process was
+    /// restarted although its start time does not show it.
+    fn has_begun_again(&self, _before: &Self) -> bool {
+        false
+    }
 }
 
 /// The clock of another machine. doctor's own clock may differ from it by minutes, so an age is the
@@ -238,6 +245,10 @@ impl Counts for ApiserverCounts {
     fn process(&self) -> Start {
         self.started.map(f64::to_bits)
     }
+
+    fn has_begun_again(&self, before: &Self) -> bool {
+        self.generated.zip(before.generated).is_some_and(|(now, before)| now < before)
+    }
 }
 
 /// The numbers of one relay.
@@ -266,6 +277,8 @@ pub struct RelayCounts {
     pub queue: QueueCounts,
     /// The outputs, by name.
     pub outputs: BTreeMap<String, OutputCounts>,
+    /// The events in dead letters that were deleted.
+    pub letters_dropped: u64,
     /// The evidence log.
     pub evidence: EvidenceCounts,
     /// The series that were left out.
@@ -391,6 +404,7 @@ impl Counts for RelayCounts {
                 writable: families.gauge(QueueMetrics::writable).map(|value| value != 0.0),
             },
             outputs: outputs(families),
+            letters_dropped: families.sum(DroppedLetters::events).unwrap_or_default(),
             evidence: EvidenceCounts {
                 size: families.sum(EvidenceMetrics::size),
                 checkpoint: families.gauge(EvidenceMetrics::checkpoint),

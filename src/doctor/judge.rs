@@ -10,6 +10,8 @@
 //!   far".
 //! - Everything else that an operator should look at is a warning, and does not change the verdict.
 
+mod apiserver;
+
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -17,8 +19,6 @@ use std::time::UNIX_EPOCH;
 
 use super::address::Address;
 use super::attempts;
-use super::attempts::earlier_posts;
-use super::attempts::webhook_posts;
 use super::compare;
 use super::compare::Comparison;
 use super::compare::STARTS_APART_MAX;
@@ -27,8 +27,6 @@ use super::compare::rejected;
 use super::compare::rejected_in_interval;
 use super::counts::ApiserverCounts;
 use super::counts::ByLabel;
-use super::counts::EVENTS;
-use super::counts::LOG_PLUGIN;
 use super::counts::OutputCounts;
 use super::counts::RelayCounts;
 use super::counts::Wrong;
@@ -38,8 +36,6 @@ use super::counts::total;
 use super::refusals;
 use super::refusals::ATTEMPTS;
 use super::refusals::Refusal;
-use super::remedy;
-use super::remedy::of_plugin;
 use super::remedy::of_reason;
 use super::sample::Sampled;
 use crate::audit::time::rfc3339;
@@ -49,18 +45,15 @@ use crate::telemetry::AcceptedMetrics;
 use crate::telemetry::LostMetrics;
 use crate::telemetry::Rejection;
 
-/// kube-apiserver's default for `--audit-webhook-batch-throttle-qps`, in batches per second.
-const THROTTLE: f64 = 10.0;
-
-/// The share of [`THROTTLE`] from which the rate of batches is a warning.
-const NEAR: f64 = 0.7;
-
 /// The shortest time in seconds for which a rate is shown. One batch in a moment is not a rate.
 pub const RATE_MIN: f64 = 1.0;
 
 /// After this many seconds without an accepted event, doctor reports the events that kube-apiserver
 /// generated as unexplained. kube-apiserver collects a batch for at most 30 s.
 const NOTHING_ARRIVES: f64 = 60.0;
+
+/// The age in seconds up to which the restart of a kube-apiserver explains a surplus.
+const RESTART_AGE: f64 = 600.0;
 
 /// The number of places that the verdict names. The screen has all of them.
 const PLACES_MAX: usize = 3;
@@ -80,6 +73,9 @@ pub struct Findings {
     pub checks: Vec<Cause>,
     /// What the relays say about themselves, and which of the names lead to the same process.
     pub own: Vec<Cause>,
+    /// The number of events that kube-apiserver cannot be collecting any more, although they may
+    /// come from the interval; `None` if there are none, or if doctor has not watched for them.
+    pub overdue: Option<u64>,
 }
 
 impl Findings {
@@ -90,7 +86,11 @@ impl Findings {
 
     /// Compares the increases between the two samples.
     pub fn increases(&self) -> Comparison {
-        compare::increases(&self.apiservers, &self.relays, self.webhook.as_ref())
+        let increases = compare::increases(&self.apiservers, &self.relays, self.webhook.as_ref());
+        match (increases, self.overdue) {
+            (Comparison::Collected(..), Some(overdue)) => Comparison::Missing(overdue),
+            (increases, _) => increases,
+        }
     }
 }
 
@@ -110,11 +110,24 @@ pub enum Kind {
     Lost,
 }
 
+/// The part of the way from kube-apiserver to the consumers that a cause is about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// A kube-apiserver, or everything between it and the relays.
+    Apiserver,
+    /// The URL of the audit webhook, as doctor has tried it.
+    Webhook,
+    /// The relays, their queues and their outputs.
+    Relay,
+}
+
 /// A fact that was found, with its place and the action to take.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cause {
     /// The weight.
     pub kind: Kind,
+    /// The part that the cause is about.
+    pub part: Part,
     /// The number of lost events; 0 for all kinds but [`Kind::Lost`].
     pub lost: u64,
     /// The number of events that were lost between the two samples; `None` if it is not known.
@@ -138,7 +151,13 @@ impl Cause {
         advice: impl Into<String>,
     ) -> Self {
         let (place, what, advice) = (place.into(), what.into(), advice.into());
-        Self { kind, lost: 0, lately: None, is_estimate: false, place, what, advice }
+        let part = Part::Apiserver;
+        Self { kind, part, lost: 0, lately: None, is_estimate: false, place, what, advice }
+    }
+
+    /// Returns the cause as one about this part.
+    pub fn about(self, part: Part) -> Self {
+        Self { part, ..self }
     }
 
     fn unknown(place: &str, what: impl Into<String>, advice: impl Into<String>) -> Self {
@@ -171,12 +190,13 @@ pub struct Verdict {
 pub fn judge(findings: &Findings) -> Verdict {
     let mut causes = findings.checks.clone();
     for apiserver in &findings.apiservers {
-        apiserver_causes(apiserver, findings, &mut causes);
+        apiserver::causes(apiserver, findings, &mut causes);
     }
     if findings.has_apiserver && findings.apiservers.is_empty() {
         let advice = "give --apiserver or --kubeconfig";
         causes.push(Cause::unknown("kube-apiserver", "there is none", advice));
     }
+    let of_relays = causes.len();
     for relay in &findings.relays {
         relay_causes(relay, findings, &mut causes);
     }
@@ -196,6 +216,7 @@ pub fn judge(findings: &Findings) -> Verdict {
     };
     let own: Vec<Cause> = findings.own.iter().filter(|it| !is_told(it)).cloned().collect();
     causes.extend(own);
+    causes.iter_mut().skip(of_relays).for_each(|cause| cause.part = Part::Relay);
     whole_causes(findings, &mut causes);
     causes.sort_by_key(|cause| (Reverse(cause.kind), Reverse(cause.lost)));
     verdict(causes)
@@ -293,98 +314,11 @@ fn since(started: Option<f64>, increase: Option<(u64, f64)>) -> String {
     }
 }
 
-fn apiserver_causes(
-    apiserver: &Sampled<ApiserverCounts>,
-    findings: &Findings,
-    causes: &mut Vec<Cause>,
-) {
-    let place = format!("kube-apiserver {}", apiserver.source);
-    if let Some(fault) = &apiserver.fault {
-        let advice = "Check the option --apiserver or --kubeconfig, and that the address can be \
-                      reached from here";
-        let what = format!("unknown, {fault}{}", one_of(apiserver, findings));
-        causes.push(Cause::unknown(&place, what, advice));
-    }
-    let Some(counts) = &apiserver.counts else { return };
-    wrong_causes(&place, &counts.wrong, causes);
-    let posts = webhook_posts(counts, findings.webhook.as_ref());
-    // Without the address of the webhook, the host is only a guess.
-    let known = posts.as_ref().filter(|_| findings.webhook.is_some());
-    let has_failed = known.is_none_or(|(_, posts)| attempts::failed(posts) > 0);
-    lost_by_plugins(&place, apiserver, has_failed, findings, causes);
-    match counts.generated {
-        // The series was reported already.
-        None if counts.wrong.iter().any(|wrong| wrong.name == EVENTS) => {}
-        None => causes.push(Cause::unknown(
-            &place,
-            "its events are unknown: apiserver_audit_event_total is missing",
-            "Check that this is the /metrics of a kube-apiserver, and not of another component",
-        )),
-        Some(0) => causes.push(Cause::unknown(
-            &place,
-            "nothing has happened yet: it has generated no audit event since its start",
-            "Check that kube-apiserver has --audit-policy-file and --audit-webhook-config-file, \
-             and that the policy has a rule with another level than None",
-        )),
-        Some(_) => {}
-    }
-    if let Some(rejected) = counts.rejected.filter(|rejected| *rejected > 0) {
-        let what = format!("{rejected} API requests refused because they could not be audited");
-        let advice = "--audit-webhook-mode=blocking-strict refuses requests while the relay is \
-                      away: use batch, or make the relay reachable";
-        causes.push(Cause::warning(&place, what, advice));
-    }
-    if let Some((host, posts)) = posts {
-        let earlier = earlier_posts(apiserver, &host, findings.webhook.as_ref());
-        attempt_causes(&place, &host, &posts, earlier.as_ref(), apiserver.elapsed, causes);
-    }
-}
-
-/// Reports the events that the plugins of a kube-apiserver have lost. `has_failed` is `false` if
-/// none of its attempts to reach the webhook has failed.
-fn lost_by_plugins(
-    place: &str,
-    apiserver: &Sampled<ApiserverCounts>,
-    has_failed: bool,
-    findings: &Findings,
-    causes: &mut Vec<Cause>,
-) {
-    let Some(counts) = &apiserver.counts else { return };
-    let instance = one_of(apiserver, findings);
-    for (plugin, &lost) in counts.errors.iter().filter(|(_, lost)| **lost > 0) {
-        let of_plugin_in = |it: &ApiserverCounts| Some(it.errors.get(plugin).copied().unwrap_or(0));
-        let increase = apiserver.increase(of_plugin_in).zip(apiserver.elapsed);
-        let what = format!("plugin {plugin}{instance}, {}", since(counts.started, increase));
-        if plugin == LOG_PLUGIN {
-            let what = format!("{} of the audit log lost ({what})", events(lost));
-            causes.push(Cause::warning(place, what, of_plugin(plugin)));
-            continue;
-        }
-        let of_attempts = if has_failed { of_plugin(plugin) } else { remedy::NOT_MARSHALLED };
-        let advice = match plugin.as_str() {
-            "webhook" => found_cause(findings).unwrap_or_else(|| of_attempts.to_owned()),
-            _ => of_plugin(plugin).to_owned(),
-        };
-        let lately = increase.map(|(lost, _)| lost);
-        causes.push(Cause { lost, lately, ..Cause::new(Kind::Lost, place, what, advice) });
-    }
-}
-
-/// Returns the words that name a kube-apiserver as one of several; empty if it is the only one.
-fn one_of(apiserver: &Sampled<ApiserverCounts>, findings: &Findings) -> String {
-    match findings.apiservers.len() {
-        0 | 1 => String::new(),
-        _ if apiserver.source.ends_with("another instance") => String::new(),
-        count => format!(", one of {count} instances"),
-    }
-}
-
 /// Returns the cause, with its remedy, that doctor has found for requests of kube-apiserver that
 /// reach no relay; `None` if it has found none.
 fn found_cause(findings: &Findings) -> Option<String> {
-    let is_unknown = |cause: &&Cause| cause.kind == Kind::Unknown;
-    let mut of_webhook = findings.checks.iter().filter(is_unknown);
-    let of_webhook = of_webhook.find(|cause| cause.place.starts_with("the webhook"));
+    let is_of_webhook = |cause: &&Cause| cause.kind == Kind::Unknown && cause.part == Part::Webhook;
+    let of_webhook = findings.checks.iter().find(is_of_webhook);
     if let Some(Cause { place, what, advice, .. }) = of_webhook {
         return Some(format!("doctor has found a cause: {place}: {what}. {advice}"));
     }
@@ -398,8 +332,8 @@ fn found_cause(findings: &Findings) -> Option<String> {
             "doctor has found a cause: relay {source} refuses ({reasons}). {advice}"
         ));
     }
-    let relay = findings.relays.iter().find(|it| it.fault.is_some())?;
-    let (source, fault) = (&relay.source, relay.fault.as_deref().unwrap_or_default());
+    let mut relays = findings.relays.iter();
+    let (source, fault) = relays.find_map(|it| Some((&it.source, &it.fault.as_ref()?.what)))?;
     Some(format!(
         "doctor cannot reach the relay {source} either ({fault}): check first that it runs, and \
          see the runbook AuditWebhookError"
@@ -416,52 +350,11 @@ fn wrong_causes(place: &str, wrong: &[Wrong], causes: &mut Vec<Cause>) {
     causes.extend(wrong.iter().map(cause));
 }
 
-/// Reports attempts that have failed, and a rate near the throttle.
-fn attempt_causes(
-    place: &str,
-    host: &str,
-    posts: &BTreeMap<String, u64>,
-    earlier: Option<&BTreeMap<String, u64>>,
-    elapsed: Option<f64>,
-    causes: &mut Vec<Cause>,
-) {
-    let increases = attempts::increases(posts, earlier);
-    let mut failed = increases.clone();
-    failed.retain(|code, count| *count > 0 && !code.starts_with('2'));
-    if !failed.is_empty() {
-        let period = match elapsed.filter(|_| earlier.is_some()) {
-            Some(elapsed) => format!("in the last {}", seconds(elapsed)),
-            None => "since its start".to_owned(),
-        };
-        let what = format!("attempts to send to {host} failed {period} ({})", listed(&failed));
-        let advice = "kube-apiserver tries each batch five times: see the runbook \
-                      AuditWebhookError for the errors";
-        causes.push(Cause::warning(place, what, advice));
-    }
-    if let Some(elapsed) = elapsed.filter(|elapsed| *elapsed >= RATE_MIN && earlier.is_some()) {
-        // The throttle counts a batch once, but kube-apiserver may send it five times. So there are
-        // at least as many batches as successes, and at least a fifth as many as attempts.
-        let all = total(increases.values().copied());
-        let taken = all - attempts::failed(&increases);
-        #[allow(clippy::cast_precision_loss, reason = "a rate needs no more digits")]
-        let rate = taken.max(all.div_ceil(ATTEMPTS)) as f64 / elapsed;
-        if rate >= NEAR * THROTTLE {
-            let what = format!(
-                "at least {rate:.1} batches a second to {host}, near the throttle of {THROTTLE:.0} (the \
-                 default)"
-            );
-            let advice = "Above it the buffer fills and events are lost: raise \
-                          --audit-webhook-batch-throttle-qps, or audit less";
-            causes.push(Cause::warning(place, what, advice));
-        }
-    }
-}
-
 fn relay_causes(relay: &Sampled<RelayCounts>, findings: &Findings, causes: &mut Vec<Cause>) {
     let place = format!("relay {}", relay.source);
     if let Some(fault) = &relay.fault {
         let advice = "Check that the relay runs, and that --relay is the URL of its admin address";
-        causes.push(Cause::unknown(&place, format!("unknown, {fault}"), advice));
+        causes.push(Cause::unknown(&place, format!("unknown, {}", fault.what), advice));
     }
     let Some(counts) = &relay.counts else { return };
     wrong_causes(&place, &counts.wrong, causes);
@@ -566,6 +459,9 @@ fn lost(
     let since = since(counts.started, increase);
     let output = counts.outputs.get(plugin);
     let letters = output.map_or(0, |output| output.dead_letters);
+    // The relay does not say to which output the letters belonged that it has deleted.
+    let written = total(counts.outputs.values().map(|output| output.dead_letters));
+    let left = letters.min(written.saturating_sub(counts.letters_dropped));
     let (place, advice) = match (plugin, output) {
         ("queue", None) => (
             format!("the queue of {}", place.trim_start_matches("relay ")),
@@ -574,11 +470,17 @@ fn lost(
                 .to_owned(),
         ),
         (name, output) => {
-            let advice = if letters > 0 {
+            let advice = if left > 0 {
+                let most = if counts.letters_dropped > 0 { "at most " } else { "" };
                 format!(
-                    "{letters} of them are dead letters: mend the consumer, then send them again \
+                    "{most}{left} of them are dead letters: mend the consumer, then send them again \
                      with `replay`; see the runbook KubeAuditForwarderEventsLost"
                 )
+            } else if letters > 0 {
+                "The dead letters were deleted, so that they cannot be sent again: raise \
+                 dead_letter.max_bytes, and mend the consumer; see the runbook \
+                 KubeAuditForwarderEventsLost"
+                    .to_owned()
             } else if output.and_then(|output| output.required) == Some(false) {
                 "The output is optional: set output.required = true, or enlarge queue.max_bytes; \
                  see the runbook KubeAuditForwarderEventsLost"
@@ -721,7 +623,8 @@ const NOTHING_RECEIVED: &str = "Check the URL in kube-apiserver's --audit-webhoo
 fn whole_causes(findings: &Findings, causes: &mut Vec<Cause>) {
     if findings.relays.is_empty() {
         let what = "there is none to ask";
-        causes.push(Cause::unknown("relay", what, "Name the admin address with --relay"));
+        let advice = "Name the admin address with --relay";
+        causes.push(Cause::unknown("relay", what, advice).about(Part::Relay));
     }
     let counts: Vec<_> = findings.relays.iter().filter_map(|it| it.counts.as_ref()).collect();
     let are_known = !counts.is_empty() && counts.iter().all(|it| it.accepted.is_some());
@@ -754,7 +657,7 @@ fn whole_causes(findings: &Findings, causes: &mut Vec<Cause>) {
     let advice = || found_cause(findings).unwrap_or_else(|| NOTHING_RECEIVED.to_owned());
     if !has_accepted && !has_delivered && !has_rejected {
         let what = "nothing has happened yet: no event accepted since the start";
-        causes.push(Cause::unknown("relay", what, advice()));
+        causes.push(Cause::unknown("relay", what, advice()).about(Part::Relay));
     } else if let Some(quiet) = silence {
         let what = format!(
             "unexplained: kube-apiserver generates events, and no relay has accepted one for \
@@ -809,6 +712,7 @@ fn compared(findings: &Findings) -> Option<Cause> {
         (Comparison::Surplus(surplus), _) | (_, Comparison::Surplus(surplus)) => {
             let advice = "A batch that was sent twice does this, or a sender that is not among the \
                           --apiserver: name every kube-apiserver";
+            let advice = restarted_lately(findings).unwrap_or_else(|| advice.to_owned());
             let what = format!("{} unexplained: received, and not generated", events(*surplus));
             Some(Cause::unknown(WAY, what, advice))
         }
@@ -836,7 +740,7 @@ fn compared(findings: &Findings) -> Option<Cause> {
             );
             let advice = "Name every kube-apiserver; if all are named, it has sent what it had \
                           held, so run the command again";
-            so_far(what, advice)
+            so_far(what, &restarted_lately(findings).unwrap_or_else(|| advice.to_owned()))
         }
         (Comparison::More(more), _) => {
             let what = format!(
@@ -861,6 +765,25 @@ fn is_asked(findings: &Findings) -> bool {
         it.fault.is_none() && it.counts.as_ref().is_some_and(|it| it.generated.is_some())
     };
     findings.has_apiserver && findings.apiservers.iter().all(is_known)
+}
+
+/// Returns the advice for a surplus that a restart of a kube-apiserver explains: the relays have
+/// received events that an earlier process has generated. `None` if none has begun after a relay
+/// within [`RESTART_AGE`].
+fn restarted_lately(findings: &Findings) -> Option<String> {
+    let relays = findings.relays.iter().filter_map(|it| it.counts.as_ref());
+    let first = relays.filter_map(|it| Some(it.clock.here(it.started?))).reduce(f64::min)?;
+    let (source, at) = findings.apiservers.iter().find_map(|it| {
+        let counts = it.counts.as_ref()?;
+        let at = counts.started?;
+        let is_young = counts.clock.age(at).is_some_and(|age| age < RESTART_AGE);
+        (is_young && counts.clock.here(at) > first).then_some((&it.source, at))
+    })?;
+    Some(format!(
+        "kube-apiserver {source} was restarted at {}, after the relays, which have counted what it \
+         sent before: run the command again in ten minutes",
+        time(at)
+    ))
 }
 
 /// Returns `true` if attempts of a kube-apiserver to reach its webhook have failed in the interval.
@@ -1022,7 +945,8 @@ fn rejections(
     let sum = sums(&rejected);
     let (most, _) = sum.iter().max_by_key(|(_, count)| **count)?;
     let what = format!("{when}, by reason: {}", listed(&sum));
-    Some(Cause::unknown(&format!("relay {}", places.join(", ")), what, of_reason(most)))
+    let place = format!("relay {}", places.join(", "));
+    Some(Cause::unknown(&place, what, of_reason(most)).about(Part::Relay))
 }
 
 /// Returns `true` if a kube-apiserver has generated more events in the interval than it has lost.

@@ -13,9 +13,9 @@ use super::counts::total;
 use super::judge::Cause;
 use super::judge::Kind;
 use super::sample::Apiservers;
-use super::sample::Cluster;
 use super::sample::ask;
 use super::sample::settle;
+use crate::ask::AskFault;
 use crate::ask::Target;
 
 /// The number of requests.
@@ -29,10 +29,10 @@ const PAUSE: Duration = Duration::from_secs(1);
 
 /// Sends the requests, and reports what happened to their events. `relays` has each relay with the
 /// path of its metrics.
-pub async fn check(cluster: &Cluster, relays: &[(Target, String)]) -> Cause {
+pub async fn check(server: &Target, relays: &[(Target, String)]) -> Cause {
     const PLACE: &str = "the probe";
     let unknown = |what: String, advice: &str| Cause::new(Kind::Unknown, PLACE, what, advice);
-    let before = match (generated(cluster).await, accepted(relays).await) {
+    let before = match (generated(server).await, accepted(relays).await) {
         (Ok(generated), Ok(accepted)) => (generated, accepted),
         (Err(fault), _) | (_, Err(fault)) => {
             let advice = "Make sure doctor can read it, then use --probe again";
@@ -40,11 +40,11 @@ pub async fn check(cluster: &Cluster, relays: &[(Target, String)]) -> Cause {
         }
     };
     let name = format!("kube-audit-forwarder-doctor-{:016x}", fastrand::u64(..));
-    let path = format!("{}/api/v1/namespaces/default/configmaps/{name}", cluster.server.base());
+    let path = format!("{}/api/v1/namespaces/default/configmaps/{name}", server.base());
     for _ in 0..REQUESTS {
         // A refusal is audited like a success. Without a status, there was no request.
-        if let Err(error) = cluster.server.get(&path, |_| Ok(())).await
-            && error.status.is_none()
+        if let Err(error) = server.get(&path, |_| Ok(())).await
+            && !matches!(error.fault, AskFault::Status(_))
         {
             return unknown(format!("not sent: {error}"), "Check the server in --kubeconfig");
         }
@@ -52,7 +52,7 @@ pub async fn check(cluster: &Cluster, relays: &[(Target, String)]) -> Cause {
     // Each sum is read until it has risen once.
     let is_generated = Cell::new(false);
     let arrived = async || {
-        is_generated.set(is_generated.get() || has_risen(generated(cluster).await, before.0));
+        is_generated.set(is_generated.get() || has_risen(generated(server).await, before.0));
         is_generated.get() && has_risen(accepted(relays).await, before.1)
     };
     if settle(PATIENCE, PAUSE, arrived, |arrived| *arrived).await {
@@ -81,13 +81,16 @@ fn has_risen(sum: Result<u64, String>, before: u64) -> bool {
 
 /// Returns the number of events that all kube-apiservers have generated. The error names the one
 /// that cannot be read, and the reason.
-async fn generated(cluster: &Cluster) -> Result<u64, String> {
-    let first = Apiservers::first(Vec::new(), Some(cluster), None).await;
-    let each = first.second().await.into_iter().map(|it| {
-        let fault = it.fault.as_deref().unwrap_or("apiserver_audit_event_total is missing");
+async fn generated(server: &Target) -> Result<u64, String> {
+    let first = Apiservers::first(Vec::new(), Some(server.clone()), None).await;
+    let (each, ()) = first.second(async || ()).await;
+    let each = each.into_iter().map(|it| {
+        let failed = |fault: &str| format!("kube-apiserver {} ({fault})", it.source);
+        if let Some(fault) = &it.fault {
+            return Err(failed(&fault.what));
+        }
         let generated = it.counts.as_ref().and_then(|counts| counts.generated);
-        let failed = || format!("kube-apiserver {} ({fault})", it.source);
-        generated.filter(|_| it.fault.is_none()).ok_or_else(failed)
+        generated.ok_or_else(|| failed("apiserver_audit_event_total is missing"))
     });
     each.collect::<Result<Vec<u64>, String>>().map(total)
 }

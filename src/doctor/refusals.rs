@@ -8,6 +8,7 @@
 //! Only some reasons show that a batch was refused. A request without a token or with a wrong path
 //! may be a health check or a scan, so its refusal alone accuses nobody.
 
+use super::compare::PATIENCE;
 use super::compare::comes_back;
 use super::compare::is_of_batch;
 use super::compare::is_restarted;
@@ -23,10 +24,6 @@ use crate::status::thresholds::PATIENCE_WITH_RETRY_AFTER;
 /// The reasons that never count as the refusal of a batch. kube-apiserver's requests have the right
 /// method and media type, and a relay that shuts down ends soon.
 const NO_BATCH: [&str; 3] = ["method", "media_type", "shutting_down"];
-
-/// The time in seconds for which kube-apiserver repeats a batch if the answers have no
-/// `Retry-After`.
-const PATIENCE: f64 = 90.0;
 
 /// The minimum number of attempts that kube-apiserver makes for a batch, including the first one.
 pub const ATTEMPTS: u64 = 5;

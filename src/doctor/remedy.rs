@@ -1,12 +1,33 @@
 //! The advice for an operator about a loss, a refusal, or a webhook that cannot be reached.
 
 use super::counts::LOG_PLUGIN;
+use super::sample::Change;
+use crate::ask::AskFault;
 
 /// The remedy for events that kube-apiserver lost although its attempts have not failed.
 pub const NOT_MARSHALLED: &str = "None of its attempts has failed, so kube-apiserver could not write a batch: one event that \
      it can't marshal, such as that of a PATCH whose body is no JSON, costs the whole batch. Its \
      log names it (Error in audit plugin 'webhook'); audit such requests at the level Metadata, and \
      see the runbook AuditWebhookError";
+
+/// Returns the remedy for a kube-apiserver that could not be read, or cannot be compared.
+pub fn of_apiserver(change: Option<Change>) -> &'static str {
+    match change {
+        None => {
+            "Check the option --apiserver or --kubeconfig, and that the address can be reached \
+             from here"
+        }
+        Some(Change::Restarted) => {
+            "Run the command again. No counter tells the events that the old process held when it \
+             ended: compare the consumer's events with the audit log of kube-apiserver"
+        }
+        Some(Change::Left) => {
+            "Look at this kube-apiserver first: one that is in trouble or ends leaves the \
+             endpoints of the Service kubernetes"
+        }
+        Some(Change::Joined) => "Run the command again, so that it is read twice",
+    }
+}
 
 /// Returns the remedy for events that a plugin of kube-apiserver has lost.
 pub fn of_plugin(plugin: &str) -> &'static str {
@@ -66,34 +87,39 @@ pub fn of_reason(reason: &str) -> &'static str {
     }
 }
 
-/// Returns the remedy for a webhook that could not be reached, by the error.
-pub fn of_webhook(error: &str) -> &'static str {
-    let has = |words: &[&str]| words.iter().any(|word| error.contains(word));
-    if has(&["UnknownIssuer", "BadSignature"]) {
-        "The certificate-authority in the file of --audit-webhook-config-file is not the one that \
-         has signed the relay's certificate: put the right CA into that file, or give \
-         listener.tls.certificate a certificate of this CA"
-    } else if has(&["not valid for name", "NotValidForName"]) {
-        "The relay's certificate (listener.tls.certificate) does not have the host of the URL: \
-         issue it again with that host in its subjectAltName, or use a name that it has"
-    } else if has(&["Expired", "expired", "not valid yet", "NotValidYet"]) {
-        "The relay's certificate (listener.tls.certificate) is not valid now: renew it"
-    } else if has(&["InvalidContentType", "corrupt message"]) {
-        "The server does not speak TLS: the URL needs http://, or the relay needs listener.tls"
-    } else if has(&["cannot resolve"]) {
-        "The name in the URL of --audit-webhook-config-file cannot be resolved: correct it, or use \
-         an address"
-    } else if has(&["cannot connect", "no TLS handshake"]) {
-        "Nothing answers at the address in --audit-webhook-config-file: check that a relay runs \
-         there, and that no firewall or NetworkPolicy is between. kube-apiserver may be in another \
-         network than doctor"
-    } else if has(&[": 401"]) {
-        of_reason("unauthorized")
-    } else if has(&[": 404"]) {
-        of_reason("not_found")
-    } else {
-        "Check server, certificate-authority and the user of the file in \
-         --audit-webhook-config-file, and whether the URL can be reached from here at all: \
-         kube-apiserver may be in another network"
+/// Returns the remedy for a webhook that could not be reached.
+pub fn of_webhook(fault: AskFault) -> &'static str {
+    match fault {
+        AskFault::Issuer => {
+            "The certificate-authority in the file of --audit-webhook-config-file is not the one \
+             that has signed the relay's certificate: put the right CA into that file, or give \
+             listener.tls.certificate a certificate of this CA"
+        }
+        AskFault::Name => {
+            "The relay's certificate (listener.tls.certificate) does not have the host of the URL: \
+             issue it again with that host in its subjectAltName, or use a name that it has"
+        }
+        AskFault::Time => {
+            "The relay's certificate (listener.tls.certificate) is not valid now: renew it"
+        }
+        AskFault::NoTls => {
+            "The server does not speak TLS: the URL needs http://, or the relay needs listener.tls"
+        }
+        AskFault::NoAddress => {
+            "The name in the URL of --audit-webhook-config-file cannot be resolved: correct it, or \
+             use an address"
+        }
+        AskFault::NoConnection => {
+            "Nothing answers at the address in --audit-webhook-config-file: check that a relay \
+             runs there, and that no firewall or NetworkPolicy is between. kube-apiserver may be \
+             in another network than doctor"
+        }
+        AskFault::Status(401) => of_reason("unauthorized"),
+        AskFault::Status(404) => of_reason("not_found"),
+        AskFault::Status(_) | AskFault::Other => {
+            "Check server, certificate-authority and the user of the file in \
+             --audit-webhook-config-file, and whether the URL can be reached from here at all: \
+             kube-apiserver may be in another network"
+        }
     }
 }

@@ -17,7 +17,10 @@ use std::path::Path;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use futures_util::StreamExt as _;
+use futures_util::future::join;
 use futures_util::future::join_all;
+use futures_util::stream::FuturesUnordered;
 use serde_json::Value;
 use tokio::time::Instant;
 use tokio::time::timeout;
@@ -30,6 +33,7 @@ use super::counts::RelayCounts;
 use super::counts::Start;
 use super::text::Text;
 use crate::ask::AskError;
+use crate::ask::AskFault;
 use crate::ask::Target;
 use crate::named_file;
 use crate::telemetry;
@@ -83,14 +87,41 @@ impl Source {
     }
 }
 
-/// The kube-apiservers of a kubeconfig.
-#[derive(Clone)]
-pub struct Cluster {
-    /// The server of the kubeconfig.
-    pub server: Target,
-    /// `true` if the option `--apiserver` has further URLs of the same kube-apiservers. If all
-    /// kube-apiservers answer there, an endpoint that cannot be reached directly is not a fault.
-    pub has_other_addresses: bool,
+/// The reason why a process could not be read, or why its numbers cannot be compared.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Fault {
+    /// The reason.
+    pub what: String,
+    /// What has happened to the process, if that is known.
+    pub change: Option<Change>,
+}
+
+/// A change between the two samples.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Change {
+    /// Another process has answered in the place of this one.
+    Restarted,
+    /// The endpoint has left the Service `kubernetes`.
+    Left,
+    /// The endpoint has joined the Service.
+    Joined,
+}
+
+impl From<String> for Fault {
+    fn from(what: String) -> Self {
+        Self { what, change: None }
+    }
+}
+
+impl From<Change> for Fault {
+    fn from(change: Change) -> Self {
+        let what = match change {
+            Change::Restarted => "it was restarted between the two samples",
+            Change::Left => "it has left the endpoints since the first sample",
+            Change::Joined => "it has joined the endpoints since the first sample",
+        };
+        Self { what: what.to_owned(), change: Some(change) }
+    }
 }
 
 /// The numbers of one process.
@@ -105,8 +136,8 @@ pub struct Sampled<C> {
     pub counts: Option<C>,
     /// The seconds between the two samples; `None` if there is only one.
     pub elapsed: Option<f64>,
-    /// The reason why the process could not be read at the last attempt.
-    pub fault: Option<String>,
+    /// The reason why the process could not be read at the last attempt, or cannot be compared.
+    pub fault: Option<Fault>,
 }
 
 impl<C> Sampled<C> {
@@ -116,15 +147,15 @@ impl<C> Sampled<C> {
         Some(of(now)?.saturating_sub(of(before)?))
     }
 
-    fn failed(source: String, fault: String) -> Self {
-        Self { source, before: None, counts: None, elapsed: None, fault: Some(fault) }
+    fn failed(source: String, fault: impl Into<Fault>) -> Self {
+        Self { source, before: None, counts: None, elapsed: None, fault: Some(fault.into()) }
     }
 }
 
 impl<C: Counts> Sampled<C> {
     fn of_file(file: &Path) -> Self {
         let read = read_file(file);
-        let fault = read.as_ref().err().cloned();
+        let fault = read.as_ref().err().cloned().map(Fault::from);
         let source = file.display().to_string();
         Self { source, before: None, counts: read.ok(), elapsed: None, fault }
     }
@@ -231,12 +262,11 @@ impl<C: Counts> Address<C> {
         !self.before.seen.is_empty()
     }
 
-    /// Takes the second sample. Returns the processes, and the fault of a request. An address that
-    /// was silent in the first sample is not asked again.
-    async fn second(&self) -> (Vec<Sampled<C>>, Option<String>) {
+    /// Takes the second sample. An address that was silent in the first sample is not asked again.
+    async fn second(&self) -> Second<C> {
         let Self { target, path, before, .. } = self;
         if before.is_silent && before.seen.is_empty() {
-            return (Vec::new(), before.fault.clone());
+            return Second { found: Vec::new(), fault: before.fault.clone() };
         }
         let known: Vec<Start> = before.seen.keys().copied().collect();
         let expected = Some(known.len()).filter(|count| *count > 0);
@@ -244,13 +274,21 @@ impl<C: Counts> Address<C> {
         // If the first sample has shown instances, `matched` reports a fault of the second sample
         // at those that have not answered again.
         let fault = if known.is_empty() { &after.fault } else { &before.fault };
-        (matched(before, &after), fault.clone())
+        Second { found: matched(before, &after), fault: fault.clone() }
     }
 
     /// Returns the address as a process that could not be read.
     fn unread(&self, fault: Option<String>) -> Sampled<C> {
-        Sampled::failed(self.before.source.clone(), fault.unwrap_or_else(|| "no answer".to_owned()))
+        let fault = fault.unwrap_or_else(|| "no answer".to_owned());
+        Sampled::failed(self.before.source.clone(), fault)
     }
+}
+
+/// The second sample of one address.
+struct Second<C> {
+    found: Vec<Sampled<C>>,
+    /// The fault of a request.
+    fault: Option<String>,
 }
 
 /// Reads the relays: files once, and each URL in both samples.
@@ -275,7 +313,7 @@ impl Relays {
     /// Takes the second sample, or repeats it.
     pub async fn second(&self) -> Vec<Sampled<RelayCounts>> {
         let asked = self.addresses.iter().map(|address| async move {
-            let (mut found, fault) = address.second().await;
+            let Second { mut found, fault, .. } = address.second().await;
             found.pop().unwrap_or_else(|| address.unread(fault))
         });
         let asked = join_all(asked).await;
@@ -288,59 +326,51 @@ pub struct Apiservers {
     files: Vec<Sampled<ApiserverCounts>>,
     /// The addresses, the endpoints of the Service first.
     addresses: Vec<Address<ApiserverCounts>>,
-    /// The number of instances that the operator expects behind each URL; `None` if it was not
-    /// given.
+    /// The number of instances that the operator expects behind each URL, or in the cluster of the
+    /// kubeconfig; `None` if it was not given.
     expected: Option<usize>,
-    /// `true` if there is a kubeconfig. All addresses lead to the same processes then.
-    has_cluster: bool,
-    /// The number of endpoints of the Service; `None` if it is not known.
-    endpoints: Option<usize>,
-    /// An entry that says why the endpoints could not be listed; `None` if they were listed, or if
-    /// there is no kubeconfig.
-    unlisted: Option<Sampled<ApiserverCounts>>,
-    has_other_addresses: bool,
+    /// The server of the kubeconfig; `None` if there is none. With it, all addresses lead to the
+    /// same processes.
+    server: Option<Target>,
+    /// The endpoints of the Service, or the reason why they could not be listed.
+    endpoints: Result<Vec<Endpoint>, String>,
+}
+
+/// The address and the port of an endpoint.
+type Endpoint = (String, u16);
+
+/// Returns an endpoint as a server. Its certificate may have the name of the kubeconfig's server.
+fn at(server: &Target, (host, port): &Endpoint) -> Target {
+    server.at(host, *port, &[CLUSTER_NAME])
 }
 
 impl Apiservers {
-    /// Takes the first sample. `expected` is the number of instances behind each address; `None`
-    /// if it is not known.
+    /// Takes the first sample. `server` is the one of the kubeconfig, and `expected` is the number
+    /// of instances behind each address; `None` if it is not known.
     pub async fn first(
         sources: Vec<Source>,
-        cluster: Option<&Cluster>,
+        server: Option<Target>,
         expected: Option<usize>,
     ) -> Self {
         let (files, mut urls) = split(sources);
-        let mut unlisted = None;
-        let mut endpoints = Vec::new();
-        if let Some(Cluster { server, .. }) = cluster {
-            match endpoints_of(server).await {
-                Ok(found) => {
-                    let of = |(host, port): (String, u16)| server.at(&host, port, &[CLUSTER_NAME]);
-                    endpoints = found.into_iter().map(of).collect();
-                }
-                Err(fault) => {
-                    let fault = format!("the other instances are unknown: {fault}");
-                    unlisted = Some(Sampled::failed(server.to_string(), fault));
-                    urls.push((server.clone(), format!("{}/metrics", server.base())));
-                }
+        let endpoints = match &server {
+            Some(server) => endpoints_of(server).await,
+            None => Ok(Vec::new()),
+        };
+        let mut singles = Vec::new();
+        match (&server, &endpoints) {
+            (Some(server), Ok(found)) => singles.extend(found.iter().map(|it| at(server, it))),
+            (Some(server), Err(_)) => {
+                urls.push((server.clone(), format!("{}/metrics", server.base())));
             }
+            (None, _) => {}
         }
-        let count = Some(endpoints.len()).filter(|count| *count > 0);
-        let behind = expected.or(count);
-        let endpoints = endpoints.into_iter().map(|target| (target, "/metrics".to_owned(), true));
-        let urls = urls.into_iter().map(|(target, path)| (target, path, false));
-        let asked = endpoints.chain(urls);
+        let behind = expected.or(Some(singles.len()).filter(|count| *count > 0));
+        let singles = singles.into_iter().map(|target| (target, "/metrics".to_owned(), true));
+        let asked = singles.chain(urls.into_iter().map(|(target, path)| (target, path, false)));
         let asked =
             asked.map(|(target, path, is_single)| Address::first(target, path, is_single, behind));
-        Self {
-            files,
-            addresses: join_all(asked).await,
-            expected,
-            has_cluster: cluster.is_some(),
-            endpoints: count,
-            unlisted,
-            has_other_addresses: cluster.is_some_and(|cluster| cluster.has_other_addresses),
-        }
+        Self { files, addresses: join_all(asked).await, expected, server, endpoints }
     }
 
     /// Returns `true` if an address has answered in the first sample.
@@ -349,7 +379,7 @@ impl Apiservers {
     }
 
     /// Returns an entry for an instance that must exist, but has not answered at the URL `source`;
-    /// `None` if nothing shows that there is one. `read` is the number of processes that were read,
+    /// `None` if nothing shows that there is one. `read` is the number of processes that are known,
     /// `found` has those of this URL, and `fault` is the fault of its requests.
     fn unseen(
         &self,
@@ -372,22 +402,58 @@ impl Apiservers {
         }
     }
 
-    /// Takes the second sample. Each file is a process of its own. A process that an endpoint and a
-    /// URL beside the kubeconfig show is in the result once.
-    pub async fn second(&self) -> Vec<Sampled<ApiserverCounts>> {
-        let asked =
-            self.addresses.iter().map(|address| async move { (address, address.second().await) });
+    /// Takes the second sample, and calls `after` when the last process that has two samples has
+    /// answered. What comes while an address hangs is therefore not in the result of `after`.
+    pub async fn second<R>(
+        &self,
+        after: impl AsyncFn() -> R,
+    ) -> (Vec<Sampled<ApiserverCounts>>, R) {
+        let numbered = self.addresses.iter().enumerate();
+        let asked = numbered.map(|(index, address)| async move { (index, address.second().await) });
+        let mut asked: FuturesUnordered<_> = asked.collect();
+        let has_two = |it: &Second<_>| it.found.iter().any(|sampled| sampled.before.is_some());
+        let (mut answers, mut is_due, mut read) = (BTreeMap::new(), false, None);
+        let asking = async {
+            loop {
+                tokio::select! {
+                    answer = asked.next() => {
+                        let Some((index, second)) = answer else { break };
+                        if has_two(&second) {
+                            (is_due, read) = (true, None);
+                        }
+                        answers.insert(index, second);
+                    }
+                    result = after(), if is_due => (is_due, read) = (false, Some(result)),
+                }
+            }
+        };
+        let ((), changes) = join(asking, self.changes()).await;
+        let read = match read {
+            Some(read) => read,
+            None => after().await,
+        };
+        (self.whole(answers.into_values(), changes), read)
+    }
+
+    /// Puts the second samples of all addresses together. Each file is a process of its own. A
+    /// process that an endpoint and a URL beside the kubeconfig show is in the result once. An
+    /// address that was named and not read is always in the result.
+    fn whole(
+        &self,
+        asked: impl Iterator<Item = Second<ApiserverCounts>>,
+        changes: Vec<Sampled<ApiserverCounts>>,
+    ) -> Vec<Sampled<ApiserverCounts>> {
         let mut processes: Vec<Sampled<ApiserverCounts>> = Vec::new();
-        let mut partly = Vec::new();
-        let mut unread = Vec::new();
-        for (address, (found, fault)) in join_all(asked).await {
-            if found.is_empty() {
-                unread.push(address.unread(fault));
-            } else if !address.is_single {
-                partly.push((&address.before.source, found.len(), fault));
+        let (mut partly, mut unread, mut endpoints) = (Vec::new(), Vec::new(), Vec::new());
+        for (address, Second { found, fault, .. }) in self.addresses.iter().zip(asked) {
+            match (found.is_empty(), address.is_single) {
+                (true, true) => endpoints.push(address.unread(fault)),
+                (true, false) => unread.push(address.unread(fault)),
+                (false, true) => {}
+                (false, false) => partly.push((&address.before.source, found.len(), fault)),
             }
             for sampled in found {
-                let is_other_address = self.has_cluster && !address.is_single;
+                let is_other_address = self.server.is_some() && !address.is_single;
                 let start = |it: &Sampled<_>| it.counts.as_ref().and_then(ApiserverCounts::process);
                 let is_same = |kept: &&mut Sampled<_>| {
                     start(&sampled).is_some() && start(kept) == start(&sampled)
@@ -398,18 +464,51 @@ impl Apiservers {
                 }
             }
         }
+        let known = processes.len() + endpoints.len();
         for (source, found, fault) in partly {
-            let read = if self.has_cluster { processes.len() } else { found };
-            unread.extend(self.unseen(source, read, found, fault.as_deref()));
+            let known = if self.server.is_some() { known } else { found };
+            unread.extend(self.unseen(source, known, found, fault.as_deref()));
         }
-        let all_seen = self.endpoints.is_some_and(|expected| processes.len() >= expected);
-        if self.has_other_addresses && all_seen {
-            unread.clear();
+        if let Some(server) = self.server.as_ref().filter(|_| unread.is_empty()) {
+            unread.extend(self.unseen(&server.to_string(), known, known, None));
+        }
+        // An endpoint that cannot be reached directly was not named. If the URLs beside the
+        // kubeconfig show as many processes as there are endpoints, nothing is missing.
+        let read = processes.iter().filter(|it| it.fault.is_none()).count();
+        let are_listed = |listed: &Vec<Endpoint>| !listed.is_empty() && read >= listed.len();
+        if !self.endpoints.as_ref().is_ok_and(are_listed) {
+            processes.extend(endpoints);
         }
         processes.extend(unread);
-        processes.extend(self.unlisted.clone());
+        for change in changes {
+            match processes.iter_mut().find(|it| it.source == change.source) {
+                Some(known) => known.fault = known.fault.take().or(change.fault),
+                None => processes.push(change),
+            }
+        }
         processes.extend(self.files.iter().cloned());
         processes
+    }
+
+    /// Lists the endpoints again, because a kube-apiserver in trouble leaves them. Returns those
+    /// that have left or joined the Service, or an entry that says why there is no list.
+    async fn changes(&self) -> Vec<Sampled<ApiserverCounts>> {
+        let Some(server) = &self.server else { return Vec::new() };
+        let lists = match &self.endpoints {
+            Ok(before) => endpoints_of(server).await.map(|now| (before, now)),
+            Err(fault) => Err(fault.clone()),
+        };
+        let (before, now) = match lists {
+            Ok(lists) => lists,
+            Err(fault) => {
+                let fault = format!("the other instances are unknown: {fault}");
+                return vec![Sampled::failed(server.to_string(), fault)];
+            }
+        };
+        let entry = |change| move |it| Sampled::failed(at(server, it).to_string(), change);
+        let left = before.iter().filter(|it| !now.contains(it)).map(entry(Change::Left));
+        let joined = now.iter().filter(|it| !before.contains(it)).map(entry(Change::Joined));
+        left.chain(joined).collect()
     }
 }
 
@@ -423,31 +522,46 @@ fn keep(kept: &mut Sampled<ApiserverCounts>, sampled: Sampled<ApiserverCounts>) 
     }
 }
 
-/// Combines the instances of the two samples by their start times.
+/// Combines the instances of the two samples by their start times. A process that was restarted is
+/// in the result twice: as it was, and as it is.
 fn matched<C: Counts>(before: &Shown<C>, after: &Shown<C>) -> Vec<Sampled<C>> {
     let several = before.seen.len().max(after.seen.len()) > 1;
     let name = |index: usize| match several {
         true => format!("{} instance {}", before.source, index + 1),
         false => before.source.clone(),
     };
+    let mut new = after.seen.keys().filter(|start| !before.seen.contains_key(start)).count();
     let mut starts: Vec<Start> = before.seen.keys().chain(after.seen.keys()).copied().collect();
     starts.sort_unstable();
     starts.dedup();
-    let sampled = |(index, start): (usize, Start)| {
+    let mut found = Vec::new();
+    for (index, start) in starts.into_iter().enumerate() {
         let (first, last) = (before.seen.get(&start), after.seen.get(&start));
-        let fault = last.is_none().then(|| {
-            let why = after.fault.as_deref();
-            why.unwrap_or("it did not answer a second time: it was restarted, or has ended")
-        });
-        Sampled {
+        let went_back =
+            |first: &&Seen<C>| last.is_some_and(|last| last.counts.has_begun_again(&first.counts));
+        if let Some(old) = first.filter(went_back) {
+            let fault = Some(Change::Restarted.into());
+            let (before, counts) = (None, Some(old.counts.clone()));
+            found.push(Sampled { source: name(index), before, counts, elapsed: None, fault });
+        }
+        let first = first.filter(|first| !went_back(first));
+        let why = after.fault.as_deref();
+        let why = why.unwrap_or("it did not answer a second time, so it may have ended");
+        let fault = match last {
+            Some(_) => None,
+            None if new > 0 => Some(Change::Restarted.into()),
+            None => Some(why.to_owned().into()),
+        };
+        new -= usize::from(last.is_none() && new > 0);
+        found.push(Sampled {
             source: name(index),
             before: first.filter(|_| last.is_some()).map(|it| it.counts.clone()),
             counts: last.or(first).map(|it| it.counts.clone()),
             elapsed: first.zip(last).map(|(first, last)| (last.at - first.at).as_secs_f64()),
-            fault: fault.map(str::to_owned),
-        }
-    };
-    starts.into_iter().enumerate().map(sampled).collect()
+            fault,
+        });
+    }
+    found
 }
 
 /// Sends requests to an address on new connections until it has shown `expected` instances, or
@@ -501,18 +615,18 @@ async fn survey<C: Counts>(
 }
 
 /// Lists the addresses of the endpoints of the Service `kubernetes`.
-async fn endpoints_of(server: &Target) -> Result<Vec<(String, u16)>, String> {
+async fn endpoints_of(server: &Target) -> Result<Vec<Endpoint>, String> {
     let late = || format!("{server}: no list of its endpoints within {} s", LIST.as_secs());
     timeout(LIST, listed_by(server)).await.unwrap_or_else(|_| Err(late()))
 }
 
-async fn listed_by(server: &Target) -> Result<Vec<(String, u16)>, String> {
+async fn listed_by(server: &Target) -> Result<Vec<Endpoint>, String> {
     let ask = |path: &str| {
         let path = format!("{}{path}", server.base());
         async move { server.get_text(&path).await }
     };
     let body = match ask(ENDPOINTS).await {
-        Err(AskError { status: Some(404 | 405 | 410), .. }) => ask(SLICES).await,
+        Err(AskError { fault: AskFault::Status(404 | 405 | 410), .. }) => ask(SLICES).await,
         asked => asked,
     };
     let body = body.map_err(|error| error.to_string())?;
@@ -525,7 +639,7 @@ async fn listed_by(server: &Target) -> Result<Vec<(String, u16)>, String> {
 
 /// Returns the addresses and ports in Endpoints, or in a list of EndpointSlices, each once; empty
 /// if the body is neither.
-fn parse_endpoints(body: &[u8]) -> Vec<(String, u16)> {
+fn parse_endpoints(body: &[u8]) -> Vec<Endpoint> {
     let json: Value = serde_json::from_slice(body).unwrap_or_default();
     let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
     let mut found = Vec::new();
@@ -628,9 +742,15 @@ mod tests {
             .collect();
         let wanted = [(None, Some(10), true), (Some(20), Some(25), false), (None, Some(1), false)];
         assert_eq!(told, wanted);
+        assert_eq!(sampled[0].fault, Some(Change::Restarted.into()));
         assert_eq!(sampled[1].source, "http://a instance 2");
         let gone = matched(&before, &shown(&[], Some("cannot connect")));
-        assert!(gone.iter().all(|it| it.fault.as_deref() == Some("cannot connect")));
+        let wanted = Some("cannot connect".to_owned().into());
+        assert!(gone.iter().all(|it| it.fault == wanted));
+        // A counter that went back shows a restart too.
+        let back = matched(&before, &shown(&[(1.0, 9), (2.0, 25)], None));
+        let faults: Vec<_> = back.iter().map(|it| it.fault.clone()).collect();
+        assert_eq!(faults, [Some(Change::Restarted.into()), None, None]);
     }
 
     fn address(is_single: bool, url: &str, instances: &[(f64, u64)]) -> Address<ApiserverCounts> {
@@ -653,12 +773,11 @@ mod tests {
                     address(false, url, &[(1.0, 5), (2.0, 7)]),
                 ],
                 expected: None,
-                has_cluster,
-                endpoints: None,
-                unlisted: None,
-                has_other_addresses: false,
+                server: has_cluster.then(|| Target::new(first).unwrap()),
+                endpoints: Err("no list".to_owned()),
             };
-            let found = apiservers.second().await;
+            let (found, ()) = apiservers.second(async || ()).await;
+            let found: Vec<_> = found.into_iter().filter(|it| it.counts.is_some()).collect();
             let sources: Vec<_> = found.iter().map(|it| it.source.as_str()).collect();
             assert_eq!(found.len(), processes, "{sources:?}");
         }
@@ -682,10 +801,10 @@ mod tests {
         assert!(begin.elapsed() <= bound, "{:?}", begin.elapsed());
         let begin = Instant::now();
         let apiservers = Apiservers::first(vec![source()], None, Some(3)).await;
-        let of_apiservers = apiservers.second().await;
+        let (of_apiservers, ()) = apiservers.second(async || ()).await;
         assert!(begin.elapsed() <= bound, "{:?}", begin.elapsed());
         for fault in [&of_relays[0].fault, &of_apiservers[0].fault] {
-            let fault = fault.as_deref().unwrap_or_default();
+            let fault = &fault.as_ref().unwrap().what;
             assert!(fault.contains(&target.to_string()), "{fault}");
             assert!(fault.contains("no complete answer within 20 s"), "{fault}");
         }

@@ -22,6 +22,7 @@ use super::counts::total;
 use super::judge::Cause;
 use super::judge::Findings;
 use super::judge::Kind;
+use super::judge::Part;
 use super::judge::RATE_MIN;
 use super::judge::Verdict;
 use super::judge::events;
@@ -312,13 +313,9 @@ pub fn json(findings: &Findings, verdict: &Verdict) -> Value {
     })
 }
 
-/// Returns the causes whose place is a relay, an output or a queue or, if `of_relays` is `false`,
-/// all other causes.
+/// Returns the causes about the relays or, if `of_relays` is `false`, all other causes.
 fn notes(verdict: &Verdict, of_relays: bool) -> Vec<Value> {
-    let is_of_relay = |cause: &&Cause| {
-        let starts = ["relay", "output ", "the queue "];
-        starts.iter().any(|start| cause.place.starts_with(start)) == of_relays
-    };
+    let is_wanted = |cause: &&Cause| (cause.part == Part::Relay) == of_relays;
     let note = |cause: &Cause| {
         json!({
             "kind": word(cause.kind),
@@ -330,7 +327,7 @@ fn notes(verdict: &Verdict, of_relays: bool) -> Vec<Value> {
             "advice": cause.advice,
         })
     };
-    verdict.causes.iter().filter(is_of_relay).map(note).collect()
+    verdict.causes.iter().filter(is_wanted).map(note).collect()
 }
 
 fn word(kind: Kind) -> &'static str {
@@ -376,35 +373,30 @@ fn apiserver_json(findings: &Findings, notes: Vec<Value>) -> Value {
             "rejected_requests": counts.and_then(|counts| counts.rejected),
             "webhook_host": posts.as_ref().map(|(host, _)| host),
             "attempts": posts.as_ref().map(|(_, by_code)| by_code),
-            "error": it.fault,
+            "error": it.fault.as_ref().map(|fault| &fault.what),
         })
     };
-    let (missing, surplus) = match findings.totals() {
-        Comparison::Not(_) | Comparison::More(_) => (None, None),
-        Comparison::Equal
-        | Comparison::Held(_)
+    let unexplained = |comparison: &Comparison| match comparison {
+        Comparison::Equal => Some((0, 0)),
+        Comparison::Missing(count) => Some((*count, 0)),
+        Comparison::Surplus(count) => Some((0, *count)),
+        // These comparisons show nothing about missing events.
+        Comparison::Not(_)
+        | Comparison::More(_)
         | Comparison::Collected(..)
-        | Comparison::Others(_) => (Some(0), Some(0)),
-        Comparison::Missing(count) => (Some(count), Some(0)),
-        Comparison::Surplus(count) => (Some(0), Some(count)),
+        | Comparison::Others(_)
+        | Comparison::Held(_) => None,
     };
+    let totals = unexplained(&findings.totals());
+    // A surplus of the interval may hide missing events.
+    let increases = unexplained(&findings.increases()).filter(|(_, surplus)| *surplus == 0);
     json!({
         "state": state(apiservers),
         "generated": sum(apiservers, |counts| counts.generated),
         "lost": sum(apiservers, |counts| Some(counts.lost())),
-        "unexplained_missing": missing,
-        "unexplained_surplus": surplus,
-        "unexplained_missing_in_interval": match findings.increases() {
-            Comparison::Missing(count) => Some(count),
-            Comparison::Equal => Some(0),
-            // These comparisons show nothing about missing events.
-            Comparison::Not(_)
-            | Comparison::More(_)
-            | Comparison::Collected(..)
-            | Comparison::Others(_)
-            | Comparison::Held(_)
-            | Comparison::Surplus(_) => None,
-        },
+        "unexplained_missing": totals.map(|(missing, _)| missing),
+        "unexplained_surplus": totals.map(|(_, surplus)| surplus),
+        "unexplained_missing_in_interval": increases.map(|(missing, _)| missing),
         "notes": notes,
         "instances": apiservers.iter().map(instance).collect::<Vec<_>>(),
     })
@@ -431,7 +423,7 @@ fn relay_json(findings: &Findings, notes: Vec<Value>) -> Value {
             "evidence_size": counts.and_then(|counts| counts.evidence.size),
             "last_checkpoint_seconds":
                 counts.and_then(|counts| counts.evidence.checkpoint).filter(|at| *at > 0.0),
-            "error": it.fault,
+            "error": it.fault.as_ref().map(|fault| &fault.what),
         })
     };
     let lost =

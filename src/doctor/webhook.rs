@@ -12,6 +12,7 @@ use super::counts::RelayCounts;
 use super::counts::total;
 use super::judge::Cause;
 use super::judge::Kind;
+use super::judge::Part;
 use super::judge::time;
 use super::remedy;
 use super::sample::ask;
@@ -31,19 +32,34 @@ const PAUSE: Duration = Duration::from_millis(200);
 /// Sends the request to the webhook, and reports the findings. `relays` has each relay with the
 /// path of its metrics; `now` is the time in seconds since 1970.
 pub async fn check(webhook: &Target, relays: &[(Target, String)], now: f64) -> Vec<Cause> {
+    let found = tried(webhook, relays, now).await;
+    found.into_iter().map(|cause| cause.about(Part::Webhook)).collect()
+}
+
+async fn tried(webhook: &Target, relays: &[(Target, String)], now: f64) -> Vec<Cause> {
     let place = format!("the webhook {webhook}");
     let before = requests(relays).await;
-    let path =
-        format!("{}?timeout=30s", if webhook.base().is_empty() { "/" } else { webhook.base() });
+    let mut found = Vec::new();
+    if webhook.has_query() {
+        found.push(Cause::new(
+            Kind::Warning,
+            &place,
+            "kube-apiserver leaves out the query of this URL, and so does doctor",
+            "Remove the query from the server in --audit-webhook-config-file: what it is for, such \
+             as a token, never reaches the relay",
+        ));
+    }
+    // client-go removes the query and empty segments (`rest.NewRESTClient`, `rest.NewRequest`).
+    let segments: Vec<&str> = webhook.base().split('/').filter(|it| !it.is_empty()).collect();
+    let path = format!("/{}?timeout=30s", segments.join("/"));
     let not_after = match webhook.post(&path, EMPTY).await {
         Ok(not_after) => not_after,
         Err(error) => {
-            let error = error.to_string();
-            let advice = remedy::of_webhook(&error);
-            return vec![Cause::new(Kind::Unknown, place, error, advice)];
+            let advice = remedy::of_webhook(error.fault);
+            found.push(Cause::new(Kind::Unknown, place, error.to_string(), advice));
+            return found;
         }
     };
-    let mut found = Vec::new();
     if let Some(at) = not_after {
         found.push(certificate(&place, at, now));
     }

@@ -274,7 +274,7 @@ impl Client {
                 Some(connection) => connection,
                 None => match self.target.connect(deadline).await {
                     Ok(connection) => connection,
-                    Err(what) => return Outcome::Failed(format!("{self}: {what}"), None),
+                    Err((_, what)) => return Outcome::Failed(format!("{self}: {what}"), None),
                 },
             };
             let body = Some((ask::JSON, body.clone()));

@@ -6,6 +6,7 @@ use std::io;
 
 use tokio::runtime::Runtime;
 
+use crate::ask::AskFault;
 use crate::ask::Target;
 use crate::evidence::reader::Files;
 use crate::tlog::merkle::Hash;
@@ -93,7 +94,7 @@ impl Published {
         self.read.set(total);
         match got {
             Ok(_) => Ok(Some(body)),
-            Err(error) if error.status == Some(404) => Ok(None),
+            Err(error) if error.fault == AskFault::Status(404) => Ok(None),
             // This says nothing about the log.
             Err(error) => Err(io::Error::new(io::ErrorKind::NotConnected, error.to_string())),
         }

@@ -1,9 +1,13 @@
 //! One case for each verdict, on expositions as kube-apiserver and the relay write them.
 
 use super::*;
+use crate::ask::AskFault;
+use crate::doctor::attempts::webhook_posts;
 use crate::doctor::counts::Clock;
 use crate::doctor::counts::Counts;
 use crate::doctor::exposition::Exposition;
+use crate::doctor::remedy;
+use crate::doctor::sample::Change;
 use crate::doctor::screen;
 use crate::telemetry::PREFIX;
 
@@ -231,7 +235,7 @@ fn a_source_that_cannot_be_read_is_unknown_and_a_loss_outranks_it() {
         before: None,
         counts: None,
         elapsed: None,
-        fault: Some("http://b: cannot connect".to_owned()),
+        fault: Some("http://b: cannot connect".to_owned().into()),
     });
     let verdict = judge(&found);
     assert_eq!((verdict.kind, verdict.place.as_str()), (Kind::Unknown, "kube-apiserver b"));
@@ -616,12 +620,14 @@ fn the_remedy_names_the_cause_that_doctor_has_found() {
     });
     assert!(said.contains("gave up after five attempts"), "{said}");
     let error = "https://relay: TLS: invalid peer certificate: UnknownIssuer";
-    let check = Cause::unknown("the webhook https://relay", error, remedy::of_webhook(error));
+    let advice_of = remedy::of_webhook(AskFault::Issuer);
+    let check = Cause::unknown("the webhook https://relay", error, advice_of).about(Part::Webhook);
     let said = advice(&|found| found.checks = vec![check.clone()]);
     assert!(said.contains("doctor has found a cause: the webhook https://relay"), "{said}");
     assert!(said.contains("put the right CA into that file"), "{said}");
     let said = advice(&|found| {
-        found.relays[0].fault = Some("http://r: cannot connect to 10.0.0.1:9090".to_owned());
+        let fault = "http://r: cannot connect to 10.0.0.1:9090".to_owned();
+        found.relays[0].fault = Some(fault.into());
     });
     assert!(said.contains("cannot reach the relay r either (http://r: cannot connect"), "{said}");
     // The same for events that have not arrived.
@@ -895,27 +901,113 @@ fn a_restart_between_the_samples_is_unknown_and_its_losses_stay_lost() {
 }
 
 /// Method: 30 s have room for 210 batches below the warning. A batch that is sent again is still
-/// one batch.
+/// one batch. In blocking mode, each event has a request of its own.
 #[test]
-fn a_rate_near_the_throttle_is_a_warning() {
-    for (taken, failed, elapsed, is_near) in [
-        (209, 0, 30.0, false),
-        (210, 0, 30.0, true),
-        (300, 0, 30.0, true),
+fn a_rate_near_the_throttle_is_a_warning_unless_each_event_is_sent_alone() {
+    for (taken, failed, elapsed, in_batch, is_near) in [
+        (209, 0, 30.0, 400, false),
+        (210, 0, 30.0, 400, true),
+        (300, 0, 30.0, 400, true),
+        (300, 0, 30.0, 2, true),
+        (300, 0, 30.0, 1, false),
+        (9000, 3, 30.0, 1, false),
         // The two samples come directly after each other.
-        (300, 0, 0.001, false),
-        (0, 1000, 30.0, false),
-        (0, 1050, 30.0, true),
-        (200, 800, 30.0, false),
+        (300, 0, 0.001, 400, false),
+        (0, 1000, 30.0, 400, false),
+        (0, 1050, 30.0, 400, true),
+        (200, 800, 30.0, 400, false),
     ] {
         let posts =
             [posts("200", "relay.example", 7 + taken), posts("503", "relay.example", failed)];
-        let mut found = findings(&[NONE, &[&posts[0], &posts[1]]], &[NONE, NONE]);
+        let batches = std::cmp::max(taken, failed / 5);
+        let generated = format!("apiserver_audit_event_total {}", 100 + batches * in_batch);
+        let accepted = generated.replace("apiserver_audit_event_total", "P_event_total");
+        let delivered = delivered(100 + batches * in_batch);
+        let mut found = findings(
+            &[NONE, &[&posts[0], &posts[1], &generated]],
+            &[NONE, &[&accepted, &delivered]],
+        );
         found.apiservers[0].elapsed = Some(elapsed);
         let verdict = judge(&found);
         let near = verdict.causes.iter().any(|it| it.advice.contains("throttle-qps"));
         assert_eq!((verdict.kind, near), (Kind::Ok, is_near), "{taken} {failed} {elapsed}");
     }
+}
+
+#[test]
+fn dead_letters_that_were_deleted_are_not_offered_to_be_sent_again() {
+    let (lost, left) = ("P_error_total{plugin=\"out\"} 120", delivered(0));
+    let letters = "P_dead_letter_events_total{output=\"out\"} 120";
+    for (dropped, is_offered, said) in [
+        (0, true, "120 of them are dead letters: mend"),
+        (72, true, "at most 48 of them are dead letters: mend"),
+        (120, false, "The dead letters were deleted"),
+    ] {
+        let dropped = format!("P_dead_letter_dropped_events_total {dropped}");
+        let verdict = judge(&findings(&[NONE], &[&[lost, &left, letters, &dropped]]));
+        assert!(verdict.advice.contains(said), "{}", verdict.advice);
+        assert_eq!(verdict.advice.contains("`replay`"), is_offered, "{}", verdict.advice);
+    }
+}
+
+#[test]
+fn a_batch_whose_requests_fail_is_held_no_longer_than_kube_apiserver_tries() {
+    let old = "process_start_time_seconds 1.7e+09";
+    for (reason, elapsed, wanted) in [
+        ("invalid", 120.0, Comparison::Held(3000)),
+        ("invalid", 360.0, Comparison::Missing(3000)),
+        ("queue_full", 260.0, Comparison::Held(3000)),
+        ("queue_full", 600.0, Comparison::Missing(3000)),
+    ] {
+        let sent = "apiserver_audit_event_total 3100";
+        let failed = posts("503", "relay.example", 30);
+        let refused = format!("P_requests_rejected_total{{reason=\"{reason}\"}} 30");
+        let mut found = findings(&[NONE, &[sent, &failed]], &[&[old], &[old, &refused]]);
+        found.apiservers[0].elapsed = Some(elapsed);
+        assert_eq!(found.increases(), wanted, "{reason} {elapsed}");
+    }
+}
+
+#[test]
+fn a_restart_of_a_kube_apiserver_is_named_instead_of_a_sender_that_was_not_asked() {
+    // Within a minute of the relay's start, the totals are compared.
+    for (started, advice) in [
+        (NOW - 960.0, "name every kube-apiserver"),
+        (NOW - 590.0, "kube-apiserver a was restarted at "),
+    ] {
+        let apiserver = format!("process_start_time_seconds {started}");
+        let relay = format!("process_start_time_seconds {}", started - 30.0);
+        let relay = [relay.as_str(), "P_event_total 150", &delivered(150)];
+        let found = findings(&[&[&apiserver], &[&apiserver]], &[&relay, &relay]);
+        let verdict = judge(&found);
+        assert!(verdict.sentence.contains("50 events unexplained: received, and"), "{verdict:?}");
+        assert!(verdict.advice.contains(advice), "{}", verdict.advice);
+    }
+    // Between the samples, it is named by itself.
+    let mut found = findings(&[NONE], &[NONE, NONE]);
+    found.apiservers[0].fault = Some(Change::Restarted.into());
+    let verdict = judge(&found);
+    let said =
+        "kube-apiserver a: unknown, it was restarted between the two samples. Run the command";
+    assert!(verdict.sentence.starts_with(said), "{}", verdict.sentence);
+}
+
+#[test]
+fn events_that_are_missing_at_those_that_were_read_are_said_beside_one_that_was_not() {
+    let old = "process_start_time_seconds 1.7e+09";
+    let (sent, arrived) = ("apiserver_audit_event_total 1100", "P_event_total 110");
+    let mut found = findings(&[NONE, &[sent]], &[&[old], &[old, arrived, &delivered(110)]]);
+    let fault = Some("http://b: no answer".to_owned().into());
+    let (source, counts) = ("b".to_owned(), None);
+    found.apiservers.push(Sampled { source, before: None, counts, elapsed: None, fault });
+    assert_eq!(found.increases(), Comparison::Missing(990));
+    let verdict = judge(&found);
+    let said = "kube-apiserver b: unknown, http://b: no answer; ";
+    assert!(verdict.sentence.starts_with(said), "{}", verdict.sentence);
+    assert!(verdict.sentence.contains("990 events of the last 30 s unexplained"), "{verdict:?}");
+    // The one that was not read may have sent what arrived, so nothing else is known.
+    found.relays[0].counts.as_mut().unwrap().accepted = Some(1000);
+    assert!(matches!(found.increases(), Comparison::Not(_)));
 }
 
 #[test]

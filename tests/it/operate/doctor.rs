@@ -14,6 +14,8 @@ use crate::support::apiserver::kubeconfig;
 use crate::support::apiserver::now;
 use crate::support::prelude::*;
 
+mod named;
+
 struct Said {
     code: Option<i32>,
     text: String,

@@ -8,6 +8,7 @@ use super::super::*;
 use crate::doctor::compare::BATCH_MAX;
 use crate::doctor::counts::QueueCounts;
 use crate::doctor::counts::RejectedCounts;
+use crate::doctor::sample::Change;
 
 /// The buffer of kube-apiserver, in events.
 const BUFFER: u64 = 10_000;
@@ -458,7 +459,7 @@ fn run(seed: u64) -> Kind {
     for apiserver in apiservers.iter_mut().filter(|_| is_restarted) {
         let now = apiserver.counts.as_ref().and_then(|it| it.started);
         if apiserver.before.as_ref().and_then(|it| it.started) != now {
-            apiserver.fault = Some("it was restarted, or has ended".to_owned());
+            apiserver.fault = Some(Change::Restarted.into());
             apiserver.before = None;
         }
     }
