@@ -105,7 +105,7 @@ fn check_connects_to_every_address_of_every_output() {
     let live = format!(
         "{LISTENER}[[output]]\nname = \"web\"\ntype = \"http\"\nurls = [\"http://{}/a\", \"https://localhost:{}/b\"]\ntls = {{ ca = {:?} }}\n\
          [[output]]\nname = \"lines\"\ntype = \"tcp\"\naddresses = [\"{}\"]\n\
-         [[output]]\nname = \"log\"\ntype = \"syslog\"\naddresses = [\"{}\"]\n\
+         [[output]]\nname = \"log\"\ntype = \"syslog\"\naddresses = [\"{}\"]\nmax_message_bytes = 8000\n\
          [[output]]\nname = \"here\"\ntype = \"stdout\"\n",
         plain.address(),
         secure.address().port(),
