@@ -8,41 +8,30 @@
 //! URL, and what the operator can do. No message contains a token or the query of a URL.
 
 use std::error::Error;
-use std::fmt;
-use std::io;
 use std::sync::Arc;
 use std::time::Duration;
+use std::{fmt, io};
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::Method;
-use hyper::Request;
-use hyper::StatusCode;
-use hyper::header;
 use hyper::header::HeaderValue;
+use hyper::{Method, Request, StatusCode, header};
 use rustls::pki_types::ServerName;
 use serde::Deserialize;
 use tokio::net::TcpStream;
-use tokio::time::Instant;
-use tokio::time::timeout;
-use tokio::time::timeout_at;
+use tokio::time::{Instant, timeout, timeout_at};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use url::Url;
 
 mod connection;
 
-pub use connection::Connection;
-pub use connection::NoAnswer;
-pub use connection::Reply;
-pub use connection::Stream;
-pub use connection::exchange;
+pub use connection::{Connection, NoAnswer, Reply, Stream, exchange};
 
 use crate::config::ClientTls;
-use crate::net;
 use crate::net::DialError;
-use crate::tls;
 use crate::words::escape::is_plain;
+use crate::{net, tls};
 
 /// The time limit for a connection, with its TLS handshake.
 const CONNECT: Duration = Duration::from_secs(10);

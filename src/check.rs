@@ -7,33 +7,20 @@
 
 use std::io;
 use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustls_pki_types::UnixTime;
 
-use crate::config;
-use crate::config::Checked;
-use crate::config::Config;
-use crate::config::Content;
-use crate::config::Named;
-use crate::config::Problem;
-use crate::config::Restrict;
-use crate::config::Severity;
+use crate::config::{Checked, Config, Content, Named, Problem, Restrict, Severity};
 use crate::delivery::DeadLetters;
-use crate::filter;
 use crate::listener::Settings;
-use crate::named_file;
-use crate::output;
 use crate::process::restrict;
-use crate::queue;
 use crate::source::Sources;
 use crate::telemetry::Telemetry;
 use crate::tlog::key::SigningKey;
-use crate::tls;
-use crate::tls::Chain;
-use crate::tls::TlsError;
+use crate::tls::{Chain, TlsError};
+use crate::{config, filter, named_file, output, queue, tls};
 
 /// Checks the files that a config names, and returns their faults. Faults that were already found
 /// when the config was read are not repeated. Blocks on the disk.

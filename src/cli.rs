@@ -5,40 +5,26 @@
 use std::ffi::OsString;
 use std::io::Write;
 use std::panic::AssertUnwindSafe;
-use std::path::Path;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::mpsc::RecvTimeoutError;
 use std::time::Duration;
 
-use clap::Arg;
-use clap::ArgMatches;
-use clap::CommandFactory;
-use clap::FromArgMatches;
-use clap::Parser;
-use clap::Subcommand;
 use clap::error::ErrorKind;
 use clap::parser::ValueSource;
+use clap::{Arg, ArgMatches, CommandFactory, FromArgMatches, Parser, Subcommand};
 use clap_complete::Shell;
 use futures_util::FutureExt;
-use tokio::signal::unix::SignalKind;
-use tokio::signal::unix::signal;
+use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::config;
-use crate::config::Checked;
-use crate::config::Config;
-use crate::config::Problem;
-use crate::config::Severity;
-use crate::named_file;
-use crate::output;
-use crate::relay;
-use crate::telemetry;
+use crate::config::{Checked, Config, Problem, Severity};
 use crate::words::escape;
+use crate::{config, named_file, output, relay, telemetry};
 
 mod check;
 mod demo;

@@ -26,8 +26,7 @@
 //! | 6 | `http` `queue` | keys that the HTTP outputs share · a table that depends on the outputs |
 //! | 7 | `dead_letter` `evidence` `limits` `source` | tables that depend on the queue |
 
-use std::collections::BTreeMap;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
@@ -66,69 +65,32 @@ use table::Table;
 
 pub use compression::Compression;
 pub use dead_letter::DeadLetter;
-pub use delivery::BatchLimits;
-pub use delivery::Rejected;
-pub use delivery::Retry;
-pub use delivery::Timeouts;
-pub use evidence::Evidence;
-pub use evidence::Witness;
+pub use delivery::{BatchLimits, Rejected, Retry, Timeouts};
+pub use evidence::{Evidence, Witness};
 pub use filter::Filter;
-pub use http::BasicAuth;
-pub use http::HttpClient;
-pub use http::HttpKeys;
-pub use kafka::Kafka;
-pub use kafka::KafkaTopic;
-pub use kafka::Sasl;
-pub use kafka::SaslMechanism;
+pub use http::{BasicAuth, HttpClient, HttpKeys};
 #[cfg(not(feature = "kafka"))]
 pub(crate) use kafka::without_kafka;
+pub use kafka::{Kafka, KafkaTopic, Sasl, SaslMechanism};
 pub use limits::Limits;
-pub use listener::Listener;
-pub use listener::ListenerTls;
-pub use log::Log;
-pub use log::LogFormat;
+pub use listener::{Listener, ListenerTls};
+pub use log::{Log, LogFormat};
 pub use messages::Messages;
 pub(crate) use messages::machine_name;
 pub use output::Output;
-pub use problem::Content;
-pub use problem::Named;
-pub use problem::Problem;
-pub use problem::Severity;
+pub use problem::{Content, Named, Problem, Severity};
 pub use process::Restrict;
-pub use protocol::OutputKind;
-pub use protocol::OutputSettings;
-pub use protocol::OutputType;
-pub use queue::Acknowledge;
-pub use queue::BATCH_OVERHEAD;
-pub use queue::Queue;
-pub use queue::WhenFull;
-pub use source::KafkaSource;
-pub use source::Source;
-pub use source::SourceKind;
-pub use stream::Strategy;
-pub use stream::Stream;
+pub use protocol::{OutputKind, OutputSettings, OutputType};
+pub use queue::{Acknowledge, BATCH_OVERHEAD, Queue, WhenFull};
+pub use source::{KafkaSource, Source, SourceKind};
+pub use stream::{Strategy, Stream};
 pub use targets::Target;
-pub use template::ExpandError;
-pub use template::Template;
-pub use template::read_secret;
-pub use template::read_token;
-pub use template::read_token_of_command;
-pub use tls::ClientTls;
-pub use tls::TlsVersion;
-pub use values::BatchBytes;
-pub use values::HostPort;
-pub use values::header_name;
-pub use values::header_value;
-pub use values::host_port;
-pub use values::printable;
-pub use values::proxy_url;
-pub use values::server_name;
-pub use values::show_size;
-pub use values::show_time;
-pub use values::size;
-pub use values::time;
-pub use values::url;
-pub use values::user_name;
+pub use template::{ExpandError, Template, read_secret, read_token, read_token_of_command};
+pub use tls::{ClientTls, TlsVersion};
+pub use values::{
+    BatchBytes, HostPort, header_name, header_value, host_port, printable, proxy_url, server_name,
+    show_size, show_time, size, time, url, user_name,
+};
 
 /// The greatest size of a config file in bytes, which is also that of a ConfigMap.
 pub const FILE_BYTES_MAX: u64 = 1 << 20;

@@ -18,20 +18,13 @@
 //! | 3 | `advice` | the fewest rules that reach an aim, as a policy |
 
 use serde::Serialize;
-use serde_json::Value;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use crate::audit::request::Reader;
-use crate::audit::request::Request;
+use crate::audit::request::{Reader, Request};
 use crate::audit::scan;
-use crate::filter;
-use crate::policy::Decision;
-use crate::policy::Level;
-use crate::policy::Located;
-use crate::policy::Policy;
-use crate::policy::Users;
-use crate::redact;
+use crate::policy::{Decision, Level, Located, Policy, Users};
 use crate::redact::Change;
+use crate::{filter, redact};
 
 mod advice;
 mod floor;

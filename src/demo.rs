@@ -9,11 +9,9 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::sync::oneshot;
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
-use tokio::time::Instant;
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 mod consumer;
@@ -23,15 +21,10 @@ use consumer::Consumer;
 use events::Generator;
 
 use crate::ask::Connection;
-use crate::config;
-use crate::output;
 use crate::queue::Queue;
-use crate::relay;
-use crate::relay::Opened;
-use crate::relay::Signals;
-use crate::replay::client::Client;
-use crate::replay::client::Failure;
-use crate::replay::client::Retry;
+use crate::relay::{Opened, Signals};
+use crate::replay::client::{Client, Failure, Retry};
+use crate::{config, output, relay};
 
 /// The time between two batches. kube-apiserver sends at most ten batches per second
 /// (`--audit-webhook-batch-throttle-qps`).

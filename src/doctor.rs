@@ -44,12 +44,8 @@ use tokio::time::Instant;
 
 use address::Address;
 use compare::Comparison;
-use judge::Findings;
-use judge::Kind;
-use judge::Verdict;
-use sample::Apiservers;
-use sample::Relays;
-use sample::Source;
+use judge::{Findings, Kind, Verdict};
+use sample::{Apiservers, Relays, Source};
 
 use crate::ask::Target;
 use crate::telemetry;

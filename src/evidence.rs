@@ -28,10 +28,8 @@ pub(crate) mod recorder;
 mod store;
 mod witness;
 
-pub use layout::DIRECTORY;
-pub use layout::LineFile;
-pub use recorder::COMMIT_BYTES;
-pub use recorder::COMMIT_EVERY;
+pub use layout::{DIRECTORY, LineFile};
+pub use recorder::{COMMIT_BYTES, COMMIT_EVERY};
 pub use witness::AHEAD_MAX;
 
 use crate::release::Format;

@@ -15,35 +15,19 @@
 
 use std::io;
 use std::ops::Range;
-use std::path::Path;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
-use crate::audit::request::Reader;
-use crate::audit::request::Request;
-use crate::config;
+use crate::audit::request::{Reader, Request};
 use crate::config::Rejected;
-use crate::named_file;
-use crate::policy::FILE_BYTES_MAX;
-use crate::policy::Level;
-use crate::policy::Located;
-use crate::policy::Matcher;
-use crate::policy::Policy;
-use crate::policy::Problem;
-use crate::policy::Users;
+use crate::policy::{FILE_BYTES_MAX, Level, Located, Matcher, Policy, Problem, Users};
 use crate::position::Position;
-use crate::redact;
-use crate::redact::Annotations;
-use crate::redact::Change;
-use crate::redact::Done;
-use crate::redact::Redaction;
-use crate::shape::Bodies;
-use crate::shape::DataStream;
-use crate::shape::Form;
-use crate::shape::ManagedFields;
+use crate::redact::{Annotations, Change, Done, Redaction};
+use crate::shape::{Bodies, DataStream, Form, ManagedFields};
+use crate::{config, named_file, redact};
 
 mod seen;
 

@@ -23,8 +23,7 @@
 //! | 6 | `self` `output` | why a file cannot be carried over · servers |
 //! | 7 | `files` `route` `write` | files that are named · which frontend leads where · the new config |
 
-use std::collections::BTreeMap;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use thiserror::Error;
 
@@ -41,29 +40,18 @@ mod settings;
 mod words;
 mod write;
 
-use bind::Bind;
-use bind::is_variable;
-use files::CONSUMER;
-use files::Files;
-use files::LISTENER;
+use bind::{Bind, is_variable};
+use files::{CONSUMER, Files, LISTENER};
 use global::Global;
 use output::Output;
 use proxy::Proxy;
-use read::File;
-use read::Section;
-use report::Notes;
-use report::is_of_secret;
-use report::shown;
-use route::Fronts;
-use route::Route;
-use route::STATISTICS;
-use settings::Limits;
-use settings::Log;
+use read::{File, Section};
+use report::{Notes, is_of_secret, shown};
+use route::{Fronts, Route, STATISTICS};
+use settings::{Limits, Log};
 
 pub use judge::judge;
-pub use report::Finding;
-pub use report::Report;
-pub use report::Verdict;
+pub use report::{Finding, Report, Verdict};
 
 /// The options of a migration.
 #[derive(Debug, Clone, Copy, Default)]

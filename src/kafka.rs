@@ -9,19 +9,14 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rdkafka::client::Client;
-use rdkafka::client::ClientContext;
-use rdkafka::config::ClientConfig;
-use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::error::KafkaError;
-use rdkafka::error::RDKafkaErrorCode;
+use rdkafka::client::{Client, ClientContext};
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use tokio::sync::watch;
 
-use crate::config;
 use crate::config::SaslMechanism;
-use crate::named_file;
 use crate::telemetry::AttemptError;
-use crate::tls;
+use crate::{config, named_file, tls};
 
 /// The shortest timeout that librdkafka accepts for setting up a connection. For a request it would
 /// accept 10 ms, but both timeouts have the same bounds here.

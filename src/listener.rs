@@ -18,16 +18,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use tokio::net::TcpListener;
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-use crate::config;
-use crate::net;
-use crate::telemetry::ListenerMetrics;
-use crate::telemetry::RefusedConnection;
-use crate::telemetry::Telemetry;
+use crate::telemetry::{ListenerMetrics, RefusedConnection, Telemetry};
+use crate::{config, net};
 
 mod answer;
 mod auth;
@@ -48,11 +44,9 @@ pub use settings::Settings;
 pub use token::Token;
 
 use auth::Auth;
-use handshake::Handshake;
-use handshake::Refused;
+use handshake::{Handshake, Refused};
 use ingest::Ingest;
-use requests::Requests;
-use requests::Shared;
+use requests::{Requests, Shared};
 use session::Session;
 
 /// The pause after an error of `accept` that concerns more than one connection, such as too many

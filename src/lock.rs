@@ -1,8 +1,6 @@
 //! Locks that a panic of another thread does not poison.
 
-use std::sync::Mutex;
-use std::sync::MutexGuard;
-use std::sync::PoisonError;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Locks the mutex, even if a thread has panicked while it held the lock. The value behind the lock
 /// can still be used, because it is valid after each single change. Code that needs the thread

@@ -10,22 +10,15 @@
 //! read once, up to a limit, and as long as something comes ([`open_of_command`]).
 
 use std::collections::BTreeMap;
-use std::fs::File;
-use std::fs::FileType;
-use std::fs::OpenOptions;
+use std::fs::{File, FileType, OpenOptions};
 use std::io;
 use std::io::Read as _;
-use std::os::unix::fs::FileTypeExt as _;
-use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::Path;
-use std::path::PathBuf;
-use std::sync::Mutex;
-use std::sync::MutexGuard;
+use std::os::unix::fs::{FileTypeExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard};
 use std::time::Duration;
 
-use rustix::event::PollFd;
-use rustix::event::PollFlags;
-use rustix::event::Timespec;
+use rustix::event::{PollFd, PollFlags, Timespec};
 
 use crate::lock::lock;
 

@@ -2,17 +2,12 @@
 //! a protocol above TCP.
 
 use std::io;
-use std::net::SocketAddr;
-use std::net::ToSocketAddrs;
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::time::Duration;
 
-use socket2::SockRef;
-use socket2::TcpKeepalive;
-use tokio::net::TcpListener;
-use tokio::net::TcpSocket;
-use tokio::net::TcpStream;
-use tokio::time::Instant;
-use tokio::time::timeout_at;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::time::{Instant, timeout_at};
 
 mod unacknowledged;
 

@@ -33,8 +33,7 @@ use std::sync::Arc;
 
 use crate::config;
 use crate::config::OutputType;
-use crate::delivery::DeadLetters;
-use crate::delivery::Prepared;
+use crate::delivery::{DeadLetters, Prepared};
 use crate::telemetry::Telemetry;
 
 pub(crate) mod elasticsearch;
@@ -58,11 +57,9 @@ pub(crate) mod tcp;
 mod tokens;
 mod transport;
 
-pub use transport::encode::Encode;
-pub use transport::encode::Encoded;
+pub use transport::encode::{Encode, Encoded};
 
-use setup::Row;
-use setup::Setup;
+use setup::{Row, Setup};
 
 /// One row for each protocol that an output can speak (`http`, `tcp`, …), in the order in which the
 /// reference of the config lists them.

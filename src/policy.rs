@@ -26,21 +26,11 @@ mod rule;
 mod tests;
 mod users;
 
-pub use criteria::Criteria;
-pub use criteria::GroupResources;
-pub use criteria::Match;
-pub use criteria::Mistake;
-pub use criteria::Names;
-pub use criteria::Step;
+pub use criteria::{Criteria, GroupResources, Match, Mistake, Names, Step};
 pub use explain::Explanation;
-pub use matcher::Located;
-pub use matcher::Matcher;
+pub use matcher::{Located, Matcher};
 pub use read::FILE_BYTES_MAX;
-pub use rule::Decision;
-pub use rule::Level;
-pub use rule::RULES_MAX;
-pub use rule::Rule;
-pub use rule::Stage;
+pub use rule::{Decision, Level, RULES_MAX, Rule, Stage};
 pub use users::Users;
 
 pub use crate::yaml::Problem;

@@ -4,9 +4,7 @@
 //! or a file offset: those are plain `u64`.
 
 use std::fmt;
-use std::ops::Add;
-use std::ops::AddAssign;
-use std::ops::Sub;
+use std::ops::{Add, AddAssign, Sub};
 
 /// The number of an event: how many events were accepted before it. The first event of a queue has
 /// the position 0. A queue on disk keeps counting after a restart; a queue in memory begins with 0

@@ -3,9 +3,7 @@
 
 use std::io;
 
-use rustix::process::Resource;
-use rustix::process::getrlimit;
-use rustix::process::setrlimit;
+use rustix::process::{Resource, getrlimit, setrlimit};
 
 mod failures;
 pub mod restrict;

@@ -42,8 +42,7 @@ use bytes::Bytes;
 use crate::audit::LevelCounts;
 use crate::config;
 use crate::release::Format;
-use crate::telemetry::OutputMetrics;
-use crate::telemetry::Telemetry;
+use crate::telemetry::{OutputMetrics, Telemetry};
 
 mod claims;
 mod contract;
@@ -61,27 +60,12 @@ mod synced;
 mod tail;
 
 pub use crate::position::Position;
-pub use contract::Append;
-pub use contract::Backlog;
-pub use contract::Batch;
-pub use contract::Claim;
-pub use contract::Disposition;
-pub use contract::Fate;
-pub use contract::Fates;
-pub use contract::Finished;
-pub use contract::JoinError;
-pub use contract::Origin;
 pub(crate) use contract::Originals;
-pub use contract::Outcome;
-pub use contract::Redelivery;
-pub use contract::Refused;
-pub use contract::SentLine;
-pub use contract::Take;
-pub use contract::Ticket;
-pub use contract::is_list;
-pub use contract::lines;
-pub use disk::OpenError;
-pub use disk::make as make_directory;
+pub use contract::{
+    Append, Backlog, Batch, Claim, Disposition, Fate, Fates, Finished, JoinError, Origin, Outcome,
+    Redelivery, Refused, SentLine, Take, Ticket, is_list, lines,
+};
+pub use disk::{OpenError, make as make_directory};
 pub use identity::Identity;
 pub use notes::Notes;
 pub use outputs::Output;

@@ -42,21 +42,13 @@ mod web_token;
 
 pub use annotate::Annotations;
 pub use path::With;
-pub use redaction::Redaction;
-pub use redaction::is_secret;
-pub use redaction::secret_kinds;
+pub use redaction::{Redaction, is_secret, secret_kinds};
 pub use rule::Rule;
 
-use annotate::Addition;
-use annotate::TRUNCATED;
+use annotate::{Addition, TRUNCATED};
 use look::Look;
-use redaction::Bodies;
-use redaction::Plan;
-use walk::Edit;
-use walk::Removal;
-use walk::Walk;
-use walk::Why;
-use walk::Wish;
+use redaction::{Bodies, Plan};
+use walk::{Edit, Removal, Walk, Why, Wish};
 
 /// The changes that [`apply`] makes to one event, in the order of these fields.
 #[derive(Debug, Clone, Copy, Default)]

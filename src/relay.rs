@@ -29,8 +29,7 @@ use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
 
-use tokio::sync::mpsc;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 use crate::config::Config;
 use crate::process;
@@ -52,9 +51,7 @@ mod watch;
 pub use error::Error;
 pub use start::Opened;
 
-use drain::abandon;
-use drain::drain;
-use drain::tell_totals;
+use drain::{abandon, drain, tell_totals};
 use parts::Parts;
 use start::start;
 

@@ -18,16 +18,14 @@
 use std::collections::VecDeque;
 use std::num::NonZeroU32;
 use std::ops::RangeInclusive;
-use std::path::Path;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use tokio::sync::mpsc;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -42,11 +40,8 @@ mod resume;
 mod spool;
 mod wrapping;
 
-use client::Client;
-use client::Failed;
-use input::Batch;
-use input::Item;
-use input::Place;
+use client::{Client, Failed};
+use input::{Batch, Item, Place};
 use resume::State;
 use spool::Spool;
 

@@ -20,10 +20,8 @@ pub mod measured;
 pub mod metrics;
 pub mod plan;
 
-pub use load::Load;
-pub use load::Place;
-pub use plan::Figure;
-pub use plan::Plan;
+pub use load::{Load, Place};
+pub use plan::{Figure, Plan};
 
 #[cfg(test)]
 mod tests;

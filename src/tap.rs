@@ -27,10 +27,8 @@
 //! | 3 | `view` | one line, redacted and compared |
 
 use std::collections::VecDeque;
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::atomic::AtomicUsize;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -44,8 +42,7 @@ mod view;
 
 pub use condition::Conditions;
 pub use fields::Fields;
-pub use view::Looked;
-pub use view::View;
+pub use view::{Looked, View};
 
 /// The maximum number of taps that may be open at the same time. A tap takes [`ROOM_BYTES`] for
 /// copies and, in the worst case, 7 MiB more for what is being written: a few events of

@@ -18,9 +18,7 @@
 //! | 6 | `counting` `page` `reading` `reference` | calls that change several metrics · the page `/metrics` · values of `/status` · the page of all metrics |
 
 use std::sync::Arc;
-use std::time::Duration;
-use std::time::SystemTime;
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use metrics::Histogram;
 
@@ -43,50 +41,21 @@ mod refusals;
 mod registry;
 mod reports;
 
-pub use catalog::AcceptedMetrics;
-pub use catalog::BacklogMetrics;
-pub use catalog::BuildMetrics;
-pub use catalog::DroppedLetters;
-pub use catalog::EvidenceMetrics;
-pub use catalog::FateMetrics;
-pub use catalog::ListenerMetrics;
-pub use catalog::LostMetrics;
-pub use catalog::OutputMetrics;
-pub use catalog::QueueMetrics;
-pub use catalog::RefusingMetrics;
-pub use catalog::RejectionMetrics;
-pub use catalog::ReloadMetrics;
-pub use catalog::SettingMetrics;
-pub use catalog::SpoolMetrics;
-pub use catalog::TapMetrics;
-pub use catalog::WitnessMetrics;
+pub use catalog::{
+    AcceptedMetrics, BacklogMetrics, BuildMetrics, DroppedLetters, EvidenceMetrics, FateMetrics,
+    ListenerMetrics, LostMetrics, OutputMetrics, QueueMetrics, RefusingMetrics, RejectionMetrics,
+    ReloadMetrics, SettingMetrics, SpoolMetrics, TapMetrics, WitnessMetrics,
+};
 pub use declare::PREFIX;
-pub use labels::AttemptError;
-pub use labels::EvidenceError;
-pub use labels::RefusedConnection;
-pub use labels::Rejection;
-pub use labels::TlsFailure;
-pub use log::change_log;
-pub use log::dropped_lines;
-pub use log::end_log;
-pub use log::start_log;
+pub use labels::{AttemptError, EvidenceError, RefusedConnection, Rejection, TlsFailure};
+pub use log::{change_log, dropped_lines, end_log, start_log};
 pub use memory::limit as memory_limit;
-pub use reading::Certificate;
-pub use reading::Outcome;
-pub use recent::Quantiles;
-pub use recent::RecentTimes;
+pub use reading::{Certificate, Outcome};
+pub use recent::{Quantiles, RecentTimes};
 pub use reference::reference;
-pub use refusals::LastRejected;
-pub use refusals::LastTlsFailure;
-pub use refusals::Refusals;
-pub use registry::Counter;
-pub use registry::Gauge;
-pub use reports::Cause;
-pub use reports::Loss;
-pub use reports::Losses;
-pub use reports::LostAs;
-pub use reports::Reports;
-pub use reports::State;
+pub use refusals::{LastRejected, LastTlsFailure, Refusals};
+pub use registry::{Counter, Gauge};
+pub use reports::{Cause, Loss, Losses, LostAs, Reports, State};
 
 /// All metrics of one relay, and its notes for the log. The relay owns this value. Its functions
 /// return handles, which are cheap to clone. Two calls with the same labels return handles of the

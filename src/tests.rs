@@ -1,8 +1,7 @@
 //! Helpers for the unit tests of several modules, and of the crates in `crates/`, which read this
 //! file too.
 
-use std::path::Path;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::SystemTime;
 

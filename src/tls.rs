@@ -7,31 +7,21 @@
 mod verify;
 
 use std::io;
-use std::path::Path;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use rustls::CertificateError;
-use rustls::ClientConfig;
-use rustls::InvalidMessage;
-use rustls::OtherError;
-use rustls::RootCertStore;
-use rustls::ServerConfig;
-use rustls::SupportedProtocolVersion;
 use rustls::client::WebPkiServerVerifier;
 use rustls::crypto::CryptoProvider;
 use rustls::server::WebPkiClientVerifier;
-use rustls_pki_types::CertificateDer;
-use rustls_pki_types::PrivateKeyDer;
-use rustls_pki_types::ServerName;
-use rustls_pki_types::UnixTime;
+use rustls::{
+    CertificateError, ClientConfig, InvalidMessage, OtherError, RootCertStore, ServerConfig,
+    SupportedProtocolVersion,
+};
 use rustls_pki_types::pem::PemObject;
-use verify::Clients;
-use verify::Servers;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+use verify::{Clients, Servers};
 
-use crate::config::ClientTls;
-use crate::config::ListenerTls;
-use crate::config::TlsVersion;
+use crate::config::{ClientTls, ListenerTls, TlsVersion};
 use crate::named_file;
 
 /// The reason why no TLS settings could be made from the configured files.

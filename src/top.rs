@@ -17,10 +17,8 @@ mod screen;
 mod view;
 mod volume;
 
-pub use screen::draw;
-pub use screen::height;
-pub use view::Key;
-pub use view::View;
+pub use screen::{draw, height};
+pub use view::{Key, View};
 pub use volume::table;
 
 #[cfg(test)]

@@ -19,12 +19,10 @@
 
 use std::collections::BTreeSet;
 use std::io;
-use std::path::Path;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::evidence::DIRECTORY;
-use crate::evidence::reader::Directory;
-use crate::evidence::reader::Log;
+use crate::evidence::reader::{Directory, Log};
 use crate::queue::disk;
 
 mod bounds;
@@ -47,16 +45,12 @@ mod stored;
 mod tests;
 mod witnesses;
 
-use events::Compared;
-use events::Left;
+use events::{Compared, Left};
 use history::History;
 use live::Deadline;
-use log::Check;
-use log::Ending;
-use log::Entries;
+use log::{Check, Ending, Entries};
 pub use published::published;
-use queue::Places;
-use queue::Queue;
+use queue::{Places, Queue};
 use report::Report;
 pub use request::Request;
 use store::Store;

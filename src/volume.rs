@@ -35,8 +35,7 @@
 //! | 4 | `summary` | the heaviest names, and the most of others |
 //! | 5 | `slices` | an hour and a day, in slices |
 
-use std::sync::Arc;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use tokio::time::Instant;
 

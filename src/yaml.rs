@@ -9,11 +9,7 @@
 use std::collections::HashMap;
 use std::fmt;
 
-use saphyr_parser::Event;
-use saphyr_parser::Marker;
-use saphyr_parser::Parser;
-use saphyr_parser::ScalarStyle;
-use saphyr_parser::Tag;
+use saphyr_parser::{Event, Marker, Parser, ScalarStyle, Tag};
 
 /// The deepest nesting of lists and maps. An audit policy needs six levels.
 const DEPTH_MAX: usize = 64;

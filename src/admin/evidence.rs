@@ -5,17 +5,13 @@ use std::path::Path;
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::Response;
-use hyper::StatusCode;
-use hyper::header;
 use hyper::header::HeaderValue;
+use hyper::{Response, StatusCode, header};
 
 use super::text;
-use crate::evidence::reader::Directory;
-use crate::evidence::reader::Files as _;
+use crate::evidence::reader::{Directory, Files as _};
 use crate::tlog::note::NOTE_BYTES_MAX;
-use crate::tlog::tile::CHECKPOINT;
-use crate::tlog::tile::Tile;
+use crate::tlog::tile::{CHECKPOINT, Tile};
 
 /// The beginning of the paths of the log.
 pub(super) const PREFIX: &str = "/evidence/";

@@ -6,14 +6,12 @@
 //! has 6: with 20 outputs that is 369 kB, and with 200 outputs 3.5 MB. An output that leaves the
 //! config leaves the history too.
 
-use std::collections::BTreeMap;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::RangeInclusive;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use serde::Serialize;
-use serde::Serializer;
+use serde::{Serialize, Serializer};
 use tokio::time::Instant;
 
 use super::all_dropped::AllDropped;

@@ -8,14 +8,11 @@ use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::Response;
-use hyper::header;
 use hyper::header::HeaderValue;
+use hyper::{Response, header};
 use ring::digest;
 
-use crate::status::thresholds::ALL_DROPPED;
-use crate::status::thresholds::MEMORY_NEARLY_USED;
-use crate::status::thresholds::QUEUE_NEARLY_FULL;
+use crate::status::thresholds::{ALL_DROPPED, MEMORY_NEARLY_USED, QUEUE_NEARLY_FULL};
 
 static PAGE: LazyLock<String> = LazyLock::new(|| {
     let thresholds = format!(

@@ -7,8 +7,7 @@
 //! at once is always answered. A scraper whose kept connection was closed connects again.
 
 use std::collections::HashMap;
-use std::sync::Arc;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;

@@ -7,19 +7,12 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::Response;
-use hyper::StatusCode;
-use tokio::time::Instant;
-use tokio::time::MissedTickBehavior;
+use hyper::{Response, StatusCode};
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
-use super::Admin;
-use super::Output;
-use super::history::OutputSample;
-use super::history::STEP;
-use super::history::Sample;
-use super::json;
-use super::text;
+use super::history::{OutputSample, STEP, Sample};
+use super::{Admin, Output, json, text};
 use crate::telemetry;
 use crate::telemetry::Rejection;
 

@@ -5,34 +5,22 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use serde::Deserialize;
-use serde_json::Value;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::Admin;
-use super::Listener;
-use super::Output;
 use super::history::LastMinute;
+use super::{Admin, Listener, Output};
 use crate::config::Restrict;
-use crate::delivery::AddressState;
-use crate::delivery::ParkedEvents;
+use crate::delivery::{AddressState, ParkedEvents};
 use crate::lock::lock;
 use crate::process::restrict;
-use crate::queue::Backlog;
-use crate::queue::Queue;
-use crate::release;
-use crate::source;
-use crate::status::Status;
+use crate::queue::{Backlog, Queue};
 use crate::status::thresholds::held;
-use crate::status::verdict;
-use crate::telemetry;
-use crate::telemetry::Certificate;
-use crate::telemetry::Counter;
-use crate::telemetry::Gauge;
-use crate::telemetry::LastRejected;
-use crate::telemetry::LastTlsFailure;
-use crate::telemetry::Quantiles;
-use crate::telemetry::ReloadMetrics;
+use crate::status::{Status, verdict};
+use crate::telemetry::{
+    Certificate, Counter, Gauge, LastRejected, LastTlsFailure, Quantiles, ReloadMetrics,
+};
+use crate::{release, source, telemetry};
 
 impl Admin {
     /// Returns the page `/status`, with the relay's judgement of the other fields.

@@ -10,48 +10,28 @@
 
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::task::Context;
-use std::task::Poll;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::Either;
-use http_body_util::Full;
-use hyper::Method;
-use hyper::Request;
-use hyper::Response;
-use hyper::StatusCode;
-use hyper::body::Body;
-use hyper::body::Frame;
-use hyper::body::Incoming;
-use hyper::header;
+use http_body_util::{Either, Full};
+use hyper::body::{Body, Frame, Incoming};
 use hyper::header::HeaderValue;
+use hyper::{Method, Request, Response, StatusCode, header};
 use serde_json::json;
 use tokio::sync::mpsc;
-use tokio::time::Instant;
-use tokio::time::MissedTickBehavior;
+use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use super::believed;
-use super::for_now;
-use super::text;
+use super::{believed, for_now, text};
 use crate::listener::Token;
 use crate::lock::lock;
-use crate::tap::Allowance;
-use crate::tap::BYTES_PER_SECOND;
-use crate::tap::Conditions;
-use crate::tap::EVENT_BYTES_MAX;
-use crate::tap::LINES_PER_SECOND;
-use crate::tap::Line;
-use crate::tap::Looked;
-use crate::tap::Skipped;
-use crate::tap::TAPS_MAX;
-use crate::tap::Tap;
-use crate::tap::Taps;
-use crate::tap::View;
+use crate::tap::{
+    Allowance, BYTES_PER_SECOND, Conditions, EVENT_BYTES_MAX, LINES_PER_SECOND, Line, Looked,
+    Skipped, TAPS_MAX, Tap, Taps, View,
+};
 use crate::words::escape;
 
 /// The path of the route.

@@ -8,25 +8,12 @@ use std::sync::Arc;
 
 use clap::Args;
 
-use super::ConfigFile;
-use super::FAILED;
-use super::WRONG;
-use super::in_time;
-use super::read;
-use super::report;
-use super::runtime;
-use super::wrong;
-use crate::check;
-use crate::config;
-use crate::config::Checked;
-use crate::config::Config;
-use crate::config::Severity;
+use super::{ConfigFile, FAILED, WRONG, in_time, read, report, runtime, wrong};
+use crate::config::{Checked, Config, Severity};
 use crate::delivery::DeadLetters;
-use crate::filter;
-use crate::named_file;
-use crate::output;
 use crate::source::Sources;
 use crate::telemetry::Telemetry;
+use crate::{check, config, filter, named_file, output};
 
 mod summary;
 

@@ -5,24 +5,14 @@ use std::io::IsTerminal;
 use std::time::Duration;
 
 use clap::Args;
-use indicatif::HumanBytes;
-use indicatif::HumanCount;
-use indicatif::ProgressBar;
-use indicatif::ProgressDrawTarget;
-use indicatif::ProgressStyle;
+use indicatif::{HumanBytes, HumanCount, ProgressBar, ProgressDrawTarget, ProgressStyle};
 use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::FAILED;
-use super::Heard;
-use super::failed;
-use super::print;
-use super::runtime;
+use super::{FAILED, Heard, failed, print, runtime};
 use crate::demo;
-use crate::demo::Figures;
-use crate::demo::Phase;
-use crate::demo::Summary;
+use crate::demo::{Figures, Phase, Summary};
 
 /// The time between two drawings of the progress line if stdout is a terminal.
 const DRAW: Duration = Duration::from_millis(200);

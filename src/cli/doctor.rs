@@ -1,23 +1,17 @@
 //! The command `doctor`: its arguments, and its result as text or JSON.
 
-use std::path::Path;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
 
-use super::healthcheck;
-use super::input;
-use super::interval;
-use super::print;
+use super::{healthcheck, input, interval, print};
 use crate::ask::Target;
 use crate::doctor;
-use crate::doctor::Plan;
-use crate::doctor::credentials;
 use crate::doctor::judge::Kind;
 use crate::doctor::kubeconfig::Kubeconfig;
 use crate::doctor::sample::Source;
-use crate::doctor::screen;
+use crate::doctor::{Plan, credentials, screen};
 
 /// The exit status if events are lost.
 const LOST: u8 = 1;

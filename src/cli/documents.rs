@@ -5,8 +5,7 @@ use std::path::Path;
 use clap::Command;
 use clap_complete::Shell;
 
-use super::failed;
-use super::print;
+use super::{failed, print};
 
 /// The name of the program in completions and man pages. It does not change if the program file is
 /// renamed.

@@ -12,8 +12,7 @@ use serde_json::Value;
 use tokio::time::Instant;
 use url::Url;
 
-use super::failed;
-use super::healthcheck;
+use super::{failed, healthcheck};
 use crate::words::escape;
 
 /// The shortest time for which the command waits, even if the relay holds no events. A pod that is

@@ -1,29 +1,19 @@
 //! The commands `evidence keygen`, `show`, `prove`, `copy` and `verify`.
 
-use std::fs;
-use std::io;
-use std::io::BufWriter;
-use std::io::Write;
+use std::io::{BufWriter, Write};
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::Path;
-use std::path::PathBuf;
-use std::time::Duration;
-use std::time::UNIX_EPOCH;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, UNIX_EPOCH};
+use std::{fs, io};
 
 use clap::Subcommand;
 
-use super::FAILED;
-use super::WRONG;
-use super::input;
-use super::print;
+use super::{FAILED, WRONG, input, print};
 use crate::audit::time::rfc3339;
 use crate::evidence::entry::Entry;
-use crate::evidence::reader::Directory;
-use crate::evidence::reader::Log;
-use crate::evidence::reader::ReadError;
+use crate::evidence::reader::{Directory, Log, ReadError};
 use crate::tlog::key::SigningKey;
-use crate::tlog::merkle::Hash;
-use crate::tlog::merkle::inclusion;
+use crate::tlog::merkle::{Hash, inclusion};
 use crate::tlog::proof::Proof;
 use crate::words::escape;
 

@@ -2,23 +2,14 @@
 //! has, and exits with 0 if the answer is 200. It is meant for images without a shell. It says
 //! which address it asked, and what the answer was; all of this goes to stderr.
 
-use std::net::IpAddr;
-use std::net::Ipv4Addr;
-use std::net::Ipv6Addr;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
-use hyper::Method;
-use hyper::StatusCode;
-use url::Position;
-use url::Url;
+use hyper::{Method, StatusCode};
+use url::{Position, Url};
 
-use super::FAILED;
-use super::WRONG;
-use super::failed;
-use super::read;
-use super::wrong;
+use super::{FAILED, WRONG, failed, read, wrong};
 use crate::ask::Target;
 use crate::config;
 

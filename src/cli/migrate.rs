@@ -1,20 +1,13 @@
 //! The command `migrate haproxy`: prints the config to standard output, and the report about what
 //! was not carried over to standard error as well.
 
-use std::path::Path;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
 
-use super::cannot_read;
-use super::print;
-use super::read_input;
-use super::wrong;
+use super::{cannot_read, print, read_input, wrong};
 use crate::haproxy;
-use crate::haproxy::Finding;
-use crate::haproxy::Migrated;
-use crate::haproxy::Options;
-use crate::haproxy::Verdict;
+use crate::haproxy::{Finding, Migrated, Options, Verdict};
 
 /// The greatest size of a haproxy.cfg in bytes. A file that people write is far smaller.
 const FILE_BYTES_MAX: u64 = 16 << 20;

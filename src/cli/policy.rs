@@ -2,22 +2,16 @@
 //! an event, why no rule before it does, and what happens to the event.
 
 use std::fmt::Write as _;
-use std::path::Path;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Subcommand;
 
-use super::WRONG;
-use super::cannot_read;
-use super::print;
-use super::read_input;
-use crate::audit;
-use crate::audit::request::Request;
-use crate::audit::request::request;
+use super::{WRONG, cannot_read, print, read_input};
+use crate::audit::request::{Request, request};
 use crate::audit::scan;
-use crate::filter;
 use crate::policy::Policy;
 use crate::words::escape;
+use crate::{audit, filter};
 
 mod cost;
 

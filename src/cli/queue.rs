@@ -2,29 +2,16 @@
 //! queue to people and scripts.
 
 use std::io;
-use std::io::BufWriter;
-use std::io::IsTerminal;
-use std::io::Write;
-use std::path::Path;
-use std::path::PathBuf;
+use std::io::{BufWriter, IsTerminal, Write};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Subcommand;
-use serde_json::Value;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::FAILED;
-use super::WRONG;
-use super::input;
-use super::print;
-use super::table;
-use crate::queue::inspect::Directory;
-use crate::queue::inspect::Error;
-use crate::queue::inspect::Seen;
-use crate::queue::inspect::Summary;
-use crate::queue::inspect::Verdict;
-use crate::queue::inspect::printable;
+use super::{FAILED, WRONG, input, print, table};
+use crate::queue::inspect::{Directory, Error, Seen, Summary, Verdict, printable};
 
 /// The size in bytes of the buffer for standard output.
 const BUFFER: usize = 256 << 10;

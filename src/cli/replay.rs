@@ -2,49 +2,25 @@
 
 use std::io::Read as _;
 use std::num::NonZeroU32;
-use std::path::Path;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use clap::Args;
-use clap::ValueEnum;
-use indicatif::HumanBytes;
-use indicatif::HumanCount;
-use indicatif::HumanDuration;
-use indicatif::ProgressBar;
-use indicatif::ProgressStyle;
-use tokio::sync::mpsc;
-use tokio::sync::watch;
+use clap::{Args, ValueEnum};
+use indicatif::{HumanBytes, HumanCount, HumanDuration, ProgressBar, ProgressStyle};
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::Heard;
-use super::failed;
-use super::healthcheck;
-use super::input;
-use super::print;
-use super::runtime;
-use super::shown;
-use crate::config;
+use super::{Heard, failed, healthcheck, input, print, runtime, shown};
 use crate::config::ClientTls;
-use crate::replay::Note;
-use crate::replay::OnBadLine;
-use crate::replay::Progress;
-use crate::replay::Replay;
-use crate::replay::Replayed;
-use crate::replay::Settings;
-use crate::replay::Span;
-use crate::replay::Stopped;
-use crate::replay::To;
-use crate::replay::Unit;
-use crate::replay::client::Client;
-use crate::replay::client::Failed;
-use crate::replay::client::Retry;
-use crate::replay::packing::MAGIC_BYTES;
-use crate::replay::packing::Packing;
-use crate::tls;
+use crate::replay::client::{Client, Failed, Retry};
+use crate::replay::packing::{MAGIC_BYTES, Packing};
+use crate::replay::{
+    Note, OnBadLine, Progress, Replay, Replayed, Settings, Span, Stopped, To, Unit,
+};
 use crate::words::escape;
+use crate::{config, tls};
 
 /// The time between two updates of the displayed progress.
 const LOOK: Duration = Duration::from_millis(200);

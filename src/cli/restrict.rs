@@ -1,17 +1,13 @@
 //! What `run` does before it starts a thread: it makes the directories that the relay writes to,
 //! and restricts the process to the files that the relay needs.
 
-use std::path::Path;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::in_time;
-use crate::config::Config;
-use crate::config::Restrict;
+use crate::config::{Config, Restrict};
 use crate::process::restrict;
-use crate::process::restrict::Opened;
-use crate::process::restrict::State;
-use crate::queue::OpenError;
-use crate::queue::make_directory;
+use crate::process::restrict::{Opened, State};
+use crate::queue::{OpenError, make_directory};
 use crate::relay::Error;
 
 /// Restricts this thread, and those that it makes later, as `process.restrict` says. `file` is the

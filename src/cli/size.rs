@@ -3,36 +3,19 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::Args;
-use clap::ValueEnum;
-use serde_json::Value;
-use serde_json::json;
+use clap::{Args, ValueEnum};
+use serde_json::{Value, json};
 
-use super::failed;
-use super::healthcheck;
-use super::input;
-use super::interval;
-use super::print;
-use super::table;
-use super::wrong;
+use super::{failed, healthcheck, input, interval, print, table, wrong};
 use crate::ask::Target;
 use crate::config;
-use crate::doctor::Plan as Sources;
-use crate::doctor::credentials;
 use crate::doctor::kubeconfig::Kubeconfig;
 use crate::doctor::sample::Source;
-use crate::size::Load;
-use crate::size::Place;
-use crate::size::Plan;
-use crate::size::load::EVENT_BYTES_MAX;
-use crate::size::load::EVENTS_PER_SECOND_MAX;
-use crate::size::load::EVENTS_PER_SECOND_MIN;
-use crate::size::measured;
-use crate::size::metrics;
-use crate::size::metrics::Kind;
-use crate::size::metrics::Running;
-use crate::size::plan::number;
-use crate::size::plan::time;
+use crate::doctor::{Plan as Sources, credentials};
+use crate::size::load::{EVENT_BYTES_MAX, EVENTS_PER_SECOND_MAX, EVENTS_PER_SECOND_MIN};
+use crate::size::metrics::{Kind, Running};
+use crate::size::plan::{number, time};
+use crate::size::{Load, Place, Plan, measured, metrics};
 
 /// The mean size of an event if only kube-apiserver was asked, which does not count bytes: that of
 /// the writes of a verbose policy, the largest mean of the recorded batches.

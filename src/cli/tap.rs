@@ -5,39 +5,24 @@
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
-use std::io::IsTerminal as _;
-use std::io::Write as _;
-use std::path::Path;
-use std::path::PathBuf;
+use std::io::{IsTerminal as _, Write as _};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::Args;
-use clap::ValueEnum;
-use hyper::Method;
-use hyper::StatusCode;
-use serde::Deserialize;
-use serde::Serialize;
+use clap::{Args, ValueEnum};
+use hyper::{Method, StatusCode};
+use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
-use tokio::sync::mpsc;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use url::Position;
 
-use super::cannot_read;
-use super::failed;
-use super::healthcheck;
-use super::read;
-use super::wrong;
-use crate::ask;
-use crate::ask::Reply;
-use crate::ask::Target;
-use crate::audit;
+use super::{cannot_read, failed, healthcheck, read, wrong};
+use crate::ask::{Reply, Target};
 use crate::audit::time;
-use crate::config;
-use crate::tap::Conditions;
-use crate::tap::Fields;
-use crate::words::escape;
-use crate::words::grouped;
+use crate::tap::{Conditions, Fields};
+use crate::words::{escape, grouped};
+use crate::{ask, audit, config};
 
 /// The time limit for the connection and the head of the response together.
 const ANSWER: Duration = Duration::from_secs(10);

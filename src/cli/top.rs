@@ -14,34 +14,22 @@ use std::time::Duration;
 
 use clap::Args;
 use hyper::StatusCode;
-use ratatui::DefaultTerminal;
-use ratatui::Terminal;
 use ratatui::backend::TestBackend;
 use ratatui::buffer::Buffer;
 use ratatui::crossterm::event;
-use ratatui::crossterm::event::Event;
-use ratatui::crossterm::event::KeyCode;
-use ratatui::crossterm::event::KeyEvent;
-use ratatui::crossterm::event::KeyEventKind;
-use ratatui::crossterm::event::KeyModifiers;
+use ratatui::crossterm::event::{Event, KeyCode, KeyEvent, KeyEventKind, KeyModifiers};
+use ratatui::{DefaultTerminal, Terminal};
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
-use super::Heard;
-use super::failed;
-use super::healthcheck;
-use super::print;
-use crate::config;
-use crate::status::History;
-use crate::status::Status;
-use crate::top;
-use crate::top::Key;
-use crate::top::View;
-use crate::volume::report::DIMENSIONS;
-use crate::volume::report::Report;
+use super::{Heard, failed, healthcheck, print};
+use crate::status::{History, Status};
+use crate::top::{Key, View};
+use crate::volume::report::{DIMENSIONS, Report};
 use crate::words::escape;
+use crate::{config, top};
 
 /// The greatest number of bytes in a response of the relay. A history of 200 outputs has 6 MiB.
 const ANSWER_MAX: usize = 16 << 20;

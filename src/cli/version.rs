@@ -2,12 +2,8 @@
 
 use std::sync::LazyLock;
 
-use crate::delivery;
-use crate::evidence;
-use crate::queue;
-use crate::release;
 use crate::release::Format;
-use crate::replay;
+use crate::{delivery, evidence, queue, release, replay};
 
 /// Returns the text after the program's name: version, revision, features, and for each format of
 /// files the versions that this program reads and the one that it writes. A line has the form

@@ -5,15 +5,10 @@ use std::path::Path;
 
 use clap::Args;
 
-use super::failed;
-use super::healthcheck;
-use super::print;
 use super::top::get;
-use super::wrong;
+use super::{failed, healthcheck, print, wrong};
 use crate::top;
-use crate::volume::report::DIMENSIONS;
-use crate::volume::report::Report;
-use crate::volume::report::SPANS;
+use crate::volume::report::{DIMENSIONS, Report, SPANS};
 use crate::words::escape;
 
 #[derive(Args)]

@@ -3,13 +3,11 @@
 use std::path::PathBuf;
 
 use super::delivery::Rejected;
-use super::output;
 use super::problem::Severity;
-use super::queue;
 use super::reader::Context;
-use super::table::Table;
-use super::table::optional;
+use super::table::{Table, optional};
 use super::values::MIB;
+use super::{output, queue};
 
 /// The smallest allowed `dead_letter.max_bytes`. An event that is longer than `max_bytes` cannot be
 /// kept in the dead-letter files at all, and one event can have several hundred KiB.

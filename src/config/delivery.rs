@@ -5,11 +5,7 @@ use std::ops::Bound;
 use std::time::Duration;
 
 use super::table::Table;
-use super::values::BatchBytes;
-use super::values::TIME_MIN;
-use super::values::millis;
-use super::values::secs;
-use super::values::unless_zero;
+use super::values::{BatchBytes, TIME_MIN, millis, secs, unless_zero};
 
 /// The settings of `[output.retry]`: how long an output waits before it tries again to send.
 #[derive(Debug, Clone, PartialEq)]

@@ -5,17 +5,11 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::problem::Content;
-use super::queue;
 use super::reader::Context;
-use super::table::Table;
-use super::table::optional;
-use super::table::required;
-use super::values;
-use super::values::MIB;
-use super::values::secs;
-use crate::tlog::key::Kind;
-use crate::tlog::key::VerifierKey;
-use crate::tlog::key::check_name;
+use super::table::{Table, optional, required};
+use super::values::{MIB, secs};
+use super::{queue, values};
+use crate::tlog::key::{Kind, VerifierKey, check_name};
 
 /// The settings of the section `[evidence]`.
 #[derive(Debug, Clone, PartialEq, Eq)]

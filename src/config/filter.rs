@@ -7,32 +7,13 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::problem::Content;
-use super::problem::Severity;
-use super::table::TABLE;
-use super::table::Table;
-use super::table::Tables;
-use super::table::derived;
-use super::table::optional;
-use super::table::required;
-use super::table::whole;
-use super::values::MIB;
-use super::values::secs;
-use crate::policy::Criteria;
-use crate::policy::GroupResources;
-use crate::policy::Match;
-use crate::policy::Mistake;
-use crate::policy::Names;
-use crate::policy::RULES_MAX;
-use crate::policy::Step;
+use super::problem::{Content, Severity};
+use super::table::{TABLE, Table, Tables, derived, optional, required, whole};
+use super::values::{MIB, secs};
+use crate::policy::{Criteria, GroupResources, Match, Mistake, Names, RULES_MAX, Step};
 use crate::redact;
-use crate::redact::Redaction;
-use crate::redact::With;
-use crate::shape::Bodies;
-use crate::shape::DataStream;
-use crate::shape::Form;
-use crate::shape::ManagedFields;
-use crate::shape::Shape;
+use crate::redact::{Redaction, With};
+use crate::shape::{Bodies, DataStream, Form, ManagedFields, Shape};
 
 /// The smallest allowed `max_event_bytes`. An event can still have this many bytes after its bodies
 /// (`requestObject` and `responseObject`) were removed.

@@ -3,20 +3,13 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-use url::Host;
-use url::Url;
+use url::{Host, Url};
 
 use super::compression::Compression;
-use super::problem::Content;
-use super::problem::Severity;
+use super::problem::{Content, Severity};
 use super::stream::Strategy;
-use super::table::TABLE;
-use super::table::Table;
-use super::table::optional;
-use super::table::required;
-use super::table::whole;
-use super::targets::PROXY;
-use super::targets::Target;
+use super::table::{TABLE, Table, optional, required, whole};
+use super::targets::{PROXY, Target};
 use super::template::Template;
 use super::tls::ClientTls;
 use super::values;

@@ -6,11 +6,7 @@
 use std::path::PathBuf;
 
 use super::problem::Content;
-use super::table::TABLE;
-use super::table::Table;
-use super::table::optional;
-use super::table::required;
-use super::table::whole;
+use super::table::{TABLE, Table, optional, required, whole};
 use super::targets::Target;
 use super::template::Template;
 use super::tls::ClientTls;

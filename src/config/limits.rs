@@ -4,17 +4,10 @@ use std::time::Duration;
 
 use super::problem::Severity;
 use super::queue;
-use super::queue::BATCH_OVERHEAD;
-use super::queue::Queue;
+use super::queue::{BATCH_OVERHEAD, Queue};
 use super::reader::Context;
-use super::table::Table;
-use super::table::derived;
-use super::values::KIB;
-use super::values::MIB;
-use super::values::ROOM_MIN;
-use super::values::TIME_MIN;
-use super::values::secs;
-use super::values::unless_zero;
+use super::table::{Table, derived};
+use super::values::{KIB, MIB, ROOM_MIN, TIME_MIN, secs, unless_zero};
 
 /// The largest allowed `max_connections`. No process can have more sockets than this, because
 /// `fs.nr_open` is 1,048,576 by default.

@@ -5,14 +5,9 @@ use std::path::PathBuf;
 
 use super::problem::Content;
 use super::reader::Context;
-use super::table::TABLE;
-use super::table::Table;
-use super::table::optional;
-use super::table::required;
-use super::table::whole;
-use super::tls;
+use super::table::{TABLE, Table, optional, required, whole};
 use super::tls::TlsVersion;
-use super::values;
+use super::{tls, values};
 
 /// The settings of one `[[listener]]`: an address at which the relay accepts requests.
 #[derive(Debug, Clone, PartialEq)]

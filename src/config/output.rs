@@ -2,24 +2,15 @@
 
 use std::time::Duration;
 
-use super::delivery;
-use super::delivery::BatchLimits;
-use super::delivery::Rejected;
-use super::delivery::Retry;
-use super::delivery::Timeouts;
-use super::filter;
-use super::filter::Filter;
-use super::filter::Section;
+use super::delivery::{BatchLimits, Rejected, Retry, Timeouts};
+use super::filter::{Filter, Section};
 use super::problem::Severity;
-use super::protocol::OutputKind;
-use super::protocol::OutputType;
-use super::reader::Context;
-use super::reader::Entry;
-use super::table::Table;
-use super::table::required;
+use super::protocol::{OutputKind, OutputType};
+use super::reader::{Context, Entry};
+use super::table::{Table, required};
 use super::targets::Target;
-use super::values;
 use super::values::BatchBytes;
+use super::{delivery, filter, values};
 
 /// The message about checkpoints on an output that can't carry them.
 const NO_PLACE: &str = "is true, and this output has no place for a checkpoint, allowed: with type \

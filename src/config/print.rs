@@ -1,7 +1,6 @@
 //! Printing of the effective config and of the reference.
 
-use super::reader::Entry;
-use super::reader::Item;
+use super::reader::{Entry, Item};
 
 /// Returns the config as TOML with every default filled in. A `${…}` in a string is printed as the
 /// file has it, not expanded.

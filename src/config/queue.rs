@@ -3,17 +3,10 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::output;
 use super::reader::Context;
-use super::table::Table;
-use super::table::derived;
-use super::table::optional;
-use super::values;
-use super::values::KIB;
-use super::values::MIB;
-use super::values::ROOM_MIN;
-use super::values::TIME_MIN;
-use super::values::secs;
+use super::table::{Table, derived, optional};
+use super::values::{KIB, MIB, ROOM_MIN, TIME_MIN, secs};
+use super::{output, values};
 
 /// The bytes that the queue counts for each batch in addition to the bytes of the events in the
 /// batch. They stand for what the queue itself stores about the batch.

@@ -3,29 +3,18 @@
 //! `table.rs` has the tables and the declarations of their keys; `print.rs` prints the items that a
 //! reading leaves. No key is named in these three files.
 
-use std::cell::Cell;
-use std::cell::RefCell;
-use std::collections::BTreeMap;
-use std::collections::BTreeSet;
+use std::cell::{Cell, RefCell};
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
 use std::ops::RangeBounds as _;
-use std::path::Path;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use toml::de::DeTable;
-use toml::de::DeValue;
+use toml::de::{DeTable, DeValue};
 
-use super::literal::bare_or_quoted;
-use super::literal::cut;
-use super::literal::quoted;
-use super::literal::shown;
-use super::problem::Content;
-use super::problem::Named;
-use super::problem::Problem;
-use super::problem::Severity;
-use super::template::ExpandError;
-use super::template::Template;
+use super::literal::{bare_or_quoted, cut, quoted, shown};
+use super::problem::{Content, Named, Problem, Severity};
+use super::template::{ExpandError, Template};
 use super::values;
 use super::values::Range;
 use crate::named_file;

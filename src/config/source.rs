@@ -3,16 +3,11 @@
 use std::time::Duration;
 
 use super::kafka::Kafka;
-use super::queue;
-use super::queue::Acknowledge;
-use super::queue::Queue;
+use super::queue::{Acknowledge, Queue};
 use super::reader::Context;
-use super::table::Table;
-use super::table::required;
-use super::values;
-use super::values::MIB;
-use super::values::ROOM_MIN;
-use super::values::secs;
+use super::table::{Table, required};
+use super::values::{MIB, ROOM_MIN, secs};
+use super::{queue, values};
 
 /// The settings of one `[[source]]`.
 #[derive(Debug, Clone, PartialEq)]

@@ -14,31 +14,17 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use toml::Spanned;
-use toml::de::DeTable;
-use toml::de::DeValue;
+use toml::de::{DeTable, DeValue};
 
-use super::literal::bare_or_quoted;
-use super::literal::literal;
-use super::literal::quoted;
-use super::problem::Content;
-use super::problem::Severity;
-use super::reader::Context;
-use super::reader::Entry;
-use super::reader::Found;
-use super::reader::Item;
-use super::reader::Read;
-use super::reader::Wrong;
-use super::reader::other_type;
-use super::reader::read_count;
-use super::reader::read_flag;
-use super::reader::read_number;
-use super::reader::read_size;
-use super::reader::read_time;
-use super::reader::within;
+use super::literal::{bare_or_quoted, literal, quoted};
+use super::problem::{Content, Severity};
+use super::reader::{
+    Context, Entry, Found, Item, Read, Wrong, other_type, read_count, read_flag, read_number,
+    read_size, read_time, within,
+};
 use super::template::Template;
 use super::values;
-use super::values::Range;
-use super::values::bounds;
+use super::values::{Range, bounds};
 use crate::words::nearest;
 
 /// The declaration of a config key: its name, the kind of its values, its default and its meaning,

@@ -3,13 +3,9 @@
 //!
 //! Nothing is resolved or connected: a name is compared as it is written.
 
-use std::net::IpAddr;
-use std::net::Ipv4Addr;
-use std::net::SocketAddr;
-use std::net::UdpSocket;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 
-use url::Host;
-use url::Url;
+use url::{Host, Url};
 
 use super::problem::Severity;
 use super::reader::Context;

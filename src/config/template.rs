@@ -6,10 +6,8 @@
 //! variable or a file is never shown: `Debug` shows the string as the config file has it, and a
 //! message names the variable or the file.
 
-use std::fmt;
-use std::io;
-use std::path::Path;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::{fmt, io};
 
 use crate::named_file;
 

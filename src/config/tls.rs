@@ -5,10 +5,7 @@
 use std::path::PathBuf;
 
 use super::problem::Content;
-use super::table::Key;
-use super::table::TABLE;
-use super::table::Table;
-use super::table::optional;
+use super::table::{Key, TABLE, Table, optional};
 use super::values;
 
 /// The lowest TLS version that is accepted, as the config names it: `"1.2"` or `"1.3"`.

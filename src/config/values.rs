@@ -6,10 +6,8 @@
 //! leaves it out if it may be a secret.
 
 use std::fmt;
-use std::net::Ipv6Addr;
-use std::net::SocketAddr;
-use std::ops::Bound;
-use std::ops::RangeBounds;
+use std::net::{Ipv6Addr, SocketAddr};
+use std::ops::{Bound, RangeBounds};
 use std::time::Duration;
 
 use hyper::header::HeaderName;

@@ -14,16 +14,10 @@ use std::collections::BTreeMap;
 
 use serde_json::json;
 
-use super::Sum;
-use super::floor;
-use super::survey::Cause;
-use super::survey::Cell;
-use super::survey::NODES;
-use super::survey::Survey;
-use crate::policy::Level;
-use crate::policy::Policy;
-use crate::words::bytes;
-use crate::words::grouped;
+use super::survey::{Cause, Cell, NODES, Survey};
+use super::{Sum, floor};
+use crate::policy::{Level, Policy};
+use crate::words::{bytes, grouped};
 
 /// The greatest number of rules that drop events. Nobody would read more of them.
 const DROPPING_MAX: usize = 200;

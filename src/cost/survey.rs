@@ -11,11 +11,7 @@ use std::collections::BTreeMap;
 
 use percent_encoding::percent_decode;
 
-use super::Sum;
-use super::bytes_after;
-use super::each;
-use super::floor;
-use super::sent_bytes;
+use super::{Sum, bytes_after, each, floor, sent_bytes};
 use crate::audit::request::Request;
 use crate::policy::Level;
 use crate::words::escape;

@@ -3,18 +3,12 @@
 
 use std::collections::BTreeSet;
 
-use serde_json::Value;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::Advice;
-use super::Cost;
-use super::Survey;
+use super::{Advice, Cost, Survey};
 use crate::audit::request::request;
-use crate::policy::Level;
-use crate::policy::Policy;
-use crate::tests::Failing;
-use crate::tests::corpus_file;
-use crate::tests::seeds;
+use crate::policy::{Level, Policy};
+use crate::tests::{Failing, corpus_file, seeds};
 
 const KINDS: [(&str, &str, &str); 19] = [
     ("", "pods", ""),

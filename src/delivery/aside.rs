@@ -7,8 +7,7 @@
 
 use std::sync::OnceLock;
 
-use tokio::runtime::Handle;
-use tokio::runtime::RuntimeFlavor;
+use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::sync::Semaphore;
 
 /// The size in bytes above which an event is large, with its line break. A filter needs about two
@@ -63,10 +62,8 @@ fn in_turn<T>(runtime: &Handle, turns: &Semaphore, work: impl FnOnce() -> T) -> 
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-    use std::sync::atomic::AtomicUsize;
-    use std::sync::atomic::Ordering;
-    use std::sync::mpsc;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::{Arc, mpsc};
     use std::time::Duration;
 
     use tokio::task::JoinSet;

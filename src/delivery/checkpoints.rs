@@ -12,9 +12,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::failure::Failure;
-use crate::queue::Batch;
-use crate::queue::Claim;
-use crate::queue::Position;
+use crate::queue::{Batch, Claim, Position};
 
 /// The newest checkpoint of the relay, as a signed note. Empty before there is one.
 pub type Published = watch::Receiver<Bytes>;

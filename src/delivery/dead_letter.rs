@@ -8,18 +8,13 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::path::Path;
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::MutexGuard;
-use std::time::Duration;
-use std::time::SystemTime;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
-use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::audit::time::rfc3339;
@@ -27,13 +22,11 @@ use crate::config::Config;
 use crate::lock::lock;
 use crate::queue::lines;
 use crate::release::Format;
-use crate::telemetry::DroppedLetters;
-use crate::telemetry::Telemetry;
+use crate::telemetry::{DroppedLetters, Telemetry};
 
 mod files;
 
-use files::LetterFiles;
-use files::Line;
+use files::{LetterFiles, Line};
 
 /// The format of dead letters, for `--version`. The files do not carry the number.
 pub const FORMAT: Format = Format { name: "dead letters", reads: &[1], writes: 1 };

@@ -27,10 +27,8 @@ mod set;
 mod table;
 mod watch;
 
-pub(crate) use address::Endpoint;
-pub(crate) use address::ResolvedAddress;
-pub(crate) use attempt::Attempt;
-pub(crate) use attempt::Probed;
+pub(crate) use address::{Endpoint, ResolvedAddress};
+pub(crate) use attempt::{Attempt, Probed};
 pub(crate) use figures::Figures;
 pub use figures::FiguresShown;
 pub use set::AddressState;

@@ -5,33 +5,17 @@
 //! *mark*, under the event's position, until the event's claim is final. Only then is the decision
 //! counted, so it counts once, however many times the event was sent.
 
-use std::collections::BTreeMap;
-use std::collections::BTreeSet;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
 
 use bytes::Bytes;
 
-use super::aside::aside;
-use super::aside::has_large_event;
-use super::lines::Lines;
-use super::lines::events;
-use super::lines::line;
+use super::aside::{aside, has_large_event};
+use super::lines::{Lines, events, line};
 use super::link::REJECTED_BYTES_MAX;
 use super::tapped::Tapping;
-use crate::filter::Changes;
-use crate::filter::EventView;
-use crate::filter::Filter;
-use crate::filter::Seen;
-use crate::filter::Verdict;
-use crate::queue::Batch;
-use crate::queue::Claim;
-use crate::queue::Cursor;
-use crate::queue::Disposition;
-use crate::queue::Fate;
-use crate::queue::Position;
-use crate::queue::SentLine;
-use crate::queue::lines;
+use crate::filter::{Changes, EventView, Filter, Seen, Verdict};
+use crate::queue::{Batch, Claim, Cursor, Disposition, Fate, Position, SentLine, lines};
 use crate::telemetry::OutputMetrics;
 use crate::tlog::merkle::Hash;
 
@@ -599,19 +583,16 @@ impl Filtering {
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
-    use std::sync::atomic::AtomicU64;
-    use std::sync::atomic::Ordering;
+    use std::sync::atomic::{AtomicU64, Ordering};
 
     use tokio::task::JoinSet;
 
     use super::*;
-    use crate::audit;
-    use crate::config;
     use crate::delivery::in_flight::tests::opened;
     use crate::filter::Rules;
-    use crate::queue::Append;
-    use crate::queue::Take;
+    use crate::queue::{Append, Take};
     use crate::telemetry::Telemetry;
+    use crate::{audit, config};
 
     const CONFIG: &str = "[[listener]]\naddress = '127.0.0.1:0'\n[[output]]\nname = 'o'\n\
                           type = 'stdout'\nfilter.redact = []\n";

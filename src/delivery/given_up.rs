@@ -11,28 +11,15 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use super::dead_letter::CLAIMS_MAX;
-use super::dead_letter::DeadLetters;
-use super::dead_letter::GROUP_BYTES_MAX;
-use super::dead_letter::Writing;
-use super::dead_letter::Written;
+use super::dead_letter::{CLAIMS_MAX, DeadLetters, GROUP_BYTES_MAX, Writing, Written};
 use super::failure::Failure;
-use super::filtering::Filtering;
-use super::filtering::INSPECTED_BYTES_MAX;
+use super::filtering::{Filtering, INSPECTED_BYTES_MAX};
 use super::health::Health;
-use super::in_flight::InFlight;
-use super::in_flight::State;
-use super::in_flight::Work;
+use super::in_flight::{InFlight, State, Work};
 use super::tried::Tried;
-use crate::config::BatchLimits;
-use crate::config::Rejected;
-use crate::queue::Claim;
-use crate::queue::Cursor;
-use crate::queue::Disposition;
-use crate::queue::Redelivery;
-use crate::queue::Take;
-use crate::telemetry::Cause;
-use crate::telemetry::LostAs;
+use crate::config::{BatchLimits, Rejected};
+use crate::queue::{Claim, Cursor, Disposition, Redelivery, Take};
+use crate::telemetry::{Cause, LostAs};
 
 /// The claims that one output gives up: it does not try to send them any more. This value holds a
 /// claim from the decision to give it up until its dead letters (copies of its events in files) are

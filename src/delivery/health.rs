@@ -1,24 +1,18 @@
 //! The health of an output (does it work?), for the log, the metrics and `/status`. The log gets
 //! one line for each change, and counts repetitions.
 
-use std::sync::Arc;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::endpoints::AddressState;
-use super::endpoints::Endpoints;
+use super::endpoints::{AddressState, Endpoints};
 use super::failure::Failure;
 use super::parked::ParkedByPosition;
 use crate::config;
 use crate::lock::lock;
 use crate::position::Position;
-use crate::telemetry::AttemptError;
-use crate::telemetry::Cause;
-use crate::telemetry::Loss;
-use crate::telemetry::LostAs;
-use crate::telemetry::OutputMetrics;
+use crate::telemetry::{AttemptError, Cause, Loss, LostAs, OutputMetrics};
 
 /// The time between two log lines while an output stays down for the same reason.
 const REMIND: Duration = Duration::from_secs(60);

@@ -4,20 +4,13 @@
 //! The cursor of the queue has its own record of each claim (on the wire, released, finished).
 //! [`InFlight`] owns the cursor, so that each transition changes both records in one place.
 
-use std::collections::BTreeMap;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use tokio::time::Instant;
 
-use super::parked::ParkedByPosition;
-use super::parked::Parking;
+use super::parked::{ParkedByPosition, Parking};
 use crate::position::Position;
-use crate::queue::Batch;
-use crate::queue::Claim;
-use crate::queue::Cursor;
-use crate::queue::Disposition;
-use crate::queue::Redelivery;
-use crate::queue::Take;
+use crate::queue::{Batch, Claim, Cursor, Disposition, Redelivery, Take};
 
 /// The state of a claim that is not final.
 ///

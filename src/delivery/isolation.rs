@@ -19,8 +19,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use super::failure::Failure;
-use super::in_flight::Refusals;
-use super::in_flight::Work;
+use super::in_flight::{Refusals, Work};
 use super::parked::Conduct;
 use crate::config::Rejected;
 

@@ -12,19 +12,11 @@ use bytes::Bytes;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::checkpoints::Checkpoint;
-use super::checkpoints::Fate;
-use super::endpoints::Endpoints;
-use super::endpoints::Probed;
+use super::checkpoints::{Checkpoint, Fate};
+use super::endpoints::{Endpoints, Probed};
 use super::failure::Failure;
 use super::files::Files;
-use crate::queue::Batch;
-use crate::queue::Claim;
-use crate::queue::Crowding;
-use crate::queue::Identity;
-use crate::queue::Notes;
-use crate::queue::Position;
-use crate::queue::Take;
+use crate::queue::{Batch, Claim, Crowding, Identity, Notes, Position, Take};
 
 /// The longest time that closing a connection in order may take, with the messages that its
 /// protocol asks for.

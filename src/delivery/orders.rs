@@ -8,8 +8,7 @@ use tokio_util::sync::CancellationToken;
 use super::checkpoints::Published;
 use super::parked::ParkedByPosition;
 use crate::filter::Seen;
-use crate::queue::Claim;
-use crate::queue::Cursor;
+use crate::queue::{Claim, Cursor};
 use crate::tap::Taps;
 
 /// The state that a delivery hands over to the delivery that replaces it. The old delivery waits

@@ -5,20 +5,15 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use super::dead_letter::DeadLetters;
-use super::endpoints::Endpoints;
-use super::endpoints::Probed;
+use super::endpoints::{Endpoints, Probed};
 use super::files::Files;
-use super::health::Health;
-use super::health::Status;
+use super::health::{Health, Status};
 use super::link::Connect;
-use super::orders::HandOver;
-use super::orders::Orders;
-use super::run::Delivery;
-use super::run::Start;
-use crate::config;
+use super::orders::{HandOver, Orders};
+use super::run::{Delivery, Start};
 use crate::filter::Rules;
-use crate::queue;
 use crate::telemetry::OutputMetrics;
+use crate::{config, queue};
 
 /// An output that can be started. It has made no connection and has read no file yet.
 pub struct Prepared {

@@ -2,9 +2,8 @@
 
 use std::time::Duration;
 
-use backoff::ExponentialBackoff;
-use backoff::ExponentialBackoffBuilder;
 use backoff::backoff::Backoff;
+use backoff::{ExponentialBackoff, ExponentialBackoffBuilder};
 
 use super::failure::RETRY_AFTER_MAX;
 use crate::config;

@@ -15,17 +15,11 @@ use super::health::Health;
 use super::in_flight::State;
 use super::ledger;
 use super::ledger::Ledger;
-use super::link::Begin;
-use super::link::Connect;
-use super::link::Event;
-use super::link::Link;
-use super::link::until;
-use super::orders::HandOver;
-use super::orders::Orders;
+use super::link::{Begin, Connect, Event, Link, until};
+use super::orders::{HandOver, Orders};
 use super::tapped::Tapping;
 use crate::config;
-use crate::filter::Filter;
-use crate::filter::Rules;
+use crate::filter::{Filter, Rules};
 
 /// A connection that has lasted for this time proves that the consumer is up. The proof is needed
 /// if an earlier connection broke before anything was accepted on it, or ended with a failure that

@@ -6,12 +6,7 @@ use std::sync::Arc;
 
 use crate::position::Position;
 use crate::queue::Claim;
-use crate::tap::EVENT_BYTES_MAX;
-use crate::tap::Line;
-use crate::tap::Reader;
-use crate::tap::Skipped;
-use crate::tap::Taps;
-use crate::tap::Why;
+use crate::tap::{EVENT_BYTES_MAX, Line, Reader, Skipped, Taps, Why};
 
 /// The copies of one output's events for taps. The output's filtering owns this value.
 ///

@@ -4,8 +4,7 @@
 //! any case, IPv6 addresses in any form, with or without the default port. Therefore the label is
 //! compared as an address, and not as text.
 
-use std::net::IpAddr;
-use std::net::Ipv6Addr;
+use std::net::{IpAddr, Ipv6Addr};
 
 /// The default of `--secure-port` of kube-apiserver.
 const PORT: u16 = 6443;

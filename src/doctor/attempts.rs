@@ -5,10 +5,7 @@
 
 use super::address;
 use super::address::Address;
-use super::counts::ApiserverCounts;
-use super::counts::ByLabel;
-use super::counts::sums;
-use super::counts::total;
+use super::counts::{ApiserverCounts, ByLabel, sums, total};
 use super::sample::Sampled;
 
 /// Returns the host of the audit webhook, as the metrics name it, and the number of POSTs to it by

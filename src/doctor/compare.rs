@@ -7,11 +7,7 @@
 
 use super::address::Address;
 use super::attempts;
-use super::counts::ApiserverCounts;
-use super::counts::ByLabel;
-use super::counts::Clock;
-use super::counts::RelayCounts;
-use super::counts::total;
+use super::counts::{ApiserverCounts, ByLabel, Clock, RelayCounts, total};
 use super::sample::Sampled;
 use crate::status::thresholds::PATIENCE_WITH_RETRY_AFTER;
 use crate::telemetry::Rejection;

@@ -7,25 +7,15 @@
 //! `wrong`. The sum of its family is unknown then, and other families stay usable.
 
 use std::cell::RefCell;
-use std::collections::BTreeMap;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
-use super::exposition::Exposition;
-use super::exposition::Labels;
-use crate::telemetry::AcceptedMetrics;
-use crate::telemetry::BacklogMetrics;
-use crate::telemetry::BuildMetrics;
-use crate::telemetry::DroppedLetters;
-use crate::telemetry::EvidenceMetrics;
-use crate::telemetry::FateMetrics;
-use crate::telemetry::ListenerMetrics;
-use crate::telemetry::LostMetrics;
-use crate::telemetry::OutputMetrics;
-use crate::telemetry::QueueMetrics;
-use crate::telemetry::RefusingMetrics;
-use crate::telemetry::RejectionMetrics;
-use crate::telemetry::SettingMetrics;
+use super::exposition::{Exposition, Labels};
+use crate::telemetry::{
+    AcceptedMetrics, BacklogMetrics, BuildMetrics, DroppedLetters, EvidenceMetrics, FateMetrics,
+    ListenerMetrics, LostMetrics, OutputMetrics, QueueMetrics, RefusingMetrics, RejectionMetrics,
+    SettingMetrics,
+};
 use crate::words::escape;
 
 /// Counts by the value of a label.

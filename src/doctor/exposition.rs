@@ -10,8 +10,7 @@
 //! Memory is bounded whatever the text says: by the length of a line, by the number of series that
 //! are kept, and by the bytes of their labels.
 
-use std::collections::BTreeMap;
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::fmt;
 
 /// The longest line in bytes. A series of kube-apiserver has at most a few hundred bytes.

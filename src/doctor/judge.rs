@@ -14,36 +14,21 @@ mod apiserver;
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
-use std::time::Duration;
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, UNIX_EPOCH};
 
 use super::address::Address;
-use super::attempts;
-use super::compare;
-use super::compare::Comparison;
-use super::compare::STARTS_APART_MAX;
-use super::compare::is_restarted;
-use super::compare::rejected;
-use super::compare::rejected_in_interval;
-use super::counts::ApiserverCounts;
-use super::counts::ByLabel;
-use super::counts::OutputCounts;
-use super::counts::RelayCounts;
-use super::counts::Wrong;
-use super::counts::listed;
-use super::counts::sums;
-use super::counts::total;
-use super::refusals;
-use super::refusals::ATTEMPTS;
-use super::refusals::Refusal;
+use super::compare::{Comparison, STARTS_APART_MAX, is_restarted, rejected, rejected_in_interval};
+use super::counts::{
+    ApiserverCounts, ByLabel, OutputCounts, RelayCounts, Wrong, listed, sums, total,
+};
+use super::refusals::{ATTEMPTS, Refusal};
 use super::remedy::of_reason;
 use super::sample::Sampled;
+use super::{attempts, compare, refusals};
 use crate::audit::time::rfc3339;
 use crate::status::thresholds;
 use crate::status::verdict::runbook_of_evidence;
-use crate::telemetry::AcceptedMetrics;
-use crate::telemetry::LostMetrics;
-use crate::telemetry::Rejection;
+use crate::telemetry::{AcceptedMetrics, LostMetrics, Rejection};
 
 /// The shortest time in seconds for which a rate is shown. One batch in a moment is not a rate.
 pub const RATE_MIN: f64 = 1.0;

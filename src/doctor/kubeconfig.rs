@@ -5,19 +5,14 @@
 //! kubeconfig, and a server without TLS gets no credentials. Plugins that would run another program
 //! are refused.
 
-use std::path::Path;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 
-use crate::config;
-use crate::named_file;
-use crate::yaml;
-use crate::yaml::Node;
-use crate::yaml::Value;
-use crate::yaml::field;
+use crate::yaml::{Node, Value, field};
+use crate::{config, named_file, yaml};
 
 /// The largest kubeconfig and the largest certificate or key that are read, in bytes. kubectl
 /// stores a cluster with about 6 KiB.

@@ -7,18 +7,12 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use tokio::time::timeout;
 
-use super::counts::Clock;
-use super::counts::Counts;
-use super::judge::ALL_KEPT_BACK;
-use super::judge::Cause;
-use super::judge::Findings;
-use super::judge::Kind;
+use super::counts::{Clock, Counts};
+use super::judge::{ALL_KEPT_BACK, Cause, Findings, Kind};
 use super::sample::Sampled;
 use crate::ask::Target;
-use crate::status::Status;
-use crate::status::verdict;
-use crate::status::verdict::Finding;
-use crate::status::verdict::State;
+use crate::status::verdict::{Finding, State};
+use crate::status::{Status, verdict};
 
 /// The time limit for the state of one relay.
 const LIMIT: Duration = Duration::from_secs(20);

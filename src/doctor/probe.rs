@@ -8,15 +8,10 @@
 use std::cell::Cell;
 use std::time::Duration;
 
-use super::counts::RelayCounts;
-use super::counts::total;
-use super::judge::Cause;
-use super::judge::Kind;
-use super::sample::Apiservers;
-use super::sample::ask;
-use super::sample::settle;
-use crate::ask::AskFault;
-use crate::ask::Target;
+use super::counts::{RelayCounts, total};
+use super::judge::{Cause, Kind};
+use super::sample::{Apiservers, ask, settle};
+use crate::ask::{AskFault, Target};
 
 /// The number of requests.
 const REQUESTS: u64 = 5;

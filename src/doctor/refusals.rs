@@ -8,16 +8,10 @@
 //! Only some reasons show that a batch was refused. A request without a token or with a wrong path
 //! may be a health check or a scan, so its refusal alone accuses nobody.
 
-use super::compare::PATIENCE;
-use super::compare::comes_back;
-use super::compare::is_of_batch;
-use super::compare::is_restarted;
-use super::compare::rejected;
-use super::compare::rejected_in_interval;
-use super::counts::ByLabel;
-use super::counts::RelayCounts;
-use super::counts::listed;
-use super::counts::total;
+use super::compare::{
+    PATIENCE, comes_back, is_of_batch, is_restarted, rejected, rejected_in_interval,
+};
+use super::counts::{ByLabel, RelayCounts, listed, total};
 use super::sample::Sampled;
 use crate::status::thresholds::PATIENCE_WITH_RETRY_AFTER;
 

@@ -13,30 +13,19 @@
 
 use std::collections::BTreeMap;
 use std::io::Read;
-use std::path::Path;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use futures_util::StreamExt as _;
-use futures_util::future::join;
-use futures_util::future::join_all;
+use futures_util::future::{join, join_all};
 use futures_util::stream::FuturesUnordered;
 use serde_json::Value;
-use tokio::time::Instant;
-use tokio::time::timeout;
-use tokio::time::timeout_at;
+use tokio::time::{Instant, timeout, timeout_at};
 
-use super::counts::ApiserverCounts;
-use super::counts::Clock;
-use super::counts::Counts;
-use super::counts::RelayCounts;
-use super::counts::Start;
+use super::counts::{ApiserverCounts, Clock, Counts, RelayCounts, Start};
 use super::text::Text;
-use crate::ask::AskError;
-use crate::ask::AskFault;
-use crate::ask::Target;
-use crate::named_file;
-use crate::telemetry;
+use crate::ask::{AskError, AskFault, Target};
+use crate::{named_file, telemetry};
 
 /// After this many answers in a row without a new instance, doctor assumes that it has seen all
 /// instances behind an address. Of three instances that answer at random, one stays unseen in 4 %

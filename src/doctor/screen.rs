@@ -4,30 +4,14 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use serde_json::Value;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::attempts::earlier_posts;
-use super::attempts::webhook_posts;
-use super::compare::Comparison;
-use super::compare::is_restarted;
-use super::counts::ApiserverCounts;
-use super::counts::ByLabel;
-use super::counts::LOG_PLUGIN;
-use super::counts::OutputCounts;
-use super::counts::RelayCounts;
-use super::counts::listed;
-use super::counts::sums;
-use super::counts::total;
-use super::judge::Cause;
-use super::judge::Findings;
-use super::judge::Kind;
-use super::judge::Part;
-use super::judge::RATE_MIN;
-use super::judge::Verdict;
-use super::judge::events;
-use super::judge::seconds;
-use super::judge::time;
+use super::attempts::{earlier_posts, webhook_posts};
+use super::compare::{Comparison, is_restarted};
+use super::counts::{
+    ApiserverCounts, ByLabel, LOG_PLUGIN, OutputCounts, RelayCounts, listed, sums, total,
+};
+use super::judge::{Cause, Findings, Kind, Part, RATE_MIN, Verdict, events, seconds, time};
 use super::sample::Sampled;
 
 /// The plugins of kube-apiserver whose errors are losses of the webhook, which are shown with 0 if

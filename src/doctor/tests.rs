@@ -1,7 +1,6 @@
 //! The watch of events that kube-apiserver may still be collecting, with a paused clock.
 
-use super::counts::ApiserverCounts;
-use super::counts::RelayCounts;
+use super::counts::{ApiserverCounts, RelayCounts};
 use super::sample::Sampled;
 use super::*;
 

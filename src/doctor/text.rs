@@ -8,8 +8,7 @@ use std::io::Write;
 
 use flate2::write::MultiGzDecoder;
 
-use super::exposition::Exposition;
-use super::exposition::Reader;
+use super::exposition::{Exposition, Reader};
 use crate::ask::BODY_MAX;
 
 /// The first byte of gzip.

@@ -8,15 +8,10 @@ use std::time::Duration;
 
 use futures_util::future::join_all;
 
-use super::counts::RelayCounts;
-use super::counts::total;
-use super::judge::Cause;
-use super::judge::Kind;
-use super::judge::Part;
-use super::judge::time;
+use super::counts::{RelayCounts, total};
+use super::judge::{Cause, Kind, Part, time};
 use super::remedy;
-use super::sample::ask;
-use super::sample::settle;
+use super::sample::{ask, settle};
 use crate::ask::Target;
 use crate::status::thresholds;
 

@@ -13,16 +13,11 @@ use std::io;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use serde::Deserialize;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use super::journal::Key;
-use super::journal::MAC;
-use super::layout::HEAD;
-use super::layout::LineFile;
-use super::layout::read;
-use crate::queue::disk::Disk;
-use crate::queue::disk::replace;
+use super::journal::{Key, MAC};
+use super::layout::{HEAD, LineFile, read};
+use crate::queue::disk::{Disk, replace};
 use crate::tlog::merkle::Hash;
 
 /// The maximum size of the file in bytes. A file of line hashes takes less than 64.

@@ -17,33 +17,21 @@
 //! The copy is made in a directory beside its place and renamed at the end. Nothing is written to
 //! the directory of the log.
 
-use std::fs;
-use std::io;
 use std::io::Write as _;
-use std::os::unix::fs::DirBuilderExt as _;
-use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::Path;
-use std::path::PathBuf;
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
+use std::{fs, io};
 
 use tokio::time::Instant;
 
 use super::entry::Entry;
-use super::layout::LINES;
-use super::layout::ROLLED_BACK;
-use super::layout::if_there;
+use super::layout::{LINES, ROLLED_BACK, if_there};
 use super::lines;
-use super::reader::Directory;
-use super::reader::Files as _;
-use super::reader::Log;
-use super::reader::ReadError;
+use super::reader::{Directory, Files as _, Log, ReadError};
 use crate::tlog::merkle::root_at;
 use crate::tlog::tile;
-use crate::tlog::tile::CHECKPOINT;
-use crate::tlog::tile::Content;
-use crate::tlog::tile::Tile;
-use crate::tlog::tile::WIDTH;
-use crate::tlog::tile::last_tiles;
+use crate::tlog::tile::{CHECKPOINT, Content, Tile, WIDTH, last_tiles};
 
 /// The maximum number of attempts to read a checkpoint with its partial tiles. An attempt fails if
 /// the relay deletes one of these tiles meanwhile.

@@ -9,19 +9,10 @@ use std::sync::Arc;
 
 use super::bound::Sizes;
 use super::entry::now;
-use super::layout::DIRECTORY;
-use super::layout::LINES;
-use super::layout::LineFile;
-use super::layout::if_there;
-use super::layout::path;
-use super::layout::read_all;
-use super::layout::read_exact;
+use super::layout::{DIRECTORY, LINES, LineFile, if_there, path, read_all, read_exact};
 use super::lines;
-use super::lines::FILE_BYTES_MAX;
-use super::lines::Record;
-use crate::queue::disk::Access;
-use crate::queue::disk::Disk;
-use crate::queue::disk::File;
+use super::lines::{FILE_BYTES_MAX, Record};
+use crate::queue::disk::{Access, Disk, File};
 use crate::tlog::merkle::Hash;
 
 /// The size of a file is `evidence.max_bytes` divided by this number, within [`FILE_BYTES`].
@@ -266,9 +257,7 @@ fn path_of_lines() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::evidence::lines::Range;
-    use crate::evidence::lines::SALT_BYTES;
-    use crate::evidence::lines::Salt;
+    use crate::evidence::lines::{Range, SALT_BYTES, Salt};
     use crate::queue::tests::simulated_disk::SimulatedDisk;
 
     fn record(first: u64, count: usize) -> Record {

@@ -12,8 +12,7 @@
 use ring::hmac;
 
 use crate::tlog::key::SigningKey;
-use crate::tlog::merkle::Hash;
-use crate::tlog::merkle::Head;
+use crate::tlog::merkle::{Hash, Head};
 use crate::tlog::tile::ENTRY_BYTES_MAX;
 
 /// The first bytes of a journal; the version follows. Version 1 of the program reads them as the

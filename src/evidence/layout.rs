@@ -1,15 +1,11 @@
 //! The names of the files of the evidence, how they are read, and the file in which a tile is
 //! found. Every read is bounded by what the relay may have written.
 
-use std::fmt;
-use std::io;
+use std::{fmt, io};
 
 use crate::queue::disk;
-use crate::queue::disk::Access;
-use crate::queue::disk::Disk;
-use crate::queue::disk::File;
-use crate::tlog::tile::Tile;
-use crate::tlog::tile::WIDTH;
+use crate::queue::disk::{Access, Disk, File};
+use crate::tlog::tile::{Tile, WIDTH};
 
 /// The name of the directory of the log, below that of the queue.
 pub const DIRECTORY: &str = "evidence";

@@ -15,15 +15,12 @@
 //! | 1, then as many | of kind 2 only: the number of bytes of the output's name, and the name |
 //! | 32 each | the hashes of the lines: of all events, or of those that were sent |
 
-use std::fmt;
-use std::io;
+use std::{fmt, io};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-use crate::tlog::merkle::HASH_BYTES;
-use crate::tlog::merkle::Hash;
-use crate::tlog::merkle::root;
+use crate::tlog::merkle::{HASH_BYTES, Hash, root};
 
 /// The number of bytes of a salt.
 pub const SALT_BYTES: usize = 16;

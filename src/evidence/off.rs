@@ -8,14 +8,8 @@
 use std::io;
 use std::ops::Range;
 
-use super::layout::DIRECTORY;
-use super::layout::KNOWN;
-use super::layout::OFF;
-use super::layout::if_there;
-use super::layout::read;
-use crate::queue::disk::Access;
-use crate::queue::disk::Disk;
-use crate::queue::disk::replace;
+use super::layout::{DIRECTORY, KNOWN, OFF, if_there, read};
+use crate::queue::disk::{Access, Disk, replace};
 
 /// The maximum size of the file in bytes.
 const FILE_BYTES_MAX: usize = 16 << 10;

@@ -5,35 +5,22 @@
 //! command `evidence verify` names such lines as unknown.
 
 use std::collections::HashSet;
-use std::fmt;
-use std::io;
 use std::ops::Range;
-use std::sync::Arc;
-use std::sync::Condvar;
-use std::sync::Mutex;
-use std::sync::PoisonError;
+use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Duration;
+use std::{fmt, io};
 
 use tokio::time::Instant;
 
-use super::layout::LINES;
-use super::layout::LineFile;
-use super::layout::if_there;
-use super::layout::path;
-use super::layout::read_exact;
+use super::layout::{LINES, LineFile, if_there, path, read_exact};
 use super::lines;
-use super::lines::HEADING;
-use super::lines::Heading;
-use super::lines::Record;
+use super::lines::{HEADING, Heading, Record};
 use crate::lock::lock;
 use crate::position::Position;
 use crate::queue;
-use crate::queue::disk::Access;
-use crate::queue::disk::Disk;
-use crate::queue::disk::File;
+use crate::queue::disk::{Access, Disk, File};
 use crate::queue::lines;
-use crate::telemetry::EvidenceError;
-use crate::telemetry::EvidenceMetrics;
+use crate::telemetry::{EvidenceError, EvidenceMetrics};
 use crate::tlog::merkle::Hash;
 
 /// The number of files whose records are indexed in memory. A record takes 32 bytes there, and at
@@ -236,8 +223,7 @@ impl Indexed {
 mod tests {
     use super::*;
     use crate::evidence::hashes::Hashes;
-    use crate::evidence::lines::SALT_BYTES;
-    use crate::evidence::lines::Salt;
+    use crate::evidence::lines::{SALT_BYTES, Salt};
     use crate::queue::Originals as _;
     use crate::queue::tests::simulated_disk::SimulatedDisk;
     use crate::telemetry::Telemetry;

@@ -2,19 +2,9 @@
 
 use std::collections::BTreeMap;
 
-use super::entry::Delivered;
-use super::entry::Entry;
-use super::entry::Fate;
-use super::entry::Offset;
-use super::entry::RANGE_MAX;
-use super::lines::Range;
-use super::lines::Record;
-use super::lines::Salt;
-use crate::queue::Fates;
-use crate::queue::Finished;
-use crate::queue::Outcome;
-use crate::queue::Position;
-use crate::queue::SentLine;
+use super::entry::{Delivered, Entry, Fate, Offset, RANGE_MAX};
+use super::lines::{Range, Record, Salt};
+use crate::queue::{Fates, Finished, Outcome, Position, SentLine};
 use crate::tlog::merkle::Hash;
 
 /// The maximum number of bytes for the offsets in an entry. A whole entry has at most 65,535.

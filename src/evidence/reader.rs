@@ -1,42 +1,25 @@
 //! Reads an evidence log in a directory from outside of its relay. The directory may be a copy.
 
-use std::fs;
-use std::io;
 use std::io::Read as _;
 use std::os::unix::fs::FileExt as _;
-use std::path::Path;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::{fs, io};
 
-use super::entry;
-use super::journal;
 use super::journal::JOURNAL_BYTES_MAX;
-use super::layout;
-use super::layout::DIRECTORY;
 pub use super::layout::Files;
-use super::layout::JOURNAL;
-use super::layout::KNOWN;
-use super::layout::LINES;
-use super::layout::LineFile;
-use super::layout::ROLLED_BACK;
-use super::layout::ROLLED_BACK_MAX;
-use super::layout::if_there;
-use super::lines;
-use super::lines::FILE_BYTES_MAX;
-use super::lines::Range;
-use super::lines::Record;
+use super::layout::{
+    DIRECTORY, JOURNAL, KNOWN, LINES, LineFile, ROLLED_BACK, ROLLED_BACK_MAX, if_there,
+};
+use super::lines::{FILE_BYTES_MAX, Range, Record};
+use super::{entry, journal, layout, lines};
 use crate::named_file;
 use crate::queue::disk::named;
 use crate::tlog::checkpoint::Signed;
 use crate::tlog::malformed::Malformed;
-use crate::tlog::merkle::Hash;
-use crate::tlog::merkle::Head;
-use crate::tlog::merkle::Nodes;
+use crate::tlog::merkle::{Hash, Head, Nodes};
 use crate::tlog::note::NOTE_BYTES_MAX;
 use crate::tlog::tile;
-use crate::tlog::tile::CHECKPOINT;
-use crate::tlog::tile::Content;
-use crate::tlog::tile::Tile;
-use crate::tlog::tile::WIDTH;
+use crate::tlog::tile::{CHECKPOINT, Content, Tile, WIDTH};
 
 /// The maximum number of names that an error lists.
 const NAMES_MAX: usize = 20;

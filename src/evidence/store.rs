@@ -13,54 +13,20 @@
 use std::io;
 use std::sync::Arc;
 
-use super::bound::Bound;
-use super::bound::Sizes;
-use super::entry::Alarm;
-use super::entry::Entry;
-use super::entry::end_in_queue;
-use super::entry::last_end;
-use super::entry::now;
-use super::journal;
-use super::journal::Chain;
-use super::journal::JOURNAL_BYTES_MAX;
-use super::journal::Own;
-use super::layout;
-use super::layout::DIRECTORY;
-use super::layout::Files;
-use super::layout::KNOWN;
-use super::layout::ROLLED_BACK;
-use super::layout::ROLLED_BACK_MAX;
-use super::layout::Tampered;
-use super::layout::if_there;
-use super::layout::path;
-use super::layout::read;
-use super::layout::read_all;
-use crate::queue::disk::Access;
-use crate::queue::disk::Disk;
-use crate::queue::disk::File;
-use crate::queue::disk::named;
-use crate::queue::disk::replace;
-use crate::tlog::checkpoint::Checkpoint;
-use crate::tlog::checkpoint::Signed;
+use super::bound::{Bound, Sizes};
+use super::entry::{Alarm, Entry, end_in_queue, last_end, now};
+use super::journal::{Chain, JOURNAL_BYTES_MAX, Own};
+use super::layout::{
+    DIRECTORY, Files, KNOWN, ROLLED_BACK, ROLLED_BACK_MAX, Tampered, if_there, path, read, read_all,
+};
+use super::{journal, layout};
+use crate::queue::disk::{Access, Disk, File, named, replace};
+use crate::tlog::checkpoint::{Checkpoint, Signed};
 use crate::tlog::key::SigningKey;
-use crate::tlog::merkle::Frontier;
-use crate::tlog::merkle::Hash;
-use crate::tlog::merkle::Head;
-use crate::tlog::merkle::Nodes;
-use crate::tlog::merkle::consistency;
-use crate::tlog::merkle::extends;
-use crate::tlog::merkle::root_at;
-use crate::tlog::note::NOTE_BYTES_MAX;
-use crate::tlog::note::Note;
-use crate::tlog::note::Signed as Check;
+use crate::tlog::merkle::{Frontier, Hash, Head, Nodes, consistency, extends, root_at};
+use crate::tlog::note::{NOTE_BYTES_MAX, Note, Signed as Check};
 use crate::tlog::tile;
-use crate::tlog::tile::CHECKPOINT;
-use crate::tlog::tile::Content;
-use crate::tlog::tile::ENTRY_BYTES_MAX;
-use crate::tlog::tile::Growing;
-use crate::tlog::tile::Tile;
-use crate::tlog::tile::WIDTH;
-use crate::tlog::tile::last_tiles;
+use crate::tlog::tile::{CHECKPOINT, Content, ENTRY_BYTES_MAX, Growing, Tile, WIDTH, last_tiles};
 
 /// The file with the entries that no checkpoint covers yet.
 const JOURNAL_PATH: &str = "evidence/journal";

@@ -11,19 +11,13 @@ use tokio::time::Instant;
 
 use super::entry::now;
 use super::store::Store;
-use crate::ask::Answer;
-use crate::ask::Target;
-use crate::config;
+use crate::ask::{Answer, Target};
 use crate::config::ClientTls;
-use crate::telemetry::EvidenceError;
-use crate::telemetry::EvidenceMetrics;
-use crate::telemetry::WitnessMetrics;
-use crate::tlog::key::SigningKey;
-use crate::tlog::key::VerifierKey;
+use crate::telemetry::{EvidenceError, EvidenceMetrics, WitnessMetrics};
+use crate::tlog::key::{SigningKey, VerifierKey};
 use crate::tlog::merkle::Head;
-use crate::tlog::note::Note;
-use crate::tlog::note::Signed;
-use crate::tls;
+use crate::tlog::note::{Note, Signed};
+use crate::{config, tls};
 
 /// The time that a witness has for an answer.
 pub(super) const ANSWERS_WITHIN: Duration = Duration::from_secs(10);

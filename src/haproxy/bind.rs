@@ -4,12 +4,9 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
 use super::global::Global;
-use super::report::Line;
-use super::report::Notes;
-use super::report::shown_words;
+use super::report::{Line, Notes, shown_words};
 use super::words;
-use super::words::Switch;
-use super::words::switches;
+use super::words::{Switch, switches};
 
 /// The settings of one listener, made from one address of a `bind` line.
 #[derive(Debug, Clone, PartialEq, Eq)]

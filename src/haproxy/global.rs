@@ -3,8 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::read::File;
-use super::report::Line;
-use super::report::Notes;
+use super::report::{Line, Notes};
 
 /// The settings of the `global` section and of `crt-store` sections that other sections depend on.
 #[derive(Debug, Default)]

@@ -1,10 +1,7 @@
 //! Asks the installed HAProxy whether it accepts a haproxy.cfg (`haproxy -c`).
 
-use std::io::Read;
-use std::io::Write;
-use std::process::Command;
-use std::process::ExitStatus;
-use std::process::Stdio;
+use std::io::{Read, Write};
+use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use super::report::shown_words;

@@ -1,23 +1,16 @@
 //! Makes an `http` output of a backend and its servers.
 
 use std::collections::BTreeSet;
-use std::net::IpAddr;
-use std::net::Ipv6Addr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
-use super::bind::Tls;
-use super::bind::host_and_port;
-use super::bind::is_variable;
-use super::bind::min_version;
+use super::bind::{Tls, host_and_port, is_variable, min_version};
 use super::global::Global;
 use super::proxy::Proxy;
-use super::report::Line;
-use super::report::Notes;
-use super::report::Verdict;
+use super::report::{Line, Notes, Verdict};
 use super::settings::time;
 use super::words;
-use super::words::Switch;
-use super::words::switches;
+use super::words::{Switch, switches};
 use crate::config;
 
 /// The settings of a table `[[output]]` in the new config. A setting that is `None` keeps its

@@ -8,11 +8,7 @@ use std::collections::BTreeMap;
 use std::iter::Peekable;
 use std::str::Chars;
 
-use super::report::Finding;
-use super::report::Line;
-use super::report::Notes;
-use super::report::Verdict;
-use super::report::shown;
+use super::report::{Finding, Line, Notes, Verdict, shown};
 
 /// A section of the haproxy.cfg: the line with its keyword, and all lines up to the next section's
 /// keyword.

@@ -1,7 +1,6 @@
 //! The report of a migration: what became of each line of the haproxy.cfg.
 
-use std::collections::BTreeMap;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::words::escape;
 

@@ -9,11 +9,7 @@ use super::global::Global;
 use super::output::Output;
 use super::proxy::Proxy;
 use super::read::File;
-use super::report::Line;
-use super::report::Notes;
-use super::report::Verdict;
-use super::report::printable;
-use super::report::shown;
+use super::report::{Line, Notes, Verdict, printable, shown};
 
 /// A frontend that forwards to a backend.
 pub(super) struct Route<'a> {

@@ -3,14 +3,10 @@
 use std::time::Duration;
 
 use super::bind::Bind;
-use super::global::CONNECTIONS_MAX;
-use super::global::Global;
-use super::global::connections;
-use super::global::lines_of_global;
+use super::global::{CONNECTIONS_MAX, Global, connections, lines_of_global};
 use super::proxy::Proxy;
 use super::read::File;
-use super::report::Line;
-use super::report::Notes;
+use super::report::{Line, Notes};
 
 /// A time limit of HAProxy that the relay has too. The relay's default stays instead of a limit
 /// below `least` or above `most`, each in milliseconds.

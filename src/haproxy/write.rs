@@ -3,13 +3,10 @@
 use std::fmt;
 use std::time::Duration;
 
-use super::bind::Bind;
-use super::bind::Tls;
+use super::bind::{Bind, Tls};
 use super::output::Output;
-use super::report::Notes;
-use super::report::printable;
-use super::settings::Limits;
-use super::settings::Log;
+use super::report::{Notes, printable};
+use super::settings::{Limits, Log};
 
 /// The settings that become the text of the config. Paths are those in the relay's pod.
 pub(super) struct Config<'a> {

@@ -14,12 +14,10 @@
 
 use std::io;
 use std::ops::Range;
-use std::sync::Arc;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
-use memmap2::MmapMut;
-use memmap2::RemapOptions;
+use memmap2::{MmapMut, RemapOptions};
 
 use crate::lock::lock;
 

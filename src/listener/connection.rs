@@ -8,31 +8,21 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::ops::Deref;
-use std::ops::DerefMut;
+use std::ops::{Deref, DerefMut};
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::MutexGuard;
-use std::task::Context;
-use std::task::Poll;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::task::AtomicWaker;
-use tokio::io::AsyncRead;
-use tokio::io::AsyncWrite;
-use tokio::io::ReadBuf;
-use tokio::sync::Notify;
-use tokio::sync::oneshot;
-use tokio::time::Instant;
-use tokio::time::Sleep;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::{Notify, oneshot};
+use tokio::time::{Instant, Sleep};
 
 use super::answer;
 use super::framing::Framing;
 use crate::lock::lock;
-use crate::telemetry::ListenerMetrics;
-use crate::telemetry::RefusedConnection;
-use crate::telemetry::Rejection;
+use crate::telemetry::{ListenerMetrics, RefusedConnection, Rejection};
 
 /// The largest number of bytes of a body that the relay reads and throws away after it has sent a
 /// refusal; see [`LINGER_TIME`]. If the relay closed the connection at once instead, the sender

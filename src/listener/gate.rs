@@ -11,12 +11,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use super::buffer::Pool;
-use super::connection::Deadlines;
-use super::connection::Registry;
-use super::ingest::Bounds;
-use super::ingest::InFlight;
-use super::ingest::Shared;
-use super::ingest::decoding;
+use super::connection::{Deadlines, Registry};
+use super::ingest::{Bounds, InFlight, Shared, decoding};
 use super::large::Sizes;
 use crate::config;
 use crate::queue::Queue;

@@ -8,27 +8,19 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::io;
-use std::net::IpAddr;
-use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::Mutex;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use rustls::AlertDescription;
-use rustls::CertificateError;
-use rustls::Error;
-use rustls::PeerIncompatible;
+use rustls::{AlertDescription, CertificateError, Error, PeerIncompatible};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use crate::lock::lock;
-use crate::telemetry::ListenerMetrics;
-use crate::telemetry::Telemetry;
-use crate::telemetry::TlsFailure;
-use crate::tls::handshake_error;
-use crate::tls::not_after;
+use crate::telemetry::{ListenerMetrics, Telemetry, TlsFailure};
+use crate::tls::{handshake_error, not_after};
 
 /// The shortest time between two log lines about the same refused sender and reason.
 const QUIET: Duration = Duration::from_secs(10);

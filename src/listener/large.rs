@@ -9,17 +9,10 @@
 
 use std::sync::Arc;
 
-use crate::audit::Invalid;
-use crate::audit::LevelCounts;
-use crate::audit::pieces::Pieces;
-use crate::audit::pieces::Store;
-use crate::queue::Append;
-use crate::queue::Incoming;
-use crate::queue::Queue;
-use crate::queue::Refused;
-use crate::queue::Ticket;
-use crate::volume::Seen;
-use crate::volume::Volume;
+use crate::audit::pieces::{Pieces, Store};
+use crate::audit::{Invalid, LevelCounts};
+use crate::queue::{Append, Incoming, Queue, Refused, Ticket};
+use crate::volume::{Seen, Volume};
 
 /// The largest body in bytes, 16 MiB, that is decoded as one whole if the queue is durable. A
 /// larger body is stored in the queue in pieces. A queue in memory cannot store pieces, so every

@@ -5,17 +5,13 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
-use hyper::Request;
-use hyper::Response;
-use hyper::Version;
 use hyper::body::Incoming;
-use hyper::header;
 use hyper::service::Service;
+use hyper::{Request, Response, Version, header};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::answer::Body;
-use super::answer::Refusal;
+use super::answer::{Body, Refusal};
 use super::auth::Auth;
 use super::connection::Connection;
 use super::ingest::Ingest;

@@ -5,19 +5,14 @@ use std::sync::Arc;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
-use hyper_util::rt::TokioExecutor;
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
-use tokio::io::AsyncRead;
-use tokio::io::AsyncWrite;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
 use tokio_util::sync::CancellationToken;
 
-use super::connection::Connection;
-use super::connection::Lent;
-use super::connection::Registered;
-use super::connection::Watched;
+use super::connection::{Connection, Lent, Registered, Watched};
 use super::handshake::Handshake;
 use super::requests::Shared;
 

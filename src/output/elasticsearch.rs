@@ -11,56 +11,31 @@ mod mapping;
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
-use std::time::UNIX_EPOCH;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, UNIX_EPOCH};
 
-use hyper::Method;
-use hyper::StatusCode;
 use hyper::header::HeaderValue;
+use hyper::{Method, StatusCode};
 use serde::Deserialize;
 
-use super::event_time::request_time;
-use super::event_time::stage_time;
+use super::event_time::{request_time, stage_time};
 use super::http::HttpConnector;
-use super::http::api::Api;
-use super::http::api::Encoded;
-use super::http::api::Outcome;
-use super::http::api::Reply;
-use super::http::api::RequestHead;
-use super::http::api::Sent;
-use super::http::api::TestRequest;
-use super::http::api::body_for;
-use super::http::api::token_header;
-use super::http::api::write_events;
-use super::setup::IntoConnector;
-use super::setup::Setup;
+use super::http::api::{
+    Api, Encoded, Outcome, Reply, RequestHead, Sent, TestRequest, body_for, token_header,
+    write_events,
+};
+use super::setup::{IntoConnector, Setup};
 use crate::audit::time::rfc3339;
-use crate::config;
-use crate::config::Compression;
-use crate::config::HttpClient;
-use crate::config::HttpKeys;
-use crate::config::OutputSettings;
-use crate::config::Target;
-use crate::config::table::Table;
-use crate::config::table::optional;
-use crate::config::table::required;
+use crate::config::table::{Table, optional, required};
+use crate::config::{Compression, HttpClient, HttpKeys, OutputSettings, Target};
 use crate::delivery::failure::Failure;
-use crate::delivery::link::Parts;
-use crate::delivery::link::Verdict;
+use crate::delivery::link::{Parts, Verdict};
 use crate::delivery::prepared::Connector;
-use crate::queue::Batch;
-use crate::queue::Identity;
-use crate::queue::Take;
-use crate::shape;
-use crate::shape::Bodies;
-use crate::shape::Form;
-use crate::shape::ManagedFields;
-use crate::shape::Shape;
-use crate::telemetry::AttemptError;
-use crate::telemetry::OutputMetrics;
+use crate::queue::{Batch, Identity, Take};
+use crate::shape::{Bodies, Form, ManagedFields, Shape};
+use crate::telemetry::{AttemptError, OutputMetrics};
 use crate::words::escape::is_plain;
+use crate::{config, shape};
 
 /// The path of the bulk API, as vendors print it.
 const BULK: &str = "/_bulk";

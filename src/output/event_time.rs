@@ -2,8 +2,7 @@
 
 use std::sync::LazyLock;
 
-use memchr::memmem::Finder;
-use memchr::memmem::FinderRev;
+use memchr::memmem::{Finder, FinderRev};
 
 use crate::audit::scan;
 use crate::audit::time::is_timestamp;

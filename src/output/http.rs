@@ -48,17 +48,12 @@ mod wire;
 
 pub(crate) use settings::Settings;
 
-use super::setup::IntoConnector;
-use super::setup::Setup;
+use super::setup::{IntoConnector, Setup};
 use crate::config;
-use crate::delivery::endpoints::Endpoints;
-use crate::delivery::endpoints::Probed;
-use crate::delivery::endpoints::ResolvedAddress;
-use crate::delivery::endpoints::Watch;
+use crate::delivery::endpoints::{Endpoints, Probed, ResolvedAddress, Watch};
 use crate::delivery::failure::Failure;
 use crate::delivery::files::Files;
-use crate::delivery::link::Begin;
-use crate::delivery::link::Connect;
+use crate::delivery::link::{Begin, Connect};
 use crate::delivery::prepared::Connector;
 use api::Api;
 use client::Client;

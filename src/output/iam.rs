@@ -2,9 +2,7 @@
 //! in each request.
 
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::Weak;
+use std::sync::{Arc, Mutex, Weak};
 use std::time::Duration;
 
 use hyper::header::HeaderValue;
@@ -12,10 +10,8 @@ use serde::Deserialize;
 use url::form_urlencoded;
 
 use super::http::api::token_in;
-use super::http::service::Question;
-use super::http::service::Service;
-use super::tokens::Issuer;
-use super::tokens::Tokens;
+use super::http::service::{Question, Service};
+use super::tokens::{Issuer, Tokens};
 use crate::lock::lock;
 
 const PATH: &str = "/identity/token";

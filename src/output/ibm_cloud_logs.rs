@@ -9,50 +9,27 @@ use std::sync::Arc;
 
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
-use hyper::StatusCode;
-use hyper::header;
-use hyper::header::HeaderName;
-use hyper::header::HeaderValue;
+use hyper::header::{HeaderName, HeaderValue};
+use hyper::{StatusCode, header};
 
 use super::event_fields::EventFields;
 use super::event_time::stage_time;
 use super::http::HttpConnector;
-use super::http::api::Api;
-use super::http::api::Call;
-use super::http::api::Encoded;
-use super::http::api::Outcome;
-use super::http::api::Reply;
-use super::http::api::RequestHead;
-use super::http::api::Sent;
-use super::http::api::TestRequest;
-use super::http::api::body_for;
-use super::http::api::write_events;
+use super::http::api::{
+    Api, Call, Encoded, Outcome, Reply, RequestHead, Sent, TestRequest, body_for, write_events,
+};
 use super::http::service::Service;
 use super::iam;
-use super::iam::Credentials;
-use super::iam::Iam;
-use super::iam::IamSettings;
-use super::setup::IntoConnector;
-use super::setup::Setup;
+use super::iam::{Credentials, Iam, IamSettings};
+use super::setup::{IntoConnector, Setup};
 use crate::audit::time::nanos;
 use crate::config;
-use crate::config::BatchBytes;
-use crate::config::Compression;
-use crate::config::HttpClient;
-use crate::config::HttpKeys;
-use crate::config::OutputSettings;
-use crate::config::Target;
-use crate::config::table::TABLE;
-use crate::config::table::Table;
-use crate::config::table::optional;
-use crate::config::table::required;
-use crate::config::table::whole;
+use crate::config::table::{TABLE, Table, optional, required, whole};
+use crate::config::{BatchBytes, Compression, HttpClient, HttpKeys, OutputSettings, Target};
 use crate::delivery::endpoints::Probed;
 use crate::delivery::failure::Failure;
 use crate::delivery::prepared::Connector;
-use crate::queue::Batch;
-use crate::queue::Identity;
-use crate::queue::Take;
+use crate::queue::{Batch, Identity, Take};
 
 /// The greatest number of bytes of a request, as the documentation of the API says.
 const REQUEST_BYTES_MAX: u64 = 2_000_000;

@@ -1,16 +1,13 @@
 //! Batches as JSON lines: unchanged, or as kube-apiserver writes events to its own log. `tcp` and
 //! `stdout` write both forms with this file, and `http` the second one.
 
-use bytes::Bytes;
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 
-use super::transport::encode::Encode;
-use super::transport::encode::Encoded;
+use super::transport::encode::{Encode, Encoded};
 use crate::audit;
 use crate::audit::scan;
 use crate::config::table::Table;
-use crate::queue::Batch;
-use crate::queue::lines;
+use crate::queue::{Batch, lines};
 
 /// The values of the key `format` of an output that writes each event as a line of JSON.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -10,13 +10,9 @@ mod producer;
 #[cfg(not(feature = "kafka"))]
 use std::convert::Infallible;
 
-use super::setup::IntoConnector;
-use super::setup::Setup;
-use crate::config::Compression;
-use crate::config::Kafka;
-use crate::config::OutputSettings;
-use crate::config::Target;
+use super::setup::{IntoConnector, Setup};
 use crate::config::table::Table;
+use crate::config::{Compression, Kafka, OutputSettings, Target};
 use crate::delivery::prepared::Connector;
 
 /// The settings of an output of `type = "kafka"`, as read from the config.

@@ -12,27 +12,14 @@ use std::collections::BTreeMap;
 
 use hyper::StatusCode;
 
-use super::event_fields::EventFields;
-use super::event_fields::unescaped;
+use super::event_fields::{EventFields, unescaped};
 use super::http::HttpConnector;
-use super::http::api::Api;
-use super::http::api::Encoded;
-use super::http::api::Reply;
-use super::http::api::RequestHead;
-use super::http::api::TestRequest;
-use super::setup::IntoConnector;
-use super::setup::Setup;
-use crate::config::Compression;
-use crate::config::HttpClient;
-use crate::config::HttpKeys;
-use crate::config::OutputSettings;
-use crate::config::Target;
-use crate::config::table::Table;
-use crate::config::table::optional;
+use super::http::api::{Api, Encoded, Reply, RequestHead, TestRequest};
+use super::setup::{IntoConnector, Setup};
+use crate::config::table::{Table, optional};
+use crate::config::{Compression, HttpClient, HttpKeys, OutputSettings, Target};
 use crate::delivery::prepared::Connector;
-use crate::queue::Batch;
-use crate::queue::Identity;
-use crate::queue::lines;
+use crate::queue::{Batch, Identity, lines};
 use crate::shape::write_string;
 
 /// The header that names the tenant.

@@ -16,25 +16,17 @@ use std::collections::VecDeque;
 use std::io;
 use std::io::Write;
 
-use bytes::Buf;
-use bytes::BytesMut;
+use bytes::{Buf, BytesMut};
 use flate2::Compression;
 use flate2::write::ZlibEncoder;
 
-use super::setup::IntoConnector;
-use super::setup::Setup;
+use super::setup::{IntoConnector, Setup};
 use super::transport::acknowledged;
-use super::transport::acknowledged::Answers;
-use super::transport::acknowledged::Encoding;
-use super::transport::acknowledged::Frames;
-use super::transport::acknowledged::Protocol;
-use crate::config::OutputSettings;
-use crate::config::Stream;
-use crate::config::Target;
+use super::transport::acknowledged::{Answers, Encoding, Frames, Protocol};
 use crate::config::table::Table;
+use crate::config::{OutputSettings, Stream, Target};
 use crate::delivery::prepared::Connector;
-use crate::queue::Batch;
-use crate::queue::lines;
+use crate::queue::{Batch, lines};
 
 /// The greatest number of bytes of one event. Logstash stores the length of an event in a signed
 /// integer of 32 bits.
@@ -208,8 +200,7 @@ mod tests {
     use flate2::read::ZlibDecoder;
 
     use super::*;
-    use crate::output::tests::answered;
-    use crate::output::tests::batch;
+    use crate::output::tests::{answered, batch};
 
     /// Two events: the second has 9 characters and 10 bytes.
     const TWO: [&str; 2] = [r#"{"a":1}"#, r#"{"b":"ä"}"#];

@@ -11,37 +11,21 @@ use std::sync::Arc;
 use hyper::StatusCode;
 use serde::Deserialize;
 
-use super::event_fields::EventFields;
-use super::event_fields::unescaped;
+use super::event_fields::{EventFields, unescaped};
 use super::http::HttpConnector;
-use super::http::api::Api;
-use super::http::api::Encoded;
-use super::http::api::JsonNumber;
-use super::http::api::Outcome;
-use super::http::api::Reply;
-use super::http::api::RequestHead;
-use super::http::api::Sent;
-use super::http::api::TestRequest;
-use super::http::api::body_for;
-use super::http::api::write_events;
-use super::setup::IntoConnector;
-use super::setup::Setup;
+use super::http::api::{
+    Api, Encoded, JsonNumber, Outcome, Reply, RequestHead, Sent, TestRequest, body_for,
+    write_events,
+};
+use super::setup::{IntoConnector, Setup};
 use crate::ask::JSON;
 use crate::config;
-use crate::config::BatchBytes;
-use crate::config::Compression;
-use crate::config::HttpClient;
-use crate::config::HttpKeys;
-use crate::config::OutputSettings;
-use crate::config::Target;
 use crate::config::table::Table;
+use crate::config::{BatchBytes, Compression, HttpClient, HttpKeys, OutputSettings, Target};
 use crate::delivery::failure::Failure;
-use crate::delivery::link::Part;
-use crate::delivery::link::Verdict;
+use crate::delivery::link::{Part, Verdict};
 use crate::delivery::prepared::Connector;
-use crate::queue::Batch;
-use crate::queue::Identity;
-use crate::queue::Take;
+use crate::queue::{Batch, Identity, Take};
 use crate::telemetry::AttemptError;
 
 /// The greatest number of bytes of an answer that are read. An answer has only a number and a

@@ -9,30 +9,19 @@
 
 use std::collections::VecDeque;
 
-use bytes::Buf;
-use bytes::BytesMut;
-use tokio::io::AsyncReadExt;
-use tokio::io::AsyncWriteExt;
+use bytes::{Buf, BytesMut};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-use super::setup::IntoConnector;
-use super::setup::Setup;
+use super::setup::{IntoConnector, Setup};
 use super::syslog::Rfc5424;
 use super::transport::acknowledged;
-use super::transport::acknowledged::Answers;
-use super::transport::acknowledged::Encoding;
-use super::transport::acknowledged::Frames;
-use super::transport::acknowledged::Protocol;
-use super::transport::acknowledged::Trouble;
+use super::transport::acknowledged::{Answers, Encoding, Frames, Protocol, Trouble};
 use super::transport::connection::Wire;
 use crate::config;
-use crate::config::Messages;
-use crate::config::OutputSettings;
-use crate::config::Stream;
-use crate::config::Target;
 use crate::config::table::Table;
+use crate::config::{Messages, OutputSettings, Stream, Target};
 use crate::delivery::prepared::Connector;
-use crate::queue::Batch;
-use crate::queue::lines;
+use crate::queue::{Batch, lines};
 
 /// The highest number of a RELP command. The command after it has the number 1 again. This is also
 /// the greatest number of bytes of data that a RELP frame can have.
@@ -317,9 +306,7 @@ fn digits(read: &[u8], from: usize) -> Option<Option<(u32, usize)>> {
 mod tests {
     use super::*;
     use crate::config::Rejected;
-    use crate::output::tests::answered;
-    use crate::output::tests::batch;
-    use crate::output::tests::rfc5424;
+    use crate::output::tests::{answered, batch, rfc5424};
 
     /// Returns the protocol on a connection whose `open` is done.
     fn relp(rejected: Rejected) -> Relp {

@@ -13,56 +13,33 @@
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use hyper::StatusCode;
-use hyper::header::HeaderName;
-use hyper::header::HeaderValue;
+use hyper::header::{HeaderName, HeaderValue};
 use serde::Deserialize;
 use tokio::time::Instant;
 
-use super::event_time::request_time;
-use super::event_time::stage_time;
+use super::event_time::{request_time, stage_time};
 use super::http::HttpConnector;
-use super::http::api::Api;
-use super::http::api::Call;
-use super::http::api::Confirm;
-use super::http::api::Encoded;
-use super::http::api::JsonNumber;
-use super::http::api::Outcome;
-use super::http::api::Reply;
-use super::http::api::RequestHead;
-use super::http::api::Sent;
-use super::http::api::TestRequest;
-use super::http::api::Told;
-use super::http::api::body_for;
-use super::http::api::token_header;
-use super::http::api::write_events;
-use super::setup::IntoConnector;
-use super::setup::Setup;
+use super::http::api::{
+    Api, Call, Confirm, Encoded, JsonNumber, Outcome, Reply, RequestHead, Sent, TestRequest, Told,
+    body_for, token_header, write_events,
+};
+use super::setup::{IntoConnector, Setup};
 use crate::ask::JSON;
 use crate::audit::time::nanos;
 use crate::config;
-use crate::config::BatchBytes;
-use crate::config::Compression;
-use crate::config::Content;
-use crate::config::HttpClient;
-use crate::config::HttpKeys;
-use crate::config::OutputSettings;
-use crate::config::Target;
-use crate::config::table::Table;
-use crate::config::table::optional;
-use crate::config::table::required;
+use crate::config::table::{Table, optional, required};
+use crate::config::{
+    BatchBytes, Compression, Content, HttpClient, HttpKeys, OutputSettings, Target,
+};
 use crate::delivery::failure::Failure;
-use crate::delivery::link::Part;
-use crate::delivery::link::Verdict;
+use crate::delivery::link::{Part, Verdict};
 use crate::delivery::prepared::Connector;
 use crate::lock::lock;
-use crate::queue::Batch;
-use crate::queue::Identity;
-use crate::queue::Take;
+use crate::queue::{Batch, Identity, Take};
 use crate::telemetry::AttemptError;
 
 const EVENTS: &str = "/services/collector/event";

@@ -7,33 +7,25 @@ use std::fs::File;
 use std::io;
 use std::io::Write;
 use std::os::fd::AsFd;
-use std::sync::Mutex;
-use std::sync::mpsc;
+use std::sync::{Mutex, mpsc};
 use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::mpsc as async_mpsc;
 
 use super::json_lines::LineFormat;
-use super::setup::IntoConnector;
-use super::setup::Setup;
+use super::setup::{IntoConnector, Setup};
 use crate::config;
-use crate::config::OutputSettings;
-use crate::config::Target;
 use crate::config::table::Table;
+use crate::config::{OutputSettings, Target};
 use crate::delivery::checkpoints::Checkpoint;
 use crate::delivery::endpoints::Probed;
 use crate::delivery::failure::Failure;
-use crate::delivery::link::Connect;
-use crate::delivery::link::Event;
-use crate::delivery::link::Link;
+use crate::delivery::link::{Connect, Event, Link};
 use crate::delivery::prepared;
 use crate::lock::lock;
-use crate::queue::Batch;
-use crate::queue::Claim;
-use crate::queue::Take;
-use crate::telemetry::AttemptError;
-use crate::telemetry::OutputMetrics;
+use crate::queue::{Batch, Claim, Take};
+use crate::telemetry::{AttemptError, OutputMetrics};
 
 /// The greatest number of batches that the writing thread may have: one that it writes and one that
 /// waits.

@@ -7,21 +7,15 @@ use std::time::Duration;
 use bytes::BytesMut;
 
 use super::event_time::stage_time;
-use super::setup::IntoConnector;
-use super::setup::Setup;
-use super::transport::encode::Encode;
-use super::transport::encode::Encoded;
+use super::setup::{IntoConnector, Setup};
+use super::transport::encode::{Encode, Encoded};
 use super::transport::stream;
 use crate::config;
-use crate::config::OutputSettings;
-use crate::config::Rejected;
-use crate::config::Stream;
-use crate::config::Target;
 use crate::config::table::Table;
+use crate::config::{OutputSettings, Rejected, Stream, Target};
 use crate::delivery::lines::line;
 use crate::delivery::prepared::Connector;
-use crate::queue::Batch;
-use crate::queue::lines;
+use crate::queue::{Batch, lines};
 
 /// The settings of an output of `type = "syslog"`, as read from the config.
 #[derive(Debug, Clone, PartialEq)]
@@ -245,8 +239,7 @@ const TIMESTAMP_MAX: usize = 32;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::output::tests::batch;
-    use crate::output::tests::rfc5424;
+    use crate::output::tests::{batch, rfc5424};
     use bytes::Bytes;
 
     fn messages(framing: Framing, bytes_max: u64) -> Messages {

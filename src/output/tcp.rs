@@ -4,13 +4,10 @@
 use std::time::Duration;
 
 use super::json_lines::LineFormat;
-use super::setup::IntoConnector;
-use super::setup::Setup;
+use super::setup::{IntoConnector, Setup};
 use super::transport::stream;
-use crate::config::OutputSettings;
-use crate::config::Stream;
-use crate::config::Target;
 use crate::config::table::Table;
+use crate::config::{OutputSettings, Stream, Target};
 use crate::delivery::prepared::Connector;
 
 /// The settings of an output of `type = "tcp"`, as read from the config.

@@ -2,16 +2,13 @@
 
 use std::collections::BTreeMap;
 
-use bytes::Bytes;
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 
 use super::syslog::Rfc5424;
-use super::transport::acknowledged::Answers;
-use super::transport::acknowledged::Protocol;
+use super::transport::acknowledged::{Answers, Protocol};
 use crate::config;
 use crate::config::Rejected;
-use crate::queue::Batch;
-use crate::queue::Claim;
+use crate::queue::{Batch, Claim};
 
 /// Returns the config of an output with the name `o` and these keys.
 pub(crate) fn output(keys: &str) -> config::Output {

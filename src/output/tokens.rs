@@ -2,22 +2,17 @@
 //! requests use the newest one.
 
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures_util::FutureExt;
 use hyper::StatusCode;
-use tokio::sync::Notify;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::http::service::Question;
-use super::http::service::Service;
-use super::http::service::ServiceError;
+use super::http::service::{Question, Service, ServiceError};
 use crate::delivery::failure::Failure;
 use crate::delivery::retry::Retry;
 use crate::lock::lock;

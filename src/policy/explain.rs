@@ -1,10 +1,7 @@
 //! Explains a policy's decision to people: one line for each rule up to the first that matches,
 //! then what the decision means for the event.
 
-use super::rule::Decision;
-use super::rule::Level;
-use super::rule::Rule;
-use super::rule::Stage;
+use super::rule::{Decision, Level, Rule, Stage};
 use crate::audit::request::Request;
 
 /// An explanation of a policy's decision.

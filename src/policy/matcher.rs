@@ -17,20 +17,10 @@ use std::collections::HashMap;
 use foldhash::fast::FixedState;
 use percent_encoding::percent_decode;
 
-use super::criteria::Criteria;
-use super::criteria::GroupResources;
-use super::criteria::Match;
-use super::criteria::has;
-use super::criteria::is_path;
-use super::criteria::name;
-use super::criteria::prefix;
+use super::criteria::{Criteria, GroupResources, Match, has, is_path, name, prefix};
 use super::rule::RULES_MAX;
-use super::users::ListId;
-use super::users::Users;
-use crate::audit::request::Location;
-use crate::audit::request::Request;
-use crate::audit::request::Text;
-use crate::audit::request::User;
+use super::users::{ListId, Users};
+use crate::audit::request::{Location, Request, Text, User};
 
 const WORDS_MAX: usize = RULES_MAX / 64;
 

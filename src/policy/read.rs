@@ -7,22 +7,11 @@
 
 use std::cell::RefCell;
 
-use super::criteria::Criteria;
-use super::criteria::GroupResources;
-use super::criteria::Names;
-use super::criteria::Step;
-use super::rule::Level;
-use super::rule::RULES_MAX;
-use super::rule::Rule;
-use super::rule::Stage;
+use super::criteria::{Criteria, GroupResources, Names, Step};
+use super::rule::{Level, RULES_MAX, Rule, Stage};
 use crate::audit::API_VERSION;
 use crate::yaml;
-use crate::yaml::Node;
-use crate::yaml::Place;
-use crate::yaml::Problem;
-use crate::yaml::Value;
-use crate::yaml::field;
-use crate::yaml::scalar;
+use crate::yaml::{Node, Place, Problem, Value, field, scalar};
 
 /// The largest policy file in bytes, 1 MiB; a larger file is refused. A larger ConfigMap would not
 /// fit into etcd either.

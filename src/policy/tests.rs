@@ -10,11 +10,7 @@ mod upstream;
 use std::borrow::Cow;
 
 use super::Policy;
-use crate::audit::request::Object;
-use crate::audit::request::Request;
-use crate::audit::request::Text;
-use crate::audit::request::Uri;
-use crate::audit::request::User;
+use crate::audit::request::{Object, Request, Text, Uri, User};
 
 fn text(text: &str) -> Text<'_> {
     Cow::Borrowed(text.as_bytes())

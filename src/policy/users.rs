@@ -6,8 +6,7 @@
 //! texts, and compares every byte: a user can only take the place of another, who is then looked up
 //! again.
 
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::audit::request::User;
 

@@ -36,41 +36,23 @@
 //! threads with them. A new user namespace that they make is of little use, because mounting
 //! anything in it is refused.
 
-use std::collections::BTreeMap;
-use std::collections::BTreeSet;
-use std::env;
-use std::io;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::RangeInclusive;
-use std::path::Path;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
+use std::{env, io};
 
-use landlock::ABI;
-use landlock::Access as _;
-use landlock::AccessFs;
-use landlock::BitFlags;
-use landlock::CompatLevel;
-use landlock::Compatible as _;
-use landlock::LandlockStatus;
-use landlock::PathBeneath;
-use landlock::PathFd;
-use landlock::Ruleset;
-use landlock::RulesetAttr as _;
-use landlock::RulesetCreated;
-use landlock::RulesetCreatedAttr as _;
-use landlock::RulesetError;
-use landlock::Scope;
-use rustix::fs::AtFlags;
-use rustix::fs::StatxAttributes;
-use rustix::fs::StatxFlags;
+use landlock::{
+    ABI, Access as _, AccessFs, BitFlags, CompatLevel, Compatible as _, LandlockStatus,
+    PathBeneath, PathFd, Ruleset, RulesetAttr as _, RulesetCreated, RulesetCreatedAttr as _,
+    RulesetError, Scope,
+};
+use rustix::fs::{AtFlags, StatxAttributes, StatxFlags};
 use rustix::thread::secure_computing_mode;
-use seccompiler::BpfProgram;
-use seccompiler::SeccompAction;
-use seccompiler::SeccompCmpArgLen as ArgLen;
-use seccompiler::SeccompCmpOp as CmpOp;
-use seccompiler::SeccompCondition;
-use seccompiler::SeccompFilter;
-use seccompiler::SeccompRule;
+use seccompiler::{
+    BpfProgram, SeccompAction, SeccompCmpArgLen as ArgLen, SeccompCmpOp as CmpOp, SeccompCondition,
+    SeccompFilter, SeccompRule,
+};
 
 use crate::config::Restrict;
 

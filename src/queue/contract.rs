@@ -4,19 +4,14 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
-use std::time::SystemTime;
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use serde::Deserialize;
-use serde::Serialize;
-use tokio::sync::Notify;
-use tokio::sync::oneshot;
+use serde::{Deserialize, Serialize};
+use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
-use crate::audit::LevelCounts;
-use crate::audit::ListEnds;
+use crate::audit::{LevelCounts, ListEnds};
 use crate::position::Position;
 use crate::telemetry::OutputMetrics;
 

@@ -12,11 +12,8 @@ use std::sync::Arc;
 use bytes::Buf as _;
 
 use super::disk;
-use super::disk::Access;
-use super::disk::Disk;
-use super::disk::File;
-use super::segment::LogOffset;
-use super::segment::READS;
+use super::disk::{Access, Disk, File};
+use super::segment::{LogOffset, READS};
 use crate::position::Position;
 use crate::release::Format;
 

@@ -6,30 +6,16 @@
 //! operator's choice. Below it no symlink is followed: each directory on the way to a file is
 //! opened relative to the one around it.
 
-use std::fmt;
-use std::fs;
-use std::io;
 use std::io::IoSlice;
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::DirBuilderExt;
-use std::os::unix::fs::FileExt;
-use std::os::unix::fs::MetadataExt;
-use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
-use std::path::PathBuf;
+use std::os::unix::fs::{DirBuilderExt, FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::{fmt, fs, io};
 
-use rustix::fs::AtFlags;
-use rustix::fs::Dir;
-use rustix::fs::FallocateFlags;
-use rustix::fs::FileType;
-use rustix::fs::Mode;
-use rustix::fs::OFlags;
-use rustix::fs::Stat;
-use rustix::io::Errno;
-use rustix::io::retry_on_intr;
+use rustix::fs::{AtFlags, Dir, FallocateFlags, FileType, Mode, OFlags, Stat};
+use rustix::io::{Errno, retry_on_intr};
 
 use crate::named_file;
 use direct::Direct;

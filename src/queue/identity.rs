@@ -3,11 +3,9 @@
 //! position. They are never equal to those of another relay, or of an earlier queue of this relay,
 //! whose positions also began at 0.
 
-use std::fmt;
-use std::io;
+use std::{fmt, io};
 
-use ring::rand::SecureRandom as _;
-use ring::rand::SystemRandom;
+use ring::rand::{SecureRandom as _, SystemRandom};
 
 use super::disk;
 use super::disk::Disk;

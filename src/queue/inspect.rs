@@ -14,42 +14,26 @@
 //!   writing them.
 
 use std::collections::BTreeMap;
-use std::fmt;
-use std::fs;
-use std::io;
 use std::ops::Range;
-use std::path::Path;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
+use std::{fmt, fs, io};
 
 use super::contract::now;
-use super::cursors;
-use super::cursors::Contents;
-use super::cursors::Found;
-use super::disk;
-use super::disk::Disk;
-use super::disk::File;
-use super::disk::QUARANTINE;
-use super::disk::RealDisk;
-use super::disk::SEGMENTS;
-use super::segment;
-use super::segment::BadHeader;
-use super::segment::Check;
-use super::segment::FIRST_RECORD;
-use super::segment::LogOffset;
-use super::segment::SegmentHeader;
-use super::synced;
+use super::cursors::{Contents, Found};
+use super::disk::{Disk, File, QUARANTINE, RealDisk, SEGMENTS};
+use super::segment::{BadHeader, Check, FIRST_RECORD, LogOffset, SegmentHeader};
 use super::synced::Synced;
 use super::tail::Known;
+use super::{cursors, disk, segment, synced};
 use crate::position::Position;
 
 mod leftover;
 mod walk;
 
 pub use leftover::Leftover;
-use walk::Walk;
-use walk::Want;
+use walk::{Walk, Want};
 
 /// The number of attempts to read something that a running relay may be writing at the same time.
 /// There is a pause between two attempts. All attempts together take about 0.2 s, because a thread

@@ -8,54 +8,30 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::MutexGuard;
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use slab::Slab;
-use tokio::sync::Notify;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
-use super::claims::Claims;
-use super::claims::Stage;
-use super::contract::Append;
-use super::contract::Backlog;
-use super::contract::Batch;
-use super::contract::Claim;
-use super::contract::Disposition;
-use super::contract::JoinError;
-use super::contract::Origin;
-use super::contract::Refused;
-use super::contract::Take;
-use super::contract::Ticket;
-use super::contract::Waits;
-use super::contract::Withdraw;
-use super::contract::is_crowded;
-use super::contract::until;
-use super::contract::was_full_lately;
+use super::claims::{Claims, Stage};
+use super::contract::{
+    Append, Backlog, Batch, Claim, Disposition, JoinError, Origin, Refused, Take, Ticket, Waits,
+    Withdraw, is_crowded, until, was_full_lately,
+};
 use super::identity::Identity;
 use super::notes;
 use super::notes::Notes;
-use super::outputs::Departed;
-use super::outputs::DropCount;
-use super::outputs::Output;
-use super::outputs::show_start;
-use super::outputs::signed;
+use super::outputs::{Departed, DropCount, Output, show_start, signed};
 use crate::config;
-use crate::config::Acknowledge;
-use crate::config::BATCH_OVERHEAD;
-use crate::config::WhenFull;
+use crate::config::{Acknowledge, BATCH_OVERHEAD, WhenFull};
 use crate::lock::lock;
 use crate::position::Position;
-use crate::telemetry::Loss;
-use crate::telemetry::QueueMetrics;
-use crate::telemetry::State as Told;
+use crate::telemetry::{Loss, QueueMetrics, State as Told};
 
 mod record;
 
-use record::Amount;
-use record::Record;
+use record::{Amount, Record};
 
 /// The queue in memory. A clone is cheap, and is a handle to the same queue.
 #[derive(Clone)]

@@ -2,14 +2,11 @@
 //! after a reload, and with a directory also after a restart. The queue does not know what the text
 //! says.
 
-use std::fmt;
-use std::io;
-use std::sync::Arc;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
+use std::{fmt, io};
 
 use super::disk;
-use super::disk::Disk;
-use super::disk::named;
+use super::disk::{Disk, named};
 use crate::lock::lock;
 use crate::position::Position;
 

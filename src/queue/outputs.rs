@@ -7,9 +7,7 @@ use std::time::Duration;
 use super::contract::Backlog;
 use crate::config::WhenFull;
 use crate::position::Position;
-use crate::telemetry::Loss;
-use crate::telemetry::OutputMetrics;
-use crate::telemetry::QueueMetrics;
+use crate::telemetry::{Loss, OutputMetrics, QueueMetrics};
 
 /// An output, as the queue knows it. It gets a cursor.
 #[derive(Clone)]

@@ -6,25 +6,13 @@
 //! is therefore not known here.
 
 use std::io;
-use std::path::Path;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use rustix::fs::Access;
-use rustix::fs::access;
+use rustix::fs::{Access, access};
 
-use super::cursors;
-use super::disk;
-use super::disk::Disk;
-use super::disk::LOCK;
-use super::disk::OpenError;
-use super::disk::QUARANTINE;
-use super::disk::RealDisk;
-use super::disk::SEGMENTS;
-use super::disk::SPARES;
-use super::identity;
-use super::segment;
-use super::segment::BadHeader;
-use super::segment::SegmentHeader;
+use super::disk::{Disk, LOCK, OpenError, QUARANTINE, RealDisk, SEGMENTS, SPARES};
+use super::segment::{BadHeader, SegmentHeader};
+use super::{cursors, disk, identity, segment};
 
 /// The type numbers of the kernel's virtual file systems: proc, sysfs, cgroup and cgroup2
 /// (`linux/magic.h`). No file can be made in them, although their permissions look as if root could

@@ -11,9 +11,7 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
-use super::disk::Disk;
-use super::disk::File;
-use super::disk::SEGMENTS;
+use super::disk::{Disk, File, SEGMENTS};
 use crate::position::Position;
 use crate::release::Format;
 

@@ -17,49 +17,27 @@
 //! is only what is different with files.
 
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::Condvar;
-use std::sync::Mutex;
-use std::sync::MutexGuard;
-use std::sync::OnceLock;
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
-use tokio::sync::Notify;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::contract::Append;
-use super::contract::Backlog;
-use super::contract::JoinError;
-use super::contract::Originals;
-use super::contract::Refused;
-use super::contract::Ticket;
-use super::contract::Waits;
-use super::contract::Withdraw;
-use super::contract::now;
-use super::contract::until;
-use super::cursors;
-use super::disk::Disk;
-use super::disk::OpenError;
-use super::disk::RealDisk;
-use super::identity;
+use super::contract::{
+    Append, Backlog, JoinError, Originals, Refused, Ticket, Waits, Withdraw, now, until,
+};
+use super::disk::{Disk, OpenError, RealDisk};
 use super::identity::Identity;
-use super::outputs::Output;
-use super::outputs::show_start;
-use super::segment::BLOCK;
-use super::segment::FIRST_RECORD;
-use super::segment::RECORD_HEADER;
-use super::synced;
+use super::outputs::{Output, show_start};
+use super::segment::{BLOCK, FIRST_RECORD, RECORD_HEADER};
+use super::{cursors, identity, synced};
 use crate::config;
 use crate::config::WhenFull;
 use crate::lock::lock;
 use crate::position::Position;
-use crate::telemetry::QueueMetrics;
-use crate::telemetry::State as Told;
-use crate::telemetry::Telemetry;
+use crate::telemetry::{QueueMetrics, State as Told, Telemetry};
 
 mod accounting;
 mod before;
@@ -78,11 +56,7 @@ pub(super) use cursor::Cursor;
 use cursor::CursorState;
 pub use incoming::Incoming;
 use incoming::IncomingFile;
-use state::LogState;
-use state::Segment;
-use state::SpoolState;
-use state::TailRecord;
-use state::Waiting;
+use state::{LogState, Segment, SpoolState, TailRecord, Waiting};
 
 /// The greatest size of the tail in bytes. The tail is the newest records, which are kept in memory
 /// as well as in files.

@@ -12,13 +12,8 @@ use std::io;
 use std::sync::Arc;
 
 use super::disk;
-use super::disk::Access;
-use super::disk::Disk;
-use super::disk::File;
-use super::segment::BLOCK;
-use super::segment::LogOffset;
-use super::segment::u32_at;
-use super::segment::u64_at;
+use super::disk::{Access, Disk, File};
+use super::segment::{BLOCK, LogOffset, u32_at, u64_at};
 use crate::position::Position;
 use crate::release::Format;
 

@@ -5,13 +5,7 @@
 //! `spool/recovery.rs`. The commands that look at a directory from outside use the same code, so
 //! that both call the same bytes damaged and the same write unfinished.
 
-use super::segment::BLOCK;
-use super::segment::Check;
-use super::segment::Damage;
-use super::segment::Found;
-use super::segment::LogOffset;
-use super::segment::RecordHeader;
-use super::segment::SegmentFile;
+use super::segment::{BLOCK, Check, Damage, Found, LogOffset, RecordHeader, SegmentFile};
 use super::synced::Synced;
 use crate::position::Position;
 

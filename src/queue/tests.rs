@@ -2,10 +2,7 @@
 
 use super::outputs::Output;
 use crate::config;
-use crate::telemetry::Counter;
-use crate::telemetry::Gauge;
-use crate::telemetry::OutputMetrics;
-use crate::telemetry::Telemetry;
+use crate::telemetry::{Counter, Gauge, OutputMetrics, Telemetry};
 
 mod format_1;
 pub(crate) mod simulated_disk;

@@ -2,8 +2,7 @@
 
 use std::ops::Range;
 
-use super::walk::Child;
-use super::walk::Edit;
+use super::walk::{Child, Edit};
 
 /// The annotation that marks an event from which a body was dropped because the event was too
 /// large. kube-apiserver marks the events that it truncates with the same annotation.

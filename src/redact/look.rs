@@ -4,10 +4,8 @@ use std::sync::LazyLock;
 
 use memchr::memmem::Finder;
 
-use super::ambiguous;
 use super::signs::Signs;
-use super::uri;
-use super::web_token;
+use super::{ambiguous, uri, web_token};
 use crate::audit::request::Request;
 
 /// The result of a quick look at an event: what a redaction may find in it. A field that is `false`

@@ -17,19 +17,11 @@ use std::sync::LazyLock;
 use memchr::memmem::Finder;
 
 use super::look::Look;
-use super::path::Path;
-use super::path::Step;
-use super::path::With;
-use super::path::is_of_admission;
-use super::rule::Compiled;
-use super::rule::Rule;
-use super::rule::in_lists;
+use super::path::{Path, Step, With, is_of_admission};
+use super::rule::{Compiled, Rule, in_lists};
 use super::text;
-use super::walk::Child;
-use super::walk::Why;
-use super::walk::Wish;
-use crate::audit::request::Object;
-use crate::audit::request::Request;
+use super::walk::{Child, Why, Wish};
+use crate::audit::request::{Object, Request};
 use crate::audit::scan;
 
 const BODIES: [&[u8]; 2] = [b"requestObject", b"responseObject"];

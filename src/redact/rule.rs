@@ -10,10 +10,7 @@
 //! of a list and in the objects of a table's rows. The copy of the whole object that `kubectl
 //! apply` keeps in an annotation is redacted along with the path.
 
-use super::path::Path;
-use super::path::STEPS_MAX;
-use super::path::Step;
-use super::path::With;
+use super::path::{Path, STEPS_MAX, Step, With};
 use crate::audit::request::Object;
 
 /// A rule of the config: the fields to redact in events about some resources.

@@ -3,11 +3,7 @@
 use super::*;
 use crate::audit;
 use crate::audit::request::request;
-use crate::tests::Failing;
-use crate::tests::corpus;
-use crate::tests::list;
-use crate::tests::marked;
-use crate::tests::seeds;
+use crate::tests::{Failing, corpus, list, marked, seeds};
 
 mod hostile;
 mod look;

@@ -10,10 +10,9 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
-use super::named;
 use super::named::Command;
-use super::text;
 use super::web_token::web_tokens;
+use super::{named, text};
 use crate::audit::request::Uri;
 
 /// The text that replaces a whole URI, as a JSON string.
@@ -174,8 +173,7 @@ mod tests {
     use std::sync::LazyLock;
 
     use super::*;
-    use crate::tests::list;
-    use crate::tests::marked;
+    use crate::tests::{list, marked};
 
     fn redacted(uri: &str) -> String {
         let mut text = uri.as_bytes().to_vec();

@@ -11,9 +11,7 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
-use super::path::STEPS_MAX;
-use super::path::Step;
-use super::path::With;
+use super::path::{STEPS_MAX, Step, With};
 use super::text;
 use crate::audit::scan;
 

@@ -9,15 +9,9 @@ use super::error::Refused;
 use super::waiting::in_time;
 use super::watch;
 use super::watch::Watch;
-use crate::check;
-use crate::config;
-use crate::config::Checked;
-use crate::config::Config;
-use crate::config::Problem;
-use crate::config::Severity;
-use crate::named_file;
-use crate::output;
+use crate::config::{Checked, Config, Problem, Severity};
 use crate::telemetry::ReloadMetrics;
+use crate::{check, config, named_file, output};
 
 /// The greatest number of problems of one config that are logged. Further problems are not logged.
 const PROBLEMS_MAX: usize = 20;

@@ -6,8 +6,7 @@ use tokio::time::Instant;
 
 use super::error::Error;
 use super::parts::Parts;
-use crate::queue::Left;
-use crate::queue::Queue;
+use crate::queue::{Left, Queue};
 use crate::telemetry::Telemetry;
 
 /// The longest wait for the outputs to end, after the last events are delivered. The same limit

@@ -1,8 +1,7 @@
 //! The evidence of a relay: its start, its reloads and its end.
 
 use std::ops::Range;
-use std::path::Path;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,28 +13,21 @@ use tokio::time::Instant;
 use super::error::Error;
 use super::outputs::NamedFiles;
 use super::waiting::in_time;
-use crate::config;
 use crate::config::Config;
 use crate::delivery::Published;
-use crate::evidence;
 use crate::evidence::entry::Running;
-use crate::evidence::off;
 use crate::evidence::originals::Originals;
-use crate::evidence::reader::Directory;
-use crate::evidence::reader::Log;
-use crate::evidence::recorder;
-use crate::evidence::recorder::Recorder;
-use crate::evidence::recorder::Setup;
-use crate::named_file;
+use crate::evidence::reader::{Directory, Log};
+use crate::evidence::recorder::{Recorder, Setup};
+use crate::evidence::{off, recorder};
 use crate::position::Position;
-use crate::queue;
-use crate::queue::Cursor;
-use crate::queue::Queue;
 use crate::queue::disk::Disk;
+use crate::queue::{Cursor, Queue};
 use crate::telemetry::Telemetry;
 use crate::tlog::checkpoint::Signed;
 use crate::tlog::key::SigningKey;
 use crate::tlog::note::Signed as Check;
+use crate::{config, evidence, named_file, queue};
 
 /// The purpose for which the key of the config's digest is derived from the signing key.
 const PURPOSE: &str = "evidence config 1";

@@ -13,14 +13,10 @@ use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 
 use super::error::Refused;
-use crate::admin;
-use crate::config;
-use crate::listener::Gate;
-use crate::listener::Listener;
-use crate::listener::Settings;
-use crate::net;
+use crate::listener::{Gate, Listener, Settings};
 use crate::process::Failures;
 use crate::telemetry::Telemetry;
+use crate::{admin, config, net};
 
 /// The settings that were read for a listener; `None` if its certificate does not exist yet, so
 /// that the listener cannot open.

@@ -15,32 +15,19 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::error::Refused;
-use crate::admin;
-use crate::config;
-use crate::delivery::DeadLetters;
-use crate::delivery::Files;
-use crate::delivery::Orders;
-use crate::delivery::Prepared;
-use crate::delivery::Status;
-use crate::output;
-use crate::queue;
-use crate::queue::Cursor;
-use crate::queue::Queue;
+use crate::delivery::{DeadLetters, Files, Orders, Prepared, Status};
+use crate::queue::{Cursor, Queue};
 use crate::status::thresholds;
 use crate::telemetry::Telemetry;
+use crate::{admin, config, output, queue};
 
 mod planned;
 mod task;
 
-pub(super) use planned::NamedFiles;
-pub(super) use planned::Planned;
-pub(super) use planned::files_of;
+pub(super) use planned::{NamedFiles, Planned, files_of};
 
-use planned::Place;
-use planned::Step;
-use task::Ended;
-use task::Inbox;
-use task::deliver;
+use planned::{Place, Step};
+use task::{Ended, Inbox, deliver};
 
 /// The outputs of the relay, and their tasks. [`super::parts::Parts`] owns them.
 ///

@@ -9,19 +9,14 @@
 use tokio::time::Instant;
 
 use super::error::Refused;
-use super::listeners;
-use super::outputs;
 use super::parts::Parts;
-use super::plan::Plan;
-use super::plan::ReadFiles;
+use super::plan::{Plan, ReadFiles};
 use super::waiting::in_time;
-use crate::config::Acknowledge;
-use crate::config::Config;
+use super::{listeners, outputs};
+use crate::config::{Acknowledge, Config};
 use crate::listener::Token;
-use crate::named_file;
-use crate::source;
 use crate::staged::Staged;
-use crate::telemetry;
+use crate::{named_file, source, telemetry};
 
 /// Everything that was read and checked for a reload. The relay does not use any of it yet.
 type Staging = (Config, Vec<outputs::Planned>, Plan, ReadFiles);

@@ -10,22 +10,16 @@ use tokio::time::Instant;
 
 use super::config_file::ConfigFile;
 use super::error::Error;
-use super::evidence;
-use super::listeners;
-use super::outputs;
 use super::parts::Parts;
-use super::plan::Plan;
-use super::plan::ReadFiles;
-use super::waiting::blocking;
-use super::waiting::in_time;
+use super::plan::{Plan, ReadFiles};
+use super::waiting::{blocking, in_time};
+use super::{evidence, listeners, outputs};
 use crate::config::Config;
 use crate::delivery::DeadLetters;
-use crate::named_file;
-use crate::net;
-use crate::queue::Cursor;
-use crate::queue::Queue;
+use crate::queue::{Cursor, Queue};
 use crate::source::Sources;
 use crate::telemetry::Telemetry;
+use crate::{named_file, net};
 
 /// The addresses and the queue of a running relay.
 pub struct Opened {

@@ -6,19 +6,14 @@ use std::future::pending;
 use std::net::SocketAddr;
 use std::path::Path;
 
-use tokio::io::AsyncReadExt;
-use tokio::io::AsyncWriteExt;
-use tokio::net::TcpListener;
-use tokio::net::TcpStream;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
 use super::*;
 use crate::audit::LevelCounts;
-use crate::config;
-use crate::output;
-use crate::queue::Append;
-use crate::queue::Queue;
-use crate::queue::Refused;
+use crate::queue::{Append, Queue, Refused};
+use crate::{config, output};
 
 /// A relay with one listener, and one output to this address.
 async fn started(consumer: SocketAddr, queue: &str) -> Parts {

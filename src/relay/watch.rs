@@ -3,10 +3,8 @@
 //! The files are polled. A watch on a file would report nothing after the first swap of the
 //! symlinks in a ConfigMap or Secret, and nothing at all on network file systems.
 
-use std::hash::DefaultHasher;
-use std::hash::Hasher;
-use std::path::Path;
-use std::path::PathBuf;
+use std::hash::{DefaultHasher, Hasher};
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tokio::time::Instant;

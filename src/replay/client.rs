@@ -13,22 +13,15 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use hyper::Method;
-use hyper::StatusCode;
-use hyper::header;
 use hyper::header::HeaderValue;
+use hyper::{Method, StatusCode, header};
 use serde::Deserialize;
-use tokio::time::Instant;
-use tokio::time::timeout_at;
+use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
-use url::Position;
-use url::Url;
+use url::{Position, Url};
 
-use crate::ask;
-use crate::ask::Connection;
-use crate::ask::Reply;
-use crate::ask::Target;
-use crate::tls;
+use crate::ask::{Connection, Reply, Target};
+use crate::{ask, tls};
 
 /// The time limit of one attempt to send a batch. Within one attempt, the batch may be sent again
 /// after a response with a Retry-After header. The limit holds for all requests and pauses of the

@@ -9,38 +9,23 @@
 
 use std::fs::File;
 use std::io;
-use std::io::BufRead;
-use std::io::BufReader;
-use std::io::Read;
-use std::io::Seek;
-use std::io::SeekFrom;
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Deserialize as _;
 use serde::de::IgnoredAny;
 use tokio::sync::mpsc;
 
-use super::Note;
-use super::OnBadLine;
-use super::Settings;
-use super::Span;
-use super::Unit;
-use super::line;
-use super::packing::Counted;
-use super::packing::MAGIC_BYTES;
-use super::packing::Packing;
-use super::resume::Head;
-use super::resume::Read as Resumed;
+use super::packing::{Counted, MAGIC_BYTES, Packing};
+use super::resume::{Head, Read as Resumed};
 use super::spool::Spool;
+use super::{Note, OnBadLine, Settings, Span, Unit, line};
 use crate::audit::LIST_HEAD;
 use crate::position::Position;
-use crate::queue::inspect::Fault;
-use crate::queue::inspect::Finding;
-use crate::queue::inspect::Seen;
+use crate::queue::inspect::{Fault, Finding, Seen};
 
 /// The end of the JSON object EventList: the text of a request body after the events.
 const LIST_TAIL: &[u8] = b"]}\n";

@@ -9,9 +9,7 @@
 use std::ops::Range;
 
 use crate::audit;
-use crate::audit::EVENT_HEAD;
-use crate::audit::Invalid;
-use crate::audit::LIST_HEAD;
+use crate::audit::{EVENT_HEAD, Invalid, LIST_HEAD};
 
 use super::wrapping;
 

@@ -4,18 +4,11 @@
 //! A directory is only read. The cursors of its outputs stay where they are, so the directory does
 //! not show that its events were replayed. The resume file and the exit status show that.
 
-use std::path::Path;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use super::Settings;
-use super::Unusable;
-use super::resume;
+use super::{Settings, Unusable, resume};
 use crate::position::Position;
-use crate::queue::inspect::CursorsFile;
-use crate::queue::inspect::Directory;
-use crate::queue::inspect::Error;
-use crate::queue::inspect::Leftover;
-use crate::queue::inspect::printable;
+use crate::queue::inspect::{CursorsFile, Directory, Error, Leftover, printable};
 use crate::words::grouped;
 
 /// A queue's directory that was opened for a replay, and the events in it that are left over: those

@@ -5,9 +5,7 @@ use std::borrow::Cow;
 use std::ops::Range;
 
 use super::Bodies;
-use super::json::Object;
-use super::json::place;
-use super::json::write_string;
+use super::json::{Object, place, write_string};
 use crate::audit::scan;
 use crate::audit::scan::Member;
 

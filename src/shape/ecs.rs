@@ -3,14 +3,9 @@
 //!
 //! The document begins with `@timestamp`, and its last member is `kubernetes.audit`, the event.
 
-use super::Bodies;
-use super::DataStream;
 use super::bodies::Edits;
-use super::json;
-use super::json::Object;
-use super::json::is_ip;
-use super::json::text;
-use super::json::write_string;
+use super::json::{Object, is_ip, text, write_string};
+use super::{Bodies, DataStream, json};
 use crate::audit::scan;
 use crate::audit::time::is_timestamp;
 

@@ -8,17 +8,10 @@
 use std::borrow::Cow;
 
 use super::Bodies;
-use super::json::Names;
-use super::json::Object;
-use super::json::code;
-use super::json::is_ip;
-use super::json::object;
-use super::json::text;
-use super::json::write_string;
+use super::json::{Names, Object, code, is_ip, object, text, write_string};
 use crate::audit::scan;
 use crate::audit::scan::Member;
-use crate::audit::time::is_timestamp;
-use crate::audit::time::milliseconds;
+use crate::audit::time::{is_timestamp, milliseconds};
 
 /// The beginning of each document of an event that has a time.
 pub(super) const HEAD: &[u8] = br#"{"time_dt":""#;

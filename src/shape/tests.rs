@@ -8,10 +8,8 @@ use serde_json::value::RawValue;
 
 use super::*;
 use crate::audit;
-use crate::redact::tests::tree::Pairs;
-use crate::redact::tests::tree::Tree;
-use crate::tests::corpus;
-use crate::tests::list;
+use crate::redact::tests::tree::{Pairs, Tree};
+use crate::tests::{corpus, list};
 
 impl Tree {
     fn members(&self) -> &[(String, Tree)] {

@@ -2,8 +2,7 @@
 
 use std::time::Duration;
 
-use super::measured::EVENTS_PER_SECOND_OF_APISERVER;
-use super::measured::PEAK;
+use super::measured::{EVENTS_PER_SECOND_OF_APISERVER, PEAK};
 
 /// The greatest rate that is computed, in events per second. One kube-apiserver sends at most 4,000
 /// at its defaults.

@@ -12,12 +12,8 @@ use serde_json::Value;
 use tokio::time::Instant;
 
 use crate::ask::Target;
-use crate::doctor::counts::ApiserverCounts;
-use crate::doctor::counts::Counts as _;
-use crate::doctor::counts::EVENTS;
-use crate::doctor::counts::RelayCounts;
-use crate::doctor::exposition::Exposition;
-use crate::doctor::exposition::Reader;
+use crate::doctor::counts::{ApiserverCounts, Counts as _, EVENTS, RelayCounts};
+use crate::doctor::exposition::{Exposition, Reader};
 use crate::telemetry;
 use crate::telemetry::AcceptedMetrics;
 

@@ -3,11 +3,7 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use super::load::EVENT_BYTES_MAX;
-use super::load::EVENTS_PER_SECOND_MAX;
-use super::load::EVENTS_PER_SECOND_MIN;
-use super::load::Load;
-use super::load::Place;
+use super::load::{EVENT_BYTES_MAX, EVENTS_PER_SECOND_MAX, EVENTS_PER_SECOND_MIN, Load, Place};
 use super::measured as m;
 use crate::config::show_size;
 use crate::words::span;

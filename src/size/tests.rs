@@ -2,15 +2,9 @@
 
 use std::time::Duration;
 
-use super::Load;
-use super::Place;
-use super::Plan;
-use super::measured as m;
-use super::plan::Resources;
-use super::plan::bytes;
-use super::plan::number;
-use crate::config;
-use crate::output;
+use super::plan::{Resources, bytes, number};
+use super::{Load, Place, Plan, measured as m};
+use crate::{config, output};
 
 fn load() -> Load {
     Load {

@@ -10,51 +10,32 @@
 //! A message without audit events would stop its partition for ever. Such a message is counted,
 //! logged and skipped.
 
-use std::collections::BTreeMap;
-use std::collections::VecDeque;
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread::park_timeout;
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
 use rdkafka::client::ClientContext;
-use rdkafka::config::ClientConfig;
-use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::consumer::BaseConsumer;
-use rdkafka::consumer::Consumer;
-use rdkafka::consumer::ConsumerContext;
-use rdkafka::consumer::Rebalance;
-use rdkafka::error::KafkaError;
-use rdkafka::error::RDKafkaErrorCode;
-use rdkafka::message::BorrowedMessage;
-use rdkafka::message::Message;
-use rdkafka::topic_partition_list::Offset;
-use rdkafka::topic_partition_list::TopicPartitionList;
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, Rebalance};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
+use rdkafka::message::{BorrowedMessage, Message};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tokio::time::Instant;
 
-use super::Orders;
-use super::Source;
-use super::Status;
-use crate::audit;
+use super::{Orders, Source, Status};
 use crate::audit::LevelCounts;
-use crate::config;
 use crate::config::BATCH_OVERHEAD;
-use crate::kafka::Changes;
-use crate::kafka::Cluster;
-use crate::kafka::Trouble;
+use crate::kafka::{Changes, Cluster, Trouble};
 use crate::lock::lock;
-use crate::queue::Append;
-use crate::queue::Queue;
-use crate::queue::Ticket;
+use crate::queue::{Append, Queue, Ticket};
 use crate::staged::Staged;
-use crate::telemetry::ListenerMetrics;
-use crate::telemetry::Rejection;
-use crate::volume::Seen;
-use crate::volume::Volume;
+use crate::telemetry::{ListenerMetrics, Rejection};
+use crate::volume::{Seen, Volume};
+use crate::{audit, config};
 
 /// The size in bytes up to which messages are put together into one batch of the queue, unless
 /// `limits.max_body` is smaller. A larger message becomes a batch of its own.

@@ -8,8 +8,7 @@ use bytes::Bytes;
 
 use super::*;
 use crate::audit::LevelCounts;
-use crate::queue::Append;
-use crate::queue::Output;
+use crate::queue::{Append, Output};
 
 /// A source that does what a function does.
 struct Scripted<F>(F);

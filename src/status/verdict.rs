@@ -4,21 +4,13 @@
 //! scripts cannot contradict each other. The judgement is a pure function of the other fields.
 //! No text has a number that changes with each answer, because browsers read new texts aloud.
 
-use serde::Deserialize;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use super::Address;
-use super::Certificate;
-use super::Output;
-use super::Queue;
-use super::Status;
-use super::thresholds::ALL_DROPPED;
-use super::thresholds::CERTIFICATE_DAYS;
-use super::thresholds::FULL_WITHIN;
-use super::thresholds::MEMORY_NEARLY_USED;
-use super::thresholds::PATIENCE_WITH_RETRY_AFTER;
-use super::thresholds::QUEUE_NEARLY_FULL;
-use super::thresholds::SILENCE;
+use super::thresholds::{
+    ALL_DROPPED, CERTIFICATE_DAYS, FULL_WITHIN, MEMORY_NEARLY_USED, PATIENCE_WITH_RETRY_AFTER,
+    QUEUE_NEARLY_FULL, SILENCE,
+};
+use super::{Address, Certificate, Output, Queue, Status};
 
 /// How good or bad the state of the relay, or of a part of it, is. The order is from good to bad.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -648,8 +640,7 @@ fn certificate(status: &Status, it: &Certificate, found: &mut Findings) {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::Value;
-    use serde_json::json;
+    use serde_json::{Value, json};
 
     use super::*;
 

@@ -6,8 +6,7 @@ use super::condition::Conditions;
 use super::fields::Fields;
 use crate::audit::request;
 use crate::redact;
-use crate::redact::Change;
-use crate::redact::Redaction;
+use crate::redact::{Change, Redaction};
 use crate::words::escape;
 
 /// The conditions of one reader, and the redaction of the events for the reader. The reader's task

@@ -10,44 +10,20 @@
 //! set of series is closed, and each series is there from the start, with 0.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use metrics::Histogram;
 use tokio::time::Instant;
 
-use super::declare::DEFAULTS;
-use super::declare::Each;
-use super::declare::Handle;
-use super::declare::Kind;
-use super::declare::Label;
-use super::declare::Metric;
-use super::declare::catalog;
-use super::declare::full_name;
-use super::labels::AddressStates;
-use super::labels::AttemptError;
-use super::labels::ByResult;
-use super::labels::Code;
-use super::labels::Dropped;
-use super::labels::EvidenceError;
-use super::labels::Filtered;
-use super::labels::LISTENER;
-use super::labels::Levels;
-use super::labels::OUTPUT;
-use super::labels::PLACE;
-use super::labels::PLUGIN;
-use super::labels::REVISION;
-use super::labels::ROLE;
-use super::labels::RefusedConnection;
-use super::labels::Rejection;
-use super::labels::TlsFailure;
-use super::labels::VERSION;
-use super::labels::WITNESS;
+use super::declare::{DEFAULTS, Each, Handle, Kind, Label, Metric, catalog, full_name};
+use super::labels::{
+    AddressStates, AttemptError, ByResult, Code, Dropped, EvidenceError, Filtered, LISTENER,
+    Levels, OUTPUT, PLACE, PLUGIN, REVISION, ROLE, RefusedConnection, Rejection, TlsFailure,
+    VERSION, WITNESS,
+};
 use super::recent::RecentTimes;
 use super::refusals::Refusals;
-use super::registry::Counter;
-use super::registry::Gauge;
-use super::registry::Registry;
+use super::registry::{Counter, Gauge, Registry};
 use super::reports::Losses;
 
 /// The bounds of the buckets for the duration of a request, in seconds: from a single small batch

@@ -6,26 +6,15 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::catalog::DroppedLetters;
-use super::catalog::EvidenceMetrics;
-use super::catalog::ListenerMetrics;
-use super::catalog::OutputMetrics;
-use super::catalog::QueueMetrics;
-use super::catalog::ReloadMetrics;
-use super::catalog::TapMetrics;
-use super::catalog::WitnessMetrics;
-use super::labels::AttemptError;
-use super::labels::Code;
-use super::labels::EvidenceError;
-use super::labels::RefusedConnection;
-use super::labels::Rejection;
-use super::labels::TlsFailure;
+use super::catalog::{
+    DroppedLetters, EvidenceMetrics, ListenerMetrics, OutputMetrics, QueueMetrics, ReloadMetrics,
+    TapMetrics, WitnessMetrics,
+};
+use super::labels::{AttemptError, Code, EvidenceError, RefusedConnection, Rejection, TlsFailure};
 use super::now;
 use super::recent::Quantiles;
-use super::refusals::LastRejected;
-use super::refusals::LastTlsFailure;
-use super::reports::Loss;
-use super::reports::State;
+use super::refusals::{LastRejected, LastTlsFailure};
+use super::reports::{Loss, State};
 use crate::audit::LevelCounts;
 use crate::lock::lock;
 

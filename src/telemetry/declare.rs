@@ -17,9 +17,7 @@ use std::sync::Arc;
 
 use metrics::Histogram;
 
-use super::registry::Counter;
-use super::registry::Gauge;
-use super::registry::Registry;
+use super::registry::{Counter, Gauge, Registry};
 
 /// Puts the prefix before the name of a metric of the relay. The metrics of the process have none,
 /// because they have the same names in all programs.

@@ -1,17 +1,9 @@
 //! The labels of the metrics. A label with fixed values has an enum of these values, or a struct
 //! with one field for each of them.
 
-use super::declare::Handle;
-use super::declare::Kind;
-use super::declare::Label;
-use super::declare::LabelValue;
-use super::declare::Values;
-use super::declare::label_set;
-use super::declare::label_values;
-use super::registry::Counter;
-use super::registry::Registry;
-use crate::audit::LEVELS;
-use crate::audit::LevelCounts;
+use super::declare::{Handle, Kind, Label, LabelValue, Values, label_set, label_values};
+use super::registry::{Counter, Registry};
+use crate::audit::{LEVELS, LevelCounts};
 
 const fn described(name: &'static str, values: &'static str) -> Label {
     Label { name, values: Values::Described(values) }

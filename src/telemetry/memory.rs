@@ -2,8 +2,7 @@
 //! the container's.
 
 use std::fs;
-use std::path::Path;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// The smallest limit, in bytes, that counts as no limit. If a cgroup has no limit, cgroup v1
 /// writes a number near `i64::MAX`, rounded down to pages.

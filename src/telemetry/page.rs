@@ -1,22 +1,14 @@
 //! The page `/metrics`, in the text format of Prometheus.
 
-use metrics::KeyName;
-use metrics::Recorder as _;
-use metrics_exporter_prometheus::LabelSet;
-use metrics_exporter_prometheus::Matcher;
-use metrics_exporter_prometheus::PrometheusBuilder;
-use metrics_exporter_prometheus::PrometheusRecorder;
-use metrics_exporter_prometheus::formatting::write_help_line;
-use metrics_exporter_prometheus::formatting::write_metric_line;
-use metrics_exporter_prometheus::formatting::write_type_line;
+use metrics::{KeyName, Recorder as _};
+use metrics_exporter_prometheus::formatting::{
+    write_help_line, write_metric_line, write_type_line,
+};
+use metrics_exporter_prometheus::{LabelSet, Matcher, PrometheusBuilder, PrometheusRecorder};
 
-use super::catalog;
-use super::declare::Kind;
-use super::declare::Metric;
-use super::process;
-use super::registry::Labels;
-use super::registry::Registry;
-use super::registry::key;
+use super::declare::{Kind, Metric};
+use super::registry::{Labels, Registry, key};
+use super::{catalog, process};
 
 /// Makes the exporter, with the buckets and the help texts of the histograms.
 pub(super) fn exporter() -> PrometheusRecorder {

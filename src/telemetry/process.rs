@@ -4,10 +4,8 @@
 use std::fs;
 use std::sync::LazyLock;
 
-use rustix::param::clock_ticks_per_second;
-use rustix::param::page_size;
-use rustix::process::Resource;
-use rustix::process::getrlimit;
+use rustix::param::{clock_ticks_per_second, page_size};
+use rustix::process::{Resource, getrlimit};
 
 /// Returns the value of each metric by its name. A metric whose value the kernel does not report is
 /// missing.

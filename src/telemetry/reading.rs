@@ -5,10 +5,7 @@
 use std::fmt;
 
 use super::Telemetry;
-use super::catalog::CertificateMetrics;
-use super::catalog::ListenerMetrics;
-use super::catalog::LostMetrics;
-use super::catalog::WitnessMetrics;
+use super::catalog::{CertificateMetrics, ListenerMetrics, LostMetrics, WitnessMetrics};
 use super::registry::Labels;
 use super::reports::QUEUE;
 

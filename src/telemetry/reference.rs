@@ -1,9 +1,7 @@
 //! The reference page of all metrics, in Markdown, made from their declarations.
 
 use super::catalog;
-use super::declare::Label;
-use super::declare::Metric;
-use super::declare::Values;
+use super::declare::{Label, Metric, Values};
 
 /// The greatest width of the text on the reference page, in columns. Tables may be wider.
 const COLUMNS: usize = 100;

@@ -5,15 +5,12 @@
 //! [`RefusalTimes`] explains the words *spell*, *shut* and *long*.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::labels::RefusedConnection;
-use super::labels::Rejection;
-use super::labels::TlsFailure;
+use super::labels::{RefusedConnection, Rejection, TlsFailure};
 use crate::lock::lock;
 use crate::status;
 use crate::status::RefusalTimes;

@@ -5,18 +5,10 @@
 //! by the exporter.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 
-use metrics::GaugeFn;
-use metrics::Histogram;
-use metrics::Key;
-use metrics::Label;
-use metrics::Level;
-use metrics::Metadata;
-use metrics::Recorder as _;
+use metrics::{GaugeFn, Histogram, Key, Label, Level, Metadata, Recorder as _};
 use metrics_exporter_prometheus::PrometheusRecorder;
 
 use crate::lock::lock;

@@ -2,10 +2,7 @@ use std::collections::BTreeSet;
 
 use tokio::time::Instant;
 
-use super::declare::Kind;
-use super::declare::Metric;
-use super::declare::PREFIX;
-use super::declare::Values;
+use super::declare::{Kind, Metric, PREFIX, Values};
 use super::*;
 use crate::audit::LevelCounts;
 

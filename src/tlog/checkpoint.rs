@@ -2,11 +2,9 @@
 
 use std::fmt;
 
-use super::key::SigningKey;
-use super::key::check_name;
+use super::key::{SigningKey, check_name};
 use super::malformed::Malformed;
-use super::merkle::Hash;
-use super::merkle::Head;
+use super::merkle::{Hash, Head};
 use super::note::Note;
 
 /// The text of a checkpoint. It is shown as the text of its note.

@@ -8,15 +8,9 @@ use std::str::FromStr;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use ring::hkdf::HKDF_SHA256;
-use ring::hkdf::Prk;
-use ring::hkdf::Salt;
-use ring::rand::SecureRandom as _;
-use ring::rand::SystemRandom;
-use ring::signature::ED25519;
-use ring::signature::Ed25519KeyPair;
-use ring::signature::KeyPair as _;
-use ring::signature::UnparsedPublicKey;
+use ring::hkdf::{HKDF_SHA256, Prk, Salt};
+use ring::rand::{SecureRandom as _, SystemRandom};
+use ring::signature::{ED25519, Ed25519KeyPair, KeyPair as _, UnparsedPublicKey};
 
 use super::malformed::Malformed;
 use super::merkle::Hash;

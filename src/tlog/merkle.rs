@@ -1,17 +1,12 @@
 //! Hashes of trees (RFC 6962 §2.1), and the proofs about them.
 
-use std::fmt;
-use std::io;
+use std::{fmt, io};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use ring::digest::Context;
-use ring::digest::SHA256;
-use serde::Deserialize;
-use serde::Deserializer;
-use serde::Serialize;
-use serde::Serializer;
+use ring::digest::{Context, SHA256};
 use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// The number of bytes of a hash.
 pub const HASH_BYTES: usize = 32;

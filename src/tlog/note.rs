@@ -5,10 +5,7 @@ use std::fmt;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-use super::key::Kind;
-use super::key::SigningKey;
-use super::key::VerifierKey;
-use super::key::check_name;
+use super::key::{Kind, SigningKey, VerifierKey, check_name};
 use super::malformed::Malformed;
 
 /// The maximum size of a note in bytes. A note with the text of a checkpoint and 16 signatures has

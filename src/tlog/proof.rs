@@ -5,12 +5,9 @@ use std::fmt;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
-use super::checkpoint::Signed;
-use super::checkpoint::number;
+use super::checkpoint::{Signed, number};
 use super::malformed::Malformed;
-use super::merkle::Hash;
-use super::merkle::PROOF_MAX;
-use super::merkle::includes;
+use super::merkle::{Hash, PROOF_MAX, includes};
 
 /// The first line of a proof.
 const BEGINNING: &str = "c2sp.org/tlog-proof@v1";
@@ -83,9 +80,7 @@ mod tests {
     use super::*;
     use crate::tlog::checkpoint::Checkpoint;
     use crate::tlog::key::SigningKey;
-    use crate::tlog::merkle::Head;
-    use crate::tlog::merkle::inclusion;
-    use crate::tlog::merkle::root;
+    use crate::tlog::merkle::{Head, inclusion, root};
 
     fn proof() -> Proof {
         let entries = [b"one".as_slice(), b"two", b"three"];

@@ -6,9 +6,7 @@
 
 use std::io;
 
-use super::merkle::HASH_BYTES;
-use super::merkle::Hash;
-use super::merkle::Nodes;
+use super::merkle::{HASH_BYTES, Hash, Nodes};
 
 /// The number of hashes of a whole tile, and of entries of a whole bundle.
 pub const WIDTH: u64 = 256;
@@ -286,10 +284,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::tlog::merkle::Frontier;
-    use crate::tlog::merkle::consistency;
-    use crate::tlog::merkle::inclusion;
-    use crate::tlog::merkle::root;
+    use crate::tlog::merkle::{Frontier, consistency, inclusion, root};
 
     fn hashed(level: u32, index: u64, width: u64) -> Tile {
         Tile { content: Content::Hashes(level), index, width }

@@ -1,33 +1,22 @@
 //! Decides whether the certificate of a peer is trusted.
 //!
-//! webpki takes no certificate of a CA for that of a server or client, and `openssl req -x509` makes
-//! one that is both. OpenSSL and Go trust a certificate that is itself in the file of trusted CAs.
+//! webpki takes no certificate of a CA for that of a server or client, and `openssl req -x509`
+//! makes one that is both. OpenSSL and Go trust a certificate that is itself in the file of trusted CAs.
 //! So do the verifiers here, if it is the same byte for byte, and its names, dates and usage fit.
 //! Nothing else that webpki refuses is trusted.
 
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::CertificateError;
-use rustls::DigitallySignedStruct;
-use rustls::DistinguishedName;
-use rustls::Error;
-use rustls::OtherError;
-use rustls::SignatureScheme;
-use rustls::client::WebPkiServerVerifier;
-use rustls::client::danger::HandshakeSignatureValid;
-use rustls::client::danger::ServerCertVerified;
-use rustls::client::danger::ServerCertVerifier;
-use rustls::client::verify_server_name;
-use rustls::crypto::WebPkiSupportedAlgorithms;
-use rustls::crypto::verify_tls12_signature;
-use rustls::crypto::verify_tls13_signature;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{WebPkiServerVerifier, verify_server_name};
+use rustls::crypto::{WebPkiSupportedAlgorithms, verify_tls12_signature, verify_tls13_signature};
 use rustls::server::ParsedCertificate;
-use rustls::server::danger::ClientCertVerified;
-use rustls::server::danger::ClientCertVerifier;
-use rustls_pki_types::CertificateDer;
-use rustls_pki_types::ServerName;
-use rustls_pki_types::UnixTime;
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, Error, OtherError, SignatureScheme,
+};
+use rustls_pki_types::{CertificateDer, ServerName, UnixTime};
 use x509_parser::extensions::ExtendedKeyUsage;
 use x509_parser::time::ASN1Time;
 

@@ -6,42 +6,18 @@
 //! it needs too many lines, and columns of the table are left out if the terminal is too narrow.
 
 use ratatui::Frame;
-use ratatui::layout::Constraint;
-use ratatui::layout::Layout;
-use ratatui::layout::Rect;
-use ratatui::style::Color;
-use ratatui::style::Modifier;
-use ratatui::style::Style;
+use ratatui::layout::{Constraint, Layout, Rect};
+use ratatui::style::{Color, Modifier, Style};
 use ratatui::symbols::Marker;
-use ratatui::text::Line;
-use ratatui::text::Span;
-use ratatui::widgets::Axis;
-use ratatui::widgets::Cell;
-use ratatui::widgets::Chart;
-use ratatui::widgets::Dataset;
-use ratatui::widgets::GraphType;
-use ratatui::widgets::Paragraph;
-use ratatui::widgets::Row;
-use ratatui::widgets::Table;
-use ratatui::widgets::TableState;
+use ratatui::text::{Line, Span};
+use ratatui::widgets::{Axis, Cell, Chart, Dataset, GraphType, Paragraph, Row, Table, TableState};
 
 use super::rates::Rate;
 use super::view::View;
-use crate::status::Address;
-use crate::status::Evidence;
-use crate::status::History;
-use crate::status::Output;
-use crate::status::Status;
-use crate::status::verdict;
 use crate::status::verdict::State;
-use crate::words::ago;
-use crate::words::bytes;
+use crate::status::{Address, Evidence, History, Output, Status, verdict};
 use crate::words::escape::message;
-use crate::words::grouped;
-use crate::words::latency;
-use crate::words::scaled;
-use crate::words::span;
-use crate::words::whole;
+use crate::words::{ago, bytes, grouped, latency, scaled, span, whole};
 
 /// The lines of the screen that do not depend on the number of outputs, addresses and findings.
 const FIXED_LINES: usize = 30;

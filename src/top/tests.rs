@@ -5,11 +5,9 @@ use std::time::Duration;
 use proptest::prelude::*;
 use ratatui::Terminal;
 use ratatui::backend::TestBackend;
-use serde_json::Value;
-use serde_json::json;
+use serde_json::{Value, json};
 
-use super::Key;
-use super::View;
+use super::{Key, View};
 
 /// The state of a relay with `outputs` outputs; those at even places have a dead address.
 fn status(outputs: usize) -> Value {

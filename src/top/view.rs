@@ -3,11 +3,8 @@
 use std::time::Duration;
 
 use super::rates::Rates;
-use crate::status::History;
-use crate::status::Output;
-use crate::status::Status;
-use crate::status::verdict;
 use crate::status::verdict::State;
+use crate::status::{History, Output, Status, verdict};
 use crate::words::escape::message;
 
 /// A key that changes the view.

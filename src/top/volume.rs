@@ -1,13 +1,7 @@
 //! The table of who causes the bytes that come in, for `top --by` and the command `volume`.
 
-use crate::volume::report::Figures;
-use crate::volume::report::Row;
-use crate::words::bytes;
-use crate::words::escape;
-use crate::words::grouped;
-use crate::words::scaled;
-use crate::words::span;
-use crate::words::whole;
+use crate::volume::report::{Figures, Row};
+use crate::words::{bytes, escape, grouped, scaled, span, whole};
 
 /// The number of cells of the bar that shows a share.
 const BAR_CELLS: f64 = 20.0;

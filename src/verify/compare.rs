@@ -4,18 +4,13 @@
 //! first byte. Whenever the buckets take too much memory together, all of them are appended to
 //! temporary files. Then one bucket after the other is sorted and compared.
 
-use std::collections::BTreeMap;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io;
-use std::io::Read as _;
-use std::io::Seek as _;
-use std::io::SeekFrom;
-use std::io::Write as _;
+use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 
-use crate::tlog::merkle::HASH_BYTES;
-use crate::tlog::merkle::Hash;
+use crate::tlog::merkle::{HASH_BYTES, Hash};
 
 /// The number of buckets: one for each first byte of a hash.
 const BUCKETS: usize = 256;

@@ -1,15 +1,11 @@
 //! The check of events: what became of them at each output, and whether a consumer has the lines
 //! that left.
 
-use std::collections::BTreeMap;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::ops::Range;
 
-use super::compare::Comparison;
-use super::compare::Differences;
-use super::compare::Kind;
-use super::compare::Place;
+use super::compare::{Comparison, Differences, Kind, Place};
 use super::hashes::Found;
 use super::history::GIVEN_UP;
 use super::log::Check;
@@ -18,15 +14,9 @@ use super::report::Report;
 use super::runs::Clock;
 use super::store::Store;
 use crate::config::show_time;
-use crate::evidence::entry::Delivered;
-use crate::evidence::entry::Entry;
-use crate::evidence::entry::Fate;
-use crate::evidence::entry::Offset;
-use crate::evidence::entry::RANGE_MAX;
-use crate::evidence::entry::Stamp;
+use crate::evidence::entry::{Delivered, Entry, Fate, Offset, RANGE_MAX, Stamp};
 use crate::evidence::reader::Log;
-use crate::tlog::merkle::Frontier;
-use crate::tlog::merkle::Hash;
+use crate::tlog::merkle::{Frontier, Hash};
 
 /// The maximum number of stored lines that a fault names.
 const PLACES_MAX: usize = 20;

@@ -1,17 +1,13 @@
 //! The line hashes of a log: which ranges are there, found by their roots.
 
-use std::collections::HashMap;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::Arc;
 
 use super::positions::Positions;
-use crate::evidence::LineFile;
-use crate::evidence::lines;
-use crate::evidence::lines::Damage;
-use crate::evidence::lines::Range;
-use crate::evidence::lines::Record;
+use crate::evidence::lines::{Damage, Range, Record};
 use crate::evidence::reader::Directory;
+use crate::evidence::{LineFile, lines};
 use crate::tlog::merkle::Hash;
 
 /// Identifies a range of line hashes by the output that sent the lines, its first position, and its

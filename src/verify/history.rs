@@ -5,19 +5,11 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::positions::Positions;
-use super::report::Faults;
-use super::report::time;
+use super::report::{Faults, time};
 use super::runs::Runs;
-use crate::evidence::entry::Alarm;
-use crate::evidence::entry::Delivered;
-use crate::evidence::entry::Entry;
-use crate::evidence::entry::Fate;
-use crate::evidence::entry::Offset;
-use crate::evidence::entry::QUEUE;
-use crate::evidence::entry::RANGE_MAX;
-use crate::evidence::entry::Running;
-use crate::evidence::entry::Stamp;
-use crate::evidence::entry::Started;
+use crate::evidence::entry::{
+    Alarm, Delivered, Entry, Fate, Offset, QUEUE, RANGE_MAX, Running, Stamp, Started,
+};
 
 /// The reason of a loss for events that a consumer refused for good and that are in no dead-letter
 /// file.

@@ -5,17 +5,13 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use tokio::time::Instant;
 
 use super::request::Request;
-use crate::evidence::reader::Directory;
-use crate::evidence::reader::Log;
-use crate::tlog::tile::Content;
-use crate::tlog::tile::Tile;
-use crate::tlog::tile::WIDTH;
+use crate::evidence::reader::{Directory, Log};
+use crate::tlog::tile::{Content, Tile, WIDTH};
 
 /// A check assumes that at most this time is between two checkpoints: the relay's default. The log
 /// does not say how often it is signed.

@@ -2,18 +2,14 @@
 
 use std::io;
 
-use super::report::Report;
-use super::report::time;
+use super::report::{Report, time};
 use super::request::Request;
 use super::stored;
 use super::stored::Line;
-use crate::evidence::entry::Entry;
-use crate::evidence::entry::RANGE_MAX;
+use crate::evidence::entry::{Entry, RANGE_MAX};
 use crate::evidence::lines::Salt;
 use crate::tlog::key::VerifierKey;
-use crate::tlog::merkle::Hash;
-use crate::tlog::merkle::PROOF_MAX;
-use crate::tlog::merkle::includes;
+use crate::tlog::merkle::{Hash, PROOF_MAX, includes};
 use crate::tlog::note::Signed;
 use crate::tlog::proof::Proof;
 

@@ -4,13 +4,10 @@
 use std::io;
 
 use super::events::Left;
-use super::log::Check;
-use super::log::signed_by;
+use super::log::{Check, signed_by};
 use super::report::Report;
 use super::request::Request;
-use crate::evidence::reader::Files;
-use crate::evidence::reader::Log;
-use crate::evidence::reader::ReadError;
+use crate::evidence::reader::{Files, Log, ReadError};
 use crate::tlog::merkle::root_at;
 
 /// More entries than a relay can write: 300 a second for a hundred years.

@@ -3,17 +3,13 @@
 use std::io;
 use std::path::Path;
 
-use super::compare::Comparison;
-use super::compare::Kind;
-use super::log::Check;
-use super::log::Ending;
+use super::compare::{Comparison, Kind};
+use super::log::{Check, Ending};
 use super::positions::Positions;
-use crate::evidence::entry::Delivered;
-use crate::evidence::entry::Entry;
+use crate::evidence::entry::{Delivered, Entry};
 use crate::queue::inspect;
 use crate::queue::inspect::Seen;
-use crate::tlog::merkle::Hash;
-use crate::tlog::merkle::Hasher;
+use crate::tlog::merkle::{Hash, Hasher};
 
 /// A queue beside the evidence.
 pub(super) struct Queue(inspect::Directory);

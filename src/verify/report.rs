@@ -1,8 +1,7 @@
 //! The result of a check: the counts, the faults, and what could not be checked.
 
 use std::fmt;
-use std::time::Duration;
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, UNIX_EPOCH};
 
 use crate::audit::time::rfc3339;
 

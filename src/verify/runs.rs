@@ -6,15 +6,9 @@
 
 use std::collections::BTreeSet;
 
-use super::report::Fault;
-use super::report::Faults;
-use super::report::time;
-use crate::evidence::COMMIT_BYTES;
-use crate::evidence::COMMIT_EVERY;
-use crate::evidence::entry::Entry;
-use crate::evidence::entry::Running;
-use crate::evidence::entry::Stamp;
-use crate::evidence::entry::Started;
+use super::report::{Fault, Faults, time};
+use crate::evidence::entry::{Entry, Running, Stamp, Started};
+use crate::evidence::{COMMIT_BYTES, COMMIT_EVERY};
 
 /// A silence is reported if it is longer than one and a half heartbeats, and longer than one
 /// heartbeat by at least this many milliseconds.

@@ -6,16 +6,14 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use super::compare::Comparison;
-use super::compare::Kind;
+use super::compare::{Comparison, Kind};
 use super::log::signed_by;
 use super::report::Report;
 use super::request::Request;
 use super::stored;
 use super::stored::Line;
 use crate::tlog::checkpoint::Signed;
-use crate::tlog::merkle::Hash;
-use crate::tlog::merkle::Head;
+use crate::tlog::merkle::{Hash, Head};
 
 /// A checkpoint among the stored lines, whose signature is valid.
 pub(super) struct Kept {

@@ -2,20 +2,14 @@
 
 use std::fs::File;
 use std::io;
-use std::io::BufRead;
-use std::io::BufReader;
-use std::io::Read;
+use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::queue::disk::named;
-use crate::replay::packing::Counted;
-use crate::replay::packing::MAGIC_BYTES;
-use crate::replay::packing::Packing;
-use crate::tlog::merkle::Hash;
-use crate::tlog::merkle::Hasher;
+use crate::replay::packing::{Counted, MAGIC_BYTES, Packing};
+use crate::tlog::merkle::{Hash, Hasher};
 use crate::tlog::note::NOTE_BYTES_MAX;
 
 /// The size in bytes of the buffers of a file.

@@ -6,29 +6,14 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use super::*;
-use crate::evidence::entry::Alarm;
-use crate::evidence::entry::Delivered;
-use crate::evidence::entry::Entry;
-use crate::evidence::entry::Fate;
-use crate::evidence::entry::Offset;
-use crate::evidence::entry::Previous;
-use crate::evidence::entry::Running;
-use crate::evidence::entry::Stamp;
-use crate::evidence::entry::Started;
-use crate::evidence::entry::now;
-use crate::evidence::lines::Range;
-use crate::evidence::lines::Record;
-use crate::evidence::lines::SALT_BYTES;
-use crate::evidence::lines::Salt;
+use crate::evidence::entry::{
+    Alarm, Delivered, Entry, Fate, Offset, Previous, Running, Stamp, Started, now,
+};
+use crate::evidence::lines::{Range, Record, SALT_BYTES, Salt};
 use crate::tlog::checkpoint::Checkpoint;
 use crate::tlog::key::SigningKey;
-use crate::tlog::merkle::Frontier;
-use crate::tlog::merkle::Hash;
-use crate::tlog::merkle::Head;
-use crate::tlog::merkle::root;
-use crate::tlog::tile::Content;
-use crate::tlog::tile::Tile;
-use crate::tlog::tile::push_entry;
+use crate::tlog::merkle::{Frontier, Hash, Head, root};
+use crate::tlog::tile::{Content, Tile, push_entry};
 
 const HOUR: u64 = 3_600_000;
 

@@ -4,14 +4,11 @@ use std::sync::LazyLock;
 
 use memchr::memmem::FinderRev;
 
-use super::report::DIMENSIONS;
-use super::report::NAME_BYTES_MAX;
-use super::report::PARTS;
+use super::report::{DIMENSIONS, NAME_BYTES_MAX, PARTS};
 use crate::audit::request::Request;
 use crate::audit::scan;
 use crate::redact;
-use crate::redact::Change;
-use crate::redact::Redaction;
+use crate::redact::{Change, Redaction};
 use crate::words::escape;
 
 /// The name of an event in each dimension, in the order of [`DIMENSIONS`]. The parts of a name are
@@ -115,8 +112,7 @@ fn annotations(event: &[u8]) -> Option<&[u8]> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::redact::Rule;
-    use crate::redact::With;
+    use crate::redact::{Rule, With};
 
     fn named(event: &str, rules: &[Rule]) -> Vec<String> {
         let names = names(event.as_bytes(), &Redaction::new(rules).unwrap());

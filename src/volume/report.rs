@@ -1,11 +1,9 @@
 //! The JSON of `/status/volume`. `docs/reference/volume-json.md` has its fields.
 
-use std::collections::BTreeMap;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use serde::Deserialize;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// The greatest number of bytes in a part of a name. The user agents of kube-controller-manager
 /// have 122.

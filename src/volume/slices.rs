@@ -13,10 +13,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::report::DIMENSIONS;
-use super::report::Figures;
-use super::report::Report;
-use super::report::SPANS;
+use super::report::{DIMENSIONS, Figures, Report, SPANS};
 use super::sample::Seen;
 use super::summary::Summary;
 

@@ -12,9 +12,7 @@ use std::collections::HashMap;
 
 use foldhash::fast::RandomState;
 
-use super::report::Counted;
-use super::report::PARTS;
-use super::report::Row;
+use super::report::{Counted, PARTS, Row};
 use super::sample::Weight;
 use crate::words::whole;
 

@@ -2,10 +2,7 @@
 
 use std::borrow::Cow;
 
-use crate::API_VERSION;
-use crate::DEPTH_MAX;
-use crate::LEVELS;
-use crate::scan;
+use crate::{API_VERSION, DEPTH_MAX, LEVELS, scan};
 
 /// Checks if `event`, which must be valid JSON, is an audit event. Returns the index of the event's
 /// level in [`LEVELS`]. If a key occurs twice, only its first value counts. An error has two parts:

@@ -29,12 +29,7 @@
 
 use std::cell::RefCell;
 
-use crate::EVENT_BYTES_MIN;
-use crate::LEVELS;
-use crate::LIST_HEAD;
-use crate::LevelCounts;
-use crate::Span;
-use crate::event;
+use crate::{EVENT_BYTES_MIN, LEVELS, LIST_HEAD, LevelCounts, Span, event};
 
 mod avx2;
 mod avx512;

@@ -305,8 +305,7 @@ mod shared;
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::shared::corpus;
-    use crate::shared::corpus_file;
+    use crate::shared::{corpus, corpus_file};
     use proptest::prelude::*;
 
     fn lines(body: &str) -> Vec<String> {

@@ -15,13 +15,7 @@
 
 use std::borrow::Cow;
 
-use crate::Invalid;
-use crate::LIST_HEAD;
-use crate::LevelCounts;
-use crate::Split;
-use crate::decode_in_place;
-use crate::decode_lines_in_place;
-use crate::scan;
+use crate::{Invalid, LIST_HEAD, LevelCounts, Split, decode_in_place, decode_lines_in_place, scan};
 use window::Window;
 
 mod window;
@@ -449,8 +443,7 @@ fn items_start(body: &[u8]) -> Option<usize> {
 mod tests {
     use super::*;
     use crate::decode;
-    use crate::shared::corpus;
-    use crate::shared::corpus_file;
+    use crate::shared::{corpus, corpus_file};
     use proptest::prelude::*;
 
     const PIECE_BYTES: usize = 600;

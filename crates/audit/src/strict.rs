@@ -6,23 +6,13 @@ use std::cell::Cell;
 use std::fmt;
 
 use serde::Deserialize;
-use serde::de::DeserializeSeed;
-use serde::de::Deserializer;
-use serde::de::Error as _;
-use serde::de::IgnoredAny;
-use serde::de::MapAccess;
-use serde::de::SeqAccess;
-use serde::de::Visitor;
+use serde::de::{
+    DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor,
+};
 use serde_json::value::RawValue;
 
-use crate::API_VERSION;
-use crate::EVENT_BYTES_MIN;
-use crate::Invalid;
-use crate::LevelCounts;
-use crate::Span;
-use crate::event;
-use crate::event::quoted;
-use crate::event::wrong_version;
+use crate::event::{quoted, wrong_version};
+use crate::{API_VERSION, EVENT_BYTES_MIN, Invalid, LevelCounts, Span, event};
 
 /// The values that were found in a body: all values that may be events, up to the first value that
 /// cannot be an event, and this bad value. Later values are only counted, so that a body of many

@@ -4,8 +4,7 @@
 //! The calendar is two short functions, and not a crate: `jiff` would add 8 s of CPU time to a
 //! fresh build.
 
-use std::time::SystemTime;
-use std::time::UNIX_EPOCH;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 /// The number of seconds in a day.
 const DAY: u64 = 86_400;

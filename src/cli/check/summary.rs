@@ -2,14 +2,9 @@
 
 use crate::cli::table;
 use crate::config;
-use crate::config::Acknowledge;
-use crate::config::Checked;
-use crate::config::Config;
-use crate::config::Listener;
-use crate::config::Output;
-use crate::config::Severity;
-use crate::config::WhenFull;
-use crate::config::show_size;
+use crate::config::{
+    Acknowledge, Checked, Config, Listener, Output, Severity, WhenFull, show_size,
+};
 use crate::words::escape;
 
 /// The part of the checks that `check` has left out.

@@ -2,10 +2,7 @@
 
 use std::path::Path;
 
-use crate::cli::FAILED;
-use crate::cli::WRONG;
-use crate::cli::print;
-use crate::cli::shown;
+use crate::cli::{FAILED, WRONG, print, shown};
 use crate::evidence::copy;
 use crate::evidence::copy::CopyError;
 use crate::evidence::reader::Log;

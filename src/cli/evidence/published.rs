@@ -1,13 +1,11 @@
 //! Reads a log from an HTTP server, which an attacker may control.
 
-use std::cell::Cell;
-use std::cell::OnceCell;
+use std::cell::{Cell, OnceCell};
 use std::io;
 
 use tokio::runtime::Runtime;
 
-use crate::ask::AskFault;
-use crate::ask::Target;
+use crate::ask::{AskFault, Target};
 use crate::evidence::reader::Files;
 use crate::tlog::merkle::Hash;
 use crate::tlog::note::NOTE_BYTES_MAX;

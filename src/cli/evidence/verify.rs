@@ -1,32 +1,24 @@
 //! The command `evidence verify`.
 
-use std::fs;
-use std::io;
 use std::io::Read as _;
-use std::path::Path;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
+use std::{fs, io};
 
 use clap::Args;
-use indicatif::HumanBytes;
-use indicatif::ProgressBar;
-use indicatif::ProgressStyle;
+use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 
 use super::published::Published;
 use super::witness;
 use super::witness::Witnesses;
 use crate::audit::time;
-use crate::cli::FAILED;
-use crate::cli::WRONG;
-use crate::cli::input;
-use crate::cli::print;
-use crate::config;
+use crate::cli::{FAILED, WRONG, input, print};
 use crate::queue::disk::named;
 use crate::tlog::key::VerifierKey;
-use crate::verify;
 use crate::verify::Request;
 use crate::verify::report::Report;
 use crate::words::escape;
+use crate::{config, verify};
 
 /// The exit status if a part of the log or of the stored lines could not be checked.
 const UNCHECKED: u8 = 2;

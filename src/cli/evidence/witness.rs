@@ -7,8 +7,7 @@ use clap::Args;
 
 use super::published::Published;
 use crate::config;
-use crate::tlog::key::Kind;
-use crate::tlog::key::VerifierKey;
+use crate::tlog::key::{Kind, VerifierKey};
 use crate::verify::Request;
 
 #[derive(Args)]

@@ -2,29 +2,18 @@
 //! `policy advise`, which prints the fewest rules that reach an aim. The events are those of files
 //! and directories or, for `policy cost`, those that leave a running relay for a time.
 
-use std::path::Path;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
 use serde_json::json;
 
 use super::read_policy;
-use crate::cli::failed;
-use crate::cli::healthcheck;
-use crate::cli::print;
-use crate::cli::replay;
-use crate::cli::shown;
-use crate::cli::table;
-use crate::cli::tap;
 use crate::cli::tap::Sample;
+use crate::cli::{failed, healthcheck, print, replay, shown, table, tap};
 use crate::config;
-use crate::cost::Advice;
-use crate::cost::Cost;
-use crate::cost::Sum;
-use crate::cost::Survey;
-use crate::words::escape;
-use crate::words::grouped;
+use crate::cost::{Advice, Cost, Sum, Survey};
+use crate::words::{escape, grouped};
 
 /// The number of bytes for which `--price` is the price.
 const PRICED_BYTES: f64 = 1e9;

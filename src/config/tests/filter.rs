@@ -2,19 +2,11 @@
 //! reported.
 
 use super::super::*;
-use super::OUTPUT;
-use super::assert_problems;
-use super::config;
-use crate::policy::Criteria;
-use crate::policy::GroupResources;
-use crate::policy::Match;
+use super::{OUTPUT, assert_problems, config};
+use crate::policy::{Criteria, GroupResources, Match};
 use crate::redact;
 use crate::redact::With;
-use crate::shape::Bodies;
-use crate::shape::DataStream;
-use crate::shape::Form;
-use crate::shape::ManagedFields;
-use crate::shape::Shape;
+use crate::shape::{Bodies, DataStream, Form, ManagedFields, Shape};
 
 fn filter(text: &str) -> Filter {
     config(&format!("{OUTPUT}{text}")).outputs.remove(0).filter

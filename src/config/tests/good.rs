@@ -5,20 +5,9 @@ use proptest::prelude::*;
 use proptest::strategy::Strategy as Generator;
 
 use super::super::*;
-use super::LISTENER;
-use super::TYPES;
-use super::checked;
-use super::config;
-use super::env;
-use super::everything;
-use super::files;
-use super::output::http;
 use super::output::json_lines::LineFormat;
-use super::output::lumberjack;
-use super::output::relp;
-use super::output::stdout;
-use super::output::syslog;
-use super::output::tcp;
+use super::output::{http, lumberjack, relp, stdout, syslog, tcp};
+use super::{LISTENER, TYPES, checked, config, env, everything, files};
 use crate::tests::list;
 
 /// Returns the settings of an output of the type `S`.

@@ -1,9 +1,7 @@
 //! Tests of outputs and sources of type `kafka`. `deploy/test/image.sh` tests a program that was
 //! built without Kafka.
 
-use super::TYPES;
-use super::assert_problems;
-use super::files;
+use super::{TYPES, assert_problems, files};
 
 fn assert_in_kafka(lines: &str, others: &str) {
     assert_problems(&format!("[[output]]\nname = 'o'\ntype = 'kafka'\n{lines}"), others);
@@ -119,8 +117,7 @@ fn a_config_needs_a_listener_or_a_source() {
 #[test]
 fn every_key_arrives() {
     use super::super::*;
-    use super::output::kafka::MessageKey;
-    use super::output::kafka::Settings;
+    use super::output::kafka::{MessageKey, Settings};
 
     let dir = files();
     let dir = dir.path().display();

@@ -2,10 +2,7 @@
 //! one.
 
 use super::super::*;
-use super::assert_problems;
-use super::checked;
-use super::config;
-use super::files;
+use super::{assert_problems, checked, config, files};
 
 #[test]
 fn what_200_means_follows_from_where_the_queue_is() {

@@ -2,10 +2,8 @@
 //! every protocol implements.
 
 use super::super::*;
-use super::LISTENER;
-use super::env;
-use super::table::Table;
-use super::table::required;
+use super::table::{Table, required};
+use super::{LISTENER, env};
 
 /// A type with a credential of its own, a key for the time that it waits, and at most one output
 /// per config.

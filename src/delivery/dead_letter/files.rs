@@ -7,27 +7,15 @@
 //! processes may share a directory: each locks the file that it writes to, and no process deletes a
 //! locked file.
 
-use std::fs::DirBuilder;
-use std::fs::File;
-use std::fs::TryLockError;
+use std::fs::{DirBuilder, File, TryLockError};
 use std::io;
-use std::io::BufWriter;
-use std::io::Read;
-use std::io::Write;
+use std::io::{BufWriter, Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::Path;
-use std::path::PathBuf;
-use std::time::Duration;
-use std::time::SystemTime;
-use std::time::UNIX_EPOCH;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rustix::fs::AtFlags;
-use rustix::fs::Dir;
-use rustix::fs::FileType;
-use rustix::fs::Mode;
-use rustix::fs::OFlags;
-use rustix::fs::Stat;
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
 use crate::telemetry::DroppedLetters;

@@ -6,17 +6,14 @@
 //! [`Figures::sent`] costs one atomic addition.
 
 use std::sync::Mutex;
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use crate::delivery::failure::Failure;
 use crate::lock::lock;
-use crate::telemetry::AttemptError;
-use crate::telemetry::Quantiles;
-use crate::telemetry::RecentTimes;
+use crate::telemetry::{AttemptError, Quantiles, RecentTimes};
 
 /// The maximum number of characters that are kept of an error's text. The relay's own texts are
 /// shorter, but a text may quote a consumer.

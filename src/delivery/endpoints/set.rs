@@ -1,30 +1,21 @@
 //! The set of an output's addresses: the table of addresses behind a lock, lookups of host names,
 //! and the signal by which connections learn of changes.
 
-use std::fmt;
 use std::future::Future;
-use std::io;
 use std::net::SocketAddr;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::MutexGuard;
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
+use std::{fmt, io};
 
-use tokio::sync::Notify;
-use tokio::sync::OwnedSemaphorePermit;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
-use super::address::Endpoint;
-use super::address::ResolvedAddress;
+use super::address::{Endpoint, ResolvedAddress};
 use super::figures::FiguresShown;
 use super::table::AddressTable;
-use crate::config::HostPort;
-use crate::config::Strategy;
-use crate::config::Timeouts;
+use crate::config::{HostPort, Strategy, Timeouts};
 use crate::delivery::failure::Failure;
 use crate::lock::lock;
 use crate::net;

@@ -9,10 +9,8 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-use super::address::Endpoint;
-use super::address::ResolvedAddress;
-use super::circuit::Circuit;
-use super::circuit::Fault;
+use super::address::{Endpoint, ResolvedAddress};
+use super::circuit::{Circuit, Fault};
 use super::figures::Figures;
 use crate::config::Strategy;
 

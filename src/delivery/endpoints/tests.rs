@@ -5,32 +5,23 @@
 //! takes less than a second. Each test checks one rule, except the last one. It lets random
 //! consumers come, go and hang, and checks only what must always hold.
 
-use std::collections::BTreeMap;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::Ipv4Addr;
-use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::Instant;
 
-use super::circuit::HOLD_MAX;
-use super::circuit::HOLD_MIN;
-use super::circuit::PAUSE_MAX;
+use super::circuit::{HOLD_MAX, HOLD_MIN, PAUSE_MAX};
 use super::table::LOOK_UP;
 use super::*;
-use crate::config::HostPort;
-use crate::config::Strategy;
-use crate::config::Timeouts;
+use crate::config::{HostPort, Strategy, Timeouts};
 use crate::delivery::failure::Failure;
 use crate::telemetry::AttemptError;
-use crate::tests::Failing;
-use crate::tests::seeds;
+use crate::tests::{Failing, seeds};
 
 const SECOND: Duration = Duration::from_secs(1);
 

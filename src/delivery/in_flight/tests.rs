@@ -10,13 +10,10 @@ use bytes::Bytes;
 
 use super::*;
 use crate::audit::LevelCounts;
-use crate::config;
-use crate::delivery::parked::Conduct;
-use crate::delivery::parked::TurnedDown;
-use crate::queue;
-use crate::queue::Append;
-use crate::queue::Queue;
+use crate::delivery::parked::{Conduct, TurnedDown};
+use crate::queue::{Append, Queue};
 use crate::telemetry::Telemetry;
+use crate::{config, queue};
 use std::time::Duration;
 
 const ALL: Take = Take { bytes: u64::MAX, events: u64::MAX };

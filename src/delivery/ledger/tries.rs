@@ -7,14 +7,9 @@ use tokio::time::Instant;
 
 use super::Ledger;
 use crate::delivery::failure::Failure;
-use crate::delivery::in_flight::State;
-use crate::delivery::in_flight::Work;
+use crate::delivery::in_flight::{State, Work};
 use crate::delivery::pacing::DRAIN_PAUSE_MAX;
-use crate::delivery::parked::Next;
-use crate::delivery::parked::PAUSE_NEARLY_FULL;
-use crate::delivery::parked::Parking;
-use crate::delivery::parked::Patience;
-use crate::delivery::parked::TurnedDown;
+use crate::delivery::parked::{Next, PAUSE_NEARLY_FULL, Parking, Patience, TurnedDown};
 use crate::queue::Claim;
 
 impl Ledger {

@@ -1,9 +1,7 @@
 //! The loop against a scripted consumer, a real queue and paused time.
 
-use std::collections::BTreeMap;
-use std::collections::BTreeSet;
-use std::sync::Arc;
-use std::sync::Mutex;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use tokio::sync::watch;
@@ -11,32 +9,20 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
-use crate::config::Rejected;
-use crate::config::WhenFull;
-use crate::delivery::checkpoints::Checkpoint;
-use crate::delivery::checkpoints::Fate;
-use crate::delivery::checkpoints::Published;
+use crate::config::{Rejected, WhenFull};
+use crate::delivery::checkpoints::{Checkpoint, Fate, Published};
 use crate::delivery::dead_letter::tests::Desk;
 use crate::delivery::endpoints::Probed;
 use crate::delivery::health::Status;
 use crate::delivery::in_flight::tests::opened;
 use crate::delivery::isolation::SUSPECTS_MAX;
-use crate::delivery::link::CLOSE_TIME;
-use crate::delivery::link::Part;
-use crate::delivery::link::Parts;
-use crate::delivery::link::Verdict;
+use crate::delivery::link::{CLOSE_TIME, Part, Parts, Verdict};
 use crate::delivery::parked::PARKED_MAX;
 use crate::policy;
 use crate::policy::Policy;
 use crate::position::Position;
-use crate::queue::Append;
-use crate::queue::Batch;
-use crate::queue::Claim;
-use crate::queue::Queue;
-use crate::queue::Refused;
-use crate::queue::Take;
-use crate::telemetry::AttemptError;
-use crate::telemetry::Telemetry;
+use crate::queue::{Append, Batch, Claim, Queue, Refused, Take};
+use crate::telemetry::{AttemptError, Telemetry};
 
 mod any_consumer;
 mod filtering;

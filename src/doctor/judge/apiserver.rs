@@ -3,28 +3,13 @@
 
 use std::collections::BTreeMap;
 
-use super::Cause;
-use super::Findings;
-use super::Kind;
-use super::RATE_MIN;
-use super::events;
-use super::found_cause;
-use super::seconds;
-use super::since;
-use super::wrong_causes;
-use crate::doctor::attempts;
-use crate::doctor::attempts::earlier_posts;
-use crate::doctor::attempts::webhook_posts;
-use crate::doctor::counts::ApiserverCounts;
-use crate::doctor::counts::EVENTS;
-use crate::doctor::counts::LOG_PLUGIN;
-use crate::doctor::counts::listed;
-use crate::doctor::counts::total;
+use super::{Cause, Findings, Kind, RATE_MIN, events, found_cause, seconds, since, wrong_causes};
+use crate::doctor::attempts::{earlier_posts, webhook_posts};
+use crate::doctor::counts::{ApiserverCounts, EVENTS, LOG_PLUGIN, listed, total};
 use crate::doctor::refusals::ATTEMPTS;
-use crate::doctor::remedy;
-use crate::doctor::remedy::of_apiserver;
-use crate::doctor::remedy::of_plugin;
+use crate::doctor::remedy::{of_apiserver, of_plugin};
 use crate::doctor::sample::Sampled;
+use crate::doctor::{attempts, remedy};
 
 /// kube-apiserver's default for `--audit-webhook-batch-throttle-qps`, in batches per second.
 const THROTTLE: f64 = 10.0;

@@ -3,12 +3,10 @@
 use super::*;
 use crate::ask::AskFault;
 use crate::doctor::attempts::webhook_posts;
-use crate::doctor::counts::Clock;
-use crate::doctor::counts::Counts;
+use crate::doctor::counts::{Clock, Counts};
 use crate::doctor::exposition::Exposition;
-use crate::doctor::remedy;
 use crate::doctor::sample::Change;
-use crate::doctor::screen;
+use crate::doctor::{remedy, screen};
 use crate::telemetry::PREFIX;
 
 /// The time of the newest sample in these tests.

@@ -1,10 +1,8 @@
 //! The log on a disk that fails, and in the hands of somebody else.
 
 use super::*;
-use crate::queue::tests::simulated_disk::SimulatedDisk;
-use crate::queue::tests::simulated_disk::is_crash;
-use crate::tlog::merkle::extends;
-use crate::tlog::merkle::root;
+use crate::queue::tests::simulated_disk::{SimulatedDisk, is_crash};
+use crate::tlog::merkle::{extends, root};
 
 const ORIGIN: &str = "example.org/relay-0";
 

@@ -9,11 +9,8 @@
 use hyper::Method;
 use serde_json::Value;
 
-use crate::output::http::api::RequestHead;
-use crate::output::http::api::TestRequest;
-use crate::shape::Bodies;
-use crate::shape::Form;
-use crate::shape::Shape;
+use crate::output::http::api::{RequestHead, TestRequest};
+use crate::shape::{Bodies, Form, Shape};
 
 /// The members of an event that are bodies.
 const BODIES: [&str; 2] = ["requestObject", "responseObject"];

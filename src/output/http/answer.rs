@@ -2,26 +2,18 @@
 
 use std::error::Error;
 use std::io;
-use std::time::Duration;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use bytes::Bytes;
 use http_body_util::BodyExt;
-use hyper::HeaderMap;
-use hyper::Response;
-use hyper::StatusCode;
 use hyper::body::Incoming;
-use hyper::header;
+use hyper::{HeaderMap, Response, StatusCode, header};
 use tokio::time::Instant;
 
-use super::api::Api;
-use super::api::Outcome;
-use super::api::Reply;
-use super::api::Sent;
+use super::api::{Api, Outcome, Reply, Sent};
 use super::url::BaseUrl;
 use crate::ask::NoAnswer;
-use crate::delivery::failure::Failure;
-use crate::delivery::failure::RETRY_AFTER_MAX;
+use crate::delivery::failure::{Failure, RETRY_AFTER_MAX};
 use crate::output::transport::connection::io_reason;
 use crate::telemetry::AttemptError;
 

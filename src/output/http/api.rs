@@ -2,20 +2,15 @@
 //! (addresses, connections, compression, timeouts, headers of the config) is the same for all of
 //! them.
 
-use std::fmt;
-use std::io;
 use std::path::Path;
 use std::str::FromStr;
 use std::time::Duration;
+use std::{fmt, io};
 
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use hyper::HeaderMap;
-use hyper::Method;
-use hyper::StatusCode;
-use hyper::header;
-use hyper::header::HeaderName;
-use hyper::header::HeaderValue;
+use hyper::header::{HeaderName, HeaderValue};
+use hyper::{HeaderMap, Method, StatusCode, header};
 use serde::Deserialize;
 
 use super::body::Pieces;
@@ -23,15 +18,8 @@ use crate::config;
 use crate::config::Compression;
 use crate::delivery::endpoints::Probed;
 use crate::delivery::failure::Failure;
-use crate::delivery::link::Part;
-use crate::delivery::link::Verdict;
-use crate::queue::Batch;
-use crate::queue::Claim;
-use crate::queue::Identity;
-use crate::queue::Origin;
-use crate::queue::Position;
-use crate::queue::Take;
-use crate::queue::lines;
+use crate::delivery::link::{Part, Verdict};
+use crate::queue::{Batch, Claim, Identity, Origin, Position, Take, lines};
 use crate::telemetry::AttemptError;
 
 /// Returns the value of the header `Authorization` of this scheme, with the token in `file`. The

@@ -1,20 +1,15 @@
 //! Asking the consumer which of the requests that it has taken are confirmed.
 
 use bytes::Bytes;
-use http_body_util::BodyExt as _;
-use http_body_util::Limited;
+use http_body_util::{BodyExt as _, Limited};
 use tokio::time::Instant;
 
 use super::answer;
-use super::api::Confirm;
-use super::api::RequestHead;
-use super::api::Told;
+use super::api::{Confirm, RequestHead, Told};
 use super::body::Pieces;
 use super::client::Client;
 use super::confirm::Settled;
-use super::pool::Lane;
-use super::pool::PooledConnection;
-use super::pool::exchange;
+use super::pool::{Lane, PooledConnection, exchange};
 use crate::ask;
 use crate::ask::NoAnswer;
 use crate::delivery::failure::Failure;

@@ -5,14 +5,10 @@ use std::convert::Infallible;
 use std::io::Write;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::Context;
-use std::task::Poll;
+use std::task::{Context, Poll};
 
-use bytes::Bytes;
-use bytes::BytesMut;
-use hyper::body::Body;
-use hyper::body::Frame;
-use hyper::body::SizeHint;
+use bytes::{Bytes, BytesMut};
+use hyper::body::{Body, Frame, SizeHint};
 
 use super::wire::RequestMarks;
 use crate::delivery::endpoints::Figures;

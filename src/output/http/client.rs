@@ -1,57 +1,41 @@
 //! The HTTP client of one output: its settings, its addresses, and how a connection is made.
 
-use std::sync::Arc;
-use std::sync::OnceLock;
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
-use tokio::io::AsyncRead;
-use tokio::io::AsyncWrite;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
-use super::api::Api;
-use super::api::ConnectionId;
-use super::api::Encoded;
-use super::api::Sent;
-use super::body::COPIED_BYTES;
-use super::body::Upload;
-use super::confirm::Confirmations;
-use super::confirm::Doubts;
+use super::api::{Api, ConnectionId, Encoded, Sent};
+use super::body::{COPIED_BYTES, Upload};
+use super::confirm::{Confirmations, Doubts};
 use super::cookies::Cookies;
 use super::expanded::Expanded;
-use super::pool::ConnectionKey;
-use super::pool::PooledConnection;
+use super::pool::{ConnectionKey, PooledConnection};
 use super::proxy::Proxy;
 use super::silence::AnswerTimes;
-use super::url::BaseUrl;
-use super::url::HttpEndpoint;
+use super::url::{BaseUrl, HttpEndpoint};
 use super::wire::Progress;
-use crate::config;
 use crate::config::HostPort;
-use crate::delivery::endpoints::Attempt;
-use crate::delivery::endpoints::Endpoint;
-use crate::delivery::endpoints::Endpoints;
-use crate::delivery::endpoints::ResolvedAddress;
+use crate::delivery::endpoints::{Attempt, Endpoint, Endpoints, ResolvedAddress};
 use crate::delivery::failure::Failure;
 use crate::delivery::files::Files;
 use crate::delivery::link::CLOSE_TIME;
-use crate::net;
 use crate::output::setup::Setup;
 use crate::output::transport::connection::dial_failure;
 use crate::output::transport::socket::Socket;
 use crate::output::transport::tls_session::Tls;
-use crate::queue::Identity;
-use crate::queue::Take;
+use crate::queue::{Identity, Take};
 use crate::staged::Staged;
-use crate::telemetry::AttemptError;
-use crate::telemetry::OutputMetrics;
+use crate::telemetry::{AttemptError, OutputMetrics};
+use crate::{config, net};
 
 /// The TCP keepalive interval of all connections, also of those that no request uses now.
 pub(super) const KEEPALIVE: Duration = Duration::from_secs(30);

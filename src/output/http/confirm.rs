@@ -5,12 +5,9 @@
 //! the connection ends before that, nobody can say what became of its requests. They become
 //! *doubts*: their events are sent again, and an event may then arrive twice, but none is lost.
 
-use std::collections::BTreeSet;
-use std::collections::VecDeque;
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::atomic::AtomicUsize;
-use std::sync::atomic::Ordering;
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::Notify;

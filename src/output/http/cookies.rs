@@ -11,9 +11,8 @@
 
 use std::time::SystemTime;
 
-use hyper::HeaderMap;
-use hyper::header;
 use hyper::header::HeaderValue;
+use hyper::{HeaderMap, header};
 
 /// The greatest number of cookies of a connection. A balancer sets one or two.
 const COOKIES_MAX: usize = 16;

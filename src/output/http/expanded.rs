@@ -1,17 +1,11 @@
 //! The settings of an `http` output that come from `${…}` templates and files: URLs, the proxy,
 //! headers and credentials.
 
-use base64::prelude::BASE64_STANDARD;
-use base64::prelude::Engine as _;
-use hyper::HeaderMap;
-use hyper::header;
-use hyper::header::HeaderName;
-use hyper::header::HeaderValue;
+use base64::prelude::{BASE64_STANDARD, Engine as _};
+use hyper::header::{HeaderName, HeaderValue};
+use hyper::{HeaderMap, header};
 
-use super::api::Api;
-use super::api::credentials_header;
-use super::api::token_header;
-use super::api::unreadable;
+use super::api::{Api, credentials_header, token_header, unreadable};
 use super::proxy::Proxy;
 use super::url::HttpEndpoint;
 use crate::ask::chain;

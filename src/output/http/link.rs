@@ -8,22 +8,15 @@ use std::time::Duration;
 
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
-use tokio::time::Instant;
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 
 use super::api::Outcome;
 use super::client::Client;
 use super::confirm::Settled;
-use super::pool::Lane;
-use super::pool::PooledConnection;
-use crate::delivery::checkpoints::Checkpoint;
-use crate::delivery::checkpoints::Fate;
-use crate::delivery::link::Event;
-use crate::delivery::link::Link;
-use crate::delivery::link::until;
-use crate::queue::Batch;
-use crate::queue::Claim;
-use crate::queue::Take;
+use super::pool::{Lane, PooledConnection};
+use crate::delivery::checkpoints::{Checkpoint, Fate};
+use crate::delivery::link::{Event, Link, until};
+use crate::queue::{Batch, Claim, Take};
 
 /// After a small request (fewer than [`SMALL_BYTES`], and less than half of what a batch may have),
 /// the next request waits until an answer arrives, but no longer than this time. During the wait,

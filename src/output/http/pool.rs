@@ -1,10 +1,8 @@
 //! The connections that an `http` output keeps between requests.
 
-use hyper::HeaderMap;
-use hyper::Request;
-use hyper::Response;
 use hyper::body::Incoming;
 use hyper::client::conn::http1;
+use hyper::{HeaderMap, Request, Response};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
 
@@ -18,8 +16,7 @@ use super::url::BaseUrl;
 use super::wire::Progress;
 use crate::ask;
 use crate::ask::NoAnswer;
-use crate::delivery::endpoints::Endpoints;
-use crate::delivery::endpoints::ResolvedAddress;
+use crate::delivery::endpoints::{Endpoints, ResolvedAddress};
 
 /// Names the place that a connection leads to, and the proxy on the way. A request uses an open
 /// connection only if this key fits the request's own URL, proxy and address.

@@ -5,22 +5,17 @@
 //! talking: the size of its answer is bounded here, and the caller bounds the time. Nothing here
 //! shows the credentials.
 
-use std::fmt;
-use std::io;
+use std::{fmt, io};
 
-use base64::prelude::BASE64_STANDARD;
-use base64::prelude::Engine as _;
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use hyper::StatusCode;
 use percent_encoding::percent_decode_str;
-use tokio::io::AsyncReadExt;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use url::Url;
 
-use crate::ask::USER_AGENT;
-use crate::ask::chain;
-use crate::config::HostPort;
-use crate::config::Template;
+use crate::ask::{USER_AGENT, chain};
+use crate::config::{HostPort, Template};
 use crate::telemetry::AttemptError;
 
 /// The greatest number of bytes of the head of a proxy's answer. A longer head is an error.

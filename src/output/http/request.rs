@@ -4,19 +4,14 @@ use std::io;
 
 use bytes::Bytes;
 
-use super::api::Api;
-use super::api::Encoded;
-use super::api::Reply;
-use super::body::Pieces;
-use super::body::gzip;
-use super::body::zstd;
+use super::api::{Api, Encoded, Reply};
+use super::body::{Pieces, gzip, zstd};
 use super::settings::HttpFormat;
 use crate::audit::LIST_HEAD;
 use crate::config::Compression;
 use crate::delivery::failure::Failure;
 use crate::output::json_lines::audit_log;
-use crate::queue::Batch;
-use crate::queue::Identity;
+use crate::queue::{Batch, Identity};
 use crate::telemetry::AttemptError;
 
 /// The protocol of `type = "http"`: any consumer that answers 2xx.

@@ -6,36 +6,23 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::Method;
-use hyper::Request;
-use hyper::StatusCode;
-use hyper::header;
+use hyper::{Method, Request, StatusCode, header};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_rustls::client::TlsStream;
 
 use super::answer;
 use super::api::Outcome;
-use super::client::KEEPALIVE;
-use super::client::tunnel;
+use super::client::{KEEPALIVE, tunnel};
 use super::proxy::Proxy;
-use super::url::BaseUrl;
-use super::url::HttpEndpoint;
-use crate::ask::Connection;
-use crate::ask::NoAnswer;
-use crate::ask::Stream;
-use crate::ask::USER_AGENT;
-use crate::ask::chain;
-use crate::config;
-use crate::config::ClientTls;
-use crate::config::HostPort;
-use crate::config::Template;
+use super::url::{BaseUrl, HttpEndpoint};
+use crate::ask::{Connection, NoAnswer, Stream, USER_AGENT, chain};
+use crate::config::{ClientTls, HostPort, Template};
 use crate::delivery::failure::Failure;
-use crate::net;
 use crate::output::transport::connection::dial_failure;
 use crate::output::transport::tls_session::handshake;
 use crate::telemetry::AttemptError;
-use crate::tls;
+use crate::{config, net, tls};
 
 const FORM: &str = "application/x-www-form-urlencoded";
 

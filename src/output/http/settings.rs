@@ -1,11 +1,7 @@
 //! The keys of `type = "http"`.
 
-use crate::config::Compression;
-use crate::config::HttpClient;
-use crate::config::HttpKeys;
-use crate::config::OutputSettings;
-use crate::config::Target;
 use crate::config::table::Table;
+use crate::config::{Compression, HttpClient, HttpKeys, OutputSettings, Target};
 
 /// The settings of an output of `type = "http"`, as read from the config.
 #[derive(Debug, Clone, PartialEq)]

@@ -9,8 +9,7 @@ use tokio::time::Instant;
 
 use super::answer;
 use super::answer::Answer;
-use super::api::Outcome;
-use super::api::TestRequest;
+use super::api::{Outcome, TestRequest};
 use super::body::Pieces;
 use super::client::Client;
 use super::expanded::Expanded;

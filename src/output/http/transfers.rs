@@ -2,15 +2,12 @@
 //! at a time.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicUsize;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use tokio::sync::Mutex;
 
-use super::api::Outcome;
-use super::api::RequestHead;
-use super::api::Sent;
+use super::api::{Outcome, RequestHead, Sent};
 use super::body::Pieces;
 use super::client::Client;
 use super::exchange::Load;

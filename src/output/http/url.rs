@@ -4,8 +4,7 @@
 use std::fmt;
 
 use hyper::header::HeaderValue;
-use url::Host;
-use url::Url;
+use url::{Host, Url};
 
 use crate::config::HostPort;
 

@@ -15,23 +15,15 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::MutexGuard;
-use std::sync::Weak;
 use std::sync::atomic::Ordering;
-use std::task::Context;
-use std::task::Poll;
-use std::task::ready;
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
-use tokio::io::AsyncRead;
-use tokio::io::AsyncWrite;
-use tokio::io::ReadBuf;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::lock::lock;
-use crate::output::transport::socket::SharedSocket;
-use crate::output::transport::socket::Socket;
+use crate::output::transport::socket::{SharedSocket, Socket};
 
 /// Before each write of a request except the first, the relay looks for an early answer, that is,
 /// one that came before the whole request was sent. At most this many bytes of such an answer are

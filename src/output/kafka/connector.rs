@@ -10,39 +10,24 @@
 //! may block, and one of the crate rdkafka polls. Both end when the link is gone.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering;
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use tokio::sync::mpsc as async_mpsc;
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc as async_mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::Settings;
-use super::producer::Job;
-use super::producer::ProducerSettings;
-use super::producer::Report;
-use super::producer::Reporter;
-use super::producer::Verdict;
-use super::producer::produce;
+use super::producer::{Job, ProducerSettings, Report, Reporter, Verdict, produce};
 use crate::config;
-use crate::delivery::checkpoints::Checkpoint;
-use crate::delivery::checkpoints::Fate;
+use crate::delivery::checkpoints::{Checkpoint, Fate};
 use crate::delivery::endpoints::Probed;
 use crate::delivery::failure::Failure;
 use crate::delivery::files::Files;
-use crate::delivery::link::CLOSE_TIME;
-use crate::delivery::link::Connect;
-use crate::delivery::link::Event;
-use crate::delivery::link::Link;
-use crate::kafka::Changes;
-use crate::kafka::Trouble;
+use crate::delivery::link::{CLOSE_TIME, Connect, Event, Link};
+use crate::kafka::{Changes, Trouble};
 use crate::output::setup::Setup;
-use crate::queue::Batch;
-use crate::queue::Claim;
-use crate::queue::Take;
+use crate::queue::{Batch, Claim, Take};
 use crate::telemetry::AttemptError;
 
 /// At most this many full batches, by bytes and by events, are sent and not yet acknowledged. With

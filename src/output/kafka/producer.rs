@@ -1,45 +1,30 @@
 //! The producer of a `kafka` output: its settings, its thread, and the reports of librdkafka.
 
 use std::borrow::Cow;
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering;
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::Duration;
 
 use rdkafka::client::ClientContext;
-use rdkafka::config::ClientConfig;
-use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::error::KafkaError;
-use rdkafka::error::RDKafkaErrorCode;
+use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
+use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use rdkafka::message::DeliveryResult;
-use rdkafka::producer::BaseRecord;
-use rdkafka::producer::Producer;
-use rdkafka::producer::ProducerContext;
-use rdkafka::producer::ThreadedProducer;
-use tokio::sync::mpsc as async_mpsc;
-use tokio::sync::oneshot;
+use rdkafka::producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer};
+use tokio::sync::{mpsc as async_mpsc, oneshot};
 
-use super::MessageKey;
-use super::Settings;
+use super::{MessageKey, Settings};
 use crate::audit::scan;
-use crate::config;
 use crate::config::Compression;
 use crate::delivery::failure::Failure;
 use crate::delivery::files::Files;
-use crate::kafka::Cluster;
-use crate::kafka::Trouble;
+use crate::kafka::{Cluster, Trouble};
 use crate::lock::lock;
 use crate::output::setup::Setup;
 use crate::output::transport::tls_session::Expiry;
-use crate::queue::Batch;
-use crate::queue::Claim;
-use crate::queue::lines;
-use crate::shape;
+use crate::queue::{Batch, Claim, lines};
 use crate::staged::Staged;
-use crate::telemetry::AttemptError;
-use crate::telemetry::OutputMetrics;
+use crate::telemetry::{AttemptError, OutputMetrics};
+use crate::{config, shape};
 
 /// The greatest number of bytes of the messages that librdkafka sends to a broker together, unless
 /// `batch.max_bytes` is lower. A broker takes at most 1,048,588 bytes by default (its setting

@@ -5,40 +5,23 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use arc_swap::ArcSwapOption;
-use base64::prelude::BASE64_STANDARD;
-use base64::prelude::Engine as _;
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
-use hyper::Method;
-use hyper::StatusCode;
-use hyper::header;
-use hyper::header::HeaderName;
-use hyper::header::HeaderValue;
+use hyper::header::{HeaderName, HeaderValue};
+use hyper::{Method, StatusCode, header};
 
-use super::signature::Request;
-use super::signature::SigningKey;
-use super::signature::encoded;
-use super::signature::sha256;
-use super::signature::sign;
+use super::signature::{Request, SigningKey, encoded, sha256, sign};
 use super::sts::Sts;
 use crate::config::Compression;
 use crate::delivery::endpoints::Probed;
 use crate::delivery::failure::Failure;
-use crate::delivery::link::Part;
-use crate::delivery::link::Verdict;
-use crate::output::http::api::Api;
-use crate::output::http::api::Call;
-use crate::output::http::api::Encoded;
-use crate::output::http::api::Outcome;
-use crate::output::http::api::Reply;
-use crate::output::http::api::RequestHead;
-use crate::output::http::api::Sent;
-use crate::output::http::api::TestRequest;
-use crate::output::http::api::body_for;
-use crate::output::http::api::token_in;
+use crate::delivery::link::{Part, Verdict};
+use crate::output::http::api::{
+    Api, Call, Encoded, Outcome, Reply, RequestHead, Sent, TestRequest, body_for, token_in,
+};
 use crate::output::tokens::Tokens;
-use crate::queue::Batch;
-use crate::queue::Identity;
+use crate::queue::{Batch, Identity};
 use crate::telemetry::AttemptError;
 
 /// The greatest number of bytes of an answer that are read. An error is a short document of XML.

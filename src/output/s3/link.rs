@@ -19,40 +19,22 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
-use tokio::task::JoinError;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinError, JoinHandle};
 use tokio::time::Instant;
 use tokio_util::task::TaskTracker;
 
 use super::bucket::Bucket;
 use super::object;
-use super::object::Ended;
-use super::object::Object;
-use super::object::Packed;
-use super::object::cut;
-use super::plan::Place;
-use super::plan::Plan;
-use super::plan::Range;
-use crate::delivery::checkpoints::Checkpoint;
-use crate::delivery::checkpoints::Fate;
+use super::object::{Ended, Object, Packed, cut};
+use super::plan::{Place, Plan, Range};
+use crate::delivery::checkpoints::{Checkpoint, Fate};
 use crate::delivery::failure::Failure;
-use crate::delivery::link::Begin;
-use crate::delivery::link::CLOSE_TIME;
-use crate::delivery::link::Event;
-use crate::delivery::link::Link;
-use crate::delivery::link::Part;
-use crate::delivery::link::Verdict;
-use crate::delivery::link::until;
-use crate::output::http::api::Outcome;
-use crate::output::http::api::Sent;
+use crate::delivery::link::{Begin, CLOSE_TIME, Event, Link, Part, Verdict, until};
+use crate::output::http::api::{Outcome, Sent};
 use crate::output::http::transfers::Transfers;
-use crate::queue::Batch;
-use crate::queue::Claim;
-use crate::queue::Position;
-use crate::queue::Take;
+use crate::queue::{Batch, Claim, Position, Take};
 use crate::telemetry::AttemptError;
 
 /// The age at which an object ends while the relay drains, or while another delivery is to replace

@@ -2,9 +2,7 @@
 
 use std::io;
 use std::io::Write as _;
-use std::time::Duration;
-use std::time::SystemTime;
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
 use flate2::write::GzEncoder;
@@ -12,16 +10,11 @@ use ring::digest;
 use tokio::time::Instant;
 
 use super::plan::Range;
-use super::signature::hex;
-use super::signature::sha256;
+use super::signature::{hex, sha256};
 use crate::audit::time::rfc3339;
 use crate::config::Compression;
 use crate::delivery::checkpoints::Checkpoint;
-use crate::queue::Batch;
-use crate::queue::Claim;
-use crate::queue::Identity;
-use crate::queue::Origin;
-use crate::queue::Position;
+use crate::queue::{Batch, Claim, Identity, Origin, Position};
 
 /// The number of digits of the SHA-256 that an object's name has: 64 bits.
 const HASH_DIGITS: usize = 16;

@@ -8,16 +8,12 @@
 //! hash of the lines, tells the server whether it is the same one.
 
 use std::io;
-use std::sync::Mutex;
-use std::sync::MutexGuard;
+use std::sync::{Mutex, MutexGuard};
 
-use serde::Deserialize;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::lock::lock;
-use crate::queue::Claim;
-use crate::queue::Notes;
-use crate::queue::Position;
+use crate::queue::{Claim, Notes, Position};
 
 /// The greatest number of ranges that are kept. There are more only if the queue's files have not
 /// been saved while this many objects were stored; the oldest ranges are then forgotten.

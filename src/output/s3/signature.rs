@@ -2,12 +2,8 @@
 
 use std::time::SystemTime;
 
-use percent_encoding::AsciiSet;
-use percent_encoding::NON_ALPHANUMERIC;
-use percent_encoding::percent_decode_str;
-use percent_encoding::percent_encode;
-use ring::digest;
-use ring::hmac;
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, percent_encode};
+use ring::{digest, hmac};
 
 use crate::audit::time::rfc3339;
 

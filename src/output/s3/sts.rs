@@ -3,9 +3,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
-use std::time::SystemTime;
-use std::time::UNIX_EPOCH;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use hyper::header::HeaderValue;
 use url::form_urlencoded;
@@ -13,8 +11,7 @@ use url::form_urlencoded;
 use super::signature::SigningKey;
 use crate::audit::time::nanos;
 use crate::output::http::api::token_in;
-use crate::output::http::service::Question;
-use crate::output::http::service::Service;
+use crate::output::http::service::{Question, Service};
 use crate::output::tokens::Issuer;
 
 const VERSION: &str = "2011-06-15";

@@ -14,45 +14,27 @@
 
 use std::io;
 use std::sync::Arc;
-use std::task::Context;
-use std::task::Poll;
+use std::task::{Context, Poll};
 
-use bytes::Bytes;
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
 
 mod in_flight;
 mod protocol;
 mod window;
 
-use super::connection::Dialer;
-use super::connection::Wire;
+use super::connection::{Dialer, Wire};
 use super::session;
-use super::session::READ_BYTES;
-use super::session::Session;
+use super::session::{READ_BYTES, Session};
 use crate::delivery::checkpoints::Checkpoint;
-use crate::delivery::endpoints::Attempt;
-use crate::delivery::endpoints::Endpoints;
-use crate::delivery::endpoints::Probed;
-use crate::delivery::endpoints::ResolvedAddress;
-use crate::delivery::endpoints::Watch;
+use crate::delivery::endpoints::{Attempt, Endpoints, Probed, ResolvedAddress, Watch};
 use crate::delivery::failure::Failure;
 use crate::delivery::files::Files;
-use crate::delivery::link::CLOSE_TIME;
-use crate::delivery::link::Connect;
-use crate::delivery::link::Event;
-use crate::delivery::link::Link;
-use crate::delivery::link::REJECTED_BYTES_MAX;
-use crate::queue::Batch;
-use crate::queue::Claim;
-use crate::queue::Take;
+use crate::delivery::link::{CLOSE_TIME, Connect, Event, Link, REJECTED_BYTES_MAX};
+use crate::queue::{Batch, Claim, Take};
 use crate::telemetry::AttemptError;
 use in_flight::InFlight;
-pub(in crate::output) use protocol::Answers;
-pub(in crate::output) use protocol::Encoding;
-pub(in crate::output) use protocol::Frames;
-pub(in crate::output) use protocol::Protocol;
-pub(in crate::output) use protocol::Trouble;
+pub(in crate::output) use protocol::{Answers, Encoding, Frames, Protocol, Trouble};
 use window::Window;
 
 /// The connector of an output whose consumer acknowledges events. It makes the output's

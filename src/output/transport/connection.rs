@@ -11,25 +11,16 @@ use socket2::SockRef;
 use tokio::time::Instant;
 use tokio_rustls::client::TlsStream;
 
-use super::socket::SharedSocket;
-use super::socket::Socket;
-use super::tls_session::Expiry;
-use super::tls_session::Tls;
+use super::socket::{SharedSocket, Socket};
+use super::tls_session::{Expiry, Tls};
 use crate::ask::Stream;
-use crate::config;
 use crate::config::HostPort;
-use crate::delivery::endpoints::Attempt;
-use crate::delivery::endpoints::Endpoint;
-use crate::delivery::endpoints::Endpoints;
-use crate::delivery::endpoints::Probed;
-use crate::delivery::endpoints::ResolvedAddress;
-use crate::delivery::endpoints::Watch;
+use crate::delivery::endpoints::{Attempt, Endpoint, Endpoints, Probed, ResolvedAddress, Watch};
 use crate::delivery::failure::Failure;
 use crate::delivery::files::Files;
-use crate::net;
 use crate::net::DialError;
-use crate::telemetry::AttemptError;
-use crate::telemetry::OutputMetrics;
+use crate::telemetry::{AttemptError, OutputMetrics};
+use crate::{config, net};
 
 /// Opens the TCP or TLS connections of one output. Shared by the output's connector, its links, and
 /// the watch, a task that tests failed addresses.

@@ -6,32 +6,23 @@
 //! are final, and not which timeout applies while they are not: `stream` and `acknowledged` know.
 
 use std::collections::VecDeque;
-use std::fmt;
 use std::future::poll_fn;
-use std::io;
 use std::io::IoSlice;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::Context;
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
+use std::{fmt, io};
 
-use bytes::Buf;
-use bytes::Bytes;
-use tokio::io::AsyncReadExt;
-use tokio::io::AsyncWriteExt;
-use tokio::io::ReadBuf;
-use tokio::time::Instant;
-use tokio::time::Sleep;
+use bytes::{Buf, Bytes};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadBuf};
+use tokio::time::{Instant, Sleep};
 
-use super::connection::Dialer;
-use super::connection::Wire;
+use super::connection::{Dialer, Wire};
 use crate::delivery::checkpoints::Fate;
-use crate::delivery::endpoints::Attempt;
-use crate::delivery::endpoints::Endpoints;
+use crate::delivery::endpoints::{Attempt, Endpoints};
 use crate::delivery::failure::Failure;
-use crate::delivery::link::CLOSE_TIME;
-use crate::delivery::link::Event;
+use crate::delivery::link::{CLOSE_TIME, Event};
 use crate::queue::Claim;
 use crate::telemetry::AttemptError;
 

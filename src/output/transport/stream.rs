@@ -19,10 +19,8 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::task::Context;
-use std::task::Poll;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -30,28 +28,17 @@ use tokio::time::Instant;
 
 mod pace;
 
-use super::connection::Dialer;
-use super::connection::Wire;
-use super::encode::Encode;
-use super::encode::Encoded;
+use super::connection::{Dialer, Wire};
+use super::encode::{Encode, Encoded};
 use super::session;
-use super::session::READ_BYTES;
-use super::session::Session;
+use super::session::{READ_BYTES, Session};
 use crate::delivery::checkpoints::Checkpoint;
-use crate::delivery::endpoints::Attempt;
-use crate::delivery::endpoints::Endpoints;
-use crate::delivery::endpoints::Probed;
-use crate::delivery::endpoints::Watch;
+use crate::delivery::endpoints::{Attempt, Endpoints, Probed, Watch};
 use crate::delivery::failure::Failure;
 use crate::delivery::files::Files;
-use crate::delivery::link::Connect;
-use crate::delivery::link::Event;
-use crate::delivery::link::Link;
-use crate::delivery::link::REJECTED_BYTES_MAX;
+use crate::delivery::link::{Connect, Event, Link, REJECTED_BYTES_MAX};
 use crate::lock::lock;
-use crate::queue::Batch;
-use crate::queue::Claim;
-use crate::queue::Take;
+use crate::queue::{Batch, Claim, Take};
 use crate::telemetry::AttemptError;
 use pace::Pace;
 

@@ -3,20 +3,17 @@
 use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
-use tokio::io::AsyncRead;
-use tokio::io::AsyncWrite;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use crate::config;
 use crate::config::HostPort;
 use crate::delivery::failure::Failure;
 use crate::delivery::files::Files;
 use crate::staged::Staged;
-use crate::telemetry::AttemptError;
-use crate::telemetry::Telemetry;
-use crate::tls;
+use crate::telemetry::{AttemptError, Telemetry};
+use crate::{config, tls};
 
 /// Reports, as a metric, when the certificates of one output expire: the output's own certificate,
 /// and those of its consumers.

@@ -4,12 +4,10 @@
 
 use std::collections::BTreeMap;
 
-use super::super::Decision;
-use super::super::Level;
+use super::super::{Decision, Level};
 use super::shipped;
 use crate::audit::decode;
-use crate::audit::request::Request;
-use crate::audit::request::request;
+use crate::audit::request::{Request, request};
 use crate::tests::corpus_file;
 
 /// Calls `call` for each event of a recorded body. Returns the number of events.

@@ -1,10 +1,6 @@
 //! The explanations of decisions, compared word for word.
 
-use super::asked;
-use super::object;
-use super::rules;
-use super::text;
-use super::user;
+use super::{asked, object, rules, text, user};
 use crate::audit::request::Request;
 
 #[track_caller]

@@ -13,11 +13,7 @@ use proptest::sample::select;
 use super::super::*;
 use super::text;
 use crate::audit;
-use crate::audit::request::Object;
-use crate::audit::request::Reader;
-use crate::audit::request::Request;
-use crate::audit::request::Uri;
-use crate::audit::request::User;
+use crate::audit::request::{Object, Reader, Request, Uri, User};
 use crate::tests::list;
 
 const NAMES: [&str; 4] = ["", "a", "b", "c"];

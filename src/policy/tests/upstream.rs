@@ -2,12 +2,8 @@
 //! 1.28 to 1.36, and the validation of its policies): which of these rules, in this order, give
 //! which level for which request.
 
-use super::super::Level;
-use super::super::Policy;
-use super::asked;
-use super::object;
-use super::rules;
-use super::user;
+use super::super::{Level, Policy};
+use super::{asked, object, rules, user};
 use crate::audit::request::Request;
 
 const REQUESTS: [&str; 6] =
@@ -73,10 +69,7 @@ fn rule(name: &str) -> &'static str {
 
 #[test]
 fn every_case_of_kube_apiserver_has_its_level() {
-    use Level::Metadata;
-    use Level::None;
-    use Level::Request;
-    use Level::RequestResponse;
+    use Level::{Metadata, None, Request, RequestResponse};
     let cases: &[(&[&str], [Level; 6])] = &[
         (&["default"], [Metadata; 6]),
         (&["create"], [None; 6]),

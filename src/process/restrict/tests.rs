@@ -1,14 +1,9 @@
 //! Each test restricts a thread of its own, as `run` restricts the first thread of its process.
 
-use std::fs;
 use std::io::ErrorKind;
-use std::os::unix::fs::MetadataExt;
-use std::os::unix::fs::PermissionsExt;
-use std::os::unix::fs::chown;
-use std::os::unix::fs::lchown;
-use std::os::unix::fs::symlink;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown, lchown, symlink};
 use std::process::Command;
-use std::thread;
+use std::{fs, thread};
 
 use tempfile::TempDir;
 

@@ -9,11 +9,9 @@
 //! Readers use the page cache. The kernel removes pages from the page cache when the same bytes are
 //! written directly, so readers never see old bytes.
 
-use std::fs;
-use std::io;
 use std::sync::Mutex;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::{fs, io};
 
 use memmap2::MmapMut;
 use rustix::fs::OFlags;
@@ -105,8 +103,7 @@ fn set_direct(file: &fs::File, is_direct: bool) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::File as _;
-    use super::super::RealFile;
+    use super::super::{File as _, RealFile};
     use super::*;
 
     /// Method: pieces of odd lengths, together longer than two buffers, are written to a file that

@@ -6,15 +6,12 @@
 //! the file can be read, the disk is away, and the start must fail ([`Patient::check`]).
 
 use std::io;
-use std::sync::Arc;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rustix::io::Errno;
 
-use super::Access;
-use super::Disk;
-use super::File;
+use super::{Access, Disk, File};
 use crate::lock::lock;
 
 /// The time that all reads of a start may wait together for a disk that does not answer them.
@@ -189,8 +186,7 @@ impl File for PatientFile {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::queue::tests::simulated_disk::Operation;
-    use crate::queue::tests::simulated_disk::SimulatedDisk;
+    use crate::queue::tests::simulated_disk::{Operation, SimulatedDisk};
 
     /// Makes a file of this many blocks, and returns it as a patient disk opens it.
     fn scene(blocks: u64, patience: Duration) -> (SimulatedDisk, Patient, Arc<dyn File>) {

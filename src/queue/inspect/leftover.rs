@@ -4,24 +4,14 @@
 use std::io;
 use std::ops::Range;
 
-use super::CursorsFile;
-use super::Directory;
-use super::Error;
-use super::Tell;
-use super::Verdict;
-use super::no_output;
 use super::walk::Want;
+use super::{CursorsFile, Directory, Error, Tell, Verdict, no_output};
 use crate::position::Position;
-use crate::queue::cursors;
 use crate::queue::cursors::Hole;
-use crate::queue::disk;
-use crate::queue::disk::Access;
-use crate::queue::disk::RealDisk;
-use crate::queue::identity;
+use crate::queue::disk::{Access, RealDisk};
 use crate::queue::identity::Identity;
-use crate::queue::segment;
-use crate::queue::segment::READS;
-use crate::queue::segment::SEGMENT_HEADER;
+use crate::queue::segment::{READS, SEGMENT_HEADER};
+use crate::queue::{cursors, disk, identity, segment};
 
 /// The directory below the queue's directory in which a relay keeps dead letters if the config
 /// names no other directory for them.

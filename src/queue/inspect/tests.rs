@@ -2,25 +2,16 @@
 //! changes the directory at the worst moments.
 
 use std::sync::Mutex;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use rustix::io::Errno;
 
 use super::*;
-use crate::queue::cursors::Cursors;
-use crate::queue::cursors::Hole;
+use crate::queue::cursors::{Cursors, Hole};
 use crate::queue::disk::Access;
-use crate::queue::segment::BLOCK;
-use crate::queue::segment::RECORD_HEADER;
-use crate::queue::segment::RecordHeader;
-use crate::queue::segment::SEGMENT_HEADER;
-use crate::queue::segment::Seed;
-use crate::queue::segment::WINDOW;
+use crate::queue::segment::{BLOCK, RECORD_HEADER, RecordHeader, SEGMENT_HEADER, Seed, WINDOW};
 use crate::queue::synced::SyncedFile;
-use crate::queue::tests::simulated_disk::Operation;
-use crate::queue::tests::simulated_disk::SimulatedDisk;
+use crate::queue::tests::simulated_disk::{Operation, SimulatedDisk};
 
 /// The length of each event's line, in bytes.
 const LINE: u64 = 100;

@@ -3,39 +3,19 @@
 
 use std::ops::Range;
 
-use super::ATTEMPTS;
-use super::CursorsFile;
-use super::Directory;
-use super::Error;
-use super::Fault;
-use super::Finding;
-use super::Seen;
-use super::Tell;
-use super::Verdict;
-use super::pause;
-use super::with_next;
+use super::{
+    ATTEMPTS, CursorsFile, Directory, Error, Fault, Finding, Seen, Tell, Verdict, pause, with_next,
+};
 use crate::position::Position;
-use crate::queue::cursors;
-use crate::queue::cursors::Contents;
-use crate::queue::cursors::Hole;
+use crate::queue::cursors::{Contents, Hole};
 use crate::queue::disk::File;
-use crate::queue::segment;
-use crate::queue::segment::Check;
-use crate::queue::segment::Damage;
-use crate::queue::segment::FIRST_RECORD;
-use crate::queue::segment::Found;
-use crate::queue::segment::LogOffset;
-use crate::queue::segment::RECORD_HEADER;
-use crate::queue::segment::Record;
-use crate::queue::segment::SEGMENT_HEADER;
-use crate::queue::segment::Scan;
-use crate::queue::segment::Seed;
-use crate::queue::segment::SegmentFile;
-use crate::queue::segment::SegmentHeader;
-use crate::queue::segment::WINDOW;
+use crate::queue::segment::{
+    Check, Damage, FIRST_RECORD, Found, LogOffset, RECORD_HEADER, Record, SEGMENT_HEADER, Scan,
+    Seed, SegmentFile, SegmentHeader, WINDOW,
+};
 use crate::queue::synced::Synced;
-use crate::queue::tail::Known;
-use crate::queue::tail::Tail;
+use crate::queue::tail::{Known, Tail};
+use crate::queue::{cursors, segment};
 
 /// The settings of a walk, which reads all segments of a queue in order.
 pub(super) struct Want<'a> {

@@ -1,22 +1,15 @@
 //! One accepted batch in memory, and where its lines begin.
 
-use std::ops::AddAssign;
-use std::ops::Range;
-use std::ops::SubAssign;
+use std::ops::{AddAssign, Range, SubAssign};
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use crate::audit::LevelCounts;
-use crate::audit::ListEnds;
+use crate::audit::{LevelCounts, ListEnds};
 use crate::config::BATCH_OVERHEAD;
 use crate::position::Position;
-use crate::queue::contract::Append;
-use crate::queue::contract::Claim;
-use crate::queue::contract::Refused;
-use crate::queue::contract::Take;
-use crate::queue::contract::now;
+use crate::queue::contract::{Append, Claim, Refused, Take, now};
 
 /// A batch remembers the offset of one line in this many lines. When a large batch is cut into many
 /// parts, the search for a line begins at the nearest remembered offset, and not at the start of

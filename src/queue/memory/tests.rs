@@ -4,8 +4,7 @@ use bytes::Bytes;
 
 use super::*;
 use crate::audit::LevelCounts;
-use crate::queue::contract::is_list;
-use crate::queue::contract::now;
+use crate::queue::contract::{is_list, now};
 use crate::queue::tests;
 use crate::queue::tests::Counts;
 use crate::telemetry::Telemetry;

@@ -8,8 +8,7 @@ use rustix::io::Errno;
 
 use super::*;
 use crate::queue::disk::Disk;
-use crate::queue::tests::simulated_disk::Operation;
-use crate::queue::tests::simulated_disk::SimulatedDisk;
+use crate::queue::tests::simulated_disk::{Operation, SimulatedDisk};
 
 /// The position and the byte number at which the log of these tests begins.
 const FIRST: Position = Position::new(1_000);

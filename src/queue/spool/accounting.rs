@@ -6,12 +6,10 @@
 
 use std::collections::VecDeque;
 
-use super::Segment;
-use super::Waiting;
+use super::{Segment, Waiting};
 use crate::position::Position;
 use crate::queue::disk::SPARES;
-use crate::queue::segment::BLOCK;
-use crate::queue::segment::FIRST_RECORD;
+use crate::queue::segment::{BLOCK, FIRST_RECORD};
 
 /// A segment that was removed from the log, and whose file may still exist: the first position of
 /// the segment, which is in the file's name, and the file's size in bytes.

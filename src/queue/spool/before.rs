@@ -14,24 +14,14 @@ use std::time::Duration;
 use bytes::Bytes;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::Shared;
 use super::cursor::age;
-use super::load;
-use super::load::Job;
-use super::load::Piece;
-use super::load::Spot;
+use super::load::{Job, Piece, Spot};
+use super::{Shared, load};
 use crate::position::Position;
-use crate::queue::contract::Origin;
-use crate::queue::contract::Take;
-use crate::queue::contract::now;
-use crate::queue::disk::Access;
-use crate::queue::disk::File;
+use crate::queue::contract::{Origin, Take, now};
+use crate::queue::disk::{Access, File};
 use crate::queue::segment;
-use crate::queue::segment::Check;
-use crate::queue::segment::FIRST_RECORD;
-use crate::queue::segment::Found;
-use crate::queue::segment::LogOffset;
-use crate::queue::segment::SegmentHeader;
+use crate::queue::segment::{Check, FIRST_RECORD, Found, LogOffset, SegmentHeader};
 
 /// The greatest number of bytes of old lines that a reader reads: it begins at most this far before
 /// the first event that the output has not finished. A disk reads 256 MiB in a second or two, and a

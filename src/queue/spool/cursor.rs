@@ -1,7 +1,6 @@
 //! One output's cursor in the durable log: what it has claimed, and what was read ahead for it.
 
-use std::collections::BTreeMap;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,42 +9,20 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::Before;
-use super::LogState;
-use super::Segment;
-use super::Shared;
-use super::SpoolState;
-use super::TailRecord;
-use super::load;
-use super::load::Job;
-use super::load::Loaded;
-use super::load::Piece;
-use super::load::Spot;
+use super::load::{Job, Loaded, Piece, Spot};
 use super::unrecorded::Unrecorded;
+use super::{Before, LogState, Segment, Shared, SpoolState, TailRecord, load};
 use crate::position::Position;
-use crate::queue::claims::Claims;
-use crate::queue::claims::HeldClaim;
-use crate::queue::claims::Stage;
-use crate::queue::contract::Batch;
-use crate::queue::contract::Claim;
-use crate::queue::contract::Disposition;
-use crate::queue::contract::Finished;
-use crate::queue::contract::Origin;
-use crate::queue::contract::Outcome;
-use crate::queue::contract::Redelivery;
-use crate::queue::contract::Take;
-use crate::queue::contract::is_crowded;
-use crate::queue::contract::now;
-use crate::queue::contract::was_full_lately;
-use crate::queue::cursors::History;
-use crate::queue::cursors::Hole;
-use crate::queue::cursors::missing_in;
+use crate::queue::claims::{Claims, HeldClaim, Stage};
+use crate::queue::contract::{
+    Batch, Claim, Disposition, Finished, Origin, Outcome, Redelivery, Take, is_crowded, now,
+    was_full_lately,
+};
+use crate::queue::cursors::{History, Hole, missing_in};
 use crate::queue::identity::Identity;
 use crate::queue::notes::Notes;
 use crate::queue::outputs::Output;
-use crate::queue::segment::FIRST_RECORD;
-use crate::queue::segment::LogOffset;
-use crate::queue::segment::RECORD_HEADER;
+use crate::queue::segment::{FIRST_RECORD, LogOffset, RECORD_HEADER};
 use crate::telemetry::Loss;
 
 /// Lines are final when they need not be sent again. When this many bytes of lines have become

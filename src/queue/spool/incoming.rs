@@ -14,26 +14,17 @@
 //! All methods wait for the disk; they are for threads that may block.
 
 use std::io;
-use std::sync::Arc;
-use std::sync::PoisonError;
+use std::sync::{Arc, PoisonError};
 
 use tokio::time::Instant;
 
-use super::HANGS;
-use super::Queue;
-use super::Shared;
-use super::SpoolState;
 #[cfg(doc)]
 use super::accounting::Accounting;
+use super::{HANGS, Queue, Shared, SpoolState};
 use crate::audit::LevelCounts;
-use crate::queue::contract::Append;
-use crate::queue::contract::Refused;
-use crate::queue::contract::Ticket;
-use crate::queue::disk::File;
-use crate::queue::disk::SEGMENTS;
-use crate::queue::segment::BLOCK;
-use crate::queue::segment::FIRST_RECORD;
-use crate::queue::segment::RECORD_HEADER;
+use crate::queue::contract::{Append, Refused, Ticket};
+use crate::queue::disk::{File, SEGMENTS};
+use crate::queue::segment::{BLOCK, FIRST_RECORD, RECORD_HEADER};
 
 /// The file of a large request body is synced each time after this many bytes of lines were
 /// written. With rarer syncs, the page cache would fill with data that is not on the disk yet. One

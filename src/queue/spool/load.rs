@@ -6,31 +6,16 @@
 
 use std::io;
 use std::ops::Range;
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 
-use super::Segment;
-use super::Shared;
-use super::TailRecord;
-use super::quarantine_bytes;
+use super::{Segment, Shared, TailRecord, quarantine_bytes};
 use crate::position::Position;
-use crate::queue::contract::Originals;
-use crate::queue::contract::Take;
-use crate::queue::disk;
-use crate::queue::disk::Disk;
-use crate::queue::disk::File;
-use crate::queue::disk::QUARANTINE;
-use crate::queue::disk::named;
-use crate::queue::segment;
-use crate::queue::segment::Check;
-use crate::queue::segment::Damage;
-use crate::queue::segment::Found;
-use crate::queue::segment::LogOffset;
-use crate::queue::segment::RECORD_HEADER;
-use crate::queue::segment::RecordHeader;
-use crate::queue::segment::Scan;
+use crate::queue::contract::{Originals, Take};
+use crate::queue::disk::{Disk, File, QUARANTINE, named};
+use crate::queue::segment::{Check, Damage, Found, LogOffset, RECORD_HEADER, RecordHeader, Scan};
+use crate::queue::{disk, segment};
 use crate::telemetry::QueueMetrics;
 
 /// The place of an event in the files of the log.

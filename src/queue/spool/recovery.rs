@@ -46,77 +46,39 @@ use std::collections::VecDeque;
 use std::io;
 use std::ops::Range;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::OnceLock;
 use std::sync::atomic::AtomicU64;
+use std::sync::{Arc, Mutex, OnceLock};
 
 use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 
-use super::Cursor;
-use super::CursorState;
-use super::LogState;
-use super::Queue;
-use super::Segment;
-use super::Shared;
-use super::SpoolState;
-use super::Wakes;
-use super::accounting::Accounting;
-use super::accounting::SPARE;
-use super::accounting::next_number;
-use super::accounting::number_of;
+use super::accounting::{Accounting, SPARE, next_number, number_of};
 use super::cursor::REMOVED;
-use super::incoming;
-use super::load;
 use super::load::Spot;
-use super::quarantine_bytes;
 use super::state::WriterState;
 use super::unrecorded::Unrecorded;
 use super::writer::Writer;
+use super::{
+    Cursor, CursorState, LogState, Queue, Segment, Shared, SpoolState, Wakes, incoming, load,
+    quarantine_bytes,
+};
 use crate::position::Position;
-use crate::queue::contract::Backlog;
-use crate::queue::contract::Claim;
-use crate::queue::contract::Outcome;
-use crate::queue::cursors;
-use crate::queue::cursors::Contents;
-use crate::queue::cursors::Cursors;
-use crate::queue::cursors::Hole;
-use crate::queue::disk;
-use crate::queue::disk::Access;
-use crate::queue::disk::Disk;
-use crate::queue::disk::File;
-use crate::queue::disk::OpenError;
-use crate::queue::disk::QUARANTINE;
-use crate::queue::disk::SEGMENTS;
-use crate::queue::disk::SPARES;
-use crate::queue::disk::named;
-use crate::queue::disk::patient;
+use crate::queue::contract::{Backlog, Claim, Outcome};
+use crate::queue::cursors::{Contents, Cursors, Hole};
 use crate::queue::disk::patient::Patient;
-use crate::queue::identity;
+use crate::queue::disk::{
+    Access, Disk, File, OpenError, QUARANTINE, SEGMENTS, SPARES, named, patient,
+};
 use crate::queue::identity::Identity;
-use crate::queue::outputs::Output;
-use crate::queue::outputs::show_start;
-use crate::queue::outputs::signed;
-use crate::queue::segment;
-use crate::queue::segment::BadHeader;
-use crate::queue::segment::Check;
-use crate::queue::segment::Damage;
-use crate::queue::segment::FIRST_RECORD;
-use crate::queue::segment::Found;
-use crate::queue::segment::LogOffset;
-use crate::queue::segment::Record;
-use crate::queue::segment::SEGMENT_HEADER;
-use crate::queue::segment::Scan;
-use crate::queue::segment::Seed;
-use crate::queue::segment::SegmentFile;
-use crate::queue::segment::SegmentHeader;
-use crate::queue::synced;
+use crate::queue::outputs::{Output, show_start, signed};
+use crate::queue::segment::{
+    BadHeader, Check, Damage, FIRST_RECORD, Found, LogOffset, Record, SEGMENT_HEADER, Scan, Seed,
+    SegmentFile, SegmentHeader,
+};
 use crate::queue::synced::Synced;
-use crate::queue::tail::Known;
-use crate::queue::tail::Tail;
-use crate::telemetry::QueueMetrics;
-use crate::telemetry::Telemetry;
+use crate::queue::tail::{Known, Tail};
+use crate::queue::{cursors, disk, identity, segment, synced};
+use crate::telemetry::{QueueMetrics, Telemetry};
 
 /// The number of bytes that are read and written again at once at a start.
 const AGAIN_BYTES: usize = 64 * 1024;

@@ -4,54 +4,33 @@
 //! of the writer: the waiting batches, the counters of files, and the writer's tasks. Only
 //! functions that need both are methods of [`SpoolState`].
 
-use std::collections::BTreeMap;
-use std::collections::BTreeSet;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use slab::Slab;
-use tokio::sync::Notify;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
-use super::AHEAD_BYTES;
-use super::CHUNK_MAX;
-use super::CHUNK_MIN;
-use super::HANGS;
-use super::HOLES_MAX;
-use super::TAIL_BYTES;
-use super::accounting::Accounting;
-use super::accounting::SPARES_MAX;
+use super::accounting::{Accounting, SPARES_MAX};
 use super::cursor::CursorState;
 use super::incoming::IncomingFile;
-use super::needed;
 use super::unrecorded::Unrecorded;
 use super::upkeep::Written;
+use super::{AHEAD_BYTES, CHUNK_MAX, CHUNK_MIN, HANGS, HOLES_MAX, TAIL_BYTES, needed};
 use crate::config;
-use crate::config::BATCH_OVERHEAD;
-use crate::config::WhenFull;
+use crate::config::{BATCH_OVERHEAD, WhenFull};
 use crate::position::Position;
-use crate::queue::contract::Append;
-use crate::queue::contract::Backlog;
-use crate::queue::contract::Refused;
-use crate::queue::contract::now;
+use crate::queue::contract::{Append, Backlog, Refused, now};
 use crate::queue::cursors;
-use crate::queue::cursors::Contents;
-use crate::queue::cursors::Hole;
+use crate::queue::cursors::{Contents, Hole};
 use crate::queue::disk::File;
-use crate::queue::outputs::Departed;
-use crate::queue::outputs::DropCount;
-use crate::queue::segment::BLOCK;
-use crate::queue::segment::Check;
-use crate::queue::segment::FIRST_RECORD;
-use crate::queue::segment::LogOffset;
-use crate::queue::segment::RECORD_HEADER;
-use crate::queue::segment::RecordHeader;
-use crate::queue::segment::Scan;
-use crate::queue::segment::Seed;
+use crate::queue::outputs::{Departed, DropCount};
+use crate::queue::segment::{
+    BLOCK, Check, FIRST_RECORD, LogOffset, RECORD_HEADER, RecordHeader, Scan, Seed,
+};
 use crate::telemetry::QueueMetrics;
 
 /// Everything that the spool's lock guards ([`super::Shared::lock`]).

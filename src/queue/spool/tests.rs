@@ -8,22 +8,15 @@ use futures_util::FutureExt;
 
 use super::cursor::Cursor;
 use super::upkeep::Chore;
-use super::writer::Step;
-use super::writer::Writer;
+use super::writer::{Step, Writer};
 use super::*;
 use crate::audit::LevelCounts;
 use crate::config;
 use crate::position::Position;
-use crate::queue::contract::Disposition;
-use crate::queue::contract::Take;
-use crate::queue::tests::Counts;
-use crate::queue::tests::outputs;
+use crate::queue::contract::{Disposition, Take};
 use crate::queue::tests::simulated_disk::SimulatedDisk;
-use crate::queue::tests::value;
-use crate::queue::tests::values;
-use crate::tests::Failing;
-use crate::tests::is_alone;
-use crate::tests::seeds;
+use crate::queue::tests::{Counts, outputs, value, values};
+use crate::tests::{Failing, is_alone, seeds};
 
 mod alone;
 mod before;

@@ -11,11 +11,7 @@ use std::sync::Arc;
 use tokio::sync::Notify;
 
 use crate::position::Position;
-use crate::queue::contract::Claim;
-use crate::queue::contract::Fates;
-use crate::queue::contract::Finished;
-use crate::queue::contract::Outcome;
-use crate::queue::contract::now;
+use crate::queue::contract::{Claim, Fates, Finished, Outcome, now};
 use crate::queue::segment::LogOffset;
 
 /// At most this many items of each output wait for the reader that records the evidence: ranges,

@@ -5,29 +5,20 @@
 //! 64 MiB takes 20 ms and more, and the writer thread answers several hundred batches in that time.
 
 use std::io;
-use std::sync::Arc;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::Segment;
-use super::Shared;
-use super::SpoolState;
-use super::accounting::Removed;
-use super::accounting::Spare;
+use super::accounting::{Removed, Spare};
 use super::cursor::UNSAVED_MAX;
-use super::turn;
-use super::turn::NoticePanic;
-use super::turn::Turn;
+use super::turn::{NoticePanic, Turn};
+use super::{Segment, Shared, SpoolState, turn};
 use crate::lock::lock;
 use crate::position::Position;
 use crate::queue::contract::now;
 use crate::queue::cursors::Cursors;
-use crate::queue::disk::File;
-use crate::queue::disk::SEGMENTS;
-use crate::queue::disk::SPARES;
-use crate::queue::disk::named;
+use crate::queue::disk::{File, SEGMENTS, SPARES, named};
 use crate::queue::segment;
 
 /// The time between two saves of the cursors file while it is out of date.

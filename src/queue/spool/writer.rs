@@ -4,46 +4,25 @@
 //! outcome. Whatever no sender has to wait for is done by the upkeep ([`super::upkeep`]).
 
 use std::io;
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::MutexGuard;
-use std::sync::PoisonError;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::Segment;
-use super::Shared;
-use super::SpoolState;
-use super::TailRecord;
-use super::Waiting;
 use super::accounting::Spare;
 use super::incoming::IncomingFile;
-use super::turn;
-use super::turn::NoticePanic;
-use super::turn::Turn;
+use super::turn::{NoticePanic, Turn};
 #[cfg(test)]
 use super::upkeep::Chore;
-use super::upkeep::Reclaim;
-use super::upkeep::Upkeep;
-use super::upkeep::Written;
+use super::upkeep::{Reclaim, Upkeep, Written};
+use super::{Segment, Shared, SpoolState, TailRecord, Waiting, turn};
 use crate::lock::lock;
-use crate::queue::contract::Refused;
-use crate::queue::contract::now;
+use crate::queue::contract::{Refused, now};
 use crate::queue::cursors::Cursors;
-use crate::queue::disk::Access;
-use crate::queue::disk::File;
-use crate::queue::disk::SEGMENTS;
-use crate::queue::disk::named;
+use crate::queue::disk::{Access, File, SEGMENTS, named};
 use crate::queue::segment;
-use crate::queue::segment::BLOCK;
-use crate::queue::segment::FIRST_RECORD;
-use crate::queue::segment::LogOffset;
-use crate::queue::segment::RecordHeader;
-use crate::queue::segment::Seed;
-use crate::queue::segment::SegmentHeader;
-use crate::queue::synced::Synced;
-use crate::queue::synced::SyncedFile;
+use crate::queue::segment::{BLOCK, FIRST_RECORD, LogOffset, RecordHeader, Seed, SegmentHeader};
+use crate::queue::synced::{Synced, SyncedFile};
 use crate::telemetry;
 
 /// A block of zeros, for padding.

@@ -6,24 +6,15 @@
 
 use std::fs;
 use std::ops::Range;
-use std::path::Path;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use tempfile::TempDir;
 
-use super::embedded_config;
-use super::outputs;
-use super::values;
+use super::{embedded_config, outputs, values};
 use crate::audit::LevelCounts;
 use crate::config;
-use crate::queue::Append;
-use crate::queue::Cursor;
-use crate::queue::Disposition;
-use crate::queue::Position;
-use crate::queue::Queue;
-use crate::queue::Take;
-use crate::queue::inspect::Directory;
-use crate::queue::inspect::Seen;
+use crate::queue::inspect::{Directory, Seen};
+use crate::queue::{Append, Cursor, Disposition, Position, Queue, Take};
 use crate::telemetry::Telemetry;
 
 /// The number of events in the spool.

@@ -8,23 +8,13 @@
 //!
 //! The same seed and the same operations in the same order give the same disk.
 
-use std::collections::BTreeMap;
-use std::collections::BTreeSet;
-use std::fmt;
-use std::io;
-use std::mem;
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::MutexGuard;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::{fmt, io, mem};
 
 use rustix::io::Errno;
 
-use crate::queue::disk::Access;
-use crate::queue::disk::Disk;
-use crate::queue::disk::File;
-use crate::queue::disk::QUARANTINE;
-use crate::queue::disk::SEGMENTS;
-use crate::queue::disk::SPARES;
+use crate::queue::disk::{Access, Disk, File, QUARANTINE, SEGMENTS, SPARES};
 
 /// The number of bytes that reach the medium as a whole or not at all.
 const SECTOR: usize = 512;

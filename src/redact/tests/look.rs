@@ -2,8 +2,7 @@
 //! its look never hides a change.
 
 use super::*;
-use random::is_event;
-use random::pick;
+use random::{is_event, pick};
 
 use crate::audit::request::Reader;
 

@@ -3,8 +3,7 @@
 
 use super::*;
 use look::Looked;
-use random::is_event;
-use random::pick;
+use random::{is_event, pick};
 
 /// Texts that are put into strings, as they are written there: signs of what a redaction looks for,
 /// and near misses.

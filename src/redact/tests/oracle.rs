@@ -1,8 +1,7 @@
 //! The oracle for random changes: it makes the same change slowly, on a tree, and finds each value
 //! by its whole path from the top. The code under test must give the same tree.
 
-use super::super::Level;
-use super::super::With;
+use super::super::{Level, With};
 use super::tree::Tree;
 
 /// A path to a value. `None` stands for any member or element.

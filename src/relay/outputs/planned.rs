@@ -2,11 +2,9 @@
 
 use std::sync::Arc;
 
-use crate::config;
-use crate::delivery::Files;
-use crate::delivery::Prepared;
-use crate::queue;
+use crate::delivery::{Files, Prepared};
 use crate::queue::Cursor;
+use crate::{config, queue};
 
 /// The plan for one output.
 pub(in crate::relay) struct Planned {

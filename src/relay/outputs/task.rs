@@ -1,13 +1,10 @@
 //! The task of one output: it runs one delivery after another.
 
-use std::sync::Arc;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use tokio_util::sync::CancellationToken;
 
-use crate::delivery::HandOver;
-use crate::delivery::Orders;
-use crate::delivery::Prepared;
+use crate::delivery::{HandOver, Orders, Prepared};
 use crate::lock::lock;
 use crate::queue::Cursor;
 

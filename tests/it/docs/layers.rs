@@ -5,6 +5,7 @@
 //! only from floors below their own, so no two files of a room import each other.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 
 use crate::support::files;
 use crate::support::prelude::*;
@@ -23,17 +24,39 @@ fn sources() -> Vec<Source> {
     let all = files().into_iter().filter(|file| file.ends_with(".rs"));
     let sources = all.filter_map(|file| {
         if let Some(path) = file.strip_prefix("src/") {
-            return Some(source(path.into(), read(&file)));
+            return Some(source(path.into(), ungrouped(&read(&file))));
         }
         let (name, path) = file.strip_prefix("crates/")?.split_once("/src/")?;
         let path = match path {
             "lib.rs" => format!("{name}.rs"),
             _ => format!("{name}/{path}"),
         };
-        let text = read(&file).replace("crate::", &format!("crate::{name}::"));
+        let text = ungrouped(&read(&file)).replace("crate::", &format!("crate::{name}::"));
         Some(source(path.into(), text))
     });
     sources.collect()
+}
+
+/// Returns a source with each import on a line of its own, as `use a::b;` and not `use a::{b, c};`.
+fn ungrouped(text: &str) -> String {
+    let (mut found, mut rest) = (String::new(), text);
+    while let Some((before, behind)) = rest.split_once("::{") {
+        let start = before.rfind('\n').map_or(0, |at| at + 1);
+        let (kept, head) = before.split_at(start);
+        let is_import = head.trim_start().trim_start_matches("pub").contains("use ");
+        found.push_str(kept);
+        let Some((names, after)) = behind.split_once("};").filter(|_| is_import) else {
+            found.push_str(head);
+            found.push_str("::{");
+            rest = behind;
+            continue;
+        };
+        for name in names.split(',').map(str::trim).filter(|name| !name.is_empty()) {
+            writeln!(found, "{head}::{name};").expect("a string takes any text");
+        }
+        rest = after.strip_prefix('\n').unwrap_or(after);
+    }
+    found + rest
 }
 
 fn source(path: PathBuf, text: String) -> Source {
@@ -141,12 +164,36 @@ fn the_sources_keep_to_the_layer_table() {
     }
     let found = violations(&sources, &rows);
     assert!(found.is_empty(), "\n{}", found.join("\n"));
-    // Each line imports one name, so that the dependencies are easy to see.
-    for Source { path, text, .. } in &sources {
-        for (number, line) in code(text).filter(|(_, line)| line.contains("use crate::")) {
-            assert!(!line.contains('{'), "{}:{number}: {line}", path.display());
+}
+
+#[test]
+fn imports_of_one_parent_share_a_line() {
+    let rust = files().into_iter().filter(|file| file.ends_with(".rs"));
+    for file in rust.filter(|file| file.starts_with("src/") || file.starts_with("crates/")) {
+        let text = std::fs::read_to_string(repository().join(&file)).unwrap();
+        let parent = |line: &str| {
+            let path = line.strip_prefix("use ")?.split("::{").next()?.trim_end_matches(';');
+            let is_group = line.contains("::{");
+            let parent = if is_group { Some(path) } else { Some(path.rsplit_once("::")?.0) };
+            parent.map(str::to_owned)
+        };
+        let (mut before, mut has_attribute) = (None, false);
+        for line in text.lines() {
+            // An import with an attribute stays alone.
+            let own = parent(line).filter(|_| !has_attribute);
+            let is_repeated = own.is_some() && own == before;
+            assert!(!is_repeated, "{file}: group this import with the one before: {line}");
+            (before, has_attribute) = (own, line.starts_with("#["));
         }
     }
+}
+
+#[test]
+fn a_group_of_imports_is_read_as_its_lines() {
+    let text =
+        "//! x\nuse a::{b, c as d};\nfn f() { matches!(x, A::{}); }\npub use e::{\n    f,\n};\n";
+    let lines = "//! x\nuse a::b;\nuse a::c as d;\nfn f() { matches!(x, A::{}); }\npub use e::f;\n";
+    assert_eq!(ungrouped(text), lines);
 }
 
 /// Returns the floors of a room, from the table in its documentation: the name of each file without

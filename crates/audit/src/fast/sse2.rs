@@ -3,15 +3,7 @@
 
 use std::arch::x86_64 as simd;
 
-use super::BLOCK;
-use super::BLOCKS;
-use super::Blocks;
-use super::CHUNK;
-use super::Pass;
-use super::Seen;
-use super::Space;
-use super::Used;
-use super::padding;
+use super::{BLOCK, BLOCKS, Blocks, CHUNK, Pass, Seen, Space, Used, padding};
 
 /// A register of 128 bits that holds the masks of [`LANES`] blocks, one mask of 64 bits in each
 /// lane.

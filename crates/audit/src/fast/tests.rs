@@ -11,9 +11,7 @@
 use super::super::strict;
 use super::*;
 use crate::scan;
-use crate::shared::Failing;
-use crate::shared::corpus;
-use crate::shared::seeds;
+use crate::shared::{Failing, corpus, seeds};
 
 mod forms;
 mod generated;

@@ -6,8 +6,7 @@
 //! that has room for all bytes that may come. Pages of the mapping take no memory until something
 //! is written to them.
 
-use std::ops::Deref;
-use std::ops::DerefMut;
+use std::ops::{Deref, DerefMut};
 
 use memmap2::MmapMut;
 

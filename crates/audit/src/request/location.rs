@@ -15,8 +15,7 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
-use super::Text;
-use super::Uri;
+use super::{Text, Uri};
 
 /// The namespace and the name of the object that a request's URL is about.
 #[derive(Debug, Clone, PartialEq, Eq)]

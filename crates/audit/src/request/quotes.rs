@@ -47,12 +47,9 @@ pub(super) mod avx2 {
     //! Computes the masks with registers of 32 bytes.
     #![allow(unsafe_code, reason = "a call of what needs instructions; the proof is beside it")]
 
-    use std::arch::is_x86_feature_detected;
-    use std::arch::x86_64 as simd;
+    use std::arch::{is_x86_feature_detected, x86_64 as simd};
 
-    use super::Masks;
-    use super::Search;
-    use super::WINDOW;
+    use super::{Masks, Search, WINDOW};
 
     /// A proof that the CPU has the instructions AVX2, BMI1 and BMI2. Only [`Self::detect`] makes a
     /// value of this type, after it has checked the CPU.

@@ -15,15 +15,8 @@
 
 use std::borrow::Cow;
 
-use super::Object;
-use super::Request;
-use super::Text;
-use super::Uri;
-use super::User;
-use super::quotes;
-use super::quotes::Masks;
-use super::quotes::Search;
-use super::quotes::WINDOW;
+use super::quotes::{Masks, Search, WINDOW};
+use super::{Object, Request, Text, Uri, User, quotes};
 use crate::scan;
 use crate::scan::Member;
 

@@ -5,9 +5,7 @@ use proptest::prelude::*;
 use proptest::test_runner::TestCaseResult;
 
 use super::given_up::Clerk;
-use super::judged::judge;
-use super::judged::refuse_number;
-use super::judged::stop_at_bad;
+use super::judged::{judge, refuse_number, stop_at_bad};
 use super::*;
 
 /// The behaviour of a random consumer during some time.

@@ -6,8 +6,7 @@ use fastrand::Rng;
 
 use super::super::*;
 use crate::doctor::compare::BATCH_MAX;
-use crate::doctor::counts::QueueCounts;
-use crate::doctor::counts::RejectedCounts;
+use crate::doctor::counts::{QueueCounts, RejectedCounts};
 use crate::doctor::sample::Change;
 
 /// The buffer of kube-apiserver, in events.

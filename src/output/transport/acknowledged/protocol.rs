@@ -5,8 +5,7 @@ use std::future::Future;
 use std::io;
 use std::pin::Pin;
 
-use bytes::Bytes;
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 
 use super::super::connection::Wire;
 use crate::delivery::lines::line;

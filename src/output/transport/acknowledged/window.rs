@@ -1,7 +1,6 @@
 //! The limit for the events that an acknowledged session has under way.
 
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// The window of an output: the greatest number of events that may be sent and not yet
 /// acknowledged. All connections of the output, which exist one after the other, share one window.

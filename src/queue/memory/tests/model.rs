@@ -8,8 +8,7 @@
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
-use proptest::test_runner::TestCaseError;
-use proptest::test_runner::TestCaseResult;
+use proptest::test_runner::{TestCaseError, TestCaseResult};
 use tokio::sync::oneshot::error::TryRecvError;
 
 use super::*;
@@ -98,8 +97,7 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 fn settings_step() -> impl Strategy<Value = Settings> {
-    use Acknowledge::Delivered;
-    use Acknowledge::Queued;
+    use Acknowledge::{Delivered, Queued};
     let answers = prop::sample::select(vec![
         (WhenFull::Reject, Queued),
         (WhenFull::Reject, Delivered),

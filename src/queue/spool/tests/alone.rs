@@ -5,8 +5,7 @@ use rustix::io::Errno;
 
 use super::*;
 use crate::queue::contract::Redelivery;
-use crate::queue::disk::SEGMENTS;
-use crate::queue::disk::SPARES;
+use crate::queue::disk::{SEGMENTS, SPARES};
 use crate::queue::segment;
 use crate::queue::tests::simulated_disk::Operation;
 

@@ -5,24 +5,15 @@
 //! or while it runs. Every event outside the damaged place must be delivered, and every missing
 //! event must be counted once. Damage must be logged and copied aside.
 
-use std::collections::BTreeMap;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use fastrand::Rng;
 
 use super::*;
-use crate::queue::contract::Batch;
-use crate::queue::contract::Claim;
-use crate::queue::contract::Redelivery;
-use crate::queue::disk::Access;
-use crate::queue::disk::QUARANTINE;
-use crate::queue::disk::SEGMENTS;
-use crate::queue::disk::SPARES;
+use crate::queue::contract::{Batch, Claim, Redelivery};
+use crate::queue::disk::{Access, QUARANTINE, SEGMENTS, SPARES};
 use crate::queue::segment;
-use crate::queue::segment::Check;
-use crate::queue::segment::Found;
-use crate::queue::segment::Scan;
-use crate::queue::segment::Seed;
+use crate::queue::segment::{Check, Found, Scan, Seed};
 
 /// Returns a disk with the same files, all synced.
 fn copy(disk: &SimulatedDisk) -> SimulatedDisk {

@@ -14,31 +14,22 @@
 //! was told nothing may be in the log or not. The model learns its numbers when the first output
 //! receives the batch.
 
-use std::collections::BTreeMap;
-use std::collections::BTreeSet;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use fastrand::Rng;
 use rustix::io::Errno;
 use tokio::sync::oneshot::error::TryRecvError;
 
-use super::super::incoming::Incoming;
-use super::super::incoming::Room;
-use super::super::load::Job;
-use super::super::load::Loaded;
+use super::super::incoming::{Incoming, Room};
+use super::super::load::{Job, Loaded};
 use super::*;
 use crate::queue::claims::Stage;
-use crate::queue::contract::Batch;
-use crate::queue::contract::Claim;
-use crate::queue::contract::Redelivery;
-use crate::queue::disk::QUARANTINE;
-use crate::queue::disk::SEGMENTS;
-use crate::queue::disk::SPARES;
-use crate::queue::identity;
+use crate::queue::contract::{Batch, Claim, Redelivery};
+use crate::queue::disk::{QUARANTINE, SEGMENTS, SPARES};
 use crate::queue::outputs::signed;
-use crate::queue::segment;
 use crate::queue::segment::RecordHeader;
 use crate::queue::tests::simulated_disk::Operation;
+use crate::queue::{identity, segment};
 
 /// The names that outputs may have.
 const NAMES: [&str; 4] = ["a", "b", "c", "d"];

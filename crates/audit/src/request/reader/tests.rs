@@ -3,10 +3,7 @@
 
 use super::*;
 use crate as audit;
-use crate::shared::Failing;
-use crate::shared::corpus;
-use crate::shared::corpus_file;
-use crate::shared::seeds;
+use crate::shared::{Failing, corpus, corpus_file, seeds};
 use fastrand::Rng;
 
 /// An event with all the members that the reader reads.
