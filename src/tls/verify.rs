@@ -1,9 +1,9 @@
 //! Decides whether the certificate of a peer is trusted.
 //!
 //! webpki takes no certificate of a CA for that of a server or client, and `openssl req -x509`
-//! makes one that is both. OpenSSL and Go trust a certificate that is itself in the file of trusted CAs.
-//! So do the verifiers here, if it is the same byte for byte, and its names, dates and usage fit.
-//! Nothing else that webpki refuses is trusted.
+//! makes one that is both. OpenSSL and Go trust a certificate that is itself in the file of trusted
+//! CAs. So do the verifiers here, if it is the same byte for byte, and its names, dates and usage
+//! fit. Nothing else that webpki refuses is trusted.
 
 use std::sync::Arc;
 use std::time::Duration;
