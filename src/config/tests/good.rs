@@ -88,6 +88,7 @@ keepalive = "30s"
 idle_timeout = "0s"
 "#;
 
+#[allow(clippy::too_many_lines, reason = "each type of output is there")]
 #[test]
 fn the_effective_config_has_the_defaults_of_the_contract() {
     let messages = r#"facility = "local0"

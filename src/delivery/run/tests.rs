@@ -301,16 +301,9 @@ impl<const EAGER: bool> FakeLink<EAGER> {
             return decided(self.wire.remove(index).claim, &answer);
         }
         let answer = (self.consumer.script.lock().unwrap())(&events);
-        let answer = match answer {
-            Answer::Of(number, answer) => {
-                self.number = number;
-                *answer
-            }
-            answer => {
-                self.number = 0;
-                answer
-            }
-        };
+        let (number, answer) =
+            if let Answer::Of(number, answer) = answer { (number, *answer) } else { (0, answer) };
+        self.number = number;
         let mut seen = self.consumer.state.lock().unwrap();
         let batch = self.wire[index].clone();
         let claim = batch.claim;

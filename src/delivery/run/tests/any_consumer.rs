@@ -206,6 +206,7 @@ async fn witnessed(bench: &mut Bench) {
 
 /// Runs a case. Asserts that every event is delivered or counted as lost, that good events are
 /// delivered, and that an ordered output delivers them in order.
+#[allow(clippy::too_many_lines, reason = "the script and the checks of one case")]
 async fn holds<const EAGER: bool>(case: &Case) -> TestCaseResult {
     let mut setting = case.setting.clone();
     if EAGER {
