@@ -66,7 +66,7 @@ pub struct Change<'a> {
     /// The constant annotations to add to the event; `None` if there are none.
     pub annotations: Option<&'a Annotations>,
     /// The largest size of the changed event in bytes; `None`: no limit. A larger event loses the
-    /// first of [`TRIMMED`] without which it is small enough, or else all parts in this list.
+    /// first of `TRIMMED` without which it is small enough, or else all parts in this list.
     pub event_bytes_max: Option<usize>,
 }
 
