@@ -170,6 +170,11 @@ pub(super) struct Health {
     pub(super) error: Option<String>,
     /// The time when the writer thread began what it does now. `None` while it has nothing to do.
     pub(super) busy: Option<Instant>,
+    /// `true`: the last write of the file `synced` has failed, so the file may name events that
+    /// were refused. A start would take them for acknowledged, and count them as lost if their file
+    /// is gone. Nothing behind the log's end is deleted, and no segment is begun, until the file
+    /// names the log's end again.
+    pub(super) note_is_unknown: bool,
 }
 
 /// The work for the upkeep, besides saving the cursors file.

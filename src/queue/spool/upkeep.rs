@@ -444,6 +444,8 @@ impl Upkeep {
         let again = which == Reclaim::All || Instant::now() >= self.again_at;
         let stuck = writing.accounting.stuck().iter().filter(|_| again);
         let removed = stuck.chain(writing.accounting.pending_delete()).copied();
+        let keeps_end = writing.health.note_is_unknown;
+        let removed = removed.filter(|(first, _)| !keeps_end || *first < log.end.position);
         let spare = |file| spares.iter().find(|(of, _)| *of == file).map(|(_, spare)| *spare);
         removed.map(|file| (file, spare(file))).collect()
     }

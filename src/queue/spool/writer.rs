@@ -287,11 +287,12 @@ impl Writer {
         let renamed = disk.rename(&incoming.name, &name);
         let synced = Synced { end: place, segment: end.position, offset: incoming.size };
         let is_renamed = renamed.is_ok();
-        let safe = renamed
-            .and_then(|()| disk.sync_directory(SEGMENTS))
-            .and_then(|()| self.synced.write(&*disk, &synced));
+        let safe =
+            renamed.and_then(|()| disk.sync_directory(SEGMENTS)).and_then(|()| self.note(&synced));
         if let Err(error) = safe {
-            let keeps_name = is_renamed && disk.rename(&name, &incoming.name).is_err();
+            let may_be_noted = self.shared.lock().writing.health.note_is_unknown;
+            let keeps_name =
+                is_renamed && (may_be_noted || disk.rename(&name, &incoming.name).is_err());
             let accounting = &mut self.shared.lock().writing.accounting;
             if keeps_name {
                 accounting.adopt_incoming(incoming.size);
@@ -355,9 +356,30 @@ impl Writer {
         active.file.write_at(&pieces, start)?;
         active.file.sync()?;
         let synced = Synced { end: place, segment: active.first, offset: at };
-        self.synced.write(&*self.shared.disk, &synced)?;
+        self.note(&synced)?;
         self.shared.metrics.spool.sync.record(started.elapsed().as_secs_f64());
         Ok(records)
+    }
+
+    /// Notes the end of the log in the file `synced`.
+    fn note(&mut self, synced: &Synced) -> io::Result<()> {
+        let noted = self.synced.write(&*self.shared.disk, synced);
+        self.shared.lock().writing.health.note_is_unknown = noted.is_err();
+        noted
+    }
+
+    /// Notes where the log ends, if the last note has failed. See [`Health::note_is_unknown`].
+    fn note_again(&mut self) -> io::Result<()> {
+        let synced = {
+            let SpoolState { log, writing } = &*self.shared.lock();
+            if !writing.health.note_is_unknown {
+                return Ok(());
+            }
+            let last = log.segments.back().map(|last| (last.first.position, last.offset));
+            let (segment, offset) = last.unwrap_or((log.end.position, FIRST_RECORD));
+            Synced { end: log.end, segment, offset }
+        };
+        self.note(&synced)
     }
 
     /// Makes a synced group of batches visible to outputs: adds it to the log, counts its events,
@@ -467,6 +489,7 @@ impl Writer {
         if self.upkeep().is_unnamed {
             self.upkeep().save()?;
         }
+        self.note_again()?;
         self.reclaim_all()?;
         let size = {
             let state = self.shared.lock();

@@ -174,6 +174,50 @@ fn nothing_is_deleted_twice_where_the_next_segment_has_the_name_of_a_stuck_one()
     assert_eq!((scene.counts[0].delivered(), scene.counts[0].lost()), (scene.sent, 0));
 }
 
+/// Method: the note of the log's end in the file `synced` fails, and is in the file nevertheless,
+/// as some seeds of the disk have it. The batch is refused, and the process is killed: at once,
+/// after the upkeep, or after the disk has been tested again. Nobody counts a loss of events that
+/// were refused.
+#[test]
+fn events_that_were_refused_are_never_lost_although_the_note_names_them() {
+    let config = settings(512 << 10, 32 << 10, WhenFull::Reject);
+    for (seed, has_segment) in (0..250).flat_map(|seed| [(seed, false), (seed, true)]) {
+        for steps in 0..4 {
+            let disk = SimulatedDisk::new(seed);
+            let mut scene = Scene::open(disk, &config, &[("o", true)], |_| {});
+            if has_segment {
+                assert_eq!(scene.send(100), Ok(()));
+            }
+            // A new segment has a header, which is written before the batch and the note.
+            scene.disk.fail(Operation::Write, if has_segment { 1 } else { 2 }, Errno::IO);
+            let refused = scene.append(3, 100).map(|mut ticket| {
+                scene.writer.perform(Step::Commit);
+                ticket.acknowledged().now_or_never()
+            });
+            assert_eq!(refused.expect("there is room"), Some(Err(Refused::Disk)));
+            if steps > 0 {
+                scene.writer.keep_up(Chore::Reclaim);
+            }
+            if steps > 1 {
+                scene.writer.perform(Step::Probe);
+                assert_eq!(scene.queue.fault(), None);
+            }
+            if steps > 2 {
+                assert_eq!(scene.send(100), Ok(()));
+            }
+            let sent = scene.sent;
+            let disk = scene.disk.clone();
+            drop(scene);
+            let mut scene = Scene::open(disk, &config, &[("o", true)], |_| {});
+            scene.deliver_to(0);
+            let (delivered, lost) = (scene.counts[0].delivered(), scene.counts[0].lost());
+            assert_eq!(lost, 0, "seed {seed}, after {steps} steps");
+            // What was refused may be there: its sender does not know that it was stored.
+            assert!([sent, sent + 3].contains(&delivered), "{delivered} of {sent}");
+        }
+    }
+}
+
 /// Returns the names of the spare files.
 fn spares(scene: &Scene) -> Vec<String> {
     scene.disk.names().into_iter().filter(|name| name.ends_with(".spare")).collect()
