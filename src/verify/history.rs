@@ -32,7 +32,9 @@ pub(super) struct Output {
     until: Option<u64>,
     /// The events between the output's place before a crash and its place at the next start. The
     /// relay may have removed the output before the crash and added it again without recording
-    /// that. Or it could not record their fates, and the queue needed their room.
+    /// that. Or it could not record their fates, and the queue needed their room. Also the events
+    /// before its place at the first start of the log: it had finished them under another log, or
+    /// while evidence was off.
     passed_over: Positions,
 }
 
@@ -243,7 +245,8 @@ impl History {
                 output.not_its_own.insert(from..*place);
             }
             (output.is_there, output.until) = (true, None);
-            if is_after_crash {
+            // Before its first start, the log knows nothing.
+            if is_after_crash || !self.has_started {
                 output.passed_over.insert(output.place.0..*place);
             }
             if *place >= output.place.0 {
@@ -262,9 +265,10 @@ impl History {
                 for open in output.pending_in(accepted) {
                     if output.passed_over.missing_in(open.clone()).is_empty() {
                         unknown.push(format!(
-                            "{} events from position {} on have no fate at {name}: the relay ended \
-                             without a stop, and may have recorded too late that the output had \
-                             left and joined again, or not at all what became of these events",
+                            "{} events from position {} on have no fate at {name}: it had finished \
+                             them before this log began, or the relay ended without a stop, and may \
+                             have recorded too late that the output had left and joined again, or \
+                             not at all what became of these events",
                             open.end - open.start,
                             open.start
                         ));
@@ -449,8 +453,22 @@ mod tests {
         let stop = Entry::Stop(running(3, &[("a", 10)]));
         let said = [open.as_slice(), &[stop]].concat();
         assert_one(&said, "position 4: 6 events have no fate at a");
-        // Evidence was off: the queue still has the events, and nobody knows what became of them.
-        assert_one(&[start(0, &[("a", 7)]), accepted(0, 10, 1)], "7 events have no fate at a");
+    }
+
+    /// Method: a log begins with events that one of the outputs has finished: the directory was
+    /// restored under a new origin, or evidence was off. Nobody knows what became of them there.
+    #[test]
+    fn events_that_an_output_had_finished_when_the_log_began_are_unknown_and_no_fault() {
+        let entries =
+            [start(0, &[("a", 7), ("b", 0)]), accepted(0, 10, 1), delivered("b", 0, 10, 2)];
+        let entries = [&entries[..], &[delivered("a", 7, 3, 3)]].concat();
+        let (mut history, mut faults) = (History::default(), Faults::default());
+        for (index, entry) in (0..).zip(&entries) {
+            history.feed(index, entry, None, &mut faults);
+        }
+        let unknown = history.end(&mut faults);
+        assert_eq!(faults.count(), 0);
+        assert!(matches!(unknown.as_slice(), [it] if it.starts_with("7 events from position 0")));
     }
 
     /// Method: an output leaves some time after the reload that removes it, and joins again.

@@ -101,7 +101,6 @@ mod evidence {
     mod copy;
     mod digest;
     mod hostile;
-    mod random;
     mod recorded;
     mod tampered;
     mod verify;
@@ -110,6 +109,7 @@ mod evidence {
     /// They need peers, or root.
     mod peers {
         mod crashes;
+        mod random;
     }
 }
 

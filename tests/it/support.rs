@@ -11,6 +11,7 @@ pub(crate) mod balancers;
 pub(crate) mod browser;
 pub(crate) mod certificates;
 pub(crate) mod chance;
+pub(crate) mod clock;
 pub(crate) mod common;
 pub(crate) mod consumer;
 pub(crate) mod corpus;

@@ -1,0 +1,47 @@
+//! The clock on the wall, as one process sees it: libfaketime answers for the kernel. The monotonic
+//! clocks stay those of the machine.
+
+use std::path::PathBuf;
+
+use tempfile::TempDir;
+
+use super::needs::needs;
+
+/// A clock that a test may set while the process runs.
+pub(crate) struct WallClock {
+    directory: TempDir,
+    library: PathBuf,
+}
+
+impl WallClock {
+    pub(crate) fn new() -> Self {
+        needs("libfaketime");
+        // Debian has one directory of libraries for each architecture.
+        let directories = std::fs::read_dir("/usr/lib").expect("Debian's libraries").flatten();
+        let libraries = directories.map(|it| it.path().join("faketime/libfaketimeMT.so.1"));
+        let library = libraries.into_iter().find(|it| it.exists()).expect("./test setup");
+        let clock = Self { directory: TempDir::new().expect("a directory"), library };
+        clock.set(0);
+        clock
+    }
+
+    /// Sets the clock: so many seconds ahead of the machine's, or behind it.
+    pub(crate) fn set(&self, ahead: i64) {
+        let file = self.directory.path().join("new");
+        std::fs::write(&file, format!("{ahead:+}\n")).expect("a writable directory");
+        // The process reads the file whenever it asks for the time.
+        std::fs::rename(file, self.directory.path().join("clock")).expect("a writable directory");
+    }
+
+    /// Returns the environment variables of a process that sees this clock.
+    pub(crate) fn variables(&self) -> [(&'static str, String); 5] {
+        let text = |path: PathBuf| path.display().to_string();
+        [
+            ("LD_PRELOAD", text(self.library.clone())),
+            ("FAKETIME_TIMESTAMP_FILE", text(self.directory.path().join("clock"))),
+            ("FAKETIME_NO_CACHE", "1".to_owned()),
+            ("FAKETIME_DONT_FAKE_MONOTONIC", "1".to_owned()),
+            ("NO_FAKE_STAT", "1".to_owned()),
+        ]
+    }
+}
