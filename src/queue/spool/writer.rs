@@ -368,7 +368,7 @@ impl Writer {
         noted
     }
 
-    /// Notes where the log ends, if the last note has failed. See [`Health::note_is_unknown`].
+    /// Notes where the log ends, if the last note has failed. See `Health`.
     fn note_again(&mut self) -> io::Result<()> {
         let synced = {
             let SpoolState { log, writing } = &*self.shared.lock();

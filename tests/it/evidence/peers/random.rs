@@ -300,8 +300,8 @@ fn export(lines: &[Vec<u8>], before: usize, rng: &mut Rng) -> Vec<Vec<u8>> {
 
 /// Method: random lives of one or two relays that share a store; see [`Cluster::step`]. At random
 /// moments the directories are copied, and lines are exported before, after or in between, to
-/// several files. Nothing is wrong at any of these moments, so no check may name a fault. At the end
-/// everything is covered, and every check passes, but for what the auditor really lacks.
+/// several files. Nothing is wrong at any of these moments, so no check may name a fault. At the
+/// end everything is covered, and every check passes, but for what the auditor really lacks.
 #[test]
 fn a_log_that_nobody_touched_never_gets_a_fault() {
     let mut rng = rng();
