@@ -212,7 +212,7 @@ fn events_that_were_refused_are_never_lost_although_the_note_names_them() {
             scene.deliver_to(0);
             let (delivered, lost) = (scene.counts[0].delivered(), scene.counts[0].lost());
             assert_eq!(lost, 0, "seed {seed}, after {steps} steps");
-            // What was refused may be there: its sender does not know that it was stored.
+            // The refused events may be there: their sender does not know that it was stored.
             assert!([sent, sent + 3].contains(&delivered), "{delivered} of {sent}");
         }
     }

@@ -22,7 +22,7 @@ const CHANGES: usize = 40;
 /// The events of a flood. Two of them fill the smallest `evidence.max_bytes` with line hashes.
 const FLOOD: usize = 20_000;
 
-/// What a clock may show: seconds ahead of the machine's clock. The last one is a year near 1970.
+/// The clocks of a relay, in seconds ahead of the machine's clock. The last one is in January 1970.
 const CLOCKS: [i64; 6] = [0, -7_200, 7_200, -1, 34_560_000, -1_795_000_000];
 
 /// A relay with a log of its own.
@@ -41,7 +41,7 @@ struct Source {
     backup: Option<Spool>,
 }
 
-/// What a life had after which a check can't pass whole, because the auditor lacks something.
+/// The events of a life after which a check can't pass whole: the auditor lacks something.
 #[derive(Debug, Clone, Copy, Default)]
 struct Had {
     /// Events without line hashes: `evidence.max_bytes` was reached.
