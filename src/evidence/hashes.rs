@@ -30,6 +30,9 @@ pub(super) struct Hashes {
     /// The file to which records are appended, its name and its size. `None` if the next records
     /// begin a new file.
     open: Option<(Arc<dyn File>, LineFile, u64)>,
+    /// The file to which the last write failed, and the size that it has to be cut to. A file that
+    /// is not the newest one and is longer than the log says looks changed by somebody else.
+    failed: Option<(Arc<dyn File>, u64)>,
     /// Records that are not durable yet. `first` is the position for the name of a new file, if
     /// they begin one; `None` if there are no such records.
     buffer: Vec<u8>,
@@ -92,8 +95,8 @@ impl Hashes {
             }
             files.insert(name, end.min(bytes));
         }
-        let hashes = Self { disk, max_bytes, files, open: None, buffer: Vec::new(), first: None };
-        Ok((hashes, is_tampered))
+        let (open, failed, buffer, first) = (None, None, Vec::new(), None);
+        Ok((Self { disk, max_bytes, files, open, failed, buffer, first }, is_tampered))
     }
 
     /// Returns the files and their sizes.
@@ -115,12 +118,19 @@ impl Hashes {
     /// The disk refuses. The hashes stay, and the next call writes them to a new file.
     pub(super) fn commit(&mut self) -> io::Result<()> {
         let Some(begin) = self.first else { return Ok(()) };
+        if let Some((file, end)) = &self.failed {
+            file.truncate(*end)?;
+            file.sync()?;
+            self.failed = None;
+        }
         let (file, name, end) = match self.open.take() {
             Some(open) => open,
             None => self.next_file(begin)?,
         };
-        file.write_at(&[&self.buffer], end)?;
-        file.sync()?;
+        if let Err(error) = file.write_at(&[&self.buffer], end).and_then(|()| file.sync()) {
+            self.failed = Some((file, end));
+            return Err(error);
+        }
         let end = end + self.buffer.len() as u64;
         self.files.insert(name, end);
         self.open = Some((file, name, end)).filter(|_| end < self.file_bytes());
@@ -256,9 +266,11 @@ fn path_of_lines() -> String {
 
 #[cfg(test)]
 mod tests {
+    use rustix::io::Errno;
+
     use super::*;
     use crate::evidence::lines::{Range, SALT_BYTES, Salt};
-    use crate::queue::tests::simulated_disk::SimulatedDisk;
+    use crate::queue::tests::simulated_disk::{Operation, SimulatedDisk};
 
     fn record(first: u64, count: usize) -> Record {
         let lines = vec![Hash([7; 32]); count];
@@ -305,6 +317,31 @@ mod tests {
         let content = disk.contents("evidence/lines/00000000000000000005");
         let found: Vec<_> = lines::Records::of(&content).map(|(_, record)| record).collect();
         assert_eq!(found, [record(5, 10), record(5, 20)].map(Ok));
+    }
+
+    /// Method: a write or a sync fails after a part was written, and the next attempt succeeds, in
+    /// a new file.
+    #[test]
+    fn what_a_failed_write_has_left_is_no_trace_of_somebody_else() {
+        for fault in [Operation::Write, Operation::Sync] {
+            let disk = SimulatedDisk::new(1);
+            let mut hashes = open(&disk, 1 << 20);
+            hashes.push(&record(1, 40), 1);
+            hashes.commit().expect("no fault is set");
+            disk.fail(fault, 0, Errno::IO);
+            hashes.push(&record(41, 40), 41);
+            hashes.commit().expect_err("a fault is set");
+            // The first attempt to cut off what is left may fail, too.
+            disk.fail(Operation::Truncate, 0, Errno::IO);
+            hashes.commit().expect_err("a fault is set");
+            hashes.commit().expect("no fault is set");
+            let known = hashes.sizes().clone();
+            assert_eq!(known.len(), 2, "{known:?}");
+            let disk: Arc<dyn Disk> = Arc::new(disk);
+            let (found, is_tampered) =
+                Hashes::open(disk, 1 << 20, Some(&known), Some(Vec::new())).expect("no fault");
+            assert_eq!((found.sizes(), is_tampered), (&known, false), "{fault:?}");
+        }
     }
 
     /// Method: the relay is killed after two records were bound and a third one was written. Then
