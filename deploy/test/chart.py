@@ -56,12 +56,8 @@ class Helm:
         self.environment = {name: str(directory / name) for name in names} | {"PATH": "/usr/bin:/bin"}
 
     def run(self, *arguments, **options):
-        """Runs Helm. The line that it writes about each symbolic link is left out of its stderr."""
         command = [self.program, *map(str, arguments)]
-        done = subprocess.run(command, capture_output=True, text=True, env=self.environment, **options)
-        lines = done.stderr.splitlines(keepends=True)
-        done.stderr = "".join(line for line in lines if "found symbolic link in path" not in line)
-        return done
+        return subprocess.run(command, capture_output=True, text=True, env=self.environment, **options)
 
     def template(self, values, chart=CHART, namespace=NAMESPACE):
         """Returns the rendered objects, or the text of Helm's error."""
@@ -125,11 +121,12 @@ def custom_problems(documents):
             yield f"{called(document)}: {sorted(found)}"
 
 
-def links_problems():
-    """Yields the manifests of the chart that are not links to those of the kustomizations."""
+def copies_problems():
+    """Yields the manifests of the chart that are not copies of those of the kustomizations."""
     for file in (CHART / "manifests").iterdir():
-        if not (file.is_symlink() and file.resolve().is_relative_to(DEPLOY) and file.is_file()):
-            yield f"manifests/{file.name} is not a link to a manifest of deploy/"
+        originals = [it for it in DEPLOY.rglob(file.name) if not it.is_relative_to(CHART)]
+        if file.is_symlink() or not any(it.read_bytes() == file.read_bytes() for it in originals):
+            yield f"manifests/{file.name} is not a copy of a manifest of deploy/"
 
 
 def version_problems():
@@ -193,6 +190,7 @@ READER = {"ipBlock": {"cidr": "192.0.2.20/32"}}
 EGRESS_RULE = {"to": [{"ipBlock": {"cidr": "198.51.100.7/32"}}], "ports": [{"port": 5044, "protocol": "TCP"}]}
 DIGEST = "sha256:" + "0123456789abcdef" * 4
 CONFIG = (REPOSITORY / "config/haproxy-replacement.toml").read_text()
+DURABLE_CONFIG = f'{CONFIG}\n[queue]\ndirectory = "{manifests.SPOOL}"\n'
 
 # Values, the kinds of objects that they may change or add, and what must be true of the result.
 EFFECTS = [
@@ -310,6 +308,11 @@ EFFECTS = [
         {"NetworkPolicy"},
         lambda it: [len(senders_of(it)), senders_of(it)[-1]] == [4, PEER]
         and readers_of(it)[1:] == [READER],
+    ),
+    (
+        {"networkPolicy": {"metricsNamespaces": ["observability"]}},
+        {"NetworkPolicy"},
+        lambda it: readers_of(it)[0]["namespaceSelector"]["matchExpressions"][0]["values"] == ["observability"],
     ),
     (
         {"networkPolicy": {"egress": {"enabled": True, "rules": [EGRESS_RULE]}}},
@@ -504,6 +507,12 @@ def schema_problems(helm):
             "do not fit into durable.size (1.5Ti)",
         ),
         ({"drain": {"seconds": 70}}, "must be longer than drain.seconds"),
+        ({"config": "[admin"}, "config is not TOML"),
+        ({"config": CONFIG.replace("0.0.0.0:9090", "127.0.0.1:9090")}, "admin.address is 127.0.0.1:9090"),
+        ({"config": CONFIG.replace("0.0.0.0:9090", "[::1]:9090")}, "admin.address is [::1]:9090"),
+        ({"config": CONFIG.replace("0.0.0.0:9090", "0.0.0.0:9091")}, "admin.address is 0.0.0.0:9091"),
+        ({"config": CONFIG.replace("[admin]", "[other]")}, "admin.address is 127.0.0.1:9090"),
+        (DURABLE | {"config": CONFIG}, "the config's queue is not on the volume"),
     ):
         refused = helm.template(values)
         if not isinstance(refused, str) or words not in refused:
@@ -529,9 +538,11 @@ def package_problems(helm, directory):
     files = {str(it.relative_to(CHART)) for it in CHART.rglob("*") if it.is_file()}
     if inside != files:
         yield f"the package and the directory differ in {sorted(inside ^ files)}"
+    alone = shutil.copytree(CHART, directory / "alone", symlinks=True)
     values = WITH_NAMESPACE | MONITORING
-    if helm.objects(values, chart=package) != helm.objects(values):
-        yield "the package renders otherwise than the directory"
+    for name, chart in (("package", package), ("copy of the directory", alone)):
+        if helm.template(values, chart=chart) != helm.objects(values):
+            yield f"the {name} renders otherwise than the directory"
 
 
 def notes_problems(helm, directory):
@@ -546,7 +557,7 @@ def notes_problems(helm, directory):
     for values, present, absent in (
         ({}, ["deployment/kube-audit-forwarder", "is of no registry", "No config was given"], ["statefulset"]),
         (
-            IBM_IMAGE | DURABLE | {"config": CONFIG, "replicas": 3},
+            IBM_IMAGE | DURABLE | {"config": DURABLE_CONFIG, "replicas": 3},
             ["3 relays", "statefulset/kube-audit-forwarder"],
             ["is of no registry", "No config was given"],
         ),
@@ -634,7 +645,7 @@ def main():
     with tempfile.TemporaryDirectory() as name:
         directory = pathlib.Path(name)
         helm = Helm(program, directory)
-        found = [*links_problems(), *version_problems()]
+        found = [*copies_problems(), *version_problems()]
         # The rest would only say the same in other words.
         if not found:
             found += alike_problems(helm, kubectl)

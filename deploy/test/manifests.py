@@ -35,7 +35,7 @@ DEPLOY = pathlib.Path(__file__).resolve().parent.parent
 REPOSITORY = DEPLOY.parent
 
 # The versions go from the oldest that OpenShift still supports to the newest that has a schema.
-VERSIONS = ["1.25", "1.27", "1.29", "1.31", "1.33", "1.35", "1.36", "1.37"]
+VERSIONS = ["1.26", "1.27", "1.29", "1.31", "1.33", "1.35", "1.36", "1.37"]
 
 # Kinds that an operator brings.
 CUSTOM = {"monitoring.coreos.com/v1": {"PodMonitor", "ServiceMonitor", "PrometheusRule"}}
@@ -271,7 +271,9 @@ def selector_problems(documents, labels, container):
         if sorted(json.dumps(peer, sort_keys=True) for peer in open_to.get(port, ())) != CONTROL_PLANE:
             yield f"the policies let others than the control plane to {port}"
     for peer in open_to.get(9090, ()):
-        if peer.get("podSelector", {}).get("matchLabels") != {"app.kubernetes.io/name": "prometheus"}:
+        label = peer.get("podSelector", {}).get("matchLabels")
+        namespaces = peer.get("namespaceSelector", {}).get("matchExpressions", [{}])[0].get("values", [])
+        if label != {"app.kubernetes.io/name": "prometheus"} or "monitoring" not in namespaces:
             yield f"the policies let {peer} to the admin port"
 
 

@@ -177,6 +177,7 @@ mod deploy {
 /// The documents and the sources themselves: what the documents say is what the program does.
 mod docs {
     mod auditors;
+    mod chart;
     mod dependencies;
     mod documents;
     mod examples;

@@ -1,6 +1,6 @@
 {{/*
 Each template reads a manifest of the directory manifests, changes what the values change, and
-prints it. The files there are links into deploy/base and deploy/overlays; a packaged chart has copies.
+prints it. The files there are copies of those in deploy/base and deploy/overlays.
 */}}
 
 {{/* The image: repository:tag, or repository@digest. */}}
@@ -49,8 +49,28 @@ evidence and the file system itself. Fails if the queue does not fit.
 {{- dict "size" $size "maxBytes" $maxBytes | toJson -}}
 {{- end -}}
 
-{{/* Fails for values that contradict each other, which the schema can not tell. */}}
+{{/*
+Fails for values that contradict each other, and for a config that can not work in these pods: the
+kubelet's probes reach the admin port by the pod's address, and a volume is of no use to a queue in
+memory. A value that comes from a variable or a file of the pod is not known here.
+*/}}
 {{- define "relay.checks" -}}
+{{- with .Values.config -}}
+{{- $config := fromToml . -}}
+{{- if hasKey $config "Error" -}}
+{{- fail (printf "config is not TOML: %s" $config.Error) -}}
+{{- end -}}
+{{- $address := (get $config "admin" | default dict).address | default "127.0.0.1:9090" -}}
+{{- if not (contains "${" $address) -}}
+{{- if or (regexMatch "^(127\\.|localhost|\\[::1\\])" $address) (not (hasSuffix ":9090" $address)) -}}
+{{- fail (printf "config: admin.address is %s, and the kubelet's probes need port 9090 on the pod's address; set address = \"0.0.0.0:9090\" in [admin]" $address) -}}
+{{- end -}}
+{{- end -}}
+{{- $directory := (get $config "queue" | default dict).directory | default "" -}}
+{{- if and $.Values.durable.enabled (not (contains "${" $directory)) (not (hasPrefix "/var/lib/kube-audit-forwarder" $directory)) -}}
+{{- fail "durable.enabled is true, and the config's queue is not on the volume; set directory = \"/var/lib/kube-audit-forwarder\" in [queue]" -}}
+{{- end -}}
+{{- end -}}
 {{- if le (int .Values.drain.terminationGracePeriodSeconds) (add .Values.drain.seconds 20 | int) -}}
 {{- fail "drain.terminationGracePeriodSeconds must be longer than drain.seconds and shutdown.drain_timeout (20 s) together" -}}
 {{- end -}}
