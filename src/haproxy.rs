@@ -236,11 +236,25 @@ fn alternatives<'a>(
 ) -> Vec<write::Other<'a>> {
     let mut tables: Vec<write::Other<'a>> = Vec::new();
     for route in others {
-        let why = format!(
-            "For frontend `{}`. With these tables both consumers get every event of both:",
-            file.sections[route.front.place].name()
-        );
-        let (binds, output) = (route.binds.clone(), route.output.clone());
+        let name = file.sections[route.front.place].name();
+        let (why, binds, output) = match group[0].front.is_http() && !route.front.is_http() {
+            true => (
+                format!(
+                    "For frontend `{name}` (mode tcp), from which the relay takes nothing but HTTP. \
+                     With this table its consumer gets every event as a line:"
+                ),
+                Vec::new(),
+                route.output.as_tcp(),
+            ),
+            false => (
+                format!(
+                    "For frontend `{name}`. With these tables both consumers get every event of \
+                     both:"
+                ),
+                route.binds.clone(),
+                route.output.clone(),
+            ),
+        };
         tables.push(write::Other { why, binds, output });
     }
     for (route, place) in group.iter().flat_map(|r| r.conditional.iter().map(move |p| (r, *p))) {
@@ -255,6 +269,15 @@ fn alternatives<'a>(
         let why = format!(
             "For backend `{name}`, to which a rule leads. With this table both consumers get every \
              event:"
+        );
+        tables.push(write::Other { why, binds: Vec::new(), output });
+    }
+    for ring in settings::rings(file) {
+        let Some(output) = Output::of_ring(ring) else { continue };
+        let why = format!(
+            "For `ring {}`, to which HAProxy's log goes. With this table its servers get every \
+             event:",
+            ring.name()
         );
         tables.push(write::Other { why, binds: Vec::new(), output });
     }
@@ -348,6 +371,9 @@ fn finish(
             Some(name) => {
                 let why = format!("it is about requests of `{name}` that are not carried over");
                 (Verdict::Section, why)
+            }
+            None if kind == "ring" && settings::rings(file).any(|ring| ring.head == *head) => {
+                (Verdict::Section, "HAProxy's log goes to it".to_owned())
             }
             None if notes.knows(head) => {
                 (Verdict::Section, "its section is to decide about".to_owned())

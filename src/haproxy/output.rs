@@ -1,4 +1,4 @@
-//! Makes an `http` output of a backend and its servers.
+//! Makes an output of a backend and its servers, or of a ring and its servers.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv6Addr};
@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::bind::{Tls, host_and_port, is_variable, min_version};
 use super::global::Global;
 use super::proxy::Proxy;
+use super::read::Section;
 use super::report::{Line, Notes, Verdict};
 use super::settings::time;
 use super::words;
@@ -18,6 +19,9 @@ use crate::config;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Output {
     pub(super) name: String,
+    /// The value of `type`: `http`, `tcp` or `syslog`.
+    pub(super) kind: &'static str,
+    /// The URLs of an `http` output. The `addresses` of any other one.
     pub(super) urls: Vec<String>,
     /// `true`: `strategy` is `round_robin`; `false`: the strategy keeps its default.
     pub(super) is_round_robin: bool,
@@ -67,6 +71,7 @@ impl Output {
         time(back, "server", notes);
         let mut output = Self {
             name: self::name(name),
+            kind: "http",
             urls: Vec::new(),
             is_round_robin: balance(back, &servers, notes),
             compression: None,
@@ -97,6 +102,38 @@ impl Output {
         }
         output.compress(&proxies, notes);
         (!output.urls.is_empty()).then_some(output)
+    }
+
+    /// Returns this output for a consumer behind a frontend of `mode tcp`.
+    pub(super) fn as_tcp(&self) -> Self {
+        let host = |url: &String| url.split('/').nth(2).unwrap_or(url).to_owned();
+        let urls = self.urls.iter().map(host).collect();
+        Self {
+            kind: "tcp",
+            urls,
+            headers: Vec::new(),
+            compression: None,
+            concurrency: None,
+            ..self.clone()
+        }
+    }
+
+    /// Makes a `syslog` output of a section `ring`, whose servers get HAProxy's log lines over TCP.
+    /// `None` if it has no server that can be used.
+    pub(super) fn of_ring(ring: &Section) -> Option<Self> {
+        let servers = ring.lines.iter().filter(|line| line.word(0) == "server");
+        let urls: Vec<String> = servers.filter_map(|line| address(line.word(2), "514")).collect();
+        (!urls.is_empty()).then(|| Self {
+            name: name(ring.name()),
+            kind: "syslog",
+            urls,
+            is_round_robin: false,
+            compression: None,
+            concurrency: None,
+            headers: Vec::new(),
+            tls: None,
+            connect: None,
+        })
     }
 
     /// Returns `true` if the consumer gets the same from both outputs, whatever their names are.

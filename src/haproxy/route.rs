@@ -10,6 +10,7 @@ use super::output::Output;
 use super::proxy::Proxy;
 use super::read::File;
 use super::report::{Line, Notes, Verdict, printable, shown};
+use super::settings::rings;
 
 /// A frontend that forwards to a backend.
 pub(super) struct Route<'a> {
@@ -184,6 +185,19 @@ impl<'a> Fronts<'a> {
         )
     }
 
+    /// Returns a hint for a file whose frontends lead to no server: the bodies may leave in the
+    /// lines of the log, to the servers of a ring. An empty text if there is none.
+    fn of_rings(&self) -> String {
+        let outputs: Vec<_> = rings(self.file).filter_map(Output::of_ring).collect();
+        let Some(Output { urls, .. }) = outputs.first() else { return String::new() };
+        let addresses: Vec<_> = urls.iter().map(|url| format!("\"{}\"", printable(url))).collect();
+        format!(
+            ". HAProxy's log goes to a ring, perhaps with the bodies: an output with type = \
+             \"syslog\" and addresses = [{}] sends each event to its servers",
+            addresses.join(", ")
+        )
+    }
+
     /// Returns the frontends that are carried over, and the others. All that are carried over lead
     /// to the same output. `name` names a frontend that has to be among them.
     pub(super) fn choose(
@@ -205,6 +219,7 @@ impl<'a> Fronts<'a> {
                          carried over"
                     .to_owned(),
             };
+            let missing = missing + &self.of_rings();
             return Err(Unusable { missing, findings: self.lost.findings() });
         };
         let is_ours = |route: &&Route<'_>| route.output.is_same(&first.output);

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::bind::Bind;
 use super::global::{CONNECTIONS_MAX, Global, connections, lines_of_global};
 use super::proxy::Proxy;
-use super::read::File;
+use super::read::{File, Section};
 use super::report::{Line, Notes};
 
 /// A time limit of HAProxy that the relay has too. The relay's default stays instead of a limit
@@ -156,6 +156,28 @@ impl Limits {
     }
 }
 
+/// The reason in the report about a line `log ADDRESS` of a file that reads the bodies of requests.
+const OF_LOG: &str = "HAProxy reads bodies in this file, and the lines of its log may have them: if \
+                      the events left this way, an output of type syslog sends each event to a \
+                      syslog server over TCP. The relay's own log goes to standard error";
+
+/// The reason in the report about a line `log ring@NAME`. A log-format with the bodies is a common
+/// way to get them to a consumer.
+const OF_RING: &str = "the relay logs to standard error, and nothing goes to the servers of this \
+                       ring. If its lines have the bodies of requests (log-format), the events \
+                       left this way: take the output of type syslog at the end of the config into \
+                       use, which sends each event to these servers";
+
+/// Returns the sections `ring` that a line `log ring@NAME` of the file uses.
+pub(super) fn rings(file: &File) -> impl Iterator<Item = &Section> {
+    let used = |ring: &&Section| {
+        let lines = file.sections.iter().flat_map(|section| &section.lines);
+        let mut targets = lines.filter(|line| line.word(0) == "log").map(|line| line.word(1));
+        targets.any(|target| target.strip_prefix("ring@") == Some(ring.name()))
+    };
+    file.sections.iter().filter(|section| section.kind() == "ring").filter(used)
+}
+
 /// The settings of `[log]` in the new config that differ from their defaults.
 #[derive(Debug, Default)]
 pub(super) struct Log {
@@ -167,11 +189,16 @@ impl Log {
     pub(super) fn read(file: &File, proxies: &[&Proxy<'_>], notes: &mut Notes) -> Self {
         let mut log = Self::default();
         let own = || proxies.iter().flat_map(|proxy| proxy.all(&["log"]));
+        let is_body = |word: &String| word.contains("req.body") && !word.contains("req.body_");
+        let has_bodies =
+            proxies.iter().flat_map(|it| &it.lines).any(|it| it.words.iter().any(is_body));
         // The `global` section comes last, because its level takes precedence.
         for line in own().chain(lines_of_global(file).filter(|line| line.word(0) == "log")) {
             match line.word(1) {
                 "global" => notes.carried(line, "log"),
                 "stdout" | "stderr" | "fd@1" | "fd@2" => log.take(line, notes),
+                target if target.starts_with("ring@") => notes.decide(line, OF_RING),
+                _ if has_bodies => notes.decide(line, OF_LOG),
                 _ => notes.no_effect(line, "the relay logs to standard error"),
             }
         }

@@ -109,6 +109,68 @@ fn a_key_names_the_lines_that_it_comes_from() {
     }
 }
 
+/// A file that sends the bodies to a consumer in the lines of HAProxy's log.
+const RING: &str = "\
+global
+  log ring@siem local0
+ring siem
+  format rfc5424
+  timeout server 10s
+  server one 192.0.2.7:6514
+  server two siem.example.com
+frontend audit
+  mode http
+  bind *:3000
+  option http-buffer-request
+  log global
+  log-format \"%[req.body]\"
+  http-request return status 200
+";
+
+#[test]
+fn a_ring_that_may_get_the_bodies_is_never_left_out_without_effect() {
+    let text = format!("{SAMPLE}\nring siem\n  server one 192.0.2.7:6514\n").replacen(
+        "  log stdout",
+        "  log ring@siem local0\n  log stdout",
+        1,
+    );
+    assert!(text.contains("ring@siem"), "{text}");
+    let Migrated { config, report } = migrate(&text).unwrap();
+    let of_log = report.findings.iter().find(|it| it.directive.contains("ring@siem")).unwrap();
+    assert_eq!(of_log.verdict, Verdict::Decide, "{of_log:?}");
+    let of_ring = report.findings.iter().filter(|it| it.line > of_log.line + 14);
+    assert!(of_ring.clone().all(|it| it.verdict != Verdict::NoEffect), "{report:?}");
+    let table = "# [[output]]\n# name = \"siem\"\n# type = \"syslog\"\n# addresses = [\"192.0.2.7:6514\"]\n";
+    assert!(config.contains(table), "{config}");
+    // The same for a syslog server, in a file that reads the bodies.
+    let text = SAMPLE.replacen("  log stdout", "  log 192.0.2.7:514 local0\n  log stdout", 1);
+    let verdict = |text: &str| {
+        let (_, left) = migrated(text);
+        left.iter().find(|it| it.directive.contains("192.0.2.7:514")).unwrap().verdict
+    };
+    assert_eq!(verdict(&text), Verdict::NoEffect);
+    let text = text.replace("  bind", "  http-request set-var(txn.body) req.body\n  bind");
+    assert_eq!(verdict(&text), Verdict::Decide);
+}
+
+#[test]
+fn a_file_that_only_has_a_ring_is_refused_with_a_hint_at_syslog() {
+    let unusable = migrate(RING).unwrap_err().to_string();
+    let hint = "type = \"syslog\" and addresses = [\"192.0.2.7:6514\", \"siem.example.com:514\"]";
+    assert!(unusable.contains(hint), "{unusable}");
+}
+
+#[test]
+fn the_table_of_a_tcp_frontend_is_of_type_tcp() {
+    let text =
+        format!("{SAMPLE}\nlisten other\n  mode tcp\n  bind *:5044\n  server a 192.0.2.9:5044\n");
+    let Migrated { config, .. } = migrate(&text).unwrap();
+    let table =
+        "# [[output]]\n# name = \"other\"\n# type = \"tcp\"\n# addresses = [\"192.0.2.9:5044\"]\n";
+    assert!(config.contains(table), "{config}");
+    assert!(!config.contains("5044\"\n# [[output]]"), "{config}");
+}
+
 #[test]
 fn an_address_that_was_never_filled_in_is_told_with_its_line() {
     let text = with_servers("  server s1 <REMOTE-IP>:<REMOTE-PORT> check\n");

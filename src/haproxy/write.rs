@@ -122,18 +122,17 @@ fn output(output: &Output, from: impl Fn(&str) -> String) -> String {
     let headers: Vec<String> =
         headers.map(|(name, value)| format!("{} = {}", string(name), string(value))).collect();
     let concurrency = output.concurrency;
-    let head = format!(
-        "\n[[output]]{}\n# HAProxy passed on the path and the headers of each request; the relay \
-         POSTs to the path of the URL,\n# with the headers below.",
-        from("output")
-    );
+    let is_http = output.kind == "http";
+    let of_requests = "\n# HAProxy passed on the path and the headers of each request; the relay \
+                       POSTs to the path of the URL,\n# with the headers below.";
+    let head = format!("\n[[output]]{}{}", from("output"), if is_http { of_requests } else { "" });
     let own = table(
         &head,
         |key| from(&format!("output.{key}")),
         [
             ("name", Some(string(&output.name))),
-            ("type", Some(string("http"))),
-            ("urls", Some(format!("[{}]", urls.join(", ")))),
+            ("type", Some(string(output.kind))),
+            (if is_http { "urls" } else { "addresses" }, Some(format!("[{}]", urls.join(", ")))),
             ("strategy", output.is_round_robin.then(|| string("round_robin"))),
             (
                 "concurrency",
