@@ -127,10 +127,7 @@ enum Command {
         directory: Option<PathBuf>,
     },
     /// Ask a running relay whether it is ready: exit status 0 if it is, 1 and the reasons if not
-    Healthcheck {
-        /// http://HOST:PORT of the relay's admin address [default: admin.address of the config]
-        url: Option<String>,
-    },
+    Healthcheck(healthcheck::Relay),
     /// Say whether audit events are lost, where and why: compares what kube-apiserver counts with
     /// what the relays count. Exit status 0 if nothing is lost, 1 if something is, 2 if that is not
     /// known
@@ -147,8 +144,8 @@ enum Command {
     /// Wait until a running relay has delivered the events that it holds: exit status 0 when it
     /// has, 1 if that takes too long
     Drain {
-        /// http://HOST:PORT of the relay's admin address [default: admin.address of the config]
-        url: Option<String>,
+        #[command(flatten)]
+        relay: healthcheck::Relay,
         /// Wait at most this many seconds
         #[arg(long, default_value_t = 60, value_name = "N")]
         seconds: u64,
@@ -295,12 +292,12 @@ pub fn run_with(arguments: impl IntoIterator<Item = OsString>) -> u8 {
         Command::Metrics => print(&telemetry::reference()),
         Command::Completions { shell } => documents::completions(shell, command),
         Command::Man { directory } => documents::man(directory.as_deref(), command),
-        Command::Healthcheck { url } => healthcheck::run(url.as_deref(), file),
+        Command::Healthcheck(relay) => healthcheck::run(relay.url(), file),
         Command::Doctor(arguments) => doctor::run(&arguments, file),
         Command::Top(arguments) => top::run(&arguments, file),
         Command::Volume(arguments) => volume::run(&arguments, file),
         Command::Size(arguments) => size::run(&arguments),
-        Command::Drain { url, seconds } => drain::run(url.as_deref(), seconds, file),
+        Command::Drain { relay, seconds } => drain::run(relay.url(), seconds, file),
         Command::Tap(arguments) => tap::run(&arguments, file),
     };
     result.err().unwrap_or(0)

@@ -6,6 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::time::Duration;
 
+use clap::Args;
 use hyper::{Method, StatusCode};
 use url::{Position, Url};
 
@@ -28,6 +29,28 @@ const ANSWER_MAX: usize = 64 * 1024;
 
 /// The greatest number of lines of a response body that are printed.
 const LINES_MAX: usize = 50;
+
+/// The relay that a command asks, named in either way. Commands that may ask several relays have
+/// `--relay` too.
+#[derive(Args)]
+pub(super) struct Relay {
+    /// http://HOST:PORT of the relay's admin address [default: admin.address of the config]
+    url: Option<String>,
+    /// The same as URL
+    #[arg(long, value_name = "URL", conflicts_with = "url")]
+    relay: Option<String>,
+}
+
+impl Relay {
+    pub(super) fn of(url: &str) -> Self {
+        Self { url: Some(url.to_owned()), relay: None }
+    }
+
+    /// Returns the URL; `None` if the config names the relay.
+    pub(super) fn url(&self) -> Option<&str> {
+        self.url.as_deref().or(self.relay.as_deref())
+    }
+}
 
 /// Asks the relay at this URL whether it is ready. If `url` is `None`, the config names the relay.
 /// `Ok` means that the answer was 200; `Err` is the exit status for all other cases.

@@ -66,7 +66,7 @@ pub(super) struct Arguments {
 struct Asked {
     /// Take the load from the metrics of a running relay (the URL of its admin address) or
     /// kube-apiserver; may be repeated, and the rates are added
-    #[arg(long, value_name = "URL", conflicts_with = "events_per_second")]
+    #[arg(long, visible_alias = "relay", value_name = "URL", conflicts_with = "events_per_second")]
     url: Vec<String>,
     /// The credentials for each https URL of --url; without --url, its own server is asked
     #[arg(long, value_name = "FILE", conflicts_with = "events_per_second")]

@@ -41,8 +41,8 @@ const PRINTED: usize = 16;
 /// The arguments of the command `tap`.
 #[derive(Args)]
 pub(super) struct Arguments {
-    /// http://HOST:PORT of the relay's admin address [default: admin.address of the config]
-    pub(super) url: Option<String>,
+    #[command(flatten)]
+    pub(super) relay: healthcheck::Relay,
     /// Show only events that fit: verb=delete, user=system:serviceaccount:*, namespace=prod,
     /// resource=secrets, code>=400. All keys must hold; of a key that is repeated, one value
     #[arg(long = "match", value_name = "KEY=VALUE")]
@@ -99,7 +99,7 @@ pub(super) struct Request {
 pub(super) fn request(arguments: &Arguments, file: Option<&Path>) -> Result<Request, u8> {
     Conditions::parse(&arguments.matches)
         .map_err(|error| wrong(format_args!("--match {error}")))?;
-    let mut url = healthcheck::page(arguments.url.as_deref(), file, "/tap")?;
+    let mut url = healthcheck::page(arguments.relay.url(), file, "/tap")?;
     let token = token(arguments, file)?;
     let shown = url.to_string();
     let target = Target::of(&url).and_then(|target| target.with_token(&token));

@@ -55,8 +55,8 @@ const COLUMNS: u16 = 120;
 
 #[derive(Args)]
 pub(super) struct Arguments {
-    /// http://HOST:PORT of the relay's admin address [default: admin.address of the config]
-    url: Option<String>,
+    #[command(flatten)]
+    relay: healthcheck::Relay,
     /// The time between two questions to the relay, 500ms to 1m
     #[arg(long, value_name = "TIME", default_value = "2s", value_parser = interval)]
     interval: Duration,
@@ -94,7 +94,7 @@ enum Message {
 
 /// Shows the relay until a key or a signal ends the command. `Err` is the exit status.
 pub(super) fn run(arguments: &Arguments, file: Option<&Path>) -> Result<(), u8> {
-    let url = healthcheck::page(arguments.url.as_deref(), file, "/status")?;
+    let url = healthcheck::page(arguments.relay.url(), file, "/status")?;
     if arguments.once || !std::io::stdout().is_terminal() {
         return once(&url, arguments.by.as_deref());
     }

@@ -17,6 +17,9 @@ pub(super) struct Arguments {
     /// admin.address of the config]
     #[arg(value_name = "URL")]
     urls: Vec<String>,
+    /// The same as URL; may be repeated
+    #[arg(long, value_name = "URL")]
+    relay: Vec<String>,
     /// Count by this. A cause is a user, a verb and a resource together
     #[arg(long, value_name = "NAME", default_value = "cause", value_parser = DIMENSIONS)]
     by: String,
@@ -32,8 +35,9 @@ pub(super) struct Arguments {
 /// printed, because the sum would be wrong. `Err` is the exit status.
 pub(super) fn run(arguments: &Arguments, file: Option<&Path>) -> Result<(), u8> {
     let (mut sum, mut asked) = (Report::default(), BTreeSet::new());
-    let urls = arguments.urls.iter().map(|url| Some(url.as_str()));
-    for url in urls.chain(arguments.urls.is_empty().then_some(None)) {
+    let named = arguments.urls.iter().chain(&arguments.relay);
+    let urls = named.clone().map(|url| Some(url.as_str()));
+    for url in urls.chain(named.clone().next().is_none().then_some(None)) {
         let url = healthcheck::page(url, file, "/status/volume")?;
         if !asked.insert(url.clone()) {
             return Err(wrong(format_args!("{url} is named twice")));

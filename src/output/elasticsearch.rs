@@ -156,6 +156,7 @@ impl IntoConnector for Settings {
             output: setup.output.name.clone(),
             metrics: setup.metrics.clone(),
             told: AtomicBool::new(false),
+            lacks_index: AtomicBool::new(false),
             form: setup.output.filter.form,
         };
         HttpConnector::boxed(&self.client, Arc::new(bulk), setup)
@@ -171,6 +172,8 @@ struct Bulk {
     metrics: OutputMetrics,
     /// `true` once the log says that documents go to the failure store.
     told: AtomicBool,
+    /// `true` if the last answer to a test request was that there is no such index.
+    lacks_index: AtomicBool,
     /// The form in which events leave.
     form: Form,
 }
@@ -284,7 +287,10 @@ impl Api for Bulk {
 
     /// The answer to HEAD has no body, so only its type can show that it is a web page.
     fn tested(&self, reply: &Reply<'_>) -> Result<(), String> {
-        if reply.has_type_of_page() {
+        let is_page = reply.has_type_of_page();
+        self.lacks_index
+            .store(reply.status == StatusCode::NOT_FOUND && !is_page, Ordering::Relaxed);
+        if is_page {
             return Err(reply.instead("").to_owned());
         }
         match reply.status {
@@ -311,6 +317,20 @@ impl Api for Bulk {
 
     fn looked(&self, body: &[u8]) -> Option<Result<(), String>> {
         mapping::fits(body, self.form)
+    }
+
+    /// An index that is not there may be made by the first event.
+    fn excuse(&self) -> Option<TestRequest> {
+        if !self.lacks_index.load(Ordering::Relaxed) {
+            return None;
+        }
+        let path = "/_cluster/settings?include_defaults=true&flat_settings=true";
+        let post = RequestHead::post(path, self.content_type());
+        Some(TestRequest { head: RequestHead { method: Method::GET, ..post }, body: b"" })
+    }
+
+    fn excuses(&self, body: &[u8]) -> bool {
+        makes_indices(body).is_some_and(|setting| makes(&setting, &self.index))
     }
 
     fn authorization(&self) -> Result<Option<HeaderValue>, String> {
@@ -438,6 +458,33 @@ fn write_document(event: &[u8], received: u64, body: &mut Vec<u8>) {
     body.extend_from_slice(rest);
 }
 
+/// Returns the setting `action.auto_create_index` of a cluster; `None` if the answer does not have
+/// it. Transient settings go before persistent ones, and these before the defaults.
+fn makes_indices(settings: &[u8]) -> Option<String> {
+    let settings: serde_json::Value = serde_json::from_slice(settings).ok()?;
+    let of = |kind| settings.get(kind)?.get("action.auto_create_index")?.as_str();
+    ["transient", "persistent", "defaults"].into_iter().find_map(of).map(str::to_owned)
+}
+
+/// Returns `true` if a cluster with this setting makes the index when the first document comes. The
+/// setting is `true`, `false`, or a list of patterns; the first that fits decides, and one with `-`
+/// forbids. A pattern with two `*` counts as one that forbids.
+///
+/// Source: `AutoCreateIndex` of Elasticsearch.
+fn makes(setting: &str, index: &str) -> bool {
+    let fits = |pattern: &str| match pattern.split_once('*') {
+        None => pattern == index,
+        Some((before, after)) => {
+            let rest = index.strip_prefix(before);
+            after.contains('*') || rest.is_some_and(|rest| rest.ends_with(after))
+        }
+    };
+    let mut patterns = setting.split(',').map(str::trim);
+    let first = patterns.find(|pattern| fits(pattern.trim_start_matches(['+', '-'])));
+    let is_allowed = |pattern: &str| !pattern.starts_with('-') && pattern.matches('*').count() < 2;
+    setting == "true" || setting != "false" && first.is_some_and(is_allowed)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -476,5 +523,25 @@ mod tests {
         for number in [0, 1, 0x0123_4567_89AB_CDEF, 0xFEDC_BA98_7654_3210, u64::MAX] {
             assert_eq!(hex_digits(number), *format!("{number:016x}").as_bytes());
         }
+    }
+
+    #[test]
+    fn the_first_pattern_that_fits_decides_if_an_index_is_made() {
+        for (setting, is_made) in [
+            ("true", true),
+            ("false", false),
+            ("audit", true),
+            ("+audit-*, -*", false),
+            ("-audit*,+*", false),
+            (".monitoring*,+au*it", true),
+            ("logs-*", false),
+            ("*u*t", false),
+        ] {
+            assert_eq!(makes(setting, "audit"), is_made, "{setting}");
+        }
+        let settings = br#"{"transient":{},"persistent":{"action.auto_create_index":"-audit"},
+            "defaults":{"action.auto_create_index":"true"}}"#;
+        assert_eq!(makes_indices(settings).as_deref(), Some("-audit"));
+        assert_eq!(makes_indices(b"{}"), None);
     }
 }

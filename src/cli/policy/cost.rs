@@ -154,7 +154,7 @@ fn take(
     look: &mut dyn FnMut(&[u8]),
 ) -> Result<(u64, Option<String>), u8> {
     let tap = tap::Arguments {
-        url: Some(url.to_owned()),
+        relay: healthcheck::Relay::of(url),
         matches: Vec::new(),
         output: arguments.output.clone(),
         sample: SAMPLE,

@@ -178,6 +178,17 @@ pub(in crate::output) trait Api: Send + Sync + 'static {
         None
     }
 
+    /// Returns a request without events whose answer may say that a test request was refused for
+    /// what the first event changes. `None` if the protocol has none.
+    fn excuse(&self) -> Option<TestRequest> {
+        None
+    }
+
+    /// Returns `true` if the answer to [`Api::excuse`] says so.
+    fn excuses(&self, _body: &[u8]) -> bool {
+        false
+    }
+
     /// Asks each server that the protocol needs besides the consumer once, for `check --connect`.
     /// Returns one result for each server.
     fn probe(&self) -> BoxFuture<'_, Probed> {

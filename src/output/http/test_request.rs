@@ -164,7 +164,17 @@ impl Client {
         if tested.as_ref().is_err_and(|failure| answer::NO_ANSWER.contains(&failure.reason)) {
             return tested;
         }
-        self.look(&address).await.and(tested)
+        self.look(&address).await?;
+        let is_refused =
+            tested.as_ref().is_err_and(|failure| failure.reason == AttemptError::Status4xx);
+        if is_refused
+            && let Some(excuse) = self.api.excuse()
+            && let Some(answer) = self.answer_to(excuse, &address).await
+            && self.api.excuses(&answer)
+        {
+            return Ok(());
+        }
+        tested
     }
 
     /// Asks a consumer how it would store events, by the requests of [`Api::looks`] one after the

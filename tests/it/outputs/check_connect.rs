@@ -28,6 +28,12 @@ const NO_DATA: Told = (400, "application/json", r#"{"text":"No data","code":5}"#
 /// The answer of a server in Go whose port expects TLS.
 const WANTS_TLS: Told = (400, "", "Client sent an HTTP request to an HTTPS server.\n");
 
+const MAKES_INDICES: Told =
+    (200, "application/json", r#"{"defaults":{"action.auto_create_index":"true"}}"#);
+
+const MAKES_NO_INDEX: Told =
+    (200, "application/json", r#"{"persistent":{"action.auto_create_index":"-audit,+*"}}"#);
+
 const SIGN_IN: Told = (200, "text/html; charset=utf-8", "<html>sign in</html>");
 
 const IS_PAGE: Option<&str> = Some("this is a web page and not an acknowledgement");
@@ -76,12 +82,18 @@ const CASES: &[Case] = &[
         keys: "index = \"audit\"
 api_key_file = \"DIR/token\"
 filter.bodies = \"drop\"",
-        requests: &[("HEAD", "/base/audit", "")],
+        requests: &[
+            ("HEAD", "/base/audit", ""),
+            ("GET", "/base/_cluster/settings?include_defaults=true&flat_settings=true", ""),
+        ],
         answers: &[
             (&[(200, "application/json", "")], None),
             // A key that may only write.
             (&[(403, "application/json", "")], None),
-            (&[(404, "", "")], Some("there is no index or data stream audit")),
+            // The first event would make the index, or would not, or nobody may know.
+            (&[(404, "", ""), MAKES_INDICES], None),
+            (&[(404, "", ""), MAKES_NO_INDEX], Some("there is no index or data stream audit")),
+            (&[(404, "", ""), (403, "", "")], Some("there is no index or data stream audit")),
             (&[(401, "", "")], Some("the credentials are missing or wrong")),
             (&[(503, "", "")], Some("would not take events now")),
             (&[(200, "text/html", "")], IS_PAGE),
