@@ -5,7 +5,7 @@
 //!
 //! | floor | files | what they know |
 //! |---|---|---|
-//! | 1 | `failure` `lines` `tried` `parked` `aside` `tapped` | why an attempt failed · lines of a batch · ages · the tries of events that a consumer does not take · work that takes long · copies for taps |
+//! | 1 | `failure` `lines` `tried` `parked` `aside` `tapped` `rate` | why an attempt failed · lines of a batch · ages · the tries of events that a consumer does not take · work that takes long · copies for taps · bytes a second |
 //! | 2 | `files` `retry` `endpoints` `dead_letter` `in_flight` `checkpoints` | files that an output reads · waits · addresses and their circuits · letters and their files · claims and their states · the newest checkpoint |
 //! | 3 | `link` `health` `pacing` `orders` `isolation` | the contract with a protocol · "down" and "up again" · when and how much is sent · the orders that a delivery hears · which refused event is at fault |
 //! | 4 | `filtering` | the events of a batch that leave |
@@ -35,6 +35,7 @@ mod orders;
 mod pacing;
 mod parked;
 pub(crate) mod prepared;
+mod rate;
 pub(crate) mod retry;
 mod run;
 mod tapped;

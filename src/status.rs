@@ -295,6 +295,8 @@ pub struct Output {
 pub struct Health {
     /// `true`: the last attempt succeeded.
     pub up: bool,
+    /// `true`: the config has paused the output, so that no attempts are made.
+    pub paused: bool,
     /// The time for which attempts have been failing, in seconds; `None` while the output is up,
     /// and before the first attempt.
     pub down_seconds: Option<f64>,

@@ -178,6 +178,7 @@ impl Admin {
             "shape": output.shape,
             "strategy": output.status.strategy(),
             "up": snapshot.up,
+            "paused": output.status.paused,
             "down_seconds": seconds(snapshot.down_since.map(|at| at.elapsed())),
             "keeps_events": !snapshot.may_lose,
             "backlog_events": backlog.events,

@@ -76,9 +76,11 @@ async fn backlog(url: &Url) -> Result<Vec<String>, String> {
         .map_err(|error| format!("not the status of a relay: {error}"))?;
     let outputs =
         status["outputs"].as_array().ok_or("not the status of a relay: it has no outputs")?;
-    // An output that is not required does not hold back senders, so the drain does not wait for its
-    // backlog.
-    let required = outputs.iter().filter(|output| output["required"] != Value::Bool(false));
+    // An output that is not required does not hold back senders, and a paused one delivers nothing,
+    // so the drain does not wait for their backlogs.
+    let is = |output: &&Value, key: &str, value| output[key] == Value::Bool(value);
+    let required =
+        outputs.iter().filter(|it| !is(it, "required", false) && !is(it, "paused", true));
     required.filter_map(of_output).collect()
 }
 

@@ -7,7 +7,7 @@ use super::filter::{Filter, Section};
 use super::problem::Severity;
 use super::protocol::{OutputKind, OutputType};
 use super::reader::{Context, Entry};
-use super::table::{Table, required};
+use super::table::{Table, optional, required};
 use super::targets::Target;
 use super::values::BatchBytes;
 use super::{delivery, filter, values};
@@ -28,6 +28,11 @@ pub struct Output {
     pub required: bool,
     /// `true` if the newest checkpoint of the evidence also leaves through this output.
     pub checkpoints: bool,
+    /// `true` if nothing is sent, and all events wait in the queue.
+    pub pause: bool,
+    /// The greatest number of bytes of events that are sent in a second; `None` if there is no
+    /// limit.
+    pub rate_limit: Option<u64>,
     /// The type of the output, with the settings that only outputs of this type have.
     pub kind: OutputKind,
     /// The section `[output.retry]`: the waits between attempts to send.
@@ -109,6 +114,22 @@ pub(super) fn read(
         "the newest checkpoint of the evidence also leaves through it, on a line of its own; with \
          type tcp, stdout, lumberjack, relp, kafka, s3, and http with format ndjson or audit_log",
     );
+    let pause = t.flag(
+        "pause",
+        false,
+        "true: nothing is sent, and events wait in the queue until a reload takes this away; also \
+         at the end of the process, so that a queue in memory loses them",
+    );
+    let rate_limit = t.word(
+        optional(
+            "rate_limit",
+            "size a second, at least \"1kB/s\"",
+            "no limit",
+            "of the bytes of events that leave, before compression, attempts after the first \
+             included; for a consumer that comes back to a backlog",
+        ),
+        values::rate,
+    );
     let type_name = kind.map(|kind| kind.name);
     t.cx.scope.set(type_name);
     let protocol = kind.and_then(|kind| (kind.read)(t));
@@ -134,6 +155,8 @@ pub(super) fn read(
         name,
         required,
         checkpoints,
+        pause,
+        rate_limit,
         kind,
         retry,
         timeouts,

@@ -108,6 +108,17 @@ pub fn size(text: &str) -> Result<u64, String> {
         .ok_or_else(|| format!("is too large, allowed: at most {}", show_size(SIZE_MAX)))
 }
 
+/// Parses a size in each second, such as `5MB/s`. Returns bytes in a second.
+///
+/// # Errors
+///
+/// Returns a text that says what is wrong and what is allowed.
+pub(super) fn rate(text: &str) -> Result<u64, String> {
+    let wrong = || "is not a size a second, allowed: at least 1kB/s, such as \"5MB/s\"".to_owned();
+    let bytes = size(text.strip_suffix("/s").ok_or_else(wrong)?).map_err(|_| wrong())?;
+    if bytes >= 1000 { Ok(bytes) } else { Err(wrong()) }
+}
+
 /// Parses a time such as `500ms`, `10s`, `5m` or `24h`.
 ///
 /// # Errors

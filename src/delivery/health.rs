@@ -53,6 +53,8 @@ pub(super) struct Health {
 /// `admin` reads it.
 #[derive(Default)]
 pub struct Status {
+    /// `true` if the config has paused the output.
+    pub paused: bool,
     state: Mutex<Snapshot>,
     endpoints: Option<Arc<Endpoints>>,
 }
@@ -108,8 +110,8 @@ impl Snapshot {
 
 impl Status {
     /// Makes the status of an output that has not made an attempt yet.
-    pub(super) fn new(endpoints: Option<Arc<Endpoints>>) -> Self {
-        Self { state: Mutex::default(), endpoints }
+    pub(super) fn new(endpoints: Option<Arc<Endpoints>>, paused: bool) -> Self {
+        Self { paused, state: Mutex::default(), endpoints }
     }
 
     /// Returns how the output chooses one of its addresses, as the config has it; `None` if the
@@ -136,6 +138,10 @@ impl Health {
         metrics: OutputMetrics,
         status: Arc<Status>,
     ) -> Self {
+        metrics.paused.set(f64::from(u8::from(config.pause)));
+        if config.pause {
+            tracing::warn!(output = config.name, "output paused by the config: its events wait");
+        }
         Self {
             name: config.name.clone(),
             metrics,

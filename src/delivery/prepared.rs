@@ -68,7 +68,7 @@ impl Prepared {
         metrics: OutputMetrics,
         dead_letters: &DeadLetters,
     ) -> Self {
-        let status = Arc::new(Status::new(connector.endpoints()));
+        let status = Arc::new(Status::new(connector.endpoints(), config.pause));
         let rules = || Arc::new(Rules::new(&config.filter, config.rejected));
         let filter = (!config.filter.is_empty()).then(rules);
         let dead_letters = dead_letters.clone();

@@ -17,6 +17,7 @@ use super::ledger;
 use super::ledger::Ledger;
 use super::link::{Begin, Connect, Event, Link, until};
 use super::orders::{HandOver, Orders};
+use super::rate::Rate;
 use super::tapped::Tapping;
 use crate::config;
 use crate::filter::{Filter, Rules};
@@ -70,6 +71,8 @@ pub(super) struct Delivery<C> {
     ledger: Ledger,
     orders: Orders,
     checkpoints: Checkpoints,
+    rate: Rate,
+    is_paused: bool,
 }
 
 /// The values from which a delivery is made, except its connector.
@@ -157,7 +160,8 @@ impl<C: Connect> Delivery<C> {
         let published = orders.checkpoints.clone().filter(|_| config.checkpoints);
         let interval = connector.checkpoint_interval();
         let checkpoints = Checkpoints::new(&config.name, published, interval);
-        Self { connector, ledger, orders, checkpoints }
+        let (rate, is_paused) = (Rate::new(config.rate_limit), config.pause);
+        Self { connector, ledger, orders, checkpoints, rate, is_paused }
     }
 
     /// Delivers until the process ends, until another delivery is to replace this one, or until a
@@ -189,6 +193,14 @@ impl<C: Connect> Delivery<C> {
     /// reason why the process must end.
     async fn deliver(&mut self) -> Result<Done, String> {
         let Orders { stop, retire, .. } = self.orders.clone();
+        if self.is_paused {
+            // All events stay in the queue until another delivery replaces this one.
+            return tokio::select! {
+                biased;
+                () = stop.cancelled() => Ok(Done::Stopped),
+                () = retire.cancelled() => Ok(Done::Retired),
+            };
+        }
         let (filtering, in_flight) = (&mut self.ledger.filtering, &self.ledger.in_flight);
         let look_back = filtering.look_back(in_flight.cursor());
         tokio::select! {
@@ -319,9 +331,11 @@ impl<C: Connect> Delivery<C> {
                 {
                     link.send_checkpoint(checkpoint);
                 }
-                while let Some(room) = link.room()
+                while self.rate.closed_until().is_none()
+                    && let Some(room) = link.room()
                     && let Some(batch) = self.ledger.next_to_send(room)
                 {
+                    self.rate.sent(batch.bytes);
                     link.send(batch);
                 }
                 if self.ledger.filtering.is_full() {
@@ -376,7 +390,8 @@ impl<C: Connect> Delivery<C> {
         }
         let paused = ledger.pacing.paused_until;
         let may_shorten = ledger.may_hurry();
-        let has_room = leave_at.is_none() && link.room().is_some();
+        let closed_until = self.rate.closed_until().filter(|_| leave_at.is_none());
+        let has_room = leave_at.is_none() && closed_until.is_none() && link.room().is_some();
         let wants = leave_at.is_none() && ledger.wants_events(has_room);
         let reads = wants || ledger.given_up.needs_lines;
         let proves_at = (C::EAGER && ledger.pacing.is_unproven).then_some(proven_at);
@@ -405,6 +420,7 @@ impl<C: Connect> Delivery<C> {
                 Wake::Again
             }
             () = until(next_try) => Wake::Again,
+            () = until(closed_until) => Wake::Again,
             () = until(proves_at) => {
                 ledger.on_proven();
                 Wake::Again

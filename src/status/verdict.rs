@@ -153,13 +153,15 @@ pub fn is_down(it: &Output) -> bool {
 
 /// Returns `true` if an event has waited for this output for longer than a working output needs.
 pub fn is_late(it: &Output) -> bool {
-    it.backlog.backlog_events > 0 && it.backlog.lag_seconds > it.backlog.lag_max_seconds
+    it.backlog.backlog_events > 0
+        && it.backlog.lag_seconds > it.backlog.lag_max_seconds
+        && !it.health.paused
 }
 
 /// Returns `true` if the backlog of this output has grown for minutes. An output that collects
 /// events for a longer time, as `s3` does for its objects, may do so although nothing is wrong.
 pub fn is_growing(it: &Output) -> bool {
-    it.backlog.growing && it.backlog.lag_max_seconds <= COLLECTING
+    it.backlog.growing && it.backlog.lag_max_seconds <= COLLECTING && !it.health.paused
 }
 
 /// Returns `true` if the filter of this output has dropped every event for minutes.
@@ -323,6 +325,16 @@ fn output(it: &Output, found: &mut Findings) {
         };
         found.add(state, &about, text, "Runbook: KubeAuditForwarderOutputDown.");
         return;
+    }
+    if it.health.paused {
+        let text = match it.backlog.backlog_events {
+            0 => format!("Output {} is paused by the config.", it.name),
+            _ => {
+                format!("Output {} is paused by the config; its events wait in the queue.", it.name)
+            }
+        };
+        let advice = "Take `pause` out of the config before the queue is full.";
+        found.add(State::Note, &about, text, advice);
     }
     addresses_passed_over(it, &about, found);
     if is_late(it) || is_growing(it) {

@@ -416,6 +416,15 @@ catalog! {
                 `KubeAuditForwarderOutputDown` fires after five minutes.",
             is_state: true,
         }
+        pub paused: Gauge = "output_paused" {
+            help: "1 while the config has paused the output.",
+            unit: "1 or 0",
+            meaning: "Nothing is sent, and its events wait in the queue (`pause = true`).",
+            action: "Take `pause` out of the config before the queue is full. A paused output is \
+                neither down nor late, so `KubeAuditForwarderOutputDown` and \
+                `KubeAuditForwarderOutputLags` do not fire for it.",
+            is_state: true,
+        }
     } with {
         /// The events that the consumer has not acknowledged yet.
         pub backlog: BacklogMetrics,

@@ -123,6 +123,7 @@ name = "h"
 type = "http"
 required = true
 checkpoints = false
+pause = false
 urls = ["https://a"]
 strategy = "failover"
 format = "event_list"
@@ -139,6 +140,7 @@ name = "t"
 type = "tcp"
 required = true
 checkpoints = false
+pause = false
 format = "ndjson"
 replay_window = "1s"
 {STREAM}{COMMON}
@@ -147,6 +149,7 @@ name = "s"
 type = "syslog"
 required = true
 checkpoints = false
+pause = false
 framing = "octet_counting"
 {messages}replay_window = "1s"
 {STREAM}{COMMON}
@@ -155,6 +158,7 @@ name = "l"
 type = "lumberjack"
 required = true
 checkpoints = false
+pause = false
 compression_level = 3
 window = 2048
 {STREAM}{COMMON}
@@ -163,6 +167,7 @@ name = "r"
 type = "relp"
 required = true
 checkpoints = false
+pause = false
 {messages}window = 128
 {STREAM}{COMMON}
 [dead_letter]

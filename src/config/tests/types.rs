@@ -78,8 +78,8 @@ fn a_type_with_a_credential_of_its_own_has_no_other() {
         problems(&format!("{BUCKET}bearer_token_file = 'x'\n")),
         [
             "6:1: output[0].bearer_token_file: unknown key `bearer_token_file`, allowed: name, type, \
-          required, checkpoints, urls, strategy, bucket, object_age, compression, headers, \
-          concurrency, proxy, tls, retry, timeouts, batch, rejected, filter"
+          required, checkpoints, pause, rate_limit, urls, strategy, bucket, object_age, \
+          compression, headers, concurrency, proxy, tls, retry, timeouts, batch, rejected, filter"
         ]
     );
 }

@@ -60,6 +60,55 @@ fn a_changed_output_goes_on_from_its_place_and_an_unchanged_one_keeps_its_connec
 }
 
 #[test]
+fn a_paused_output_keeps_its_backlog_and_is_neither_down_nor_late() {
+    let to = Tallying::http();
+    let config = |more: &str| format!("{BASE}{}", to.output("o", more));
+    let relay = Relay::start(&config(""));
+    let mut client = Client::connect(relay.address()).unwrap();
+    let mut sent = vec![post(&mut client, 0..100)];
+    relay.wait_until_delivered(PATIENCE);
+    relay.reload(&config("pause = true\n"), "success");
+    sent.push(post(&mut client, 100..400));
+    wait_until("the backlog", PATIENCE, || backlog(&relay, "o") >= 300.0);
+    assert_eq!(relay.metrics().value("output_paused", &[("output", "o")]), 1.0);
+    let status: Value = http::get(relay.admin(), "/status").unwrap().json();
+    let output = &status["outputs"][0];
+    assert_eq!((&output["paused"], &output["trouble"]), (&json!(true), &Value::Null), "{status}");
+    let text = status["verdict"]["findings"].to_string();
+    assert!(text.contains("Output o is paused by the config; its events wait"), "{text}");
+    assert_eq!(to.tally.count(), 100);
+    // `drain` does not wait for what is not sent.
+    let drain = ["drain", "--seconds", "30", "--relay", &format!("http://{}", relay.admin())];
+    let drained = run_command(&drain, Path::new("/"));
+    assert!(drained.status.success(), "{drained:?}");
+    relay.reload(&config(""), "success");
+    relay.wait_until_delivered(PATIENCE);
+    assert_eq!(check("o", &sent, &to.tally.arrivals()).len(), 0);
+    assert_eq!(relay.metrics().value("output_paused", &[("output", "o")]), 0.0);
+    relay.finish(Backlog::Empty);
+}
+
+/// Method: a backlog of some seconds at this limit. That it takes no longer than without one is
+/// what may not be; how long it takes on a busy machine is no matter.
+#[test]
+fn a_backlog_leaves_no_faster_than_the_rate_limit_says() {
+    let to = Tallying::http();
+    let to_paused = to.output("o", "pause = true\n");
+    let relay = Relay::start(&format!("{BASE}{to_paused}"));
+    let mut client = Client::connect(relay.address()).unwrap();
+    let sent = vec![post(&mut client, 0..2000)];
+    let bytes = relay.metrics().value("output_backlog_bytes", &[("output", "o")]);
+    let limit = bytes / 3.0;
+    let limited = format!("rate_limit = \"{limit:.0}/s\"\nbatch = {{ max_events = 50 }}\n");
+    let begun = Instant::now();
+    relay.reload(&format!("{BASE}{}", to.output("o", &limited)), "success");
+    relay.wait_until_delivered(PATIENCE);
+    assert!(begun.elapsed() > Duration::from_secs(2), "{:?}", begun.elapsed());
+    assert_eq!(check("o", &sent, &to.tally.arrivals()).len(), 0);
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
 fn what_is_on_the_wire_of_a_changed_output_is_waited_for_and_comes_once() {
     let slow = HttpSink::start(|_| Answer::status(200).after(Duration::from_millis(300)));
     let output = |more: &str| format!("{BASE}{}", slow.output("slow", more));
