@@ -291,6 +291,12 @@ impl Entry {
         None
     }
 
+    /// Returns the positions of the events that the entry is about; empty if it is about none.
+    pub fn range(&self) -> Range<u64> {
+        let (first, count) = self.events().unwrap_or_default();
+        first..first.saturating_add(count)
+    }
+
     /// Returns the root over the line hashes that the entry is about; `None` if it has none.
     pub(super) fn root(&self) -> Option<Hash> {
         if let Self::Delivered(Delivered { root, .. }) = self {

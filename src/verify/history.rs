@@ -6,9 +6,9 @@ use std::ops::Range;
 
 use super::positions::Positions;
 use super::report::{Faults, time};
-use super::runs::Runs;
+use super::runs::{Runs, Said};
 use crate::evidence::entry::{
-    Alarm, Delivered, Entry, Fate, Offset, QUEUE, RANGE_MAX, Running, Stamp, Started,
+    Alarm, Delivered, Entry, Fate, Offset, QUEUE, RANGE_MAX, Running, Started,
 };
 
 /// The reason of a loss for events that a consumer refused for good and that are in no dead-letter
@@ -80,52 +80,42 @@ pub(super) struct History {
 
 impl History {
     /// Takes the next entry. Returns `false` if it can't be used.
-    pub(super) fn feed(
-        &mut self,
-        index: u64,
-        entry: &Entry,
-        stamp: Option<Stamp>,
-        faults: &mut Faults,
-    ) -> bool {
-        if !is_usable(index, entry, faults) {
+    pub(super) fn feed(&mut self, said: Said<'_>, faults: &mut Faults) -> bool {
+        if !is_usable(said, faults) {
             return false;
         }
-        let is_after_crash = self.runs.is_running();
-        self.runs.feed(index, entry, stamp, faults);
+        let Said { index, entry, at, .. } = said;
+        let (range, is_after_crash) = (entry.range(), self.runs.is_running());
+        self.runs.feed(said, faults);
         match entry {
-            Entry::Accepted { first, count, at, .. } => {
-                let range = *first..first.saturating_add(*count);
-                self.follow(index, &range, *at, faults);
+            Entry::Accepted { .. } => {
+                self.follow(said, &range, faults);
                 self.accepted.insert(range);
             }
-            Entry::Delivered(entry) => {
-                let Delivered { output, first, at, not_delivered, .. } = entry;
-                self.settle(index, output, entry.range(), *at, faults);
+            Entry::Delivered(Delivered { output, first, not_delivered, .. }) => {
+                self.settle(said, output, range, faults);
                 for (Offset(offset), _) in not_delivered.iter().filter(|it| *it.1 == Fate::Lost) {
                     let position = first.saturating_add(*offset);
                     self.lose(output, GIVEN_UP, position..position.saturating_add(1));
                 }
             }
-            Entry::Lost { output, first: Some(first), count, at, reason } if output == QUEUE => {
-                let range = *first..first.saturating_add(*count);
-                self.follow(index, &range, *at, faults);
+            Entry::Lost { output, first: None, count, .. } if output == QUEUE => {
+                self.never_stored.push((at, *count));
+            }
+            Entry::Lost { output, reason, .. } if output == QUEUE => {
+                self.follow(said, &range, faults);
                 self.lost.insert(range.clone());
                 self.lose(output, reason, range);
             }
-            Entry::Lost { output, first: None, count, at, .. } if output == QUEUE => {
-                self.never_stored.push((*at, *count));
-            }
-            Entry::Lost { output, first, count, at, reason } => {
-                let first = first.unwrap_or_default();
-                let range = first..first.saturating_add(*count);
+            Entry::Lost { output, count, reason, .. } => {
                 if reason == "tampered" {
                     let text = format!(
                         "{count} events were changed in the queue before {output} could send them \
                          (entry {index})"
                     );
-                    faults.add_at(first, Some(*at), text);
+                    faults.add_at(range.start, Some(at), text);
                 }
-                self.settle(index, output, range.clone(), *at, faults);
+                self.settle(said, output, range.clone(), faults);
                 self.lose(output, reason, range);
             }
             Entry::Start(Started { running, .. }) => {
@@ -139,36 +129,26 @@ impl History {
                 let text = format!("entry {index} names the next key: {verifier_key}");
                 self.notes.push(text);
             }
-            Entry::Alarm { at, what } => self.alarm(index, *at, what, faults),
+            // An alarm is always a fault.
+            Entry::Alarm { what: Alarm::Off { first, count }, .. } => {
+                self.follow(said, &range, faults);
+                self.off.insert(range);
+                let text = format!(
+                    "{count} events came in while evidence was off or could not be written (entry \
+                     {index})"
+                );
+                faults.add_at(*first, Some(at), text);
+            }
+            Entry::Alarm { what: Alarm::Journal, .. } => {
+                let what = "the relay set a journal aside that it did not write";
+                faults.add(Some(at), format_args!("{what} (entry {index})"));
+            }
+            Entry::Alarm { what: Alarm::Removed, .. } => {
+                let what = "entries that the relay had written were gone";
+                faults.add(Some(at), format_args!("{what} (entry {index})"));
+            }
         }
         true
-    }
-
-    /// Takes an alarm, which is always a fault.
-    fn alarm(&mut self, index: u64, at: u64, what: &Alarm, faults: &mut Faults) {
-        match what {
-            Alarm::Off { first, count } => {
-                let range = *first..first.saturating_add(*count);
-                self.follow(index, &range, at, faults);
-                self.off.insert(range);
-                faults.add_at(
-                    *first,
-                    Some(at),
-                    format_args!(
-                        "{count} events came in while evidence was off or could not be written \
-                         (entry {index})"
-                    ),
-                );
-            }
-            Alarm::Journal => faults.add(
-                Some(at),
-                format_args!("the relay set a journal aside that it did not write (entry {index})"),
-            ),
-            Alarm::Removed => faults.add(
-                Some(at),
-                format_args!("entries that the relay had written were gone (entry {index})"),
-            ),
-        }
     }
 
     fn lose(&mut self, output: &str, reason: &str, range: Range<u64>) {
@@ -177,49 +157,33 @@ impl History {
     }
 
     /// Checks that a range follows the events before it.
-    fn follow(&mut self, index: u64, range: &Range<u64>, at: u64, faults: &mut Faults) {
-        let next = self.next.unwrap_or(range.start);
-        if range.start > next {
-            faults.add_at(
-                next,
-                Some(at),
-                format_args!(
-                    "{} events have no entry: entry {index} begins at position {}",
-                    range.start - next,
-                    range.start
-                ),
-            );
-        } else if range.start < next {
-            faults.add_at(
-                range.start,
-                Some(at),
-                format_args!("entry {index} has positions that another entry had before"),
-            );
+    fn follow(&mut self, said: Said<'_>, range: &Range<u64>, faults: &mut Faults) {
+        let Said { index, at, .. } = said;
+        let (start, next) = (range.start, self.next.unwrap_or(range.start));
+        if start > next {
+            let count = start - next;
+            let text =
+                format!("{count} events have no entry: entry {index} begins at position {start}");
+            faults.add_at(next, Some(at), text);
+        } else if start < next {
+            let text = format!("entry {index} has positions that another entry had before");
+            faults.add_at(start, Some(at), text);
         }
         self.next = Some(next.max(range.end));
     }
 
     /// Notes the fate of events at an output.
-    fn settle(
-        &mut self,
-        index: u64,
-        output: &str,
-        range: Range<u64>,
-        at: u64,
-        faults: &mut Faults,
-    ) {
+    fn settle(&mut self, said: Said<'_>, output: &str, range: Range<u64>, faults: &mut Faults) {
         // Events from before the beginning of the log need no entry.
         let begin = self.accepted.ranges().next().map_or(u64::MAX, |first| first.start);
         let unknown = self.accepted.missing_in(range.start.max(begin)..range.end).into_iter();
         let unknown = unknown.flat_map(|range| self.lost.missing_in(range));
         for unknown in unknown.flat_map(|range| self.off.missing_in(range)) {
-            faults.add_at(
-                unknown.start,
-                Some(at),
-                format_args!(
-                    "entry {index} says what became of events at {output} that never came in"
-                ),
+            let text = format!(
+                "entry {} says what became of events at {output} that never came in",
+                said.index
             );
+            faults.add_at(unknown.start, Some(said.at), text);
         }
         self.outputs.entry(output.to_owned()).or_default().settled.insert(range);
     }
@@ -329,14 +293,14 @@ impl History {
 }
 
 /// Returns `true` if the entry is not about more events than an entry may be.
-fn is_usable(index: u64, entry: &Entry, faults: &mut Faults) -> bool {
+fn is_usable(Said { index, entry, at, .. }: Said<'_>, faults: &mut Faults) -> bool {
     let Some((first, count)) = entry.events() else { return true };
     let is_range = matches!(entry, Entry::Accepted { .. } | Entry::Delivered(_));
     let max = if is_range { RANGE_MAX } else { u64::MAX };
     let is_usable = (1..=max).contains(&count) && first.checked_add(count).is_some();
     if !is_usable {
         let text = format!("entry {index} is about {count} events from position {first} on");
-        faults.add(Some(entry.at()), text);
+        faults.add(Some(at), text);
     }
     is_usable
 }
@@ -344,7 +308,7 @@ fn is_usable(index: u64, entry: &Entry, faults: &mut Faults) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::evidence::entry::Previous;
+    use crate::evidence::entry::{Previous, Stamp};
     use crate::tlog::merkle::Hash;
 
     fn running(at: u64, places: &[(&str, u64)]) -> Running {
@@ -381,7 +345,7 @@ mod tests {
         for (index, entry) in (0..).zip(entries) {
             up = entry.at().max(up);
             let stamp = Some(Stamp { boot: 1, up });
-            history.feed(index, entry, stamp, &mut faults);
+            history.feed(Said::new(index, entry, stamp), &mut faults);
         }
         history.end(&mut faults);
         faults.kept().iter().map(|fault| fault.to_string()).collect()
@@ -464,7 +428,7 @@ mod tests {
         let entries = [&entries[..], &[delivered("a", 7, 3, 3)]].concat();
         let (mut history, mut faults) = (History::default(), Faults::default());
         for (index, entry) in (0..).zip(&entries) {
-            history.feed(index, entry, None, &mut faults);
+            history.feed(Said::new(index, entry, None), &mut faults);
         }
         let unknown = history.end(&mut faults);
         assert_eq!(faults.count(), 0);
@@ -506,7 +470,7 @@ mod tests {
         assert_eq!(faults(&entries), [""; 0]);
         let (mut history, mut faults) = (History::default(), Faults::default());
         for (index, entry) in (0..).zip(&entries) {
-            history.feed(index, entry, None, &mut faults);
+            history.feed(Said::new(index, entry, None), &mut faults);
         }
         let unknown = history.end(&mut faults);
         assert!(matches!(unknown.as_slice(), [it] if it.starts_with("6 events from position 4")));

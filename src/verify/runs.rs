@@ -38,6 +38,22 @@ pub(super) struct Row {
     pub(super) text: String,
 }
 
+/// An entry of the log.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Said<'a> {
+    pub(super) index: u64,
+    pub(super) entry: &'a Entry,
+    /// The time of the entry.
+    pub(super) at: u64,
+    pub(super) stamp: Option<Stamp>,
+}
+
+impl<'a> Said<'a> {
+    pub(super) fn new(index: u64, entry: &'a Entry, stamp: Option<Stamp>) -> Self {
+        Self { index, entry, at: entry.at(), stamp }
+    }
+}
+
 /// The time of the log: the sum of the times between its entries, in milliseconds. The times in
 /// which no relay ran are unknown and count as nothing.
 #[derive(Debug, Default)]
@@ -49,7 +65,7 @@ pub(super) struct Clock {
 impl Clock {
     /// Takes the next entry. Returns the time since the entry before it; `None` if another boot
     /// wrote that one.
-    pub(super) fn feed(&mut self, stamp: Option<Stamp>, at: u64) -> Option<u64> {
+    pub(super) fn feed(&mut self, Said { stamp, at, .. }: Said<'_>) -> Option<u64> {
         let (passed, is_proven) = match (self.last.replace((stamp, at)), stamp) {
             (Some((Some(last), _)), Some(stamp)) if last.boot == stamp.boot => {
                 (stamp.up.saturating_sub(last.up), true)
@@ -89,23 +105,17 @@ pub(super) struct Runs {
 }
 
 impl Runs {
-    pub(super) fn feed(
-        &mut self,
-        index: u64,
-        entry: &Entry,
-        stamp: Option<Stamp>,
-        faults: &mut Faults,
-    ) {
+    pub(super) fn feed(&mut self, said: Said<'_>, faults: &mut Faults) {
         let before = self.last_at;
-        self.hear(index, entry, stamp, faults);
-        if let Entry::Start(Started { running, .. }) = entry {
-            self.start(index, running, before);
-            self.compare(index, "start", running);
+        self.hear(said, faults);
+        if let Entry::Start(Started { running, .. }) = said.entry {
+            self.start(said.index, running, before);
+            self.compare(said.index, "start", running);
             self.state = State::Running;
-        } else if let Entry::Reload(running) = entry {
-            self.compare(index, "reload", running);
-        } else if let Entry::Stop(running) = entry {
-            self.compare(index, "stop", running);
+        } else if let Entry::Reload(running) = said.entry {
+            self.compare(said.index, "reload", running);
+        } else if let Entry::Stop(running) = said.entry {
+            self.compare(said.index, "stop", running);
             self.state = State::Stopped(running.at);
             self.stopped_in.clone_from(&running.directory);
         }
@@ -172,8 +182,8 @@ impl Runs {
 
     /// Checks that there was no silence before the entry, and that the entry does not follow a
     /// stop.
-    fn hear(&mut self, index: u64, entry: &Entry, stamp: Option<Stamp>, faults: &mut Faults) {
-        let at = entry.at();
+    fn hear(&mut self, said: Said<'_>, faults: &mut Faults) {
+        let Said { index, entry, at, .. } = said;
         let is_start = matches!(entry, Entry::Start(_));
         // An alarm is about something that a start has found, and may come before the entry about
         // the start.
@@ -185,7 +195,7 @@ impl Runs {
             faults.add(Some(stopped), text);
             self.state = State::Wrong;
         }
-        let silence = self.clock.feed(stamp, at);
+        let silence = self.clock.feed(said);
         if self.state == State::Running
             && !is_start
             && let Some(silence) = silence.filter(|silence| *silence > self.longest())
@@ -202,15 +212,15 @@ impl Runs {
                 ),
             });
         }
-        if let Some(stamp) = stamp {
-            self.step(index, entry, stamp);
+        if let Some(stamp) = said.stamp {
+            self.step(said, stamp);
         }
         self.last_at = Some(at);
     }
 
     /// Notes a step of the machine's clock before an entry.
-    fn step(&mut self, index: u64, entry: &Entry, Stamp { boot, up }: Stamp) {
-        let at = entry.at();
+    fn step(&mut self, said: Said<'_>, Stamp { boot, up }: Stamp) {
+        let Said { index, entry, at, .. } = said;
         let began = i128::from(at) - i128::from(up);
         let before = self.began.filter(|it| it.0 == boot).map(|it| it.1);
         // Entries of other types have the time of their events, which may have waited.
