@@ -33,9 +33,9 @@ pub(super) struct Hashes<'a> {
     /// The damaged files, because of which ranges may be missing. `true` means that the file only
     /// ends too early, as the copy of a file does if a relay was writing to it.
     pub(super) damages: Vec<(String, bool)>,
-    /// The ranges whose line hashes differ from the root in the log: the output or `None`, the
-    /// first position, the number of events, and the time.
-    pub(super) changed: Vec<(Option<String>, u64, u64, u64)>,
+    /// The ranges whose line hashes differ from the root in the log: the first position, the time,
+    /// and the text of the fault.
+    pub(super) changed: Vec<(u64, u64, String)>,
     /// The first errors of records that could not be read.
     pub(super) unread: Vec<io::Error>,
     /// `true`: a whole file could not be read.

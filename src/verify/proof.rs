@@ -8,7 +8,6 @@ use super::stored;
 use super::stored::Line;
 use crate::evidence::entry::{Entry, RANGE_MAX};
 use crate::evidence::lines::Salt;
-use crate::tlog::key::VerifierKey;
 use crate::tlog::merkle::{Hash, PROOF_MAX, includes};
 use crate::tlog::note::Signed;
 use crate::tlog::proof::Proof;
@@ -59,13 +58,7 @@ fn check_proof(
         None => (text.to_owned(), None),
     };
     let proof = Proof::parse(&proof).map_err(|error| error.to_string())?;
-    let origin = &proof.signed.checkpoint.origin;
-    let is_signed = |key: &VerifierKey| {
-        key.name() == origin && proof.signed.note.check(key) == Signed::Valid(None)
-    };
-    if !request.keys.iter().any(is_signed) {
-        return Err(format!("the checkpoint of {origin} is not signed by the key"));
-    }
+    request.signed_by_key("the checkpoint", &proof.signed)?;
     for witness in &request.witnesses {
         if !matches!(proof.signed.note.check(witness), Signed::Valid(Some(_))) {
             let witness = witness.name();

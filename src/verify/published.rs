@@ -4,7 +4,7 @@
 use std::io;
 
 use super::events::Left;
-use super::log::{Check, signed_by};
+use super::log::Check;
 use super::report::Report;
 use super::request::Request;
 use crate::evidence::reader::{Files, Log, ReadError};
@@ -44,8 +44,8 @@ pub fn published(files: &dyn Files, request: &Request) -> io::Result<Report> {
 /// signed and matches the right edge of the tree.
 fn refused(log: &Log<'_>, request: &Request) -> io::Result<Option<Report>> {
     let head = log.head();
-    let text = if let Err(why) = signed_by(&request.keys, &log.signed) {
-        format!("checkpoint of {} {why}", log.origin())
+    let text = if let Err(why) = request.signed_by_key("checkpoint", &log.signed) {
+        why
     } else if head.size > ENTRIES_MAX {
         format!("checkpoint covers {} entries, which no relay can write", head.size)
     } else {

@@ -236,6 +236,11 @@ impl Report {
         }
     }
 
+    /// Adds a fault without a position and a time.
+    pub(super) fn fault(&mut self, text: impl fmt::Display) {
+        self.faults.add(None, text);
+    }
+
     /// Adds the report about a log. `origin` names the log if there are several.
     pub(super) fn append(&mut self, of: Self, origin: Option<&str>) {
         let named = |mut text: String| {

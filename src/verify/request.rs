@@ -3,7 +3,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::tlog::checkpoint::{Checkpoint, Signed};
 use crate::tlog::key::VerifierKey;
+use crate::tlog::note::Signed as Signature;
 
 /// The keys, checkpoints and lines of a check.
 #[derive(Debug, Default)]
@@ -36,6 +38,20 @@ pub struct Request {
 }
 
 impl Request {
+    /// Checks that one of the keys has signed a checkpoint, which the text about it calls `name`.
+    /// Returns what is wrong.
+    pub(super) fn signed_by_key(&self, name: &str, signed: &Signed) -> Result<(), String> {
+        let Signed { checkpoint: Checkpoint { origin, .. }, note } = signed;
+        let has = |found| self.keys.iter().filter(move |key| note.check(key) == found);
+        if has(Signature::Forged).next().is_some() {
+            return Err(format!("{name} of {origin} has a forged signature of the key"));
+        }
+        match has(Signature::Valid(None)).any(|key| key.name() == origin) {
+            true => Ok(()),
+            false => Err(format!("{name} of {origin} is not signed by the key")),
+        }
+    }
+
     /// Returns `true` if the request asks about the time `at`, or about any part of the time from
     /// `at` to `to`.
     pub(super) fn asks_about(&self, at: u64, to: u64) -> bool {

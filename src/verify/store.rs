@@ -7,19 +7,17 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use super::compare::{Comparison, Kind};
-use super::log::signed_by;
 use super::report::Report;
 use super::request::Request;
 use super::stored;
 use super::stored::Line;
-use crate::tlog::checkpoint::Signed;
-use crate::tlog::merkle::{Hash, Head};
+use crate::tlog::checkpoint::{Checkpoint, Signed};
+use crate::tlog::merkle::Hash;
 
 /// A checkpoint among the stored lines, whose signature is valid.
 pub(super) struct Kept {
     pub(super) place: u64,
-    pub(super) origin: String,
-    pub(super) head: Head,
+    pub(super) checkpoint: Checkpoint,
 }
 
 /// The lines of a consumer. The place of a line is its number among the lines of all files.
@@ -83,18 +81,12 @@ impl Store {
     fn keep(&mut self, place: u64, note: &[u8], request: &Request) {
         self.report.counts.checkpoints.all += 1;
         let name = self.name_of_checkpoint(place);
-        let fault = match Signed::parse(note) {
-            Ok(signed) => match signed_by(&request.keys, &signed) {
-                Ok(()) => {
-                    let Signed { checkpoint, .. } = signed;
-                    let (origin, head) = (checkpoint.origin, checkpoint.head);
-                    return self.kept.push(Kept { place, origin, head });
-                }
-                Err(why) => format!("{name} of {} {why}", signed.checkpoint.origin),
-            },
-            Err(error) => format!("{name}: {error}"),
-        };
-        self.report.faults.add(None, fault);
+        let signed = Signed::parse(note).map_err(|error| format!("{name}: {error}"));
+        let signed = signed.and_then(|it| request.signed_by_key(&name, &it).map(|()| it));
+        match signed {
+            Ok(signed) => self.kept.push(Kept { place, checkpoint: signed.checkpoint }),
+            Err(fault) => self.report.fault(fault),
+        }
     }
 
     /// Returns the name of the checkpoint at a place, for the report.

@@ -43,6 +43,29 @@ impl Check<'_> {
         self.checkpoint(&name, note, log);
     }
 
+    /// Checks the cosignatures of the newest checkpoint of the log. Returns `true` if none of them is
+    /// wrong. A witness whose cosignature is missing is judged later, by its other cosignatures.
+    pub(super) fn cosignatures(&mut self, own: &Signed) -> bool {
+        let mut is_right = true;
+        for key in &self.request.witnesses {
+            let witness = key.name();
+            match own.note.check(key) {
+                Signature::Valid(Some(at)) => {
+                    let at = time(at.saturating_mul(1000));
+                    self.report.notes.push(format!("the witness {witness} has cosigned at {at}"));
+                }
+                Signature::Absent => {}
+                Signature::Valid(None) | Signature::Forged => {
+                    is_right = false;
+                    self.report.fault(format_args!(
+                        "checkpoint has no valid cosignature of the witness {witness}"
+                    ));
+                }
+            }
+        }
+        is_right
+    }
+
     /// Notes which witnesses have cosigned a checkpoint that the log contains.
     pub(super) fn hear_witnesses(&mut self, signed: &Signed) {
         for key in &self.request.witnesses {
