@@ -30,6 +30,7 @@ mod compare;
 mod events;
 mod hashes;
 mod history;
+mod left;
 mod live;
 mod log;
 mod positions;
@@ -45,7 +46,6 @@ mod stored;
 mod tests;
 mod witnesses;
 
-use events::{Compared, Left};
 use history::History;
 use live::Deadline;
 use log::{Check, Ending, Entries};
@@ -65,15 +65,14 @@ struct Place {
     /// lines were read.
     live: Option<u64>,
     beside: Option<Queue>,
-    /// Files that can't be read.
-    findings: Vec<String>,
 }
 
 /// A log that was read.
 struct Read<'a> {
+    place: &'a Place,
     check: Check<'a>,
     log: Option<Log<'a>>,
-    places: Places,
+    outputs: Places,
     is_covered: bool,
 }
 
@@ -106,28 +105,29 @@ pub fn directories(
         false => Store::read(request, read, &mut report),
         true => None,
     };
-    let places = directories.iter().map(|directory| Place::open(directory, request));
+    let unchecked = &mut report.unchecked;
+    let places = directories.iter().map(|directory| Place::open(directory, request, unchecked));
     let places = places.collect::<Result<Vec<_>, _>>()?;
     let mut logs: Vec<_> =
         places.iter().map(|place| place.read(request, store.is_some())).collect();
     drop_repeated(&mut logs, &mut report);
     names_are_known(&logs, request)?;
     checkpoints(&mut logs);
-    let mut compared = compared(&mut logs, &places, request, store.as_mut())?;
+    events(&mut logs, store.as_mut())?;
     if let Some(store) = &mut store {
         for kept in &store.kept {
-            let name = store.name_of_checkpoint(kept.place);
-            let text = format!("{name} is of {}, and no --directory has this log", kept.origin);
+            let (name, origin) = (store.name_of_checkpoint(kept.place), &kept.checkpoint.origin);
+            let text = format!("{name} is of {origin}, and no --directory has this log");
             report.unchecked.push(text);
         }
-        let of_lines = events::compare(&mut compared, store)?;
+        let mut checks: Vec<_> = logs.iter_mut().map(|read| &mut read.check).collect();
+        let of_lines = events::compare(&mut checks, store)?;
         report.append(of_lines, None);
         report.append(std::mem::take(&mut store.report), None);
     }
     let is_one = logs.len() == 1;
-    for (read, place) in logs.into_iter().zip(&places) {
+    for read in logs {
         let origin = read.origin().filter(|_| !is_one);
-        report.unchecked.extend(place.findings.iter().cloned());
         report.append(read.check.end(), origin.as_deref());
     }
     Ok(report)
@@ -146,42 +146,35 @@ fn checkpoints(logs: &mut [Read<'_>]) {
 }
 
 /// Checks the events of each log. Adds the lines that left to the store.
-fn compared<'a, 'b>(
-    logs: &'b mut [Read<'a>],
-    places: &[Place],
-    request: &Request,
-    mut store: Option<&mut Store>,
-) -> io::Result<Vec<Compared<'a, 'b>>> {
-    let ranges: Vec<_> = logs.iter().map(|log| log.check.history.begin_and_end()).collect();
-    let sources = u16::try_from(request.outputs.len()).unwrap_or(u16::MAX);
-    let mut compared = Vec::new();
-    for (at, (read, place)) in (0..).zip(logs.iter_mut().zip(places)) {
-        let Read { check, log, places: outputs, is_covered } = read;
-        if let (Some(log), Some(store)) = (&*log, &mut store) {
-            check.kept(store, log);
-        }
-        let mut left = Left::new(sources.saturating_mul(at).saturating_add(1));
+fn events(logs: &mut [Read<'_>], mut store: Option<&mut Store>) -> io::Result<()> {
+    let given: Vec<_> = logs.iter().map(|log| log.place).collect();
+    let ends: Vec<_> = logs.iter().map(|log| log.check.history.begin_and_end().1).collect();
+    // The source 0 is that of the stored lines.
+    let sources = logs.iter_mut().flat_map(|log| &mut log.check.left.sent);
+    sources.zip(1..=u16::MAX).for_each(|(sent, source)| sent.source = source);
+    for Read { place, check, log, outputs, is_covered } in logs {
         if let Some(log) = log {
-            check.events(log, &mut left, store.as_deref_mut())?;
+            if let Some(store) = &mut store {
+                check.kept(store, log);
+            }
+            check.events(log, store.as_mut().map(|store| &mut store.comparison))?;
         }
         if let Some(queue) = &place.beside {
             check.queue(queue, outputs, store.as_mut().map(|store| &mut store.comparison));
         }
         check.judge();
-        let is_closed = match check.ending() {
+        check.left.is_closed = match check.ending() {
             Ending::Live => *is_covered,
             Ending::Stopped => place.is_closed(&check.history),
             Ending::Open => false,
         };
         // A log that begins where another one of the same directory ends continues it.
-        let begin = check.history.begin_and_end().0;
-        let others = places.iter().zip(&ranges).filter(|(other, _)| other.is_beside(place));
-        let mut others = others.map(|(_, (_, end))| *end);
-        let begins_later = begin > 0 && !others.any(|end| end >= begin);
-        let has_earlier_log = begins_later || place.has_log_aside(places);
-        compared.push(Compared { check, left, is_closed, has_earlier_log });
+        let (begin, _) = check.history.begin_and_end();
+        let mut others = given.iter().zip(&ends).filter(|(other, _)| other.is_beside(place));
+        let begins_later = begin > 0 && !others.any(|(_, end)| *end >= begin);
+        check.left.has_earlier_log = begins_later || place.has_log_aside(&given);
     }
-    Ok(compared)
+    Ok(())
 }
 
 impl Read<'_> {
@@ -192,8 +185,12 @@ impl Read<'_> {
 }
 
 impl Place {
-    /// Opens a directory.
-    fn open(directory: &Path, request: &Request) -> Result<Self, Error> {
+    /// Opens a directory. What can't be read of the queue is added to `unchecked`.
+    fn open(
+        directory: &Path,
+        request: &Request,
+        unchecked: &mut Vec<String>,
+    ) -> Result<Self, Error> {
         let files = Directory::find(directory).map_err(|error| Error::Usage(error.to_string()))?;
         let is_below = files.is_below(directory);
         let log = if is_below { directory.join(DIRECTORY) } else { directory.to_owned() };
@@ -201,34 +198,23 @@ impl Place {
             true => directory.to_owned(),
             false => std::fs::canonicalize(&log)?.parent().unwrap_or(directory).to_owned(),
         };
-        let mut findings = Vec::new();
         // A log in a directory with another name than `evidence` was kept aside, and no relay
         // writes to it.
         let is_own = is_below || log.canonicalize()?.ends_with(DIRECTORY);
-        let owner = match is_own.then(|| Queue::open(&queue)).transpose() {
-            Ok(owner) => owner.flatten(),
-            Err(error) => {
-                // If the log itself was named, only the log is asked about.
-                findings.extend(is_below.then(|| format!("the queue: {error}")));
-                None
-            }
-        };
+        let owner = is_own.then(|| Queue::open(&queue)).transpose();
+        // If the log itself was named, only the log is asked about.
+        let owner = owner.or_else(|error| if is_below { Err(error) } else { Ok(None) });
+        let owner = queue::seen(owner, unchecked).flatten().flatten();
         let in_use = owner.as_ref().filter(|queue| queue.is_in_use());
-        let live = match in_use.map(Queue::end).transpose() {
-            Ok(live) => live,
-            Err(error) => {
-                findings.push(format!("the queue: {error}"));
-                None
-            }
-        };
+        let live = in_use.and_then(|queue| queue::seen(queue.end(), unchecked));
         let deadline = Deadline::new(request, &files, &log);
         let beside = owner.filter(|_| is_below);
-        Ok(Self { queue, files, deadline, live, beside, findings })
+        Ok(Self { queue, files, deadline, live, beside })
     }
 
     /// Returns `true` if the queue's directory has a log that was kept aside, and that is not among
     /// these.
-    fn has_log_aside(&self, given: &[Self]) -> bool {
+    fn has_log_aside(&self, given: &[&Self]) -> bool {
         let beside = Directory::beside(&self.queue).into_iter();
         let mut aside = beside.filter(|log| *log != self.files);
         aside.any(|log| given.iter().all(|place| place.files != log))
@@ -258,14 +244,11 @@ impl Place {
             is_covered = self.deadline.wait_for_events(&self.files, end);
         }
         loop {
-            let places = self.beside.as_ref().map(Queue::places).transpose();
-            let journal = self.files.journal();
             let mut check = Check::new(request, Some(&self.files), self.live.is_some());
-            let places = places.unwrap_or_else(|error| {
-                check.report.unchecked.push(format!("the queue: {error}"));
-                None
-            });
-            let journal = journal.unwrap_or_else(|error| {
+            let unchecked = &mut check.report.unchecked;
+            let outputs = self.beside.as_ref().map(Queue::places);
+            let outputs = outputs.and_then(|it| queue::seen(it, unchecked)).unwrap_or_default();
+            let journal = self.files.journal().unwrap_or_else(|error| {
                 check.finding(&error);
                 Vec::new()
             });
@@ -280,7 +263,7 @@ impl Place {
                 if let Some(end) = self.live {
                     check.uncovered_before(end);
                 }
-                return Read { check, log, places: places.unwrap_or_default(), is_covered };
+                return Read { place: self, check, log, outputs, is_covered };
             }
         }
     }
@@ -300,21 +283,22 @@ impl Check<'_> {
 
     /// Returns `true` if an event before a position has no fate at an output that is asked about.
     fn is_pending_before(&self, end: u64) -> bool {
-        let outputs = self.request.outputs.iter().filter_map(|it| self.history.outputs.get(it));
-        let accepted: Vec<_> = self.history.accepted.within(0..end).collect();
-        outputs
-            .into_iter()
-            .any(|output| accepted.iter().any(|range| !output.pending_in(range.clone()).is_empty()))
+        let history = &self.history;
+        let outputs = self.request.outputs.iter().filter_map(|it| history.outputs.get(it));
+        outputs.into_iter().any(|output| !history.pending(output, 0..end).is_empty())
     }
 
     /// Compares the checkpoints among the stored lines with the log of their origin.
     fn kept(&mut self, store: &mut Store, log: &Log<'_>) {
         let own = log.signed.checkpoint.clone();
-        let is_own = |kept: &mut store::Kept| kept.origin == own.origin;
+        let is_own = |kept: &mut store::Kept| kept.checkpoint.origin == own.origin;
         for kept in store.kept.extract_if(.., is_own).collect::<Vec<_>>() {
-            let name = store.name_of_checkpoint(kept.place);
-            if kept.head.size <= own.head.size {
-                self.compare_root(&name, kept.head, log);
+            let (name, head) = (store.name_of_checkpoint(kept.place), kept.checkpoint.head);
+            if head.size <= own.head.size {
+                match log::contains(&name, head, log) {
+                    Ok(()) => self.report.counts.checkpoints.good += 1,
+                    Err(text) => self.report.fault(text),
+                }
                 continue;
             }
             // The log continued, so a stop at its end is not its last entry.
@@ -324,7 +308,7 @@ impl Check<'_> {
             self.report.unchecked.push(format!(
                 "{name} covers {} entries, and the log has only {}: it is newer than {last}, or the \
                  end of the log was cut off",
-                kept.head.size, own.head.size
+                head.size, own.head.size
             ));
         }
     }
@@ -356,11 +340,10 @@ fn drop_repeated(logs: &mut [Read<'_>], report: &mut Report) {
 
 /// Checks that the logs have the requested outputs, as far as the logs are whole.
 fn names_are_known(logs: &[Read<'_>], request: &Request) -> Result<(), Error> {
-    let is_readable = |read: &Read<'_>| read.check.is_whole();
     let known = logs.iter().flat_map(|read| read.check.history.outputs.keys());
     let known: BTreeSet<_> = known.map(String::as_str).collect();
     let unknown = request.outputs.iter().find(|output| !known.contains(output.as_str()));
-    match unknown.filter(|_| logs.iter().all(is_readable)) {
+    match unknown.filter(|_| logs.iter().all(|read| read.check.is_whole())) {
         None => Ok(()),
         Some(output) => {
             let known: Vec<_> = known.into_iter().collect();

@@ -10,11 +10,11 @@ use super::hashes::Found;
 use super::history::GIVEN_UP;
 use super::log::Check;
 use super::positions::Positions;
-use super::report::Report;
-use super::runs::Clock;
+use super::report::{Report, Share};
+use super::runs::{Clock, Said};
 use super::store::Store;
 use crate::config::show_time;
-use crate::evidence::entry::{Delivered, Entry, Fate, Offset, RANGE_MAX, Stamp};
+use crate::evidence::entry::{Delivered, Entry, Fate, Offset, Stamp};
 use crate::evidence::reader::Log;
 use crate::tlog::merkle::{Frontier, Hash};
 
@@ -30,137 +30,56 @@ pub(super) struct Fates {
     not_delivered: BTreeMap<Fate, u64>,
 }
 
-/// The lines that left by one output of one log. Each line has a number: the lines are counted in
-/// the order in which the log has their deliveries.
-#[derive(Default)]
-struct Sent {
-    /// For each entry about deliveries the number of its first line, the position of this line, and
-    /// the log's time.
-    entries: Vec<(u64, u64, u64)>,
-    /// The number of the next line.
-    next: u64,
-    /// The positions of the events that left.
-    seen: Positions,
-    /// The numbers of the lines that left and are asked about.
-    must: Positions,
-}
-
-impl Sent {
-    /// Takes the next entry. Returns the number of its first line.
-    fn enter(&mut self, entry: &Delivered, now: u64) -> u64 {
-        let first = self.next;
-        self.entries.push((first, entry.first, now));
-        self.next = self.next.saturating_add(entry.count);
-        first
-    }
-
-    /// Returns the position of a line, and the log's time at which it was delivered.
-    fn place(&self, number: u64) -> (u64, u64) {
-        let at = self.entries.partition_point(|entry| entry.0 <= number);
-        let entry = at.checked_sub(1).and_then(|at| self.entries.get(at));
-        entry.map_or((0, 0), |(first, position, at)| (position + (number - first), *at))
-    }
-
-    /// Returns two numbers of lines, if the last line that is stored has the number `last`: that
-    /// from which on lines need not have settled, and that from which on they are not exported.
-    /// `settle` is in milliseconds.
-    fn end_of_export(&self, last: Option<u64>, settle: u64) -> (u64, u64) {
-        let Some(last) = last else { return (0, 0) };
-        let end = self.place(last).1;
-        let at = self.entries.partition_point(|entry| entry.2.saturating_add(settle) <= end);
-        let settled = self.entries.get(at).map_or(last, |entry| entry.0);
-        (settled.min(last), last + 1)
-    }
-}
-
-/// The lines of one log that left by the outputs that are asked about.
-#[derive(Default)]
-pub(super) struct Left {
-    /// The source of the lines that left by the request's first output, in this log. Each further
-    /// output of the request has the next number.
-    first_source: u16,
-    /// The lines that left, by their source.
-    sent: BTreeMap<u16, Sent>,
-    /// The number of events that left and are asked about.
-    asked: u64,
-    /// The events that left and whose line hash is gone.
-    unhashed: Positions,
-    /// The number of events whose fate is not in the log yet.
-    pending: u64,
-    /// `true`: the consumer may have got events that the log calls lost or pending.
-    has_doubtful: bool,
-    /// `true`: the filter of the output changes events.
-    changes: bool,
-    /// `true`: the filter of the output changes or drops events.
-    filters: bool,
-    /// `true`: events may have been sent twice, because of a crash or a change of the config.
-    sent_again: bool,
-    fates: BTreeMap<String, Fates>,
-}
-
 /// An event of an entry about deliveries: its position, its fate if its line did not leave, and the
 /// hash of its line if that is known.
 type Settled = (u64, Option<Fate>, Option<Hash>);
 
-impl Left {
-    /// `first_source` is the source of the lines of the first output.
-    pub(super) fn new(first_source: u16) -> Self {
-        Self { first_source, ..Self::default() }
-    }
-
-    /// Returns the source of the lines of an output; `None` if the request does not ask about it.
-    fn source(&self, check: &Check<'_>, output: &str) -> Option<u16> {
-        let at = check.request.outputs.iter().position(|asked| asked == output)?;
-        Some(self.first_source.saturating_add(u16::try_from(at).ok()?))
-    }
-}
-
 impl Check<'_> {
-    /// Reads the entries once more, counts the fates of the events, and, if there is a store, adds
-    /// the lines that left to the comparison.
+    /// Reads the entries once more, counts the fates of the events, and adds the lines that left to
+    /// the comparison, if there are stored lines.
     pub(super) fn events(
         &mut self,
         log: &Log<'_>,
-        left: &mut Left,
-        mut store: Option<&mut Store>,
+        mut comparison: Option<&mut Comparison>,
     ) -> io::Result<()> {
         if !self.is_whole() {
             return Ok(());
         }
         let (mut frontier, mut clock) = (Frontier::default(), Clock::default());
+        let mut fates = BTreeMap::new();
         for (index, bytes) in log.entries().map_while(Result::ok) {
             frontier.push(Hash::of_leaf(&bytes), &mut |_, _| {});
             let Ok(entry) = Entry::parse(&bytes) else { continue };
-            clock.feed(Stamp::parse(&bytes), entry.at());
+            let said = Said::new(index, &entry, Stamp::parse(&bytes));
+            clock.feed(said);
             if let Entry::Delivered(delivered) = &entry {
-                self.count(delivered, left);
+                self.count(delivered, &mut fates);
             }
-            if let Some(store) = &mut store {
-                self.add_left(index, clock.now, &entry, left, &mut store.comparison)?;
+            if let Some(comparison) = &mut comparison {
+                self.add_left(said, clock.now, comparison)?;
             }
         }
         if frontier.root() != log.head().root {
-            let text = "the files of the log were changed while they were read";
-            self.report.faults.add(None, text);
+            self.report.fault("the files of the log were changed while they were read");
             return Ok(());
         }
-        match store {
-            Some(store) => {
-                self.add_pending(left, &mut store.comparison)?;
-                self.add_journal(left, &mut store.comparison)?;
-                self.count_left(left);
+        match comparison {
+            Some(comparison) => {
+                self.add_pending(comparison)?;
+                self.add_journal(comparison)?;
+                self.count_left();
             }
             None => self.count_accepted(),
         }
         let off = &self.history.off;
         self.report.counts.without_evidence = off.len_within(self.asked.positions.clone());
-        self.tell_fates(left);
+        self.tell_fates(&fates);
         Ok(())
     }
 
     /// Counts the fates of events at an output.
-    fn count(&self, entry: &Delivered, left: &mut Left) {
-        let fates = left.fates.entry(entry.output.clone()).or_default();
+    fn count(&self, entry: &Delivered, fates: &mut BTreeMap<String, Fates>) {
+        let fates = fates.entry(entry.output.clone()).or_default();
         let is_new = |offset: &Offset| {
             let position = entry.first.saturating_add(offset.0);
             self.asked.positions.contains(&position) && !fates.seen.contains(position)
@@ -173,28 +92,26 @@ impl Check<'_> {
     }
 
     /// Adds a line for each output to the report.
-    fn tell_fates(&mut self, left: &Left) {
+    fn tell_fates(&mut self, fates: &BTreeMap<String, Fates>) {
         let none = Fates::default();
         let asked = self.asked.positions.clone();
         for (name, output) in &self.history.outputs {
-            let fates = left.fates.get(name).unwrap_or(&none);
-            let mut lost = Positions::default();
-            let mut given_up = 0;
-            for ((of, reason), positions) in &self.history.losses {
-                if of == name {
-                    match reason == GIVEN_UP {
-                        true => given_up += positions.len_within(asked.clone()),
-                        false => positions.within(asked.clone()).for_each(|it| lost.insert(it)),
-                    }
-                }
+            let fates = fates.get(name).unwrap_or(&none);
+            let (mut lost, mut given_up) = (Positions::default(), Positions::default());
+            let losses = self.history.losses.iter().filter(|((of, _), _)| of == name);
+            for ((_, reason), positions) in losses {
+                let of_reason = if reason == GIVEN_UP { &mut given_up } else { &mut lost };
+                positions.within(asked.clone()).for_each(|it| of_reason.insert(it));
             }
             let not_its_own = self.history.not_its_own(output).len_within(asked.clone());
             let of = |fate| fates.not_delivered.get(&fate).copied().unwrap_or_default();
-            let (dropped, duplicate) = (of(Fate::Dropped), of(Fate::Duplicate));
+            let dropped = of(Fate::Dropped);
             self.report.outputs.push(format!(
-                "output {name}: dropped {dropped}, duplicate {duplicate}, changed {}, given up \
-                 {given_up}, dead letters {}, lost {}, not its own {not_its_own}",
+                "output {name}: dropped {dropped}, duplicate {}, changed {}, given up {}, dead \
+                 letters {}, lost {}, not its own {not_its_own}",
+                of(Fate::Duplicate),
                 fates.changed,
+                given_up.len(),
                 of(Fate::DeadLetter),
                 lost.len()
             ));
@@ -206,20 +123,17 @@ impl Check<'_> {
 
     /// Counts the events that came in, for a check without stored lines.
     fn count_accepted(&mut self) {
-        let (mut unknown, mut pending) = (0, Positions::default());
-        for range in self.asked.events.ranges() {
-            unknown += self.hashes.gone.len_within(range.clone());
-            for (name, output) in &self.history.outputs {
-                if self.request.asks_of(name) {
-                    output.pending_in(range.clone()).into_iter().for_each(|it| pending.insert(it));
-                }
-            }
+        let asked = self.asked.positions.clone();
+        let mut pending = Positions::default();
+        for (_, output) in self.history.outputs.iter().filter(|it| self.request.asks_of(it.0)) {
+            let open = self.history.pending(output, asked.clone());
+            open.into_iter().for_each(|it| pending.insert(it));
         }
+        let (all, unknown) = (self.asked.events.len(), self.hashes.gone.len_within(asked));
         let counts = &mut self.report.counts;
-        counts.events.all = self.asked.events.len();
-        counts.events.good = counts.events.all - unknown;
+        counts.events = Share { good: all - unknown, all };
         (counts.pending, counts.unknown) = (pending.len(), unknown);
-        let is_whole = counts.events.all > 0 && self.report.faults.count() == 0;
+        let is_whole = all > 0 && self.report.faults.count() == 0;
         let no_gap = if is_whole { "No event is missing in the log. " } else { "" };
         self.report.notes.push(format!(
             "proven: positions. {no_gap}Without --events, nobody knows what the consumer has stored"
@@ -227,40 +141,36 @@ impl Check<'_> {
     }
 
     /// Counts the lines that left.
-    fn count_left(&mut self, left: &Left) {
-        let unknown = self.asked.events.ranges().map(|range| left.unhashed.len_within(range)).sum();
+    fn count_left(&mut self) {
+        let asked = self.asked.events.ranges();
+        let unknown = asked.map(|range| self.left.unhashed.len_within(range)).sum();
         let counts = &mut self.report.counts;
-        counts.events.all = left.asked;
-        (counts.pending, counts.unknown) = (left.pending, unknown);
+        counts.events.all = self.left.asked;
+        (counts.pending, counts.unknown) = (self.left.pending, unknown);
         if unknown > 0 {
             let text = format!("{unknown} lines left, and their hashes are gone");
             self.report.unchecked.push(text);
         }
     }
 
-    /// Adds the lines of an entry.
+    /// Adds the lines of an entry. `now` is the time of the log.
     fn add_left(
         &mut self,
-        index: u64,
+        said: Said<'_>,
         now: u64,
-        entry: &Entry,
-        left: &mut Left,
         comparison: &mut Comparison,
     ) -> io::Result<()> {
-        if let Entry::Delivered(entry) = entry {
-            return match left.source(self, &entry.output) {
-                Some(source) => self.add_lines(index, now, entry, source, left, comparison),
-                None => Ok(()),
-            };
+        if let Entry::Delivered(entry) = said.entry
+            && self.left.has(&entry.output)
+        {
+            return self.add_lines(said, now, entry, comparison);
         }
-        if let Entry::Lost { output, first: Some(first), count, .. } = entry
-            && left.source(self, output).is_some()
+        if let Entry::Lost { output, first: Some(_), .. } = said.entry
+            && self.left.has(output)
         {
             // The consumer may have got the events before they were lost.
-            let range = *first..first.saturating_add(*count);
-            let accepted: Vec<_> = self.history.accepted.within(range).collect();
+            let accepted: Vec<_> = self.history.accepted.within(said.entry.range()).collect();
             for range in accepted {
-                left.has_doubtful = true;
                 self.allow(range, comparison)?;
             }
         }
@@ -279,39 +189,39 @@ impl Check<'_> {
         {
             own = range.lines.clone().into_iter();
         }
-        let accepted = self.accepted(entry.range());
-        let line = |(position, as_it_came): (u64, Option<Hash>)| {
+        let line = |position: u64| {
             let fate = not_delivered.get(&Offset(position - first)).copied();
             let hash = match (fate, root, is_filtered) {
-                (Some(_), _, _) => as_it_came,
+                (Some(_), _, _) | (None, None, false) => self.original(position),
                 (None, Some(_), _) => own.next(),
-                (None, None, false) => as_it_came,
                 // A filter has changed or dropped events, but the entry has no root over the lines
                 // that left.
                 (None, None, true) => None,
             };
             (position, fate, hash)
         };
-        entry.range().zip(accepted).map(line).collect()
+        entry.range().map(line).collect()
     }
 
     fn add_lines(
         &mut self,
-        index: u64,
+        said: Said<'_>,
         now: u64,
         entry: &Delivered,
-        source: u16,
-        left: &mut Left,
         comparison: &mut Comparison,
     ) -> io::Result<()> {
+        let lines = self.lines_of(entry);
+        let may_be_sent_again = self.may_be_sent_again(entry.first, (said.index, said.at));
+        let left = &mut self.left;
+        let Some(sent) = left.sent.iter_mut().find(|sent| sent.output == entry.output) else {
+            return Ok(());
+        };
         let changes = !entry.changed.is_empty();
         left.changes |= changes;
         left.filters |= changes || entry.not_delivered.values().any(|it| *it == Fate::Dropped);
-        left.sent_again |= self.may_be_sent_again(entry.first, (index, entry.at));
-        let sent = left.sent.entry(source).or_default();
+        left.sent_again |= may_be_sent_again;
         let first = sent.enter(entry, now);
-        for (position, fate, hash) in self.lines_of(entry) {
-            let number = first.saturating_add(position - entry.first);
+        for (number, (position, fate, hash)) in (first..).zip(lines) {
             if !self.history.accepted.contains(position) {
                 // The queue lost the event before its line was hashed, or `history` has reported a
                 // fault already.
@@ -320,7 +230,6 @@ impl Check<'_> {
                 }
                 continue;
             }
-            let is_asked = self.asked.events.contains(position);
             let kind = match fate {
                 // A consumer may have taken a part of a request that it refused.
                 Some(Fate::Lost | Fate::DeadLetter) => {
@@ -329,7 +238,7 @@ impl Check<'_> {
                 }
                 Some(Fate::Dropped | Fate::Duplicate) => continue,
                 None if sent.seen.contains(position) => Kind::Again,
-                None if is_asked => Kind::Must,
+                None if self.asked.events.contains(position) => Kind::Must,
                 None => Kind::Outside,
             };
             if fate.is_none() {
@@ -340,7 +249,7 @@ impl Check<'_> {
             match hash {
                 Some(hash) => {
                     sent.must.insert(number..number + must);
-                    comparison.add(hash, kind, (source, number))?;
+                    comparison.add(hash, kind, (sent.source, number))?;
                 }
                 None if fate.is_none() => left.unhashed.insert(position..position + 1),
                 None => {}
@@ -356,30 +265,24 @@ impl Check<'_> {
         away.all(|events| events > 0)
     }
 
-    /// Adds lines that the consumer may have, in the form in which they came in.
+    /// Adds lines that the consumer may have, although the log does not say so, in the form in which
+    /// they came in.
     fn allow(&mut self, range: Range<u64>, comparison: &mut Comparison) -> io::Result<()> {
-        let mut next = range.start;
-        while next < range.end {
-            let end = range.end.min(next.saturating_add(RANGE_MAX));
-            for (position, hash) in (next..end).zip(self.accepted(next..end)) {
-                if let Some(hash) = hash {
-                    comparison.add(hash, Kind::May, (0, position))?;
-                }
+        self.left.has_doubtful = true;
+        for position in range {
+            if let Some(hash) = self.original(position) {
+                comparison.add(hash, Kind::May, (0, position))?;
             }
-            next = end;
         }
         Ok(())
     }
 
     /// Adds the lines that may have left although the log does not say so yet.
-    fn add_pending(&mut self, left: &mut Left, comparison: &mut Comparison) -> io::Result<()> {
+    fn add_pending(&mut self, comparison: &mut Comparison) -> io::Result<()> {
         for name in &self.request.outputs {
             let Some(output) = self.history.outputs.get(name) else { continue };
-            let accepted = self.history.accepted.ranges();
-            let open: Vec<_> = accepted.flat_map(|range| output.pending_in(range)).collect();
-            for range in open {
-                left.pending += self.asked.events.len_within(range.clone());
-                left.has_doubtful = true;
+            for range in self.history.pending(output, 0..u64::MAX) {
+                self.left.pending += self.asked.events.len_within(range.clone());
                 self.allow(range, comparison)?;
             }
         }
@@ -387,13 +290,13 @@ impl Check<'_> {
     }
 
     /// Adds the lines of the entries that no checkpoint covers.
-    fn add_journal(&mut self, left: &Left, comparison: &mut Comparison) -> io::Result<()> {
+    fn add_journal(&mut self, comparison: &mut Comparison) -> io::Result<()> {
         for entry in &self.journal.entries {
             let found = if let Entry::Accepted { first, root, .. } = entry {
                 self.hashes.range(None, *first, *root)
             } else if let Entry::Delivered(entry) = entry
                 && let Delivered { output, first, root: Some(root), .. } = entry
-                && left.source(self, output).is_some()
+                && self.left.has(output)
             {
                 self.hashes.range(Some(output), *first, *root)
             } else {
@@ -407,53 +310,38 @@ impl Check<'_> {
         }
         Ok(())
     }
-}
 
-/// A log, and the lines that left by it.
-pub(super) struct Compared<'a, 'b> {
-    pub(super) check: &'b mut Check<'a>,
-    pub(super) left: Left,
-    /// `true`: all that left by this log when the stored lines were read is in the log.
-    pub(super) is_closed: bool,
-    /// `true`: the events before the first one of this log may be those of a log that is not given.
-    pub(super) has_earlier_log: bool,
-}
-
-impl Compared<'_, '_> {
     /// Returns what may explain a stored line that this log does not have.
     fn explanations(&self) -> Vec<String> {
-        let (check, left) = (&self.check, &self.left);
-        let is_gone =
-            left.unhashed.len() + check.hashes.gone.len() + check.hashes.gone_as_sent.len();
+        let (left, hashes) = (&self.left, &self.hashes);
+        let is_gone = left.unhashed.len() + hashes.gone.len() + hashes.gone_as_sent.len() > 0;
+        let after = format!("it left after {}", self.last_checkpoint());
         [
-            (!self.is_closed, format!("it left after {}", check.last_checkpoint())),
-            (check.history.off.len() > 0, "it came in while evidence was off".to_owned()),
-            (is_gone > 0, "its line hash was deleted, or is missing".to_owned()),
-            (self.has_earlier_log, "it came in before this log began".to_owned()),
+            (!left.is_closed, after.as_str()),
+            (self.history.off.len() > 0, "it came in while evidence was off"),
+            (is_gone, "its line hash was deleted, or is missing"),
+            (left.has_earlier_log, "it came in before this log began"),
             (
-                check.asks_about_a_late_output(),
-                "it left by an output that was there before: name it with --output too".to_owned(),
+                self.asks_about_a_late_output(),
+                "it left by an output that was there before: name it with --output too",
             ),
             (
                 left.filters && left.sent_again,
-                "it was sent again by other rules, after a crash or a change of \
-                                  the config"
-                    .to_owned(),
+                "it was sent again by other rules, after a crash or a change of the config",
             ),
             (
                 left.changes && left.has_doubtful,
-                "it was sent in a changed form, and by the log it was lost or is pending"
-                    .to_owned(),
+                "it was sent in a changed form, and by the log it was lost or is pending",
             ),
         ]
         .into_iter()
-        .filter_map(|(may_be, why)| may_be.then_some(why))
+        .filter_map(|(may_be, why)| may_be.then(|| why.to_owned()))
         .collect()
     }
 }
 
 /// Compares the lines that left according to all logs with the stored lines.
-pub(super) fn compare(logs: &mut [Compared<'_, '_>], store: &mut Store) -> io::Result<Report> {
+pub(super) fn compare(logs: &mut [&mut Check<'_>], store: &mut Store) -> io::Result<Report> {
     let differences = store.comparison.differences()?;
     let mut report = Report::default();
     let missing = missing(logs, &differences, &mut report);
@@ -465,7 +353,7 @@ pub(super) fn compare(logs: &mut [Compared<'_, '_>], store: &mut Store) -> io::R
     tell_missing(logs, &missing, &changed, store);
     tell_extra(logs, &differences, &changed, store, &mut report);
     tell_forms(&differences, &mut report);
-    let left: u64 = logs.iter().map(|log| log.check.report.counts.events.all).sum();
+    let left: u64 = logs.iter().map(|log| log.report.counts.events.all).sum();
     let text = match (differences.found, left) {
         (0, 0) => "nothing was compared: by the log, no line left that is asked about",
         (0, _) => {
@@ -481,17 +369,17 @@ pub(super) fn compare(logs: &mut [Compared<'_, '_>], store: &mut Store) -> io::R
 /// Returns the lines that left before the end of the export of their output and are not stored.
 /// Counts them, those that need not have settled, and those behind the end.
 fn missing(
-    logs: &[Compared<'_, '_>],
+    logs: &[&mut Check<'_>],
     differences: &Differences,
     report: &mut Report,
 ) -> BTreeSet<Place> {
     let mut missing = BTreeSet::new();
     let counts = &mut report.counts;
-    for Compared { check, left, .. } in logs {
+    for check in logs {
         let settle = check.request.settle;
         let settle_ms = u64::try_from(settle.as_millis()).unwrap_or(u64::MAX);
-        for (source, output) in (left.first_source..).zip(&check.request.outputs) {
-            let Some(sent) = left.sent.get(&source) else { continue };
+        for sent in &check.left.sent {
+            let (source, output) = (sent.source, &sent.output);
             let last = differences.ends.get(&source).copied();
             let (settled, end) = sent.end_of_export(last, settle_ms);
             let of = |from, to| differences.absent.range((source, from)..(source, to)).copied();
@@ -526,14 +414,14 @@ fn missing(
 
 /// Adds a fault for each line that left and is not stored as it left.
 fn tell_missing(
-    logs: &mut [Compared<'_, '_>],
+    logs: &mut [&mut Check<'_>],
     missing: &BTreeSet<Place>,
     changed: &BTreeMap<Place, u64>,
     store: &Store,
 ) {
-    for Compared { check, left, .. } in logs {
-        for (source, output) in (left.first_source..).zip(&check.request.outputs) {
-            let Some(sent) = left.sent.get(&source) else { continue };
+    for check in logs {
+        for sent in &check.left.sent {
+            let (source, output) = (sent.source, &sent.output);
             let of_output = (source, 0)..=(source, u64::MAX);
             let mut positions = Positions::default();
             let all = missing.range(of_output.clone());
@@ -542,18 +430,18 @@ fn tell_missing(
                 positions.insert(position..position.saturating_add(1));
             }
             for range in positions.ranges() {
-                let count = range.end - range.start;
-                let text = match count {
+                let text = match range.end - range.start {
                     1 => format!("the event left by {output}, and its line is not stored"),
-                    _ => format!("{count} events left by {output}, and their lines are not stored"),
+                    count => {
+                        format!("{count} events left by {output}, and their lines are not stored")
+                    }
                 };
                 check.report.faults.add_at(range.start, None, text);
             }
             for ((_, number), place) in changed.range(of_output) {
-                let text = format!(
-                    "the event left by {output}, and another line is in its place: {}",
-                    store.name(*place)
-                );
+                let name = store.name(*place);
+                let text =
+                    format!("the event left by {output}, and another line is in its place: {name}");
                 check.report.faults.add_at(sent.place(*number).0, None, text);
             }
         }
@@ -563,7 +451,7 @@ fn tell_missing(
 /// Reports the stored lines that the logs do not have. They are a fault only if nothing can explain
 /// them.
 fn tell_extra(
-    logs: &[Compared<'_, '_>],
+    logs: &[&mut Check<'_>],
     differences: &Differences,
     changed: &BTreeMap<Place, u64>,
     store: &Store,
@@ -571,7 +459,7 @@ fn tell_extra(
 ) {
     if differences.newer > 0 {
         report.counts.newer += differences.newer;
-        let last = logs.first().map(|log| log.check.last_checkpoint()).unwrap_or_default();
+        let last = logs.first().map(|log| log.last_checkpoint()).unwrap_or_default();
         let newer = differences.newer;
         report.unchecked.push(format!("{newer} stored lines are events that came in after {last}"));
     }
@@ -582,8 +470,9 @@ fn tell_extra(
     let changed: BTreeSet<_> = changed.values().copied().collect();
     let names = differences.extra.difference(&changed).take(PLACES_MAX);
     let names = names.map(|place| store.name(*place)).collect::<Vec<_>>().join(", ");
-    let of_others = store.kept.iter().map(|kept| format!("it is of the log of {}", kept.origin));
-    let explanations = logs.iter().flat_map(Compared::explanations).chain(of_others);
+    let origins = store.kept.iter().map(|kept| &kept.checkpoint.origin);
+    let of_others = origins.map(|origin| format!("it is of the log of {origin}"));
+    let explanations = logs.iter().flat_map(|log| log.explanations()).chain(of_others);
     let explanations: BTreeSet<_> = explanations.collect();
     let text = format!("{extra} stored lines are not in the log: {names}");
     if explanations.is_empty() {

@@ -34,22 +34,16 @@ pub(super) struct Output {
     /// relay may have removed the output before the crash and added it again without recording
     /// that. Or it could not record their fates, and the queue needed their room. Also the events
     /// before its place at the first start of the log: it had finished them under another log, or
-    /// while evidence was off.
-    passed_over: Positions,
+    /// while evidence was off. If they have no fate, that is no fault.
+    pub(super) passed_over: Positions,
 }
 
 impl Output {
     /// Returns the events of a range that have no fate at this output and must get one.
-    pub(super) fn pending_in(&self, range: Range<u64>) -> Vec<Range<u64>> {
+    fn pending_in(&self, range: Range<u64>) -> Vec<Range<u64>> {
         let end = self.until.map_or(range.end, |until| until.min(range.end));
         let open = self.settled.missing_in(range.start..end).into_iter();
         open.flat_map(|range| self.not_its_own.missing_in(range)).collect()
-    }
-
-    /// Returns the events of [`Self::pending_in`] whose fate no crash can have hidden.
-    pub(super) fn unexplained_in(&self, range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
-        let pending = self.pending_in(range).into_iter();
-        pending.flat_map(|range| self.passed_over.missing_in(range))
     }
 }
 
@@ -225,30 +219,31 @@ impl History {
         let mut unknown = Vec::new();
         for (name, output) in &self.outputs {
             let (place, at) = output.place;
-            for accepted in self.accepted.within(0..place) {
-                for open in output.pending_in(accepted) {
-                    if output.passed_over.missing_in(open.clone()).is_empty() {
-                        unknown.push(format!(
-                            "{} events from position {} on have no fate at {name}: it had finished \
-                             them before this log began, or the relay ended without a stop, and may \
-                             have recorded too late that the output had left and joined again, or \
-                             not at all what became of these events",
-                            open.end - open.start,
-                            open.start
-                        ));
-                        continue;
-                    }
-                    let text = format!(
-                        "{} events have no fate at {name}, although the log says at {} that it is \
-                         finished with them",
-                        open.end - open.start,
-                        time(at)
-                    );
-                    faults.add_at(open.start, None, text);
+            for open in self.pending(output, 0..place) {
+                let (first, count) = (open.start, open.end - open.start);
+                if output.passed_over.missing_in(open).is_empty() {
+                    unknown.push(format!(
+                        "{count} events from position {first} on have no fate at {name}: it had \
+                         finished them before this log began, or the relay ended without a stop, \
+                         and may have recorded too late that the output had left and joined again, \
+                         or not at all what became of these events"
+                    ));
+                    continue;
                 }
+                let text = format!(
+                    "{count} events have no fate at {name}, although the log says at {} that it is \
+                     finished with them",
+                    time(at)
+                );
+                faults.add_at(first, None, text);
             }
         }
         unknown
+    }
+
+    /// Returns the events of a range that came in and must get a fate at this output.
+    pub(super) fn pending(&self, output: &Output, range: Range<u64>) -> Vec<Range<u64>> {
+        self.accepted.within(range).flat_map(|range| output.pending_in(range)).collect()
     }
 
     /// Returns the number of facts that are kept in memory.

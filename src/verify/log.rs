@@ -7,6 +7,7 @@ use std::ops::Range;
 use super::bounds::{FACTS_MAX, excess};
 use super::hashes::{Found, Hashes};
 use super::history::History;
+use super::left::Left;
 use super::positions::Positions;
 use super::report::{Report, time};
 use super::request::Request;
@@ -89,6 +90,7 @@ pub(super) struct Check<'a> {
     /// The ranges, by their first position.
     pub(super) spans: BTreeMap<u64, Span>,
     pub(super) asked: Asked,
+    pub(super) left: Left,
     pub(super) journal: Journal,
     pub(super) entries: Entries,
     /// `true`: the consumer has a checkpoint over more entries than the log has.
@@ -114,6 +116,7 @@ impl<'a> Check<'a> {
             history: History::default(),
             spans: BTreeMap::new(),
             asked: Asked::default(),
+            left: Left::by(&request.outputs),
             journal: Journal::default(),
             entries: Entries::default(),
             goes_on: false,

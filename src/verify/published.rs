@@ -3,7 +3,6 @@
 
 use std::io;
 
-use super::events::Left;
 use super::log::Check;
 use super::report::Report;
 use super::request::Request;
@@ -34,7 +33,7 @@ pub fn published(files: &dyn Files, request: &Request) -> io::Result<Report> {
     let mut check = Check::new(request, None, true);
     if let Some(log) = check.log(files, Vec::new()) {
         check.given(&log, &[]);
-        check.events(&log, &mut Left::default(), None)?;
+        check.events(&log, None)?;
         check.judge();
     }
     Ok(check.end())

@@ -45,6 +45,11 @@ impl Queue {
     }
 }
 
+/// Returns what was read of a queue. `None`, and a row in `unchecked`, if it can't be read.
+pub(super) fn seen<T>(read: Result<T, inspect::Error>, unchecked: &mut Vec<String>) -> Option<T> {
+    read.map_err(|error| unchecked.push(format!("the queue: {error}"))).ok()
+}
+
 impl Check<'_> {
     /// Compares the lines in the queue with their hashes, and the places of its outputs with the
     /// log. Adds the lines of events that no checkpoint covers to `comparison`.
@@ -71,9 +76,7 @@ impl Check<'_> {
             }
             Ok(())
         });
-        if let Err(error) = told {
-            self.report.unchecked.push(format!("the queue: {error}"));
-        }
+        seen(told, &mut self.report.unchecked);
         for finding in findings {
             let text = format!("the queue: {finding}");
             match self.ending() {
@@ -96,10 +99,7 @@ impl Check<'_> {
                 |comparison: &mut Comparison| comparison.add(hash, Kind::Newer, (0, position));
             return comparison.map_or(Ok(()), add);
         }
-        let expected = self.accepted(position..position.saturating_add(1));
-        if let Some(Some(expected)) = expected.first()
-            && *expected != hash
-        {
+        if self.original(position).is_some_and(|expected| expected != hash) {
             let text = "the queue has another line than the one that came in";
             self.report.faults.add_at(position, None, text);
         }
@@ -117,8 +117,8 @@ impl Check<'_> {
             let output = self.history.outputs.get(name).filter(|output| output.is_there);
             // An output that has just joined is not in an entry yet.
             let Some(output) = output else { continue };
-            let accepted = self.history.accepted.within(0..*place);
-            let open = accepted.flat_map(|range| output.unexplained_in(range));
+            let open = self.history.pending(output, 0..*place).into_iter();
+            let open = open.flat_map(|range| output.passed_over.missing_in(range));
             let mut open: Vec<_> = open.collect();
             let next = self.history.next();
             if (1..*place).contains(&next) {
@@ -146,11 +146,11 @@ impl Check<'_> {
     fn explained(&self, name: &str) -> Positions {
         let mut explained = Positions::default();
         for entry in &self.journal.entries {
-            if let Entry::Delivered(Delivered { output, first, count, .. })
-            | Entry::Lost { output, first: Some(first), count, .. } = entry
+            if let Entry::Delivered(Delivered { output, .. })
+            | Entry::Lost { output, first: Some(_), .. } = entry
                 && output == name
             {
-                explained.insert(*first..first.saturating_add(*count));
+                explained.insert(entry.range());
             }
         }
         explained
