@@ -36,7 +36,7 @@ pub(super) struct Hashes<'a> {
     /// The ranges whose line hashes differ from the root in the log: the first position, the time,
     /// and the text of the fault.
     pub(super) changed: Vec<(u64, u64, String)>,
-    /// The first errors of records that could not be read.
+    /// The errors of files, and the first errors of records, that could not be read.
     pub(super) unread: Vec<io::Error>,
     /// `true`: a whole file could not be read.
     is_unread: bool,
@@ -62,13 +62,12 @@ impl<'a> Hashes<'a> {
         Self { directory, ..Self::default() }
     }
 
-    /// Reads the files of line hashes. Returns the error of each file that can't be read.
-    pub(super) fn read(&mut self) -> Vec<io::Error> {
-        let Some(directory) = self.directory else { return Vec::new() };
-        let mut errors = Vec::new();
-        let files = directory.line_files().map_err(|error| errors.push(error)).unwrap_or_default();
-        for file in files {
-            let content = directory.line_file(file).map_err(|error| errors.push(error));
+    /// Reads the files of line hashes.
+    pub(super) fn read(&mut self) {
+        let Some(directory) = self.directory else { return };
+        let files = directory.line_files().map_err(|error| self.unread.push(error));
+        for file in files.unwrap_or_default() {
+            let content = directory.line_file(file).map_err(|error| self.unread.push(error));
             let content = content.unwrap_or_default();
             for (offset, record) in lines::Records::of(&content) {
                 match record {
@@ -80,8 +79,7 @@ impl<'a> Hashes<'a> {
                 }
             }
         }
-        self.is_unread = !errors.is_empty();
-        errors
+        self.is_unread = !self.unread.is_empty();
     }
 
     /// Returns `true` if no line hashes can be there, as in a published log.

@@ -165,9 +165,7 @@ impl<'a> Check<'a> {
         };
         // Line hashes are durable before the checkpoint over their entries, so they are read after
         // it.
-        for finding in self.hashes.read() {
-            self.finding(&finding);
-        }
+        self.hashes.read();
         let own = log.signed.clone();
         match self.hashes.directory.map(|it| it.rolled_back(log.origin())).transpose() {
             Ok(Some(Some(why))) => {
@@ -190,7 +188,7 @@ impl<'a> Check<'a> {
             (_, Some(at)) => request.asks_about(at, fault.to.unwrap_or(at)),
             (_, None) => true,
         });
-        faults.append(std::mem::take(&mut self.report.faults), |_| {});
+        faults.append(std::mem::take(&mut self.report.faults), |text| text);
         self.report.faults = faults;
         if is_signed && is_cosigned && self.is_whole() {
             self.report.counts.checkpoints.good += 1;
@@ -391,18 +389,12 @@ impl<'a> Check<'a> {
     /// Reports a file of the directory that can't be read. It is a fault if no relay makes such a
     /// file: a symlink, a directory or a pipe in its place, or one of an impossible size.
     pub(super) fn finding(&mut self, error: &io::Error) {
-        match is_foreign(error) {
-            true => self.report.fault(error),
-            false => self.report.unchecked.push(error.to_string()),
-        }
+        self.report.found(is_foreign(error), error);
     }
 
     /// Reports that a file can't be read. This is a fault only if the file itself is wrong.
     fn unread(&mut self, error: &ReadError) {
-        match error.is_of_the_log() {
-            true => self.report.fault(error),
-            false => self.report.unchecked.push(error.to_string()),
-        }
+        self.report.found(error.is_of_the_log(), error);
     }
 
     /// Returns `true` if a log takes too much memory, or if a published log has so many faults that
@@ -621,9 +613,8 @@ impl<'a> Check<'a> {
                         older checkpoint was put back, or the files were copied while the relay \
                         was running";
             match self.ending() {
-                Ending::Stopped => self.report.fault(text),
                 Ending::Live => {}
-                Ending::Open => self.report.unchecked.push(text.to_owned()),
+                ending => self.report.found(ending == Ending::Stopped, text),
             }
         }
         let newer = self.journal.entries.len();
@@ -674,8 +665,7 @@ impl<'a> Check<'a> {
         let is_stopped = self.ending() == Ending::Stopped;
         for (damage, is_cut_off) in std::mem::take(&mut self.hashes.damages) {
             match is_gone {
-                true if is_cut_off && !is_stopped => self.report.unchecked.push(damage),
-                true => self.report.fault(damage),
+                true => self.report.found(!is_cut_off || is_stopped, damage),
                 // A record may have been cut off by a power failure while it was written.
                 false => self.report.notes.push(format!("{damage}; nothing is missing")),
             }

@@ -79,11 +79,8 @@ impl Check<'_> {
         seen(told, &mut self.report.unchecked);
         for finding in findings {
             let text = format!("the queue: {finding}");
-            match self.ending() {
-                // The files of a copy may be from different moments.
-                Ending::Open => self.report.unchecked.push(text),
-                Ending::Stopped | Ending::Live => self.report.faults.add(None, text),
-            }
+            // The files of a copy may be from different moments.
+            self.report.found(self.ending() != Ending::Open, text);
         }
     }
 
@@ -161,13 +158,13 @@ impl Check<'_> {
 #[derive(Default)]
 struct QueueLines {
     next: u64,
-    open: Option<Hasher>,
+    open: Hasher,
 }
 
 impl QueueLines {
     /// Notes that the next lines begin with the event at this position.
     fn begin(&mut self, position: u64) {
-        (self.next, self.open) = (position, None);
+        (self.next, self.open) = (position, Hasher::default());
     }
 
     /// Takes the next bytes. Calls `line` with the position and the hash of each line that ends in
@@ -180,14 +177,11 @@ impl QueueLines {
         while let Some(end) = memchr::memchr(b'\n', bytes) {
             let (last, rest) = bytes.split_at(end);
             bytes = rest.get(1..).unwrap_or_default();
-            let mut hasher = self.open.take().unwrap_or_default();
-            hasher.update(last);
-            line(self.next, hasher.finish())?;
+            self.open.update(last);
+            line(self.next, std::mem::take(&mut self.open).finish())?;
             self.next += 1;
         }
-        if !bytes.is_empty() {
-            self.open.get_or_insert_default().update(bytes);
-        }
+        self.open.update(bytes);
         Ok(())
     }
 }

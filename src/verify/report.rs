@@ -8,6 +8,10 @@ use crate::audit::time::rfc3339;
 /// The maximum number of faults that are kept. Any others are only counted.
 const FAULTS_MAX: usize = 1000;
 
+/// The number of [`Counts`] that are not shares, and how many of them are in the first line.
+const NUMBERS: usize = 13;
+const IN_FIRST_LINE: usize = 8;
+
 /// The number of some things, and how many of them are good.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Share {
@@ -69,48 +73,47 @@ pub struct Counts {
 }
 
 impl Counts {
+    /// Returns the numbers behind the shares with their names, in the order of the report.
+    fn named(&mut self) -> [(&'static str, &mut u64); NUMBERS] {
+        [
+            ("missing", &mut self.missing),
+            ("changed", &mut self.changed),
+            ("extra", &mut self.extra),
+            ("unexplained", &mut self.unexplained),
+            ("not settled", &mut self.not_settled),
+            ("not exported", &mut self.not_exported),
+            ("newer", &mut self.newer),
+            ("pending", &mut self.pending),
+            ("lost", &mut self.lost),
+            ("dropped", &mut self.dropped),
+            ("without evidence", &mut self.without_evidence),
+            ("duplicate", &mut self.duplicate),
+            ("unknown", &mut self.unknown),
+        ]
+    }
+
     /// Adds the numbers of another log.
-    pub(super) fn add(&mut self, of: &Self) {
+    pub(super) fn add(&mut self, mut of: Self) {
         self.checkpoints.add(of.checkpoints);
         self.events.add(of.events);
-        self.missing += of.missing;
-        self.changed += of.changed;
-        self.extra += of.extra;
-        self.unexplained += of.unexplained;
-        self.not_settled += of.not_settled;
-        self.not_exported += of.not_exported;
-        self.newer += of.newer;
-        self.pending += of.pending;
-        self.duplicate += of.duplicate;
-        self.unknown += of.unknown;
-        self.lost = self.lost.saturating_add(of.lost);
-        self.dropped += of.dropped;
-        self.without_evidence = self.without_evidence.saturating_add(of.without_evidence);
+        for ((_, sum), (_, more)) in self.named().into_iter().zip(of.named()) {
+            *sum = sum.saturating_add(*more);
+        }
     }
 }
 
 impl fmt::Display for Counts {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut counts = *self;
+        let numbers = counts.named().map(|(name, number)| format!("{name} {number}"));
+        let (first, second) = numbers.split_at(IN_FIRST_LINE);
         write!(
             f,
-            "checkpoints {} valid; events {} found; missing {}, changed {}, extra {}, unexplained \
-             {}, not settled {}, not exported {}, newer {}, pending {}\nlost {}, dropped {}, without \
-             evidence {}, duplicate {}, unknown {}",
+            "checkpoints {} valid; events {} found; {}\n{}",
             self.checkpoints,
             self.events,
-            self.missing,
-            self.changed,
-            self.extra,
-            self.unexplained,
-            self.not_settled,
-            self.not_exported,
-            self.newer,
-            self.pending,
-            self.lost,
-            self.dropped,
-            self.without_evidence,
-            self.duplicate,
-            self.unknown
+            first.join(", "),
+            second.join(", ")
         )
     }
 }
@@ -171,12 +174,11 @@ impl Faults {
         }
     }
 
-    /// Adds the faults of another value, after `change` was applied to the text of each.
-    pub(super) fn append(&mut self, other: Self, change: impl Fn(&mut String)) {
+    /// Adds the faults of another value. `change` is applied to the text of each.
+    pub(super) fn append(&mut self, other: Self, change: impl Fn(String) -> String) {
         let kept = other.kept.len() as u64;
-        for mut fault in other.kept {
-            change(&mut fault.text);
-            self.push(fault);
+        for fault in other.kept {
+            self.push(Fault { text: change(fault.text), ..fault });
         }
         self.count += other.count - kept;
     }
@@ -241,24 +243,23 @@ impl Report {
         self.faults.add(None, text);
     }
 
+    /// Adds a fault, or else a row about something that could not be checked.
+    pub(super) fn found(&mut self, is_fault: bool, text: impl fmt::Display) {
+        match is_fault {
+            true => self.fault(text),
+            false => self.unchecked.push(text.to_string()),
+        }
+    }
+
     /// Adds the report about a log. `origin` names the log if there are several.
     pub(super) fn append(&mut self, of: Self, origin: Option<&str>) {
-        let named = |mut text: String| {
-            name(&mut text, origin);
-            text
-        };
-        self.counts.add(&of.counts);
+        let prefix = origin.map(|origin| format!("{origin}: ")).unwrap_or_default();
+        let named = |text: String| format!("{prefix}{text}");
+        self.counts.add(of.counts);
         self.outputs.extend(of.outputs.into_iter().map(named));
         self.runs.extend(of.runs.into_iter().map(named));
-        self.faults.append(of.faults, |text| name(text, origin));
+        self.faults.append(of.faults, named);
         self.unchecked.extend(of.unchecked.into_iter().map(named));
         self.notes.extend(of.notes.into_iter().map(named));
-    }
-}
-
-/// Puts the name of a log before a text.
-fn name(text: &mut String, origin: Option<&str>) {
-    if let Some(origin) = origin {
-        text.insert_str(0, &format!("{origin}: "));
     }
 }
