@@ -30,8 +30,8 @@ const DIFFERENCES_MAX: usize = 1_000_000;
 pub(super) type Place = (u16, u64);
 
 /// The group of lines to which a hash belongs: lines that must be in the consumer's store, lines
-/// that may be in it, each for a reason, and lines that are.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+/// that may be in it, each for a reason, and lines that are. Lines with one hash are in this order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum Kind {
     /// A line that left, but outside of the time that is asked about.
@@ -55,31 +55,9 @@ pub(super) enum Kind {
     Plain = 7,
 }
 
-impl Kind {
-    /// All kinds, in the order of their numbers.
-    const ALL: [Self; 8] = [
-        Self::Outside,
-        Self::Must,
-        Self::May,
-        Self::Again,
-        Self::Newer,
-        Self::Stored,
-        Self::Either,
-        Self::Plain,
-    ];
-
-    fn of(byte: u8) -> Self {
-        Self::ALL.get(usize::from(byte)).copied().unwrap_or(Self::Plain)
-    }
-
-    fn is_stored(self) -> bool {
-        matches!(self, Self::Stored | Self::Either | Self::Plain)
-    }
-}
-
 /// The result for a stored line, or for one form of a line that has two. The first result that a
 /// form of the line has is that of the line.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 enum Class {
     /// The line left, or may have left.
@@ -167,8 +145,7 @@ impl Comparison {
         let mut forms = Self { limit: self.limit, ..Self::new() };
         for bucket in &mut self.buckets {
             bucket.groups(|group| {
-                let group: Vec<_> = group.iter().map(|it| (Kind::of(it.0), it.1)).collect();
-                let mut of_group = differences.add(&group).into_iter();
+                let mut of_group = differences.add(group).into_iter();
                 of_group.try_for_each(|(form, at)| forms.push(key_of(at), form, (0, at)))
             })?;
         }
@@ -190,9 +167,10 @@ impl Comparison {
         let mut found = BTreeMap::new();
         for bucket in &mut self.buckets {
             bucket.groups(|group| {
-                let left = group.iter().filter(|(kind, _)| !Kind::of(*kind).is_stored());
-                let stored = group.iter().filter(|(kind, _)| Kind::of(*kind).is_stored());
-                for ((_, left), (_, (_, at))) in left.zip(stored) {
+                // The stored lines are behind all others.
+                let begin = group.partition_point(|(kind, _)| *kind < Kind::Stored as u8);
+                let (left, stored) = group.split_at(begin);
+                for ((_, left), (_, (_, at))) in left.iter().zip(stored) {
                     if places.contains(at) {
                         found.insert(*at, *left);
                     }
@@ -247,8 +225,9 @@ impl Bucket {
 impl Differences {
     /// Adds the lines with one hash. Returns the places of the stored lines for which this is one
     /// of two forms, with the class of this form.
-    fn add(&mut self, group: &[(Kind, Place)]) -> Vec<(u8, u64)> {
-        let of = |kind: Kind| group.iter().filter(move |item| item.0 == kind).map(|item| item.1);
+    fn add(&mut self, group: &[(u8, Place)]) -> Vec<(u8, u64)> {
+        let of_kind = |kind: Kind| group.iter().filter(move |item| item.0 == kind as u8);
+        let of = |kind: Kind| of_kind(kind).map(|item| item.1);
         let count = |kind: Kind| of(kind).count();
         let whole = count(Kind::Stored) + count(Kind::Either);
         let expected = count(Kind::Outside) + count(Kind::Must) + count(Kind::May);
