@@ -10,7 +10,7 @@
 //! | floor | files | what they know |
 //! |---|---|---|
 //! | 1 | `bounds` `compare` `positions` `report` `request` `stored` | entries that no relay writes · hashes in any number and order · a set of positions · counts and faults · what is asked · the lines of a file |
-//! | 2 | `hashes` `live` `runs` `proof` | line hashes by their roots · the wait for a checkpoint · starts, stops and silence · a proof by itself |
+//! | 2 | `hashes` `left` `live` `runs` `proof` | line hashes by their roots · the lines that left by each output · the wait for a checkpoint · starts, stops and silence · a proof by itself |
 //! | 3 | `history` | what the entries say together |
 //! | 4 | `log` | a log and its checkpoints |
 //! | 5 | `store` `queue` `witnesses` | a consumer's lines and checkpoints · the lines in the queue · what witnesses have seen |

@@ -265,8 +265,8 @@ impl Check<'_> {
         away.all(|events| events > 0)
     }
 
-    /// Adds lines that the consumer may have, although the log does not say so, in the form in which
-    /// they came in.
+    /// Adds lines that the consumer may have, although the log does not say so, in the form in
+    /// which they came in.
     fn allow(&mut self, range: Range<u64>, comparison: &mut Comparison) -> io::Result<()> {
         self.left.has_doubtful = true;
         for position in range {

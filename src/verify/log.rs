@@ -518,8 +518,8 @@ impl<'a> Check<'a> {
         self.history.runs.has_turn_in(came_from, settled)
     }
 
-    /// Returns the hash of the line at a position as it came in, not as it was sent; `None` if it is
-    /// missing.
+    /// Returns the hash of the line at a position as it came in, not as it was sent; `None` if the
+    /// hash is missing.
     pub(super) fn original(&mut self, position: u64) -> Option<Hash> {
         let (first, span) = self.spans.range(..=position).next_back()?;
         match self.hashes.range(None, *first, span.root?) {

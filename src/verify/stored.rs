@@ -1,12 +1,12 @@
 //! The lines that a consumer has stored: plain, gzip or zstd, in any number of files.
 
-use std::fs::File;
 use std::io;
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::named_file;
 use crate::queue::disk::named;
 use crate::replay::packing::{Counted, MAGIC_BYTES, Packing};
 use crate::tlog::merkle::{Hash, Hasher};
@@ -14,6 +14,14 @@ use crate::tlog::note::NOTE_BYTES_MAX;
 
 /// The size in bytes of the buffers of a file.
 const BUFFER: usize = 256 << 10;
+
+/// The maximum number of bytes of a line: those of the largest request body that a relay with a
+/// queue on disk accepts by default.
+const LINE_BYTES_MAX: u64 = 1 << 30;
+
+/// A file is not read further if it has this many lines more that can't be events, because they are
+/// no JSON objects, than other lines. Whatever is in the store of a consumer beside events is less.
+const OTHERS_MAX: u64 = 1_000_000;
 
 /// The apiVersion of an object that holds a checkpoint and not an event.
 const API_VERSION: &str = "kube-audit-forwarder/v1";
@@ -69,44 +77,63 @@ fn read_lines(
     line: &mut dyn FnMut(Line) -> io::Result<()>,
     read: &mut dyn FnMut(u64),
 ) -> io::Result<()> {
-    let raw: Box<dyn Read + Send> = match path == Path::new("-") {
+    let source: Box<dyn Read + Send> = match path == Path::new("-") {
         true => Box::new(io::stdin()),
-        false => Box::new(File::open(path)?),
+        false => Box::new(named_file::open_of_command(path)?),
     };
     let bytes_read = Arc::<AtomicU64>::default();
-    let counted = Counted { source: raw, bytes: Arc::clone(&bytes_read) };
+    let counted = Counted { source, bytes: Arc::clone(&bytes_read) };
     let mut raw = BufReader::with_capacity(BUFFER, counted);
     let mut magic = raw.fill_buf()?;
     magic = magic.get(..MAGIC_BYTES.min(magic.len())).unwrap_or_default();
     let packing = Packing::of(magic);
     let mut text = packing.open(raw, BUFFER)?;
     let explain = |error: io::Error| io::Error::new(error.kind(), packing.explain(&error));
-    let mut open = Open::default();
+    let (mut open, mut others) = (Open::default(), Others::default());
     loop {
         let buffer = text.fill_buf().map_err(explain)?;
-        if buffer.is_empty() {
-            break;
-        }
         let mut rest = buffer;
         while let Some(end) = memchr::memchr(b'\n', rest) {
             let (bytes, behind) = rest.split_at(end);
             rest = behind.get(1..).unwrap_or_default();
-            line(open.end(bytes))?;
+            open.go_on(bytes)?;
+            others.count(&open)?;
+            line(std::mem::take(&mut open).end())?;
         }
-        open.go_on(rest);
+        open.go_on(rest)?;
         let bytes = buffer.len();
         text.consume(bytes);
         read(bytes_read.swap(0, Ordering::Relaxed));
+        if bytes == 0 {
+            // An empty rest after the last line break is not a line.
+            return if open.bytes == 0 { Ok(()) } else { line(open.end()) };
+        }
     }
-    let last = open.end(&[]);
-    // An empty rest after the last line break is not a line.
-    if matches!(last, Line::Empty) { Ok(()) } else { line(last) }
+}
+
+/// The number of lines that can't be events, less the number of the others.
+#[derive(Default)]
+struct Others(u64);
+
+impl Others {
+    /// Counts a line.
+    fn count(&mut self, line: &Open) -> io::Result<()> {
+        match line.head.first() {
+            Some(b'{') => self.0 = self.0.saturating_sub(1),
+            _ => self.0 += 1,
+        }
+        match self.0 > OTHERS_MAX {
+            true => Err(io::Error::other("most of its lines are no events: it is another file")),
+            false => Ok(()),
+        }
+    }
 }
 
 /// A line of which only the beginning was read.
 #[derive(Default)]
 struct Open {
-    hash: Option<Hasher>,
+    bytes: u64,
+    hash: Hasher,
     /// The first bytes of the line, as many as a line with a checkpoint may have.
     head: Vec<u8>,
     /// Hashes the line without the members that an output may have added.
@@ -115,11 +142,13 @@ struct Open {
 
 impl Open {
     /// Takes bytes of the line.
-    fn go_on(&mut self, bytes: &[u8]) {
-        if bytes.is_empty() {
-            return;
+    fn go_on(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.bytes += bytes.len() as u64;
+        if self.bytes > LINE_BYTES_MAX {
+            let text = format!("a line is longer than {} MiB", LINE_BYTES_MAX >> 20);
+            return Err(io::Error::new(io::ErrorKind::FileTooLarge, text));
         }
-        self.hash.get_or_insert_default().update(bytes);
+        self.hash.update(bytes);
         let begun = self.head.len();
         self.head.extend_from_slice(bytes.get(..HEAD_MAX - begun).unwrap_or(bytes));
         let mut rest = bytes;
@@ -130,17 +159,16 @@ impl Open {
         if let Some(plain) = &mut self.plain {
             plain.update(rest);
         }
+        Ok(())
     }
 
-    /// Takes the last bytes of the line. Returns the line.
-    fn end(&mut self, bytes: &[u8]) -> Line {
-        self.go_on(bytes);
-        let Self { hash, plain, .. } = self;
-        let Some(hash) = hash.take().map(Hasher::finish) else { return Line::Empty };
-        let plain = plain.take().map(Hasher::finish);
-        let checkpoint = checkpoint(&self.head);
-        self.head.clear();
-        checkpoint.map_or(Line::Event { hash, plain }, Line::Checkpoint)
+    /// Returns the line, which has ended.
+    fn end(self) -> Line {
+        if self.bytes == 0 {
+            return Line::Empty;
+        }
+        let (hash, plain) = (self.hash.finish(), self.plain.map(Hasher::finish));
+        checkpoint(&self.head).map_or(Line::Event { hash, plain }, Line::Checkpoint)
     }
 }
 

@@ -18,7 +18,7 @@ use crate::tlog::key::VerifierKey;
 use crate::verify::Request;
 use crate::verify::report::Report;
 use crate::words::escape;
-use crate::{config, verify};
+use crate::{config, named_file, verify};
 
 /// The exit status if a part of the log or of the stored lines could not be checked.
 const UNCHECKED: u8 = 2;
@@ -168,7 +168,7 @@ fn request(arguments: &Arguments) -> Result<Request, String> {
 /// Reads a small file, which may be a pipe.
 fn read(path: &Path) -> io::Result<Vec<u8>> {
     let file = path.display().to_string();
-    let opened = fs::File::open(path).map_err(named(&file))?;
+    let opened = named_file::open_of_command(path).map_err(named(&file))?;
     let mut bytes = Vec::new();
     opened.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(named(&file))?;
     match bytes.len() as u64 > FILE_BYTES_MAX {

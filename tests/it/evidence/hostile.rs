@@ -23,7 +23,12 @@ const MEMORY_KIB: u64 = 1_500_000;
 
 /// Runs a command with little memory. It must end within a minute.
 fn limited(arguments: &[&str]) -> Checked {
-    let script = format!("ulimit -v {MEMORY_KIB}; exec timeout -s KILL 60 \"$@\"");
+    limited_with(arguments, "")
+}
+
+/// Also gives the command an argument that the shell makes, such as a pipe.
+fn limited_with(arguments: &[&str], last: &str) -> Checked {
+    let script = format!("ulimit -v {MEMORY_KIB}; exec timeout -s KILL 60 \"$@\" {last}");
     let mut command = Command::new("bash");
     command.args(["-c", &script, "bash", binary()]);
     let output = command.args(arguments).stdin(Stdio::null()).output().expect("bash");
@@ -350,6 +355,32 @@ fn a_checkpoint_and_a_proof_without_an_end_are_refused() {
     limited(&[&kept[..], &["--key", &key]].concat()).assert(2, &["more than 16 MiB"]);
     let proof = ["evidence", "verify", "--proof", "/dev/zero", "--key", &key];
     limited(&proof).assert(2, &["more than 16 MiB"]);
+}
+
+/// Method: the stored lines come from devices and pipes that never end: one line, lines that are no
+/// events, and empty ones. What was found in the log is said nevertheless.
+#[test]
+fn stored_lines_without_an_end_are_named_and_hide_no_fault() {
+    let empty = STANDARD.encode(hash(&[]));
+    let start = format!(
+        r#"{{"type":"start","at":1,"version":"","config_sha256":"","heartbeat_ms":1000,"outputs":{{"a":0}},"previous":{{"size":0,"root":"{empty}"}}}}"#
+    );
+    let lost = r#"{"type":"lost","output":"queue","first":0,"count":3,"at":3,"reason":"removed"}"#;
+    let hostile = Hostile::new(&[start.into_bytes(), lost.as_bytes().to_vec()]);
+    let (directory, key) = (hostile.write(), hostile.verifier());
+    let directory = directory.path().display().to_string();
+    let arguments = ["evidence", "verify", "--directory", &directory, "--key", &key];
+    let arguments = [&arguments[..], &["--output", "a", "--events"]].concat();
+    let (long, other) = (": a line is longer than 1024 MiB", ": most of its lines are no events");
+    for (events, why) in [
+        ("/dev/zero", long),
+        ("<(yes)", other),
+        ("<(yes '')", other),
+        ("<(yes | gzip -1)", other),
+    ] {
+        let checked = limited_with(&arguments, events);
+        checked.assert(1, &["NOT CHECKED: /dev/", why, "3 events were lost at queue: removed"]);
+    }
 }
 
 /// Method: the right key has signed an entry about 2^60 events, and the proof has a path.
