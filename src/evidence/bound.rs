@@ -56,8 +56,8 @@ impl Bound {
     }
 
     pub(super) fn sizes(&self) -> Sizes {
-        let lines = self.lines.iter();
-        lines.map(|(first, number, bytes)| (LineFile::new(*first, *number), *bytes)).collect()
+        let file = |(first, number, bytes)| (LineFile { first, number }, bytes);
+        self.lines.iter().copied().map(file).collect()
     }
 
     /// Reads the file. `None` if there is none for the log of this origin that has a right MAC.

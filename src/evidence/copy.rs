@@ -336,7 +336,7 @@ impl<'a> Copying<'a> {
 }
 
 fn failed(tile: Tile, error: io::Error) -> CopyError {
-    CopyError::Log(ReadError::File { path: tile.path(), error })
+    CopyError::Log(ReadError::of(tile, error))
 }
 
 fn gone(tile: Tile) -> CopyError {

@@ -1,13 +1,11 @@
 //! The entries of an evidence log: what each of them says, as JSON.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::ops::Range;
 use std::sync::LazyLock;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use serde::de::Error as _;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 pub use crate::queue::Fate;
@@ -210,29 +208,22 @@ pub struct Previous {
 }
 
 /// The place of an event in a range, from 0 on, which is written as a decimal string.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
 pub struct Offset(pub u64);
 
-impl fmt::Display for Offset {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
+impl From<Offset> for String {
+    fn from(Offset(number): Offset) -> Self {
+        number.to_string()
     }
 }
 
-impl Serialize for Offset {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.collect_str(self)
-    }
-}
+impl TryFrom<String> for Offset {
+    type Error = &'static str;
 
-impl<'de> Deserialize<'de> for Offset {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        let text = String::deserialize(deserializer)?;
-        let number: u64 = text.parse().map_err(D::Error::custom)?;
-        if number.to_string() != text {
-            return Err(D::Error::custom("an offset is a decimal number"));
-        }
-        Ok(Self(number))
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        let number = text.parse().ok().filter(|number: &u64| number.to_string() == text);
+        number.map(Self).ok_or("an offset is a decimal number")
     }
 }
 

@@ -146,10 +146,6 @@ pub struct LineFile {
 }
 
 impl LineFile {
-    pub(super) fn new(first: u64, number: u32) -> Self {
-        Self { first, number }
-    }
-
     /// Reads the name of a file; `None` if the text is not such a name.
     pub(super) fn parse(name: &str) -> Option<Self> {
         let (first, number) = name.split_once('-').unwrap_or((name, "0"));

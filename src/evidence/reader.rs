@@ -208,14 +208,11 @@ impl Directory {
         files.sort_unstable_by(|a, b| b.cmp(a));
         for file in files {
             let content = self.line_file(file)?;
-            let records = lines::Records::of(&content).filter_map(|(_, record)| record.ok());
-            let accepted = records.filter(|record| record.output.is_none());
-            let mut same = accepted.map(|record| record.range);
-            let is_same = |range: &Range| {
-                (range.first, range.lines.len() as u64) == (first, count) && range.root() == root
-            };
-            if let Some(range) = same.find(is_same) {
-                return Ok(Some(range));
+            for record in lines::Records::of(&content).filter_map(|(_, record)| record.ok()) {
+                let is_same = record.output.is_none() && record.count == count;
+                if is_same && record.range.first == first && record.range.root() == root {
+                    return Ok(Some(record.range));
+                }
             }
         }
         Ok(None)
@@ -286,6 +283,11 @@ pub enum ReadError {
 }
 
 impl ReadError {
+    /// Returns the error about a tile or bundle.
+    pub(super) fn of(tile: Tile, error: io::Error) -> Self {
+        Self::File { path: tile.path(), error }
+    }
+
     /// Returns `true` if the log itself is at fault: a file is missing, has a wrong content, or is
     /// not a regular file. Returns `false` if the reader had no access, could not ask, or the disk
     /// failed.
@@ -335,10 +337,15 @@ impl<'a> Log<'a> {
         &self.signed.checkpoint.origin
     }
 
-    /// Returns the bytes of a tile or bundle.
-    fn tile(&self, tile: Tile) -> io::Result<Vec<u8>> {
+    /// Returns what `read` makes of the bytes of a tile or bundle.
+    fn tile<T>(
+        &self,
+        tile: Tile,
+        read: impl FnOnce(&[u8]) -> io::Result<T>,
+    ) -> Result<T, ReadError> {
         let missing = || io::Error::other(format!("{} is missing", tile.path()));
-        self.files.tile(tile)?.ok_or_else(missing)
+        let bytes = self.files.tile(tile).and_then(|bytes| bytes.ok_or_else(missing));
+        bytes.and_then(|bytes| read(&bytes)).map_err(|error| ReadError::of(tile, error))
     }
 
     /// Returns the hashes of a tile.
@@ -347,9 +354,7 @@ impl<'a> Log<'a> {
     ///
     /// The tile is missing, can't be read, or has another number of hashes.
     pub fn hashes(&self, tile: Tile) -> Result<Vec<Hash>, ReadError> {
-        let failed = |error| ReadError::File { path: tile.path(), error };
-        let bytes = self.tile(tile).map_err(failed)?;
-        tile::hashes(&bytes, tile.width).map_err(failed)
+        self.tile(tile, |bytes| tile::hashes(bytes, tile.width))
     }
 
     /// Returns each entry up to the checkpoint, with its index. After an error no entry follows.
@@ -379,10 +384,9 @@ impl<'a> Log<'a> {
     fn bundle(&self, index: u64) -> Result<Vec<Vec<u8>>, ReadError> {
         let width = self.size().saturating_sub(index * WIDTH).min(WIDTH);
         let tile = Tile { content: Content::Entries, index, width };
-        let failed = |error| ReadError::File { path: tile.path(), error };
-        let bytes = self.tile(tile).map_err(failed)?;
-        let entries = tile::entries(&bytes, width).map_err(failed)?;
-        Ok(entries.into_iter().map(<[u8]>::to_vec).collect())
+        self.tile(tile, |bytes| {
+            Ok(tile::entries(bytes, width)?.into_iter().map(<[u8]>::to_vec).collect())
+        })
     }
 
     /// Returns the hashes of the log's tree, read from the tiles.

@@ -25,7 +25,7 @@ use super::lines::{Range, Record, SALT_BYTES, Salt};
 use super::originals::Originals;
 use super::outcome::Made;
 use super::store::Store;
-use super::witness::{ANSWERS_WITHIN, Answered, Heard, Newest, Witnesses};
+use super::witness::{ANSWERS_WITHIN, Answered, Heard, Witnesses};
 use super::{hashes, off, outcome, store};
 use crate::position::Position;
 use crate::queue::disk::Disk;
@@ -535,42 +535,29 @@ impl Work {
     /// Asks the witnesses that have not cosigned the newest checkpoint.
     fn ask_witnesses(&mut self) {
         let Some(Log { store, witnesses, asks_until, .. }) = &mut self.files else { return };
-        if witnesses.is_empty() {
-            return;
-        }
-        match Newest::of(store, &self.setup.keys) {
-            Ok(newest) => {
-                let pause = match asks_until {
-                    Some(_) => PAUSE,
-                    None => self.setup.settings.checkpoint_interval,
-                };
-                witnesses.ask(&newest, pause);
-            }
-            Err(error) => self.failed(EvidenceError::Sign, &error),
-        }
+        let pause = match asks_until {
+            Some(_) => PAUSE,
+            None => self.setup.settings.checkpoint_interval,
+        };
+        witnesses.ask(store, pause);
     }
 
     /// Takes the answer of a witness.
     fn hear(&mut self, answered: Answered) {
         let Some(Log { store, witnesses, .. }) = &mut self.files else { return };
-        let heard = Newest::of(store, &self.setup.keys).map(|it| witnesses.hear(answered, &it));
-        let heard = heard.and_then(|heard| match heard {
+        let (written, contradiction) = match witnesses.hear(answered, store) {
             Heard::Cosigned(note) => {
-                store.cosign(note).inspect_err(|_| witnesses.ask_again()).map(|()| None)
+                (store.cosign(note).inspect_err(|_| witnesses.ask_again()), None)
             }
-            Heard::Contradiction(why) => Ok(Some(why)),
-            Heard::Nothing => Ok(None),
-        });
-        match heard {
-            Ok(None) => {}
-            Ok(Some(why)) => {
-                if let Err(error) = store.roll_back(&why) {
-                    // The next start asks the witness again.
-                    self.failed(EvidenceError::Write, &error);
-                }
-                self.roll_back(&why);
-            }
-            Err(error) => self.failed(EvidenceError::Write, &error),
+            // If this fails, the next start asks the witness again.
+            Heard::Contradiction(why) => (store.roll_back(&why), Some(why)),
+            Heard::Nothing => return,
+        };
+        if let Err(error) = written {
+            self.failed(EvidenceError::Write, &error);
+        }
+        if let Some(why) = contradiction {
+            self.roll_back(&why);
         }
     }
 

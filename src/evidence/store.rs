@@ -77,8 +77,9 @@ pub(super) struct Store {
 /// The newest checkpoint.
 struct Newest {
     head: Head,
-    /// The note with the signatures collected so far. `None` if there is no checkpoint yet.
-    note: Option<Note>,
+    /// The note with the signatures collected so far. Before the first checkpoint, that of one over
+    /// the empty log, which every log extends. It has no file.
+    note: Note,
     /// The size of the checkpoint before it. A reader may still need its partial tiles.
     before: u64,
     /// `true`: the file of the checkpoint contains `note`. After a failed attempt to replace the
@@ -122,17 +123,13 @@ impl Store {
         // An earlier process may have been killed between a rename and its sync.
         disk.sync_directory(DIRECTORY)?;
         let key = keys.last().ok_or_else(|| io::Error::other("there is no signing key"))?;
+        let head = Head { size: 0, root: Hash::of_nothing() };
+        let note = signed(origin, head, keys)?;
         let mut store = Self {
             disk,
             origin: origin.to_owned(),
             frontier: Frontier::default(),
-            newest: Newest {
-                head: Head { size: 0, root: Hash::of_nothing() },
-                note: None,
-                before: 0,
-                is_published: true,
-                remembered: 0,
-            },
+            newest: Newest { head, note, before: 0, is_published: true, remembered: 0 },
             pending: Pending::default(),
             journal: None,
             key: journal::Key::of(key),
@@ -295,7 +292,7 @@ impl Store {
             return Err(wrong("its root is not that of the tiles".to_owned()));
         }
         let newest = &mut self.newest;
-        (newest.head, newest.note, newest.before) = (checkpoint.head, Some(note), size);
+        (newest.head, newest.note, newest.before) = (checkpoint.head, note, size);
         Ok(())
     }
 
@@ -461,7 +458,7 @@ impl Store {
     /// The disk refuses. The next call tries again.
     pub(super) fn remember(&mut self) -> io::Result<()> {
         let Newest { head, note, remembered, .. } = &mut self.newest;
-        if let Some(note) = note.as_ref().filter(|_| *remembered != head.size) {
+        if *remembered != head.size {
             replace(&*self.disk, KNOWN, note.to_string().as_bytes())?;
             *remembered = head.size;
         }
@@ -474,11 +471,12 @@ impl Store {
     ///
     /// The disk refuses.
     pub(super) fn is_there(&self) -> io::Result<bool> {
-        if let Some(note) = self.newest.note.as_ref().filter(|_| self.newest.is_published)
-            && self.read(CHECKPOINT, NOTE_BYTES_MAX)?.as_deref()
-                != Some(note.to_string().as_bytes())
-        {
-            return Ok(false);
+        let Newest { head, note, is_published, .. } = &self.newest;
+        if *is_published && head.size > 0 {
+            let found = self.read(CHECKPOINT, NOTE_BYTES_MAX)?;
+            if found.as_deref() != Some(note.to_string().as_bytes()) {
+                return Ok(false);
+            }
         }
         let Some(Open { bytes, header, .. }) = &self.journal else { return Ok(true) };
         let file = if_there(self.disk.open(JOURNAL_PATH, Access::Read))?;
@@ -497,8 +495,10 @@ impl Store {
     pub(super) fn restore(&mut self) -> io::Result<bool> {
         let Head { size, root } = self.newest.head;
         let has_tiles = root_at(&self.nodes(), size).is_ok_and(|found| found == root);
-        let Some(note) = self.newest.note.clone().filter(|_| has_tiles) else { return Ok(false) };
-        self.publish(&note)?;
+        if size == 0 || !has_tiles {
+            return Ok(false);
+        }
+        self.publish(&self.newest.note.clone())?;
         (self.journal, self.pending.synced) = (None, 0);
         Ok(true)
     }
@@ -593,12 +593,11 @@ impl Store {
         }
         self.commit()?;
         let bundle = self.write_tiles()?;
-        let checkpoint = Checkpoint { origin: self.origin.clone(), head };
-        let note = checkpoint.sign(keys).map_err(io::Error::other)?;
+        let note = signed(&self.origin, head, keys)?;
         self.publish(&note)?;
         let newest = &mut self.newest;
         let obsolete = std::mem::replace(&mut newest.before, newest.head.size);
-        (newest.head, newest.note) = (head, Some(note.clone()));
+        (newest.head, newest.note) = (head, note.clone());
         (self.pending, self.bundle) = (Pending::default(), bundle);
         // The next entries begin a new journal. Until then the old one has nothing that is needed.
         self.journal = None;
@@ -611,22 +610,10 @@ impl Store {
         self.newest.head
     }
 
-    /// Returns the newest checkpoint with its note. Before the first checkpoint, returns one of the
-    /// empty log, which every log extends.
-    ///
-    /// # Errors
-    ///
-    /// The origin can't be in a note.
-    pub(super) fn newest(&self, keys: &[SigningKey]) -> io::Result<(Head, Note)> {
-        let Newest { head, note, .. } = &self.newest;
-        let note = match note {
-            Some(note) => note.clone(),
-            None => {
-                let checkpoint = Checkpoint { origin: self.origin.clone(), head: *head };
-                checkpoint.sign(keys).map_err(io::Error::other)?
-            }
-        };
-        Ok((*head, note))
+    /// Returns the note of the newest checkpoint. Before the first one, returns that of a checkpoint
+    /// over the empty log, which every log extends.
+    pub(super) fn note(&self) -> &Note {
+        &self.newest.note
     }
 
     /// Replaces the newest checkpoint and its file by the same checkpoint with more signatures.
@@ -636,9 +623,9 @@ impl Store {
     /// The disk refuses. The file then holds the old note or the new one.
     pub(super) fn cosign(&mut self, note: Note) -> io::Result<()> {
         // The checkpoint of the empty log has no file.
-        if self.newest.note.is_some() {
+        if self.newest.head.size > 0 {
             self.publish(&note)?;
-            self.newest.note = Some(note);
+            self.newest.note = note;
         }
         Ok(())
     }
@@ -715,6 +702,16 @@ impl Store {
             }
         }
     }
+}
+
+/// Signs a checkpoint.
+///
+/// # Errors
+///
+/// The origin can't be in a note.
+fn signed(origin: &str, head: Head, keys: &[SigningKey]) -> io::Result<Note> {
+    let checkpoint = Checkpoint { origin: origin.to_owned(), head };
+    checkpoint.sign(keys).map_err(io::Error::other)
 }
 
 /// Returns the reason if a witness has contradicted the log of this origin.

@@ -14,7 +14,7 @@ use super::store::Store;
 use crate::ask::{Answer, Target};
 use crate::config::ClientTls;
 use crate::telemetry::{EvidenceError, EvidenceMetrics, WitnessMetrics};
-use crate::tlog::key::{SigningKey, VerifierKey};
+use crate::tlog::key::VerifierKey;
 use crate::tlog::merkle::Head;
 use crate::tlog::note::{Note, Signed};
 use crate::{config, tls};
@@ -40,21 +40,10 @@ struct Checkpoint {
     note: Note,
 }
 
-/// The newest checkpoint, and the log that proves that it extends earlier ones.
-pub(super) struct Newest<'a> {
-    checkpoint: Checkpoint,
-    store: &'a Store,
-}
-
-impl<'a> Newest<'a> {
+impl Checkpoint {
     /// Returns the newest checkpoint of a log.
-    ///
-    /// # Errors
-    ///
-    /// As for [`Store::newest`].
-    pub(super) fn of(store: &'a Store, keys: &[SigningKey]) -> io::Result<Self> {
-        let (head, note) = store.newest(keys)?;
-        Ok(Self { checkpoint: Checkpoint { head, note }, store })
+    fn newest(store: &Store) -> Self {
+        Self { head: store.signed(), note: store.note().clone() }
     }
 }
 
@@ -105,9 +94,9 @@ impl Question {
         self,
         witness: &VerifierKey,
         has: Option<u64>,
-        newest: &Newest<'_>,
+        newest: Checkpoint,
     ) -> Result<Option<Self>, String> {
-        let (old, size, own) = (self.old, self.checkpoint.head.size, newest.checkpoint.head.size);
+        let (old, size, own) = (self.old, self.checkpoint.head.size, newest.head.size);
         let name = witness.name();
         let contradiction = match has {
             Some(has) if has > own => Some(format!(
@@ -124,7 +113,7 @@ impl Question {
             )),
             Some(_) | None => None,
         };
-        let again = Self { checkpoint: newest.checkpoint.clone(), ..self };
+        let again = Self { checkpoint: newest, ..self };
         match (contradiction, has) {
             (Some(why), _) if self.is_doubted => Err(why),
             // The answer may have come from a gateway. The relay asks as if it knew nothing of the
@@ -194,10 +183,6 @@ impl Witnesses {
         Ok(Self { all: all.collect::<Result<_, String>>()?, asked: JoinSet::new() })
     }
 
-    pub(super) fn is_empty(&self) -> bool {
-        self.all.is_empty()
-    }
-
     /// Returns `true` if all witnesses have answered at least once.
     pub(super) fn have_answered(&self) -> bool {
         self.all.iter().all(|witness| witness.has_answered)
@@ -227,18 +212,18 @@ impl Witnesses {
     }
 
     /// Asks each witness that has not cosigned the newest checkpoint, at most once in `pause`.
-    pub(super) fn ask(&mut self, newest: &Newest<'_>, pause: Duration) {
+    pub(super) fn ask(&mut self, store: &Store, pause: Duration) {
         let now = Instant::now();
         for (at, witness) in self.all.iter_mut().enumerate() {
-            let is_done = witness.cosigned == Some(newest.checkpoint.head);
+            let is_done = witness.cosigned == Some(store.signed());
             if is_done || witness.is_asked || now < witness.again_at {
                 continue;
             }
             witness.again_at = now + pause;
-            let checkpoint = newest.checkpoint.clone();
+            let checkpoint = Checkpoint::newest(store);
             let old = witness.has.min(checkpoint.head.size);
             let question = Question { checkpoint, old, round: 1, is_doubted: false };
-            match witness.question(at, question, newest) {
+            match witness.question(at, question, store) {
                 Ok(asked) => _ = self.asked.spawn(asked),
                 Err(error) => witness.is_away(&error.to_string(), true),
             }
@@ -257,8 +242,8 @@ impl Witnesses {
         }
     }
 
-    /// Takes an answer. `newest` is the newest checkpoint now.
-    pub(super) fn hear(&mut self, answered: Answered, newest: &Newest<'_>) -> Heard {
+    /// Takes an answer. `store` has the newest checkpoint now.
+    pub(super) fn hear(&mut self, answered: Answered, store: &Store) -> Heard {
         let Answered { witness: at, question, answer } = answered;
         let Some(witness) = self.all.get_mut(at) else {
             return Heard::Nothing;
@@ -275,9 +260,8 @@ impl Witnesses {
                         ("the time of its cosignature is in the future".to_owned(), true)
                     }
                     Ok(1..) => {
-                        let mut whole = newest.checkpoint.note.clone();
-                        let is_newest =
-                            head == newest.checkpoint.head && whole.take(&body, key).is_ok();
+                        let mut whole = store.note().clone();
+                        let is_newest = head == store.signed() && whole.take(&body, key).is_ok();
                         witness.has_cosigned(head, &note);
                         return if is_newest { Heard::Cosigned(whole) } else { Heard::Nothing };
                     }
@@ -299,7 +283,7 @@ impl Witnesses {
             }
             Ok(Answer { status: status @ (409 | 422), body, .. }) => {
                 let has = size_of(&body).filter(|_| status == 409);
-                let next = match question.after(&witness.key, has, newest) {
+                let next = match question.after(&witness.key, has, Checkpoint::newest(store)) {
                     Ok(next) => next,
                     Err(why) => return Heard::Contradiction(why),
                 };
@@ -308,7 +292,7 @@ impl Witnesses {
                 {
                     witness.has = has;
                 }
-                match next.map(|question| witness.question(at, question, newest)) {
+                match next.map(|question| witness.question(at, question, store)) {
                     Some(Ok(asked)) => {
                         self.asked.spawn(asked);
                         return Heard::Nothing;
@@ -343,12 +327,12 @@ impl Witness {
         &mut self,
         at: usize,
         question: Question,
-        newest: &Newest<'_>,
+        store: &Store,
     ) -> io::Result<impl Future<Output = Answered> + Send + use<>> {
         let Question { checkpoint, old, .. } = &question;
         let proof = match *old == 0 || *old == checkpoint.head.size {
             true => Vec::new(),
-            false => newest.store.prove(*old)?,
+            false => store.prove(*old)?,
         };
         let proof: String = proof.iter().map(|hash| format!("{hash}\n")).collect();
         let text = format!("old {old}\n{proof}\n{}", checkpoint.note);
