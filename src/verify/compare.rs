@@ -112,15 +112,14 @@ pub(super) struct Differences {
     pub(super) without_added: u64,
 }
 
-impl Comparison {
-    pub(super) fn new() -> Self {
-        Self {
-            buckets: (0..BUCKETS).map(|_| Bucket::default()).collect(),
-            memory: 0,
-            limit: MEMORY,
-        }
+impl Default for Comparison {
+    fn default() -> Self {
+        let buckets = (0..BUCKETS).map(|_| Bucket::default()).collect();
+        Self { buckets, memory: 0, limit: MEMORY }
     }
+}
 
+impl Comparison {
     pub(super) fn add(&mut self, hash: Hash, kind: Kind, place: Place) -> io::Result<()> {
         self.push(hash, kind as u8, place)
     }
@@ -142,7 +141,7 @@ impl Comparison {
     pub(super) fn differences(&mut self) -> io::Result<Differences> {
         let mut differences = Differences::default();
         // The lines with two forms, by place.
-        let mut forms = Self { limit: self.limit, ..Self::new() };
+        let mut forms = Self { limit: self.limit, ..Self::default() };
         for bucket in &mut self.buckets {
             bucket.groups(|group| {
                 let mut of_group = differences.add(group).into_iter();
@@ -291,14 +290,12 @@ impl Differences {
             Class::Fits => {}
             Class::Copy => self.duplicate += 1,
             Class::Newer => self.newer += 1,
-            Class::Extra => self.add_extra(place),
-        }
-    }
-
-    fn add_extra(&mut self, place: u64) {
-        self.extra_count += 1;
-        if self.extra.len() < DIFFERENCES_MAX {
-            self.extra.insert(place);
+            Class::Extra => {
+                self.extra_count += 1;
+                if self.extra.len() < DIFFERENCES_MAX {
+                    self.extra.insert(place);
+                }
+            }
         }
     }
 }
@@ -343,7 +340,7 @@ mod tests {
     fn an_audit_log_that_was_replayed_beside_the_webhook_makes_no_duplicates() {
         let (event, line) = (hash(1), hash(2));
         for stored in [[event, line], [line, line]] {
-            let mut comparison = Comparison::new();
+            let mut comparison = Comparison::default();
             for (number, hash) in (0..).zip([event, line]) {
                 comparison.add(hash, Kind::Must, (1, number)).expect("no file");
             }
@@ -363,7 +360,7 @@ mod tests {
 
     #[test]
     fn copies_that_were_sent_again_are_duplicates_and_never_must_be_there() {
-        let mut comparison = Comparison::new();
+        let mut comparison = Comparison::default();
         let mut add = |line: u64, kind: Kind, place: Place| {
             comparison.add(hash(line), kind, place).expect("no file");
         };
@@ -382,7 +379,7 @@ mod tests {
     #[test]
     fn lines_are_compared_in_memory_and_in_files() {
         for limit in [MEMORY, 10 * ITEM] {
-            let mut comparison = Comparison { limit, ..Comparison::new() };
+            let mut comparison = Comparison { limit, ..Comparison::default() };
             for position in 0..1000 {
                 // Each tenth line has the same bytes.
                 let line = if position % 10 == 0 { 5000 } else { position };
@@ -419,7 +416,7 @@ mod tests {
     fn a_line_with_added_members_is_the_event_that_left() {
         let plain = |line: u64| hash(line + 1_000_000);
         for limit in [MEMORY, 10 * ITEM] {
-            let mut comparison = Comparison { limit, ..Comparison::new() };
+            let mut comparison = Comparison { limit, ..Comparison::default() };
             for line in 0..300 {
                 let left = if line % 3 == 0 { hash(line) } else { plain(line) };
                 comparison.add(left, Kind::Must, (1, line)).expect("a file");

@@ -21,6 +21,7 @@ pub(super) struct Kept {
 }
 
 /// The lines of a consumer. The place of a line is its number among the lines of all files.
+#[derive(Default)]
 pub(super) struct Store {
     pub(super) comparison: Comparison,
     pub(super) kept: Vec<Kept>,
@@ -38,12 +39,7 @@ impl Store {
         read: &mut dyn FnMut(u64),
         report: &mut Report,
     ) -> Option<Self> {
-        let mut store = Self {
-            comparison: Comparison::new(),
-            kept: Vec::new(),
-            files: Vec::new(),
-            report: Report::default(),
-        };
+        let mut store = Self::default();
         let (mut place, mut notes) = (0, BTreeSet::new());
         for path in &request.events {
             store.files.push((place, path.clone()));

@@ -89,7 +89,9 @@ fn read_lines(
     let packing = Packing::of(magic);
     let mut text = packing.open(raw, BUFFER)?;
     let explain = |error: io::Error| io::Error::new(error.kind(), packing.explain(&error));
-    let (mut open, mut others) = (Open::default(), Others::default());
+    let mut open = Open::default();
+    // The number of lines that can't be events, less the number of the others.
+    let mut others = 0_u64;
     loop {
         let buffer = text.fill_buf().map_err(explain)?;
         let mut rest = buffer;
@@ -97,7 +99,14 @@ fn read_lines(
             let (bytes, behind) = rest.split_at(end);
             rest = behind.get(1..).unwrap_or_default();
             open.go_on(bytes)?;
-            others.count(&open)?;
+            others = match open.head.first() {
+                Some(b'{') => others.saturating_sub(1),
+                _ => others + 1,
+            };
+            if others > OTHERS_MAX {
+                let text = "most of its lines are no events: it is another file";
+                return Err(io::Error::other(text));
+            }
             line(std::mem::take(&mut open).end())?;
         }
         open.go_on(rest)?;
@@ -107,24 +116,6 @@ fn read_lines(
         if bytes == 0 {
             // An empty rest after the last line break is not a line.
             return if open.bytes == 0 { Ok(()) } else { line(open.end()) };
-        }
-    }
-}
-
-/// The number of lines that can't be events, less the number of the others.
-#[derive(Default)]
-struct Others(u64);
-
-impl Others {
-    /// Counts a line.
-    fn count(&mut self, line: &Open) -> io::Result<()> {
-        match line.head.first() {
-            Some(b'{') => self.0 = self.0.saturating_sub(1),
-            _ => self.0 += 1,
-        }
-        match self.0 > OTHERS_MAX {
-            true => Err(io::Error::other("most of its lines are no events: it is another file")),
-            false => Ok(()),
         }
     }
 }
