@@ -223,10 +223,7 @@ impl<'a> Copying<'a> {
                 return Ok(Begun { log, partial });
             }
         }
-        match missing {
-            Some((_, tile)) => Err(gone(tile)),
-            None => Err(CopyError::Changing),
-        }
+        Err(missing.map_or(CopyError::Changing, |(_, tile)| gone(tile)))
     }
 
     /// Copies the whole tiles and bundles of a log of `size` entries, unless they are there

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 pub use crate::queue::Fate;
-use crate::tlog::merkle::Hash;
+use crate::tlog::merkle::{Hash, Head};
 use crate::tlog::tile::WIDTH;
 
 /// The maximum number of events of a range.
@@ -118,7 +118,7 @@ pub enum Entry {
 }
 
 /// The fates of events at an output.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Delivered {
     /// The name of the output.
     pub output: String,
@@ -166,7 +166,7 @@ pub enum Alarm {
 }
 
 /// How the relay runs.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Running {
     /// The time.
     pub at: u64,
@@ -195,16 +195,7 @@ pub struct Started {
     #[serde(flatten)]
     pub running: Running,
     /// The log that was there before this entry.
-    pub previous: Previous,
-}
-
-/// The log before a start.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Previous {
-    /// The number of entries.
-    pub size: u64,
-    /// The root over them.
-    pub root: Hash,
+    pub previous: Head,
 }
 
 /// The place of an event in a range, from 0 on, which is written as a decimal string.
@@ -400,7 +391,7 @@ mod tests {
             (
                 Entry::Start(Started {
                     running: running.clone(),
-                    previous: Previous { size: 9, root: hash },
+                    previous: Head { size: 9, root: hash },
                 }),
                 format!(
                     r#"{{"type":"start",{common},"previous":{{"size":9,"root":"{hash}"}}}}"#

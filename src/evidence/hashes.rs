@@ -56,10 +56,9 @@ impl Hashes {
     ) -> io::Result<(Self, bool)> {
         let slack = later.as_ref().map_or(0, |_| FILE_BYTES_MAX as u64);
         let mut later = later.unwrap_or_default();
-        let directory = path_of_lines();
-        disk.make_directory(&directory)?;
+        disk.make_directory(&path(LINES))?;
         let mut names: Vec<_> =
-            disk.list(&directory)?.iter().filter_map(|name| LineFile::parse(name)).collect();
+            disk.list(&path(LINES))?.iter().filter_map(|name| LineFile::parse(name)).collect();
         names.sort_unstable();
         let is_there = |name: &LineFile| names.binary_search(name).is_ok();
         let mut is_tampered = known.is_some_and(|known| !known.keys().all(is_there));
@@ -158,8 +157,8 @@ impl Hashes {
     ///
     /// The directory can't be made or read.
     pub(super) fn reopen(&mut self) -> io::Result<()> {
-        self.disk.make_directory(&path_of_lines())?;
-        let names = self.disk.list(&path_of_lines())?;
+        self.disk.make_directory(&path(LINES))?;
+        let names = self.disk.list(&path(LINES))?;
         self.open = None;
         self.files.retain(|name, _| names.contains(&name.to_string()));
         Ok(())
@@ -176,17 +175,17 @@ impl Hashes {
                 // A failed write may have left more.
                 file.truncate(bytes)?;
                 // The run before may have been killed before it synced the file's name.
-                self.disk.sync_directory(&path_of_lines())?;
+                self.disk.sync_directory(&path(LINES))?;
                 return Ok((file, name, bytes));
             }
             Some((name, _)) => LineFile { number: name.number.saturating_add(1), ..name },
             None => from,
         };
-        let path = path(&name.path());
+        let new = path(&name.path());
         // A failed attempt may have left such a file. No entry of the log is about its hashes.
-        if_there(self.disk.remove(&path))?;
-        let file = self.disk.create(&path, self.buffer.len() as u64)?;
-        self.disk.sync_directory(&path_of_lines())?;
+        if_there(self.disk.remove(&new))?;
+        let file = self.disk.create(&new, self.buffer.len() as u64)?;
+        self.disk.sync_directory(&path(LINES))?;
         Ok((file, name, 0))
     }
 
@@ -253,15 +252,11 @@ fn explained(file: &dyn File, from: u64, roots: &mut Vec<Hash>) -> io::Result<u6
 ///
 /// The disk refuses.
 pub(super) fn keep_aside(disk: &dyn Disk) -> io::Result<()> {
-    let directory = path_of_lines();
+    let directory = path(LINES);
     match if_there(disk.rename(&directory, &format!("{directory}-until-{}", now())))? {
         Some(()) => disk.sync_directory(DIRECTORY),
         None => Ok(()),
     }
-}
-
-fn path_of_lines() -> String {
-    path(LINES)
 }
 
 #[cfg(test)]

@@ -119,9 +119,7 @@ struct Open {
 
 impl Open {
     fn new(output: &str, first: u64, kind: Kind) -> Self {
-        let (output, not_delivered, changed) = (output.to_owned(), BTreeMap::new(), Vec::new());
-        let (count, at, root) = (0, 0, None);
-        let entry = Delivered { output, first, count, at, root, not_delivered, changed };
+        let entry = Delivered { output: output.to_owned(), first, ..Delivered::default() };
         Self { entry, kind, lines: Vec::new() }
     }
 

@@ -359,12 +359,9 @@ impl<'a> Log<'a> {
 
     /// Returns each entry up to the checkpoint, with its index. After an error no entry follows.
     pub fn entries(&self) -> impl Iterator<Item = Result<(u64, Vec<u8>), ReadError>> {
-        let bundles = (0..self.size().div_ceil(WIDTH)).flat_map(|bundle| {
-            let (entries, error) = match self.bundle(bundle) {
-                Ok(entries) => (entries, None),
-                Err(error) => (Vec::new(), Some(Err(error))),
-            };
-            (bundle * WIDTH..).zip(entries).map(Ok).chain(error)
+        let bundles = (0..self.size().div_ceil(WIDTH)).flat_map(|index| match self.bundle(index) {
+            Ok(entries) => (index * WIDTH..).zip(entries).map(Ok).collect(),
+            Err(error) => vec![Err(error)],
         });
         let mut has_failed = false;
         bundles.take_while(move |entry| !std::mem::replace(&mut has_failed, entry.is_err()))

@@ -6,7 +6,6 @@
 //! is durable. If nothing can be written, the claims stay open, and events are forwarded
 //! nevertheless.
 
-use std::collections::BTreeMap;
 use std::io;
 use std::ops::Range as Positions;
 use std::sync::Arc;
@@ -18,7 +17,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-use super::entry::{Alarm, Entry, Previous, QUEUE, RANGE_MAX, Running, Started, now};
+use super::entry::{Alarm, Entry, QUEUE, RANGE_MAX, Running, Started, now};
 use super::hashes::Hashes;
 use super::layout::{DIRECTORY, Tampered};
 use super::lines::{Range, Record, SALT_BYTES, Salt};
@@ -419,9 +418,8 @@ impl Work {
         self.setup.originals.decide(opened.is_ok());
         match opened {
             Ok(log) => {
-                let head = log.store.head();
+                let previous = log.store.head();
                 self.files = Some(log);
-                let previous = Previous { size: head.size, root: head.root };
                 let running = self.now(self.setup.running.clone());
                 self.add(Entry::Start(Started { running, previous }));
                 let next = self.setup.keys.get(1).map(|key| key.verifier().to_string());
@@ -458,7 +456,7 @@ impl Work {
             );
             store.is_tampered();
         }
-        store.bind_first(hashes.sizes())?;
+        store.bind(0, hashes.sizes())?;
         for alarm in &store.alarms {
             // If this attempt fails, the next one may find the traces a second time, or not at all.
             if !self.late.contains(alarm) {
@@ -883,8 +881,6 @@ pub(crate) fn running(config_sha256: String, settings: &config::Evidence) -> Run
         version: release::VERSION.to_owned(),
         config_sha256,
         heartbeat_ms: u64::try_from(heartbeat.as_millis()).unwrap_or(u64::MAX),
-        outputs: BTreeMap::new(),
-        left: BTreeMap::new(),
-        directory: None,
+        ..Running::default()
     }
 }

@@ -417,35 +417,24 @@ impl Store {
         Ok(())
     }
 
-    /// Notes the sizes of the files of line hashes beside a log that has no such note yet. It must
-    /// be there before the first journal is.
-    ///
-    /// # Errors
-    ///
-    /// The disk refuses.
-    pub(super) fn bind_first(&mut self, sizes: &Sizes) -> io::Result<()> {
-        if self.is_unbound {
-            let place = (self.newest.head.size, [0; _]);
-            Bound::new(&self.origin, place, 0, sizes).write(&*self.disk, &self.key)?;
-        }
-        Ok(())
-    }
-
     /// Notes beside the log how far it is durable, which is after [`Store::commit`]. `next` is the
     /// position after the last event that has an entry, and `sizes` are those of the files of line
-    /// hashes.
+    /// hashes. Beside a log that has no such note yet, there must be one before the first journal.
     ///
     /// # Errors
     ///
     /// The disk refuses. The next call tries again.
     pub(super) fn bind(&mut self, next: u64, sizes: &Sizes) -> io::Result<()> {
-        let entries = self.head().size;
-        // Without a journal, the newest checkpoint covers all entries.
-        let Some(Open { chain, .. }) = &self.journal else { return Ok(()) };
+        let (entries, mac) = match &self.journal {
+            Some(Open { chain, .. }) => (self.head().size, chain.last),
+            None if self.is_unbound => (self.newest.head.size, [0; _]),
+            // The newest checkpoint covers all entries.
+            None => return Ok(()),
+        };
         if self.bound != Some(entries) {
-            let bound = Bound::new(&self.origin, (entries, chain.last), next, sizes);
+            let bound = Bound::new(&self.origin, (entries, mac), next, sizes);
             bound.write(&*self.disk, &self.key)?;
-            self.bound = Some(entries);
+            (self.bound, self.is_unbound) = (Some(entries), false);
         }
         Ok(())
     }

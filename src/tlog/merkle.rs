@@ -317,7 +317,7 @@ pub fn consistency<N: Nodes + ?Sized>(nodes: &N, old: u64, new: u64) -> io::Resu
 }
 
 /// A log at some time: the number of its entries, and their root.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Head {
     /// The number of entries.
     pub size: u64,

@@ -303,8 +303,8 @@ fn is_usable(Said { index, entry, at, .. }: Said<'_>, faults: &mut Faults) -> bo
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::evidence::entry::{Previous, Stamp};
-    use crate::tlog::merkle::Hash;
+    use crate::evidence::entry::Stamp;
+    use crate::tlog::merkle::{Hash, Head};
 
     fn running(at: u64, places: &[(&str, u64)]) -> Running {
         let (version, config_sha256) = (String::new(), String::new());
@@ -314,7 +314,7 @@ mod tests {
     }
 
     fn start(at: u64, places: &[(&str, u64)]) -> Entry {
-        let previous = Previous { size: 0, root: Hash::of_nothing() };
+        let previous = Head { size: 0, root: Hash::of_nothing() };
         Entry::Start(Started { running: running(at, places), previous })
     }
 

@@ -12,7 +12,7 @@ use super::positions::Positions;
 use super::report::{Report, time};
 use super::request::Request;
 use super::runs::{Row, Said};
-use crate::evidence::entry::{Delivered, Entry, Offset, Previous, QUEUE, Stamp, Started, now};
+use crate::evidence::entry::{Delivered, Entry, Offset, QUEUE, Stamp, Started, now};
 use crate::evidence::reader::{Directory, Files, Log, ReadError, is_foreign};
 use crate::tlog::checkpoint::{Checkpoint, Signed};
 use crate::tlog::merkle::{Frontier, Hash, Head, root_at};
@@ -407,7 +407,7 @@ impl<'a> Check<'a> {
 
     /// Checks that an entry about a start names the size and the root of the log before it.
     fn previous(&mut self, Said { index, entry, at, .. }: Said<'_>, frontier: &Frontier) {
-        let Entry::Start(Started { previous: Previous { size, root }, .. }) = entry else { return };
+        let Entry::Start(Started { previous: Head { size, root }, .. }) = entry else { return };
         if (*size, *root) != (index, frontier.root()) {
             let text = format!(
                 "entry {index} says that the relay found {size} entries, and another log is before \
@@ -584,8 +584,7 @@ impl<'a> Check<'a> {
             for range in ranges.iter().filter(|_| !is_allowed) {
                 let count = range.end - range.start;
                 let text = format!("{count} events were lost at {output}: {reason}");
-                let at = time_of(&self.spans, range.start);
-                self.report.faults.add_at(range.start, at, text);
+                self.report.faults.add_at(range.start, None, text);
             }
         }
         let mut lost: u64 = all.values().map(Positions::len).sum();

@@ -6,9 +6,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use super::*;
-use crate::evidence::entry::{
-    Alarm, Delivered, Entry, Fate, Offset, Previous, Running, Stamp, Started, now,
-};
+use crate::evidence::entry::{Alarm, Delivered, Entry, Fate, Offset, Running, Stamp, Started, now};
 use crate::evidence::lines::{Range, Record, SALT_BYTES, Salt};
 use crate::tlog::checkpoint::Checkpoint;
 use crate::tlog::key::SigningKey;
@@ -71,7 +69,7 @@ impl Made {
 
     fn start(&mut self, at: u64, config: &str, places: &[(&str, u64)]) {
         let frontier = self.frontier();
-        let previous = Previous { size: frontier.size(), root: frontier.root() };
+        let previous = Head { size: frontier.size(), root: frontier.root() };
         let running = self.running(at, config, places);
         self.push(&Entry::Start(Started { running, previous }));
     }

@@ -12,7 +12,7 @@ fn key() -> SigningKey {
 
 fn open(disk: &SimulatedDisk, key: &SigningKey) -> io::Result<Store> {
     let mut store = Store::open(Arc::new(disk.clone()), ORIGIN, std::slice::from_ref(key))?;
-    store.bind_first(&Sizes::new())?;
+    store.bind(0, &Sizes::new())?;
     Ok(store)
 }
 
@@ -368,7 +368,7 @@ fn the_journal_is_believed_while_a_key_is_followed_by_the_next_one() {
     let [old, next] = texts.map(|text| move || SigningKey::parse(&text).expect("it is a key"));
     for (keys, size) in [(vec![old()], 0), (vec![old(), next()], 2), (vec![next()], 4)] {
         let mut store = Store::open(Arc::new(disk.clone()), ORIGIN, &keys).expect("it is whole");
-        store.bind_first(&Sizes::new()).expect("no fault is set");
+        store.bind(0, &Sizes::new()).expect("no fault is set");
         assert_eq!((store.alarms.as_slice(), store.head().size), (&[][..], size));
         store.push(vec![1]).expect("it is short");
         store.sign(&keys).expect("no fault is set");
