@@ -181,13 +181,10 @@ impl queue::Originals for Originals {
         }
         let events = memchr::memchr_iter(b'\n', text).count() as u64;
         let positions = first.get()..first.get() + events;
-        let known = match self.ranges(&positions) {
-            Ok(known) => known,
-            Err(error) => {
-                tracing::debug!(%error, "lines of the queue can't be compared with their hashes");
-                return Vec::new();
-            }
-        };
+        let known = self.ranges(&positions).unwrap_or_else(|error| {
+            tracing::debug!(%error, "lines of the queue can't be compared with their hashes");
+            Vec::new()
+        });
         if known.is_empty() {
             return Vec::new();
         }

@@ -599,8 +599,8 @@ impl Store {
         self.newest.head
     }
 
-    /// Returns the note of the newest checkpoint. Before the first one, returns that of a checkpoint
-    /// over the empty log, which every log extends.
+    /// Returns the note of the newest checkpoint. Before the first one, returns that of a
+    /// checkpoint over the empty log, which every log extends.
     pub(super) fn note(&self) -> &Note {
         &self.newest.note
     }

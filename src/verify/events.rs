@@ -335,7 +335,8 @@ impl Check<'_> {
             ),
         ]
         .into_iter()
-        .filter_map(|(may_be, why)| may_be.then(|| why.to_owned()))
+        .filter(|(may_be, _)| *may_be)
+        .map(|(_, why)| why.to_owned())
         .collect()
     }
 }

@@ -108,7 +108,7 @@ impl<'a> Hashes<'a> {
             return if is_changed { Found::Changed } else { Found::Gone };
         };
         let range = match directory.line_record(*file, *offset) {
-            Ok(Some(record)) => record.range,
+            Ok(Some(record)) => Arc::new(record.range),
             // The relay has deleted the file in the meantime.
             Ok(None) => return Found::Gone,
             Err(error) => {
@@ -118,7 +118,6 @@ impl<'a> Hashes<'a> {
                 return Found::Gone;
             }
         };
-        let range = Arc::new(range);
         if self.cached.len() >= CACHED {
             self.cached.remove(0);
         }

@@ -38,15 +38,6 @@ pub(super) struct Output {
     pub(super) passed_over: Positions,
 }
 
-impl Output {
-    /// Returns the events of a range that have no fate at this output and must get one.
-    fn pending_in(&self, range: Range<u64>) -> Vec<Range<u64>> {
-        let end = self.until.map_or(range.end, |until| until.min(range.end));
-        let open = self.settled.missing_in(range.start..end).into_iter();
-        open.flat_map(|range| self.not_its_own.missing_in(range)).collect()
-    }
-}
-
 /// The facts of a log, collected entry by entry.
 #[derive(Debug, Default)]
 pub(super) struct History {
@@ -241,9 +232,12 @@ impl History {
         unknown
     }
 
-    /// Returns the events of a range that came in and must get a fate at this output.
+    /// Returns the events of a range that came in, have no fate at this output, and must get one.
     pub(super) fn pending(&self, output: &Output, range: Range<u64>) -> Vec<Range<u64>> {
-        self.accepted.within(range).flat_map(|range| output.pending_in(range)).collect()
+        let end = output.until.map_or(range.end, |until| until.min(range.end));
+        let accepted = self.accepted.within(range.start..end);
+        let open = accepted.flat_map(|range| output.settled.missing_in(range));
+        open.flat_map(|range| output.not_its_own.missing_in(range)).collect()
     }
 
     /// Returns the number of facts that are kept in memory.

@@ -146,16 +146,15 @@ impl<'a> Check<'a> {
                     let origin = &signed.checkpoint.origin;
                     self.request.keys.iter().all(|key| key.name() == origin)
                 };
-                match remembered.is_some_and(|signed| is_asked(&signed)) {
-                    true => self.report.fault(
+                let is_gone = remembered.is_some_and(|signed| is_asked(&signed));
+                let text = match is_gone {
+                    true => {
                         "the log has no checkpoint, although the relay had signed one: it is in \
-                         evidence-checkpoint beside the log",
-                    ),
-                    false => {
-                        let text = "the log has no checkpoint yet: nothing is proven";
-                        self.report.unchecked.push(text.to_owned());
+                         evidence-checkpoint beside the log"
                     }
-                }
+                    false => "the log has no checkpoint yet: nothing is proven",
+                };
+                self.report.found(is_gone, text);
                 return None;
             }
             Err(error) => {
@@ -235,8 +234,7 @@ impl<'a> Check<'a> {
         let Request { since, until, .. } = *self.request;
         let mut spans = self.spans.iter();
         let first = spans.find(|(_, span)| since.is_none_or(|since| since <= span.at));
-        let mut spans = self.spans.iter();
-        let last = spans.rfind(|(_, span)| until.is_none_or(|until| span.at <= until));
+        let last = self.spans.iter().rfind(|(_, span)| until.is_none_or(|until| span.at <= until));
         if let (Some((first, _)), Some((_, last))) = (first, last) {
             self.asked.positions = *first..last.end;
         }
@@ -611,9 +609,9 @@ impl<'a> Check<'a> {
             let text = "the journal goes on behind more entries than the checkpoint covers: an \
                         older checkpoint was put back, or the files were copied while the relay \
                         was running";
-            match self.ending() {
-                Ending::Live => {}
-                ending => self.report.found(ending == Ending::Stopped, text),
+            let ending = self.ending();
+            if ending != Ending::Live {
+                self.report.found(ending == Ending::Stopped, text);
             }
         }
         let newer = self.journal.entries.len();
