@@ -114,26 +114,29 @@ impl History {
                 let text = format!("entry {index} names the next key: {verifier_key}");
                 self.notes.push(text);
             }
-            // An alarm is always a fault.
-            Entry::Alarm { what: Alarm::Off { first, count }, .. } => {
+            Entry::Alarm { what, .. } => self.alarm(said, what, faults),
+        }
+        true
+    }
+
+    /// Takes an alarm, which is always a fault.
+    fn alarm(&mut self, said: Said<'_>, what: &Alarm, faults: &mut Faults) {
+        let Said { index, at, .. } = said;
+        let what = match what {
+            Alarm::Off { first, count } => {
+                let range = said.entry.range();
                 self.follow(said, &range, faults);
                 self.off.insert(range);
                 let text = format!(
                     "{count} events came in while evidence was off or could not be written (entry \
                      {index})"
                 );
-                faults.add_at(*first, Some(at), text);
+                return faults.add_at(*first, Some(at), text);
             }
-            Entry::Alarm { what: Alarm::Journal, .. } => {
-                let what = "the relay set a journal aside that it did not write";
-                faults.add(Some(at), format_args!("{what} (entry {index})"));
-            }
-            Entry::Alarm { what: Alarm::Removed, .. } => {
-                let what = "entries that the relay had written were gone";
-                faults.add(Some(at), format_args!("{what} (entry {index})"));
-            }
-        }
-        true
+            Alarm::Journal => "the relay set a journal aside that it did not write",
+            Alarm::Removed => "entries that the relay had written were gone",
+        };
+        faults.add(Some(at), format_args!("{what} (entry {index})"));
     }
 
     fn lose(&mut self, output: &str, reason: &str, range: Range<u64>) {

@@ -83,9 +83,8 @@ pub(super) struct Check<'a> {
     pub(super) request: &'a Request,
     pub(super) report: Report,
     pub(super) history: History,
-    is_live: bool,
-    /// The time at which the checkpoint was read.
-    read_at: u64,
+    /// The time at which the check began, if a relay is using the directory or publishing the log.
+    live_at: Option<u64>,
     pub(super) hashes: Hashes<'a>,
     /// The ranges, by their first position.
     pub(super) spans: BTreeMap<u64, Span>,
@@ -109,8 +108,7 @@ impl<'a> Check<'a> {
     ) -> Self {
         Self {
             request,
-            is_live,
-            read_at: now(),
+            live_at: is_live.then(now),
             hashes: Hashes::of(evidence),
             report: Report::default(),
             history: History::default(),
@@ -222,7 +220,7 @@ impl<'a> Check<'a> {
         let is_last = self.is_whole() && !self.goes_on;
         match self.history.runs.is_stopped() && is_last && self.journal.entries.is_empty() {
             // A relay that was started again may not have signed its start yet.
-            _ if self.is_live => Ending::Live,
+            _ if self.live_at.is_some() => Ending::Live,
             true => Ending::Stopped,
             false => Ending::Open,
         }
@@ -559,8 +557,8 @@ impl<'a> Check<'a> {
 
     /// Returns `true` if the log of a running relay seems to be silent at its end.
     pub(super) fn is_silent(&self) -> bool {
-        let is_asked = self.request.until.is_none_or(|until| self.read_at < until);
-        self.is_live && is_asked && self.history.runs.is_silent(self.read_at)
+        let is_asked = |at: u64| self.request.until.is_none_or(|until| at < until);
+        self.live_at.is_some_and(|at| is_asked(at) && self.history.runs.is_silent(at))
     }
 
     /// Judges the events that are lost according to the log.
@@ -620,7 +618,7 @@ impl<'a> Check<'a> {
                 "{newer} entries of the journal are newer than {last}. They are not signed and prove \
                  nothing"
             );
-            match self.is_live {
+            match self.live_at.is_some() {
                 true => self.report.notes.push(text),
                 false => self.report.unchecked.push(text),
             }
