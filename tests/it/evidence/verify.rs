@@ -60,7 +60,9 @@ impl Whole {
                      - {level: None, namespaces: [team-1]}\n\
                      - {level: Metadata, namespaces: [team-2]}\n- level: RequestResponse\n";
         std::fs::write(&policy, rules).unwrap();
-        let config = recorded.config_with(&output(&policy), "");
+        // One request at a time, so that the consumer has the lines in the order of the log.
+        let output = format!("concurrency = 1\n{}", output(&policy));
+        let config = recorded.config_with(&output, "");
         let mut older = Vec::new();
         for seeds in [0..6, 5..12] {
             let relay = Relay::start(&config);
