@@ -58,7 +58,7 @@ mod tests {
         let rules = include_str!("../../deploy/monitoring/rules.yaml");
         let (warn, bad) = CERTIFICATE_DAYS;
         for (alert, part) in [
-            ("NothingReceived", format!("> {} * 60", SILENCE / 60.0)),
+            ("NothingReceived", format!("offset {}m)", SILENCE / 60.0)),
             ("QueueFullWithinAnHour", format!("[15m], {}) >", FULL_WITHIN)),
             ("QueueFullWithinAnHour", format!("> {}", FORECAST_FILL)),
             ("QueueNearlyFull", format!("> {}", QUEUE_NEARLY_FULL)),

@@ -499,7 +499,8 @@ catalog! {
             meaning: "No error. `dropped` and `duplicate` did not leave; the other three left \
                 changed, and one event may be in several of them.",
             action: "If `dropped` is higher than expected, `policy explain` says which rule \
-                decides for an event.",
+                decides for an event. The alert `KubeAuditForwarderAllFiltered` fires if a filter \
+                drops every event.",
         }
     } with {
         /// The times that `output_delivery_seconds` has counted in the last minutes.
@@ -703,8 +704,8 @@ catalog! {
             unit: "always 1",
             meaning: "One series for each relay that Prometheus reaches.",
             action: "If there are fewer series than replicas, a relay is gone, or Prometheus can't \
-                reach it: the alerts `KubeAuditForwarderReplicaGone` and \
-                `KubeAuditForwarderAbsent`.",
+                reach it: the alerts `KubeAuditForwarderReplicaGone`, \
+                `KubeAuditForwarderRelayDown` and `KubeAuditForwarderAbsent`.",
         }
     }
 }

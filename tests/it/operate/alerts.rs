@@ -45,6 +45,24 @@ fn each_alert_is_tested_where_it_fires_and_where_it_just_does_not() {
     }
 }
 
+/// Each trouble of `rules_test.yaml` states all alerts that fire then, which promtool compares with
+/// those that do. They are one at most: the one whose runbook leads to the fix.
+#[test]
+fn each_trouble_has_one_alert() {
+    let tests = read("monitoring/rules_test.yaml");
+    for trouble in tests.split("\n  - name: ").skip(1) {
+        let name = trouble.lines().next().unwrap();
+        let (alerts, stated) = trouble.split_once("promql_expr_test:").unwrap_or((trouble, ""));
+        let fires = alerts.contains("exp_alerts:\n") || alerts.contains("exp_alerts: &");
+        assert!(!fires || !stated.is_empty(), "{name} does not state all of its alerts");
+        for statement in stated.split("- expr: ").skip(1) {
+            let all = ["*firing\n", "&firing group by", "group by (alertname) (ALERTS{"];
+            assert!(all.iter().any(|it| statement.starts_with(it)), "{name}: {statement}");
+            assert!(statement.matches("{labels: ").count() <= 1, "{name}: {statement}");
+        }
+    }
+}
+
 #[test]
 fn the_operators_rules_are_those_of_the_plain_file() {
     let indented: String = read("monitoring/rules.yaml")
