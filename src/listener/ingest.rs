@@ -34,7 +34,7 @@ use super::settings::Settings;
 use crate::audit;
 use crate::audit::Split;
 use crate::config::Acknowledge;
-use crate::queue::{Append, Queue, Refused};
+use crate::queue::{Append, Queue, Refused, Ticket};
 use crate::telemetry::{Gauge, Rejection};
 use crate::volume::Volume;
 
@@ -340,16 +340,25 @@ impl Ingest {
         if whole.bytes > bounds.max_body {
             return Err(too_large(bounds));
         }
-        let mut ticket = whole.append(&self.shared.queue, volume).map_err(refused)?;
+        let (mut ticket, seen) = whole.append(&self.shared.queue).map_err(refused)?;
         // A queue in memory acknowledges most batches at once. Such a batch needs no timer.
-        if let Some(acknowledged) = ticket.acknowledged().now_or_never() {
-            return acknowledged.map(|()| events).map_err(refused);
-        }
+        let at_once = ticket.acknowledged().now_or_never();
+        let acknowledged = match at_once {
+            Some(acknowledged) => acknowledged.map_err(refused),
+            None => self.wait_for(&mut ticket, bounds).await,
+        };
+        acknowledged?;
+        self.shared.volume.count(seen);
+        Ok(events)
+    }
+
+    /// Waits until the events of a ticket are acknowledged.
+    async fn wait_for(&self, ticket: &mut Ticket, bounds: &Bounds) -> Result<(), Refusal> {
         let deadline = Instant::now() + bounds.delivered_timeout;
         tokio::select! {
             biased;
             acknowledged = timeout_at(deadline, ticket.acknowledged()) => match acknowledged {
-                Ok(acknowledged) => acknowledged.map(|()| events).map_err(refused),
+                Ok(acknowledged) => acknowledged.map_err(refused),
                 Err(_) => Err(too_late(bounds)),
             },
             () = self.shared.cut.cancelled() => Err(shutting_down()),

@@ -163,14 +163,13 @@ impl Whole {
         Self { events, bytes, seen, batch: Batch::Memory(batch) }
     }
 
-    /// Appends the lines to the queue, and counts them in `volume`. Returns the ticket, with which
-    /// the request waits until the events are acknowledged.
-    pub(super) fn append(self, queue: &Queue, volume: &Volume) -> Result<Ticket, Refused> {
+    /// Appends the lines to the queue. Returns the ticket, with which the request waits until the
+    /// events are acknowledged, and what then counts for the volume by cause.
+    pub(super) fn append(self, queue: &Queue) -> Result<(Ticket, Seen), Refused> {
         let ticket = match self.batch {
             Batch::Memory(append) => queue.append(append),
             Batch::Disk(incoming, levels) => queue.append_incoming(incoming, levels),
         }?;
-        volume.count(self.seen);
-        Ok(ticket)
+        Ok((ticket, self.seen))
     }
 }

@@ -64,6 +64,25 @@ fn at_a_low_rate_every_event_counts_and_the_figures_are_exact() {
     relay.finish(Backlog::Empty);
 }
 
+/// Method: the consumer is away, and senders wait for its acknowledgement: their batch is answered
+/// 503, and no output has begun to send it.
+#[test]
+fn a_batch_that_is_not_accepted_counts_for_nobody() {
+    let mut sink = HttpSink::accepting();
+    sink.close();
+    let queue = "[queue]\nacknowledge = \"delivered\"\ndelivered_timeout = \"200ms\"\n";
+    let more = "batch = { max_events = 1 }\nconcurrency = 1\n";
+    let relay = Relay::start(&format!("{BASE}{}{queue}", sink.output("o", more)));
+    for _ in 0..3 {
+        assert_eq!(relay.post(&batch("alice", 50, 100)).status, 503);
+    }
+    assert_eq!(volume(&relay)["1h"]["events"], 0);
+    sink.reopen();
+    wait_until("the consumer", PATIENCE, || relay.post(&batch("alice", 2, 100)).status == 200);
+    assert_eq!(volume(&relay)["1h"]["events"], 2);
+    relay.finish(Backlog::Empty);
+}
+
 /// The two relays of a cluster are added up. A relay that does not count is an error, and not a
 /// smaller sum.
 #[test]
