@@ -9,6 +9,7 @@ mod verify;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, UNIX_EPOCH};
 
 use rustls::client::WebPkiServerVerifier;
 use rustls::crypto::CryptoProvider;
@@ -21,6 +22,7 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use verify::{Clients, Servers};
 
+use crate::audit::time::rfc3339;
 use crate::config::{ClientTls, ListenerTls, TlsVersion};
 use crate::named_file;
 
@@ -131,6 +133,15 @@ pub fn handshake_error(error: &io::Error) -> String {
         Some(rustls::Error::InvalidCertificate(CertificateError::Other(other))) => {
             format!("invalid peer certificate: {}", certificate_fault(other))
         }
+        // rustls counts seconds since 1970 and until now: the text would be another each time.
+        Some(rustls::Error::InvalidCertificate(CertificateError::ExpiredContext {
+            not_after,
+            ..
+        })) => format!("its certificate has expired, on {}", day(*not_after)),
+        Some(rustls::Error::InvalidCertificate(CertificateError::NotValidYetContext {
+            not_before,
+            ..
+        })) => format!("its certificate is not valid before {}", day(*not_before)),
         Some(rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer)) => format!(
             "{error}: it is from a CA that the relay does not know; tls.ca names a file with the CA"
         ),
@@ -143,6 +154,23 @@ pub fn handshake_error(error: &io::Error) -> String {
              speak TLS"
         ),
         Some(_) | None => error.to_string(),
+    }
+}
+
+/// Returns a day as text.
+fn day(time: UnixTime) -> String {
+    let time = UNIX_EPOCH.checked_add(Duration::from_secs(time.as_secs()));
+    time.map_or_else(String::new, |time| rfc3339(time).chars().take("yyyy-mm-dd".len()).collect())
+}
+
+/// Returns the end of the validity of the server's certificate, in seconds since 1970, if this
+/// error of a handshake says that the certificate has expired.
+pub fn expired(error: &io::Error) -> Option<i64> {
+    match error.get_ref()?.downcast_ref::<rustls::Error>()? {
+        rustls::Error::InvalidCertificate(CertificateError::ExpiredContext {
+            not_after, ..
+        }) => not_after.as_secs().try_into().ok(),
+        _ => None,
     }
 }
 

@@ -75,7 +75,8 @@ impl Tls {
         deadline: Instant,
     ) -> Result<TlsStream<T>, Failure> {
         let client = self.current.load_full().ok_or_else(|| failed(at, "no usable settings"))?;
-        let stream = handshake(&client, at, stream, deadline).await?;
+        let expired = |not_after| self.expiry.set("server", Some(not_after));
+        let stream = shake_hands(&client, at, stream, deadline, expired).await?;
         let peer = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
         self.expiry.set("server", peer.and_then(tls::not_after));
         Ok(stream)
@@ -94,11 +95,28 @@ pub(in crate::output) async fn handshake<T: AsyncRead + AsyncWrite + Unpin>(
     stream: T,
     deadline: Instant,
 ) -> Result<TlsStream<T>, Failure> {
+    shake_hands(client, at, stream, deadline, |_| {}).await
+}
+
+/// Like [`handshake`]. If the certificate of the server has expired, calls `expired` with the end
+/// of its validity.
+async fn shake_hands<T: AsyncRead + AsyncWrite + Unpin>(
+    client: &tls::Client,
+    at: &HostPort,
+    stream: T,
+    deadline: Instant,
+    expired: impl FnOnce(i64),
+) -> Result<TlsStream<T>, Failure> {
     let name = client.server_name(&at.host).map_err(|error| failed(at, &error.to_string()))?;
     let connecting = TlsConnector::from(client.settings()).connect(name, stream);
     match tokio::time::timeout_at(deadline, connecting).await {
         Ok(Ok(stream)) => Ok(stream),
-        Ok(Err(error)) => Err(failed(at, &tls::handshake_error(&error))),
+        Ok(Err(error)) => {
+            if let Some(not_after) = tls::expired(&error) {
+                expired(not_after);
+            }
+            Err(failed(at, &tls::handshake_error(&error)))
+        }
         Err(_) => Err(failed(at, "no answer within the connect timeout")),
     }
 }
