@@ -87,6 +87,10 @@ pub struct Intake {
     pub in_flight_bytes: u64,
     /// Events accepted since the start.
     pub accepted_events: u64,
+    /// Events accepted in each second, over the last minute; `None` from an older relay.
+    pub accepted_events_per_second: Option<f64>,
+    /// Bytes of bodies in each second, over the last minute; `None` from an older relay.
+    pub received_bytes_per_second: Option<f64>,
     /// The age of the last accepted batch, in seconds; `None` if there is none yet.
     pub last_event_seconds_ago: Option<f64>,
     /// Requests answered 429 in each second, over the last minute.
@@ -297,6 +301,9 @@ pub struct Health {
     pub up: bool,
     /// `true`: the config has paused the output, so that no attempts are made.
     pub paused: bool,
+    /// `true`: the output has changed between up and down again and again in the last minutes.
+    #[serde(deserialize_with = "or_default")]
+    pub unsteady: bool,
     /// The time for which attempts have been failing, in seconds; `None` while the output is up,
     /// and before the first attempt.
     pub down_seconds: Option<f64>,
@@ -333,6 +340,8 @@ pub struct Backlog {
 pub struct Counts {
     /// Events that the consumer has acknowledged since the start.
     pub delivered_events: u64,
+    /// The same in each second, over the last minute; `None` if the output is new.
+    pub delivered_events_per_second: Option<f64>,
     /// Events that the consumer said it had already.
     pub existing_events: u64,
     /// Bytes sent, repetitions included.

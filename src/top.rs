@@ -8,11 +8,10 @@
 //!
 //! | floor | files | what they know |
 //! |---|---|---|
-//! | 1 | `rates` `volume` | events and bytes in each second, from the last answers · the table of `--by` |
+//! | 1 | `volume` | the table of `--by` |
 //! | 2 | `view` | the newest answers, and the choices of the reader |
 //! | 3 | `screen` | the parts of the screen |
 
-mod rates;
 mod screen;
 mod view;
 mod volume;

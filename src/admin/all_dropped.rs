@@ -8,6 +8,12 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use crate::status::thresholds::ALL_DROPPED;
+
+/// The shortest time between two log lines about the same output. A narrow filter drops everything
+/// again and again.
+const QUIET: Duration = Duration::from_secs(3600);
+
 /// After this time without a dropped event, it is unknown what the filter does.
 const PAUSE: Duration = Duration::from_secs(60);
 
@@ -20,6 +26,8 @@ pub(super) struct AllDropped {
     since: Option<Instant>,
     /// The last sample in which events were dropped.
     last: Option<Instant>,
+    /// The time of the last log line; `None` if there was none.
+    told: Option<Instant>,
 }
 
 impl AllDropped {
@@ -41,6 +49,16 @@ impl AllDropped {
     /// Returns for how long the filter has dropped every event; `None` if it does not.
     pub(super) fn lasts(&self) -> Option<Duration> {
         Some(self.last?.saturating_duration_since(self.since?))
+    }
+
+    /// Returns `true` if the log has to say now that the filter drops every event.
+    pub(super) fn tell(&mut self, now: Instant) -> bool {
+        let is_long = self.lasts().is_some_and(|lasts| lasts.as_secs_f64() >= ALL_DROPPED);
+        let is_quiet = self.told.is_some_and(|told| now.saturating_duration_since(told) < QUIET);
+        if is_long && !is_quiet {
+            self.told = Some(now);
+        }
+        is_long && !is_quiet
     }
 }
 
@@ -70,5 +88,17 @@ mod tests {
             dropped.add(now + later, delivered, 131.0, waits);
             assert_eq!(dropped.lasts(), None, "{delivered} {waits} {later:?}");
         }
+    }
+    #[test]
+    fn the_log_says_after_five_minutes_that_everything_is_dropped_and_once_in_an_hour() {
+        let (mut now, mut dropped, mut told) = (Instant::now(), AllDropped::default(), Vec::new());
+        for step in 0..800_u32 {
+            now += STEP;
+            // An event passes after 20 minutes.
+            let delivered = if step < 120 { 0.0 } else { 1.0 };
+            dropped.add(now, delivered, f64::from(step), false);
+            told.extend(dropped.tell(now).then_some(step));
+        }
+        assert_eq!(told, [31, 391, 751]);
     }
 }

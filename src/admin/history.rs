@@ -3,8 +3,8 @@
 //! it.
 //!
 //! Memory: 2,880 bytes for each line of 360 numbers. The relay itself has 8 lines, and each output
-//! has 6: with 20 outputs that is 369 kB, and with 200 outputs 3.5 MB. An output that leaves the
-//! config leaves the history too.
+//! has 6: with 20 outputs that is 369 kB, and with 200 outputs 3.5 MB. The last minute adds 400
+//! bytes to each. An output that leaves the config leaves the history too.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::RangeInclusive;
@@ -27,7 +27,7 @@ const POINTS: usize = 360;
 /// The greatest number of reloads that the history keeps. The oldest ones go first.
 const RELOADS_MAX: usize = 100;
 
-/// The number of steps in the last minute, for the rates of [`LastMinute`].
+/// The number of steps in the last minute, for the rates of [`Minute`].
 const MINUTE_STEPS: usize = 6;
 
 /// The number of points by which an output's backlog and lag must have grown to count as growing:
@@ -71,12 +71,6 @@ const NEEDED: usize = 5;
 /// burst would look like a trend.
 const GROWTH_POINTS: (u64, u64) = (7, 31);
 
-/// The index, in [`Sample::counters`], of the requests that were refused with 429.
-const REFUSED_429: usize = 2;
-
-/// The index, in [`Sample::counters`], of the lost events.
-const LOST: usize = 3;
-
 /// The values of the relay at one moment.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub(super) struct Sample {
@@ -100,15 +94,6 @@ pub(super) struct OutputSample {
     pub(super) states: [f64; 2],
     /// Events that the filter has dropped since the start.
     pub(super) dropped: f64,
-}
-
-/// Rates over the last minute.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct LastMinute {
-    /// Requests that were refused with 429, for each second.
-    pub(super) refused_429: f64,
-    /// Events that were lost, for each second.
-    pub(super) lost: f64,
 }
 
 /// The time by which a sample may come before the end of its step. Samples are usually some
@@ -141,15 +126,46 @@ struct Hour {
     lines: Lines<{ LINES.len() }>,
     outputs: BTreeMap<String, OutputHour>,
     reloads: VecDeque<(Instant, bool)>,
-    /// The counters of the last samples, for the rates of the last minute, the oldest first. In the
-    /// first minute, the oldest entry is the start of the process.
-    minute: VecDeque<(Instant, [f64; 4])>,
+    minute: Minute,
+    /// The start of the process.
+    started: Instant,
 }
 
 struct OutputHour {
     lines: Lines<{ OUTPUT_LINES.len() }>,
     before: Option<[f64; 4]>,
+    minute: Minute,
     all_dropped: AllDropped,
+}
+
+/// The counters of the last samples, for rates over the last minute, the oldest first. In the first
+/// minute, the oldest entry is the start of the process, or the first sample of the output.
+struct Minute(VecDeque<(Instant, [f64; 4])>);
+
+impl Minute {
+    /// Makes the minute of a process that starts now, and has counted nothing yet.
+    fn new(now: Instant) -> Self {
+        Self(VecDeque::from([(now, [0.0; 4])]))
+    }
+
+    fn add(&mut self, now: Instant, counters: [f64; 4]) {
+        self.0.push_back((now, counters));
+        // A minute has one sample more than steps. One more sample is kept, so that the oldest is
+        // at least a minute old although samples may come a little early.
+        while self.0.len() > MINUTE_STEPS + 2 {
+            self.0.pop_front();
+        }
+    }
+
+    /// Returns the rates over the last minute. `counters` are those of the moment `now`.
+    fn rates(&self, now: Instant, counters: &[f64; 4]) -> [f64; 4] {
+        let minute = steps(MINUTE_STEPS as u64);
+        let is_old = |(at, _): &&(Instant, [f64; 4])| now.duration_since(*at) >= minute;
+        let old = self.0.iter().rev().find(is_old).or(self.0.front());
+        let (at, before) = old.copied().unwrap_or((now, *counters));
+        // Right after the start, a single event would give an absurdly high rate.
+        rates(&before, counters, now.duration_since(at).max(STEP))
+    }
 }
 
 /// The rings of several lines.
@@ -206,13 +222,19 @@ impl History {
             lines: Lines::new(),
             outputs: BTreeMap::new(),
             reloads: VecDeque::new(),
-            minute: VecDeque::from([(now, [0.0; 4])]),
+            minute: Minute::new(now),
+            started: now,
         }))
     }
 
-    /// Adds the sample of the moment `now`.
-    pub(super) fn add(&self, now: Instant, sample: &Sample) {
-        lock(&self.0).add(now, sample);
+    /// Adds the sample of the moment `now`. Returns the outputs of which the log has to say now
+    /// that their filters drop every event.
+    pub(super) fn add(&self, now: Instant, sample: &Sample) -> Vec<String> {
+        let mut hour = lock(&self.0);
+        hour.add(now, sample);
+        let outputs = hour.outputs.iter_mut();
+        let told = outputs.filter_map(|(name, it)| it.all_dropped.tell(now).then(|| name.clone()));
+        told.collect()
     }
 
     /// Removes all outputs but those with these names.
@@ -229,18 +251,21 @@ impl History {
         hour.reloads.push_back((now, success));
     }
 
-    /// Returns the rates over the last minute. `counters` are those of the moment `now`. In the
-    /// first minute of the process, returns the rates since its start.
-    pub(super) fn last_minute(&self, now: Instant, counters: &[f64; 4]) -> LastMinute {
+    /// Returns the rates of [`Sample::counters`] over the last minute. `counters` are those of the
+    /// moment `now`. In the first minute of the process, returns the rates since its start.
+    pub(super) fn last_minute(&self, now: Instant, counters: &[f64; 4]) -> [f64; 4] {
+        lock(&self.0).minute.rates(now, counters)
+    }
+
+    /// Returns the rates of [`OutputSample::counters`] of this output over the last minute, or
+    /// since it was there; NaN if it is so new that there is no sample of it.
+    pub(super) fn last_minute_of(&self, name: &str, now: Instant, now_has: &[f64; 4]) -> [f64; 4] {
         let hour = lock(&self.0);
-        let minute = steps(MINUTE_STEPS as u64);
-        let is_old = |(at, _): &&(Instant, [f64; 4])| now.duration_since(*at) >= minute;
-        let old = hour.minute.iter().rev().find(is_old).or(hour.minute.front());
-        let (at, before) = old.copied().unwrap_or((now, *counters));
-        // Right after the start, a single loss would give an absurdly high rate.
-        let elapsed = now.duration_since(at).max(STEP);
-        let rates = rates(&before, counters, elapsed);
-        LastMinute { refused_429: rates[REFUSED_429], lost: rates[LOST] }
+        match hour.outputs.get(name) {
+            Some(output) => output.minute.rates(now, now_has),
+            None if hour.last == 0 => Minute::new(hour.started).rates(now, now_has),
+            None => [f64::NAN; 4],
+        }
     }
 
     /// Returns `true` if the backlog and the lag of this output have grown through the last two
@@ -376,7 +401,7 @@ impl Hour {
         let begun = *self.begun.get_or_insert(now);
         let steps = (now.saturating_duration_since(begun) + EARLY).as_secs() / STEP.as_secs();
         let before = self.before.replace((now, sample.counters));
-        self.note_minute(now, sample.counters);
+        self.minute.add(now, sample.counters);
         if steps > self.last {
             self.skip(steps);
             // After a pause of the machine, the step of each change is unknown.
@@ -399,6 +424,7 @@ impl Hour {
         for (name, output) in &sample.outputs {
             let hour = self.output(name);
             hour.before = Some(output.counters);
+            hour.minute.add(now, output.counters);
             let [delivered, waits] = [output.counters[0], output.states[0]];
             hour.all_dropped.add(now, delivered, output.dropped, waits > 0.0);
         }
@@ -408,9 +434,14 @@ impl Hour {
 
     /// Returns the hour of an output. Makes it if it does not exist yet.
     fn output(&mut self, name: &str) -> &mut OutputHour {
-        let new =
-            || OutputHour { lines: Lines::new(), before: None, all_dropped: AllDropped::default() };
-        self.outputs.entry(name.to_owned()).or_insert_with(new)
+        // An output of the first samples was there since the start, and has counted from 0.
+        let since_start = (self.last <= 1).then(|| Minute::new(self.started));
+        self.outputs.entry(name.to_owned()).or_insert_with(|| OutputHour {
+            lines: Lines::new(),
+            before: None,
+            minute: since_start.unwrap_or(Minute(VecDeque::new())),
+            all_dropped: AllDropped::default(),
+        })
     }
 
     /// Removes the points of the hour before: those at the places of the steps after the last one,
@@ -422,15 +453,6 @@ impl Hour {
             for output in self.outputs.values_mut() {
                 output.lines.set(step, [f64::NAN; OUTPUT_LINES.len()]);
             }
-        }
-    }
-
-    fn note_minute(&mut self, now: Instant, counters: [f64; 4]) {
-        self.minute.push_back((now, counters));
-        // A minute has one sample more than steps. One more sample is kept, so that the oldest is
-        // at least a minute old although samples may come a little early.
-        while self.minute.len() > MINUTE_STEPS + 2 {
-            self.minute.pop_front();
         }
     }
 }

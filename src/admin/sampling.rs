@@ -32,6 +32,20 @@ impl Admin {
         .map(|count| count as f64)
     }
 
+    /// Returns the counts since the start of one output whose rates are lines of the history:
+    /// delivered events, sent bytes, failed attempts, lost events.
+    #[allow(clippy::cast_precision_loss, reason = "counts are below 2^53")]
+    pub(super) fn output_counters(&self, name: &str) -> [f64; 4] {
+        let metrics = self.telemetry.output(name);
+        [
+            metrics.events.get(),
+            metrics.bytes.get(),
+            metrics.errors.counts().into_iter().map(|(_, count)| count).sum(),
+            metrics.lost.get(),
+        ]
+        .map(|count| count as f64)
+    }
+
     /// Adds a sample to the history each ten seconds, until `stop` is cancelled. One task of the
     /// relay runs this loop. A step in which the machine was paused is left out.
     pub async fn keep_history(self: Arc<Self>, stop: CancellationToken) {
@@ -41,8 +55,11 @@ impl Admin {
             let (admin, now) = (Arc::clone(&self), Instant::now());
             let sampled =
                 tokio::task::spawn_blocking(move || admin.history.add(now, &admin.sample())).await;
-            if let Err(error) = sampled {
-                tracing::error!(%error, "no sample for /status/history");
+            match sampled {
+                Ok(all_dropped) => all_dropped.iter().for_each(|output| {
+                    tracing::warn!(output, "the filter has dropped every event for five minutes");
+                }),
+                Err(error) => tracing::error!(%error, "no sample for /status/history"),
             }
         }
     }
@@ -57,13 +74,7 @@ impl Admin {
             let backlog = backlogs.iter().find(|(of, _)| *of == name);
             let backlog = backlog.map(|(_, backlog)| *backlog).unwrap_or_default();
             let metrics = self.telemetry.output(&name);
-            let counts = [
-                metrics.events.get(),
-                metrics.bytes.get(),
-                metrics.errors.counts().into_iter().map(|(_, count)| count).sum(),
-                metrics.lost.get(),
-            ];
-            let counters = counts.map(|count| count as f64);
+            let counters = self.output_counters(&name);
             let states = [backlog.events as f64, backlog.lag];
             let dropped = metrics.fates.filtered.dropped.get() as f64;
             (name, OutputSample { counters, states, dropped })

@@ -8,7 +8,6 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::history::LastMinute;
 use super::{Admin, Listener, Output};
 use crate::config::Restrict;
 use crate::delivery::{AddressState, ParkedEvents};
@@ -35,7 +34,7 @@ impl Admin {
         let ago = |time: f64| (now - time).max(0.0);
         let shown = self.shown.load();
         let settings = shown.queue.as_ref();
-        let LastMinute { refused_429, lost } =
+        let [accepted, received, refused_429, lost] =
             self.history.last_minute(Instant::now(), &self.counters());
         json!({
             "version": release::VERSION,
@@ -55,6 +54,8 @@ impl Admin {
             "last_lost_seconds_ago": seconds(metrics.reports().any_lost_ago()),
             "dead_letters_dropped_events": metrics.dead_letters_dropped().events.get(),
             "accepted_events": queue.accepted.events.get(),
+            "accepted_events_per_second": accepted,
+            "received_bytes_per_second": received,
             "last_event_seconds_ago": queue.accepted.last.time().map(ago),
             "in_flight_bytes": metrics.in_flight().count(),
             "log_dropped_lines": telemetry::dropped_lines(),
@@ -169,6 +170,9 @@ impl Admin {
         let (name, snapshot) = (&output.name, output.status.snapshot());
         let metrics = self.telemetry.output(name);
         let [p50, p99] = quantiles(metrics.quantiles());
+        let [delivered, sent, _, lost] =
+            self.history.last_minute_of(name, Instant::now(), &self.output_counters(name));
+        let unsteady = snapshot.is_unsteady();
         let (last_error, failed) = snapshot.last_error.unzip();
         let wait = |at: Instant| at.saturating_duration_since(Instant::now());
         json!({
@@ -179,6 +183,7 @@ impl Admin {
             "strategy": output.status.strategy(),
             "up": snapshot.up,
             "paused": output.status.paused,
+            "unsteady": unsteady,
             "down_seconds": seconds(snapshot.down_since.map(|at| at.elapsed())),
             "keeps_events": !snapshot.may_lose,
             "backlog_events": backlog.events,
@@ -188,14 +193,17 @@ impl Admin {
             "growing": self.history.is_growing(name, backlog.events, held(output.lag_max)),
             "all_dropped_seconds": seconds(self.history.all_dropped(name)),
             "delivered_events": metrics.events.get(),
+            "delivered_events_per_second": delivered,
             "existing_events": metrics.existing.get(),
             "filtered": counted(metrics.fates.filtered.counts()),
             "sent_bytes": metrics.bytes.get(),
+            "sent_bytes_per_second": sent,
             "latency_p50_seconds": p50,
             "latency_p99_seconds": p99,
             "retries": metrics.retries.get(),
             "errors": counted_if_any(metrics.errors.counts()),
             "lost_events": metrics.lost.get(),
+            "lost_events_per_second": lost,
             "last_lost_seconds_ago": seconds(self.telemetry.reports().lost_ago(name)),
             "dead_letter_events": metrics.fates.dead_letters.get(),
             "last_error": last_error,

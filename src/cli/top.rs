@@ -40,9 +40,6 @@ const HISTORY: Duration = Duration::from_secs(10);
 /// The shortest and the longest interval between two questions.
 const INTERVAL: (Duration, Duration) = (Duration::from_millis(500), Duration::from_secs(60));
 
-/// The time between the two answers from which `--once` computes rates.
-const BETWEEN: Duration = Duration::from_secs(1);
-
 /// The time after which the screen is drawn again without a key or an answer.
 const REDRAW: Duration = Duration::from_secs(1);
 
@@ -135,14 +132,10 @@ fn base(url: &Url) -> String {
 fn once(url: &Url, by: Option<&str>) -> Result<(), u8> {
     let failed = |error: String| failed(format_args!("{url}: {}", escape::message(&error)));
     let mut view = View::new(&base(url), true);
-    let (first, second, earlier) = healthcheck::block_on(async {
-        let first = answer(url).await?;
-        tokio::time::sleep(BETWEEN).await;
-        Ok((first, answer(url).await?, earlier(url, by).await))
-    })?
-    .map_err(failed)?;
-    view.answered(first);
-    view.answered(second);
+    let (status, earlier) =
+        healthcheck::block_on(async { Ok((answer(url).await?, earlier(url, by).await)) })?
+            .map_err(failed)?;
+    view.answered(status);
     match earlier {
         Some(Message::History(history)) => view.remembered(history.map(|it| *it)),
         Some(Message::Volume(table)) => view.counted(table),

@@ -21,6 +21,13 @@ const REMIND: Duration = Duration::from_secs(60);
 /// goes up and down.
 const QUIET: Duration = Duration::from_secs(10);
 
+/// After this many changes between up and down, each within [`STEADY`] of the one before, an output
+/// is unsteady. A consumer that restarts twice makes four.
+const TURNS: u32 = 5;
+
+/// An output that keeps its state for this time is steady again.
+const STEADY: Duration = Duration::from_secs(120);
+
 /// The health of one output. Counts failed attempts, writes the log lines about the output, and
 /// keeps [`Status`] current. The delivery loop owns this value.
 pub(super) struct Health {
@@ -70,6 +77,9 @@ pub struct Snapshot {
     /// The moment of the first failed attempt since the output was last up; `None` while the output
     /// is up, and before the first attempt.
     pub down_since: Option<Instant>,
+    /// The number of changes between up and down of which each came within [`STEADY`] of the one
+    /// before it, and the moment of the last one; `None` before the first.
+    turns: Option<(u32, Instant)>,
     /// The moment of the next attempt; `None` while no next attempt is planned.
     pub next_attempt: Option<Instant>,
     /// `true` if events may be lost while the output is down, because they become too old or the
@@ -105,6 +115,18 @@ impl Snapshot {
     /// Notes the error and the moment of a failed attempt.
     fn failed(&mut self, failure: &Failure) {
         self.last_error = Some((failure.message.clone(), Instant::now()));
+    }
+
+    /// Notes that the output is up and was down, or the other way round.
+    fn turned(&mut self) {
+        let lately = self.turns.filter(|(_, at)| at.elapsed() < STEADY);
+        self.turns = Some((lately.map_or(1, |(turns, _)| turns.saturating_add(1)), Instant::now()));
+    }
+
+    /// Returns `true` if the output fails and works again, in turn: its state at a single moment
+    /// says little then.
+    pub fn is_unsteady(&self) -> bool {
+        self.turns.is_some_and(|(turns, at)| turns >= TURNS && at.elapsed() < STEADY)
     }
 }
 
@@ -206,6 +228,9 @@ impl Health {
         }
         self.metrics.up.set(1.0);
         let mut status = lock(&self.status.state);
+        if since.is_some() {
+            status.turned();
+        }
         status.up = true;
         status.down_since = None;
         status.next_attempt = None;
@@ -244,6 +269,9 @@ impl Health {
         let since = *self.down.get_or_insert(now);
         let is_kept = self.keeps_events();
         let mut status = lock(&self.status.state);
+        if status.up {
+            status.turned();
+        }
         status.up = false;
         status.may_lose = !is_kept;
         status.down_since = Some(since);

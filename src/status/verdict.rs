@@ -39,6 +39,9 @@ pub struct Finding {
     pub text: String,
     /// The action that an operator can take; `None` if none is needed.
     pub advice: Option<String>,
+    /// The address of the runbook that `advice` names at its end; `None` if it names none.
+    #[serde(default)]
+    pub runbook: Option<String>,
 }
 
 /// The judgement of the whole relay.
@@ -58,6 +61,10 @@ pub const ON_TRIAL: &str = "back, on trial";
 /// The subject of a finding about events that senders have given up, so that the relay never got
 /// them.
 pub const SENDERS: &str = "senders";
+
+/// The pages about the alerts, to which `runbook_url` of the shipped rules leads, too.
+const RUNBOOKS: &str =
+    "https://github.com/kube-audit-forwarder/kube-audit-forwarder/blob/main/docs/runbooks";
 
 /// The cause of refused connections, and the advice.
 const AT_LIMIT: &str = "limits.max_connections is reached";
@@ -92,8 +99,11 @@ struct Findings(Vec<Finding>);
 
 impl Findings {
     fn add(&mut self, state: State, about: &str, text: impl Into<String>, advice: &str) {
+        let (about, text) = (about.to_owned(), text.into());
+        let page = advice.rsplit_once("Runbook: ").map(|(_, name)| name.trim_end_matches('.'));
+        let runbook = page.map(|page| format!("{RUNBOOKS}/{page}.md"));
         let advice = (!advice.is_empty()).then(|| advice.to_owned());
-        self.0.push(Finding { state, about: about.to_owned(), text: text.into(), advice });
+        self.0.push(Finding { state, about, text, advice, runbook });
     }
 }
 
@@ -130,8 +140,10 @@ pub fn judge(status: &Status) -> Verdict {
 
 /// Returns how bad the state of one output is; `None` if nothing is wrong with the output.
 pub fn trouble(it: &Output) -> Option<State> {
-    let is_bad = it.required && (is_down(it) || it.counts.lost_events > 0);
+    let is_steadily_down = is_down(it) && !it.health.unsteady;
+    let is_bad = it.required && (is_steadily_down || it.counts.lost_events > 0);
     let is_worth_a_look = is_down(it)
+        || it.health.unsteady
         || it.counts.lost_events > 0
         || is_late(it)
         || is_growing(it)
@@ -226,7 +238,9 @@ fn queue(status: &Status, found: &mut Findings) {
             its events for about four minutes. Runbook: KubeAuditForwarderDiskRefused.";
         found.add(State::Bad, "queue", text, advice);
     }
-    let full_soon = queue.full_in().is_some_and(|seconds| seconds < FULL_WITHIN);
+    // A queue that stores nothing does not fill up.
+    let full_in = queue.full_in().filter(|_| queue.fault.is_none());
+    let full_soon = full_in.is_some_and(|seconds| seconds < FULL_WITHIN);
     if queue.full {
         full(status, queue, found);
     } else if queue.fill() > QUEUE_NEARLY_FULL || full_soon {
@@ -261,10 +275,11 @@ fn full(status: &Status, queue: &Queue, found: &mut Findings) {
             queue.retry_after_seconds
         ),
     };
-    let advice = format!(
-        "{} kube-apiserver keeps refused events for about four minutes.",
-        more_room(status)
-    );
+    let kept = match queue.when_full.as_str() {
+        "drop_oldest" | "drop_newest" => "",
+        _ => " kube-apiserver keeps refused events for about four minutes.",
+    };
+    let advice = format!("{}{kept} Runbook: KubeAuditForwarderQueueNearlyFull.", more_room(status));
     found.add(State::Bad, "queue", text, &advice);
 }
 
@@ -315,7 +330,12 @@ fn is_place(text: &str) -> bool {
 
 fn output(it: &Output, found: &mut Findings) {
     let about = format!("output {}", it.name);
-    if is_down(it) {
+    if it.health.unsteady {
+        let text = format!("Output {} fails and works again, in turn.", it.name);
+        let advice = "Its last error says why: the consumer may be overloaded, or fail on some of \
+            the events. Runbook: KubeAuditForwarderOutputDown.";
+        found.add(State::Warn, &about, text, advice);
+    } else if is_down(it) {
         let state = if it.required { State::Bad } else { State::Warn };
         let fate = if it.keeps_events { "its events are kept" } else { "it may lose events" };
         // The error comes first: it is what the operator acts on.
@@ -323,7 +343,9 @@ fn output(it: &Output, found: &mut Findings) {
             Some(error) => format!("{} Output {} is down; {fate}.", sentence(error), it.name),
             None => format!("Output {} is down; {fate}.", it.name),
         };
-        found.add(state, &about, text, "Runbook: KubeAuditForwarderOutputDown.");
+        let advice = "Look at the consumer and its log, and at the network to it. Runbook: \
+            KubeAuditForwarderOutputDown.";
+        found.add(state, &about, text, advice);
         return;
     }
     if it.health.paused {
@@ -336,7 +358,11 @@ fn output(it: &Output, found: &mut Findings) {
         let advice = "Take `pause` out of the config before the queue is full.";
         found.add(State::Note, &about, text, advice);
     }
-    addresses_passed_over(it, &about, found);
+    // The state of an only address changes with that of its output.
+    let is_only = it.health.unsteady && it.addresses.len() == 1;
+    if !is_only {
+        addresses_passed_over(it, &about, found);
+    }
     if is_late(it) || is_growing(it) {
         let (name, seconds) = (&it.name, it.backlog.lag_max_seconds);
         let text = match is_late(it) {
@@ -367,7 +393,9 @@ fn output(it: &Output, found: &mut Findings) {
             rejected.after_server_errors.";
         found.add(State::Warn, &about, text, advice);
     }
-    addresses_on_trial(it, &about, found);
+    if !is_only {
+        addresses_on_trial(it, &about, found);
+    }
 }
 
 fn addresses_passed_over(it: &Output, about: &str, found: &mut Findings) {
@@ -644,10 +672,14 @@ fn certificate(status: &Status, it: &Certificate, found: &mut Findings) {
         days => format!("expires in {days} days"),
     };
     let about = format!("{} {}", it.place, it.name);
-    let text = format!("The {} certificate of {about} {when}.", it.role);
-    let advice = "Replace it; the relay reads the new file by itself. Runbook: \
-        KubeAuditForwarderCertificateExpiresIn3Days.";
-    found.add(state, &about, text, advice);
+    let (whose, advice) = match (it.place.as_str(), it.role.as_str()) {
+        ("output", "server") => ("consumer's", "The operators of the consumer have to replace it."),
+        ("listener", "client") => ("sender's", "The operators of the sender have to replace it."),
+        _ => ("relay's own", "Replace it; the relay reads the new file by itself."),
+    };
+    let text = format!("The {whose} certificate at {about} {when}.");
+    let advice = format!("{advice} Runbook: KubeAuditForwarderCertificateExpiresIn3Days.");
+    found.add(state, &about, text, &advice);
 }
 
 #[cfg(test)]
@@ -721,6 +753,22 @@ mod tests {
             status["outputs"][0]["keeps_events"] = json!(false);
             status["outputs"][0]["down_seconds"] = json!(3.0);
         });
+    }
+
+    #[test]
+    fn an_output_that_fails_and_works_again_in_turn_has_one_state_in_both_phases() {
+        let phase = |up: bool| {
+            judged(|status| {
+                let output = &mut status["outputs"][0];
+                output["unsteady"] = json!(true);
+                output["up"] = json!(up);
+                output["down_seconds"] = json!((!up).then_some(3.0));
+                output["addresses"] = json!([{ "state": if up { "up" } else { "down" } }]);
+            })
+        };
+        assert_eq!(phase(true), phase(false));
+        assert_eq!(phase(true).state, State::Warn);
+        assert_eq!(phase(true).text, "Output siem fails and works again, in turn.");
     }
 
     #[test]
@@ -852,6 +900,11 @@ mod tests {
         assert_headline(State::Good, "works", filling(101, 0.2));
         assert_headline(State::Good, "works", filling(700, -1.0));
         assert_headline(State::Bad, "nearly full", filling(801, -1.0));
+        let verdict = judged(|status| {
+            filling(101, 0.3)(status);
+            status["queue"]["fault"] = json!("Read-only file system");
+        });
+        assert_eq!(verdict.findings.len(), 1, "a queue that stores nothing fills up: {verdict:?}");
     }
 
     #[test]
@@ -879,6 +932,12 @@ mod tests {
                 status["queue"]["bytes"] = json!(950);
                 status["queue"]["when_full"] = json!(setting);
             });
+            let verdict = judged(|status| {
+                status["queue"]["full"] = json!(true);
+                status["queue"]["when_full"] = json!(setting);
+            });
+            let is_kept = verdict.findings[0].advice.as_deref().unwrap().contains("keeps refused");
+            assert_eq!(is_kept, setting == "reject");
         }
         assert_headline(State::Bad, "a moment ago", |status| {
             status["queue"]["full"] = json!(true);
@@ -976,13 +1035,46 @@ mod tests {
             (15.0, State::Good, "works"),
             (13.5, State::Warn, "expires in 13 days"),
             (1.5, State::Bad, "expires in 1 day."),
-            (-1.0, State::Bad, "has expired"),
+            (-1.0, State::Bad, "The consumer's certificate at output siem has expired."),
         ] {
             assert_headline(state, words, |status| {
                 status["certificates"] = json!([{ "place": "output", "name": "siem",
                     "role": "server", "not_after_seconds": 1_000_000.0 + days * DAY }]);
             });
         }
+    }
+
+    #[test]
+    fn only_a_certificate_of_the_relay_is_replaced_here() {
+        for (place, role, words) in [
+            ("output", "client", "the relay reads the new file"),
+            ("output", "server", "operators of the consumer"),
+            ("listener", "server", "the relay reads the new file"),
+            ("listener", "client", "operators of the sender"),
+        ] {
+            let verdict = judged(|status| {
+                status["certificates"] = json!([{ "place": place, "name": "siem", "role": role,
+                    "not_after_seconds": 0.0 }]);
+            });
+            let advice = verdict.findings[0].advice.as_deref().unwrap();
+            assert!(advice.starts_with(if words.starts_with("the") { "Repl" } else { "The" }));
+            assert!(advice.contains(words), "{advice}");
+        }
+    }
+
+    /// A runbook's name alone is no advice.
+    #[test]
+    fn advice_is_a_sentence_and_a_runbook_has_an_address() {
+        let source = include_str!("verdict.rs").split("mod tests").next().unwrap();
+        assert!(!source.contains("\"Runbook: Kube"), "an advice is only the name of a runbook");
+        let verdict = judged(|status| {
+            status["outputs"][0]["up"] = json!(false);
+            status["outputs"][0]["down_seconds"] = json!(3.0);
+        });
+        let page = verdict.findings[0].runbook.as_deref().unwrap();
+        assert!(page.ends_with("/docs/runbooks/KubeAuditForwarderOutputDown.md"), "{page}");
+        let rules = include_str!("../../deploy/monitoring/rules.yaml");
+        assert!(rules.contains(&format!("runbook_url: {page}\n")));
     }
 
     #[test]

@@ -12,7 +12,6 @@ use ratatui::symbols::Marker;
 use ratatui::text::{Line, Span};
 use ratatui::widgets::{Axis, Cell, Chart, Dataset, GraphType, Paragraph, Row, Table, TableState};
 
-use super::rates::Rate;
 use super::view::View;
 use crate::status::verdict::State;
 use crate::status::{Address, Evidence, History, Output, Status, verdict};
@@ -76,7 +75,7 @@ pub fn draw(view: &View, frame: &mut Frame<'_>) {
         return;
     }
     let top = head(view, status, area.width, area.height / 3);
-    let flow = flow(view, status, area.width);
+    let flow = flow(status, area.width);
     if let Some(table) = &view.volume {
         let table = [""].into_iter().chain(table.iter().map(String::as_str)).map(Line::from);
         let all: Vec<_> = top.into_iter().chain(flow).chain(table).collect();
@@ -268,8 +267,8 @@ fn styled(text: &str, width: u16, style: Style) -> Vec<Line<'static>> {
 }
 
 /// Returns the lines about events that come in, the queue, losses, and the evidence.
-fn flow(view: &View, status: &Status, width: u16) -> Vec<Line<'static>> {
-    let mut lines = vec![incoming(view, status)];
+fn flow(status: &Status, width: u16) -> Vec<Line<'static>> {
+    let mut lines = vec![incoming(status)];
     lines.extend(queue(status, width));
     lines.push(lost(status));
     lines.extend(status.evidence.as_ref().map(evidence));
@@ -281,7 +280,7 @@ fn name(text: &'static str) -> Span<'static> {
     Span::styled(format!("{text:<8}"), QUIET)
 }
 
-fn incoming(view: &View, status: &Status) -> Line<'static> {
+fn incoming(status: &Status) -> Line<'static> {
     let last = match status.intake.last_event_seconds_ago {
         Some(seconds) => format!("last event {}", ago(seconds)),
         None => "no event since the start".to_owned(),
@@ -294,7 +293,12 @@ fn incoming(view: &View, status: &Status) -> Line<'static> {
     if connections > 0 {
         refused.push_str(&format!(" · {} connections refused", grouped(connections)));
     }
-    let events = rate_words(view.rates.accepted());
+    let intake = &status.intake;
+    let rates = intake.accepted_events_per_second.zip(intake.received_bytes_per_second);
+    let events = match rates {
+        Some((events, size)) => format!("{} events/s · {}/s", scaled(events), bytes(size)),
+        None => "– events/s".to_owned(),
+    };
     let input = format!(" · accepted {}{refused} · {last}", grouped(status.intake.accepted_events));
     Line::from(vec![name("in"), Span::styled(events, STRONG), input.into()])
 }
@@ -352,15 +356,6 @@ fn evidence(evidence: &Evidence) -> Line<'static> {
         text.push_str(&format!(" · {} {when}", message(&witness.name)));
     }
     Line::from(vec![name("evidence"), " ".into(), text.into()])
-}
-
-fn rate_words(rate: Option<Rate>) -> String {
-    match rate {
-        Some(Rate { events, bytes: size }) => {
-            format!("{} events/s · {}/s", scaled(events), bytes(size))
-        }
-        None => "– events/s".to_owned(),
-    }
 }
 
 /// Draws the last hour: events accepted in each second, and events that the slowest required output
@@ -422,6 +417,9 @@ fn ceiling(value: f64) -> f64 {
 
 /// Returns the state of an output in a few words, and how bad it is.
 fn state_words(it: &Output) -> (State, String) {
+    if it.health.unsteady {
+        return (it.trouble.unwrap_or(State::Warn), "unsteady".to_owned());
+    }
     if verdict::is_down(it) {
         let since = it.health.down_seconds.map(span).unwrap_or_default();
         return (it.trouble.unwrap_or(State::Bad), format!("down for {since}"));
@@ -477,7 +475,7 @@ fn outputs_table(view: &View, status: &Status, frame: &mut Frame<'_>, area: Rect
         _ => Constraint::Length(*width),
     });
     let rows = status.outputs.iter().map(|it| {
-        let cells = output_cells(view, it).into_iter().zip(&columns);
+        let cells = output_cells(it).into_iter().zip(&columns);
         Row::new(cells.filter(|(_, (_, _, is_shown))| *is_shown).map(|(cell, _)| cell))
     });
     let table = Table::new(rows, widths)
@@ -489,11 +487,10 @@ fn outputs_table(view: &View, status: &Status, frame: &mut Frame<'_>, area: Rect
 }
 
 /// Returns the cells of one output in all columns of the table.
-fn output_cells(view: &View, it: &Output) -> [Cell<'static>; 9] {
+fn output_cells(it: &Output) -> [Cell<'static>; 9] {
     let (state, words) = state_words(it);
     let (style, sign) = look(state);
-    let rate =
-        view.rates.delivered(&it.name).map_or_else(|| "–".to_owned(), |it| scaled(it.events));
+    let rate = it.counts.delivered_events_per_second.map_or_else(|| "–".to_owned(), scaled);
     let lag = match it.backlog.backlog_events > 0 && it.backlog.lag_seconds >= 1.0 {
         true => span(it.backlog.lag_seconds),
         false => "–".to_owned(),
@@ -633,7 +630,8 @@ fn help(frame: &mut Frame<'_>, area: Rect) {
         "",
         "The table shows outputs in trouble first: ✕ needs somebody now, ! is worth a look.",
         "",
-        "EVENTS/S  events that the consumer has acknowledged, over the last 10 s",
+        "STATE     unsteady: it fails and works again, in turn",
+        "EVENTS/S  events that the consumer has acknowledged, over the last minute",
         "BACKLOG   events that the consumer has not acknowledged yet",
         "LAG       the age of the oldest of them, from 1 s on",
         "P99       one of 100 events took longer from accepted to acknowledged, lately",

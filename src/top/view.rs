@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use super::rates::Rates;
 use crate::status::verdict::State;
 use crate::status::{History, Output, Status, verdict};
 use crate::words::escape::message;
@@ -28,7 +27,6 @@ pub struct View {
     pub(super) url: String,
     pub(super) status: Option<Status>,
     pub(super) history: Option<History>,
-    pub(super) rates: Rates,
     /// The reason why the last request had no answer; `None` if it was answered.
     pub(super) failure: Option<String>,
     /// The time since the last answer.
@@ -54,7 +52,6 @@ impl View {
             url: message(url),
             status: None,
             history: None,
-            rates: Rates::default(),
             failure: None,
             silence: Duration::ZERO,
             has_restarted: false,
@@ -93,7 +90,6 @@ impl View {
         if !status.outputs.iter().any(|it| Some(&it.name) == self.selected.as_ref()) {
             self.selected = None;
         }
-        self.rates.add(&status);
         self.status = Some(status);
         self.failure = None;
         self.silence = Duration::ZERO;

@@ -73,7 +73,7 @@ async function ask() {
   try {
     const status = await question('status');
     if (answer && answer.start_time_seconds !== status.start_time_seconds) historyDue = 0;
-    remember(status);
+    if (answer) compare(answer, status);
     [answer, answeredAt, answeredTime, failure] = [status, performance.now(), new Date(), null];
   } catch (error) {
     failure = error.name === 'TimeoutError' ? 'no answer in time' : error.message || String(error);

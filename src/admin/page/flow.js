@@ -27,7 +27,8 @@ function makeCharts() {
 function pace(queue) {
   const { capacity_bytes: capacity, needed_bytes: needed } = queue;
   const growth = queue.growth_bytes_per_second;
-  if (!growth || fillOf(queue) < 0.1 || failure) return '';
+  // A full queue, and one that stores nothing, does not get fuller or emptier at this pace.
+  if (!growth || fillOf(queue) < 0.1 || failure || queue.full || queue.fault) return '';
   const left = growth > 0 ? (capacity - needed) / growth : needed / -growth;
   if (left >= DAY) return '';
   return `${growth > 0 ? 'full' : 'empty'} in ${duration(left, true)}`;
@@ -35,9 +36,8 @@ function pace(queue) {
 
 function drawFlow(status, elapsed) {
   const { queue } = status;
-  const [events, size] = [rate((it) => it.accepted_events), rate(received)];
-  say(at('in-rate'), perSecond(events));
-  say(at('in-unit'), events === null ? '' : `events/s · ${bytes(Math.max(0, size))}/s`);
+  say(at('in-rate'), perSecond(status.accepted_events_per_second));
+  say(at('in-unit'), failure ? '' : `events/s · ${bytes(status.received_bytes_per_second)}/s`);
   const last = status.last_event_seconds_ago;
   const lastWords = last === null ? 'no event since the start'
     : `last event ${ago(last + elapsed)}`;
@@ -55,15 +55,13 @@ function drawFlow(status, elapsed) {
     : `${count(queue.events, 'event', 'events')} wait · ${bytes(queue.needed_bytes)}`);
   set(at('queue-words'), 'data-state', queue.full ? 'bad' : 'good');
 
-  const sum = (name) => (it) => it.outputs.reduce((all, one) => all + one[name], 0);
-  const [delivered, sent] = [rate(sum('delivered_events')), rate(sum('sent_bytes'))];
-  say(at('sent-rate'), perSecond(delivered));
-  say(at('sent-unit'), delivered === null ? '' : `events/s · ${bytes(Math.max(0, sent))}/s`);
+  const sum = (name) => status.outputs.reduce((all, one) => all + one[name], 0);
+  say(at('sent-rate'), perSecond(sum('delivered_events_per_second')));
+  say(at('sent-unit'), failure ? '' : `events/s · ${bytes(sum('sent_bytes_per_second'))}/s`);
   const outputs = count(status.outputs.length, 'output', 'outputs');
-  say(at('sent-words'), `${figure(sum('delivered_events')(status))} delivered by ${outputs}`);
+  say(at('sent-words'), `${figure(sum('delivered_events'))} delivered by ${outputs}`);
 
-  const lost = failure ? null : status.lost_events_per_second;
-  const refused = failure ? null : status.refused_429_per_second;
+  const { lost_events_per_second: lost, refused_429_per_second: refused } = status;
   say(at('gone-rate'), perSecond(lost));
   set(at('gone-rate'), 'data-state', lost > 0 ? 'bad' : 'good');
   say(at('gone-unit'), failure ? '' : `lost/s · ${perSecond(refused)}/s get 429`);

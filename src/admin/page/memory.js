@@ -1,10 +1,7 @@
 // --- Memory: earlier answers of the relay ------------------------------------------------------
 
-// Seconds that rates are averaged over, and the number of answers of /status that are kept.
-const WINDOW = 10, SAMPLES = 16;
 const HOUR = 3600;
 
-let samples = [];      // the last answers of /status of one run of the relay
 let restarted = null;  // when this page saw a restart
 let lines = null;      // the charts' data; see `keep`
 
@@ -12,41 +9,17 @@ function output(status, name) {
   return status.outputs.find((it) => it.name === name);
 }
 
-function received(status) {
-  return status.listeners.concat(status.sources).reduce((sum, it) => sum + it.received_bytes, 0);
-}
-
-// Another start of the relay, or a count that goes back: earlier counts can't be compared.
-function remember(status) {
-  const last = samples[samples.length - 1];
-  const isBack = (it) => {
-    const now = output(status, it.name);
-    return now && now.delivered_events < it.delivered_events;
-  };
-  const again = last && last.start_time_seconds !== status.start_time_seconds;
-  const back = last && (status.accepted_events < last.accepted_events || last.outputs.some(isBack));
-  const stood = last && status.time_seconds <= last.time_seconds;
+// Another start of the relay, or a count that goes back: the counts begin again.
+function compare(last, status) {
+  const isBack = (it) => output(status, it.name)?.delivered_events < it.delivered_events;
+  const again = last.start_time_seconds !== status.start_time_seconds;
+  const back = status.accepted_events < last.accepted_events || last.outputs.some(isBack);
   if (again || back) restarted = new Date();
-  if (again || back || stood) samples = [];
-  samples.push(status);
-  samples = samples.slice(-SAMPLES);
 }
 
-// How fast a count has grown over the last seconds; `null` if nothing can be compared. An output
-// that is new has no earlier count.
-function rate(read) {
-  if (failure || samples.length < 2) return null;
-  const newest = samples[samples.length - 1];
-  const oldest = samples.find((it) => it.time_seconds >= newest.time_seconds - WINDOW);
-  const [from, to] = [read(oldest), read(newest)];
-  const seconds = newest.time_seconds - oldest.time_seconds;
-  if (from === undefined || to === undefined || seconds <= 0) return null;
-  return (to - from) / seconds;
-}
-
-// A rate in words. It is never below 0: a count goes back only where another run begins.
+// A rate of the last minute in words. Nobody knows it while the relay does not answer.
 function perSecond(value) {
-  return value === null ? '–' : scaled(Math.max(0, value));
+  return failure || value === null ? '–' : scaled(value);
 }
 
 const COLUMNS = ['accepted_events_per_second', 'refused_429_per_second', 'lost_events_per_second',

@@ -90,7 +90,7 @@ function drawOutput(node, { it, is }, elapsed) {
   say(of('kind'), it.required ? it.type : `${it.type}, not required`);
   set(of('state'), 'data-state', is.state);
   say(of('state'), is.words);
-  say(of('rate'), perSecond(rate((status) => output(status, it.name)?.delivered_events)));
+  say(of('rate'), perSecond(it.delivered_events_per_second));
   say(of('backlog'), figure(it.backlog_events));
   const lag = lagOf(it, elapsed);
   say(of('lag'), lag < 1 ? '< 1 s' : duration(lag));
@@ -120,20 +120,20 @@ function drawDetails(of, it, is, elapsed) {
   say(of('error'), it.last_error === null ? '' : `${before}: ${errorWords(it, elapsed)}`);
   show(of('error'), it.last_error !== null);
   set(of('error'), 'data-state', isDown(it) ? 'bad' : 'good');
-  const lostRate = rate((status) => output(status, it.name)?.lost_events);
+  const lostRate = it.lost_events_per_second;
   const lastLost = it.last_lost_seconds_ago;
   const lost = [
     figure(it.lost_events),
     lastLost === null ? '' : `last ${ago(lastLost + elapsed)}`,
     lostRate > 0 ? `now ${perSecond(lostRate)}/s` : '',
   ];
-  const sent = rate((status) => output(status, it.name)?.sent_bytes);
+  const sent = it.sent_bytes_per_second;
   const lag = lagOf(it, elapsed);
   facts(of('facts'), [
     ['State', is.words, is.state],
     ['Next try', isDown(it) ? retryWords(it, elapsed).replace('next try ', '') : ''],
     ['Delivered', count(it.delivered_events, 'event', 'events')],
-    ['Sent', `${bytes(it.sent_bytes)}${sent === null ? '' : `, ${bytes(Math.max(0, sent))}/s`}`],
+    ['Sent', `${bytes(it.sent_bytes)}${sent === null || failure ? '' : `, ${bytes(sent)}/s`}`],
     ['Backlog', `${count(it.backlog_events, 'event', 'events')}, ${bytes(it.backlog_bytes)}`],
     ['Lag', `${lag < 1 ? 'below 1 s' : duration(lag)} (late above ${duration(it.lag_max_seconds)})`,
       isLate(it) ? 'warn' : 'good'],

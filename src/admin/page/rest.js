@@ -81,7 +81,9 @@ function drawCertificates(status) {
   const key = (it) => `${it.place} ${it.name} ${it.role}`;
   list(at('certificates'), 'certificate', all, key, (node, it) => {
     const days = daysLeft(status, it);
-    say(part(node, 'name'), `${it.place} ${it.name}, ${it.role}`);
+    const whose = { 'output server': 'the consumer\'s', 'listener client': 'a sender\'s' };
+    say(part(node, 'name'), `${it.place} ${it.name}, ${it.role}: ${
+      whose[`${it.place} ${it.role}`] || 'the relay\'s own'}`);
     say(part(node, 'ends'), new Date(it.not_after_seconds * 1000).toISOString().slice(0, 10));
     say(part(node, 'left'), days < 0 ? 'expired' : count(Math.floor(days), 'day', 'days'));
     set(part(node, 'left'), 'data-state', days < 3 ? 'bad' : days < 14 ? 'warn' : 'good');

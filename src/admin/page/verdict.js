@@ -45,6 +45,7 @@ function isDroppingAll(it) {
 function stateWords(it, elapsed) {
   const [bad, all] = [it.addresses.filter(isBad).length, it.addresses.length];
   const trials = it.addresses.filter(({ state }) => state === ON_TRIAL).length;
+  if (it.unsteady) return 'fails and works, in turn';
   if (isDown(it)) return `down ${duration(it.down_seconds + elapsed)}`;
   const first = isLate(it) ? 'late' : isGrowing(it) ? 'lag grows' : isWaiting(it) ? 'idle' : 'up';
   const lost = it.last_lost_seconds_ago;
@@ -67,7 +68,7 @@ function conditionOf(it, elapsed) {
 // Trouble first, of that the outputs that are down, and the rest by name.
 function byTrouble(status, elapsed) {
   const rank = ({ trouble }) => ({ bad: 0, warn: 2 }[trouble] ?? 4);
-  const place = (it) => rank(it) + (it.trouble && !isDown(it) ? 1 : 0);
+  const place = (it) => rank(it) + (it.trouble && (it.unsteady || !isDown(it)) ? 1 : 0);
   const order = (a, b) => place(a) - place(b) || (a.name < b.name ? -1 : 1);
   return [...status.outputs].sort(order).map((it) => ({ it, is: conditionOf(it, elapsed) }));
 }
@@ -140,9 +141,9 @@ function verdictOf(status) {
 const TEXTS_MAX = 4;
 function grouped(findings, headline) {
   const groups = new Map();
-  for (const { state, text, advice } of findings) {
+  for (const { state, text, advice, runbook } of findings) {
     const key = `${state} ${advice}`;
-    if (!groups.has(key)) groups.set(key, { key, state, advice: advice || '', texts: [] });
+    if (!groups.has(key)) groups.set(key, { key, state, advice: advice || '', runbook, texts: [] });
     if (text !== headline) groups.get(key).texts.push(text);
   }
   const words = (texts) => {
@@ -167,7 +168,10 @@ function drawVerdict(status, elapsed) {
   list(at('findings'), 'finding', grouped(findings, text), (it) => it.key, (node, it) => {
     set(node, 'data-state', it.state);
     say(part(node, 'words'), it.words);
-    say(part(node, 'advice'), it.advice);
+    const [advice, page] = it.runbook ? it.advice.split('Runbook: ') : [it.advice, ''];
+    say(part(node, 'advice'), advice);
+    say(part(node, 'runbook'), page ? 'Runbook' : '');
+    if (page) set(part(node, 'runbook'), 'href', it.runbook);
   });
   // A finding is read aloud when it comes, and not each time that a figure in it changes. While the
   // relay is gone, the alert says so.

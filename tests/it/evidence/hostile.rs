@@ -372,12 +372,9 @@ fn stored_lines_without_an_end_are_named_and_hide_no_fault() {
     let arguments = ["evidence", "verify", "--directory", &directory, "--key", &key];
     let arguments = [&arguments[..], &["--output", "a", "--events"]].concat();
     let (long, other) = (": a line is longer than 1024 MiB", ": most of its lines are no events");
-    for (events, why) in [
-        ("/dev/zero", long),
-        ("<(yes)", other),
-        ("<(yes '')", other),
-        ("<(yes | gzip -1)", other),
-    ] {
+    for (events, why) in
+        [("/dev/zero", long), ("<(yes)", other), ("<(yes '')", other), ("<(yes | gzip -1)", other)]
+    {
         let checked = limited_with(&arguments, events);
         checked.assert(1, &["NOT CHECKED: /dev/", why, "3 events were lost at queue: removed"]);
     }

@@ -1,6 +1,8 @@
 //! `/status` and `/status/history`, on the real relay with consumers that work, fail, are slow or
 //! away: each figure is compared with what the consumers themselves have seen.
 
+use std::collections::BTreeSet;
+
 use crate::support::lumberjack_sink::LumberjackSink;
 use crate::support::prelude::*;
 use crate::support::requests::to_http;
@@ -332,6 +334,102 @@ fn for_how_long_a_filter_has_dropped_everything_is_measured_until_it_lets_an_eve
         output(&relay)["all_dropped_seconds"].is_null()
     });
     relay.finish(Backlog::Empty);
+}
+
+/// Method: the page is opened after a single burst, so nothing but the relay can know the rates.
+#[test]
+fn a_single_answer_has_the_rates_of_the_last_minute_and_top_prints_them() {
+    let sink = HttpSink::accepting();
+    let relay = Relay::start(&to_sink(sink.address(), IN_TURN));
+    post(&relay, 0..20);
+    let status = status(&relay);
+    let output = &status["outputs"][0];
+    for (rate, count) in [
+        (&status["accepted_events_per_second"], 100.0),
+        (&output["delivered_events_per_second"], 100.0),
+        (&status["received_bytes_per_second"], 90_000.0),
+        (&output["sent_bytes_per_second"], 90_000.0),
+    ] {
+        // The rate is over ten seconds at least, and over 70 at most.
+        let rate = rate.as_f64().unwrap_or_default();
+        assert!(rate > count / 71.0, "{rate} of {count}: {status}");
+    }
+    assert!(output["delivered_events_per_second"].as_f64() <= Some(10.0), "{status}");
+    let url = format!("http://{}", relay.admin());
+    let screen = run_command(&["top", "--once", &url], Path::new("/"));
+    let screen = String::from_utf8(screen.stdout).unwrap();
+    let line = screen.lines().find(|line| line.starts_with("in ")).unwrap();
+    let rate = line.split_whitespace().nth(1).and_then(|rate| rate.parse::<f64>().ok());
+    assert!(rate > Some(1.0), "{screen}");
+    relay.finish(Backlog::Empty);
+}
+
+/// Method: a consumer answers 500 and 200 in turn. After some turns the state of the output does
+/// not follow each of them, and nobody says that events wait when none does.
+#[test]
+fn an_output_that_fails_and_works_in_turn_has_a_steady_state() {
+    let sink = HttpSink::start(|request| {
+        Answer::status(if request.number.is_multiple_of(2) { 500 } else { 200 })
+    });
+    let relay = Relay::start(&to_sink(sink.address(), IN_TURN));
+    assert_eq!(output(&relay)["unsteady"], false);
+    let steady = Value::from("Output consumer fails and works again, in turn.");
+    wait_until("several turns", PATIENCE, || {
+        post(&relay, 0..1);
+        output(&relay)["unsteady"] == true
+    });
+    let mut phases = BTreeSet::new();
+    let mut seed = 0;
+    wait_until("both phases", PATIENCE, || {
+        assert_accepted(&relay.post(&generated_batch(seed, 5, 900)), 5);
+        seed += 1;
+        for _ in 0..5 {
+            let status = status(&relay);
+            let output = &status["outputs"][0];
+            phases.insert(output["up"].as_bool());
+            assert_eq!(status["verdict"]["text"], steady, "{status}");
+            assert_eq!(output["trouble"], "warn");
+            if output["backlog_events"] == 0 {
+                assert!(!status["verdict"].to_string().contains(" is late"), "{status}");
+            }
+        }
+        phases.len() == 2
+    });
+    relay.wait_until_delivered(PATIENCE);
+    relay.finish(Backlog::Empty);
+}
+
+/// Method: the certificate of the consumer has expired. The text about it is the same at each
+/// retry, and the certificate is listed beside the relay's own.
+#[test]
+fn the_expired_certificate_of_a_consumer_is_told_without_a_number_that_changes() {
+    let certificates = Certificates::new();
+    let tls = Some(certificates.server_config(&certificates.expired_server, true));
+    let sink = HttpSink::with(Options { tls, ..Options::default() }, |_| Answer::status(200));
+    let url = format!("https://localhost:{}/", sink.address().port());
+    let client = &certificates.client;
+    let own = format!(
+        "tls = {{ ca = {:?}, certificate = {:?}, private_key = {:?} }}\n",
+        certificates.ca, client.certificate, client.key
+    );
+    let relay = Relay::start(&to_http(&[url], &own));
+    assert_accepted(&relay.post(&generated_batch(1, 1, 900)), 1);
+    let certificate = |status: &Value, role: &str| {
+        let all = status["certificates"].as_array().unwrap().clone();
+        all.into_iter().find(|it| it["role"] == role).map(|it| it["not_after_seconds"].as_f64())
+    };
+    let status = wait_for("two retries", PATIENCE, || {
+        let status = status(&relay);
+        (status["outputs"][0]["errors"]["tls"].as_u64() >= Some(2)).then_some(status)
+    });
+    let text = status["verdict"].to_string();
+    assert!(text.contains("certificate has expired, on 20"), "{text}");
+    assert!(!text.contains("UNIX") && !text.contains("seconds ago"), "{text}");
+    assert!(text.contains("operators of the consumer have to replace it"), "{text}");
+    let now = status["time_seconds"].as_f64();
+    assert!(certificate(&status, "server").unwrap() < now, "{status}");
+    assert!(certificate(&status, "client").unwrap() > now, "{status}");
+    relay.finish(Backlog::Stable);
 }
 
 /// The time after which senders have given up is longer than a test waits. The unit tests of the

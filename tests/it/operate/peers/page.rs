@@ -118,8 +118,15 @@ fn tcp(name: &str, addresses: &[SocketAddr]) -> String {
     )
 }
 
-/// Checks that nothing is wider than the window, at the widths of a desk and of a phone. The window
-/// has the width of a phone afterwards.
+/// A script that finds texts that are cut with an ellipsis and can't be read in another way.
+const CUT: &str = "
+    const isCut = (it) => getComputedStyle(it).textOverflow === 'ellipsis'
+        && it.scrollWidth > it.clientWidth + 1 && !it.closest('[title]');
+    return [...document.body.querySelectorAll('*')].filter(isCut).map((it) => it.outerHTML).join();
+";
+
+/// Checks that nothing is wider than the window, at the widths of a desk and of a phone, and that
+/// no text is cut. The window has the width of a phone afterwards.
 fn assert_fits(browser: &Browser) {
     for width in [1280, 800, 360] {
         browser.resize(width, 740);
@@ -130,6 +137,7 @@ fn assert_fits(browser: &Browser) {
         // A scroll bar takes a part of the window's width.
         assert!(wide[0].as_u64() <= Some(width.into()), "{wide}");
         assert_eq!((&wide[1], &wide[2]), (&Value::from(width), &Value::from("")), "{wide}");
+        assert_eq!(browser.run(CUT), "", "at {width}");
     }
 }
 
@@ -200,6 +208,7 @@ fn a_healthy_relay_loses_nothing_and_shows_what_flows() {
     let browser = open(&relay);
     wait_for_verdict(&browser, &relay, "good");
     wait_for_text(&browser, "#lost", "lost: 0");
+    // The page was opened a moment ago, and has asked once or twice.
     for selector in [
         "#in-rate",
         "#sent-rate",
@@ -216,6 +225,7 @@ fn a_healthy_relay_loses_nothing_and_shows_what_flows() {
         ("#facts", "up "),
         ("#facts", "acknowledges when queued"),
         ("#in-unit", "events/s · "),
+        ("#flow-title + p", "All rates are those of the last minute"),
         ("#queue-where", "of 256 MiB in memory"),
         ("#gone-unit", "lost/s · 0/s get 429"),
         ("#out-words", "2 outputs, no trouble"),
@@ -227,7 +237,7 @@ fn a_healthy_relay_loses_nothing_and_shows_what_flows() {
         ("#listeners tr:nth-child(2) th", "HTTPS, configured as 127.0.0.2:0"),
         ("#queue-facts", "reject: senders get 429 and are asked to come back after 3 to 8 s"),
         ("#queue-facts", "queued: 200 once the events are in the queue"),
-        ("#certificates", "listener 127.0.0.2:0, server"),
+        ("#certificates", "listener 127.0.0.2:0, server: the relay's own"),
         ("#certificates", "60 days"),
         ("#rejected-none", "None since the start."),
         ("#evidence-none", "Off"),
@@ -417,6 +427,15 @@ fn an_output_that_is_down_says_why_and_when_it_is_tried_again_and_recovers() {
     // The error comes first.
     wait_for_text(&browser, "#headline", ". Output logstash is down; its events are kept.");
     assert!(browser.text("#headline").starts_with("Cannot connect to "));
+    let link = browser.run("return document.querySelector('#findings a').href");
+    assert!(
+        link.as_str().unwrap().ends_with("/runbooks/KubeAuditForwarderOutputDown.md"),
+        "{link}"
+    );
+    wait_for_text(&browser, "#findings li", "Look at the consumer and its log");
+    // A desk has room for the error.
+    let width = "return document.querySelector('#outputs th.why').getBoundingClientRect().width";
+    assert!(browser.run(width).as_f64() > Some(300.0));
     // It comes first in the table, though its name does not.
     wait_for_text(&browser, "#outputs tbody:nth-of-type(1) .pill", "down ");
     assert_eq!(browser.text("#outputs tbody:nth-of-type(1) [data-is=name]"), "logstash");
@@ -530,6 +549,11 @@ fn the_page_shows_what_the_relay_judges_in_its_order_and_as_text() {
             "late",
         ),
         ("omega.trouble = 'warn'; omega.growing = true;", "warn", "lag grows"),
+        (
+            "omega.trouble = 'warn'; omega.unsteady = true; omega.up = false; omega.down_seconds = 3;",
+            "warn",
+            "fails and works, in turn",
+        ),
         // Nothing waits, so the age of the oldest event means nothing.
         ("omega.lag_seconds = 61;", "good", "up"),
         (
@@ -861,6 +885,14 @@ fn the_panel_shows_who_sends_the_bytes_or_the_events_and_fits() {
     choose("span", "24h");
     wait_for_text(&browser, "#volume-rows tr:first-child", "often");
     assert_eq!(browser.text("#volume-rows tr:first-child [data-is=share]"), "66.7 %");
+    // The last refused request and the certificates stand above the panel. A share has one line.
+    let is_above = "const top = (it) => document.querySelector(it).getBoundingClientRect().top;
+        return ['#rejected-title', '#certificates-title'].every((it) => top(it) < top('#volume'))";
+    assert_eq!(browser.run(is_above), true);
+    browser.resize(390, 740);
+    let lines = "const it = document.querySelector('#volume-rows [data-is=share]');
+        return it.getClientRects()[0].height / parseFloat(getComputedStyle(it).lineHeight)";
+    assert!(browser.run(lines).as_f64() < Some(1.5), "a share has two lines");
     assert_quiet(&browser, relay.admin());
     assert_readable(&browser);
     assert_fits(&browser);
