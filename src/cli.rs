@@ -470,6 +470,7 @@ fn run(file: Option<&Path>) -> Result<(), u8> {
         let mut problems = crate::check::files(&checked);
         problems.extend(crate::check::room(&checked));
         problems.extend(crate::check::kernel(&checked));
+        problems.extend(crate::size::memory(&checked, telemetry::memory_limit()));
         checked.with(problems).strict()
     })?;
     let Some(config) = &checked.config else {

@@ -11,7 +11,7 @@
 //! | floor | files | what they know |
 //! |---|---|---|
 //! | 1 | `measured` | the constants |
-//! | 2 | `load` | the load |
+//! | 2 | `load` `settings` | the load · what a config allows |
 //! | 3 | `plan` | the computation |
 //! | 4 | `metrics` | the load of what runs |
 
@@ -19,9 +19,11 @@ pub mod load;
 pub mod measured;
 pub mod metrics;
 pub mod plan;
+mod settings;
 
 pub use load::{Load, Place};
 pub use plan::{Figure, Plan};
+pub use settings::memory;
 
 #[cfg(test)]
 mod tests;

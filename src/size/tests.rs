@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::plan::{Resources, bytes, number};
-use super::{Load, Place, Plan, measured as m};
+use super::{Load, Place, Plan, measured as m, memory};
 use crate::{config, output};
 
 fn load() -> Load {
@@ -176,5 +176,28 @@ fn sizes_and_numbers_are_written_for_people() {
     }
     for (value, text) in [(150.0, "150"), (0.5, "0.5"), (1441.4, "1441"), (10.4, "10.4")] {
         assert_eq!(number(value), text);
+    }
+}
+
+/// Any shipped config may run in the pods of the manifests.
+#[test]
+#[cfg(feature = "kafka")]
+fn no_shipped_config_allows_more_memory_than_the_manifests_do() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+    let manifests = ["base/deployment.yaml", "overlays/durable/statefulset.yaml"];
+    for manifest in manifests.map(|it| root.join("deploy").join(it)) {
+        let text = std::fs::read_to_string(manifest).unwrap();
+        assert!(text.contains("limits:\n              memory: 512Mi\n"));
+    }
+    let examples = std::fs::read_dir(root.join("config")).unwrap().map(|it| it.unwrap().path());
+    for file in examples.chain([root.join("deploy/base/relay.toml")]) {
+        let text = std::fs::read_to_string(&file).unwrap();
+        let env = |name: &str| (name != "QUEUE_MAX_BYTES").then(|| "x".to_owned());
+        let checked = config::read_with(&text, output::TYPES, &env);
+        assert!(checked.config.is_some(), "{}: {:?}", file.display(), checked.problems);
+        let too_much = memory(&checked, Some(512 * m::MIB)).map(|it| it.message);
+        assert_eq!(too_much, None, "{}", file.display());
+        assert!(memory(&checked, Some(64 * m::MIB)).is_some(), "{}", file.display());
+        assert!(memory(&checked, None).is_none());
     }
 }
