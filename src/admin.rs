@@ -25,6 +25,7 @@ use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode, header};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -59,6 +60,9 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(30);
 /// permanently.
 const CONNECTION_TIME: Duration = Duration::from_secs(300);
 
+/// The time for which an answer to `/metrics` may be on its way before the process ends.
+const ANSWER: Duration = Duration::from_secs(1);
+
 /// The state that the admin pages (`/metrics`, `/readyz`, `/status`) show. The module `relay`
 /// shares this value with the admin server and updates it.
 pub struct Admin {
@@ -74,6 +78,8 @@ pub struct Admin {
     started: AtomicBool,
     /// `true`: the drain has begun.
     stopping: AtomicBool,
+    /// The number of requests for `/metrics`.
+    scrapes: watch::Sender<u64>,
     /// The time at which this value was made, at the start of the process. The uptime is counted
     /// from this time.
     since: Instant,
@@ -141,6 +147,7 @@ impl Admin {
             history: History::new(now),
             started: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
+            scrapes: watch::Sender::default(),
             since: now,
             host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
             evidence,
@@ -187,6 +194,17 @@ impl Admin {
     /// Notes that the drain begins: `/readyz` answers 503 from now on.
     pub fn stopping(&self) {
         self.stopping.store(true, Ordering::Relaxed);
+    }
+
+    /// Waits until `/metrics` was read once more, but not after `deadline`. Does not wait if nobody
+    /// has read it yet.
+    pub async fn scraped(&self, deadline: Instant) {
+        let mut scrapes = self.scrapes.subscribe();
+        if *scrapes.borrow_and_update() > 0
+            && tokio::time::timeout_at(deadline, scrapes.changed()).await.is_ok()
+        {
+            tokio::time::sleep(ANSWER).await;
+        }
     }
 
     /// Answers requests for admin pages on `socket` until `stop` is cancelled. Then ends all
@@ -290,6 +308,7 @@ impl Admin {
         }
         match request.uri().path() {
             "/metrics" => {
+                self.scrapes.send_modify(|count| *count += 1);
                 self.queue.observe();
                 self.observe_addresses();
                 let metrics = self.telemetry.render_states_of(|metric, place, name| {

@@ -335,14 +335,18 @@ impl Queue {
     /// Waits until the end of the process would lose no event that an output can still finish. For
     /// a queue in memory, this means that all outputs have finished all events. For a queue in
     /// files, it means that no event is on the wire; from the call of this function on, the queue
-    /// in files hands out no more events. Outputs that have ended permanently ([`Queue::give_up`])
+    /// in files hands out no more events. With `ephemeral`, the files go away with the process, and
+    /// the queue is like one in memory. Outputs that have ended permanently ([`Queue::give_up`])
     /// are not waited for.
     ///
     /// # Cancel safety
     ///
     /// Nothing is lost if the future is dropped.
-    pub async fn drained(&self) {
-        either!(self, queue => queue.drained().await)
+    pub async fn drained(&self, ephemeral: bool) {
+        match self {
+            Self::Memory(queue) => queue.drained().await,
+            Self::Spool(queue) => queue.drained(ephemeral).await,
+        }
     }
 
     /// Notes that the output with this name has ended permanently. [`Queue::drained`] then no
@@ -362,14 +366,15 @@ impl Queue {
 
     /// Decides what happens to the events that are still in the queue at the end of the process. A
     /// queue in memory counts them as lost, and takes no more batches. A queue in files keeps them
-    /// for the next start. Returns for each output its name, and how many events it has not
-    /// finished.
-    pub fn abandon(&self) -> Vec<(String, Left)> {
+    /// for the next start, unless it is `ephemeral`. Returns for each output its name, and how many
+    /// events it has not finished.
+    pub fn abandon(&self, ephemeral: bool) -> Vec<(String, Left)> {
+        let lost = |all: Vec<(String, u64)>| {
+            all.into_iter().map(|(name, events)| (name, Left::Lost(events))).collect()
+        };
         match self {
-            Self::Memory(queue) => {
-                let lost = queue.abandon().into_iter();
-                lost.map(|(name, events)| (name, Left::Lost(events))).collect()
-            }
+            Self::Memory(queue) => lost(queue.abandon()),
+            Self::Spool(queue) if ephemeral => lost(queue.abandon()),
             Self::Spool(queue) => {
                 let kept = queue.backlogs().into_iter();
                 kept.map(|(name, backlog)| (name, Left::Kept(backlog.events))).collect()
@@ -382,7 +387,8 @@ impl Queue {
 /// them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Left {
-    /// This many events are lost, because the queue is in memory. They are counted as lost.
+    /// This many events are lost, because the queue is in memory, or in a directory that goes away.
+    /// They are counted as lost.
     Lost(u64),
     /// This many events stay in the queue's directory, and are sent after the next start.
     Kept(u64),

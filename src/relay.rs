@@ -144,10 +144,11 @@ async fn serve(
         }
     };
     let (queue, telemetry) = (parts.queue.clone(), Arc::clone(&parts.telemetry));
+    let ephemeral = parts.config.queue.ephemeral;
     let result = tokio::select! {
         drained = drain(parts) => result.and(drained),
         () = aborted => {
-            abandon(&queue);
+            abandon(&queue, ephemeral);
             Err(Error::ended("ended at once by a second signal".to_owned()))
         }
     };

@@ -427,6 +427,7 @@ def alike_problems(base, durable):
     ours["volumes"] = [volume for volume in ours["volumes"] if volume["name"] != "spool"]
     container, other = ours["containers"][0], theirs["containers"][0]
     del container["resources"]["requests"]["ephemeral-storage"]
+    container["env"] = [one for one in container["env"] if one["name"] != "KUBE_AUDIT_FORWARDER_EPHEMERAL"]
     other["env"] = [variable for variable in other["env"] if variable["name"] != "QUEUE_MAX_BYTES"]
     if ours != theirs:
         yield "the StatefulSet's pods are not the Deployment's"

@@ -29,6 +29,9 @@ pub struct Queue {
     pub max_bytes: u64,
     /// The directory of the durable queue; `None`: the queue is in memory only.
     pub directory: Option<PathBuf>,
+    /// `true`: the directory goes away with the pod, so that what a drain leaves in it is lost.
+    /// Without a directory this value has no effect.
+    pub ephemeral: bool,
     /// The size of one file of the queue on disk, in bytes. Without a directory this value has no
     /// effect.
     pub segment_bytes: u64,
@@ -92,6 +95,10 @@ impl WhenFull {
     }
 }
 
+/// The environment variable that wins over `queue.ephemeral`: whoever mounts the volume knows how
+/// long it lasts, whatever config comes with it.
+const EPHEMERAL: &str = "KUBE_AUDIT_FORWARDER_EPHEMERAL";
+
 /// Returns `true` if the config file sets `queue.directory`, so that the queue is on disk. The
 /// result is `true` even if the value of this key is wrong. Call this function only after the key
 /// `directory` of `[queue]` was read.
@@ -115,6 +122,18 @@ pub(super) fn read(t: &mut Table<'_, '_>) -> Queue {
         "memory only",
         "where the queue lives on disk; made 0700 if missing",
     ));
+    let ephemeral = t.flag(
+        "ephemeral",
+        false,
+        "the directory goes away with the pod (an emptyDir): the end of the process delivers what \
+         it can, and the rest counts as lost; the environment variable \
+         KUBE_AUDIT_FORWARDER_EPHEMERAL, `true` or `false`, wins over this key",
+    );
+    let ephemeral = match t.env(EPHEMERAL).as_deref() {
+        Some("true") => true,
+        Some("false") => false,
+        Some(_) | None => ephemeral,
+    };
     if is_durable(cx) && max_bytes < DISK_MIN {
         let path = t.path_of("max_bytes");
         let least = values::show_size(DISK_MIN);
@@ -150,6 +169,7 @@ pub(super) fn read(t: &mut Table<'_, '_>) -> Queue {
     Queue {
         max_bytes,
         directory,
+        ephemeral,
         segment_bytes,
         acknowledge,
         delivered_timeout,

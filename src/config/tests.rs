@@ -79,6 +79,7 @@ max_connection_age = "0s"
 [queue]
 max_bytes = 100_000_000
 directory = "DIR/${env:HOST}"
+ephemeral = true
 acknowledge = "synced"
 delivered_timeout = "29s"
 when_full = "drop_oldest"

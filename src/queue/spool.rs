@@ -37,7 +37,7 @@ use crate::config;
 use crate::config::WhenFull;
 use crate::lock::lock;
 use crate::position::Position;
-use crate::telemetry::{QueueMetrics, State as Told, Telemetry};
+use crate::telemetry::{Loss, QueueMetrics, State as Told, Telemetry};
 
 mod accounting;
 mod before;
@@ -559,15 +559,34 @@ impl Queue {
         }
     }
 
-    /// Stops handing out events, and then waits until no output has an event on the wire.
+    /// Stops handing out events, and then waits until no output has an event on the wire. If the
+    /// queue is `ephemeral`, hands out events until every output has finished all of them.
     ///
     /// # Cancel safety
     ///
     /// Nothing is lost if the future is dropped.
-    pub async fn drained(&self) {
-        self.shared.lock().log.draining = true;
-        let is_idle = || self.shared.lock().log.cursors.iter().all(|(_, cursor)| cursor.is_idle());
-        until(&self.shared.wakes.progress, is_idle).await;
+    pub async fn drained(&self, ephemeral: bool) {
+        self.shared.lock().log.draining = !ephemeral;
+        let is_done = || {
+            let log = &self.shared.lock().log;
+            let is_empty = |it: &CursorState| it.gone || log.backlog(it).events == 0;
+            log.outputs().all(|it| it.is_idle() && (!ephemeral || is_empty(it)))
+        };
+        until(&self.shared.wakes.progress, is_done).await;
+    }
+
+    /// Counts the events as lost that an output has not finished, because the directory goes away.
+    /// Returns for each output its name, and the number of these events.
+    pub fn abandon(&self) -> Vec<(String, u64)> {
+        let log = &mut self.shared.lock().log;
+        let lost = |cursor: &CursorState| {
+            let events = log.backlog(cursor).events;
+            cursor.output.metrics.lose(Loss::Undelivered, events);
+            (cursor.output.name.clone(), events)
+        };
+        let lost = log.outputs().map(lost).collect();
+        log.abandoned = true;
+        lost
     }
 
     /// Notes that the output with this name has ended permanently. The events that it has not

@@ -13,18 +13,26 @@ use crate::telemetry::Telemetry;
 /// holds for the sources, for the evidence, and for all other tasks.
 const CLOSING: Duration = Duration::from_secs(3);
 
+/// The longest wait for a scrape that sees what is lost at the end: the interval of the shipped
+/// PodMonitor.
+const SCRAPE: Duration = Duration::from_secs(30);
+
 /// Ends all parts of the relay in order. First, the listeners and sources stop accepting events.
 /// Then this function waits until the queue is drained, for at most `shutdown.drain_timeout`: the
 /// outputs deliver the events of a queue in memory; with a queue on disk, they only wait for the
-/// answers to events that were sent.
+/// answers to events that were sent, unless it is ephemeral. If events are lost by the end,
+/// Prometheus gets the rest of that time to see their number.
 ///
 /// # Errors
 ///
-/// `Error::Ended` if an output, or a task that the relay needs, has failed before the end of the
-/// drain. The other outputs are drained nevertheless.
+/// `Error::Ended` if events are lost by the end, or if an output, or a task that the relay needs,
+/// has failed before the end of the drain. The other outputs are drained nevertheless.
 pub(super) async fn drain(mut parts: Parts) -> Result<(), Error> {
     let timeout = parts.config.drain_timeout;
     let deadline = Instant::now() + timeout;
+    let ephemeral = parts.config.queue.ephemeral;
+    // What a directory loses with its pod has no other trace than a scrape.
+    let reserved = if ephemeral && parts.queue.is_durable() { timeout / 4 } else { Duration::ZERO };
     parts.admin.stopping();
     parts.gate.close();
     parts.listeners.close();
@@ -43,7 +51,7 @@ pub(super) async fn drain(mut parts: Parts) -> Result<(), Error> {
     }
     let mut result = Ok(());
     let (queue, failures) = (parts.queue.clone(), parts.tasks.failures.clone());
-    let empty = tokio::time::timeout_at(deadline, queue.drained());
+    let empty = tokio::time::timeout_at(deadline - reserved, queue.drained(ephemeral));
     let mut empty = std::pin::pin!(empty);
     loop {
         tokio::select! {
@@ -60,7 +68,11 @@ pub(super) async fn drain(mut parts: Parts) -> Result<(), Error> {
         evidence.stop(CLOSING).await;
     }
     parts.queue.close().await;
-    abandon(&parts.queue);
+    let lost = abandon(&parts.queue, ephemeral);
+    if lost > 0 {
+        parts.admin.scraped(deadline.min(Instant::now() + SCRAPE)).await;
+        result = result.and(Err(Error::Ended(format!("{lost} events are lost by the end"))));
+    }
     parts.tasks.stop.cancel();
     parts.tasks.running.close();
     let ended = async {
@@ -71,14 +83,21 @@ pub(super) async fn drain(mut parts: Parts) -> Result<(), Error> {
     result.and_then(|()| failures.first().map_or(Ok(()), |error| Err(Error::Ended(error))))
 }
 
-/// Gives up the events that the outputs have not delivered when the process ends. Events in memory
-/// are lost and counted as lost. Events on disk are kept for the next start; the log says how many.
-pub(super) fn abandon(queue: &Queue) {
-    for (output, left) in queue.abandon() {
-        if let Left::Kept(events @ 1..) = left {
-            tracing::info!(output, events, "events not delivered yet, kept for the next start");
+/// Gives up the events that the outputs have not delivered when the process ends. Events in memory,
+/// or in an ephemeral directory, are lost and counted as lost. Other events on disk are kept for
+/// the next start; the log says how many. Returns the number of lost events.
+pub(super) fn abandon(queue: &Queue, ephemeral: bool) -> u64 {
+    let mut lost = 0;
+    for (output, left) in queue.abandon(ephemeral) {
+        match left {
+            Left::Lost(events) => lost += events,
+            Left::Kept(0) => {}
+            Left::Kept(events) => {
+                tracing::info!(output, events, "events not delivered yet, kept for the next start");
+            }
         }
     }
+    lost
 }
 
 /// Writes the last log line of a relay: the numbers of events that were accepted, delivered, lost

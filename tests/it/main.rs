@@ -137,6 +137,7 @@ mod operate {
     mod doctor_relays;
     mod drain;
     mod healthcheck;
+    mod lives;
     mod log;
     mod losses;
     mod named_files;

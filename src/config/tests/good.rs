@@ -113,6 +113,7 @@ max_connection_age = "15m"
 
 [queue]
 max_bytes = "256MiB"
+ephemeral = false
 acknowledge = "queued"
 delivered_timeout = "25s"
 when_full = "reject"

@@ -136,7 +136,8 @@ fn a_queue_on_disk_has_defaults_of_its_own() {
         let expected = format!(
             r#"[queue]
 max_bytes = {max_bytes}
-{directory}acknowledge = "synced"
+{directory}ephemeral = false
+acknowledge = "synced"
 delivered_timeout = "25s"
 when_full = "reject"
 retry_after = "5s"

@@ -590,7 +590,7 @@ impl Bench {
     }
 
     async fn drained(&self) {
-        let drained = tokio::time::timeout(400 * DAY, self.queue.drained()).await;
+        let drained = tokio::time::timeout(400 * DAY, self.queue.drained(false)).await;
         assert!(drained.is_ok(), "not delivered in 400 days: {:?}", self.queue.backlogs());
     }
 

@@ -96,6 +96,8 @@ pub(super) struct LogState {
     pub(super) holes: Vec<Hole>,
     /// `true`: the relay drains, and cursors hand out no more events.
     pub(super) draining: bool,
+    /// `true`: what the outputs have not finished is counted as lost, and is no backlog any more.
+    pub(super) abandoned: bool,
     /// Notified when an output has finished events, for the reader that records the evidence.
     /// `None` if there is no such reader.
     pub(super) finished_wakes: Option<Arc<Notify>>,
@@ -561,6 +563,9 @@ impl LogState {
     /// bytes, and the output's lag. The lag is about the age of the oldest of these events in
     /// seconds; 0 if there are none.
     pub(super) fn backlog(&self, cursor: &CursorState) -> Backlog {
+        if self.abandoned {
+            return Backlog::default();
+        }
         let (mut events, mut bytes) = cursor.open();
         let (dropped_events, dropped_bytes) =
             cursors::missing_from(&self.holes, cursor.claims.read);

@@ -110,7 +110,7 @@ fn a_pipe_that_nobody_reads_does_not_keep_the_end_from_coming_and_the_loss_is_co
     let delivered = metrics.value("output_events_total", &[("output", "stdout")]);
     relay.signal(libc::SIGTERM);
     let before = Instant::now();
-    assert_eq!(relay.wait().code(), Some(0));
+    assert_eq!(relay.wait().code(), Some(1));
     assert!(before.elapsed() < Duration::from_secs(10), "{:?}", before.elapsed());
     let lost = f64::from(accepted) - delivered;
     let told = relay.wait_for_log("events not delivered in time, lost and counted", PATIENCE);

@@ -196,7 +196,7 @@ fn moody<const EAGER: bool>(
 /// given up only after the consumer has accepted an event that was sent after the refusal.
 async fn witnessed(bench: &mut Bench) {
     for number in 0..100 {
-        if tokio::time::timeout(DAY, bench.queue.drained()).await.is_ok() {
+        if tokio::time::timeout(DAY, bench.queue.drained(false)).await.is_ok() {
             return;
         }
         bench.try_append(&[format!("good-more{number}")]).ok();

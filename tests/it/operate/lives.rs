@@ -1,0 +1,140 @@
+//! The end of a relay and the next one: what a pod takes with it is lost and seen.
+
+use std::process::Command;
+
+use crate::support::metrics::assert_conservation;
+use crate::support::prelude::*;
+use crate::support::relay::Stdout;
+
+/// A config whose consumer is away.
+fn dead_end(more: &str) -> String {
+    to_sink(SocketAddr::from(([127, 0, 0, 1], free_port())), more)
+}
+
+/// Returns the fields of the log's very last line.
+fn last_words(relay: &Relay) -> Value {
+    let line: Value = serde_json::from_str(relay.log_lines().last().unwrap()).expect("JSON");
+    line["fields"].clone()
+}
+
+fn status(relay: &Relay) -> Value {
+    http::get(relay.admin(), "/status").unwrap().json()
+}
+
+/// Returns the state of the finding whose text begins so; `None` if there is none.
+fn finding(relay: &Relay, begin: &str) -> Option<String> {
+    let status = status(relay);
+    let findings = status["verdict"]["findings"].as_array().expect("findings").iter();
+    let mut found = findings.filter(|it| it["text"].as_str().unwrap().starts_with(begin));
+    found.next().map(|it| it["state"].as_str().unwrap().to_owned())
+}
+
+#[test]
+fn what_a_pod_takes_with_it_is_lost_counted_scraped_and_the_exit_status_is_1() {
+    let spool = Spool::new();
+    let queue = spool.queue("ephemeral = true\n[shutdown]\ndrain_timeout = \"12s\"");
+    let mut relay = Relay::start(&dead_end(&queue));
+    assert_eq!(relay.post(&generated_batch(1, 10, 900)).status, 200);
+    assert_eq!(relay.metrics().value("error_total", &[("plugin", "consumer")]), 0.0);
+    relay.signal(libc::SIGTERM);
+    let scraped = wait_for("a scrape that sees the loss", PATIENCE, || {
+        let metrics = Metrics::parse(&http::get(relay.admin(), "/metrics").ok()?.text());
+        (metrics.value("error_total", &[("plugin", "consumer")]) == 10.0).then_some(metrics)
+    });
+    assert_conservation(&scraped, &["consumer"]);
+    assert_eq!(relay.wait().code(), Some(1));
+    let told = relay.wait_for_log("events not delivered in time, lost and counted", PATIENCE);
+    assert_eq!((told["output"].as_str(), told["events"].as_u64()), (Some("consumer"), Some(10)));
+    let last = last_words(&relay);
+    assert_eq!(
+        (&last["message"], &last["lost"], &last["kept"]),
+        (&"ended".into(), &10.into(), &0.into())
+    );
+
+    // Only the container has started again: the events are delivered, so they were not lost.
+    let consumer = HttpSink::accepting();
+    let again = Relay::start(&to_sink(consumer.address(), &queue));
+    wait_until("the events", PATIENCE, || accepted_events(&consumer).len() == 10);
+    again.finish(Backlog::Empty);
+}
+
+#[test]
+fn an_ephemeral_queue_goes_on_delivering_until_the_drain_is_over() {
+    let spool = Spool::new();
+    let mut consumer = HttpSink::accepting();
+    consumer.close();
+    let queue = spool.queue("ephemeral = true\n[shutdown]\ndrain_timeout = \"30s\"");
+    let mut relay = Relay::start(&to_sink(consumer.address(), &queue));
+    assert_eq!(relay.post(&generated_batch(1, 10, 900)).status, 200);
+    relay.signal(libc::SIGTERM);
+    relay.wait_for_log("draining", PATIENCE);
+    consumer.reopen();
+    assert_eq!(relay.wait().code(), Some(0));
+    assert_eq!(accepted_events(&consumer).len(), 10);
+}
+
+#[test]
+fn whoever_mounts_the_volume_decides_whether_it_is_ephemeral() {
+    for (key, variable, code, left) in
+        [("", "true", 1, (10, 0)), ("ephemeral = true\n", "false", 0, (0, 10))]
+    {
+        let spool = Spool::new();
+        let config = dead_end(&spool.queue(&format!("{key}[shutdown]\ndrain_timeout = \"1s\"")));
+        let relay = Relay::with(&config).variable("KUBE_AUDIT_FORWARDER_EPHEMERAL", variable);
+        let mut relay = relay.start();
+        assert_eq!(relay.post(&generated_batch(1, 10, 900)).status, 200);
+        relay.signal(libc::SIGTERM);
+        assert_eq!(relay.wait().code(), Some(code), "{variable}");
+        let last = last_words(&relay);
+        assert_eq!((last["lost"].as_u64(), last["kept"].as_u64()), (Some(left.0), Some(left.1)));
+    }
+}
+
+#[test]
+fn stdout_that_nobody_reads_is_late_on_the_page_and_its_loss_ends_the_process_with_1() {
+    let output = "[[output]]\nname = \"stdout\"\ntype = \"stdout\"\n";
+    let config = format!("{BASE}[shutdown]\ndrain_timeout = \"1s\"\n{output}");
+    let mut relay = Relay::with(&config).stdout(Stdout::Held).start();
+    for seed in 0..5 {
+        assert_eq!(relay.post(&generated_batch(seed, 100, 1000)).status, 200);
+    }
+    // An output is late after 30 s.
+    wait_until("lateness", PATIENCE * 2, || finding(&relay, "Output stdout is late").is_some());
+    assert_eq!(status(&relay)["outputs"][0]["trouble"], "warn");
+    relay.signal(libc::SIGTERM);
+    assert_eq!(relay.wait().code(), Some(1));
+    assert!(last_words(&relay)["lost"].as_u64() > Some(0));
+}
+
+/// They need peers, or root.
+mod peers {
+    use super::*;
+
+    /// A mount in place of the cgroups gives the process a limit of 64 MiB, under both versions.
+    #[test]
+    fn settings_above_the_memory_limit_are_said_with_their_sum_at_the_start_and_by_check() {
+        let script = "mount -t tmpfs none /sys/fs/cgroup && mkdir /sys/fs/cgroup/memory && \
+                      echo 67108864 | tee /sys/fs/cgroup/memory.max \
+                      >/sys/fs/cgroup/memory/memory.limit_in_bytes && exec \"$0\" \"$@\"";
+        let words = ["unshare", "--mount", "sh", "-c", script];
+        let sum = "adds up, with the other settings, to 560 MiB (256 queue + 256 \
+                   limits.max_in_flight + 32 program + 16 outputs), and the memory limit is 64MiB";
+        let consumer = HttpSink::accepting();
+        let small = "[queue]\nmax_bytes = \"4MiB\"\n[limits]\nmax_in_flight = \"4MiB\"\n";
+        for (config, is_told) in
+            [(to_sink(consumer.address(), ""), true), (to_sink(consumer.address(), small), false)]
+        {
+            let relay = Relay::with(&config).launcher(&words).start();
+            assert_eq!(relay.metrics().value("memory_limit_bytes", &[]), 67_108_864.0);
+            assert_eq!(relay.log_text().contains(sum), is_told, "{}", relay.log_text());
+            let mut check = Command::new("unshare");
+            check.args(&words[1..]).arg(binary()).arg("check").arg(relay.config_file());
+            let output = check.output().unwrap();
+            let said = String::from_utf8_lossy(&output.stderr);
+            assert_eq!((output.status.code(), said.contains(sum)), (Some(0), is_told), "{said}");
+            let elsewhere = check.arg("--elsewhere").output().unwrap();
+            assert!(!String::from_utf8_lossy(&elsewhere.stderr).contains(sum));
+            relay.finish(Backlog::Empty);
+        }
+    }
+}
