@@ -28,7 +28,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 mod compression;
@@ -273,12 +273,21 @@ pub struct Config {
     pub restrict: Restrict,
     /// The key `process.workers`: the number of worker threads. 0: the number of cores decides.
     pub workers: usize,
+    /// The key `process.state_directory`: the directory in which one process tells the next one how
+    /// it ended. `None`: the queue's directory, if there is one.
+    pub state_directory: Option<PathBuf>,
     /// The key `shutdown.drain_timeout`: the time that the relay has after SIGTERM to finish its
     /// requests and to send the events in the queue.
     pub drain_timeout: Duration,
 }
 
 impl Config {
+    /// Returns the directory in which one process tells the next one how it ended; `None`: there is
+    /// none.
+    pub fn directory_of_state(&self) -> Option<&Path> {
+        self.state_directory.as_deref().or(self.queue.directory.as_deref())
+    }
+
     /// Returns the directory of the dead-letter files: `dead_letter.directory` if that key is set,
     /// otherwise `dead-letter` in the queue's directory. Returns `None` if neither directory is
     /// configured; dead letters are then dropped.
@@ -316,7 +325,7 @@ fn whole<'a>(
     let (admin, tap_token_file) = admin(&mut t);
     let volume = t.section("volume", volume);
     let log = t.section("log", log::read);
-    let (restrict, workers) = t.section("process", process::read);
+    let (restrict, workers, state_directory) = t.section("process", process::read);
     let drain_timeout = t.section("shutdown", drain_timeout);
     t.refuse_rest(&|_| None);
 
@@ -348,6 +357,7 @@ fn whole<'a>(
         log: log?,
         restrict,
         workers,
+        state_directory,
         drain_timeout,
     })
 }

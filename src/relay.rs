@@ -21,7 +21,7 @@
 //! |---|---|---|
 //! | 1 | `error` `again` `watch` | why a config is refused, or a relay ends · pauses · files that change |
 //! | 2 | `waiting` `listeners` `outputs` | file systems that hang · the listeners and the outputs, and what a reload does to them |
-//! | 3 | `config_file` `plan` `evidence` | the config file · files that a plan names · the recorder |
+//! | 3 | `config_file` `plan` `evidence` `lives` | the config file · files that a plan names · the recorder · the processes before and after this one |
 //! | 4 | `parts` | all parts of a running relay |
 //! | 5 | `start` `reload` `drain` | what becomes of the parts |
 
@@ -40,6 +40,7 @@ mod drain;
 mod error;
 mod evidence;
 mod listeners;
+mod lives;
 mod outputs;
 mod parts;
 mod plan;
@@ -144,11 +145,11 @@ async fn serve(
         }
     };
     let (queue, telemetry) = (parts.queue.clone(), Arc::clone(&parts.telemetry));
-    let ephemeral = parts.config.queue.ephemeral;
+    let (ephemeral, lives) = (parts.config.queue.ephemeral, parts.lives.clone());
     let result = tokio::select! {
         drained = drain(parts) => result.and(drained),
         () = aborted => {
-            abandon(&queue, ephemeral);
+            abandon(&queue, ephemeral, lives).await;
             Err(Error::ended("ended at once by a second signal".to_owned()))
         }
     };

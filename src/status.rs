@@ -74,6 +74,9 @@ pub struct Process {
     pub memory_limit_bytes: Option<u64>,
     /// Lines of the log that were not written.
     pub log_dropped_lines: u64,
+    /// The time at which an earlier process was killed, within 24 hours, in the format of RFC 3339;
+    /// `None` if none was, as far as is known.
+    pub last_killed: Option<String>,
 }
 
 /// The requests of senders, and the events that came with them.
@@ -122,6 +125,11 @@ pub struct Losses {
     /// Events lost in each second, over the last minute.
     #[serde(deserialize_with = "or_default")]
     pub lost_events_per_second: f64,
+    /// Events that earlier processes have lost. They count for 24 hours after the last loss.
+    pub earlier_lost_events: u64,
+    /// The time of the last loss of an earlier process, in the format of RFC 3339; `None` if there
+    /// was none.
+    pub earlier_last_lost: Option<String>,
     /// Dead letters that were deleted, to keep within `dead_letter.max_bytes`.
     pub dead_letters_dropped_events: u64,
 }

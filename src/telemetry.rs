@@ -17,10 +17,11 @@
 //! | 5 | `catalog` | every metric |
 //! | 6 | `counting` `page` `reading` `reference` | calls that change several metrics · the page `/metrics` · values of `/status` · the page of all metrics |
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use metrics::Histogram;
+use serde::{Deserialize, Serialize};
 
 use crate::release;
 use crate::status::verdict::ON_TRIAL;
@@ -65,6 +66,8 @@ pub struct Telemetry {
     program: catalog::ProgramMetrics,
     refusals: Refusals,
     refusing: RefusingMetrics,
+    /// What the processes before this one have left; unset if they have left nothing.
+    earlier: OnceLock<Earlier>,
     evidence: EvidenceMetrics,
     reports: Reports,
     delivery_times: recent::TimesByOutput,
@@ -89,6 +92,7 @@ impl Telemetry {
             program: catalog::ProgramMetrics::register(&registry, []),
             refusals: Refusals::default(),
             refusing: RefusingMetrics::register(&registry, []),
+            earlier: OnceLock::new(),
             evidence: EvidenceMetrics::register(&registry, [], Arc::default()),
             reports: Reports::default(),
             delivery_times: recent::TimesByOutput::default(),
@@ -113,12 +117,23 @@ impl Telemetry {
     pub fn render_states_of(&self, is_known: impl Fn(&str, &str, &str) -> bool) -> String {
         let limit = memory_limit().unwrap_or_default() as f64;
         self.program.memory_limit.set(limit);
+        self.program.last_killed.set(self.earlier().last_killed as f64);
         self.program.log_dropped.raise_to(dropped_lines());
         // Two threads that set these gauges at each refusal could leave the older value behind.
         let (since, batches) = self.refusals.of_batches();
         self.refusing.since.set(since);
         self.refusing.requests.set(batches as f64);
         page::page(&self.registry, is_known)
+    }
+
+    /// Notes what the processes before this one have left. Only the first call has an effect.
+    pub fn follow(&self, earlier: Earlier) {
+        self.earlier.set(earlier).ok();
+    }
+
+    /// Returns what the processes before this one have left, as far as it still counts.
+    pub fn earlier(&self) -> Earlier {
+        self.earlier.get().copied().unwrap_or_default().at(now())
     }
 
     /// Returns the state of refused requests.
@@ -255,6 +270,35 @@ impl Telemetry {
         let seconds = not_after as f64;
         let labels = [(place, name), labels::ROLE.with(role)];
         catalog::CertificateMetrics::register(&self.registry, labels).not_after.set(seconds);
+    }
+}
+
+/// What earlier processes of this relay have left. It counts for 24 hours. Times are in seconds
+/// since 1970; 0 stands for never.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Earlier {
+    /// The events that they have lost.
+    pub lost_events: u64,
+    /// The time of the last one of these losses.
+    pub last_lost: u64,
+    /// The time at which the last process was killed that did not end in order.
+    pub last_killed: u64,
+}
+
+impl Earlier {
+    /// The time for which a loss or a kill counts, in seconds.
+    const KEPT: f64 = 86_400.0;
+
+    /// Returns what of it still counts at the time `now`.
+    fn at(mut self, now: f64) -> Self {
+        if now - self.last_lost as f64 > Self::KEPT {
+            (self.lost_events, self.last_lost) = (0, 0);
+        }
+        if now - self.last_killed as f64 > Self::KEPT {
+            self.last_killed = 0;
+        }
+        self
     }
 }
 

@@ -2,13 +2,14 @@
 //! `docs/reference/status-json.md` lists all fields.
 
 use std::sync::atomic::Ordering;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use serde::Deserialize;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::{Admin, Listener, Output};
+use crate::audit::time::rfc3339;
 use crate::config::Restrict;
 use crate::delivery::{AddressState, ParkedEvents};
 use crate::lock::lock;
@@ -34,6 +35,7 @@ impl Admin {
         let ago = |time: f64| (now - time).max(0.0);
         let shown = self.shown.load();
         let settings = shown.queue.as_ref();
+        let earlier = metrics.earlier();
         let [accepted, received, refused_429, lost] =
             self.history.last_minute(Instant::now(), &self.counters());
         json!({
@@ -51,6 +53,9 @@ impl Admin {
             "acknowledge": settings.map(|queue| queue.acknowledge.name()),
             "lost_events": metrics.all_lost_events(),
             "lost_events_per_second": lost,
+            "earlier_lost_events": earlier.lost_events,
+            "earlier_last_lost": time(earlier.last_lost),
+            "last_killed": time(earlier.last_killed),
             "last_lost_seconds_ago": seconds(metrics.reports().any_lost_ago()),
             "dead_letters_dropped_events": metrics.dead_letters_dropped().events.get(),
             "accepted_events": queue.accepted.events.get(),
@@ -242,6 +247,12 @@ fn restriction() -> Value {
         "seccomp": state.is_some_and(|state| state.seccomp),
         "missing": state.and_then(|state| state.missing.as_deref()),
     })
+}
+
+/// Returns a time in seconds since 1970 as RFC 3339 has it; `None` for 0.
+fn time(seconds: u64) -> Option<String> {
+    let at = UNIX_EPOCH.checked_add(Duration::from_secs(seconds)).filter(|_| seconds > 0)?;
+    Some(rfc3339(at).replace(".000", ""))
 }
 
 fn seconds(time: Option<Duration>) -> Option<f64> {

@@ -20,12 +20,13 @@ pub(super) fn before_threads(
 ) -> Result<Result<&'static State, Error>, u8> {
     let files: Vec<_> = file.into_iter().map(Path::to_owned).chain(named.to_vec()).collect();
     let (setting, of_queue) = (config.restrict, config.queue.directory.clone());
-    let of_letters = config.dead_letter.directory.clone();
+    let others = [&config.dead_letter.directory, &config.state_directory];
+    let others: Vec<_> = others.into_iter().flatten().cloned().collect();
     let opened = match setting {
         Restrict::Off => Ok(Vec::new()),
         // This thread ends with its result, and opens nothing afterwards.
         Restrict::Required | Restrict::BestEffort => {
-            in_time(move || open(setting, &files, of_queue, of_letters))?
+            in_time(move || open(setting, &files, of_queue, others))?
         }
     };
     let opened = opened.map_err(|error| Error::Run(format!("queue.directory: {error}")));
@@ -43,11 +44,11 @@ fn open(
     setting: Restrict,
     files: &[PathBuf],
     of_queue: Option<PathBuf>,
-    of_letters: Option<PathBuf>,
+    others: Vec<PathBuf>,
 ) -> Result<Vec<Opened>, OpenError> {
     of_queue.as_deref().map_or(Ok(()), make_directory)?;
-    // A relay runs without this directory. The writer of the letters logs why it has none.
-    of_letters.as_deref().map_or(Ok(()), make_directory).ok();
-    let directories: Vec<_> = of_queue.into_iter().chain(of_letters).collect();
+    // A relay runs without these directories. Who writes to them logs why they are missing.
+    others.iter().for_each(|directory| drop(make_directory(directory)));
+    let directories: Vec<_> = of_queue.into_iter().chain(others).collect();
     Ok(restrict::open(setting, files, &directories))
 }

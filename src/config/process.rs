@@ -1,6 +1,11 @@
 //! `[process]`: what the process may do, and its threads.
 
-use super::table::Table;
+use std::path::PathBuf;
+
+use super::table::{Table, optional};
+
+/// The environment variable with the default of `process.state_directory`.
+const STATE_DIRECTORY: &str = "KUBE_AUDIT_FORWARDER_STATE_DIRECTORY";
 
 /// The values of `process.restrict`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,10 +29,10 @@ impl Restrict {
     }
 }
 
-/// Reads the section `[process]`. Returns `restrict` and `workers`, the number of worker threads; 0
-/// means that the number of cores decides. A wrong value is recorded as a problem and replaced by
-/// the default.
-pub(super) fn read(t: &mut Table<'_, '_>) -> (Restrict, usize) {
+/// Reads the section `[process]`. Returns `restrict`; `workers`, the number of worker threads (0:
+/// the number of cores decides); and `state_directory`, or its default in the environment. A wrong
+/// value is recorded as a problem and replaced by the default.
+pub(super) fn read(t: &mut Table<'_, '_>) -> (Restrict, usize, Option<PathBuf>) {
     let restrict = t.choice(
         "restrict",
         &[Restrict::Required, Restrict::BestEffort, Restrict::Off].map(|it| (it.name(), it)),
@@ -42,5 +47,14 @@ pub(super) fn read(t: &mut Table<'_, '_>) -> (Restrict, usize) {
         "threads for connections, decoding and outputs; 0 is one for each two cores, at least one \
          and at most four; a change needs a restart",
     );
-    (restrict.unwrap_or(Restrict::Off), usize::try_from(workers).unwrap_or_default())
+    let directory = t.directory(optional(
+        "state_directory",
+        "path",
+        "the environment variable KUBE_AUDIT_FORWARDER_STATE_DIRECTORY, else queue.directory",
+        "where a process leaves how it ended and what it lost, for the next one; each relay needs \
+         its own; a change needs a restart",
+    ));
+    let directory = directory.or_else(|| t.env(STATE_DIRECTORY).map(PathBuf::from));
+    let workers = usize::try_from(workers).unwrap_or_default();
+    (restrict.unwrap_or(Restrict::Off), workers, directory)
 }

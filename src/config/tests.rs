@@ -218,11 +218,12 @@ format = "json"
 [process]
 restrict = "required"
 workers = 3
+state_directory = "DIR"
 [shutdown]
 drain_timeout = "1ms"
 "#;
 
-fn everything(dir: &std::path::Path) -> String {
+fn everything(dir: &Path) -> String {
     // `$${x` is not a URL, so it is removed. The user name gets an escape instead, which the
     // effective config must keep.
     let text = EVERYTHING.replace(r#", "$${x"]"#, "]").replace(r#""u ${env"#, r#""$${ ${env"#);

@@ -1,10 +1,12 @@
 //! The orderly end of a relay.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::error::Error;
+use super::lives::Lives;
 use super::parts::Parts;
 use crate::queue::{Left, Queue};
 use crate::telemetry::Telemetry;
@@ -68,7 +70,7 @@ pub(super) async fn drain(mut parts: Parts) -> Result<(), Error> {
         evidence.stop(CLOSING).await;
     }
     parts.queue.close().await;
-    let lost = abandon(&parts.queue, ephemeral);
+    let lost = abandon(&parts.queue, ephemeral, parts.lives.take()).await;
     if lost > 0 {
         parts.admin.scraped(deadline.min(Instant::now() + SCRAPE)).await;
         result = result.and(Err(Error::Ended(format!("{lost} events are lost by the end"))));
@@ -86,7 +88,7 @@ pub(super) async fn drain(mut parts: Parts) -> Result<(), Error> {
 /// Gives up the events that the outputs have not delivered when the process ends. Events in memory,
 /// or in an ephemeral directory, are lost and counted as lost. Other events on disk are kept for
 /// the next start; the log says how many. Returns the number of lost events.
-pub(super) fn abandon(queue: &Queue, ephemeral: bool) -> u64 {
+pub(super) async fn abandon(queue: &Queue, ephemeral: bool, lives: Option<Arc<Lives>>) -> u64 {
     let mut lost = 0;
     for (output, left) in queue.abandon(ephemeral) {
         match left {
@@ -96,6 +98,10 @@ pub(super) fn abandon(queue: &Queue, ephemeral: bool) -> u64 {
                 tracing::info!(output, events, "events not delivered yet, kept for the next start");
             }
         }
+    }
+    if let Some(lives) = lives {
+        // If only the container starts again, the directory is there, and its events are delivered.
+        lives.end(if queue.is_durable() { lost } else { 0 }).await;
     }
     lost
 }

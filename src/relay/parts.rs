@@ -10,6 +10,7 @@ use tokio_util::task::TaskTracker;
 use super::config_file::ConfigFile;
 use super::evidence::Evidence;
 use super::listeners::Listeners;
+use super::lives::Lives;
 use super::outputs::Outputs;
 use crate::admin::Admin;
 use crate::config::Config;
@@ -41,6 +42,8 @@ pub(super) struct Parts {
     pub(super) dead_letters: DeadLetters,
     /// `None` if the config has no section `[evidence]`.
     pub(super) evidence: Option<Evidence>,
+    /// `None` before the start is over, and if the config has no directory for it.
+    pub(super) lives: Option<Arc<Lives>>,
     pub(super) tasks: Tasks,
 }
 
@@ -93,6 +96,7 @@ impl Parts {
             admin: Arc::new(admin),
             dead_letters,
             evidence,
+            lives: None,
             tasks: Tasks { failures, running: TaskTracker::new(), stop: CancellationToken::new() },
             telemetry,
             gate,
@@ -117,6 +121,15 @@ impl Parts {
                 failures.report(error);
             }
         });
+    }
+
+    /// Notes how the process before this one ended, and from now on that this one lives.
+    pub(super) async fn live(&mut self) {
+        self.lives = Lives::begin(&self.config, &self.telemetry).await;
+        if let Some(lives) = &self.lives {
+            let keep = Arc::clone(lives).keep(self.tasks.stop.clone());
+            self.tasks.spawn("the task that notes that the process lives", keep);
+        }
     }
 
     /// Counts the volume by cause, or does not, as the config in force says. The values of events

@@ -178,6 +178,7 @@ impl Parts {
             tracing::warn!(key = "process.restrict", "has changed, which needs a restart");
             config.restrict = now.restrict;
         }
+        config.state_directory.clone_from(&now.state_directory);
         if config.queue.directory != now.queue.directory {
             tracing::warn!(key = "queue.directory", "has changed, which needs a restart");
             // The queue's directory decides what nearly every other key of the queue means, so all

@@ -77,6 +77,8 @@ pub(super) async fn start(
     parts.listeners.commit(listeners).await.map_err(Error::Run)?;
     parts.sources.commit(sources, &parts.queue);
     parts.show();
+    // A start that fails is not a life, so nothing is noted before this.
+    parts.live().await;
     parts.admin.started();
     let history = Arc::clone(&parts.admin).keep_history(parts.tasks.stop.clone());
     parts.tasks.spawn("the task that keeps the history of an hour", history);

@@ -111,6 +111,7 @@ impl Findings {
 pub fn judge(status: &Status) -> Verdict {
     let mut found = Findings::default();
     losses(status, &mut found);
+    earlier(status, &mut found);
     queue(status, &mut found);
     for it in &status.outputs {
         output(it, &mut found);
@@ -228,6 +229,33 @@ fn losses(status: &Status, found: &mut Findings) {
         Runbook: KubeAuditForwarderEventsLost."
     );
     found.add(state, "relay", text, &advice);
+}
+
+/// Judges what the processes before this one have left.
+fn earlier(status: &Status, found: &mut Findings) {
+    if let Some(at) = &status.losses.earlier_last_lost {
+        let lost = status.losses.earlier_lost_events;
+        let text = format!(
+            "Before the last restart, {lost} events were lost or refused for good, the last at {at}."
+        );
+        // doctor does not count these, as it counts losses since the start.
+        let advice = "The lines at level error in the log of that process say why.";
+        found.add(State::Warn, "relay", text, advice);
+    }
+    let Some(at) = &status.process.last_killed else { return };
+    // What was accepted is on the disk. What was in memory had no answer yet.
+    let (state, text) = match status.queue.kind.as_str() {
+        "disk" => {
+            let kept = "Its queue is on disk, with all that was accepted.";
+            (State::Note, format!("The last process was killed at {at}. {kept}"))
+        }
+        _ => {
+            let unknown = "What was in memory when the last process was killed";
+            (State::Warn, format!("{unknown} at {at} is not known: accepted events may be lost."))
+        }
+    };
+    let advice = "The reason is in `kubectl describe pod`. Runbook: KubeAuditForwarderKilled.";
+    found.add(state, "relay", text, advice);
 }
 
 fn queue(status: &Status, found: &mut Findings) {

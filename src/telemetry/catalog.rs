@@ -694,6 +694,15 @@ catalog! {
                 `KubeAuditForwarderMemoryNearLimit` compares it with \
                 `process_resident_memory_bytes`.",
         }
+        pub(super) last_killed: Gauge = "last_killed_timestamp_seconds" {
+            help: "When the last process was killed that did not end in order, within 24 hours; 0: none, as far as is known.",
+            unit: "seconds since 1970",
+            meaning: "Known to a few seconds, from a file in `process.state_directory`, by default \
+                `queue.directory`; 0 without either. What a killed process had in memory, and how \
+                much of it was accepted, nobody knows.",
+            action: "Look for the reason with `kubectl describe pod`: mostly the memory limit \
+                (`OOMKilled`) or a probe. The alert `KubeAuditForwarderKilled` fires at once.",
+        }
     }
 
     "The program"

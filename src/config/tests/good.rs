@@ -268,6 +268,7 @@ fn every_key_is_read() {
     assert_eq!(relp.stream.tls, Some(ClientTls::default()));
     assert_eq!(stdout.kind, stdout_as(LineFormat::AuditLog));
     assert_eq!((config.restrict, config.workers), (Restrict::Required, 3));
+    assert_eq!(config.directory_of_state(), Some(dir.path()));
     let names: Vec<_> =
         checked.files.iter().map(|it| it.strip_prefix(dir.path()).unwrap().to_owned()).collect();
     assert_eq!(names, ["ca", "crt", "key", "token"].map(PathBuf::from));
@@ -374,7 +375,7 @@ proptest! {
     #[test]
     fn no_text_is_too_broken_to_be_read(edits in edits()) {
         // The paths do not exist, so that an edit can't name an existing file by chance.
-        let text = edited(&everything(std::path::Path::new("/no/such/directory")), &edits);
+        let text = edited(&everything(Path::new("/no/such/directory")), &edits);
         let found = read_with(&text, TYPES, &env);
         let lines = text.split('\n').count();
         for problem in &found.problems {

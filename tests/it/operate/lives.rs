@@ -1,4 +1,5 @@
-//! The end of a relay and the next one: what a pod takes with it is lost and seen.
+//! One life of a relay after the other: what a pod takes with it is lost and seen, a kill leaves a
+//! trace, and the losses of an earlier process stay on the page.
 
 use std::process::Command;
 
@@ -9,6 +10,12 @@ use crate::support::relay::Stdout;
 /// A config whose consumer is away.
 fn dead_end(more: &str) -> String {
     to_sink(SocketAddr::from(([127, 0, 0, 1], free_port())), more)
+}
+
+/// Adds `process.state_directory` to a config.
+fn with_state(config: &str, directory: &Path) -> String {
+    let key = format!("best_effort\", state_directory = {:?}", text(directory));
+    config.replace("best_effort\"", &key)
 }
 
 /// Returns the fields of the log's very last line.
@@ -28,6 +35,11 @@ fn finding(relay: &Relay, begin: &str) -> Option<String> {
     let mut found = findings.filter(|it| it["text"].as_str().unwrap().starts_with(begin));
     found.next().map(|it| it["state"].as_str().unwrap().to_owned())
 }
+
+const KILLED_IN_MEMORY: &str = "What was in memory when the last process was killed at ";
+const KILLED_ON_DISK: &str = "The last process was killed at ";
+const KILLED_IN_LOG: &str = "the process before this one was killed, or its machine has failed";
+const LOST_BEFORE: &str = "Before the last restart, ";
 
 #[test]
 fn what_a_pod_takes_with_it_is_lost_counted_scraped_and_the_exit_status_is_1() {
@@ -55,6 +67,7 @@ fn what_a_pod_takes_with_it_is_lost_counted_scraped_and_the_exit_status_is_1() {
     let consumer = HttpSink::accepting();
     let again = Relay::start(&to_sink(consumer.address(), &queue));
     wait_until("the events", PATIENCE, || accepted_events(&consumer).len() == 10);
+    assert_eq!(finding(&again, LOST_BEFORE), None);
     again.finish(Backlog::Empty);
 }
 
@@ -88,6 +101,72 @@ fn whoever_mounts_the_volume_decides_whether_it_is_ephemeral() {
         let last = last_words(&relay);
         assert_eq!((last["lost"].as_u64(), last["kept"].as_u64()), (Some(left.0), Some(left.1)));
     }
+}
+
+#[test]
+fn after_a_kill_page_metric_and_doctor_say_for_a_day_what_nobody_can_know() {
+    let (state, spool) = (TempDir::new().unwrap(), Spool::new());
+    let drain = "[shutdown]\ndrain_timeout = \"200ms\"\n";
+    let in_memory = with_state(&dead_end(drain), state.path());
+    let on_disk = dead_end(&spool.queue(drain));
+    let killed = |relay: &Relay| relay.metrics().value("last_killed_timestamp_seconds", &[]);
+    for (config, life, words, severity) in [
+        (in_memory, state.path().join("life"), KILLED_IN_MEMORY, "warn"),
+        (on_disk, spool.path().join("life"), KILLED_ON_DISK, "note"),
+    ] {
+        let mut first = Relay::start(&config);
+        assert_eq!((finding(&first, words), killed(&first)), (None, 0.0), "the first life");
+        first.stop();
+        let mut second = Relay::start(&config);
+        assert_eq!((finding(&second, words), killed(&second)), (None, 0.0), "it was stopped");
+        second.kill();
+        let mut third = Relay::start(&config);
+        assert_eq!(finding(&third, words).as_deref(), Some(severity));
+        let (at, now) = (killed(&third), status(&third)["time_seconds"].as_f64().unwrap());
+        assert!((0.0..60.0).contains(&(now - at)), "{at} of {now}");
+        third.wait_for_log(KILLED_IN_LOG, PATIENCE);
+        let relay = format!("http://{}", third.admin());
+        let said = run_command(&["doctor", "--relay", &relay, "--interval", "0s"], state.path());
+        let said = String::from_utf8_lossy(&said.stdout).into_owned();
+        assert_eq!(said.contains(words), severity == "warn", "{said}");
+        third.stop();
+        // The next one is told too, until a day is over.
+        let mut fourth = Relay::start(&config);
+        assert_eq!(finding(&fourth, words).as_deref(), Some(severity));
+        fourth.stop();
+        let mut content: Value = serde_json::from_slice(&std::fs::read(&life).unwrap()).unwrap();
+        assert_eq!(content["ended"], true);
+        content["last_killed"] = (content["last_killed"].as_u64().unwrap() - 86_500).into();
+        std::fs::write(&life, content.to_string()).unwrap();
+        let mut fifth = Relay::start(&config);
+        assert_eq!((finding(&fifth, words), killed(&fifth)), (None, 0.0));
+        fifth.stop();
+    }
+}
+
+#[test]
+fn losses_of_before_a_restart_stay_on_the_page_after_a_stop_and_after_a_kill() {
+    let spool = Spool::new();
+    let keys = "max_bytes = \"256KiB\"\nsegment_bytes = \"16KiB\"\nwhen_full = \"drop_newest\"\n";
+    let config = dead_end(&spool.queue(&format!("{keys}[shutdown]\ndrain_timeout = \"200ms\"")));
+    let mut relay = Relay::start(&config);
+    let lost = wait_for("a loss", PATIENCE, || {
+        assert_eq!(relay.post(&generated_batch(1, 50, 900)).status, 200);
+        let lost = relay.metrics().sum("error_total");
+        (lost > 0.0).then_some(lost)
+    });
+    relay.stop();
+    let stays = |relay: &Relay| {
+        assert_eq!(status(relay)["earlier_lost_events"].as_f64(), Some(lost));
+        assert_eq!(status(relay)["lost_events"], 0, "of this process");
+        assert_eq!(finding(relay, &format!("{LOST_BEFORE}{lost} events")).as_deref(), Some("warn"));
+    };
+    let mut second = Relay::start(&config);
+    stays(&second);
+    second.kill();
+    let mut third = Relay::start(&config);
+    stays(&third);
+    third.stop();
 }
 
 #[test]
