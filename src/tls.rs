@@ -166,12 +166,13 @@ fn day(time: UnixTime) -> String {
 /// Returns the end of the validity of the server's certificate, in seconds since 1970, if this
 /// error of a handshake says that the certificate has expired.
 pub fn expired(error: &io::Error) -> Option<i64> {
-    match error.get_ref()?.downcast_ref::<rustls::Error>()? {
-        rustls::Error::InvalidCertificate(CertificateError::ExpiredContext {
-            not_after, ..
-        }) => not_after.as_secs().try_into().ok(),
-        _ => None,
-    }
+    let error = error.get_ref()?.downcast_ref::<rustls::Error>()?;
+    let rustls::Error::InvalidCertificate(CertificateError::ExpiredContext { not_after, .. }) =
+        error
+    else {
+        return None;
+    };
+    not_after.as_secs().try_into().ok()
 }
 
 /// The contents of the files from which TLS settings were made, in a fixed order. They are compared

@@ -117,6 +117,7 @@ async fn written(write: impl FnOnce() -> String + Send + 'static) -> Response<Fu
 
 #[cfg(test)]
 mod tests {
+    use std::io::{Read as _, Seek as _};
     use std::time::Duration;
 
     use serde_json::Value;
@@ -168,5 +169,37 @@ mod tests {
         stop.cancel();
         let ended = tokio::time::timeout(Duration::from_secs(1), tasks.join_next()).await;
         assert!(matches!(ended, Ok(Some(Ok(())))), "{ended:?}");
+    }
+    #[tokio::test(start_paused = true)]
+    async fn a_filter_that_drops_everything_has_a_line_in_the_log() {
+        let log = Arc::new(tempfile::tempfile().unwrap());
+        let subscriber = tracing_subscriber::fmt().with_ansi(false).with_writer(Arc::clone(&log));
+        let _log = tracing::subscriber::set_default(subscriber.finish());
+        let (admin, stop) = (admin(), CancellationToken::new());
+        let output = Output {
+            name: "narrow".to_owned(),
+            kind: "stdout",
+            required: true,
+            lag_max: Duration::from_secs(30),
+            shape: "event",
+            status: Arc::default(),
+        };
+        let queue = admin.shown.load().queue.clone().unwrap();
+        admin.show(vec![output], Vec::new(), Vec::new(), &queue);
+        let mut tasks = tokio::task::JoinSet::new();
+        tasks.spawn(Arc::clone(&admin).keep_history(stop.clone()));
+        for _ in 0..40 {
+            admin.telemetry.output("narrow").fates.filtered.dropped.increment(1);
+            tokio::time::sleep(STEP).await;
+        }
+        stop.cancel();
+        tasks.join_next().await.unwrap().unwrap();
+        let mut text = String::new();
+        let mut log = &*log;
+        log.rewind().unwrap();
+        log.read_to_string(&mut text).unwrap();
+        let line = "WARN kube_audit_forwarder::admin::sampling: the filter has dropped every event";
+        assert_eq!(text.matches(line).count(), 1, "{text}");
+        assert!(text.contains("output=\"narrow\""), "{text}");
     }
 }

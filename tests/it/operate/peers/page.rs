@@ -404,6 +404,19 @@ fn assert_not_cut(browser: &Browser, selector: &str) {
     assert_eq!(browser.run(&is_cut), false, "{selector}");
 }
 
+/// Checks that the finding of an output that is down leads to its runbook, and that a desk has room
+/// for the error.
+fn assert_leads_on(browser: &Browser) {
+    let link = browser.run("return document.querySelector('#findings a').href");
+    assert!(
+        link.as_str().unwrap().ends_with("/runbooks/KubeAuditForwarderOutputDown.md"),
+        "{link}"
+    );
+    wait_for_text(browser, "#findings li", "Look at the consumer and its log");
+    let width = "return document.querySelector('#outputs th.why').getBoundingClientRect().width";
+    assert!(browser.run(width).as_f64() > Some(300.0));
+}
+
 #[test]
 fn an_output_that_is_down_says_why_and_when_it_is_tried_again_and_recovers() {
     let mut sink = TcpSink::start();
@@ -427,15 +440,7 @@ fn an_output_that_is_down_says_why_and_when_it_is_tried_again_and_recovers() {
     // The error comes first.
     wait_for_text(&browser, "#headline", ". Output logstash is down; its events are kept.");
     assert!(browser.text("#headline").starts_with("Cannot connect to "));
-    let link = browser.run("return document.querySelector('#findings a').href");
-    assert!(
-        link.as_str().unwrap().ends_with("/runbooks/KubeAuditForwarderOutputDown.md"),
-        "{link}"
-    );
-    wait_for_text(&browser, "#findings li", "Look at the consumer and its log");
-    // A desk has room for the error.
-    let width = "return document.querySelector('#outputs th.why').getBoundingClientRect().width";
-    assert!(browser.run(width).as_f64() > Some(300.0));
+    assert_leads_on(&browser);
     // It comes first in the table, though its name does not.
     wait_for_text(&browser, "#outputs tbody:nth-of-type(1) .pill", "down ");
     assert_eq!(browser.text("#outputs tbody:nth-of-type(1) [data-is=name]"), "logstash");
@@ -531,6 +536,36 @@ fn pretend(browser: &Browser, change: &str) {
 
 const HOSTILE: &str = "<script>document.title=1</script>";
 
+/// Changes to `/status`, and the state and the words that the page then shows.
+const STATES: [(&str, &str, &str); 9] = [
+    ("omega.trouble = 'warn'; omega.backlog_events = 9; omega.lag_seconds = 61;", "warn", "late"),
+    ("omega.trouble = 'warn'; omega.growing = true;", "warn", "lag grows"),
+    (
+        "omega.trouble = 'warn'; omega.unsteady = true; omega.up = false; omega.down_seconds = 3;",
+        "warn",
+        "fails and works, in turn",
+    ),
+    // Nothing waits, so the age of the oldest event means nothing.
+    ("omega.lag_seconds = 61;", "good", "up"),
+    ("omega.trouble = 'warn'; omega.addresses[0].state = 'suspect';", "warn", "up, 1 of 1 down"),
+    (
+        "omega.trouble = 'warn'; omega.addresses[0].state = 'back, on trial';",
+        "warn",
+        "up, 1 of 1 on trial",
+    ),
+    ("omega.trouble = 'warn'; omega.all_dropped_seconds = 300;", "warn", "up, all filtered"),
+    (
+        "omega.trouble = 'bad'; omega.lost_events = 7; omega.last_lost_seconds_ago = 5;",
+        "bad",
+        "up, losing",
+    ),
+    (
+        "omega.trouble = 'bad'; omega.lost_events = 7; omega.last_lost_seconds_ago = 500;",
+        "bad",
+        "up, lost",
+    ),
+];
+
 #[test]
 fn the_page_shows_what_the_relay_judges_in_its_order_and_as_text() {
     let (sink, idle) = (TcpSink::start(), TcpSink::start());
@@ -542,42 +577,7 @@ fn the_page_shows_what_the_relay_judges_in_its_order_and_as_text() {
     let browser = open(&relay);
     wait_for_verdict(&browser, &relay, "good");
     let omega = output("omega", ".pill");
-    for (change, state, words) in [
-        (
-            "omega.trouble = 'warn'; omega.backlog_events = 9; omega.lag_seconds = 61;",
-            "warn",
-            "late",
-        ),
-        ("omega.trouble = 'warn'; omega.growing = true;", "warn", "lag grows"),
-        (
-            "omega.trouble = 'warn'; omega.unsteady = true; omega.up = false; omega.down_seconds = 3;",
-            "warn",
-            "fails and works, in turn",
-        ),
-        // Nothing waits, so the age of the oldest event means nothing.
-        ("omega.lag_seconds = 61;", "good", "up"),
-        (
-            "omega.trouble = 'warn'; omega.addresses[0].state = 'suspect';",
-            "warn",
-            "up, 1 of 1 down",
-        ),
-        (
-            "omega.trouble = 'warn'; omega.addresses[0].state = 'back, on trial';",
-            "warn",
-            "up, 1 of 1 on trial",
-        ),
-        ("omega.trouble = 'warn'; omega.all_dropped_seconds = 300;", "warn", "up, all filtered"),
-        (
-            "omega.trouble = 'bad'; omega.lost_events = 7; omega.last_lost_seconds_ago = 5;",
-            "bad",
-            "up, losing",
-        ),
-        (
-            "omega.trouble = 'bad'; omega.lost_events = 7; omega.last_lost_seconds_ago = 500;",
-            "bad",
-            "up, lost",
-        ),
-    ] {
+    for (change, state, words) in STATES {
         let find = "const omega = status.outputs.find((it) => it.name === 'omega');";
         pretend(&browser, &format!("{find} {change}"));
         wait_until(words, SEEN, || browser.text(&omega) == words);
