@@ -99,6 +99,7 @@ required = false
 urls = ["https://a/x?y=${file:DIR/token}", "http://${env:HOST}:8080", "$${x"]
 strategy = "round_robin"
 format = "ndjson"
+accept_html = true
 compression = "zstd"
 headers = { X-Scope = "${file:DIR/token}", "x_1" = "tab\tand \"quotes\"" }
 concurrency = 1

@@ -1,5 +1,5 @@
 //! `type = "http"`: one POST for each batch. A 2xx status is the acknowledgement, if the consumer
-//! had the whole request when its answer began.
+//! had the whole request when its answer began, and if the answer is not a web page.
 //!
 //! `concurrency` lanes send one request each at a time, and keep one HTTP/1.1 connection to each
 //! address whose turn it was. The statuses 400, 413 and 422 concern the events themselves; all
@@ -58,11 +58,13 @@ use crate::delivery::prepared::Connector;
 use api::Api;
 use client::Client;
 use link::HttpLink;
+use request::AnyConsumer;
 use transfers::Transfers;
 
 impl IntoConnector for Settings {
     fn connector(&self, setup: &Setup<'_>) -> Box<dyn Connector> {
-        HttpConnector::boxed(&self.client, Arc::new(self.format), setup)
+        let (format, accept_html) = (self.format, self.accept_html);
+        HttpConnector::boxed(&self.client, Arc::new(AnyConsumer { format, accept_html }), setup)
     }
 }
 

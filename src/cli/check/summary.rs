@@ -5,6 +5,8 @@ use crate::config;
 use crate::config::{
     Acknowledge, Checked, Config, Listener, Output, Severity, WhenFull, show_size,
 };
+use crate::output::syslog;
+use crate::output::syslog::Framing;
 use crate::words::escape;
 
 /// The part of the checks that `check` has left out.
@@ -148,6 +150,12 @@ fn of_output(output: &Output) -> String {
     }
     if targets.iter().any(config::Target::is_tls) {
         text.push_str(", TLS");
+    }
+    let syslog = output.kind.settings::<syslog::Settings>();
+    if syslog.is_some_and(|it| it.framing == Framing::OctetCounting) {
+        text.push_str(
+            ", each message behind its length (syslog-ng: source syslog(), not network())",
+        );
     }
     if !output.filter.is_empty() {
         text.push_str(", filtered");

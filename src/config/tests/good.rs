@@ -128,6 +128,7 @@ pause = false
 urls = ["https://a"]
 strategy = "failover"
 format = "event_list"
+accept_html = false
 compression = "none"
 headers = {{}}
 concurrency = 4

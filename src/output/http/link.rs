@@ -261,6 +261,7 @@ mod tests {
     use super::*;
     use crate::delivery::files::Files as _;
     use crate::output::http::Settings;
+    use crate::output::http::request::AnyConsumer;
     use crate::output::setup::Setup;
     use crate::queue::Identity;
 
@@ -273,7 +274,7 @@ mod tests {
             "type = 'http'\nurls = ['http://{address}/']\nconcurrency = 3\nbatch = {{ {limits} }}"
         ));
         let http: &Settings = output.kind.settings().expect("it is http's");
-        let api = Arc::new(http.format);
+        let api = Arc::new(AnyConsumer { format: http.format, accept_html: false });
         let telemetry = Arc::new(crate::telemetry::Telemetry::new());
         let client = Client::new(&http.client, api, &Setup::new(&output, &telemetry));
         let client = Arc::new(client);

@@ -3,8 +3,9 @@
 use std::io;
 
 use bytes::Bytes;
+use hyper::{StatusCode, header};
 
-use super::api::{Api, Encoded, Reply};
+use super::api::{Api, Encoded, Outcome, Reply, Sent};
 use super::body::{Pieces, gzip, zstd};
 use super::settings::HttpFormat;
 use crate::audit::LIST_HEAD;
@@ -14,34 +15,58 @@ use crate::output::json_lines::audit_log;
 use crate::queue::{Batch, Identity};
 use crate::telemetry::AttemptError;
 
-/// The protocol of `type = "http"`: any consumer that answers 2xx.
-impl Api for HttpFormat {
+/// The protocol of `type = "http"`: any consumer that answers 2xx, unless the answer is a web page.
+pub(super) struct AnyConsumer {
+    pub(super) format: HttpFormat,
+    /// `true`: the consumer answers with web pages.
+    pub(super) accept_html: bool,
+}
+
+impl Api for AnyConsumer {
     fn content_type(&self) -> &'static str {
-        match self {
-            Self::EventList | Self::JsonArray => "application/json",
-            Self::Ndjson | Self::AuditLog => "application/x-ndjson",
+        match self.format {
+            HttpFormat::EventList | HttpFormat::JsonArray => "application/json",
+            HttpFormat::Ndjson | HttpFormat::AuditLog => "application/x-ndjson",
         }
     }
 
     fn sends_lists(&self) -> bool {
-        matches!(self, Self::EventList | Self::JsonArray)
+        matches!(self.format, HttpFormat::EventList | HttpFormat::JsonArray)
     }
 
-    /// Any 2xx is the contract of `http`: nobody knows what else its consumers answer.
+    /// Nobody knows what else the consumers of `http` answer, so [`Api::judge`] looks only for web
+    /// pages.
     fn acknowledged(&self, _: &Reply<'_>) -> Result<(), String> {
         Ok(())
     }
 
     fn encode(&self, batch: Batch, _: Identity, _: u64) -> Encoded {
-        let body = match self {
-            Self::Ndjson => Pieces::of(batch.pieces),
-            Self::AuditLog => Pieces::of(vec![audit_log(&batch.pieces)]),
-            Self::EventList => Pieces::list(LIST_HEAD, batch.pieces, b"]}\n"),
-            Self::JsonArray => Pieces::list(b"[", batch.pieces, b"]"),
+        let body = match self.format {
+            HttpFormat::Ndjson => Pieces::of(batch.pieces),
+            HttpFormat::AuditLog => Pieces::of(vec![audit_log(&batch.pieces)]),
+            HttpFormat::EventList => Pieces::list(LIST_HEAD, batch.pieces, b"]}\n"),
+            HttpFormat::JsonArray => Pieces::list(b"[", batch.pieces, b"]"),
         };
         Encoded { body, events: batch.events }
     }
+
+    /// An answer without a body shows no page, whatever its type.
+    fn judge(&self, reply: Reply<'_>, _: &Sent) -> Outcome {
+        let length = reply.headers.get(header::CONTENT_LENGTH);
+        let is_empty = reply.status == StatusCode::NO_CONTENT
+            || length.is_some_and(|length| length.as_bytes() == b"0");
+        let is_success = matches!(reply.by_status, Outcome::Accepted);
+        if is_success && !is_empty && !self.accept_html && reply.has_type_of_page() {
+            let message = format!("{}: answered {}: {PAGE}", reply.base, reply.status);
+            return Outcome::Failed(Failure::new(AttemptError::Protocol, message));
+        }
+        reply.by_status
+    }
 }
+
+/// The words for an operator whose consumer answers with a web page.
+const PAGE: &str = "this looks like a sign-in page and not like an acknowledgement; set \
+                    accept_html = true if it is the consumer's own answer";
 
 /// Returns the body of a request, compressed. Compression runs on a thread for blocking work.
 ///

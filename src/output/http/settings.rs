@@ -10,6 +10,8 @@ pub(crate) struct Settings {
     pub(crate) client: HttpClient,
     /// The format of the body of each request.
     pub(crate) format: HttpFormat,
+    /// `true`: an answer 2xx counts even if it is a web page.
+    pub(crate) accept_html: bool,
 }
 
 /// The values of the key `format` of an `http` output: how events are put in the body of a request.
@@ -33,8 +35,8 @@ impl OutputSettings for Settings {
 
     fn read(t: &mut Table<'_, '_>) -> Option<Self> {
         let keys = HttpKeys::of_requests(Compression::None, true);
-        let (client, format) = HttpClient::read(t, &keys, |t| {
-            t.choice(
+        let (client, (format, accept_html)) = HttpClient::read(t, &keys, |t| {
+            let format = t.choice(
                 "format",
                 &[
                     ("event_list", HttpFormat::EventList),
@@ -44,9 +46,12 @@ impl OutputSettings for Settings {
                 ],
                 Some(HttpFormat::EventList),
                 "body of a request: as kube-apiserver sends it, lines, an array, or the lines of audit.log",
-            )
+            );
+            let meaning = "whether a 2xx of type text/html is an acknowledgement, and not the \
+                sign-in page of a proxy";
+            (format, t.flag("accept_html", false, meaning))
         });
-        Some(Self { client: client?, format: format? })
+        Some(Self { client: client?, format: format?, accept_html })
     }
 
     fn targets(&self) -> Vec<Target> {

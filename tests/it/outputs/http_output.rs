@@ -114,6 +114,43 @@ fn a_list_is_sent_as_it_was_received_and_as_lines_to_an_output_that_joins() {
     relay.finish(Backlog::Empty);
 }
 
+/// Method: a proxy in front of the consumer answers 200 with its sign-in page. A reload then says
+/// that the consumer itself answers so.
+#[test]
+fn a_web_page_is_no_acknowledgement_unless_the_config_says_so() {
+    let page = || Answer::status(200).header("Content-Type", "Text/HTML; charset=utf-8");
+    let sink = HttpSink::start(move |_| page().body("<html>sign in</html>"));
+    let config = |more: &str| to_sink(sink.address(), more);
+    let relay = Relay::start(&config(""));
+    post_batch(&relay, 1, 40, 700);
+    let line = relay.wait_for_log("output down, events are kept", PATIENCE).to_string();
+    let words = "answered 200 OK: this looks like a sign-in page and not like an acknowledgement";
+    assert!(line.contains(words) && line.contains("accept_html"), "{line}");
+    wait_for_errors(&relay, "protocol", 3.0);
+    assert_eq!(of_output(&relay, "output_events_total"), 0.0);
+    assert_eq!(of_output(&relay, "output_backlog_events"), 40.0);
+    relay.reload(&config("accept_html = true\n"), "success");
+    relay.wait_until_delivered(PATIENCE);
+    assert_eq!(of_output(&relay, "output_events_total"), 40.0);
+    relay.finish(Backlog::Empty);
+}
+
+/// Some frameworks say `text/html` of an answer that has no body.
+#[test]
+fn an_empty_answer_is_no_web_page() {
+    let answers =
+        [200, 204].map(|status| Answer::status(status).header("Content-Type", "text/html"));
+    let sink = HttpSink::script(answers);
+    let relay = Relay::start(&to_sink(sink.address(), "concurrency = 1\n"));
+    for seed in 1..=2 {
+        post_batch(&relay, seed, 10, 700);
+        relay.wait_until_delivered(PATIENCE);
+    }
+    assert_eq!(of_output(&relay, "output_events_total"), 20.0);
+    assert_eq!(sink.count(), 2);
+    relay.finish(Backlog::Empty);
+}
+
 #[test]
 fn headers_and_credentials_arrive_and_changed_files_are_taken_up() {
     let directory = tempfile::tempdir().unwrap();
