@@ -288,6 +288,14 @@ impl Queue {
         self.spool().and_then(spool::Queue::fault)
     }
 
+    /// Notes for the log that the disk has not answered for ten seconds, or that it answers again.
+    /// The relay calls this function every few seconds.
+    pub fn watch_disk(&self) {
+        if let Some(queue) = self.spool() {
+            queue.watch_disk();
+        }
+    }
+
     /// Waits until the queue has failed permanently: it can store no batch until the process starts
     /// again. Returns the reason. For a queue in memory, which can't fail in this way, this
     /// function never returns.

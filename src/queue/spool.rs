@@ -94,6 +94,9 @@ fn quarantine_bytes(capacity: u64) -> u64 {
 /// and do not wait until the disk answers.
 const HANGS: Duration = Duration::from_secs(5);
 
+/// A disk that has not answered for this long is told in the log.
+const HANGS_TOLD: Duration = Duration::from_secs(10);
+
 /// The longest time that the queue waits for its two threads when it closes, because the disk may
 /// not answer.
 const CLOSING: Duration = Duration::from_secs(3);
@@ -400,6 +403,21 @@ impl Queue {
     /// [`super::Queue::fault`].
     pub fn fault(&self) -> Option<String> {
         self.shared.lock().writing.health.fault()
+    }
+
+    /// Notes for the log that the disk does not answer, or that it answers again. See
+    /// [`super::Queue::watch_disk`].
+    pub fn watch_disk(&self) {
+        let mut state = self.shared.lock();
+        let health = &mut state.writing.health;
+        let waited = health.busy.map(|since| since.elapsed()).unwrap_or_default();
+        let hangs = waited >= HANGS_TOLD;
+        if std::mem::replace(&mut health.hangs_told, hangs) != hangs {
+            self.shared.metrics.changed(match hangs {
+                true => Told::DiskHangs { seconds: waited.as_secs() },
+                false => Told::DiskAnswers,
+            });
+        }
     }
 
     /// Waits until one of the two threads has panicked, and returns a message that says so.

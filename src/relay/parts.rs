@@ -111,8 +111,8 @@ impl Parts {
         self.tasks.spawn("the task that keeps the connections' deadlines", deadlines);
         let admin = Arc::clone(&self.admin).serve(admin_socket, stop.clone());
         self.tasks.spawn("the task that serves the admin address", admin);
-        let upkeep = upkeep(Arc::clone(&self.telemetry), stop.clone());
-        self.tasks.spawn("the task that folds histograms", upkeep);
+        let upkeep = upkeep(Arc::clone(&self.telemetry), self.queue.clone(), stop.clone());
+        self.tasks.spawn("the task that folds histograms and watches the disk", upkeep);
         let reports = self.telemetry.reports().tell(stop.clone());
         self.tasks.spawn("the task that reports losses", reports);
         let (queue, failures, stop) = (self.queue.clone(), failures.clone(), stop.clone());
@@ -150,9 +150,11 @@ impl Parts {
 }
 
 /// Calls `Telemetry::upkeep` every [`UPKEEP`] until `stop` is cancelled. Without these calls, the
-/// collected values of histograms would pile up in memory.
-async fn upkeep(telemetry: Arc<Telemetry>, stop: CancellationToken) {
+/// collected values of histograms would pile up in memory. Also looks whether the queue's disk
+/// answers.
+async fn upkeep(telemetry: Arc<Telemetry>, queue: Queue, stop: CancellationToken) {
     while stop.run_until_cancelled(tokio::time::sleep(UPKEEP)).await.is_some() {
         telemetry.upkeep();
+        queue.watch_disk();
     }
 }

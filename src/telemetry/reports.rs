@@ -151,6 +151,13 @@ pub enum State {
     },
     /// The queue's disk stores events again.
     DiskIsWell,
+    /// The queue's disk does not answer.
+    DiskHangs {
+        /// The time for which it has not answered.
+        seconds: u64,
+    },
+    /// The queue's disk answers again.
+    DiskAnswers,
 }
 
 impl State {
@@ -169,6 +176,12 @@ impl State {
                 "the queue's disk refuses writes: senders get 503 until it accepts them"
             ),
             Self::DiskIsWell => tracing::info!(changes, "the queue's disk accepts writes again"),
+            Self::DiskHangs { seconds } => tracing::error!(
+                seconds,
+                changes,
+                "the queue's disk does not answer: senders get 503 until it does"
+            ),
+            Self::DiskAnswers => tracing::info!(changes, "the queue's disk answers again"),
         }
     }
 }
@@ -409,11 +422,17 @@ impl Reports {
                 notes.full_since.get_or_insert_with(Instant::now);
             }
             State::QueueHasRoom { .. } => notes.full_since = None,
-            State::DiskRefuses { .. } | State::DiskIsWell => {}
+            State::DiskRefuses { .. }
+            | State::DiskIsWell
+            | State::DiskHangs { .. }
+            | State::DiskAnswers => {}
         }
         let flap = match state {
             State::QueueFull { .. } | State::QueueHasRoom { .. } => &mut notes.room,
-            State::DiskRefuses { .. } | State::DiskIsWell => &mut notes.disk,
+            State::DiskRefuses { .. }
+            | State::DiskIsWell
+            | State::DiskHangs { .. }
+            | State::DiskAnswers => &mut notes.disk,
         };
         flap.changes += 1;
         flap.state = Some(state);

@@ -172,6 +172,8 @@ pub(super) struct Health {
     pub(super) error: Option<String>,
     /// The time when the writer thread began what it does now. `None` while it has nothing to do.
     pub(super) busy: Option<Instant>,
+    /// `true`: the log says that the disk does not answer.
+    pub(super) hangs_told: bool,
     /// `true`: the last write of the file `synced` has failed, so the file may name events that
     /// were refused. A start would take them for acknowledged, and count them as lost if their file
     /// is gone. Nothing behind the log's end is deleted, and no segment is begun, until the file

@@ -508,6 +508,30 @@ fn a_disk_that_hangs_holds_up_neither_the_end_nor_what_is_safe() {
     scene.finish(relay);
 }
 
+/// Method: strace delays one sync by 17 s. The log must say that the disk does not answer, once,
+/// and that it answers again.
+#[test]
+fn a_disk_that_hangs_and_goes_on_is_told_in_the_log_once() {
+    let mut scene = Scene::new(Spool::new(), "");
+    // The start makes the first syncs, which do not hang.
+    let relay = start_with(&scene.config(), "fdatasync:delay_enter=17000000:when=8", &[]);
+    wait_until("a sync that hangs", PATIENCE, || {
+        scene.post(&relay, 1);
+        relay.log_text().contains("does not answer")
+    });
+    let told = |message: &str| {
+        let lines = relay.log_lines();
+        let lines = lines.iter().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let is_it = |line: &Value| line["fields"]["message"] == message;
+        lines.filter(is_it).map(|line| line["level"].clone()).collect::<Vec<_>>()
+    };
+    relay.wait_for_log("the queue's disk answers again", PATIENCE);
+    let hangs = told("the queue's disk does not answer: senders get 503 until it does");
+    assert_eq!(hangs, ["ERROR"]);
+    assert_eq!(told("the queue's disk answers again"), ["INFO"]);
+    scene.finish(relay);
+}
+
 /// Method: the first start finds a disk without any free byte. The relay must either refuse
 /// batches, or end with status 1 and name the cause. Once there is room, it must work.
 #[test]
