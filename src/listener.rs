@@ -53,6 +53,14 @@ use session::Session;
 /// open files. Without the pause the listener would fail again and again without a break.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// A connection that gave its place to a newer one is open until its task runs. While there are
+/// more of them than this, each accept waits for [`GIVEN_WAY_PAUSE`] first. Otherwise a burst of
+/// connections could take all descriptors of the process.
+const GIVEN_WAY_MAX: usize = 8;
+
+/// The pause in which these tasks run.
+const GIVEN_WAY_PAUSE: Duration = Duration::from_millis(1);
+
 /// A listener on one bound address. All clones of this value are the same listener: they share the
 /// socket and the settings, and closing one clone closes all of them.
 #[derive(Clone)]
@@ -166,6 +174,9 @@ impl Listener {
     pub async fn serve(self, gate: Arc<Gate>) {
         let mut failing = false;
         loop {
+            if gate.given_way() > GIVEN_WAY_MAX {
+                tokio::time::sleep(GIVEN_WAY_PAUSE).await;
+            }
             let accepted = tokio::select! {
                 biased;
                 () = self.closing.cancelled() => return,

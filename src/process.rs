@@ -10,19 +10,23 @@ pub mod restrict;
 
 pub use failures::Failures;
 
-/// Raises the soft limit of open files to the hard limit, and returns the new limit. The soft limit
-/// is often 1,024, because select(2) can handle no more; nothing in the relay uses select. Without
-/// a higher limit, accept(2) could fail before `limits.max_connections` is reached. Go's runtime
-/// raises the limit in the same way.
+/// Raises the soft limit of open files to the hard limit. The soft limit is often 1,024, because
+/// select(2) can handle no more; nothing in the relay uses select. Without a higher limit,
+/// accept(2) could fail before `limits.max_connections` is reached. Go's runtime raises the limit
+/// in the same way.
 ///
 /// # Errors
 ///
 /// The error of the kernel. The limit stays as it was.
-pub fn raise_open_files() -> io::Result<u64> {
+pub fn raise_open_files() -> io::Result<()> {
     let mut limit = getrlimit(Resource::Nofile);
     limit.current = limit.maximum;
-    setrlimit(Resource::Nofile, limit)?;
-    Ok(limit.current.unwrap_or(u64::MAX))
+    Ok(setrlimit(Resource::Nofile, limit)?)
+}
+
+/// Returns the number of files, sockets included, that the process may have open.
+pub fn open_files_max() -> u64 {
+    getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
 /// Turns transparent huge pages off for this process. With huge pages, one touched byte makes 2 MiB

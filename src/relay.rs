@@ -19,7 +19,7 @@
 //!
 //! | floor | files | what they know |
 //! |---|---|---|
-//! | 1 | `error` `again` `watch` | why a config is refused, or a relay ends · pauses · files that change |
+//! | 1 | `error` `again` `open_files` `watch` | why a config is refused, or a relay ends · pauses · the limit of open files · files that change |
 //! | 2 | `waiting` `listeners` `outputs` | file systems that hang · the listeners and the outputs, and what a reload does to them |
 //! | 3 | `config_file` `plan` `evidence` `lives` | the config file · files that a plan names · the recorder · the processes before and after this one |
 //! | 4 | `parts` | all parts of a running relay |
@@ -41,6 +41,7 @@ mod error;
 mod evidence;
 mod listeners;
 mod lives;
+mod open_files;
 mod outputs;
 mod parts;
 mod plan;
@@ -83,12 +84,13 @@ pub struct Signals<S, A> {
 ///   signal has cut the drain short.
 pub async fn run(
     file: Option<PathBuf>,
-    config: Config,
+    mut config: Config,
     signals: Signals<impl Future<Output = ()>, impl Future<Output = ()>>,
 ) -> Result<(), Error> {
     if let Err(error) = process::raise_open_files() {
         tracing::warn!(%error, "cannot raise the limit of open files");
     }
+    open_files::fit(&mut config);
     // Some kernels and sandboxes do not have this setting of the process.
     if let Err(error) = process::refuse_huge_pages() {
         tracing::debug!(%error, "cannot turn off transparent huge pages");

@@ -71,7 +71,8 @@ pub(super) fn read(t: &mut Table<'_, '_>, is_durable: bool) -> Limits {
             4096,
             1..=CONNECTIONS_MAX,
             "all listeners together; for one more, a request that is refused already gives way, \
-             else the connection that is longest without a whole head",
+             else the connection that is longest without a whole head; a low limit of open files \
+             lowers it",
         ))
         .unwrap_or(usize::MAX),
         header_timeout: t.time(

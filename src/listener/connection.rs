@@ -473,6 +473,11 @@ impl Registry {
         Some(Registered { registry: Arc::clone(self), id, connection })
     }
 
+    /// Returns the number of connections that have a place.
+    pub(super) fn places(&self) -> usize {
+        self.lock().open.len()
+    }
+
     /// Ends every connection that has reached its deadline. Must be called again after each
     /// [`Deadlines::tick`].
     pub(super) fn enforce(&self, deadlines: Deadlines) {

@@ -135,6 +135,12 @@ impl Gate {
         }
     }
 
+    /// Returns the number of connections that have given their places to newer ones and are not
+    /// closed yet.
+    pub(super) fn given_way(&self) -> usize {
+        self.connections.len().saturating_sub(self.registry.places())
+    }
+
     /// Makes all listeners stop accepting connections, and refuses new requests. Each open
     /// connection ends after its current request.
     pub fn close(&self) {

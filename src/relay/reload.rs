@@ -12,7 +12,7 @@ use super::error::Refused;
 use super::parts::Parts;
 use super::plan::{Plan, ReadFiles};
 use super::waiting::in_time;
-use super::{listeners, outputs};
+use super::{listeners, open_files, outputs};
 use crate::config::{Acknowledge, Config};
 use crate::listener::Token;
 use crate::staged::Staged;
@@ -140,7 +140,8 @@ impl Parts {
     ///
     /// The listeners that could not be opened. The rest of the new config is in force.
     async fn put_in_force(&mut self, prepared: Prepared) -> Result<(), String> {
-        let Prepared { config, outputs, files, sources, listeners, tap_token } = prepared;
+        let Prepared { mut config, outputs, files, sources, listeners, tap_token } = prepared;
+        open_files::fit(&mut config);
         self.admin.tap_token(tap_token);
         files.into_iter().for_each(|staged| staged());
         telemetry::change_log(config.log);

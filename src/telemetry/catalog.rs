@@ -272,7 +272,8 @@ catalog! {
             action: "`all_busy` and `evicted`: find the clients that hold connections, such as \
                 those whose bodies come slowly, or raise `limits.max_connections`. \
                 `accept_failed`: the log has the error; compare `process_open_fds` with \
-                `process_max_fds`. The alert \
+                `process_max_fds`. The log of a start or a reload says if the limit of open files \
+                has lowered `limits.max_connections`. The alert \
                 `KubeAuditForwarderConnectionsRefused` fires after a minute.",
         }
         pub tls_failures: Each<TlsFailure, Counter> = "listener_tls_failures_total" {

@@ -146,6 +146,7 @@ mod operate {
     mod replay_directory;
     mod restrict;
     mod secrets;
+    mod seen;
     mod shutdown;
     mod size;
     mod status;

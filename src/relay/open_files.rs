@@ -1,0 +1,32 @@
+//! The limit of open files, which senders' connections share with everything else.
+
+use crate::config::Config;
+use crate::process;
+
+/// The number of open files that a relay needs besides those of its senders' connections and
+/// outputs: 64 connections of the admin address, taps, sockets, and files.
+const OWN_FILES: u64 = 128;
+
+/// The number of open files of an output or a source: its connections, and the files that it reads.
+const FILES_OF_PART: u64 = 16;
+
+/// Lowers `limits.max_connections` if the limit of open files has no room for this number of
+/// connections and for everything else. The rest gets half of a small limit. Without this, senders'
+/// connections could take the descriptors that probes, deliveries and a reload need.
+pub(super) fn fit(config: &mut Config) {
+    let max = process::open_files_max();
+    let parts = config.outputs.len() + config.sources.len();
+    let others = (OWN_FILES + FILES_OF_PART * parts as u64).min(max / 2);
+    let room = usize::try_from(max - others).unwrap_or(usize::MAX);
+    let configured = config.limits.max_connections;
+    if configured > room {
+        tracing::warn!(
+            open_files = max,
+            configured,
+            max_connections = room,
+            "the limit of open files is too low for limits.max_connections, which is lowered: \
+             raise the limit (LimitNOFILE of systemd, or that of the container runtime)"
+        );
+        config.limits.max_connections = room;
+    }
+}
