@@ -101,7 +101,7 @@ pub struct Intake {
     pub refused_429_per_second: f64,
     /// The age of the last answer 429 because of `limits.max_in_flight`; `None` if there was none.
     pub in_flight_full_seconds_ago: Option<f64>,
-    /// For how long the relay refused requests that their senders send again.
+    /// For how long the relay refused requests.
     pub refusals: Refusals,
     /// The request that was refused last; `None` if none was since the start.
     pub last_rejected: Option<Rejected>,
@@ -134,8 +134,7 @@ pub struct Losses {
     pub dead_letters_dropped_events: u64,
 }
 
-/// For how long the relay refused requests that their senders send again, by the status of the
-/// answers.
+/// For how long the relay refused requests, by the status of the answers.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Refusals {
@@ -143,6 +142,9 @@ pub struct Refusals {
     pub with_429: RefusalTimes,
     /// Answers 503: the disk refuses writes, or the consumers are too slow.
     pub with_503: RefusalTimes,
+    /// Requests by POST that were refused for good, and TLS handshakes that failed. The *long*
+    /// spells are shorter than with the others, because no sender is asked to come back.
+    pub permanent: RefusalTimes,
 }
 
 /// How long requests were refused. A *spell* is a time in which requests are refused without a
@@ -163,6 +165,8 @@ pub struct RefusalTimes {
     pub long_ended_seconds_ago: Option<f64>,
     /// The age of the last refusal in a spell that was shut for long; `None` if there was none.
     pub long_shut_ended_seconds_ago: Option<f64>,
+    /// The number of refusals in spells that were shut for long, since the start.
+    pub long_shut_requests: u64,
 }
 
 /// The request that was refused last.
@@ -201,6 +205,9 @@ pub struct Listener {
     pub connections: u64,
     /// `true`: the listener speaks HTTPS.
     pub tls: bool,
+    /// The time from the end of an accepted body to the answer that one of a hundred answers
+    /// exceeds, in seconds; `None`: no batch was accepted in the last minute.
+    pub latency_p99_seconds: Option<f64>,
 }
 
 /// A source: a Kafka topic that is read.
@@ -319,6 +326,8 @@ pub struct Health {
     pub last_error: Option<String>,
     /// The age of the last error, in seconds.
     pub last_error_seconds_ago: Option<f64>,
+    /// The age of the last delivery that timed out while the output was up; `None` if none did.
+    pub stalled_seconds_ago: Option<f64>,
     /// The time until the next attempt, in seconds; `None` if none is planned.
     pub next_retry_seconds: Option<f64>,
 }

@@ -70,7 +70,8 @@ pub struct Telemetry {
     earlier: OnceLock<Earlier>,
     evidence: EvidenceMetrics,
     reports: Reports,
-    delivery_times: recent::TimesByOutput,
+    delivery_times: recent::TimesByName,
+    answer_times: recent::TimesByName,
     volume: Arc<Volume>,
 }
 
@@ -95,7 +96,8 @@ impl Telemetry {
             earlier: OnceLock::new(),
             evidence: EvidenceMetrics::register(&registry, [], Arc::default()),
             reports: Reports::default(),
-            delivery_times: recent::TimesByOutput::default(),
+            delivery_times: recent::TimesByName::default(),
+            answer_times: recent::TimesByName::default(),
             volume: Arc::default(),
             registry,
         }
@@ -161,7 +163,8 @@ impl Telemetry {
     /// Returns the handles of the metrics of one listener or source.
     pub fn listener(&self, label: &str) -> ListenerMetrics {
         let (labels, refusals) = ([labels::LISTENER.with(label)], self.refusals.clone());
-        ListenerMetrics::register(&self.registry, labels, self.rejections(), label.into(), refusals)
+        let (rejections, times) = (self.rejections(), self.answer_times.of(label));
+        ListenerMetrics::register(&self.registry, labels, rejections, label.into(), refusals, times)
     }
 
     /// Returns the handle of the metric `in_flight_bytes`.

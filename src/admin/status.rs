@@ -127,6 +127,7 @@ impl Admin {
     fn listeners(&self) -> Value {
         let listener = |state: &Listener| {
             let metrics = self.telemetry.listener(&state.label);
+            let [p50, p99] = quantiles(metrics.quantiles());
             json!({
                 "listener": state.label,
                 "tls": state.tls,
@@ -134,6 +135,8 @@ impl Admin {
                 "connections": metrics.connections.count(),
                 "received_bytes": metrics.received.get(),
                 "requests": counted(metrics.requests.counts()),
+                "latency_p50_seconds": p50,
+                "latency_p99_seconds": p99,
             })
         };
         self.shown.load().listeners.iter().map(listener).collect()
@@ -213,6 +216,7 @@ impl Admin {
             "dead_letter_events": metrics.fates.dead_letters.get(),
             "last_error": last_error,
             "last_error_seconds_ago": seconds(failed.map(|at| at.elapsed())),
+            "stalled_seconds_ago": seconds(snapshot.stalled.map(|at| at.elapsed())),
             "next_retry_seconds": seconds(snapshot.next_attempt.map(wait)),
             "parked": snapshot.parked.as_ref().map(parked),
             "addresses": output.status.addresses().iter().map(address).collect::<Value>(),

@@ -82,6 +82,8 @@ pub struct Snapshot {
     turns: Option<(u32, Instant)>,
     /// The moment of the next attempt; `None` while no next attempt is planned.
     pub next_attempt: Option<Instant>,
+    /// The moment of the last delivery that timed out while the output was up; `None` if none did.
+    pub stalled: Option<Instant>,
     /// `true` if events may be lost while the output is down, because they become too old or the
     /// queue becomes full. The value is that of the last failed attempt.
     pub may_lose: bool,
@@ -271,6 +273,9 @@ impl Health {
         let mut status = lock(&self.status.state);
         if status.up {
             status.turned();
+        }
+        if status.up && failure.reason == AttemptError::Timeout {
+            status.stalled = Some(now);
         }
         status.up = false;
         status.may_lose = !is_kept;

@@ -654,6 +654,9 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Watched<T> {
         };
         metrics.answered(status);
         metrics.rejected(rejection, status, message);
+        if rejection.is_for_good() {
+            metrics.turned_away();
+        }
         self.own_answer = Some((answer::raw(status, message), 0));
     }
 

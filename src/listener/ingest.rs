@@ -229,6 +229,7 @@ impl Ingest {
             sent: 0,
             begun: false,
             ended: false,
+            whole_at: None,
         };
         let judged = match refusal {
             Some(refusal) => Err(refusal),
@@ -248,6 +249,10 @@ impl Ingest {
         match outcome {
             Ok(events) => {
                 tracing::debug!(events, bytes = upload.sent, "batch accepted");
+                if let Some(whole_at) = upload.whole_at {
+                    let now = Instant::now();
+                    self.connection.metrics().accepted_after(now.duration_since(whole_at), now);
+                }
                 (answer::accepted(events), None)
             }
             Err(refusal) => {
@@ -314,6 +319,7 @@ impl Ingest {
         } else {
             self.collect(bounds, upload, &mut share).await?
         };
+        upload.whole_at = Some(Instant::now());
         let (Intake { rest, large, .. }, volume) = (body, &self.shared.volume);
         let keeps_list = rest.len() >= LIST_MIN && self.shared.queue.keeps_lists();
         let whole = match large {
@@ -660,6 +666,8 @@ struct Upload<'a> {
     begun: bool,
     /// `true`: no more bytes will arrive, because the body is complete or broken.
     ended: bool,
+    /// The time at which the body was complete; `None` before.
+    whole_at: Option<Instant>,
 }
 
 impl Upload<'_> {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use hyper::body::Incoming;
 use hyper::service::Service;
-use hyper::{Request, Response, Version, header};
+use hyper::{Method, Request, Response, Version, header};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -41,6 +41,8 @@ impl Service<Request<Incoming>> for Shared {
         let Self(requests) = self.clone();
         let started = Instant::now();
         let multiplexed = request.version() == Version::HTTP_2;
+        // A health check has another method.
+        let may_be_batch = request.method() == Method::POST;
         let connection = Arc::clone(&requests.ingest.connection);
         let in_time = connection.begin_request(multiplexed, started);
         let mut under_way = UnderWay { connection, in_time, refusing: false, ended: None };
@@ -53,6 +55,9 @@ impl Service<Request<Incoming>> for Shared {
             metrics.answered(response.status().as_u16());
             if let Some(Refusal { rejection, status, message }) = refusal {
                 metrics.rejected(rejection, status.as_u16(), &message);
+                if may_be_batch && rejection.is_for_good() {
+                    metrics.turned_away();
+                }
                 under_way.refusing = true;
             }
             let now = Instant::now();

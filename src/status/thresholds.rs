@@ -45,6 +45,22 @@ pub const FULL_WITHIN: f64 = 3600.0;
 /// the relay's `Retry-After`. After this time kube-apiserver drops the batch.
 pub const PATIENCE_WITH_RETRY_AFTER: f64 = 235.0;
 
+/// The time in seconds for which kube-apiserver repeats a batch whatever the error: five attempts,
+/// the last 81 s after the first or later.
+pub const PATIENCE: f64 = 80.0;
+
+/// Everything is refused if at least this number of requests and TLS handshakes were refused for
+/// good in [`PATIENCE`], and nothing was accepted: the attempts of one batch.
+pub const ATTEMPTS: u64 = 5;
+
+/// The time in seconds above which the answers of a listener are slow. kube-apiserver gives up
+/// after 30 s; in health an answer takes milliseconds.
+pub const SLOW_ANSWERS: f64 = 1.0;
+
+/// The time in seconds for which a delivery that has timed out is a warning. A consumer that stands
+/// still takes what its kernel has room for from each new connection, and seems to work meanwhile.
+pub const STALLED_LATELY: f64 = 600.0;
+
 /// The time in seconds for which a filter must drop every event before there is a warning.
 pub const ALL_DROPPED: f64 = 300.0;
 
@@ -62,6 +78,7 @@ mod tests {
             ("QueueFullWithinAnHour", format!("[15m], {}) >", FULL_WITHIN)),
             ("QueueFullWithinAnHour", format!("> {}", FORECAST_FILL)),
             ("QueueNearlyFull", format!("> {}", QUEUE_NEARLY_FULL)),
+            ("EverythingRefused", format!(">= {ATTEMPTS}")),
             ("MemoryNearLimit", format!("> {}", MEMORY_NEARLY_USED)),
             ("CertificateExpiresIn14Days", format!("< {warn} * 86400")),
             ("CertificateExpiresIn3Days", format!("< {bad} * 86400")),

@@ -7,8 +7,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::thresholds::{
-    ALL_DROPPED, CERTIFICATE_DAYS, FULL_WITHIN, MEMORY_NEARLY_USED, PATIENCE_WITH_RETRY_AFTER,
-    QUEUE_NEARLY_FULL, SILENCE,
+    ALL_DROPPED, CERTIFICATE_DAYS, FULL_WITHIN, MEMORY_NEARLY_USED, PATIENCE,
+    PATIENCE_WITH_RETRY_AFTER, QUEUE_NEARLY_FULL, SILENCE, SLOW_ANSWERS, STALLED_LATELY,
 };
 use super::{Address, Certificate, Output, Queue, Status};
 
@@ -148,6 +148,7 @@ pub fn trouble(it: &Output) -> Option<State> {
         || it.counts.lost_events > 0
         || is_late(it)
         || is_growing(it)
+        || is_stalling(it)
         || it.parked.as_ref().is_some_and(|parked| parked.out_of_order)
         || is_dropping_all(it)
         || it.addresses.iter().any(|it| is_passed_over(it) || it.state == ON_TRIAL);
@@ -169,6 +170,11 @@ pub fn is_late(it: &Output) -> bool {
     it.backlog.backlog_events > 0
         && it.backlog.lag_seconds > it.backlog.lag_max_seconds
         && !it.health.paused
+}
+
+/// Returns `true` if a delivery of this output has timed out lately.
+pub fn is_stalling(it: &Output) -> bool {
+    it.health.stalled_seconds_ago.is_some_and(|ago| ago < STALLED_LATELY)
 }
 
 /// Returns `true` if the backlog of this output has grown for minutes. An output that collects
@@ -402,6 +408,11 @@ fn output(it: &Output, found: &mut Findings) {
         let advice = "The consumer takes events more slowly than they come. Runbook: \
             KubeAuditForwarderOutputLags.";
         found.add(State::Warn, &about, text, advice);
+    } else if is_stalling(it) {
+        let text = format!("Output {}: a delivery has timed out in the last ten minutes.", it.name);
+        let advice = "Look whether the consumer stands still: for a while, its kernel takes events \
+            that it does not read. Runbook: KubeAuditForwarderOutputLags.";
+        found.add(State::Warn, &about, text, advice);
     }
     if is_dropping_all(it) {
         let text =
@@ -472,9 +483,23 @@ fn senders(status: &Status, found: &mut Findings) {
                 format!("The listener {} is not open: it waits for its {what}.", it.listener);
             found.add(State::Warn, &about, text, advice);
         }
+        let is_slow = it.latency_p99_seconds.is_some_and(|seconds| seconds > SLOW_ANSWERS);
+        // Otherwise the answers wait for the consumers.
+        if is_slow && status.intake.acknowledge != "delivered" {
+            let text = format!(
+                "The listener {} answers slowly: the slowest of a hundred answers takes longer \
+                 than {SLOW_ANSWERS} s.",
+                it.listener
+            );
+            let advice = "kube-apiserver gives up after 30 s. With queue.directory, look at the \
+                disk (`spool_sync_duration_seconds`); otherwise at the CPU limit.";
+            found.add(State::Warn, &format!("listener {}", it.listener), text, advice);
+        }
     }
+    let is_everything = everything_refused(status, found);
     if let Some(last) = &status.intake.last_final_refusal
         && last.seconds_ago < REFUSED_LATELY
+        && !is_everything
     {
         let text = format!(
             "Requests were rejected permanently in the last five minutes ({}).",
@@ -487,6 +512,7 @@ fn senders(status: &Status, found: &mut Findings) {
     refused_connections(status, found);
     if let Some(last) = &status.intake.last_tls_failure
         && last.seconds_ago < REFUSED_LATELY
+        && !is_everything
     {
         let text = format!("TLS handshakes at {} failed lately ({}).", last.listener, last.reason);
         let advice = "The log has the sender's address and the reason. Runbook: \
@@ -511,6 +537,42 @@ fn senders(status: &Status, found: &mut Findings) {
             KubeAuditForwarderNothingReceived.";
         found.add(State::Warn, "relay", "No event has come for more than 15 minutes.", advice);
     }
+}
+
+/// Judges a time in which everything was refused for good: every request, or every TLS handshake.
+/// Senders give up their batches then, which the relay cannot count. Returns `true` if everything
+/// is refused now.
+fn everything_refused(status: &Status, found: &mut Findings) -> bool {
+    let times = &status.intake.refusals.permanent;
+    let Some(ended) = times.long_shut_ended_seconds_ago else { return false };
+    let request = status.intake.last_final_refusal.as_ref();
+    let request = request.map(|last| (last.seconds_ago, format!("requests: {}", last.reason)));
+    let tls = status.intake.last_tls_failure.as_ref();
+    let tls = tls.map(|last| (last.seconds_ago, format!("TLS handshakes: {}", last.reason)));
+    let last = request.into_iter().chain(tls).min_by(|a, b| a.0.total_cmp(&b.0));
+    let (_, what) = last.unwrap_or_default();
+    let (state, text) = if times.shut_seconds.is_some_and(|seconds| seconds >= PATIENCE) {
+        let text = format!(
+            "Everything is refused ({what}), and nothing was accepted for longer than \
+             kube-apiserver repeats a batch (about 90 s)."
+        );
+        (State::Bad, text)
+    } else {
+        let (state, when) = match ended < GIVEN_UP_LATELY {
+            true => (State::Warn, "in the last hour"),
+            false => (State::Note, "more than an hour ago"),
+        };
+        let text = format!(
+            "Everything was refused for a time {when}: {} attempts of senders. kube-apiserver \
+             makes five with a batch and then drops it, unless another replica took it.",
+            times.long_shut_requests
+        );
+        (state, text)
+    };
+    let advice = "The relay cannot count what never came, so `lost` does not have it. `doctor` \
+        compares with kube-apiserver's own count. Runbook: KubeAuditForwarderEverythingRefused.";
+    found.add(state, SENDERS, text, advice);
+    state == State::Bad
 }
 
 /// Judges connections that were refused, whose requests no counter of requests has.
@@ -879,6 +941,52 @@ mod tests {
             assert_eq!((verdict.state, verdict.findings.len()), (State::Good, 2), "{verdict:?}");
             assert!(verdict.findings[1].text.contains("more than an hour ago"), "{verdict:?}");
         }
+    }
+
+    #[test]
+    fn slow_answers_are_a_warning_unless_they_wait_for_consumers() {
+        let slow = |seconds: f64, acknowledge: &'static str| {
+            move |status: &mut Value| {
+                status["acknowledge"] = json!(acknowledge);
+                status["listeners"][0]["latency_p99_seconds"] = json!(seconds);
+            }
+        };
+        assert_headline(State::Good, "works", slow(1.0, "synced"));
+        assert_headline(State::Warn, "0.0.0.0:3000 answers slowly", slow(1.1, "synced"));
+        assert_headline(State::Good, "works", slow(9.0, "delivered"));
+    }
+
+    #[test]
+    fn an_output_whose_delivery_has_timed_out_is_a_warning_for_ten_minutes() {
+        for (ago, state) in [(599.0, State::Warn), (600.0, State::Good)] {
+            assert_headline(state, "", |status| {
+                status["outputs"][0]["stalled_seconds_ago"] = json!(ago);
+            });
+        }
+    }
+
+    #[test]
+    fn what_is_refused_altogether_is_bad_and_stays_seen_for_an_hour() {
+        let refused = |shut: Option<f64>, ended: Option<f64>, tls: f64| {
+            move |status: &mut Value| {
+                status["refusals"]["permanent"] = json!({ "shut_seconds": shut,
+                    "long_shut_ended_seconds_ago": ended, "long_shut_requests": 45 });
+                status["last_final_refusal"] =
+                    json!({ "reason": "unauthorized", "seconds_ago": 400.0 });
+                status["last_tls_failure"] =
+                    json!({ "listener": "l", "reason": "unknown_ca", "seconds_ago": tls });
+            }
+        };
+        assert_headline(State::Good, "works", refused(Some(79.0), None, 500.0));
+        let now = refused(Some(80.0), Some(0.0), 500.0);
+        assert_headline(State::Bad, "Everything is refused (requests: unauthorized)", now);
+        let tls = refused(Some(80.0), Some(0.0), 399.0);
+        assert_headline(State::Bad, "Everything is refused (TLS handshakes: unknown_ca)", tls);
+        let lately = "in the last hour: 45 attempts of senders";
+        assert_headline(State::Warn, lately, refused(Some(79.0), Some(3599.0), 500.0));
+        let verdict = judged(refused(None, Some(3600.0), 500.0));
+        assert_eq!((verdict.state, verdict.findings.len()), (State::Good, 2), "{verdict:?}");
+        assert!(verdict.findings[1].text.contains("more than an hour ago"), "{verdict:?}");
     }
 
     #[test]

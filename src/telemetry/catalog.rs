@@ -286,7 +286,8 @@ catalog! {
                 `unknown_ca`, `expired`, `bad_certificate`: renew the sender's certificate, or \
                 `client_ca`. `refused`: the sender does not trust the listener's certificate. \
                 `plain_http`: its URL must begin with `https://`. The alert \
-                `KubeAuditForwarderTlsHandshakesFail` fires after a few minutes.",
+                `KubeAuditForwarderTlsHandshakesFail` fires after a few minutes, or \
+                `KubeAuditForwarderEverythingRefused` while nothing is accepted.",
         }
     } with {
         /// The counters of refused requests, which all listeners and sources share.
@@ -295,6 +296,8 @@ catalog! {
         pub(super) label: Arc<str>,
         /// The refused requests, over all listeners and sources.
         pub(super) refusals: Refusals,
+        /// The times from the ends of accepted bodies to the answers.
+        pub(super) times: Arc<Mutex<RecentTimes>>,
     }
 
     "Listeners and sources"
@@ -310,7 +313,8 @@ catalog! {
                 relay or a consumer is too slow (alert `KubeAuditForwarderSendersWait`). \
                 `too_large`: raise `limits.max_body` now (`KubeAuditForwarderBatchTooLarge`). \
                 `invalid`, `unauthorized`, `not_found`, `method`, `media_type`: the sender has to \
-                be corrected (`KubeAuditForwarderRequestsRejected`). `shutting_down`: a restart.",
+                be corrected (`KubeAuditForwarderRequestsRejected`, or \
+                `KubeAuditForwarderEverythingRefused` while nothing is accepted). `shutting_down`: a restart.",
         }
     }
 

@@ -24,12 +24,29 @@ impl ListenerMetrics {
         self.requests.of(Code::of(status)).increment(1);
     }
 
+    /// Records the time from the end of a body to the answer that accepts it.
+    pub fn accepted_after(&self, took: Duration, now: Instant) {
+        lock(&self.times).record(took, now);
+    }
+
+    /// Returns the median and the 99th percentile of the times that [`Self::accepted_after`] has
+    /// recorded in the last one to two minutes; `None` if there were none.
+    pub fn quantiles(&self) -> Option<Quantiles> {
+        lock(&self.times).quantiles_of(2, Instant::now())
+    }
+
     /// Counts a request that was not accepted, and keeps it as the last refused request. `code` is
     /// the HTTP status of the response, and `message` is the sentence that the sender receives.
     pub fn rejected(&self, reason: Rejection, code: u16, message: &str) {
         self.rejections.requests.of(reason).increment(1);
         let (listener, message) = (Arc::clone(&self.label), message.to_owned());
         self.refusals.refused(LastRejected { listener, reason, code, message, at: Instant::now() });
+    }
+
+    /// Notes that a request that may have had a batch was refused, and that its sender will give
+    /// the batch up.
+    pub fn turned_away(&self) {
+        self.refusals.turned_away(Instant::now());
     }
 
     /// Counts a connection that was refused, and keeps the time.

@@ -101,7 +101,13 @@ impl RecentTimes {
 
     /// Returns the quantiles of the times of the last minutes; `None` if there were none.
     pub fn quantiles(&self, now: Instant) -> Option<Quantiles> {
-        let oldest = (self.minute(now) + 1).saturating_sub(MINUTES as u64);
+        self.quantiles_of(MINUTES as u64, now)
+    }
+
+    /// Returns the quantiles of the times of the present minute and of the minutes before it,
+    /// `minutes` in all; `None` if there were none.
+    pub(super) fn quantiles_of(&self, minutes: u64, now: Instant) -> Option<Quantiles> {
+        let oldest = (self.minute(now) + 1).saturating_sub(minutes);
         let mut counts = [0_u64; BUCKETS];
         for minute in self.minutes.iter().filter(|minute| minute.number >= oldest) {
             for (sum, count) in counts.iter_mut().zip(&minute.counts) {
@@ -122,14 +128,14 @@ impl RecentTimes {
     }
 }
 
-/// The times until delivery of each output, by its name. An entry ends with the last handle of the
-/// output.
+/// The times of each output, or of each listener, by its name. An entry ends with the last handle
+/// of the output or listener.
 #[derive(Default)]
-pub(super) struct TimesByOutput(Mutex<BTreeMap<String, Weak<Mutex<RecentTimes>>>>);
+pub(super) struct TimesByName(Mutex<BTreeMap<String, Weak<Mutex<RecentTimes>>>>);
 
-impl TimesByOutput {
-    /// Returns the times of one output. Two calls with the same name return the same value, as long
-    /// as a handle of the output exists.
+impl TimesByName {
+    /// Returns the times of one output or listener. Two calls with the same name return the same
+    /// value, as long as a handle of it exists.
     pub(super) fn of(&self, name: &str) -> Arc<Mutex<RecentTimes>> {
         let mut all = lock(&self.0);
         if let Some(times) = all.get(name).and_then(Weak::upgrade) {

@@ -14,7 +14,7 @@ use super::labels::{RefusedConnection, Rejection, TlsFailure};
 use crate::lock::lock;
 use crate::status;
 use crate::status::RefusalTimes;
-use crate::status::thresholds::PATIENCE_WITH_RETRY_AFTER;
+use crate::status::thresholds::{ATTEMPTS, PATIENCE, PATIENCE_WITH_RETRY_AFTER};
 
 /// The greatest number of characters in [`LastRejected::message`]. The relay's own messages are
 /// shorter, and quote at most one word that a client has chosen.
@@ -51,27 +51,44 @@ pub struct LastTlsFailure {
     pub at: Instant,
 }
 
+/// The time in seconds, and the number of refusals, after which a period is long: the sender gives
+/// up a batch.
+type Patience = (f64, u64);
+
+const WITH_RETRY_AFTER: Patience = (PATIENCE_WITH_RETRY_AFTER, 1);
+const FOR_GOOD: Patience = (PATIENCE, ATTEMPTS);
+
 /// A period in which requests are refused, and the longest one so far.
 #[derive(Default)]
 struct Stretch {
     /// The first refusal; `None` if requests are not refused now.
     since: Option<Instant>,
+    /// The number of refusals in the present stretch.
+    count: u64,
     longest: Duration,
     /// The last refusal in a stretch that was longer than kube-apiserver repeats a batch.
     long_last: Option<Instant>,
+    /// The number of refusals in all stretches that were so long.
+    long_count: u64,
 }
 
 impl Stretch {
-    fn refused(&mut self, now: Instant) {
-        let length = now.saturating_duration_since(*self.since.get_or_insert(now));
+    fn refused(&mut self, now: Instant, (seconds, count): Patience) {
+        self.count = if self.since.is_some() { self.count.saturating_add(1) } else { 1 };
+        let since = *self.since.get_or_insert(now);
+        let length = now.saturating_duration_since(since);
         self.longest = self.longest.max(length);
-        if length.as_secs_f64() >= PATIENCE_WITH_RETRY_AFTER {
+        if length.as_secs_f64() >= seconds && self.count >= count {
+            let was_long = self.long_last.is_some_and(|last| last >= since);
+            let new = if was_long { 1 } else { self.count };
+            self.long_count = self.long_count.saturating_add(new);
             self.long_last = Some(now);
         }
     }
 }
 
-/// The requests that were refused with one status, and that their senders send again.
+/// The requests that were refused with one status, and that their senders send again; or those that
+/// were refused for good.
 #[derive(Default)]
 struct Spells {
     any: Stretch,
@@ -86,13 +103,13 @@ impl Spells {
         self.last.filter(|last| now.saturating_duration_since(*last) <= PAUSE)
     }
 
-    fn refused(&mut self, now: Instant) {
+    fn refused(&mut self, now: Instant, patience: Patience) {
         if self.lasts(now).is_none() {
             (self.any.since, self.shut.since) = (None, None);
         }
         self.last = Some(now);
-        self.any.refused(now);
-        self.shut.refused(now);
+        self.any.refused(now, patience);
+        self.shut.refused(now, patience);
     }
 
     fn times(&self, now: Instant) -> RefusalTimes {
@@ -106,6 +123,7 @@ impl Spells {
             longest_shut_seconds: self.shut.longest.as_secs_f64(),
             long_ended_seconds_ago: self.any.long_last.map(ago),
             long_shut_ended_seconds_ago: self.shut.long_last.map(ago),
+            long_shut_requests: self.shut.long_count,
         }
     }
 }
@@ -133,6 +151,9 @@ struct Known {
     batches: u64,
     with_429: Spells,
     with_503: Spells,
+    /// The requests that were refused for good and may have had a batch, and the TLS handshakes
+    /// that failed.
+    given_up: Spells,
     /// The last request that was refused because of `limits.max_in_flight`.
     in_flight_full: Option<Instant>,
 }
@@ -152,9 +173,9 @@ impl Refusals {
             known.batches = known.batches.saturating_add(1);
         }
         if Rejection::WITH_429.contains(&reason) {
-            known.with_429.refused(now);
+            known.with_429.refused(now, WITH_RETRY_AFTER);
         } else if Rejection::WITH_503.contains(&reason) {
-            known.with_503.refused(now);
+            known.with_503.refused(now, WITH_RETRY_AFTER);
         }
         if reason == Rejection::InFlightFull {
             known.in_flight_full = Some(now);
@@ -167,7 +188,13 @@ impl Refusals {
 
     /// Notes a TLS handshake of a sender that has failed.
     pub(super) fn tls_failed(&self, failure: LastTlsFailure) {
+        self.turned_away(failure.at);
         lock(&self.0).tls = Some(failure);
+    }
+
+    /// Notes that a sender was turned away that may have had a batch, and will give it up.
+    pub(super) fn turned_away(&self, now: Instant) {
+        lock(&self.0).given_up.refused(now, FOR_GOOD);
     }
 
     /// Notes a connection that was refused now.
@@ -191,6 +218,7 @@ impl Refusals {
         (known.since, known.batches) = (0.0, 0);
         known.with_429.shut.since = None;
         known.with_503.shut.since = None;
+        known.given_up.shut.since = None;
     }
 
     /// Returns the time since which every batch has been refused, in seconds since 1970, and the
@@ -219,7 +247,7 @@ impl Refusals {
     pub fn times(&self, now: Instant) -> status::Refusals {
         let known = lock(&self.0);
         let (with_429, with_503) = (known.with_429.times(now), known.with_503.times(now));
-        status::Refusals { with_429, with_503 }
+        status::Refusals { with_429, with_503, permanent: known.given_up.times(now) }
     }
 
     /// Returns the time since the last request that was refused because of
@@ -272,6 +300,36 @@ mod tests {
         );
         refuse(&refusals, Rejection::Disk, now);
         assert_eq!(refusals.times(now).with_503.seconds, Some(0.0));
+    }
+
+    #[test]
+    fn a_batch_that_is_tried_five_times_and_refused_for_good_is_counted_as_given_up() {
+        let (mut now, refusals) = (Instant::now(), Refusals::default());
+        let given_up = |now| {
+            let times = refusals.times(now).permanent;
+            (times.long_shut_requests, times.long_shut_ended_seconds_ago)
+        };
+        for attempts in 1..=2 {
+            // The pauses between kube-apiserver's attempts.
+            for seconds in [0.0, 10.0, 15.0, 22.5, 33.75] {
+                now += Duration::from_secs_f64(seconds);
+                assert_eq!(given_up(now).0, 5 * (attempts - 1));
+                refusals.turned_away(now);
+            }
+            assert_eq!(given_up(now), (5 * attempts, Some(0.0)));
+            now += PAUSE + STEP;
+        }
+        refusals.turned_away(now);
+        refusals.accepted();
+        assert_eq!(refusals.times(now).permanent.shut_seconds, None);
+        assert_eq!(given_up(now), (10, Some(70.0)));
+        // A lone sender of other requests beside good ones.
+        for _ in 0..100 {
+            now += STEP;
+            refusals.turned_away(now);
+            refusals.accepted();
+        }
+        assert_eq!(given_up(now).0, 10);
     }
 
     #[test]

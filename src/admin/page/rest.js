@@ -10,6 +10,7 @@ function drawInputs(status) {
     say(of('kind'), `${it.tls ? 'HTTPS' : 'HTTP'}${configured}${waits}`);
     say(of('connections'), figure(it.connections));
     say(of('received'), bytes(it.received_bytes));
+    say(of('latency'), delays(it));
     say(of('requests'), codes(it.requests) || 'none');
   });
   show(at('sources-table'), status.sources.length > 0);

@@ -1,5 +1,6 @@
 //! Troubles of senders that `/status` and the metrics show: whoever is refused has left no events.
 
+use crate::support::clock::WallClock;
 use crate::support::prelude::*;
 
 fn status(relay: &Relay) -> Value {
@@ -79,4 +80,56 @@ fn idle_connections_leave_descriptors_for_probes_deliveries_and_reloads() {
     assert_eq!(relay.reloads("error"), 0.0);
     drop(idle);
     relay.finish(Backlog::Empty);
+}
+
+/// They need libfaketime.
+mod peers {
+    use super::*;
+
+    /// Method: time passes 20 times faster for the relay. A sender has a wrong token, or does not
+    /// believe the listener's certificate, and tries again and again. Then it is accepted.
+    #[test]
+    fn what_is_refused_altogether_is_bad_and_stays_seen_after_it_has_ended() {
+        let directory = TempDir::new().unwrap();
+        let token = directory.path().join("token");
+        std::fs::write(&token, "right").unwrap();
+        let sink = HttpSink::accepting();
+        let key = format!("[[listener]]\nbearer_token_file = \"{}\"", text(&token));
+        let config = to_sink(sink.address(), "").replace("[[listener]]", &key);
+        let clock = WallClock::new();
+        let mut builder = Relay::with(&config);
+        for (name, value) in clock.times_faster(20) {
+            builder = builder.variable(name, &value);
+        }
+        let relay = builder.start();
+        let post = |token: &str| {
+            let mut client = Client::connect(relay.address()).unwrap();
+            let body = generated_batch(1, 5, 900);
+            let authorization = format!("Authorization: Bearer {token}\r\n");
+            let head = format!(
+                "POST /audit HTTP/1.1\r\nHost: relay\r\nContent-Type: application/json\r\n\
+                 {authorization}Content-Length: {}\r\n\r\n",
+                body.len()
+            );
+            client.send(&[head.as_bytes(), &body].concat()).unwrap();
+            client.read_response().unwrap().status
+        };
+        assert_eq!(post("right"), 200);
+        assert_eq!(verdict(&relay).0, "good");
+        wait_until("the finding", PATIENCE, || {
+            assert_eq!(post("wrong"), 401);
+            verdict(&relay).0 == "bad"
+        });
+        let (_, findings) = verdict(&relay);
+        assert!(findings.contains("Everything is refused (requests: unauthorized)"), "{findings}");
+        assert_eq!(post("right"), 200);
+        let (state, findings) = verdict(&relay);
+        let words = "Everything was refused for a time in the last hour";
+        assert!(state == "warn" && findings.contains(words), "{state} {findings}");
+        let attempts = status(&relay)["refusals"]["permanent"]["long_shut_requests"].clone();
+        assert!(attempts.as_u64().unwrap() >= 5, "{attempts}");
+        assert!(findings.contains(&format!("{attempts} attempts of senders")), "{findings}");
+        relay.wait_until_delivered(PATIENCE);
+        relay.finish(Backlog::Empty);
+    }
 }

@@ -443,8 +443,9 @@ fn a_full_queue_says_what_it_does_for_how_long_and_how_many_it_refuses() {
     assert_eq!(before["refused_429_per_second"], 0.0);
     let none = json!({ "seconds": null, "shut_seconds": null, "longest_seconds": 0.0,
         "longest_shut_seconds": 0.0, "long_ended_seconds_ago": null,
-        "long_shut_ended_seconds_ago": null });
-    assert_eq!(before["refusals"], json!({ "with_429": none, "with_503": none }));
+        "long_shut_ended_seconds_ago": null, "long_shut_requests": 0 });
+    let wanted = json!({ "with_429": none, "with_503": none, "permanent": none });
+    assert_eq!(before["refusals"], wanted);
     let (taken, refused) = fill(&relay, 40);
     assert!(taken > 0 && refused > 0);
     let status = status(&relay);

@@ -623,3 +623,24 @@ fn the_end_waits_until_what_was_sent_is_final_and_counts_what_is_not() {
     assert!(sink.lines() == expected);
     assert_eq!(relay.wait_for_log("ended", PATIENCE)["lost"], 0);
 }
+
+/// Method: the consumer stands still, and its kernel takes bytes from each new connection. A
+/// delivery times out, the next connection takes a few events, and so on. The output must never
+/// look healthy in between.
+#[test]
+fn a_consumer_that_stands_still_does_not_look_healthy_after_each_new_connection() {
+    let hung = TcpSink::with(Framing::Lines, small());
+    hung.pause(true);
+    let keys = "replay_window = \"100ms\"\ntimeouts = { request = \"1s\" }\n";
+    let relay = relay(&hung, keys);
+    let expected = post(&relay, &generated(6_000_000, 1500));
+    wait_for_errors(&relay, "timeout", 1.0);
+    wait_until("two more timeouts", PATIENCE, || {
+        let output = http::get(relay.admin(), "/status").unwrap().json()["outputs"][0].take();
+        assert!(!output["trouble"].is_null(), "{output}");
+        errors(&relay, "timeout") >= 3.0
+    });
+    hung.pause(false);
+    wait_until_arrived(&relay, &hung, &expected);
+    relay.finish(Backlog::Empty);
+}

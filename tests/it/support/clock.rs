@@ -33,6 +33,15 @@ impl WallClock {
         std::fs::rename(file, self.directory.path().join("clock")).expect("a writable directory");
     }
 
+    /// Returns the environment variables of a process for which time passes so many times faster:
+    /// on the clock on the wall, and on the monotonic clocks.
+    pub(crate) fn times_faster(&self, times: u32) -> Vec<(&'static str, String)> {
+        let clock = self.directory.path().join("clock");
+        std::fs::write(clock, format!("+0 x{times}\n")).expect("a writable directory");
+        let is_kept = |(name, _): &(&str, String)| *name != "FAKETIME_DONT_FAKE_MONOTONIC";
+        self.variables().into_iter().filter(is_kept).collect()
+    }
+
     /// Returns the environment variables of a process that sees this clock.
     pub(crate) fn variables(&self) -> [(&'static str, String); 5] {
         let text = |path: PathBuf| path.display().to_string();

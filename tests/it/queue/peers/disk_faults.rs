@@ -532,6 +532,20 @@ fn a_disk_that_hangs_and_goes_on_is_told_in_the_log_once() {
     scene.finish(relay);
 }
 
+/// Method: strace delays every sync by 1.2 s.
+#[test]
+fn answers_that_wait_for_a_slow_disk_are_shown_and_a_warning() {
+    let mut scene = Scene::new(Spool::new(), "");
+    let relay = start_with(&scene.config(), "fdatasync:delay_enter=1200000", &[]);
+    assert!(scene.post(&relay, 1));
+    let status = http::get(relay.admin(), "/status").unwrap().json();
+    let slowest = status["listeners"][0]["latency_p99_seconds"].as_f64().unwrap();
+    assert!(slowest > 1.0, "{status}");
+    let findings = status["verdict"]["findings"].to_string();
+    assert!(findings.contains("127.0.0.1:0 answers slowly"), "{findings}");
+    scene.finish(relay);
+}
+
 /// Method: the first start finds a disk without any free byte. The relay must either refuse
 /// batches, or end with status 1 and name the cause. Once there is room, it must work.
 #[test]
