@@ -59,7 +59,7 @@ pub const SLOW_ANSWERS: f64 = 1.0;
 
 /// The time in seconds for which a delivery that has timed out is a warning. A consumer that stands
 /// still takes what its kernel has room for from each new connection, and seems to work meanwhile.
-pub const STALLED_LATELY: f64 = 600.0;
+pub const STALLED_LATELY: f64 = 120.0;
 
 /// The time in seconds for which a filter must drop every event before there is a warning.
 pub const ALL_DROPPED: f64 = 300.0;

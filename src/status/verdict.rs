@@ -409,7 +409,7 @@ fn output(it: &Output, found: &mut Findings) {
             KubeAuditForwarderOutputLags.";
         found.add(State::Warn, &about, text, advice);
     } else if is_stalling(it) {
-        let text = format!("Output {}: a delivery has timed out in the last ten minutes.", it.name);
+        let text = format!("Output {}: a delivery has timed out in the last two minutes.", it.name);
         let advice = "Look whether the consumer stands still: for a while, its kernel takes events \
             that it does not read. Runbook: KubeAuditForwarderOutputLags.";
         found.add(State::Warn, &about, text, advice);
@@ -957,8 +957,8 @@ mod tests {
     }
 
     #[test]
-    fn an_output_whose_delivery_has_timed_out_is_a_warning_for_ten_minutes() {
-        for (ago, state) in [(599.0, State::Warn), (600.0, State::Good)] {
+    fn an_output_whose_delivery_has_timed_out_is_a_warning_for_two_minutes() {
+        for (ago, state) in [(119.0, State::Warn), (120.0, State::Good)] {
             assert_headline(state, "", |status| {
                 status["outputs"][0]["stalled_seconds_ago"] = json!(ago);
             });
