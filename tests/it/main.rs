@@ -152,6 +152,7 @@ mod operate {
     mod status;
     mod tap;
     mod top;
+    mod troubles;
     mod upgrade;
     mod version;
     mod volume;

@@ -1,0 +1,418 @@
+//! The troubles of a year, one row each: what is done to a real relay, what its page says, which
+//! single alert fires, and what the log has.
+//!
+//! Method: each row runs the program for about a minute and scrapes it once a second. promtool then
+//! evaluates the shipped rules over the series that the relay really exported, and a second of
+//! reality stands for 30 s there. Most rows begin with a calm time, in which the page is good and
+//! no alert fires.
+
+mod consumers;
+mod operator;
+mod queue;
+mod senders;
+
+use std::process::Command;
+use std::time::SystemTime;
+
+use crate::support::clock::WallClock;
+use crate::support::prelude::*;
+
+/// A second of a row is so many seconds of the rules.
+const FASTER: u32 = 30;
+
+/// The ticks of the calm time, and of most troubles. A tick is a second.
+const CALM: usize = 10;
+const TROUBLE: usize = 45;
+
+/// Two alerts may fire together for so many ticks: the later one silences the other at the next
+/// evaluation of the rules.
+const CHANGE: usize = 2;
+
+/// A trouble, and what an operator is told about it.
+pub(super) struct Row {
+    name: &'static str,
+    run: fn(&mut Scene),
+    /// The state of the page's verdict, and words of a finding.
+    says: (&'static str, &'static str),
+    /// The one alert, without the prefix of its name; empty if there is none.
+    fires: &'static str,
+    /// The alerts that may fire for a time before it, while less is known.
+    before: &'static [&'static str],
+    /// Words of the log.
+    logs: &'static str,
+}
+
+/// A relay as Prometheus sees it: its series by tick.
+#[derive(Default)]
+struct Target {
+    relay: Option<Relay>,
+    /// True while Prometheus knows the target, whether or not it answers.
+    listed: bool,
+    scrapes: BTreeMap<usize, BTreeMap<String, f64>>,
+    up: BTreeMap<usize, f64>,
+}
+
+/// Gets the address of a listener and a number that differs at each call.
+type Send = dyn Fn(SocketAddr, u64);
+
+/// The relays of a row, and what was seen of them.
+pub(super) struct Scene {
+    targets: Vec<Target>,
+    ticks: usize,
+    calm: usize,
+    begun: SystemTime,
+    /// The clock of a relay for which time passes as it does for the rules.
+    clock: Option<WallClock>,
+    trouble: Arc<AtomicBool>,
+    send: Box<Send>,
+    /// The verdict of the first relay at each tick that had one: its state, and the findings.
+    said: Vec<(String, String)>,
+    log: String,
+}
+
+impl Scene {
+    fn new() -> Self {
+        Self {
+            targets: Vec::new(),
+            ticks: 0,
+            calm: 0,
+            begun: SystemTime::now(),
+            clock: None,
+            trouble: Arc::default(),
+            send: Box::new(|address, seed| _ = send(address, seed, 5)),
+            said: Vec::new(),
+            log: String::new(),
+        }
+    }
+
+    /// Starts a relay that Prometheus sees as one more pod.
+    fn start(&mut self, config: &str) {
+        self.add(Relay::start(config));
+    }
+
+    fn add(&mut self, relay: Relay) {
+        let target = Target { relay: Some(relay), listed: true, ..Target::default() };
+        self.targets.push(target);
+    }
+
+    /// Starts a relay for which time passes as fast as it does for the rules.
+    fn start_faster(&mut self, config: &str) {
+        let clock = WallClock::new();
+        // Thirty times faster, quick retries would use a core.
+        let mut builder = Relay::with(&config.replace(QUICK, ""));
+        for (name, value) in clock.times_faster(FASTER) {
+            builder = builder.variable(name, &value);
+        }
+        self.add(builder.start());
+        self.clock = Some(clock);
+    }
+
+    fn relay(&mut self) -> &mut Relay {
+        self.targets[0].relay.as_mut().expect("it runs")
+    }
+
+    /// Ends the relay of this pod, and keeps its log.
+    fn end(&mut self, pod: usize, end: fn(&mut Relay)) {
+        let mut relay = self.targets[pod].relay.take().expect("it runs");
+        end(&mut relay);
+        self.log.push_str(&relay.log_text());
+    }
+
+    /// Replaces the relay of the first pod, as a restart of its container does.
+    fn again(&mut self, config: &str) {
+        self.targets[0].relay = Some(Relay::start(config));
+    }
+
+    /// From now on, this sends to each relay once at each tick.
+    fn sends(&mut self, send: impl Fn(SocketAddr, u64) + 'static) {
+        self.send = Box::new(send);
+    }
+
+    /// From now on, a batch with so many events goes to each relay at each tick.
+    fn sends_events(&mut self, events: usize) {
+        self.sends(move |address, seed| _ = send(address, seed, events));
+    }
+
+    /// Returns a consumer that answers 200 until the trouble begins.
+    fn consumer(
+        &self,
+        answer: impl Fn(&Request) -> Answer + Sync + std::marker::Send + 'static,
+    ) -> HttpSink {
+        let trouble = Arc::clone(&self.trouble);
+        HttpSink::forgetful(move |request| match trouble.load(Ordering::SeqCst) {
+            true => answer(request),
+            false => Answer::status(200),
+        })
+    }
+
+    /// Lets a calm time pass, in which the page must be good.
+    fn calm(&mut self) {
+        self.go(CALM);
+        self.calm = self.ticks;
+        let other = self.said.iter().find(|(state, _)| state != "good");
+        // Where time passes faster, a hundredth of a second is a slow answer.
+        assert!(other.is_none() || self.clock.is_some(), "the calm time: {other:?}");
+    }
+
+    /// Begins the trouble, and lets it go on.
+    fn trouble(&mut self) {
+        self.trouble.store(true, Ordering::SeqCst);
+        self.go(TROUBLE);
+    }
+
+    /// Lets so many seconds pass, with traffic.
+    fn go(&mut self, ticks: usize) {
+        for _ in 0..ticks {
+            let begun = Instant::now();
+            for target in &mut self.targets {
+                if let Some((label, address)) =
+                    target.relay.as_ref().and_then(|it| it.listeners().first())
+                {
+                    assert!(!label.is_empty());
+                    (self.send)(*address, self.ticks as u64);
+                }
+            }
+            for target in &mut self.targets {
+                target.scrape(self.ticks);
+            }
+            if let Some(relay) = &self.targets[0].relay
+                && let Some(status) = ask(relay.admin(), "/status")
+                && let Ok(mut status) = serde_json::from_str::<Value>(&status)
+            {
+                let verdict = status["verdict"].take();
+                let state = verdict["state"].as_str().expect("a state").to_owned();
+                let findings = verdict["findings"].as_array().expect("findings").iter();
+                let texts = findings.map(|it| it["text"].as_str().expect("a text"));
+                self.said.push((state, texts.collect::<Vec<_>>().join(" | ")));
+            }
+            self.ticks += 1;
+            std::thread::sleep(Duration::from_secs(1).saturating_sub(begun.elapsed()));
+        }
+    }
+
+    /// Returns this number as it is on the clock of the rules, which begins at 0.
+    fn scaled(&self, series: &str, value: f64) -> f64 {
+        let begun = self.begun.duration_since(SystemTime::UNIX_EPOCH).expect("after 1970");
+        let begun = begun.as_secs_f64();
+        let times = if self.clock.is_some() { 1.0 } else { f64::from(FASTER) };
+        let name = series.split('{').next().unwrap_or_default();
+        match name {
+            _ if value == 0.0 => value,
+            // The days of a certificate are days of the rules, too.
+            _ if name.ends_with("expiry_timestamp_seconds") => value - begun,
+            _ if name.ends_with("_timestamp_seconds") || name == "process_start_time_seconds" => {
+                (value - begun) * times
+            }
+            _ if name.ends_with("_lag_seconds") => value * times,
+            _ => value,
+        }
+    }
+
+    /// Returns promtool's test of the rules over what the relays exported: what fires at each tick.
+    fn rules_test(&self) -> String {
+        let rules = repository().join("deploy/monitoring/rules.yaml");
+        let text = std::fs::read_to_string(&rules).expect("the rules");
+        let seconds = FASTER;
+        let mut test = format!(
+            "rule_files: [{rules:?}]\nevaluation_interval: {seconds}s\ntests:\n  \
+             - interval: {seconds}s\n    input_series:\n"
+        );
+        for (pod, target) in self.targets.iter().enumerate() {
+            let labels = format!(
+                "job=\"relay\",namespace=\"audit\",pod=\"relay-{pod}\",instance=\"10.0.0.{pod}:9090\""
+            );
+            let mut add = |series: &str, value: &dyn Fn(usize) -> Option<f64>| {
+                let (name, more) = series.split_once('{').unwrap_or((series, "}"));
+                let comma = if more == "}" { "" } else { "," };
+                test.push_str(&format!(
+                    "      - series: '{name}{{{labels}{comma}{more}'\n        values: '"
+                ));
+                let mut was = false;
+                for tick in 0..self.ticks {
+                    let value = value(tick);
+                    match value {
+                        Some(value) => test.push_str(&format!("{value} ")),
+                        None => test.push_str(if was { "stale " } else { "_ " }),
+                    }
+                    was = value.is_some();
+                }
+                test.push_str("'\n");
+            };
+            add("up", &|tick| target.up.get(&tick).copied());
+            let all: BTreeSet<&String> = target.scrapes.values().flat_map(BTreeMap::keys).collect();
+            for series in all {
+                let name = series.split('{').next().unwrap_or_default();
+                // No rule has buckets.
+                if text.contains(name) {
+                    add(series, &|tick| {
+                        let value = *target.scrapes.get(&tick)?.get(series)?;
+                        Some(self.scaled(series, value))
+                    });
+                }
+            }
+        }
+        test.push_str("    promql_expr_test:\n");
+        for tick in 0..self.ticks {
+            let at = tick * usize::try_from(FASTER).expect("small");
+            test.push_str(&format!(
+                "      - expr: label_replace(group by (alertname) (ALERTS{{alertstate=\"firing\"}}), \
+                 \"at\", \"{tick}\", \"\", \"\")\n        eval_time: {at}s\n        \
+                 exp_samples: []\n"
+            ));
+        }
+        test
+    }
+
+    /// Returns the names of the alerts that fire at each tick.
+    fn fired(&self) -> BTreeMap<usize, BTreeSet<String>> {
+        let directory = TempDir::new().expect("a directory");
+        let file = directory.path().join("test.yaml");
+        std::fs::write(&file, self.rules_test()).expect("a writable directory");
+        let output = Command::new(program("promtool")).args(["test", "rules"]).arg(&file).output();
+        let output = output.expect("promtool runs");
+        let said = [output.stdout, output.stderr].concat();
+        let said = String::from_utf8_lossy(&said).into_owned();
+        let mut fired = BTreeMap::<usize, BTreeSet<String>>::new();
+        // Each sample is like `{alertname="…", at="12"} 1E+00`.
+        for sample in said.split("{alertname=\"").skip(1) {
+            let mut texts = sample.split('"');
+            let (alert, at) = (texts.next().expect("a name"), texts.nth(1).expect("a tick"));
+            let short = alert.trim_start_matches("KubeAuditForwarder").to_owned();
+            fired.entry(at.parse().expect("a tick")).or_default().insert(short);
+        }
+        let is_understood = output.status.success() || !fired.is_empty();
+        assert!(is_understood, "{}", said.chars().take(3000).collect::<String>());
+        fired
+    }
+
+    /// Returns what is not as the row says.
+    fn differences(&mut self, row: &Row) -> Vec<String> {
+        let mut found = Vec::new();
+        let (state, words) = row.says;
+        let says = |said: &&(String, String)| said.0 == state && said.1.contains(words);
+        let last = self.said.last().cloned().unwrap_or_default();
+        if !self.said.iter().any(|it| says(&it)) || (state == "good" && last.0 != "good") {
+            let mut all: Vec<_> = self.said.clone();
+            all.dedup();
+            found.push(format!("the page says not {:?}, but {all:#?}", row.says));
+        }
+        let fired = self.fired();
+        let calm = fired.range(..self.calm).next();
+        if let Some(calm) = calm {
+            found.push(format!("in the calm time: {calm:?}"));
+        }
+        let (mut together, mut one_is_right) = (0, row.fires.is_empty());
+        let mut is_wrong = false;
+        for alerts in fired.values() {
+            together = if alerts.len() > 1 { together + 1 } else { 0 };
+            one_is_right |= alerts.contains(row.fires);
+            let is_known = |it: &String| it == row.fires || row.before.contains(&it.as_str());
+            is_wrong |= together > CHANGE || !alerts.iter().all(is_known);
+        }
+        is_wrong |= fired.values().last().is_some_and(|last| !last.contains(row.fires));
+        if is_wrong || !one_is_right {
+            let mut changes: Vec<_> = fired.iter().collect();
+            changes.dedup_by_key(|(_, alerts)| *alerts);
+            found.push(format!("{:?} was to fire, and from each tick on {changes:?}", row.fires));
+        }
+        for target in &self.targets {
+            if let Some(relay) = &target.relay {
+                self.log.push_str(&relay.log_text());
+            }
+        }
+        if !self.log.contains(row.logs) {
+            let messages: BTreeSet<&str> = (self.log.split("\"message\":\"").skip(1))
+                .filter_map(|line| line.split('"').next())
+                .collect();
+            found.push(format!("the log has not {:?}, but {messages:#?}", row.logs));
+        }
+        found
+    }
+}
+
+impl Target {
+    fn scrape(&mut self, tick: usize) {
+        if !self.listed {
+            return;
+        }
+        let scrape = self.relay.as_ref().and_then(|relay| ask(relay.admin(), "/metrics"));
+        self.up.insert(tick, f64::from(u8::from(scrape.is_some())));
+        let Some(text) = scrape else { return };
+        let lines = text.lines().filter(|line| !line.starts_with('#'));
+        let values = lines.filter_map(|line| {
+            let (series, value) = line.rsplit_once(' ')?;
+            Some((series.to_owned(), value.parse().ok()?))
+        });
+        self.scrapes.insert(tick, values.collect());
+    }
+}
+
+/// Returns an answer of the admin address, unless none comes soon.
+fn ask(admin: SocketAddr, path: &str) -> Option<String> {
+    let mut client = Client::connect(admin).ok()?;
+    client.read_timeout(Duration::from_secs(3));
+    let answer = client.request("GET", path, &[("Connection", "close")], b"").ok()?;
+    (answer.status == 200).then(|| answer.text())
+}
+
+/// Sends a batch as kube-apiserver does, and returns the status of the answer.
+fn send(address: SocketAddr, seed: u64, events: usize) -> Option<u16> {
+    send_body(address, "/audit", &generated_batch(seed, events, 900))
+}
+
+fn send_body(address: SocketAddr, path: &str, body: &[u8]) -> Option<u16> {
+    let mut client = Client::connect(address).ok()?;
+    client.read_timeout(Duration::from_secs(3));
+    Some(client.post(path, "application/json", body).ok()?.status)
+}
+
+/// Runs all rows at the same time, because they mostly wait, and says what is wrong with each.
+fn run(rows: &'static [Row]) {
+    let only = std::env::var("KUBE_AUDIT_FORWARDER_TROUBLE").unwrap_or_default();
+    let rows = rows.iter().filter(|row| row.name.contains(&only));
+    let rows: Vec<_> = rows
+        .map(|row| {
+            let thread = std::thread::spawn(move || {
+                let mut scene = Scene::new();
+                (row.run)(&mut scene);
+                scene.differences(row)
+            });
+            (row, thread)
+        })
+        .collect();
+    let mut wrong = Vec::new();
+    for (row, thread) in rows {
+        match thread.join() {
+            Ok(differences) if differences.is_empty() => {}
+            Ok(differences) => wrong.push(format!("{}:\n{}", row.name, differences.join("\n"))),
+            Err(panic) => {
+                let said = crate::support::server::said(&*panic);
+                wrong.push(format!("{}: {said}", row.name));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{} rows:\n\n{}", wrong.len(), wrong.join("\n\n"));
+}
+
+/// They need promtool, root and libfaketime.
+mod peers {
+    #[test]
+    fn consumers() {
+        super::run(super::consumers::ROWS);
+    }
+
+    #[test]
+    fn queue() {
+        super::run(super::queue::ROWS);
+    }
+
+    #[test]
+    fn senders() {
+        super::run(super::senders::ROWS);
+    }
+
+    #[test]
+    fn operator() {
+        super::run(super::operator::ROWS);
+    }
+}

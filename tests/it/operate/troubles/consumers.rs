@@ -1,0 +1,260 @@
+//! Consumers that are away, refuse, stand still or say something else than they should.
+
+use super::*;
+use crate::support::relay::Stdout;
+
+/// A consumer that takes events at first, and then answers so.
+fn then(scene: &mut Scene, more: &str, answer: fn(&Request) -> Answer) {
+    let sink = scene.consumer(answer);
+    scene.start(&to_sink(sink.address(), more));
+    scene.calm();
+    scene.trouble();
+}
+
+/// A consumer that cannot be reached from the start, by this URL and with these keys.
+fn never(scene: &mut Scene, url: String, more: &str) {
+    scene.start(&to_http(&[url], more));
+    scene.trouble();
+}
+
+/// A consumer with this certificate, of an authority that the relay knows.
+fn with_certificate(scene: &mut Scene, pair: fn(&Certificates) -> &Pair) {
+    let certificates = Certificates::new();
+    let tls = Some(certificates.server_config(pair(&certificates), false));
+    let sink = HttpSink::with(Options { tls, ..Options::default() }, |_| Answer::status(200));
+    let url = format!("https://localhost:{}/", sink.address().port());
+    never(scene, url, &format!("tls = {{ ca = {:?} }}\n", text(&certificates.ca)));
+}
+
+/// True if a certain one of the events of each batch is in this request.
+fn has_one(request: &Request) -> bool {
+    memchr::memmem::find(&request.decoded(), b"generated-3\"").is_some()
+}
+
+const DOWN: (&str, &str) = ("bad", "Output consumer is down");
+
+pub(super) const ROWS: &[Row] = &[
+    Row {
+        name: "the consumer refuses connections",
+        run: |scene| {
+            let mut sink = HttpSink::accepting();
+            scene.start(&to_sink(sink.address(), ""));
+            scene.calm();
+            sink.close();
+            scene.trouble();
+        },
+        says: DOWN,
+        fires: "OutputDown",
+        before: &[],
+        logs: "output down",
+    },
+    Row {
+        name: "nobody knows the consumer's name",
+        run: |scene| never(scene, "http://consumer.invalid:8080/".to_owned(), ""),
+        says: DOWN,
+        fires: "OutputDown",
+        before: &[],
+        logs: "output down",
+    },
+    Row {
+        name: "the consumer's certificate is of an unknown authority",
+        run: |scene| with_certificate(scene, |it| &it.wrong_server),
+        says: DOWN,
+        fires: "OutputDown",
+        before: &[],
+        logs: "output down",
+    },
+    Row {
+        name: "the consumer's certificate is for another name",
+        run: |scene| with_certificate(scene, |it| &it.elsewhere_server),
+        says: DOWN,
+        fires: "OutputDown",
+        before: &[],
+        logs: "output down",
+    },
+    Row {
+        name: "the consumer's certificate has expired",
+        run: |scene| with_certificate(scene, |it| &it.expired_server),
+        says: ("bad", "The consumer's certificate at output consumer has expired"),
+        fires: "CertificateExpiresIn3Days",
+        before: &[],
+        logs: "output down",
+    },
+    Row {
+        name: "the consumer answers 401",
+        run: |scene| then(scene, "", |_| Answer::status(401)),
+        says: DOWN,
+        fires: "OutputDown",
+        before: &[],
+        logs: "output down",
+    },
+    Row {
+        name: "the consumer answers 403",
+        run: |scene| then(scene, "", |_| Answer::status(403)),
+        says: DOWN,
+        fires: "OutputDown",
+        before: &[],
+        logs: "output down",
+    },
+    Row {
+        name: "the consumer answers 404",
+        run: |scene| then(scene, "", |_| Answer::status(404)),
+        says: DOWN,
+        fires: "OutputDown",
+        before: &[],
+        logs: "output down",
+    },
+    Row {
+        name: "the consumer answers 429 and when to come again",
+        run: |scene| then(scene, "", |_| Answer::status(429).header("Retry-After", "2")),
+        says: DOWN,
+        fires: "OutputDown",
+        before: &[],
+        logs: "output down",
+    },
+    Row {
+        name: "the consumer answers 500",
+        run: |scene| then(scene, "", |_| Answer::status(500)),
+        says: DOWN,
+        fires: "OutputDown",
+        before: &[],
+        logs: "output down",
+    },
+    Row {
+        name: "the consumer answers 400 to each event",
+        run: |scene| then(scene, "", |_| Answer::status(400)),
+        says: ("bad", "400 Bad Request. Output consumer is down; its events are kept"),
+        fires: "OutputDown",
+        before: &[],
+        logs: "output down",
+    },
+    Row {
+        name: "the consumer answers 400 to an event, and takes the others",
+        run: |scene| then(scene, "", |it| Answer::status(if has_one(it) { 400 } else { 200 })),
+        says: ("bad", "refused for good now, for the output consumer"),
+        fires: "EventsLost",
+        before: &[],
+        logs: "refused",
+    },
+    Row {
+        name: "the consumer answers 500 to an event, and takes the others",
+        run: |scene| then(scene, "", |it| Answer::status(if has_one(it) { 500 } else { 200 })),
+        says: ("warn", "of its events with an error each time"),
+        fires: "OutputLags",
+        before: &[],
+        logs: "",
+    },
+    Row {
+        name: "the consumer hangs",
+        run: |scene| then(scene, "timeouts = { request = \"2s\" }\n", |_| Answer::never()),
+        says: DOWN,
+        fires: "OutputDown",
+        before: &["OutputLags"],
+        logs: "output down",
+    },
+    Row {
+        name: "the consumer is slow",
+        run: |scene| {
+            let slow = |_: &Request| Answer::status(200).after(Duration::from_secs(6));
+            then(scene, "concurrency = 1\nbatch = { max_events = 5 }\n", slow);
+        },
+        says: ("warn", "Output consumer is late"),
+        fires: "OutputLags",
+        before: &[],
+        logs: "",
+    },
+    Row {
+        name: "a sign-in page answers in place of the consumer",
+        run: |scene| {
+            then(scene, "", |_| {
+                let page = "<!DOCTYPE html><html><body>Sign in</body></html>";
+                Answer::status(200).header("Content-Type", "text/html").body(page)
+            });
+        },
+        says: DOWN,
+        fires: "OutputDown",
+        before: &[],
+        logs: "output down",
+    },
+    Row {
+        name: "the consumer resets each connection",
+        run: |scene| then(scene, "", |_| Answer::reset()),
+        says: DOWN,
+        fires: "OutputDown",
+        before: &[],
+        logs: "output down",
+    },
+    Row {
+        name: "one of two addresses is away",
+        run: |scene| {
+            let (mut one, two) = (HttpSink::accepting(), HttpSink::accepting());
+            let urls = [&one, &two].map(|sink| format!("http://{}/", sink.address()));
+            scene.start(&to_http(&urls, ""));
+            scene.calm();
+            one.close();
+            scene.trouble();
+        },
+        says: ("warn", "its other addresses take the events"),
+        fires: "OutputAddressDown",
+        before: &[],
+        logs: "",
+    },
+    Row {
+        name: "nobody reads stdout",
+        run: |scene| {
+            let config = format!("{BASE}[[output]]\nname = \"consumer\"\ntype = \"stdout\"\n");
+            scene.add(Relay::with(&config).stdout(Stdout::Held).start());
+            scene.sends_events(100);
+            scene.trouble();
+        },
+        says: ("warn", "Output consumer is late"),
+        fires: "OutputLags",
+        before: &[],
+        logs: "",
+    },
+    Row {
+        name: "a filter drops everything",
+        run: |scene| {
+            let sink = HttpSink::accepting();
+            let filter = "filter.match = { verbs = [\"Update\"] }\n";
+            scene.start_faster(&to_sink(sink.address(), filter));
+            scene.trouble();
+        },
+        says: ("warn", "The filter of the output consumer has dropped every event"),
+        fires: "AllFiltered",
+        before: &[],
+        logs: "",
+    },
+    Row {
+        name: "the consumer comes back",
+        run: |scene| {
+            let mut sink = HttpSink::accepting();
+            scene.start(&to_sink(sink.address(), ""));
+            scene.calm();
+            sink.close();
+            scene.go(5);
+            sink.reopen();
+            scene.go(30);
+        },
+        says: ("good", ""),
+        fires: "",
+        before: &[],
+        logs: "output up",
+    },
+    Row {
+        name: "a consumer of TCP stands still",
+        run: |scene| {
+            let options = Options { receive_buffer: Some(4096), ..Options::default() };
+            let sink = TcpSink::with(Framing::Lines, options);
+            scene.start(&format!("{BASE}{}", sink.output("consumer", QUICK)));
+            scene.sends_events(100);
+            scene.calm();
+            sink.pause(true);
+            scene.trouble();
+        },
+        says: ("warn", "Output consumer is late"),
+        fires: "OutputLags",
+        before: &[],
+        logs: "",
+    },
+];
