@@ -11,8 +11,8 @@ fn then(scene: &mut Scene, more: &str, answer: fn(&Request) -> Answer) {
     scene.trouble();
 }
 
-/// A consumer that cannot be reached from the start, by this URL and with these keys.
-fn never(scene: &mut Scene, url: String, more: &str) {
+/// A relay that has this URL and these keys from the start.
+fn from_the_start(scene: &mut Scene, url: String, more: &str) {
     scene.start(&to_http(&[url], more));
     scene.trouble();
 }
@@ -23,7 +23,7 @@ fn with_certificate(scene: &mut Scene, pair: fn(&Certificates) -> &Pair) {
     let tls = Some(certificates.server_config(pair(&certificates), false));
     let sink = HttpSink::with(Options { tls, ..Options::default() }, |_| Answer::status(200));
     let url = format!("https://localhost:{}/", sink.address().port());
-    never(scene, url, &format!("tls = {{ ca = {:?} }}\n", text(&certificates.ca)));
+    from_the_start(scene, url, &format!("tls = {{ ca = {:?} }}\n", text(&certificates.ca)));
 }
 
 /// True if a certain one of the events of each batch is in this request.
@@ -50,7 +50,7 @@ pub(super) const ROWS: &[Row] = &[
     },
     Row {
         name: "nobody knows the consumer's name",
-        run: |scene| never(scene, "http://consumer.invalid:8080/".to_owned(), ""),
+        run: |scene| from_the_start(scene, "http://consumer.invalid:8080/".to_owned(), ""),
         says: DOWN,
         fires: "OutputDown",
         before: &[],
@@ -79,6 +79,37 @@ pub(super) const ROWS: &[Row] = &[
         fires: "CertificateExpiresIn3Days",
         before: &[],
         logs: "output down",
+    },
+    Row {
+        name: "the consumer's certificate expires in 2 days",
+        run: |scene| {
+            let certificates = Certificates::new();
+            let pair = certificates.server_for(2);
+            let tls = Some(certificates.server_config(&pair, false));
+            let options = Options { tls, ..Options::default() };
+            let sink = HttpSink::with(options, |_| Answer::status(200));
+            let url = format!("https://localhost:{}/", sink.address().port());
+            from_the_start(scene, url, &format!("tls = {{ ca = {:?} }}\n", text(&certificates.ca)));
+        },
+        says: ("bad", "The consumer's certificate at output consumer expires in 1 day"),
+        fires: "CertificateExpiresIn3Days",
+        before: &[],
+        logs: "",
+    },
+    Row {
+        name: "an output that is not required is down",
+        run: |scene| {
+            let (sink, mut other) = (HttpSink::accepting(), HttpSink::accepting());
+            let second = other.output("second", &format!("required = false\n{QUICK}"));
+            scene.start(&to_sink(sink.address(), &second));
+            scene.calm();
+            other.close();
+            scene.trouble();
+        },
+        says: ("warn", "Output second is down; it may lose events"),
+        fires: "OutputDown",
+        before: &[],
+        logs: "output down, events wait and may be lost",
     },
     Row {
         name: "the consumer answers 401",

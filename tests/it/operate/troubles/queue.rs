@@ -91,6 +91,14 @@ pub(super) const ROWS: &[Row] = &[
         logs: "Input/output error",
     },
     Row {
+        name: "the disk is read-only",
+        run: |scene| traced(scene, "fdatasync:error=EROFS:when=12+"),
+        says: ("bad", "The queue cannot store events"),
+        fires: "DiskRefused",
+        before: &[],
+        logs: "Read-only file system",
+    },
+    Row {
         name: "the disk is slow",
         run: |scene| traced(scene, "fdatasync:delay_enter=1200000"),
         says: ("warn", "answers slowly"),
@@ -129,6 +137,24 @@ pub(super) const ROWS: &[Row] = &[
         },
         says: ("good", "The last process was killed at"),
         fires: "",
+        before: &[],
+        logs: "the process before this one was killed",
+    },
+    Row {
+        name: "a relay with a queue on disk is killed again and again",
+        run: |scene| {
+            let (sink, spool) = (HttpSink::accepting(), Spool::new());
+            let config = to_sink(sink.address(), &spool.queue(""));
+            scene.start(&config);
+            scene.calm();
+            for _ in 0..3 {
+                scene.end(0, Relay::kill);
+                scene.again(&config);
+                scene.go(8);
+            }
+        },
+        says: ("good", "The last process was killed at"),
+        fires: "Killed",
         before: &[],
         logs: "the process before this one was killed",
     },
@@ -189,7 +215,7 @@ pub(super) const ROWS: &[Row] = &[
         },
         says: ("bad", "Files of the queue or of its evidence were changed or removed"),
         fires: "EvidenceTampered",
-        before: &[],
+        before: &["EvidenceNotWritten"],
         logs: "evidence",
     },
     Row {
