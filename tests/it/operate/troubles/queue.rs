@@ -219,6 +219,49 @@ pub(super) const ROWS: &[Row] = &[
         logs: "evidence",
     },
     Row {
+        name: "the evidence can't be written",
+        run: |scene| {
+            let directory = TempDir::new().expect("a directory");
+            let (_witness, evidence) = Witness::of_a_log(directory.path());
+            let sink = HttpSink::accepting();
+            scene.start(&to_sink(sink.address(), &evidence));
+            scene.calm();
+            // A directory has the name of the file that the next journal needs.
+            let obstacle = directory.path().join("queue/evidence/journal.new");
+            std::fs::create_dir(obstacle).expect("a writable directory");
+            scene.trouble();
+        },
+        says: ("warn", "Evidence cannot be recorded (write)"),
+        fires: "EvidenceNotWritten",
+        before: &[],
+        logs: "the evidence can't be written, trying again",
+    },
+    Row {
+        name: "a volume is restored from a snapshot",
+        run: |scene| {
+            let directory = TempDir::new().expect("a directory");
+            let (_witness, evidence) = Witness::of_a_log(directory.path());
+            let queue = Spool::at(directory.path().join("queue"));
+            let sink = HttpSink::accepting();
+            let config = to_sink(sink.address(), &evidence);
+            scene.start(&config);
+            scene.go(3);
+            scene.end(0, |relay| _ = relay.stop());
+            let snapshot = queue.copy();
+            scene.again(&config);
+            scene.calm();
+            scene.end(0, |relay| _ = relay.stop());
+            std::fs::remove_dir_all(queue.path()).expect("the queue");
+            std::fs::rename(snapshot.path(), queue.path()).expect("a writable directory");
+            scene.again(&config);
+            scene.trouble();
+        },
+        says: ("bad", "A witness knows a newer log"),
+        fires: "EvidenceRolledBack",
+        before: &[],
+        logs: "the evidence was set back, or another relay writes a log with its origin",
+    },
+    Row {
         name: "a witness is away",
         run: |scene| {
             let directory = TempDir::new().expect("a directory");
