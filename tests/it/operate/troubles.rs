@@ -28,6 +28,9 @@ const TROUBLE: usize = 45;
 /// evaluation of the rules.
 const CHANGE: usize = 2;
 
+/// What may fire before an output is down: a lag of two seconds is a minute for the rules.
+const LATE: &[&str] = &["OutputLags"];
+
 /// A trouble, and what an operator is told about it.
 #[derive(Clone, Copy)]
 pub(super) struct Row {
@@ -150,9 +153,11 @@ impl Scene {
     fn calm(&mut self) {
         self.go(CALM);
         self.calm = self.ticks;
-        let other = self.said.iter().find(|(state, _)| state != "good");
-        // Where time passes faster, a hundredth of a second is a slow answer.
-        assert!(other.is_none() || self.clock.is_some(), "the calm time: {other:?}");
+        // On a busy machine, or where time passes faster, answers may be slow.
+        let is_good =
+            |state: &str, texts: &str| state == "good" || texts.contains("answers slowly");
+        let other = self.said.iter().find(|(state, texts)| !is_good(state, texts));
+        assert!(other.is_none(), "the calm time: {other:?}");
     }
 
     /// Begins the trouble, and lets it go on.

@@ -45,7 +45,7 @@ pub(super) const ROWS: &[Row] = &[
         },
         says: DOWN,
         fires: "OutputDown",
-        before: &[],
+        before: LATE,
         logs: "output down",
     },
     Row {
@@ -53,7 +53,7 @@ pub(super) const ROWS: &[Row] = &[
         run: |scene| from_the_start(scene, "http://consumer.invalid:8080/".to_owned(), ""),
         says: DOWN,
         fires: "OutputDown",
-        before: &[],
+        before: LATE,
         logs: "output down",
     },
     Row {
@@ -61,7 +61,7 @@ pub(super) const ROWS: &[Row] = &[
         run: |scene| with_certificate(scene, |it| &it.wrong_server),
         says: DOWN,
         fires: "OutputDown",
-        before: &[],
+        before: LATE,
         logs: "output down",
     },
     Row {
@@ -69,7 +69,7 @@ pub(super) const ROWS: &[Row] = &[
         run: |scene| with_certificate(scene, |it| &it.elsewhere_server),
         says: DOWN,
         fires: "OutputDown",
-        before: &[],
+        before: LATE,
         logs: "output down",
     },
     Row {
@@ -108,7 +108,7 @@ pub(super) const ROWS: &[Row] = &[
         },
         says: ("warn", "Output second is down; it may lose events"),
         fires: "OutputDown",
-        before: &[],
+        before: LATE,
         logs: "output down, events wait and may be lost",
     },
     Row {
@@ -116,7 +116,7 @@ pub(super) const ROWS: &[Row] = &[
         run: |scene| then(scene, "", |_| Answer::status(401)),
         says: DOWN,
         fires: "OutputDown",
-        before: &[],
+        before: LATE,
         logs: "output down",
     },
     Row {
@@ -124,7 +124,7 @@ pub(super) const ROWS: &[Row] = &[
         run: |scene| then(scene, "", |_| Answer::status(403)),
         says: DOWN,
         fires: "OutputDown",
-        before: &[],
+        before: LATE,
         logs: "output down",
     },
     Row {
@@ -132,7 +132,7 @@ pub(super) const ROWS: &[Row] = &[
         run: |scene| then(scene, "", |_| Answer::status(404)),
         says: DOWN,
         fires: "OutputDown",
-        before: &[],
+        before: LATE,
         logs: "output down",
     },
     Row {
@@ -140,7 +140,7 @@ pub(super) const ROWS: &[Row] = &[
         run: |scene| then(scene, "", |_| Answer::status(429).header("Retry-After", "2")),
         says: DOWN,
         fires: "OutputDown",
-        before: &[],
+        before: LATE,
         logs: "output down",
     },
     Row {
@@ -148,7 +148,7 @@ pub(super) const ROWS: &[Row] = &[
         run: |scene| then(scene, "", |_| Answer::status(500)),
         says: DOWN,
         fires: "OutputDown",
-        before: &[],
+        before: LATE,
         logs: "output down",
     },
     Row {
@@ -156,7 +156,7 @@ pub(super) const ROWS: &[Row] = &[
         run: |scene| then(scene, "", |_| Answer::status(400)),
         says: ("bad", "400 Bad Request. Output consumer is down; its events are kept"),
         fires: "OutputDown",
-        before: &[],
+        before: LATE,
         logs: "output down",
     },
     Row {
@@ -180,7 +180,7 @@ pub(super) const ROWS: &[Row] = &[
         run: |scene| then(scene, "timeouts = { request = \"2s\" }\n", |_| Answer::never()),
         says: DOWN,
         fires: "OutputDown",
-        before: &["OutputLags"],
+        before: LATE,
         logs: "output down",
     },
     Row {
@@ -204,7 +204,7 @@ pub(super) const ROWS: &[Row] = &[
         },
         says: DOWN,
         fires: "OutputDown",
-        before: &[],
+        before: LATE,
         logs: "output down",
     },
     Row {
@@ -212,7 +212,7 @@ pub(super) const ROWS: &[Row] = &[
         run: |scene| then(scene, "", |_| Answer::reset()),
         says: DOWN,
         fires: "OutputDown",
-        before: &[],
+        before: LATE,
         logs: "output down",
     },
     Row {

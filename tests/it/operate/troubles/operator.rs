@@ -106,7 +106,7 @@ pub(super) const ROWS: &[Row] = &[
         },
         says: ("bad", "Output consumer is down"),
         fires: "OutputDown",
-        before: &[],
+        before: LATE,
         logs: "output down",
     },
     Row {

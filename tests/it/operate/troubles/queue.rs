@@ -43,7 +43,7 @@ pub(super) const ROWS: &[Row] = &[
         },
         says: ("bad", "At the pace of the last minutes, the queue is full within an hour"),
         fires: "QueueFullWithinAnHour",
-        before: &["OutputDown"],
+        before: &["OutputDown", "OutputLags"],
         logs: "output down",
     },
     Row {
@@ -170,7 +170,9 @@ pub(super) const ROWS: &[Row] = &[
             scene.relay().signal(libc::SIGTERM);
             scene.sends(|_, _| ());
             // While it drains, the loss is scraped.
-            scene.go(15);
+            while scene.targets[0].up.values().last() == Some(&1.0) {
+                scene.go(1);
+            }
             // Then the target is gone.
             scene.targets[0].listed = false;
             scene.end(0, |relay| _ = relay.wait());
@@ -179,7 +181,7 @@ pub(super) const ROWS: &[Row] = &[
         },
         says: ("bad", "Events"),
         fires: "EventsLost",
-        before: &["OutputDown"],
+        before: &["OutputDown", "OutputLags"],
         logs: "events not delivered in time, lost and counted",
     },
     Row {
@@ -210,7 +212,9 @@ pub(super) const ROWS: &[Row] = &[
             scene.start(&to_sink(sink.address(), evidence));
             scene.calm();
             let evidence = directory.path().join("queue/evidence");
-            std::fs::remove_dir_all(evidence).expect("the evidence");
+            // The relay may write a file meanwhile.
+            let is_removed = || std::fs::remove_dir_all(&evidence).is_ok();
+            wait_until("its removal", PATIENCE, is_removed);
             scene.trouble();
         },
         says: ("bad", "Files of the queue or of its evidence were changed or removed"),
