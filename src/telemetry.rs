@@ -66,7 +66,7 @@ pub struct Telemetry {
     program: catalog::ProgramMetrics,
     refusals: Refusals,
     refusing: RefusingMetrics,
-    /// What the processes before this one have left; unset if they have left nothing.
+    /// The last kill and the losses of the processes before this one; unset if there are none.
     earlier: OnceLock<Earlier>,
     evidence: EvidenceMetrics,
     reports: Reports,
@@ -276,8 +276,8 @@ impl Telemetry {
     }
 }
 
-/// What earlier processes of this relay have left. It counts for 24 hours. Times are in seconds
-/// since 1970; 0 stands for never.
+/// The last kill and the losses of earlier processes, which count for 24 hours. Times are in
+/// seconds since 1970; 0 stands for never.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Earlier {

@@ -262,7 +262,7 @@ fn an_advice_has_at_most_one_rule_more_than_the_best_of_all_sets_of_rules() {
             continue;
         }
         let rules = every_rule(&events, kinds, users);
-        // What the webhook sends: less than the lines, which have `kind` and `apiVersion`.
+        // The webhook sends less than the lines, which have `kind` and `apiVersion`.
         let mut all = Cost::new(policy(&format!("{HEAD}- level: RequestResponse\n")));
         all.add(&lines(&events));
         let total = all.before().bytes;

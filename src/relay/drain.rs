@@ -33,7 +33,7 @@ pub(super) async fn drain(mut parts: Parts) -> Result<(), Error> {
     let timeout = parts.config.drain_timeout;
     let deadline = Instant::now() + timeout;
     let ephemeral = parts.config.queue.ephemeral;
-    // What a directory loses with its pod has no other trace than a scrape.
+    // Events that a directory loses with its pod leave no other trace than a scrape.
     let reserved = if ephemeral && parts.queue.is_durable() { timeout / 4 } else { Duration::ZERO };
     parts.admin.stopping();
     parts.gate.close();

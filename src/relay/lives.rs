@@ -1,5 +1,5 @@
-//! What one process of a relay tells the next one, in the file `life`: how it ended, and what it
-//! has lost.
+//! The file `life`, in which one process of a relay tells the next one how it ended, and how many
+//! events it has lost.
 //!
 //! The file is written every few seconds and once more at the orderly end. A process that was
 //! killed has not written its end, and the time of its last write is that of the kill, to a few
@@ -41,7 +41,7 @@ struct Life {
     seen: u64,
     /// `true`: the process has ended in order, and has counted what it lost by that.
     ended: bool,
-    /// What is known of this process and of those before it.
+    /// The last kill and the losses of this process and of those before it.
     #[serde(flatten)]
     earlier: Earlier,
 }

@@ -249,7 +249,7 @@ fn earlier(status: &Status, found: &mut Findings) {
         found.add(State::Warn, "relay", text, advice);
     }
     let Some(at) = &status.process.last_killed else { return };
-    // What was accepted is on the disk. What was in memory had no answer yet.
+    // Accepted events are on the disk. Those that were in memory had no answer yet.
     let (state, text) = match status.queue.kind.as_str() {
         "disk" => {
             let kept = "Its queue is on disk, with all that was accepted.";

@@ -28,7 +28,8 @@ const TROUBLE: usize = 45;
 /// evaluation of the rules.
 const CHANGE: usize = 2;
 
-/// What may fire before an output is down: a lag of two seconds is a minute for the rules.
+/// The alert that may fire before an output is down: a lag of two seconds is a minute for the
+/// rules.
 const LATE: &[&str] = &["OutputLags"];
 
 /// A trouble, and what an operator is told about it.
