@@ -316,7 +316,7 @@ fn what_was_removed_has_no_state_any_more_and_keeps_its_counters() {
     };
     let [with, without] = [of("output=\"a\""), of("output=\"b\"")];
     let states: Vec<_> = catalog::own().filter(|metric| metric.is_state).collect();
-    assert_eq!(states.len(), 5);
+    assert_eq!(states.len(), 6);
     for state in states.iter().map(|metric| metric.name) {
         assert!(with.contains(&state) && !without.contains(&state), "{state}\n{text}");
     }

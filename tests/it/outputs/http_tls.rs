@@ -198,8 +198,8 @@ fn a_certificate_that_is_itself_in_the_ca_file_is_trusted_if_names_dates_and_usa
         ("system-roots", &right, None, Some(is_ca)),
         ("for-clients", &for_clients, Some(same(&for_clients)), Some(usage)),
         ("only-signs", &only_signs, Some(same(&only_signs)), Some(usage)),
-        ("expired", &expired, Some(same(&expired)), Some("certificate expired")),
-        ("not-yet", &not_yet, Some(same(&not_yet)), Some("certificate not valid yet")),
+        ("expired", &expired, Some(same(&expired)), Some("has expired, on 2021")),
+        ("not-yet", &not_yet, Some(same(&not_yet)), Some("not valid before 2100")),
         ("elsewhere", &elsewhere, Some(same(&elsewhere)), Some("not valid for name")),
         ("nameless", &nameless, Some(same(&nameless)), Some("not valid for any names")),
     ];
