@@ -89,6 +89,7 @@ mod tests {
             assert_eq!(dropped.lasts(), None, "{delivered} {waits} {later:?}");
         }
     }
+
     #[test]
     fn the_log_says_after_five_minutes_that_everything_is_dropped_and_once_in_an_hour() {
         let (mut now, mut dropped, mut told) = (Instant::now(), AllDropped::default(), Vec::new());

@@ -170,6 +170,7 @@ mod tests {
         let ended = tokio::time::timeout(Duration::from_secs(1), tasks.join_next()).await;
         assert!(matches!(ended, Ok(Some(Ok(())))), "{ended:?}");
     }
+
     #[tokio::test(start_paused = true)]
     async fn a_filter_that_drops_everything_has_a_line_in_the_log() {
         let log = Arc::new(tempfile::tempfile().unwrap());

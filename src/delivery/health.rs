@@ -273,9 +273,9 @@ impl Health {
         let mut status = lock(&self.status.state);
         if status.up {
             status.turned();
-        }
-        if status.up && failure.reason == AttemptError::Timeout {
-            status.stalled = Some(now);
+            if failure.reason == AttemptError::Timeout {
+                status.stalled = Some(now);
+            }
         }
         status.up = false;
         status.may_lose = !is_kept;

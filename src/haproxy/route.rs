@@ -188,8 +188,8 @@ impl<'a> Fronts<'a> {
     /// Returns a hint for a file whose frontends lead to no server: the bodies may leave in the
     /// lines of the log, to the servers of a ring. An empty text if there is none.
     fn of_rings(&self) -> String {
-        let outputs: Vec<_> = rings(self.file).filter_map(Output::of_ring).collect();
-        let Some(Output { urls, .. }) = outputs.first() else { return String::new() };
+        let output = rings(self.file).find_map(Output::of_ring);
+        let Some(Output { urls, .. }) = output else { return String::new() };
         let addresses: Vec<_> = urls.iter().map(|url| format!("\"{}\"", printable(url))).collect();
         format!(
             ". HAProxy's log goes to a ring, perhaps with the bodies: an output with type = \

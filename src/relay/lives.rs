@@ -19,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 use crate::config::Config;
 use crate::lock::lock;
 use crate::telemetry::{Earlier, Telemetry};
+use crate::words::whole;
 use crate::{named_file, queue, telemetry};
 
 /// The name of the file.
@@ -102,9 +103,9 @@ impl Lives {
         if lost > 0 {
             let ago = self.telemetry.reports().any_lost_ago().unwrap_or_default();
             earlier.lost_events += lost;
-            earlier.last_lost = whole(seen - ago.as_secs_f64());
+            earlier.last_lost = whole((seen - ago.as_secs_f64()).floor());
         }
-        let life = Life { seen: whole(seen), ended, earlier };
+        let life = Life { seen: whole(seen.floor()), ended, earlier };
         let text = serde_json::to_string(&life)?;
         let flags = libc::O_NOFOLLOW | libc::O_NONBLOCK;
         let mut options = OpenOptions::new();
@@ -133,10 +134,4 @@ impl Lives {
             );
         }
     }
-}
-
-/// Returns a time in whole seconds.
-#[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "seconds since 1970")]
-fn whole(seconds: f64) -> u64 {
-    seconds as u64
 }

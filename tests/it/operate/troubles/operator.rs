@@ -1,4 +1,4 @@
-//! What an operator does to the relay, and what happens to its certificates, pods and clock.
+//! Troubles that an operator makes, and those of the relay's certificates, pods and clock.
 
 use super::*;
 
