@@ -29,11 +29,8 @@ use std::time::Duration;
 
 use kube_audit_forwarder::audit;
 use rustix::time::ClockId;
-use serde::Deserialize;
-use serde::Deserializer;
-use serde::de::IgnoredAny;
-use serde::de::MapAccess;
-use serde::de::Visitor;
+use serde::de::{IgnoredAny, MapAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
 #[path = "common/figures.rs"]
@@ -42,8 +39,7 @@ mod figures;
 mod work;
 
 use figures::spread;
-use work::Work;
-use work::body_of;
+use work::{Work, body_of};
 
 /// The allocator of the real program.
 #[global_allocator]

@@ -13,39 +13,21 @@
 #![allow(clippy::unwrap_used, reason = "a bench panics where it cannot go on")]
 
 use std::hint::black_box;
-use std::path::Path;
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::LazyLock;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
-use criterion::BatchSize;
-use criterion::BenchmarkGroup;
-use criterion::Criterion;
-use criterion::Throughput;
-use criterion::measurement::Measurement;
-use criterion::measurement::ValueFormatter;
-use criterion::measurement::WallTime;
-use kube_audit_forwarder::audit;
-use kube_audit_forwarder::config;
+use criterion::measurement::{Measurement, ValueFormatter, WallTime};
+use criterion::{BatchSize, BenchmarkGroup, Criterion, Throughput};
 use kube_audit_forwarder::config::Config;
-use kube_audit_forwarder::filter::EventView;
-use kube_audit_forwarder::filter::Filter;
-use kube_audit_forwarder::filter::Rules;
-use kube_audit_forwarder::output;
+use kube_audit_forwarder::filter::{EventView, Filter, Rules};
 use kube_audit_forwarder::output::Encode as _;
-use kube_audit_forwarder::output::syslog::Messages;
-use kube_audit_forwarder::output::syslog::Settings;
+use kube_audit_forwarder::output::syslog::{Messages, Settings};
 use kube_audit_forwarder::policy::Policy;
 use kube_audit_forwarder::position::Position;
-use kube_audit_forwarder::queue::Append;
-use kube_audit_forwarder::queue::Batch;
-use kube_audit_forwarder::queue::Cursor;
-use kube_audit_forwarder::queue::Disposition;
-use kube_audit_forwarder::queue::Output;
-use kube_audit_forwarder::queue::Queue;
-use kube_audit_forwarder::queue::Take;
+use kube_audit_forwarder::queue::{Append, Batch, Cursor, Disposition, Output, Queue, Take};
 use kube_audit_forwarder::telemetry::Telemetry;
+use kube_audit_forwarder::{audit, config, output};
 use rustix::time::ClockId;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
@@ -58,8 +40,7 @@ mod policy;
 mod work;
 
 use figures::spread;
-use work::Work;
-use work::body_of;
+use work::{Work, body_of};
 
 /// The allocator of the real program.
 #[global_allocator]

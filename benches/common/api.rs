@@ -2,14 +2,9 @@
 //! consumer needs that takes everything: it reads a request, and answers what the path asks for.
 
 use std::io;
-use std::io::BufRead as _;
-use std::io::BufReader;
-use std::io::Read;
-use std::io::Write;
+use std::io::{BufRead as _, BufReader, Read, Write};
 
-use super::BUFFER;
-use super::content_length;
-use super::read_head;
+use super::{BUFFER, content_length, read_head};
 
 /// Answers requests until the connection ends.
 pub(super) fn serve(stream: impl Read + Write) -> io::Result<()> {

@@ -6,16 +6,10 @@
 )]
 
 use std::io;
-use std::io::BufRead as _;
-use std::io::BufReader;
-use std::io::Read;
-use std::io::Write;
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering;
+use std::io::{BufRead as _, BufReader, Read, Write};
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::BUFFER;
-use super::content_length;
-use super::read_head;
+use super::{BUFFER, content_length, read_head};
 
 /// The bytes of the answer before and after its items.
 const BEGINNING: &[u8] = br#"{"errors":false,"items":["#;

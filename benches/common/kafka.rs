@@ -6,8 +6,7 @@ use std::sync::mpsc;
 
 use rdkafka::mocking::MockCluster;
 
-use super::Shared;
-use super::TOPIC;
+use super::{Shared, TOPIC};
 
 /// The number of partitions of the topic.
 const PARTITIONS: i32 = 4;

@@ -3,20 +3,14 @@
 
 #![allow(dead_code, reason = "no bench needs everything")]
 
-use std::io::Read;
-use std::io::Write;
-use std::net::SocketAddr;
-use std::net::TcpStream;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
-use std::time::Instant;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
 
 use crate::interrupt;
 use crate::process::thread_cpu;
-use crate::sink::Sink;
-use crate::sink::content_length;
+use crate::sink::{Sink, content_length};
 use crate::work::Work;
 
 /// The longest wait for an answer.

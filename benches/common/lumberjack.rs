@@ -7,15 +7,10 @@
 )]
 
 use std::io;
-use std::io::BufRead;
-use std::io::BufReader;
-use std::io::Read;
-use std::io::Write;
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::BUFFER;
-use super::skip;
+use super::{BUFFER, skip};
 
 /// Reads windows until the connection ends, and counts their events in `arrived`. The number of
 /// events stands before them and is not compressed, so nothing is decompressed.

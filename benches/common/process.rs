@@ -5,8 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::ops::Sub;
-use std::process::Child;
-use std::process::Command;
+use std::process::{Child, Command};
 
 /// The unit of CPU time in `/proc/PID/stat` (USER_HZ), which is 100 on every Linux with glibc.
 const TICKS_PER_SECOND: f64 = 100.0;

@@ -2,18 +2,11 @@
 
 #![allow(dead_code, reason = "no bench needs everything")]
 
-use std::io::BufRead as _;
-use std::io::BufReader;
-use std::io::Read as _;
-use std::io::Write as _;
-use std::net::SocketAddr;
-use std::net::TcpStream;
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
-use std::process::ChildStderr;
-use std::process::Command;
-use std::process::Stdio;
-use std::time::Duration;
-use std::time::Instant;
+use std::process::{ChildStderr, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 

@@ -6,15 +6,10 @@
 )]
 
 use std::io;
-use std::io::BufRead;
-use std::io::BufReader;
-use std::io::Read;
-use std::io::Write;
-use std::sync::atomic::AtomicU64;
-use std::sync::atomic::Ordering;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::BUFFER;
-use super::skip;
+use super::{BUFFER, skip};
 
 /// The answer to `open`, as rsyslog gives it.
 const OFFERS: &str = "200 OK\nrelp_version=0\nrelp_software=sink\ncommands=syslog";

@@ -20,25 +20,16 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
-use kube_audit_forwarder::audit;
 use kube_audit_forwarder::audit::Split;
-use kube_audit_forwarder::config;
 use kube_audit_forwarder::config::Rejected;
-use kube_audit_forwarder::filter::EventView;
-use kube_audit_forwarder::filter::Filter;
-use kube_audit_forwarder::filter::Rules;
-use kube_audit_forwarder::output;
+use kube_audit_forwarder::filter::{EventView, Filter, Rules};
 use kube_audit_forwarder::policy::Policy;
 use kube_audit_forwarder::position::Position;
-use kube_audit_forwarder::queue::Append;
-use kube_audit_forwarder::queue::Disposition;
-use kube_audit_forwarder::queue::Output;
-use kube_audit_forwarder::queue::Queue;
-use kube_audit_forwarder::queue::Take;
+use kube_audit_forwarder::queue::{Append, Disposition, Output, Queue, Take};
 use kube_audit_forwarder::redact::Redaction;
 use kube_audit_forwarder::telemetry::Telemetry;
-use kube_audit_forwarder::volume::Seen;
-use kube_audit_forwarder::volume::Volume;
+use kube_audit_forwarder::volume::{Seen, Volume};
+use kube_audit_forwarder::{audit, config, output};
 
 #[path = "../common/policy.rs"]
 mod policy;

@@ -8,15 +8,11 @@
 use std::path::PathBuf;
 
 use crate::Arguments;
-use crate::disk::Disk;
-use crate::disk::drop_cached;
+use crate::disk::{Disk, drop_cached};
 use crate::figures::spread;
-use crate::load::Load;
-use crate::load::Outcome;
-use crate::load::Until;
+use crate::load::{Load, Outcome, Until};
 use crate::relay::Relay;
-use crate::sink::Sink;
-use crate::sink::Wire;
+use crate::sink::{Sink, Wire};
 use crate::work::Work;
 
 const SENDERS: usize = 8;

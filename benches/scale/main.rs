@@ -24,8 +24,7 @@
 
 use std::path::PathBuf;
 
-use clap::Parser;
-use clap::ValueEnum;
+use clap::{Parser, ValueEnum};
 
 mod backlog;
 #[path = "../common/disk.rs"]

@@ -1,24 +1,18 @@
 //! Relays that differ in one number, and the table of what this number changes.
 
 use std::io;
-use std::io::Read;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::time::Duration;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use crate::Arguments;
 use crate::disk::Disk;
 use crate::figures::spread;
-use crate::interrupt;
-use crate::load::Load;
-use crate::load::Outcome;
-use crate::load::Until;
+use crate::load::{Load, Outcome, Until};
 use crate::process::Cpu;
 use crate::relay::Relay;
-use crate::sink::Sink;
-use crate::sink::Wire;
+use crate::sink::{Sink, Wire};
 use crate::work::Work;
+use crate::{Arguments, interrupt};
 
 /// The most bytes by which the senders may be ahead of the sink. A queue on disk keeps more than
 /// that in memory (16 MiB).

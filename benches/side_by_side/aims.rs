@@ -1,20 +1,10 @@
 //! The aims, and the table that compares them with the figures.
 
 use crate::figures::Spread;
-use crate::fixed;
 use crate::fixed::FixedRates;
-use crate::proxy::Buffering;
-use crate::proxy::Mode;
-use crate::proxy::Route;
-use crate::proxy::Through;
-use crate::report;
-use crate::report::Answers;
-use crate::report::Comparison;
-use crate::report::Saturated;
-use crate::report::Throughput;
-use crate::report::Value;
-use crate::report::line;
-use crate::report::over;
+use crate::proxy::{Buffering, Mode, Route, Through};
+use crate::report::{Answers, Comparison, Saturated, Throughput, Value, line, over};
+use crate::{fixed, report};
 
 /// The results of all parts of the measurement with one work.
 pub(crate) struct Measured {
@@ -31,8 +21,7 @@ enum Rate {
     Events(u32),
 }
 
-use Rate::Events;
-use Rate::Saturation;
+use Rate::{Events, Saturation};
 
 const HTTP: Through = Through::Relay(Route::Http, Mode::Memory);
 const TCP: Through = Through::Relay(Route::Tcp, Mode::Memory);

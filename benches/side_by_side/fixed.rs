@@ -4,9 +4,7 @@ use std::time::Duration;
 
 use crate::figures::Spread;
 use crate::proxy::Through;
-use crate::report::line;
-use crate::report::over;
-use crate::report::ratio;
+use crate::report::{line, over, ratio};
 use crate::run::Fixed;
 use crate::work::Work;
 

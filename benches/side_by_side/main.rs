@@ -61,8 +61,7 @@
 use std::path::PathBuf;
 use std::time::Instant;
 
-use clap::Parser;
-use clap::ValueEnum;
+use clap::{Parser, ValueEnum};
 
 mod aims;
 #[path = "../common/figures.rs"]
@@ -87,13 +86,8 @@ mod work;
 
 use aims::Measured;
 use fixed::FixedRates;
-use proxy::Buffering;
-use proxy::Form;
-use proxy::Mode;
-use proxy::Route;
-use proxy::Through;
-use report::Answers;
-use report::Throughput;
+use proxy::{Buffering, Form, Mode, Route, Through};
+use report::{Answers, Throughput};
 use tls::Tls;
 use work::Work;
 

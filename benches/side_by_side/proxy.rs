@@ -1,15 +1,9 @@
 //! The programs that are compared.
 
-use std::net::Ipv4Addr;
-use std::net::SocketAddr;
-use std::net::TcpListener;
-use std::net::TcpStream;
-use std::path::Path;
-use std::path::PathBuf;
-use std::process::Command;
-use std::process::Stdio;
-use std::time::Duration;
-use std::time::Instant;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
 use tempfile::TempDir;
@@ -17,8 +11,7 @@ use tempfile::TempDir;
 use crate::Arguments;
 use crate::process::Process;
 use crate::relay::Relay;
-use crate::sink::TOPIC;
-use crate::sink::Wire;
+use crate::sink::{TOPIC, Wire};
 use crate::tls::Tls;
 
 /// The relay's `queue.max_bytes`, in MiB. It is more than twice the bytes of a replay window, which

@@ -3,16 +3,12 @@
 use std::process::Command;
 use std::time::Duration;
 
-use crate::Arguments;
-use crate::figures;
-use crate::figures::Spread;
-use crate::figures::spread;
-use crate::proxy;
+use crate::figures::{Spread, spread};
 use crate::proxy::Through;
-use crate::run::Paced;
-use crate::run::Saturation;
+use crate::run::{Paced, Saturation};
 use crate::sink::Wire;
 use crate::work::Work;
+use crate::{Arguments, figures, proxy};
 
 /// Returns the conditions of the measurement: the machine, the versions, the options and the time.
 pub(crate) fn conditions(arguments: &Arguments) -> String {

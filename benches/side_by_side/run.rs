@@ -2,25 +2,16 @@
 //! measurement.
 
 use std::fs::File;
-use std::sync::Arc;
-use std::sync::mpsc;
-use std::time::Duration;
-use std::time::Instant;
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
 
-use crate::Arguments;
-use crate::load::Load;
-use crate::load::Outcome;
-use crate::load::Until;
-use crate::process;
+use crate::load::{Load, Outcome, Until};
 use crate::process::Cpu;
-use crate::proxy::Proxy;
-use crate::proxy::Through;
-use crate::sink::Sink;
-use crate::sink::Wire;
-use crate::tls;
-use crate::tls::Stream;
-use crate::tls::Tls;
+use crate::proxy::{Proxy, Through};
+use crate::sink::{Sink, Wire};
+use crate::tls::{Stream, Tls};
 use crate::work::Work;
+use crate::{Arguments, process, tls};
 
 /// The value of [`Load::ahead_max`]. It suits a consumer that keeps up: a few batches, and less
 /// than a queue on disk keeps in memory (16 MiB).

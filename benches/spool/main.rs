@@ -28,8 +28,7 @@
 
 use std::path::PathBuf;
 
-use clap::Parser;
-use clap::ValueEnum;
+use clap::{Parser, ValueEnum};
 
 #[path = "../common/disk.rs"]
 mod disk;

@@ -8,27 +8,20 @@
 use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt as _;
-use std::path::Path;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
-use std::time::Duration;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use crate::Arguments;
 use crate::disk::Disk;
 use crate::figures::spread;
-use crate::interrupt;
-use crate::load::Load;
-use crate::load::Outcome;
-use crate::load::Until;
+use crate::load::{Load, Outcome, Until};
 use crate::relay::Relay;
-use crate::sink::Sink;
-use crate::sink::Wire;
+use crate::sink::{Sink, Wire};
 use crate::work::Work;
+use crate::{Arguments, interrupt};
 
 /// The memory limit of the cgroup, in MiB.
 const LIMIT: u64 = 512;

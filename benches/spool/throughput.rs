@@ -4,14 +4,11 @@
 use std::time::Duration;
 
 use crate::Arguments;
-use crate::disk::Disk;
-use crate::disk::Raw;
+use crate::disk::{Disk, Raw};
 use crate::figures::spread;
-use crate::load::Load;
-use crate::load::Until;
+use crate::load::{Load, Until};
 use crate::relay::Relay;
-use crate::sink::Sink;
-use crate::sink::Wire;
+use crate::sink::{Sink, Wire};
 use crate::work::Work;
 
 /// The most bytes by which the senders may be ahead of the sink. A queue in files keeps more than

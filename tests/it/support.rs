@@ -62,19 +62,13 @@ pub(crate) mod witness;
 
 use std::hash::BuildHasher as _;
 use std::io::Write as _;
-use std::net::Ipv4Addr;
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, TcpListener};
 use std::os::linux::net::SocketAddrExt as _;
-use std::os::unix::net::SocketAddr as UnixAddress;
-use std::os::unix::net::UnixListener;
-use std::path::Path;
-use std::path::PathBuf;
-use std::process::Command;
-use std::process::Output;
-use std::process::Stdio;
+use std::os::unix::net::{SocketAddr as UnixAddress, UnixListener};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
 use std::sync::LazyLock;
-use std::time::Duration;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// The longest wait for something that normally takes milliseconds. On a loaded machine it may take
 /// seconds.

@@ -2,16 +2,11 @@
 //! without privileges, and with certificates that `deploy/certificate.sh` makes and rotates while
 //! it runs.
 
-use std::os::unix::fs::MetadataExt as _;
-use std::os::unix::fs::PermissionsExt;
-use std::os::unix::fs::chown;
-use std::process::Command;
-use std::process::Output;
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt, chown};
+use std::process::{Command, Output};
 
 use crate::support::prelude::*;
-use crate::support::tally::Sent;
-use crate::support::tally::Tallying;
-use crate::support::tally::check;
+use crate::support::tally::{Sent, Tallying, check};
 
 /// Makes a directory like a volume with `fsGroup`: it belongs to root and this group, and
 /// everything created inside belongs to the group.

@@ -1,32 +1,21 @@
 //! The shipped configs with http outputs, between real peers. Only addresses and paths are
 //! replaced.
 
-use std::collections::BTreeMap;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 
 use serde_json::value::RawValue;
 
-use crate::support::elasticsearch::Elasticsearch;
-use crate::support::elasticsearch::Mood;
-use crate::support::ibm::Credential;
-use crate::support::ibm::Ibm;
-use crate::support::ibm::Script;
-use crate::support::ibm::write_secret;
-use crate::support::loki;
+use crate::support::elasticsearch::{Elasticsearch, Mood};
+use crate::support::ibm::{Credential, Ibm, Script, write_secret};
 use crate::support::loki::Loki;
-use crate::support::otlp;
-use crate::support::otlp::Attribute;
-use crate::support::otlp::Otlp;
-use crate::support::peers::Haproxy;
-use crate::support::peers::Nginx;
-use crate::support::peers::Security;
+use crate::support::otlp::{Attribute, Otlp};
+use crate::support::peers::{Haproxy, Nginx, Security};
 use crate::support::prelude::*;
 use crate::support::requests::shipped;
-use crate::support::s3;
 use crate::support::s3::S3;
-use crate::support::splunk;
 use crate::support::splunk::Splunk;
+use crate::support::{loki, otlp, s3, splunk};
 
 /// POSTs the corpus to several paths of this address, and returns its events.
 pub(super) fn post_the_corpus(address: SocketAddr) -> Vec<Vec<u8>> {

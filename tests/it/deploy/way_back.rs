@@ -1,8 +1,7 @@
 //! The way back to HAProxy: `deploy/way-back` forwards as the tutorial's HAProxy did, with fewer
 //! privileges. `deploy/test/manifests.py` checks the manifests.
 
-use crate::support::peers::Haproxy;
-use crate::support::peers::forwarder;
+use crate::support::peers::{Haproxy, forwarder};
 use crate::support::prelude::*;
 
 fn shipped() -> String {

@@ -2,8 +2,7 @@
 //! running relays, a witness, and what a consumer has stored.
 
 use std::os::unix::fs::PermissionsExt as _;
-use std::process::Command;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use super::moving_in::commands;
 use super::pages::Page;

@@ -1,8 +1,7 @@
 //! What CONTRIBUTING.md says of dependencies, as far as the files of the repository show it.
 //! `cargo deny` checks the rest.
 
-use crate::support::files;
-use crate::support::repository;
+use crate::support::{files, repository};
 
 fn read(path: &str) -> String {
     std::fs::read_to_string(repository().join(path)).unwrap()

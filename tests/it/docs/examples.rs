@@ -7,9 +7,7 @@ use std::process::Command;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 
-use crate::support::peers::Process;
-use crate::support::peers::lines_of;
-use crate::support::peers::start_on_free_port;
+use crate::support::peers::{Process, lines_of, start_on_free_port};
 use crate::support::prelude::*;
 
 /// A copy of an example's directory, which its files may be made in.

@@ -1,10 +1,8 @@
 //! The links between the documents, and the contents of the book.
 
-use std::collections::BTreeMap;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use super::pages::Page;
-use super::pages::pages;
+use super::pages::{Page, pages};
 
 use crate::support::prelude::*;
 

@@ -1,7 +1,6 @@
 //! The pages on which a new user moves into a cluster, changes the config, and moves back.
 
-use super::pages::Page;
-use super::pages::pages;
+use super::pages::{Page, pages};
 
 use crate::support::prelude::*;
 

@@ -2,8 +2,7 @@
 //! somewhere, their configs pass `check`, their commands exist, and they name what is in the
 //! repository.
 
-use std::collections::BTreeMap;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Component;
 
 use super::reference::subcommands;

@@ -1,7 +1,6 @@
 //! The profiles of `.config/nextest.toml`: which tests they run.
 
-use crate::support::files;
-use crate::support::repository;
+use crate::support::{files, repository};
 
 /// `./test` runs the profile `all`. It would be green without a test that the profile leaves out,
 /// or that is ignored.

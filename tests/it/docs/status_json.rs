@@ -1,7 +1,6 @@
 //! The page of `/status` as JSON: it lists each field that a relay really shows, and no other.
 
-use std::collections::BTreeMap;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::support::prelude::*;
 

@@ -4,8 +4,7 @@
 use std::collections::BTreeSet;
 
 use super::pages::Page;
-use crate::support::files;
-use crate::support::repository;
+use crate::support::{files, repository};
 
 /// Returns the names of all tests, in the sources and here.
 fn tests() -> BTreeSet<String> {

@@ -5,12 +5,8 @@ use std::fs;
 
 use serde_json::Value;
 
-use super::recorded::ORIGIN;
-use super::recorded::Recorded;
-use super::recorded::keygen;
-use super::recorded::wait_for_checkpoint;
-use super::tampered::forge;
-use super::tampered::with_consumer_away;
+use super::recorded::{ORIGIN, Recorded, keygen, wait_for_checkpoint};
+use super::tampered::{forge, with_consumer_away};
 use crate::support::prelude::*;
 
 /// The log lines of the ERRORs that these tests expect.

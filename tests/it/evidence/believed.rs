@@ -3,14 +3,10 @@
 
 use std::process::Command;
 
-use super::recorded::Recorded;
-use super::recorded::text_of;
-use super::verify::Checked;
-use super::verify::check;
+use super::recorded::{Recorded, text_of};
+use super::verify::{Checked, check};
 use crate::support::prelude::*;
-use crate::support::s3::Keys;
-use crate::support::s3::Mood;
-use crate::support::s3::S3;
+use crate::support::s3::{Keys, Mood, S3};
 
 /// The number of looks at a relay in use, of each kind.
 const ROUNDS: usize = 10;

@@ -6,9 +6,7 @@ use std::cell::Cell;
 
 use serde_json::Value;
 
-use super::recorded::ORIGIN;
-use super::recorded::keygen;
-use super::recorded::text_of;
+use super::recorded::{ORIGIN, keygen, text_of};
 #[cfg(feature = "kafka")]
 use crate::support::kafka::Cluster;
 #[cfg(feature = "kafka")]
@@ -16,9 +14,7 @@ use crate::support::kafka::TOPIC;
 use crate::support::lumberjack_sink::LumberjackSink;
 use crate::support::prelude::*;
 use crate::support::relp_sink::RelpSink;
-use crate::support::s3::Keys;
-use crate::support::s3::Mood;
-use crate::support::s3::S3;
+use crate::support::s3::{Keys, Mood, S3};
 
 /// The beginning of each line that is a checkpoint.
 const HEAD: &[u8] =

@@ -4,8 +4,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
 
 use super::recorded::Recorded;
-use super::verify::Checked;
-use super::verify::check;
+use super::verify::{Checked, check};
 use crate::support::prelude::*;
 
 /// Runs `evidence copy`.

@@ -2,14 +2,12 @@
 //! says what is wrong, and prints nothing that a terminal would obey.
 
 use std::os::unix::fs::symlink;
-use std::process::Command;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use ring::digest;
-use ring::signature::Ed25519KeyPair;
-use ring::signature::KeyPair as _;
+use ring::signature::{Ed25519KeyPair, KeyPair as _};
 
 use super::recorded::Recorded;
 use super::verify::Checked;

@@ -6,8 +6,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use super::verify::Checked;
-use super::verify::check;
+use super::verify::{Checked, check};
 use crate::support::prelude::*;
 
 pub(super) const ORIGIN: &str = "example.org/prod-eu/relay-0";

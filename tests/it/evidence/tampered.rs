@@ -1,7 +1,6 @@
 //! Lines that somebody has changed in the files of the queue do not leave.
 
-use super::recorded::Recorded;
-use super::recorded::wait_for_checkpoint;
+use super::recorded::{Recorded, wait_for_checkpoint};
 use crate::support::prelude::*;
 use crate::support::spool::forge_lines;
 

@@ -2,11 +2,7 @@
 
 use std::io::Write as _;
 
-use super::recorded::ORIGIN;
-use super::recorded::Recorded;
-use super::recorded::keygen;
-use super::recorded::text_of;
-use super::recorded::wait_for_checkpoint;
+use super::recorded::{ORIGIN, Recorded, keygen, text_of, wait_for_checkpoint};
 use crate::support::prelude::*;
 use crate::support::spool::forge_lines;
 

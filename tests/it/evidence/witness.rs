@@ -1,17 +1,12 @@
 //! `[[evidence.witness]]`: a witness that shares no code with the relay cosigns checkpoints, and
 //! notices a log that was set back.
 
-use std::time::SystemTime;
-use std::time::UNIX_EPOCH;
+use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::recorded::ORIGIN;
-use super::recorded::Recorded;
-use super::recorded::keygen;
-use super::recorded::wait_for_checkpoint;
+use super::recorded::{ORIGIN, Recorded, keygen, wait_for_checkpoint};
 use super::verify::check;
 use crate::support::prelude::*;
-use crate::support::witness::NAME;
-use crate::support::witness::Witness;
+use crate::support::witness::{NAME, Witness};
 
 fn errors(relay: &Relay, reason: &str) -> u64 {
     relay.metrics().count("evidence_errors_total", &[("reason", reason)])

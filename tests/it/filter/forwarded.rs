@@ -2,15 +2,12 @@
 //! them stays byte for byte, and every event is delivered or counted. The recipes of the docs run
 //! as they are shown.
 
-use std::collections::BTreeMap;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::value::RawValue;
 
-use super::shapes::all_events;
-use super::shapes::parsed;
-use crate::support::peers::Rsyslog;
-use crate::support::peers::Security;
+use super::shapes::{all_events, parsed};
+use crate::support::peers::{Rsyslog, Security};
 use crate::support::prelude::*;
 
 /// The members of an object in their order, each value as it is written.

@@ -1,14 +1,11 @@
 //! `policy cost` and `policy advise`: the figures are those of a relay with the policy, whatever
 //! the form of the input, and what is not in the figures is said.
 
-use super::shapes::all_events;
-use super::shapes::parsed;
+use super::shapes::{all_events, parsed};
 use crate::support::corpus::audit_log;
 use crate::support::prelude::*;
 use crate::support::relay::Running;
-use crate::support::s3::Keys;
-use crate::support::s3::Mood;
-use crate::support::s3::S3;
+use crate::support::s3::{Keys, Mood, S3};
 
 /// Drops what kubelets and controllers do all day, keeps reads at Metadata, and has a rule that
 /// matches nothing.

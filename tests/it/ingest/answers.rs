@@ -1,14 +1,9 @@
 //! Every answer of the listener, from requests that are sent raw over a socket: the status and its
 //! object, the headers, the counters, and whether the connection lives on.
 
-use std::io::Read as _;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 
-use crate::support::answers::Counted;
-use crate::support::answers::NO_EVENTS;
-use crate::support::answers::assert_accepted;
-use crate::support::answers::assert_kept;
-use crate::support::answers::assert_refusal;
+use crate::support::answers::{Counted, NO_EVENTS, assert_accepted, assert_kept, assert_refusal};
 use crate::support::corpus::audit_log;
 use crate::support::h2;
 use crate::support::h2::H2;

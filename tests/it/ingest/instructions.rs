@@ -5,8 +5,7 @@
 //! The numbers are those of the path for AVX2, but for one row. On a CPU without AVX2 only that row
 //! is counted, and `./test` says so at its end. Valgrind has no AVX-512.
 
-use std::process::Command;
-use std::process::Output;
+use std::process::{Command, Output};
 
 use crate::support::needs::needs;
 use crate::support::prelude::*;

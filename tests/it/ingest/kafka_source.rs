@@ -2,14 +2,8 @@
 //! offsets before which every output has acknowledged everything, and a relay that starts again
 //! reads on from there, after any fault of the relay, its brokers and its consumers.
 
-use crate::support::kafka::Cluster;
-use crate::support::kafka::FETCH;
-use crate::support::kafka::OFFSET_COMMIT;
-use crate::support::kafka::Topic;
-use crate::support::numbered::Id;
-use crate::support::numbered::event;
-use crate::support::numbered::events;
-use crate::support::numbered::list;
+use crate::support::kafka::{Cluster, FETCH, OFFSET_COMMIT, Topic};
+use crate::support::numbered::{Id, event, events, list};
 use crate::support::prelude::*;
 use crate::support::tally::Tally;
 use crate::support::try_wait_for;

@@ -9,8 +9,7 @@
 use std::io::Write as _;
 use std::net::TcpListener;
 
-use crate::support::answers::assert_accepted;
-use crate::support::answers::assert_refusal;
+use crate::support::answers::{assert_accepted, assert_refusal};
 use crate::support::http::Response;
 use crate::support::prelude::*;
 use crate::support::setup::start;

@@ -4,16 +4,12 @@
 use std::io::Write as _;
 use std::sync::atomic::AtomicU64;
 
-use crate::support::answers::NO_EVENTS;
-use crate::support::answers::assert_accepted;
-use crate::support::answers::assert_kept;
-use crate::support::answers::assert_refusal;
+use crate::support::answers::{NO_EVENTS, assert_accepted, assert_kept, assert_refusal};
 use crate::support::h2;
 use crate::support::h2::H2;
 use crate::support::http::post;
 use crate::support::prelude::*;
-use crate::support::setup::start;
-use crate::support::setup::start_with_dead_consumer;
+use crate::support::setup::{start, start_with_dead_consumer};
 
 const JSON: &str = "application/json";
 const MIB: usize = 1024 * 1024;

@@ -6,19 +6,13 @@ use std::os::unix::fs::symlink;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
 
-use crate::support::answers::NO_EVENTS;
-use crate::support::answers::assert_accepted;
-use crate::support::answers::assert_kept;
-use crate::support::answers::assert_refusal;
-use crate::support::certificates::Pair;
-use crate::support::certificates::chain;
-use crate::support::certificates::expire;
+use crate::support::answers::{NO_EVENTS, assert_accepted, assert_kept, assert_refusal};
+use crate::support::certificates::{Pair, chain, expire};
 use crate::support::h2;
 use crate::support::h2::H2;
 use crate::support::peers::curl;
 use crate::support::prelude::*;
-use crate::support::setup::config;
-use crate::support::setup::start;
+use crate::support::setup::{config, start};
 use crate::support::stream::Stream;
 
 const JSON: &str = "application/json";

@@ -1,11 +1,9 @@
 //! A sender that cannot connect, or whose token is wrong, is seen: by a metric, the log, and the
 //! verdict in `/status`. Health checks are not.
 
-use std::io::Read as _;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
-use std::process::Command;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use crate::support::certificates::Pair;
 use crate::support::peers::program;

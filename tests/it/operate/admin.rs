@@ -6,14 +6,11 @@ use std::io::Write as _;
 
 use crate::support::answers::NO_EVENTS;
 use crate::support::h2::H2;
-use crate::support::http::Response;
-use crate::support::http::get;
+use crate::support::http::{Response, get};
 use crate::support::peers::promtool_check;
 use crate::support::prelude::*;
-use crate::support::relay::Stdout;
-use crate::support::relay::revision;
-use crate::support::setup::config;
-use crate::support::setup::start;
+use crate::support::relay::{Stdout, revision};
+use crate::support::setup::{config, start};
 
 fn ask(relay: &Relay, path: &str) -> Response {
     get(relay.admin(), path).unwrap()

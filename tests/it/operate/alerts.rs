@@ -6,12 +6,8 @@ use std::collections::BTreeSet;
 use std::process::Command;
 
 use crate::support::prelude::*;
-use crate::support::prometheus::Prometheus;
-use crate::support::prometheus::Rule;
-use crate::support::prometheus::Sample;
-use crate::support::s3::Keys;
-use crate::support::s3::Mood;
-use crate::support::s3::S3;
+use crate::support::prometheus::{Prometheus, Rule, Sample};
+use crate::support::s3::{Keys, Mood, S3};
 
 fn file(name: &str) -> PathBuf {
     repository().join("deploy").join(name)

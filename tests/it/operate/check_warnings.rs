@@ -3,8 +3,7 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 
-use super::check::LISTENER;
-use super::check::OUTPUT;
+use super::check::{LISTENER, OUTPUT};
 use crate::support::prelude::*;
 use crate::support::relay::without_summary;
 

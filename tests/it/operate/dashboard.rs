@@ -2,15 +2,11 @@
 //! the runbooks; the metrics and labels that it asks for; and each expression, annotation and
 //! variable evaluated by a real Prometheus that scrapes the running relay.
 
-use std::collections::BTreeMap;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::process::Command;
 
 use crate::support::prelude::*;
-use crate::support::prometheus::JOB;
-use crate::support::prometheus::NAMESPACE;
-use crate::support::prometheus::POD;
-use crate::support::prometheus::Prometheus;
+use crate::support::prometheus::{JOB, NAMESPACE, POD, Prometheus};
 
 /// The rows, in the order of the page.
 const ROWS: [&str; 11] = [

@@ -1,8 +1,7 @@
 //! `demo`: the whole path without any set-up, and a summary at the end that says what was lost.
 
 use std::net::SocketAddr;
-use std::process::Command;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use crate::support::prelude::*;
 

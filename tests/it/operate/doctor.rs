@@ -3,15 +3,11 @@
 
 use std::io::Write as _;
 use std::net::SocketAddr;
-use std::process::Command;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use flate2::write::GzEncoder;
 
-use crate::support::apiserver::Apiserver;
-use crate::support::apiserver::Counted;
-use crate::support::apiserver::kubeconfig;
-use crate::support::apiserver::now;
+use crate::support::apiserver::{Apiserver, Counted, kubeconfig, now};
 use crate::support::prelude::*;
 
 mod named;

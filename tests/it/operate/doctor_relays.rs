@@ -3,9 +3,7 @@
 
 use std::time::UNIX_EPOCH;
 
-use crate::support::apiserver::Apiserver;
-use crate::support::apiserver::Counted;
-use crate::support::apiserver::now;
+use crate::support::apiserver::{Apiserver, Counted, now};
 use crate::support::prelude::*;
 
 /// Runs `doctor --json` with a short interval, and returns the exit status and the object.

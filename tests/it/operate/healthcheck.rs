@@ -1,7 +1,6 @@
 //! `healthcheck`: its exit status in every state of the relay that it asks, and its messages.
 
-use std::io::Read as _;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::net::TcpListener;
 
 use crate::support::prelude::*;

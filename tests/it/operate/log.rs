@@ -1,8 +1,7 @@
 //! The log on standard error: a reader that does not read holds up nothing.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::support::prelude::*;
 

@@ -1,20 +1,15 @@
 //! A running relay gets another config, by SIGHUP or by files that are rewritten, renamed and
 //! swapped: what stays, what goes, and that nothing is lost meanwhile.
 
-use std::net::SocketAddr;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::symlink;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::support::metrics::assert_conservation;
 use crate::support::prelude::*;
 use crate::support::requests::assert_in_order;
-use crate::support::tally::Sent;
-use crate::support::tally::Tallying;
-use crate::support::tally::check;
-use crate::support::tally::check_unordered;
+use crate::support::tally::{Sent, Tallying, check, check_unordered};
 
 fn backlog(relay: &Relay, output: &str) -> f64 {
     relay.metrics().value("output_backlog_events", &[("output", output)])

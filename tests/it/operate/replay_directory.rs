@@ -4,8 +4,7 @@
 
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::commands_queue::where_it_is_read_only;
 use super::replay::replay_that_is_ended;

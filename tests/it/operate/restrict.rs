@@ -7,24 +7,19 @@
 use std::os::unix::fs::symlink;
 use std::process::Command;
 
-use crate::support::elasticsearch;
 use crate::support::elasticsearch::Elasticsearch;
-use crate::support::ibm;
 use crate::support::ibm::Ibm;
 #[cfg(feature = "kafka")]
 use crate::support::kafka::Cluster;
 use crate::support::letters::events_in_letters;
-use crate::support::loki;
 use crate::support::loki::Loki;
 use crate::support::lumberjack_sink::LumberjackSink;
-use crate::support::otlp;
 use crate::support::otlp::Otlp;
 use crate::support::prelude::*;
 use crate::support::relp_sink::RelpSink;
-use crate::support::s3;
 use crate::support::s3::S3;
-use crate::support::splunk;
 use crate::support::splunk::Splunk;
+use crate::support::{elasticsearch, ibm, loki, otlp, s3, splunk};
 
 const MIB: usize = 1024 * 1024;
 

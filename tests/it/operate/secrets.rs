@@ -3,8 +3,7 @@
 
 use crate::support::http_sink::Request;
 use crate::support::prelude::*;
-use crate::support::requests::shipped;
-use crate::support::requests::to_http;
+use crate::support::requests::{shipped, to_http};
 
 const TOKEN: &str = "sEcReT-t0ken/with+odd=signs";
 /// A part of the token that would be found even if other parts were escaped.

@@ -1,14 +1,10 @@
 //! The end of the relay, and starts that fail: SIGTERM drains in order and in time, and no event is
 //! lost without a message.
 
-use std::io::Read as _;
-use std::io::Write as _;
-use std::net::SocketAddr;
-use std::net::TcpListener;
-use std::net::TcpStream;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::support::http::Response;
 use crate::support::peers::curl;

@@ -1,13 +1,9 @@
 //! `size`: its figures, the load that it takes from metrics, and that a relay with the proposed
 //! config bears the load.
 
-use crate::support::apiserver::Apiserver;
-use crate::support::apiserver::Counted;
-use crate::support::apiserver::kubeconfig;
-use crate::support::apiserver::now;
+use crate::support::apiserver::{Apiserver, Counted, kubeconfig, now};
 use crate::support::prelude::*;
-use crate::support::setup::start;
-use crate::support::setup::start_with_dead_consumer;
+use crate::support::setup::{start, start_with_dead_consumer};
 
 fn size(arguments: &[&str]) -> Said {
     said(&[&["size"], arguments].concat(), Path::new("/"))

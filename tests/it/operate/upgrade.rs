@@ -6,16 +6,14 @@
 //! can be tested without them is in the files: they must be of formats that the earlier program
 //! reads.
 
-use std::collections::BTreeMap;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::Command;
 
 use crate::support::letters::events_in_letters;
 use crate::support::lines_in;
 use crate::support::prelude::*;
-use crate::support::spool::Entry;
-use crate::support::spool::SLOT;
+use crate::support::spool::{Entry, SLOT};
 
 /// The key with which events leave in their order; without it requests overtake each other.
 const IN_ORDER: &str = "concurrency = 1\n";

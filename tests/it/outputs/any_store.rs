@@ -6,22 +6,16 @@
 use fastrand::Rng;
 
 use super::faults::stores::Store;
-use crate::support::balancers::Balancer;
-use crate::support::balancers::wait_until_given_up;
-use crate::support::elasticsearch;
+use crate::support::balancers::{Balancer, wait_until_given_up};
 use crate::support::elasticsearch::Elasticsearch;
-use crate::support::ibm;
 use crate::support::ibm::Ibm;
 use crate::support::letters::events_in_letters;
-use crate::support::loki;
 use crate::support::loki::Loki;
-use crate::support::otlp;
 use crate::support::otlp::Otlp;
 use crate::support::prelude::*;
-use crate::support::s3;
 use crate::support::s3::S3;
-use crate::support::splunk;
 use crate::support::splunk::Splunk;
+use crate::support::{elasticsearch, ibm, loki, otlp, s3, splunk};
 
 const MIB: usize = 1024 * 1024;
 

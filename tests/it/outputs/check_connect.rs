@@ -1,8 +1,7 @@
 //! `check --connect` says in the operator's words what is wrong with a consumer: the token, the
 //! index, the address, TLS. It sends no event.
 
-use std::io::Read as _;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 
 use crate::support::prelude::*;
 

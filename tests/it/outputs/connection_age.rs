@@ -3,8 +3,7 @@
 
 use crate::support::peers::Rsyslog;
 use crate::support::prelude::*;
-use crate::support::tally::check;
-use crate::support::tally::check_unordered;
+use crate::support::tally::{check, check_unordered};
 
 const AGE: &str = "timeouts = { max_connection_age = \"400ms\" }\n";
 

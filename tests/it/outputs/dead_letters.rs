@@ -6,8 +6,7 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use serde_json::value::RawValue;
 
-use crate::support::filesystem::Kind;
-use crate::support::filesystem::Mounted;
+use crate::support::filesystem::{Kind, Mounted};
 use crate::support::numbered;
 use crate::support::numbered::Id;
 use crate::support::prelude::*;

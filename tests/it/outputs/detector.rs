@@ -2,10 +2,7 @@
 //! it has judged. The detector is [`Falco`], and the page `docs/operating/detectors.md` says what
 //! these tests show.
 
-use crate::support::falco::BODIES_MAX;
-use crate::support::falco::DEFAULTS;
-use crate::support::falco::Falco;
-use crate::support::falco::Limits;
+use crate::support::falco::{BODIES_MAX, DEFAULTS, Falco, Limits};
 use crate::support::metrics::assert_conservation;
 use crate::support::prelude::*;
 use crate::support::requests::shipped;

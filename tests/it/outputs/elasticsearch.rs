@@ -1,21 +1,15 @@
 //! `type = "elasticsearch"`: the names of documents, indexes and templates that do not fit, and a
 //! real server. `any_store` has the consumer that answers in all its ways.
 
-use std::io::BufRead as _;
-use std::io::BufReader;
-use std::process::Child;
-use std::process::Command;
-use std::process::Stdio;
+use std::io::{BufRead as _, BufReader};
+use std::process::{Child, Command, Stdio};
 
-use serde_json::Value;
-use serde_json::json;
 use serde_json::value::RawValue;
+use serde_json::{Value, json};
 
-use crate::support::elasticsearch::Elasticsearch;
-use crate::support::elasticsearch::INDEX;
-use crate::support::elasticsearch::Mood;
-use crate::support::elasticsearch::to_elasticsearch;
-use crate::support::elasticsearch::to_elasticsearch_in_ecs;
+use crate::support::elasticsearch::{
+    Elasticsearch, INDEX, Mood, to_elasticsearch, to_elasticsearch_in_ecs,
+};
 use crate::support::letters::events_in_letters;
 use crate::support::needs::needs;
 use crate::support::prelude::*;

@@ -3,8 +3,7 @@
 //! preferred one when it returns.
 
 use crate::support::prelude::*;
-use crate::support::tally::Arrival;
-use crate::support::tally::check;
+use crate::support::tally::{Arrival, check};
 
 /// The `timeouts.request` of the outputs. A tcp output's `replay_window` is longer, so that nothing
 /// is lost at the silent address, whose kernel accepts some bytes.

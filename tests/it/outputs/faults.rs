@@ -34,43 +34,24 @@
 
 use std::fs::File;
 use std::ops::Range;
-use std::process::Child;
-use std::process::Command;
+use std::process::{Child, Command};
 
 mod outputs;
 pub(super) mod stores;
 
-use crate::support::middleman::Middleman;
-use crate::support::middleman::Strike;
-use crate::support::middleman::Way;
-use crate::support::numbered::Id;
-use crate::support::numbered::event;
-use crate::support::peers::freeze;
-use crate::support::peers::lines_of;
+use crate::support::middleman::{Middleman, Strike, Way};
+use crate::support::numbered::{Id, event};
+use crate::support::peers::{freeze, lines_of};
 use crate::support::prelude::*;
-use crate::support::relay::Stdout;
-use crate::support::relay::signal_process;
+use crate::support::relay::{Stdout, signal_process};
 use crate::support::tally::accepted_ids;
 
-use outputs::Blow;
-use outputs::Output;
-use outputs::REQUEST_EVENTS;
-use outputs::http;
-use outputs::https;
 #[cfg(feature = "kafka")]
 use outputs::kafka;
-use outputs::lumberjack;
-use outputs::numbers;
-use outputs::parts;
-use outputs::relp;
-use outputs::syslog;
-use outputs::tcp;
-use stores::elasticsearch;
-use stores::ibm_cloud_logs;
-use stores::loki;
-use stores::otlp;
-use stores::s3;
-use stores::splunk_hec;
+use outputs::{
+    Blow, Output, REQUEST_EVENTS, http, https, lumberjack, numbers, parts, relp, syslog, tcp,
+};
+use stores::{elasticsearch, ibm_cloud_logs, loki, otlp, s3, splunk_hec};
 
 /// A fault that may cause a window to arrive twice.
 #[derive(Debug, Clone, Copy)]

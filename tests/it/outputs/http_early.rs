@@ -2,9 +2,7 @@
 //! if the consumer had the whole request, and bytes that are not a complete answer acknowledge
 //! nothing.
 
-use std::io::BufReader;
-use std::io::Read as _;
-use std::io::Write as _;
+use std::io::{BufReader, Read as _, Write as _};
 
 use crate::support::http::Unannounced;
 use crate::support::prelude::*;

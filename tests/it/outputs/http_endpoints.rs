@@ -1,9 +1,7 @@
 //! Several URLs, and real proxies in front of a consumer. Addresses that go down, come back or die
 //! lose nothing.
 
-use crate::support::peers::Haproxy;
-use crate::support::peers::Nginx;
-use crate::support::peers::Process;
+use crate::support::peers::{Haproxy, Nginx, Process};
 use crate::support::prelude::*;
 
 fn urls(sinks: &[&HttpSink]) -> Vec<String> {

@@ -1,9 +1,7 @@
 //! `type = "http"`: the requests that a consumer receives, and answers of every kind, none of which
 //! may lose, change or block an event.
 
-use std::io::BufReader;
-use std::io::Read as _;
-use std::io::Write as _;
+use std::io::{BufReader, Read as _, Write as _};
 
 use crate::support::corpus::audit_log;
 use crate::support::http::Unannounced;

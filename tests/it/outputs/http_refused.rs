@@ -1,9 +1,7 @@
 //! Events that the consumer refuses for good: 400, 413 and 422 cost the refused events and no
 //! others, and a consumer that refuses everything costs nothing.
 
-use std::io::BufReader;
-use std::io::Read as _;
-use std::io::Write as _;
+use std::io::{BufReader, Read as _, Write as _};
 
 use crate::support::prelude::*;
 

@@ -1,12 +1,8 @@
 //! HTTPS: which consumers are trusted, which certificate is presented, and changes of the files.
 
-use rcgen::ExtendedKeyUsagePurpose;
-use rcgen::KeyUsagePurpose;
-use rcgen::SanType;
+use rcgen::{ExtendedKeyUsagePurpose, KeyUsagePurpose, SanType};
 
-use crate::support::certificates::Pair;
-use crate::support::certificates::chain;
-use crate::support::certificates::expire;
+use crate::support::certificates::{Pair, chain, expire};
 use crate::support::prelude::*;
 
 fn secure(config: Arc<rustls::ServerConfig>) -> HttpSink {

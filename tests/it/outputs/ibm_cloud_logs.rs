@@ -1,18 +1,12 @@
 //! `type = "ibm_cloud_logs"`: tokens, their renewal and their failures, the limits of a request,
 //! and `check`. No secret is shown. `any_store` has the services that answer in all their ways.
 
-use std::io::BufReader;
-use std::io::Write as _;
+use std::io::{BufReader, Write as _};
 
 use crate::support::http::Unannounced;
-use crate::support::ibm::Credential;
-use crate::support::ibm::Grant;
-use crate::support::ibm::Ibm;
-use crate::support::ibm::Mood;
-use crate::support::ibm::REQUEST_BYTES_MAX;
-use crate::support::ibm::SECRET;
-use crate::support::ibm::Script;
-use crate::support::ibm::write_secret;
+use crate::support::ibm::{
+    Credential, Grant, Ibm, Mood, REQUEST_BYTES_MAX, SECRET, Script, write_secret,
+};
 use crate::support::letters::events_in_letters;
 use crate::support::prelude::*;
 

@@ -1,11 +1,7 @@
 //! `type = "kafka"` against librdkafka's mock cluster, with faults of its brokers: nothing is lost,
 //! nothing is out of order within a partition, and repeated events are bounded.
 
-use crate::support::kafka::Cluster;
-use crate::support::kafka::PRODUCE;
-use crate::support::kafka::Record;
-use crate::support::kafka::Topic;
-use crate::support::kafka::ids;
+use crate::support::kafka::{Cluster, PRODUCE, Record, Topic, ids};
 use crate::support::numbered::list;
 use crate::support::prelude::*;
 

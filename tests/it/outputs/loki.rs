@@ -1,12 +1,8 @@
 //! `type = "loki"`: each event is one entry with its labels, time and metadata, byte for byte.
 //! `any_store` has the consumer that answers in all its ways.
 
-use crate::support::loki::Entry;
-use crate::support::loki::Loki;
-use crate::support::loki::Mood;
-use crate::support::loki::to_loki;
-use crate::support::moment::nanos_of;
-use crate::support::moment::now;
+use crate::support::loki::{Entry, Loki, Mood, to_loki};
+use crate::support::moment::{nanos_of, now};
 use crate::support::prelude::*;
 
 const MIB: usize = 1024 * 1024;

@@ -5,8 +5,7 @@
 //! Events that the consumer has acknowledged are never sent again, and others are never lost.
 
 use crate::support::lumberjack_server::LumberjackServer;
-use crate::support::lumberjack_sink::LumberjackSink;
-use crate::support::lumberjack_sink::Window;
+use crate::support::lumberjack_sink::{LumberjackSink, Window};
 use crate::support::prelude::*;
 
 fn config(addresses: &[SocketAddr], more: &str) -> String {

@@ -2,17 +2,10 @@
 //! are counted. `any_store` has the receiver that answers in all its ways.
 
 use crate::support::letters::letters;
-use crate::support::moment::nanos_of;
-use crate::support::moment::now;
+use crate::support::moment::{nanos_of, now};
 use crate::support::needs::needs;
-use crate::support::otlp::Attribute;
-use crate::support::otlp::Attributes;
-use crate::support::otlp::Mood;
-use crate::support::otlp::Otlp;
-use crate::support::otlp::Record;
-use crate::support::otlp::to_otlp;
-use crate::support::peers::Process;
-use crate::support::peers::start_on_free_port;
+use crate::support::otlp::{Attribute, Attributes, Mood, Otlp, Record, to_otlp};
+use crate::support::peers::{Process, start_on_free_port};
 use crate::support::prelude::*;
 
 /// The resource that the corpus is sent with.

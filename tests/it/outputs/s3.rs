@@ -1,17 +1,10 @@
 //! `type = "s3"`: where objects end and when they are stored, so that each event is in exactly one;
 //! keys, signatures and a real server. `any_store` has the server that answers in all its ways.
 
-use std::io::Read as _;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 
 use crate::support::prelude::*;
-use crate::support::s3::Keys;
-use crate::support::s3::Mood;
-use crate::support::s3::ROLE;
-use crate::support::s3::S3;
-use crate::support::s3::SECRET;
-use crate::support::s3::Sts;
-use crate::support::s3::lines;
+use crate::support::s3::{Keys, Mood, ROLE, S3, SECRET, Sts, lines};
 use crate::support::seaweedfs::SeaweedFs;
 
 /// Settings under which objects are small, and a failed attempt is repeated soon.

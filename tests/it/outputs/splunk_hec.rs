@@ -2,16 +2,9 @@
 //! has the collector that answers in all its ways.
 
 use crate::support::letters::events_in_letters;
-use crate::support::peers::Haproxy;
-use crate::support::peers::forwarder;
+use crate::support::peers::{Haproxy, forwarder};
 use crate::support::prelude::*;
-use crate::support::splunk::Acks;
-use crate::support::splunk::Balancer;
-use crate::support::splunk::Mood;
-use crate::support::splunk::Script;
-use crate::support::splunk::Splunk;
-use crate::support::splunk::TOKEN;
-use crate::support::splunk::to_splunk;
+use crate::support::splunk::{Acks, Balancer, Mood, Script, Splunk, TOKEN, to_splunk};
 
 /// Short times, so that a test need not wait.
 const FAST: &str = "ack_interval = \"100ms\"\nretry.initial_interval = \"10ms\"\n\

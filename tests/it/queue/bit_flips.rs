@@ -9,15 +9,9 @@
 
 use std::ops::Range;
 
-use crate::support::numbered::events;
-use crate::support::numbered::list;
+use crate::support::numbered::{events, list};
 use crate::support::prelude::*;
-use crate::support::spool::BLOCK;
-use crate::support::spool::RECORD_HEADER;
-use crate::support::spool::Record;
-use crate::support::spool::SEGMENT_HEADER;
-use crate::support::spool::group_behind;
-use crate::support::spool::slots;
+use crate::support::spool::{BLOCK, RECORD_HEADER, Record, SEGMENT_HEADER, group_behind, slots};
 
 const EVENTS: u64 = 1500;
 

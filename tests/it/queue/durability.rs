@@ -1,12 +1,9 @@
 //! `queue.directory` from one run to the next: a backlog that does not delay the end, outputs that
 //! come and go, cursors that are lost or damaged, and when the answer 200 is sent.
 
-use crate::support::numbered::Id;
-use crate::support::numbered::event;
-use crate::support::numbered::list;
+use crate::support::numbered::{Id, event, list};
 use crate::support::prelude::*;
-use crate::support::spool::SLOT;
-use crate::support::spool::slots;
+use crate::support::spool::{SLOT, slots};
 
 /// Returns a config with these outputs and this spool.
 fn config(outputs: &[String], spool: &Spool) -> String {

@@ -8,10 +8,7 @@
 //! promised, and each repeated event must have arrived shortly before a kill.
 
 use crate::support::prelude::*;
-use crate::support::tally::Repeat;
-use crate::support::tally::accepted;
-use crate::support::tally::check;
-use crate::support::tally::check_unordered;
+use crate::support::tally::{Repeat, accepted, check, check_unordered};
 
 /// The longest time before a kill at which an event may have arrived that arrives again. The
 /// cursors file is at most a second older than the cursors in memory, and a tcp output counts bytes

@@ -1,18 +1,13 @@
 //! Directories that can't be used: the relay does not start, says what to do about it, and has
 //! changed nothing.
 
-use std::os::unix::fs::PermissionsExt as _;
-use std::os::unix::fs::chown;
+use std::os::unix::fs::{PermissionsExt as _, chown};
 
-use crate::support::filesystem::Kind;
-use crate::support::filesystem::Mounted;
+use crate::support::filesystem::{Kind, Mounted};
 use crate::support::numbered::list;
 use crate::support::prelude::*;
 use crate::support::relay::spawn_run;
-use crate::support::spool::Entry;
-use crate::support::spool::set_segment_version;
-use crate::support::spool::set_slot_version;
-use crate::support::spool::slots;
+use crate::support::spool::{Entry, set_segment_version, set_slot_version, slots};
 
 /// Returns a config with one output. Its consumer is down at first, so that all events stay in the
 /// spool.

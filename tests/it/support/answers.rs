@@ -2,8 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::http::Client;
-use super::http::Response;
+use super::http::{Client, Response};
 use super::metrics::Metrics;
 use super::relay::Relay;
 

@@ -3,18 +3,14 @@
 
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::time::SystemTime;
-use std::time::UNIX_EPOCH;
+use std::sync::{Arc, Mutex};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 
 use super::certificates::Certificates;
-use super::http_sink::Answer;
-use super::http_sink::HttpSink;
-use super::http_sink::Request;
+use super::http_sink::{Answer, HttpSink, Request};
 use super::server::Options;
 use super::text;
 

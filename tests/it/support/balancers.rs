@@ -2,20 +2,14 @@
 //! stores.
 
 use std::collections::BTreeMap;
-use std::hash::BuildHasher as _;
-use std::hash::BuildHasherDefault;
-use std::hash::DefaultHasher;
+use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher};
 use std::sync::Mutex;
 use std::time::Duration;
 
-use super::PATIENCE;
-use super::corpus::events_of;
-use super::corpus::generated_batch;
-use super::http_sink::Answer;
-use super::http_sink::HttpSink;
-use super::http_sink::Request;
+use super::corpus::{events_of, generated_batch};
+use super::http_sink::{Answer, HttpSink, Request};
 use super::relay::Relay;
-use super::wait_until;
+use super::{PATIENCE, wait_until};
 
 /// The balancer in front of the store in a random test.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -1,24 +1,18 @@
 //! Headless Chromium, driven by chromedriver. The WebDriver protocol (W3C) is JSON over HTTP, and
 //! the tests speak it with their own HTTP client.
 
-use std::io::BufRead as _;
-use std::io::BufReader;
-use std::net::Ipv4Addr;
-use std::net::SocketAddr;
-use std::process::Child;
-use std::process::Command;
-use std::process::Stdio;
+use std::io::{BufRead as _, BufReader};
+use std::net::{Ipv4Addr, SocketAddr};
+use std::process::{Child, Command, Stdio};
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
-use serde_json::Value;
-use serde_json::json;
+use serde_json::{Value, json};
 use tempfile::TempDir;
 
-use super::PATIENCE;
 use super::http::Client;
 use super::needs::needs;
-use super::text;
+use super::{PATIENCE, text};
 
 /// A browser with one page. Dropping it ends the browser and chromedriver.
 pub(crate) struct Browser {

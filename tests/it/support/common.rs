@@ -6,9 +6,7 @@ use std::net::SocketAddr;
 use std::ops::Range;
 
 use super::certificates::Certificates;
-use super::corpus::corpus;
-use super::corpus::events_of;
-use super::corpus::generated_batch;
+use super::corpus::{corpus, events_of, generated_batch};
 use super::peers::Security;
 use super::relay::Relay;
 

@@ -7,26 +7,18 @@
 //! therefore finds each event either stored or unread.
 
 use std::fs::File;
-use std::io::Read as _;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
-use std::path::Path;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use tempfile::TempDir;
 
-use super::certificates::Certificates;
-use super::certificates::Pair;
-use super::http_sink::Answer;
-use super::http_sink::HttpSink;
-use super::peers::Process;
-use super::peers::lines_of;
-use super::peers::start_on_free_port;
+use super::certificates::{Certificates, Pair};
+use super::http_sink::{Answer, HttpSink};
+use super::peers::{Process, lines_of, start_on_free_port};
 use super::requests::events_in;
-use super::server::Connection;
-use super::server::Options;
-use super::server::Server;
+use super::server::{Connection, Options, Server};
 use super::stream::Stream;
 use super::text;
 

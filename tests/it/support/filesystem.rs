@@ -6,8 +6,7 @@
 //! that it starts later share. The kernel removes the mounts with the process, however it ends.
 
 use std::net::Ipv4Addr;
-use std::path::Path;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use tempfile::TempDir;

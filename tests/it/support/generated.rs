@@ -11,8 +11,7 @@
 use std::path::Path;
 use std::process::Command;
 
-use super::fed;
-use super::repository;
+use super::{fed, repository};
 
 /// If this environment variable is `1`, the committed files are overwritten instead of compared.
 const BLESS: &str = "KUBE_AUDIT_FORWARDER_BLESS";

@@ -2,11 +2,8 @@
 //! GOAWAY and RST_STREAM.
 
 use std::io;
-use std::io::BufReader;
-use std::io::Read as _;
-use std::io::Write as _;
-use std::net::SocketAddr;
-use std::net::TcpStream;
+use std::io::{BufReader, Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
 
 use super::PATIENCE;
 use super::stream::Stream;

@@ -1,25 +1,13 @@
 //! An HTTP/1.1 consumer whose answers a test decides.
 
 use std::collections::VecDeque;
-use std::io::BufReader;
-use std::io::Read as _;
-use std::io::Write as _;
+use std::io::{BufReader, Read as _, Write as _};
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::MutexGuard;
-use std::sync::OnceLock;
-use std::time::Duration;
-use std::time::Instant;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock};
+use std::time::{Duration, Instant};
 
-use super::http::Head;
-use super::http::Unannounced;
-use super::http::read_body;
-use super::http::read_head;
-use super::server::Connection;
-use super::server::Options;
-use super::server::Server;
-use super::server::derefs_to_its_server;
+use super::http::{Head, Unannounced, read_body, read_head};
+use super::server::{Connection, Options, Server, derefs_to_its_server};
 use super::stream::Stream;
 use super::wait_until;
 

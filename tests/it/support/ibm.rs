@@ -5,22 +5,15 @@
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::MutexGuard;
-use std::time::Duration;
-use std::time::Instant;
-use std::time::SystemTime;
-use std::time::UNIX_EPOCH;
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::Deserialize;
 use serde_json::json;
 use serde_json::value::RawValue;
 
 use super::certificates::Certificates;
-use super::http_sink::Answer;
-use super::http_sink::HttpSink;
-use super::http_sink::Request;
+use super::http_sink::{Answer, HttpSink, Request};
 use super::server::Options;
 
 /// A part of every API key and service account token here, by which they are found in what the

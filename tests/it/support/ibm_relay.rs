@@ -2,14 +2,9 @@
 
 use std::path::Path;
 
-use super::http;
-use super::ibm::Ibm;
-use super::ibm::SECRET;
-use super::ibm::TOKEN;
-use super::relay::Builder;
-use super::relay::Relay;
-use super::relay::run_command_with;
-use super::text;
+use super::ibm::{Ibm, SECRET, TOKEN};
+use super::relay::{Builder, Relay, run_command_with};
+use super::{http, text};
 
 impl Ibm {
     /// Returns a relay with this config. The authority that has signed the services' certificates

@@ -5,35 +5,23 @@
 //! certificate.
 
 use std::collections::BTreeMap;
-use std::ffi::CStr;
-use std::ffi::CString;
+use std::ffi::{CStr, CString};
 use std::net::SocketAddr;
 use std::ops::Deref;
-use std::time::Duration;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use rdkafka::ClientConfig;
-use rdkafka::bindings;
-use rdkafka::consumer::BaseConsumer;
-use rdkafka::consumer::Consumer as _;
+use rdkafka::consumer::{BaseConsumer, Consumer as _};
 use rdkafka::message::Message as _;
-use rdkafka::producer::BaseProducer;
-use rdkafka::producer::BaseRecord;
-use rdkafka::producer::Producer as _;
-use rdkafka::topic_partition_list::Offset;
-use rdkafka::topic_partition_list::TopicPartitionList;
+use rdkafka::producer::{BaseProducer, BaseRecord, Producer as _};
+use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::RDKafkaRespErr;
+use rdkafka::{ClientConfig, bindings};
 use tempfile::TempDir;
 
-use super::PATIENCE;
-use super::certificates::Certificates;
-use super::certificates::Pair;
-use super::numbered::Id;
-use super::numbered::identify;
-use super::peers::Process;
-use super::peers::program;
-use super::peers::start_on_free_port;
-use super::text;
+use super::certificates::{Certificates, Pair};
+use super::numbered::{Id, identify};
+use super::peers::{Process, program, start_on_free_port};
+use super::{PATIENCE, text};
 
 /// The name of the topic that the tests use.
 pub(crate) const TOPIC: &str = "audit";

@@ -6,16 +6,12 @@
 use std::io::Write as _;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::Arc;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
-use ferro_lumberjack::server::Server;
-use ferro_lumberjack::server::ServerConnection;
+use ferro_lumberjack::server::{Server, ServerConnection};
 use tempfile::TempDir;
 
-use super::peers::Process;
-use super::peers::lines_of;
-use super::peers::start_on_free_port;
+use super::peers::{Process, lines_of, start_on_free_port};
 use super::text;
 
 const PORT: &str = "KUBE_AUDIT_FORWARDER_TEST_LUMBERJACK_PORT";

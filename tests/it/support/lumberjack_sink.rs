@@ -3,17 +3,11 @@
 //! description, and shares no code with the relay.
 
 use std::io;
-use std::io::Read;
-use std::io::Write as _;
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::MutexGuard;
+use std::io::{Read, Write as _};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use super::server::Connection;
-use super::server::Options;
-use super::server::Server;
-use super::server::derefs_to_its_server;
+use super::server::{Connection, Options, Server, derefs_to_its_server};
 use super::stream::Stream;
 
 /// One window, as it arrived.

@@ -1,7 +1,6 @@
 //! Times, read in another way than the relay reads them.
 
-use std::time::Duration;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 /// Returns the nanoseconds since 1970 of a time as kube-apiserver writes it: in UTC, with 6 digits
 /// of fraction. Panics if the text is no such time.

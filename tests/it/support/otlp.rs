@@ -3,15 +3,11 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use serde_json::json;
 
-use super::http_sink::Answer;
-use super::http_sink::HttpSink;
-use super::http_sink::Keeper;
-use super::http_sink::Request;
+use super::http_sink::{Answer, HttpSink, Keeper, Request};
 use super::server::Options;
 
 /// What the receiver does with one request.

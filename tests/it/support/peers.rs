@@ -6,30 +6,18 @@
 //! own, and is ended by its own process id.
 
 use std::fs::File;
-use std::net::Ipv4Addr;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
-use std::path::PathBuf;
-use std::process::Child;
-use std::process::Command;
-use std::process::Output;
-use std::process::Stdio;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Output, Stdio};
 use std::time::Duration;
 
 use tempfile::TempDir;
 
-use super::PATIENCE;
 use super::certificates::Certificates;
-use super::fed;
-use super::free_port;
-use super::lines_in;
 use super::needs::needs;
 use super::relay::signal_process;
-use super::repository;
-use super::text;
-use super::try_wait_for;
-use super::wait_until;
+use super::{PATIENCE, fed, free_port, lines_in, repository, text, try_wait_for, wait_until};
 
 /// The largest message that the syslog peers accept, in bytes.
 const MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;

@@ -5,10 +5,8 @@
 use std::collections::HashMap;
 use std::io::Read as _;
 
-use flate2::Compression;
-use flate2::Crc;
-use flate2::read::ZlibDecoder;
-use flate2::read::ZlibEncoder;
+use flate2::read::{ZlibDecoder, ZlibEncoder};
+use flate2::{Compression, Crc};
 
 type Colour = [u8; 3];
 

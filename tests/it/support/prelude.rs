@@ -1,84 +1,43 @@
 //! The names that nearly every test uses: `use crate::support::prelude::*;`.
 
-pub(crate) use std::collections::BTreeMap;
-pub(crate) use std::collections::BTreeSet;
+pub(crate) use std::collections::{BTreeMap, BTreeSet};
 pub(crate) use std::net::SocketAddr;
-pub(crate) use std::path::Path;
-pub(crate) use std::path::PathBuf;
-pub(crate) use std::sync::Arc;
-pub(crate) use std::sync::Mutex;
-pub(crate) use std::sync::atomic::AtomicBool;
-pub(crate) use std::sync::atomic::AtomicUsize;
-pub(crate) use std::sync::atomic::Ordering;
-pub(crate) use std::time::Duration;
-pub(crate) use std::time::Instant;
+pub(crate) use std::path::{Path, PathBuf};
+pub(crate) use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+pub(crate) use std::sync::{Arc, Mutex};
+pub(crate) use std::time::{Duration, Instant};
 
-pub(crate) use serde_json::Value;
-pub(crate) use serde_json::json;
+pub(crate) use serde_json::{Value, json};
 pub(crate) use tempfile::TempDir;
 
-pub(crate) use super::PATIENCE;
 pub(crate) use super::answers::assert_accepted;
-pub(crate) use super::binary;
-pub(crate) use super::certificates::Certificates;
-pub(crate) use super::certificates::Pair;
-pub(crate) use super::chance::number_from;
-pub(crate) use super::chance::rng;
-pub(crate) use super::common::errors;
-pub(crate) use super::common::errors_by_reason;
-pub(crate) use super::common::lost;
-pub(crate) use super::common::of_output;
-pub(crate) use super::common::post;
-pub(crate) use super::common::post_batch;
-pub(crate) use super::common::post_batches;
-pub(crate) use super::common::post_corpus;
-pub(crate) use super::common::stream_output;
-pub(crate) use super::common::tls_key;
-pub(crate) use super::common::wait_for_errors;
-pub(crate) use super::corpus::corpus;
-pub(crate) use super::corpus::events_of;
-pub(crate) use super::corpus::generated_batch;
-pub(crate) use super::free_port;
-pub(crate) use super::http;
+pub(crate) use super::certificates::{Certificates, Pair};
+pub(crate) use super::chance::{number_from, rng};
+pub(crate) use super::common::{
+    errors, errors_by_reason, lost, of_output, post, post_batch, post_batches, post_corpus,
+    stream_output, tls_key, wait_for_errors,
+};
+pub(crate) use super::corpus::{corpus, events_of, generated_batch};
 pub(crate) use super::http::Client;
-pub(crate) use super::http_sink::Answer;
-pub(crate) use super::http_sink::HttpSink;
-pub(crate) use super::http_sink::Request;
+pub(crate) use super::http_sink::{Answer, HttpSink, Request};
 pub(crate) use super::metrics::Metrics;
 pub(crate) use super::needs::needs;
-pub(crate) use super::numbered;
-pub(crate) use super::peers::Security;
-pub(crate) use super::peers::program;
-pub(crate) use super::relay::BASE;
-pub(crate) use super::relay::Backlog;
-pub(crate) use super::relay::Relay;
-pub(crate) use super::relay::run_command;
-pub(crate) use super::relay::run_command_with;
-pub(crate) use super::relay::spawn_command;
-pub(crate) use super::relay::unrestricted;
-pub(crate) use super::repository;
-pub(crate) use super::requests::QUICK;
-pub(crate) use super::requests::accepted_events;
-pub(crate) use super::requests::assert_in_order;
-pub(crate) use super::requests::assert_none_missing;
-pub(crate) use super::requests::assert_same_set;
-pub(crate) use super::requests::events_in;
-pub(crate) use super::requests::received_events;
-pub(crate) use super::requests::to_http;
-pub(crate) use super::requests::to_sink;
-pub(crate) use super::said::Said;
-pub(crate) use super::said::said;
-pub(crate) use super::said::said_to;
-pub(crate) use super::senders::Bodies;
-pub(crate) use super::senders::Senders;
+pub(crate) use super::peers::{Security, program};
+pub(crate) use super::relay::{
+    BASE, Backlog, Relay, run_command, run_command_with, spawn_command, unrestricted,
+};
+pub(crate) use super::requests::{
+    QUICK, accepted_events, assert_in_order, assert_none_missing, assert_same_set, events_in,
+    received_events, to_http, to_sink,
+};
+pub(crate) use super::said::{Said, said, said_to};
+pub(crate) use super::senders::{Bodies, Senders};
 pub(crate) use super::sequence::assert_covers;
-pub(crate) use super::server::Options;
-pub(crate) use super::server::Server;
+pub(crate) use super::server::{Options, Server};
 pub(crate) use super::spool::Spool;
 pub(crate) use super::tally::Tallying;
-pub(crate) use super::tcp_sink::Framing;
-pub(crate) use super::tcp_sink::TcpSink;
-pub(crate) use super::text;
-pub(crate) use super::wait_for;
-pub(crate) use super::wait_until;
+pub(crate) use super::tcp_sink::{Framing, TcpSink};
 pub(crate) use super::witness::Witness;
+pub(crate) use super::{
+    PATIENCE, binary, free_port, http, numbered, repository, text, wait_for, wait_until,
+};

@@ -6,14 +6,8 @@ use std::net::SocketAddr;
 
 use tempfile::TempDir;
 
-use super::PATIENCE;
-use super::http;
-use super::peers::Process;
-use super::peers::program;
-use super::peers::start_on_free_port;
-use super::repository;
-use super::text;
-use super::wait_until;
+use super::peers::{Process, program, start_on_free_port};
+use super::{PATIENCE, http, repository, text, wait_until};
 
 /// The labels of the scraped target, as a PodMonitor sets them.
 pub(crate) const JOB: &str = "kube-audit-forwarder";

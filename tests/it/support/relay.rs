@@ -1,36 +1,19 @@
 //! The relay as a child process, seen through its ports, its log and `/proc`.
 
 use std::collections::BTreeMap;
-use std::io::BufRead as _;
-use std::io::BufReader;
+use std::io::{BufRead as _, BufReader};
 use std::net::SocketAddr;
-use std::path::Path;
-use std::path::PathBuf;
-use std::process::Child;
-use std::process::ChildStdout;
-use std::process::Command;
-use std::process::ExitStatus;
-use std::process::Stdio;
-use std::sync::Arc;
-use std::sync::Condvar;
-use std::sync::Mutex;
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Condvar, Mutex};
 use std::thread::JoinHandle;
-use std::time::Duration;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use super::PATIENCE;
-use super::binary;
-use super::http;
-use super::metrics::Metrics;
-use super::metrics::assert_conservation;
-use super::metrics::conservation;
+use super::metrics::{Metrics, assert_conservation, conservation};
 use super::needs::needs;
-use super::text;
-use super::try_wait_for;
-use super::wait_for;
-use super::wait_until;
+use super::{PATIENCE, binary, http, text, try_wait_for, wait_for, wait_until};
 
 /// The beginning of most configs: one listener and the admin address, on ports that the kernel
 /// chooses, and the log format that [`Relay`] reads. The relay restricts itself, so that most tests

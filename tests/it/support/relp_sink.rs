@@ -2,16 +2,10 @@
 //! a test decides. It does what rsyslog can't be made to do.
 
 use std::io;
-use std::io::Read;
-use std::io::Write as _;
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::MutexGuard;
+use std::io::{Read, Write as _};
+use std::sync::{Arc, Mutex, MutexGuard};
 
-use super::server::Connection;
-use super::server::Options;
-use super::server::Server;
-use super::server::derefs_to_its_server;
+use super::server::{Connection, Options, Server, derefs_to_its_server};
 use super::stream::Stream;
 
 /// A frame from the client.

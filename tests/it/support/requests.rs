@@ -7,11 +7,9 @@ use std::net::SocketAddr;
 use serde_json::value::RawValue;
 
 use super::corpus::events_of;
-use super::http_sink::HttpSink;
-use super::http_sink::Request;
-use super::lines_in;
+use super::http_sink::{HttpSink, Request};
 use super::relay::BASE;
-use super::repository;
+use super::{lines_in, repository};
 
 /// Retries that are quick enough for a test to wait for.
 pub(crate) const QUICK: &str =

@@ -1,26 +1,18 @@
 //! A strict fake of a server of the S3 protocol. It checks every header and every signature, and
 //! keeps its objects while no process of the relay runs.
 
-use std::collections::BTreeMap;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::time::Duration;
-use std::time::SystemTime;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
 
-use base64::prelude::BASE64_STANDARD;
-use base64::prelude::Engine as _;
-use ring::digest;
-use ring::hmac;
+use base64::prelude::{BASE64_STANDARD, Engine as _};
+use ring::{digest, hmac};
 use tempfile::TempDir;
 
-use super::http_sink::Answer;
-use super::http_sink::HttpSink;
-use super::http_sink::Keeper;
-use super::http_sink::Request;
+use super::http_sink::{Answer, HttpSink, Keeper, Request};
 use super::server::Options;
 use super::text;
 

@@ -1,12 +1,10 @@
 //! A command that has run to its end: its exit status, and what it has printed.
 
 use std::path::Path;
-use std::process::Command;
-use std::process::Output;
+use std::process::{Command, Output};
 
-use super::binary;
-use super::fed;
 use super::relay::run_command;
+use super::{binary, fed};
 
 #[derive(Debug, PartialEq)]
 pub(crate) struct Said {

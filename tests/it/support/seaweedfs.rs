@@ -7,20 +7,10 @@ use std::net::SocketAddr;
 use serde_json::json;
 use tempfile::TempDir;
 
-use super::PATIENCE;
-use super::free_port;
-use super::http;
 use super::needs::needs;
-use super::peers::Process;
-use super::peers::start_on_free_port;
-use super::repository;
-use super::s3::BUCKET;
-use super::s3::KEY_ID;
-use super::s3::PATH;
-use super::s3::PREFIX;
-use super::s3::SECRET;
-use super::text;
-use super::wait_until;
+use super::peers::{Process, start_on_free_port};
+use super::s3::{BUCKET, KEY_ID, PATH, PREFIX, SECRET};
+use super::{PATIENCE, free_port, http, repository, text, wait_until};
 
 /// A real server, with the bucket.
 pub(crate) struct SeaweedFs {

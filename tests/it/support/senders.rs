@@ -2,18 +2,14 @@
 //! of their bodies.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::sync::Condvar;
-use std::sync::Mutex;
-use std::sync::MutexGuard;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use super::PATIENCE;
 use super::http::Client;
 use super::numbered::body;
 use super::tally::Sent;
-use super::wait_until;
+use super::{PATIENCE, wait_until};
 
 /// Senders of numbered events. Each sender is a thread that posts one body after the other.
 pub(crate) struct Senders {

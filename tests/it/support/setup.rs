@@ -1,7 +1,6 @@
 //! The relay that most tests of the ingest side need: one listener, one TCP consumer.
 
-use super::relay::BASE;
-use super::relay::Relay;
+use super::relay::{BASE, Relay};
 use super::tcp_sink::TcpSink;
 
 /// Returns the config. `listener` holds keys of the listener, and `tables` holds whole tables.

@@ -1,13 +1,10 @@
 //! A blocking socket, plain or with TLS, as either side of a connection.
 
 use std::io;
-use std::io::Read;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::TcpStream;
 
-use rustls::ClientConnection;
-use rustls::ServerConnection;
-use rustls::StreamOwned;
+use rustls::{ClientConnection, ServerConnection, StreamOwned};
 
 /// The stream that both sides of the tests use.
 pub(crate) enum Stream {

@@ -1,25 +1,16 @@
 //! The events that arrived at a consumer, and checks that they are those that it should have
 //! received.
 
-use std::collections::BTreeMap;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read as _;
-use std::ops::Deref;
-use std::ops::DerefMut;
-use std::ops::Range;
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::time::Duration;
-use std::time::Instant;
+use std::ops::{Deref, DerefMut, Range};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
 
-use super::http_sink::Answer;
-use super::http_sink::HttpSink;
-use super::numbered::Id;
-use super::numbered::identify;
+use super::http_sink::{Answer, HttpSink};
+use super::numbered::{Id, identify};
 use super::requests::events_in;
-use super::server::Connection;
-use super::server::Options;
-use super::server::Server;
+use super::server::{Connection, Options, Server};
 use super::stream::Stream;
 use super::wait_until;
 

@@ -18,24 +18,17 @@
 
 use std::collections::BTreeMap;
 use std::process::Command;
-use std::sync::Arc;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use tempfile::TempDir;
 use url::Url;
 
-use super::PATIENCE;
-use super::http_sink::Answer;
-use super::http_sink::HttpSink;
-use super::http_sink::Request;
-use super::kafka::TOPIC;
-use super::kafka::Topic;
+use super::http_sink::{Answer, HttpSink, Request};
+use super::kafka::{TOPIC, Topic};
 use super::needs::needs;
-use super::peers::Process;
-use super::peers::start_on_free_port;
-use super::repository;
+use super::peers::{Process, start_on_free_port};
 use super::server::Options;
-use super::wait_until;
+use super::{PATIENCE, repository, wait_until};
 
 /// The bucket in which tansu keeps its objects.
 const BUCKET: &str = "tansu";

@@ -1,15 +1,10 @@
 //! A consumer of JSON lines or RFC 6587 frames over TCP that a test can make misbehave.
 
 use std::io::Read as _;
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::MutexGuard;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use super::server::Connection;
-use super::server::Options;
-use super::server::Server;
-use super::server::derefs_to_its_server;
+use super::server::{Connection, Options, Server, derefs_to_its_server};
 use super::stream::Stream;
 use super::wait_until;
 

@@ -1,19 +1,12 @@
 //! A terminal for programs that draw on one: script(1) makes the pseudo-terminal, and a parser of
 //! the terminal's language holds the screen.
 
-use std::io::Read;
-use std::io::Write;
-use std::process::Child;
-use std::process::ChildStdin;
-use std::process::Command;
-use std::process::Stdio;
-use std::sync::Arc;
-use std::sync::Mutex;
+use std::io::{Read, Write};
+use std::process::{Child, ChildStdin, Command, Stdio};
+use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
-use crate::support::PATIENCE;
-use crate::support::try_wait_for;
-use crate::support::wait_for;
+use crate::support::{PATIENCE, try_wait_for, wait_for};
 
 /// A program that runs on a terminal. It is killed if the test ends before the program.
 pub(crate) struct Terminal {

@@ -1,18 +1,14 @@
 //! A witness of evidence logs, which shares no code with the relay.
 
-use std::io::BufRead as _;
-use std::io::BufReader;
+use std::io::{BufRead as _, BufReader};
 use std::path::Path;
-use std::process::Child;
-use std::process::Command;
-use std::process::Stdio;
+use std::process::{Child, Command, Stdio};
 
 use tempfile::TempDir;
 
-use super::repository;
 use super::said::said;
 use super::spool::Spool;
-use super::text;
+use super::{repository, text};
 
 /// The name in the witness's key.
 pub(crate) const NAME: &str = "witness.example/w1";

@@ -16,32 +16,21 @@ mod stream;
 mod weather;
 
 use std::fmt::Write as _;
-use std::hash::BuildHasher as _;
-use std::hash::BuildHasherDefault;
-use std::hash::DefaultHasher;
+use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher};
 use std::net::SocketAddr;
-use std::path::Path;
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::MutexGuard;
-use std::sync::PoisonError;
-use std::sync::atomic::AtomicBool;
-use std::sync::atomic::Ordering;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use fastrand::Rng;
 use rustls::ServerConfig;
 
-use crate::events::FAILING;
-use crate::events::REFUSED;
-use crate::events::Serial;
-use crate::events::identify_all;
+use crate::events::{FAILING, REFUSED, Serial, identify_all};
 use crate::kernel;
 use crate::pki::Authority;
 use crate::support::http_sink::Request;
-use crate::support::server::Options;
-use crate::support::server::Server;
+use crate::support::server::{Options, Server};
 
 /// The host of second addresses.
 const DOOR: std::net::Ipv4Addr = std::net::Ipv4Addr::new(127, 0, 0, 3);

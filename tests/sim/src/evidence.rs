@@ -3,24 +3,16 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::path::Path;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::consumers::Consumer;
-use crate::consumers::Copies;
-use crate::consumers::Kind;
-use crate::kernel;
-use crate::operator::Operator;
-use crate::operator::Restored;
+use crate::consumers::{Consumer, Copies, Kind};
+use crate::operator::{Operator, Restored};
 use crate::oracle::Calm;
 use crate::oracle::said::Moment;
-use crate::plan::Back;
-use crate::plan::Why;
-use crate::senders;
-use crate::truth::Attempt;
-use crate::truth::Book;
-use crate::truth::Fate;
+use crate::plan::{Back, Why};
+use crate::truth::{Attempt, Book, Fate};
+use crate::{kernel, senders};
 
 /// The files of the log.
 const LOG: &str = "queue/evidence";

@@ -1,25 +1,13 @@
 //! Collects what the oracle judges: arrivals, dead letters, and what the relay has counted in all
 //! of its lives.
 
-use std::collections::BTreeMap;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
-use crate::consumers::Arrived;
-use crate::consumers::Consumer;
-use crate::consumers::Kind;
+use crate::consumers::{Arrived, Consumer, Kind};
 use crate::kernel;
-use crate::oracle::Calm;
-use crate::oracle::Counted;
-use crate::oracle::Letter;
-use crate::oracle::View;
-use crate::oracle::World;
-use crate::oracle::letters;
-use crate::oracle::losses_in;
-use crate::oracle::said;
-use crate::oracle::said::LATE;
-use crate::oracle::said::Memory;
-use crate::oracle::said::Said;
+use crate::oracle::said::{LATE, Memory, Said};
+use crate::oracle::{Calm, Counted, Letter, View, World, letters, losses_in, said};
 use crate::support::metrics::Metrics;
 use crate::truth::Book;
 

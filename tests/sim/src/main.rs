@@ -30,8 +30,7 @@ mod witness;
 mod world;
 
 use std::collections::BTreeSet;
-use std::path::Path;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// The variable that tells a child process its seed.

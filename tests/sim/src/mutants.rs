@@ -6,20 +6,16 @@
 //! directory of its own, so that only the library is built for each of them.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::io;
-use std::path::Path;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
-use std::sync::atomic::AtomicUsize;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
+use std::{fs, io};
 
-use crate::kernel;
 use crate::oracle::RULES;
-use crate::runs;
 use crate::runs::Stage;
+use crate::{kernel, runs};
 
 /// The directories that a patch may change. All else in the copy leads to the sources themselves.
 const CHANGED: [&str; 2] = ["src", "crates"];

@@ -1,16 +1,13 @@
 //! Somebody who asks the relay for its metrics and its status at any time, also while it starts,
 //! reloads, drains or is in trouble.
 
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::PoisonError;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
 use crate::kernel;
 use crate::operator::page;
-use crate::oracle::said::Moment;
-use crate::oracle::said::Said;
+use crate::oracle::said::{Moment, Said};
 use crate::support::metrics::Metrics;
 
 /// The time at which the present life of the relay began. Clones are the same one.

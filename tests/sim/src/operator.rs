@@ -13,31 +13,18 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::consumers::Consumer;
-use crate::consumers::Kind;
-use crate::consumers::Steady;
+use crate::consumers::{Consumer, Kind, Steady};
 use crate::judging::Losses;
 use crate::kernel;
-use crate::kernel::Process;
-use crate::kernel::disk;
-use crate::kernel::net;
+use crate::kernel::{Process, disk, net};
 use crate::observer::Begin;
-use crate::oracle::said::LATE;
-use crate::oracle::said::Memory;
-use crate::oracle::said::Moment;
-use crate::oracle::said::Said;
-use crate::oracle::said::Status;
+use crate::oracle::said::{LATE, Memory, Moment, Said, Status};
 use crate::pki::Pki;
-use crate::plan::Action;
-use crate::plan::Change;
-use crate::plan::Setup;
-use crate::plan::Why;
+use crate::plan::{Action, Change, Setup, Why};
 use crate::setup::ADMIN;
 use crate::support::http;
 use crate::support::metrics::Metrics;
-use crate::truth::Book;
-use crate::truth::Kind as Death;
-use crate::truth::Output;
+use crate::truth::{Book, Kind as Death, Output};
 use crate::witness::Witness;
 
 /// How long a reload may take: it waits 30 s for an address, and for files.

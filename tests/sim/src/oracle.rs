@@ -12,35 +12,19 @@ mod acknowledged;
 mod outer;
 pub(crate) mod said;
 
-use std::collections::BTreeMap;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::consumers::Arrived;
-use crate::consumers::Copies;
-use crate::consumers::Longest;
-use crate::consumers::Promise;
-use crate::consumers::TurnedDown;
+use crate::consumers::{Arrived, Copies, Longest, Promise, TurnedDown};
 use crate::events;
-use crate::events::Serial;
-use crate::events::identify;
+use crate::events::{Serial, identify};
 use crate::evidence::time_of;
-use crate::truth::Acknowledge;
-use crate::truth::Answer;
-use crate::truth::Attempt;
-use crate::truth::Config;
-use crate::truth::DAMAGED;
-use crate::truth::Death;
-use crate::truth::Epoch;
-use crate::truth::FULL;
-use crate::truth::Fate;
-use crate::truth::Kind;
-use crate::truth::Known;
-use crate::truth::Must;
-use crate::truth::Output;
-use crate::truth::Truth;
+use crate::truth::{
+    Acknowledge, Answer, Attempt, Config, DAMAGED, Death, Epoch, FULL, Fate, Kind, Known, Must,
+    Output, Truth,
+};
 
 /// The greatest number of events that a sentence names, and of faults of one kind.
 const NAMED_MAX: usize = 5;

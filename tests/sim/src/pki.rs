@@ -5,20 +5,15 @@
 use std::fs;
 use std::net::TcpStream;
 use std::os::unix::fs::symlink;
-use std::path::Path;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::ClientConfig;
-use rustls::ClientConnection;
-use rustls::ServerConfig;
 use rustls::client::Resumption;
 use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, ClientConnection, ServerConfig};
 
-use crate::support::certificates::Certificates;
-use crate::support::certificates::Pair;
-use crate::support::certificates::chain;
+use crate::support::certificates::{Certificates, Pair, chain};
 
 /// The directory that the config names.
 const DIRECTORY: &str = "tls";

@@ -6,24 +6,19 @@ mod staged;
 mod wider;
 mod witnessed;
 
-pub(crate) use outer::Front;
-pub(crate) use outer::Outer;
+pub(crate) use outer::{Front, Outer};
 pub(crate) use staged::Stage;
-pub(crate) use wider::WIDER;
-pub(crate) use wider::Wider;
+pub(crate) use wider::{WIDER, Wider};
 
 use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use crate::consumers::Kind;
-use crate::consumers::Steady;
+use crate::consumers::{Kind, Steady};
 use crate::kernel::net::Fault;
 use crate::pki::Wrong;
 use crate::senders;
-use crate::truth::Acknowledge;
-use crate::truth::Filter;
-use crate::truth::Output;
+use crate::truth::{Acknowledge, Filter, Output};
 
 /// The first seed with scenes.
 pub(crate) const SCENES: u64 = 100;

@@ -12,12 +12,9 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use crate::events::Event;
-use crate::events::Maker;
-use crate::events::Marks;
+use crate::events::{Event, Maker, Marks};
 use crate::pki::Security;
-use crate::plan::Front;
-use crate::plan::Setup;
+use crate::plan::{Front, Setup};
 use crate::truth::Book;
 
 mod apiserver;

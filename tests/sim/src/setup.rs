@@ -3,16 +3,10 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use crate::consumers::Consumer;
-use crate::consumers::Kind;
-use crate::plan::Change;
-use crate::plan::Front;
-use crate::plan::Setup;
+use crate::consumers::{Consumer, Kind};
+use crate::plan::{Change, Front, Setup};
 use crate::truth;
-use crate::truth::Acknowledge;
-use crate::truth::Filter;
-use crate::truth::Limits;
-use crate::truth::Output;
+use crate::truth::{Acknowledge, Filter, Limits, Output};
 
 /// Where the relay listens.
 pub(crate) const LISTENER: &str = "127.0.0.1:8080";

@@ -35,13 +35,10 @@ pub(crate) mod stream;
 #[path = "../../it/support/tcp_sink.rs"]
 pub(crate) mod tcp_sink;
 
-use std::net::Ipv4Addr;
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, TcpListener};
 use std::path::Path;
-use std::sync::atomic::AtomicU16;
-use std::sync::atomic::Ordering;
-use std::time::Duration;
-use std::time::Instant;
+use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::{Duration, Instant};
 
 /// The longest wait for something that should happen at once. It is simulated time.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);

@@ -3,14 +3,10 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::sync::MutexGuard;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
-use crate::events::Event;
-use crate::events::Facts;
-use crate::events::Serial;
+use crate::events::{Event, Facts, Serial};
 use crate::kernel;
 
 /// The book, which all actors share. Clones are the same book.

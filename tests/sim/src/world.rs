@@ -1,36 +1,25 @@
 //! One seed, from the empty directory to the verdict.
 
 use std::collections::BTreeSet;
-use std::path::Path;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::consumers::Consumer;
 use crate::evidence::Check;
-use crate::kernel;
 use crate::kernel::net;
 use crate::observer::Observer;
 use crate::operator::Operator;
 use crate::oracle::Calm;
 use crate::oracle::said::Moment;
 use crate::pki::Pki;
-use crate::plan::Action;
-use crate::plan::Plan;
-use crate::plan::SCENES;
-use crate::plan::Setup;
-use crate::plan::Why;
-use crate::senders;
-use crate::senders::Profile;
-use crate::senders::Senders;
-use crate::senders::Target;
-use crate::setup::LISTENER;
-use crate::setup::TOKEN;
-use crate::setup::TOKEN_FILE;
-use crate::support::ibm;
-use crate::support::splunk;
+use crate::plan::{Action, Plan, SCENES, Setup, Why};
+use crate::senders::{Profile, Senders, Target};
+use crate::setup::{LISTENER, TOKEN, TOKEN_FILE};
+use crate::support::{ibm, splunk};
 use crate::truth::Book;
 use crate::witness::Witness;
+use crate::{kernel, senders};
 
 /// After the last trouble, everything has to be delivered within this time: the longest pauses are
 /// those of kube-apiserver's five attempts, and 45 minutes of patience with an event on which a

@@ -2,9 +2,7 @@
 //! is real, its certificate comes from the cluster's CA, and `tests/peers` has the cluster's
 //! commands.
 
-use crate::deploy::cluster::Cluster;
-use crate::deploy::cluster::curl;
-use crate::deploy::cluster::succeeded;
+use crate::deploy::cluster::{Cluster, curl, succeeded};
 use crate::support::prelude::*;
 use crate::support::tally::Tallying;
 

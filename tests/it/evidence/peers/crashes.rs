@@ -2,12 +2,10 @@
 
 use std::collections::HashSet;
 
-use crate::evidence::recorded::Recorded;
-use crate::evidence::recorded::text_of;
+use crate::evidence::recorded::{Recorded, text_of};
 use crate::evidence::verify::check;
 use crate::support::prelude::*;
-use crate::support::witness::NAME;
-use crate::support::witness::Witness;
+use crate::support::witness::{NAME, Witness};
 
 /// Starts a relay under strace, which kills the relay at the call of this number among these calls.
 fn dying(config: &str, calls: &str, nth: u32) -> Relay {

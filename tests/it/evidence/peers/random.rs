@@ -7,10 +7,8 @@ use std::ops::Range;
 
 use fastrand::Rng;
 
-use crate::evidence::recorded::keygen;
-use crate::evidence::recorded::text_of;
-use crate::evidence::verify::Checked;
-use crate::evidence::verify::check;
+use crate::evidence::recorded::{keygen, text_of};
+use crate::evidence::verify::{Checked, check};
 use crate::support::clock::WallClock;
 use crate::support::prelude::*;
 use crate::support::spool::Entry;

@@ -1,12 +1,7 @@
 //! `[[source]]` of type kafka against a real broker: the group, its offsets, and kills of the
 //! broker and of the relay.
 
-use crate::ingest::kafka_source::Moment;
-use crate::ingest::kafka_source::ids_of;
-use crate::ingest::kafka_source::put;
-use crate::ingest::kafka_source::repeats;
-use crate::ingest::kafka_source::wait_until_committed;
-use crate::ingest::kafka_source::worker;
+use crate::ingest::kafka_source::{Moment, ids_of, put, repeats, wait_until_committed, worker};
 use crate::support::prelude::*;
 use crate::support::tansu::Tansu;
 

@@ -1,13 +1,11 @@
 //! `migrate haproxy`: a relay with the printed config forwards the same requests as the real
 //! HAProxy with the original file.
 
-use std::net::Ipv4Addr;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::process::Command;
 
 use crate::support::peers;
-use crate::support::peers::Haproxy;
-use crate::support::peers::forwarder;
+use crate::support::peers::{Haproxy, forwarder};
 use crate::support::prelude::*;
 
 /// Starts a relay with the config that `migrate` prints for this HAProxy, on ports that the kernel

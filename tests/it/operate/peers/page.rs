@@ -10,16 +10,12 @@
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
-use crate::support::browser::Browser;
-use crate::support::browser::Scheme;
+use crate::support::browser::{Browser, Scheme};
 use crate::support::chance::rng;
-use crate::support::png;
 use crate::support::prelude::*;
-use crate::support::relp_sink;
 use crate::support::relp_sink::RelpSink;
-use crate::support::senders::Bodies;
-use crate::support::senders::Senders;
-use crate::support::witness;
+use crate::support::senders::{Bodies, Senders};
+use crate::support::{png, relp_sink, witness};
 
 /// How long a test waits for the page to show something. The page asks the relay every two seconds,
 /// and needs two answers for a rate; a busy machine takes longer.

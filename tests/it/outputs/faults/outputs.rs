@@ -15,8 +15,7 @@ use crate::support::lumberjack_server::LumberjackServer;
 #[cfg(feature = "kafka")]
 use crate::support::middleman::Middleman;
 use crate::support::numbered::identify;
-use crate::support::peers::Process;
-use crate::support::peers::Rsyslog;
+use crate::support::peers::{Process, Rsyslog};
 use crate::support::prelude::*;
 
 /// A type of output, and a consumer of it.

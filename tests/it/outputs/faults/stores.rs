@@ -5,25 +5,15 @@
 //! other one is accepted, and the store forgets what it had not stored. For a stop, the store
 //! reads nothing and answers nothing, while its kernel still takes bytes.
 
-use super::outputs::Blow;
-use super::outputs::Output;
-use super::outputs::Peer;
-use super::outputs::REQUEST_EVENTS;
-use super::outputs::numbers;
-use super::outputs::parts;
-use crate::support::elasticsearch;
+use super::outputs::{Blow, Output, Peer, REQUEST_EVENTS, numbers, parts};
 use crate::support::elasticsearch::Elasticsearch;
-use crate::support::ibm;
 use crate::support::ibm::Ibm;
-use crate::support::loki;
 use crate::support::loki::Loki;
-use crate::support::otlp;
 use crate::support::otlp::Otlp;
 use crate::support::prelude::*;
-use crate::support::s3;
 use crate::support::s3::S3;
-use crate::support::splunk;
 use crate::support::splunk::Splunk;
+use crate::support::{elasticsearch, ibm, loki, otlp, s3, splunk};
 
 /// The most bytes of a request to the stores that have no limit of their own here.
 const BYTES_MAX: usize = 4_000_000;

@@ -5,9 +5,7 @@ use std::net::Ipv4Addr;
 
 use crate::support::filesystem::Hosts;
 use crate::support::prelude::*;
-use crate::support::tally::Arrival;
-use crate::support::tally::check;
-use crate::support::tally::check_unordered;
+use crate::support::tally::{Arrival, check, check_unordered};
 
 const NAME: &str = "consumers.test";
 

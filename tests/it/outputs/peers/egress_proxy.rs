@@ -1,16 +1,11 @@
 //! The key `proxy` of http outputs: a real proxy, with and without credentials, and proxies that
 //! misbehave.
 
-use std::io::Read as _;
-use std::io::Write as _;
+use std::io::{Read as _, Write as _};
 
-use base64::prelude::BASE64_STANDARD;
-use base64::prelude::Engine as _;
+use base64::prelude::{BASE64_STANDARD, Engine as _};
 
-use crate::support::ibm::Credential;
-use crate::support::ibm::Ibm;
-use crate::support::ibm::Script;
-use crate::support::ibm::write_secret;
+use crate::support::ibm::{Credential, Ibm, Script, write_secret};
 use crate::support::peers::Tinyproxy;
 use crate::support::prelude::*;
 use crate::support::server::Connection;

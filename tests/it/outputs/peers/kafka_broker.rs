@@ -1,12 +1,10 @@
 //! `type = "kafka"` against a real broker: the events are in its topic as they were received, and
 //! a broker that is killed and started again has each of them once.
 
-use crate::outputs::kafka_output::repeats_in_order;
-use crate::outputs::kafka_output::send_the_corpus;
+use crate::outputs::kafka_output::{repeats_in_order, send_the_corpus};
 use crate::support::numbered::list;
 use crate::support::prelude::*;
-use crate::support::tansu::Moment;
-use crate::support::tansu::Tansu;
+use crate::support::tansu::{Moment, Tansu};
 
 /// The number of events in a batch that is posted.
 const BATCH: u64 = 20;

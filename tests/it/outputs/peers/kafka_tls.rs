@@ -2,8 +2,7 @@
 //! and the shipped configs of a fleet.
 
 use crate::support::certificates::Pair;
-use crate::support::kafka::Secure;
-use crate::support::kafka::ids;
+use crate::support::kafka::{Secure, ids};
 use crate::support::numbered::list;
 use crate::support::prelude::*;
 use crate::support::requests::shipped;

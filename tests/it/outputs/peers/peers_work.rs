@@ -1,9 +1,7 @@
 //! What the peers refuse. The tests of the relay would pass beside a peer that takes everything.
 
 use crate::support::peers;
-use crate::support::peers::Nginx;
-use crate::support::peers::Rsyslog;
-use crate::support::peers::SyslogNg;
+use crate::support::peers::{Nginx, Rsyslog, SyslogNg};
 use crate::support::prelude::*;
 
 #[test]

@@ -3,9 +3,7 @@
 
 use crate::support::peers::Rsyslog;
 use crate::support::prelude::*;
-use crate::support::relp_sink::RelpSink;
-use crate::support::relp_sink::answer;
-use crate::support::relp_sink::ok;
+use crate::support::relp_sink::{RelpSink, answer, ok};
 
 fn config(addresses: &[SocketAddr], more: &str) -> String {
     let more = format!("hostname = \"relay.example\"\n{more}");

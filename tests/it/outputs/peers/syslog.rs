@@ -12,9 +12,7 @@ use std::cell::Cell;
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
-use crate::support::peers::Process;
-use crate::support::peers::Rsyslog;
-use crate::support::peers::SyslogNg;
+use crate::support::peers::{Process, Rsyslog, SyslogNg};
 use crate::support::prelude::*;
 use crate::support::sequence::lives;
 

@@ -7,14 +7,10 @@
 use std::ops::Range;
 
 use crate::support::answers::assert_refusal;
-use crate::support::filesystem::Kind;
-use crate::support::filesystem::Mounted;
+use crate::support::filesystem::{Kind, Mounted};
 use crate::support::numbered::list;
 use crate::support::prelude::*;
-use crate::support::tally::Sent;
-use crate::support::tally::accepted;
-use crate::support::tally::accepted_ids;
-use crate::support::tally::check;
+use crate::support::tally::{Sent, accepted, accepted_ids, check};
 
 const MIB: u64 = 1024 * 1024;
 

@@ -2,11 +2,8 @@
 //! runs it, and one that tells how much memory it has used.
 #![allow(unsafe_code, reason = "an allocator, and functions that another program calls")]
 
-use std::alloc::GlobalAlloc;
-use std::alloc::Layout;
-use std::alloc::System;
-use std::ffi::CStr;
-use std::ffi::OsString;
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::ffi::{CStr, OsString};
 use std::os::unix::ffi::OsStringExt as _;
 
 use std::sync::atomic::AtomicUsize;

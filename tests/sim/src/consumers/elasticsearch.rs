@@ -3,21 +3,9 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::Copies;
-use super::Made;
-use super::Making;
-use super::Promise;
-use super::Stand;
-use super::fails;
-use super::front;
-use super::front::Manners;
-use super::front::Own;
-use super::is_refused;
-use super::lock;
-use crate::support::elasticsearch::Elasticsearch;
-use crate::support::elasticsearch::INDEX;
-use crate::support::elasticsearch::Mood;
-use crate::support::elasticsearch::event_of;
+use super::front::{Manners, Own};
+use super::{Copies, Made, Making, Promise, Stand, fails, front, is_refused, lock};
+use crate::support::elasticsearch::{Elasticsearch, INDEX, Mood, event_of};
 use crate::support::server::Server;
 
 impl Stand for Elasticsearch {

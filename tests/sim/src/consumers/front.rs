@@ -2,33 +2,19 @@
 //! that are late, early, cut, missing or wrong, and balancers with several backends.
 
 use std::collections::BTreeMap;
-use std::hash::BuildHasher as _;
-use std::hash::BuildHasherDefault;
-use std::hash::DefaultHasher;
+use std::hash::{BuildHasher as _, BuildHasherDefault, DefaultHasher};
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
-use std::sync::Mutex;
-use std::time::Duration;
-use std::time::SystemTime;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, SystemTime};
 
 use fastrand::Rng;
 
-use super::Ledger;
-use super::Making;
-use super::Promise;
-use super::Steady;
-use super::fails;
-use super::lock;
 use super::weather::Weather;
-use crate::events::Serial;
-use crate::events::identify_all;
+use super::{Ledger, Making, Promise, Steady, fails, lock};
+use crate::events::{Serial, identify_all};
 use crate::kernel;
-use crate::support::http_sink::Answer;
-use crate::support::http_sink::HttpSink;
-use crate::support::http_sink::Reading;
-use crate::support::http_sink::Request;
-use crate::support::server::Options;
-use crate::support::server::said;
+use crate::support::http_sink::{Answer, HttpSink, Reading, Request};
+use crate::support::server::{Options, said};
 
 /// The most bytes of a body that the kernel may hold for a consumer with [`RECEIVE_BUFFER`] that
 /// has read only the head of its request. A 2xx that comes while more are missing is too early.

@@ -1,21 +1,12 @@
 //! A consumer of `type = "http"`, which answers 2xx to a whole request or refuses it.
 
-use std::sync::Arc;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 
 use serde_json::value::RawValue;
 
-use super::Made;
-use super::Making;
-use super::Promise;
-use super::Stand;
-use super::front;
 use super::front::Own;
-use super::is_refused;
-use super::lock;
-use crate::support::http_sink::Answer;
-use crate::support::http_sink::HttpSink;
-use crate::support::http_sink::Request;
+use super::{Made, Making, Promise, Stand, front, is_refused, lock};
+use crate::support::http_sink::{Answer, HttpSink, Request};
 use crate::support::server::Server;
 
 /// The statuses that acknowledge.

@@ -1,27 +1,16 @@
 //! IBM Cloud Logs with IBM's IAM, both over TLS.
 
-use std::sync::Arc;
-use std::sync::Mutex;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use super::Made;
-use super::Making;
-use super::Promise;
-use super::Stand;
-use super::Steady;
-use super::front;
 use super::front::Own;
-use super::is_refused;
-use super::lock;
 use super::weather::Weather;
+use super::{Made, Making, Promise, Stand, Steady, front, is_refused, lock};
 use crate::kernel;
 use crate::support::http_sink::Answer;
 use crate::support::ibm;
-use crate::support::ibm::Grant;
-use crate::support::ibm::Ibm;
-use crate::support::ibm::Mood;
-use crate::support::ibm::Script;
+use crate::support::ibm::{Grant, Ibm, Mood, Script};
 use crate::support::server::Server;
 
 /// A token that is refused although it has just been renewed is renewed again after five minutes.

@@ -3,8 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
-use crate::support::http_sink::Answer;
-use crate::support::http_sink::Request;
+use crate::support::http_sink::{Answer, Request};
 
 /// A balancer in front of several indexers of Splunk, which are one store here. It sends a request
 /// without its cookie to an indexer of its choice, and tells the choice by the cookie, whose value

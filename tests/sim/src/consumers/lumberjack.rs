@@ -1,21 +1,14 @@
 //! A consumer of lumberjack, as Logstash's `beats` input is one.
 
-use std::sync::Arc;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use fastrand::Rng;
 
-use super::Made;
-use super::Making;
-use super::Promise;
-use super::Stand;
-use super::lock;
 use super::weather::Weather;
+use super::{Made, Making, Promise, Stand, lock};
 use crate::kernel;
-use crate::support::lumberjack_sink::LumberjackSink;
-use crate::support::lumberjack_sink::Reply;
-use crate::support::lumberjack_sink::Window;
+use crate::support::lumberjack_sink::{LumberjackSink, Reply, Window};
 use crate::support::server::Server;
 
 /// What happens to a window.

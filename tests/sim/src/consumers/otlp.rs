@@ -3,19 +3,10 @@
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::Copies;
-use super::Made;
-use super::Making;
-use super::Promise;
-use super::Stand;
-use super::front;
-use super::front::Manners;
-use super::front::Own;
-use super::is_refused;
-use super::lock;
+use super::front::{Manners, Own};
+use super::{Copies, Made, Making, Promise, Stand, front, is_refused, lock};
 use crate::support::http_sink::Answer;
-use crate::support::otlp::Mood;
-use crate::support::otlp::Otlp;
+use crate::support::otlp::{Mood, Otlp};
 use crate::support::server::Server;
 
 impl Stand for Otlp {

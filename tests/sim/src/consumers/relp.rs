@@ -1,23 +1,16 @@
 //! A consumer of RELP.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use fastrand::Rng;
 
-use super::Made;
-use super::Making;
-use super::Promise;
-use super::Stand;
-use super::lock;
 use super::stream::event_of;
 use super::weather::Weather;
+use super::{Made, Making, Promise, Stand, lock};
 use crate::kernel;
-use crate::support::relp_sink::RelpSink;
-use crate::support::relp_sink::answer;
-use crate::support::relp_sink::ok;
+use crate::support::relp_sink::{RelpSink, answer, ok};
 use crate::support::server::Server;
 
 /// What happens to a command.

@@ -4,19 +4,11 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::Copies;
-use super::Made;
-use super::Making;
-use super::Promise;
-use super::Stand;
-use super::front;
-use super::front::Manners;
-use super::front::Own;
-use super::lock;
+use super::front::{Manners, Own};
+use super::{Copies, Made, Making, Promise, Stand, front, lock};
 use crate::kernel;
 use crate::support::s3;
-use crate::support::s3::Mood;
-use crate::support::s3::S3;
+use crate::support::s3::{Mood, S3};
 use crate::support::server::Server;
 
 /// Refusals that an object meets at times.

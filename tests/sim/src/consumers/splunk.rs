@@ -1,31 +1,17 @@
 //! A collector of Splunk, with and without acknowledgements of its indexers.
 
-use std::sync::Arc;
-use std::sync::Mutex;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use fastrand::Rng;
 
-use super::Copies;
-use super::Made;
-use super::Making;
-use super::Promise;
-use super::Stand;
-use super::front;
-use super::front::Manners;
-use super::front::Own;
+use super::front::{Manners, Own};
 use super::indexers::several_indexers;
-use super::is_refused;
-use super::lock;
+use super::{Copies, Made, Making, Promise, Stand, front, is_refused, lock};
 use crate::support::http_sink::Answer;
-use crate::support::server::Options;
-use crate::support::server::Server;
-use crate::support::splunk::Acks;
-use crate::support::splunk::Mood;
-use crate::support::splunk::Script;
-use crate::support::splunk::Splunk;
-use crate::support::splunk::TOKEN;
+use crate::support::server::{Options, Server};
+use crate::support::splunk::{Acks, Mood, Script, Splunk, TOKEN};
 
 /// Refusals that name a code: the token's, the index's and others that are no server error.
 const OWN: [(u16, &str); 7] = [

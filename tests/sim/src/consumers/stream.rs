@@ -4,22 +4,14 @@
 //! ends with RST is gone, so they never leave it there for as long as the output's `replay_window`,
 //! unless they are paused.
 
-use std::sync::Arc;
-use std::sync::Mutex;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use super::Made;
-use super::Making;
-use super::Promise;
-use super::Stand;
-use super::lock;
 use super::weather::Weather;
+use super::{Made, Making, Promise, Stand, lock};
 use crate::kernel;
-use crate::support::server::Options;
-use crate::support::server::Server;
-use crate::support::tcp_sink::Framing;
-use crate::support::tcp_sink::Next;
-use crate::support::tcp_sink::TcpSink;
+use crate::support::server::{Options, Server};
+use crate::support::tcp_sink::{Framing, Next, TcpSink};
 
 impl Stand for TcpSink {
     fn servers(&mut self) -> Vec<&mut Server> {

@@ -3,17 +3,13 @@
 //! the seed decides who is next. When all threads wait, the time jumps to the next event.
 #![allow(unsafe_code, reason = "one state for all threads; the proofs are beside the code")]
 
-use std::cell::Cell;
-use std::cell::RefCell;
-use std::ffi::c_int;
-use std::ffi::c_void;
+use std::cell::{Cell, RefCell};
+use std::ffi::{c_int, c_void};
 use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use super::raw;
-use super::state::Event;
-use super::state::Kernel;
+use super::state::{Event, Kernel};
 
 /// The number of a thread.
 pub(super) type TaskId = usize;

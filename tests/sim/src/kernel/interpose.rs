@@ -10,44 +10,20 @@
 )]
 #![allow(clippy::wildcard_enum_match_arm, reason = "what is not a socket is refused alike")]
 
-use std::ffi::CStr;
-use std::ffi::c_char;
-use std::ffi::c_int;
-use std::ffi::c_long;
-use std::ffi::c_void;
-use std::net::IpAddr;
-use std::net::Ipv4Addr;
-use std::net::Ipv6Addr;
-use std::net::SocketAddr;
+use std::ffi::{CStr, c_char, c_int, c_long, c_void};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::unix::ffi::OsStrExt as _;
-use std::path::Path;
-use std::path::PathBuf;
-use std::sync::atomic::AtomicU32;
-use std::sync::atomic::Ordering;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
 
-use libc::epoll_event;
-use libc::iovec;
-use libc::msghdr;
-use libc::pollfd;
-use libc::sockaddr;
-use libc::sockaddr_in;
-use libc::sockaddr_in6;
-use libc::socklen_t;
-use libc::timespec;
+use libc::{
+    epoll_event, iovec, msghdr, pollfd, sockaddr, sockaddr_in, sockaddr_in6, socklen_t, timespec,
+};
 
-use super::baton;
-use super::baton::Owner;
-use super::baton::is_simulated;
-use super::baton::me;
-use super::baton::with;
-use super::net_model::Errno;
-use super::net_model::Id;
-use super::net_model::Object;
-use super::raw;
-use super::state::Kernel;
-use super::state::MICROSECOND;
-use super::state::MILLISECOND;
-use super::state::SECOND;
+use super::baton::{Owner, is_simulated, me, with};
+use super::net_model::{Errno, Id, Object};
+use super::state::{Kernel, MICROSECOND, MILLISECOND, SECOND};
+use super::{baton, raw};
 
 /// Makes a system call of the real kernel, and returns as libc does.
 macro_rules! real {

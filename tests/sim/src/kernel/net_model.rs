@@ -6,18 +6,11 @@
 
 #![allow(clippy::wildcard_enum_match_arm, reason = "what is not a socket is refused alike")]
 
-use std::collections::BTreeMap;
-use std::collections::VecDeque;
-use std::net::Ipv4Addr;
-use std::net::SocketAddr;
+use std::collections::{BTreeMap, VecDeque};
+use std::net::{Ipv4Addr, SocketAddr};
 
-use super::baton::Owner;
-use super::baton::TaskId;
-use super::state::Event;
-use super::state::Kernel;
-use super::state::MICROSECOND;
-use super::state::MILLISECOND;
-use super::state::SECOND;
+use super::baton::{Owner, TaskId};
+use super::state::{Event, Kernel, MICROSECOND, MILLISECOND, SECOND};
 
 /// An error number of the kernel.
 pub(super) type Errno = i32;

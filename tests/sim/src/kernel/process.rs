@@ -3,18 +3,13 @@
 #![allow(unsafe_code, reason = "loads a library and calls it; the proofs are beside the calls")]
 
 use std::collections::BTreeMap;
-use std::ffi::CString;
-use std::ffi::c_char;
-use std::ffi::c_int;
-use std::ffi::c_void;
+use std::ffi::{CString, c_char, c_int, c_void};
 use std::os::unix::ffi::OsStrExt as _;
 use std::path::Path;
 use std::time::Duration;
 
 use super::baton;
-use super::baton::Owner;
-use super::baton::TaskId;
-use super::baton::with;
+use super::baton::{Owner, TaskId, with};
 use super::state::Kernel;
 
 /// The exit status of a process that was killed.

@@ -1,10 +1,7 @@
 //! System calls of the real kernel, past the functions of libc that this program replaces.
 #![allow(unsafe_code, reason = "system calls; each proof is beside its call")]
 
-use std::ffi::CStr;
-use std::ffi::c_int;
-use std::ffi::c_long;
-use std::ffi::c_void;
+use std::ffi::{CStr, c_int, c_long, c_void};
 use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 

@@ -1,16 +1,11 @@
 //! The state of the kernel, its clock and its events.
 
 use std::cmp::Reverse;
-use std::collections::BTreeMap;
-use std::collections::BinaryHeap;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BinaryHeap, VecDeque};
 
-use super::baton::Doing;
-use super::baton::Task;
-use super::baton::TaskId;
+use super::baton::{Doing, Task, TaskId};
 use super::files::Files;
-use super::net_model::Net;
-use super::net_model::NetEvent;
+use super::net_model::{Net, NetEvent};
 use super::process::ProcessState;
 
 /// Nanoseconds in a second, a millisecond and a microsecond.

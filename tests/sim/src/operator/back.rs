@@ -4,13 +4,10 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use super::Death;
-use super::Operator;
-use crate::evidence;
-use crate::kernel;
+use super::{Death, Operator};
 use crate::kernel::disk;
-use crate::plan::Back;
-use crate::plan::Why;
+use crate::plan::{Back, Why};
+use crate::{evidence, kernel};
 
 const QUEUE: &str = "queue";
 

@@ -2,11 +2,8 @@
 
 use std::time::Duration;
 
-use super::Ending;
-use super::Operator;
-use crate::events::Event;
-use crate::events::Marks;
-use crate::events::identify;
+use super::{Ending, Operator};
+use crate::events::{Event, Marks, identify};
 use crate::kernel;
 use crate::pki::Wrong;
 use crate::plan::Change;

@@ -2,46 +2,22 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::net::Ipv4Addr;
-use std::net::SocketAddr;
-use std::net::TcpListener;
-use std::net::TcpStream;
-use std::path::Path;
-use std::path::PathBuf;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Ending;
-use super::Operator;
-use crate::consumers::Consumer;
-use crate::consumers::Kind;
-use crate::consumers::Promise;
-use crate::consumers::Steady;
-use crate::events;
-use crate::events::Event;
-use crate::events::Maker;
-use crate::events::Marks;
-use crate::events::Serial;
-use crate::events::identify_all;
+use super::{Ending, Operator};
+use crate::consumers::{Consumer, Kind, Promise, Steady};
+use crate::events::{Event, Maker, Marks, Serial, identify_all};
 use crate::judging::Losses;
-use crate::kernel;
-use crate::kernel::Process;
-use crate::kernel::disk;
-use crate::plan::Action;
-use crate::plan::Change;
-use crate::plan::When;
-use crate::plan::Why;
+use crate::kernel::{Process, disk};
+use crate::plan::{Action, Change, When, Why};
 use crate::support::http;
-use crate::truth::Acknowledge;
-use crate::truth::Answer;
-use crate::truth::Attempt;
-use crate::truth::Book;
-use crate::truth::Fate;
-use crate::truth::Kind as Death;
-use crate::truth::Known;
-use crate::truth::Must;
-use crate::truth::Origin;
-use crate::truth::Output;
+use crate::truth::{
+    Acknowledge, Answer, Attempt, Book, Fate, Kind as Death, Known, Must, Origin, Output,
+};
+use crate::{events, kernel};
 
 /// The port of the listener that a reload adds.
 const SECOND: u16 = 8081;

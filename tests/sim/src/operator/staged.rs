@@ -5,24 +5,15 @@ use std::collections::BTreeSet;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use super::Ending;
-use super::Operator;
+use super::{Ending, Operator};
 use crate::consumers::Steady;
-use crate::events::Event;
-use crate::events::Marks;
-use crate::events::Serial;
-use crate::events::identify;
+use crate::events::{Event, Marks, Serial, identify};
 use crate::kernel;
 use crate::kernel::disk;
 use crate::kernel::net::Fault;
 use crate::oracle::said::Moment;
-use crate::plan::Action;
-use crate::plan::Change;
-use crate::plan::Stage;
-use crate::plan::Why;
-use crate::truth::Answer;
-use crate::truth::Filter;
-use crate::truth::Kind as Death;
+use crate::plan::{Action, Change, Stage, Why};
+use crate::truth::{Answer, Filter, Kind as Death};
 
 /// How long an event may take to a consumer that is well.
 const SOON: Duration = Duration::from_secs(60);

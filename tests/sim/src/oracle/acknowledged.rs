@@ -2,12 +2,8 @@
 
 use std::time::Duration;
 
-use super::Fault;
-use super::Seen;
-use super::World;
-use super::named;
-use crate::truth::Acknowledge;
-use crate::truth::Config;
+use super::{Fault, Seen, World, named};
+use crate::truth::{Acknowledge, Config};
 
 /// With `acknowledge = "delivered"`, an acknowledged event survives "everything: nothing depends on
 /// this process" (guarantees.md). So at its 200 it is at some consumer, whatever reloads have

@@ -3,20 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::Calm;
-use super::Fault;
-use super::LEAVES;
-use super::Seen;
-use super::World;
+use super::{Calm, Fault, LEAVES, Seen, World};
 use crate::consumers::Longest;
 use crate::events::Serial;
 use crate::operator::APPLIES;
-use crate::truth::Answer;
-use crate::truth::Attempt;
-use crate::truth::Epoch;
-use crate::truth::Handshake;
-use crate::truth::Must;
-use crate::truth::Truth;
+use crate::truth::{Answer, Attempt, Epoch, Handshake, Must, Truth};
 
 /// The number of requests of a sender of which one at least is served.
 const SERVED_OF: usize = 4;

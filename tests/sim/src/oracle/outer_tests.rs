@@ -1,11 +1,6 @@
-use super::super::tests::CALM;
-use super::super::tests::OK;
-use super::super::tests::Small;
-use super::super::tests::seconds;
+use super::super::tests::{CALM, OK, Small, seconds};
 use super::*;
-use crate::events::Event;
-use crate::events::Maker;
-use crate::events::Marks;
+use crate::events::{Event, Maker, Marks};
 use crate::truth::Limits;
 
 /// Runs a rule about the whole world. The one fault has to say this.

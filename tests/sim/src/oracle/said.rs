@@ -5,19 +5,9 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::Calm;
-use super::Fault;
-use super::Seen;
-use super::World;
-use super::refused_at;
-use crate::support::metrics::Metrics;
-use crate::support::metrics::conservation;
-use crate::truth::Acknowledge;
-use crate::truth::Answer;
-use crate::truth::Attempt;
-use crate::truth::Config;
-use crate::truth::Fate;
-use crate::truth::Must;
+use super::{Calm, Fault, Seen, World, refused_at};
+use crate::support::metrics::{Metrics, conservation};
+use crate::truth::{Acknowledge, Answer, Attempt, Config, Fate, Must};
 
 mod always;
 

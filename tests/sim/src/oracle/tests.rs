@@ -4,15 +4,8 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::events::Event;
-use crate::events::Maker;
-use crate::events::Marks;
-use crate::truth::Death;
-use crate::truth::Epoch;
-use crate::truth::Filter;
-use crate::truth::Handshake;
-use crate::truth::Limits;
-use crate::truth::Origin;
+use crate::events::{Event, Maker, Marks};
+use crate::truth::{Death, Epoch, Filter, Handshake, Limits, Origin};
 
 pub(super) fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)

@@ -4,12 +4,8 @@
 
 use std::time::Duration;
 
-use super::Action;
-use super::Change;
-use super::Plan;
-use super::Timed;
-use crate::consumers::Kind;
-use crate::consumers::Longest;
+use super::{Action, Change, Plan, Timed};
+use crate::consumers::{Kind, Longest};
 use crate::pki::Wrong;
 use crate::senders;
 use crate::truth::Acknowledge;

@@ -3,19 +3,11 @@
 
 use std::time::Duration;
 
-use super::Action;
-use super::Change;
-use super::Output;
-use super::Plan;
-use super::Timed;
-use super::When;
-use super::Why;
-use crate::consumers::Kind;
-use crate::consumers::Steady;
+use super::{Action, Change, Output, Plan, Timed, When, Why};
+use crate::consumers::{Kind, Steady};
 use crate::kernel::net::Fault;
 use crate::senders;
-use crate::truth::Acknowledge;
-use crate::truth::Filter;
+use crate::truth::{Acknowledge, Filter};
 
 /// A scene that is being drawn.
 struct Draft<'a> {

@@ -4,14 +4,10 @@
 
 use std::time::Duration;
 
-use super::Action;
-use super::Plan;
-use super::Timed;
-use crate::consumers::Kind;
-use crate::consumers::Steady;
+use super::{Action, Plan, Timed};
+use crate::consumers::{Kind, Steady};
 use crate::senders;
-use crate::truth::Acknowledge;
-use crate::truth::Filter;
+use crate::truth::{Acknowledge, Filter};
 
 /// The first seed with them.
 pub(crate) const STAGED: u64 = 5000;

@@ -4,10 +4,7 @@
 
 use std::time::Duration;
 
-use super::Action;
-use super::Change;
-use super::Plan;
-use super::Timed;
+use super::{Action, Change, Plan, Timed};
 use crate::kernel::net::Fault;
 use crate::senders;
 use crate::truth::Acknowledge;

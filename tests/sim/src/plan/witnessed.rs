@@ -4,11 +4,7 @@
 
 use std::time::Duration;
 
-use super::Action;
-use super::Back;
-use super::Change;
-use super::Plan;
-use super::Timed;
+use super::{Action, Back, Change, Plan, Timed};
 use crate::consumers::Kind;
 use crate::kernel::net::Fault;
 use crate::senders;

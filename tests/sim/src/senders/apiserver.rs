@@ -4,18 +4,12 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::Actor;
-use super::Batch;
-use super::Blocking;
-use super::Kind;
-use super::client::Body;
-use super::client::Line;
-use super::client::Reply;
+use super::client::{Body, Line, Reply};
 use super::shop::Job;
-use crate::events;
+use super::{Actor, Batch, Blocking, Kind};
 use crate::events::Event;
-use crate::kernel;
 use crate::truth::Must;
+use crate::{events, kernel};
 
 /// `defaultRequestTimeout`: the absolute limit of one attempt, with the requests and pauses that a
 /// Retry-After brings.

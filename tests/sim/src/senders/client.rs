@@ -10,9 +10,7 @@ use super::socket::Socket;
 use crate::events::Serial;
 use crate::kernel;
 use crate::pki::Papers;
-use crate::truth::Answer;
-use crate::truth::Must;
-use crate::truth::Origin;
+use crate::truth::{Answer, Must, Origin};
 
 /// `IdleConnTimeout` of Go's default transport.
 const IDLE_MAX: Duration = Duration::from_secs(90);

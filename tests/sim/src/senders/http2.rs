@@ -4,8 +4,7 @@
 use std::time::Duration;
 
 use super::Actor;
-use super::client::Body;
-use super::client::Reply;
+use super::client::{Body, Reply};
 use super::socket::Socket;
 use crate::pki::Papers;
 use crate::truth::Answer;

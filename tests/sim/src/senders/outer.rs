@@ -3,22 +3,13 @@
 
 use std::time::Duration;
 
-use super::Actor;
-use super::Kind;
-use super::apiserver;
-use super::client::Http1;
-use super::client::Line;
-use super::client::head;
-use super::client::judged;
+use super::client::{Http1, Line, head, judged};
 use super::shop::Job;
-use super::strangers::Single;
-use super::strangers::chunked;
-use super::strangers::gzip;
-use super::strangers::write_all;
-use crate::events;
-use crate::kernel;
+use super::strangers::{Single, chunked, gzip, write_all};
+use super::{Actor, Kind, apiserver};
 use crate::pki::Papers;
 use crate::truth::Must;
+use crate::{events, kernel};
 
 /// The beginning of a handshake: a record that says it has 512 bytes, and four of them.
 const HALF: &[u8] = b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc";

@@ -2,10 +2,7 @@
 //! sent, each with the time at which it is due.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::Condvar;
-use std::sync::Mutex;
-use std::sync::MutexGuard;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::Duration;
 
 use crate::events::Serial;

@@ -1,20 +1,16 @@
 //! A socket of a sender, plain or with TLS.
 
 use std::io;
-use std::io::ErrorKind;
-use std::io::Read as _;
-use std::io::Write as _;
-use std::net::Shutdown;
-use std::net::TcpStream;
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::{Shutdown, TcpStream};
 use std::time::Duration;
 
 use rustls::ClientConnection;
 
 use super::Actor;
-use crate::kernel;
-use crate::pki;
 use crate::pki::Papers;
 use crate::truth::Answer;
+use crate::{kernel, pki};
 
 /// The greatest number of bytes of one write, between which the deadline is looked at.
 const WRITE_MAX: usize = 64 * 1024;

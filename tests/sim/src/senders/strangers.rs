@@ -8,21 +8,12 @@ use std::time::Duration;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 
-use super::Actor;
-use super::Kind;
-use super::apiserver;
-use super::client::Http1;
-use super::client::Line;
-use super::client::head;
-use super::client::judged;
+use super::client::{Http1, Line, head, judged};
 use super::shop::Job;
-use crate::events;
-use crate::events::Event;
-use crate::events::Serial;
-use crate::kernel;
-use crate::truth::Answer;
-use crate::truth::Must;
-use crate::truth::Origin;
+use super::{Actor, Kind, apiserver};
+use crate::events::{Event, Serial};
+use crate::truth::{Answer, Must, Origin};
+use crate::{events, kernel};
 
 /// The connections that a tenant holds at once.
 const CONNECTIONS_MAX: u8 = 12;

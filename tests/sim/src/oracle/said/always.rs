@@ -3,13 +3,8 @@
 
 use std::time::Duration;
 
-use super::Fault;
-use super::Said;
-use super::World;
-use crate::oracle::LEAVES;
-use crate::oracle::Seen;
-use crate::oracle::Stored;
-use crate::oracle::copies;
+use super::{Fault, Said, World};
+use crate::oracle::{LEAVES, Seen, Stored, copies};
 use crate::truth::Config;
 
 /// `/status` is asked after `/metrics`, and both have the same counters (status-json.md).

@@ -1,11 +1,7 @@
-use super::super::tests::check;
-use super::super::tests::finds;
-use super::super::tests::said;
+use super::super::tests::{check, finds, said};
 use super::*;
 use crate::oracle::said::Moment;
-use crate::oracle::tests::OK;
-use crate::oracle::tests::Small;
-use crate::oracle::tests::seconds;
+use crate::oracle::tests::{OK, Small, seconds};
 use crate::truth::Answer;
 
 #[test]

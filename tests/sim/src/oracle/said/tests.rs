@@ -1,11 +1,7 @@
-use super::super::tests::CALM;
-use super::super::tests::OK;
-use super::super::tests::Small;
-use super::super::tests::seconds;
+use super::super::tests::{CALM, OK, Small, seconds};
 use super::*;
 use crate::oracle::Seen;
-use crate::truth::Filter;
-use crate::truth::Output;
+use crate::truth::{Filter, Output};
 
 /// Returns what a relay says at second 100 that has started at second 0.
 pub(super) fn said(moment: Moment, metrics: &str) -> Said {
