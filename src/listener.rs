@@ -6,8 +6,8 @@
 //!
 //! | floor | files | what they know |
 //! |---|---|---|
-//! | 1 | `answer` `buffer` `framing` `large` `token` | answers · the memory of bodies · where a head begins · bodies in steps · the bearer token |
-//! | 2 | `connection` `handshake` `settings` | phases and deadlines · TLS, and refused senders · what the config says of a listener |
+//! | 1 | `answer` `buffer` `framing` `large` `sender` `token` | answers · the memory of bodies · where a head begins · bodies in steps · refused senders in the log · the bearer token |
+//! | 2 | `connection` `handshake` `settings` | phases and deadlines · TLS · what the config says of a listener |
 //! | 3 | `auth` `ingest` | which requests may be accepted · the answer to a request |
 //! | 4 | `gate` `requests` | the limits of all listeners · the service of one connection |
 //! | 5 | `session` | one connection from its handshake to its end |
@@ -35,6 +35,7 @@ mod handshake;
 mod ingest;
 mod large;
 mod requests;
+mod sender;
 mod session;
 mod settings;
 mod token;
@@ -44,9 +45,10 @@ pub use settings::Settings;
 pub use token::Token;
 
 use auth::Auth;
-use handshake::{Handshake, Refused};
+use handshake::Handshake;
 use ingest::Ingest;
 use requests::{Requests, Shared};
+use sender::{Refused, Sender};
 use session::Session;
 
 /// The pause after an error of `accept` that concerns more than one connection, such as too many
@@ -205,32 +207,22 @@ impl Listener {
     /// connection is closed at once.
     fn open(&self, stream: TcpStream, peer: SocketAddr, gate: &Arc<Gate>) {
         let rules = gate.rules.load_full();
-        let Some(place) = gate.registry.open(rules.max_connections, self.metrics.clone()) else {
-            tracing::debug!(
-                listener = self.label,
-                "connection closed: limits.max_connections other connections have a request under way"
-            );
-            return;
-        };
+        let (listener, refused) = (self.label.as_str().into(), Arc::clone(&self.refused));
+        let sender = Sender { listener, peer, refused };
+        let place = gate.registry.open(rules.max_connections, self.metrics.clone(), sender.clone());
+        let Some(place) = place else { return };
         // An error is ignored, because a socket also works without these options.
         net::tune_accepted(&stream).ok();
         let handshake = self.settings.load().tls.as_ref().map(|tls| Handshake {
             acceptor: TlsAcceptor::from(tls.settings()),
             limit: rules.deadlines.header,
             listener: self.label.clone(),
-            peer,
             metrics: self.metrics.clone(),
-            refused: Arc::clone(&self.refused),
+            sender,
             telemetry: Arc::clone(&self.telemetry),
         });
         let requests = Requests {
-            auth: Auth {
-                settings: Arc::clone(&self.settings),
-                revoked: self.revoked.clone(),
-                refused: Arc::clone(&self.refused),
-                listener: self.label.clone(),
-                peer,
-            },
+            auth: Auth { settings: Arc::clone(&self.settings), revoked: self.revoked.clone() },
             ingest: Ingest {
                 shared: Arc::clone(&gate.shared),
                 connection: Arc::clone(&place.connection),

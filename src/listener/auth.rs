@@ -1,6 +1,5 @@
 //! Checks the bearer token of requests to a listener.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -8,7 +7,6 @@ use hyper::StatusCode;
 use tokio_util::sync::CancellationToken;
 
 use super::answer::Refusal;
-use super::handshake::Refused;
 use super::settings::Settings;
 use crate::telemetry::Rejection;
 
@@ -18,17 +16,11 @@ pub(super) struct Auth {
     /// This token is cancelled when a reload has changed which clients may connect, so that open
     /// connections of this listener must end.
     pub(super) revoked: CancellationToken,
-    /// The senders that were refused, for the log.
-    pub(super) refused: Arc<Refused>,
-    /// The label of the listener.
-    pub(super) listener: String,
-    /// The address of the sender.
-    pub(super) peer: SocketAddr,
 }
 
 impl Auth {
     /// Returns the refusal for a request with this value of the `Authorization` header; `None` if
-    /// the request may be accepted. A refusal is noted for the log.
+    /// the request may be accepted.
     pub(super) fn refusal(&self, authorization: Option<&[u8]>) -> Option<Refusal> {
         if self.revoked.is_cancelled() {
             let message = "TLS or client_ca of this listener has been replaced, connect again";
@@ -45,7 +37,6 @@ impl Auth {
         } else {
             "a bearer token is required"
         };
-        self.refused.token(&self.listener, self.peer, message);
         Some(Refusal::new(StatusCode::UNAUTHORIZED, Rejection::Unauthorized, message))
     }
 }

@@ -21,6 +21,7 @@ use tokio::time::{Instant, Sleep};
 
 use super::answer;
 use super::framing::Framing;
+use super::sender::Sender;
 use crate::lock::lock;
 use crate::telemetry::{ListenerMetrics, RefusedConnection, Rejection};
 
@@ -275,6 +276,7 @@ pub(super) struct Connection {
     /// The time at which the connection was accepted.
     opened: Instant,
     metrics: ListenerMetrics,
+    sender: Sender,
     /// Notified when the connection must take no more requests.
     retired: Notify,
     /// Notified when the connection has waited for a request for [`REST_AFTER`].
@@ -288,6 +290,30 @@ impl Connection {
 
     pub(super) fn metrics(&self) -> &ListenerMetrics {
         &self.metrics
+    }
+
+    /// Counts a request that is refused with this answer. If it may have had a batch (a health check
+    /// has none), the log has a line about its sender.
+    pub(super) fn rejected(
+        &self,
+        rejection: Rejection,
+        code: u16,
+        message: &str,
+        may_be_batch: bool,
+    ) {
+        self.metrics.rejected(rejection, code, message);
+        if may_be_batch {
+            if rejection.is_for_good() {
+                self.metrics.turned_away();
+            }
+            self.sender.request_refused(rejection, code, message);
+        }
+    }
+
+    /// Counts this connection as closed to keep to the limit.
+    fn closed_for_room(&self, reason: RefusedConnection) {
+        self.metrics.connection_refused(reason);
+        self.sender.connection_closed(reason);
     }
 
     /// Returns the time from the moment at which this connection was accepted until `now`.
@@ -440,6 +466,7 @@ impl Registry {
         self: &Arc<Self>,
         max: usize,
         metrics: ListenerMetrics,
+        sender: Sender,
     ) -> Option<Registered> {
         let now = Instant::now();
         let connection = Arc::new(Connection {
@@ -447,10 +474,12 @@ impl Registry {
             waker: AtomicWaker::new(),
             opened: now,
             metrics,
+            sender,
             retired: Notify::new(),
             rested: Notify::new(),
         });
         let mut entries = self.lock();
+        let mut evicted = None;
         if entries.open.len() >= max {
             let first = entries
                 .open
@@ -459,16 +488,21 @@ impl Registry {
                 .min();
             // The place of the evicted connection is free at once; its task ends when it is
             // scheduled next.
-            let Some(evicted) = first.and_then(|(_, id)| entries.open.remove(&id)) else {
-                connection.metrics.connection_refused(RefusedConnection::AllBusy);
+            evicted = first.and_then(|(_, id)| entries.open.remove(&id));
+            let Some(evicted) = &evicted else {
+                drop(entries);
+                connection.closed_for_room(RefusedConnection::AllBusy);
                 return None;
             };
-            evicted.metrics.connection_refused(RefusedConnection::Evicted);
             evicted.judge(Verdict::Close);
         }
         let id = entries.next;
         entries.next += 1;
         entries.open.insert(id, Arc::clone(&connection));
+        drop(entries);
+        if let Some(evicted) = evicted {
+            evicted.closed_for_room(RefusedConnection::Evicted);
+        }
         connection.metrics.connections.increment(1.0);
         Some(Registered { registry: Arc::clone(self), id, connection })
     }
@@ -653,10 +687,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Watched<T> {
             _ => (Rejection::Invalid, "the head of the request is not HTTP"),
         };
         metrics.answered(status);
-        metrics.rejected(rejection, status, message);
-        if rejection.is_for_good() {
-            metrics.turned_away();
-        }
+        self.connection.rejected(rejection, status, message, true);
         self.own_answer = Some((answer::raw(status, message), 0));
     }
 

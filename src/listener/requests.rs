@@ -54,10 +54,7 @@ impl Service<Request<Incoming>> for Shared {
             let metrics = connection.metrics();
             metrics.answered(response.status().as_u16());
             if let Some(Refusal { rejection, status, message }) = refusal {
-                metrics.rejected(rejection, status.as_u16(), &message);
-                if may_be_batch && rejection.is_for_good() {
-                    metrics.turned_away();
-                }
+                connection.rejected(rejection, status.as_u16(), &message, may_be_batch);
                 under_way.refusing = true;
             }
             let now = Instant::now();

@@ -11,6 +11,7 @@ use crate::support::prelude::*;
 use crate::support::setup::start;
 
 const LINE: &str = "a sender cannot connect: the TLS handshake fails";
+const REFUSED: &str = "requests of a sender are refused";
 
 /// Returns the keys of a listener with TLS.
 fn tls(certificates: &Certificates, more: &str) -> String {
@@ -144,16 +145,55 @@ fn a_wrong_token_has_one_line_with_the_sender_and_without_the_token() {
         let headers = [("Authorization", "Bearer the-wrong-token")];
         assert_eq!(client.request("POST", "/", &headers, b"{}").unwrap().status, 401);
     }
-    let line = relay.wait_for_log("requests of a sender are answered 401", PATIENCE);
-    assert!(is_warning(&relay, "answered 401"), "{}", relay.log_text());
+    let line = relay.wait_for_log(REFUSED, PATIENCE);
+    assert!(is_warning(&relay, REFUSED), "{}", relay.log_text());
     assert_eq!(line["listener"], "127.0.0.1:0", "{line}");
     assert_eq!(line["requests"], 1, "{line}");
+    assert_eq!((&line["code"], &line["reason"]), (&json!(401), &json!("unauthorized")), "{line}");
     assert_eq!(line["error"], "the bearer token is wrong", "{line}");
     assert!(line["peer"].as_str().is_some_and(|it| it.starts_with("127.0.0.1:")), "{line}");
-    let said = |line: &&Value| line["message"] == "requests of a sender are answered 401";
+    let said = |line: &&Value| line["message"] == REFUSED;
     let lines = relay.log_fields().iter().filter(said).count();
     assert!((1..=2).contains(&lines), "{}", relay.log_text());
     assert!(!relay.log_text().contains("the-wrong-token"), "{}", relay.log_text());
+    relay.finish(Backlog::Empty);
+}
+
+/// Each refusal for good has a line for each sender and reason; a health check has none.
+#[test]
+fn what_is_refused_for_good_has_a_line_with_the_sender_and_the_reason() {
+    let more = "[limits]\nmax_body = \"64KiB\"\n[queue]\nmax_bytes = \"1MiB\"\n";
+    let (relay, _sink) = start("path_prefix = \"/in\"\n", more);
+    let large = vec![b' '; 70_000];
+    let word = format!("{{\"kind\":\"{}\"}}", "x".repeat(2000));
+    let refused: [(&str, &str, &[u8], u16, &str); 5] = [
+        ("/in", "identity", word.as_bytes(), 400, "invalid"),
+        ("/in", "identity", b"no JSON", 400, "invalid"),
+        ("/out", "identity", b"{}", 404, "not_found"),
+        ("/in", "identity", &large, 413, "too_large"),
+        ("/in", "br", b"{}", 415, "media_type"),
+    ];
+    for (path, encoding, body, status, _) in refused {
+        let mut client = Client::connect(relay.address()).unwrap();
+        let headers = [("Content-Encoding", encoding)];
+        let answer = client.request("POST", path, &headers, body).unwrap();
+        assert_eq!(answer.status, status, "{path} {encoding}");
+    }
+    let mut client = Client::connect(relay.address()).unwrap();
+    assert_eq!(client.request("GET", "/in", &[], b"").unwrap().status, 405);
+    send(&relay, b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n")
+        .read_to_end(&mut Vec::new())
+        .unwrap();
+    wait_until("the last line", PATIENCE, || relay.log_text().contains("media_type"));
+    assert!(is_warning(&relay, REFUSED), "{}", relay.log_text());
+    let lines = relay.log_fields();
+    let lines: Vec<_> = lines.iter().filter(|line| line["message"] == REFUSED).collect();
+    for (.., status, reason) in refused {
+        let one = lines.iter().find(|line| line["code"] == status && line["reason"] == reason);
+        let error = one.and_then(|line| line["error"].as_str()).unwrap_or_default();
+        assert!((1..=300).contains(&error.chars().count()), "{status}: {lines:#?}");
+    }
+    assert_eq!(lines.len(), 4, "one line for each reason, and none for a health check: {lines:#?}");
     relay.finish(Backlog::Empty);
 }
 

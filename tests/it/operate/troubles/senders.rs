@@ -93,6 +93,8 @@ fn begun(address: SocketAddr, count: usize, length: usize, sent: usize) -> Vec<C
 
 const REJECTED: &str = "Requests were rejected permanently in the last five minutes";
 
+const REFUSED: &str = "requests of a sender are refused";
+
 pub(super) const ROWS: &[Row] = &[
     Row {
         name: "every sender has a wrong token",
@@ -103,7 +105,7 @@ pub(super) const ROWS: &[Row] = &[
         ),
         fires: "EverythingRefused",
         before: &[],
-        logs: "requests of a sender are answered 401",
+        logs: REFUSED,
     },
     Row {
         name: "one sender has a wrong token",
@@ -114,7 +116,7 @@ pub(super) const ROWS: &[Row] = &[
         ),
         fires: "RequestsRejected",
         before: &[],
-        logs: "requests of a sender are answered 401",
+        logs: REFUSED,
     },
     Row {
         name: "every sender has a wrong path",
@@ -122,7 +124,7 @@ pub(super) const ROWS: &[Row] = &[
         says: ("warn", REJECTED),
         fires: "EverythingRefused",
         before: &[],
-        logs: "",
+        logs: REFUSED,
     },
     Row {
         name: "one sender has no JSON",
@@ -130,7 +132,7 @@ pub(super) const ROWS: &[Row] = &[
         says: ("warn", REJECTED),
         fires: "RequestsRejected",
         before: &[],
-        logs: "",
+        logs: REFUSED,
     },
     Row {
         name: "no sender has JSON",
@@ -138,7 +140,7 @@ pub(super) const ROWS: &[Row] = &[
         says: ("warn", REJECTED),
         fires: "EverythingRefused",
         before: &[],
-        logs: "",
+        logs: REFUSED,
     },
     Row {
         name: "batches are too large",
@@ -146,7 +148,7 @@ pub(super) const ROWS: &[Row] = &[
         says: ("warn", REJECTED),
         fires: "BatchTooLarge",
         before: &[],
-        logs: "",
+        logs: REFUSED,
     },
     Row {
         name: "no sender knows the listener's authority",
@@ -189,7 +191,7 @@ pub(super) const ROWS: &[Row] = &[
         says: ("bad", "New connections of senders are closed"),
         fires: "ConnectionsRefused",
         before: &[],
-        logs: "",
+        logs: "connections of a sender are closed",
     },
     Row {
         name: "idle connections hold all places",
@@ -206,7 +208,7 @@ pub(super) const ROWS: &[Row] = &[
         says: ("warn", "limits.max_connections is reached"),
         fires: "ConnectionsRefused",
         before: &[],
-        logs: "",
+        logs: "connections of a sender are closed",
     },
     Row {
         name: "the bodies under way reach the limit",
@@ -222,7 +224,7 @@ pub(super) const ROWS: &[Row] = &[
         says: ("warn", "the bodies under way have reached limits.max_in_flight"),
         fires: "SendersWait",
         before: &[],
-        logs: "",
+        logs: REFUSED,
     },
     Row {
         name: "nothing comes",
