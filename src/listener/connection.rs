@@ -292,8 +292,8 @@ impl Connection {
         &self.metrics
     }
 
-    /// Counts a request that is refused with this answer. If it may have had a batch (a health check
-    /// has none), the log has a line about its sender.
+    /// Counts a request that is refused with this answer. If it may have had a batch (a health
+    /// check has none), the log has a line about its sender.
     pub(super) fn rejected(
         &self,
         rejection: Rejection,

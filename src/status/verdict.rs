@@ -491,8 +491,8 @@ fn senders(status: &Status, found: &mut Findings) {
                  than {SLOW_ANSWERS} s.",
                 it.listener
             );
-            let advice = "kube-apiserver gives up after 30 s. With queue.directory, look at the \
-                disk (`spool_sync_duration_seconds`); otherwise at the CPU limit.";
+            let advice = "kube-apiserver gives up after 30 s. With queue.directory the disk is \
+                slow; otherwise the CPU limit is too low. Runbook: KubeAuditForwarderDiskSlow.";
             found.add(State::Warn, &format!("listener {}", it.listener), text, advice);
         }
     }

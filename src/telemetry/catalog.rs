@@ -194,7 +194,8 @@ catalog! {
             meaning: "Only with `queue.directory`. A sender waits at least this long for its 200. \
                 Batches that arrive during a sync are synced together by the next one.",
             action: "Above 100 ms the disk is overloaded or about to fail: look at its latency, \
-                and at what else uses it.",
+                and at what else uses it. Above half a second on average the alert \
+                `KubeAuditForwarderDiskSlow` fires.",
             buckets: &SYNC_SECONDS,
         }
         pub segments: Gauge = "spool_segments" {

@@ -83,6 +83,24 @@ pub(super) const ROWS: &[Row] = &[
         logs: "No space left on device",
     },
     Row {
+        name: "the events of a dead consumer fill a volume that is smaller than the queue",
+        run: |scene| {
+            let directory = TempDir::new().expect("a directory");
+            let at = text(directory.path());
+            let script = format!("mount -t tmpfs -o size=3M none {at} && exec \"$0\" \"$@\"");
+            let queue = Spool::at(directory.path().join("queue")).queue("segment_bytes = \"1MiB\"");
+            let config = to_sink(SocketAddr::from(([127, 0, 0, 1], free_port())), &queue);
+            let words = ["unshare", "--mount", "sh", "-c", &script];
+            scene.add(Relay::with(&config).launcher(&words).start());
+            scene.sends_events(100);
+            scene.trouble();
+        },
+        says: ("bad", "The queue cannot store events"),
+        fires: "DiskRefused",
+        before: &["OutputDown", "OutputLags"],
+        logs: "No space left on device",
+    },
+    Row {
         name: "writes of the disk fail",
         run: |scene| traced(scene, "fdatasync:error=EIO:when=12+"),
         says: ("bad", "The queue cannot store events"),
@@ -100,9 +118,13 @@ pub(super) const ROWS: &[Row] = &[
     },
     Row {
         name: "the disk is slow",
-        run: |scene| traced(scene, "fdatasync:delay_enter=1200000"),
+        run: |scene| {
+            // The delay is that of reality, and so is the lag that it causes.
+            scene.lag_is_real = true;
+            traced(scene, "fdatasync:delay_enter=1200000");
+        },
         says: ("warn", "answers slowly"),
-        fires: "",
+        fires: "DiskSlow",
         before: &[],
         logs: "",
     },
@@ -206,10 +228,8 @@ pub(super) const ROWS: &[Row] = &[
         run: |scene| {
             let directory = TempDir::new().expect("a directory");
             let (_witness, evidence) = Witness::of_a_log(directory.path());
-            // A witness sees later that the log was set back, which has an alert of its own.
-            let (evidence, _) = evidence.split_once("[[evidence.witness]]").expect("a witness");
             let sink = HttpSink::accepting();
-            scene.start(&to_sink(sink.address(), evidence));
+            scene.start(&to_sink(sink.address(), &evidence));
             scene.calm();
             let evidence = directory.path().join("queue/evidence");
             // The relay may write a file meanwhile.
