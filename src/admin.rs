@@ -322,7 +322,7 @@ impl Admin {
             "/livez" | "/healthz" => text(StatusCode::OK, "ok\n".to_owned()),
             "/readyz" => self
                 .ready(request.uri().query().is_some_and(|query| query.split('&').any(is_verbose))),
-            "/status" => json(format!("{:#}\n", self.status())),
+            "/status" => json(self.status()),
             "/" => page::response(),
             _ => text(
                 StatusCode::NOT_FOUND,

@@ -1,5 +1,5 @@
-//! The JSON that `/status` and `/status/history` answer, as types. The relay judges its own state
-//! by these types, and `top` reads another relay's state into them.
+//! The JSON that `/status` and `/status/history` answer, as types. The relay writes and judges its
+//! own state by these types, and `top` reads another relay's state into them.
 //!
 //! A field that is missing gets its default, so that the answers of an older relay can be read too.
 //! docs/reference/status-json.md explains each field.
@@ -20,7 +20,7 @@ fn or_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(
 }
 
 /// The state of a relay at one moment: the answer of `/status`.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Status {
     /// The process and its memory.
@@ -44,6 +44,9 @@ pub struct Status {
     pub certificates: Vec<Certificate>,
     /// The reloads of the config.
     pub reloads: Reloads,
+    /// What the process may do.
+    #[serde(rename = "process")]
+    pub permissions: Permissions,
     /// The evidence log; `None` if the config has no `[evidence]`.
     pub evidence: Option<Evidence>,
     /// The relay's judgement of its own state; `None` from a relay that gives none.
@@ -51,11 +54,13 @@ pub struct Status {
 }
 
 /// The process and its memory.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Process {
     /// The version of the program.
     pub version: String,
+    /// The commit of the program; `unknown` if its builder did not say.
+    pub revision: String,
     /// The name of the machine; in Kubernetes, of the pod.
     pub host: String,
     /// The moment of the answer, in seconds since 1970.
@@ -63,43 +68,49 @@ pub struct Process {
     /// The start of the process, in seconds since 1970.
     pub start_time_seconds: f64,
     /// The time since the start of the relay, in seconds.
-    pub uptime_seconds: f64,
-    /// `true`: all outputs, listeners and sources are open.
+    pub uptime_seconds: u64,
+    /// The number of asynchronous tasks.
+    pub tasks: u64,
+    /// `true`: all outputs, listeners and sources are open. From then on `/readyz` may answer 200,
+    /// until `stopping`.
     pub started: bool,
     /// `true`: the orderly end of the relay has begun.
     pub stopping: bool,
     /// Resident memory, in bytes.
     pub memory_bytes: u64,
-    /// The memory that the process may have, in bytes; `None` if there is no limit.
+    /// The limit of its cgroup, in bytes; `None` if there is no limit.
     pub memory_limit_bytes: Option<u64>,
-    /// Lines of the log that were not written.
+    /// Log lines that were not written, because stderr is read too slowly or not at all.
     pub log_dropped_lines: u64,
-    /// The time at which an earlier process was killed, within 24 hours, in the format of RFC 3339;
-    /// `None` if none was, as far as is known.
+    /// When an earlier process was killed that did not end in order, within 24 hours, such as
+    /// `2026-11-26T04:35:04Z`; `None` if none was. Known to a few seconds, from
+    /// `process.state_directory` or `queue.directory`.
     pub last_killed: Option<String>,
 }
 
 /// The requests of senders, and the events that came with them.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Intake {
-    /// The level of `queue.acknowledge`: `queued`, `delivered` or `synced`.
-    #[serde(deserialize_with = "or_default")]
-    pub acknowledge: String,
+    /// The setting `queue.acknowledge`: `queued`, `delivered` or `synced`; `None` until the queue
+    /// is open.
+    pub acknowledge: Option<String>,
     /// Bytes of request bodies that are not in the queue yet.
     pub in_flight_bytes: u64,
-    /// Events accepted since the start.
+    /// Events accepted since the start (`event_total`).
     pub accepted_events: u64,
-    /// Events accepted in each second, over the last minute; `None` from an older relay.
+    /// Events accepted in each second, over the last minute.
     pub accepted_events_per_second: Option<f64>,
-    /// Bytes of bodies in each second, over the last minute; `None` from an older relay.
+    /// Bytes of bodies in each second, over the last minute.
     pub received_bytes_per_second: Option<f64>,
     /// The age of the last accepted batch, in seconds; `None` if there is none yet.
     pub last_event_seconds_ago: Option<f64>,
+    /// Refused requests since the start, by reason, as in `requests_rejected_total`.
+    pub rejected_requests: BTreeMap<String, u64>,
     /// Requests answered 429 in each second, over the last minute.
-    #[serde(deserialize_with = "or_default")]
-    pub refused_429_per_second: f64,
-    /// The age of the last answer 429 because of `limits.max_in_flight`; `None` if there was none.
+    pub refused_429_per_second: Option<f64>,
+    /// The age of the last answer 429 because of `limits.max_in_flight`, in seconds; `None` if
+    /// there was none.
     pub in_flight_full_seconds_ago: Option<f64>,
     /// For how long the relay refused requests.
     pub refusals: Refusals,
@@ -107,27 +118,28 @@ pub struct Intake {
     pub last_rejected: Option<Rejected>,
     /// The last request that was refused for good; `None` if none was since the start.
     pub last_final_refusal: Option<Rejected>,
-    /// The connections that were refused, by reason, as in the metric `connections_refused_total`;
-    /// a reason that has not occurred since the start is missing.
+    /// Connections that were refused, by reason as in `connections_refused_total`: `count` and
+    /// `last_seconds_ago`. A reason that has not occurred since the start is missing.
     pub refused_connections: BTreeMap<String, Occurred>,
     /// The last TLS handshake of a sender that failed; `None` if none did since the start.
     pub last_tls_failure: Option<TlsFailure>,
 }
 
 /// The events lost or refused for good, by the queue and by all outputs.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Losses {
-    /// Events lost or refused for good since the start, by the queue and by all outputs.
+    /// Events lost or refused for good since the start (`error_total`), by the queue and all
+    /// outputs, removed ones too. 0 in health, unless an output has `required = false`.
     pub lost_events: u64,
-    /// The age of the last loss, in seconds; `None` if nothing was lost since the start.
+    /// The age of the last of these losses, in seconds; `None` if there was none.
     pub last_lost_seconds_ago: Option<f64>,
     /// Events lost in each second, over the last minute.
-    #[serde(deserialize_with = "or_default")]
-    pub lost_events_per_second: f64,
-    /// Events that earlier processes have lost. They count for 24 hours after the last loss.
+    pub lost_events_per_second: Option<f64>,
+    /// Events that earlier processes have lost. They count for 24 hours after the last loss; known
+    /// as `last_killed` is.
     pub earlier_lost_events: u64,
-    /// The time of the last loss of an earlier process, in the format of RFC 3339; `None` if there
+    /// The time of the last loss of an earlier process, as `last_killed` has it; `None` if there
     /// was none.
     pub earlier_last_lost: Option<String>,
     /// Dead letters that were deleted, to keep within `dead_letter.max_bytes`.
@@ -142,8 +154,7 @@ pub struct Refusals {
     pub with_429: RefusalTimes,
     /// Answers 503: the disk refuses writes, or the consumers are too slow.
     pub with_503: RefusalTimes,
-    /// Requests by POST that were refused for good, and TLS handshakes that failed. The *long*
-    /// spells are shorter than with the others, because no sender is asked to come back.
+    /// Requests by POST that were refused for good, and TLS handshakes that failed.
     pub permanent: RefusalTimes,
 }
 
@@ -153,51 +164,61 @@ pub struct Refusals {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RefusalTimes {
-    /// The length of the present spell; `None` if no request was refused in the last minute.
+    /// For how long requests have been refused without a pause of a minute; `None` if none was
+    /// refused in the last minute.
     pub seconds: Option<f64>,
-    /// The time for which the present spell is shut; `None` if it is not.
+    /// The same, counted from the last accepted event; `None` if events are accepted.
     pub shut_seconds: Option<f64>,
-    /// The length of the longest spell since the start.
+    /// The longest `seconds` since the start.
     pub longest_seconds: f64,
-    /// The longest time since the start for which a spell was shut.
+    /// The longest `shut_seconds` since the start.
     pub longest_shut_seconds: f64,
-    /// The age of the last refusal in a long spell; `None` if there was none.
+    /// The age of the last refusal of a time that was longer than kube-apiserver repeats a batch;
+    /// `None` if there was none.
     pub long_ended_seconds_ago: Option<f64>,
-    /// The age of the last refusal in a spell that was shut for long; `None` if there was none.
+    /// The same, of a time without an accepted event.
     pub long_shut_ended_seconds_ago: Option<f64>,
-    /// The number of refusals in spells that were shut for long, since the start.
+    /// The number of refusals in all such times without an accepted event.
     pub long_shut_requests: u64,
 }
 
 /// The request that was refused last.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Rejected {
-    /// The reason, as in the metric `requests_rejected_total`.
+    /// The listener or source that received the request.
+    pub listener: String,
+    /// The reason, as in `requests_rejected_total`.
     pub reason: String,
+    /// The HTTP status of the answer.
+    pub code: u16,
+    /// The answer, at most 300 characters. Of the sender's words it has at most a wrong one, such
+    /// as its `kind`.
+    pub message: String,
     /// The age of the refusal, in seconds.
     pub seconds_ago: f64,
 }
 
 /// A TLS handshake of a sender that failed.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct TlsFailure {
     /// The address of the listener, as configured.
     pub listener: String,
-    /// The reason, as in the metric `listener_tls_failures_total`.
+    /// The reason, as in `listener_tls_failures_total`.
     pub reason: String,
     /// The age of the failure, in seconds.
     pub seconds_ago: f64,
 }
 
 /// A listener.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Listener {
     /// The listener's address, as configured.
     pub listener: String,
-    /// The address on which the listener's socket is open; `None` until the socket is open.
+    /// The address as bound, with the real port for port 0; `None` while the listener waits for its
+    /// certificate or its address.
     pub address: Option<String>,
     /// Bytes of request bodies, as sent.
     pub received_bytes: u64,
@@ -205,53 +226,73 @@ pub struct Listener {
     pub connections: u64,
     /// `true`: the listener speaks HTTPS.
     pub tls: bool,
-    /// The time from the end of an accepted body to the answer that one of a hundred answers
-    /// exceeds, in seconds; `None`: no batch was accepted in the last minute.
+    /// Answered requests by status, as in `requests_total`.
+    pub requests: BTreeMap<String, u64>,
+    /// The median of the time from the end of the body of an accepted batch to its answer, over the
+    /// last one to two minutes, at most 6.3 % wrong; `None` if none was accepted then.
+    pub latency_p50_seconds: Option<f64>,
+    /// The time that one of a hundred answers exceeds. Above 1 s the listener is slow, except with
+    /// `acknowledge = "delivered"`.
     pub latency_p99_seconds: Option<f64>,
 }
 
 /// A source: a Kafka topic that is read.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Source {
     /// The name of the source.
     pub name: String,
+    /// The type of the source: `kafka`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// The topic that is read.
+    pub topic: String,
+    /// The consumer group.
+    pub group: String,
+    /// `waiting` for a partition, `reading`, or `paused` because the queue has no room.
+    pub state: String,
+    /// The partitions that this relay reads.
+    pub partitions: Vec<i32>,
     /// Bytes of messages.
     pub received_bytes: u64,
-    /// The last trouble; `None` once a message was read after the trouble.
+    /// The last error; `None` once something was read after it.
     pub last_error: Option<String>,
 }
 
 /// The queue.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Queue {
     /// `memory` or `disk`.
     pub kind: String,
     /// Bytes in use, as `queue.max_bytes` counts them.
     pub bytes: u64,
-    /// The part of `bytes` whose room new events can't have; `None` from a relay of a version that
-    /// does not report it.
+    /// The part of `bytes` whose room new events can't have; of `capacity_bytes`, how full the
+    /// queue is. `None` from an older relay.
     pub needed_bytes: Option<u64>,
-    /// How fast `needed_bytes` has grown in the last minutes, in each second; negative if it
-    /// shrinks. `None`: not known yet.
+    /// How fast `needed_bytes` has grown in the last one to five minutes, in each second; negative
+    /// if it shrinks. `None` in the first minute, and after a pause of the machine.
     pub growth_bytes_per_second: Option<f64>,
     /// The limit, `queue.max_bytes`.
     pub capacity_bytes: u64,
     /// Events in the queue.
     pub events: u64,
-    /// `true` from the moment at which a batch found no room until a fifth of the queue is free.
+    /// `true` from the moment at which a batch finds no room until a fifth of the queue is free.
     pub full: bool,
-    /// The setting `queue.when_full`: `reject`, `drop_oldest` or `drop_newest`.
-    #[serde(deserialize_with = "or_default")]
-    pub when_full: String,
-    /// The setting `queue.retry_after`, in seconds.
-    #[serde(deserialize_with = "or_default")]
-    pub retry_after_seconds: f64,
-    /// The reason why the queue can't store a batch; `None` if it stores batches.
+    /// For how long it is full; `None` if it is not.
+    pub full_seconds: Option<f64>,
+    /// The setting `queue.when_full`: `reject`, `drop_oldest` or `drop_newest`; `None` until the
+    /// queue is open.
+    pub when_full: Option<String>,
+    /// The setting `queue.retry_after`, around which `Retry-After` lies, in seconds; `None` until
+    /// the queue is open.
+    pub retry_after_seconds: Option<f64>,
+    /// Why the queue can't store a batch now; `None` if it stores batches.
     pub fault: Option<String>,
     /// Events lost before any output could get them.
     pub lost_events: u64,
+    /// The age of the last of these losses, in seconds; `None` if there was none.
+    pub last_lost_seconds_ago: Option<f64>,
 }
 
 impl Queue {
@@ -275,7 +316,7 @@ impl Queue {
 }
 
 /// An output.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Output {
     /// The name of the output.
@@ -285,7 +326,12 @@ pub struct Output {
     pub kind: String,
     /// `true`: the queue keeps events until this output has them.
     pub required: bool,
-    /// `true`: each event is kept until the consumer has it, also while the output is down.
+    /// The schema of the documents that leave, `filter.shape`.
+    pub shape: String,
+    /// The setting `output.strategy`; `None` for outputs without addresses (`kafka`, `stdout`).
+    pub strategy: Option<String>,
+    /// `true`: the output is `required`, and neither `queue.when_full` nor `retry.max_elapsed`
+    /// drops its events; as of the last failed attempt.
     pub keeps_events: bool,
     /// The attempts to reach the consumer of an output.
     #[serde(flatten)]
@@ -296,33 +342,34 @@ pub struct Output {
     /// The counts of an output since the start, and how long its events take.
     #[serde(flatten)]
     pub counts: Counts,
-    /// For how long the filter has dropped every event that came; `None`: it lets events through,
-    /// or none comes.
+    /// For how long the filter has dropped every event that came, to ten seconds; `None` if it lets
+    /// events through, or none comes.
     pub all_dropped_seconds: Option<f64>,
-    /// The events that the consumer does not take, although it takes others; `None`: there are
+    /// The events that the consumer does not take, although it takes others; `None` if there are
     /// none.
     pub parked: Option<Parked>,
     /// The addresses of the output.
     pub addresses: Vec<Address>,
-    /// How bad the state of the output is, as the relay judges it; `None` if nothing is wrong.
+    /// `bad` or `warn`, as the verdict judges the output; `None` if nothing is wrong.
     pub trouble: Option<verdict::State>,
 }
 
 /// The attempts to reach the consumer of an output.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Health {
-    /// `true`: the last attempt succeeded.
+    /// `true`: the last attempt succeeded. `false` also before the first attempt.
     pub up: bool,
-    /// `true`: the config has paused the output, so that no attempts are made.
+    /// `true`: the config has `pause = true`: no attempts are made, and the events wait.
     pub paused: bool,
-    /// `true`: the output has changed between up and down again and again in the last minutes.
+    /// `true`: the output has changed between up and down five times or more, each time within two
+    /// minutes, and has not kept its state for two minutes since.
     #[serde(deserialize_with = "or_default")]
     pub unsteady: bool,
-    /// The time for which attempts have been failing, in seconds; `None` while the output is up,
-    /// and before the first attempt.
+    /// For how long attempts have been failing, in seconds; `None` while the output is up, and
+    /// before the first attempt.
     pub down_seconds: Option<f64>,
-    /// The text of the last error; `None` if there was none since the start.
+    /// The text of the last error, even if it is over; `None` if there was none since the start.
     pub last_error: Option<String>,
     /// The age of the last error, in seconds.
     pub last_error_seconds_ago: Option<f64>,
@@ -333,7 +380,7 @@ pub struct Health {
 }
 
 /// The events that the consumer of an output has not acknowledged yet.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Backlog {
     /// Events that the consumer has not acknowledged yet.
@@ -343,90 +390,110 @@ pub struct Backlog {
     /// The age of the oldest of these events, in seconds.
     #[serde(deserialize_with = "or_default")]
     pub lag_seconds: f64,
-    /// The lag above which the output is late, in seconds.
+    /// The lag above which the output is late (`output_lag_max_seconds`): 30 s, and the time for
+    /// which the output holds or collects events in health, such as `replay_window` or
+    /// `object_age`.
     #[serde(deserialize_with = "or_default")]
     pub lag_max_seconds: f64,
-    /// `true`: the backlog and the lag have grown for two minutes or more.
+    /// `true`: `backlog_events` and `lag_seconds` have both grown for two minutes, and the lag is a
+    /// second longer than the output holds or collects events in health.
     #[serde(deserialize_with = "or_default")]
     pub growing: bool,
 }
 
 /// The counts of an output since the start, and how long its events take.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Counts {
-    /// Events that the consumer has acknowledged since the start.
+    /// Events that the consumer has acknowledged since the start, each once
+    /// (`output_events_total`).
     pub delivered_events: u64,
-    /// The same in each second, over the last minute; `None` if the output is new.
+    /// The same in each second, over the last minute; `None` in the first seconds after a reload
+    /// has added the output.
     pub delivered_events_per_second: Option<f64>,
-    /// Events that the consumer said it had already.
+    /// Those that the consumer said it had already (`output_existing_events_total`).
     pub existing_events: u64,
-    /// Bytes sent, repetitions included.
+    /// Bytes sent, repetitions included (`output_bytes_total`).
     pub sent_bytes: u64,
-    /// Attempts after the first.
+    /// The same in each second, over the last minute.
+    pub sent_bytes_per_second: Option<f64>,
+    /// Attempts after the first (`output_retries_total`).
     pub retries: u64,
-    /// Events that the filter has kept back or changed, by action.
+    /// Events that the filter has kept back (`dropped`, `duplicate`) or changed (`lowered`,
+    /// `trimmed`, `redacted`), as in `filtered_events_total`.
     pub filtered: BTreeMap<String, u64>,
-    /// Failed attempts, by reason.
+    /// Failed attempts by reason (`output_errors_total`); only reasons that have occurred.
     pub errors: BTreeMap<String, u64>,
-    /// Events lost or refused for good.
+    /// Events lost or refused for good (`error_total`).
     pub lost_events: u64,
+    /// The same in each second, over the last minute.
+    pub lost_events_per_second: Option<f64>,
+    /// The age of the last of these losses, in seconds; `None` if there was none.
+    pub last_lost_seconds_ago: Option<f64>,
     /// The lost events that are in the dead letters.
     pub dead_letter_events: u64,
-    /// The median of the time from accepted to acknowledged, in seconds; `None` if no event was
-    /// acknowledged lately.
+    /// The median of the time from a batch's acceptance to the consumer's acknowledgement, over the
+    /// last four to five minutes, at most 6.3 % wrong; `None` if nothing was acknowledged then.
     pub latency_p50_seconds: Option<f64>,
-    /// The time from accepted to acknowledged that one of a hundred events exceeds, in seconds;
-    /// `None`: no event lately.
+    /// The time that one of a hundred events exceeds.
     pub latency_p99_seconds: Option<f64>,
 }
 
 /// Events that a consumer does not take, although it takes others.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Parked {
-    /// The number of these events.
+    /// How many there are.
     pub events: u64,
     /// The position of the first one.
     pub position: u64,
-    /// `true`: at least one of them waits because of server errors, and later events are delivered
+    /// For how long the first one has been tried, in seconds.
+    pub seconds: f64,
+    /// How often the first one was tried while the consumer worked.
+    pub tries: u32,
+    /// The consumer's last answer to the first one, with the address.
+    pub error: String,
+    /// `true`: one of them waits because of server errors, so that later events are delivered
     /// before it.
     pub out_of_order: bool,
 }
 
 /// An address of an output.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Address {
-    /// The number of the configured endpoint, from 0.
+    /// The place of its URL or address in the config, from 0. The path of a URL is shown nowhere,
+    /// because it may hold a secret.
     pub endpoint: u64,
-    /// The address, without the path of a URL.
+    /// Host and port, and the IP address of a name.
     pub address: String,
-    /// `up`, `down`, `suspect`, `back, on trial`, or `unknown`: no delivery has tried it yet.
+    /// `up`, `unknown` (not tried yet), `down`, `suspect` (silent while another address answers),
+    /// or `back, on trial` (it answers again; one delivery at a time uses it, until one succeeds).
     pub state: String,
-    /// The time for which the address has been in this state, in seconds.
+    /// For how long, in seconds.
     pub state_seconds: Option<f64>,
-    /// `true`: the last delivery or connection that succeeded was at this address.
+    /// `true`: the last delivery that succeeded was there.
     pub used: bool,
-    /// Attempts that ended at this address.
+    /// Attempts that have ended: requests, or batches that are wholly acknowledged (`tcp`,
+    /// `syslog`, `lumberjack`, `relp`). A connection that can't be made, or breaks, is one.
     pub requests: Option<u64>,
-    /// Bytes sent to this address.
+    /// Bytes sent there, repetitions included.
     pub sent_bytes: Option<u64>,
-    /// Failed attempts, by reason.
+    /// As `errors` of the output.
     pub errors: BTreeMap<String, u64>,
-    /// The median of the time from sending to the acknowledgement, in seconds.
+    /// The median of the time from sending to the acknowledgement, over the last four to five
+    /// minutes, in seconds; for `tcp` and `syslog` including `replay_window`.
     pub latency_p50_seconds: Option<f64>,
-    /// The time from sending to the acknowledgement that one of a hundred attempts exceeds, in
-    /// seconds.
+    /// The time that one of a hundred attempts exceeds.
     pub latency_p99_seconds: Option<f64>,
-    /// The text of the last error at this address.
+    /// The text of the last error there.
     pub last_error: Option<String>,
     /// The age of this error, in seconds.
     pub last_error_seconds_ago: Option<f64>,
 }
 
 /// A certificate.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Certificate {
     /// `listener` or `output`.
@@ -435,25 +502,49 @@ pub struct Certificate {
     pub name: String,
     /// `server` or `client`: whose certificate this is.
     pub role: String,
-    /// The end of the certificate's validity, in seconds since 1970.
-    pub not_after_seconds: f64,
+    /// When the relay's own certificate ends, or the one that the peer presented last, also if a
+    /// consumer's has expired and was refused for that; in seconds since 1970.
+    pub not_after_seconds: i64,
 }
 
 /// The reloads of the config.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Reloads {
-    /// Reloads that were applied, with all their listeners.
+    /// Reloads that were applied, with all their listeners: `count` and `last_seconds_ago`.
     pub success: Occurred,
-    /// Reloads that were refused, or that could not open one of their listeners.
+    /// Reloads that were refused, or could not open one of their listeners: the same.
     pub error: Occurred,
-    /// The error of the address that the last reload could not bind, and for which it is tried
-    /// again; `None`: there is none.
+    /// The error of a listener's address that the last reload could not bind, and that is tried
+    /// again; `None` if there is none.
     pub awaits_address: Option<String>,
 }
 
+/// What the process may do, by the setting `process.restrict`.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Permissions {
+    /// What the process has given up.
+    pub restrict: Restriction,
+}
+
+/// What the process has given up at its start.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Restriction {
+    /// The setting `process.restrict` at the start: [what the process may
+    /// do](../operating/restrict.md).
+    pub setting: String,
+    /// The version of the kernel's Landlock; `None` if it is not in force.
+    pub landlock_abi: Option<i32>,
+    /// `true`: the seccomp filter is in force.
+    pub seccomp: bool,
+    /// What is not in force although the setting asks for it, and why.
+    pub missing: Option<String>,
+}
+
 /// How often something has occurred: reloads with one result, for example.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Occurred {
     /// The number since the start.
@@ -463,29 +554,31 @@ pub struct Occurred {
 }
 
 /// The evidence log.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Evidence {
-    /// Entries in the log.
+    /// Entries of the log (`evidence_size`).
     pub size: u64,
-    /// The age of the last signed checkpoint, in seconds; `None` if none was signed since the
+    /// The age of the last checkpoint that was signed, in seconds; `None` if none was since the
     /// start.
     pub last_checkpoint_seconds_ago: Option<f64>,
     /// The witnesses.
     pub witnesses: Vec<Witness>,
-    /// Errors by reason, as in `evidence_errors_total`.
+    /// Failed attempts to record, by reason (`evidence_errors_total`); only reasons that have
+    /// occurred.
     pub errors: BTreeMap<String, u64>,
-    /// The age of the last error with each reason that has occurred, in seconds.
+    /// The age of the last error with each of these reasons, in seconds.
     pub last_errors_seconds_ago: BTreeMap<String, f64>,
 }
 
 /// A witness of the evidence log.
-#[derive(Debug, Clone, Default, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Witness {
     /// The name of the witness's key.
     pub name: String,
-    /// The age of its last cosignature, in seconds; `None` if it gave none since the start.
+    /// The age of its last cosignature by its clock, in seconds; `None` if it gave none since the
+    /// start.
     pub last_seconds_ago: Option<f64>,
 }
 

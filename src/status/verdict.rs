@@ -29,7 +29,7 @@ pub enum State {
 /// One thing that an operator should know.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {
-    /// How bad it is.
+    /// `bad` (somebody has to act), `warn` (worth a look), `note` or `good`.
     pub state: State,
     /// The part of the relay: `queue`, `output NAME`, `listener ADDRESS`, `source NAME`,
     /// `evidence`, or `relay`; or `senders`, for events that senders lost before they reached the
@@ -47,7 +47,7 @@ pub struct Finding {
 /// The judgement of the whole relay.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Verdict {
-    /// The state of the worst finding; `Good` if no finding is worse than a note.
+    /// The state of the worst finding: `bad` or `warn`; `good` if no finding is worse than a note.
     pub state: State,
     /// The headline: the text of the worst finding.
     pub text: String,
@@ -218,7 +218,7 @@ fn losses(status: &Status, found: &mut Findings) {
         places.push("for outputs that a reload has removed".to_owned());
     }
     let places = places.join(" and ");
-    let text = match status.losses.lost_events_per_second > 0.0 {
+    let text = match status.losses.lost_events_per_second.is_some_and(|rate| rate > 0.0) {
         true => format!("Events are being lost or refused for good now, {places}."),
         false => format!("Events were lost or refused for good since the start, {places}."),
     };
@@ -301,15 +301,15 @@ fn full(status: &Status, queue: &Queue, found: &mut Findings) {
         true => "The queue is full",
         false => "The queue was full a moment ago",
     };
-    let text = match queue.when_full.as_str() {
+    let text = match queue.when_full.as_deref().unwrap_or_default() {
         "drop_oldest" => format!("{when}: the oldest events are dropped, and counted as lost."),
         "drop_newest" => format!("{when}: new events are dropped, and counted as lost."),
         _ => format!(
             "{when}: senders get 429, and are told to come back in about {} s.",
-            queue.retry_after_seconds
+            queue.retry_after_seconds.unwrap_or_default()
         ),
     };
-    let kept = match queue.when_full.as_str() {
+    let kept = match queue.when_full.as_deref().unwrap_or_default() {
         "drop_oldest" | "drop_newest" => "",
         _ => " kube-apiserver keeps refused events for about four minutes.",
     };
@@ -485,7 +485,7 @@ fn senders(status: &Status, found: &mut Findings) {
         }
         let is_slow = it.latency_p99_seconds.is_some_and(|seconds| seconds > SLOW_ANSWERS);
         // Otherwise the answers wait for the consumers.
-        if is_slow && status.intake.acknowledge != "delivered" {
+        if is_slow && status.intake.acknowledge.as_deref() != Some("delivered") {
             let text = format!(
                 "The listener {} answers slowly: the slowest of a hundred answers takes longer \
                  than {SLOW_ANSWERS} s.",
@@ -528,7 +528,8 @@ fn senders(status: &Status, found: &mut Findings) {
     let is_refused_lately =
         status.intake.last_final_refusal.as_ref().is_some_and(|it| it.seconds_ago < REFUSED_LATELY);
     let is_refusing = is_asked_again || is_slow || is_refused_lately;
-    let silence = status.intake.last_event_seconds_ago.unwrap_or(status.process.uptime_seconds);
+    let silence =
+        status.intake.last_event_seconds_ago.unwrap_or(status.process.uptime_seconds as f64);
     if silence > SILENCE && is_refusing {
         let text = "No event was accepted for more than 15 minutes: requests are refused.";
         found.add(State::Warn, "relay", text, "The findings about refused requests say why.");
@@ -749,7 +750,7 @@ fn process(status: &Status, found: &mut Findings) {
 }
 
 fn certificate(status: &Status, it: &Certificate, found: &mut Findings) {
-    let days = (it.not_after_seconds - status.process.time_seconds) / DAY;
+    let days = (it.not_after_seconds as f64 - status.process.time_seconds) / DAY;
     let (warn, bad) = CERTIFICATE_DAYS;
     if days >= warn {
         return;
@@ -1167,15 +1168,15 @@ mod tests {
 
     #[test]
     fn certificates_warn_14_days_before_their_end_and_are_bad_at_3() {
-        for (days, state, words) in [
-            (15.0, State::Good, "works"),
-            (13.5, State::Warn, "expires in 13 days"),
-            (1.5, State::Bad, "expires in 1 day."),
-            (-1.0, State::Bad, "The consumer's certificate at output siem has expired."),
+        for (hours, state, words) in [
+            (15 * 24, State::Good, "works"),
+            (13 * 24 + 12, State::Warn, "expires in 13 days"),
+            (36, State::Bad, "expires in 1 day."),
+            (-24, State::Bad, "The consumer's certificate at output siem has expired."),
         ] {
             assert_headline(state, words, |status| {
                 status["certificates"] = json!([{ "place": "output", "name": "siem",
-                    "role": "server", "not_after_seconds": 1_000_000.0 + days * DAY }]);
+                    "role": "server", "not_after_seconds": 1_000_000 + hours * 3600 }]);
             });
         }
     }
@@ -1190,7 +1191,7 @@ mod tests {
         ] {
             let verdict = judged(|status| {
                 status["certificates"] = json!([{ "place": place, "name": "siem", "role": role,
-                    "not_after_seconds": 0.0 }]);
+                    "not_after_seconds": 0 }]);
             });
             let advice = verdict.findings[0].advice.as_deref().unwrap();
             assert!(advice.starts_with(if words.starts_with("the") { "Repl" } else { "The" }));

@@ -192,7 +192,7 @@ fn head(view: &View, status: &Status, width: u16, lines_max: u16) -> Vec<Line<'s
         " {} · version {} · up {} · memory {memory}",
         message(&status.process.host),
         message(&status.process.version),
-        span(status.process.uptime_seconds),
+        span(status.process.uptime_seconds as f64),
     );
     let name_width = "kube-audit-forwarder".len();
     if name_width + facts.chars().count() + view.url.chars().count() + 3 <= usize::from(width) {
@@ -286,7 +286,7 @@ fn incoming(status: &Status) -> Line<'static> {
         None => "no event since the start".to_owned(),
     };
     let mut refused = match status.intake.refused_429_per_second {
-        rate if rate > 0.0 => format!(" · 429: {}/s", scaled(rate)),
+        Some(rate) if rate > 0.0 => format!(" · 429: {}/s", scaled(rate)),
         _ => String::new(),
     };
     let connections: u64 = status.intake.refused_connections.values().map(|it| it.count).sum();
@@ -321,7 +321,7 @@ fn queue(status: &Status, width: u16) -> Vec<Line<'static>> {
     for (name, value) in
         [("acknowledge", &status.intake.acknowledge), ("when full", &queue.when_full)]
     {
-        if !value.is_empty() {
+        if let Some(value) = value {
             settings.push_str(&format!(" · {name} {}", message(value)));
         }
     }
@@ -337,7 +337,8 @@ fn lost(status: &Status) -> Line<'static> {
     let state = if status.losses.lost_events > 0 { State::Bad } else { State::Good };
     let mut lost = grouped(status.losses.lost_events);
     if status.losses.lost_events > 0 {
-        lost.push_str(&format!(" · now {}/s", scaled(status.losses.lost_events_per_second)));
+        let rate = status.losses.lost_events_per_second.unwrap_or_default();
+        lost.push_str(&format!(" · now {}/s", scaled(rate)));
         if let Some(seconds) = status.losses.last_lost_seconds_ago {
             lost.push_str(&format!(" · the last one {}", ago(seconds)));
         }

@@ -1,10 +1,15 @@
-//! The page of `/status` as JSON: it lists each field that a relay really shows, and no other.
+//! The page of `/status` as JSON. Its tables are generated from the types in `src/status.rs`, and
+//! list each field that a relay really shows, and no other.
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::support::generated;
 use crate::support::prelude::*;
 
 const PAGE: &str = "docs/reference/status-json.md";
+
+/// The files that have the types of `/status`.
+const TYPES: [&str; 2] = ["src/status.rs", "src/status/verdict.rs"];
 
 /// The section of the page that lists the fields of another route.
 const HISTORY: &str = "/status/history";
@@ -62,6 +67,112 @@ fn collect(
             found.entry(section).or_default().insert(within.to_owned());
         }
     }
+}
+
+/// A field of a type: its name in JSON, the type, and what its comment says.
+struct Field {
+    name: String,
+    kind: String,
+    meaning: String,
+}
+
+/// Returns the fields of each struct in the sources of the types.
+fn types() -> BTreeMap<String, Vec<Field>> {
+    let mut types = BTreeMap::<String, Vec<Field>>::new();
+    for file in TYPES {
+        let source = std::fs::read_to_string(repository().join(file)).unwrap();
+        let (mut name, mut comment, mut renamed) = (None, Vec::new(), None);
+        for line in source.lines() {
+            if let Some(rest) = line.strip_prefix("pub struct ") {
+                name = rest.split([' ', '(']).next().map(str::to_owned);
+            } else if line == "}" {
+                name = None;
+            } else if let Some(words) = line.strip_prefix("    /// ") {
+                comment.push(words.to_owned());
+            } else if let Some(rest) = line.strip_prefix("    #[serde(rename = \"") {
+                renamed = rest.split('"').next().map(str::to_owned);
+            } else if let Some(rest) = line.strip_prefix("    pub ")
+                && let (Some(name), Some((field, kind))) = (&name, rest.split_once(": "))
+            {
+                let meaning = std::mem::take(&mut comment).join(" ").replace("`None`", "`null`");
+                let name_in_json = renamed.take().unwrap_or_else(|| field.to_owned());
+                let kind = kind.trim_end_matches(',').to_owned();
+                let field = Field { name: name_in_json, kind, meaning };
+                types.entry(name.clone()).or_default().push(field);
+            } else if !line.starts_with("    #[") {
+                comment.clear();
+            }
+        }
+    }
+    types
+}
+
+/// Returns the page with its tables and lists made anew. A comment of the page names the types of a
+/// table, each with the prefix of its fields. A field whose type has a table has no row.
+fn generated(page: &str) -> String {
+    let types = types();
+    let marked = |line: &str, start: &str| {
+        let inner = line.strip_prefix("<!-- ")?.strip_prefix(start)?.strip_suffix(" -->")?;
+        Some(inner.split(", ").map(str::to_owned).collect::<Vec<_>>())
+    };
+    let of_tables = page.lines().filter_map(|line| marked(line, "fields: ")).flatten();
+    let with_tables: BTreeSet<String> =
+        of_tables.map(|it| it.split(' ').next().unwrap_or_default().to_owned()).collect();
+    let has_row = |field: &&Field| {
+        let inner = field.kind.trim_start_matches("Option<").trim_start_matches("Vec<");
+        !with_tables.contains(inner.trim_end_matches('>'))
+    };
+    let (mut text, mut is_old) = (String::new(), false);
+    for line in page.lines() {
+        is_old &= line != END;
+        if is_old {
+            continue;
+        }
+        text.push_str(&format!("{line}\n"));
+        let (names, is_table) = match (marked(line, "fields: "), marked(line, "list: ")) {
+            (Some(names), _) => (names, true),
+            (None, Some(names)) => (names, false),
+            (None, None) => continue,
+        };
+        is_old = true;
+        text.push_str(if is_table { "\n| field | meaning |\n|---|---|\n" } else { "\n" });
+        for part in names {
+            let (name, prefix) = part.split_once(' ').unwrap_or((&part, ""));
+            for Field { name, meaning, .. } in types[name].iter().filter(has_row) {
+                text.push_str(&match is_table {
+                    true => format!("| `{prefix}{name}` | {} |\n", meaning.replace('|', "\\|")),
+                    false => wrapped(&format!("- `{name}`: {meaning}")),
+                });
+            }
+        }
+        text.push('\n');
+    }
+    text
+}
+
+/// The line below a generated table or list.
+const END: &str = "<!-- end of fields -->";
+
+/// Returns an item of a list with lines of at most 100 columns.
+fn wrapped(item: &str) -> String {
+    let mut lines = vec![String::new()];
+    for word in item.split(' ') {
+        let line = lines.last_mut().expect("one at least");
+        match line.chars().count() + 1 + word.chars().count() {
+            0..=100 if !line.is_empty() => line.push_str(&format!(" {word}")),
+            _ if line.is_empty() => line.push_str(word),
+            _ => lines.push(format!("  {word}")),
+        }
+    }
+    lines.join("\n") + "\n"
+}
+
+#[test]
+fn the_page_of_the_status_is_generated_from_its_types() {
+    let page = std::fs::read_to_string(repository().join(PAGE)).unwrap();
+    let generated = generated(&page);
+    assert!(generated.matches("\n| `").count() > 100, "{generated}");
+    generated::assert_file(PAGE, &generated);
 }
 
 /// Starts a relay, and returns it with its status at the end of its start.
