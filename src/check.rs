@@ -22,6 +22,10 @@ use crate::tlog::key::SigningKey;
 use crate::tls::{Chain, TlsError};
 use crate::{config, filter, named_file, output, queue, tls};
 
+mod memory;
+
+pub use memory::memory;
+
 /// Checks the files that a config names, and returns their faults. Faults that were already found
 /// when the config was read are not repeated. Blocks on the disk.
 pub fn files(checked: &Checked) -> Vec<Problem> {

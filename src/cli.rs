@@ -39,7 +39,6 @@ mod policy;
 mod queue;
 mod replay;
 mod restrict;
-mod size;
 mod tap;
 mod top;
 mod version;
@@ -47,7 +46,7 @@ mod volume;
 
 /// The exit status of a command that failed while it ran.
 const FAILED: u8 = 1;
-/// The longest time between two samples of metrics of `doctor` and `size`. A longer one shows no
+/// The longest time between two samples of metrics of `doctor`. A longer one shows no
 /// more, because kube-apiserver holds a batch for a few minutes at most.
 const INTERVAL_MAX: Duration = Duration::from_secs(60 * 60);
 /// The exit status for wrong usage or a wrong config. clap uses the same status.
@@ -138,9 +137,6 @@ enum Command {
     /// Print who causes the bytes that a relay accepts, or several: users, verbs, resources and
     /// others, of the last hour or the last 24 hours
     Volume(volume::Arguments),
-    /// Say how much queue, disk, memory and CPU a load needs, with the formulas, and print the
-    /// lines for the config
-    Size(size::Arguments),
     /// Wait until a running relay has delivered the events that it holds: exit status 0 when it
     /// has, 1 if that takes too long
     Drain {
@@ -296,7 +292,6 @@ pub fn run_with(arguments: impl IntoIterator<Item = OsString>) -> u8 {
         Command::Doctor(arguments) => doctor::run(&arguments, file),
         Command::Top(arguments) => top::run(&arguments, file),
         Command::Volume(arguments) => volume::run(&arguments, file),
-        Command::Size(arguments) => size::run(&arguments),
         Command::Drain { relay, seconds } => drain::run(relay.url(), seconds, file),
         Command::Tap(arguments) => tap::run(&arguments, file),
     };
@@ -470,7 +465,7 @@ fn run(file: Option<&Path>) -> Result<(), u8> {
         let mut problems = crate::check::files(&checked);
         problems.extend(crate::check::room(&checked));
         problems.extend(crate::check::kernel(&checked));
-        problems.extend(crate::size::memory(&checked, telemetry::memory_limit()));
+        problems.extend(crate::check::memory(&checked, telemetry::memory_limit()));
         checked.with(problems).strict()
     })?;
     let Some(config) = &checked.config else {

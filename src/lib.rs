@@ -33,7 +33,7 @@
 //! | 6 | [`listener`] [`source`] [`delivery`] [`replay`] [`evidence`] | requests · topics · the loop of an output · files of events · what proves that the log is whole |
 //! | 7 | [`output`] [`verify`] [`cost`] | the protocols · whether the evidence is whole · what a policy makes of recorded events |
 //! | 8 | [`admin`] [`check`] [`doctor`] | metrics, health, status · files that a config names · what kube-apiserver and the relays count |
-//! | 9 | [`relay`] [`size`] | which parts there are; how they change and end · what a load needs |
+//! | 9 | [`relay`] | which parts there are; how they change and end |
 //! | 10 | [`demo`] | a relay between its own sender and consumer |
 //! | 11 | [`cli`] | commands; the only one that prints |
 //!
@@ -76,7 +76,6 @@ pub mod relay;
 pub mod release;
 pub mod replay;
 pub mod shape;
-pub mod size;
 pub mod source;
 pub mod staged;
 pub mod status;

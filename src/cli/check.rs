@@ -13,7 +13,7 @@ use crate::config::{Checked, Config, Severity};
 use crate::delivery::DeadLetters;
 use crate::source::Sources;
 use crate::telemetry::Telemetry;
-use crate::{check, config, filter, named_file, output, size, telemetry};
+use crate::{check, config, filter, named_file, output, telemetry};
 
 mod summary;
 
@@ -88,7 +88,7 @@ fn looked_at(checked: Checked, elsewhere: bool) -> Checked {
     problems.extend(check::room(&checked).filter(|_| !elsewhere));
     problems.extend(check::kernel(&checked).filter(|_| !elsewhere));
     let limit = telemetry::memory_limit().filter(|_| !elsewhere);
-    problems.extend(size::memory(&checked, limit));
+    problems.extend(check::memory(&checked, limit));
     let mut all = problems.iter().chain(&checked.problems);
     let is_whole = all.all(|problem| problem.severity == Severity::Warning);
     if let Some(config) = checked.config.as_ref().filter(|_| is_whole) {

@@ -252,8 +252,6 @@ pub struct RelayCounts {
     pub version: Option<String>,
     /// The events that were accepted; `None` if the metric is missing.
     pub accepted: Option<u64>,
-    /// The bytes of these events, as the queue stores them.
-    pub accepted_bytes: Option<u64>,
     /// The time at which the last batch was accepted, in seconds since 1970; 0: none yet.
     pub last_event: Option<f64>,
     /// The lost events, by output. The name `queue` stands for events that no output can get.
@@ -375,7 +373,6 @@ impl Counts for RelayCounts {
             started: families.gauge(STARTED),
             version,
             accepted: families.sum(AcceptedMetrics::events),
-            accepted_bytes: families.sum(AcceptedMetrics::bytes),
             last_event: families.gauge(AcceptedMetrics::last),
             errors: Some(errors).filter(|errors| !errors.is_empty()),
             rejected: RejectedCounts {

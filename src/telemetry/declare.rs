@@ -284,7 +284,7 @@ macro_rules! label_set {
 
 /// Declares families of metrics. The program changes and reads a metric by the handle in its field.
 /// The constant of the same name, such as `OutputMetrics::retries`, is the metric's name, by which
-/// `doctor` and `size` read the metrics of other relays.
+/// `doctor` reads the metrics of other relays.
 ///
 /// ```text
 /// "Outputs"                             heading on the reference page

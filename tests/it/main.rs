@@ -148,7 +148,6 @@ mod operate {
     mod secrets;
     mod seen;
     mod shutdown;
-    mod size;
     mod status;
     mod tap;
     mod top;
@@ -191,6 +190,7 @@ mod docs {
     pub(crate) mod pages;
     mod profiles;
     pub(crate) mod reference;
+    mod sizing;
     mod status_json;
     mod threat_model;
 }

@@ -113,7 +113,6 @@ fn a_config_from_a_shells_pipe_is_read_whole_and_one_without_end_is_not() {
         "migrate haproxy /dev/zero",
         "replay good --url http://127.0.0.1:1/ --resume /dev/zero",
         "replay good --url http://127.0.0.1:1/ --bearer-token-file /dev/zero",
-        "size --kubeconfig /dev/zero",
         "doctor --kubeconfig /dev/zero --relay http://127.0.0.1:1",
     ] {
         let said = bash(command);
