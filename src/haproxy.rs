@@ -1,54 +1,41 @@
 //! Translates a forwarder's haproxy.cfg into a config of this relay: the work of `migrate haproxy`.
 //!
 //! HAProxy passes each request to one server of one backend, but in a relay every output gets every
-//! event. One backend therefore becomes one output, the servers of that backend become the output's
-//! URLs, and each frontend that sends to the backend becomes a listener. Frontends whose backends
-//! would become different outputs do not fit into one relay. The first of them is carried over. The
-//! tables for the others are in the config as comments, because the user has to decide about them.
+//! event. One frontend is carried over: its addresses become listeners, its backend becomes the
+//! output, and the servers of the backend become the output's URLs. Tables for the other consumers
+//! of the file are in the config as comments.
 //!
-//! The report says what became of each line. No line is dropped in silence: a line is carried over,
-//! or the user has to decide about it, or the report says that it has no effect. Only the
-//! directives that `words` lists have no effect, so the user has to decide about every directive
-//! that is not known here. The installed HAProxy judges whether the file is valid (`judge`).
+//! What IBM Cloud's tutorial and plain forwarders use is carried over. No line is dropped in
+//! silence: the user has to decide about every other line, apart from those that
+//! `is_harmless` knows.
 //!
 //! Source: HAProxy's configuration manuals 2.6, 2.8 and 3.0.
 //!
 //! | floor | files | what they know |
 //! |---|---|---|
 //! | 1 | `report` | a line, and what is said of it |
-//! | 2 | `read` `words` | sections, lines and words of a file · words without effect |
-//! | 3 | `global` `judge` `proxy` | settings of `global` · HAProxy's own judgement · frontends and backends |
-//! | 4 | `bind` | addresses that are listened on |
-//! | 5 | `settings` | limits and log |
-//! | 6 | `self` `output` | why a file cannot be carried over · servers |
-//! | 7 | `files` `route` `write` | files that are named · which frontend leads where · the new config |
+//! | 2 | `read` `judge` | sections, lines and words of a file · HAProxy's own judgement |
+//! | 3 | `options` | options of addresses, and times |
+//! | 4 | `listener` `output` | addresses that are listened on · servers |
+//! | 5 | `write` | the new config |
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 use thiserror::Error;
 
-mod bind;
-mod files;
-mod global;
 mod judge;
+mod listener;
+mod options;
 mod output;
-mod proxy;
 mod read;
 mod report;
-mod route;
-mod settings;
-mod words;
 mod write;
 
-use bind::{Bind, is_variable};
-use files::{CONSUMER, Files, LISTENER};
-use global::Global;
+use listener::Listener;
+use options::{short_time, time};
 use output::Output;
-use proxy::Proxy;
-use read::{File, Section};
-use report::{Notes, is_of_secret, shown};
-use route::{Fronts, Route, STATISTICS};
-use settings::{Limits, Log};
+use read::{Proxy, Section};
+use report::{Line, Notes, printable};
 
 pub use judge::judge;
 pub use report::{Finding, Report, Verdict};
@@ -93,309 +80,205 @@ pub struct Unusable {
 ///
 /// # Errors
 ///
-/// The sections of the file cannot be told apart, no frontend has a usable `bind` line, no frontend
-/// leads to a usable server, or there is no frontend of the name in `options`.
+/// No frontend has both a `bind` line and a server that can be carried over, or none of the name in
+/// `options`.
 pub fn migrate(text: &str, options: Options<'_>) -> Result<Migrated, Unusable> {
     let mut notes = Notes::default();
-    let file = read::read(text, &mut notes).map_err(|findings| {
-        let missing = "HAProxy would not start with this file".to_owned();
-        Unusable { missing, findings }
-    })?;
-    let global = Global::read(&file, &mut notes);
-    let fronts = Fronts::read(&file, &global);
-    let (group, others) = fronts.choose(options.frontend)?;
-    let first = group[0];
-    let mut binds = listeners(&file, &group, &mut notes);
-    let of_senders: Vec<&Proxy<'_>> = group.iter().map(|route| &route.front).collect();
-    let all: Vec<&Proxy<'_>> = group.iter().flat_map(|route| [&route.front, &route.back]).collect();
-    let limits = Limits::read(&of_senders, &binds, &global, &mut notes);
-    let log = Log::read(&file, &all, &mut notes);
-    let admin = admin_address(&file, &fronts, &binds, &mut notes);
-    others.iter().for_each(|other| aside(&file, first, other, &mut notes));
-    finish(&file, &fronts, &group, &others, &mut notes);
-
-    let mut output = first.output.clone();
-    let mut tables = alternatives(&file, &group, &others, &global);
-    let mut needs = match options.keeps_paths {
-        true => Vec::new(),
-        false => placed(&mut output, &mut binds, &mut tables),
+    let file = read::read(text, &mut notes);
+    let used = route(&file, options.frontend)
+        .and_then(|(front, back)| Some((carried(&front, &back, &mut notes)?, front, back)));
+    let Some(((listeners, output), front, back)) = used else {
+        let mut findings = notes.into_findings();
+        findings.retain(|finding| finding.verdict == Verdict::Decide);
+        let of_name = options.frontend.map(|it| format!(" `{}`", printable(it)));
+        let of_name = of_name.unwrap_or_default();
+        let missing = format!(
+            "no frontend{of_name} with `bind` leads to a `server NAME HOST:PORT` that can be \
+             carried over"
+        );
+        return Err(Unusable { missing, findings });
     };
-    let mut config = write::Config {
-        name: options.name,
-        report: Vec::new(),
-        notes: &notes,
-        binds: &binds,
-        limits,
-        log,
-        output: &output,
-        admin,
-        others: &tables,
+    let config = write::Config {
+        max_connections: max_connections(&front, &mut notes),
+        header_timeout: time(&front, "http-request", "limits.header_timeout", &mut notes),
+        others: others(&file, &back, &output),
+        listeners,
+        output,
+        keeps_paths: options.keeps_paths,
     };
-    needs.extend(plain_secrets(&output));
-    needs.extend(variables(&config.to_string()));
-    if !options.keeps_paths {
-        needs.extend(ports(&binds));
+    let used: BTreeSet<usize> =
+        front.sections.iter().chain(&back.sections).map(|section| section.head.number).collect();
+    // The default format of the log has what is captured.
+    let logs_requests = ["log-format", "capture"].iter().any(|word| text.contains(word));
+    for section in &file {
+        finish(section, used.contains(&section.head.number), logs_requests, &mut notes);
     }
-    let report = Report {
-        listeners: binds.len(),
-        carried: notes.carried.clone(),
-        findings: notes.findings(),
-        validity: options.validity.to_owned(),
-        needs,
-    };
-    config.report = report.lines(options.name);
-    Ok(Migrated { config: config.to_string(), report })
+    let (findings, validity) = (notes.into_findings(), options.validity.to_owned());
+    let report = Report { findings, validity, needs: config.needs() };
+    let name = printable(options.name);
+    let mut head = format!("# Made from {name} by `kube-audit-forwarder migrate haproxy`.\n#\n");
+    for line in report.lines(options.name, Verdict::Carried) {
+        head += &format!("{}\n", format!("# {line}").trim_end());
+    }
+    Ok(Migrated { config: head + &config.text(), report })
 }
 
-/// Returns the listeners of these routes, and adds the notes of the routes to `notes`.
-fn listeners<'f>(file: &File, group: &[&Route<'f>], notes: &mut Notes) -> Vec<Bind<'f>> {
-    let mut binds = Vec::new();
-    for route in group {
-        notes.merge(&route.notes);
-        binds.extend(route.binds.iter().cloned());
-        route::modes(file, route, notes);
-    }
-    route::listeners(&binds, notes)
+/// Returns the first frontend that leads to a server, those for HTTP before others, and the section
+/// with the servers. `name` names the frontend if it is not `None`.
+fn route<'a>(file: &'a [Section], name: Option<&str>) -> Option<(Proxy<'a>, Proxy<'a>)> {
+    let is_front = |place: &usize| matches!(file[*place].kind(), "frontend" | "listen");
+    let fronts = (0..file.len()).filter(is_front).map(|place| Proxy::read(file, place));
+    let fronts = fronts.filter(|front| name.is_none_or(|name| name == front.section.name()));
+    let fronts = fronts.filter(|it| it.last(["bind"]).is_some() && it.last(["disabled"]).is_none());
+    let routes = fronts.filter_map(|front| destination(file, &front).map(|back| (front, back)));
+    routes.min_by_key(|(front, _)| !front.is_http())
 }
 
-/// Replaces the paths of all files by those in the relay's pod. Returns sentences about the Secrets
-/// that the listeners and the output need there.
-fn placed(
-    output: &mut Output,
-    binds: &mut [Bind<'_>],
-    tables: &mut [write::Other<'_>],
-) -> Vec<String> {
-    let mut files = Files::default();
-    files.place_all(&CONSUMER, output.tls.as_mut());
-    binds.iter_mut().for_each(|bind| files.place_all(&LISTENER, bind.tls.as_mut()));
-    let needs = files.needs();
-    for other in tables {
-        other.binds.iter_mut().for_each(|bind| files.place_all(&LISTENER, bind.tls.as_mut()));
-        files.place_all(&CONSUMER, other.output.tls.as_mut());
+/// Returns the section to whose servers the requests of a frontend go: its `default_backend`, the
+/// frontend itself, the backend of a rule, or the ring to which its log goes if that has the bodies
+/// of requests.
+fn destination<'a>(file: &'a [Section], front: &Proxy<'a>) -> Option<Proxy<'a>> {
+    let named = |kinds: [&str; 2], name: &str| {
+        let is_it = |it: &Section| kinds.contains(&it.kind()) && it.name() == name;
+        let place = file.iter().position(is_it)?;
+        Some(Proxy::read(file, place)).filter(Proxy::has_servers)
+    };
+    let default = front.last(["default_backend"]);
+    if default.is_none() && front.has_servers() {
+        return Some(front.clone());
     }
-    needs
-}
-
-/// Returns a sentence about each header of the output whose value is a secret.
-fn plain_secrets(output: &Output) -> impl Iterator<Item = String> {
-    let secrets = output.headers.iter().map(|(name, _)| name).filter(|name| is_of_secret(name));
-    secrets.map(|name| {
-        format!(
-            "The header {name} is a secret that the config has as plain text: put the value into a \
-             file, and write \"{name}\" = \"${{file:PATH}}\" in output.headers"
-        )
+    let mut rules = default.into_iter().chain(front.all(["use_backend"]));
+    rules.find_map(|line| named(["backend", "listen"], line.word(1))).or_else(|| {
+        let mut words = front.all([]).flat_map(|line| &line.words);
+        words.clone().find(|word| word.contains("req.body"))?;
+        named(["ring", ""], words.find_map(|word| word.strip_prefix("ring@"))?)
     })
 }
 
-/// Returns the value of `admin.address` for the new config: the address of HAProxy's statistics
-/// page or, if there is none without TLS and on a port that no listener uses, `0.0.0.0` with the
-/// first free port from 9090 on.
-fn admin_address(
-    file: &File,
-    fronts: &Fronts<'_>,
-    binds: &[Bind<'_>],
+/// Makes the listeners and the output of a frontend, and reports the lines that say how requests
+/// get from one to the other. `None` if the relay can use no address or no server.
+fn carried(
+    front: &Proxy<'_>,
+    back: &Proxy<'_>,
     notes: &mut Notes,
-) -> String {
-    let is_free = |port: &str| binds.iter().all(|bind| bind.port() != port);
-    let lines = fronts.statistics.iter().flat_map(|&place| &file.sections[place].lines);
-    for line in lines.filter(|line| line.word(0) == "bind") {
-        let shown = Bind::read(line, &Global::default(), &mut Notes::default());
-        if let Some(bind) =
-            shown.into_iter().find(|bind| bind.tls.is_none() && is_free(bind.port()))
-        {
-            notes.carried(line, "admin.address");
-            return bind.address;
-        }
+) -> Option<(Vec<Listener>, Output)> {
+    let listeners = Listener::all(front, notes);
+    let kind = if back.section.kind() == "ring" { "syslog" } else { "http" };
+    let output = Output::read(kind, front, back, notes).filter(|_| !listeners.is_empty())?;
+    if let Some(line) = back.last(["mode"]).filter(|_| back.is_http()) {
+        notes.carried(line, "the relay reads HTTP");
     }
-    let port = (9090..).find(|port: &u16| is_free(&port.to_string())).unwrap_or(9090);
-    format!("0.0.0.0:{port}")
+    // Without a line `mode`, HAProxy passes on bytes without reading them. If it takes TLS off or
+    // puts it on, the relay can read the requests nevertheless.
+    let is_read = listeners.iter().all(|listener| listener.tls.is_some())
+        || output.urls.iter().all(|url| url.starts_with("https:"));
+    match front.last(["mode"]).unwrap_or(&front.section.head) {
+        line if front.is_http() || is_read => notes.carried(line, "the relay reads HTTP"),
+        line => notes.decide(
+            line,
+            "without `mode http` HAProxy passed on all bytes; the relay reads HTTP, and needs \
+             [listener.tls] if the URL in the webhook's kubeconfig begins with https://",
+        ),
+    }
+    if let Some(line) = front.last(["default_backend", back.section.name()]) {
+        notes.carried(line, "output");
+    }
+    Some((listeners, output))
 }
 
-/// Reports a frontend that does not fit into one relay together with `first`.
-fn aside(file: &File, first: &Route<'_>, other: &Route<'_>, notes: &mut Notes) {
-    let name = |proxy: &Proxy<'_>| file.sections[proxy.place].name();
-    let head = &file.sections[other.front.place].head;
-    let why = format!(
-        "it sends to `{}`, and `{}` sends to `{}`, perhaps with other headers; in a relay every \
-         event goes to every output. Run a relay of its own for it (migrate haproxy --frontend {}), \
-         or take the tables at the end of the config into use",
-        name(&other.back),
-        name(&first.front),
-        name(&first.back),
-        head.word(1)
-    );
-    notes.decide(head, &why);
+/// Returns `limits.max_connections`; `None` if it keeps its default.
+fn max_connections(front: &Proxy<'_>, notes: &mut Notes) -> Option<u64> {
+    let line = front.last(["maxconn"])?;
+    let number = line.word(1).parse().ok().filter(|number| (1..=1 << 20).contains(number))?;
+    notes.carried(line, "limits.max_connections");
+    Some(number)
 }
 
-/// Returns the tables for the other consumers of the file, which are comments in the config.
-fn alternatives<'a>(
-    file: &'a File,
-    group: &[&Route<'a>],
-    others: &[&Route<'a>],
-    global: &Global<'a>,
-) -> Vec<write::Other<'a>> {
-    let mut tables: Vec<write::Other<'a>> = Vec::new();
-    for route in others {
-        let name = file.sections[route.front.place].name();
-        let (why, binds, output) = match group[0].front.is_http() && !route.front.is_http() {
-            true => (
-                format!(
-                    "For frontend `{name}` (mode tcp), from which the relay takes nothing but HTTP. \
-                     With this table its consumer gets every event as a line:"
-                ),
-                Vec::new(),
-                route.output.as_tcp(),
-            ),
-            false => (
-                format!(
-                    "For frontend `{name}`. With these tables both consumers get every event of \
-                     both:"
-                ),
-                route.binds.clone(),
-                route.output.clone(),
-            ),
+/// Returns the outputs for the other consumers of the file, each with the reason why it is a
+/// comment in the config.
+fn others(file: &[Section], used: &Proxy<'_>, output: &Output) -> Vec<(String, Output)> {
+    let mut names = BTreeSet::from([output.name.clone()]);
+    let mut others = Vec::new();
+    for back in (0..file.len()).map(|place| Proxy::read(file, place)) {
+        let head = &back.section.head;
+        let kind = match back.section.kind() {
+            _ if head.number == used.section.head.number => continue,
+            "ring" => "syslog",
+            "backend" | "listen" if back.is_http() => "http",
+            "backend" | "listen" => "tcp",
+            _ => continue,
         };
-        tables.push(write::Other { why, binds, output });
-    }
-    for (route, place) in group.iter().flat_map(|r| r.conditional.iter().map(move |p| (r, *p))) {
-        let (back, name) = (Proxy::read(file, place), file.sections[place].name());
-        let ports = route::ports_of(&route.binds);
-        let notes = &mut Notes::default();
-        let output = Output::read(name, &route.front, &back, global, &ports, notes);
-        let known = |output: &Output| {
-            output.is_same(&route.output) || tables.iter().any(|it| it.output.is_same(output))
-        };
-        let Some(output) = output.filter(|output| !known(output)) else { continue };
-        let why = format!(
-            "For backend `{name}`, to which a rule leads. With this table both consumers get every \
-             event:"
-        );
-        tables.push(write::Other { why, binds: Vec::new(), output });
-    }
-    for ring in settings::rings(file) {
-        let Some(output) = Output::of_ring(ring) else { continue };
-        let why = format!(
-            "For `ring {}`, to which HAProxy's log goes. With this table its servers get every \
-             event:",
-            ring.name()
-        );
-        tables.push(write::Other { why, binds: Vec::new(), output });
-    }
-    let mut names: BTreeSet<String> = group.iter().map(|route| route.output.name.clone()).collect();
-    for Output { name, .. } in tables.iter_mut().map(|table| &mut table.output) {
-        let base = name.clone();
-        let mut count = 2;
-        while !names.insert(name.clone()) {
-            *name = format!("{base}-{count}");
-            count += 1;
+        let other = Output::read(kind, &back, &back, &mut Notes::default());
+        let Some(mut other) = other else { continue };
+        if !names.insert(other.name.clone()) {
+            other.name = format!("{}-{}", other.name, head.number);
         }
+        let (kind, name) = (head.word(0), head.word(1));
+        let why = format!("For `{kind} {name}`. With this table it gets every event, too:");
+        others.push((why, other));
     }
-    tables
+    others
 }
 
-/// Returns a sentence for each environment variable that the config needs and gives no default.
-fn variables(config: &str) -> Vec<String> {
-    let mut names = BTreeSet::new();
-    let lines = config.lines().filter(|line| !line.starts_with('#'));
-    for rest in lines.flat_map(|line| line.split("${env:").skip(1)) {
-        let name: String =
-            rest.chars().take_while(|c| c.is_ascii_alphanumeric() || *c == '_').collect();
-        let has_default = rest.strip_prefix(name.as_str()).is_some_and(|r| r.starts_with(":-"));
-        if !has_default {
-            names.insert(name);
-        }
+/// Adds a finding for every line of a section that has none yet. `is_used`: the section is carried
+/// over. `logs_requests`: HAProxy's log may have parts of requests.
+fn finish(section: &Section, is_used: bool, logs_requests: bool, notes: &mut Notes) {
+    let Section { head, lines } = section;
+    if is_used && !notes.knows(head) {
+        notes.carried(head, "its lines are in this list");
     }
-    let need = |name: &String| {
-        format!(
-            "the variable {name} is in the relay's environment, with the value that HAProxy has"
-        )
-    };
-    names.iter().map(need).collect()
-}
-
-/// Returns a sentence for each listener to which the Service of the manifests does not lead.
-fn ports(binds: &[Bind<'_>]) -> Vec<String> {
-    let expected = |bind: &Bind<'_>| if bind.tls.is_some() { "4443" } else { "3000" };
-    let is_known = |bind: &&Bind<'_>| !is_variable(bind.port());
-    let other = binds.iter().filter(is_known).filter(|bind| bind.port() != expected(bind));
-    let need = |bind: &Bind<'_>| {
-        format!(
-            "deploy/base leads the Service to port {} of the pods, not to {}: change \
-             listener.address, or the port in deployment.yaml, service.yaml and networkpolicy.yaml",
-            expected(bind),
-            bind.address
-        )
-    };
-    other.map(need).collect()
-}
-
-/// Adds a finding for every line that is neither carried over nor reported yet.
-fn finish(
-    file: &File,
-    fronts: &Fronts<'_>,
-    group: &[&Route<'_>],
-    others: &[&Route<'_>],
-    notes: &mut Notes,
-) {
-    notes.merge(&fronts.lost);
-    let proxies = || group.iter().flat_map(|route| [&route.front, &route.back]);
-    let used: BTreeSet<usize> = proxies().flat_map(|it| it.sections.iter().copied()).collect();
-    let holding: BTreeSet<usize> =
-        proxies().flat_map(|it| &it.lines).map(|line| line.number).collect();
-    // The sections of frontends that are not carried over, and the other backends to which rules
-    // lead. Each has the name of a frontend that uses it.
-    let mut asides: BTreeMap<usize, &str> = BTreeMap::new();
-    for route in others.iter().chain(group) {
-        let name = file.sections[route.front.place].name();
-        let of_others = others.iter().any(|other| other.front.place == route.front.place);
-        let own = [&route.front.sections, &route.back.sections].into_iter().filter(|_| of_others);
-        for &place in own.flatten().chain(&route.conditional) {
-            asides.entry(place).or_insert(name);
-        }
-    }
-    for &(back, front) in fronts.backs_of_lost.iter().filter(|(back, _)| !used.contains(back)) {
-        asides.entry(back).or_insert(file.sections[front].name());
-    }
-    for (place, Section { head, lines, .. }) in file.sections.iter().enumerate() {
-        let kind = head.word(0);
-        let is_carried = kind == "global" || used.contains(&place);
-        let shows = fronts.statistics.contains(&place);
-        if !is_carried && !words::is_harmless_section(kind) && !notes.knows(head) {
-            notes.other(head, &shown(head), false);
-        }
-        let of_section = match asides.get(&place) {
-            _ if shows => (Verdict::NoEffect, STATISTICS.to_owned()),
-            _ if fronts.idle.contains(&place) => {
-                (Verdict::NoEffect, "the section is disabled or listens nowhere".to_owned())
-            }
-            Some(name) => {
-                let why = format!("it is about requests of `{name}` that are not carried over");
-                (Verdict::Section, why)
-            }
-            None if kind == "ring" && settings::rings(file).any(|ring| ring.head == *head) => {
-                (Verdict::Section, "HAProxy's log goes to it".to_owned())
-            }
-            None if notes.knows(head) => {
-                (Verdict::Section, "its section is to decide about".to_owned())
-            }
-            None => (Verdict::NoEffect, "nothing else that is carried over uses it".to_owned()),
-        };
-        for line in std::iter::once(head).chain(lines) {
-            let is_head = line.number == head.number;
-            if notes.knows(line) || is_carried && is_head {
+    for line in std::iter::once(head).chain(lines) {
+        let why = match line.word(0) {
+            _ if notes.knows(line) => continue,
+            first if is_used && is_harmless(line) && !(first == "log" && logs_requests) => {
+                notes.no_effect(line, "it changes nothing of what is forwarded, or who may send");
                 continue;
             }
-            if kind == "global" {
-                notes.other(line, &shown(line), words::is_harmless_in_global(line));
-            } else if is_carried && !holding.contains(&line.number) {
-                notes.no_effect(line, "a later line overrides it");
-            } else if is_carried || shows && !is_head {
-                notes.other(line, &shown(line), words::is_harmless_in_proxy(line));
-            } else {
-                notes.add(line, &shown(line), of_section.0, &of_section.1);
+            "frontend" | "listen" if !is_used => {
+                "the section is not carried over: add a [[listener]] for it if its consumer is the \
+                 same, or run a relay of its own for it (migrate haproxy --frontend NAME)"
             }
-        }
+            _ if !is_used => "its section is not carried over",
+            "default_backend" | "use_backend" => {
+                "a relay sends every event to every output, whatever the request was, and refuses \
+                 none of them: decide who may reach the listeners"
+            }
+            "log" => {
+                "the relay logs to standard error, and nothing goes to this target. If its lines \
+                 have the bodies of requests (log-format), the events left this way: an output of \
+                 type syslog sends each event to a syslog server over TCP"
+            }
+            "timeout" => {
+                "the relay's default stays, unless another line says otherwise: no health check \
+                 marks a server as down, so every event would wait as long for a server that hangs"
+            }
+            _ => "the relay has nothing that corresponds to it, or does not use it here",
+        };
+        notes.decide(line, why);
     }
+}
+
+/// The directives that change nothing of what is forwarded, to whom, and who may send. They are
+/// about HAProxy's process, its health checks, and the connections that the relay keeps by its own
+/// rules. A `/` stands between the first two words of a line.
+const HARMLESS: &str = "ca-base chroot crt-base daemon description errorfile gid group \
+    http-check log-tag log/global log/stderr log/stdout master-worker nbproc nbthread node \
+    option/clitcpka option/dontlog-normal option/dontlognull option/http-buffer-request \
+    option/http-keep-alive option/http-server-close option/httpchk option/httpclose \
+    option/httplog option/log-health-checks option/redispatch option/srvtcpka option/tcp-check \
+    option/tcpka option/tcplog pidfile quiet retries retry-on stats/socket stats/timeout \
+    timeout/check timeout/client timeout/client-fin timeout/http-keep-alive timeout/queue \
+    timeout/server timeout/server-fin timeout/tarpit uid ulimit-n user";
+
+/// Returns `true` if the line is in [`HARMLESS`]. The relay does nothing by itself that a line with
+/// `no` could switch off. A long time limit is never harmless: the relay's waits are short, because
+/// it has no health check that marks a server as down.
+fn is_harmless(line: &Line) -> bool {
+    let at = usize::from(matches!(line.word(0), "no" | "default"));
+    let first = line.word(at);
+    let both = format!("{first}/{}", line.word(at + 1));
+    let is_short = first != "timeout" || short_time(line.word(at + 2)).is_some();
+    is_short && HARMLESS.split_whitespace().any(|entry| entry == first || entry == both)
 }
 
 #[cfg(test)]

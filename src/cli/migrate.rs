@@ -20,11 +20,12 @@ pub(super) enum Command {
     /// Convert the haproxy.cfg of a forwarder, and report what became of each line
     ///
     /// The config goes to standard output, with the report as comments; the report goes to standard
-    /// error as well. It names first the directives that somebody has to decide about, because they
-    /// may change what leaves, where it goes or who may send. If `haproxy` is on PATH, `haproxy -c`
-    /// judges whether the file is valid. Exit status 0 if there is nothing to decide or --force is
-    /// given, 3 if there is (the config is written all the same), 2 if the file cannot be read, if
-    /// HAProxy would not start with it, or if it forwards nothing.
+    /// error as well. What plain forwarders use is carried over. Somebody has to decide about every
+    /// other directive, because it may change what leaves, where it goes or who may send; only a
+    /// few are known to be without effect. If `haproxy` is on PATH, `haproxy -c` judges whether the
+    /// file is valid. Exit status 0 if there is nothing to decide or --force is given, 3 if there
+    /// is (the config is written all the same), 2 if the file cannot be read, if HAProxy would not
+    /// start with it, or if it forwards nothing.
     Haproxy {
         /// The haproxy.cfg; `-` is standard input
         #[arg(value_name = "FILE")]
@@ -32,7 +33,7 @@ pub(super) enum Command {
         /// Exit with status 0 also if directives that matter are not carried over
         #[arg(long)]
         force: bool,
-        /// The frontend or listen section to convert, if several do not fit into one relay
+        /// The frontend or listen section to convert, if there are several
         /// [default: the first]
         #[arg(long, value_name = "NAME")]
         frontend: Option<String>,
@@ -52,7 +53,7 @@ pub(super) fn run(command: &Command) -> Result<(), u8> {
         Some(name) => name.to_string_lossy().into_owned(),
         None => shown.clone(),
     };
-    let validity = haproxy::judge(&text, &shown).map_err(|alerts| {
+    let validity = haproxy::judge(file, &text).map_err(|alerts| {
         alerts.iter().for_each(|alert| eprintln!("{shown}: {alert}"));
         wrong(format_args!("{shown}: HAProxy would not start with this file: nothing is written"))
     })?;
@@ -64,7 +65,7 @@ pub(super) fn run(command: &Command) -> Result<(), u8> {
     };
     match haproxy::migrate(&text, options) {
         Ok(Migrated { config, report }) => {
-            report.lines(&shown).iter().for_each(|line| eprintln!("{line}"));
+            report.lines(&shown, Verdict::NoEffect).iter().for_each(|line| eprintln!("{line}"));
             print(&config)?;
             if report.count(Verdict::Decide) == 0 || *force {
                 return Ok(());

@@ -28,20 +28,26 @@ fn migrate(text: &str) -> Result<Migrated, Unusable> {
     super::migrate(text, Options { name: "haproxy.cfg", keeps_paths: true, ..Options::default() })
 }
 
-/// Migrates the text. Asserts that the result is a valid config; missing files do not count.
-#[track_caller]
-fn migrated(text: &str) -> (toml::Table, Vec<Finding>) {
-    let Migrated { config, report } = migrate(text).unwrap();
-    let left = report.findings;
-    let problems = config::read(&config, crate::output::TYPES).problems;
+/// Returns the errors in a config. A missing file is none.
+fn errors(config: &str) -> Vec<String> {
+    let problems = config::read(config, crate::output::TYPES).problems;
     let wrong = problems.iter().filter(|problem| problem.severity == Severity::Error);
-    assert_eq!(wrong.count(), 0, "{problems:?}\n{config}");
-    (config.parse().unwrap(), left)
+    wrong.map(|problem| format!("{problem:?}")).collect()
 }
 
-/// Returns the line numbers and texts of the directives that were not carried over.
-fn shown(left: &[Finding]) -> Vec<(usize, &str)> {
-    left.iter().map(|left| (left.line, left.directive.as_str())).collect()
+/// Migrates the text. Asserts that the result is a valid config, and returns it with the directives
+/// about which the user has to decide, each behind the number of its line.
+#[track_caller]
+fn migrated(text: &str) -> (toml::Table, Vec<String>) {
+    let Migrated { config, report } = migrate(text).unwrap();
+    assert_eq!(errors(&config), Vec::<String>::new(), "{config}");
+    (config.parse().unwrap(), of(&report, Verdict::Decide))
+}
+
+/// Returns the directives with this verdict, each behind the number of its line.
+fn of(report: &Report, verdict: Verdict) -> Vec<String> {
+    let findings = report.findings.iter().filter(|finding| finding.verdict == verdict);
+    findings.map(|Finding { line, directive, .. }| format!("{line} {directive}")).collect()
 }
 
 #[track_caller]
@@ -58,8 +64,8 @@ fn with_servers(lines: &str) -> String {
 }
 
 #[test]
-fn the_providers_sample_becomes_a_listener_an_output_and_two_notes() {
-    let (table, left) = migrated(SAMPLE);
+fn the_providers_sample_is_carried_over_with_nothing_to_decide() {
+    let (table, decide) = migrated(SAMPLE);
     assert_has(
         &table,
         r#"
@@ -68,10 +74,22 @@ fn the_providers_sample_becomes_a_listener_an_output_and_two_notes() {
         queue = { max_bytes = "256MiB" }
         output = [{ name = "remotelogstash", type = "http", urls = ["http://10.1.2.3:8080/"], timeouts = { connect = "5s" } }]
         admin = { address = "0.0.0.0:9090" }
-        log = { level = "info" }
         "#,
     );
-    assert_eq!(shown(&left), [(5, "timeout client 10s"), (7, "timeout server 10s")]);
+    assert_eq!(decide, Vec::<String>::new());
+    let report = migrate(SAMPLE).unwrap().report;
+    let expected = [
+        "2 log stdout format raw local0 info",
+        "5 timeout client 10s",
+        "7 timeout server 10s",
+        "9 log global",
+    ];
+    assert_eq!(of(&report, Verdict::NoEffect), expected);
+    let expected = "1 global | 3 defaults | 4 mode http | 6 timeout connect 5s | \
+         8 timeout http-request 10s | 10 frontend myfrontend | 11 bind :3000 | \
+         12 default_backend remotelogstash | 14 backend remotelogstash | \
+         15 server s1 10.1.2.3:8080 check";
+    assert_eq!(of(&report, Verdict::Carried).join(" | "), expected);
 }
 
 #[test]
@@ -81,32 +99,16 @@ fn the_report_stands_in_the_config_too() {
     let options = Options { name: "a\nb.cfg", validity, ..Options::default() };
     let Migrated { config, report } = super::migrate(&text, options).unwrap();
     assert!(config.starts_with("# Made from a\u{fffd}b.cfg by"), "{config}");
-    let lines = report.lines("a\nb.cfg");
-    assert_eq!(
-        lines[0],
-        "a\u{fffd}b.cfg: 1 listener and 1 output; 8 directives carried over, 1 to decide, 2 left out \
-         without effect"
-    );
+    let lines = report.lines("a\nb.cfg", Verdict::NoEffect);
+    let summary = "a\u{fffd}b.cfg: 1 to decide, 4 without effect, 10 carried over.";
+    assert!(lines[0].starts_with(summary), "{lines:?}");
     assert_eq!(lines[1], validity);
-    assert!(lines[3].starts_with("Decide these"), "{lines:?}");
-    assert!(lines[4].starts_with("a\u{fffd}b.cfg:11: option forwardfor: "), "{lines:?}");
+    assert!(lines[3].starts_with("decide: a\u{fffd}b.cfg:11: option forwardfor: "), "{lines:?}");
     for line in lines {
         assert!(config.contains(format!("# {line}").trim_end()), "{line}\n{config}");
     }
-}
-
-#[test]
-fn a_key_names_the_lines_that_it_comes_from() {
-    let Migrated { config, .. } = migrate(SAMPLE).unwrap();
-    for expected in [
-        "address = \"0.0.0.0:3000\" # haproxy.cfg:11\n",
-        "header_timeout = \"10s\" # haproxy.cfg:8\n",
-        "urls = [\"http://10.1.2.3:8080/\"] # haproxy.cfg:15\n",
-        "connect = \"5s\" # haproxy.cfg:6\n",
-        "[log] # haproxy.cfg:2, haproxy.cfg:9\n",
-    ] {
-        assert!(config.contains(expected), "{expected}{config}");
-    }
+    let carried = "\n# carried over: a\u{fffd}b.cfg:12: bind :3000: listener\n";
+    assert!(config.contains(carried), "{config}");
 }
 
 /// A file that sends the bodies to a consumer in the lines of HAProxy's log.
@@ -117,7 +119,7 @@ ring siem
   format rfc5424
   timeout server 10s
   server one 192.0.2.7:6514
-  server two siem.example.com
+  server two siem.example.com:514
 frontend audit
   mode http
   bind *:3000
@@ -128,36 +130,48 @@ frontend audit
 ";
 
 #[test]
-fn a_ring_that_may_get_the_bodies_is_never_left_out_without_effect() {
-    let text = format!("{SAMPLE}\nring siem\n  server one 192.0.2.7:6514\n").replacen(
-        "  log stdout",
-        "  log ring@siem local0\n  log stdout",
-        1,
+fn a_file_that_forwards_only_by_its_log_becomes_a_syslog_output() {
+    let (table, decide) = migrated(RING);
+    assert_has(
+        &table,
+        r#"
+        output = [{ name = "siem", type = "syslog", addresses = ["192.0.2.7:6514", "siem.example.com:514"] }]
+        "#,
     );
-    assert!(text.contains("ring@siem"), "{text}");
-    let Migrated { config, report } = migrate(&text).unwrap();
-    let of_log = report.findings.iter().find(|it| it.directive.contains("ring@siem")).unwrap();
-    assert_eq!(of_log.verdict, Verdict::Decide, "{of_log:?}");
-    let of_ring = report.findings.iter().filter(|it| it.line > of_log.line + 14);
-    assert!(of_ring.clone().all(|it| it.verdict != Verdict::NoEffect), "{report:?}");
-    let table = "# [[output]]\n# name = \"siem\"\n# type = \"syslog\"\n# addresses = [\"192.0.2.7:6514\"]\n";
-    assert!(config.contains(table), "{config}");
-    // The same for a syslog server, in a file that reads the bodies.
-    let text = SAMPLE.replacen("  log stdout", "  log 192.0.2.7:514 local0\n  log stdout", 1);
-    let verdict = |text: &str| {
-        let (_, left) = migrated(text);
-        left.iter().find(|it| it.directive.contains("192.0.2.7:514")).unwrap().verdict
-    };
-    assert_eq!(verdict(&text), Verdict::NoEffect);
-    let text = text.replace("  bind", "  http-request set-var(txn.body) req.body\n  bind");
-    assert_eq!(verdict(&text), Verdict::Decide);
+    let expected = "2 log ring@siem local0 | 4 format rfc5424 | 12 log global | \
+         13 log-format %[req.body] | 14 http-request return status 200";
+    assert_eq!(decide.join(" | "), expected);
+    // A header is for requests only, and TLS is that of all addresses.
+    let text = RING.replace("  log-format", "  http-request set-header X-A b\n  log-format");
+    let (table, decide) = migrated(&text.replace("com:514", "com:514 ssl verify none"));
+    assert_eq!(table["output"][0]["addresses"].as_array().unwrap().len(), 1);
+    assert!(decide.contains(&"6 server one 192.0.2.7:6514".to_owned()), "{decide:?}");
+    assert!(decide.contains(&"13 http-request set-header X-A …".to_owned()), "{decide:?}");
+    // A log without bodies is nothing to forward.
+    migrate(&RING.replace("req.body", "src")).unwrap_err();
 }
 
 #[test]
-fn a_file_that_only_has_a_ring_is_refused_with_a_hint_at_syslog() {
-    let unusable = migrate(RING).unwrap_err().to_string();
-    let hint = "type = \"syslog\" and addresses = [\"192.0.2.7:6514\", \"siem.example.com:514\"]";
-    assert!(unusable.contains(hint), "{unusable}");
+fn a_ring_beside_servers_is_to_decide_about_and_has_a_table() {
+    let text = SAMPLE.replacen("  log stdout", "  log ring@siem local0\n  log stdout", 1);
+    let text = format!("{text}ring siem\n  server one 192.0.2.7:6514\n");
+    let (_, decide) = migrated(&text);
+    let expected = ["2 log ring@siem local0", "17 ring siem", "18 server one 192.0.2.7:6514"];
+    assert_eq!(decide, expected);
+    let config = migrate(&text).unwrap().config;
+    let table = "# [[output]]\n# name = \"siem\"\n# type = \"syslog\"\n# addresses = [\"192.0.2.7:6514\"]\n";
+    assert!(config.contains(table), "{config}");
+}
+
+#[test]
+fn a_log_is_without_effect_only_if_it_has_nothing_of_requests() {
+    let text = SAMPLE.replacen("  log stdout", "  log 192.0.2.7:514 local0\n  log stdout", 1);
+    assert_eq!(migrated(&text).1, ["2 log 192.0.2.7:514 local0"]);
+    let text = SAMPLE.replace("  bind", "  http-request capture req.body len 100\n  bind");
+    let (_, decide) = migrated(&text);
+    let expected = "2 log stdout format raw local0 info | 9 log global | \
+         11 http-request capture req.body len 100";
+    assert_eq!(decide.join(" | "), expected);
 }
 
 #[test]
@@ -168,21 +182,27 @@ fn the_table_of_a_tcp_frontend_is_of_type_tcp() {
     let table =
         "# [[output]]\n# name = \"other\"\n# type = \"tcp\"\n# addresses = [\"192.0.2.9:5044\"]\n";
     assert!(config.contains(table), "{config}");
-    assert!(!config.contains("5044\"\n# [[output]]"), "{config}");
 }
 
 #[test]
 fn an_address_that_was_never_filled_in_is_told_with_its_line() {
-    let text = with_servers("  server s1 <REMOTE-IP>:<REMOTE-PORT> check\n");
-    let unusable = migrate(&text).unwrap_err();
-    assert!(unusable.to_string().ends_with("can be carried over: nothing is written"));
-    let told = unusable.findings.iter().find(|left| left.line == 15).unwrap();
-    assert!(told.reason.contains("<REMOTE-IP>:<REMOTE-PORT>"), "{told:?}");
+    for address in ["<REMOTE-IP>:<REMOTE-PORT>", "10.0.0.1:+100", "logs:0", "logs:65536", "logs"] {
+        let unusable =
+            migrate(&with_servers(&format!("  server s1 {address} check\n"))).unwrap_err();
+        assert!(unusable.to_string().ends_with("can be carried over: nothing is written"));
+        let [told] = &unusable.findings[..] else { panic!("{unusable:?}") };
+        assert!(told.line == 15 && told.reason.contains(address), "{told:?}");
+    }
+    for bind in [":+3006", ":0", ":3000-3010", "unix@/run/a.sock", "localhost:3000"] {
+        let unusable = migrate(&SAMPLE.replace(":3000", bind)).unwrap_err();
+        assert_eq!(unusable.findings.len(), 1, "{unusable:?}");
+        assert_eq!(unusable.findings[0].line, 11, "{bind}");
+    }
 }
 
 #[test]
 fn servers_with_tls_keep_ca_certificate_and_name() {
-    let (table, left) = migrated(&with_servers(
+    let (table, decide) = migrated(&with_servers(
         "  server s1 logs.example.com:6514 check ssl crt /certs/client.pem ca-file /certs/ca.pem verify required sni str(logs.example.com)\n",
     ));
     assert_has(
@@ -191,41 +211,43 @@ fn servers_with_tls_keep_ca_certificate_and_name() {
         output = [{ name = "remotelogstash", type = "http", urls = ["https://logs.example.com:6514/"], timeouts = { connect = "5s" }, tls = { ca = "/certs/ca.pem", certificate = "/certs/client.pem", private_key = "/certs/client.pem", server_name = "logs.example.com" } }]
         "#,
     );
-    assert_eq!(shown(&left), [(5, "timeout client 10s"), (7, "timeout server 10s")]);
+    assert_eq!(decide, Vec::<String>::new());
 }
 
 #[test]
-fn verification_is_left_out_where_haproxy_left_it_out() {
-    let no_check = with_servers("  server s1 10.0.0.1:443 ssl verify none\n");
-    let globally = format!(
-        "global\n ssl-server-verify none\n{}",
-        with_servers("  server s1 10.0.0.1:443 ssl\n")
-    );
-    for text in [no_check, globally] {
-        let (table, _) = migrated(&text);
-        assert_eq!(table["output"][0]["tls"]["insecure_skip_verify"].as_bool(), Some(true));
-    }
+fn verification_is_left_out_only_where_the_server_left_it_out() {
+    let insecure = |text: &str| {
+        let (table, decide) = migrated(text);
+        let tls = table["output"][0]["tls"].as_table().unwrap();
+        (tls.contains_key("insecure_skip_verify"), decide.len())
+    };
+    let servers = with_servers("  server s1 10.0.0.1:443 ssl verify none\n");
+    assert_eq!(insecure(&servers), (true, 0));
+    let defaults = "ssl-default-server-options verify none";
+    let servers = with_servers("  server s1 10.0.0.1:443 ssl\n");
+    assert_eq!(insecure(&format!("global\n {defaults}\n{servers}")), (true, 0));
+    // The user decides about this one, and about the name in the certificate.
+    assert_eq!(insecure(&format!("global\n ssl-server-verify none\n{servers}")), (false, 2));
 }
 
 #[test]
 fn servers_are_taken_in_turn_or_in_order_as_before() {
     let two = "  server s1 10.0.0.1:80 check\n  server s2 10.0.0.2:80 check\n";
     let backup_first = "  server s2 10.0.0.2:80 check backup\n  server s1 10.0.0.1:80 check\n";
-    for (balance, servers, strategy, findings) in [
+    for (balance, servers, strategy, decided) in [
         ("", two, Some("round_robin"), 0),
         ("  balance roundrobin\n", two, Some("round_robin"), 0),
-        ("  balance leastconn\n", two, Some("round_robin"), 0),
+        ("  balance source\n", two, Some("round_robin"), 1),
         ("  balance first\n", two, None, 0),
         ("", backup_first, None, 0),
-        ("  balance roundrobin\n", backup_first, None, 1),
+        ("  balance roundrobin\n", backup_first, None, 0),
     ] {
-        let (table, left) = migrated(&with_servers(&format!("{balance}{servers}")));
+        let (table, decide) = migrated(&with_servers(&format!("{balance}{servers}")));
         let output = &table["output"][0];
         let urls: toml::Value = vec!["http://10.0.0.1:80/", "http://10.0.0.2:80/"].into();
         assert_eq!(output["urls"], urls, "{balance}{servers}");
         let seen = output.get("strategy").and_then(|strategy| strategy.as_str());
-        let count = left.iter().filter(|left| left.line > 12).count();
-        assert_eq!((seen, count), (strategy, findings), "{balance}{servers}");
+        assert_eq!((seen, decide.len()), (strategy, decided), "{balance}{servers}");
     }
 }
 
@@ -236,7 +258,7 @@ fn listeners_with_tls_keep_certificate_clients_and_version() {
         "  bind :3000\n  bind [::]:4443,127.0.0.1:4444 ssl crt tls.pem ca-file ca.pem verify required ssl-min-ver TLSv1.3 alpn h2,http/1.1\n",
     );
     let text = text.replacen("global\n", "global\n  crt-base /etc/crt\n  ca-base /etc/ca/\n", 1);
-    let (table, left) = migrated(&text);
+    let (table, decide) = migrated(&text);
     assert_has(
         &table,
         r#"
@@ -247,21 +269,21 @@ fn listeners_with_tls_keep_certificate_clients_and_version() {
         ]
         "#,
     );
-    assert_eq!(left.len(), 2, "{left:?}");
+    assert_eq!(decide, Vec::<String>::new());
 }
 
 #[test]
 fn a_listener_that_was_https_never_becomes_http() {
-    let text = SAMPLE.replace("bind :3000", "bind :3000 ssl");
-    let unusable = migrate(&text).unwrap_err();
-    assert!(unusable.findings.iter().any(|finding| finding.line == 11), "{unusable:?}");
-    for crt in ["crt /etc/certs/", "crt-list /etc/list.txt"] {
-        let text = SAMPLE.replace("bind :3000", &format!("bind :3000 ssl {crt}"));
-        let (table, left) = migrated(&text);
-        assert!(table["listener"][0].get("tls").is_some(), "{table:?}");
-        let told = left.iter().find(|finding| finding.line == 11).unwrap();
-        assert_eq!(told.verdict, Verdict::Decide, "{told:?}");
+    for crt in ["", " crt /etc/certs/", " crt-list /etc/list.txt", " crt @store/site"] {
+        let text = SAMPLE.replace("bind :3000", &format!("bind :3000 ssl{crt}"));
+        let unusable = migrate(&text).unwrap_err();
+        assert!(unusable.findings.iter().all(|finding| finding.line == 11), "{unusable:?}");
     }
+    // With two certificates, the first one is kept, and the user decides about the second one.
+    let text = SAMPLE.replace("bind :3000", "bind :3000 ssl crt /a.pem crt /b.pem");
+    let (table, decide) = migrated(&text);
+    assert_eq!(table["listener"][0]["tls"]["certificate"].as_str(), Some("/a.pem"));
+    assert_eq!(decide, ["11 bind :3000 … crt /b.pem"]);
 }
 
 #[test]
@@ -274,7 +296,7 @@ global
   stats socket /run/haproxy.sock
 userlist admins
   user root insecure-password secret
-defaults base
+defaults
   mode http
   option httplog
   option redispatch
@@ -302,103 +324,120 @@ backend other
 listen stats
   bind 127.0.0.1:8404
   stats enable
-  stats uri /
   stats auth admin:secret
 nonsense
 ";
-    let (table, left) = migrated(text);
+    let (table, decide) = migrated(text);
     assert_has(
         &table,
         r#"
-        limits = { max_connections = 1000, idle_timeout = "180s" }
+        limits = { max_connections = 1000 }
         output = [{ name = "logs", type = "http", urls = ["http://logs-a:8080/"], headers = { x-cluster = "prod" }, timeouts = { connect = "500ms" } }]
-        admin = { address = "127.0.0.1:8404" }
+        admin = { address = "0.0.0.0:9090" }
         "#,
     );
-    assert!(!table.contains_key("log"));
-    let expected = "2 daemon | 3 user haproxy | 5 stats socket /run/haproxy.sock | 6 userlist admins | \
-         7 user root … | 10 option httplog | 11 option redispatch | 12 retries 3 | \
-         13 retry-on all-retryable-errors | 15 timeout client 2m | 16 timeout server 90s | 17 timeout queue 1m | 20 bind … accept-proxy | \
+    let expected = "4 maxconn 2000 | 6 userlist admins | 7 user root … | \
+         15 timeout client 2m | 16 timeout server 90s | \
+         18 timeout http-keep-alive 3m | 20 bind :3000 … accept-proxy | \
          22 acl posts method POST | 23 http-request deny if !posts | \
-         25 use_backend other if posts | 28 option httpchk GET / | \
-         29 http-check expect status 200 | 30 server a … send-proxy | 30 server a … inter 2s | \
-         30 server a … rise 2 | 30 server a … weight 10 | 31 backend other | \
-         32 server b 10.0.0.9:80 | 33 listen stats | 35 stats enable | 36 stats uri / | \
-         37 stats auth … | 38 nonsense";
-    let seen: Vec<_> = shown(&left).iter().map(|(line, what)| format!("{line} {what}")).collect();
-    assert_eq!(seen.join(" | "), expected);
-    assert!(left.iter().all(|left| !left.reason.is_empty()));
-    let decided: Vec<usize> =
-        left.iter().filter(|left| left.verdict == Verdict::Decide).map(|left| left.line).collect();
-    assert_eq!(decided, [6, 15, 16, 20, 22, 23, 25, 30, 38]);
+         25 use_backend other if posts | 30 server a … weight 10 send-proxy | \
+         31 backend other | 32 server b 10.0.0.9:80 | 33 listen stats | 34 bind 127.0.0.1:8404 | \
+         35 stats enable | 36 stats auth … | 37 nonsense";
+    assert_eq!(decide.join(" | "), expected);
+    let report = migrate(text).unwrap().report;
+    let expected = "2 daemon | 3 user haproxy | 5 stats socket /run/haproxy.sock | \
+         10 option httplog | 11 option redispatch | 12 retries 3 | \
+         13 retry-on all-retryable-errors | 17 timeout queue 1m | \
+         28 option httpchk GET / | 29 http-check expect status 200";
+    assert_eq!(of(&report, Verdict::NoEffect).join(" | "), expected);
+    assert!(report.findings.iter().all(|finding| !finding.reason.is_empty()));
 }
 
 #[test]
-fn ports_that_are_counted_from_others_and_numbers_beyond_all_bounds_are_told() {
-    for server in ["10.0.0.1:+100", "logs:0", "logs:65536"] {
-        let unusable = migrate(&with_servers(&format!("  server s1 {server}\n"))).unwrap_err();
-        let findings = &unusable.findings;
-        assert!(findings.iter().any(|finding| finding.line == 15), "{server}: {unusable:?}");
-        assert!(findings.iter().all(|finding| finding.line != 2), "only what was tried");
+fn no_directive_that_changes_what_is_forwarded_is_without_effect() {
+    for words in DANGEROUS.split(", ") {
+        let words = words.split_whitespace().map(str::to_owned).collect();
+        let line = Line { number: 1, words };
+        assert!(!is_harmless(&line), "{line:?}");
     }
-    for bind in [":+3006", ":0"] {
-        let text = SAMPLE.replace(":3000", bind);
-        let unusable = migrate(&text).unwrap_err();
-        assert!(unusable.findings.iter().any(|finding| finding.line == 11), "{bind}");
+}
+
+/// Directives that change what leaves, where it goes, or who may send.
+const DANGEROUS: &str = "\
+    acl a src 10.0.0.10, block if a, capture request header Host len 9, capture response header \
+    Server len 9, chroot-x, compression algo-req gzip, declare capture request len 9, disabled, \
+    error-log-format %hr, filter spoe engine a, frobnicate 1, http-request allow, http-request \
+    auth, http-request capture src len 9, http-request deny, http-request redirect location /, \
+    http-request set-dst hdr(a), http-request set-header a b, http-request use-service lua.a, \
+    http-send-name-header X, log 10.0.0.1 local0, log ring@a local0, log-format %hr, lua-load /a, \
+    no log, option allbackups, option forwardfor, option frobnicate, option transparent, \
+    rate-limit sessions 5, redirect scheme https, source 10.0.0.1, stats enable, stick on src, \
+    tcp-request connection reject, tcp-request content accept, timeout frobnicate 5s, timeout \
+    client 5h, timeout server 0, timeout client, unique-id-header X, use-server s if a";
+
+#[test]
+fn numbers_that_the_relay_does_not_take_are_to_decide_about() {
+    for (from, to, line) in [
+        ("mode http", "maxconn 2000000\n  mode http", 4),
+        ("mode http", "maxconn 10k\n  mode http", 4),
+        ("timeout connect 5s", "timeout connect 0", 6),
+        ("timeout connect 5s", "timeout connect 5s5", 6),
+        ("timeout connect 5s", "timeout connect 5S", 6),
+        ("timeout client 10s", "timeout client 24h", 5),
+        ("timeout server 10s", "timeout server 86400s", 7),
+        ("timeout http-request 10s", "timeout http-request 2h", 8),
+        ("timeout http-request 10s", "timeout http-keep-alive 400d", 8),
+    ] {
+        let (table, decide) = migrated(&SAMPLE.replace(from, to));
+        let [told] = &decide[..] else { panic!("{to}: {decide:?}") };
+        assert!(told.starts_with(&format!("{line} ")), "{told}");
+        let number = to.split_whitespace().find(|word| word.starts_with(char::is_numeric));
+        assert!(!format!("{table:?}").contains(&format!("\"{}\"", number.unwrap())), "{table:?}");
     }
-    let text = SAMPLE.replace("frontend myfrontend\n", "frontend myfrontend\n  maxconn 2000000\n");
-    let text = text.replace("timeout connect 5s", "timeout connect 0");
-    let (table, left) = migrated(&text);
-    assert_eq!(table["limits"]["max_connections"].as_integer(), Some(1 << 20));
-    assert!(!table["output"][0].as_table().unwrap().contains_key("timeouts"));
-    let expected = [(5, "timeout client 10s"), (6, "timeout connect 0"), (7, "timeout server 10s")];
-    assert_eq!(shown(&left), expected);
-    assert_eq!(left[1].verdict, Verdict::Decide);
 }
 
 #[test]
 fn a_backup_that_verifies_nothing_takes_no_verification_from_others() {
-    let (table, left) = migrated(&with_servers(
-        "  server y 3.3.3.3:3 ssl verify none backup\n  server z 4.4.4.4:4 ssl ca-file /ca verify required\n",
+    let (table, decide) = migrated(&with_servers(
+        "  server y 3.3.3.3:3 ssl verify none backup\n  server z 4.4.4.4:4 ssl ca-file /ca verify required verifyhost z\n",
     ));
     let output = &table["output"][0];
     assert_eq!(output["urls"].as_array().unwrap().len(), 1);
     assert_eq!(output["urls"][0].as_str(), Some("https://4.4.4.4:4/"));
-    assert_eq!(output["tls"].as_table().unwrap().len(), 1);
-    assert!(left.iter().any(|left| left.line == 15 && left.reason.starts_with("left out")));
+    assert!(!output["tls"].as_table().unwrap().contains_key("insecure_skip_verify"));
+    assert_eq!(decide, ["15 server y 3.3.3.3:3 ssl verify none backup"]);
 }
 
 #[test]
-fn tokens_in_headers_are_not_shown() {
+fn tokens_are_not_shown_in_the_report() {
     let text = SAMPLE.replace(
         "  bind :3000\n",
-        "  bind :3000\n  http-request set-header Authorization \"Basic c2Vj\" if TRUE\n  http-request set-header X-Token abc\n",
+        "  bind :3000\n  http-request set-header Authorization \"Basic c2Vj\" if TRUE\n  http-request set-header X-Token c2Vj\n  acl a hdr(Authorization) -m str c2Vj\n  monitor-uri /?token=c2Vj\n  user a password c2Vj\n",
     );
     let Migrated { config, report } = migrate(&text).unwrap();
-    let left = report.findings;
-    assert!(!config.contains("c2Vj") && !format!("{left:?}").contains("c2Vj"), "{config}");
-    assert!(config.contains("\"x-token\" = \"abc\""), "{config}");
+    assert!(!format!("{report:?}").contains("c2Vj"), "{report:?}");
+    let (head, settings) = config.split_once("\n[[listener]]").unwrap();
+    assert!(!head.contains("c2Vj") && settings.contains("\"x-token\" = \"c2Vj\""), "{config}");
 }
 
 #[test]
 fn a_secret_in_a_header_gets_the_hint_of_a_file() {
-    let line = |header: &str, value: &str| {
-        let line = format!("  bind :3000\n  http-request set-header {header} \"{value}\"\n");
+    let carried = |header: &str| {
+        let line = format!("  bind :3000\n  http-request set-header {header} Bearer-c2Vj\n");
         let Migrated { report, .. } = migrate(&SAMPLE.replace("  bind :3000\n", &line)).unwrap();
-        report.needs.join("\n")
+        report.lines("f", Verdict::Carried).join("\n")
     };
     for header in ["Authorization", "X-Api-Key", "X-Vault-Token", "Cookie"] {
-        let needs = line(header, "Bearer-c2Vj");
-        let hint = format!("\"{}\" = \"${{file:PATH}}\"", header.to_lowercase());
-        assert!(needs.contains(&hint) && !needs.contains("c2Vj"), "{needs}");
+        let lines = carried(header);
+        assert!(lines.contains("${file:PATH}") && !lines.contains("c2Vj"), "{lines}");
     }
-    assert!(!line("X-Cluster", "prod").contains("${file:"));
+    assert!(!carried("X-Cluster").contains("${file:"));
 }
 
 #[test]
-fn an_address_is_listened_on_once_and_admins_is_another() {
-    let text = SAMPLE.replace("  bind :3000\n", "  bind :9090\n  bind 127.0.0.1:9091,:9090\n");
-    let (table, _) = migrated(&text);
+fn a_port_is_listened_on_once_and_admins_is_another() {
+    let text = SAMPLE.replace("  bind :3000\n", "  bind :9090\n  bind 127.0.0.1:9091,:::9090\n");
+    let (table, decide) = migrated(&text);
     assert_has(
         &table,
         r#"
@@ -406,24 +445,22 @@ fn an_address_is_listened_on_once_and_admins_is_another() {
         admin = { address = "0.0.0.0:9092" }
         "#,
     );
-    let shared = "listen stats\n  bind 127.0.0.1:9091\n  stats enable\n";
-    let (table, _) = migrated(&format!("{text}{shared}"));
-    assert_has(&table, r#"admin = { address = "0.0.0.0:9092" }"#);
+    assert_eq!(decide, ["12 bind 127.0.0.1:9091,:::9090 … :::9090"]);
 }
 
 #[test]
-fn a_listen_section_is_both_sides_and_variables_stay_variables() {
-    let (table, left) = migrated(
-        "listen audit\n bind \"*:${PORT-3000}\"\n mode http\n server one \"${LOGSTASH-logstash.example.com}:8080\"\n server two [::1]:81\n server three logs\n",
+fn a_listen_section_is_both_sides() {
+    let (table, decide) = migrated(
+        "listen audit\n bind *:3000\n mode http\n server one logs.example.com:8080\n server two [::1]:81\n",
     );
     assert_has(
         &table,
         r#"
-        listener = [{ address = "0.0.0.0:${env:PORT:-3000}" }]
-        output = [{ name = "audit", type = "http", strategy = "round_robin", urls = ["http://${env:LOGSTASH:-logstash.example.com}:8080/", "http://[::1]:81/", "http://logs:${env:PORT:-3000}/"] }]
+        listener = [{ address = "0.0.0.0:3000" }]
+        output = [{ name = "audit", type = "http", strategy = "round_robin", urls = ["http://logs.example.com:8080/", "http://[::1]:81/"] }]
         "#,
     );
-    assert_eq!(left, []);
+    assert_eq!(decide, Vec::<String>::new());
 }
 
 #[test]
@@ -433,6 +470,9 @@ fn nothing_to_listen_on_or_to_send_to_is_an_error() {
         "global\n",
         "backend b\n server s 1.2.3.4:80\n",
         "frontend f\n bind :80\n default_backend none\n",
+        "frontend f\n bind :80\n http-request deny\n",
+        "listen f\n bind :80\n disabled\n server s 1.2.3.4:80\n",
+        "frontend f\n bind :80\n default_backend b\nbackend b\n server s 1.2.3.4:80 disabled\n",
     ] {
         let unusable = migrate(text).unwrap_err();
         assert!(unusable.to_string().contains("nothing is written"), "{unusable}");
@@ -442,7 +482,7 @@ fn nothing_to_listen_on_or_to_send_to_is_an_error() {
 #[test]
 fn names_of_backends_become_names_of_outputs() {
     for (backend, expected) in
-        [("queue", "backend-queue"), ("Logs_A.b", "logs-a-b"), ("-__", "consumer")]
+        [("queue", "consumer"), ("Logs_A.b", "logs-a-b"), ("-__", "consumer")]
     {
         let text = SAMPLE.replace("remotelogstash", backend);
         let (table, _) = migrated(&text);
@@ -450,21 +490,50 @@ fn names_of_backends_become_names_of_outputs() {
     }
 }
 
-/// Returns the numbers of the lines of a haproxy.cfg that the report does not account for: neither
-/// as carried over nor as a finding. Heads of sections in which a line is carried over count as
-/// accounted for.
-fn unaccounted(text: &str, report: &Report) -> Vec<usize> {
-    let mut known: BTreeSet<usize> = report.carried.keys().copied().collect();
-    known.extend(report.findings.iter().map(|finding| finding.line));
-    let heads = "global defaults frontend backend listen crt-store userlist peers resolvers ring cache \
-         http-errors mailers log-forward program";
-    let is_directive = |(_, line): &(usize, &str)| {
-        let first = line.split_whitespace().next().unwrap_or_default();
-        !first.is_empty() && !first.starts_with('#') && !heads.split(' ').any(|head| head == first)
-    };
-    let lines = text.lines().enumerate().map(|(index, line)| (index + 1, line));
-    let unknown = lines.filter(is_directive).filter(|(number, _)| !known.contains(number));
-    unknown.map(|(number, _)| number).collect()
+#[test]
+fn paths_of_files_become_those_of_secrets_and_commands_make_them() {
+    let text = SAMPLE.replace("bind :3000", "bind :4443 ssl crt \"/etc/o'd/site.pem\"");
+    let text = text.replace("8080 check", "8080 ssl ca-file /etc/ca.pem verifyhost a");
+    let options = Options { name: "f", ..Options::default() };
+    let Migrated { config, report } = super::migrate(&text, options).unwrap();
+    let table: toml::Table = config.parse().unwrap();
+    assert_eq!(table["listener"][0]["tls"]["certificate"].as_str(), Some("/certificates/tls.crt"));
+    assert_eq!(table["output"][0]["tls"]["ca"].as_str(), Some("/consumer/ca.crt"));
+    let commands: Vec<&str> =
+        report.needs.iter().filter_map(|need| need.strip_prefix("    ")).collect();
+    let expected = [
+        r"sed -n '/-BEGIN CERT/,/-END CERT/p' '/etc/o'\''d/site.pem' > tls.crt",
+        r"openssl pkey -in '/etc/o'\''d/site.pem' -out tls.key",
+        "kubectl create secret generic audit-webhook -n ibm-kube-audit --from-file=tls.crt --from-file=tls.key",
+        "kubectl create secret generic kube-audit-forwarder-consumer -n ibm-kube-audit --from-file=ca.crt='/etc/ca.pem'",
+    ];
+    assert_eq!(commands, expected);
+    assert_eq!(migrate(&text).unwrap().report.needs, Vec::<String>::new());
+}
+
+#[test]
+fn what_restricts_senders_and_has_no_counterpart_is_to_decide_about() {
+    for option in ["ssl-min-ver TLSv1.0", "force-tlsv11", "verify required", "crl-file /a"] {
+        let text = SAMPLE.replace("bind :3000", &format!("bind :3000 ssl crt /a.pem {option}"));
+        assert_eq!(migrated(&text).1, [format!("11 bind :3000 … {option}")]);
+    }
+}
+
+/// Asserts that each line with words is in the list of the config, and that the config is valid.
+#[track_caller]
+fn assert_whole(name: &str, text: &str, config: &str) {
+    let verdicts = ["# decide: ", "# no effect: ", "# carried over: "];
+    let listed: BTreeSet<usize> = config
+        .lines()
+        .filter_map(|line| verdicts.iter().find_map(|verdict| line.strip_prefix(verdict)))
+        .filter_map(|rest| rest.strip_prefix(name)?.split(':').nth(1)?.parse().ok())
+        .collect();
+    let has_words =
+        |line: &&str| !line.trim_start().is_empty() && !line.trim_start().starts_with('#');
+    let lines = text.lines().enumerate().filter(|(_, line)| has_words(line));
+    let lines: BTreeSet<usize> = lines.map(|(index, _)| index + 1).collect();
+    assert_eq!(listed, lines, "{text}\n{config}");
+    assert_eq!(errors(config), Vec::<String>::new(), "{text}\n{config}");
 }
 
 /// A haproxy.cfg of `tests/fixtures/haproxy`, with what its lines `#! KEY: VALUE` expect.
@@ -508,7 +577,6 @@ fn every_example_becomes_what_its_head_says_and_passes_check() {
             Ok(migrated) => migrated,
             Err(unusable) => {
                 assert_eq!(exit, ["2"], "{name}: {unusable:?}");
-                assert!(!unusable.findings.is_empty(), "{name}");
                 continue;
             }
         };
@@ -542,7 +610,7 @@ fn every_example_becomes_what_its_head_says_and_passes_check() {
             assert!(config.contains(comment), "{name} has no {comment}\n{config}");
         }
         for hidden in example.expected("hides") {
-            let lines = report.lines(name).join("\n");
+            let lines = report.lines(name, Verdict::Carried).join("\n");
             assert!(!lines.contains(hidden), "{name} shows {hidden}\n{lines}");
         }
         for count in example.expected("count") {
@@ -550,30 +618,7 @@ fn every_example_becomes_what_its_head_says_and_passes_check() {
             let found = settings.lines().filter(|line| line.starts_with(table)).count();
             assert_eq!(found.to_string(), count, "{name}: {table}\n{settings}");
         }
-        assert_eq!(unaccounted(&example.text, report), Vec::<usize>::new(), "{name}");
-        let problems = config::read(config, crate::output::TYPES).problems;
-        let wrong: Vec<_> =
-            problems.iter().filter(|problem| problem.severity == Severity::Error).collect();
-        assert!(wrong.is_empty(), "{name}: {wrong:?}\n{config}");
-    }
-}
-
-#[test]
-fn every_line_that_is_carried_over_is_named_in_the_config() {
-    for example in Example::all() {
-        let Ok(Migrated { config, report }) = example.migrate() else { continue };
-        for (line, keys) in report.carried {
-            let place = format!("{}:{line}", example.name);
-            let is_named = |text: &str| {
-                let after = text.split(&place).nth(1)?;
-                Some(!after.starts_with(|c: char| c.is_ascii_digit()))
-            };
-            let is_named = config.lines().any(|text| is_named(text) == Some(true));
-            // These values are the relay's defaults, or stand in a table of several lines.
-            let defaults = ["listener.tls", "log", "output.strategy"];
-            let is_default = keys.iter().all(|key| defaults.contains(&key.as_str()));
-            assert!(is_named || is_default, "{place} {keys:?}\n{config}");
-        }
+        assert_whole(name, &example.text, config);
     }
 }
 
@@ -604,74 +649,7 @@ fn the_tables_in_the_comments_make_a_valid_config() {
         let whole = format!("{before}\n{tables}");
         let parsed: toml::Table = whole.parse().unwrap_or_else(|e| panic!("{e}\n{whole}"));
         assert!(parsed["output"].as_array().unwrap().len() > 1, "{whole}");
-        let problems = config::read(&whole, crate::output::TYPES).problems;
-        assert!(problems.iter().all(|p| p.severity != Severity::Error), "{problems:?}\n{whole}");
-    }
-}
-
-#[test]
-fn what_the_config_needs_where_it_runs_is_said() {
-    let text = SAMPLE.replace(":3000", ":8080").replace("10.1.2.3:8080", "\"${HOST}:${PORT-80}\"");
-    let needs = |keeps_paths| {
-        let options = Options { name: "f", keeps_paths, ..Options::default() };
-        super::migrate(&text, options).unwrap().report.needs
-    };
-    let [variable, port] = &needs(false)[..] else { panic!("{:?}", needs(false)) };
-    assert!(variable.starts_with("the variable HOST is in the relay's environment"), "{variable}");
-    assert!(port.contains("to port 3000 of the pods, not to 0.0.0.0:8080"), "{port}");
-    assert_eq!(needs(true).len(), 1, "ports of manifests matter only in a cluster");
-}
-
-#[test]
-fn numbers_and_times_are_read_as_far_as_haproxy_reads_them() {
-    let text = SAMPLE.replace("  bind :3000", "  maxconn 10k\n  bind localhost:3000");
-    let (table, _) = migrated(&text.replace("timeout connect 5s", "timeout connect 5s5"));
-    assert_has(
-        &table,
-        r#"
-        listener = [{ address = "127.0.0.1:3000" }]
-        limits = { header_timeout = "10s", max_connections = 10 }
-        "#,
-    );
-    assert_eq!(table["output"][0]["timeouts"]["connect"].as_str(), Some("5s"));
-    for time in ["400d", "5S", "x"] {
-        let text = SAMPLE.replace("timeout connect 5s", &format!("timeout connect {time}"));
-        let (_, left) = migrated(&text);
-        let decided = |finding: &&Finding| finding.verdict == Verdict::Decide;
-        assert_eq!(left.iter().find(decided).map(|left| left.line), Some(6), "{time}: {left:?}");
-    }
-}
-
-#[test]
-fn a_time_limit_of_hours_is_never_carried_over_and_is_to_decide_about() {
-    for name in ["client", "server", "connect", "http-request", "http-keep-alive"] {
-        for time in ["24h", "86400s", "2h"] {
-            let text = SAMPLE.replace("  log global\n", &format!("  timeout {name} {time}\n"));
-            let (table, left) = migrated(&text);
-            let written = format!("{table:?}");
-            assert!(!written.contains("86400") && !written.contains("7200"), "{written}");
-            let told = left.iter().find(|finding| finding.line == 9).unwrap();
-            assert_eq!(told.verdict, Verdict::Decide, "{told:?}");
-        }
-    }
-}
-
-#[test]
-fn a_file_that_only_denies_is_told_with_the_rule() {
-    let text = with_servers("  http-request deny deny_status 403\n");
-    let unusable = migrate(&text).unwrap_err();
-    let told = unusable.findings.iter().find(|left| left.line == 12).unwrap();
-    assert!(told.reason.contains("`http-request deny deny_status 403`"), "{told:?}");
-}
-
-#[test]
-fn what_restricts_senders_and_has_no_counterpart_is_to_decide_about() {
-    for option in ["ssl-min-ver TLSv1.0", "force-tlsv11", "verify required", "crl-file /a"] {
-        let text = SAMPLE.replace("bind :3000", &format!("bind :3000 ssl crt /a.pem {option}"));
-        let (_, left) = migrated(&text);
-        let told = left.iter().find(|finding| finding.line == 11).unwrap();
-        let directive = format!("bind … {option}");
-        assert_eq!((told.verdict, told.directive.as_str()), (Verdict::Decide, directive.as_str()));
+        assert_eq!(errors(&whole), Vec::<String>::new(), "{whole}");
     }
 }
 
@@ -683,7 +661,7 @@ mod any {
     /// Words with and without a meaning for HAProxy.
     const WORDS: &str = "bind :3000 server s1 10.0.0.1:80 ssl crt /a.pem ca-file verify none required check backup \
          timeout connect server 10s 0 maxconn log stdout balance first http-request set-header X-A \
-         \"${A-b}\" ' \" \\ default_backend b \u{7f}\u{1}";
+         set-path /a \"${A-b}\" ' \" \\ default_backend b .if .endif frontend defaults from \u{7f}\u{1}";
 
     fn line() -> impl Strategy<Value = String> {
         let words: Vec<&str> = WORDS.split(' ').collect();
@@ -691,10 +669,17 @@ mod any {
         prop::collection::vec(word, 1..6).prop_map(|words| words.join(" "))
     }
 
+    /// A change of a file at a line: the line goes, comes twice, or has another one above it.
+    fn change() -> impl Strategy<Value = (prop::sample::Index, Option<Option<String>>)> {
+        let inserted = prop::option::of(prop::option::of(line()));
+        (any::<prop::sample::Index>(), inserted)
+    }
+
     proptest! {
-        /// For any file, `migrate` does not panic, and a config that it gives is valid.
+        /// For any file, `migrate` does not panic. A config that it gives is valid and lists every
+        /// line.
         #[test]
-        fn file_gives_a_config_or_an_error(
+        fn file_gives_a_whole_config_or_an_error(
             frontend in prop::collection::vec(line(), 0..4),
             backend in prop::collection::vec(line(), 0..6),
         ) {
@@ -703,13 +688,35 @@ mod any {
                 frontend.join("\n"),
                 backend.join("\n")
             );
-            if let Ok(Migrated { config, report }) = migrate(&text) {
-                prop_assert_eq!(unaccounted(&text, &report), Vec::<usize>::new());
-                let problems = config::read(&config, crate::output::TYPES).problems;
-                // The words contain a variable, whose value in the test's environment may be
-                // anything; only errors count here.
-                let wrong = problems.iter().find(|problem| problem.severity == Severity::Error);
-                prop_assert!(wrong.is_none(), "{wrong:?}\n{config}");
+            if let Ok(Migrated { config, .. }) = migrate(&text) {
+                assert_whole("haproxy.cfg", &text, &config);
+            }
+        }
+
+        /// The same for an example with some changes.
+        #[test]
+        fn changed_example_gives_a_whole_config_or_an_error(
+            example in any::<prop::sample::Index>(),
+            changes in prop::collection::vec(change(), 0..8),
+        ) {
+            let examples = Example::all();
+            let Example { name, text } = example.get(&examples);
+            let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+            for (at, change) in changes {
+                let at = at.index(lines.len());
+                match change {
+                    None if lines.len() > 1 => drop(lines.remove(at)),
+                    None => {}
+                    Some(inserted) => {
+                        let line = inserted.unwrap_or_else(|| lines[at].clone());
+                        lines.insert(at, line);
+                    }
+                }
+            }
+            let text = lines.join("\n");
+            let options = Options { name, ..Options::default() };
+            if let Ok(Migrated { config, .. }) = super::super::migrate(&text, options) {
+                assert_whole(name, &text, &config);
             }
         }
     }

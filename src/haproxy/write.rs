@@ -1,176 +1,143 @@
-//! Writes a config of this relay as TOML.
+//! Writes a config of this relay as TOML, and says which Secrets it needs.
 
-use std::fmt;
-use std::time::Duration;
-
-use super::bind::{Bind, Tls};
+use super::listener::Listener;
+use super::options::Tls;
 use super::output::Output;
-use super::report::{Notes, printable};
-use super::settings::{Limits, Log};
+use super::report::printable;
 
-/// The settings that become the text of the config. Paths are those in the relay's pod.
-pub(super) struct Config<'a> {
-    pub(super) name: &'a str,
-    /// The lines of the report, which become comments above the config.
-    pub(super) report: Vec<String>,
-    pub(super) notes: &'a Notes,
-    pub(super) binds: &'a [Bind<'a>],
-    pub(super) limits: Limits,
-    pub(super) log: Log,
-    pub(super) output: &'a Output,
-    pub(super) admin: String,
-    pub(super) others: &'a [Other<'a>],
-}
-
-/// Tables for another consumer, which become comments at the end of the config.
-pub(super) struct Other<'a> {
-    /// The reason why they are comments.
-    pub(super) why: String,
-    pub(super) binds: Vec<Bind<'a>>,
+/// The settings that become the text of the config.
+pub(super) struct Config {
+    pub(super) listeners: Vec<Listener>,
+    pub(super) max_connections: Option<u64>,
+    pub(super) header_timeout: Option<String>,
     pub(super) output: Output,
+    /// The outputs for other consumers, which become comments at the end, each with the reason.
+    pub(super) others: Vec<(String, Output)>,
+    /// `true`: files stay at the paths of the haproxy.cfg. `false`: they are where the manifests of
+    /// `deploy` mount Secrets.
+    pub(super) keeps_paths: bool,
 }
 
-impl fmt::Display for Config<'_> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let name = printable(self.name);
-        writeln!(f, "# Made from {name} by `kube-audit-forwarder migrate haproxy`.\n#")?;
-        for line in &self.report {
-            writeln!(f, "{}", format!("# {line}").trim_end())?;
+/// A Secret that the Deployment in `deploy/base` mounts: its name, its directory, and the names of
+/// the files for the certificate chain, its private key and the CAs.
+type Secret = [&'static str; 5];
+
+/// The certificate of the HTTPS listeners.
+const LISTENER: Secret = ["audit-webhook", "/certificates", "tls.crt", "tls.key", "client-ca.crt"];
+
+/// The certificates and keys that outputs need.
+const CONSUMER: Secret =
+    ["kube-audit-forwarder-consumer", "/consumer", "client.crt", "client.key", "ca.crt"];
+
+impl Config {
+    /// Returns the config without the report.
+    pub(super) fn text(&self) -> String {
+        let placed = |secret| Some(secret).filter(|_| !self.keeps_paths);
+        let mut text = String::new();
+        for Listener { address, tls: settings } in &self.listeners {
+            text += &format!("\n[[listener]]\naddress = \"{address}\"\n");
+            text += &tls("listener", "client_ca", settings.as_ref(), placed(&LISTENER));
         }
-        for bind in self.binds {
-            let from = self.from(&format!("listener {}", bind.address));
-            f.write_str(&listener(bind, &from))?;
+        let limits = key("max_connections", self.max_connections)
+            + &key("header_timeout", self.header_timeout.as_ref().map(string));
+        if !limits.is_empty() {
+            text += &format!("\n[limits]\n{limits}");
         }
-        let Limits { max_connections, header_timeout, idle_timeout } = self.limits;
-        f.write_str(&table(
-            "\n[limits]",
-            |key| self.from(&format!("limits.{key}")),
-            [
-                ("max_connections", max_connections.map(|count| count.to_string())),
-                ("header_timeout", header_timeout.map(time)),
-                ("idle_timeout", idle_timeout.map(time)),
-            ],
-        ))?;
-        let queue = "\n# HAProxy kept nothing. The queue holds what is not delivered yet, in memory; \
-                     with `directory` on disk,\n# where it survives a crash.\n[queue]\n\
-                     max_bytes = \"256MiB\"";
-        writeln!(f, "{queue}\n{}", output(self.output, |key| self.from(key)).trim_end())?;
-        let admin = "\n# Status page, /metrics, /livez and /readyz.\n[admin]";
-        let keys = [("address", Some(string(&self.admin)))];
-        f.write_str(&table(admin, |_| self.from("admin.address"), keys))?;
-        let head = format!("\n[log]{}", self.from("log"));
-        f.write_str(&table(
-            &head,
-            no_source,
-            [
-                ("level", self.log.level.map(string)),
-                ("format", self.log.is_json.then(|| string("json"))),
-            ],
-        ))?;
-        for Other { why, binds, output } in self.others {
-            writeln!(f, "\n# {}", printable(why))?;
-            let listeners = binds.iter().map(|bind| listener(bind, ""));
-            let text: String = listeners.chain([self::output(output, no_source)]).collect();
-            for line in text.lines().filter(|line| !line.is_empty()) {
-                writeln!(f, "# {line}")?;
+        let is_free = |port: &u16| self.listeners.iter().all(|it| it.address.port() != *port);
+        let port = (9090..).find(is_free).unwrap_or(9090);
+        text += &format!(
+            "\n# HAProxy kept nothing. The queue holds what is not delivered yet, in memory; with \
+             `directory` on disk,\n# where it survives a crash.\n[queue]\nmax_bytes = \"256MiB\"\n\
+             \n{}\n# Status page, /metrics, /livez and \
+             /readyz.\n[admin]\naddress = \"0.0.0.0:{port}\"\n",
+            output(&self.output, placed(&CONSUMER))
+        );
+        for (why, other) in &self.others {
+            text += &format!("\n# {}\n", printable(why));
+            output(other, None).lines().for_each(|line| text += &format!("# {line}\n"));
+        }
+        text
+    }
+
+    /// Returns sentences about the Secrets that the config needs, and commands that make them from
+    /// copies of HAProxy's files.
+    pub(super) fn needs(&self) -> Vec<String> {
+        let of_listener = self.listeners.iter().find_map(|listener| listener.tls.as_ref());
+        let mut needs = Vec::new();
+        for (secret, tls) in [(LISTENER, of_listener), (CONSUMER, self.output.tls.as_ref())] {
+            let [name, directory, chain, key, ca] = secret;
+            let has_files = |tls: &&Tls| tls.pem.is_some() || tls.ca.is_some();
+            let Some(tls) = tls.filter(has_files).filter(|_| !self.keeps_paths) else { continue };
+            needs.push(format!(
+                "- the Secret {name}, which deploy/base/deployment.yaml mounts at {directory}. With \
+                 copies of HAProxy's files (it may read the key from PEM.key instead):"
+            ));
+            let mut create = format!("kubectl create secret generic {name} -n ibm-kube-audit");
+            if let Some(pem) = tls.pem.as_deref().map(quoted) {
+                needs.push(format!("    sed -n '/-BEGIN CERT/,/-END CERT/p' {pem} > {chain}"));
+                needs.push(format!("    openssl pkey -in {pem} -out {key}"));
+                create += &format!(" --from-file={chain} --from-file={key}");
             }
+            if let Some(file) = tls.ca.as_deref().map(quoted) {
+                create += &format!(" --from-file={ca}={file}");
+            }
+            needs.push(format!("    {create}"));
         }
-        Ok(())
+        needs
     }
 }
 
-impl Config<'_> {
-    /// Returns a comment with the lines of the haproxy.cfg from which a key has its value; an empty
-    /// text if there is none.
-    fn from(&self, key: &str) -> String {
-        let name = printable(self.name);
-        let lines: Vec<String> =
-            self.notes.sources(key).map(|line| format!("{name}:{line}")).collect();
-        if lines.is_empty() { String::new() } else { format!(" # {}", lines.join(", ")) }
+/// Returns a path as one word for a shell.
+fn quoted(path: &str) -> String {
+    format!("'{}'", path.replace('\'', "'\\''"))
+}
+
+/// Returns the line of a key; an empty text if it has no value.
+fn key(name: &str, value: Option<impl std::fmt::Display>) -> String {
+    value.map_or_else(String::new, |value| format!("{name} = {value}\n"))
+}
+
+/// Returns the table of an output. Its files are at their own paths if `secret` is `None`.
+fn output(output: &Output, secret: Option<&Secret>) -> String {
+    let Output { kind, name, urls, headers, .. } = output;
+    let urls: Vec<String> = urls.iter().map(string).collect();
+    let header = |(name, value): &(String, String)| format!("{} = {}", string(name), string(value));
+    let headers: Vec<String> = headers.iter().map(header).collect();
+    let headers = Some(headers.join(", ")).filter(|headers| !headers.is_empty());
+    let (comment, addresses) = match *kind {
+        "http" => (
+            "# The relay POSTs to the path of the URL; HAProxy kept that of the request.\n",
+            "urls",
+        ),
+        _ => ("", "addresses"),
+    };
+    let mut text = format!("{comment}[[output]]\n");
+    text += &key("name", Some(string(name)));
+    text += &key("type", Some(string(kind)));
+    text += &key(addresses, Some(format!("[{}]", urls.join(", "))));
+    text += &key("strategy", output.is_round_robin.then_some("\"round_robin\""));
+    text += &key("headers", headers.map(|headers| format!("{{ {headers} }}")));
+    text += &tls("output", "ca", output.tls.as_ref(), secret);
+    if let Some(connect) = &output.connect {
+        text += &format!("[output.timeouts]\nconnect = {}\n", string(connect));
     }
+    text
 }
 
-/// Returns a table with the keys that have a value; an empty text if none has one. `from` returns
-/// the comment that names the lines of the haproxy.cfg for a key.
-fn table<const N: usize>(
-    head: &str,
-    from: impl Fn(&str) -> String,
-    keys: [(&str, Option<String>); N],
-) -> String {
-    let keys = keys.into_iter().filter_map(|(key, value)| value.map(|value| (key, value)));
-    let lines: String =
-        keys.map(|(key, value)| format!("{key} = {value}{}\n", from(key))).collect();
-    if lines.is_empty() { lines } else { format!("{head}\n{lines}") }
-}
-
-fn no_source(_: &str) -> String {
-    String::new()
-}
-
-fn listener(bind: &Bind<'_>, from: &str) -> String {
-    let keys = [("address", Some(string(&bind.address)))];
-    let listener = table("\n[[listener]]", |_| from.to_owned(), keys);
-    let tls = bind.tls.as_ref().map(|it| tls("[listener.tls]", "client_ca", it));
-    listener + &tls.unwrap_or_default()
-}
-
-/// Returns the table of an output. `from` returns the comment that names the lines of the
-/// haproxy.cfg for a key.
-fn output(output: &Output, from: impl Fn(&str) -> String) -> String {
-    let urls: Vec<String> = output.urls.iter().map(string).collect();
-    let headers = output.headers.iter();
-    let headers: Vec<String> =
-        headers.map(|(name, value)| format!("{} = {}", string(name), string(value))).collect();
-    let concurrency = output.concurrency;
-    let is_http = output.kind == "http";
-    let of_requests = "\n# HAProxy passed on the path and the headers of each request; the relay \
-                       POSTs to the path of the URL,\n# with the headers below.";
-    let head = format!("\n[[output]]{}{}", from("output"), if is_http { of_requests } else { "" });
-    let own = table(
-        &head,
-        |key| from(&format!("output.{key}")),
-        [
-            ("name", Some(string(&output.name))),
-            ("type", Some(string(output.kind))),
-            (if is_http { "urls" } else { "addresses" }, Some(format!("[{}]", urls.join(", ")))),
-            ("strategy", output.is_round_robin.then(|| string("round_robin"))),
-            (
-                "concurrency",
-                concurrency.map(|count| format!("{count} # the least maxconn of a server")),
-            ),
-            ("compression", output.compression.map(string)),
-            ("headers", (!headers.is_empty()).then(|| format!("{{ {} }}", headers.join(", ")))),
-        ],
-    );
-    let tls = output.tls.as_ref().map(|it| tls("[output.tls]", "ca", it));
-    let timeouts = table(
-        "[output.timeouts]",
-        |key| from(&format!("output.timeouts.{key}")),
-        [("connect", output.connect.map(time))],
-    );
-    own + &tls.unwrap_or_default() + &timeouts
-}
-
-fn tls(head: &str, ca: &str, tls: &Tls) -> String {
-    table(
-        head,
-        no_source,
-        [
-            ("certificate", tls.certificate.as_ref().map(string)),
-            ("private_key", tls.private_key.as_ref().map(string)),
-            (ca, tls.ca.as_ref().map(string)),
-            ("server_name", tls.server_name.as_ref().map(string)),
-            ("min_version", tls.min_version.map(string)),
-            ("insecure_skip_verify", tls.insecure_skip_verify.then(|| "true".to_owned())),
-        ],
-    )
-}
-
-fn time(limit: Duration) -> String {
-    match limit.as_millis() {
-        millis if millis.is_multiple_of(1000) => format!("\"{}s\"", millis / 1000),
-        millis => format!("\"{millis}ms\""),
-    }
+/// Returns the table of the TLS settings of a listener or an output, whose key for CAs is `ca`.
+fn tls(of: &str, ca: &str, tls: Option<&Tls>, secret: Option<&Secret>) -> String {
+    let Some(tls) = tls else { return String::new() };
+    let placed = |original: &Option<String>, index: usize| match (original, secret) {
+        (Some(_), Some(secret)) => Some(string(format!("{}/{}", secret[1], secret[index]))),
+        (original, _) => original.as_ref().map(string),
+    };
+    format!("[{of}.tls]\n")
+        + &key("certificate", placed(&tls.pem, 2))
+        + &key("private_key", placed(&tls.pem, 3))
+        + &key(ca, placed(&tls.ca, 4))
+        + &key("server_name", tls.server_name.as_ref().map(string))
+        + &key("min_version", tls.min_version.map(string))
+        + &key("insecure_skip_verify", Some(true).filter(|_| tls.insecure_skip_verify))
 }
 
 /// Returns a text as a basic string of TOML, in quotes. The escapes that serde_json writes are
