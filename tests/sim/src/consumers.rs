@@ -553,10 +553,13 @@ impl Ledger {
         }
     }
 
-    /// Notes that a request is answered with this status.
+    /// Notes that a request is answered with this status. An `otlp` receiver that rejects all
+    /// records of each request says so with 200.
     fn answers(&self, status: Option<u16>, request: &Request) {
         let is_error = matches!(status, Some(500..600));
-        if is_error || matches!(status, Some(400 | 413 | 422)) {
+        let is_refusal = matches!(status, Some(400 | 413 | 422))
+            || status == Some(200) && self.steady() == Some(Steady::Rejects);
+        if is_error || is_refusal {
             let events = identify_all(&request.decoded());
             let down = TurnedDown { at: kernel::now(), events, is_error };
             lock(&self.turned_down).push(down);
