@@ -459,7 +459,8 @@ impl<'a> Operator<'a> {
             Why::Stdout => process.close_stdout(),
         }
         let limit = Duration::from_secs(self.setup.drain) + PATIENCE;
-        match process.wait(limit) {
+        let status = process.wait(limit);
+        match status {
             Some(0) => {}
             Some(status) => {
                 let is_trouble = self.ending.iter().any(|(_, ending)| *ending == Ending::Disk);
@@ -477,6 +478,9 @@ impl<'a> Operator<'a> {
             && let Some(metrics) = metrics
         {
             self.losses.add_metrics(&metrics);
+            if status == Some(1) && process.is_unread() {
+                self.book.is_unseen();
+            }
         }
         if why == Why::Stdout {
             self.look_at_stdout(process);

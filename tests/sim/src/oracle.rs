@@ -412,10 +412,12 @@ impl<'a> World<'a> {
         its.all(|output| output.deduplicates)
     }
 
-    /// Returns true if the end of a process may have taken the event with it, uncounted: "a process
-    /// that is killed can count nothing"; with the queue in memory, `queued` "survives anything but
-    /// the end of this process", and `delivered` survives it for required outputs (guarantees.md).
-    /// With a directory nothing is lost: `synced` survives "`kill -9` and a power cut".
+    /// Returns true if the end of the process that had the event may have taken it along,
+    /// uncounted: "a process that is killed can count nothing", and so is "the count itself, when a
+    /// process ends before it was scraped" and nobody reads its log; with the queue in memory,
+    /// `queued` "survives anything but the end of this process", and `delivered` survives it for
+    /// required outputs (guarantees.md). With a directory nothing is lost: `synced` survives
+    /// "`kill -9` and a power cut".
     fn may_have_died(&self, seen: &Seen<'_>, stored: Stored) -> bool {
         let is_kept = |config: &Config| {
             let is_delivered = config.acknowledge == Acknowledge::Delivered;
@@ -423,9 +425,13 @@ impl<'a> World<'a> {
             config.on_disk || stored.acknowledged && is_delivered && is_required
         };
         let is_kept = self.truth.configs(stored.from, stored.until).all(is_kept);
-        let is_violent = |kind| matches!(kind, Kind::Kill | Kind::PowerLoss);
-        let mut deaths = self.truth.deaths.iter().filter(|death| is_violent(death.kind));
-        !is_kept && deaths.any(|death| death.ended.unwrap_or(self.now) >= stored.from)
+        // The event was in a life of the time in which it was accepted, and in no later one.
+        let ended = |death: &Death| death.ended.unwrap_or(self.now);
+        let lives = self.truth.deaths.iter().filter(|death| ended(death) >= stored.from);
+        let is_last = |death: &&Death| ended(death) >= stored.until;
+        let last = lives.clone().find(is_last).map_or(self.now, ended);
+        let mut lives = lives.filter(|death| ended(death) <= last);
+        !is_kept && lives.any(|it| it.kind.is_violent() || it.kind == Kind::UnseenDrain)
     }
 
     /// Returns true if the event came in after a copy of the queue's directory was made, and before
@@ -453,7 +459,7 @@ impl<'a> World<'a> {
         let Some(before) = seen.first_at(other) else { return false };
         let is_soon = |death: &&Death| {
             let ended = death.ended.unwrap_or(self.now);
-            death.kind != Kind::Drain && before <= ended && ended <= before + SAVED
+            death.kind.is_violent() && before <= ended && ended <= before + SAVED
         };
         self.may_drop(seen, stored.from) && self.truth.deaths.iter().any(|it| is_soon(&it))
     }

@@ -262,6 +262,17 @@ pub(crate) enum Kind {
     PowerLoss,
     /// SIGTERM: what a queue in memory still has at the end is counted as lost.
     Drain,
+    /// The same, and the exit status says that events are lost, but nobody has seen how many:
+    /// `shutdown.drain_timeout` was over, so there was no time for a scrape, and nobody reads the
+    /// log.
+    UnseenDrain,
+}
+
+impl Kind {
+    /// Returns true if the process had no time to do anything.
+    pub(crate) fn is_violent(self) -> bool {
+        matches!(self, Self::Kill | Self::PowerLoss)
+    }
 }
 
 impl Book {
@@ -352,6 +363,13 @@ impl Book {
     /// Notes that the relay is about to be ended so.
     pub(crate) fn dies(&self, kind: Kind) {
         self.lock().deaths.push(Death { ended: None, kind });
+    }
+
+    /// Notes that nobody has seen how many events the process that drains has lost.
+    pub(crate) fn is_unseen(&self) {
+        if let Some(death) = self.lock().deaths.last_mut() {
+            death.kind = Kind::UnseenDrain;
+        }
     }
 
     /// Notes that the process is gone.

@@ -252,6 +252,7 @@ fn a_queue_in_memory_dies_with_its_process_and_one_on_disk_does_not() {
         (Kind::Kill, false, true),
         (Kind::PowerLoss, false, true),
         (Kind::Drain, false, false),
+        (Kind::UnseenDrain, false, true),
         (Kind::Kill, true, false),
         (Kind::PowerLoss, true, false),
     ] {
@@ -268,6 +269,17 @@ fn a_queue_in_memory_dies_with_its_process_and_one_on_disk_does_not() {
     small.dies(5, Kind::Kill);
     small.two(10);
     small.fails(conservation, "2 events were accepted");
+    // Neither does the death of a later process.
+    small.dies(20, Kind::Drain);
+    small.dies(30, Kind::Kill);
+    small.fails(conservation, "2 events were accepted");
+    // Two processes were there before the answer came.
+    let mut small = Small::new();
+    small.dies(11, Kind::Drain);
+    small.dies(12, Kind::Kill);
+    let serials = small.made(2, "get");
+    small.send(&serials, 10, Some((2, Answer::Status(200))));
+    small.passes(conservation);
     // With `delivered` nothing depends on the process.
     let mut small = Small::new();
     small.truth.epochs.clear();
