@@ -102,10 +102,11 @@ impl Setup {
     }
 
     /// Returns the bytes that the queue and the requests of outputs to these consumers may have in
-    /// memory, by the table of guarantee 4. A request holds events of the queue.
+    /// memory, by the table of guarantee 4: the queue has "`queue.max_bytes`; with a directory 32
+    /// MiB instead", also if that is more. A request holds events of the queue.
     pub(crate) fn memory(&self, consumers: &[Kind]) -> usize {
         let queue = usize::try_from(self.queue * 1024).unwrap_or(usize::MAX);
-        let held = if self.on_disk { queue.min(32 << 20) } else { queue };
+        let held = if self.on_disk { 32 << 20 } else { queue };
         let output = |kind: &Kind| match kind {
             Kind::Loki | Kind::Otlp => (4 * queue).min(16 << 20),
             Kind::Elasticsearch => queue.min(4 << 20) + (8 << 20),
