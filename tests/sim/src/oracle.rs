@@ -1171,11 +1171,14 @@ pub(crate) fn letters(file: &[u8]) -> Vec<Letter> {
 
 /// Returns how many lost events these dead letters stand for. Each stands for one, except "all
 /// events of a request of which an `otlp` receiver rejected some without saying which (the reason
-/// ends in `N of M rejected`)" (dead-letters.md): M letters stand for N.
+/// ends in `N of M rejected`)" (dead-letters.md): M letters stand for N. After an error of the
+/// disk, a letter "is also in the next file" (dead-letter-format.md), with the same time.
 pub(crate) fn losses_in(letters: &[Letter]) -> u64 {
+    let once: BTreeSet<_> =
+        letters.iter().map(|it| (it.at, it.reason.as_str(), it.event.as_slice())).collect();
     let mut by_reason = BTreeMap::<&str, u64>::new();
-    for letter in letters {
-        *by_reason.entry(&letter.reason).or_default() += 1;
+    for (_, reason, _) in once {
+        *by_reason.entry(reason).or_default() += 1;
     }
     let losses = |(reason, letters): (&str, u64)| {
         let mut words = reason.strip_suffix(" rejected")?.rsplit(' ');

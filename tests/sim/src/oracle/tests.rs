@@ -776,16 +776,21 @@ fn an_event_that_a_store_answers_with_5xx_leaves_the_order_after_four_answers_to
 
 #[test]
 fn letters_of_requests_of_which_a_number_was_rejected_stand_for_this_number() {
-    let letter = |reason: &str| Letter {
+    let letter = |reason: &str, number: u8| Letter {
         at: seconds(20),
         output: "out".into(),
         reason: reason.into(),
-        event: Vec::new(),
+        event: vec![number],
     };
-    let of = |reason: &str, count: usize| vec![letter(reason); count];
+    let of = |reason: &str, count| (0..count).map(|it| letter(reason, it)).collect::<Vec<_>>();
     let partly = of("http://a: answered 200 OK: 2 of 15 rejected", 30);
     let all = [partly, of("answered 400", 3), of("one of x rejected", 1)].concat();
     assert_eq!(losses_in(&all), 4 + 3 + 1);
+    // A letter is also in the next file, and another one of the same event is not the same letter.
+    let [mut one, other] = [letter("answered 400", 1), letter("answered 400", 1)];
+    assert_eq!(losses_in(&[one.clone(), other.clone()]), 1);
+    one.at = seconds(21);
+    assert_eq!(losses_in(&[one, other]), 2);
 }
 
 #[test]
