@@ -396,6 +396,26 @@ impl<'a> World<'a> {
             })
     }
 
+    /// Returns true if the output to this consumer left or was renamed after the time `at`, and has
+    /// lost events without a letter: "what it has not got is counted as lost" (reload.md), so
+    /// nothing of it comes again.
+    fn may_leave(&self, seen: &Seen<'_>, at: Duration) -> bool {
+        let consumer = seen.view.consumer;
+        let its = |epoch: &Epoch| {
+            let mut outputs = epoch.config.outputs.iter();
+            outputs.find(|output| output.consumer == consumer).map(|output| output.name.clone())
+        };
+        let has_lost = |name: &str| {
+            let mut outputs = self.outputs.iter().filter(|it| it.view.output == name);
+            outputs.any(|it| it.view.counted.lost > it.view.counted.letters)
+        };
+        self.truth.epochs.windows(2).any(|pair| {
+            let [before, after] = pair else { return false };
+            let left = its(before).filter(|name| its(after).as_ref() != Some(name));
+            after.begins >= at && left.is_some_and(|name| has_lost(&name))
+        })
+    }
+
     /// Returns the time since which the relay runs with the config of the calm time.
     fn unchanged_since(&self, calm: Calm) -> Duration {
         let deaths = self.truth.deaths.iter().filter_map(|death| death.ended);
@@ -868,7 +888,8 @@ fn out_of_order(world: &World<'_>, seen: &Seen<'_>, places: &[usize], all: bool)
             && !may_be_late
             && let Some((other, why)) = latest.before(accepted, body)
         {
-            let comes_again = !all && settled.before(accepted, body).is_none();
+            let behind = settled.before(accepted, body);
+            let comes_again = !all && behind.is_none();
             let was_kept_back = || world.was_kept_back(seen, serial, at);
             let is_excused = comes_again
                 && (was_kept_back()
@@ -880,6 +901,8 @@ fn out_of_order(world: &World<'_>, seen: &Seen<'_>, places: &[usize], all: bool)
                 || seen.left_the_order(serial, at)
                 || world.left_on_an_earlier_connection(seen, *place, other);
             if !is_excused {
+                // It names an event that does not come again, if there is one.
+                let (other, why) = behind.unwrap_or((other, why));
                 let text = format!("event {serial} came at {at:?} after {other}, but {why}");
                 faults.push(seen.fault("order", text));
             }
@@ -887,7 +910,9 @@ fn out_of_order(world: &World<'_>, seen: &Seen<'_>, places: &[usize], all: bool)
         if is_first || all {
             latest.add(serial, begun, body);
         }
-        let may_go = world.was_kept_back(seen, serial, world.now) || world.may_drop(seen, at);
+        let may_go = world.was_kept_back(seen, serial, world.now)
+            || world.may_drop(seen, at)
+            || world.may_leave(seen, at);
         if is_last && !may_go {
             settled.add(serial, begun, body);
         }

@@ -652,6 +652,11 @@ fn an_event_that_a_filter_kept_back_comes_late_if_later_ones_come_again() {
     small.passes(order);
     small.arrived.pop();
     small.fails(order, "came at 32s after 1/");
+    // What its output lost when it left can't come again.
+    small.config(33, |config| config.outputs[0].name = "another".into());
+    small.fails(order, "came at 32s after 1/");
+    small.counted.lost = 1;
+    small.passes(order);
     assert_eq!(events.len(), 2);
     let (small, _) = case(false);
     small.fails(order, "came at 32s after 1/");
