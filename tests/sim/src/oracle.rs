@@ -10,6 +10,7 @@
 
 mod acknowledged;
 mod outer;
+mod room;
 pub(crate) mod said;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,6 +22,7 @@ use crate::consumers::{Arrived, Copies, Longest, Promise, TurnedDown};
 use crate::events;
 use crate::events::{Serial, identify};
 use crate::evidence::time_of;
+use crate::oracle::room::Room;
 use crate::truth::{
     Acknowledge, Answer, Attempt, Config, DAMAGED, Death, Epoch, FULL, Fate, Kind, Known, Must,
     Output, Truth,
@@ -311,7 +313,9 @@ impl<'a> World<'a> {
         faults.extend(few(outer::served(self, calm)));
         faults.extend(few(outer::certificates(self.truth, calm)));
         faults.extend(few(outer::connections_stay(self.truth, calm)));
-        faults.extend(few(senders_progress(self, calm)));
+        let room = Room::new(self);
+        faults.extend(few(room.refused()));
+        faults.extend(few(senders_progress(self, &room, calm)));
         faults.extend(few(acknowledged::nowhere(self)));
         for seen in &self.outputs {
             faults.extend(rules.iter().flat_map(|rule| few(rule(self, seen))));
@@ -1093,7 +1097,7 @@ pub(crate) fn repeats(world: &World<'_>, seen: &Seen<'_>, calm: Calm) -> Vec<Fau
     let mut configs = world.truth.configs(calm.begins, calm.ends);
     let is_repeated = ordered
         || kind == Copies::AgainBesideRefused
-        || configs.any(|config| config.has_small_queue);
+        || configs.any(|config| config.has_small_queue());
     let mut refused = if is_repeated { refused_at(world, seen) } else { Vec::new() };
     // With a backlog, the search for a refused event comes long after its request.
     let searched = seen.view.letters.iter().filter(|_| is_repeated);
@@ -1139,9 +1143,10 @@ fn refused_at(world: &World<'_>, seen: &Seen<'_>) -> Vec<Duration> {
 }
 
 /// Senders are served, too: while nothing is wrong, and what waited has left, a sound request is
-/// answered 200. An event that a consumer refuses is tried for seconds, in which "no new events are
-/// sent" (guarantees.md), so that the queue may fill, and an answer to `delivered` waits.
-pub(crate) fn senders_progress(world: &World<'_>, calm: Calm) -> Vec<Fault> {
+/// answered 200, or finds a queue that bodies of the last second may fill. An event that a consumer
+/// refuses is tried for seconds, in which "no new events are sent" (guarantees.md), so that the
+/// queue may fill, and an answer to `delivered` waits.
+fn senders_progress(world: &World<'_>, room: &Room<'_>, calm: Calm) -> Vec<Fault> {
     let refused: Vec<_> = world.outputs.iter().flat_map(|seen| refused_at(world, seen)).collect();
     let is_held_up = |attempt: &Attempt| {
         let ended = attempt.ended.map_or(world.now, |(at, _)| at);
@@ -1150,7 +1155,11 @@ pub(crate) fn senders_progress(world: &World<'_>, calm: Calm) -> Vec<Fault> {
     let is_late = |attempt: &&Attempt| match (attempt.must, attempt.ended) {
         _ if !(calm.begins..=calm.ends).contains(&attempt.begun) => false,
         _ if is_held_up(attempt) => false,
-        (_, Some((_, Answer::Status(429)))) if outer::may_be_full(world.truth, attempt) => false,
+        (_, Some((_, Answer::Status(429))))
+            if outer::may_be_full(world.truth, attempt) || room.may_be_full_calmly(attempt) =>
+        {
+            false
+        }
         // The answer came after the calm time, if at all.
         (Must::Take, ended) if ended.is_none_or(|(at, _)| at > calm.ends) => {
             attempt.begun + ANSWER <= calm.ends

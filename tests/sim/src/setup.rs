@@ -142,7 +142,8 @@ impl Setup {
         };
         truth::Config {
             on_disk: self.on_disk,
-            has_small_queue: self.queue <= 2048,
+            queue_bytes: bytes(self.queue),
+            segment_bytes: bytes(self.segment),
             acknowledge: self.acknowledge,
             limits: self.front.known(),
             keeps: self.keeps,

@@ -161,8 +161,9 @@ pub(crate) struct Epoch {
 #[derive(Debug, Clone)]
 pub(crate) struct Config {
     pub(crate) on_disk: bool,
-    /// The queue is so small that it may be nearly full at any time.
-    pub(crate) has_small_queue: bool,
+    /// `queue.max_bytes` and `queue.segment_bytes`.
+    pub(crate) queue_bytes: usize,
+    pub(crate) segment_bytes: usize,
     pub(crate) acknowledge: Acknowledge,
     pub(crate) limits: Limits,
     /// The outputs to this consumer give up no event (`rejected.action = "retry"`).
@@ -249,6 +250,8 @@ impl Filter {
 /// The end of one life of the relay.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Death {
+    /// The time of the signal.
+    pub(crate) begun: Duration,
     /// The time at which the process was gone; `None` if it still drains.
     pub(crate) ended: Option<Duration>,
     pub(crate) kind: Kind,
@@ -362,7 +365,7 @@ impl Book {
 
     /// Notes that the relay is about to be ended so.
     pub(crate) fn dies(&self, kind: Kind) {
-        self.lock().deaths.push(Death { ended: None, kind });
+        self.lock().deaths.push(Death { begun: kernel::now(), ended: None, kind });
     }
 
     /// Notes that nobody has seen how many events the process that drains has lost.
@@ -434,6 +437,11 @@ impl Truth {
 impl Config {
     pub(crate) fn output(&self, name: &str) -> Option<&Output> {
         self.outputs.iter().find(|output| output.name == name)
+    }
+
+    /// Returns true if the queue is so small that it may be nearly full at any time.
+    pub(crate) fn has_small_queue(&self) -> bool {
+        self.queue_bytes <= 2 << 20
     }
 
     /// Returns true if there is an output of this name, and it is required.

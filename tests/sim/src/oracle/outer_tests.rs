@@ -1,3 +1,4 @@
+use super::super::room::Room;
 use super::super::tests::{CALM, OK, Small, seconds};
 use super::*;
 use crate::events::{Event, Maker, Marks};
@@ -72,7 +73,7 @@ fn more_than_may_be_under_way_is_answered_429() {
     small.send(&one, 70, Some((2, Answer::Status(429))));
     small.send(&other, 71, Some((5, Answer::Status(200))));
     let bytes = small.event(one[0]).bytes.len() + small.event(other[0]).bytes.len();
-    let rule = |world: &World<'_>| super::super::senders_progress(world, CALM);
+    let rule = |world: &World<'_>| super::super::senders_progress(world, &Room::new(world), CALM);
     check(&small, rule, Some("was answered: 429"));
     let limit = |bytes: usize| {
         move |config: &mut crate::truth::Config| {

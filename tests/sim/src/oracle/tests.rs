@@ -13,7 +13,7 @@ pub(super) fn seconds(seconds: u64) -> Duration {
 
 /// A small world: a book, and what arrived at the one consumer of the output `out`.
 pub(super) struct Small {
-    truth: Truth,
+    pub(super) truth: Truth,
     maker: Maker,
     pub(super) arrived: Vec<Arrived>,
     turned_down: Vec<TurnedDown>,
@@ -76,7 +76,8 @@ impl Small {
         let outputs = vec![output];
         let mut config = Config {
             on_disk: false,
-            has_small_queue: false,
+            queue_bytes: 64 << 20,
+            segment_bytes: 64 << 10,
             acknowledge,
             limits,
             keeps: None,
@@ -150,9 +151,9 @@ impl Small {
         }
     }
 
-    fn dies(&mut self, second: u64, kind: Kind) {
+    pub(super) fn dies(&mut self, second: u64, kind: Kind) {
         let at = seconds(second);
-        self.truth.deaths.push(Death { ended: Some(at), kind });
+        self.truth.deaths.push(Death { begun: at, ended: Some(at), kind });
     }
 
     /// Lets the listener's files have these certificates, each from a second on.
@@ -182,7 +183,7 @@ impl Small {
     }
 
     /// Runs a rule at second 100, and returns what it says.
-    fn rule(&self, rule: impl Fn(&World<'_>, &Seen<'_>) -> Vec<Fault>) -> Vec<String> {
+    pub(super) fn rule(&self, rule: impl Fn(&World<'_>, &Seen<'_>) -> Vec<Fault>) -> Vec<String> {
         let view = View {
             output: "out",
             consumer: 0,
@@ -1016,7 +1017,8 @@ fn what_a_sender_repeats_comes_once_with_deduplicate() {
 #[test]
 fn what_a_store_refuses_may_repeat_others_and_let_senders_wait() {
     let repeats = |world: &World<'_>, seen: &Seen<'_>| repeats(world, seen, CALM);
-    let senders = |world: &World<'_>, _: &Seen<'_>| senders_progress(world, CALM);
+    let senders =
+        |world: &World<'_>, _: &Seen<'_>| senders_progress(world, &Room::new(world), CALM);
     for (refused_at, is_right) in [(40, false), (45, true), (64, true), (67, false)] {
         let mut small = Small::new();
         let (serials, refused) = (small.made(1, "get"), small.made(1, "get"));
@@ -1038,7 +1040,7 @@ fn what_a_store_refuses_may_repeat_others_and_let_senders_wait() {
         // While the queue is nearly full, any output sends an event again.
         small.promise.ordered = false;
         small.fails(repeats, "came at 61s and again at 64s");
-        small.config(0, |config| config.has_small_queue = true);
+        small.config(0, |config| config.queue_bytes = 512 << 10);
         assert_eq!(small.rule(repeats).is_empty(), is_right, "{refused_at}");
         assert_eq!(small.rule(senders).is_empty(), is_right, "{refused_at}");
     }
@@ -1060,7 +1062,7 @@ fn senders_are_answered_while_nothing_is_wrong() {
         let mut small = Small::new();
         let serials = small.made(1, "get");
         small.send(&serials, second, answer);
-        small.rule(|world, _| senders_progress(world, CALM)).len()
+        small.rule(|world, _| senders_progress(world, &Room::new(world), CALM)).len()
     };
     assert_eq!(judge(59, Some((1, Answer::Status(429)))), 0);
     assert_eq!(judge(60, Some((1, Answer::Status(429)))), 1);

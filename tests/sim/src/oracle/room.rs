@@ -1,0 +1,175 @@
+//! What the queue may have held at a time, and so whether it could refuse a batch: "429: the queue
+//! is full, or `limits.max_in_flight` is reached" (http.md).
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use super::{Fault, Seen, World, outer};
+use crate::events::Serial;
+use crate::truth::{Answer, Attempt, Config, Fate, Must};
+
+/// What the queue counts for a batch besides its events, in bytes: its own overhead, and what a
+/// body has around its events.
+const BATCH: usize = 512;
+
+/// On disk, a group of batches begins at a block of this size.
+const BLOCK: usize = 4096;
+
+/// While nothing is wrong, an event has left the queue so long after it came to its consumers.
+const PROMPT: Duration = Duration::from_secs(1);
+
+/// At any time, an event may stay so long in the queue after it came last: an answer takes up to 20
+/// s, which may be lost, and a pause is as long.
+const LATE: Duration = Duration::from_secs(90);
+
+/// How long a disk may take to recover.
+const RECOVERS: Duration = Duration::from_secs(30);
+
+/// The bodies that the queue may have had.
+pub(super) struct Room<'a> {
+    world: &'a World<'a>,
+    bodies: Vec<Body>,
+}
+
+/// A body that was not refused.
+struct Body {
+    begun: Duration,
+    ended: Duration,
+    /// When its last event came last to the last required output. `None`: never.
+    came: Option<Duration>,
+    bytes: usize,
+}
+
+impl<'a> Room<'a> {
+    pub(super) fn new(world: &'a World<'a>) -> Self {
+        let last: Vec<_> = world.outputs.iter().map(last_arrivals).collect();
+        let body = |attempt: &Attempt| {
+            let mut came = Some(Duration::ZERO);
+            for (seen, last) in world.outputs.iter().zip(&last) {
+                for serial in attempt.serials.iter() {
+                    let its = comes(world, seen, last, *serial);
+                    came = came.zip(its).map(|(came, its)| came.max(its));
+                }
+            }
+            let ended = attempt.ended.map_or(world.now, |(at, _)| at);
+            Body { begun: attempt.begun, ended, came, bytes: bytes(world, attempt) }
+        };
+        let possible = world.truth.attempts.iter().filter(|it| it.fate() != Fate::Refused);
+        Self { world, bodies: possible.map(body).collect() }
+    }
+
+    /// Returns true if there may have been no room for the body of this request while nothing was
+    /// wrong.
+    pub(super) fn may_be_full_calmly(&self, attempt: &Attempt) -> bool {
+        self.may_be_full(attempt, PROMPT)
+    }
+
+    /// Returns true if there may have been no room for the body of this request. An event stays
+    /// `lingers` in the queue after it came last.
+    ///
+    /// "Events before the watermarks of all outputs leave the queue" (queue.md): an event that
+    /// waits keeps what was accepted after it. On disk a segment leaves as a whole, and no batch
+    /// spans two, so half of the room may be lost. One segment is written to, one is ready, and one
+    /// is being deleted.
+    fn may_be_full(&self, attempt: &Attempt, lingers: Duration) -> bool {
+        let (truth, begun) = (self.world.truth, attempt.begun);
+        let until = attempt.ended.map_or(self.world.now, |(at, _)| at);
+        // With the queue in memory, nothing is left of an earlier life.
+        let ends = truth.deaths.iter().filter_map(|death| death.ended);
+        let life = ends.filter(|end| *end < begun).max().unwrap_or_default();
+        let is_full = |config: &Config| {
+            let since = if config.on_disk { Duration::ZERO } else { life };
+            let there = || self.bodies.iter().filter(|it| it.begun <= until && it.ended >= since);
+            let stays =
+                |it: &&Body| it.came.is_none_or(|came| came.max(it.ended) + lingers >= begun);
+            let oldest = there().filter(stays).map(|it| it.begun).min().unwrap_or(begun);
+            let held = there().filter(|it| it.ended >= oldest).map(|it| it.bytes);
+            let all = held.chain([bytes(self.world, attempt)]);
+            match config.on_disk {
+                false => all.sum::<usize>() > config.queue_bytes,
+                true => {
+                    let files: usize = all.map(|bytes| 2 * (bytes + BLOCK)).sum();
+                    files + 3 * config.segment_bytes > config.queue_bytes
+                }
+            }
+        };
+        truth.configs(begun, until).any(is_full)
+    }
+
+    /// A sound request is answered 429 only if the queue may be full, if too many bodies are under
+    /// way, or if the disk is in trouble or the relay ends.
+    pub(super) fn refused(&self) -> Vec<Fault> {
+        let truth = self.world.truth;
+        let is_over = |from: Duration, to: Option<Duration>, attempt: &Attempt| {
+            let ended = attempt.ended.map_or(self.world.now, |(at, _)| at);
+            from <= ended && to.is_none_or(|to| to >= attempt.begun)
+        };
+        let is_unexplained = |attempt: &&Attempt| {
+            let mut deaths = truth.deaths.iter();
+            let mut disk = truth.refusing.iter();
+            attempt.must == Must::Take
+                && matches!(attempt.ended, Some((_, Answer::Status(429))))
+                && !deaths.any(|death| is_over(death.begun, death.ended, attempt))
+                && !disk.any(|(from, to)| is_over(*from, Some(*to + RECOVERS), attempt))
+                && !outer::may_be_full(truth, attempt)
+                && !self.may_be_full(attempt, LATE)
+        };
+        let text = |attempt: &Attempt| {
+            format!(
+                "a sound request of sender {} with {} bytes, begun at {:?}, was answered 429, and \
+                 there was room",
+                attempt.from.sender,
+                bytes(self.world, attempt),
+                attempt.begun
+            )
+        };
+        let refused = truth.attempts.iter().filter(is_unexplained);
+        let fault = |text| Fault { rule: "answers", output: String::new(), text };
+        refused.map(|it| fault(text(it))).collect()
+    }
+}
+
+/// Returns the bytes that the body of a request takes in the queue.
+fn bytes(world: &World<'_>, attempt: &Attempt) -> usize {
+    let known = attempt.serials.iter().filter_map(|it| world.truth.events.get(it));
+    known.map(|known| known.event.bytes.len() + 1).sum::<usize>() + BATCH
+}
+
+/// Returns when each event came last to an output.
+fn last_arrivals(seen: &Seen<'_>) -> BTreeMap<Serial, Duration> {
+    let arrived = seen.view.arrived.iter().zip(&seen.serials);
+    let letters = seen.view.letters.iter();
+    let letters = letters.filter_map(|it| Some((super::identify(&it.event)?, it.at)));
+    arrived.filter_map(|(arrived, serial)| Some(((*serial)?, arrived.at))).chain(letters).collect()
+}
+
+/// Returns when an event came last to an output, or when its fate was known at first if the output
+/// need not get it. Returns `None` if it should have come, and did not.
+fn comes(
+    world: &World<'_>,
+    seen: &Seen<'_>,
+    last: &BTreeMap<Serial, Duration>,
+    serial: Serial,
+) -> Option<Duration> {
+    if let Some(at) = last.get(&serial) {
+        return Some(*at);
+    }
+    let known = world.truth.events.get(&serial);
+    let Some((known, stored)) = known.zip(world.stored.get(&serial)) else {
+        return Some(Duration::ZERO);
+    };
+    let mut outputs = world
+        .truth
+        .configs(stored.from, world.now)
+        .filter_map(|config| config.output(seen.view.output).filter(|output| output.required));
+    let was_there = world
+        .truth
+        .configs(stored.from, stored.until)
+        .any(|config| config.output(seen.view.output).is_some());
+    let is_owed = was_there && outputs.any(|output| output.filter.keeps(&known.event.facts));
+    (!is_owed).then_some(Duration::ZERO)
+}
+
+#[cfg(test)]
+#[path = "room_tests.rs"]
+mod tests;

@@ -1,0 +1,88 @@
+use super::super::tests::{Small, seconds};
+use super::*;
+use crate::truth::Kind;
+
+/// A body is accepted at second 10, and comes at this second. Another one is refused at second 200.
+/// The queue is too small for both by so many bytes.
+fn small(comes: Option<u64>, on_disk: bool, less: usize) -> Small {
+    let mut small = Small::new();
+    let serials = small.two(10);
+    comes.into_iter().for_each(|second| small.arrive(second, &serials));
+    let refused = small.made(2, "get");
+    small.send(&refused, 200, Some((1, Answer::Status(429))));
+    let size = |serial: &Serial| small.event(*serial).bytes.len() + 1;
+    let bodies = [serials, refused].map(|it| it.iter().map(size).sum::<usize>() + BATCH);
+    let room = match on_disk {
+        true => bodies.iter().map(|bytes| 2 * (bytes + BLOCK)).sum::<usize>() + 3 * 1024,
+        false => bodies.iter().sum(),
+    };
+    small.config(0, |config| {
+        (config.on_disk, config.segment_bytes, config.queue_bytes) = (on_disk, 1024, room - less);
+    });
+    small
+}
+
+/// Returns true if the refusal has a reason.
+fn is_explained(small: &Small) -> bool {
+    let faults = small.rule(|world, _| Room::new(world).refused());
+    faults.iter().for_each(|it| assert!(it.contains("was answered 429, and there was room")));
+    assert!(faults.len() <= 1, "{faults:?}");
+    faults.is_empty()
+}
+
+#[test]
+fn a_429_needs_bodies_that_wait() {
+    for on_disk in [false, true] {
+        assert!(is_explained(&small(None, on_disk, 1)));
+        assert!(!is_explained(&small(None, on_disk, 0)));
+        assert!(!is_explained(&small(Some(109), on_disk, 1)));
+        assert!(is_explained(&small(Some(110), on_disk, 1)));
+    }
+    // While nothing is wrong, an event leaves at once.
+    let is_full = |small: &Small| {
+        let rule = |world: &World<'_>, _: &Seen<'_>| {
+            let attempt = world.truth.attempts.last().expect("it is refused");
+            let text = Room::new(world).may_be_full_calmly(attempt).to_string();
+            vec![Fault { rule: "answers", output: String::new(), text }]
+        };
+        small.rule(rule) == ["answers: true"]
+    };
+    assert!(is_full(&small(Some(199), false, 1)));
+    assert!(!is_full(&small(Some(198), false, 1)));
+}
+
+#[test]
+fn what_waits_for_an_optional_output_or_died_fills_no_queue() {
+    let mut optional = small(None, false, 1);
+    let config = optional.truth.epochs.last().map(|epoch| Config::clone(&epoch.config));
+    optional.config(0, |it| {
+        *it = config.expect("there is one");
+        it.outputs[0].required = false;
+    });
+    assert!(!is_explained(&optional));
+    for on_disk in [false, true] {
+        let mut killed = small(None, on_disk, 1);
+        killed.dies(100, Kind::Kill);
+        assert_eq!(is_explained(&killed), on_disk);
+    }
+}
+
+#[test]
+fn an_event_that_waits_keeps_what_came_after_it() {
+    let mut small = small(None, false, 0);
+    let later = small.two(20);
+    small.arrive(21, &later);
+    assert!(is_explained(&small));
+}
+
+#[test]
+fn a_429_may_come_from_a_relay_that_ends_or_a_disk_in_trouble() {
+    let mut ends = small(None, false, 0);
+    ends.dies(200, Kind::Drain);
+    assert!(is_explained(&ends));
+    let mut disk = small(None, true, 0);
+    disk.truth.refusing.push((seconds(160), seconds(170)));
+    assert!(is_explained(&disk));
+    disk.truth.refusing = vec![(seconds(160), seconds(169))];
+    assert!(!is_explained(&disk));
+}
