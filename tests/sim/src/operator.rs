@@ -524,7 +524,10 @@ impl<'a> Operator<'a> {
             self.wait_until(next);
         };
         match said {
-            Some(true) if !is_wrong => self.book.settled(),
+            Some(true) if !is_wrong => {
+                self.book.settled();
+                self.ask(Moment::Looked);
+            }
             Some(true) => self.faults.push("reload: a wrong config was taken".to_owned()),
             Some(false) if is_wrong => {}
             Some(false) => {

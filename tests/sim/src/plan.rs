@@ -233,6 +233,7 @@ impl Plan {
             filter: if rng.u32(..4) == 0 { filter(rng) } else { Filter::default() },
             may_lose: None,
             deduplicates: false,
+            addresses: Vec::new(),
         };
         let start = Setup {
             on_disk,

@@ -122,7 +122,10 @@ impl Setup {
     /// Returns what the oracle has to know.
     pub(crate) fn known(&self, consumers: &[Consumer], leaving: &[String]) -> truth::Config {
         let output = |output: &Output| {
-            let promise = consumers[output.consumer].promise();
+            let consumer = &consumers[output.consumer];
+            let promise = consumer.promise();
+            let second = consumer.has_door().then(|| consumer.address(true));
+            let addresses = [consumer.address(false)].into_iter().chain(second).collect();
             let may_lose = if !output.required {
                 Some("it is optional")
             } else if leaving.contains(&output.name) {
@@ -138,10 +141,11 @@ impl Setup {
             } else {
                 None
             };
-            Output { may_lose, ..output.clone() }
+            Output { may_lose, addresses, ..output.clone() }
         };
         truth::Config {
             on_disk: self.on_disk,
+            when_full: self.when_full,
             queue_bytes: bytes(self.queue),
             segment_bytes: bytes(self.segment),
             acknowledge: self.acknowledge,
@@ -166,6 +170,7 @@ impl Setup {
                         filter: Filter::default(),
                         may_lose: None,
                         deduplicates: false,
+                        addresses: Vec::new(),
                     }),
                 }
             }

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -161,6 +162,8 @@ pub(crate) struct Epoch {
 #[derive(Debug, Clone)]
 pub(crate) struct Config {
     pub(crate) on_disk: bool,
+    /// `queue.when_full`.
+    pub(crate) when_full: &'static str,
     /// `queue.max_bytes` and `queue.segment_bytes`.
     pub(crate) queue_bytes: usize,
     pub(crate) segment_bytes: usize,
@@ -210,6 +213,8 @@ pub(crate) struct Output {
     pub(crate) may_lose: Option<&'static str>,
     /// Events of equal bytes leave once (`filter.deduplicate`, longer than a seed).
     pub(crate) deduplicates: bool,
+    /// The addresses of its consumer, which a plan does not know yet.
+    pub(crate) addresses: Vec<SocketAddr>,
 }
 
 /// The reason of [`Output::may_lose`] where `queue.when_full` is not `reject`.

@@ -10,6 +10,7 @@ use crate::support::metrics::{Metrics, conservation};
 use crate::truth::{Acknowledge, Answer, Attempt, Config, Fate, Must};
 
 mod always;
+mod configured;
 
 /// After this time without a consumer, an output with an event that waits is late: 30 s, and the
 /// largest `object_age` of an `s3` here (status-page.md, "Late"), and 2 s to ask in.
@@ -46,14 +47,24 @@ pub(crate) struct Said {
 pub(crate) struct Status {
     pub(crate) accepted_events: u64,
     pub(crate) lost_events: u64,
+    pub(crate) acknowledge: String,
+    pub(crate) queue: ShownQueue,
     pub(crate) verdict: Verdict,
     pub(crate) outputs: Vec<Shown>,
+}
+
+/// The queue on the page.
+#[derive(Debug, Clone, Deserialize)]
+pub(crate) struct ShownQueue {
+    pub(crate) capacity_bytes: u64,
+    pub(crate) when_full: String,
 }
 
 /// An output on the page.
 #[derive(Debug, Clone, Deserialize)]
 pub(crate) struct Shown {
     pub(crate) name: String,
+    pub(crate) required: bool,
     #[serde(default)]
     pub(crate) addresses: Vec<Address>,
 }
@@ -158,6 +169,7 @@ pub(crate) fn judge(world: &World<'_>, said: &[Said], calm: Calm) -> Vec<Fault> 
         faults.extend(at_rest(said));
         faults.extend(passes_over(world, said, calm));
         faults.extend(notices(world, said));
+        faults.extend(configured::as_configured(world, said));
         faults.extend(always::agrees(said));
         faults.extend(always::named(world, said));
         faults.extend(always::late(world, said));

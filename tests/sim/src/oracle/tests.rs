@@ -70,12 +70,14 @@ impl Small {
             filter: Filter::default(),
             may_lose: None,
             deduplicates: false,
+            addresses: vec!["127.0.0.1:1000".parse().expect("an address")],
         };
         let acknowledge = Acknowledge::Queued;
         let limits = Limits::default();
         let outputs = vec![output];
         let mut config = Config {
             on_disk: false,
+            when_full: "reject",
             queue_bytes: 64 << 20,
             segment_bytes: 64 << 10,
             acknowledge,

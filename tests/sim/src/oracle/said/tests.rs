@@ -6,7 +6,15 @@ use crate::truth::{Filter, Output};
 /// Returns what a relay says at second 100 that has started at second 0.
 pub(super) fn said(moment: Moment, metrics: &str) -> Said {
     let verdict = Verdict { state: "good".into(), findings: Vec::new() };
-    let status = Status { accepted_events: 2, lost_events: 0, verdict, outputs: Vec::new() };
+    let queue = ShownQueue { capacity_bytes: 64 << 20, when_full: "reject".into() };
+    let status = Status {
+        accepted_events: 2,
+        lost_events: 0,
+        acknowledge: "queued".into(),
+        queue,
+        verdict,
+        outputs: Vec::new(),
+    };
     Said {
         started: Duration::ZERO,
         asked: seconds(100),
@@ -276,7 +284,8 @@ fn an_address_is_up_only_if_something_has_gone_there() {
         let address =
             Address { address: "a:1".into(), state: state.into(), requests, sent_bytes: 0 };
         let status = said.status.as_mut().expect("a status");
-        status.outputs = vec![Shown { name: "out".into(), addresses: vec![address] }];
+        status.outputs =
+            vec![Shown { name: "out".into(), required: true, addresses: vec![address] }];
         untried(&said)
     };
     assert_eq!(says("unknown", 0), None);

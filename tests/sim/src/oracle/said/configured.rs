@@ -1,0 +1,73 @@
+//! `/status` and `/metrics` beside the config that is in force.
+
+use std::collections::BTreeSet;
+
+use super::{Address, Fault, Said, Shown, World};
+use crate::oracle::LEAVES;
+use crate::truth::{Acknowledge, Config, Output};
+
+/// What the config says is what `/status` shows "as configured" (status-json.md), whenever it is
+/// certain which config is in force: after each reload, too.
+pub(super) fn as_configured(world: &World<'_>, said: &Said) -> Vec<Fault> {
+    let Some(status) = &said.status else { return Vec::new() };
+    let mut configs = world.truth.configs(said.asked, said.answered);
+    let (Some(config), None) = (configs.next(), configs.next()) else { return Vec::new() };
+    let mut wrong = Vec::new();
+    let mut compare = |what: &str, shown: String, set: String| {
+        if shown != set {
+            wrong.push(format!("{what} is shown as {shown}, and the config has {set}"));
+        }
+    };
+    let acknowledge = match config.acknowledge {
+        Acknowledge::Queued => "queued",
+        Acknowledge::Delivered => "delivered",
+        Acknowledge::Synced => "synced",
+    };
+    let (queue, capacity) = (&status.queue, config.queue_bytes.to_string());
+    compare("queue.acknowledge", status.acknowledge.clone(), acknowledge.to_owned());
+    compare("queue.when_full", queue.when_full.clone(), config.when_full.to_owned());
+    compare("queue.max_bytes", queue.capacity_bytes.to_string(), capacity.clone());
+    if let Some(bytes) = said.metrics.get("queue_capacity_bytes", &[]) {
+        compare("queue_capacity_bytes", bytes.to_string(), capacity);
+    }
+    for output in &config.outputs {
+        let shown = status.outputs.iter().find(|shown| shown.name == output.name);
+        let shown = shown.map_or_else(|| "nothing".into(), as_shown);
+        compare(&format!("output {}", output.name), shown, as_set(output));
+    }
+    let may_be_there = |shown: &Shown| {
+        let is_its = |config: &Config| config.output(&shown.name).is_some();
+        let since = said.asked.saturating_sub(LEAVES);
+        shown.name == "out" || world.truth.configs(since, said.answered).any(is_its)
+    };
+    let others = status.outputs.iter().filter(|shown| !may_be_there(shown));
+    wrong.extend(others.map(|shown| format!("output {} is shown, and there is none", shown.name)));
+    wrong.into_iter().map(|text| said.fault("reload", &text)).collect()
+}
+
+/// Returns what is compared of an output on the page.
+fn as_shown(shown: &Shown) -> String {
+    let addresses = shown.addresses.iter().map(|Address { address, .. }| numeric(address));
+    told(shown.required, addresses.collect())
+}
+
+/// Returns an address with its IP address: "host and port, and the IP address of a name"
+/// (status-json.md) are `localhost:1000 (127.0.0.1)`.
+fn numeric(address: &str) -> String {
+    let parts = address.strip_suffix(')').and_then(|it| it.split_once(" ("));
+    let parts = parts.and_then(|(name, ip)| Some((name.rsplit_once(':')?.1, ip)));
+    parts.map_or_else(|| address.to_owned(), |(port, ip)| format!("{ip}:{port}"))
+}
+
+fn as_set(output: &Output) -> String {
+    told(output.required, output.addresses.iter().map(ToString::to_string).collect())
+}
+
+fn told(is_required: bool, addresses: BTreeSet<String>) -> String {
+    let addresses: Vec<_> = addresses.into_iter().collect();
+    format!("required = {is_required} with {}", addresses.join(" and "))
+}
+
+#[cfg(test)]
+#[path = "configured_tests.rs"]
+mod tests;
