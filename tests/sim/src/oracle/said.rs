@@ -174,6 +174,7 @@ pub(crate) fn judge(world: &World<'_>, said: &[Said], calm: Calm) -> Vec<Fault> 
         faults.extend(always::named(world, said));
         faults.extend(always::late(world, said));
         faults.extend(always::in_motion(world, said));
+        faults.extend(always::in_flight(world, said));
         faults.extend(untried(said));
     }
     faults

@@ -4,8 +4,12 @@
 use std::time::Duration;
 
 use super::{Fault, Said, World};
+use crate::events::Serial;
 use crate::oracle::{LEAVES, Seen, Stored, copies};
-use crate::truth::Config;
+use crate::truth::{Acknowledge, Answer, Attempt, Config};
+
+/// How long a sender may take to read its answer.
+const READS: Duration = Duration::from_secs(1);
 
 /// `/status` is asked after `/metrics`, and both have the same counters (status-json.md).
 pub(super) fn agrees(said: &Said) -> Option<Fault> {
@@ -83,7 +87,7 @@ fn is_there(world: &World<'_>, seen: &Seen<'_>, from: Duration, to: Duration) ->
 /// (monitoring.md). At any moment, no more events can be missing in it or too many than there are
 /// in bodies that are under way.
 pub(super) fn in_motion(world: &World<'_>, said: &Said) -> Vec<Fault> {
-    let is_under_way = |attempt: &&crate::truth::Attempt| {
+    let is_under_way = |attempt: &&Attempt| {
         attempt.begun <= said.answered && attempt.ended.is_none_or(|(at, _)| at >= said.asked)
     };
     let bodies = world.truth.attempts.iter().filter(is_under_way);
@@ -103,6 +107,33 @@ pub(super) fn in_motion(world: &World<'_>, said: &Said) -> Vec<Fault> {
         }
     }
     faults
+}
+
+/// `in_flight_bytes` has the "bytes of bodies that are not yet in the queue or wait for their
+/// acknowledgement" (metrics.md). With `acknowledge = "delivered"`, a body of which an event has
+/// come to a consumer is there whole, and waits until its sender has the answer.
+pub(super) fn in_flight(world: &World<'_>, said: &Said) -> Option<Fault> {
+    let counted = said.metrics.get("in_flight_bytes", &[])?;
+    let has_come = |attempt: &Attempt, serial: &Serial| {
+        let is_one = world.truth.events.get(serial).is_some_and(|it| copies(world.truth, it) == 1);
+        let mut first = world.outputs.iter().filter_map(|seen| seen.first_at(*serial));
+        is_one && first.any(|at| attempt.begun <= at && at < said.asked)
+    };
+    let waits = |attempt: &&Attempt| {
+        let is_delivered = |config: &Config| config.acknowledge == Acknowledge::Delivered;
+        let Some((ended, Answer::Status(200))) = attempt.ended else { return false };
+        attempt.begun >= said.started
+            && attempt.begun < said.asked
+            && ended > said.answered + READS
+            && world.truth.configs(attempt.begun, ended).all(is_delivered)
+            && attempt.serials.iter().any(|serial| has_come(attempt, serial))
+    };
+    let waiting = world.truth.attempts.iter().filter(waits);
+    let known =
+        waiting.flat_map(|it| it.serials.iter().filter_map(|it| world.truth.events.get(it)));
+    let bytes: usize = known.map(|known| known.event.bytes.len()).sum();
+    let text = format!("in_flight_bytes is {counted}, and bodies with {bytes} bytes wait");
+    (counted < bytes as f64).then(|| said.fault("counters", &text))
 }
 
 /// Returns what is missing on the right side of the identity. Returns `None` if the output is not

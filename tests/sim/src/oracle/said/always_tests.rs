@@ -2,7 +2,7 @@ use super::super::tests::{check, finds, said};
 use super::*;
 use crate::oracle::said::Moment;
 use crate::oracle::tests::{OK, Small, seconds};
-use crate::truth::Answer;
+use crate::truth::{Acknowledge, Answer};
 
 #[test]
 fn the_status_has_no_less_than_the_metrics_before_it() {
@@ -96,4 +96,31 @@ fn what_is_missing_in_the_identity_is_under_way() {
     // It is not an output any more.
     small.config(95, |config| config.outputs[0].name = "another".into());
     check(&small, rule(2), None);
+}
+
+#[test]
+fn bodies_that_wait_for_their_answer_are_in_flight() {
+    let case = |acknowledge, comes: u64, answered_at: u64| {
+        let mut small = Small::new();
+        small.config(0, |config| config.acknowledge = acknowledge);
+        let serials = small.made(2, "get");
+        small.send(&serials, 90, Some((answered_at - 90, Answer::Status(200))));
+        small.arrive(comes, &serials[..1]);
+        small
+    };
+    let says = |bytes: usize| {
+        let text = format!("in_flight_bytes {bytes}\n");
+        move |world: &World<'_>| {
+            in_flight(world, &said(Moment::Any, &text)).into_iter().collect::<Vec<_>>()
+        }
+    };
+    let waits = case(Acknowledge::Delivered, 95, 105);
+    let events = waits.truth.events.values();
+    let bytes: usize = events.map(|known| known.event.bytes.len()).sum();
+    check(&waits, says(bytes), None);
+    check(&waits, says(bytes - 1), Some("and bodies with"));
+    // It may be answered, or still on its way to the relay.
+    check(&case(Acknowledge::Delivered, 95, 101), says(0), None);
+    check(&case(Acknowledge::Delivered, 100, 105), says(0), None);
+    check(&case(Acknowledge::Queued, 95, 105), says(0), None);
 }
