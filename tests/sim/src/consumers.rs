@@ -222,6 +222,7 @@ pub(crate) struct Arrived {
 pub(crate) struct TurnedDown {
     pub(crate) at: Duration,
     pub(crate) events: Vec<Serial>,
+    pub(crate) status: u16,
     /// True for an answer 5xx, false for a refusal of the payload.
     pub(crate) is_error: bool,
 }
@@ -561,7 +562,8 @@ impl Ledger {
             || status == Some(200) && self.steady() == Some(Steady::Rejects);
         if is_error || is_refusal {
             let events = identify_all(&request.decoded());
-            let down = TurnedDown { at: kernel::now(), events, is_error };
+            let status = status.unwrap_or_default();
+            let down = TurnedDown { at: kernel::now(), events, status, is_error };
             lock(&self.turned_down).push(down);
         }
     }

@@ -108,6 +108,10 @@ pub(crate) fn judge(
                     consumer.kind,
                     Kind::Tcp | Kind::Syslog | Kind::Relp | Kind::Lumberjack
                 ),
+                refuses_requests: matches!(
+                    consumer.kind,
+                    Kind::Http | Kind::Loki | Kind::Otlp | Kind::Ibm
+                ),
                 has_door: consumer.has_door(),
                 arrived: &arrived[number],
                 turned_down: &turned_down[number],

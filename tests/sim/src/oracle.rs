@@ -9,6 +9,7 @@
 //! that of its answer. A config counts if it may have been in force at any time of that span.
 
 mod acknowledged;
+mod given_up;
 mod outer;
 mod room;
 pub(crate) mod said;
@@ -138,6 +139,8 @@ pub(crate) struct View<'a> {
     pub(crate) is_unconfirmed: bool,
     /// True for these, `lumberjack` and `relp`, which have one connection after the other.
     pub(crate) is_stream: bool,
+    /// True for stores that refuse a request as a whole.
+    pub(crate) refuses_requests: bool,
     /// True if it has two addresses.
     pub(crate) has_door: bool,
     /// In the order in which the consumer took them.
@@ -319,6 +322,7 @@ impl<'a> World<'a> {
         faults.extend(few(acknowledged::nowhere(self)));
         for seen in &self.outputs {
             faults.extend(rules.iter().flat_map(|rule| few(rule(self, seen))));
+            faults.extend(few(given_up::answered(self, seen)));
             faults.extend(few(progress(self, seen, calm)));
             faults.extend(few(repeats(self, seen, calm)));
         }

@@ -17,12 +17,12 @@ pub(super) struct Small {
     maker: Maker,
     pub(super) arrived: Vec<Arrived>,
     turned_down: Vec<TurnedDown>,
-    letters: Vec<Letter>,
+    pub(super) letters: Vec<Letter>,
     counted: Counted,
     pub(super) refused: Vec<Vec<u8>>,
     is_unconfirmed: bool,
     is_stream: bool,
-    promise: Promise,
+    pub(super) promise: Promise,
     consumer_died: bool,
     pub(super) longest: Option<Longest>,
     pub(super) has_door: bool,
@@ -138,7 +138,8 @@ impl Small {
     /// The consumer turns these events down in one request, by a 5xx if `is_error` is true.
     pub(super) fn turn_down(&mut self, at: u64, serials: &[Serial], is_error: bool) {
         let events = serials.to_vec();
-        self.turned_down.push(TurnedDown { at: seconds(at), events, is_error });
+        let status = if is_error { 500 } else { 400 };
+        self.turned_down.push(TurnedDown { at: seconds(at), events, status, is_error });
     }
 
     /// Lets these events arrive at this second.
@@ -196,6 +197,7 @@ impl Small {
             counted: self.counted,
             is_unconfirmed: self.is_unconfirmed,
             is_stream: self.is_stream || self.is_unconfirmed,
+            refuses_requests: true,
             has_door: self.has_door,
             refuses: &|event| self.refused.iter().any(|refused| refused == event),
             consumer_died: self.consumer_died,
@@ -672,7 +674,7 @@ fn a_later_event_may_come_early_and_again_while_an_earlier_one_is_in_doubt() {
         let (first, second) = (small.two(10), small.two(20));
         for &(second, is_error) in downs {
             let (at, events) = (seconds(second), first.to_vec());
-            small.turned_down.push(TurnedDown { at, events, is_error });
+            small.turned_down.push(TurnedDown { at, events, status: 400, is_error });
         }
         small.arrive(24, &second[..1]);
         small.arrive(25, &first[..1]);
@@ -766,7 +768,7 @@ fn an_event_that_a_store_answers_with_5xx_leaves_the_order_after_four_answers_to
         let (first, second) = (small.two(10), small.two(20));
         for number in 0..count {
             let (at, events) = (seconds(22 + number), first[..events].to_vec());
-            small.turned_down.push(TurnedDown { at, events, is_error: true });
+            small.turned_down.push(TurnedDown { at, events, status: 500, is_error: true });
         }
         small.arrive(23, &second);
         small.arrive(30, &first[..1]);

@@ -1,0 +1,54 @@
+//! An event is given up only for answers that its consumer has given.
+
+use std::time::Duration;
+
+use super::{Fault, Letter, Seen, World, identify};
+
+/// "An event is given up only if the consumer refuses it alone eight times" (guarantees.md).
+const REFUSALS_MIN: usize = 8;
+
+/// The time of a letter has no more digits than milliseconds.
+const ROUNDED: Duration = Duration::from_millis(1);
+
+/// For each dead letter that quotes an answer, the consumer has given this answer to the event
+/// alone, in the same life of the relay. A refusal counts from the eighth one on, except while the
+/// relay ends.
+pub(super) fn answered(world: &World<'_>, seen: &Seen<'_>) -> Vec<Fault> {
+    if !seen.view.refuses_requests || seen.view.promise.counts {
+        return Vec::new();
+    }
+    let ends = || world.truth.deaths.iter().filter_map(|it| Some((it.begun, it.ended?)));
+    let fault = |letter: &Letter| {
+        let (status, serial) = (status_of(&letter.reason)?, identify(&letter.event)?);
+        let until = letter.at + ROUNDED;
+        let life = ends().map(|(_, ended)| ended).filter(|it| *it <= letter.at).max();
+        let is_its = |at: Duration| (life.unwrap_or_default()..=until).contains(&at);
+        let alone = seen.view.turned_down.iter().filter(|it| it.events == [serial]);
+        let (mut count, mut has_status) = (0, false);
+        for down in alone.filter(|down| is_its(down.at)) {
+            count += 1;
+            has_status |= down.status == status;
+        }
+        let is_ending = ends().any(|(begun, ended)| begun <= until && ended >= letter.at);
+        let least = if status >= 500 || is_ending { 1 } else { REFUSALS_MIN };
+        let text = format!(
+            "event {serial} was given up at {:?} for an answer {status}; its consumer has turned \
+             it down {count} times alone, {}",
+            letter.at,
+            if has_status { "and by this status" } else { "and never by this status" },
+        );
+        (count < least || !has_status).then(|| seen.fault("reasons", text))
+    };
+    seen.view.letters.iter().filter_map(fault).collect()
+}
+
+/// Returns the status of the answer that a reason quotes. Returns `None` if it is about one event
+/// of a request, or about no answer.
+fn status_of(reason: &str) -> Option<u16> {
+    let (_, status) = reason.split_once(" answered ")?;
+    status.get(..3)?.parse().ok()
+}
+
+#[cfg(test)]
+#[path = "given_up_tests.rs"]
+mod tests;

@@ -1,0 +1,40 @@
+use super::super::tests::{Small, seconds};
+use super::*;
+use crate::truth::{Death, Kind};
+
+/// An event is given up at second 20 for this reason, after so many refusals alone.
+fn case(reason: &str, refusals: u64) -> Small {
+    let mut small = Small::new();
+    let serials = small.two(5);
+    small.turn_down(6, &serials, false);
+    (0..refusals).for_each(|second| small.turn_down(7 + second, &serials[..1], false));
+    small.letter_at(20, serials[0]);
+    small.letters[0].reason = reason.into();
+    small
+}
+
+#[test]
+fn an_event_is_given_up_after_eight_refusals_alone() {
+    let refused = "http://a: answered 400 Bad Request";
+    case(refused, 8).passes(answered);
+    case(refused, 7).fails(answered, "has turned it down 7 times alone, and by this status");
+    case("http://a: answered 413 Payload Too Large", 8).fails(answered, "never by this status");
+    case("longer than max_message_bytes", 0).passes(answered);
+    case("http://a: answered 500 for an event", 8).fails(answered, "never by this status");
+    // What a store tells of a part of a request is in no list.
+    let mut counts = case(refused, 0);
+    counts.promise.counts = true;
+    counts.passes(answered);
+}
+
+#[test]
+fn refusals_count_in_one_life_and_less_at_its_end() {
+    let refused = "http://a: answered 400 Bad Request";
+    let mut another_life = case(refused, 8);
+    another_life.dies(10, Kind::Kill);
+    another_life.fails(answered, "has turned it down 5 times alone");
+    let mut ends = case(refused, 1);
+    let (begun, ended) = (seconds(19), Some(seconds(21)));
+    ends.truth.deaths.push(Death { begun, ended, kind: Kind::Drain });
+    ends.passes(answered);
+}
