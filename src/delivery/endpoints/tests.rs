@@ -614,8 +614,9 @@ async fn simulate(seed: u64) {
     let lanes = random.u8(1..=3);
     let first_is_preferred = bench.set.strategy == Strategy::Failover && bench.set.count() > 1;
     // Each other consumer may stall a lane for one request timeout, and one of them a second time
-    // when it is tried again. A pause may come before or after that.
-    let bound = TIMEOUTS.request * u32::from(consumers) + SECOND * 40;
+    // when it is tried again; the consumer that works now may have left a delivery unanswered that
+    // began before. A pause may come before or after that.
+    let bound = TIMEOUTS.request * (u32::from(consumers) + 1) + SECOND * 40;
     let delivered = Mutex::new((Instant::now(), 0));
     let lane = async |mut random: fastrand::Rng| {
         let mut pause = SECOND / 2;
