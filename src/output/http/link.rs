@@ -13,7 +13,7 @@ use tokio::time::{Instant, Sleep};
 use super::api::Outcome;
 use super::client::Client;
 use super::confirm::Settled;
-use super::pool::{Lane, PooledConnection};
+use super::pool::Lane;
 use crate::delivery::checkpoints::{Checkpoint, Fate};
 use crate::delivery::link::{Event, Link, until};
 use crate::queue::{Batch, Claim, Take};
@@ -101,9 +101,6 @@ pub(in crate::output) struct HttpLink {
     alarm: Alarm,
     /// The id of the address to which the last finished request was sent.
     consumer: usize,
-    /// The version of the output's set of addresses when [`HttpLink::tidy`] last ran. A newer
-    /// version means that addresses have changed since.
-    tidied: u64,
 }
 
 impl HttpLink {
@@ -112,7 +109,7 @@ impl HttpLink {
         let idle = (0..client.config.concurrency).map(|_| Lane::default()).collect();
         let busy = FuturesUnordered::new();
         let (confirmed, alarm) = (VecDeque::new(), Alarm::default());
-        Self { client, idle, busy, confirmed, waits_until: None, alarm, consumer: 0, tidied: 0 }
+        Self { client, idle, busy, confirmed, waits_until: None, alarm, consumer: 0 }
     }
 
     /// Closes the idle connections that must not be used again: those that have reached their age
@@ -122,12 +119,7 @@ impl HttpLink {
     fn tidy(&mut self) -> Option<Instant> {
         let endpoints = &self.client.endpoints;
         let version = endpoints.version();
-        let changed = std::mem::replace(&mut self.tidied, version) != version;
-        let is_over = |connection: &PooledConnection| match changed {
-            true => connection.is_over(endpoints),
-            false => connection.has_expired(),
-        };
-        self.idle.iter_mut().for_each(|lane| lane.close_if(is_over));
+        self.idle.iter_mut().for_each(|lane| lane.tidy(endpoints, version));
         self.idle.iter().filter_map(Lane::first_expiry).min()
     }
 

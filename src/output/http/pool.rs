@@ -102,6 +102,9 @@ pub(super) struct Lane {
     /// The open connections that no request uses now. The first one has been unused for the longest
     /// time.
     idle: Vec<PooledConnection>,
+    /// The version of the addresses ([`Endpoints::version`]) at which [`Lane::tidy`] last looked. A
+    /// lane that runs a request while the addresses change is looked at afterwards.
+    tidied: u64,
 }
 
 impl Lane {
@@ -135,9 +138,20 @@ impl Lane {
         }
     }
 
+    /// Closes the idle connections that have reached their age limit and, if the addresses have
+    /// changed since the last call, those whose address has left the output. `version` is that of
+    /// the addresses now.
+    pub(super) fn tidy(&mut self, endpoints: &Endpoints, version: u64) {
+        let changed = std::mem::replace(&mut self.tidied, version) != version;
+        self.close_if(|connection| match changed {
+            true => connection.is_over(endpoints),
+            false => connection.has_expired(),
+        });
+    }
+
     /// Closes the idle connections that `is_over` returns `true` for, and on which no request waits
     /// for its confirmation.
-    pub(super) fn close_if(&mut self, is_over: impl Fn(&PooledConnection) -> bool) {
+    fn close_if(&mut self, is_over: impl Fn(&PooledConnection) -> bool) {
         self.idle.retain(|connection| !connection.is_free() || !is_over(connection));
     }
 
