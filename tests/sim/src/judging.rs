@@ -7,7 +7,7 @@ use std::fs;
 use crate::consumers::{Arrived, Consumer, Kind};
 use crate::kernel;
 use crate::oracle::said::{LATE, Memory, Said};
-use crate::oracle::{Calm, Counted, Letter, View, World, letters, losses_in, said};
+use crate::oracle::{Calm, Counted, Letter, View, World, letters, losses_in, said, uncounted};
 use crate::support::metrics::Metrics;
 use crate::truth::Book;
 
@@ -78,6 +78,11 @@ pub(crate) fn judge(
     for letter in all_letters() {
         by_output.entry(letter.output.clone()).or_default().push(letter);
     }
+    let of = |(output, letters): (&String, &Vec<Letter>)| {
+        let counted = book.read(|truth| uncounted::counted(letters, output, truth, said));
+        (output.clone(), counted)
+    };
+    let counted_letters: BTreeMap<String, Vec<Letter>> = by_output.iter().map(of).collect();
     let mut faults: Vec<String> = Vec::new();
     for consumer in consumers {
         let violations = consumer.violations().into_iter();
@@ -93,10 +98,11 @@ pub(crate) fn judge(
         for (output, number) in outputs {
             let consumer = &consumers[number];
             let letters = by_output.get(output).map_or(&[][..], Vec::as_slice);
+            let counted_letters = counted_letters.get(output).map_or(&[][..], Vec::as_slice);
             let counted = Counted {
                 lost: losses.of(output),
                 queue: losses.of("queue"),
-                letters: losses_in(letters),
+                letters: losses_in(counted_letters),
                 letters_dropped: 0,
             };
             views.push(View {
@@ -116,6 +122,7 @@ pub(crate) fn judge(
                 arrived: &arrived[number],
                 turned_down: &turned_down[number],
                 letters,
+                counted_letters,
                 counted,
                 refuses: &refusals[number],
                 consumer_died: consumer.has_died(),

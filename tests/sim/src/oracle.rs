@@ -13,6 +13,7 @@ mod given_up;
 mod outer;
 mod room;
 pub(crate) mod said;
+pub(crate) mod uncounted;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -114,7 +115,7 @@ pub(crate) struct Counted {
     pub(crate) lost: u64,
     /// `error_total{plugin="queue"}`.
     pub(crate) queue: u64,
-    /// Those of the lost events that the dead letters stand for: see [`losses_in`].
+    /// Those of the lost events that the counted dead letters stand for: see [`losses_in`].
     pub(crate) letters: u64,
     /// `dead_letter_dropped_events_total`.
     pub(crate) letters_dropped: u64,
@@ -149,6 +150,8 @@ pub(crate) struct View<'a> {
     pub(crate) turned_down: &'a [TurnedDown],
     /// The dead letters of this output that are in the files.
     pub(crate) letters: &'a [Letter],
+    /// Those that the relay has counted: see [`uncounted::counted`].
+    pub(crate) counted_letters: &'a [Letter],
     pub(crate) counted: Counted,
     /// Returns true for the bytes of an event that the consumer refuses for good, or fails on for
     /// ever. Such an event may "leave the order" (guarantees.md), and becomes a dead letter.
@@ -209,6 +212,7 @@ pub(crate) struct Seen<'a> {
     /// For each event the place of its first arrival, and the number of its arrivals.
     first: BTreeMap<Serial, (usize, usize)>,
     letters: BTreeSet<Serial>,
+    counted_letters: BTreeSet<Serial>,
 }
 
 impl<'a> Seen<'a> {
@@ -220,8 +224,9 @@ impl<'a> Seen<'a> {
                 first.entry(*serial).or_insert((place, 0)).1 += 1;
             }
         }
-        let letters = view.letters.iter().filter_map(|letter| identify(&letter.event)).collect();
-        Self { view, serials, first, letters }
+        let of = |letters: &[Letter]| letters.iter().filter_map(|it| identify(&it.event)).collect();
+        let (letters, counted_letters) = (of(view.letters), of(view.counted_letters));
+        Self { view, serials, first, letters, counted_letters }
     }
 
     /// Returns when the event arrived first.
@@ -528,7 +533,7 @@ fn named(events: impl IntoIterator<Item = (Serial, Duration)>) -> String {
 
 /// "Once a batch is answered 200, every output gets each of its events, or the loss is counted in
 /// `kube_audit_forwarder_error_total`" (guarantees, 1). Events that are in no file of dead letters
-/// must be counted beside the letters.
+/// must be counted beside the letters, and so must those whose letter is not counted.
 pub(crate) fn conservation(world: &World<'_>, seen: &Seen<'_>) -> Vec<Fault> {
     if seen.view.consumer_died && seen.view.is_unconfirmed {
         return Vec::new();
@@ -537,7 +542,7 @@ pub(crate) fn conservation(world: &World<'_>, seen: &Seen<'_>) -> Vec<Fault> {
     let missing = world.missing(seen);
     let (all, counted) = (missing.len() as u64, lost + queue);
     let gone: Vec<_> =
-        missing.iter().filter(|(serial, _)| !seen.letters.contains(serial)).collect();
+        missing.iter().filter(|(serial, _)| !seen.counted_letters.contains(serial)).collect();
     let explained = seen.view.counted.without_letter();
     let told = |events: Vec<&(Serial, Stored)>| {
         let unknown = events.iter().filter(|(_, stored)| !stored.acknowledged).count();
@@ -650,7 +655,7 @@ pub(crate) fn delivered(world: &World<'_>, seen: &Seen<'_>) -> Vec<Fault> {
         let has_it = seen.first_at(*serial).is_some_and(|at| at <= stored.until);
         if stored.acknowledged
             && !has_it
-            && !seen.letters.contains(serial)
+            && !seen.counted_letters.contains(serial)
             && configs.all(is_promised)
             && world.is_owed(seen, *serial, *stored)
         {
@@ -1212,8 +1217,7 @@ pub(crate) fn letters(file: &[u8]) -> Vec<Letter> {
 /// ends in `N of M rejected`)" (dead-letters.md): M letters stand for N. After an error of the
 /// disk, a letter "is also in the next file" (dead-letter-format.md), with the same time.
 pub(crate) fn losses_in(letters: &[Letter]) -> u64 {
-    let once: BTreeSet<_> =
-        letters.iter().map(|it| (it.at, it.reason.as_str(), it.event.as_slice())).collect();
+    let once: BTreeSet<_> = letters.iter().map(uncounted::same).collect();
     let mut by_reason = BTreeMap::<&str, u64>::new();
     for (_, reason, _) in once {
         *by_reason.entry(reason).or_default() += 1;

@@ -463,4 +463,4 @@ pub(crate) fn notices(world: &World<'_>, said: &Said) -> Option<Fault> {
 
 #[cfg(test)]
 #[path = "said/tests.rs"]
-mod tests;
+pub(super) mod tests;

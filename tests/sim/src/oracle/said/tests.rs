@@ -4,7 +4,7 @@ use crate::oracle::Seen;
 use crate::truth::{Filter, Output};
 
 /// Returns what a relay says at second 100 that has started at second 0.
-pub(super) fn said(moment: Moment, metrics: &str) -> Said {
+pub(in crate::oracle) fn said(moment: Moment, metrics: &str) -> Said {
     let verdict = Verdict { state: "good".into(), findings: Vec::new() };
     let queue = ShownQueue { capacity_bytes: 64 << 20, when_full: "reject".into() };
     let status = Status {

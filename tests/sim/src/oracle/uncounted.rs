@@ -1,0 +1,49 @@
+//! Dead letters that are in a file, and that the relay was killed before it had counted.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use super::Letter;
+use super::said::Said;
+use crate::truth::Truth;
+
+/// How long an output waits for the sync of its letters, and counts them only then: "it waits at
+/// most ten seconds" (dead-letter-format.md).
+const SYNCED: Duration = Duration::from_secs(10);
+
+/// Returns the letters of an output without those that no life has counted: "a delivery finishes a
+/// claim when its letters are synced" (dead-letter-format.md), and "a process that is killed can
+/// count nothing" (guarantees.md). The count of a killed life is the one that it told last. A
+/// letter more is left out only if its sync may have been under way.
+pub(crate) fn counted(
+    letters: &[Letter],
+    output: &str,
+    truth: &Truth,
+    said: &[Said],
+) -> Vec<Letter> {
+    let mut uncounted = BTreeSet::new();
+    let mut life = Duration::ZERO;
+    for death in &truth.deaths {
+        let since = std::mem::replace(&mut life, death.ended.unwrap_or(death.begun));
+        let told = said.iter().filter(|it| it.started >= since && it.answered <= death.begun);
+        let last = told.max_by_key(|it| it.answered).filter(|_| death.kind.is_violent());
+        let Some(last) = last else { continue };
+        let its = letters.iter().filter(|it| (last.started..=death.begun).contains(&it.at));
+        let written: BTreeSet<_> = its.map(same).collect();
+        let labels = [("output", output)];
+        let count = last.metrics.count("dead_letter_events_total", &labels);
+        let more = written.len().saturating_sub(usize::try_from(count).unwrap_or(usize::MAX));
+        let newest = written.into_iter().rev().take(more);
+        uncounted.extend(newest.take_while(|(at, ..)| *at + SYNCED >= death.begun));
+    }
+    letters.iter().filter(|letter| !uncounted.contains(&same(letter))).cloned().collect()
+}
+
+/// Returns what is the same in a letter that "is also in the next file" (dead-letter-format.md).
+pub(super) fn same(letter: &Letter) -> (Duration, &str, &[u8]) {
+    (letter.at, letter.reason.as_str(), letter.event.as_slice())
+}
+
+#[cfg(test)]
+#[path = "uncounted_tests.rs"]
+mod tests;
