@@ -69,7 +69,7 @@ const GIVEN_WAY_PAUSE: Duration = Duration::from_millis(1);
 pub struct Listener {
     socket: Arc<TcpListener>,
     /// The address as configured, which is also the metrics' label `listener`.
-    label: String,
+    label: Arc<str>,
     /// The settings for TLS handshakes and requests, which a reload replaces.
     settings: Arc<ArcSwap<Settings>>,
     metrics: ListenerMetrics,
@@ -96,7 +96,7 @@ impl Listener {
     ) -> Self {
         let listener = Self {
             socket: Arc::new(socket),
-            label: config.label.clone(),
+            label: config.label.as_str().into(),
             settings: Arc::new(ArcSwap::new(settings)),
             metrics: telemetry.listener(&config.label),
             refused: Arc::default(),
@@ -193,7 +193,7 @@ impl Listener {
                 Err(error) => {
                     self.metrics.connection_refused(RefusedConnection::AcceptFailed);
                     if !std::mem::replace(&mut failing, true) {
-                        tracing::error!(listener = self.label, %error, "cannot accept connections, trying again");
+                        tracing::error!(listener = &*self.label, %error, "cannot accept connections, trying again");
                     }
                     let pause = tokio::time::sleep(ACCEPT_PAUSE);
                     self.closing.run_until_cancelled(pause).await;
@@ -207,7 +207,7 @@ impl Listener {
     /// connection is closed at once.
     fn open(&self, stream: TcpStream, peer: SocketAddr, gate: &Arc<Gate>) {
         let rules = gate.rules.load_full();
-        let (listener, refused) = (self.label.as_str().into(), Arc::clone(&self.refused));
+        let (listener, refused) = (Arc::clone(&self.label), Arc::clone(&self.refused));
         let sender = Sender { listener, peer, refused };
         let place = gate.registry.open(rules.max_connections, self.metrics.clone(), sender.clone());
         let Some(place) = place else { return };
@@ -216,7 +216,6 @@ impl Listener {
         let handshake = self.settings.load().tls.as_ref().map(|tls| Handshake {
             acceptor: TlsAcceptor::from(tls.settings()),
             limit: rules.deadlines.header,
-            listener: self.label.clone(),
             metrics: self.metrics.clone(),
             sender,
             telemetry: Arc::clone(&self.telemetry),

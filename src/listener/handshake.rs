@@ -124,8 +124,6 @@ pub(super) struct Handshake {
     pub(super) acceptor: TlsAcceptor,
     /// The longest time that the handshake may take.
     pub(super) limit: Duration,
-    /// The label of the listener.
-    pub(super) listener: String,
     pub(super) metrics: ListenerMetrics,
     pub(super) sender: Sender,
     pub(super) telemetry: Arc<Telemetry>,
@@ -139,7 +137,7 @@ impl Handshake {
             Ok(stream) => {
                 let leaf = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
                 if let Some(not_after) = leaf.and_then(not_after) {
-                    let listener = &self.listener;
+                    let listener = &self.sender.listener;
                     self.telemetry.certificate_expiry("listener", listener, "client", not_after);
                 }
                 Some(stream)
