@@ -39,12 +39,7 @@ impl Admin {
         let (metrics, earlier) = (&self.telemetry, self.telemetry.earlier());
         Status {
             process: self.process(time(earlier.last_killed)),
-            intake: status::Intake {
-                accepted_events_per_second: known(accepted),
-                received_bytes_per_second: known(received),
-                refused_429_per_second: known(refused_429),
-                ..self.intake()
-            },
+            intake: self.intake([accepted, received, refused_429].map(known)),
             losses: status::Losses {
                 lost_events: metrics.all_lost_events(),
                 last_lost_seconds_ago: seconds(metrics.reports().any_lost_ago()),
@@ -83,23 +78,27 @@ impl Admin {
         }
     }
 
-    /// Returns what is known of the requests of senders, but for the rates.
-    fn intake(&self) -> status::Intake {
+    /// Returns what is known of the requests of senders. `rates` are those of the last minute: of
+    /// accepted events, received bytes and answers 429.
+    fn intake(&self, rates: [Option<f64>; 3]) -> status::Intake {
         let (metrics, refusals) = (&self.telemetry, self.telemetry.refusals());
         let (shown, accepted) = (self.shown.load(), metrics.queue().accepted);
+        let [accepted_events_per_second, received_bytes_per_second, refused_429_per_second] = rates;
         status::Intake {
             acknowledge: shown.queue.as_ref().map(|queue| queue.acknowledge.name().to_owned()),
             in_flight_bytes: metrics.in_flight().count(),
             accepted_events: accepted.events.get(),
+            accepted_events_per_second,
+            received_bytes_per_second,
             last_event_seconds_ago: accepted.last.time().map(ago),
             rejected_requests: counted(metrics.rejections().requests.counts()),
+            refused_429_per_second,
             in_flight_full_seconds_ago: seconds(refusals.in_flight_full_ago()),
             refusals: refusals.times(Instant::now()),
             last_rejected: refusals.last().as_ref().map(rejected),
             last_final_refusal: refusals.last_for_good().as_ref().map(rejected),
             refused_connections: refused_connections(refusals.connections()),
             last_tls_failure: refusals.last_tls_failure().as_ref().map(tls_failure),
-            ..status::Intake::default()
         }
     }
 
