@@ -46,8 +46,8 @@ mod volume;
 
 /// The exit status of a command that failed while it ran.
 const FAILED: u8 = 1;
-/// The longest time between two samples of metrics of `doctor`. A longer one shows no
-/// more, because kube-apiserver holds a batch for a few minutes at most.
+/// The longest time between two samples of metrics of `doctor`. A longer one shows no more, because
+/// kube-apiserver holds a batch for a few minutes at most.
 const INTERVAL_MAX: Duration = Duration::from_secs(60 * 60);
 /// The exit status for wrong usage or a wrong config. clap uses the same status.
 const WRONG: u8 = 2;

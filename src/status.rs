@@ -44,7 +44,7 @@ pub struct Status {
     pub certificates: Vec<Certificate>,
     /// The reloads of the config.
     pub reloads: Reloads,
-    /// What the process may do.
+    /// The rights that the process has kept.
     #[serde(rename = "process")]
     pub permissions: Permissions,
     /// The evidence log; `None` if the config has no `[evidence]`.
@@ -411,7 +411,7 @@ pub struct Counts {
     /// The same in each second, over the last minute; `None` in the first seconds after a reload
     /// has added the output.
     pub delivered_events_per_second: Option<f64>,
-    /// Those that the consumer said it had already (`output_existing_events_total`).
+    /// Delivered events that the consumer said it had already (`output_existing_events_total`).
     pub existing_events: u64,
     /// Bytes sent, repetitions included (`output_bytes_total`).
     pub sent_bytes: u64,
@@ -520,7 +520,7 @@ pub struct Reloads {
     pub awaits_address: Option<String>,
 }
 
-/// What the process may do, by the setting `process.restrict`.
+/// The rights that the process has kept, by the setting `process.restrict`.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Permissions {

@@ -26,7 +26,7 @@ impl Line {
     }
 }
 
-/// What became of a directive.
+/// The verdict about a directive of the file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Verdict {
     /// The directive is not carried over. Without it, something may change in what is sent, where
@@ -44,7 +44,7 @@ pub enum Verdict {
 pub struct Finding {
     /// The line number of the directive in the haproxy.cfg, counted from 1.
     pub line: usize,
-    /// What became of the directive.
+    /// The verdict about the directive.
     pub verdict: Verdict,
     /// The text of the directive, with single spaces between its words and without passwords.
     pub directive: String,
@@ -55,8 +55,8 @@ pub struct Finding {
 /// The result of a migration for each line of a haproxy.cfg.
 #[derive(Debug, Default)]
 pub struct Report {
-    /// What became of each directive: at least one finding for each line that has words. They are
-    /// sorted by their lines.
+    /// The verdicts about all directives: at least one finding for each line that has words. They
+    /// are sorted by their lines.
     pub findings: Vec<Finding>,
     /// The sentence that says whether HAProxy accepts the file.
     pub validity: String,
