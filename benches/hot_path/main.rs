@@ -14,6 +14,8 @@
 
 use std::fs::File;
 use std::hint::black_box;
+use std::io::{ErrorKind, Read as _, Write as _};
+use std::net::TcpStream;
 use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,9 +25,10 @@ use futures_util::FutureExt as _;
 use kube_audit_forwarder::audit::Split;
 use kube_audit_forwarder::config::Rejected;
 use kube_audit_forwarder::filter::{EventView, Filter, Rules};
+use kube_audit_forwarder::listener::{Gate, Listener, Settings};
 use kube_audit_forwarder::policy::Policy;
 use kube_audit_forwarder::position::Position;
-use kube_audit_forwarder::queue::{Append, Disposition, Output, Queue, Take};
+use kube_audit_forwarder::queue::{Append, Cursor, Disposition, Output, Queue, Take};
 use kube_audit_forwarder::redact::Redaction;
 use kube_audit_forwarder::telemetry::Telemetry;
 use kube_audit_forwarder::volume::{Seen, Volume};
@@ -70,6 +73,7 @@ fn main() {
         "queue batches" => queue(&recorded(1), 1, TAKE),
         // One claim takes all events that have come since the last one.
         "queue singles" => queue(&recorded(7), 400, TAKE),
+        "requests" => requests(&recorded(7)),
         "queue cut batches" => queue(&recorded(1), 1, Take { events: 10, ..TAKE }),
         "filter by verb" => filter("match = { verbs = ['none'] }", 0, recorded(1)),
         "filter by policy" => filter("", 20, recorded(1)),
@@ -126,6 +130,19 @@ fn decode<const N: usize>(split: fn(&mut [u8]) -> Split, bodies: [File; N]) -> P
     })
 }
 
+/// Opens a queue with one output.
+fn opened(config: &config::Queue, telemetry: &Telemetry) -> (Queue, Cursor) {
+    let outputs = [Output {
+        name: "output".to_owned(),
+        required: true,
+        keeps: Duration::ZERO,
+        recorder: None,
+        metrics: telemetry.output("output"),
+    }];
+    let (queue, mut cursors) = Queue::open(config, telemetry, &outputs).unwrap();
+    (queue, cursors.remove(0))
+}
+
 /// A pass that appends a batch `batches` times to a queue in memory, which holds some batches
 /// already. An output then claims as many events, as much as `take` at a time, and finishes each
 /// claim.
@@ -135,17 +152,8 @@ fn queue(body: &File, batches: u64, take: Take) -> Pass {
     buffer.truncate(bytes);
     let batch = audit::decode(buffer).expect("a recorded body");
 
-    let config = config::read(CONFIG, output::TYPES).config.expect("a valid config").queue;
-    let telemetry = Telemetry::new();
-    let outputs = [Output {
-        name: "output".to_owned(),
-        required: true,
-        keeps: Duration::ZERO,
-        recorder: None,
-        metrics: telemetry.output("output"),
-    }];
-    let (queue, mut cursors) = Queue::open(&config, &telemetry, &outputs).unwrap();
-    let mut cursor = cursors.remove(0);
+    let config = config::read(CONFIG, output::TYPES).config.expect("a valid config");
+    let (queue, mut cursor) = opened(&config.queue, &Telemetry::new());
     let events = batch.events * batches;
     let append = move || {
         let lines = Bytes::clone(&batch.lines);
@@ -164,6 +172,47 @@ fn queue(body: &File, batches: u64, take: Take) -> Pass {
             left -= claimed.events;
         }
         (bytes * usize::try_from(batches).unwrap(), events)
+    })
+}
+
+/// A pass that sends a body to a listener over a kept connection of HTTP/1.1, and reads the answer.
+/// The listener runs in the thread of the pass. An output then claims the events and finishes the
+/// claim.
+fn requests(body: &File) -> Pass {
+    let mut buffer = vec![0; BUFFER];
+    let bytes = read(body, &mut buffer);
+    let head = format!(
+        "POST / HTTP/1.1\r\nHost: relay\r\nUser-Agent: kube-apiserver\r\nContent-Length: {bytes}\r\n\
+         Accept: application/json, */*\r\nContent-Type: application/json\r\n\r\n"
+    );
+    let request = [head.as_bytes(), &buffer[..bytes]].concat();
+
+    let config = config::read(CONFIG, output::TYPES).config.expect("a valid config");
+    let telemetry = Arc::new(Telemetry::new());
+    let (queue, mut cursor) = opened(&config.queue, &telemetry);
+    let gate = Arc::new(Gate::new(&config.limits, &config.queue, queue, &telemetry));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let of = &config.listeners[0];
+    let socket = runtime.block_on(tokio::net::TcpListener::bind(of.address)).unwrap();
+    let settings = Arc::new(Settings::read(of, None).unwrap().expect("it needs no file"));
+    let listener = Listener::new(socket, of, settings, &gate, telemetry);
+    let mut client = TcpStream::connect(listener.address().unwrap()).unwrap();
+    client.set_nonblocking(true).unwrap();
+    runtime.spawn(listener.serve(gate));
+    Box::new(move || {
+        client.write_all(&request).unwrap();
+        let mut answer = [0; 1024];
+        let length = loop {
+            runtime.block_on(tokio::task::yield_now());
+            match client.read(&mut answer) {
+                Err(error) if error.kind() == ErrorKind::WouldBlock => {}
+                read => break read.unwrap(),
+            }
+        };
+        assert!(answer[..length].starts_with(b"HTTP/1.1 200"), "{:?}", &answer[..length]);
+        let claimed = black_box(cursor.next(TAKE)).expect("it is queued");
+        cursor.acknowledge(claimed.claim, Disposition::default());
+        (bytes, claimed.events)
     })
 }
 
