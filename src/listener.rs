@@ -1,5 +1,5 @@
-//! Accepts batches from senders over HTTP/1.1 and h2, with or without TLS, and within limits. One
-//! service answers all requests.
+//! Accepts batches from senders over HTTP/1.1 and h2, with or without TLS, and within limits. The
+//! layers of one service answer all requests; `requests.rs` has their order.
 //!
 //! A listener owns its accept loop and its connections. An error of `accept` is logged and tried
 //! again after a pause; it never ends the process. A listener meets the outputs only at the queue.
@@ -7,10 +7,12 @@
 //! | floor | files | what they know |
 //! |---|---|---|
 //! | 1 | `answer` `buffer` `framing` `large` `sender` `token` | answers · the memory of bodies · where a head begins · bodies in steps · refused senders in the log · the bearer token |
-//! | 2 | `connection` `handshake` `settings` | phases and deadlines · TLS · what the config says of a listener |
-//! | 3 | `auth` `ingest` | which requests may be accepted · the answer to a request |
-//! | 4 | `gate` `requests` | the limits of all listeners · the service of one connection |
-//! | 5 | `session` | one connection from its handshake to its end |
+//! | 2 | `connection` `handshake` `in_flight` `settings` | phases and deadlines · TLS · bytes in flight · what the config says of a listener |
+//! | 3 | `terms` | what requests share |
+//! | 4 | `gate` `upload` | the limits of all listeners · a body that arrives |
+//! | 5 | `auth` `head` `ingest` | who may send requests · which heads are those of a batch · the answer to a body |
+//! | 6 | `requests` | the layers of one connection |
+//! | 7 | `session` | one connection from its handshake to its end |
 
 use std::io;
 use std::net::SocketAddr;
@@ -32,24 +34,26 @@ mod connection;
 mod framing;
 mod gate;
 mod handshake;
+mod head;
+mod in_flight;
 mod ingest;
 mod large;
 mod requests;
 mod sender;
 mod session;
 mod settings;
+mod terms;
 mod token;
+mod upload;
 
 pub use gate::Gate;
 pub use settings::Settings;
 pub use token::Token;
 
-use auth::Auth;
 use handshake::Handshake;
-use ingest::Ingest;
-use requests::{Requests, Shared};
 use sender::{Refused, Sender};
 use session::Session;
+use terms::Terms;
 
 /// The pause after an error of `accept` that concerns more than one connection, such as too many
 /// open files. Without the pause the listener would fail again and again without a break.
@@ -220,18 +224,16 @@ impl Listener {
             sender,
             telemetry: Arc::clone(&self.telemetry),
         });
-        let requests = Requests {
-            auth: Auth { settings: Arc::clone(&self.settings), revoked: self.revoked.clone() },
-            ingest: Ingest {
-                shared: Arc::clone(&gate.shared),
-                connection: Arc::clone(&place.connection),
-                settings: Arc::clone(&self.settings),
-            },
-            max_age: rules.max_connection_age.map(net::jittered),
+        let terms = Terms {
+            shared: Arc::clone(&gate.shared),
+            connection: Arc::clone(&place.connection),
+            settings: Arc::clone(&self.settings),
             closing: self.closing.clone(),
+            revoked: self.revoked.clone(),
+            max_age: rules.max_connection_age.map(net::jittered),
         };
         let protocols = rules.protocols.clone();
-        let session = Session { place, protocols, service: Shared(Arc::new(requests)) };
+        let session = Session { place, protocols, terms: Arc::new(terms) };
         let aborted = gate.aborted.clone();
         gate.connections.spawn(async move {
             aborted.run_until_cancelled(session.run(stream, handshake)).await;

@@ -8,10 +8,18 @@ use http_body_util::Full;
 use hyper::header::HeaderValue;
 use hyper::{Response, StatusCode, header};
 
+use crate::queue::Refused;
 use crate::telemetry::Rejection;
 
 /// The type of the body of every answer to a sender.
 pub(super) type Body = Full<Bytes>;
+
+/// The answer to a request.
+pub(super) struct Answer {
+    pub(super) response: Response<Body>,
+    /// The refusal that the response says; `None` if the request was accepted.
+    pub(super) refusal: Option<Refusal>,
+}
 
 /// The refusal of a request: the status of the answer and the reason.
 #[derive(Debug, PartialEq, Eq)]
@@ -30,6 +38,24 @@ impl Refusal {
         message: impl Into<String>,
     ) -> Self {
         Self { status, rejection, message: message.into() }
+    }
+
+    pub(super) fn invalid(message: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, Rejection::Invalid, message)
+    }
+
+    pub(super) fn too_large(max_body: u64) -> Self {
+        let message = format!("the body is larger than {max_body} bytes");
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, Rejection::TooLarge, message)
+    }
+
+    pub(super) fn in_flight_full() -> Self {
+        let message = "too many bytes of requests are under way, try again later";
+        Self::new(StatusCode::TOO_MANY_REQUESTS, Rejection::InFlightFull, message)
+    }
+
+    pub(super) fn shutting_down() -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, Rejection::ShuttingDown, "shutting down")
     }
 
     /// Returns `true` if the connection must end after this answer. This is so for 503, because the
@@ -57,13 +83,36 @@ impl Refusal {
     }
 }
 
+impl From<Refused> for Refusal {
+    fn from(refused: Refused) -> Self {
+        let (status, rejection, message) = match refused {
+            Refused::Full => (
+                StatusCode::TOO_MANY_REQUESTS,
+                Rejection::QueueFull,
+                "the queue is full, try again later",
+            ),
+            Refused::Disk => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                Rejection::Disk,
+                "the disk does not store events now, try again later",
+            ),
+            Refused::Undelivered => (
+                StatusCode::SERVICE_UNAVAILABLE,
+                Rejection::DeliveryTimeout,
+                "an output that the events are for has ended, try again later",
+            ),
+        };
+        Self::new(status, rejection, message)
+    }
+}
+
 /// Returns the answer 200 for a batch of `events` events that was accepted.
-pub(super) fn accepted(events: u64) -> Response<Body> {
+pub(super) fn accepted(events: u64) -> Answer {
     let body = match events {
         1 => Bytes::from_static(b"{\"accepted\":1}"),
         _ => Bytes::from(format!("{{\"accepted\":{events}}}")),
     };
-    json(StatusCode::OK, body)
+    Answer { response: json(StatusCode::OK, body), refusal: None }
 }
 
 fn json(status: StatusCode, body: Bytes) -> Response<Body> {

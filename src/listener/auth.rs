@@ -1,42 +1,27 @@
 //! Checks the bearer token of requests to a listener.
 
-use std::sync::Arc;
-
-use arc_swap::ArcSwap;
-use hyper::StatusCode;
-use tokio_util::sync::CancellationToken;
+use hyper::{Request, StatusCode, header};
 
 use super::answer::Refusal;
-use super::settings::Settings;
+use super::upload::Upload;
 use crate::telemetry::Rejection;
 
-/// Decides which requests of a connection may be accepted.
-pub(super) struct Auth {
-    pub(super) settings: Arc<ArcSwap<Settings>>,
-    /// This token is cancelled when a reload has changed which clients may connect, so that open
-    /// connections of this listener must end.
-    pub(super) revoked: CancellationToken,
-}
-
-impl Auth {
-    /// Returns the refusal for a request with this value of the `Authorization` header; `None` if
-    /// the request may be accepted.
-    pub(super) fn refusal(&self, authorization: Option<&[u8]>) -> Option<Refusal> {
-        if self.revoked.is_cancelled() {
-            let message = "TLS or client_ca of this listener has been replaced, connect again";
-            let status = StatusCode::SERVICE_UNAVAILABLE;
-            return Some(Refusal::new(status, Rejection::ShuttingDown, message));
-        }
-        let settings = self.settings.load();
-        let token = settings.token.as_ref()?;
-        if token.matches(authorization) {
-            return None;
-        }
-        let message = if authorization.is_some() {
-            "the bearer token is wrong"
-        } else {
-            "a bearer token is required"
-        };
-        Some(Refusal::new(StatusCode::UNAUTHORIZED, Rejection::Unauthorized, message))
+/// Refuses a request without the right bearer token, and one on a connection that a reload has
+/// revoked.
+pub(super) fn authorize(request: &mut Request<Upload>) -> Result<(), Refusal> {
+    let terms = &request.body().terms;
+    if terms.revoked.is_cancelled() {
+        let message = "TLS or client_ca of this listener has been replaced, connect again";
+        let status = StatusCode::SERVICE_UNAVAILABLE;
+        return Err(Refusal::new(status, Rejection::ShuttingDown, message));
     }
+    let settings = terms.settings.load();
+    let Some(token) = &settings.token else { return Ok(()) };
+    let given = request.headers().get(header::AUTHORIZATION).map(|value| value.as_bytes());
+    if token.matches(given) {
+        return Ok(());
+    }
+    let message =
+        if given.is_some() { "the bearer token is wrong" } else { "a bearer token is required" };
+    Err(Refusal::new(StatusCode::UNAUTHORIZED, Rejection::Unauthorized, message))
 }

@@ -12,8 +12,9 @@ use tokio_util::task::TaskTracker;
 
 use super::buffer::Pool;
 use super::connection::{Deadlines, Registry};
-use super::ingest::{Bounds, InFlight, Shared, decoding};
+use super::in_flight::InFlight;
 use super::large::Sizes;
+use super::terms::{Bounds, Shared, decoding};
 use crate::config;
 use crate::queue::Queue;
 use crate::telemetry::Telemetry;

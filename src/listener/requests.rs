@@ -1,83 +1,143 @@
-//! The service of one connection: each request is counted, authorized and answered.
+//! The layers through which each request of a connection goes: their order, and those that are not
+//! files of their own.
 
 use std::convert::Infallible;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::task::{Context, Poll, ready};
 
-use hyper::body::Incoming;
-use hyper::service::Service;
+use hyper::body::{Body as _, Incoming};
 use hyper::{Method, Request, Response, Version, header};
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
+use tower::{Service, ServiceBuilder};
 
-use super::answer::{Body, Refusal};
-use super::auth::Auth;
-use super::connection::Connection;
+use super::answer::{Answer, Body, Refusal};
+use super::auth::authorize;
+use super::head::read_head;
 use super::ingest::Ingest;
+use super::terms::Terms;
+use super::upload::{Answering, Arriving, Upload};
 
-/// Answers the requests of one connection, and counts them and their answers in the metrics. If an
-/// HTTP/1.1 connection has reached its maximum age, or its listener is closed, the next answer ends
-/// the connection.
-pub(super) struct Requests {
-    pub(super) auth: Auth,
-    pub(super) ingest: Ingest,
-    /// The age at which the connection must end; `None` if a connection of any age may stay.
-    pub(super) max_age: Option<Duration>,
-    /// This token is cancelled when the listener is closed.
-    pub(super) closing: CancellationToken,
+/// The service of one connection.
+///
+/// No layer lets a request wait until it is ready for it: a request for which there is no room is
+/// refused, so that its sender knows it at once. `poll_ready` is therefore always ready. To clone
+/// the service for a request costs one `Arc`, because the layers below [`Deadline`] find what they
+/// need in [`Upload`].
+pub(super) type Requests = Deadline<Count<Check<Check<Check<Ingest>>>>>;
+
+/// Makes the service of a connection with these terms. A request comes in from above.
+pub(super) fn requests(terms: &Arc<Terms>) -> Requests {
+    ServiceBuilder::new()
+        .layer_fn(|inner| Deadline { terms: Arc::clone(terms), inner })
+        .layer_fn(Count)
+        .layer_fn(|inner| Check { check: authorize, inner })
+        .layer_fn(|inner| Check { check: read_head, inner })
+        .layer_fn(|inner| Check { check: limit, inner })
+        .service(Ingest)
 }
 
-/// The service that hyper calls. A request keeps what it needs even if its connection ends.
+/// Notes when a request begins, and until when its body must be complete. The time begins with the
+/// complete head.
+///
+/// The deadline of the head itself can't be a layer: before a head is complete there is no request,
+/// so the `Registry` of connections keeps that deadline. And this layer does not end requests that
+/// are late: a body that comes too slowly is refused with words, and a batch that waits for its
+/// acknowledgement has another limit, `queue.delivered_timeout`. Therefore the deadline goes with
+/// the body to whoever reads it ([`Arriving::next`]).
 #[derive(Clone)]
-pub(super) struct Shared(pub(super) Arc<Requests>);
+pub(super) struct Deadline<S> {
+    terms: Arc<Terms>,
+    inner: S,
+}
 
-impl Service<Request<Incoming>> for Shared {
+impl<S: Service<Request<Upload>>> Service<Request<Incoming>> for Deadline<S> {
+    type Response = S::Response;
+    type Error = S::Error;
+    type Future = S::Future;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Incoming>) -> S::Future {
+        let (terms, started) = (Arc::clone(&self.terms), Instant::now());
+        let bounds = terms.shared.bounds.load_full();
+        let deadline = started + bounds.body_timeout;
+        let expects = request.headers().get(header::EXPECT);
+        let expects =
+            expects.is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"));
+        self.inner.call(request.map(|incoming| {
+            let body = Arriving::new(incoming, deadline);
+            Upload { terms, bounds, started, expects, is_gzip: false, body }
+        }))
+    }
+}
+
+/// Counts a request and its answer, in the metrics and in the state of the connection. If an
+/// HTTP/1.1 connection has reached its maximum age, or its listener is closed, the answer ends the
+/// connection.
+#[derive(Clone)]
+pub(super) struct Count<S>(S);
+
+impl<S> Service<Request<Upload>> for Count<S>
+where
+    S: Service<Request<Upload>, Response = Answer, Error = Infallible, Future = Answering>,
+{
     type Response = Response<Body>;
     type Error = Infallible;
-    type Future = Pin<Box<dyn Future<Output = Result<Response<Body>, Infallible>> + Send>>;
+    type Future = Counted;
 
-    fn call(&self, request: Request<Incoming>) -> Self::Future {
-        let Self(requests) = self.clone();
-        let started = Instant::now();
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.0.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: Request<Upload>) -> Counted {
+        let &Upload { ref terms, started, .. } = request.body();
         let multiplexed = request.version() == Version::HTTP_2;
-        // A health check has another method.
-        let may_be_batch = request.method() == Method::POST;
-        let connection = Arc::clone(&requests.ingest.connection);
-        let in_time = connection.begin_request(multiplexed, started);
-        let mut under_way = UnderWay { connection, in_time, refusing: false, ended: None };
-        let given = request.headers().get(header::AUTHORIZATION).map(|value| value.as_bytes());
-        let refusal = requests.auth.refusal(given);
-        Box::pin(async move {
-            let (mut response, refusal) = requests.ingest.handle(request, refusal, started).await;
-            let Requests { ingest: Ingest { connection, .. }, max_age, closing, .. } = &*requests;
-            let metrics = connection.metrics();
-            metrics.answered(response.status().as_u16());
-            if let Some(Refusal { rejection, status, message }) = refusal {
-                connection.rejected(rejection, status.as_u16(), &message, may_be_batch);
-                under_way.refusing = true;
-            }
-            let now = Instant::now();
-            let old = max_age.is_some_and(|max| connection.age(now) >= max);
-            if !multiplexed && (old || closing.is_cancelled()) {
-                response
-                    .headers_mut()
-                    .insert(header::CONNECTION, header::HeaderValue::from_static("close"));
-            }
-            metrics.duration.record(now.duration_since(started).as_secs_f64());
-            under_way.ended = Some(now);
-            drop(under_way);
-            Ok(response)
-        })
+        let under_way = UnderWay {
+            terms: Arc::clone(terms),
+            started,
+            multiplexed,
+            // A health check has another method.
+            may_be_batch: request.method() == Method::POST,
+            in_time: terms.connection.begin_request(multiplexed, started),
+            refusing: false,
+            ended: None,
+        };
+        Counted { answer: self.0.call(request), under_way: Some(under_way) }
+    }
+}
+
+/// The future of a response that is counted.
+pub(super) struct Counted {
+    answer: Answering,
+    /// `None` after the answer.
+    under_way: Option<UnderWay>,
+}
+
+impl Future for Counted {
+    type Output = Result<Response<Body>, Infallible>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let Answer { mut response, refusal } = ready!(Pin::new(&mut self.answer).poll(cx))?;
+        if let Some(under_way) = self.under_way.take() {
+            under_way.end(&mut response, refusal);
+        }
+        Poll::Ready(Ok(response))
     }
 }
 
 /// A guard for one request that is under way. Dropping this value notes the end of the request. The
 /// end is therefore noted even if the sender has gone and no answer is written.
 struct UnderWay {
-    connection: Arc<Connection>,
-    /// The result of [`Connection::begin_request`]: `true` if the request began before the
-    /// connection was told to end.
+    terms: Arc<Terms>,
+    started: Instant,
+    /// `true`: the request came over HTTP/2.
+    multiplexed: bool,
+    may_be_batch: bool,
+    /// The result of `Connection::begin_request`: `true` if the request began before the connection
+    /// was told to end.
     in_time: bool,
     /// `true`: the answer to this request is a refusal.
     refusing: bool,
@@ -85,9 +145,78 @@ struct UnderWay {
     ended: Option<Instant>,
 }
 
+impl UnderWay {
+    /// Counts the answer to the request.
+    fn end(mut self, response: &mut Response<Body>, refusal: Option<Refusal>) {
+        let Terms { connection, closing, max_age, .. } = &*self.terms;
+        let metrics = connection.metrics();
+        metrics.answered(response.status().as_u16());
+        if let Some(Refusal { rejection, status, message }) = refusal {
+            connection.rejected(rejection, status.as_u16(), &message, self.may_be_batch);
+            self.refusing = true;
+        }
+        let now = Instant::now();
+        let old = max_age.is_some_and(|max| connection.age(now) >= max);
+        if !self.multiplexed && (old || closing.is_cancelled()) {
+            let close = header::HeaderValue::from_static("close");
+            response.headers_mut().insert(header::CONNECTION, close);
+        }
+        metrics.duration.record(now.duration_since(self.started).as_secs_f64());
+        self.ended = Some(now);
+    }
+}
+
 impl Drop for UnderWay {
     fn drop(&mut self) {
         let now = self.ended.unwrap_or_else(Instant::now);
-        self.connection.end_request(self.in_time, self.refusing, now);
+        self.terms.connection.end_request(self.in_time, self.refusing, now);
     }
+}
+
+/// Answers the requests that `check` refuses. The layers below never see them.
+#[derive(Clone)]
+pub(super) struct Check<S> {
+    check: fn(&mut Request<Upload>) -> Result<(), Refusal>,
+    inner: S,
+}
+
+impl<S> Service<Request<Upload>> for Check<S>
+where
+    S: Service<Request<Upload>, Response = Answer, Error = Infallible, Future = Answering>,
+{
+    type Response = Answer;
+    type Error = Infallible;
+    type Future = Answering;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Infallible>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, mut request: Request<Upload>) -> Answering {
+        match (self.check)(&mut request) {
+            Ok(()) => self.inner.call(request),
+            Err(refusal) => Answering::new(request.into_body().refuse(refusal)),
+        }
+    }
+}
+
+/// Refuses a body that is too large, and each body while the relay is closing or has no room for
+/// more bytes. No byte of the body has been read yet.
+///
+/// The bytes themselves are counted as they arrive, by `Reservation`, and not by a layer: a body in
+/// chunks has no Content-Length, and that of gzip does not say how many bytes will be in memory.
+fn limit(request: &mut Request<Upload>) -> Result<(), Refusal> {
+    let Upload { terms, bounds, is_gzip, body, .. } = request.body();
+    let length = body.incoming.size_hint().exact();
+    if length.is_some_and(|length| length > bounds.max_body) {
+        return Err(Refusal::too_large(bounds.max_body));
+    }
+    if terms.shared.closing.is_cancelled() {
+        return Err(Refusal::shutting_down());
+    }
+    if terms.shared.in_flight.is_full(bounds.max_in_flight) {
+        return Err(Refusal::in_flight_full());
+    }
+    let length = if *is_gzip { 0 } else { length.unwrap_or(0) };
+    Ok(terms.shared.queue.admits(length)?)
 }

@@ -5,22 +5,25 @@ use std::sync::Arc;
 
 use futures_util::StreamExt as _;
 use futures_util::stream::FuturesUnordered;
+use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::time::Sleep;
 use tokio_util::sync::CancellationToken;
+use tower::Service as _;
 
 use super::connection::{Connection, Lent, Registered, Watched};
 use super::handshake::Handshake;
-use super::requests::Shared;
+use super::requests::requests;
+use super::terms::Terms;
 
 /// A connection that has a place in the registry. The task of the connection owns this value.
 pub(super) struct Session {
     pub(super) place: Registered,
     pub(super) protocols: auto::Builder<TokioExecutor>,
-    pub(super) service: Shared,
+    pub(super) terms: Arc<Terms>,
 }
 
 impl Session {
@@ -35,7 +38,7 @@ impl Session {
         let made = tokio::select! {
             made = handshake.make(stream) => made,
             () = connection.judged() => return,
-            () = self.service.0.closing.cancelled() => return,
+            () = self.terms.closing.cancelled() => return,
         };
         let Some(stream) = made else { return };
         connection.established(stream.get_ref().1.alpn_protocol() == Some(b"h2"));
@@ -49,19 +52,22 @@ impl Session {
     where
         T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
     {
-        let Self { place, protocols, service } = self;
+        let Self { place, protocols, terms } = self;
         let connection = &place.connection;
         let mut orders = Orders {
             connection,
-            closing: Some(service.0.closing.clone()),
-            old: service.0.max_age.map(|age| Box::pin(tokio::time::sleep(age))),
+            closing: Some(terms.closing.clone()),
+            old: terms.max_age.map(|age| Box::pin(tokio::time::sleep(age))),
         };
         loop {
             // hyper frees the buffers of a connection only with the connection. While no request is
             // under way, they hold nothing, so the connection gets a new state of hyper.
             let (lent, returned) = Lent::new(stream);
             let watched = Watched::new(Pin::new(lent), Arc::clone(connection));
-            let service = service.clone();
+            let requests = requests(&terms);
+            // The adapter of hyper-util would call the layers when their future is first polled: on
+            // h2 in a task of its own. The connection must know of a request before that.
+            let service = service_fn(move |request| requests.clone().call(request));
             let mut serving = Box::pin(protocols.serve_connection(TokioIo::new(watched), service));
             loop {
                 // It polls the future of the orders only when one of them may have come, and not

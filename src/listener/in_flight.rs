@@ -1,0 +1,109 @@
+//! Counts the bytes of bodies that are in memory, for `limits.max_in_flight`.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use hyper::StatusCode;
+
+use super::answer::Refusal;
+use crate::telemetry::{Gauge, Rejection};
+
+/// The counter of the bytes in flight, which `limits.max_in_flight` limits. The bytes of a body are
+/// counted from the time when they arrive. They are counted until the body is in the queue and its
+/// request does not wait for the acknowledgement any more.
+pub(super) struct InFlight {
+    /// The number of bytes that are counted now.
+    used: AtomicU64,
+    /// The metric that shows `used`.
+    gauge: Gauge,
+}
+
+impl InFlight {
+    pub(super) fn new(gauge: Gauge) -> Self {
+        Self { used: AtomicU64::new(0), gauge }
+    }
+
+    /// Adds `bytes` to the counter and returns `true`. If the sum would be larger than `max`,
+    /// changes nothing and returns `false`.
+    #[allow(clippy::cast_precision_loss, reason = "a gauge")]
+    fn add(&self, bytes: u64, max: u64) -> bool {
+        let taken = self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
+            used.checked_add(bytes).filter(|sum| *sum <= max)
+        });
+        if taken.is_ok() {
+            self.gauge.increment(bytes as f64);
+        }
+        taken.is_ok()
+    }
+
+    #[allow(clippy::cast_precision_loss, reason = "a gauge")]
+    fn give_back(&self, bytes: u64) {
+        self.used.fetch_sub(bytes, Ordering::Relaxed);
+        self.gauge.decrement(bytes as f64);
+    }
+
+    /// Returns `true` if the counter has reached `max` bytes, so that no more bytes may be taken.
+    pub(super) fn is_full(&self, max: u64) -> bool {
+        self.used.load(Ordering::Relaxed) >= max
+    }
+}
+
+/// The bytes of one body that the counter [`InFlight`] counts now. Dropping this value subtracts
+/// them from the counter.
+pub(super) struct Reservation<'a> {
+    in_flight: &'a InFlight,
+    /// The largest value that the counter may reach: `limits.max_in_flight`.
+    max: u64,
+    /// The number of bytes that are counted for this body now.
+    bytes: u64,
+}
+
+impl<'a> Reservation<'a> {
+    pub(super) fn new(in_flight: &'a InFlight, max: u64) -> Self {
+        Self { in_flight, max, bytes: 0 }
+    }
+
+    /// Sets the number of bytes that are counted for this body to `total`. The error is the refusal
+    /// of the request: 429 if there is no room for the bytes now, 413 if a single event is so large
+    /// that there will never be room.
+    pub(super) fn set(&mut self, total: usize) -> Result<(), Refusal> {
+        let total = total as u64;
+        if total > self.bytes && !self.in_flight.add(total - self.bytes, self.max) {
+            return Err(if total > self.max {
+                event_too_large(self.max)
+            } else {
+                Refusal::in_flight_full()
+            });
+        }
+        self.in_flight.give_back(self.bytes.saturating_sub(total));
+        self.bytes = total;
+        Ok(())
+    }
+}
+
+impl Drop for Reservation<'_> {
+    fn drop(&mut self) {
+        self.in_flight.give_back(self.bytes);
+    }
+}
+
+fn event_too_large(max: u64) -> Refusal {
+    let message = format!(
+        "one event is too large for limits.max_in_flight ({max} bytes): raise limits.max_in_flight"
+    );
+    Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, Rejection::TooLarge, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_byte_of_max_in_flight_is_taken_and_no_more() {
+        let in_flight = InFlight::new(Gauge::default());
+        assert!(in_flight.add(60, 100) && in_flight.add(40, 100) && in_flight.is_full(100));
+        assert!(!in_flight.add(1, 100), "beyond the limit");
+        in_flight.give_back(1);
+        assert!(!in_flight.is_full(100) && in_flight.add(1, 100), "what was refused took nothing");
+        assert!(!in_flight.add(u64::MAX, u64::MAX), "a sum beyond 64 bits");
+    }
+}

@@ -1,0 +1,79 @@
+//! The state that requests share: those of all listeners, and those of one connection.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+use super::buffer::Pool;
+use super::connection::Connection;
+use super::in_flight::InFlight;
+use super::large::Sizes;
+use super::settings::Settings;
+use crate::config::Acknowledge;
+use crate::queue::Queue;
+use crate::volume::Volume;
+
+/// The largest total size, in KiB, of the bodies that are decoded at the same time on the threads
+/// for blocking work. Decoding needs memory for the positions of the events: up to half of the
+/// body's size, if nearly all events are as small as possible. The limit bounds this memory. A body
+/// that is larger than the limit is decoded alone.
+pub(super) const DECODING_KIB: u32 = 16 * 1024;
+
+/// Makes the semaphore that limits how much is decoded at the same time. It has [`DECODING_KIB`]
+/// permits, one for each KiB.
+pub(super) fn decoding() -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(DECODING_KIB as usize))
+}
+
+/// The limits for requests, from the config. A reload replaces them; a request keeps the limits
+/// that were valid when it began.
+pub(super) struct Bounds {
+    /// The largest allowed body in bytes: the smallest of `limits.max_body` and the other limits of
+    /// the config that a body must obey.
+    pub(super) max_body: u64,
+    pub(super) max_in_flight: u64,
+    /// The sizes that decide how large bodies are decoded. They are computed from `max_body` and
+    /// `max_in_flight`.
+    pub(super) sizes: Sizes,
+    pub(super) body_timeout: Duration,
+    pub(super) acknowledge: Acknowledge,
+    pub(super) delivered_timeout: Duration,
+    pub(super) retry_after: Duration,
+}
+
+/// The state that the requests of all listeners share.
+pub(super) struct Shared {
+    pub(super) queue: Queue,
+    pub(super) in_flight: InFlight,
+    /// Counts who has caused the bytes that were accepted.
+    pub(super) volume: Arc<Volume>,
+    /// The free memory mappings for bodies.
+    pub(super) pool: Arc<Pool>,
+    /// Limits how many KiB of bodies are decoded at the same time.
+    pub(super) decoding: Arc<Semaphore>,
+    pub(super) bounds: ArcSwap<Bounds>,
+    /// This token is cancelled at the beginning of the drain. New requests are then refused.
+    pub(super) closing: CancellationToken,
+    /// This token is cancelled in the middle of the drain. Requests that are still under way are
+    /// then refused.
+    pub(super) cut: CancellationToken,
+}
+
+/// The terms of one connection, which all of its requests share. A request keeps them even if its
+/// connection ends.
+pub(super) struct Terms {
+    pub(super) shared: Arc<Shared>,
+    pub(super) connection: Arc<Connection>,
+    /// The settings of the listener, which a reload replaces.
+    pub(super) settings: Arc<ArcSwap<Settings>>,
+    /// This token is cancelled when the listener is closed.
+    pub(super) closing: CancellationToken,
+    /// This token is cancelled when a reload has changed which clients may connect, so that open
+    /// connections of this listener must end.
+    pub(super) revoked: CancellationToken,
+    /// The age at which the connection must end; `None` if a connection of any age may stay.
+    pub(super) max_age: Option<Duration>,
+}

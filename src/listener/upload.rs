@@ -1,0 +1,200 @@
+//! The body of a request that is arriving, and how its request is refused.
+//!
+//! A refusal is normally answered after the body was read and thrown away, because a Go client
+//! whose connection closes while it writes sees a transport error instead of the answer. There are
+//! three exceptions. A body that is larger than allowed, or not sent yet (`Expect: 100-continue`),
+//! is refused at once. So is a body that has already taken longer than `limits.body_timeout`. A
+//! body that does not come soon is not waited for ([`REFUSED_TIME`]).
+
+use std::convert::Infallible;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::BodyExt;
+use hyper::body::{Body as _, Incoming};
+use hyper::{StatusCode, header};
+use tokio::time::{Instant, timeout_at};
+
+use super::answer::{Answer, Refusal};
+use super::connection::{LINGER_TIME, LINGER_TIME_SLOW};
+use super::terms::{Bounds, Terms};
+use crate::telemetry::Rejection;
+
+/// The longest time for which the relay waits for more bytes of the body of a refused request. The
+/// time starts again whenever [`REFUSED_BYTES`] more bytes have arrived, but the whole wait never
+/// exceeds `limits.body_timeout`. After the wait, the relay sends the refusal although the body is
+/// not complete, and the connection ends (on h2, in most cases only the stream). Thus a sender that
+/// is still writing gets its answer. A sender that sends nothing, or sends very slowly, cannot keep
+/// its connection.
+const REFUSED_TIME: Duration = Duration::from_secs(2);
+/// The number of bytes of a refused body after which the wait of [`REFUSED_TIME`] starts again. A
+/// sender must therefore send 64 KiB in each second on average, which a slow network can still do.
+const REFUSED_BYTES: u64 = 128 * 1024;
+
+/// The future of an answer, without and with a refusal. Its box is the only one that a request
+/// takes: reading a body is an `async` block, whose type has no name.
+pub(super) struct Answering(Pin<Box<dyn Future<Output = Answer> + Send>>);
+
+impl Answering {
+    pub(super) fn new(answer: impl Future<Output = Answer> + Send + 'static) -> Self {
+        Self(Box::pin(answer))
+    }
+}
+
+impl Future for Answering {
+    type Output = Result<Answer, Infallible>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        self.0.as_mut().poll(cx).map(Ok)
+    }
+}
+
+/// What the layers of a connection know of a request beside its head.
+pub(super) struct Upload {
+    pub(super) terms: Arc<Terms>,
+    /// The limits that were valid when the request began.
+    pub(super) bounds: Arc<Bounds>,
+    /// The time at which the request began, because its head was complete.
+    pub(super) started: Instant,
+    /// `true`: the sender waits for `100 Continue` before it sends the body.
+    pub(super) expects: bool,
+    /// `true`: the body is gzip. `false` also while the head is not read yet.
+    pub(super) is_gzip: bool,
+    pub(super) body: Arriving,
+}
+
+impl Upload {
+    /// Returns the answer for a refused request. If the rest of the body has not arrived yet and is
+    /// not too large, first reads this rest and throws it away. Does not do so if the refusal is
+    /// 408, or if the sender waits for `100 Continue`.
+    pub(super) async fn refuse(mut self, mut refusal: Refusal) -> Answer {
+        let Self { terms, bounds, body, expects, .. } = &mut self;
+        let unsent = *expects && !body.begun;
+        let announced = body.incoming.size_hint().lower() + body.sent;
+        let discard = !unsent
+            && announced <= bounds.max_body
+            && refusal.status != StatusCode::REQUEST_TIMEOUT;
+        if discard && let Err(slow) = body.discard(terms, bounds.max_body).await {
+            refusal = slow;
+        }
+        let mut response = refusal.answer(bounds.retry_after);
+        let unread = !body.ended && !body.incoming.is_end_stream();
+        if unread {
+            let slow = discard && body.sent <= bounds.max_body;
+            terms.connection.linger(if slow { LINGER_TIME_SLOW } else { LINGER_TIME });
+        }
+        if unread || refusal.closes() {
+            // On h2 the stream of an unread body is reset with NO_ERROR, and the connection ends
+            // only for the statuses of [`Refusal::closes`].
+            response
+                .headers_mut()
+                .insert(header::CONNECTION, header::HeaderValue::from_static("close"));
+            if refusal.closes() || !terms.connection.is_multiplexed() {
+                terms.connection.retire();
+            }
+        }
+        tracing::debug!(
+            status = refusal.status.as_u16(),
+            error = refusal.message,
+            "request refused"
+        );
+        Answer { response, refusal: Some(refusal) }
+    }
+}
+
+/// The body of a request that is arriving.
+pub(super) struct Arriving {
+    pub(super) incoming: Incoming,
+    /// The time until which `Arriving::next` waits for more bytes.
+    deadline: Instant,
+    /// The number of bytes of the body that have arrived, counted before decompression.
+    pub(super) sent: u64,
+    /// `true`: the relay has begun to read the body. If the request has `Expect: 100-continue`,
+    /// hyper asks the sender for the body at this moment.
+    begun: bool,
+    /// `true`: no more bytes will arrive, because the body is complete or broken.
+    ended: bool,
+    /// The time at which the body was complete; `None` before.
+    pub(super) whole_at: Option<Instant>,
+}
+
+impl Arriving {
+    /// Makes the state of a body of which no byte was read, and which must be complete at the time
+    /// `deadline`.
+    pub(super) fn new(incoming: Incoming, deadline: Instant) -> Self {
+        Self { incoming, deadline, sent: 0, begun: false, ended: false, whole_at: None }
+    }
+
+    /// Waits for the next bytes of the body and returns them; `None` if the body is complete. The
+    /// error is the refusal of the request, for one of three reasons: the body arrives too slowly,
+    /// the body is broken, or the relay is ending.
+    pub(super) async fn next(&mut self, terms: &Terms) -> Result<Option<Bytes>, Refusal> {
+        loop {
+            if self.ended {
+                return Ok(None);
+            }
+            self.begun = true;
+            let frame = tokio::select! {
+                biased;
+                frame = timeout_at(self.deadline, self.incoming.frame()) => frame,
+                () = terms.shared.cut.cancelled() => return Err(Refusal::shutting_down()),
+            };
+            match frame {
+                Err(_) => {
+                    let message = "the body came too slowly";
+                    return Err(Refusal::new(
+                        StatusCode::REQUEST_TIMEOUT,
+                        Rejection::Timeout,
+                        message,
+                    ));
+                }
+                Ok(None) => self.ended = true,
+                Ok(Some(Err(error))) => {
+                    self.ended = true;
+                    tracing::debug!(%error, "the body ended early");
+                    return Err(Refusal::invalid(
+                        "the body is shorter than its Content-Length, or its chunks are broken",
+                    ));
+                }
+                // Trailers are ignored.
+                Ok(Some(Ok(frame))) => {
+                    if let Ok(piece) = frame.into_data() {
+                        self.sent += piece.len() as u64;
+                        terms.connection.metrics().received.increment(piece.len() as u64);
+                        return Ok(Some(piece));
+                    }
+                }
+            }
+        }
+    }
+
+    /// Reads the rest of a refused body and throws it away. Also stops when more than `max` bytes
+    /// of the body have arrived in all, or when the body arrives too slowly (see [`REFUSED_TIME`]).
+    /// Returns an error, the refusal 408, only if `limits.body_timeout` has passed.
+    async fn discard(&mut self, terms: &Terms, max: u64) -> Result<(), Refusal> {
+        let refused = terms.connection.refused();
+        let latest = self.deadline;
+        let (mut counted, mut deadline) = (self.sent, Instant::now() + REFUSED_TIME);
+        while self.sent <= max {
+            self.deadline = deadline.min(latest);
+            match self.next(terms).await {
+                Ok(Some(_)) if self.sent - counted >= REFUSED_BYTES => {
+                    (counted, deadline) = (self.sent, Instant::now() + REFUSED_TIME);
+                    refused.progressed();
+                }
+                Ok(Some(_)) => {}
+                Ok(None) => break,
+                Err(refusal)
+                    if refusal.status == StatusCode::REQUEST_TIMEOUT && deadline >= latest =>
+                {
+                    return Err(refusal);
+                }
+                Err(_) => break,
+            }
+        }
+        Ok(())
+    }
+}
