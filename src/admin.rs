@@ -5,7 +5,8 @@
 //! |---|---|---|
 //! | 1 | `self` `all_dropped` `page` `places` | what all answers share · filters that drop everything · the status page · where the relay runs |
 //! | 2 | `evidence` `history` `tap` | the files of the evidence · the last hours · taps |
-//! | 3 | `sampling` `status` | the values of every 10 s · `/status` |
+//! | 3 | `route` | the layers of which the routes are made |
+//! | 4 | `sampling` `status` | the values of every 10 s · `/status` |
 
 use std::convert::Infallible;
 use std::fmt::Write;
@@ -17,7 +18,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use http_body_util::{Either, Full};
+use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::header::HeaderValue;
 use hyper::server::conn::http1;
@@ -29,6 +30,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
+use tower::{Service, ServiceBuilder};
 
 use crate::delivery::Status;
 use crate::listener::Token;
@@ -43,12 +45,14 @@ mod evidence;
 mod history;
 mod page;
 mod places;
+mod route;
 mod sampling;
 mod status;
 mod tap;
 
 use history::History;
 use places::Places;
+use route::{Headers, Responding, Route};
 
 /// The longest time that a client may take to send the complete head of a request. The time begins
 /// when the connection is opened or the previous request has ended. After this time the admin
@@ -117,6 +121,17 @@ pub struct Output {
     /// The state of this output: connected or not, and the last error. The delivery loop of the
     /// output updates this state.
     pub status: Arc<Status>,
+}
+
+/// One connection to the admin address, for the routes.
+struct Caller {
+    admin: Arc<Admin>,
+    peer: SocketAddr,
+    turn: tap::Turn,
+    /// Owns the tasks of the taps.
+    tracker: TaskTracker,
+    /// Cancelled when the relay ends.
+    stop: CancellationToken,
 }
 
 /// A listener as `/status` shows it.
@@ -226,15 +241,18 @@ impl Admin {
                     continue;
                 }
             };
-            let place = places.take();
-            let (admin, stop, tasks) = (Arc::clone(&self), stop.clone(), tracker.clone());
+            let (place, turn, stop) = (places.take(), tap::Turn::default(), stop.clone());
+            let routes = routes(Arc::new(Caller {
+                admin: Arc::clone(&self),
+                peer,
+                turn: turn.clone(),
+                tracker: tracker.clone(),
+                stop: stop.clone(),
+            }));
             tracker.spawn(async move {
-                let turn = tap::Turn::default();
-                let caller = tap::Caller { peer, turn: &turn, tracker: &tasks, stop: &stop };
                 let service = service_fn(|request| {
                     place.asked();
-                    let (admin, caller) = (&admin, &caller);
-                    async move { Ok::<_, Infallible>(admin.respond_or_tap(&request, caller).await) }
+                    routes.clone().call(request)
                 });
                 let serving = http1::Builder::new()
                     .timer(TokioTimer::new())
@@ -265,72 +283,18 @@ impl Admin {
         tracker.wait().await;
     }
 
-    /// Returns the response to one request: the lines of a tap, or one of the other responses.
-    async fn respond_or_tap(
-        self: &Arc<Self>,
-        request: &Request<Incoming>,
-        caller: &tap::Caller<'_>,
-    ) -> Response<tap::Answer> {
-        if !tap::Door::is_for(request) {
-            return self.respond(request).await.map(Either::Left);
-        }
-        let shown = self.shown.load();
-        let names: Vec<_> = shown.outputs.iter().map(|output| output.name.clone()).collect();
-        self.tap.open(request, &names, caller)
-    }
-
-    /// Returns the response to one request, for an admin page or for a file of the evidence.
-    async fn respond(self: &Arc<Self>, request: &Request<Incoming>) -> Response<Full<Bytes>> {
-        match (request.method(), request.uri().path()) {
-            (&Method::GET, "/status/history") => return for_now(self.history_response().await),
-            (&Method::GET, "/status/volume") => return for_now(self.volume_response().await),
-            _ => {}
-        }
-        let path = request.uri().path().strip_prefix(evidence::PREFIX);
-        let Some(path) = path.filter(|_| request.method() == Method::GET) else {
-            return for_now(self.answer(request));
-        };
-        let (log, path) = (self.evidence.clone(), path.to_owned());
-        let read = move || evidence::response(log.as_deref(), &path);
-        let mut response = tokio::task::spawn_blocking(read).await.unwrap_or_else(|_| {
-            text(StatusCode::INTERNAL_SERVER_ERROR, "the file can't be read\n".to_owned())
+    /// Returns the response to `/metrics`.
+    fn metrics(&self) -> Response<Full<Bytes>> {
+        self.scrapes.send_modify(|count| *count += 1);
+        self.queue.observe();
+        self.observe_addresses();
+        let metrics = self.telemetry.render_states_of(|metric, place, name| {
+            self.has(place, name) && (metric != OutputMetrics::up || self.was_tried(name))
         });
-        believed(&mut response);
+        let mut response = text(StatusCode::OK, metrics);
+        let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+        response.headers_mut().insert(header::CONTENT_TYPE, kind);
         response
-    }
-
-    /// Returns the response to one request for an admin page.
-    fn answer(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
-        if request.method() != Method::GET {
-            let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "GET only\n".to_owned());
-            response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET"));
-            return response;
-        }
-        match request.uri().path() {
-            "/metrics" => {
-                self.scrapes.send_modify(|count| *count += 1);
-                self.queue.observe();
-                self.observe_addresses();
-                let metrics = self.telemetry.render_states_of(|metric, place, name| {
-                    self.has(place, name) && (metric != OutputMetrics::up || self.was_tried(name))
-                });
-                let mut response = text(StatusCode::OK, metrics);
-                let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
-                response.headers_mut().insert(header::CONTENT_TYPE, kind);
-                response
-            }
-            "/livez" | "/healthz" => text(StatusCode::OK, "ok\n".to_owned()),
-            "/readyz" => self
-                .ready(request.uri().query().is_some_and(|query| query.split('&').any(is_verbose))),
-            "/status" => json(self.status()),
-            "/" => page::response(),
-            _ => text(
-                StatusCode::NOT_FOUND,
-                "no such page: / /metrics /livez /healthz /readyz /readyz?verbose /status \
-                 /status/history /status/volume /evidence/ /tap\n"
-                    .to_owned(),
-            ),
-        }
     }
 
     /// Returns `true` if the config still has this output, or this listener with TLS: only then do
@@ -363,11 +327,12 @@ impl Admin {
         })
     }
 
-    /// Returns the response to `/readyz`. If `verbose` is `true`, its body lists every check. The
-    /// status is 503 only during the start and the drain. A full queue or a dead output does not
-    /// lead to 503. If it did, Kubernetes would remove the pod from its Service. Senders would then
-    /// get connection errors, and not the answer to retry later.
-    fn ready(&self, verbose: bool) -> Response<Full<Bytes>> {
+    /// Returns the response to `/readyz`. With the parameter `verbose`, its body lists every check.
+    /// The status is 503 only during the start and the drain. A full queue or a dead output does
+    /// not lead to 503. If it did, Kubernetes would remove the pod from its Service. Senders would
+    /// then get connection errors, and not the answer to retry later.
+    fn ready(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
+        let verbose = request.uri().query().is_some_and(|query| query.split('&').any(is_verbose));
         let mut reasons = Vec::new();
         if !self.started.load(Ordering::Relaxed) {
             reasons.push("starting");
@@ -407,24 +372,81 @@ impl Admin {
     }
 }
 
+/// Returns the service of one connection. A request comes in from above, and its response goes back
+/// through the layers above its route. The files of the evidence say themselves how long a cache
+/// may store them.
+fn routes(
+    caller: Arc<Caller>,
+) -> impl Service<
+    Request<Incoming>,
+    Response = Response<tap::Answer>,
+    Error = Infallible,
+    Future = impl Future<Output = Result<Response<tap::Answer>, Infallible>> + Send,
+> + Clone {
+    let route = |path, respond| Route { caller: Arc::clone(&caller), path, respond };
+    ServiceBuilder::new()
+        .layer_fn(|inner| Headers { add: believed, inner })
+        .layer(route("/evidence/*", evidence))
+        .layer_fn(|inner| Headers { add: for_now, inner })
+        .layer(route("/", |_, _| route::page(page::response())))
+        .layer(route("/tap", tap))
+        .layer(route("/metrics", |caller, _| route::page(caller.admin.metrics())))
+        .layer(route("/readyz", |caller, request| route::page(caller.admin.ready(request))))
+        .layer(route("/livez", alive))
+        .layer(route("/healthz", alive))
+        .layer(route("/status", |caller, _| route::page(json(caller.admin.status()))))
+        .layer(route("/status/history", |caller, _| caller.admin.history_response()))
+        .layer(route("/status/volume", |caller, _| caller.admin.volume_response()))
+        .service(route("*", no_page))
+}
+
+/// Responds with the lines of a tap, or with the reason why there are none.
+fn tap(caller: &Caller, request: &Request<Incoming>) -> Responding {
+    let shown = caller.admin.shown.load();
+    let names: Vec<_> = shown.outputs.iter().map(|output| output.name.clone()).collect();
+    route::now(caller.admin.tap.open(request, &names, caller))
+}
+
+/// Responds with a file of the evidence.
+fn evidence(caller: &Caller, request: &Request<Incoming>) -> Responding {
+    let (log, path) = (caller.admin.evidence.clone(), request.uri().path().to_owned());
+    let read = move || evidence::response(log.as_deref(), &path);
+    route::made(read, "the file can't be read\n")
+}
+
+fn alive(_: &Caller, _: &Request<Incoming>) -> Responding {
+    route::page(text(StatusCode::OK, "ok\n".to_owned()))
+}
+
+/// Responds to a request that no route is for.
+fn no_page(_: &Caller, request: &Request<Incoming>) -> Responding {
+    if request.method() != Method::GET {
+        let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "GET only\n".to_owned());
+        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET"));
+        return route::page(response);
+    }
+    let what = "no such page: / /metrics /livez /healthz /readyz /readyz?verbose /status \
+                /status/history /status/volume /evidence/ /tap\n";
+    route::page(text(StatusCode::NOT_FOUND, what.to_owned()))
+}
+
 /// Returns `true` if this parameter of a URL's query is `verbose` or `verbose=…`, which asks
 /// `/readyz` to list all of its checks.
 fn is_verbose(parameter: &str) -> bool {
     parameter == "verbose" || parameter.starts_with("verbose=")
 }
 
-/// Adds the headers of a response that describes the present state: caches must not store the
-/// response, and browsers must believe its Content-Type.
-fn for_now(mut response: Response<Full<Bytes>>) -> Response<Full<Bytes>> {
+/// Adds the header of a response that describes the present state: caches must not store it.
+fn for_now(mut response: Response<tap::Answer>) -> Response<tap::Answer> {
     response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    believed(&mut response);
     response
 }
 
 /// Adds the header by which browsers believe the Content-Type of a response.
-fn believed<B>(response: &mut Response<B>) {
+fn believed(mut response: Response<tap::Answer>) -> Response<tap::Answer> {
     let nosniff = HeaderValue::from_static("nosniff");
     response.headers_mut().insert(header::X_CONTENT_TYPE_OPTIONS, nosniff);
+    response
 }
 
 fn json(body: String) -> Response<Full<Bytes>> {

@@ -14,16 +14,16 @@ use crate::tlog::note::NOTE_BYTES_MAX;
 use crate::tlog::tile::{CHECKPOINT, Tile};
 
 /// The beginning of the paths of the log.
-pub(super) const PREFIX: &str = "/evidence/";
+const PREFIX: &str = "/evidence/";
 
-/// Returns the response to a request for a file of the log. `path` is the part of the URL's path
-/// after [`PREFIX`]. `log` is the directory of the log; `None` if there is no evidence. Blocks the
+/// Returns the response to a request for a file of the log. `path` is the URL's path, which begins
+/// with [`PREFIX`]. `log` is the directory of the log; `None` if there is no evidence. Blocks the
 /// thread.
 pub(super) fn response(log: Option<&Path>, path: &str) -> Response<Full<Bytes>> {
     let Some(log) = log else {
         return text(StatusCode::NOT_FOUND, "there is no evidence in the config\n".to_owned());
     };
-    let directory = Directory::at(log);
+    let (directory, path) = (Directory::at(log), path.strip_prefix(PREFIX).unwrap_or(path));
     let (found, kind, caching) = match Tile::parse(path) {
         // The content of a whole tile never changes.
         Some(tile) => (

@@ -5,14 +5,12 @@
 
 use std::sync::Arc;
 
-use bytes::Bytes;
-use http_body_util::Full;
-use hyper::{Response, StatusCode};
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
 
 use super::history::{OutputSample, STEP, Sample};
-use super::{Admin, Output, json, text};
+use super::route::Responding;
+use super::{Admin, Output, json, route};
 use crate::telemetry;
 use crate::telemetry::Rejection;
 
@@ -87,32 +85,26 @@ impl Admin {
         }
     }
 
-    /// Returns the response to `GET /status/history`.
-    pub(super) async fn history_response(self: &Arc<Self>) -> Response<Full<Bytes>> {
+    /// Responds to `GET /status/history`.
+    pub(super) fn history_response(self: &Arc<Self>) -> Responding {
         let admin = Arc::clone(self);
         written(move || {
             let started = telemetry::started();
             admin.history.json(Instant::now(), telemetry::now(), &admin.host, started)
         })
-        .await
     }
 
-    /// Returns the response to `GET /status/volume`.
-    pub(super) async fn volume_response(&self) -> Response<Full<Bytes>> {
+    /// Responds to `GET /status/volume`.
+    pub(super) fn volume_response(&self) -> Responding {
         let volume = Arc::clone(self.telemetry.volume());
-        written(move || format!("{:#}\n", serde_json::json!(volume.report()))).await
+        written(move || format!("{:#}\n", serde_json::json!(volume.report())))
     }
 }
 
-/// Returns the response with the JSON that `write` returns, which takes a millisecond or more.
-async fn written(write: impl FnOnce() -> String + Send + 'static) -> Response<Full<Bytes>> {
-    match tokio::task::spawn_blocking(write).await {
-        Ok(body) => json(body),
-        Err(_) => text(
-            StatusCode::INTERNAL_SERVER_ERROR,
-            "the answer can't be written, and the relay's log says why\n".to_owned(),
-        ),
-    }
+/// Responds with the JSON that `write` returns, which takes a millisecond or more.
+fn written(write: impl FnOnce() -> String + Send + 'static) -> Responding {
+    let failed = "the answer can't be written, and the relay's log says why\n";
+    route::made(move || json(write()), failed)
 }
 
 #[cfg(test)]
@@ -143,7 +135,7 @@ mod tests {
 
     async fn history(admin: &Arc<Admin>) -> Value {
         use http_body_util::BodyExt as _;
-        let body = admin.history_response().await.into_body().collect().await.unwrap();
+        let body = admin.history_response().await.unwrap().into_body().collect().await.unwrap();
         serde_json::from_slice(&body.to_bytes()).unwrap()
     }
 

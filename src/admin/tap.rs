@@ -18,14 +18,13 @@ use bytes::Bytes;
 use http_body_util::{Either, Full};
 use hyper::body::{Body, Frame, Incoming};
 use hyper::header::HeaderValue;
-use hyper::{Method, Request, Response, StatusCode, header};
+use hyper::{Request, Response, StatusCode, header};
 use serde_json::json;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, MissedTickBehavior};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
-use super::{believed, for_now, text};
+use super::{Caller, text};
 use crate::listener::Token;
 use crate::lock::lock;
 use crate::tap::{
@@ -33,9 +32,6 @@ use crate::tap::{
     Skipped, TAPS_MAX, Tap, Taps, View,
 };
 use crate::words::escape;
-
-/// The path of the route.
-const PATH: &str = "/tap";
 
 /// The longest time for which a tap is open. A person who still needs it opens another.
 const TAP_TIME: Duration = Duration::from_secs(3600);
@@ -134,16 +130,6 @@ impl Turn {
     }
 }
 
-/// The facts about a connection that a tap needs.
-pub(super) struct Caller<'a> {
-    pub(super) peer: SocketAddr,
-    pub(super) turn: &'a Turn,
-    /// Owns the tasks of the taps.
-    pub(super) tracker: &'a TaskTracker,
-    /// Cancelled when the relay ends.
-    pub(super) stop: &'a CancellationToken,
-}
-
 /// The body of a response: a page, or the lines of a tap.
 pub(super) type Answer = Either<Full<Bytes>, Lines>;
 
@@ -204,11 +190,6 @@ impl Door {
         Self { taps, key: Mutex::default(), refused: Mutex::default() }
     }
 
-    /// Returns `true` if a request is for this route.
-    pub(super) fn is_for(request: &Request<Incoming>) -> bool {
-        request.method() == Method::GET && request.uri().path() == PATH
-    }
-
     /// Sets the token that opens taps. With `None`, nobody can open one. If the token has changed,
     /// the open taps end.
     pub(super) fn lock_with(&self, token: Option<Token>) {
@@ -231,7 +212,7 @@ impl Door {
         &self,
         request: &Request<Incoming>,
         names: &[String],
-        caller: &Caller<'_>,
+        caller: &Caller,
     ) -> Response<Answer> {
         let opened = self.admitted(request, caller.peer).and_then(|revoked| {
             let wish = Wish::of(request.uri().query().unwrap_or_default());
@@ -252,7 +233,7 @@ impl Door {
         });
         match opened {
             Ok((wish, tap, revoked)) => self.begin(wish, tap, revoked, caller),
-            Err(refusal) => for_now(refusal.response()).map(Either::Left),
+            Err(refusal) => refusal.response().map(Either::Left),
         }
     }
 
@@ -300,7 +281,7 @@ impl Door {
         wish: Wish,
         tap: Tap,
         revoked: CancellationToken,
-        caller: &Caller<'_>,
+        caller: &Caller,
     ) -> Response<Answer> {
         let (sender, receiver) = mpsc::channel(FRAMES);
         let Wish { output, sample, matches, conditions } = wish;
@@ -346,9 +327,7 @@ impl Door {
         let mut response = Response::new(Either::Right(Lines(receiver)));
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
-        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
-        believed(&mut response);
         response
     }
 }
