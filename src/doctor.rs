@@ -1,10 +1,13 @@
 //! `doctor`: compares what kube-apiserver counts with what the relays count, and says whether
 //! events were lost, where, how many, and what to do.
 //!
-//! kube-apiservers and relays are read by their metrics. The examination changes nothing, except
-//! that the requests of `webhook` and `probe` are counted and audited. A file is read once, a URL
-//! twice, with some time between. Two samples show what happens now, and they distinguish events
-//! that are on their way from events that are missing.
+//! kube-apiservers and relays are read by their metrics. Each relay has judged its own outputs, its
+//! queue, its refusals and its evidence in `/status`, and doctor passes that on. doctor judges only
+//! what no process can know alone: whether what was sent has arrived.
+//!
+//! The examination changes nothing, except that the requests of `webhook` and `probe` are counted
+//! and audited. A file is read once, a URL twice, with some time between. Two samples show what
+//! happens now, and they distinguish events that are on their way from events that are missing.
 //!
 //! # Floors
 //!
@@ -17,9 +20,8 @@
 //! | 3 | `sample` | instances, and the two samples |
 //! | 4 | `attempts` `remedy` | kube-apiserver's attempts to reach the webhook · what an operator can do |
 //! | 5 | `compare` | what was sent beside what was received |
-//! | 6 | `refusals` | whether senders have given up |
-//! | 7 | `judge` | what the numbers mean |
-//! | 8 | `screen` `webhook` `probe` `own` | how the result is shown · the webhook's URL · events made on purpose · what relays say about themselves |
+//! | 6 | `judge` | what the numbers and the relays' own verdicts mean |
+//! | 7 | `screen` `webhook` `probe` `own` | how the result is shown · the webhook's URL · events made on purpose · the relays' `/status` |
 
 pub mod address;
 pub mod attempts;
@@ -31,13 +33,13 @@ pub mod judge;
 pub mod kubeconfig;
 pub mod own;
 pub mod probe;
-pub mod refusals;
 pub mod remedy;
 pub mod sample;
 pub mod screen;
 pub mod text;
 pub mod webhook;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -158,7 +160,7 @@ pub async fn examine(plan: Plan, waiting: impl Fn(&str)) -> (Findings, Verdict) 
             webhook: webhook.as_ref().map(|it| Address::new(&it.authority(), it.is_https())),
             checks: checks.clone(),
             overdue: None,
-            own: Vec::new(),
+            own: BTreeMap::new(),
         };
         own::add(findings, &urls).await
     };

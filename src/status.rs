@@ -11,6 +11,8 @@ use serde::{Deserialize, Deserializer, Serialize};
 pub mod thresholds;
 pub mod verdict;
 
+use thresholds::{PATIENCE_MAX, PATIENCE_WITH_RETRY_AFTER};
+
 /// Reads a value. If it is `null`, which stands for "not known yet", returns the default of its
 /// type.
 fn or_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(
@@ -158,6 +160,23 @@ pub struct Refusals {
     pub permanent: RefusalTimes,
 }
 
+impl Refusals {
+    /// Returns for how long everything has been refused, and the longest time for which
+    /// kube-apiserver repeats a batch that is refused so, in seconds. Returns `None` unless the
+    /// first time is the longer one.
+    pub fn shut(&self) -> Option<(f64, f64)> {
+        let is_permanent = self.permanent.long_shut_ended_seconds_ago.is_some();
+        let permanent = self.permanent.shut_for(PATIENCE_MAX).filter(|_| is_permanent);
+        let times = [
+            (self.with_429.shut_for(PATIENCE_WITH_RETRY_AFTER), PATIENCE_WITH_RETRY_AFTER),
+            (self.with_503.shut_for(PATIENCE_WITH_RETRY_AFTER), PATIENCE_WITH_RETRY_AFTER),
+            (permanent, PATIENCE_MAX),
+        ];
+        let times = times.into_iter().filter_map(|(seconds, patience)| Some((seconds?, patience)));
+        times.max_by(|a, b| (a.0 - a.1).total_cmp(&(b.0 - b.1)))
+    }
+}
+
 /// How long requests were refused. A *spell* is a time in which requests are refused without a
 /// pause of a minute, up to the last refusal. It is *shut* as long as no batch is accepted in it.
 /// It is *long* if kube-apiserver gives up a batch that is refused for this time.
@@ -180,6 +199,14 @@ pub struct RefusalTimes {
     pub long_shut_ended_seconds_ago: Option<f64>,
     /// The number of refusals in all such times without an accepted event.
     pub long_shut_requests: u64,
+}
+
+impl RefusalTimes {
+    /// Returns for how long everything has been refused, in seconds; `None` if that is shorter than
+    /// this patience of a sender.
+    pub fn shut_for(&self, patience: f64) -> Option<f64> {
+        self.shut_seconds.filter(|seconds| *seconds >= patience)
+    }
 }
 
 /// The request that was refused last.

@@ -44,8 +44,8 @@ mod reports;
 
 pub use catalog::{
     AcceptedMetrics, BacklogMetrics, BuildMetrics, DroppedLetters, EvidenceMetrics, FateMetrics,
-    ListenerMetrics, LostMetrics, OutputMetrics, QueueMetrics, RefusingMetrics, RejectionMetrics,
-    ReloadMetrics, SettingMetrics, SpoolMetrics, TapMetrics, WitnessMetrics,
+    ListenerMetrics, LostMetrics, OutputMetrics, QueueMetrics, RejectionMetrics, ReloadMetrics,
+    SettingMetrics, SpoolMetrics, TapMetrics, WitnessMetrics,
 };
 pub use declare::PREFIX;
 pub use labels::{AttemptError, EvidenceError, RefusedConnection, Rejection, TlsFailure};
@@ -65,7 +65,7 @@ pub struct Telemetry {
     registry: registry::Registry,
     program: catalog::ProgramMetrics,
     refusals: Refusals,
-    refusing: RefusingMetrics,
+    refusing: catalog::RefusingMetrics,
     /// The last kill and the losses of the processes before this one; unset if there are none.
     earlier: OnceLock<Earlier>,
     evidence: EvidenceMetrics,
@@ -92,7 +92,7 @@ impl Telemetry {
         Self {
             program: catalog::ProgramMetrics::register(&registry, []),
             refusals: Refusals::default(),
-            refusing: RefusingMetrics::register(&registry, []),
+            refusing: catalog::RefusingMetrics::register(&registry, []),
             earlier: OnceLock::new(),
             evidence: EvidenceMetrics::register(&registry, [], Arc::default()),
             reports: Reports::default(),

@@ -9,7 +9,7 @@ use super::address::Address;
 use super::attempts;
 use super::counts::{ApiserverCounts, ByLabel, Clock, RelayCounts, total};
 use super::sample::Sampled;
-use crate::status::thresholds::PATIENCE_WITH_RETRY_AFTER;
+use crate::status::thresholds::{PATIENCE_MAX, PATIENCE_WITH_RETRY_AFTER};
 use crate::telemetry::Rejection;
 
 /// The totals are compared only if all processes have started within this many seconds.
@@ -22,10 +22,6 @@ pub const BATCH_MAX: u64 = 400;
 /// The longest time in seconds for which kube-apiserver collects a batch: its default for
 /// `--audit-webhook-batch-max-wait`.
 const BATCH_WAIT: f64 = 30.0;
-
-/// The time in seconds for which kube-apiserver repeats a batch if the answers have no
-/// `Retry-After`.
-pub const PATIENCE: f64 = 90.0;
 
 /// The greatest number of events that wait for a batch: kube-apiserver's default for
 /// `--audit-webhook-batch-buffer-size`.
@@ -229,7 +225,7 @@ fn retried(
     };
     let mut lately = relays.iter().flat_map(rejected_in_interval);
     let has_retry_after = lately.any(|(reason, count)| count > 0 && comes_back(&reason));
-    let patience = if has_retry_after { PATIENCE_WITH_RETRY_AFTER } else { PATIENCE };
+    let patience = if has_retry_after { PATIENCE_WITH_RETRY_AFTER } else { PATIENCE_MAX };
     let young = apiservers.iter().map(|it| generated_within(BATCH_WAIT + patience, it));
     let young = young.collect::<Option<Vec<u64>>>().map_or(u64::MAX, total);
     attempts.saturating_mul(BATCH_MAX).min(young)
@@ -299,13 +295,13 @@ pub fn is_restarted(relay: &Sampled<RelayCounts>) -> bool {
 
 /// Returns the requests that a relay has rejected since its start, by reason.
 pub fn rejected(relay: &Sampled<RelayCounts>) -> ByLabel {
-    relay.counts.as_ref().map(|counts| counts.rejected.by_reason.clone()).unwrap_or_default()
+    relay.counts.as_ref().map(|counts| counts.rejected.clone()).unwrap_or_default()
 }
 
 /// Returns the requests that a relay has rejected between the two samples, by reason.
 pub fn rejected_in_interval(relay: &Sampled<RelayCounts>) -> ByLabel {
     match relay.before.as_ref().filter(|_| !is_restarted(relay)) {
-        Some(before) => attempts::increases(&rejected(relay), Some(&before.rejected.by_reason)),
+        Some(before) => attempts::increases(&rejected(relay), Some(&before.rejected)),
         None => ByLabel::new(),
     }
 }

@@ -12,9 +12,8 @@ use std::fmt;
 
 use super::exposition::{Exposition, Labels};
 use crate::telemetry::{
-    AcceptedMetrics, BacklogMetrics, BuildMetrics, DroppedLetters, EvidenceMetrics, FateMetrics,
-    ListenerMetrics, LostMetrics, OutputMetrics, QueueMetrics, RefusingMetrics, RejectionMetrics,
-    SettingMetrics,
+    AcceptedMetrics, BacklogMetrics, BuildMetrics, EvidenceMetrics, FateMetrics, ListenerMetrics,
+    LostMetrics, OutputMetrics, QueueMetrics, RejectionMetrics, SettingMetrics,
 };
 use crate::words::escape;
 
@@ -56,6 +55,11 @@ pub fn sums<'c>(all: impl IntoIterator<Item = &'c ByLabel>) -> ByLabel {
 pub fn listed(counts: &ByLabel) -> String {
     let each: Vec<_> = counts.iter().map(|(value, count)| format!("{value}: {count}")).collect();
     each.join(", ")
+}
+
+/// Returns the label with the greatest count; empty if there are no counts.
+pub fn most(counts: &ByLabel) -> &str {
+    counts.iter().max_by_key(|(_, count)| **count).map_or("", |(value, _)| value)
 }
 
 /// The numbers of one source: a kube-apiserver or a relay.
@@ -252,41 +256,23 @@ pub struct RelayCounts {
     pub version: Option<String>,
     /// The events that were accepted; `None` if the metric is missing.
     pub accepted: Option<u64>,
-    /// The time at which the last batch was accepted, in seconds since 1970; 0: none yet.
-    pub last_event: Option<f64>,
     /// The lost events, by output. The name `queue` stands for events that no output can get.
     /// `None` if the metric is missing.
     pub errors: Option<ByLabel>,
-    /// The requests that were not accepted.
-    pub rejected: RejectedCounts,
+    /// The requests that were not accepted, by reason.
+    pub rejected: ByLabel,
+    /// The connections that were closed for want of a place, or not accepted, by reason.
+    pub refused_connections: ByLabel,
     /// The answered requests, by status.
     pub requests: ByLabel,
     /// The queue.
     pub queue: QueueCounts,
     /// The outputs, by name.
     pub outputs: BTreeMap<String, OutputCounts>,
-    /// The events in dead letters that were deleted.
-    pub letters_dropped: u64,
     /// The evidence log.
     pub evidence: EvidenceCounts,
     /// The series that were left out.
     pub wrong: Vec<Wrong>,
-}
-
-/// The requests that a relay has not accepted.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct RejectedCounts {
-    /// The requests, by reason.
-    pub by_reason: ByLabel,
-    /// The connections that were closed for want of a place, or not accepted, by reason.
-    pub connections: ByLabel,
-    /// The time since when every batch has been refused, in seconds since 1970; 0 if the last batch
-    /// was accepted. Requests that may have had no batch do not count. `None` if the relay does not
-    /// report it.
-    pub since: Option<f64>,
-    /// The number of batches that have been refused since that time; `None` if the relay does not
-    /// report it.
-    pub batches: Option<u64>,
 }
 
 /// The queue of a relay.
@@ -303,8 +289,6 @@ pub struct QueueCounts {
     pub in_memory: Option<bool>,
     /// The events that earlier processes have accepted into its directory.
     pub earlier: Option<u64>,
-    /// `false` while the queue cannot store events.
-    pub writable: Option<bool>,
 }
 
 /// The evidence log of a relay.
@@ -314,8 +298,6 @@ pub struct EvidenceCounts {
     pub size: Option<u64>,
     /// The time of the last checkpoint, in seconds since 1970; 0 if there is none yet.
     pub checkpoint: Option<f64>,
-    /// The failed attempts to record evidence, by reason.
-    pub errors: ByLabel,
 }
 
 /// The numbers of one output of a relay.
@@ -329,9 +311,6 @@ pub struct OutputCounts {
     pub start: i64,
     /// The age of the oldest event that waits, in seconds.
     pub lag: Option<f64>,
-    /// The lag above which the relay calls the output late, in seconds; `None` if the relay does
-    /// not report it.
-    pub lag_max: Option<f64>,
     /// The attempts after the first one, from the metric `output_retries_total`.
     pub retried: u64,
     /// The failed attempts, by reason.
@@ -373,14 +352,9 @@ impl Counts for RelayCounts {
             started: families.gauge(STARTED),
             version,
             accepted: families.sum(AcceptedMetrics::events),
-            last_event: families.gauge(AcceptedMetrics::last),
             errors: Some(errors).filter(|errors| !errors.is_empty()),
-            rejected: RejectedCounts {
-                by_reason: families.by(RejectionMetrics::requests, "reason"),
-                connections: families.by(ListenerMetrics::refused, "reason"),
-                since: families.gauge(RefusingMetrics::since),
-                batches: families.sum(RefusingMetrics::requests),
-            },
+            rejected: families.by(RejectionMetrics::requests, "reason"),
+            refused_connections: families.by(ListenerMetrics::refused, "reason"),
             requests: families.by(ListenerMetrics::requests, "code"),
             queue: QueueCounts {
                 events: families.sum(QueueMetrics::held),
@@ -388,14 +362,11 @@ impl Counts for RelayCounts {
                 capacity: families.sum(QueueMetrics::capacity),
                 in_memory: families.gauge(QueueMetrics::durable).map(|value| value == 0.0),
                 earlier: families.sum(QueueMetrics::earlier),
-                writable: families.gauge(QueueMetrics::writable).map(|value| value != 0.0),
             },
             outputs: outputs(families),
-            letters_dropped: families.sum(DroppedLetters::events).unwrap_or_default(),
             evidence: EvidenceCounts {
                 size: families.sum(EvidenceMetrics::size),
                 checkpoint: families.gauge(EvidenceMetrics::checkpoint),
-                errors: families.by(EvidenceMetrics::errors, "reason"),
             },
             wrong: families.wrong.take(),
         }
@@ -413,7 +384,7 @@ impl Counts for RelayCounts {
 }
 
 /// The names of metrics of outputs, each with the function that sets the field for it.
-type Setters<V> = [(&'static str, fn(&mut OutputCounts, V)); 4];
+type Setters<V, const N: usize> = [(&'static str, fn(&mut OutputCounts, V)); N];
 
 /// A function that returns the field of an output with counts by label.
 type LabelledField = fn(&mut OutputCounts) -> &mut ByLabel;
@@ -421,7 +392,7 @@ type LabelledField = fn(&mut OutputCounts) -> &mut ByLabel;
 /// Returns the outputs that are named in any of the families about outputs.
 fn outputs(families: &Families<'_>) -> BTreeMap<String, OutputCounts> {
     let mut outputs = BTreeMap::<String, OutputCounts>::new();
-    let counts: Setters<u64> = [
+    let counts: Setters<u64, 4> = [
         (OutputMetrics::events, |it, count| it.delivered = count),
         (BacklogMetrics::events, |it, count| it.backlog = Some(count)),
         (OutputMetrics::retries, |it, count| it.retried = count),
@@ -439,9 +410,8 @@ fn outputs(families: &Families<'_>) -> BTreeMap<String, OutputCounts> {
     for (labels, start) in families.series(BacklogMetrics::start, signed) {
         outputs.entry(label(labels, "output")).or_default().start = start;
     }
-    let gauges: Setters<f64> = [
+    let gauges: Setters<f64, 3> = [
         (BacklogMetrics::lag, |it, value| it.lag = Some(value)),
-        (SettingMetrics::lag_max, |it, value| it.lag_max = Some(value)),
         (OutputMetrics::up, |it, value| it.up = Some(value != 0.0)),
         (SettingMetrics::required, |it, value| it.required = Some(value != 0.0)),
     ];
@@ -622,16 +592,15 @@ mod tests {
 
     #[test]
     fn a_gauge_that_is_not_finite_is_unknown_and_named() {
-        let text = "P_last_event_timestamp_seconds NaN\nP_output_lag_seconds{output=\"o\"} +Inf\n\
+        let text = "P_output_lag_seconds{output=\"o\"} +Inf\n\
                     P_output_start_events{output=\"o\"} -Inf\nP_event_total{listener=\"a\"} 1\n\
                     P_event_total{listener=\"b\"} NaN\nprocess_start_time_seconds NaN\n";
         let counts: RelayCounts = read(&text.replace("P_", PREFIX));
-        assert_eq!((counts.last_event, counts.started, counts.accepted), (None, None, None));
+        assert_eq!((counts.started, counts.accepted), (None, None));
         let names: Vec<_> = counts.wrong.iter().map(|wrong| wrong.name.as_str()).collect();
         let wanted = [
             "process_start_time_seconds",
             "P_event_total",
-            "P_last_event_timestamp_seconds",
             "P_output_start_events",
             "P_output_lag_seconds",
         ];

@@ -198,11 +198,11 @@ fn relay_lines(relay: &Sampled<RelayCounts>, lines: &mut Lines) {
     let elapsed = relay.elapsed.filter(|_| !is_restarted(relay));
     let more = growth(relay.increase(|it| it.accepted), elapsed);
     lines.line("accepted", &format!("{}{more}", known(counts.accepted)));
-    let connections = match counts.rejected.connections.values().any(|count| *count > 0) {
-        true => format!("; connections: {}", list(&counts.rejected.connections)),
+    let connections = match counts.refused_connections.values().any(|count| *count > 0) {
+        true => format!("; connections: {}", list(&counts.refused_connections)),
         false => String::new(),
     };
-    let requests = list(&counts.rejected.by_reason);
+    let requests = list(&counts.rejected);
     lines.line("rejected", &format!("requests by reason: {requests}{connections}"));
     let full =
         counts.queue.needed.zip(counts.queue.capacity).map_or_else(String::new, |(bytes, of)| {
@@ -389,7 +389,7 @@ fn apiserver_json(findings: &Findings, notes: Vec<Value>) -> Value {
 fn relay_json(findings: &Findings, notes: Vec<Value>) -> Value {
     let relays = &findings.relays;
     let counts = relays.iter().filter_map(|it| it.counts.as_ref());
-    let rejected = sums(counts.map(|counts| &counts.rejected.by_reason));
+    let rejected = sums(counts.map(|counts| &counts.rejected));
     let instance = |it: &Sampled<RelayCounts>| {
         let counts = it.counts.as_ref();
         json!({
@@ -400,8 +400,8 @@ fn relay_json(findings: &Findings, notes: Vec<Value>) -> Value {
             "accepted_in_interval": it.increase(|counts| counts.accepted),
             "interval_seconds": it.elapsed,
             "lost": counts.and_then(|counts| counts.errors.as_ref()),
-            "rejected": counts.map(|counts| &counts.rejected.by_reason),
-            "refused_connections": counts.map(|counts| &counts.rejected.connections),
+            "rejected": counts.map(|counts| &counts.rejected),
+            "refused_connections": counts.map(|counts| &counts.refused_connections),
             "requests": counts.map(|counts| &counts.requests),
             "queued": counts.and_then(|counts| counts.queue.events),
             "evidence_size": counts.and_then(|counts| counts.evidence.size),

@@ -49,6 +49,10 @@ pub const PATIENCE_WITH_RETRY_AFTER: f64 = 235.0;
 /// the last 81 s after the first or later.
 pub const PATIENCE: f64 = 80.0;
 
+/// The longest time in seconds for which kube-apiserver repeats a batch if the answers have no
+/// `Retry-After`. [`PATIENCE`] is the shortest.
+pub const PATIENCE_MAX: f64 = 90.0;
+
 /// Everything is refused if at least this number of requests and TLS handshakes were refused for
 /// good in [`PATIENCE`], and nothing was accepted: the attempts of one batch.
 pub const ATTEMPTS: u64 = 5;

@@ -224,7 +224,7 @@ fn losses(status: &Status, found: &mut Findings) {
     };
     let letters = match status.losses.dead_letters_dropped_events {
         _ if status.outputs.iter().all(|it| it.counts.dead_letter_events == 0) => "",
-        0 => " The dead letters hold the refused ones.",
+        0 => " The dead letters hold the refused ones: `replay` sends them again.",
         _ => {
             " The dead letters hold only the newest refused ones: dead_letter.max_bytes was used \
              up, and older ones were deleted for good."
@@ -244,7 +244,8 @@ fn earlier(status: &Status, found: &mut Findings) {
         let text = format!(
             "Before the last restart, {lost} events were lost or refused for good, the last at {at}."
         );
-        // doctor does not count these, as it counts losses since the start.
+        // It names no runbook: doctor leaves out what has the one about losses, and counts itself
+        // what was lost since the start.
         let advice = "The lines at level error in the log of that process say why.";
         found.add(State::Warn, "relay", text, advice);
     }
@@ -552,7 +553,7 @@ fn everything_refused(status: &Status, found: &mut Findings) -> bool {
     let tls = tls.map(|last| (last.seconds_ago, format!("TLS handshakes: {}", last.reason)));
     let last = request.into_iter().chain(tls).min_by(|a, b| a.0.total_cmp(&b.0));
     let (_, what) = last.unwrap_or_default();
-    let (state, text) = if times.shut_seconds.is_some_and(|seconds| seconds >= PATIENCE) {
+    let (state, text) = if times.shut_for(PATIENCE).is_some() {
         let text = format!(
             "Everything is refused ({what}), and nothing was accepted for longer than \
              kube-apiserver repeats a batch (about 90 s)."
@@ -653,7 +654,7 @@ fn refusals(status: &Status, found: &mut Findings) -> bool {
             (None, None) => continue,
         };
         let (state, when) = match is_lately {
-            _ if times.shut_seconds.is_some_and(is_long) => (State::Bad, ""),
+            _ if times.shut_for(PATIENCE_WITH_RETRY_AFTER).is_some() => (State::Bad, ""),
             true => (State::Warn, " in the last hour"),
             false => (State::Note, " more than an hour ago"),
         };
@@ -669,7 +670,7 @@ fn refusals(status: &Status, found: &mut Findings) -> bool {
 }
 
 /// Returns the runbook for evidence that could not be recorded for this reason.
-pub fn runbook_of_evidence(reason: &str) -> &'static str {
+fn runbook_of_evidence(reason: &str) -> &'static str {
     match reason {
         "rolled_back" => "KubeAuditForwarderEvidenceRolledBack",
         "tampered" => "KubeAuditForwarderEvidenceTampered",
@@ -1124,7 +1125,7 @@ mod tests {
     fn dead_letters_that_were_deleted_are_not_said_to_be_held() {
         for (letters, dropped, words) in [
             (0, 0, "and why. Runbook"),
-            (120, 0, "The dead letters hold the refused ones. Runbook"),
+            (120, 0, "The dead letters hold the refused ones: `replay` sends them again. Runbook"),
             (120, 72, "hold only the newest refused ones"),
         ] {
             let verdict = judged(|status| {

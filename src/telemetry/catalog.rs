@@ -321,25 +321,24 @@ catalog! {
 
     "Listeners and sources"
     /// The time since when every batch has been refused.
-    pub struct RefusingMetrics [] {
-        pub since: Gauge = "requests_rejected_since_timestamp_seconds" {
+    pub(super) struct RefusingMetrics [] {
+        pub(super) since: Gauge = "requests_rejected_since_timestamp_seconds" {
             help: "When the first request was refused after the last accepted batch; 0: none.",
             unit: "seconds since 1970",
             meaning: "Only the reasons `queue_full`, `in_flight_full`, `too_large`, `disk` and \
                 `delivery_timeout` count. With any other reason, nobody knows whether the request \
                 had a batch: a health check with a wrong path is `not_found`, for example.",
             action: "kube-apiserver gives up a batch about 90 s after its first refusal, and about \
-                four minutes after it if the refusals are 429 or 503 with `Retry-After`. `doctor` \
-                estimates by this time how many events are lost. `requests_rejected_total` has the \
-                reason.",
+                four minutes after it if the refusals are 429 or 503 with `Retry-After`. \
+                `requests_rejected_total` has the reason.",
         }
-        pub requests: Gauge = "requests_rejected_since_last_accepted" {
+        pub(super) requests: Gauge = "requests_rejected_since_last_accepted" {
             help: "Requests refused after the last accepted batch.",
             unit: "requests",
             meaning: "The number for `requests_rejected_since_timestamp_seconds`, with the same \
                 reasons. An accepted batch sets it to 0.",
-            action: "As for `requests_rejected_since_timestamp_seconds`: `doctor` tells by it \
-                whether senders have tried all the time.",
+            action: "As for `requests_rejected_since_timestamp_seconds`: a number that grows shows \
+                that senders try all the time.",
         }
     }
 
@@ -528,8 +527,8 @@ catalog! {
             help: "Lag above which the output is late.",
             unit: "seconds",
             meaning: "30 s, plus the time for which the output holds or collects events in health: \
-                `replay_window`, or `object_age` of `s3`. The relay itself, `doctor` and the \
-                alerts judge `output_lag_seconds` by it.",
+                `replay_window`, or `object_age` of `s3`. The relay itself and the alerts judge \
+                `output_lag_seconds` by it.",
             action: "Nothing: it moves only with the config.",
             is_state: true,
         }

@@ -146,10 +146,9 @@ fn a_full_queue_and_a_dead_output_are_warnings_and_no_loss() {
     let said = doctor(&["--relay", &url(relay.admin())]);
     said.assert("OK so far – ");
     let last = said.text.lines().last().unwrap_or_default();
-    assert!(last.contains(" events wait for consumer, which is down"), "{last}");
-    assert!(last.contains(" refused for ") && last.contains("(queue_full: "), "{last}");
-    said.assert_has("with the reason queue_full");
-    said.assert_has("KubeAuditForwarderSendersWait");
+    assert!(last.contains(" Output consumer is down; its events are kept ("), "{last}");
+    assert!(last.contains(" says of itself: The queue is full: senders get 429"), "{last}");
+    said.assert_has("rejected    requests by reason: queue_full: ");
     said.assert_has("KubeAuditForwarderOutputDown");
     said.assert_has("(down)");
 }
@@ -305,15 +304,27 @@ fn what_does_not_arrive_in_the_interval_is_unknown_whatever_the_totals_are() {
     relay.finish(Backlog::Empty);
 }
 
-/// Serves the metrics of a relay that has accepted nothing for some time, and packs them with gzip,
-/// which nobody has asked for.
-fn refusing(reason: &'static str, seconds: f64) -> HttpSink {
+/// Serves the pages of a relay that has accepted nothing for some time, and says so in its verdict
+/// if `is_long`. The metrics are packed with gzip, which nobody has asked for.
+fn refusing(reason: &'static str, kind: &str, seconds: f64, is_long: bool) -> HttpSink {
     let begin = now() - seconds;
+    let finding = json!({ "state": "bad", "about": "senders", "text": "Nothing was taken.",
+        "advice": null });
+    let status = json!({
+        "accepted_events": 600, "uptime_seconds": Duration::from_secs_f64(seconds).as_secs() + 600,
+        "last_event_seconds_ago": seconds,
+        "refusals": { kind: { "seconds": seconds, "shut_seconds": seconds,
+            "long_shut_ended_seconds_ago": is_long.then_some(0) } },
+        "verdict": { "state": "bad", "text": "t",
+            "findings": if is_long { vec![finding] } else { vec![] } },
+    });
     HttpSink::start(move |request| {
+        if request.target == "/status" {
+            return Answer::status(200).body(status.to_string());
+        }
         let refused = 700 + request.number;
         let text = format!(
             "P_event_total 600\nP_error_total{{plugin=\"queue\"}} 0\n\
-             P_last_event_timestamp_seconds {begin}\n\
              P_requests_rejected_total{{reason=\"{reason}\"}} {refused}\n\
              process_start_time_seconds {}\n",
             begin - 600.0
@@ -326,18 +337,19 @@ fn refusing(reason: &'static str, seconds: f64) -> HttpSink {
 
 #[test]
 fn refusals_for_longer_than_kube_apiserver_tries_are_lost_with_an_estimate() {
-    for (reason, seconds, verdict) in [
-        ("queue_full", 1320.0, "LOST – about 10"),
-        ("too_large", 120.0, "LOST – about 30 events"),
+    for (reason, kind, seconds, is_long, verdict) in [
+        ("queue_full", "with_429", 1320.0, true, "LOST – about 10"),
+        ("too_large", "permanent", 120.0, true, "LOST – about 30 events"),
         // A health check or a scan has no token either.
-        ("unauthorized", 120.0, "UNKNOWN – "),
-        ("queue_full", 120.0, "OK so far – requests to http://"),
+        ("unauthorized", "permanent", 120.0, true, "UNKNOWN – "),
+        ("queue_full", "with_429", 120.0, false, "OK so far – kube-apiserver was not asked"),
     ] {
-        let relay = refusing(reason, seconds);
+        let relay = refusing(reason, kind, seconds, is_long);
         let said = doctor(&["--relay", &url(relay.address())]);
         said.assert(verdict);
-        said.assert_has("refused for");
         said.assert_has(reason);
+        let own = format!("{} says of itself: Nothing was taken", url(relay.address()));
+        assert_eq!(said.text.contains(&own), is_long, "{}", said.text);
     }
 }
 

@@ -6,8 +6,9 @@ use fastrand::Rng;
 
 use super::super::*;
 use crate::doctor::compare::BATCH_MAX;
-use crate::doctor::counts::{QueueCounts, RejectedCounts};
+use crate::doctor::counts::{OutputCounts, QueueCounts};
 use crate::doctor::sample::Change;
+use crate::status::verdict;
 
 /// The buffer of kube-apiserver, in events.
 const BUFFER: u64 = 10_000;
@@ -25,13 +26,9 @@ fn new_apiserver(time: f64) -> ApiserverCounts {
 
 /// Returns the counts of a relay that has just started, with its queue in memory or on disk.
 fn new_relay(time: f64, in_memory: Option<bool>) -> RelayCounts {
-    let rejected =
-        RejectedCounts { since: Some(0.0), batches: Some(0), ..RejectedCounts::default() };
     RelayCounts {
         started: Some(time),
         accepted: Some(0),
-        last_event: Some(0.0),
-        rejected,
         errors: Some(ByLabel::from([("queue".to_owned(), 0), ("out".to_owned(), 0)])),
         queue: QueueCounts { in_memory, ..QueueCounts::default() },
         ..RelayCounts::default()
@@ -94,8 +91,18 @@ struct Api {
     rate: Phases<u64>,
 }
 
+/// The time in which a relay has refused every batch.
+#[derive(Clone, Copy)]
+struct Refused {
+    since: f64,
+    last: f64,
+    count: u64,
+}
+
 struct Sim {
     counts: RelayCounts,
+    refused: Option<Refused>,
+    last_event: Option<f64>,
     state: Phases<State>,
     consumer: Phases<bool>,
     backlog: u64,
@@ -160,6 +167,8 @@ impl World {
         let apis = (0..count).map(api).collect();
         let relays = (0..rng.usize(1..3)).map(|_| Sim {
             counts: new_relay(START, Some(rng.bool())),
+            refused: None,
+            last_event: None,
             state: Phases { now: State::Works, until: 0.0 },
             consumer: Phases { now: true, until: 0.0 },
             backlog: 0,
@@ -303,7 +312,7 @@ impl World {
             (self.happens(self.chances.loss), self.happens(self.chances.restart));
         if self.happens(self.chances.stray) {
             let reason = ["not_found", "unauthorized", "invalid"][self.rng.usize(0..3)];
-            let rejected = &mut self.relays[index].counts.rejected.by_reason;
+            let rejected = &mut self.relays[index].counts.rejected;
             *rejected.entry(reason.to_owned()).or_default() += 1;
         }
         let events = self.rng.u64(1..1000);
@@ -337,13 +346,13 @@ impl World {
             let start = i64::try_from(relay.backlog).unwrap();
             let output = OutputCounts { start, ..OutputCounts::default() };
             relay.counts = new_relay(time, relay.counts.queue.in_memory);
+            (relay.refused, relay.last_event) = (None, None);
             relay.counts.outputs.insert("out".to_owned(), output);
         }
         let out = relay.counts.outputs.entry("out".to_owned()).or_default();
         out.backlog = Some(relay.backlog);
         out.required = Some(true);
         out.up = Some(works);
-        out.lag_max = Some(30.0);
     }
 
     fn sample(&self) -> (Vec<ApiserverCounts>, Vec<RelayCounts>) {
@@ -368,9 +377,8 @@ impl Sim {
         let reason = match answer {
             State::Works => {
                 *self.counts.accepted.as_mut().unwrap() += events;
-                self.counts.last_event = Some(time);
-                self.counts.rejected.since = Some(0.0);
-                self.counts.rejected.batches = Some(0);
+                self.last_event = Some(time);
+                self.refused = None;
                 self.backlog += events;
                 return answer;
             }
@@ -378,13 +386,33 @@ impl Sim {
             State::Full => "queue_full",
             State::Refuses => "unauthorized",
         };
-        *self.counts.rejected.by_reason.entry(reason.to_owned()).or_default() += 1;
+        *self.counts.rejected.entry(reason.to_owned()).or_default() += 1;
         if answer == State::Full {
-            let rejected = &mut self.counts.rejected;
-            rejected.since = rejected.since.map(|at| if at > 0.0 { at } else { time });
-            *rejected.batches.get_or_insert_default() += 1;
+            let refused = self.refused.get_or_insert(Refused { since: time, last: time, count: 0 });
+            // The relay itself forgets a spell after a minute.
+            let since = if time - refused.last > 60.0 { time } else { refused.since };
+            *refused = Refused { since, last: time, count: refused.count + 1 };
         }
         answer
+    }
+
+    /// Returns what the relay says about itself.
+    fn status(&self, time: f64) -> Status {
+        let mut status = Status::default();
+        status.process.started = true;
+        let uptime = Duration::from_secs_f64(time - self.counts.started.unwrap());
+        status.process.uptime_seconds = uptime.as_secs();
+        status.intake.accepted_events = self.counts.accepted.unwrap();
+        status.intake.last_event_seconds_ago = self.last_event.map(|at| time - at);
+        if let Some(it) = self.refused.filter(|it| time - it.last <= 60.0) {
+            let seconds = it.last - it.since;
+            let times = &mut status.intake.refusals.with_429;
+            (times.seconds, times.shut_seconds) = (Some(seconds), Some(seconds));
+            (times.longest_seconds, times.longest_shut_seconds) = (seconds, seconds);
+            times.long_shut_ended_seconds_ago = (seconds >= 235.0).then_some(time - it.last);
+        }
+        status.verdict = Some(verdict::judge(&status));
+        status
     }
 }
 
@@ -462,16 +490,20 @@ fn run(seed: u64) -> Kind {
             apiserver.before = None;
         }
     }
+    let own = world.relays.iter().enumerate();
+    let own = own.map(|(index, relay)| (format!("r {index}"), Ok(relay.status(world.time))));
     let findings = Findings {
         apiservers: if has_apiserver { apiservers } else { Vec::new() },
         relays: sampled("r", relays_before, relays, elapsed + 2.0),
         has_apiserver,
+        own: own.collect(),
         ..Findings::default()
     };
     let verdict = judge(&findings);
     let told = || format!("seed {seed}, lost {}: {verdict:#?}", world.lost);
-    // `world.lost` has no losses of senders that were not asked.
-    if world.lost == 0 && (has_apiserver || world.foreign == 0) {
+    // `world.lost` has no losses of senders that were not asked, whether a relay took their events
+    // or refused them.
+    if world.lost == 0 && (has_apiserver || world.chances.foreign == 0) {
         assert_ne!(verdict.kind, Kind::Lost, "LOST without a loss: {}", told());
     }
     let counted = of_relays + if has_apiserver { visible } else { 0 };
@@ -499,13 +531,10 @@ fn run(seed: u64) -> Kind {
         assert_ne!(verdict.kind, Kind::Ok, "{elsewhere} went elsewhere: {}", told());
     }
     // Every relay has refused batches for longer than kube-apiserver tries, and one still does.
-    let is_refused = findings.relays.iter().all(|relay| {
-        let since = relay.counts.as_ref().and_then(|it| it.rejected.since);
-        let count = relay.counts.as_ref().and_then(|it| it.rejected.batches);
-        let count = count.unwrap_or_default() as f64;
-        since.is_some_and(|since| {
-            let seconds = world.time - since;
-            since > 0.0 && seconds > 300.0 && count * 10.0 >= seconds
+    let is_refused = world.relays.iter().all(|relay| {
+        relay.refused.is_some_and(|it| {
+            let seconds = it.last - it.since;
+            seconds > 300.0 && world.time - it.last < 60.0 && it.count as f64 * 10.0 >= seconds
         })
     });
     let lately =

@@ -46,17 +46,24 @@ fn kubeconfig_of(server: &str, users: &str, directory: &Path) -> String {
 fn relay_page(accepted: u64) -> String {
     format!(
         "P_event_total {accepted}\nP_error_total{{plugin=\"queue\"}} 0\n\
-         P_last_event_timestamp_seconds {}\nprocess_start_time_seconds 1000\n",
-        now()
+         process_start_time_seconds 1000\n"
     )
     .replace("P_", "kube_audit_forwarder_")
 }
 
-/// Serves a page that depends on the seconds since the first request.
+/// The state of a healthy relay.
+const HEALTHY: &str = r#"{"uptime_seconds": 1000, "last_event_seconds_ago": 0,
+    "verdict": {"state": "good", "text": "t", "findings": []}}"#;
+
+/// Serves metrics that depend on the seconds since the first request, and `/status` as a healthy
+/// relay does.
 fn growing(page: impl Fn(f64) -> String + Send + Sync + 'static) -> HttpSink {
     let begin = OnceLock::new();
-    HttpSink::start(move |_| {
+    HttpSink::start(move |request| {
         let begin: &Instant = begin.get_or_init(Instant::now);
+        if request.target == "/status" {
+            return Answer::status(200).body(HEALTHY);
+        }
         Answer::status(200).body(page(begin.elapsed().as_secs_f64()))
     })
 }

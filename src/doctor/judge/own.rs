@@ -1,0 +1,207 @@
+//! What the relays say about themselves in `/status`. Their findings are passed on word for word,
+//! so that doctor's verdict is never better than theirs.
+//!
+//! A relay cannot know whether the senders that it refuses for too long have given events up:
+//! another replica may have taken them. doctor asks all relays, and kube-apiserver, so it can.
+
+use super::{Cause, Findings, Kind, Part, events, fails, grows, is_asked};
+use crate::doctor::compare::{is_of_batch, rejected, rejected_in_interval};
+use crate::doctor::counts::{ApiserverCounts, ByLabel, RelayCounts, listed, most, total};
+use crate::doctor::remedy::of_reason;
+use crate::doctor::sample::Sampled;
+use crate::status::thresholds::ATTEMPTS;
+use crate::status::verdict::{Finding, SENDERS, State, is_dropping_all};
+use crate::status::{Output, Status};
+use crate::words::escape;
+
+/// The runbook of the relay's finding about losses, which doctor counts itself.
+const OF_LOSSES: &str = "KubeAuditForwarderEventsLost";
+
+/// The greatest number of characters of a relay's text that are shown. Its own are shorter.
+const CHARS_MAX: usize = 1000;
+
+/// The shortest time in seconds from which a rate of events is taken for an estimate.
+const RATE_TIME_MIN: f64 = 60.0;
+
+/// Returns the state of the relay with this name; `None` if it is not known.
+fn status<'f>(source: &str, findings: &'f Findings) -> Option<&'f Status> {
+    findings.own.get(source)?.as_ref().ok()
+}
+
+/// Returns the findings of a relay's own verdict.
+fn of(status: &Status) -> impl Iterator<Item = &Finding> {
+    status.verdict.iter().flat_map(|verdict| &verdict.findings)
+}
+
+/// Returns `true` if this is the relay's finding about events that were lost.
+fn is_of_losses(finding: &Finding) -> bool {
+    finding.runbook.as_ref().is_some_and(|page| page.contains(OF_LOSSES))
+}
+
+/// Returns `true` if the relay says that senders are refused for longer than they try.
+fn is_given_up(finding: &Finding) -> bool {
+    finding.about == SENDERS && finding.state == State::Bad
+}
+
+/// Returns the relay's own advice about its losses.
+pub(super) fn advice_about_losses(source: &str, findings: &Findings) -> String {
+    let finding =
+        status(source, findings).and_then(|status| of(status).find(|it| is_of_losses(it)));
+    finding.map_or_else(|| format!("See the runbook {OF_LOSSES}"), advice)
+}
+
+/// Returns a relay's words without the full stop, safe for a terminal.
+fn said(text: &str) -> String {
+    escape::masked(text.trim_end_matches('.'), CHARS_MAX)
+}
+
+fn advice(finding: &Finding) -> String {
+    said(finding.advice.as_deref().unwrap_or_default())
+}
+
+/// Reports the findings of a relay's own verdict, or that there is none. `is_estimated` is `true`
+/// if the events that senders have given up are reported already.
+pub(super) fn causes(
+    relay: &Sampled<RelayCounts>,
+    findings: &Findings,
+    is_estimated: bool,
+    causes: &mut Vec<Cause>,
+) {
+    if relay.fault.is_some() {
+        return;
+    }
+    let (source, place) = (&relay.source, format!("relay {}", relay.source));
+    let status = match findings.own.get(source) {
+        Some(Ok(status)) => status,
+        unread => {
+            let why = unread.and_then(|own| own.as_ref().err());
+            let why = said(why.map_or("saved metrics do not have its verdict", String::as_str));
+            let what = format!(
+                "not checked: its outputs, its queue, what it refuses, and its evidence, because \
+                 {why}"
+            );
+            let advice = "Give --relay the URL of its admin address, where doctor can read /status \
+                          beside /metrics";
+            causes.push(Cause::unknown(&place, what, advice));
+            return;
+        }
+    };
+    let has_lost = |it: &RelayCounts| it.errors.iter().flatten().any(|(_, lost)| *lost > 0);
+    let is_lost = relay.before.iter().chain(&relay.counts).any(has_lost);
+    let is_told = |it: &&Finding| is_of_losses(it) && is_lost || is_given_up(it) && is_estimated;
+    let worth = of(status).filter(|it| it.state >= State::Warn && !is_told(it));
+    causes.extend(worth.map(|finding| {
+        let output = finding.about.strip_prefix("output ");
+        let output = output.and_then(|name| status.outputs.iter().find(|it| it.name == name));
+        let place = match output {
+            Some(_) => format!("{} of {source}", said(&finding.about)),
+            None => place.clone(),
+        };
+        let waits = output.map_or(0, |output| output.backlog.backlog_events);
+        let waits = match waits {
+            0 => String::new(),
+            waits => format!(" ({} waiting)", events(waits)),
+        };
+        let what = format!("{source} says of itself: {}{waits}", said(&finding.text));
+        Cause::new(kind(finding, status), place, what, advice(finding))
+    }));
+}
+
+/// Returns the weight of a finding. While events wait for a consumer, or senders for room in the
+/// queue, nothing is lost so far. A filter that drops everything may be a mistake.
+fn kind(finding: &Finding, status: &Status) -> Kind {
+    let output = finding.about.strip_prefix("output ");
+    let drops_all = |it: &Output| Some(&*it.name) == output && is_dropping_all(it);
+    let waits = output.is_some() || finding.about == "queue" && status.queue.fault.is_none();
+    match finding.state {
+        State::Bad if !waits => Kind::Unknown,
+        State::Bad | State::Warn if status.outputs.iter().any(drops_all) => Kind::Unknown,
+        State::Bad | State::Warn => Kind::SoFar,
+        State::Good | State::Note => Kind::Ok,
+    }
+}
+
+/// Returns the seconds for which no relay has accepted an event; `None` if that is not known for
+/// one of them. A relay that has accepted none may have had an earlier process that did, until it
+/// started.
+pub(super) fn quiet(findings: &Findings) -> Option<f64> {
+    let quiet = |relay: &Sampled<RelayCounts>| {
+        let status = status(&relay.source, findings)?;
+        let last = status.intake.last_event_seconds_ago;
+        Some(last.unwrap_or(status.process.uptime_seconds as f64))
+    };
+    let each = findings.relays.iter().map(quiet).collect::<Option<Vec<f64>>>()?;
+    each.into_iter().reduce(f64::min)
+}
+
+/// Returns the cause that senders have given events up, with an estimate of their number; `None`
+/// without proof. There is proof if a relay says that it refuses everything for longer than senders
+/// try, no other relay has accepted anything meanwhile, and batches were refused in the interval or
+/// attempts of kube-apiserver failed in it. A kube-apiserver that was asked counts its losses
+/// itself. If it counts none, it may still be trying, so its counter is believed until twice its
+/// patience is over.
+pub(super) fn given_up(findings: &Findings) -> Option<Cause> {
+    let is_asked = is_asked(findings);
+    // An earlier loss does not belong to this refusal.
+    let counts_it = |it: &Sampled<ApiserverCounts>| {
+        let before = it.before.as_ref().map_or(0, ApiserverCounts::lost);
+        it.counts.as_ref().is_some_and(|now| now.lost() > before)
+    };
+    if findings.apiservers.iter().any(counts_it) || is_asked && !grows(findings) {
+        return None;
+    }
+    let quiet = quiet(findings)?;
+    let refusal = |relay: &Sampled<RelayCounts>| {
+        let status = status(&relay.source, findings)?;
+        let finding = of(status).find(|it| is_given_up(it))?;
+        let (seconds, patience) = status.intake.refusals.shut()?;
+        let believed = if is_asked { 2.0 * patience } else { patience };
+        let beyond = Some(seconds.min(quiet)).filter(|seconds| *seconds > believed)? - patience;
+        let reasons = proof(relay, is_asked && fails(findings))?;
+        let (source, reasons, advice) =
+            (&relay.source, listed(&reasons), of_reason(most(&reasons)));
+        let text = said(&finding.text);
+        let what = format!("estimated, refused ({reasons}): {source} says of itself: {text}");
+        let cause = Cause::new(Kind::Lost, format!("relay {source}"), what, advice);
+        Some((beyond, cause.about(Part::Relay)))
+    };
+    // Events that two relays have refused are the same events.
+    let refusals = findings.relays.iter().filter_map(refusal);
+    let (beyond, cause) = refusals.max_by(|a, b| a.0.total_cmp(&b.0))?;
+    Some(Cause { lost: estimate(beyond, findings), is_estimate: true, ..cause })
+}
+
+/// Returns the refusals of the interval, by reason, if they prove that a sender was refused; `None`
+/// otherwise. As many batches must have been refused since the start as kube-apiserver makes
+/// attempts, and some of them in the interval. If `fails` is `true`, attempts of a kube-apiserver
+/// have failed in the interval, and requests that may have had no batch count too.
+fn proof(relay: &Sampled<RelayCounts>, fails: bool) -> Option<ByLabel> {
+    let mut lately = rejected_in_interval(relay);
+    lately.retain(|reason, count| *count > 0 && (is_of_batch(reason) || fails));
+    let mut all = rejected(relay);
+    all.retain(|reason, _| is_of_batch(reason) || fails);
+    (!lately.is_empty() && total(all.into_values()) >= ATTEMPTS).then_some(lately)
+}
+
+/// Estimates the number of events that were given up in this time, from the rate at which
+/// kube-apiserver generates events now or, if it is not known, from the rate at which the relays
+/// accepted events before.
+#[allow(
+    clippy::cast_precision_loss,
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "an estimate needs no more digits, and is not negative"
+)]
+fn estimate(seconds: f64, findings: &Findings) -> u64 {
+    let rate_of = |it: &Sampled<ApiserverCounts>| {
+        let more = it.increase(|counts| counts.generated)?;
+        Some(more as f64 / it.elapsed.filter(|elapsed| *elapsed > 0.0)?)
+    };
+    let now: f64 = findings.apiservers.iter().filter_map(rate_of).sum();
+    let before = findings.own.values().flatten().filter_map(|status| {
+        let time = status.process.uptime_seconds as f64 - status.intake.last_event_seconds_ago?;
+        Some(status.intake.accepted_events as f64 / time.max(RATE_TIME_MIN))
+    });
+    let rate = if now > 0.0 { now } else { before.sum() };
+    ((seconds * rate) as u64).max(1)
+}

@@ -1,0 +1,202 @@
+//! What the numbers of one relay mean: what it has lost, what its own counts do not explain, and
+//! what it has turned away. The state of its outputs, its queue and its evidence is the relay's own
+//! to judge.
+
+use std::collections::BTreeMap;
+
+use super::{Cause, Findings, Kind, events, is_asked, own, since, time, wrong_causes};
+use crate::doctor::compare::{Comparison, STARTS_APART_MAX, is_restarted};
+use crate::doctor::counts::{ApiserverCounts, OutputCounts, RelayCounts, listed, total};
+use crate::doctor::remedy::of_reason;
+use crate::doctor::sample::Sampled;
+use crate::status::thresholds::ATTEMPTS;
+use crate::telemetry::{AcceptedMetrics, LostMetrics};
+
+/// Reports what one relay counts.
+pub(super) fn causes(relay: &Sampled<RelayCounts>, findings: &Findings, causes: &mut Vec<Cause>) {
+    let place = format!("relay {}", relay.source);
+    if let Some(fault) = &relay.fault {
+        let advice = "Check that the relay runs, and that --relay is the URL of its admin address";
+        causes.push(Cause::unknown(&place, format!("unknown, {}", fault.what), advice));
+    }
+    let Some(counts) = &relay.counts else { return };
+    wrong_causes(&place, &counts.wrong, causes);
+    let is_named = |metric: &str| counts.wrong.iter().any(|wrong| wrong.name == metric);
+    let has_no_events = counts.accepted.is_none() && !is_named(AcceptedMetrics::events);
+    if has_no_events || counts.errors.is_none() && !is_named(LostMetrics::events) {
+        causes.push(Cause::unknown(
+            &place,
+            "its events or its losses are unknown: event_total or error_total is missing",
+            "Check that --relay is the URL of a relay's admin address, and not of another program",
+        ));
+    }
+    if is_restarted(relay) {
+        causes.push(Cause::unknown(
+            &place,
+            "another process answered the second time: it was restarted, or the URL leads to \
+             several relays",
+            "Give each relay its own --relay, and run the command again",
+        ));
+    }
+    causes.extend(forgotten(&place, counts, findings));
+    for plugin in counts.errors.iter().flat_map(BTreeMap::keys) {
+        causes.extend(lost(relay, plugin, counts, findings));
+    }
+    let before = relay.before.as_ref().filter(|_| !is_restarted(relay));
+    for (name, output) in &counts.outputs {
+        let place = format!("output {name} of {}", relay.source);
+        causes.extend(all_kept_back(&place, output, counts.lost(name)));
+        let differs = difference(counts, name);
+        let is_steady = before.is_none_or(|before| difference(before, name) == differs);
+        if let Some(differs) = differs.filter(|differs| *differs != 0 && is_steady) {
+            let what = format!("the relay's own counts differ by {differs}, unexplained");
+            let advice = "See the runbook KubeAuditForwarderConservationBroken";
+            causes.push(Cause::unknown(&place, what, advice));
+        }
+    }
+}
+
+/// Reports a relay whose earlier process may have lost events that no counter tells any more: one
+/// that was started after kube-apiserver and has its queue in memory, or one whose queue's
+/// directory an earlier process has used, unless kube-apiserver was started together with the relay
+/// or later.
+fn forgotten(place: &str, counts: &RelayCounts, findings: &Findings) -> Option<Cause> {
+    let apiservers = findings.apiservers.iter().filter_map(|it| it.counts.as_ref());
+    let start = |it: &ApiserverCounts| it.started.map(|at| it.clock.here(at));
+    let first = apiservers.filter_map(start).reduce(f64::min);
+    let started = counts.clock.here(counts.started?);
+    let is_later = first.map(|first| started - first > STARTS_APART_MAX);
+    let (what, advice) = if is_later == Some(true) && counts.queue.in_memory == Some(true) {
+        let what = format!(
+            "it began at {}, after kube-apiserver ({}), and its queue is in memory: what an earlier \
+             process had in its queue at a crash is lost, and no counter tells it",
+            time(started),
+            time(first.unwrap_or_default())
+        );
+        let advice = "Set queue.directory: a queue on disk keeps its events when the process ends. \
+                      To know about the past, compare the consumer's events with the audit log of \
+                      kube-apiserver";
+        (what, advice)
+    } else if is_later != Some(false) && counts.queue.earlier > Some(0) {
+        let what = format!(
+            "it began at {}, and what earlier processes with its queue.directory have lost is \
+             unknown: counters begin at 0 with each process",
+            time(started)
+        );
+        let advice = "Prometheus and the relay's older logs have the earlier losses: see the \
+                      runbook KubeAuditForwarderEventsLost";
+        (what, advice)
+    } else {
+        return None;
+    };
+    Some(Cause::unknown(place, what, advice))
+}
+
+/// Returns the lost events of one relay as a cause: those of the output named `plugin` or, if it is
+/// `queue`, those that no output can get.
+fn lost(
+    relay: &Sampled<RelayCounts>,
+    plugin: &str,
+    counts: &RelayCounts,
+    findings: &Findings,
+) -> Option<Cause> {
+    let before = relay.before.as_ref();
+    // The losses of a process that has ended since the first sample are losses too.
+    let earlier = before.filter(|_| is_restarted(relay)).map_or(0, |it| it.lost(plugin));
+    let lost = Some(total([counts.lost(plugin), earlier])).filter(|lost| *lost > 0)?;
+    let elapsed = relay.elapsed.filter(|_| !is_restarted(relay));
+    let increase = relay.increase(|it| Some(it.lost(plugin))).zip(elapsed);
+    let place = match counts.outputs.contains_key(plugin) || plugin != "queue" {
+        true => format!("output {plugin} of {}", relay.source),
+        false => format!("the queue of {}", relay.source),
+    };
+    let advice = own::advice_about_losses(&relay.source, findings);
+    let lately = increase.map(|(lost, _)| lost);
+    let what = since(counts.started, increase);
+    Some(Cause { lost, lately, ..Cause::new(Kind::Lost, place, what, advice) })
+}
+
+/// Returns how many of the accepted events are in none of the counters of a required output:
+/// delivered, waiting, lost, and kept back by the filter. Negative if these counters have more
+/// events than were accepted. `None` if the output is not required, or if a number is not known.
+fn difference(counts: &RelayCounts, name: &str) -> Option<i128> {
+    let output = counts.outputs.get(name)?;
+    let knows_required = counts.outputs.values().any(|output| output.required.is_some());
+    if output.required == Some(false) || knows_required && output.required.is_none() {
+        return None;
+    }
+    counts.errors.as_ref().filter(|_| counts.wrong.is_empty())?;
+    let came = i128::from(counts.accepted?) + i128::from(output.start);
+    let went = [
+        output.delivered,
+        output.backlog?,
+        counts.lost(name),
+        counts.lost("queue"),
+        output.kept_back(),
+    ];
+    Some(came - went.into_iter().map(i128::from).sum::<i128>())
+}
+
+/// The reasons for which a relay turns away a batch that it has read. kube-apiserver gets the same
+/// answer for the same batch each time, and gives it up.
+const OF_CONTENT: [&str; 2] = ["invalid", "too_large"];
+
+/// The reason of `connections_refused_total` for connections whose place was given to newer ones.
+const EVICTED: &str = "evicted";
+
+/// Reports what a relay has turned away since its start and no counter of events has: requests that
+/// it refused for good, and connections for which it had no place. How many events they had is
+/// unknown. The relay itself speaks of them only for minutes.
+pub(super) fn turned_away(
+    relay: &Sampled<RelayCounts>,
+    findings: &Findings,
+    causes: &mut Vec<Cause>,
+) {
+    let Some(counts) = &relay.counts else { return };
+    let place = format!("relay {}", relay.source);
+    let is_lost = causes.iter().any(|it| it.kind == Kind::Lost && it.place == place);
+    let mut for_good = counts.rejected.clone();
+    for_good.retain(|reason, count| *count > 0 && OF_CONTENT.contains(&reason.as_str()));
+    // If nothing was ever accepted, its own cause names the refusals.
+    if !for_good.is_empty() && counts.accepted != Some(0) && !is_lost {
+        let batches = total(for_good.values().copied()).div_ceil(ATTEMPTS);
+        let what = format!(
+            "requests refused for good ({}): kube-apiserver gives up a batch after five such \
+             answers, here at least {batches} of them, with an unknown number of events",
+            listed(&for_good)
+        );
+        let reason = for_good.keys().next_back().map_or("", String::as_str);
+        causes.push(Cause::unknown(&place, what, of_reason(reason)));
+    }
+    let refused = |it: &RelayCounts| {
+        let mut refused = it.refused_connections.clone();
+        refused.retain(|reason, count| *count > 0 && reason != EVICTED);
+        refused
+    };
+    let lately = relay.increase(|it| Some(total(refused(it).into_values()))).zip(relay.elapsed);
+    // Attempts that kube-apiserver makes in vain may still succeed, and it counts what it gives up.
+    let is_over = lately.is_some_and(|(count, _)| count == 0) && is_asked(findings);
+    if !refused(counts).is_empty() && !is_over && findings.totals() != Comparison::Equal {
+        let what = format!(
+            "connections refused ({}), {}: what kube-apiserver wanted to send over them is unknown",
+            listed(&refused(counts)),
+            since(counts.started, lately)
+        );
+        let advice = "Find the clients that hold the connections, or raise \
+                      limits.max_connections; see the runbook \
+                      KubeAuditForwarderConnectionsRefused";
+        causes.push(Cause::unknown(&place, what, advice));
+    }
+}
+
+/// Reports an output whose filter has kept back every event since the start.
+fn all_kept_back(place: &str, output: &OutputCounts, lost: u64) -> Option<Cause> {
+    let kept_back = output.kept_back();
+    let is_all = output.delivered == 0 && output.backlog == Some(0) && lost == 0 && kept_back > 0;
+    is_all.then(|| {
+        let what = format!("its filter has kept back all {} since the start", events(kept_back));
+        let advice =
+            "If this is not intended, `policy explain` says which rule decides on an event";
+        Cause::unknown(place, what, advice)
+    })
+}
