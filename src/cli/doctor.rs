@@ -32,8 +32,9 @@ pub(super) struct Arguments {
     /// --kubeconfig [default: as many as show up]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=100))]
     instances: Option<u16>,
-    /// The URL of a relay's admin address; may be repeated [default: admin.address of the config]
-    #[arg(long, value_name = "URL")]
+    /// The URL of a relay's admin address, or a file with its saved metrics, which lack what the
+    /// relay says about itself; may be repeated [default: admin.address of the config]
+    #[arg(long, value_name = "URL|FILE")]
     relay: Vec<String>,
     /// The time between the two samples, 0s to 1h; not waited for if each kube-apiserver is a file
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = interval)]
@@ -128,7 +129,11 @@ fn apiservers(arguments: &Arguments, kubeconfig: Option<&Kubeconfig>) -> Result<
 fn relays(arguments: &Arguments, file: Option<&Path>) -> Result<Vec<Source>, u8> {
     let mut relays = Vec::new();
     for (place, text) in (1..).zip(&arguments.relay) {
-        add(&mut relays, Plan::relay(target("--relay", place, text)?));
+        let source = match Path::new(text).is_file() {
+            true => Source::File(text.into()),
+            false => Plan::relay(target("--relay", place, text)?),
+        };
+        add(&mut relays, source);
     }
     if relays.is_empty() {
         let mut url = healthcheck::url_of(None, file)?;

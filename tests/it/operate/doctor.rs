@@ -429,6 +429,22 @@ fn saved_metrics_are_compared_by_their_totals() {
     said.assert("UNKNOWN – kube-apiserver /");
     said.assert_has("No such file");
 
+    // The relay's metrics may be a file too, which does not have its verdict.
+    let file_of_relay = directory.path().join("relay.txt");
+    let page = http::get(whole.relay.admin(), "/metrics").unwrap();
+    std::fs::write(&file_of_relay, &page.body).unwrap();
+    std::fs::write(&file, counted(40).metrics()).unwrap();
+    let of_files = ["--relay", text(&file_of_relay), "--apiserver", text(&file)];
+    let said = doctor(&of_files);
+    let place = format!("relay {}", file_of_relay.display());
+    said.assert(&format!(
+        "UNKNOWN – {place}: not checked: its outputs, its queue, what it refuses"
+    ));
+    said.assert_has("saved metrics do not have its verdict");
+    said.assert_has("everything that was generated has arrived");
+    std::fs::write(&file, counted(43).metrics()).unwrap();
+    doctor(&of_files).assert_has("3 events unexplained: generated, and neither received nor lost");
+
     // Two files are two processes. Files are read once, so the interval is not waited for.
     let started = Counted::starting().started;
     let saved = |name: &str, generated| {
