@@ -7,15 +7,19 @@
 //! checkpoint covers. Only that is proven. An event that is not covered is called newer, and is
 //! never a fault and never a pass.
 //!
+//! Three values share the work. A check (`log`) owns the files of one log and what its checkpoints
+//! prove, `events` what the entries of a log say about events, and `compare` the lines that left by
+//! all logs and those that are stored.
+//!
 //! | floor | files | what they know |
 //! |---|---|---|
-//! | 1 | `bounds` `compare` `positions` `report` `request` `stored` | entries that no relay writes · hashes in any number and order · a set of positions · counts and faults · what is asked · the lines of a file |
-//! | 2 | `hashes` `left` `live` `runs` `proof` | line hashes by their roots · the lines that left by each output · the wait for a checkpoint · starts, stops and silence · a proof by itself |
+//! | 1 | `bounds` `matching` `positions` `report` `request` `stored` | entries that no relay writes · hashes in any number and order · a set of positions · counts and faults · what is asked · the lines of a file |
+//! | 2 | `hashes` `live` `runs` `proof` | line hashes by their roots · the wait for a checkpoint · starts, stops and silence · a proof by itself |
 //! | 3 | `history` | what the entries say together |
-//! | 4 | `log` | a log and its checkpoints |
-//! | 5 | `store` `queue` `witnesses` | a consumer's lines and checkpoints · the lines in the queue · what witnesses have seen |
-//! | 6 | `events` | the fates of events, and the lines that left |
-//! | 7 | `published` | a log that a server has |
+//! | 4 | `events` `store` | the fates of events, and their lines · a consumer's lines and checkpoints |
+//! | 5 | `log` | a log and its checkpoints |
+//! | 6 | `compare` `witnesses` | the lines that left, and those that are stored · what witnesses have seen |
+//! | 7 | `published` `queue` | a log that a server has · the lines in the queue |
 
 use std::collections::BTreeSet;
 use std::io;
@@ -30,9 +34,9 @@ mod compare;
 mod events;
 mod hashes;
 mod history;
-mod left;
 mod live;
 mod log;
+mod matching;
 mod positions;
 pub mod proof;
 mod published;
@@ -46,12 +50,14 @@ mod stored;
 mod tests;
 mod witnesses;
 
+use compare::{Comparison, read_again};
+use events::Events;
 use history::History;
 use live::Deadline;
 use log::{Check, Ending, Entries};
 pub use published::published;
 use queue::{Places, Queue};
-use report::Report;
+use report::{Number, Report};
 pub use request::Request;
 use store::Store;
 
@@ -71,6 +77,7 @@ struct Place {
 struct Read<'a> {
     place: &'a Place,
     check: Check<'a>,
+    events: Events<'a>,
     log: Option<Log<'a>>,
     outputs: Places,
     is_covered: bool,
@@ -101,34 +108,35 @@ pub fn directories(
     read: &mut dyn FnMut(u64),
 ) -> Result<Report, Error> {
     let mut report = Report::default();
-    let mut store = match request.events.is_empty() {
+    let store = match request.events.is_empty() {
         false => Store::read(request, read, &mut report),
         true => None,
     };
+    let mut comparison = store.map(Comparison::of);
     let unchecked = &mut report.unchecked;
     let places = directories.iter().map(|directory| Place::open(directory, request, unchecked));
     let places = places.collect::<Result<Vec<_>, _>>()?;
     let mut logs: Vec<_> =
-        places.iter().map(|place| place.read(request, store.is_some())).collect();
+        places.iter().map(|place| place.read(request, comparison.is_some())).collect();
     drop_repeated(&mut logs, &mut report);
     names_are_known(&logs, request)?;
     checkpoints(&mut logs);
-    events(&mut logs, store.as_mut())?;
-    if let Some(store) = &mut store {
-        for kept in &store.kept {
-            let (name, origin) = (store.name_of_checkpoint(kept.place), &kept.checkpoint.origin);
+    events(&mut logs, comparison.as_mut())?;
+    if let Some(comparison) = comparison {
+        for kept in &comparison.store.kept {
+            let name = comparison.store.name_of_checkpoint(kept.place);
+            let origin = &kept.checkpoint.origin;
             let text = format!("{name} is of {origin}, and no --directory has this log");
             report.unchecked.push(text);
         }
-        let mut checks: Vec<_> = logs.iter_mut().map(|read| &mut read.check).collect();
-        let of_lines = events::compare(&mut checks, store)?;
-        report.append(of_lines, None);
-        report.append(std::mem::take(&mut store.report), None);
+        let mut reports: Vec<_> = logs.iter_mut().map(|read| &mut read.check.report).collect();
+        report.append(comparison.compare(request, &mut reports)?, None);
     }
     let is_one = logs.len() == 1;
-    for read in logs {
+    for mut read in logs {
         let origin = read.origin().filter(|_| !is_one);
-        report.append(read.check.end(), origin.as_deref());
+        read.check.report.faults.add_times(|position| read.events.time_of(position));
+        report.append(read.check.report, origin.as_deref());
     }
     Ok(report)
 }
@@ -145,34 +153,36 @@ fn checkpoints(logs: &mut [Read<'_>]) {
     }
 }
 
-/// Checks the events of each log. Adds the lines that left to the store.
-fn events(logs: &mut [Read<'_>], mut store: Option<&mut Store>) -> io::Result<()> {
+/// Checks the events of each log. Adds the lines that left to the comparison.
+fn events(logs: &mut [Read<'_>], mut comparison: Option<&mut Comparison>) -> io::Result<()> {
     let given: Vec<_> = logs.iter().map(|log| log.place).collect();
-    let ends: Vec<_> = logs.iter().map(|log| log.check.history.begin_and_end().1).collect();
-    // The source 0 is that of the stored lines.
-    let sources = logs.iter_mut().flat_map(|log| &mut log.check.left.sent);
-    sources.zip(1..=u16::MAX).for_each(|(sent, source)| sent.source = source);
-    for Read { place, check, log, outputs, is_covered } in logs {
+    let ends: Vec<_> = logs.iter().map(|log| log.events.history.begin_and_end().1).collect();
+    for Read { place, check, events, log, outputs, is_covered } in logs {
+        if let Some(comparison) = &mut comparison {
+            comparison.begin(check.request);
+        }
         if let Some(log) = log {
-            if let Some(store) = &mut store {
-                check.kept(store, log);
+            if let Some(comparison) = &mut comparison {
+                kept(check, events, &mut comparison.store, log);
             }
-            check.events(log, store.as_mut().map(|store| &mut store.comparison))?;
+            read_again(check, events, log, comparison.as_deref_mut())?;
         }
         if let Some(queue) = &place.beside {
-            check.queue(queue, outputs, store.as_mut().map(|store| &mut store.comparison));
+            check.queue(events, queue, outputs, comparison.as_deref_mut());
         }
-        check.judge();
-        check.left.is_closed = match check.ending() {
+        check.judge(events);
+        let Some(comparison) = &mut comparison else { continue };
+        let is_closed = match check.ending(events) {
             Ending::Live => *is_covered,
-            Ending::Stopped => place.is_closed(&check.history),
+            Ending::Stopped => place.is_closed(&events.history),
             Ending::Open => false,
         };
         // A log that begins where another one of the same directory ends continues it.
-        let (begin, _) = check.history.begin_and_end();
+        let (begin, _) = events.history.begin_and_end();
         let mut others = given.iter().zip(&ends).filter(|(other, _)| other.is_beside(place));
         let begins_later = begin > 0 && !others.any(|(_, end)| *end >= begin);
-        check.left.has_earlier_log = begins_later || place.has_log_aside(&given);
+        let has_earlier = begins_later || place.has_log_aside(&given);
+        comparison.explain(is_closed, has_earlier, check.request, events);
     }
     Ok(())
 }
@@ -245,6 +255,7 @@ impl Place {
         }
         loop {
             let mut check = Check::new(request, Some(&self.files), self.live.is_some());
+            let mut events = Events::of(Some(&self.files));
             let unchecked = &mut check.report.unchecked;
             let outputs = self.beside.as_ref().map(Queue::places);
             let outputs = outputs.and_then(|it| queue::seen(it, unchecked)).unwrap_or_default();
@@ -252,73 +263,56 @@ impl Place {
                 check.finding(&error);
                 Vec::new()
             });
-            let log = check.log(&self.files, journal);
+            let log = check.log(&self.files, journal, &mut events);
             let size = log.as_ref().map_or(0, Log::size);
             let waits = self.live.is_some_and(|end| {
                 check.entries == Entries::Torn
-                    || check.is_silent()
-                    || (has_lines && check.is_pending_before(end))
+                    || check.is_silent(&events)
+                    || (has_lines && is_pending_before(end, request, &events.history))
             });
             if !waits || !self.deadline.wait_for_entries(&self.files, size) {
-                if let Some(end) = self.live {
-                    check.uncovered_before(end);
+                // Events of the queue that no checkpoint covers.
+                let next = events.history.recorded_until();
+                if let Some(end) = self.live.filter(|end| next < *end) {
+                    check.report.unchecked.push(format!(
+                        "positions {next} to {}: no checkpoint covers these events of the queue",
+                        end - 1
+                    ));
                 }
-                return Read { place: self, check, log, outputs, is_covered };
+                return Read { place: self, check, events, log, outputs, is_covered };
             }
         }
     }
 }
 
-impl Check<'_> {
-    /// Reports the events of the queue before the position `end` that no checkpoint covers.
-    fn uncovered_before(&mut self, end: u64) {
-        let next = self.history.recorded_until();
-        if next < end {
-            self.report.unchecked.push(format!(
-                "positions {next} to {}: no checkpoint covers these events of the queue",
-                end - 1
-            ));
-        }
-    }
+/// Returns `true` if an event before a position has no fate at an output that is asked about.
+fn is_pending_before(end: u64, request: &Request, history: &History) -> bool {
+    let mut outputs = request.outputs.iter().filter_map(|it| history.outputs.get(it));
+    outputs.any(|output| !history.pending(output, 0..end).is_empty())
+}
 
-    /// Returns `true` if an event before a position has no fate at an output that is asked about.
-    fn is_pending_before(&self, end: u64) -> bool {
-        let history = &self.history;
-        let outputs = self.request.outputs.iter().filter_map(|it| history.outputs.get(it));
-        outputs.into_iter().any(|output| !history.pending(output, 0..end).is_empty())
-    }
-
-    /// Compares the checkpoints among the stored lines with the log of their origin.
-    fn kept(&mut self, store: &mut Store, log: &Log<'_>) {
-        let own = log.signed.checkpoint.clone();
-        let is_own = |kept: &mut store::Kept| kept.checkpoint.origin == own.origin;
-        for kept in store.kept.extract_if(.., is_own).collect::<Vec<_>>() {
-            let (name, head) = (store.name_of_checkpoint(kept.place), kept.checkpoint.head);
-            if head.size <= own.head.size {
-                match log::contains(&name, head, log) {
-                    Ok(()) => self.report.counts.checkpoints.good += 1,
-                    Err(text) => self.report.fault(text),
-                }
-                continue;
+/// Compares the checkpoints among the stored lines with the log of their origin.
+fn kept(check: &mut Check<'_>, events: &Events<'_>, store: &mut Store, log: &Log<'_>) {
+    let own = &log.signed.checkpoint;
+    let is_own = |kept: &mut store::Kept| kept.checkpoint.origin == own.origin;
+    for kept in store.kept.extract_if(.., is_own).collect::<Vec<_>>() {
+        let (name, head) = (store.name_of_checkpoint(kept.place), kept.checkpoint.head);
+        if head.size <= own.head.size {
+            match log::contains(&name, head, log) {
+                Ok(()) => check.report.counts.checkpoints.good += 1,
+                Err(text) => check.report.fault(text),
             }
-            // The log continued, so a stop at its end is not its last entry.
-            self.goes_on = true;
-            self.report.counts.newer += 1;
-            let last = self.last_checkpoint();
-            self.report.unchecked.push(format!(
-                "{name} covers {} entries, and the log has only {}: it is newer than {last}, or the \
-                 end of the log was cut off",
-                head.size, own.head.size
-            ));
+            continue;
         }
-    }
-
-    fn end(self) -> Report {
-        let mut report = self.report;
-        let (history, spans) = (self.history, self.spans);
-        report.notes.extend(history.notes);
-        report.faults.add_times(|position| log::time_of(&spans, position));
-        report
+        // The log continued, so a stop at its end is not its last entry.
+        check.goes_on = true;
+        check.report.counts[Number::Newer] += 1;
+        let last = events.history.runs.last_checkpoint();
+        check.report.unchecked.push(format!(
+            "{name} covers {} entries, and the log has only {}: it is newer than {last}, or the end \
+             of the log was cut off",
+            head.size, own.head.size
+        ));
     }
 }
 
@@ -340,7 +334,7 @@ fn drop_repeated(logs: &mut [Read<'_>], report: &mut Report) {
 
 /// Checks that the logs have the requested outputs, as far as the logs are whole.
 fn names_are_known(logs: &[Read<'_>], request: &Request) -> Result<(), Error> {
-    let known = logs.iter().flat_map(|read| read.check.history.outputs.keys());
+    let known = logs.iter().flat_map(|read| read.events.history.outputs.keys());
     let known: BTreeSet<_> = known.map(String::as_str).collect();
     let unknown = request.outputs.iter().find(|output| !known.contains(output.as_str()));
     match unknown.filter(|_| logs.iter().all(|read| read.check.is_whole())) {

@@ -1,27 +1,47 @@
-//! The check of events: what became of them at each output, and whether a consumer has the lines
-//! that left.
+//! The events of one log: what its entries say about them, and the hashes of their lines.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::io;
-use std::ops::Range;
+use std::collections::BTreeMap;
+use std::ops;
 
-use super::compare::{Comparison, Differences, Kind, Place};
-use super::hashes::Found;
-use super::history::GIVEN_UP;
-use super::log::Check;
+use super::bounds::FACTS_MAX;
+use super::hashes::{Found, Hashes};
+use super::history::{GIVEN_UP, History};
 use super::positions::Positions;
-use super::report::{Report, Share};
-use super::runs::{Clock, Said};
-use super::store::Store;
-use crate::config::show_time;
-use crate::evidence::entry::{Delivered, Entry, Fate, Offset, Stamp};
-use crate::evidence::reader::Log;
-use crate::tlog::merkle::{Frontier, Hash};
+use super::report::{Faults, Number, Report, Share};
+use super::request::Request;
+use super::runs::Said;
+use crate::evidence::entry::{Delivered, Entry, Fate, Offset, QUEUE};
+use crate::evidence::reader::Directory;
+use crate::tlog::merkle::Hash;
 
-/// The maximum number of stored lines that a fault names.
-const PLACES_MAX: usize = 20;
+/// The reasons of losses that `--allow-lost` does not allow: the queue's files were not what the
+/// relay had written.
+const NEVER_ALLOWED: [&str; 3] = ["damaged", "missing", "tampered"];
 
-/// The statements of a log about the fates of events at one output.
+/// A range of positions that an entry brought into the log.
+struct Span {
+    end: u64,
+    /// The index of the entry.
+    index: u64,
+    /// The time of the entry.
+    at: u64,
+    /// The root over the line hashes, if they are there.
+    root: Option<Hash>,
+}
+
+/// The events of a log. They are told once, entry by entry, by [`Events::feed`].
+pub(super) struct Events<'a> {
+    pub(super) history: History,
+    pub(super) hashes: Hashes<'a>,
+    /// The ranges, by their first position.
+    spans: BTreeMap<u64, Span>,
+    /// The range from the first to the last event that is asked about.
+    pub(super) period: ops::Range<u64>,
+    /// The events of this range that came in.
+    pub(super) asked: Positions,
+}
+
+/// The fates of events at one output, counted in a second reading of the entries.
 #[derive(Default)]
 pub(super) struct Fates {
     /// The events with a fate. An event whose fate is recorded again after a crash counts once.
@@ -32,154 +52,121 @@ pub(super) struct Fates {
 
 /// An event of an entry about deliveries: its position, its fate if its line did not leave, and the
 /// hash of its line if that is known.
-type Settled = (u64, Option<Fate>, Option<Hash>);
+pub(super) type Settled = (u64, Option<Fate>, Option<Hash>);
 
-impl Check<'_> {
-    /// Reads the entries once more, counts the fates of the events, and adds the lines that left to
-    /// the comparison, if there are stored lines.
-    pub(super) fn events(
-        &mut self,
-        log: &Log<'_>,
-        mut comparison: Option<&mut Comparison>,
-    ) -> io::Result<()> {
-        if !self.is_whole() {
-            return Ok(());
-        }
-        let (mut frontier, mut clock) = (Frontier::default(), Clock::default());
-        let mut fates = BTreeMap::new();
-        for (index, bytes) in log.entries().map_while(Result::ok) {
-            frontier.push(Hash::of_leaf(&bytes), &mut |_, _| {});
-            let Ok(entry) = Entry::parse(&bytes) else { continue };
-            let said = Said::new(index, &entry, Stamp::parse(&bytes));
-            clock.feed(said);
-            if let Entry::Delivered(delivered) = &entry {
-                self.count(delivered, &mut fates);
-            }
-            if let Some(comparison) = &mut comparison {
-                self.add_left(said, clock.now, comparison)?;
-            }
-        }
-        if frontier.root() != log.head().root {
-            self.report.fault("the files of the log were changed while they were read");
-            return Ok(());
-        }
-        match comparison {
-            Some(comparison) => {
-                self.add_pending(comparison)?;
-                self.add_journal(comparison)?;
-                self.count_left();
-            }
-            None => self.count_accepted(),
-        }
-        let off = &self.history.off;
-        self.report.counts.without_evidence = off.len_within(self.asked.positions.clone());
-        self.tell_fates(&fates);
-        Ok(())
+impl<'a> Events<'a> {
+    /// `evidence` is the directory with the line hashes; `None` if there are none, as in a
+    /// published log.
+    pub(super) fn of(evidence: Option<&'a Directory>) -> Self {
+        let (history, hashes) = (History::default(), Hashes::of(evidence));
+        Self { history, hashes, spans: BTreeMap::new(), period: 0..0, asked: Positions::default() }
     }
 
-    /// Counts the fates of events at an output.
-    fn count(&self, entry: &Delivered, fates: &mut BTreeMap<String, Fates>) {
-        let fates = fates.entry(entry.output.clone()).or_default();
-        let is_new = |offset: &Offset| {
-            let position = entry.first.saturating_add(offset.0);
-            self.asked.positions.contains(&position) && !fates.seen.contains(position)
-        };
-        fates.changed += entry.changed.iter().filter(|offset| is_new(offset)).count() as u64;
-        for (_, fate) in entry.not_delivered.iter().filter(|it| is_new(it.0)) {
-            *fates.not_delivered.entry(*fate).or_default() += 1;
-        }
-        fates.seen.insert(entry.range());
+    /// Returns `true` if the log takes too much memory.
+    pub(super) fn are_too_many(&self) -> bool {
+        self.history.facts() + self.hashes.gone.facts() > FACTS_MAX
     }
 
-    /// Adds a line for each output to the report.
-    fn tell_fates(&mut self, fates: &BTreeMap<String, Fates>) {
-        let none = Fates::default();
-        let asked = self.asked.positions.clone();
-        for (name, output) in &self.history.outputs {
-            let fates = fates.get(name).unwrap_or(&none);
-            let (mut lost, mut given_up) = (Positions::default(), Positions::default());
-            let losses = self.history.losses.iter().filter(|((of, _), _)| of == name);
-            for ((_, reason), positions) in losses {
-                let of_reason = if reason == GIVEN_UP { &mut given_up } else { &mut lost };
-                positions.within(asked.clone()).for_each(|it| of_reason.insert(it));
+    /// Takes the next entry.
+    pub(super) fn feed(&mut self, said: Said<'_>, faults: &mut Faults) {
+        if !self.history.feed(said, faults) {
+            return;
+        }
+        let Said { index, entry, at, .. } = said;
+        if let Entry::Delivered(delivered) = entry {
+            return self.as_sent(delivered, faults);
+        }
+        let Some(ops::Range { start, end }) = entry.in_queue() else { return };
+        let mut span = Span { end, index, at, root: None };
+        if let Entry::Accepted { count, root, .. } = entry {
+            match self.hashes.range(None, start, *root) {
+                Found::Range(found) if found.end() == end => span.root = Some(*root),
+                Found::Range(_) | Found::Changed => {
+                    let text = format!("the line hashes of {count} events were changed");
+                    self.hashes.changed.push((start, at, text));
+                }
+                Found::Gone => {}
             }
-            let not_its_own = self.history.not_its_own(output).len_within(asked.clone());
-            let of = |fate| fates.not_delivered.get(&fate).copied().unwrap_or_default();
-            let dropped = of(Fate::Dropped);
-            self.report.outputs.push(format!(
-                "output {name}: dropped {dropped}, duplicate {}, changed {}, given up {}, dead \
-                 letters {}, lost {}, not its own {not_its_own}",
-                of(Fate::Duplicate),
-                fates.changed,
-                given_up.len(),
-                of(Fate::DeadLetter),
-                lost.len()
-            ));
-            if self.request.asks_of(name) {
-                self.report.counts.dropped += dropped;
+            if span.root.is_none() {
+                self.hashes.gone.insert(start..end);
+            }
+        }
+        self.spans.insert(start, span);
+    }
+
+    /// Takes an entry about deliveries. If it has a root, because a filter has changed or dropped
+    /// events, compares the hashes of the lines that were sent.
+    fn as_sent(&mut self, entry: &Delivered, faults: &mut Faults) {
+        let Delivered { output, first, count, at, root: Some(root), .. } = entry else { return };
+        match self.hashes.range(Some(output), *first, *root) {
+            Found::Range(found) => self.compare_as_sent(entry, &found.lines, faults),
+            Found::Changed => {
+                let text = format!("the hashes of {count} lines that {output} sent were changed");
+                self.hashes.changed.push((*first, *at, text));
+            }
+            Found::Gone => self.hashes.gone_as_sent.insert(entry.range()),
+        }
+    }
+
+    /// Checks that the lines of an entry left as they came in, unless the entry lists them as
+    /// changed.
+    fn compare_as_sent(&mut self, entry: &Delivered, sent: &[Hash], faults: &mut Faults) {
+        let Delivered { output, first, count, at, not_delivered, changed, .. } = entry;
+        let offsets = (0..*count).map(Offset).filter(|offset| !not_delivered.contains_key(offset));
+        let left: Vec<_> = offsets.collect();
+        let (by_log, hashed) = (left.len(), sent.len());
+        if by_log != hashed {
+            let text = format!(
+                "by the log, {by_log} lines left by {output}, and the root is over {hashed}"
+            );
+            return faults.add_at(*first, Some(*at), text);
+        }
+        for (offset, sent) in left.into_iter().zip(sent) {
+            let position = first.saturating_add(offset.0);
+            let came = self.original(position);
+            if came.is_some_and(|came| came != *sent) && !changed.contains(&offset) {
+                let text = format!(
+                    "the event left by {output} in another form than it came in, and the log says \
+                     that it was not changed"
+                );
+                faults.add_at(position, Some(*at), text);
             }
         }
     }
 
-    /// Counts the events that came in, for a check without stored lines.
-    fn count_accepted(&mut self) {
-        let asked = self.asked.positions.clone();
-        let mut pending = Positions::default();
-        for (_, output) in self.history.outputs.iter().filter(|it| self.request.asks_of(it.0)) {
-            let open = self.history.pending(output, asked.clone());
-            open.into_iter().for_each(|it| pending.insert(it));
+    /// Finds the positions that are asked about: from the first to the last event of the period.
+    /// All events between them count too, because the clock may have been wrong.
+    pub(super) fn cut(&mut self, request: &Request, report: &mut Report) {
+        let Request { since, until, .. } = *request;
+        let mut spans = self.spans.iter();
+        let first = spans.find(|(_, span)| since.is_none_or(|since| since <= span.at));
+        let last = self.spans.iter().rfind(|(_, span)| until.is_none_or(|until| span.at <= until));
+        if let (Some((first, _)), Some((_, last))) = (first, last) {
+            self.period = *first..last.end;
         }
-        let (all, unknown) = (self.asked.events.len(), self.hashes.gone.len_within(asked));
-        let counts = &mut self.report.counts;
-        counts.events = Share { good: all - unknown, all };
-        (counts.pending, counts.unknown) = (pending.len(), unknown);
-        let is_whole = all > 0 && self.report.faults.count() == 0;
-        let no_gap = if is_whole { "No event is missing in the log. " } else { "" };
-        self.report.notes.push(format!(
-            "proven: positions. {no_gap}Without --events, nobody knows what the consumer has stored"
-        ));
+        let is_after = since.zip(self.history.runs.last_at).is_some_and(|(it, last)| last < it);
+        let is_before =
+            until.zip(self.spans.values().next()).is_some_and(|(it, span)| it < span.at);
+        if is_after || is_before {
+            let text = "the log has nothing of the time that is asked about (--since, --until)";
+            report.unchecked.push(text.to_owned());
+        }
+        self.asked = self.history.accepted.within(self.period.clone()).collect();
     }
 
-    /// Counts the lines that left.
-    fn count_left(&mut self) {
-        let asked = self.asked.events.ranges();
-        let unknown = asked.map(|range| self.left.unhashed.len_within(range)).sum();
-        let counts = &mut self.report.counts;
-        counts.events.all = self.left.asked;
-        (counts.pending, counts.unknown) = (self.left.pending, unknown);
-        if unknown > 0 {
-            let text = format!("{unknown} lines left, and their hashes are gone");
-            self.report.unchecked.push(text);
+    /// Returns the hash of the line at a position as it came in, not as it was sent; `None` if the
+    /// hash is missing.
+    pub(super) fn original(&mut self, position: u64) -> Option<Hash> {
+        let (first, span) = self.spans.range(..=position).next_back()?;
+        match self.hashes.range(None, *first, span.root?) {
+            Found::Range(range) => range.hash(position).copied(),
+            Found::Changed | Found::Gone => None,
         }
-    }
-
-    /// Adds the lines of an entry. `now` is the time of the log.
-    fn add_left(
-        &mut self,
-        said: Said<'_>,
-        now: u64,
-        comparison: &mut Comparison,
-    ) -> io::Result<()> {
-        if let Entry::Delivered(entry) = said.entry
-            && self.left.has(&entry.output)
-        {
-            return self.add_lines(said, now, entry, comparison);
-        }
-        if let Entry::Lost { output, first: Some(_), .. } = said.entry
-            && self.left.has(output)
-        {
-            // The consumer may have got the events before they were lost.
-            let accepted: Vec<_> = self.history.accepted.within(said.entry.range()).collect();
-            for range in accepted {
-                self.allow(range, comparison)?;
-            }
-        }
-        Ok(())
     }
 
     /// Returns for each event of an entry about deliveries whether a line left, and its hash if it
     /// is known.
-    fn lines_of(&mut self, entry: &Delivered) -> Vec<Settled> {
+    pub(super) fn lines_of(&mut self, entry: &Delivered) -> Vec<Settled> {
         let Delivered { output, first, root, not_delivered, changed, .. } = entry;
         let is_filtered = !changed.is_empty()
             || not_delivered.values().any(|it| matches!(it, Fate::Dropped | Fate::Duplicate));
@@ -203,346 +190,151 @@ impl Check<'_> {
         entry.range().map(line).collect()
     }
 
-    fn add_lines(
-        &mut self,
-        said: Said<'_>,
-        now: u64,
-        entry: &Delivered,
-        comparison: &mut Comparison,
-    ) -> io::Result<()> {
-        let lines = self.lines_of(entry);
-        let may_be_sent_again = self.may_be_sent_again(entry.first, (said.index, said.at));
-        let left = &mut self.left;
-        let Some(sent) = left.sent.iter_mut().find(|sent| sent.output == entry.output) else {
-            return Ok(());
+    /// Returns `true` if an event may have been sent earlier, perhaps in another form: it came in
+    /// before a crash or a change of the config, and the entry with its fate is a later one.
+    pub(super) fn may_be_sent_again(&self, position: u64, settled: Said<'_>) -> bool {
+        let spans = self.spans.range(..=position).rev();
+        // The events of a span came in after those of the span before it.
+        let came_from = spans.map(|(_, span)| (span.index, span.at)).nth(1).unwrap_or_default();
+        self.history.runs.has_turn_in(came_from, (settled.index, settled.at))
+    }
+
+    /// Returns the time at which an event came in, or was lost.
+    pub(super) fn time_of(&self, position: u64) -> Option<u64> {
+        let span = self.spans.range(..=position).next_back();
+        span.filter(|(_, span)| position < span.end).map(|(_, span)| span.at)
+    }
+
+    /// Counts the fates of events at an output.
+    pub(super) fn count(&self, entry: &Delivered, fates: &mut BTreeMap<String, Fates>) {
+        let fates = fates.entry(entry.output.clone()).or_default();
+        let is_new = |offset: &Offset| {
+            let position = entry.first.saturating_add(offset.0);
+            self.period.contains(&position) && !fates.seen.contains(position)
         };
-        let changes = !entry.changed.is_empty();
-        left.changes |= changes;
-        left.filters |= changes || entry.not_delivered.values().any(|it| *it == Fate::Dropped);
-        left.sent_again |= may_be_sent_again;
-        let first = sent.enter(entry, now);
-        for (number, (position, fate, hash)) in (first..).zip(lines) {
-            if !self.history.accepted.contains(position) {
-                // The queue lost the event before its line was hashed, or `history` has reported a
-                // fault already.
-                if self.history.lost.contains(position) {
-                    left.unhashed.insert(position..position + 1);
-                }
+        fates.changed += entry.changed.iter().filter(|offset| is_new(offset)).count() as u64;
+        for (_, fate) in entry.not_delivered.iter().filter(|it| is_new(it.0)) {
+            *fates.not_delivered.entry(*fate).or_default() += 1;
+        }
+        fates.seen.insert(entry.range());
+    }
+
+    /// Adds a line for each output to the report.
+    pub(super) fn tell_fates(
+        &self,
+        fates: &BTreeMap<String, Fates>,
+        request: &Request,
+        report: &mut Report,
+    ) {
+        let (none, history, period) = (Fates::default(), &self.history, &self.period);
+        for (name, output) in &history.outputs {
+            let fates = fates.get(name).unwrap_or(&none);
+            let lost = |is_given_up: bool| -> Positions {
+                let of_output = history
+                    .losses
+                    .iter()
+                    .filter(|((of, reason), _)| of == name && (reason == GIVEN_UP) == is_given_up);
+                of_output.flat_map(|(_, positions)| positions.within(period.clone())).collect()
+            };
+            let not_its_own = history.not_its_own(output).len_within(period.clone());
+            let of = |fate| fates.not_delivered.get(&fate).copied().unwrap_or_default();
+            let dropped = of(Fate::Dropped);
+            report.outputs.push(format!(
+                "output {name}: dropped {dropped}, duplicate {}, changed {}, given up {}, dead \
+                 letters {}, lost {}, not its own {not_its_own}",
+                of(Fate::Duplicate),
+                fates.changed,
+                lost(true).len(),
+                of(Fate::DeadLetter),
+                lost(false).len()
+            ));
+            if request.asks_of(name) {
+                report.counts[Number::Dropped] += dropped;
+            }
+        }
+    }
+
+    /// Counts the events that came in, for a check without stored lines.
+    pub(super) fn count_accepted(&self, request: &Request, report: &mut Report) {
+        let outputs = self.history.outputs.iter().filter(|it| request.asks_of(it.0));
+        let pending = outputs.flat_map(|it| self.history.pending(it.1, self.period.clone()));
+        report.counts[Number::Pending] = pending.collect::<Positions>().len();
+        let (all, unknown) = (self.asked.len(), self.hashes.gone.len_within(self.period.clone()));
+        report.counts.events = Share { good: all - unknown, all };
+        report.counts[Number::Unknown] = unknown;
+        let is_whole = all > 0 && report.faults.count() == 0;
+        let no_gap = if is_whole { "No event is missing in the log. " } else { "" };
+        report.notes.push(format!(
+            "proven: positions. {no_gap}Without --events, nobody knows what the consumer has stored"
+        ));
+    }
+
+    /// Judges the events that are lost according to the log.
+    pub(super) fn losses(&self, request: &Request, report: &mut Report) {
+        let mut all = BTreeMap::<&str, Positions>::new();
+        for ((output, reason), positions) in &self.history.losses {
+            if output != QUEUE && !request.asks_of(output) {
                 continue;
             }
-            let kind = match fate {
-                // A consumer may have taken a part of a request that it refused.
-                Some(Fate::Lost | Fate::DeadLetter) => {
-                    left.has_doubtful = true;
-                    Kind::May
-                }
-                Some(Fate::Dropped | Fate::Duplicate) => continue,
-                None if sent.seen.contains(position) => Kind::Again,
-                None if self.asked.events.contains(position) => Kind::Must,
-                None => Kind::Outside,
-            };
-            if fate.is_none() {
-                sent.seen.insert(position..position + 1);
+            let asked: Positions = positions.within(self.period.clone()).collect();
+            let is_allowed = request.allows_lost && !NEVER_ALLOWED.contains(&reason.as_str());
+            let lost_at = |count| format!("{count} events were lost at {output}: {reason}");
+            if asked.len() > 0 {
+                report.notes.push(format!("by the log, {}", lost_at(asked.len())));
             }
-            let must = u64::from(kind == Kind::Must);
-            left.asked += must;
-            match hash {
-                Some(hash) => {
-                    sent.must.insert(number..number + must);
-                    comparison.add(hash, kind, (sent.source, number))?;
-                }
-                None if fate.is_none() => left.unhashed.insert(position..position + 1),
-                None => {}
+            for range in asked.ranges().filter(|_| !is_allowed) {
+                report.faults.add_at(range.start, None, lost_at(range.end - range.start));
+            }
+            all.entry(output).or_default().extend(asked.ranges());
+        }
+        let mut lost: u64 = all.values().map(Positions::len).sum();
+        let never_stored = self.history.never_stored.iter();
+        for (at, count) in never_stored.filter(|it| request.asks_about(it.0, it.0)) {
+            lost = lost.saturating_add(*count);
+            let text = format!(
+                "{count} events were answered 200 and never stored (when_full = \"drop_newest\")"
+            );
+            match request.allows_lost {
+                true => report.notes.push(text),
+                false => report.faults.add(Some(*at), text),
             }
         }
-        Ok(())
+        report.counts[Number::Lost] = lost;
     }
 
-    /// Returns `true` if no output that is asked about was there all the time.
-    fn asks_about_a_late_output(&self) -> bool {
-        let outputs = self.history.outputs.iter().filter(|it| self.request.asks_of(it.0));
-        let mut away = outputs.map(|(_, output)| self.history.not_its_own(output).len());
-        away.all(|events| events > 0)
-    }
-
-    /// Adds lines that the consumer may have, although the log does not say so, in the form in
-    /// which they came in.
-    fn allow(&mut self, range: Range<u64>, comparison: &mut Comparison) -> io::Result<()> {
-        self.left.has_doubtful = true;
-        for position in range {
-            if let Some(hash) = self.original(position) {
-                comparison.add(hash, Kind::May, (0, position))?;
+    /// Reports the ranges whose line hashes are missing. `is_stopped`: the relay has stopped, and
+    /// this is its directory.
+    pub(super) fn tell_gone(&self, is_stopped: bool, report: &mut Report) {
+        let pruned = self.history.pruned_below;
+        // The hashes of a range that was sent again after a crash may be in two files.
+        for (first, at, text) in &self.hashes.changed {
+            if *first >= pruned && self.period.contains(first) {
+                report.faults.add_at(*first, Some(*at), text);
             }
         }
-        Ok(())
-    }
-
-    /// Adds the lines that may have left although the log does not say so yet.
-    fn add_pending(&mut self, comparison: &mut Comparison) -> io::Result<()> {
-        for name in &self.request.outputs {
-            let Some(output) = self.history.outputs.get(name) else { continue };
-            for range in self.history.pending(output, 0..u64::MAX) {
-                self.left.pending += self.asked.events.len_within(range.clone());
-                self.allow(range, comparison)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Adds the lines of the entries that no checkpoint covers.
-    fn add_journal(&mut self, comparison: &mut Comparison) -> io::Result<()> {
-        for entry in &self.journal.entries {
-            let found = if let Entry::Accepted { first, root, .. } = entry {
-                self.hashes.range(None, *first, *root)
-            } else if let Entry::Delivered(entry) = entry
-                && let Delivered { output, first, root: Some(root), .. } = entry
-                && self.left.has(output)
-            {
-                self.hashes.range(Some(output), *first, *root)
-            } else {
-                continue;
-            };
-            if let Found::Range(range) = found {
-                for hash in &range.lines {
-                    comparison.add(*hash, Kind::Newer, (0, range.first))?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Returns what may explain a stored line that this log does not have.
-    fn explanations(&self) -> Vec<String> {
-        let (left, hashes) = (&self.left, &self.hashes);
-        let is_gone = left.unhashed.len() + hashes.gone.len() + hashes.gone_as_sent.len() > 0;
-        let after = format!("it left after {}", self.last_checkpoint());
-        [
-            (!left.is_closed, after.as_str()),
-            (self.history.off.len() > 0, "it came in while evidence was off"),
-            (is_gone, "its line hash was deleted, or is missing"),
-            (left.has_earlier_log, "it came in before this log began"),
-            (
-                self.asks_about_a_late_output(),
-                "it left by an output that was there before: name it with --output too",
-            ),
-            (
-                left.filters && left.sent_again,
-                "it was sent again by other rules, after a crash or a change of the config",
-            ),
-            (
-                left.changes && left.has_doubtful,
-                "it was sent in a changed form, and by the log it was lost or is pending",
-            ),
-        ]
-        .into_iter()
-        .filter(|(may_be, _)| *may_be)
-        .map(|(_, why)| why.to_owned())
-        .collect()
-    }
-}
-
-/// Compares the lines that left according to all logs with the stored lines.
-pub(super) fn compare(logs: &mut [&mut Check<'_>], store: &mut Store) -> io::Result<Report> {
-    let differences = store.comparison.differences()?;
-    let mut report = Report::default();
-    let missing = missing(logs, &differences, &mut report);
-    let changed = changed(&missing, &differences, &mut store.comparison)?;
-    report.counts.events.good = differences.found;
-    report.counts.missing -= changed.len() as u64;
-    report.counts.changed = changed.len() as u64;
-    report.counts.duplicate = differences.duplicate;
-    tell_missing(logs, &missing, &changed, store);
-    tell_extra(logs, &differences, &changed, store, &mut report);
-    tell_forms(&differences, &mut report);
-    let left: u64 = logs.iter().map(|log| log.report.counts.events.all).sum();
-    let text = match (differences.found, left) {
-        (0, 0) => "nothing was compared: by the log, no line left that is asked about",
-        (0, _) => {
-            "proven: positions. No stored line is one that left; a store that writes events in its \
-             own way can't be compared byte by byte"
-        }
-        (_, _) => "proven: bytes. Each line that was found is the one that left",
-    };
-    report.notes.push(text.to_owned());
-    Ok(report)
-}
-
-/// Returns the lines that left before the end of the export of their output and are not stored.
-/// Counts them, those that need not have settled, and those behind the end.
-fn missing(
-    logs: &[&mut Check<'_>],
-    differences: &Differences,
-    report: &mut Report,
-) -> BTreeSet<Place> {
-    let mut missing = BTreeSet::new();
-    let counts = &mut report.counts;
-    for check in logs {
-        let settle = check.request.settle;
-        let settle_ms = u64::try_from(settle.as_millis()).unwrap_or(u64::MAX);
-        for sent in &check.left.sent {
-            let (source, output) = (sent.source, &sent.output);
-            let last = differences.ends.get(&source).copied();
-            let (settled, end) = sent.end_of_export(last, settle_ms);
-            let of = |from, to| differences.absent.range((source, from)..(source, to)).copied();
-            missing.extend(of(0, settled));
-            let not_settled = of(settled, end).count() as u64;
-            let not_exported = sent.must.len_within(end..u64::MAX);
-            counts.not_settled += not_settled;
-            counts.not_exported += not_exported;
-            let newest = match last {
-                Some(last) => {
-                    let (position, _) = sent.place(last);
-                    format!("the newest line that is stored, at position {position}")
-                }
-                None => "the begin of the log, for no line is stored".to_owned(),
-            };
-            for (count, when) in [
-                (not_settled, format!("within {} before", show_time(settle))),
-                (not_exported, "after".to_owned()),
-            ] {
-                if count > 0 {
-                    let text = format!("{count} lines left by {output} {when} {newest}");
-                    report.unchecked.push(format!("{text}: they are not in this export yet"));
-                }
-            }
-        }
-    }
-    // More lines may be absent than are kept one by one.
-    let explained = counts.not_exported + counts.not_settled;
-    counts.missing = differences.absent_count.saturating_sub(explained);
-    missing
-}
-
-/// Adds a fault for each line that left and is not stored as it left.
-fn tell_missing(
-    logs: &mut [&mut Check<'_>],
-    missing: &BTreeSet<Place>,
-    changed: &BTreeMap<Place, u64>,
-    store: &Store,
-) {
-    for check in logs {
-        for sent in &check.left.sent {
-            let (source, output) = (sent.source, &sent.output);
-            let of_output = (source, 0)..=(source, u64::MAX);
-            let mut positions = Positions::default();
-            let all = missing.range(of_output.clone());
-            for (_, number) in all.filter(|it| !changed.contains_key(it)) {
-                let (position, _) = sent.place(*number);
-                positions.insert(position..position.saturating_add(1));
-            }
-            for range in positions.ranges() {
-                let text = match range.end - range.start {
-                    1 => format!("the event left by {output}, and its line is not stored"),
-                    count => {
-                        format!("{count} events left by {output}, and their lines are not stored")
+        let mut is_gone = false;
+        let Hashes { gone, gone_as_sent, damages, .. } = &self.hashes;
+        for (gone, hashes) in [(gone, "line hashes"), (gone_as_sent, "line hashes as sent")] {
+            for range in self.asked.ranges().flat_map(|range| gone.within(range)) {
+                for (part, why) in [
+                    (range.start..range.end.min(pruned), "were deleted to make room, by the log"),
+                    (range.start.max(pruned)..range.end, "are gone, and the log does not say why"),
+                ] {
+                    if !part.is_empty() {
+                        is_gone |= part.end > pruned;
+                        let (first, last) = (part.start, part.end - 1);
+                        let text = format!("positions {first} to {last}: their {hashes} {why}");
+                        report.unchecked.push(text);
                     }
-                };
-                check.report.faults.add_at(range.start, None, text);
+                }
             }
-            for ((_, number), place) in changed.range(of_output) {
-                let name = store.name(*place);
-                let text =
-                    format!("the event left by {output}, and another line is in its place: {name}");
-                check.report.faults.add_at(sent.place(*number).0, None, text);
+        }
+        for (damage, is_cut_off) in damages {
+            match is_gone {
+                true => report.found(!is_cut_off || is_stopped, damage),
+                // A record may have been cut off by a power failure while it was written.
+                false => report.notes.push(format!("{damage}; nothing is missing")),
             }
         }
     }
-}
-
-/// Reports the stored lines that the logs do not have. They are a fault only if nothing can explain
-/// them.
-fn tell_extra(
-    logs: &[&mut Check<'_>],
-    differences: &Differences,
-    changed: &BTreeMap<Place, u64>,
-    store: &Store,
-    report: &mut Report,
-) {
-    if differences.newer > 0 {
-        report.counts.newer += differences.newer;
-        let last = logs.first().map(|log| log.last_checkpoint()).unwrap_or_default();
-        let newer = differences.newer;
-        report.unchecked.push(format!("{newer} stored lines are events that came in after {last}"));
-    }
-    let extra = differences.extra_count - changed.len() as u64;
-    if extra == 0 {
-        return;
-    }
-    let changed: BTreeSet<_> = changed.values().copied().collect();
-    let names = differences.extra.difference(&changed).take(PLACES_MAX);
-    let names = names.map(|place| store.name(*place)).collect::<Vec<_>>().join(", ");
-    let origins = store.kept.iter().map(|kept| &kept.checkpoint.origin);
-    let of_others = origins.map(|origin| format!("it is of the log of {origin}"));
-    let explanations = logs.iter().flat_map(|log| log.explanations()).chain(of_others);
-    let explanations: BTreeSet<_> = explanations.collect();
-    let text = format!("{extra} stored lines are not in the log: {names}");
-    if explanations.is_empty() {
-        report.counts.extra = extra;
-        return report.faults.add(None, text);
-    }
-    report.counts.unexplained += extra;
-    let explanations: Vec<_> = explanations.into_iter().collect();
-    report.unchecked.push(format!("{text}. For each, perhaps {}", explanations.join("; or ")));
-}
-
-/// Says how many stored lines may have two forms.
-fn tell_forms(differences: &Differences, report: &mut Report) {
-    if differences.ambiguous > 0 {
-        report.unchecked.push(format!(
-            "{} stored lines may each be either of two events that left, with and without kind and \
-             apiVersion",
-            differences.ambiguous
-        ));
-    }
-    if differences.with_added > 0 && differences.without_added > 0 {
-        report.unchecked.push(format!(
-            "{} stored lines have kind and apiVersion, which the events that left lack, and {} have \
-             not: an output with format = \"audit_log\" adds them to each event",
-            differences.with_added, differences.without_added
-        ));
-    }
-}
-
-/// Finds the stored lines that are where a line is missing. Returns the number of each by the place
-/// of the missing line.
-fn changed(
-    missing: &BTreeSet<Place>,
-    differences: &Differences,
-    comparison: &mut Comparison,
-) -> io::Result<BTreeMap<Place, u64>> {
-    if missing.is_empty() || differences.extra.is_empty() {
-        return Ok(BTreeMap::new());
-    }
-    // An empty line or a checkpoint may be between two events.
-    let before = |place: u64| (1..=2).filter_map(move |by| place.checked_sub(by));
-    let behind = |place: u64| (1..=2).map(move |by| place + by);
-    let beside = |place: &u64| before(*place).chain(behind(*place));
-    let places: BTreeSet<_> = differences.extra.iter().flat_map(beside).collect();
-    let known = comparison.positions_at(&places)?;
-    let (mut missing, mut changed) = (missing.clone(), BTreeMap::new());
-    let mut last = None;
-    for place in &differences.extra {
-        // If the line before is a changed one too, this line comes after that line's event.
-        let last_one = last.filter(|(at, _)| at + 1 == *place).map(|(_, it)| it);
-        let before = last_one.or(before(*place).find_map(|at| known.get(&at).copied()));
-        let behind = behind(*place).find_map(|at| known.get(&at).copied());
-        // Lines of two sources are not neighbours.
-        let behind = behind.filter(|behind| before.is_none_or(|before| before.0 == behind.0));
-        let found = match (before, behind) {
-            (Some(before), Some(behind)) if before < behind => {
-                missing.range((before.0, before.1 + 1)..behind).next().copied()
-            }
-            (Some((source, before)), _) => {
-                missing.range((source, before + 1)..=(source, u64::MAX)).next().copied()
-            }
-            (None, Some(behind)) => missing.range((behind.0, 0)..behind).next_back().copied(),
-            (None, None) => None,
-        };
-        if let Some(line) = found {
-            missing.remove(&line);
-            changed.insert(line, *place);
-            last = Some((*place, line));
-        }
-    }
-    Ok(changed)
 }

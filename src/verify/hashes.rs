@@ -26,7 +26,7 @@ const UNREAD_MAX: usize = 100;
 #[derive(Default)]
 pub(super) struct Hashes<'a> {
     /// `None` if there are no line hashes, as in a published log.
-    pub(super) directory: Option<&'a Directory>,
+    directory: Option<&'a Directory>,
     places: HashMap<Key, (LineFile, u64)>,
     firsts: HashSet<(Option<String>, u64)>,
     cached: Vec<(Key, Arc<Range>)>,
@@ -80,11 +80,6 @@ impl<'a> Hashes<'a> {
             }
         }
         self.is_unread = !self.unread.is_empty();
-    }
-
-    /// Returns `true` if no line hashes can be there, as in a published log.
-    pub(super) fn are_absent(&self) -> bool {
-        self.directory.is_none()
     }
 
     fn add(&mut self, record: Record, place: (LineFile, u64)) {

@@ -6,6 +6,7 @@ use std::ops::Range;
 
 use super::positions::Positions;
 use super::report::{Faults, time};
+use super::request::Request;
 use super::runs::{Runs, Said};
 use crate::evidence::entry::{
     Alarm, Delivered, Entry, Fate, Offset, QUEUE, RANGE_MAX, Running, Started,
@@ -273,14 +274,17 @@ impl History {
         self.next.or(places.max()).unwrap_or_default()
     }
 
+    /// Returns `true` if no output that is asked about was there all the time.
+    pub(super) fn asks_about_a_late_output(&self, request: &Request) -> bool {
+        let mut outputs = self.outputs.iter().filter(|it| request.asks_of(it.0));
+        outputs.all(|(_, output)| self.not_its_own(output).len() > 0)
+    }
+
     /// Returns the events that came in and do not belong to this output.
     pub(super) fn not_its_own(&self, output: &Output) -> Positions {
-        let mut found = Positions::default();
         let away = output.until.map(|until| until..self.next());
-        for range in output.not_its_own.ranges().chain(away) {
-            self.accepted.within(range).for_each(|part| found.insert(part));
-        }
-        found
+        let ranges = output.not_its_own.ranges().chain(away);
+        ranges.flat_map(|range| self.accepted.within(range)).collect()
     }
 }
 

@@ -71,6 +71,20 @@ impl Positions {
     }
 }
 
+impl Extend<Range<u64>> for Positions {
+    fn extend<T: IntoIterator<Item = Range<u64>>>(&mut self, ranges: T) {
+        ranges.into_iter().for_each(|range| self.insert(range));
+    }
+}
+
+impl FromIterator<Range<u64>> for Positions {
+    fn from_iter<T: IntoIterator<Item = Range<u64>>>(ranges: T) -> Self {
+        let mut positions = Self::default();
+        positions.extend(ranges);
+        positions
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::report::{Report, time};
+use super::report::{Number, Report, time};
 use super::request::Request;
 use super::stored;
 use super::stored::Line;
@@ -122,6 +122,6 @@ fn check_line(
             return Ok(());
         }
     }
-    report.counts.missing = 1;
+    report.counts[Number::Missing] = 1;
     Err("no line of --events is the one that the proof is about".to_owned())
 }

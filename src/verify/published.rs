@@ -3,6 +3,8 @@
 
 use std::io;
 
+use super::compare::read_again;
+use super::events::Events;
 use super::log::Check;
 use super::report::Report;
 use super::request::Request;
@@ -30,13 +32,14 @@ pub fn published(files: &dyn Files, request: &Request) -> io::Result<Report> {
         Err(ReadError::NoCheckpoint | ReadError::Checkpoint(_)) => {}
         Err(ReadError::File { error, .. }) => return Err(error),
     }
-    let mut check = Check::new(request, None, true);
-    if let Some(log) = check.log(files, Vec::new()) {
+    let (mut check, mut events) = (Check::new(request, None, true), Events::of(None));
+    if let Some(log) = check.log(files, Vec::new(), &mut events) {
         check.given(&log, &[]);
-        check.events(&log, None)?;
-        check.judge();
+        read_again(&mut check, &mut events, &log, None)?;
+        check.judge(&mut events);
     }
-    Ok(check.end())
+    check.report.faults.add_times(|position| events.time_of(position));
+    Ok(check.report)
 }
 
 /// Returns the report about a log whose entries are not worth reading; `None` if the checkpoint is

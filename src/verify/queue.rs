@@ -3,7 +3,8 @@
 use std::io;
 use std::path::Path;
 
-use super::compare::{Comparison, Kind};
+use super::compare::Comparison;
+use super::events::Events;
 use super::log::{Check, Ending};
 use super::positions::Positions;
 use crate::evidence::entry::{Delivered, Entry};
@@ -55,6 +56,7 @@ impl Check<'_> {
     /// log. Adds the lines of events that no checkpoint covers to `comparison`.
     pub(super) fn queue(
         &mut self,
+        events: &mut Events<'_>,
         queue: &Queue,
         places: &Places,
         mut comparison: Option<&mut Comparison>,
@@ -62,14 +64,22 @@ impl Check<'_> {
         if !self.is_whole() {
             return;
         }
-        self.places(places);
+        self.places(events, places);
         let mut lines = QueueLines::default();
         let mut findings = Vec::new();
         let told = queue.0.export(None, &mut |seen| {
             match seen {
                 Seen::At(position) => lines.begin(position.get()),
                 Seen::Lines(bytes) => lines.take(bytes, |position, hash| {
-                    self.compare_stored_in_queue(position, hash, comparison.as_deref_mut())
+                    if position >= events.history.next() {
+                        let add = |it: &mut Comparison| it.add_newer(hash, position);
+                        return comparison.as_deref_mut().map_or(Ok(()), add);
+                    }
+                    if events.original(position).is_some_and(|expected| expected != hash) {
+                        let text = "the queue has another line than the one that came in";
+                        self.report.faults.add_at(position, None, text);
+                    }
+                    Ok(())
                 })?,
                 Seen::Finding(finding) => findings.push(finding.to_string()),
                 Seen::Progress(..) => {}
@@ -80,56 +90,35 @@ impl Check<'_> {
         for finding in findings {
             let text = format!("the queue: {finding}");
             // The files of a copy may be from different moments.
-            self.report.found(self.ending() != Ending::Open, text);
+            self.report.found(self.ending(events) != Ending::Open, text);
         }
-    }
-
-    fn compare_stored_in_queue(
-        &mut self,
-        position: u64,
-        hash: Hash,
-        comparison: Option<&mut Comparison>,
-    ) -> io::Result<()> {
-        if position >= self.history.next() {
-            // No checkpoint covers this event, but the consumer may have it.
-            let add =
-                |comparison: &mut Comparison| comparison.add(hash, Kind::Newer, (0, position));
-            return comparison.map_or(Ok(()), add);
-        }
-        if self.original(position).is_some_and(|expected| expected != hash) {
-            let text = "the queue has another line than the one that came in";
-            self.report.faults.add_at(position, None, text);
-        }
-        Ok(())
     }
 
     /// Checks that the log gives the fate of every event before the place of each output. A fate
     /// that is only in the journal is not proven, but is not a fault either: a running relay signs
     /// it soon.
-    fn places(&mut self, places: &Places) {
-        if self.ending() == Ending::Live {
+    fn places(&mut self, events: &Events<'_>, places: &Places) {
+        let (ending, history) = (self.ending(events), &events.history);
+        if ending == Ending::Live {
             return;
         }
         for (name, place) in places {
-            let output = self.history.outputs.get(name).filter(|output| output.is_there);
+            let output = history.outputs.get(name).filter(|output| output.is_there);
             // An output that has just joined is not in an entry yet.
             let Some(output) = output else { continue };
-            let open = self.history.pending(output, 0..*place).into_iter();
+            let open = history.pending(output, 0..*place).into_iter();
             let open = open.flat_map(|range| output.passed_over.missing_in(range));
-            let mut open: Vec<_> = open.collect();
-            let next = self.history.next();
-            if (1..*place).contains(&next) {
-                open.push(next..*place);
-            }
+            let next = history.next();
+            let newer = (1..*place).contains(&next).then_some(next..*place);
             let explained = self.explained(name);
-            for range in open {
+            for range in open.chain(newer) {
                 let count = range.end - range.start;
                 let text = format!(
                     "the queue says that {name} is finished with {count} events, and the log does \
                      not: the end of the log was cut off, or the queue's cursors were changed"
                 );
                 let is_proven = !explained.missing_in(range.clone()).is_empty();
-                if self.ending() == Ending::Stopped && is_proven {
+                if ending == Ending::Stopped && is_proven {
                     self.report.faults.add_at(range.start, None, text);
                 } else {
                     let text = format!("position {}: {text}, or they are newer", range.start);
@@ -141,16 +130,11 @@ impl Check<'_> {
 
     /// Returns the events of which the journal says that the output has finished them.
     fn explained(&self, name: &str) -> Positions {
-        let mut explained = Positions::default();
-        for entry in &self.journal.entries {
-            if let Entry::Delivered(Delivered { output, .. })
-            | Entry::Lost { output, first: Some(_), .. } = entry
-                && output == name
-            {
-                explained.insert(entry.range());
-            }
-        }
-        explained
+        let of_output = self.journal.entries.iter().filter(|entry| {
+            matches!(entry, Entry::Delivered(Delivered { output, .. })
+                | Entry::Lost { output, first: Some(_), .. } if output == name)
+        });
+        of_output.map(Entry::range).collect()
     }
 }
 

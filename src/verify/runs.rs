@@ -259,6 +259,12 @@ impl Runs {
         matches!(self.state, State::Running) && now.saturating_sub(last) > self.longest()
     }
 
+    /// Names the newest checkpoint of the log.
+    pub(super) fn last_checkpoint(&self) -> String {
+        let at = self.last_at.map_or_else(|| "an unknown time".to_owned(), time);
+        format!("the last checkpoint, whose last entry is of {at}")
+    }
+
     /// Returns `true` if the last entry is a stop.
     pub(super) fn is_stopped(&self) -> bool {
         matches!(self.state, State::Stopped(_))

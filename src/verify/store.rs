@@ -6,11 +6,10 @@
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
-use super::compare::{Comparison, Kind};
+use super::matching::{Form, Line, Lines};
 use super::report::Report;
 use super::request::Request;
 use super::stored;
-use super::stored::Line;
 use crate::tlog::checkpoint::{Checkpoint, Signed};
 use crate::tlog::merkle::Hash;
 
@@ -23,7 +22,8 @@ pub(super) struct Kept {
 /// The lines of a consumer. The place of a line is its number among the lines of all files.
 #[derive(Default)]
 pub(super) struct Store {
-    pub(super) comparison: Comparison,
+    /// The lines. Those that left are added to them.
+    pub(super) lines: Lines,
     pub(super) kept: Vec<Kept>,
     /// For each file the place before its first line, and its name.
     files: Vec<(u64, PathBuf)>,
@@ -46,20 +46,20 @@ impl Store {
             let mut line = |line| {
                 place += 1;
                 match line {
-                    Line::Event { hash, plain } => {
-                        let kind = if plain.is_some() { Kind::Either } else { Kind::Stored };
-                        store.comparison.add(hash, kind, (0, place))?;
+                    stored::Line::Event { hash, plain } => {
+                        let form = if plain.is_some() { Form::Added } else { Form::Only };
+                        store.lines.add(hash, Line::Stored(form), (0, place))?;
                         if let Some(plain) = plain {
-                            store.comparison.add(plain, Kind::Plain, (0, place))?;
+                            store.lines.add(plain, Line::Stored(Form::Plain), (0, place))?;
                         }
                     }
-                    Line::Checkpoint(note) => {
+                    stored::Line::Checkpoint(note) => {
                         // The same checkpoint may be stored several times.
                         if notes.insert(Hash::of(&[&note])) {
                             store.keep(place, &note, request);
                         }
                     }
-                    Line::Empty => {}
+                    stored::Line::Empty => {}
                 }
                 Ok(())
             };
