@@ -94,27 +94,16 @@ impl<'a> Check<'a> {
         events: &mut Events<'a>,
     ) -> Option<Log<'a>> {
         self.report.counts.checkpoints.all += 1;
-        let log = match Log::open(files) {
-            Ok(log) => log,
-            Err(ReadError::NoCheckpoint) => {
-                self.no_checkpoint();
-                return None;
-            }
-            Err(error) => {
-                self.unread(&error);
-                return None;
-            }
-        };
+        let log = Log::open(files).map_err(|error| self.no_log(&error)).ok()?;
         // Line hashes are durable before the checkpoint over their entries, so they are read after
         // it.
         events.hashes.read();
         let own = &log.signed;
-        match self.directory.map(|it| it.rolled_back(log.origin())).transpose() {
-            Ok(Some(Some(why))) => {
-                let text = format!("the relay has recorded nothing more: {why}");
-                self.report.fault(text);
+        match self.directory.map_or(Ok(None), |it| it.rolled_back(log.origin())) {
+            Ok(None) => {}
+            Ok(Some(why)) => {
+                self.report.fault(format_args!("the relay has recorded nothing more: {why}"));
             }
-            Ok(_) => {}
             Err(error) => self.finding(&error),
         }
         let signed = self.request.signed_by_key("checkpoint", own);
@@ -142,8 +131,11 @@ impl<'a> Check<'a> {
         Some(log)
     }
 
-    /// Reports that the log has no checkpoint.
-    fn no_checkpoint(&mut self) {
+    /// Reports that the log has no checkpoint, or that it can't be read.
+    fn no_log(&mut self, error: &ReadError) {
+        if !matches!(error, ReadError::NoCheckpoint) {
+            return self.unread(error);
+        }
         let remembered = self.directory.and_then(Directory::remembered);
         let is_asked = |signed: &Signed| {
             let origin = &signed.checkpoint.origin;
