@@ -22,7 +22,7 @@ mod layout;
 pub mod lines;
 pub(crate) mod off;
 pub(crate) mod originals;
-mod outcome;
+pub(crate) mod outcome;
 pub mod reader;
 pub(crate) mod recorder;
 mod store;

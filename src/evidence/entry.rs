@@ -132,7 +132,8 @@ pub struct Delivered {
     /// left as they came, or if none left.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub root: Option<Hash>,
-    /// The events that did not leave, by their offsets in the range, each with the reason.
+    /// The events that did not leave, by their offsets in the range, each with the reason. The fate
+    /// of an event that was set aside follows in a later entry.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub not_delivered: BTreeMap<Offset, Fate>,
     /// The offsets of the events that left in another form than they came in.
@@ -144,6 +145,13 @@ impl Delivered {
     /// Returns the positions of the events.
     pub fn range(&self) -> Range<u64> {
         self.first..self.first.saturating_add(self.count)
+    }
+
+    /// Returns the position of each event with this fate, as a range.
+    pub fn with(&self, fate: Fate) -> impl Iterator<Item = Range<u64>> {
+        let with_fate = self.not_delivered.iter().filter(move |(_, own)| **own == fate);
+        let positions = with_fate.map(|(offset, _)| self.first.saturating_add(offset.0));
+        positions.map(|position| position..position.saturating_add(1))
     }
 }
 
@@ -370,13 +378,13 @@ mod tests {
                 delivered(
                     Some(hash),
                     BTreeMap::from([
-                        (Offset(0), Fate::Dropped),
+                        (Offset(0), Fate::Aside),
                         (Offset(2), Fate::DeadLetter),
                     ]),
                     vec![Offset(1)],
                 ),
                 format!(
-                    r#"{{"type":"delivered","output":"siem","first":10,"count":3,"at":5,"root":"{hash}","not_delivered":{{"0":"dropped","2":"dead_letter"}},"changed":["1"]}}"#
+                    r#"{{"type":"delivered","output":"siem","first":10,"count":3,"at":5,"root":"{hash}","not_delivered":{{"0":"aside","2":"dead_letter"}},"changed":["1"]}}"#
                 ),
             ),
             (

@@ -16,15 +16,15 @@ const CHANGED_BYTES: usize = r#""4095","#.len();
 
 /// An entry, and the hashes of the lines under its root.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Made {
-    pub(super) entry: Entry,
-    pub(super) sent: Option<Record>,
+pub(crate) struct Made {
+    pub(crate) entry: Entry,
+    pub(crate) sent: Option<Record>,
 }
 
 /// Makes entries about the events that the outputs have finished. Ranges of one output that follow
 /// each other share an entry if it has room for them and their lines were sent in the same form.
 /// `salt` returns a new salt at each call.
-pub(super) fn entries(finished: &[Finished], salt: impl Fn() -> Salt) -> Vec<Made> {
+pub(crate) fn entries(finished: &[Finished], salt: impl Fn() -> Salt) -> Vec<Made> {
     let mut sorted: Vec<_> = finished.iter().collect();
     sorted.sort_by_key(|it| (&it.output, it.claim.start));
     let mut made = Vec::new();

@@ -356,6 +356,10 @@ pub enum Fate {
     Lost,
     /// The event is in a file of dead letters.
     DeadLetter,
+    /// The consumer does not take the event, although it takes others. The event has left the queue
+    /// and is tried again from a place beside it. A later [`Finished`] of this position alone says
+    /// what became of the event.
+    Aside,
 }
 
 /// The fates of the events of a final claim, one by one. Only the evidence needs them. Without
@@ -420,7 +424,7 @@ pub struct Finished {
     /// The name of the output.
     pub output: String,
     /// The positions of the events. Two values of one output never have the same position, unless
-    /// the queue was opened again in between.
+    /// the queue was opened again in between, or the first one says that the event was set aside.
     pub claim: Claim,
     /// The time when the events were finished, in milliseconds since 1970.
     pub at: u64,

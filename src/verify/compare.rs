@@ -41,6 +41,8 @@ struct Sent {
     next: u64,
     /// The positions of the events that left.
     seen: Positions,
+    /// The position after the last one that an entry is about. A line before it left late.
+    newest: u64,
     /// The end of the export: the number of the last line that is stored, and the log's time.
     end: Option<(u64, u64)>,
     /// The number of lines that left shortly before the end of the export, and behind it, and that
@@ -54,7 +56,7 @@ struct Sent {
 struct Unsaid {
     /// `true`: the hash of a line that left is gone.
     is_unhashed: bool,
-    /// `true`: the consumer may have got events that the log calls lost or pending.
+    /// `true`: the consumer may have got events that the log calls lost, pending or set aside.
     has_doubtful: bool,
     /// `true`: the filter of the output changes events.
     changes: bool,
@@ -140,14 +142,16 @@ impl Sent {
         entry.map_or((0, 0), |(first, position, at)| (position + (number - first), *at))
     }
 
-    /// Counts a line that must be stored and is not. Returns `true` if it is missing: it left
-    /// before the end of the export, by at least `settle` milliseconds.
-    fn is_missing(&mut self, number: u64, settle: u64) -> bool {
+    /// Counts a line that left and is not stored. Returns `true` if it is missing: it left before
+    /// the end of the export, by at least `settle` milliseconds, and a late one by more than that:
+    /// entries of one time are in the order of positions.
+    fn is_missing(&mut self, number: u64, is_late: bool, settle: u64) -> bool {
         let Some((_, end)) = self.end.filter(|(last, _)| number < *last) else {
             self.not_exported += 1;
             return false;
         };
-        let is_settled = self.place(number).1.saturating_add(settle) <= end;
+        let settled = self.place(number).1.saturating_add(settle);
+        let is_settled = settled < end || settled == end && !is_late;
         self.not_settled += u64::from(!is_settled);
         is_settled
     }
@@ -231,7 +235,8 @@ impl Comparison {
         unsaid.changes |= !entry.changed.is_empty();
         unsaid.filters |=
             unsaid.changes || entry.not_delivered.values().any(|it| *it == Fate::Dropped);
-        let source = source_of(at);
+        let (source, newest) = (source_of(at), sent.newest);
+        sent.newest = newest.max(entry.range().end);
         for (number, (position, fate, hash)) in (sent.enter(entry, now)..).zip(lines) {
             if !events.history.accepted.contains(position) {
                 // The queue lost the event before its line was hashed, or `history` has reported a
@@ -245,19 +250,25 @@ impl Comparison {
                     unsaid.has_doubtful = true;
                     Line::May(Reason::Doubtful)
                 }
-                Some(Fate::Dropped | Fate::Duplicate) => continue,
+                Some(Fate::Dropped | Fate::Duplicate | Fate::Aside) => continue,
                 None if sent.seen.contains(position) => Line::May(Reason::Again),
-                None if events.asked.contains(position) => Line::Must,
-                None => Line::May(Reason::Outside),
+                None => match (events.asked.contains(position), position < newest) {
+                    (true, true) => Line::May(Reason::Late),
+                    (true, false) => Line::Must,
+                    // It may be stored, and shows no end of the export.
+                    (false, true) => Line::May(Reason::Doubtful),
+                    (false, false) => Line::May(Reason::Outside),
+                },
             };
+            let is_asked = matches!(line, Line::Must | Line::May(Reason::Late));
             if fate.is_none() {
                 sent.seen.insert(position..position + 1);
             }
             unsaid.is_unhashed |= fate.is_none() && hash.is_none();
-            report.counts.events.all += u64::from(line == Line::Must);
+            report.counts.events.all += u64::from(is_asked);
             match hash {
                 Some(hash) => self.store.lines.add(hash, line, (source, number))?,
-                None => report.counts[Number::Unknown] += u64::from(line == Line::Must),
+                None => report.counts[Number::Unknown] += u64::from(is_asked),
             }
         }
         Ok(())
@@ -275,15 +286,19 @@ impl Comparison {
         Ok(())
     }
 
-    /// Adds the lines that may have left although the log does not say so yet. Reports the lines
-    /// whose hashes are gone.
+    /// Adds the lines that may have left although the log does not say so yet: those of events that
+    /// are pending or set aside. Reports the lines whose hashes are gone.
     fn add_pending(&mut self, check: &mut Check<'_>, events: &mut Events<'_>) -> io::Result<()> {
         let counts = &mut check.report.counts;
         for name in &check.request.outputs {
             let Some(output) = events.history.outputs.get(name) else { continue };
-            for range in events.history.pending(output, 0..u64::MAX) {
-                counts[Number::Pending] += events.asked.len_within(range.clone());
-                self.allow(range, events)?;
+            let pending = events.history.pending(output, 0..u64::MAX);
+            let aside = output.aside.ranges().collect();
+            for (number, ranges) in [(Number::Pending, pending), (Number::SetAside, aside)] {
+                for range in ranges {
+                    counts[number] += events.asked.len_within(range.clone());
+                    self.allow(range, events)?;
+                }
             }
         }
         let unknown = counts[Number::Unknown];
@@ -350,7 +365,8 @@ impl Comparison {
             ),
             (
                 unsaid.changes && unsaid.has_doubtful,
-                "it was sent in a changed form, and by the log it was lost or is pending",
+                "it was sent in a changed form, and by the log it was lost, is pending or is set \
+                 aside",
             ),
         ];
         let explanations = explanations.iter().filter(|(may_be, _)| *may_be);
@@ -403,9 +419,9 @@ impl Comparison {
         let (mut missing, mut count) = (BTreeMap::new(), 0);
         let beside = |place: &u64| place.saturating_sub(BESIDE)..=place + BESIDE;
         let places: BTreeSet<_> = differences.extra.iter().flat_map(beside).collect();
-        let known = self.store.lines.absent(&places, &mut |place| {
+        let known = self.store.lines.absent(&places, &mut |place, is_late| {
             let sent = self.sent.get_mut(usize::from(place.0).wrapping_sub(1));
-            if sent.is_some_and(|sent| sent.is_missing(place.1, settle)) {
+            if sent.is_some_and(|sent| sent.is_missing(place.1, is_late, settle)) {
                 count += 1;
                 missing.insert(place, None);
                 if missing.len() > DIFFERENCES_MAX {

@@ -44,7 +44,8 @@ pub(super) struct Events<'a> {
 /// The fates of events at one output, counted in a second reading of the entries.
 #[derive(Default)]
 pub(super) struct Fates {
-    /// The events with a fate. An event whose fate is recorded again after a crash counts once.
+    /// The events with a final fate. An event whose fate is recorded again after a crash counts
+    /// once.
     seen: Positions,
     changed: u64,
     not_delivered: BTreeMap<Fate, u64>,
@@ -216,7 +217,8 @@ impl<'a> Events<'a> {
         for (_, fate) in entry.not_delivered.iter().filter(|it| is_new(it.0)) {
             *fates.not_delivered.entry(*fate).or_default() += 1;
         }
-        fates.seen.insert(entry.range());
+        let aside: Positions = entry.with(Fate::Aside).collect();
+        fates.seen.extend(aside.missing_in(entry.range()));
     }
 
     /// Adds a line for each output to the report.
@@ -241,12 +243,13 @@ impl<'a> Events<'a> {
             let dropped = of(Fate::Dropped);
             report.outputs.push(format!(
                 "output {name}: dropped {dropped}, duplicate {}, changed {}, given up {}, dead \
-                 letters {}, lost {}, not its own {not_its_own}",
+                 letters {}, lost {}, not its own {not_its_own}, set aside {}",
                 of(Fate::Duplicate),
                 fates.changed,
                 lost(true).len(),
                 of(Fate::DeadLetter),
-                lost(false).len()
+                lost(false).len(),
+                output.aside.len_within(period.clone())
             ));
             if request.asks_of(name) {
                 report.counts[Number::Dropped] += dropped;
@@ -256,9 +259,13 @@ impl<'a> Events<'a> {
 
     /// Counts the events that came in, for a check without stored lines.
     pub(super) fn count_accepted(&self, request: &Request, report: &mut Report) {
-        let outputs = self.history.outputs.iter().filter(|it| request.asks_of(it.0));
-        let pending = outputs.flat_map(|it| self.history.pending(it.1, self.period.clone()));
-        report.counts[Number::Pending] = pending.collect::<Positions>().len();
+        let (mut pending, mut aside) = (Positions::default(), Positions::default());
+        for (_, output) in self.history.outputs.iter().filter(|it| request.asks_of(it.0)) {
+            pending.extend(self.history.pending(output, self.period.clone()));
+            aside.extend(output.aside.within(self.period.clone()));
+        }
+        report.counts[Number::Pending] = pending.len();
+        report.counts[Number::SetAside] = aside.len();
         let (all, unknown) = (self.asked.len(), self.hashes.gone.len_within(self.period.clone()));
         report.counts.events = Share { good: all - unknown, all };
         report.counts[Number::Unknown] = unknown;

@@ -8,9 +8,7 @@ use super::positions::Positions;
 use super::report::{Faults, time};
 use super::request::Request;
 use super::runs::{Runs, Said};
-use crate::evidence::entry::{
-    Alarm, Delivered, Entry, Fate, Offset, QUEUE, RANGE_MAX, Running, Started,
-};
+use crate::evidence::entry::{Alarm, Entry, Fate, QUEUE, RANGE_MAX, Running, Started};
 
 /// The reason of a loss for events that a consumer refused for good and that are in no dead-letter
 /// file.
@@ -19,8 +17,10 @@ pub(super) const GIVEN_UP: &str = "given up";
 /// The statements of the log about one output.
 #[derive(Debug, Default)]
 pub(super) struct Output {
-    /// The events with a final fate.
+    /// The events that have left the queue: those with a final fate, and those that were set aside.
     pub(super) settled: Positions,
+    /// The events that were set aside and have no final fate yet.
+    pub(super) aside: Positions,
     /// The events that this output did not have to deliver: they came before it joined or while it
     /// was away.
     pub(super) not_its_own: Positions,
@@ -78,12 +78,9 @@ impl History {
                 self.follow(said, &range, faults);
                 self.accepted.insert(range);
             }
-            Entry::Delivered(Delivered { output, first, not_delivered, .. }) => {
-                self.settle(said, output, range, faults);
-                for (Offset(offset), _) in not_delivered.iter().filter(|it| *it.1 == Fate::Lost) {
-                    let position = first.saturating_add(*offset);
-                    self.lose(output, GIVEN_UP, position..position.saturating_add(1));
-                }
+            Entry::Delivered(entry) => {
+                self.settle(said, &entry.output, &entry.with(Fate::Aside).collect(), faults);
+                entry.with(Fate::Lost).for_each(|it| self.lose(&entry.output, GIVEN_UP, it));
             }
             Entry::Lost { output, first: None, count, .. } if output == QUEUE => {
                 self.never_stored.push((at, *count));
@@ -101,7 +98,7 @@ impl History {
                     );
                     faults.add_at(range.start, Some(at), text);
                 }
-                self.settle(said, output, range.clone(), faults);
+                self.settle(said, output, &Positions::default(), faults);
                 self.lose(output, reason, range);
             }
             Entry::Start(Started { running, .. }) => {
@@ -161,8 +158,10 @@ impl History {
         self.next = Some(next.max(range.end));
     }
 
-    /// Notes the fate of events at an output.
-    fn settle(&mut self, said: Said<'_>, output: &str, range: Range<u64>, faults: &mut Faults) {
+    /// Notes that events have left the queue at an output. Those that are not in `aside` have a
+    /// final fate.
+    fn settle(&mut self, said: Said<'_>, output: &str, aside: &Positions, faults: &mut Faults) {
+        let range = said.entry.range();
         // Events from before the beginning of the log need no entry.
         let begin = self.accepted.ranges().next().map_or(u64::MAX, |first| first.start);
         let unknown = self.accepted.missing_in(range.start.max(begin)..range.end).into_iter();
@@ -174,7 +173,12 @@ impl History {
             );
             faults.add_at(unknown.start, Some(said.at), text);
         }
-        self.outputs.entry(output.to_owned()).or_default().settled.insert(range);
+        let output = self.outputs.entry(output.to_owned()).or_default();
+        aside.missing_in(range.clone()).into_iter().for_each(|it| output.aside.remove(it));
+        // After a crash, an event may be set aside again that has its final fate already.
+        let new = aside.ranges().flat_map(|it| output.settled.missing_in(it));
+        output.aside.extend(new);
+        output.settled.insert(range);
     }
 
     /// Notes which outputs exist, and the place of each.
@@ -246,8 +250,10 @@ impl History {
 
     /// Returns the number of facts that are kept in memory.
     pub(super) fn facts(&self) -> usize {
-        let of_output =
-            |it: &Output| 1 + it.settled.facts() + it.not_its_own.facts() + it.passed_over.facts();
+        let of_output = |it: &Output| {
+            let sets = [&it.settled, &it.aside, &it.not_its_own, &it.passed_over];
+            1 + sets.map(Positions::facts).iter().sum::<usize>()
+        };
         let outputs: usize = self.outputs.values().map(of_output).sum();
         let losses: usize = self.losses.values().map(|lost| 1 + lost.facts()).sum();
         let positions = self.accepted.facts() + self.lost.facts() + self.off.facts();
@@ -304,7 +310,7 @@ fn is_usable(Said { index, entry, at, .. }: Said<'_>, faults: &mut Faults) -> bo
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::evidence::entry::Stamp;
+    use crate::evidence::entry::{Delivered, Stamp};
     use crate::tlog::merkle::{Hash, Head};
 
     fn running(at: u64, places: &[(&str, u64)]) -> Running {

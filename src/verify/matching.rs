@@ -45,8 +45,12 @@ pub(super) enum Line {
 pub(super) enum Reason {
     /// It left, but outside of the time that is asked about.
     Outside,
-    /// The consumer may have got it, although no entry says so: its event was lost, or its fate is
-    /// not in the log yet.
+    /// It left behind later ones, as an event that was set aside does. An export that ends before
+    /// may have the later ones and not this one. It must be stored if the export ends clearly
+    /// behind it. As the consumer may have stored an earlier try, it shows no end of an export.
+    Late,
+    /// The consumer may have got it, although no entry says so: its event was lost, was set aside,
+    /// or has no fate in the log yet.
     Doubtful,
     /// It is another copy of a line that left: the event was sent again after a crash.
     Again,
@@ -66,9 +70,10 @@ pub(super) enum Form {
 }
 
 /// All that can be said of a line, in the order in which lines with one hash are matched.
-const LINES: [Line; 8] = [
+const LINES: [Line; 9] = [
     Line::May(Reason::Outside),
     Line::Must,
+    Line::May(Reason::Late),
     Line::May(Reason::Doubtful),
     Line::May(Reason::Again),
     Line::May(Reason::Newer),
@@ -119,7 +124,7 @@ struct Fit {
     whole: usize,
     /// The number of stored lines that left without the members that they begin with.
     plain: usize,
-    /// The number of lines that must be stored and are.
+    /// The number of lines that left and are stored, those that must be before late ones.
     found: usize,
     /// The class of the stored lines that no line is left for.
     rest: Class,
@@ -128,9 +133,9 @@ struct Fit {
 /// The result for the stored lines.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Differences {
-    /// The number of lines that must be stored and are.
+    /// The number of lines that left and are stored.
     pub(super) found: u64,
-    /// For each source the number of the last line that was found.
+    /// For each source the number of the last line that was found, late ones left out.
     pub(super) ends: BTreeMap<u16, u64>,
     /// The number of stored lines of each class.
     classes: [u64; CLASSES.len()],
@@ -193,17 +198,19 @@ impl Lines {
         Ok(differences)
     }
 
-    /// Calls `absent` for each line that must be stored and is not. Returns for each of `places`,
-    /// which are those of stored lines, the place of a line that left and has the same hash; places
-    /// without such a line are left out.
+    /// Calls `absent` for each line that left and is not stored, with `true` for a late one.
+    /// Returns for each of `places`, which are those of stored lines, the place of a line that left
+    /// and has the same hash; places without such a line are left out.
     pub(super) fn absent(
         &mut self,
         places: &BTreeSet<u64>,
-        absent: &mut dyn FnMut(Place),
+        absent: &mut dyn FnMut(Place, bool),
     ) -> io::Result<BTreeMap<u64, Place>> {
         let mut known = BTreeMap::new();
         self.groups(&mut |group| {
-            group.of(Line::Must).skip(group.fit().found).for_each(&mut *absent);
+            let late = group.of(Line::May(Reason::Late)).map(|place| (place, true));
+            let left = group.of(Line::Must).map(|place| (place, false)).chain(late);
+            left.skip(group.fit().found).for_each(|(place, is_late)| absent(place, is_late));
             // The stored lines are behind all others.
             let only = Line::Stored(Form::Only).kind();
             let (left, stored) = group.0.split_at(group.0.partition_point(|it| it.0 < only));
@@ -267,13 +274,13 @@ impl Group<'_> {
     }
 
     fn fit(&self) -> Fit {
-        let [outside, must, doubtful, again, newer, only, added, plain] =
+        let [outside, must, late, doubtful, again, newer, only, added, plain] =
             LINES.map(|line| self.of(line).count());
-        let expected = outside + must + doubtful;
+        let expected = outside + must + late + doubtful;
         let whole = (only + added).min(expected);
         let plain = plain.min(expected - whole);
         // The lines that left outside of the time that is asked about are matched first.
-        let found = (whole + plain).saturating_sub(outside).min(must);
+        let found = (whole + plain).saturating_sub(outside).min(must + late);
         let rest = match (expected + again, newer) {
             (1.., _) => Class::Copy,
             (0, 1..) => Class::Newer,
@@ -376,7 +383,7 @@ mod tests {
     /// stored lines the places of lines that left.
     fn absent(lines: &mut Lines, places: &[u64]) -> (BTreeSet<Place>, BTreeMap<u64, Place>) {
         let (mut absent, places) = (BTreeSet::new(), places.iter().copied().collect());
-        let at = lines.absent(&places, &mut |place| assert!(absent.insert(place)));
+        let at = lines.absent(&places, &mut |place, _| assert!(absent.insert(place)));
         (absent, at.expect("a file"))
     }
 

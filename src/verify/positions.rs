@@ -22,6 +22,15 @@ impl Positions {
         self.0.insert(start, end);
     }
 
+    pub(super) fn remove(&mut self, range: Range<u64>) {
+        let touched = self.0.range(..range.end).rev().take_while(|(_, end)| **end > range.start);
+        for (start, end) in touched.map(|(start, end)| (*start, *end)).collect::<Vec<_>>() {
+            self.0.remove(&start);
+            self.insert(start..range.start);
+            self.insert(range.end..end);
+        }
+    }
+
     /// Returns the number of ranges. The memory of the set is proportional to it.
     pub(super) fn facts(&self) -> usize {
         self.0.len()
@@ -97,8 +106,14 @@ mod tests {
             for _ in 0..rng.usize(..12) {
                 let start = rng.usize(..60);
                 let end = rng.usize(start..60);
-                set.insert(start as u64..end as u64);
-                list[start..end].fill(true);
+                let (from, to) = (start as u64, end as u64);
+                let is_added = rng.u8(..4) > 0;
+                if is_added {
+                    set.insert(from..to)
+                } else {
+                    set.remove(from..to)
+                }
+                list[start..end].fill(is_added);
             }
             let start = rng.usize(..60);
             let end = rng.usize(start..60);

@@ -59,6 +59,9 @@ pub enum Number {
     Dropped,
     /// The events that came in while evidence was off.
     WithoutEvidence,
+    /// The events that the consumer did not take when it took others, that are tried again, and
+    /// whose final fate is not in the log yet.
+    SetAside,
     /// The stored lines that are repetitions.
     Duplicate,
     /// The events whose line hash is gone.
@@ -67,7 +70,7 @@ pub enum Number {
 
 /// The names of the numbers in a printed report.
 const NAMES: &str = "missing, changed, extra, unexplained, not settled, not exported, newer, \
-                     pending, lost, dropped, without evidence, duplicate, unknown";
+                     pending, lost, dropped, without evidence, set aside, duplicate, unknown";
 
 /// The numbers in a report.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
+use super::report::Counts;
 use super::*;
 use crate::evidence::entry::{Alarm, Delivered, Entry, Fate, Offset, Running, Stamp, Started, now};
 use crate::evidence::lines::{Range, Record, SALT_BYTES, Salt};
@@ -12,6 +13,8 @@ use crate::tlog::checkpoint::Checkpoint;
 use crate::tlog::key::SigningKey;
 use crate::tlog::merkle::{Frontier, Hash, Head, root};
 use crate::tlog::tile::{Content, Tile, push_entry};
+
+mod aside;
 
 const HOUR: u64 = 3_600_000;
 
@@ -186,7 +189,8 @@ fn check(logs: &[&Made], lines: &[String], change: impl FnOnce(&mut Request)) ->
     directories(&places, &request, &mut |_| {}).expect("files")
 }
 
-/// Checks the exit status, and that texts are in the report.
+/// Checks the exit status, that texts are in the report, and that each event that is asked about
+/// counts once.
 #[track_caller]
 fn assert(report: &Report, status: u8, texts: &[&str]) {
     let faults = report.faults.kept().iter().map(ToString::to_string);
@@ -195,6 +199,10 @@ fn assert(report: &Report, status: u8, texts: &[&str]) {
     let text: Vec<_> = [report.counts.to_string()].into_iter().chain(faults).chain(rows).collect();
     let text = text.join("\n");
     assert_eq!(report.status(), status, "{text}");
+    use Number::{Changed, Missing, NotExported, NotSettled, Unknown};
+    let rest = [Missing, Changed, NotSettled, NotExported, Unknown].map(|it| report.counts[it]);
+    let Counts { events, .. } = report.counts;
+    assert_eq!(events.good + rest.iter().sum::<u64>(), events.all, "{text}");
     for expected in texts {
         assert!(text.contains(expected), "no {expected:?} in {text}");
     }
