@@ -417,6 +417,9 @@ impl Comparison {
             sent.end = last.map(|last| (*last, sent.place(*last).1));
         }
         let (mut missing, mut count) = (BTreeMap::new(), 0);
+        if differences.absent == 0 {
+            return Ok(missing);
+        }
         let beside = |place: &u64| place.saturating_sub(BESIDE)..=place + BESIDE;
         let places: BTreeSet<_> = differences.extra.iter().flat_map(beside).collect();
         let known = self.store.lines.absent(&places, &mut |place, is_late| {

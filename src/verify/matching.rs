@@ -124,7 +124,9 @@ struct Fit {
     whole: usize,
     /// The number of stored lines that left without the members that they begin with.
     plain: usize,
-    /// The number of lines that left and are stored, those that must be before late ones.
+    /// The number of lines that left, and how many of them are stored: those that must be stored
+    /// come before late ones.
+    left: usize,
     found: usize,
     /// The class of the stored lines that no line is left for.
     rest: Class,
@@ -135,6 +137,8 @@ struct Fit {
 pub(super) struct Differences {
     /// The number of lines that left and are stored.
     pub(super) found: u64,
+    /// The number of lines that left and are not stored.
+    pub(super) absent: u64,
     /// For each source the number of the last line that was found, late ones left out.
     pub(super) ends: BTreeMap<u16, u64>,
     /// The number of stored lines of each class.
@@ -280,13 +284,14 @@ impl Group<'_> {
         let whole = (only + added).min(expected);
         let plain = plain.min(expected - whole);
         // The lines that left outside of the time that is asked about are matched first.
-        let found = (whole + plain).saturating_sub(outside).min(must + late);
+        let left = must + late;
+        let found = (whole + plain).saturating_sub(outside).min(left);
         let rest = match (expected + again, newer) {
             (1.., _) => Class::Copy,
             (0, 1..) => Class::Newer,
             (0, 0) => Class::Extra,
         };
-        Fit { whole, plain, found, rest }
+        Fit { whole, plain, left, found, rest }
     }
 }
 
@@ -294,8 +299,9 @@ impl Differences {
     /// Adds the lines with one hash. Returns the places of the stored lines for which this is one
     /// of two forms, with the class of this form.
     fn add(&mut self, group: &Group<'_>) -> Vec<(u8, u64)> {
-        let Fit { whole, plain, found, rest } = group.fit();
+        let Fit { whole, plain, left, found, rest } = group.fit();
         self.found += found as u64;
+        self.absent += (left - found) as u64;
         let outside = group.of(Line::May(Reason::Outside)).take(whole + plain);
         for (source, number) in outside.chain(group.of(Line::Must).take(found)) {
             let end = self.ends.entry(source).or_default();
@@ -458,6 +464,7 @@ mod tests {
             assert_eq!(found.ends, BTreeMap::from([(1, 1000)]));
             assert_eq!(found.extra, BTreeSet::from([stored.len() as u64 - 1]));
             assert_eq!(found.of(Class::Extra), 1);
+            assert_eq!(found.absent, 4);
             let (absent, at) = absent(&mut lines, &[0, 5, stored.len() as u64 - 1]);
             assert_eq!(absent, BTreeSet::from([7, 970, 980, 990].map(|at| (1, at))));
             assert_eq!(at, BTreeMap::from([(0, (1, 1)), (5, (1, 6))]));
