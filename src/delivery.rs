@@ -5,11 +5,11 @@
 //!
 //! | floor | files | what they know |
 //! |---|---|---|
-//! | 1 | `failure` `lines` `tried` `parked` `aside` `tapped` `rate` | why an attempt failed · lines of a batch · ages · the tries of events that a consumer does not take · work that takes long · copies for taps · bytes a second |
-//! | 2 | `files` `retry` `endpoints` `dead_letter` `in_flight` `checkpoints` | files that an output reads · waits · addresses and their circuits · letters and their files · claims and their states · the newest checkpoint |
-//! | 3 | `link` `health` `pacing` `orders` `isolation` | the contract with a protocol · "down" and "up again" · when and how much is sent · the orders that a delivery hears · which refused event is at fault |
-//! | 4 | `filtering` | the events of a batch that leave |
-//! | 5 | `given_up` | events that are given up, and their letters |
+//! | 1 | `failure` `lines` `tried` `trial` `offload` `tapped` `rate` | why an attempt failed · lines of a batch · ages · what a turned down event is tried for · work that takes long · copies for taps · bytes a second |
+//! | 2 | `files` `retry` `endpoints` `dead_letter` `in_flight` `checkpoints` `reason` | files that an output reads · waits · addresses and their circuits · letters and their files · claims and their states · the newest checkpoint · why events are given up |
+//! | 3 | `link` `pacing` `search` `aside` | the contract with a protocol · when and how much is sent · what is compared with refused events · events that have left the queue and are tried again |
+//! | 4 | `filtering` `health` `orders` | the events of a batch that leave · "down" and "up again" · the orders that a delivery hears |
+//! | 5 | `given_up` | events that leave the queue without having been delivered, and their files |
 //! | 6 | `ledger` | every decision about claims |
 //! | 7 | `run` | the loop: it waits, and asks the ledger |
 //! | 8 | `prepared` | an output that can be started |
@@ -27,24 +27,26 @@ mod filtering;
 mod given_up;
 pub(crate) mod health;
 mod in_flight;
-mod isolation;
 mod ledger;
 pub(crate) mod lines;
 pub(crate) mod link;
+mod offload;
 mod orders;
 mod pacing;
-mod parked;
 pub(crate) mod prepared;
 mod rate;
+mod reason;
 pub(crate) mod retry;
 mod run;
+mod search;
 mod tapped;
+mod trial;
 mod tried;
 
 pub use checkpoints::Published;
 pub use dead_letter::{DeadLetters, FORMAT as DEAD_LETTER_FORMAT};
 pub use endpoints::{AddressState, FiguresShown};
 pub use files::Files;
-pub use health::{ParkedEvents, Snapshot, Status};
+pub use health::{AsideEvents, Snapshot, Status};
 pub use orders::{HandOver, Orders};
 pub use prepared::{Prepared, Running};

@@ -55,6 +55,7 @@ mod notes;
 mod outputs;
 pub mod place;
 mod segment;
+mod shelf;
 mod spool;
 mod synced;
 mod tail;
@@ -62,13 +63,14 @@ mod tail;
 pub use crate::position::Position;
 pub(crate) use contract::Originals;
 pub use contract::{
-    Append, Backlog, Batch, Claim, Disposition, Fate, Fates, Finished, JoinError, Origin, Outcome,
-    Redelivery, Refused, SentLine, Take, Ticket, is_list, lines,
+    Append, Aside, Backlog, Batch, Claim, Disposition, Fate, Fates, Finished, JoinError, Origin,
+    Outcome, Redelivery, Refused, SentLine, Take, Ticket, is_list, lines,
 };
 pub use disk::{OpenError, make as make_directory};
 pub use identity::Identity;
 pub use notes::Notes;
 pub use outputs::Output;
+pub use shelf::Shelf;
 pub use spool::Incoming;
 
 /// The formats of the queue's files, for `--version`.
@@ -502,6 +504,40 @@ impl Cursor {
         either!(self, cursor => cursor.acknowledge(claim, disposition))
     }
 
+    /// Makes the claim of one event final, which the output sets aside. The event takes no room in
+    /// the log any more; a queue in memory counts its `bytes` against `queue.max_bytes`. If the
+    /// queue is in files, the event must be on the [`Shelf`]. With `acknowledge = "delivered"`, the
+    /// event's sender waits until [`Cursor::settle_aside`] is called.
+    pub fn set_aside(&self, claim: Claim, bytes: u64) {
+        match self {
+            Self::Memory(cursor) => cursor.set_aside(claim, bytes),
+            Self::Spool(cursor) => cursor.set_aside(claim),
+        }
+    }
+
+    /// Notes that the event at this position, which was set aside, is decided. It counts as
+    /// acknowledged by the consumer, unless `disposition` counts it as lost, dropped or duplicate.
+    pub fn settle_aside(&self, position: Position, event: Aside, disposition: Disposition) {
+        either!(self, cursor => cursor.settle_aside(position, event, disposition))
+    }
+
+    /// Takes the events that the output had set aside before the start: their positions, and the
+    /// sizes of their files. Empty for a queue in memory, and at each later call.
+    pub fn take_aside(&self) -> Vec<(Position, u64)> {
+        self.spool().map(spool::Cursor::take_aside).unwrap_or_default()
+    }
+
+    /// Returns the place of the events that the output sets aside.
+    pub fn shelf(&self) -> Shelf {
+        self.spool().map_or_else(Shelf::in_memory, spool::Cursor::shelf)
+    }
+
+    /// Returns the time at which the first event of a claim was accepted, by the wall clock, in
+    /// milliseconds since 1970. If the claim is gone, returns the present time.
+    pub fn received(&self, claim: Claim) -> u64 {
+        either!(self, cursor => cursor.received(claim))
+    }
+
     /// Notes that a claim no longer waits for an answer of the consumer, for example because the
     /// connection broke. The output must send the claim again.
     pub fn release(&self, claim: Claim) {
@@ -691,12 +727,6 @@ impl Cursor {
     /// needed, or more.
     pub fn crowding(&self) -> Crowding {
         either!(self, cursor => Crowding(Arc::new(cursor.crowding())))
-    }
-
-    /// Returns `true` if the queue is nearly full: it is crowded, or a batch has found no room in
-    /// the last minute. A large batch may find none although only half of the limit is needed.
-    pub fn is_nearly_full(&self) -> bool {
-        either!(self, cursor => cursor.is_nearly_full())
     }
 
     /// Returns the notes in which the output may keep facts for the delivery that replaces this

@@ -374,7 +374,7 @@ pub struct Output {
     pub all_dropped_seconds: Option<f64>,
     /// The events that the consumer does not take, although it takes others; `None` if there are
     /// none.
-    pub parked: Option<Parked>,
+    pub aside: Option<Aside>,
     /// The addresses of the output.
     pub addresses: Vec<Address>,
     /// `bad` or `warn`, as the verdict judges the output; `None` if nothing is wrong.
@@ -466,10 +466,10 @@ pub struct Counts {
     pub latency_p99_seconds: Option<f64>,
 }
 
-/// Events that a consumer does not take, although it takes others.
+/// Events that are set aside: the consumer does not take them, although it takes others.
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
-pub struct Parked {
+pub struct Aside {
     /// How many there are.
     pub events: u64,
     /// The position of the first one.
@@ -480,9 +480,9 @@ pub struct Parked {
     pub tries: u32,
     /// The consumer's last answer to the first one, with the address.
     pub error: String,
-    /// `true`: one of them waits because of server errors, so that later events are delivered
-    /// before it.
-    pub out_of_order: bool,
+    /// `true`: one of them is answered with server errors, and may wait for as long as
+    /// `rejected.after_server_errors`.
+    pub server_errors: bool,
 }
 
 /// An address of an output.

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::{Admin, Listener, Output};
 use crate::audit::time::rfc3339;
 use crate::config::Restrict;
-use crate::delivery::{AddressState, ParkedEvents};
+use crate::delivery::{AddressState, AsideEvents};
 use crate::lock::lock;
 use crate::process::restrict;
 use crate::queue::{Backlog, Queue};
@@ -238,7 +238,7 @@ impl Admin {
             },
             counts: self.counts(name),
             all_dropped_seconds: seconds(self.history.all_dropped(name)),
-            parked: snapshot.parked.as_ref().map(parked),
+            aside: snapshot.aside.as_ref().map(aside),
             addresses: output.status.addresses().into_iter().map(address).collect(),
             trouble: None,
         }
@@ -344,14 +344,14 @@ fn tls_failure(last: &LastTlsFailure) -> status::TlsFailure {
     }
 }
 
-fn parked(parked: &ParkedEvents) -> status::Parked {
-    status::Parked {
-        events: parked.events,
-        position: parked.position.get(),
-        seconds: parked.since.elapsed().as_secs_f64(),
-        tries: parked.tries,
-        error: parked.error.to_string(),
-        out_of_order: parked.out_of_order,
+fn aside(aside: &AsideEvents) -> status::Aside {
+    status::Aside {
+        events: aside.events,
+        position: aside.position.get(),
+        seconds: aside.since.elapsed().as_secs_f64(),
+        tries: aside.tries,
+        error: aside.error.to_string(),
+        server_errors: aside.server_errors,
     }
 }
 

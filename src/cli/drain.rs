@@ -90,6 +90,7 @@ fn of_output(output: &Value) -> Option<Result<String, String>> {
     let Some(events) = output["backlog_events"].as_u64() else {
         return Some(Err("not the status of a relay: an output has no backlog_events".to_owned()));
     };
+    let events = events + output["aside"]["events"].as_u64().unwrap_or_default();
     let name = escape::message(output["name"].as_str().unwrap_or("?"));
     (events > 0).then(|| Ok(format!("{events} events for the output {name}")))
 }

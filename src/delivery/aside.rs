@@ -1,121 +1,492 @@
-//! Work on large events, beside the worker threads of the runtime.
+//! Events that are set aside: single events that their consumer does not take, although it takes
+//! others. They have left the queue, hold up no other event, and are tried again from here.
 //!
-//! The filter of an output reads each event without a pause. An event of 64 MiB can keep it busy
-//! for a second, and in a container with up to three cores all outputs, listeners and timers share
-//! one worker thread. This module therefore gives the worker thread's other tasks to another thread
-//! while the filter works on a large event.
+//! With a queue in memory the lines are kept here, and count against `queue.max_bytes`. With a
+//! directory each event has a file on the queue's [`Shelf`], in the format of a dead letter, and is
+//! read when it is tried.
 
-use std::sync::OnceLock;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
 
-use tokio::runtime::{Handle, RuntimeFlavor};
-use tokio::sync::Semaphore;
+use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::Instant;
 
-/// The size in bytes above which an event is large, with its line break. A filter needs about two
-/// milliseconds for 1 MiB, which is no longer than the work on a batch of small events takes.
-const LARGE: usize = 1 << 20;
+use super::dead_letter::letter_head;
+use super::lines::line;
+use super::reason::Reason;
+use super::trial::{Answer, Retrial};
+use crate::position::Position;
+use crate::queue;
+use crate::queue::{Batch, Claim, Cursor, Origin, Shelf};
 
-/// Returns `true` if at least one line of the piece has more than [`LARGE`] bytes. The function
-/// looks for the last line break within each [`LARGE`] bytes, so that it reads only a small part of
-/// a piece with small events.
-pub(super) fn has_large_event(piece: &[u8]) -> bool {
-    let mut rest = piece;
-    while let Some(beginning) = rest.get(..LARGE) {
-        if rest.len() == LARGE {
-            return false;
-        }
-        match memchr::memrchr(b'\n', beginning) {
-            Some(end) => rest = rest.get(end + 1..).unwrap_or_default(),
-            None => return true,
-        }
-    }
-    false
-}
+/// The maximum number of events that are set aside at the same time. At this number, or at a
+/// quarter of `queue.max_bytes`, the oldest one is given up for each further one.
+pub(super) const EVENTS_MAX: usize = if cfg!(test) { 50 } else { 10_000 };
 
-/// Calls `work` and returns its result. If the work takes long, the other tasks of this worker
-/// thread continue meanwhile in a runtime with several threads. In any other runtime, such as that
-/// of a test with paused time, they wait.
+/// The part of `queue.max_bytes` that the events may have.
+const PART_OF_QUEUE: u64 = 4;
+
+/// The answer that is shown for an event of before the start, until it is read.
+const BEFORE_START: &str = "it was set aside before the start";
+
+/// The longest time that an end waits for files that are being deleted.
+const CLOSING: Duration = Duration::from_secs(1);
+
+/// The events that one output has set aside. The ledger owns this value, and a reload hands it to
+/// the next delivery.
 ///
-/// Only as many of these calls as there are worker threads work at once, and the others wait for
-/// their turn. More of them would take memory, and the cores that the other tasks need.
+/// Phases of an event: it *waits* until its next try is due; then it is *on the wire*, and the
+/// answer takes it out ([`Aside::answered`]); then it waits again ([`Aside::keep`]), is settled
+/// ([`Aside::forget`]), or is *doomed* ([`Aside::doom`]) until its line is there to become a dead
+/// letter.
 ///
-/// The function blocks, and no part of `work` is skipped, so a caller that is cancelled is
-/// cancelled before or after the work.
-pub(super) fn aside<T>(takes_long: bool, work: impl FnOnce() -> T) -> T {
-    static TURNS: OnceLock<Semaphore> = OnceLock::new();
-    match Handle::try_current() {
-        Ok(runtime) if takes_long && runtime.runtime_flavor() == RuntimeFlavor::MultiThread => {
-            let turns = TURNS.get_or_init(|| Semaphore::new(runtime.metrics().num_workers()));
-            in_turn(&runtime, turns, work)
-        }
-        _ => work(),
-    }
+/// Invariants: at most one file is read at a time. The number of bytes and events is bounded, except
+/// for those that are doomed.
+pub(super) struct Aside {
+    shelf: Shelf,
+    bytes_max: u64,
+    events: BTreeMap<Position, (Stage, Kept)>,
+    /// The events that wait, in the order of their next tries.
+    due: BTreeSet<(Instant, Position)>,
+    doomed: VecDeque<Position>,
+    /// The number of events on the wire.
+    on_wire: usize,
+    /// The bytes of all events that are not doomed.
+    bytes: u64,
+    reading: Reading,
+    /// The files that are being deleted.
+    deleting: JoinSet<()>,
+    /// The event that is tried next, before any other event is sent.
+    next: Option<Position>,
+    /// `true` if the last request was a try. The next request carries other events, if there are
+    /// any to send.
+    was_try: bool,
 }
 
-/// Waits for one of `turns` and calls `work`, while another thread runs the worker thread's tasks.
-fn in_turn<T>(runtime: &Handle, turns: &Semaphore, work: impl FnOnce() -> T) -> T {
-    tokio::task::block_in_place(|| {
-        // The semaphore is never closed. If it were, the work would still be done.
-        let _turn = runtime.block_on(turns.acquire()).ok();
-        work()
-    })
+/// The place of an event in its life.
+#[derive(Debug, Clone)]
+enum Stage {
+    Waits,
+    OnWire,
+    Doomed(Reason),
 }
 
-#[cfg(test)]
-mod tests {
-    use std::sync::atomic::{AtomicUsize, Ordering};
-    use std::sync::{Arc, mpsc};
-    use std::time::Duration;
+/// An event that is set aside, and the record of its tries.
+#[must_use = "the event is in no stage until it is given back"]
+#[derive(Debug, Clone)]
+pub(super) struct Kept {
+    pub(super) retrial: Retrial,
+    /// The consumer's last answer, with the address.
+    pub(super) answer: Arc<str>,
+    /// The size and the time of the event. The time is that of the start until the file of an event
+    /// of before the start is read.
+    pub(super) event: queue::Aside,
+    /// How many times the event was sent.
+    pub(super) attempts: u32,
+    /// The number of answers by which this delivery had seen something turned down when the event
+    /// was last sent.
+    pub(super) sent_at: u64,
+    /// The line; `None` if it is in a file.
+    line: Option<Bytes>,
+}
 
-    use tokio::task::JoinSet;
+/// The file that is read for the next try, or for the next dead letter.
+#[derive(Default)]
+enum Reading {
+    #[default]
+    Idle,
+    Under(Position, JoinHandle<Result<Read, String>>),
+    Done(Position, Result<Read, String>),
+}
 
-    use super::*;
+/// The content of the file of an event.
+#[derive(Debug)]
+struct Read {
+    line: Bytes,
+    received: u64,
+    reason: String,
+}
 
-    #[test]
-    fn a_line_of_more_than_1_mib_is_large() {
-        let lines = |lengths: &[usize]| {
-            let line = |length: &usize| [&*vec![b'a'; length - 1], b"\n"].concat();
-            lengths.iter().flat_map(line).collect::<Vec<u8>>()
+/// The members of a file that are read.
+#[derive(Deserialize)]
+struct Letter<'a> {
+    reason: String,
+    received: u64,
+    #[serde(borrow)]
+    event: &'a RawValue,
+}
+
+/// The line of an event that is tried or given up.
+pub(super) enum Line {
+    Is(Bytes),
+    /// The file is being read ([`Aside::readable`]).
+    NotYet,
+    /// The event can't be read: its file is damaged, gone, or was changed. The text says why.
+    Gone(String),
+}
+
+impl Aside {
+    /// Makes the place of an output that begins at this cursor, with the events that it had set
+    /// aside before the start.
+    pub(super) fn new(cursor: &Cursor) -> Self {
+        let mut aside = Self {
+            shelf: cursor.shelf(),
+            bytes_max: 0,
+            events: BTreeMap::new(),
+            due: BTreeSet::new(),
+            doomed: VecDeque::new(),
+            on_wire: 0,
+            bytes: 0,
+            reading: Reading::Idle,
+            deleting: JoinSet::new(),
+            next: None,
+            was_try: false,
         };
-        for (lengths, expected) in [
-            (&[][..], false),
-            (&[1, 2], false),
-            (&[LARGE], false),
-            (&[LARGE + 1], true),
-            (&[LARGE, LARGE, LARGE], false),
-            (&[1, LARGE, LARGE, 1], false),
-            (&[1, LARGE + 1, 1], true),
-            (&[LARGE / 2, LARGE / 2 + 1, LARGE], false),
-            (&[LARGE / 2, LARGE / 2, LARGE + 1], true),
-            (&[LARGE - 1, 1, 1, LARGE + 1], true),
-            (&[700; 10_000], false),
-        ] {
-            assert_eq!(has_large_event(&lines(lengths)), expected, "{lengths:?}");
+        aside.begin(cursor);
+        for (position, bytes) in cursor.take_aside() {
+            let claim = Claim { start: position, end: position.next() };
+            let kept = Kept {
+                retrial: Retrial::found(),
+                answer: BEFORE_START.into(),
+                event: queue::Aside { bytes, received: cursor.received(claim) },
+                attempts: 1,
+                sent_at: 0,
+                line: None,
+            };
+            aside.keep(position, kept);
+        }
+        aside
+    }
+
+    /// Begins a delivery. Its limit is that of the queue at this moment.
+    pub(super) fn begin(&mut self, cursor: &Cursor) {
+        self.bytes_max = cursor.capacity() / PART_OF_QUEUE;
+    }
+
+    /// Takes all events off the wire, for the delivery that replaces this one.
+    pub(super) fn inherited(mut self) -> Self {
+        let positions: Vec<_> = self.events.keys().copied().collect();
+        for position in positions {
+            if let Some((stage, mut kept)) = self.take(position) {
+                kept.retrial = kept.retrial.inherited();
+                match stage {
+                    Stage::Waits | Stage::OnWire => self.keep(position, kept),
+                    Stage::Doomed(reason) => self.doom(position, kept, reason),
+                }
+            }
+        }
+        (self.next, self.was_try) = (None, false);
+        self
+    }
+
+    /// Returns the number of events.
+    pub(super) fn count(&self) -> usize {
+        self.events.len()
+    }
+
+    /// Returns `true` if an event is on the wire.
+    pub(super) fn is_on_wire(&self) -> bool {
+        self.on_wire > 0
+    }
+
+    /// Returns the events that are not doomed, in the order of their positions.
+    pub(super) fn waiting(&self) -> impl Iterator<Item = (Position, &Kept)> {
+        let is_waiting = |stage: &Stage| !matches!(stage, Stage::Doomed(_));
+        let events = self.events.iter().filter(move |(_, (stage, _))| is_waiting(stage));
+        events.map(|(position, (_, kept))| (*position, kept))
+    }
+
+    /// Returns `true` if one of the older events has to be given up before another one of this size
+    /// is set aside. There is always room for one.
+    pub(super) fn is_full(&self, bytes: u64) -> bool {
+        let events = self.events.len() - self.doomed.len();
+        events > 0 && (events >= EVENTS_MAX || self.bytes + bytes > self.bytes_max)
+    }
+
+    /// Takes the event that was set aside first and is not on the wire, to give it up; `None` if
+    /// there is none.
+    pub(super) fn take_oldest(&mut self) -> Option<(Position, Kept)> {
+        let waits = self.events.iter().filter(|(_, (stage, _))| matches!(stage, Stage::Waits));
+        let oldest = waits.min_by_key(|(_, (_, kept))| kept.retrial.since);
+        let position = *oldest?.0;
+        Some((position, self.take_waiting(position)?))
+    }
+
+    /// Returns the events that were set aside longer ago than this and are not on the wire.
+    pub(super) fn older_than(&self, age: Duration) -> Vec<Position> {
+        let waits = self.events.iter().filter(|(_, (stage, _))| matches!(stage, Stage::Waits));
+        let old = waits.filter(|(_, (_, kept))| kept.retrial.since.elapsed() >= age);
+        old.map(|(position, _)| *position).collect()
+    }
+
+    /// Begins to write the file of an event whose claim is to be final; `None` if there is no
+    /// directory. The event is set aside with [`Aside::add`] when the file is synced.
+    pub(super) fn store(
+        &self,
+        output: &str,
+        position: Position,
+        reason: &str,
+        received: u64,
+        event: &[u8],
+    ) -> Option<JoinHandle<io::Result<()>>> {
+        if !self.shelf.is_durable() {
+            return None;
+        }
+        let mut content = letter_head(output, reason, Some(received));
+        content.extend_from_slice(event);
+        content.extend_from_slice(b"}\n");
+        let shelf = self.shelf.clone();
+        Some(tokio::task::spawn_blocking(move || shelf.store(position, &content)))
+    }
+
+    /// Sets an event aside. Its claim is final.
+    pub(super) fn add(&mut self, position: Position, mut kept: Kept, line: Bytes) {
+        kept.line = (!self.shelf.is_durable()).then_some(line);
+        self.keep(position, kept);
+    }
+
+    /// Puts an event back, which waits for its next try.
+    pub(super) fn keep(&mut self, position: Position, kept: Kept) {
+        self.due.insert((kept.retrial.due, position));
+        self.bytes += kept.event.bytes;
+        self.events.insert(position, (Stage::Waits, kept));
+    }
+
+    /// Decides to give an event up. It becomes a dead letter when its line is there.
+    pub(super) fn doom(&mut self, position: Position, kept: Kept, reason: Reason) {
+        self.doomed.push_back(position);
+        self.events.insert(position, (Stage::Doomed(reason), kept));
+    }
+
+    /// Takes an event that waits, to give it up.
+    pub(super) fn take_waiting(&mut self, position: Position) -> Option<Kept> {
+        self.is_waiting(position).then(|| self.take(position)).flatten().map(|(_, kept)| kept)
+    }
+
+    /// Takes an event on the wire, because there is an answer to it; `None` if this position is no
+    /// event on the wire.
+    pub(super) fn answered(&mut self, position: Position) -> Option<Kept> {
+        let (Stage::OnWire, _) = self.events.get(&position)? else { return None };
+        self.take(position).map(|(_, kept)| kept)
+    }
+
+    /// Takes all events on the wire, because the connection has ended.
+    pub(super) fn all_answered(&mut self) -> Vec<(Position, Kept)> {
+        let on_wire = self.events.iter().filter(|(_, (stage, _))| matches!(stage, Stage::OnWire));
+        let positions: Vec<_> = on_wire.map(|(position, _)| *position).collect();
+        let answered = positions.into_iter();
+        answered.filter_map(|position| Some((position, self.answered(position)?))).collect()
+    }
+
+    fn take(&mut self, position: Position) -> Option<(Stage, Kept)> {
+        let (stage, kept) = self.events.remove(&position)?;
+        match &stage {
+            Stage::Waits => {
+                self.due.remove(&(kept.retrial.due, position));
+            }
+            Stage::OnWire => self.on_wire -= 1,
+            Stage::Doomed(_) => self.doomed.retain(|other| *other != position),
+        }
+        if !matches!(stage, Stage::Doomed(_)) {
+            self.bytes -= kept.event.bytes;
+        }
+        Some((stage, kept))
+    }
+
+    /// Forgets an event that is settled, and deletes its file.
+    pub(super) fn forget(&mut self, position: Position) {
+        if let Reading::Under(of, _) | Reading::Done(of, _) = &self.reading
+            && *of == position
+        {
+            self.reading = Reading::Idle;
+        }
+        if self.shelf.is_durable() {
+            while self.deleting.try_join_next().is_some() {}
+            let shelf = self.shelf.clone();
+            self.deleting.spawn_blocking(move || shelf.remove(position));
         }
     }
 
-    #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-    async fn no_more_work_than_turns_is_done_at_once() {
-        let (turns, working) = (Arc::new(Semaphore::new(2)), Arc::new(AtomicUsize::new(0)));
-        let mut tasks = JoinSet::new();
-        for _ in 0..8 {
-            let (turns, working) = (Arc::clone(&turns), Arc::clone(&working));
-            tasks.spawn(async move {
-                in_turn(&Handle::current(), &turns, || {
-                    let at_once = working.fetch_add(1, Ordering::SeqCst) + 1;
-                    // The sender lives, so that the channel stays silent for this time.
-                    let (_sender, silent) = mpsc::channel::<()>();
-                    silent.recv_timeout(Duration::from_millis(20)).expect_err("nobody sends");
-                    working.fetch_sub(1, Ordering::SeqCst);
-                    at_once
-                })
-            });
+    /// Changes the tries of all events that wait, because the drain has begun.
+    pub(super) fn hurry(&mut self) {
+        let waits: Vec<_> = self.due.iter().map(|(_, position)| *position).collect();
+        for position in waits {
+            if let Some(mut kept) = self.take_waiting(position) {
+                kept.retrial.hurry();
+                self.keep(position, kept);
+            }
         }
-        let most = tasks.join_all().await.into_iter().max();
-        assert!(most <= Some(2), "{most:?}");
     }
 
-    #[tokio::test]
-    async fn a_runtime_of_one_thread_does_the_work_in_its_place() {
-        assert_eq!(aside(true, || 1), 1);
+    /// Returns the moment of the next try; `None` if there is none, or if a file must be read
+    /// first.
+    pub(super) fn next_try(&self) -> Option<Instant> {
+        let is_reading = matches!(self.reading, Reading::Under(..));
+        self.due.first().map(|(due, _)| *due).filter(|_| !is_reading)
     }
+
+    /// Returns `true` if the next try has to let other events go first: the last request was a try.
+    /// Each second call returns `false`.
+    pub(super) fn lets_others_go_first(&mut self) -> bool {
+        std::mem::take(&mut self.was_try)
+    }
+
+    /// Sends the event at this position next, before any other event: another address is asked.
+    pub(super) fn try_next(&mut self, position: Position) {
+        if let Some(mut kept) = self.take_waiting(position) {
+            kept.retrial.at_once();
+            self.keep(position, kept);
+            (self.next, self.was_try) = (Some(position), false);
+        }
+    }
+
+    /// Returns the event whose try is due, as a batch to be sent; `None` if there is none, or if a
+    /// file must be read first. An event that can't be read is doomed.
+    pub(super) fn next_due(&mut self) -> Option<Batch> {
+        loop {
+            let first = self.due.first().filter(|(due, _)| *due <= Instant::now());
+            let next = self.next.take().filter(|next| self.is_waiting(*next));
+            let position = next.or(first.map(|(_, position)| *position))?;
+            match self.line(position) {
+                Line::Is(line) => {
+                    let (_, kept) = self.events.get(&position)?;
+                    return Some(kept.batch(position, line));
+                }
+                Line::NotYet => return None,
+                Line::Gone(why) => {
+                    let kept = self.take_waiting(position)?;
+                    self.doom(position, kept, Reason::unreadable(&why));
+                }
+            }
+        }
+    }
+
+    fn is_waiting(&self, position: Position) -> bool {
+        matches!(self.events.get(&position), Some((Stage::Waits, _)))
+    }
+
+    /// Notes that an event is sent now. `answers` is the number of answers by which this delivery
+    /// has seen something turned down.
+    pub(super) fn sent(&mut self, position: Position, answers: u64) {
+        if let Some(mut kept) = self.take_waiting(position) {
+            kept.attempts += 1;
+            kept.sent_at = answers;
+            self.bytes += kept.event.bytes;
+            self.on_wire += 1;
+            self.was_try = true;
+            self.events.insert(position, (Stage::OnWire, kept));
+        }
+    }
+
+    /// Returns the next event that is to be given up, with its line and the reason. The caller
+    /// settles it. Returns `None` if there is none, or if its file must be read first.
+    pub(super) fn next_doomed(&mut self) -> Option<(Position, Kept, Bytes, Reason)> {
+        let position = *self.doomed.front()?;
+        let (line, why) = match self.line(position) {
+            Line::Is(line) => (line, None),
+            Line::NotYet => return None,
+            Line::Gone(why) => (Bytes::new(), Some(Reason::unreadable(&why))),
+        };
+        let (Stage::Doomed(reason), kept) = self.take(position)? else { return None };
+        Some((position, kept, line, why.unwrap_or(reason)))
+    }
+
+    /// Returns the line of an event. Begins to read its file if there is one.
+    fn line(&mut self, position: Position) -> Line {
+        if let Some(line) = self.events.get(&position).and_then(|(_, kept)| kept.line.clone()) {
+            return Line::Is(line);
+        }
+        match std::mem::take(&mut self.reading) {
+            Reading::Done(of, read) if of == position => match read {
+                Ok(Read { line, received, reason }) => {
+                    if let Some((_, kept)) = self.events.get_mut(&position) {
+                        kept.event.received = received;
+                        if &*kept.answer == BEFORE_START {
+                            kept.answer = reason.into();
+                        }
+                    }
+                    Line::Is(line)
+                }
+                Err(why) => Line::Gone(why),
+            },
+            Reading::Under(of, task) => {
+                self.reading = Reading::Under(of, task);
+                Line::NotYet
+            }
+            Reading::Idle | Reading::Done(..) => {
+                let shelf = self.shelf.clone();
+                let task = tokio::task::spawn_blocking(move || read(&shelf, position));
+                self.reading = Reading::Under(position, task);
+                Line::NotYet
+            }
+        }
+    }
+
+    /// Waits until the file that is being read is there. Never returns if none is being read.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost when the future is dropped.
+    pub(super) async fn readable(&mut self) {
+        let Reading::Under(position, task) = &mut self.reading else {
+            return std::future::pending().await;
+        };
+        let (position, read) = (*position, task.await);
+        let read = read.unwrap_or_else(|panic| Err(format!("the read has failed: {panic}")));
+        self.reading = Reading::Done(position, read);
+    }
+
+    /// Waits until the files of settled events are deleted, for at most a second.
+    pub(super) async fn close(&mut self) {
+        let deleted = async { while self.deleting.join_next().await.is_some() {} };
+        tokio::time::timeout(CLOSING, deleted).await.ok();
+    }
+
+    /// Deletes the files of all events, because the output leaves the queue, which counts the
+    /// events as lost.
+    pub(super) async fn clear(mut self) {
+        let positions: Vec<_> = self.events.keys().copied().collect();
+        positions.into_iter().for_each(|position| self.forget(position));
+        self.close().await;
+    }
+}
+
+impl Kept {
+    /// Makes the record of an event that is to be set aside. `answer` is the consumer's last one.
+    /// Its size and its time are not known before its line is read again.
+    pub(super) fn new(retrial: Retrial, answer: &str, attempts: u32) -> Self {
+        let event = queue::Aside { bytes: 0, received: 0 };
+        Self { retrial, answer: answer.into(), event, attempts, sent_at: 0, line: None }
+    }
+
+    /// Returns the event as a batch.
+    pub(super) fn batch(&self, position: Position, line: Bytes) -> Batch {
+        let claim = Claim { start: position, end: position.next() };
+        let queue::Aside { received, .. } = self.event;
+        let origin = Origin { first: position, events: 1, age: self.event.age(), received };
+        let bytes = line.len() as u64;
+        Batch { claim, events: 1, bytes, pieces: vec![line], origins: vec![origin] }
+    }
+
+    /// Returns `true` if the consumer answers the event with server errors.
+    pub(super) fn gets_server_errors(&self) -> bool {
+        self.retrial.answer == Answer::ServerError
+    }
+}
+
+/// Reads the file of an event. Blocks the thread.
+fn read(shelf: &Shelf, position: Position) -> Result<Read, String> {
+    let content = shelf.load(position, u64::MAX).map_err(|error| error.to_string())?;
+    let damaged = |error| format!("the file of the event is damaged: {error}");
+    let Letter { reason, received, event } = serde_json::from_slice(&content).map_err(damaged)?;
+    let event = event.get().as_bytes();
+    if shelf.is_changed(position, event) {
+        return Err("somebody has changed the file of the event".to_owned());
+    }
+    Ok(Read { line: line(event), received, reason })
 }

@@ -48,7 +48,7 @@ const JOBS_MAX: usize = 16 * CLAIMS_MAX;
 
 /// The longest time that a delivery waits until its dead letters are safe on disk. Events whose
 /// letters are not safe after this time are counted as lost without a letter.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// The longest time for which the process, at its end, waits for the threads that write dead
 /// letters.
@@ -351,8 +351,8 @@ fn write_all(
 /// Writes and syncs the dead letters of a group of jobs, each with its lines. Returns one result
 /// for each job.
 fn write_group(files: &mut LetterFiles, group: &[(Job, Vec<Bytes>)]) -> Vec<Written> {
-    let time = rfc3339(SystemTime::now());
-    let heads: Vec<Vec<u8>> = group.iter().map(|(job, _)| head(&time, job)).collect();
+    let head = |(job, _): &(Job, _)| letter_head(&job.output, &job.reason, None);
+    let heads: Vec<Vec<u8>> = group.iter().map(head).collect();
     let letters: Vec<Line<'_>> = group
         .iter()
         .zip(&heads)
@@ -372,15 +372,16 @@ fn write_group(files: &mut LetterFiles, group: &[(Job, Vec<Bytes>)]) -> Vec<Writ
     group.iter().map(written).collect()
 }
 
-/// Returns the first bytes of each dead letter of a job, which come before the event. They hold the
-/// time, the output and the reason.
-fn head(time: &str, job: &Job) -> Vec<u8> {
-    let mut reason = &*job.reason;
-    if reason.len() > REASON_BYTES_MAX {
-        reason = reason.get(..reason.floor_char_boundary(REASON_BYTES_MAX)).unwrap_or_default();
-    }
-    let (output, reason) = (serde_json::Value::from(&*job.output), serde_json::Value::from(reason));
-    format!(r#"{{"time":"{time}","output":{output},"reason":{reason},"event":"#).into_bytes()
+/// Returns the first bytes of a dead letter that is written now, which come before the event. They
+/// hold the time, the output and the reason. With the time at which the event was accepted, in
+/// milliseconds since 1970, they are those of the file of an event that is set aside.
+pub(super) fn letter_head(output: &str, reason: &str, received: Option<u64>) -> Vec<u8> {
+    let time = rfc3339(SystemTime::now());
+    let reason = reason.get(..reason.floor_char_boundary(REASON_BYTES_MAX)).unwrap_or_default();
+    let (output, reason) = (serde_json::Value::from(output), serde_json::Value::from(reason));
+    let received = received.map(|at| format!(r#""received":{at},"#)).unwrap_or_default();
+    format!(r#"{{"time":"{time}","output":{output},"reason":{reason},{received}"event":"#)
+        .into_bytes()
 }
 
 #[cfg(test)]

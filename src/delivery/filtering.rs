@@ -10,9 +10,9 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
-use super::aside::{aside, has_large_event};
 use super::lines::{Lines, events, line};
 use super::link::REJECTED_BYTES_MAX;
+use super::offload::{has_large_event, offload};
 use super::tapped::Tapping;
 use crate::filter::{Changes, EventView, Filter, Seen, Verdict};
 use crate::queue::{Batch, Claim, Cursor, Disposition, Fate, Position, SentLine, lines};
@@ -232,7 +232,7 @@ impl Filtering {
                     filter.remember(event, position, origin.age);
                 }
             };
-            aside(has_large_event(&lines), remember);
+            offload(has_large_event(&lines), remember);
         }
         filter.history_loaded();
     }
@@ -262,7 +262,8 @@ impl Filtering {
     ) -> (Vec<Bytes>, Disposition) {
         let claim = batch.claim;
         let takes_long = batch.pieces.iter().any(|piece| has_large_event(piece));
-        let (mut lines, positions) = aside(takes_long, || self.lines_before_form(&batch, rejected));
+        let (mut lines, positions) =
+            offload(takes_long, || self.lines_before_form(&batch, rejected));
         // Marks the other decisions about the events of the batch.
         self.pass(batch, cursor);
         lines.extend(self.marks.too_large(claim));
@@ -334,7 +335,7 @@ impl Filtering {
         }
         self.begin_batch(&batch);
         let takes_long = batch.pieces.iter().any(|piece| has_large_event(piece));
-        aside(takes_long, || self.judge_and_hash(batch))
+        offload(takes_long, || self.judge_and_hash(batch))
     }
 
     /// Returns `true` if a tap may want to see the lines of the next batch.

@@ -6,9 +6,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::aside::{Aside, Kept};
 use super::endpoints::{AddressState, Endpoints};
 use super::failure::Failure;
-use super::parked::ParkedByPosition;
 use crate::config;
 use crate::lock::lock;
 use crate::position::Position;
@@ -49,8 +49,8 @@ pub(super) struct Health {
     /// `true` if `retry.max_elapsed` is set: an event that can't be delivered within this time is
     /// given up.
     gives_up: bool,
-    /// The time of the last log line about a parked event; `None` if there was none.
-    told_parked: Option<Instant>,
+    /// The time of the last log line about an event that is set aside; `None` if there was none.
+    told_aside: Option<Instant>,
     /// The number of lost events at the moment when the output went down. It includes the events
     /// that were lost for all outputs.
     lost_before: u64,
@@ -87,30 +87,29 @@ pub struct Snapshot {
     /// `true` if events may be lost while the output is down, because they become too old or the
     /// queue becomes full. The value is that of the last failed attempt.
     pub may_lose: bool,
-    /// The events that the consumer does not take, although it takes others; `None` if there are
-    /// none.
-    pub parked: Option<ParkedEvents>,
+    /// The events that are set aside: the consumer does not take them, although it takes others.
+    /// `None` if there are none.
+    pub aside: Option<AsideEvents>,
 }
 
-/// The parked events of an output: events that the consumer does not take, although it takes
-/// others.
+/// The events that an output has set aside.
 #[derive(Debug, Clone)]
-pub struct ParkedEvents {
-    /// The number of parked events.
+pub struct AsideEvents {
+    /// The number of these events.
     pub events: u64,
-    /// The position of the first parked event.
+    /// The position of the first of them.
     pub position: Position,
-    /// The moment of the first try of the first parked event. If the relay has begun to drain since
-    /// then, the beginning of the drain.
+    /// The moment at which the first of them was first tried. If the relay has started or has begun
+    /// to drain since then, this moment.
     pub since: Instant,
-    /// The number of tries of the first parked event. Tries while the consumer did not work do not
+    /// The number of tries of the first of them. Tries while the consumer did not work do not
     /// count.
     pub tries: u32,
-    /// The consumer's last answer to the first parked event, with the address.
+    /// The consumer's last answer to the first of them, with the address.
     pub error: Arc<str>,
-    /// `true` if at least one parked event waits because of server errors, so that later events are
-    /// delivered before it.
-    pub out_of_order: bool,
+    /// `true` if at least one of them is answered with server errors, and may wait for as long as
+    /// `rejected.after_server_errors`.
+    pub server_errors: bool,
 }
 
 impl Snapshot {
@@ -176,46 +175,53 @@ impl Health {
             told: None,
             failures: 0,
             gives_up: config.retry.max_elapsed.is_some(),
-            told_parked: None,
+            told_aside: None,
             lost_before: 0,
         }
     }
 
-    /// Notes which events are parked, with the consumer's last answer to each. `new` is the
-    /// position of an event that was parked just now, for the first time or again; `None` if no
-    /// event was.
-    pub(super) fn parked(&mut self, parked: &ParkedByPosition, new: Option<Position>) {
-        let events = parked.len() as u64;
-        self.metrics.parked.set(events as f64);
-        let shown = parked.first_key_value().map(|(position, (parking, error))| {
-            let out_of_order = parked.values().any(|(parking, _)| !parking.keeps_order());
-            let (since, tries) = (parking.since, parking.tries);
-            let (position, error) = (*position, Arc::clone(error));
-            ParkedEvents { events, position, since, tries, error, out_of_order }
+    /// Notes which events are set aside. `new` is the position of one that was set aside just now;
+    /// `None` if none was.
+    pub(super) fn aside(&mut self, aside: &Aside, new: Option<Position>) {
+        let first = aside.waiting().next();
+        let shown = first.map(|(position, kept)| AsideEvents {
+            events: aside.count() as u64,
+            position,
+            since: kept.retrial.since,
+            tries: kept.retrial.tries,
+            error: Arc::clone(&kept.answer),
+            server_errors: aside.waiting().any(|(_, kept)| kept.gets_server_errors()),
         });
-        lock(&self.status.state).parked = shown;
-        let Some((parking, error)) = new.and_then(|new| parked.get(&new)) else { return };
-        if self.told_parked.is_some_and(|at| at.elapsed() < QUIET) {
-            return;
+        lock(&self.status.state).aside = shown;
+        let added = new.and_then(|new| aside.waiting().find(|(position, _)| *position == new));
+        if let Some((position, kept)) = added
+            && self.told_aside.is_none_or(|at| at.elapsed() >= QUIET)
+        {
+            self.told_aside = Some(Instant::now());
+            self.tell_aside(position, kept, aside.count());
         }
-        self.told_parked = Some(Instant::now());
-        let (output, position) = (&self.name, new.map(Position::get));
-        if parking.keeps_order() {
-            tracing::info!(
-                output,
-                position,
-                error = &**error,
-                events,
-                "the consumer refuses an event and takes others: the event is tried again"
-            );
-        } else {
+    }
+
+    /// Logs that an event is set aside.
+    fn tell_aside(&self, position: Position, kept: &Kept, events: usize) {
+        let (output, position, error) = (&self.name, position.get(), &*kept.answer);
+        if kept.gets_server_errors() {
             tracing::warn!(
                 output,
                 position,
-                error = &**error,
+                error,
                 events,
                 "the consumer answers an event with a server error and takes others: the event is \
-                 tried again, and later events are delivered before it"
+                 set aside and tried again, and later events are delivered before it"
+            );
+        } else {
+            tracing::info!(
+                output,
+                position,
+                error,
+                events,
+                "the consumer refuses an event and takes others: the event is set aside and tried \
+                 again"
             );
         }
     }

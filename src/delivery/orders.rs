@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use tokio_util::sync::CancellationToken;
 
+use super::aside::Aside;
 use super::checkpoints::Published;
-use super::parked::ParkedByPosition;
 use crate::filter::Seen;
 use crate::queue::{Claim, Cursor};
 use crate::tap::Taps;
@@ -20,8 +20,8 @@ pub struct HandOver {
     /// `cursor` was set back to the first event that is not final: the new delivery then takes all
     /// these events from the queue again.
     pub claims: Vec<Claim>,
-    /// The events among `claims` that are parked, with the consumer's last answer to each.
-    pub(super) parked: ParkedByPosition,
+    /// The events that the output has set aside.
+    pub(super) aside: Aside,
     /// The filter's memory of the events that were sent. `None` if no filter removes duplicates, or
     /// if the memory is not complete: the new delivery then rebuilds it from the queue.
     pub seen: Option<Seen>,
@@ -30,7 +30,16 @@ pub struct HandOver {
 impl HandOver {
     /// Makes the state of an output's first delivery, which begins at `cursor`.
     pub fn begin(cursor: Cursor) -> Self {
-        Self { cursor, claims: Vec::new(), parked: ParkedByPosition::new(), seen: None }
+        let aside = Aside::new(&cursor);
+        Self { cursor, claims: Vec::new(), aside, seen: None }
+    }
+
+    /// Removes the output from the queue ([`Cursor::leave`]). Returns the number of events that are
+    /// lost for it: those that it has not finished, and those that it has set aside.
+    pub async fn leave(self) -> u64 {
+        let lost = self.cursor.leave();
+        self.aside.clear().await;
+        lost
     }
 }
 

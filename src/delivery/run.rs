@@ -13,14 +13,14 @@ use super::failure::Failure;
 use super::filtering::Filtering;
 use super::health::Health;
 use super::in_flight::State;
-use super::ledger;
-use super::ledger::Ledger;
+use super::ledger::{Ledger, Rules};
 use super::link::{Begin, Connect, Event, Link, until};
 use super::orders::{HandOver, Orders};
 use super::rate::Rate;
 use super::tapped::Tapping;
 use crate::config;
-use crate::filter::{Filter, Rules};
+use crate::filter;
+use crate::filter::Filter;
 
 /// A connection that has lasted for this time proves that the consumer is up. The proof is needed
 /// if an earlier connection broke before anything was accepted on it, or ended with a failure that
@@ -82,7 +82,7 @@ pub(crate) struct Start {
     pub(super) health: Health,
     pub(super) config: config::Output,
     /// `None`: every event is sent unchanged.
-    pub(super) filter: Option<Arc<Rules>>,
+    pub(super) filter: Option<Arc<filter::Rules>>,
     /// The writer for events that are given up, if the config asks for dead letters.
     pub(super) dead_letters: DeadLetters,
     pub(super) orders: Orders,
@@ -128,7 +128,7 @@ impl<C: Connect> Delivery<C> {
     /// Makes the delivery. It first sends the claims that the delivery before it has left.
     pub(super) fn new(mut connector: C, start: Start) -> Self {
         let Start { begin, health, config, filter, dead_letters, orders } = start;
-        let HandOver { cursor, claims, parked, seen } = begin;
+        let HandOver { cursor, claims, aside, seen } = begin;
         connector.begin(Begin {
             queue: cursor.identity(),
             capacity: cursor.capacity(),
@@ -145,18 +145,12 @@ impl<C: Connect> Delivery<C> {
         cursor.keep(filter.as_ref().and_then(Filter::window).unwrap_or_default());
         let tapping = Tapping::new(orders.taps.clone(), &config.name);
         let filtering = Filtering::new(filter, &cursor, tapping);
-        let rules = ledger::Rules {
-            limits: config.batch,
-            server_errors: config.after_server_errors,
-            is_ordered: connector.is_ordered(),
-            collects: C::COLLECTS,
-            sends_lists,
-        };
-        let draining = orders.draining.clone();
+        let rules = Rules::new(&config, connector.is_ordered(), C::COLLECTS, sends_lists);
+        let (draining, place) = (orders.draining.clone(), (cursor, aside));
         let mut ledger =
-            Ledger::new(cursor, filtering, health, dead_letters, draining, &config, rules);
+            Ledger::new(place, filtering, health, dead_letters, draining, &config, rules);
         // If the consumer judges single events, most of the claims are remainders of batches.
-        ledger.inherit(claims, parked, judges_events);
+        ledger.in_flight.inherit(claims, judges_events);
         let published = orders.checkpoints.clone().filter(|_| config.checkpoints);
         let interval = connector.checkpoint_interval();
         let checkpoints = Checkpoints::new(&config.name, published, interval);
@@ -277,7 +271,7 @@ impl<C: Connect> Delivery<C> {
                 tokio::task::yield_now().await;
                 continue;
             }
-            needed |= ledger.in_flight.has(State::Pending) || ledger.in_flight.has(State::Parked);
+            needed |= ledger.in_flight.has(State::Pending) || ledger.aside.count() > 0;
             let until = ledger.pacing.paused_until;
             let may_shorten = ledger.may_hurry();
             let reads = ledger.given_up.needs_lines || !needed;
@@ -287,6 +281,7 @@ impl<C: Connect> Delivery<C> {
                 // A pause under way ends when the drain begins, and later ones are short: a
                 // consumer that is back must not be missed.
                 () = draining.cancelled(), if may_shorten => ledger.hurry(),
+                () = ledger.aside.readable() => {}
                 () = ledger.in_flight.readable(), if reads => {
                     needed |= !ledger.given_up.lines_are_read();
                 }
@@ -306,9 +301,9 @@ impl<C: Connect> Delivery<C> {
     /// send them.
     fn hand_over(mut self) -> HandOver {
         self.ledger.finish_decided();
-        let Ledger { in_flight, filtering, parked, .. } = self.ledger;
+        let Ledger { in_flight, filtering, aside, .. } = self.ledger;
         let (cursor, claims) = in_flight.hand_over();
-        HandOver { cursor, claims, parked, seen: filtering.into_seen() }
+        HandOver { cursor, claims, aside: aside.inherited(), seen: filtering.into_seen() }
     }
 
     /// Sends events on one link until it ends. Returns the reason for its end.
@@ -320,7 +315,8 @@ impl<C: Connect> Delivery<C> {
         loop {
             self.ledger.bury_beside_sending();
             self.ledger.finish_decided();
-            if leave_at.is_some() && !self.ledger.in_flight.has(State::OnWire) {
+            let awaits = self.ledger.in_flight.has(State::OnWire) || self.ledger.aside.is_on_wire();
+            if leave_at.is_some() && !awaits {
                 link.close().await;
                 return Ended::Retired;
             }
@@ -383,9 +379,8 @@ impl<C: Connect> Delivery<C> {
             tokio::task::yield_now().await;
         }
         if !ledger.in_flight.has(State::OnWire) && ledger.in_flight.cursor().is_closed() {
-            // The queue is closed, so suspects and parked events are not decided before the next
-            // start, which sends them first. The claims that wait for this decision become final
-            // now.
+            // The queue is closed, so suspects are not decided before the next start, which sends
+            // them first. The claims that wait for this decision become final now.
             ledger.finish_held();
         }
         let paused = ledger.pacing.paused_until;
@@ -407,6 +402,7 @@ impl<C: Connect> Delivery<C> {
                 Wake::Again
             }
             event = link.event() => Wake::Reported(event),
+            () = ledger.aside.readable() => Wake::Again,
             () = draining.cancelled(), if may_shorten => {
                 ledger.hurry();
                 Wake::Again
@@ -441,7 +437,8 @@ impl<C: Connect> Delivery<C> {
     /// Returns `true` if no event is on the wire, and none waits to be sent again.
     fn sends_nothing(&self) -> bool {
         let in_flight = &self.ledger.in_flight;
-        !in_flight.has(State::OnWire) && !in_flight.has(State::Pending)
+        let on_wire = in_flight.has(State::OnWire) || self.ledger.aside.is_on_wire();
+        !on_wire && !in_flight.has(State::Pending)
     }
 
     /// Tells the ledger what the link has reported. Returns the reason if the link has ended;

@@ -290,16 +290,6 @@ pub(super) fn is_crowded(needed: u64, capacity: u64) -> bool {
     needed >= capacity / 4 * 3
 }
 
-/// The time for which a queue counts as nearly full after a batch has found no room. A sender that
-/// gets 429 comes again within some seconds.
-const FULL_LATELY: Duration = Duration::from_secs(60);
-
-/// Returns `true` if a batch has found no room in the last minute. `full` is the last moment at
-/// which this has happened.
-pub(super) fn was_full_lately(full: Option<Instant>) -> bool {
-    full.is_some_and(|at| at.elapsed() < FULL_LATELY)
-}
-
 /// Waits until `is_so` returns `true`. `wakes` is notified whenever its result may have become
 /// `true`.
 pub(super) async fn until(wakes: &Notify, is_so: impl Fn() -> bool) {
@@ -339,6 +329,8 @@ pub struct Disposition {
     /// The number of events that were not sent again, because the consumer has got the same event
     /// before, at an earlier position.
     pub duplicate: u64,
+    /// The number of events that the output has set aside: 1 or 0.
+    pub aside: u64,
     /// The fate of each event, for the evidence. More events may be lost here than the numbers
     /// above say: if nobody knows which events of a claim are lost, all of them count as lost here.
     pub fates: Fates,
@@ -440,12 +432,18 @@ impl Disposition {
         Self { lost: events, fates, ..Self::default() }
     }
 
+    /// Makes the value for a claim whose one event is set aside.
+    pub(super) fn aside() -> Self {
+        let fates = Fates { rest: Some(Fate::Aside), ..Fates::default() };
+        Self { aside: 1, fates, ..Self::default() }
+    }
+
     /// Adds the events of a final claim to the output's counters, each event once. `events` is the
     /// number of the claim's events that are still in the queue. Events that were dropped from the
     /// queue are counted already; the fields of `self` may include them, so the sum of the fields
     /// is limited to `events`.
     pub(super) fn count(&self, events: u64, metrics: &OutputMetrics) {
-        let mut rest = events;
+        let mut rest = events.saturating_sub(self.aside);
         for (counter, count) in [
             (&metrics.lost, self.lost),
             (&metrics.fates.filtered.dropped, self.dropped),
@@ -456,6 +454,30 @@ impl Disposition {
             counter.increment(count);
         }
         metrics.events.increment(rest);
+    }
+}
+
+/// An event that an output has set aside.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Aside {
+    /// The number of bytes by which the event counts in `queue.max_bytes`.
+    pub bytes: u64,
+    /// The time of its acceptance by the wall clock, in milliseconds since 1970.
+    pub received: u64,
+}
+
+impl Aside {
+    /// Returns the time since the event was accepted, by the wall clock.
+    pub fn age(self) -> Duration {
+        Duration::from_millis(now().saturating_sub(self.received))
+    }
+
+    /// Counts the event, which is decided now.
+    pub(super) fn count(self, disposition: &Disposition, metrics: &OutputMetrics) {
+        disposition.count(1, metrics);
+        if disposition.lost + disposition.dropped + disposition.duplicate == 0 {
+            metrics.delivered(self.age(), Instant::now());
+        }
     }
 }
 

@@ -17,6 +17,7 @@ use std::{fmt, fs, io};
 use rustix::fs::{AtFlags, Dir, FallocateFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::{Errno, retry_on_intr};
 
+use super::shelf;
 use crate::named_file;
 use direct::Direct;
 
@@ -208,7 +209,7 @@ impl RealDisk {
         }
         let grows = AtomicBool::new(false);
         let disk = Self { root: root.to_owned(), _lock: Some(file), grows };
-        for name in [SEGMENTS, SPARES, QUARANTINE] {
+        for name in [SEGMENTS, SPARES, QUARANTINE, shelf::DIRECTORY] {
             disk.make_directory(name).map_err(failed("make", &root.join(name)))?;
         }
         Ok(disk)

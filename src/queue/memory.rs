@@ -16,8 +16,8 @@ use tokio::time::Instant;
 
 use super::claims::{Claims, Stage};
 use super::contract::{
-    Append, Backlog, Batch, Claim, Disposition, JoinError, Origin, Refused, Take, Ticket, Waits,
-    Withdraw, is_crowded, until, was_full_lately,
+    Append, Aside, Backlog, Batch, Claim, Disposition, JoinError, Origin, Refused, Take, Ticket,
+    Waits, Withdraw, is_crowded, now, until,
 };
 use super::identity::Identity;
 use super::notes;
@@ -91,6 +91,11 @@ struct MemoryState {
     /// The weight of all records: bytes, as `queue.max_bytes` counts them.
     bytes: u64,
     spare: Spare,
+    /// The bytes of the events that outputs have set aside. They count against `queue.max_bytes`.
+    aside: u64,
+    /// The senders that wait for `delivered`, and of whose batches only events that are set aside
+    /// are not delivered.
+    late: Vec<Late>,
     /// The position that the next appended event gets.
     next: Position,
     cursors: Slab<CursorState>,
@@ -100,11 +105,16 @@ struct MemoryState {
     counted: Amount,
     /// `true`: the queue counts as full, and the last log line about its room says so.
     told_full: bool,
-    /// The last moment at which a batch found no room; `None` if every batch has found room.
-    full: Option<Instant>,
     /// `true`: the queue takes no more batches. The events that were still in the queue are already
     /// counted as lost, so a batch that came now would not be counted.
     closed: bool,
+}
+
+/// A sender that waits until the events of its batch that outputs have set aside are decided.
+struct Late {
+    /// The index of each such output's cursor, and the position of the event.
+    open: Vec<(usize, Position)>,
+    sender: oneshot::Sender<Result<(), Refused>>,
 }
 
 /// The spare records: the records at the front of the queue that every required output has
@@ -124,6 +134,8 @@ pub(super) struct CursorState {
     /// finished or lost, or that were appended before the output joined. The other events of
     /// [`MemoryState::counted`] are the backlog.
     passed: Amount,
+    /// The events that this output has set aside.
+    aside: Amount,
     /// The position at which the output joined: the end of the log at that time.
     joined: Position,
     /// The value of this output's gauge `output_start_events`, a number that may be negative. It
@@ -168,9 +180,10 @@ impl MemoryState {
         self.records.partition_point(|record| record.end() <= position)
     }
 
-    /// Returns the weight of the records that a required output has not finished.
+    /// Returns the weight of the records that a required output has not finished, and of the events
+    /// that are set aside.
     fn needed(&self) -> u64 {
-        self.bytes - self.spare.bytes
+        self.bytes - self.spare.bytes + self.aside
     }
 
     /// Logs that the queue has room again. Does so only if the log's last line about room says that
@@ -190,10 +203,10 @@ impl MemoryState {
     /// Notes that a batch has found no room, and logs that the queue is full. Logs nothing if the
     /// log's last line about room already says so.
     fn log_full(&mut self, metrics: &QueueMetrics) {
-        self.full = Some(Instant::now());
         if !std::mem::replace(&mut self.told_full, true) {
             let when_full = self.when_full.name().to_owned();
-            metrics.changed(Told::QueueFull { bytes: self.bytes, when_full });
+            let bytes = self.bytes + self.aside;
+            metrics.changed(Told::QueueFull { bytes, when_full });
         }
     }
 
@@ -250,9 +263,18 @@ impl MemoryState {
     /// needs the record any more. Returns `false` if the batch is refused and no output has begun
     /// to send it: the batch is then not accepted, and the caller must remove the record. Otherwise
     /// returns `true`.
-    fn answer(cursors: &Slab<CursorState>, record: &mut Record) -> bool {
+    ///
+    /// If an output has set events of the batch aside, the sender gets its answer when these are
+    /// decided, and waits in `late` until then.
+    fn answer(cursors: &Slab<CursorState>, record: &mut Record, late: &mut Vec<Late>) -> bool {
         let Some(waiting) = record.waiting.take() else { return true };
         let verdict = Self::verdict(cursors, record);
+        let open = std::mem::take(&mut record.aside);
+        if verdict.is_ok() && !open.is_empty() {
+            late.retain(|late| !late.sender.is_closed());
+            late.push(Late { open, sender: waiting });
+            return true;
+        }
         // The sender may have gone: then nobody needs the answer.
         waiting.send(verdict).ok();
         verdict.is_ok() || record.counted
@@ -294,13 +316,13 @@ impl MemoryState {
             let was_spare = self.spare.records > 0;
             let Some(mut record) = self.remove(0) else { break };
             if !was_spare {
-                Self::answer(&self.cursors, &mut record);
+                Self::answer(&self.cursors, &mut record, &mut self.late);
             }
         }
         while let Some(record) = self.records.get_mut(self.spare.records)
             && record.end() <= needed
         {
-            if Self::answer(&self.cursors, record) {
+            if Self::answer(&self.cursors, record, &mut self.late) {
                 self.spare.records += 1;
                 self.spare.bytes += record.weight();
             } else {
@@ -447,12 +469,13 @@ impl Queue {
             records: VecDeque::new(),
             bytes: 0,
             spare: Spare::default(),
+            aside: 0,
+            late: Vec::new(),
             next: Position::START,
             cursors: Slab::new(),
             departed: Departed::default(),
             counted: Amount::default(),
             told_full: false,
-            full: None,
             closed: false,
         };
         let state = Mutex::new(state);
@@ -509,6 +532,7 @@ impl Queue {
             output,
             claims: Claims::at(state.next),
             passed: state.counted,
+            aside: Amount::default(),
             joined: state.next,
             start,
             gone: false,
@@ -587,7 +611,7 @@ impl Queue {
             return Err(Refused::Undelivered);
         }
         let metrics = &self.shared.metrics;
-        let after = state.bytes + batch.lines.len() as u64 + BATCH_OVERHEAD;
+        let after = state.bytes + state.aside + batch.lines.len() as u64 + BATCH_OVERHEAD;
         if after > state.capacity {
             let is_full = after - state.spare.bytes > state.capacity;
             if is_full {
@@ -634,7 +658,7 @@ impl Queue {
     /// [`super::Queue::held`].
     pub fn held(&self) -> (u64, u64) {
         let state = self.shared.lock();
-        (state.bytes, state.records.iter().map(|record| record.events).sum())
+        (state.bytes + state.aside, state.records.iter().map(|record| record.events).sum())
     }
 
     /// Returns the weight of the records that a required output has not finished. See
@@ -657,7 +681,7 @@ impl Queue {
     pub fn observe(&self) {
         let state = self.shared.lock();
         let metrics = &self.shared.metrics;
-        metrics.bytes.set(state.bytes as f64);
+        metrics.bytes.set((state.bytes + state.aside) as f64);
         metrics.needed.set(state.needed() as f64);
         metrics.held.set(state.records.iter().map(|record| record.events).sum::<u64>() as f64);
         for (_, cursor) in &state.cursors {
@@ -665,13 +689,18 @@ impl Queue {
         }
     }
 
-    /// Waits until no record is left in the queue.
+    /// Waits until no record is left in the queue, and no event is set aside.
     ///
     /// # Cancel safety
     ///
     /// Nothing is lost if the future is dropped.
     pub async fn drained(&self) {
-        until(&self.shared.progress, || self.shared.lock().records.is_empty()).await;
+        let is_done = || {
+            let state = self.shared.lock();
+            let waits = |cursor: &CursorState| !cursor.gone && cursor.aside.events > 0;
+            state.records.is_empty() && !state.cursors.iter().any(|(_, cursor)| waits(cursor))
+        };
+        until(&self.shared.progress, is_done).await;
     }
 
     /// Notes that the output with this name has ended permanently. Accepted events that the output
@@ -683,6 +712,7 @@ impl Queue {
         for (_, cursor) in &mut state.cursors {
             cursor.gone |= cursor.output.name == name;
         }
+        state.refuse_late(name);
         state.refuse_missed();
         state.free_finished();
         drop(state);
@@ -699,8 +729,10 @@ impl Queue {
             .cursors
             .iter_mut()
             .map(|(_, cursor)| {
-                let lost = counted.events.saturating_sub(cursor.passed.events);
+                let backlog = counted.events.saturating_sub(cursor.passed.events);
+                let lost = backlog + std::mem::take(&mut cursor.aside).events;
                 cursor.output.metrics.lose(Loss::Undelivered, lost);
+                cursor.output.show_aside(0);
                 cursor.passed = counted;
                 (cursor.output.name.clone(), lost)
             })
@@ -709,6 +741,35 @@ impl Queue {
 }
 
 impl MemoryState {
+    /// Notes that an event which the output with this cursor had set aside is delivered, or counted
+    /// as lost. A sender that has waited for nothing else gets its answer.
+    fn decided(&mut self, cursor: usize, position: Position) {
+        let of_event = |open: &(usize, Position)| *open == (cursor, position);
+        // The batch is perhaps not finished by all outputs.
+        let index = self.index_at(position);
+        if let Some(record) = self.records.get_mut(index) {
+            record.aside.retain(|open| !of_event(open));
+        }
+        for late in self.late.extract_if(.., |late| {
+            late.open.retain(|open| !of_event(open));
+            late.open.is_empty()
+        }) {
+            // The sender may have gone: then nobody needs the answer.
+            late.sender.send(Ok(())).ok();
+        }
+    }
+
+    /// Refuses the batches of which an output that has ended, or is removed, has set events aside.
+    fn refuse_late(&mut self, output: &str) {
+        let cursors = &self.cursors;
+        let is_of = |(cursor, _): &(usize, Position)| {
+            cursors.get(*cursor).is_some_and(|cursor| cursor.output.name == output)
+        };
+        for late in self.late.extract_if(.., |late| late.open.iter().any(is_of)) {
+            late.sender.send(Err(Refused::Undelivered)).ok();
+        }
+    }
+
     /// Returns the backlog of an output: the events that it has not finished.
     fn backlog(&self, cursor: &CursorState) -> Backlog {
         let events = self.counted.events.saturating_sub(cursor.passed.events);
@@ -817,7 +878,9 @@ impl Cursor {
                 break;
             }
             amount += record.amount(claim.start, claim.end);
-            cursor.output.metrics.delivered(now.duration_since(record.accepted), now);
+            if disposition.aside == 0 {
+                cursor.output.metrics.delivered(now.duration_since(record.accepted), now);
+            }
         }
         disposition.count(amount.events, &cursor.output.metrics);
         cursor.passed += amount;
@@ -826,6 +889,54 @@ impl Cursor {
         state.log_not_full(&self.shared.metrics);
         drop(guard);
         self.shared.progress.notify_waiters();
+    }
+
+    /// Makes the claim of one event final, which the output sets aside. See
+    /// [`super::Cursor::set_aside`].
+    pub fn set_aside(&self, claim: Claim, bytes: u64) {
+        {
+            let mut guard = self.shared.lock();
+            let state = &mut *guard;
+            let index = state.index_at(claim.start);
+            let cursor = &mut state.cursors[self.index];
+            if !cursor.claims.find(claim).is_some_and(|entry| entry.stage.is_open()) {
+                return;
+            }
+            cursor.aside += Amount { events: 1, bytes };
+            cursor.output.show_aside(cursor.aside.events);
+            state.aside += bytes;
+            let record = state.records.get_mut(index);
+            let waiting =
+                record.filter(|record| cursor.output.required && record.waiting.is_some());
+            if let Some(record) = waiting {
+                record.aside.push((self.index, claim.start));
+            }
+        }
+        self.acknowledge(claim, Disposition::aside());
+    }
+
+    /// Notes what has become of an event that was set aside. See
+    /// [`super::Cursor::settle_aside`].
+    pub fn settle_aside(&self, position: Position, event: Aside, disposition: Disposition) {
+        let mut guard = self.shared.lock();
+        let state = &mut *guard;
+        let cursor = &mut state.cursors[self.index];
+        event.count(&disposition, &cursor.output.metrics);
+        cursor.aside -= Amount { events: 1, bytes: event.bytes };
+        cursor.output.show_aside(cursor.aside.events);
+        state.aside -= event.bytes;
+        state.decided(self.index, position);
+        state.log_not_full(&self.shared.metrics);
+        drop(guard);
+        self.shared.progress.notify_waiters();
+    }
+
+    /// Returns the time at which the first event of a claim was accepted. See
+    /// [`super::Cursor::received`].
+    pub fn received(&self, claim: Claim) -> u64 {
+        let state = self.shared.lock();
+        let record = state.records.get(state.index_at(claim.start));
+        record.map_or_else(now, |record| record.received)
     }
 
     /// Notes that a claim must be sent again. See [`super::Cursor::release`].
@@ -915,15 +1026,20 @@ impl Cursor {
         let cursor = &mut state.cursors[self.index];
         cursor.gone = true;
         cursor.output.required = false;
+        let name = cursor.output.name.clone();
+        state.refuse_late(&name);
         state.free_finished();
         let cursor = state.cursors.remove(self.index);
+        state.aside -= cursor.aside.bytes;
+        cursor.output.metrics.lose(Loss::Removed, cursor.aside.events);
+        cursor.output.show_aside(0);
         let backlog = state.counted.events.saturating_sub(cursor.passed.events);
         let accepted = state.counted.events;
         let lost = state.departed.remove(&cursor.output, cursor.start, backlog, counts, accepted);
         state.log_not_full(&self.shared.metrics);
         drop(guard);
         self.shared.progress.notify_waiters();
-        lost
+        lost + cursor.aside.events
     }
 
     /// Returns the identity of the queue. See [`super::Cursor::identity`].
@@ -944,12 +1060,6 @@ impl Cursor {
             let state = shared.lock();
             is_crowded(state.needed(), state.capacity)
         }
-    }
-
-    /// Returns `true` if the queue is nearly full. See [`super::Cursor::is_nearly_full`].
-    pub fn is_nearly_full(&self) -> bool {
-        let state = self.shared.lock();
-        is_crowded(state.needed(), state.capacity) || was_full_lately(state.full)
     }
 
     /// Returns the notes in which the output may keep facts. See [`super::Cursor::notes`].

@@ -45,6 +45,12 @@ impl Output {
         self.metrics.lose(loss, events);
     }
 
+    /// Shows how many events the output has set aside.
+    #[allow(clippy::cast_precision_loss, reason = "a gauge; counts are below 2^52")]
+    pub(super) fn show_aside(&self, events: u64) {
+        self.metrics.aside.set(events as f64);
+    }
+
     /// Tells the telemetry whether the queue keeps the events of this output until the output has
     /// them, or may drop them earlier. The log says so while the output is down. The queue keeps
     /// them if the output is required and a full queue refuses new batches (`when_full` is

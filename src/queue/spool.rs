@@ -22,7 +22,6 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::{Notify, oneshot};
-use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::contract::{
@@ -196,7 +195,6 @@ impl Shared {
     /// full. Logs nothing if the log's last line about room already says so. In both cases wakes
     /// the threads that may be able to delete segments.
     fn log_full(&self, state: &mut SpoolState) {
-        state.writing.full = Some(Instant::now());
         // There may be a way to make room.
         self.wake();
         if !std::mem::replace(&mut state.writing.told_full, true) {
@@ -578,7 +576,8 @@ impl Queue {
     }
 
     /// Stops handing out events, and then waits until no output has an event on the wire. If the
-    /// queue is `ephemeral`, hands out events until every output has finished all of them.
+    /// queue is `ephemeral`, hands out events until every output has finished all of them, and has
+    /// none set aside.
     ///
     /// # Cancel safety
     ///
@@ -587,7 +586,8 @@ impl Queue {
         self.shared.lock().log.draining = !ephemeral;
         let is_done = || {
             let log = &self.shared.lock().log;
-            let is_empty = |it: &CursorState| it.gone || log.backlog(it).events == 0;
+            let left = |it: &CursorState| log.backlog(it).events + it.aside;
+            let is_empty = |it: &CursorState| it.gone || left(it) == 0;
             log.outputs().all(|it| it.is_idle() && (!ephemeral || is_empty(it)))
         };
         until(&self.shared.wakes.progress, is_done).await;
@@ -598,8 +598,9 @@ impl Queue {
     pub fn abandon(&self) -> Vec<(String, u64)> {
         let log = &mut self.shared.lock().log;
         let lost = |cursor: &CursorState| {
-            let events = log.backlog(cursor).events;
+            let events = log.backlog(cursor).events + cursor.aside;
             cursor.output.metrics.lose(Loss::Undelivered, events);
+            cursor.output.show_aside(0);
             (cursor.output.name.clone(), events)
         };
         let lost = log.outputs().map(lost).collect();

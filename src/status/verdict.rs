@@ -149,7 +149,7 @@ pub fn trouble(it: &Output) -> Option<State> {
         || is_late(it)
         || is_growing(it)
         || is_stalling(it)
-        || it.parked.as_ref().is_some_and(|parked| parked.out_of_order)
+        || it.aside.as_ref().is_some_and(|aside| aside.server_errors)
         || is_dropping_all(it)
         || it.addresses.iter().any(|it| is_passed_over(it) || it.state == ON_TRIAL);
     match (is_bad, is_worth_a_look) {
@@ -422,14 +422,14 @@ fn output(it: &Output, found: &mut Findings) {
             event; names of verbs, resources and users are compared letter by letter.";
         found.add(State::Warn, &about, text, advice);
     }
-    if let Some(parked) = it.parked.as_ref().filter(|it| it.out_of_order) {
-        let (events, position) = (parked.events, parked.position);
+    if let Some(aside) = it.aside.as_ref().filter(|it| it.server_errors) {
+        let (events, position) = (aside.events, aside.position);
         let text = format!(
             "Output {}: the consumer answers {events} of its events with an error each time, the \
              first at position {position}, and takes the others.",
             it.name
         );
-        let advice = "`parked` in /status has its answer. The events are treated as refused after \
+        let advice = "They are set aside. `aside` in /status has the answer. They are treated as refused after \
             rejected.after_server_errors.";
         found.add(State::Warn, &about, text, advice);
     }
@@ -814,15 +814,15 @@ mod tests {
 
     #[test]
     fn an_event_that_waits_because_of_server_errors_is_a_warning() {
-        let parked = |out_of_order: bool| {
+        let aside = |server_errors: bool| {
             let (events, position) = (1, 7);
-            json!({ "events": events, "position": position, "out_of_order": out_of_order })
+            json!({ "events": events, "position": position, "server_errors": server_errors })
         };
         assert_headline(State::Warn, "the first at position 7", |status| {
-            status["outputs"][0]["parked"] = parked(true);
+            status["outputs"][0]["aside"] = aside(true);
         });
         assert_headline(State::Good, "works", |status| {
-            status["outputs"][0]["parked"] = parked(false);
+            status["outputs"][0]["aside"] = aside(false);
         });
     }
 

@@ -66,8 +66,8 @@ catalog! {
             meaning: "Each accepted event counts once, whatever the number of outputs. Events of a \
                 batch that `queue.when_full = \"drop_newest\"` drops count as well. At rest, for \
                 every output: `event_total` + `output_start_events` = `output_events_total` + \
-                `output_backlog_events` + `error_total` of the output and of `queue` + \
-                `filtered_events_total` with the actions `dropped` and `duplicate`.",
+                `output_backlog_events` + `output_aside_events` + `error_total` of the output and \
+                of `queue` + `filtered_events_total` with the actions `dropped` and `duplicate`.",
             action: "If it stands still, no sender reaches the relay, or all are refused: look at \
                 `requests_total` by `code`. The alert `KubeAuditForwarderNothingReceived` fires \
                 after a quarter of an hour. The alert `KubeAuditForwarderConservationBroken` \
@@ -387,14 +387,15 @@ catalog! {
                 sticky sessions is in front of it. `check --config FILE --connect` tries the \
                 connection by hand.",
         }
-        pub parked: Gauge = "output_parked_events" {
-            help: "Events that the consumer does not take, although it takes others.",
+        pub aside: Gauge = "output_aside_events" {
+            help: "Events that are set aside: the consumer does not take them, although it takes \
+                others.",
             unit: "events",
-            meaning: "Such an event waits beside the stream and is tried again. It is given up \
-                after 8 refusals over some seconds, or after server errors for \
-                `rejected.after_server_errors`.",
-            action: "`parked` in `/status` has the position of the first one, and the consumer's \
-                answer to it. The queue can't delete what was accepted after it.",
+            meaning: "Such an event has left the queue, holds up no other, and is tried again. It \
+                is given up after 8 refusals over some seconds, or after server errors for \
+                `rejected.after_server_errors`. It is not in `output_backlog_events`.",
+            action: "`aside` in `/status` has the position of the first one, and the consumer's \
+                answer to it.",
         }
         pub existing: Counter = "output_existing_events_total" {
             help: "Events that the consumer said it had already, from an earlier attempt.",

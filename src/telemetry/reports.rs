@@ -68,6 +68,8 @@ pub enum Cause {
     TooLong,
     /// The events were not delivered within the time `retry.max_elapsed`.
     TooOld,
+    /// The events were set aside, and their files can't be read.
+    Unreadable,
 }
 
 /// The fate of events that an output has given up.
@@ -114,6 +116,7 @@ impl Loss {
             Cause::Refused => "refused",
             Cause::TooLong => "too long",
             Cause::TooOld => "retry.max_elapsed",
+            Cause::Unreadable => "damaged",
         })
     }
 

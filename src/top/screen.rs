@@ -539,6 +539,9 @@ fn details(it: &Output, width: u16) -> Vec<Line<'static>> {
     if it.counts.dead_letter_events > 0 {
         facts.push(format!("dead letters {}", grouped(it.counts.dead_letter_events)));
     }
+    if let Some(aside) = &it.aside {
+        facts.push(format!("set aside {}", grouped(aside.events)));
+    }
     let filtered = it.counts.filtered.iter().filter(|(_, count)| **count > 0);
     facts
         .extend(filtered.map(|(action, count)| format!("{} {}", message(action), grouped(*count))));

@@ -75,6 +75,7 @@ mod outputs {
     mod lumberjack;
     mod otlp;
     mod s3;
+    mod set_aside;
     mod splunk_hec;
     mod stdout;
     mod tcp;

@@ -10,14 +10,14 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::config::{Rejected, WhenFull};
+use crate::delivery::aside::EVENTS_MAX;
 use crate::delivery::checkpoints::{Checkpoint, Fate, Published};
 use crate::delivery::dead_letter::tests::Desk;
 use crate::delivery::endpoints::Probed;
 use crate::delivery::health::Status;
 use crate::delivery::in_flight::tests::opened;
-use crate::delivery::isolation::SUSPECTS_MAX;
 use crate::delivery::link::{CLOSE_TIME, Part, Parts, Verdict};
-use crate::delivery::parked::PARKED_MAX;
+use crate::delivery::search::SUSPECTS_MAX;
 use crate::policy;
 use crate::policy::Policy;
 use crate::position::Position;
@@ -25,10 +25,10 @@ use crate::queue::{Append, Batch, Claim, Queue, Refused, Take};
 use crate::telemetry::{AttemptError, Telemetry};
 
 mod any_consumer;
+mod aside;
 mod filtering;
 mod given_up;
 mod judged;
-mod parked;
 
 /// More attempts than any test needs. A loop that sends without end fails at this number.
 const ATTEMPTS_MAX: usize = 200_000;
@@ -225,9 +225,8 @@ impl<const EAGER: bool> Link for FakeLink<EAGER> {
 
     fn send(&mut self, batch: Batch) {
         assert!(self.room().is_some(), "sent without room");
-        let clash =
-            |sent: &Batch| sent.claim.start < batch.claim.end && batch.claim.start < sent.claim.end;
-        assert!(!self.wire.iter().any(clash), "on the wire twice at a time");
+        let sent: BTreeSet<_> = self.wire.iter().flat_map(Batch::positions).collect();
+        assert!(!batch.positions().any(|it| sent.contains(&it)), "on the wire twice at a time");
         let attempts = {
             let attempts = &mut self.consumer.state.lock().unwrap().attempts;
             attempts.push(Instant::now());
@@ -424,7 +423,7 @@ impl Default for Setting {
 
 /// Returns a filter that drops events with `"verb":"hide"`, removes the body of events with
 /// `"verb":"lower"`, and sends no event twice in a year.
-fn sifting() -> Arc<Rules> {
+fn sifting() -> Arc<filter::Rules> {
     let rule = |verb: &[&str], level| policy::Rule {
         line: 1,
         level,
@@ -441,7 +440,7 @@ fn sifting() -> Arc<Rules> {
         rule(&[], policy::Level::RequestResponse),
     ];
     let config = config::Filter { deduplicate: Some(365 * DAY), ..config::Filter::default() };
-    let sifting = Rules::new(&config, Rejected::Drop);
+    let sifting = filter::Rules::new(&config, Rejected::Drop);
     sifting.apply(vec![Policy::new(&[], false, rules)]);
     Arc::new(sifting)
 }
@@ -609,6 +608,14 @@ impl Bench {
         self.value("error_total{plugin=\"o\"}")
     }
 
+    fn backlog(&self) -> u64 {
+        self.value("output_backlog_events{output=\"o\"}")
+    }
+
+    fn aside(&self) -> u64 {
+        self.value("output_aside_events{output=\"o\"}")
+    }
+
     fn filtered(&self, action: &str) -> u64 {
         self.value(&format!("filtered_events_total{{output=\"o\",action=\"{action}\"}}"))
     }
@@ -647,7 +654,8 @@ impl Bench {
         let counts = [
             self.value("event_total"),
             self.delivered(),
-            self.value("output_backlog_events{output=\"o\"}"),
+            self.backlog(),
+            self.aside(),
             self.lost(),
             self.value("error_total{plugin=\"queue\"}"),
             self.value("filtered_events_total{output=\"o\",action=\"dropped\"}"),

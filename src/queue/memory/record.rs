@@ -56,6 +56,9 @@ pub(super) struct Record {
     /// sent when every required output has finished the batch, or when a required output will never
     /// finish it. `None` if the sender does not wait, or has its result already.
     pub(super) waiting: Option<oneshot::Sender<Result<(), Refused>>>,
+    /// The events that required outputs have set aside: the index of the output's cursor, and the
+    /// position of the event.
+    pub(super) aside: Vec<(usize, Position)>,
     places: Places,
 }
 
@@ -80,6 +83,7 @@ impl Record {
             received: now(),
             counted: false,
             waiting: None,
+            aside: Vec::new(),
             places: batch.list.map_or(Places::Lines(Vec::new()), Places::List),
         }
     }

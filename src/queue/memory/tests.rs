@@ -42,21 +42,6 @@ fn batch(events: &[String]) -> Append {
     Append { lines: Bytes::from(lines), events: count, levels: LevelCounts::default(), list: None }
 }
 
-/// A batch that is larger than the free room finds none, also in a queue that is half empty.
-#[tokio::test(start_paused = true)]
-async fn the_queue_is_nearly_full_for_a_minute_after_a_batch_found_no_room() {
-    let (queue, telemetry) = queue(10_000, WhenFull::Reject, Acknowledge::Queued);
-    let cursor = join(&queue, &telemetry, "o");
-    let large = batch(&["x".repeat(5000)]);
-    assert!(queue.append(large.clone()).is_ok());
-    assert!(!cursor.is_nearly_full());
-    assert_eq!(queue.append(large).err(), Some(Refused::Full));
-    tokio::time::advance(std::time::Duration::from_secs(59)).await;
-    assert!(cursor.is_nearly_full());
-    tokio::time::advance(std::time::Duration::from_secs(1)).await;
-    assert!(!cursor.is_nearly_full());
-}
-
 /// Returns the same batch as a part of a JSON list, as it is received.
 fn list(events: &[String]) -> Append {
     let offset = |index: usize| events[..index].iter().map(|event| event.len() + 1).sum::<usize>();

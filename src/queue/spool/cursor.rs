@@ -15,14 +15,14 @@ use super::{Before, LogState, Segment, Shared, SpoolState, TailRecord, load};
 use crate::position::Position;
 use crate::queue::claims::{Claims, HeldClaim, Stage};
 use crate::queue::contract::{
-    Batch, Claim, Disposition, Finished, Origin, Outcome, Redelivery, Take, is_crowded, now,
-    was_full_lately,
+    Aside, Batch, Claim, Disposition, Finished, Origin, Outcome, Redelivery, Take, is_crowded, now,
 };
 use crate::queue::cursors::{History, Hole, missing_in};
 use crate::queue::identity::Identity;
 use crate::queue::notes::Notes;
 use crate::queue::outputs::Output;
 use crate::queue::segment::{FIRST_RECORD, LogOffset, RECORD_HEADER};
+use crate::queue::shelf::Shelf;
 use crate::telemetry::Loss;
 
 /// Lines are final when they need not be sent again. When this many bytes of lines have become
@@ -109,6 +109,11 @@ pub(in crate::queue) struct CursorState {
     /// The events that the output has finished, and whose evidence is not durable yet. `None` if
     /// there is no evidence.
     pub(in crate::queue) unrecorded: Option<Unrecorded>,
+    /// The number of events that the output has set aside.
+    pub(super) aside: u64,
+    /// The events that the output had set aside before the start: their positions, and the sizes of
+    /// their files in bytes. The output takes them.
+    pub(super) found: Vec<(Position, u64)>,
     /// The value of the gauge `output_start_events` of this output.
     pub(super) start: i64,
     /// `true`: the output has ended permanently, and nothing waits for it any more.
@@ -198,6 +203,8 @@ impl CursorState {
             history: History::none(at),
             counted: Vec::new(),
             unrecorded: None,
+            aside: 0,
+            found: Vec::new(),
             start: 0,
             gone: false,
             // The queue's own tests always check the origins.
@@ -894,12 +901,13 @@ impl Cursor {
         };
         entry.stage = Stage::Done;
         let (note, events) = (entry.note, left(claim, &cursor.counted));
-        if disposition.lost > 0 {
+        if disposition.lost + disposition.aside > 0 {
             cursor.doubt();
         }
         disposition.count(events, &cursor.output.metrics);
-        let took = age(note.received, now());
-        cursor.output.metrics.delivered(took, Instant::now());
+        if disposition.aside == 0 {
+            cursor.output.metrics.delivered(age(note.received, now()), Instant::now());
+        }
         if let Some(unrecorded) = &mut cursor.unrecorded {
             let mut fates = disposition.fates;
             let within = |gap: &Hole| positions(gap.start.max(claim.start)..gap.end.min(claim.end));
@@ -912,6 +920,60 @@ impl Cursor {
         }
         state.writing.saving.unsaved += note.bytes;
         self.shared.settled(&mut state, self.index);
+    }
+
+    /// Makes the claim of one event final, which the output sets aside. See
+    /// [`crate::queue::Cursor::set_aside`].
+    pub fn set_aside(&self, claim: Claim) {
+        {
+            let mut state = self.shared.lock();
+            let cursor = &mut state.log.cursors[self.index];
+            if !cursor.claims.find(claim).is_some_and(|entry| entry.stage.is_open()) {
+                return;
+            }
+            cursor.aside += 1;
+            cursor.output.show_aside(cursor.aside);
+        }
+        self.acknowledge(claim, Disposition::aside());
+    }
+
+    /// Notes what has become of an event that was set aside. See
+    /// [`crate::queue::Cursor::settle_aside`].
+    pub fn settle_aside(&self, position: Position, event: Aside, disposition: Disposition) {
+        {
+            let mut state = self.shared.lock();
+            let cursor = &mut state.log.cursors[self.index];
+            event.count(&disposition, &cursor.output.metrics);
+            cursor.aside -= 1;
+            cursor.output.show_aside(cursor.aside);
+            if let Some(unrecorded) = &mut cursor.unrecorded {
+                unrecorded.decided(&cursor.output.name, position, disposition.fates);
+            }
+        }
+        self.shared.wakes.progress.notify_waiters();
+    }
+
+    /// Takes the events that the output had set aside before the start. See
+    /// [`crate::queue::Cursor::take_aside`].
+    pub fn take_aside(&self) -> Vec<(Position, u64)> {
+        self.with(|cursor| std::mem::take(&mut cursor.found))
+    }
+
+    /// Returns the place of the events that the output sets aside. See
+    /// [`crate::queue::Cursor::shelf`].
+    pub fn shelf(&self) -> Shelf {
+        let name = self.with(|cursor| cursor.output.name.clone());
+        let shared = Arc::clone(&self.shared);
+        Shelf::in_files(Arc::clone(&self.shared.disk), &name, move |position, line| {
+            let originals = shared.originals.get();
+            originals.is_some_and(|known| !known.changed(position, line).is_empty())
+        })
+    }
+
+    /// Returns the time at which the first event of a claim was accepted. See
+    /// [`crate::queue::Cursor::received`].
+    pub fn received(&self, claim: Claim) -> u64 {
+        self.with(|cursor| cursor.claims.find(claim).map_or_else(now, |entry| entry.note.received))
     }
 
     /// Notes that the events of a claim must be sent again. See [`crate::queue::Cursor::release`].
@@ -1011,6 +1073,8 @@ impl Cursor {
         let state = &mut *guard;
         let backlog = state.log.backlog(&state.log.cursors[self.index]).events;
         let mut cursor = state.remove_cursor(self.index);
+        cursor.output.metrics.lose(Loss::Removed, cursor.aside);
+        cursor.output.show_aside(0);
         if counts {
             cursor.record_end(state.log.end.position, &state.log.holes);
         }
@@ -1023,7 +1087,8 @@ impl Cursor {
         }
         let accepted = state.log.accepted;
         let lost =
-            state.log.departed.remove(&cursor.output, cursor.start, backlog, counts, accepted);
+            state.log.departed.remove(&cursor.output, cursor.start, backlog, counts, accepted)
+                + cursor.aside;
         shared.log_not_full(state);
         drop(guard);
         shared.wake();
@@ -1126,13 +1191,6 @@ impl Cursor {
     pub(in crate::queue) fn crowding(&self) -> impl Fn() -> bool + Send + Sync + use<> {
         let shared = Arc::clone(&self.shared);
         move || is_crowded(shared.needed_bytes(&shared.lock()), shared.capacity())
-    }
-
-    /// Returns `true` if the queue is nearly full. See [`crate::queue::Cursor::is_nearly_full`].
-    pub fn is_nearly_full(&self) -> bool {
-        let state = self.shared.lock();
-        let needed = self.shared.needed_bytes(&state);
-        is_crowded(needed, self.shared.capacity()) || was_full_lately(state.writing.full)
     }
 
     /// Returns the file in which the output may keep facts for the next start. See

@@ -38,6 +38,9 @@
 //! | 20 | the last segment can't be written, cut or synced | it is read as it is, and new records go into a new segment | an old file may belong to another user |
 //! | | **other files** | | |
 //! | 21 | `*.incoming`, `*.spare` | the upkeep deletes them | nobody was told that something in them is safe |
+//! | 24 | a file in `aside/` whose event is before its output's place | the output tries the event again | it was set aside, and the cursors file has been saved since then |
+//! | 25 | a file in `aside/` whose event is not before its output's place | it is deleted | the output gets the event from the log |
+//! | 26 | a file in `aside/` of an output that the cursors file does not name, or of one that the config does not name | it is deleted; as 5 if the cursors file names the output | as 5 |
 //! | | **a read fails** ([`Patient`]) | | |
 //! | 22 | and of a segment, `cursors` or `synced` nothing can be read for half a minute | the start is refused, and nothing is changed | the disk is away, and what it holds may be whole |
 //! | 23 | and other parts of the file can be read | damage | a sector is bad, and must not keep the relay from starting |
@@ -77,7 +80,7 @@ use crate::queue::segment::{
 };
 use crate::queue::synced::Synced;
 use crate::queue::tail::{Known, Tail};
-use crate::queue::{cursors, disk, identity, segment, synced};
+use crate::queue::{cursors, disk, identity, segment, shelf, synced};
 use crate::telemetry::{QueueMetrics, Telemetry};
 
 /// The number of bytes that are read and written again at once at a start.
@@ -122,6 +125,7 @@ pub(super) fn open(
     });
     judged.map_err(failed("read a file of", SEGMENTS))?;
     let abandoned = not_taken(&reading).map_err(failed("read", SEGMENTS))?;
+    let mut aside = shelf::find(&reading).map_err(failed("read", shelf::DIRECTORY))?;
 
     let mut state = state_of(log, abandoned, contents, config);
     if outputs.iter().any(|output| output.is_recorder()) {
@@ -129,9 +133,11 @@ pub(super) fn open(
         state.log.given_up = contents.map(given_up).unwrap_or_default();
     }
     if let Some(contents) = contents {
-        count_removed(&mut state, contents, telemetry, outputs);
+        count_removed(&mut state, contents, telemetry, outputs, &aside);
     }
-    let indices = join_all(&mut state, &reading, &found, outputs);
+    let indices = join_all(&mut state, &reading, &found, outputs, &mut aside);
+    // Cases 25 and 26.
+    aside.iter().for_each(|(output, events)| shelf::remove_all(&*disk, output, events));
 
     show(&metrics, config.max_bytes, state.log.end.position);
     let shared = Arc::new(Shared {
@@ -243,12 +249,16 @@ fn count_removed(
     contents: &Contents,
     telemetry: &Telemetry,
     outputs: &[Output],
+    aside: &shelf::Found,
 ) {
     let removed =
         contents.outputs.iter().filter(|(name, _)| outputs.iter().all(|kept| kept.name != **name));
     for (name, place) in removed {
         let dropped = cursors::missing_from(&state.log.holes, place.position).0;
-        let events = (state.log.end.position - place.position).saturating_sub(dropped);
+        // Case 26.
+        let aside = aside.get(name).into_iter().flatten();
+        let aside = aside.filter(|(position, _)| *position < place.position).count() as u64;
+        let events = (state.log.end.position - place.position).saturating_sub(dropped) + aside;
         tracing::info!(output = name, "the config does not name this output any more");
         telemetry.removed(name, events);
         state.log.departed.leave(name, signed(events), 0);
@@ -271,11 +281,17 @@ fn given_up(contents: &Contents) -> Vec<Range<Position>> {
     finished.into_iter().chain(contents.holes.iter().map(|hole| hole.start..hole.end)).collect()
 }
 
-/// Sets an output's gauge `output_start_events` to its backlog: the number of events that it has
-/// not finished. Logs the backlog if it is not 0.
+/// Sets an output's gauge `output_start_events` to its backlog, the number of events that it has
+/// not finished, and those that it has set aside. Logs both if they are not 0.
 fn begin(cursor: &mut CursorState, backlog: Backlog) {
-    cursor.start = signed(backlog.events);
+    cursor.aside = cursor.found.len() as u64;
+    cursor.start = signed(backlog.events + cursor.aside);
     show_start(&cursor.output.metrics, cursor.start);
+    cursor.output.show_aside(cursor.aside);
+    if cursor.aside > 0 {
+        let (output, events) = (&cursor.output.name, cursor.aside);
+        tracing::info!(output, events, "events that were set aside are tried again");
+    }
     if backlog.events > 0 {
         let (output, events, position) =
             (&cursor.output.name, backlog.events, cursor.claims.read.get());
@@ -289,12 +305,19 @@ fn join_all(
     disk: &dyn Disk,
     found: &cursors::Found,
     outputs: &[Output],
+    aside: &mut shelf::Found,
 ) -> Vec<usize> {
     let mut indices = Vec::with_capacity(outputs.len());
     for output in outputs {
         let mut cursor = join(state, disk, found, output);
         let backlog = state.log.backlog(&cursor);
         if !output.is_recorder() {
+            let is_named = found.contents().is_some_and(|it| it.outputs.contains_key(&output.name));
+            if let Some(events) = aside.get_mut(&output.name).filter(|_| is_named) {
+                // Case 24.
+                let place = cursor.claims.watermark();
+                cursor.found = events.extract_if(.., |(at, _)| *at < place).collect();
+            }
             begin(&mut cursor, backlog);
         }
         indices.push(state.insert_cursor(cursor));

@@ -141,9 +141,6 @@ pub(super) struct WriterState {
     /// no room. The flag becomes `false` when more than a fifth of `queue.max_bytes` is free again.
     /// Segments that can be deleted or that only optional outputs need count as free.
     pub(super) told_full: bool,
-    /// The last moment at which a batch, or a large request body, found no room; `None` if that has
-    /// not happened.
-    pub(super) full: Option<Instant>,
     pub(super) bodies: Bodies,
     pub(super) health: Health,
     pub(super) chores: Chores,
@@ -761,7 +758,6 @@ impl WriterState {
             segment_bytes: config.segment_bytes,
             when_full: config.when_full,
             told_full: false,
-            full: None,
             bodies: Bodies::default(),
             health: Health::default(),
             chores: Chores::default(),

@@ -84,6 +84,19 @@ impl Unrecorded {
         self.wakes.notify_one();
     }
 
+    /// Notes that an event which the output had set aside is decided. The output's place does not
+    /// stay before this event: after a crash the event's file is still there.
+    pub(super) fn decided(&mut self, output: &str, position: Position, fates: Fates) {
+        let claim = Claim { start: position, end: position.next() };
+        let weight = 1 + fates.sent.len() + fates.not_delivered.len();
+        if self.waiting + weight <= WAITING_MAX {
+            self.waiting += weight;
+            let (output, outcome) = (output.to_owned(), Outcome::Settled(fates));
+            self.finished.push(Finished { output, claim, at: now(), outcome });
+            self.wakes.notify_one();
+        }
+    }
+
     /// Notes that an output has lost these events, which begin at this byte of the log. Events that
     /// were noted before are left out. `watermark`: the first position that the output has not
     /// finished.

@@ -81,7 +81,7 @@ pub(super) async fn deliver(
             }
             // A delivery retires only after a message in the inbox, so `None` does not occur.
             Some(Next::Leave) | None => {
-                left.cursor.leave();
+                left.leave().await;
                 return Ok(Ended::Left);
             }
         }

@@ -214,28 +214,28 @@ fn an_event_that_is_answered_with_500_stops_no_other_and_is_shown() {
         of_output(&relay, "output_events_total") == 149.0
     });
     wait_until("the event waits", PATIENCE, || {
-        status(&relay)["outputs"][0]["parked"]["events"] == 1
+        status(&relay)["outputs"][0]["aside"]["events"] == 1
     });
     let shown = status(&relay);
-    let parked = &shown["outputs"][0]["parked"];
-    assert_eq!((&parked["position"], &parked["out_of_order"]), (&70.into(), &true.into()));
-    let error = parked["error"].as_str().unwrap();
+    let aside = &shown["outputs"][0]["aside"];
+    assert_eq!((&aside["position"], &aside["server_errors"]), (&70.into(), &true.into()));
+    let error = aside["error"].as_str().unwrap();
     assert!(error.contains(&sink.address().to_string()) && error.contains("500"), "{error}");
     assert_eq!(lost(&relay), 0.0);
     let told = "the consumer answers an event with a server error and takes others: the event is \
-                tried again, and later events are delivered before it";
+                set aside and tried again, and later events are delivered before it";
     relay.wait_for_log(told, PATIENCE);
     relay.wait_until_delivered(PATIENCE);
     assert_none_missing(&accepted_events(&sink), &good);
     assert_eq!((of_output(&relay, "output_events_total"), lost(&relay)), (149.0, 1.0));
-    assert!(status(&relay)["outputs"][0]["parked"].is_null());
+    assert!(status(&relay)["outputs"][0]["aside"].is_null());
     relay.finish(Backlog::Empty);
 }
 
 /// Method: two addresses answer 500 to the same event, which comes first. With `failover`, only one
 /// of them is ever asked to take the other events.
 #[test]
-fn an_event_that_every_address_answers_with_500_is_parked() {
+fn an_event_that_every_address_answers_with_500_is_set_aside() {
     let batch = generated_batch(0, 20, 900);
     let (good, bad) = parted(std::slice::from_ref(&batch), &[0]);
     let sinks = [(); 2].map(|()| HttpSink::start(refuses(bad.clone(), 500)));
@@ -243,8 +243,8 @@ fn an_event_that_every_address_answers_with_500_is_parked() {
     let more = "concurrency = 1\n[shutdown]\ndrain_timeout = \"200ms\"\n";
     let relay = Relay::start(&to_http(&urls, more));
     assert_eq!(relay.post(&batch).status, 200);
-    wait_until("the event is parked, and the others are delivered", PATIENCE, || {
-        status(&relay)["outputs"][0]["parked"]["events"] == 1
+    wait_until("the event is set aside, and the others are delivered", PATIENCE, || {
+        status(&relay)["outputs"][0]["aside"]["events"] == 1
             && of_output(&relay, "output_events_total") == 19.0
     });
     let accepted: Vec<_> = sinks.iter().flat_map(accepted_events).collect();

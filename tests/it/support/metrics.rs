@@ -102,8 +102,8 @@ fn parse_line(line: &str) -> Option<(Series, f64)> {
 /// Checks the conservation identity for each of these required outputs, and panics if it does not
 /// hold.
 ///
-/// The identity holds whenever no event is in motion: each accepted event has left, waits, or is
-/// counted as lost or filtered.
+/// The identity holds whenever no event is in motion: each accepted event has left, waits, is set
+/// aside, or is counted as lost or filtered.
 pub(crate) fn assert_conservation(metrics: &Metrics, outputs: &[&str]) {
     if let Err(difference) = conservation(metrics, outputs) {
         panic!("{difference}");
@@ -119,6 +119,7 @@ pub(crate) fn conservation(metrics: &Metrics, outputs: &[&str]) -> Result<(), St
         let found_at_start = of_output("output_start_events");
         let delivered = of_output("output_events_total");
         let waiting = of_output("output_backlog_events");
+        let aside = of_output("output_aside_events");
         let lost = metrics.value("error_total", &[("plugin", output)]);
         let lost_by_queue = metrics.value("error_total", &[("plugin", "queue")]);
         let filtered: f64 = ["dropped", "duplicate"]
@@ -127,14 +128,14 @@ pub(crate) fn conservation(metrics: &Metrics, outputs: &[&str]) -> Result<(), St
             })
             .iter()
             .sum();
-        let difference =
-            accepted + found_at_start - (delivered + waiting + lost + lost_by_queue + filtered);
+        let out = delivered + waiting + aside + lost + lost_by_queue + filtered;
+        let difference = accepted + found_at_start - out;
         // The counts are integers, which an `f64` holds exactly far beyond the numbers of any test.
         if difference != 0.0 {
             return Err(format!(
                 "output {output}: {accepted} accepted + {found_at_start} found at start is not \
-                 {delivered} delivered + {waiting} waiting + {lost} lost + {lost_by_queue} lost \
-                 by the queue + {filtered} filtered; difference {difference}"
+                 {delivered} delivered + {waiting} waiting + {aside} set aside + {lost} lost + \
+                 {lost_by_queue} lost by the queue + {filtered} filtered; difference {difference}"
             ));
         }
     }
@@ -164,9 +165,10 @@ fn metrics_are_read_with_labels_escapes_and_exponents() {
 fn conservation_counts_every_way_out_and_absent_series_as_none() {
     let scrape = |delivered: u32| {
         Metrics::parse(&format!(
-            "kube_audit_forwarder_event_total 10\n\
+            "kube_audit_forwarder_event_total 11\n\
              kube_audit_forwarder_output_events_total{{output=\"a\"}} {delivered}\n\
              kube_audit_forwarder_output_backlog_events{{output=\"a\"}} 2\n\
+             kube_audit_forwarder_output_aside_events{{output=\"a\"}} 1\n\
              kube_audit_forwarder_error_total{{plugin=\"a\"}} 1\n\
              kube_audit_forwarder_error_total{{plugin=\"queue\"}} 1\n\
              kube_audit_forwarder_filtered_events_total{{output=\"a\",action=\"dropped\"}} 1\n\

@@ -202,7 +202,7 @@ pub(crate) struct Relay {
 /// The condition that [`Relay::finish`] waits for before it checks conservation.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Backlog {
-    /// No required output has a backlog.
+    /// No required output has a backlog, or an event that is set aside.
     Empty,
     /// Nothing moves any more: two scrapes in a row, half a second apart, hold the same numbers.
     Stable,
@@ -348,11 +348,12 @@ impl Relay {
         found.unwrap_or_else(|| panic!("waited {limit:?} for {what}: {}", self.metrics().text))
     }
 
-    /// Waits until no required output has a backlog.
+    /// Waits until no required output has a backlog, or an event that is set aside.
     pub(crate) fn wait_until_delivered(&self, limit: Duration) {
         self.wait_for_metrics("an empty backlog", limit, |metrics| {
             let backlog = |output: &String| {
-                metrics.value("output_backlog_events", &[("output", output.as_str())])
+                let of_output = |name| metrics.value(name, &[("output", output.as_str())]);
+                of_output("output_backlog_events") + of_output("output_aside_events")
             };
             let is_empty = self.required_outputs.iter().all(|output| backlog(output) == 0.0);
             if !is_empty {
@@ -560,6 +561,7 @@ impl Relay {
                 "event_total",
                 "output_events_total",
                 "output_backlog_events",
+                "output_aside_events",
                 "error_total",
                 "filtered_events_total",
             ];

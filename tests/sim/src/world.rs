@@ -248,7 +248,7 @@ fn wait_until_empty(operator: &mut Operator<'_>, mut another: impl FnMut()) -> b
         let metrics = operator.metrics();
         let waiting = metrics.as_ref().map(|metrics| {
             let name = |name: &str| format!("kube_audit_forwarder_{name}");
-            metrics.sum(&name("output_backlog_events"))
+            metrics.sum(&name("output_backlog_events")) + metrics.sum(&name("output_aside_events"))
         });
         if waiting == Some(0.0) {
             return true;

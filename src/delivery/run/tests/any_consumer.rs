@@ -130,8 +130,8 @@ prop_compose! {
 }
 
 /// Returns the script of a consumer that has these moods, one after the other, and is healthy after
-/// them. Each mood lasts for its number of milliseconds. Events that are answered with a server
-/// error when they are alone in a request are added to `failed`.
+/// them. Each mood lasts for its number of milliseconds. Events that are turned down when they are
+/// alone in a request are added to `failed`.
 fn moody<const EAGER: bool>(
     moods: Vec<(Mood, u64)>,
     answers: Answers,
@@ -185,7 +185,7 @@ fn moody<const EAGER: bool>(
             Mood::Flaky(every) if count % every == 1 && count % 4 == 1 => Answer::Trouble,
             Mood::Flaky(_) => healthy(events),
         };
-        if let (Answer::Fail, [event]) = (&answer, events) {
+        if let (Answer::Fail | Answer::Refuse, [event]) = (&answer, events) {
             failed.lock().unwrap().insert(event.clone());
         }
         answer
@@ -292,7 +292,7 @@ async fn holds<const EAGER: bool>(case: &Case) -> TestCaseResult {
         let only_bad = lost == appended.iter().filter(bad).count() as u64;
         let is_ordered = setting.ordered && case.answers == Answers::Whole;
         if is_ordered && (case.desk.is_some() || only_bad) {
-            // An event that is answered with server errors leaves the order.
+            // An event that is set aside leaves the order.
             let failed = failed.lock().unwrap();
             let stays = |event: &&String| {
                 distinct.contains(*event) && !letters.contains(*event) && !failed.contains(*event)

@@ -146,7 +146,9 @@ fn difference(said: &Said, output: &str) -> Option<f64> {
         said.metrics.get("filtered_events_total", &labels).unwrap_or_default()
     };
     let left = said.metrics.count("event_total", &[]) as f64 + of_output("output_start_events")?;
-    let right = of_output("output_events_total")? + of_output("output_backlog_events")?;
+    let right = of_output("output_events_total")?
+        + of_output("output_backlog_events")?
+        + of_output("output_aside_events").unwrap_or_default();
     let gone = lost(output) + lost("queue") + filtered("dropped") + filtered("duplicate");
     Some(left - right - gone)
 }

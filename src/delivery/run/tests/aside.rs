@@ -1,5 +1,5 @@
-//! Events that a consumer does not take although it takes others: they wait beside the stream, and
-//! none is given up unless the event itself is at fault.
+//! Events that a consumer does not take although it takes others: they are set aside, hold up no
+//! other event, and none is given up unless the event itself is at fault.
 
 use super::*;
 
@@ -12,18 +12,40 @@ fn names(count: usize) -> Vec<String> {
     (0..count).map(|number| number.to_string()).collect()
 }
 
+/// The number of times that each event was refused alone. An event that was refused three times may
+/// have been set aside, and leaves the order.
+#[derive(Clone, Default)]
+struct Alone(Arc<Mutex<BTreeMap<String, u32>>>);
+
+impl Alone {
+    fn refuse(&self, events: &[String]) -> Answer {
+        if let [event] = events {
+            *self.0.lock().unwrap().entry(event.clone()).or_default() += 1;
+        }
+        Answer::Refuse
+    }
+
+    fn that_stay(&self, events: &[String]) -> Vec<String> {
+        let refused = self.0.lock().unwrap();
+        let stays = |event: &&String| refused.get(*event).is_none_or(|times| *times < 3);
+        events.iter().filter(stays).cloned().collect()
+    }
+}
+
 /// A balancer with one broken backend refuses every second request, at random or in turns.
 #[tokio::test(start_paused = true)]
 async fn refusals_at_random_cost_no_event() {
     for (window, ordered) in [(1, true), (4, false)] {
         for seed in 0..8 {
             let mut random = fastrand::Rng::with_seed(seed);
+            let alone = Alone::default();
             let mut turn = false;
             let latency = Duration::from_millis(1);
             let setting = Setting { window, ordered, latency, shuffle: seed, ..Setting::default() };
-            let mut bench = Bench::start::<false>(&setting, move |_| {
+            let refused = alone.clone();
+            let mut bench = Bench::start::<false>(&setting, move |events| {
                 turn = if seed % 2 == 0 { random.bool() } else { !turn };
-                if turn { Answer::Refuse } else { Answer::Accept }
+                if turn { refused.refuse(events) } else { Answer::Accept }
             });
             for batch in names(1000).chunks(40) {
                 bench.append(batch);
@@ -31,7 +53,9 @@ async fn refusals_at_random_cost_no_event() {
             }
             bench.drained().await;
             assert_eq!((bench.delivered(), bench.lost()), (1000, 0), "seed {seed}, {window}");
-            assert!(!ordered || in_order(&bench.seen(), &bench.appended), "seed {seed}");
+            let stays = alone.that_stay(&bench.appended);
+            assert!(!ordered || in_order(&bench.seen(), &stays), "seed {seed}");
+            assert!(stays.len() > 990, "{}, seed {seed}", stays.len());
             bench.finish().await;
         }
     }
@@ -44,6 +68,8 @@ async fn an_ordered_output_keeps_the_order_with_several_claims_on_the_wire() {
     for seed in 0..60 {
         let started = Instant::now();
         let mut random = fastrand::Rng::with_seed(seed);
+        let alone = Alone::default();
+        let refused = alone.clone();
         let setting = Setting {
             window: 3,
             ordered: true,
@@ -52,9 +78,9 @@ async fn an_ordered_output_keeps_the_order_with_several_claims_on_the_wire() {
             pipelined: true,
             ..Setting::default()
         };
-        let mut bench = Bench::start::<false>(&setting, move |_| {
+        let mut bench = Bench::start::<false>(&setting, move |events| {
             let refuses = started.elapsed() < Duration::from_secs(3) && random.u8(..10) < 6;
-            if refuses { Answer::Refuse } else { Answer::Accept }
+            if refuses { refused.refuse(events) } else { Answer::Accept }
         });
         for batch in names(60).chunks(3) {
             bench.append(batch);
@@ -62,7 +88,8 @@ async fn an_ordered_output_keeps_the_order_with_several_claims_on_the_wire() {
         }
         bench.drained().await;
         assert_eq!((bench.delivered(), bench.lost()), (60, 0), "seed {seed}");
-        assert!(in_order(&bench.seen(), &bench.appended), "seed {seed}: {:?}", bench.seen());
+        let stays = alone.that_stay(&bench.appended);
+        assert!(in_order(&bench.seen(), &stays), "seed {seed}: {:?}", bench.seen());
         bench.finish().await;
     }
 }
@@ -82,10 +109,10 @@ async fn an_event_that_is_answered_with_5xx_for_ever_stops_no_other() {
             tokio::time::sleep(Duration::from_secs(20)).await;
             let seen: BTreeSet<_> = bench.seen().into_iter().collect();
             assert_eq!(seen.len(), 119, "the others, {window} at a time, bad {bad}");
-            let parked = bench.status.snapshot().parked.expect("it waits");
-            assert_eq!((parked.events, parked.position.get()), (1, bad as u64));
-            assert!(parked.out_of_order && parked.error.contains("scripted"), "{parked:?}");
-            assert_eq!(bench.value("output_parked_events{output=\"o\"}"), 1);
+            let aside = bench.status.snapshot().aside.expect("it waits");
+            assert_eq!((aside.events, aside.position.get()), (1, bad as u64));
+            assert!(aside.server_errors && aside.error.contains("scripted"), "{aside:?}");
+            assert_eq!((bench.aside(), bench.backlog()), (1, 0));
             assert!(bench.status.snapshot().up);
             assert_eq!((bench.delivered(), bench.lost()), (119, 0));
             // The event is given up after an hour.
@@ -93,7 +120,7 @@ async fn an_event_that_is_answered_with_5xx_for_ever_stops_no_other() {
             assert_eq!(bench.lost(), 0);
             tokio::time::sleep(Duration::from_secs(120)).await;
             assert_eq!((bench.delivered(), bench.lost()), (119, 1));
-            assert!(bench.status.snapshot().parked.is_none());
+            assert!(bench.status.snapshot().aside.is_none());
             assert!(bench.attempts().len() < 300, "{} requests", bench.attempts().len());
             bench.finish().await;
         }
@@ -120,11 +147,10 @@ async fn an_event_that_was_answered_with_5xx_for_a_while_is_delivered_after_it()
     bench.finish().await;
 }
 
-/// Sends one bad event and 62 others in ten minutes, and then begins the drain.
 /// The consumer accepts everything, then answers 5xx to one event, then refuses everything while
 /// there is nothing else to send. Nothing shows that it works, so the event is kept.
 #[tokio::test(start_paused = true)]
-async fn an_event_that_is_refused_while_it_is_parked_needs_a_proof_first() {
+async fn an_event_that_is_refused_while_it_is_set_aside_needs_a_proof_first() {
     for (window, ordered) in [(1, true), (4, false)] {
         let started = Instant::now();
         let refuses = move || (60..600).contains(&started.elapsed().as_secs());
@@ -148,9 +174,9 @@ async fn an_event_that_is_refused_while_it_is_parked_needs_a_proof_first() {
     }
 }
 
-/// The last new event is refused, and only a parked one can show that the consumer works.
+/// The last new event is refused, and only one that is set aside can show that the consumer works.
 #[tokio::test(start_paused = true)]
-async fn a_parked_event_proves_that_the_consumer_works() {
+async fn an_event_that_is_set_aside_proves_that_the_consumer_works() {
     for (window, ordered) in [(1, true), (4, false)] {
         let started = Instant::now();
         let setting = Setting { window, ordered, ..Setting::default() };
@@ -200,6 +226,7 @@ async fn an_event_that_gets_both_answers_in_turns_is_given_up() {
     }
 }
 
+/// Sends one bad event and 62 others in ten minutes, and then begins the drain.
 async fn drain_after_ten_minutes(bench: &mut Bench) {
     bench.append(&["a", "bad", "b"]);
     for _ in 0..60 {
@@ -211,7 +238,7 @@ async fn drain_after_ten_minutes(bench: &mut Bench) {
 
 /// The pauses between the tries have grown to 30 s when the drain begins, and the drain has 20 s.
 #[tokio::test(start_paused = true)]
-async fn a_drain_tries_the_parked_events_every_second() {
+async fn a_drain_tries_the_events_that_are_set_aside_every_second() {
     let works_from = Instant::now() + Duration::from_secs(602);
     let setting = Setting { window: 4, ordered: false, ..Setting::default() };
     let mut bench = Bench::start::<false>(&setting, move |events| {
@@ -230,7 +257,7 @@ async fn a_drain_tries_the_parked_events_every_second() {
 /// A queue in memory ends with the drain, so an event that nobody takes must become a dead letter,
 /// or be counted as lost, before its end.
 #[tokio::test(start_paused = true)]
-async fn a_parked_event_is_given_up_a_few_seconds_after_a_drain_has_begun() {
+async fn an_event_that_is_set_aside_is_given_up_a_few_seconds_after_a_drain_has_begun() {
     let setting = Setting { window: 4, ordered: false, ..Setting::default() };
     let mut bench = Bench::start::<false>(&setting, bad_get(Answer::Fail));
     drain_after_ten_minutes(&mut bench).await;
@@ -254,7 +281,7 @@ async fn an_item_that_is_answered_with_5xx_for_ever_stops_no_other() {
     }
     tokio::time::sleep(Duration::from_secs(60)).await;
     assert_eq!((bench.delivered(), bench.lost()), (80, 0));
-    assert_eq!(bench.status.snapshot().parked.expect("they wait").events, 40);
+    assert_eq!(bench.status.snapshot().aside.expect("they wait").events, 40);
     tokio::time::sleep(HOUR + Duration::from_secs(60)).await;
     assert_eq!((bench.delivered(), bench.lost()), (80, 40));
     bench.finish().await;
@@ -306,56 +333,44 @@ async fn an_ordered_output_keeps_the_order_if_a_consumer_recovers_for_a_moment()
     }
 }
 
-/// The queue keeps all events that were accepted after a parked event, so a parked event must not
-/// wait until the queue is full; also if the consumer refuses it after a while. The second bad
-/// event fails when all others are accepted, and no new event comes that could show that the
-/// consumer works.
+/// The room of an event that is set aside is free again but for the event itself, and no new event
+/// waits for it, however small the queue is.
 #[tokio::test(start_paused = true)]
-async fn an_event_that_fills_the_queue_by_waiting_is_given_up_after_a_minute() {
-    for (fails_for, ordered) in [(1000, false), (20, false), (1000, true), (20, true)] {
-        let setting = Setting { drop_oldest: Some(64 * 1024), ordered, ..Setting::default() };
-        let started = Instant::now();
-        let mut bench = Bench::start::<false>(&setting, move |events| {
-            let fails = started.elapsed() < Duration::from_secs(fails_for);
-            match is_bad(events) {
-                true if fails => Answer::Fail,
-                true => Answer::Refuse,
-                false => Answer::Accept,
+async fn an_event_that_is_set_aside_keeps_no_other_in_the_queue() {
+    for ordered in [false, true] {
+        for bad in [1, 100] {
+            let setting = Setting { drop_oldest: Some(2 << 20), ordered, ..Setting::default() };
+            let mut bench = Bench::start::<false>(&setting, bad_get(Answer::Fail));
+            let mut good = 0;
+            for number in 0..10_000 {
+                // 100 bad events, or one, are spread over all.
+                let is_bad = number % (10_000 / bad) == 500 % (10_000 / bad);
+                let name = if is_bad { format!("bad{number}") } else { number.to_string() };
+                bench.append(&[name]);
+                good += u64::from(!is_bad);
+                tokio::time::sleep(Duration::from_millis(10)).await;
+                let lag = bench.queue.backlogs()[0].1.lag;
+                assert!(lag < 5.0, "{lag} s, {bad}, {ordered}");
             }
-        });
-        bench.append(&["bad"]);
-        let mut number = 0;
-        while bench.queue.held().0 < 50 * 1024 {
-            number += 1;
-            bench.append(&[format!("event{number}")]);
-            tokio::time::sleep(Duration::from_millis(1)).await;
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            assert_eq!(bench.value("queue_dropped_events_total{reason=\"drop_oldest\"}"), 0);
+            let aside = bench.aside();
+            assert_eq!(bench.delivered(), good, "{bad}, {ordered}");
+            // At most 50 are set aside at a time in these tests.
+            assert_eq!(aside + bench.lost(), bad);
+            assert_eq!(aside, bad.min(EVENTS_MAX as u64));
+            assert_eq!(bench.backlog(), 0);
+            bench.finish().await;
         }
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        bench.append(&["bad too"]);
-        tokio::time::sleep(Duration::from_secs(49)).await;
-        assert_eq!(bench.lost(), 0);
-        tokio::time::sleep(Duration::from_secs(60)).await;
-        assert_eq!((bench.delivered(), bench.lost()), (number, 1), "{fails_for}, {ordered}");
-        // Now there is room for new events.
-        for _ in 0..3 {
-            bench.append(&["more"]);
-            tokio::time::sleep(Duration::from_secs(3600)).await;
-        }
-        assert_eq!((bench.delivered(), bench.lost()), (number + 3, 2), "{fails_for}, {ordered}");
-        bench.finish().await;
     }
 }
 
-/// Three claims are on the wire at a time. The first and the last are refused, and no new event
-/// finds room in the queue to show that the consumer works. An unordered output sends only one
-/// event again to see it.
+/// Three claims are on the wire at a time. The first and the last are refused, and nothing that was
+/// sent later shows that the consumer works.
 #[tokio::test(start_paused = true)]
-async fn an_event_that_is_held_proves_that_the_consumer_works_if_the_queue_is_full() {
-    for (capacity, ordered, lost) in
-        [(900, true, 2), (9000, true, 0), (900, false, 2), (9000, false, 0)]
-    {
+async fn what_was_sent_beside_a_refused_event_is_no_proof() {
+    for ordered in [true, false] {
         let setting = Setting {
-            drop_oldest: Some(capacity),
             window: 3,
             ordered,
             latency: Duration::from_millis(10),
@@ -368,11 +383,7 @@ async fn an_event_that_is_held_proves_that_the_consumer_works_if_the_queue_is_fu
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         tokio::time::sleep(Duration::from_secs(600)).await;
-        assert_eq!(bench.lost(), lost);
-        let times = |name: &str| bench.seen().iter().filter(|it| *it == name).count();
-        let is_full = lost > 0;
-        assert_eq!((times("good") > 1, times("last") > 1), (is_full && ordered, is_full));
-        // If there is room, a new event shows it.
+        assert_eq!(bench.lost(), 0);
         bench.append(&["more"]);
         tokio::time::sleep(Duration::from_secs(60)).await;
         assert_eq!((bench.delivered(), bench.lost()), (3, 2));
@@ -412,8 +423,8 @@ async fn tries_that_meet_an_address_that_is_away_hold_up_no_other_event() {
     bench.finish().await;
 }
 
-/// An event is refused, and parked, at one address, which is then away for good. The other address
-/// has accepted nothing before. It turns this event down too, or takes it, and takes all others.
+/// An event is refused at one address, which is then away for good. The other address has accepted
+/// nothing before. It turns this event down too, or takes it, and takes all others.
 #[tokio::test(start_paused = true)]
 async fn an_event_whose_address_has_gone_stops_no_other() {
     for (window, ordered) in [(1, true), (4, false)] {
@@ -439,11 +450,11 @@ async fn an_event_whose_address_has_gone_stops_no_other() {
             assert_eq!(bench.delivered(), 23 - lost, "{answer:?} {ordered}");
             bench.drained().await;
             assert_eq!((bench.delivered(), bench.lost()), (23 - lost, lost), "{answer:?}");
-            // The last copy of each event comes in order.
+            // The last copy of each other event comes in order.
             let mut last: Vec<_> = bench.seen();
             last.reverse();
             let mut seen = BTreeSet::new();
-            last.retain(|event| seen.insert(event.clone()));
+            last.retain(|event| event != "bad" && seen.insert(event.clone()));
             last.reverse();
             let arrived = bench.appended.iter().filter(|event| seen.contains(*event));
             assert!(!ordered || last.iter().eq(arrived), "{answer:?}: {:?}", bench.seen());
@@ -452,50 +463,72 @@ async fn an_event_whose_address_has_gone_stops_no_other() {
     }
 }
 
-/// As many events as possible are parked because of server errors, at an address that then is away
-/// for good, or by a delivery that is then replaced. The other address has accepted nothing.
+/// More events than the limit are answered with server errors: the oldest are given up.
 #[tokio::test(start_paused = true)]
-async fn the_greatest_number_of_parked_events_ends_at_another_address() {
-    for replaced in [vec![], vec![HOUR / 4]] {
-        let started = Instant::now();
-        let setting = Setting { window: 4, ordered: false, replaced, ..Setting::default() };
-        let mut bench = Bench::start::<false>(&setting, move |events| {
-            let number = usize::from(started.elapsed() >= HOUR / 4);
-            let answer = if is_bad(events) { Answer::Fail } else { Answer::Accept };
-            Answer::Of(number, Box::new(answer))
-        });
-        for number in 0..2 * PARKED_MAX {
-            bench.append(&[format!("bad{number}")]);
-            bench.append(&[format!("good{number}")]);
-            tokio::time::sleep(Duration::from_secs(5)).await;
-        }
-        tokio::time::sleep_until(started + HOUR / 4).await;
-        let before = bench.delivered();
-        assert!(before < 2 * PARKED_MAX as u64, "no limit was reached");
-        tokio::time::sleep(HOUR / 6).await;
-        assert!(bench.delivered() > before, "no event was delivered at the second address");
-        bench.drained().await;
-        let all = 2 * PARKED_MAX as u64;
-        assert_eq!((bench.delivered(), bench.lost()), (all, all));
-        bench.finish().await;
-    }
-}
-
-/// More parked events than the limit stop the output: then something else must be wrong.
-#[tokio::test(start_paused = true)]
-async fn the_number_of_parked_events_is_bounded() {
+async fn the_oldest_event_makes_room_for_one_more() {
     let setting = Setting { window: 4, ordered: false, ..Setting::default() };
     let mut bench = Bench::start::<false>(&setting, bad_get(Answer::Fail));
-    for number in 0..3 * PARKED_MAX {
+    for number in 0..3 * EVENTS_MAX {
         bench.append(&[format!("bad{number}")]);
         bench.append(&[format!("good{number}")]);
         tokio::time::sleep(Duration::from_secs(5)).await;
     }
-    tokio::time::sleep(HOUR / 4).await;
-    let parked = bench.status.snapshot().parked.expect("they wait").events;
-    assert!((PARKED_MAX as u64..PARKED_MAX as u64 + 10).contains(&parked), "{parked}");
-    tokio::time::sleep(5 * HOUR).await;
+    let aside = bench.status.snapshot().aside.expect("they wait");
+    assert_eq!(aside.events, EVENTS_MAX as u64);
+    assert_eq!((bench.delivered(), bench.lost()), (150, 100));
+    assert_eq!(aside.position.get(), 4 * EVENTS_MAX as u64, "the newest are kept");
+    tokio::time::sleep(2 * HOUR).await;
     bench.drained().await;
-    assert_eq!((bench.delivered(), bench.lost()), (3 * PARKED_MAX as u64, 3 * PARKED_MAX as u64));
+    assert_eq!((bench.delivered(), bench.lost()), (150, 150));
     bench.finish().await;
+}
+
+/// With `action = "retry"` nothing is given up, so the first event without a place waits in the
+/// queue.
+#[tokio::test(start_paused = true)]
+async fn nothing_makes_room_if_nothing_may_be_given_up() {
+    let started = Instant::now();
+    let rejected = Rejected::Retry;
+    let setting = Setting { window: 4, ordered: false, rejected, ..Setting::default() };
+    let mut bench = Bench::start::<false>(&setting, move |events| {
+        let fails = started.elapsed() < 12 * HOUR && is_bad(events);
+        if fails { Answer::Fail } else { Answer::Accept }
+    });
+    for number in 0..2 * EVENTS_MAX {
+        bench.append(&[format!("bad{number}")]);
+        bench.append(&[format!("good{number}")]);
+        tokio::time::sleep(Duration::from_secs(5)).await;
+    }
+    tokio::time::sleep(HOUR).await;
+    assert_eq!((bench.aside(), bench.lost()), (EVENTS_MAX as u64, 0));
+    bench.drained().await;
+    assert_eq!((bench.delivered(), bench.lost()), (4 * EVENTS_MAX as u64, 0));
+    bench.finish().await;
+}
+
+/// The delivery is replaced while events are set aside, and one of them is on the wire.
+#[tokio::test(start_paused = true)]
+async fn a_delivery_that_replaces_another_takes_over_what_is_set_aside() {
+    for at in [12_000, 13_000, 15_001, 15_002, 15_003] {
+        let started = Instant::now();
+        let replaced = vec![Duration::from_millis(at)];
+        let latency = Duration::from_millis(2);
+        let setting = Setting { ordered: false, replaced, latency, ..Setting::default() };
+        let mut bench = Bench::start::<false>(&setting, move |events| {
+            match is_bad(events) && started.elapsed() < Duration::from_secs(60) {
+                true => Answer::Fail,
+                false => Answer::Accept,
+            }
+        });
+        bench.append(&["a", "bad", "b", "bad too"]);
+        tokio::time::sleep(Duration::from_secs(10)).await;
+        assert_eq!(bench.aside(), 2);
+        for _ in 0..20 {
+            bench.append(&["c"]);
+            tokio::time::sleep(Duration::from_secs(10)).await;
+        }
+        bench.drained().await;
+        assert_eq!((bench.delivered(), bench.lost(), bench.aside()), (24, 0, 0), "{at}");
+        bench.finish().await;
+    }
 }

@@ -1,0 +1,277 @@
+//! The rules for what is turned down, without queue, link and time.
+
+use super::*;
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+const PLAIN: Circumstances =
+    Circumstances { is_ordered: false, keeps_all: false, server_errors: HOUR, drains: false };
+
+const ORDERED: Circumstances = Circumstances { is_ordered: true, ..PLAIN };
+
+/// Returns the answers of a consumer with the number 0 that has accepted something so far.
+fn working() -> Conducts {
+    let mut conducts = Conducts::default();
+    conducts.accepted(0, 0, false);
+    conducts
+}
+
+/// Notes that the consumer with this number accepts something that is sent now.
+fn accept(conducts: &mut Conducts, consumer: usize) {
+    conducts.accepted(consumer, conducts.answers, false);
+}
+
+/// Returns the tries of an event that a working consumer has turned down.
+fn set_aside(answer: Answer, conducts: &mut Conducts) -> Retrial {
+    let mut trial = Trial::default();
+    accept(conducts, 0);
+    if answer == Answer::Refused {
+        trial.refused(conducts, 0, 1, PLAIN);
+        accept(conducts, 0);
+        assert_eq!(trial.refused(conducts, 0, 1, PLAIN), Verdict::SetAside);
+    }
+    trial.set_aside(answer, conducts, 0)
+}
+
+/// Turns the event down at each of its tries. Before each try, `between` changes the answers of the
+/// consumer. Returns the number of tries and the time until the event is given up; `None` if that
+/// takes more than a day.
+async fn given_up_after(
+    answer: Answer,
+    now: Circumstances,
+    mut between: impl FnMut(&mut Conducts),
+) -> Option<(u32, Duration)> {
+    let (begun, mut conducts) = (Instant::now(), working());
+    let mut retrial = set_aside(answer, &mut conducts);
+    let mut tries = retrial.tries;
+    while begun.elapsed() < 24 * HOUR {
+        tokio::time::sleep_until(retrial.due).await;
+        between(&mut conducts);
+        tries += 1;
+        if retrial.turned_down(answer, &mut conducts, 0, now) == Next::GiveUp {
+            return Some((tries, begun.elapsed()));
+        }
+    }
+    None
+}
+
+#[test]
+fn a_refusal_counts_when_its_consumer_has_accepted_what_was_sent_later() {
+    let mut conducts = working();
+    let mut trial = Trial::default();
+    // An acceptance of what was sent before the refusal proves nothing.
+    assert_eq!(trial.refused(&mut conducts, 7, 1, PLAIN), Verdict::Doubt);
+    conducts.accepted(7, 0, false);
+    assert_eq!(trial.refused(&mut conducts, 7, 1, PLAIN), Verdict::Doubt, "it was sent beside it");
+    // An acceptance by another consumer proves nothing.
+    accept(&mut conducts, 8);
+    assert_eq!(trial.refused(&mut conducts, 7, 1, PLAIN), Verdict::Doubt);
+    conducts.accepted(7, 1, false);
+    assert_eq!(trial.refused(&mut conducts, 7, 1, PLAIN), Verdict::SetAside);
+}
+
+#[test]
+fn halves_keep_the_first_refusal_of_the_whole() {
+    let mut conducts = Conducts::default();
+    let mut whole = Trial::default();
+    assert_eq!(whole.refused(&mut conducts, 0, 2, PLAIN), Verdict::Doubt);
+    let mut left = whole;
+    // The right half is accepted, and was sent after the whole had been refused.
+    accept(&mut conducts, 0);
+    assert_eq!(left.refused(&mut conducts, 0, 1, PLAIN), Verdict::SetAside);
+}
+
+#[test]
+fn an_ordered_output_tries_a_refused_event_at_once_before_it_loses_its_place() {
+    for (is_in_doubt, tries) in [(false, TRIES_IN_ORDER), (true, TRIES_OF_DOUBT)] {
+        let (mut conducts, mut trial) = (working(), Trial::default());
+        conducts.accepted(0, 0, is_in_doubt);
+        assert_eq!(trial.refused(&mut conducts, 0, 1, ORDERED), Verdict::Doubt);
+        accept(&mut conducts, 0);
+        for _ in 1..tries {
+            assert_eq!(trial.refused(&mut conducts, 0, 1, ORDERED), Verdict::AtOnce);
+        }
+        assert_eq!(trial.refused(&mut conducts, 0, 1, ORDERED), Verdict::SetAside);
+    }
+}
+
+#[test]
+fn server_errors_count_only_while_the_consumer_takes_others() {
+    let (mut conducts, mut trial) = (working(), Trial::default());
+    for _ in 0..10 {
+        let verdict = trial.server_error(&mut conducts, 0, 1, None, PLAIN);
+        assert_eq!(verdict, Verdict::Again, "nothing was accepted since the first one");
+    }
+    accept(&mut conducts, 0);
+    assert_eq!(trial.server_error(&mut conducts, 0, 1, None, PLAIN), Verdict::SetAside);
+    assert_eq!(trial.server_error(&mut conducts, 0, 2, None, PLAIN), Verdict::Doubt);
+    for _ in 0..=IN_A_ROW_MAX {
+        conducts.turned_down(0);
+    }
+    assert_eq!(trial.server_error(&mut conducts, 0, 1, None, PLAIN), Verdict::Again);
+    // Others of the same request were taken.
+    assert_eq!(trial.server_error(&mut conducts, 0, 1, Some(3), PLAIN), Verdict::SetAside);
+}
+
+#[test]
+fn an_ordered_output_asks_for_a_proof_between_each_two_server_errors() {
+    let (mut conducts, mut trial) = (working(), Trial::default());
+    for proven in 1..ERRORS_MIN_ORDERED {
+        for _ in 0..3 {
+            assert_eq!(trial.server_error(&mut conducts, 0, 1, None, ORDERED), Verdict::Again);
+        }
+        assert_eq!(trial.proven, proven);
+        accept(&mut conducts, 0);
+    }
+    assert_eq!(trial.server_error(&mut conducts, 0, 1, None, ORDERED), Verdict::SetAside);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refused_event_is_given_up_after_several_tries_over_some_seconds() {
+    for accepts in [true, false] {
+        let between = |conducts: &mut Conducts| {
+            if accepts {
+                accept(conducts, 0);
+            }
+        };
+        let (tries, took) = given_up_after(Answer::Refused, PLAIN, between).await.unwrap();
+        assert_eq!(tries, TRIES);
+        assert!(took >= TIME_MIN && took < 2 * TIME_MIN, "{took:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn tries_at_a_consumer_that_takes_nothing_else_do_not_count() {
+    let between = |conducts: &mut Conducts| conducts.turned_down(0);
+    for answer in [Answer::Refused, Answer::ServerError] {
+        assert_eq!(given_up_after(answer, PLAIN, between).await, None);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_address_that_refuses_at_random_is_asked_more_often() {
+    let between = |conducts: &mut Conducts| conducts.accepted(0, conducts.answers, true);
+    let (tries, _) = given_up_after(Answer::Refused, PLAIN, between).await.unwrap();
+    assert_eq!(tries, TRIES_OF_DOUBT);
+}
+
+#[tokio::test(start_paused = true)]
+async fn server_errors_are_borne_for_as_long_as_the_circumstances_allow() {
+    let none = |_: &mut Conducts| {};
+    for (now, wanted) in [
+        (PLAIN, HOUR),
+        (Circumstances { drains: true, ..PLAIN }, TIME_MIN),
+        (Circumstances { server_errors: Duration::from_secs(1), ..PLAIN }, TIME_MIN),
+    ] {
+        let (tries, took) = given_up_after(Answer::ServerError, now, none).await.unwrap();
+        assert!(tries >= TRIES_OF_ERRORS, "{tries}");
+        let least = wanted.min(now.server_errors);
+        // Four tries take 7 s, and later pauses grow to 30 s.
+        assert!(took >= least && took < wanted + Duration::from_secs(31), "{took:?}");
+    }
+    let keeps_all = Circumstances { keeps_all: true, ..PLAIN };
+    assert_eq!(given_up_after(Answer::ServerError, keeps_all, none).await, None);
+}
+
+#[tokio::test(start_paused = true)]
+async fn tries_at_one_address_prove_nothing_about_another() {
+    let mut conducts = working();
+    let begun = set_aside(Answer::Refused, &mut conducts);
+    // Another address, or the first one in a new delivery, has accepted nothing yet.
+    for (mut retrial, consumer) in [(begun, 1), (begun.inherited(), 2)] {
+        for _ in 0..10 * TRIES {
+            tokio::time::sleep_until(retrial.due).await;
+            let next = retrial.turned_down(Answer::Refused, &mut conducts, consumer, PLAIN);
+            assert_ne!(next, Next::GiveUp);
+        }
+        assert_eq!(retrial.tries, 1);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_event_that_every_address_turns_down_is_given_up() {
+    let now = Circumstances { server_errors: Duration::from_secs(60), ..PLAIN };
+    // The other addresses accept other events, or nothing at all.
+    for (others, accepts) in [(1, true), (1, false), (7, true), (7, false)] {
+        let mut conducts = working();
+        if accepts {
+            accept(&mut conducts, 1);
+        }
+        let mut retrial = set_aside(Answer::ServerError, &mut conducts);
+        let begun = Instant::now();
+        loop {
+            for consumer in 1..=others {
+                let next = retrial.turned_down(Answer::ServerError, &mut conducts, consumer, now);
+                assert_ne!(next, Next::GiveUp, "the tries of another one count");
+            }
+            tokio::time::sleep_until(retrial.due).await;
+            if retrial.turned_down(Answer::ServerError, &mut conducts, 0, now) == Next::GiveUp {
+                break;
+            }
+            assert!(begun.elapsed() < HOUR, "{others} {accepts}");
+        }
+        assert!(retrial.tries >= TRIES_OF_ERRORS, "{others} {accepts}");
+    }
+}
+
+/// The other address has accepted other events, or does so later.
+#[tokio::test(start_paused = true)]
+async fn the_tries_at_an_address_that_is_away_begin_again_at_another() {
+    for answer in [Answer::Refused, Answer::ServerError] {
+        for accepts in [true, false] {
+            let mut conducts = working();
+            if accepts {
+                accept(&mut conducts, 1);
+            }
+            let now = Circumstances { server_errors: Duration::from_secs(60), ..PLAIN };
+            let mut retrial = set_aside(answer, &mut conducts);
+            for _ in 0..ELSEWHERE_MAX {
+                tokio::time::sleep_until(retrial.due).await;
+                assert_eq!(retrial.turned_down(answer, &mut conducts, 1, now), Next::Wait);
+                assert_eq!(retrial.consumer, Some(0));
+            }
+            retrial.turned_down(answer, &mut conducts, 1, now);
+            assert_eq!(retrial.consumer, accepts.then_some(1));
+            let mut tries = 0;
+            loop {
+                tokio::time::sleep_until(retrial.due).await;
+                accept(&mut conducts, 1);
+                tries += 1;
+                if retrial.turned_down(answer, &mut conducts, 1, now) == Next::GiveUp {
+                    break;
+                }
+            }
+            let least = if answer == Answer::Refused { TRIES } else { TRIES_OF_ERRORS };
+            assert!(tries + 1 >= least, "{tries}");
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_first_refusal_of_an_event_that_got_server_errors_needs_a_proof() {
+    let mut conducts = working();
+    let mut retrial = set_aside(Answer::ServerError, &mut conducts);
+    for _ in 0..100 {
+        tokio::time::sleep_until(retrial.due).await;
+        let next = retrial.turned_down(Answer::Refused, &mut conducts, 0, PLAIN);
+        assert_eq!((next, retrial.answer), (Next::Wait, Answer::ServerError));
+    }
+    accept(&mut conducts, 0);
+    retrial.turned_down(Answer::Refused, &mut conducts, 0, PLAIN);
+    assert_eq!((retrial.refusals, retrial.answer), (1, Answer::Refused));
+    // While the relay drains, perhaps no other event comes.
+    let mut drained = set_aside(Answer::ServerError, &mut conducts);
+    drained.hurry();
+    let drains = Circumstances { drains: true, ..PLAIN };
+    drained.turned_down(Answer::Refused, &mut conducts, 0, drains);
+    assert_eq!(drained.refusals, 1);
+}
+
+#[test]
+fn the_memory_of_consumers_is_bounded() {
+    let mut conducts = Conducts::default();
+    for consumer in 0..10 * CONSUMERS_MAX {
+        conducts.accepted(consumer, 1, false);
+    }
+    assert_eq!(conducts.of.len(), CONSUMERS_MAX);
+}

@@ -1,0 +1,180 @@
+//! A single event never holds the queue: what a consumer does not take, although it takes others,
+//! is set aside, and a small queue refuses nobody for it.
+
+use crate::support::prelude::*;
+
+/// The queue of each test has 2 MiB.
+const QUEUE: &str = "max_bytes = \"2MiB\"\n";
+
+/// The number of events of a test.
+const EVENTS: usize = 10_000;
+
+/// The events that the consumer answers with 500, and whether it does so now.
+#[derive(Clone)]
+struct Poison {
+    events: Arc<BTreeSet<Vec<u8>>>,
+    works: Arc<AtomicBool>,
+}
+
+impl Poison {
+    /// Chooses every so many-th event of these batches, so that there are `count` of them.
+    fn of(batches: &[Vec<u8>], count: usize) -> Self {
+        let all = batches.iter().flat_map(|batch| events_of(batch));
+        let chosen = all.skip(37).step_by(EVENTS / count);
+        Self { events: Arc::new(chosen.collect()), works: Arc::default() }
+    }
+
+    fn sink(&self) -> HttpSink {
+        let Self { events, works } = self.clone();
+        HttpSink::start(move |request| {
+            let is_poisoned = events_in(request).iter().any(|event| events.contains(event));
+            let fails = is_poisoned && !works.load(Ordering::SeqCst);
+            Answer::status(if fails { 500 } else { 200 })
+        })
+    }
+}
+
+fn batches() -> Vec<Vec<u8>> {
+    (0..100).map(|seed| generated_batch(seed, EVENTS / 100, 900)).collect()
+}
+
+/// Posts all batches, and returns the longest time that an event has waited for the consumer. Each
+/// batch must be accepted at once.
+fn post_all(relay: &Relay, batches: &[Vec<u8>]) -> f64 {
+    let mut lag = 0_f64;
+    for batch in batches {
+        assert_eq!(relay.post(batch).status, 200, "{}", relay.metrics().text);
+        lag = lag.max(of_output(relay, "output_lag_seconds"));
+    }
+    lag
+}
+
+fn aside(relay: &Relay) -> f64 {
+    of_output(relay, "output_aside_events")
+}
+
+fn wait_for_aside(relay: &Relay, count: usize) {
+    wait_until("the others are delivered, and these are set aside", PATIENCE * 3, || {
+        let delivered = of_output(relay, "output_events_total") as usize;
+        delivered == EVENTS - count && aside(relay) as usize == count
+    });
+}
+
+#[test]
+fn poisoned_events_refuse_no_batch_and_hold_up_no_other_event() {
+    let batches = batches();
+    for count in [1, 100] {
+        for concurrency in [1, 4] {
+            let poison = Poison::of(&batches, count);
+            let sink = poison.sink();
+            let more = format!("concurrency = {concurrency}\n[queue]\n{QUEUE}");
+            let relay = Relay::start(&to_sink(sink.address(), &more));
+            let lag = post_all(&relay, &batches);
+            assert!(lag < 5.0, "{lag} s, {count} events, {concurrency}");
+            wait_for_aside(&relay, count);
+            let metrics = relay.metrics();
+            assert_eq!(metrics.value("requests_rejected_total", &[("reason", "queue_full")]), 0.0);
+            assert_eq!(lost(&relay), 0.0);
+            let shown = http::get(relay.admin(), "/status").unwrap().json();
+            assert_eq!(shown["outputs"][0]["aside"]["events"], count);
+            assert_eq!(shown["outputs"][0]["backlog_events"], 0);
+            poison.works.store(true, Ordering::SeqCst);
+            relay.wait_until_delivered(PATIENCE * 3);
+            assert_eq!(of_output(&relay, "output_events_total") as usize, EVENTS);
+            relay.finish(Backlog::Empty);
+        }
+    }
+}
+
+/// Method: 100 events are set aside on disk. The relay is killed, reloads, is stopped, and starts
+/// again. In the end the consumer takes the events.
+#[test]
+fn what_is_set_aside_on_disk_survives_a_kill_a_reload_and_a_stop() {
+    let (batches, count) = (batches(), 100);
+    let poison = Poison::of(&batches, count);
+    let sink = poison.sink();
+    let spool = Spool::new();
+    let config = |concurrency: u32| {
+        let more = format!("concurrency = {concurrency}\n{}", spool.queue(QUEUE));
+        to_sink(sink.address(), &more)
+    };
+    let mut relay = Relay::start(&config(4));
+    let lag = post_all(&relay, &batches);
+    assert!(lag < 5.0, "{lag} s");
+    wait_for_aside(&relay, count);
+    let files = || std::fs::read_dir(spool.path().join("aside")).unwrap().count();
+    assert_eq!(files(), count);
+    // The places of the outputs are saved within a second.
+    std::thread::sleep(Duration::from_secs(2));
+    relay.kill();
+    let relay = Relay::start(&config(4));
+    assert_eq!(of_output(&relay, "output_start_events") as usize, count);
+    wait_until("all are set aside again", PATIENCE, || aside(&relay) as usize == count);
+    relay.reload(&config(2), "success");
+    assert_eq!((aside(&relay) as usize, lost(&relay)), (count, 0.0));
+    relay.finish(Backlog::Stable);
+    assert_eq!(files(), count);
+    let relay = Relay::start(&config(2));
+    poison.works.store(true, Ordering::SeqCst);
+    relay.wait_until_delivered(PATIENCE * 3);
+    let delivered = of_output(&relay, "output_events_total") as usize;
+    assert_eq!((delivered, lost(&relay)), (count, 0.0));
+    relay.finish(Backlog::Empty);
+    assert_eq!(files(), 0);
+    let accepted: BTreeSet<_> = accepted_events(&sink).into_iter().collect();
+    let all: BTreeSet<_> = batches.iter().flat_map(|batch| events_of(batch)).collect();
+    assert_eq!(accepted.len(), EVENTS);
+    assert_eq!(accepted, all);
+}
+
+/// Method: a consumer fails at more events than find room in a quarter of the queue.
+#[test]
+fn the_oldest_event_becomes_a_dead_letter_when_no_more_can_be_set_aside() {
+    let batches: Vec<_> = (0..20).map(|seed| generated_batch(seed, 100, 900)).collect();
+    let bad: BTreeSet<_> = batches.iter().flat_map(|batch| events_of(batch)).step_by(2).collect();
+    let poison = Poison { events: Arc::new(bad), works: Arc::default() };
+    let sink = poison.sink();
+    let letters = TempDir::new().unwrap();
+    let more = format!(
+        "[queue]\n{QUEUE}[dead_letter]\ndirectory = \"{}\"\n",
+        letters.path().join("letters").display()
+    );
+    let relay = Relay::start(&to_sink(sink.address(), &more));
+    for batch in &batches {
+        wait_until("the batch is accepted", PATIENCE, || relay.post(batch).status == 200);
+    }
+    wait_until("the queue is empty", PATIENCE * 3, || {
+        of_output(&relay, "output_backlog_events") == 0.0
+    });
+    let (kept, given_up) = (aside(&relay), lost(&relay));
+    assert!(kept > 100.0 && given_up > 100.0, "{kept} are set aside, {given_up} given up");
+    assert_eq!(of_output(&relay, "output_events_total"), 1000.0);
+    assert_eq!(of_output(&relay, "dead_letter_events_total"), given_up);
+    poison.works.store(true, Ordering::SeqCst);
+    relay.wait_until_delivered(PATIENCE * 3);
+    assert_eq!(of_output(&relay, "output_events_total"), 1000.0 + kept);
+    relay.finish(Backlog::Empty);
+}
+
+/// With `delivered`, a sender has no answer as long as an event of its batch is set aside.
+#[test]
+fn a_sender_that_waits_for_delivery_waits_for_what_is_set_aside() {
+    let batches = [generated_batch(0, 20, 900)];
+    let bad = batches.iter().flat_map(|batch| events_of(batch)).skip(7).take(1).collect();
+    let poison = Poison { events: Arc::new(bad), works: Arc::default() };
+    let sink = poison.sink();
+    let more = "[queue]\nacknowledge = \"delivered\"\ndelivered_timeout = \"6s\"\n";
+    let relay = Relay::start(&to_sink(sink.address(), more));
+    assert_eq!(relay.post(&batches[0]).status, 503, "one event is not delivered");
+    wait_until("the event is set aside", PATIENCE, || aside(&relay) == 1.0);
+    let works = Arc::clone(&poison.works);
+    let heals = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_secs(3));
+        works.store(true, Ordering::SeqCst);
+    });
+    assert_eq!(relay.post(&batches[0]).status, 200, "its try is accepted");
+    heals.join().unwrap();
+    relay.wait_until_delivered(PATIENCE);
+    assert_eq!(of_output(&relay, "output_events_total"), 40.0);
+    relay.finish(Backlog::Empty);
+}
