@@ -187,8 +187,8 @@ pub(crate) struct Promise {
     /// Events with [`FAILING`] are answered 500 for ever. The relay gives them up after seconds.
     pub(crate) fails: bool,
     /// Events that are neither are answered 5xx at times, while others are taken, so that the relay
-    /// parks them. It may give them up while its queue is nearly full or while it drains.
-    pub(crate) parks: bool,
+    /// sets them aside. It may give them up while it drains, or when too many are set aside.
+    pub(crate) aside: bool,
     /// The store tells only how many events of a request it has refused, so that all of them are
     /// among the dead letters, also those that it has.
     pub(crate) counts: bool,
@@ -202,7 +202,7 @@ impl Promise {
         bytes: true,
         refuses: false,
         fails: false,
-        parks: false,
+        aside: false,
         counts: false,
     };
 }
@@ -563,6 +563,11 @@ impl Ledger {
         if is_error || is_refusal {
             let events = identify_all(&request.decoded());
             let status = status.unwrap_or_default();
+            let (count, first) = (events.len(), events.first());
+            kernel::trace(format_args!(
+                "{} turns {count} down by {status}, the first is {first:?}",
+                self.name
+            ));
             let down = TurnedDown { at: kernel::now(), events, status, is_error };
             lock(&self.turned_down).push(down);
         }

@@ -47,8 +47,11 @@ const SAVED: Duration = Duration::from_secs(1);
 /// (reload.md), and its place is saved then.
 const LEAVES: Duration = Duration::from_secs(15);
 
-/// The number of answers 5xx to an event alone after which it may leave the order.
+/// The number of answers 5xx to an event alone after which it may be set aside.
 const ERRORS_MIN: usize = 4;
+
+/// The number of refusals of an event alone after which it may be set aside.
+const REFUSALS_MIN: usize = 3;
 
 /// All rules. A sentence about a broken promise begins with the name of its rule: those of this
 /// module, and those of the actors who see it while it happens.
@@ -239,34 +242,49 @@ impl<'a> Seen<'a> {
     fn may_refuse(&self, known: &Known) -> bool {
         let event = &known.event.bytes;
         let is_long = self.view.longest.is_some_and(|longest| longest.may_reject(event));
-        self.view.promise.parks || is_long || (self.view.refuses)(event)
+        self.view.promise.aside || is_long || (self.view.refuses)(event)
     }
 
-    /// Returns true if the consumer answered this event alone four times with 5xx before the time
-    /// `until`, and took another one after the first of these answers and before the last: the
-    /// event then "leaves the order" (guarantees.md).
+    /// Returns true if the event may have been set aside before the time `until`, so that it has
+    /// left the order: the consumer answered this event alone four times with 5xx, or refused it
+    /// alone three times, and took another one meanwhile. A refusal of a request with several
+    /// events begins this time, too.
     fn left_the_order(&self, serial: Serial, until: Duration) -> bool {
-        let is_alone = |down: &&TurnedDown| down.is_error && down.events == [serial];
         let downs = self.view.turned_down.iter().take_while(|down| down.at <= until);
-        let times: Vec<_> = downs.filter(is_alone).map(|down| down.at).collect();
-        let (Some(first), Some(last)) = (times.first(), times.last()) else { return false };
-        let mut between = self.view.arrived.iter().filter(|it| it.at >= *first && it.at <= *last);
-        times.len() >= ERRORS_MIN && between.any(|arrived| identify(&arrived.event) != Some(serial))
+        let its: Vec<_> = downs.filter(|down| down.events.contains(&serial)).collect();
+        let is_aside = |is_error: bool, least: usize| {
+            let is_alone = |down: &&&TurnedDown| down.events == [serial];
+            let mut answers = its.iter().filter(|down| down.is_error == is_error);
+            let alone: Vec<_> = answers.clone().filter(is_alone).map(|down| down.at).collect();
+            let first = match is_error {
+                true => alone.first().copied(),
+                false => answers.next().map(|down| down.at),
+            };
+            let (Some(first), Some(last)) = (first, alone.last()) else { return false };
+            let mut between =
+                self.view.arrived.iter().filter(|it| it.at >= first && it.at <= *last);
+            alone.len() >= least && between.any(|it| identify(&it.event) != Some(serial))
+        };
+        is_aside(true, ERRORS_MIN) || is_aside(false, REFUSALS_MIN)
     }
 
     /// Returns true if an event that was not accepted later than `serial` was in doubt when `other`
     /// first came: the consumer had refused a request with it, or had answered it twice with 5xx,
-    /// and had not taken it since then.
+    /// or once after it had taken something else, and had not taken it since then.
     fn was_in_doubt(&self, world: &World<'_>, serial: Serial, other: Serial) -> bool {
         let Some(came) = self.first_at(other) else { return false };
         let Some(stored) = world.stored.get(&serial) else { return false };
         let is_earlier =
             |it: &Serial| world.stored.get(it).is_some_and(|earlier| earlier.from <= stored.until);
         let mut doubts = BTreeMap::<Serial, (u32, Duration)>::new();
+        let mut before = Duration::ZERO;
         for down in self.view.turned_down.iter().take_while(|down| down.at <= came) {
+            let taken = self.view.arrived.iter().take_while(|arrived| arrived.at <= down.at);
+            let has_worked = taken.last().is_some_and(|arrived| arrived.at >= before);
+            before = down.at;
             for event in down.events.iter().filter(|it| is_earlier(it)) {
                 let doubt = doubts.entry(*event).or_default();
-                *doubt = (doubt.0 + if down.is_error { 1 } else { 2 }, down.at);
+                *doubt = (doubt.0 + if down.is_error && !has_worked { 1 } else { 2 }, down.at);
             }
         }
         let was_taken = |event: Serial, since: Duration| {
@@ -575,8 +593,8 @@ pub(crate) fn conservation(world: &World<'_>, seen: &Seen<'_>) -> Vec<Fault> {
 pub(crate) fn reasons(world: &World<'_>, seen: &Seen<'_>) -> Vec<Fault> {
     let outputs = world.truth.configs(Duration::ZERO, Duration::MAX);
     let mut outputs = outputs.filter_map(|config| config.output(seen.view.output));
-    let Promise { parks, counts, .. } = seen.view.promise;
-    if parks || counts || outputs.any(|output| output.may_lose.is_some()) {
+    let Promise { aside, counts, .. } = seen.view.promise;
+    if aside || counts || outputs.any(|output| output.may_lose.is_some()) {
         return Vec::new();
     }
     let Counted { lost, queue, .. } = seen.view.counted;
@@ -861,8 +879,8 @@ impl Latest {
 ///
 /// There are these exceptions:
 /// - What has left on an earlier connection, and could not be sent again, may come at any time.
-/// - An event that the consumer refuses for good, or fails on for ever, and one that it has
-///   answered with 5xx often enough (see [`Seen::left_the_order`]), may come at any time.
+/// - An event that the consumer refuses for good, or fails on for ever, and one that may have been
+///   set aside (see [`Seen::left_the_order`]), may come at any time.
 /// - "To learn whether a consumer takes anything, the relay sends it a later event. If the consumer
 ///   takes that event and the earlier ones after it, the later event comes again, behind them"
 ///   (guarantees, 2).
@@ -1099,14 +1117,9 @@ pub(crate) fn progress(world: &World<'_>, seen: &Seen<'_>, calm: Calm) -> Vec<Fa
 pub(crate) fn repeats(world: &World<'_>, seen: &Seen<'_>, calm: Calm) -> Vec<Fault> {
     let mut came = BTreeMap::new();
     // "With concurrency = 1 ... it sends it a later event: after it has refused a single event ...
-    // the later event comes again" (guarantees.md, 2). "If an event is refused [while the queue is
-    // nearly full], and no new event finds room, the relay sends the last event that the store has
-    // accepted once more."
+    // the later event comes again" (guarantees.md, 2).
     let Promise { copies: kind, ordered, .. } = seen.view.promise;
-    let mut configs = world.truth.configs(calm.begins, calm.ends);
-    let is_repeated = ordered
-        || kind == Copies::AgainBesideRefused
-        || configs.any(|config| config.has_small_queue());
+    let is_repeated = ordered || kind == Copies::AgainBesideRefused;
     let mut refused = if is_repeated { refused_at(world, seen) } else { Vec::new() };
     // With a backlog, the search for a refused event comes long after its request.
     let searched = seen.view.letters.iter().filter(|_| is_repeated);

@@ -136,8 +136,8 @@ impl Setup {
                 Some(truth::DAMAGED)
             } else if !self.on_disk {
                 Some("what a queue in memory still has at the end of a drain is counted as lost")
-            } else if promise.parks {
-                Some("its parked events may be given up")
+            } else if promise.aside {
+                Some("its events that are set aside may be given up")
             } else {
                 None
             };

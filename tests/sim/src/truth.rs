@@ -444,11 +444,6 @@ impl Config {
         self.outputs.iter().find(|output| output.name == name)
     }
 
-    /// Returns true if the queue is so small that it may be nearly full at any time.
-    pub(crate) fn has_small_queue(&self) -> bool {
-        self.queue_bytes <= 2 << 20
-    }
-
     /// Returns true if there is an output of this name, and it is required.
     pub(crate) fn requires(&self, name: &str) -> bool {
         self.output(name).is_some_and(|output| output.required)

@@ -16,7 +16,7 @@ impl Stand for Elasticsearch {
 
 pub(super) fn make(making: &mut Making<'_>) -> Made {
     let manners = front::manners(making);
-    let (parks, fails_for_ever) = (manners.parks, manners.fails);
+    let (aside, fails_for_ever) = (manners.aside, manners.fails);
     let own = Own::default();
     let (of_items, mut moods, mut statuses) = (Arc::clone(&own), making.rng(), making.rng());
     let in_mood = Arc::clone(&own);
@@ -29,7 +29,7 @@ pub(super) fn make(making: &mut Making<'_>) -> Made {
         _ if fails_for_ever && fails(document) => 500,
         true => match statuses.u32(..8) {
             0 | 1 => 429,
-            2 if parks => 503,
+            2 if aside => 503,
             _ => 201,
         },
         false => 201,

@@ -79,7 +79,7 @@ pub(super) enum Change {
 #[derive(Clone)]
 pub(super) struct Manners {
     /// It answers 5xx at times.
-    pub(super) parks: bool,
+    pub(super) aside: bool,
     /// It answers at times as if the payload were at fault.
     pub(super) doubts: bool,
     /// It fails on certain events for ever.
@@ -121,10 +121,10 @@ impl<F: FnMut() -> Vec<Vec<u8>> + Send + 'static> Drain for F {}
 /// at times, so that the relay gives up only what it must.
 pub(super) fn manners(making: &mut Making<'_>) -> Manners {
     let draw = making.rng.u32(..8);
-    let (parks, fails) = (draw >= 5, draw < 2);
+    let (aside, fails) = (draw >= 5, draw < 2);
     Manners {
-        parks,
-        doubts: parks || fails || making.rng.u32(..3) == 0,
+        aside,
+        doubts: aside || fails || making.rng.u32(..3) == 0,
         fails,
         pages: true,
         early: None,
@@ -154,7 +154,7 @@ impl Manners {
         let promise = Promise {
             refuses: promise.refuses && self.early.is_none(),
             fails: self.fails,
-            parks: self.parks,
+            aside: self.aside,
             ..promise
         };
         let keys = if self.fails { "rejected.after_server_errors = \"8s\"\n" } else { "" };
@@ -406,7 +406,7 @@ const SETTINGS: [u16; 10] = [401, 403, 404, 405, 415, 301, 302, 307, 308, 407];
 fn trouble(rng: &mut Rng, manners: &Manners) -> Trouble {
     match rng.u32(..24) {
         0..3 => Trouble::Instead(busy(rng, 429)),
-        3..6 if manners.parks => {
+        3..6 if manners.aside => {
             let status = [500, 502, 503, 504, 507][rng.usize(..5)];
             Trouble::Instead(busy(rng, status))
         }
@@ -420,7 +420,7 @@ fn trouble(rng: &mut Rng, manners: &Manners) -> Trouble {
         10 => Trouble::Instead(garbage(rng)),
         11 => Trouble::Behind(nothing(rng)),
         12 => Trouble::Behind(garbage(rng)),
-        13 if manners.parks => Trouble::Behind(page([500, 502, 503, 504][rng.usize(..4)])),
+        13 if manners.aside => Trouble::Behind(page([500, 502, 503, 504][rng.usize(..4)])),
         13 if manners.pages => Trouble::Behind(page(200)),
         14 if !manners.own.is_empty() => {
             let (status, body) = manners.own[rng.usize(..manners.own.len())];

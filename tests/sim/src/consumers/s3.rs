@@ -27,7 +27,7 @@ impl Stand for S3 {
 pub(super) fn make(making: &mut Making<'_>) -> Made {
     let conditional = making.rng.u32(..4) > 0;
     // Only an object fails, not an event.
-    let manners = Manners { fails: false, parks: true, own: &OWN, ..front::manners(making) };
+    let manners = Manners { fails: false, aside: true, own: &OWN, ..front::manners(making) };
     let (own, mut moods) = (Own::default(), making.rng());
     let in_mood = Arc::clone(&own);
     let mood = move || match in_mood.load(Ordering::SeqCst) {

@@ -53,7 +53,7 @@ pub(super) fn make(making: &mut Making<'_>) -> Made {
     let concurrency = [1, 4][making.rng.usize(..2)];
     let compression = ["none", "gzip"][making.rng.usize(..2)];
     let manners = front::manners(making);
-    let own: &[_] = if manners.parks { &OWN_WITH_ERRORS } else { &OWN };
+    let own: &[_] = if manners.aside { &OWN_WITH_ERRORS } else { &OWN };
     let manners = Manners { own, ..manners };
     let manners = match acks {
         true => manners,
@@ -72,7 +72,7 @@ pub(super) fn make(making: &mut Making<'_>) -> Made {
     let (promise, keys) = manners.promise(Promise {
         copies: if acks { Copies::AgainBesideRefused } else { Copies::AtLeastOnce },
         // What it takes of a request is not sent again.
-        ordered: !acks && concurrency == 1 && !manners.doubts && !manners.parks,
+        ordered: !acks && concurrency == 1 && !manners.doubts && !manners.aside,
         refuses: true,
         ..Promise::PLAIN
     });
@@ -96,7 +96,7 @@ pub(super) fn make(making: &mut Making<'_>) -> Made {
 
 fn script(making: &mut Making<'_>, manners: &Manners, own: &Own, acks: Acks) -> Script {
     let (mut moods, mut indexed) = (making.rng(), making.rng());
-    let (parks, is_own) = (manners.parks, Arc::clone(own));
+    let (aside, is_own) = (manners.aside, Arc::clone(own));
     let (slow, for_indexer) = (Arc::new(Mutex::new(0_u32)), Arc::clone(&making.ledger));
     let slowness = Arc::clone(&slow);
     Script {
@@ -104,7 +104,7 @@ fn script(making: &mut Making<'_>, manners: &Manners, own: &Own, acks: Acks) -> 
         bytes_max: 1_000_000,
         mood: Box::new(move || {
             let mood = match is_own.load(Ordering::SeqCst) {
-                true => own_mood(&mut moods, parks),
+                true => own_mood(&mut moods, aside),
                 false => Mood::Serves,
             };
             // After trouble of its own, the collector indexes slowly for a while.
@@ -120,12 +120,12 @@ fn script(making: &mut Making<'_>, manners: &Manners, own: &Own, acks: Acks) -> 
     }
 }
 
-fn own_mood(rng: &mut Rng, parks: bool) -> Mood {
+fn own_mood(rng: &mut Rng, aside: bool) -> Mood {
     match rng.u32(..6) {
         0 => Mood::Mute,
         1 => Mood::Babbles,
         2 => Mood::Restarts,
-        3 if parks => Mood::BusyAfter(rng.usize(..10)),
+        3 if aside => Mood::BusyAfter(rng.usize(..10)),
         4 => Mood::Small,
         _ => Mood::Restarts,
     }

@@ -186,7 +186,7 @@ impl Operator<'_> {
             let is_mute = [Kind::Relp, Kind::Lumberjack].contains(&consumer.kind)
                 && consumer.arrived_since(0).last().is_none_or(|last| last.at < begun);
             if more > self.refused_by(consumer)
-                && !consumer.promise().parks
+                && !consumer.promise().aside
                 && !is_mute
                 && !tries(name)
             {
@@ -246,16 +246,16 @@ impl Operator<'_> {
     }
 
     /// Returns the consumer that is to be in trouble until `when`: with [`When::OnOne`], a store
-    /// that takes every event when it is well, and at which nothing else is parked.
+    /// that takes every event when it is well, and at which nothing else is set aside.
     fn fails_on_one(&self, consumer: usize, when: When) -> Option<usize> {
         if when != When::OnOne {
             return Some(consumer);
         }
         let fits = |number: &usize| {
             let consumer = &self.consumers[*number];
-            let Promise { fails, parks, counts, .. } = consumer.promise();
-            // An object has many events, and none of them is parked.
-            consumer.kind.is_store() && consumer.kind != Kind::S3 && !fails && !parks && !counts
+            let Promise { fails, aside, counts, .. } = consumer.promise();
+            // An object has many events, and none of them is set aside.
+            consumer.kind.is_store() && consumer.kind != Kind::S3 && !fails && !aside && !counts
         };
         self.setup.outputs.iter().map(|output| output.consumer).find(fits)
     }

@@ -46,7 +46,7 @@ impl Operator<'_> {
             Stage::Answers(steady) => self.answers_for_a_while(steady),
             Stage::FirstAreMissing => self.first_are_missing(),
             Stage::RefusedAtRest => self.refused_at_rest(),
-            Stage::ParkedThenDropped => self.parked_then_dropped(),
+            Stage::AsideInFullQueue => self.aside_in_full_queue(),
             Stage::JoinsBetweenCopies => self.joins_between_copies(),
             Stage::FilterBetweenCopies => self.filter_between_copies(),
             Stage::FilterOfWaiting => self.filter_of_waiting(),
@@ -70,7 +70,7 @@ impl Operator<'_> {
             Stage::EndsQuiet => self.ends_quiet(),
             Stage::TornGroups => self.torn_groups(),
             Stage::BadAmongGood => self.bad_among_good(),
-            Stage::ParkedThenRefused => self.parked_then_refused(),
+            Stage::AsideThenRefused => self.aside_then_refused(),
             Stage::FailsAndAway => self.fails_and_away(),
         }
         for consumer in self.consumers {
@@ -251,9 +251,9 @@ impl Operator<'_> {
         }
     }
 
-    /// An event on which a store fails waits beside the stream, until a full queue drops it. Then
-    /// nothing is left for the drain.
-    fn parked_then_dropped(&mut self) {
+    /// An event on which a store fails is set aside. A full queue then drops others, and the drain
+    /// has only this event left.
+    fn aside_in_full_queue(&mut self) {
         const LIMIT: Duration = Duration::from_secs(30);
         if !self.rests() {
             return;
@@ -272,7 +272,7 @@ impl Operator<'_> {
         self.stop(Why::Signal);
         let took = kernel::now() - begun;
         if took > LIMIT {
-            let what = "although its consumer takes all events but one, which was dropped";
+            let what = "although its consumer takes all events but one";
             self.faults.push(format!("drain: it took {took:?}, {what}"));
         }
         self.start();
@@ -836,9 +836,9 @@ impl Operator<'_> {
         }
     }
 
-    /// An event waits beside the stream because a store fails on it. Then the store refuses
-    /// everything for a while in which nothing else comes, and is well again.
-    fn parked_then_refused(&mut self) {
+    /// An event is set aside because a store fails on it. Then the store refuses everything for a
+    /// while in which nothing else comes, and is well again.
+    fn aside_then_refused(&mut self) {
         if !self.rests() || self.consumers[0].promise().fails {
             return;
         }

@@ -7,21 +7,29 @@ use super::{Fault, Letter, Seen, World, identify};
 /// "An event is given up only if the consumer refuses it alone eight times" (guarantees.md).
 const REFUSALS_MIN: usize = 8;
 
+/// The number of server errors to the event alone after which it may be given up.
+const ERRORS_MIN: usize = 4;
+
+/// The end of the reason of an event that was given up to set another one aside.
+const NO_ROOM: &str = ", and no more events can be set aside";
+
 /// The time of a letter has no more digits than milliseconds.
 const ROUNDED: Duration = Duration::from_millis(1);
 
 /// For each dead letter that quotes an answer, the consumer has given this answer to the event
-/// alone, in the same life of the relay. A refusal counts from the eighth one on, except while the
-/// relay ends.
+/// alone, and has turned it down often enough, in the same life of the relay.
 pub(super) fn answered(world: &World<'_>, seen: &Seen<'_>) -> Vec<Fault> {
     if !seen.view.refuses_requests || seen.view.promise.counts {
         return Vec::new();
     }
-    let ends = || world.truth.deaths.iter().filter_map(|it| Some((it.begun, it.ended?)));
     let fault = |letter: &Letter| {
         let (status, serial) = (status_of(&letter.reason)?, identify(&letter.event)?);
+        if letter.reason.ends_with(NO_ROOM) {
+            return None;
+        }
         let until = letter.at + ROUNDED;
-        let life = ends().map(|(_, ended)| ended).filter(|it| *it <= letter.at).max();
+        let ends = world.truth.deaths.iter().filter_map(|it| it.ended);
+        let life = ends.filter(|it| *it <= letter.at).max();
         let is_its = |at: Duration| (life.unwrap_or_default()..=until).contains(&at);
         let alone = seen.view.turned_down.iter().filter(|it| it.events == [serial]);
         let (mut count, mut has_status) = (0, false);
@@ -29,8 +37,7 @@ pub(super) fn answered(world: &World<'_>, seen: &Seen<'_>) -> Vec<Fault> {
             count += 1;
             has_status |= down.status == status;
         }
-        let is_ending = ends().any(|(begun, ended)| begun <= until && ended >= letter.at);
-        let least = if status >= 500 || is_ending { 1 } else { REFUSALS_MIN };
+        let least = if status >= 500 { ERRORS_MIN } else { REFUSALS_MIN };
         let text = format!(
             "event {serial} was given up at {:?} for an answer {status}; its consumer has turned \
              it down {count} times alone, {}",

@@ -28,13 +28,28 @@ fn an_event_is_given_up_after_eight_refusals_alone() {
 }
 
 #[test]
-fn refusals_count_in_one_life_and_less_at_its_end() {
+fn refusals_count_in_one_life() {
     let refused = "http://a: answered 400 Bad Request";
     let mut another_life = case(refused, 8);
     another_life.dies(10, Kind::Kill);
     another_life.fails(answered, "has turned it down 5 times alone");
-    let mut ends = case(refused, 1);
+    // At its end, too.
+    let mut ends = case(refused, 7);
     let (begun, ended) = (seconds(19), Some(seconds(21)));
     ends.truth.deaths.push(Death { begun, ended, kind: Kind::Drain });
-    ends.passes(answered);
+    ends.fails(answered, "has turned it down 7 times alone");
+    // Unless another event takes its place among those that are set aside.
+    case(&format!("{refused}, and no more events can be set aside"), 3).passes(answered);
+}
+
+#[test]
+fn an_event_is_given_up_after_four_server_errors_alone() {
+    let case = |errors: u64| {
+        let mut small = case("http://a: answered 500 Internal Server Error", 0);
+        let serials: Vec<_> = small.truth.events.keys().copied().take(1).collect();
+        (0..errors).for_each(|second| small.turn_down(10 + second, &serials, true));
+        small
+    };
+    case(4).passes(answered);
+    case(3).fails(answered, "has turned it down 3 times alone, and by this status");
 }

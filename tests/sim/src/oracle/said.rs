@@ -5,7 +5,8 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::{Calm, Fault, Seen, World, refused_at};
+use super::{Calm, Fault, Seen, TurnedDown, World, refused_at};
+use crate::events::{Serial, identify};
 use crate::support::metrics::{Metrics, conservation};
 use crate::truth::{Acknowledge, Answer, Attempt, Config, Fate, Must};
 
@@ -273,7 +274,7 @@ pub(crate) fn letters(world: &World<'_>, said: &Said) -> Vec<Fault> {
 }
 
 /// `queue_needed_bytes` is what "required outputs still need" (monitoring.md): nothing, if nothing
-/// waits for any of them.
+/// waits for any of them, and none of them has set an event aside.
 pub(crate) fn needed(world: &World<'_>, said: &Said) -> Option<Fault> {
     let needed = said.metrics.get("queue_needed_bytes", &[]).filter(|needed| *needed > 0.0)?;
     let configs: Vec<_> = world.truth.configs(said.started, said.answered).collect();
@@ -286,7 +287,8 @@ pub(crate) fn needed(world: &World<'_>, said: &Said) -> Option<Fault> {
     if configs.iter().any(|config| config.on_disk || waits(config)) {
         return None;
     }
-    let backlogs = said.metrics.all("output_backlog_events");
+    let mut backlogs = said.metrics.all("output_backlog_events");
+    backlogs.extend(said.metrics.all("output_aside_events"));
     let waits = |(labels, events): &(Vec<(String, String)>, f64)| {
         *events > 0.0 && !labels.iter().all(|(_, output)| is_optional(output))
     };
@@ -350,13 +352,14 @@ pub(crate) fn at_ease(world: &World<'_>, said: &Said, calm: Calm) -> Vec<Fault> 
     if said.moment != Moment::Calm {
         return Vec::new();
     }
-    let refuses = |output: &str| {
-        let mut outputs =
-            world.outputs.iter().filter(|seen| output.is_empty() || seen.view.output == output);
-        let times = outputs.clone().flat_map(|seen| refused_at(world, seen));
+    let refuses = |seen: &&Seen<'_>| {
         let since = said.asked.saturating_sub(calm.limit());
-        times.into_iter().any(|at| (since..=said.answered).contains(&at))
-            || outputs.any(|seen| fails_on_one(seen, said))
+        let mut times = refused_at(world, seen).into_iter();
+        times.any(|at| (since..=said.answered).contains(&at))
+    };
+    let is_at_fault = |output: &str| {
+        let mut outputs = world.outputs.iter().filter(|seen| seen.view.output == output);
+        outputs.any(|seen| refuses(&seen) || fails_on_one(seen, said))
     };
     // An address that was away may be on trial, and is passed over while it is away.
     let has_another = |output: &str, text: &str| {
@@ -376,11 +379,12 @@ pub(crate) fn at_ease(world: &World<'_>, said: &Said, calm: Calm) -> Vec<Fault> 
     let is_wrong = |finding: &&Finding| match finding.about.strip_prefix("output ") {
         Some(_) if is_settling(&finding.text) => false,
         Some(output) if has_another(output, &finding.text) => false,
-        Some(output) => !finding.text.contains("has dropped every event") && !refuses(output),
+        Some(output) => !finding.text.contains("has dropped every event") && !is_at_fault(output),
         // The forecast looks back five minutes, at times in which something was wrong.
         None => {
             let is_forecast = finding.text.starts_with("At the pace of the last minutes");
-            finding.about == "queue" && !is_forecast && !refuses("")
+            let is_searching = world.outputs.iter().any(|seen| refuses(&seen));
+            finding.about == "queue" && !is_forecast && !is_searching
         }
     };
     let wrong = said.findings().filter(is_wrong);
@@ -388,21 +392,20 @@ pub(crate) fn at_ease(world: &World<'_>, said: &Said, calm: Calm) -> Vec<Fault> 
     wrong.map(|finding| said.fault("verdict", &text(finding))).collect()
 }
 
-/// "The hour becomes one minute when the queue is three quarters full [...]; a restart begins it
-/// again" (guarantees.md): returns true if the consumer has failed on an event that has not
-/// arrived, for the first time in this life of the relay, less than this minute ago. Twenty seconds
-/// more are for the next try, which may have to wait for an address that is away.
+/// Returns true if an event may be set aside because of server errors: the consumer has failed on
+/// it in this life of the relay, less than a minute ago, and since then it has neither arrived nor
+/// become a dead letter. The pause between two tries is half a minute at most, and one of them may
+/// have to wait for an address that is away.
 fn fails_on_one(seen: &Seen<'_>, said: &Said) -> bool {
-    let mut first = BTreeMap::new();
-    let ours = seen.view.turned_down.iter().filter(|down| down.is_error && down.at >= said.started);
-    for down in ours {
-        down.events.iter().for_each(|serial| _ = first.entry(*serial).or_insert(down.at));
-    }
-    let since = said.asked.saturating_sub(Duration::from_secs(80));
-    first.into_iter().any(|(serial, at)| {
+    let since = said.asked.saturating_sub(Duration::from_secs(60)).max(said.started);
+    let is_late = |down: &&TurnedDown| down.is_error && (since..=said.asked).contains(&down.at);
+    let is_over = |serial: Serial| {
         let has_arrived = seen.first_at(serial).is_some_and(|arrived| arrived <= said.asked);
-        at >= since && !has_arrived
-    })
+        let mut letters = seen.view.letters.iter().filter(|letter| letter.at <= said.asked);
+        has_arrived || letters.any(|letter| identify(&letter.event) == Some(serial))
+    };
+    let mut late = seen.view.turned_down.iter().filter(is_late).flat_map(|down| &down.events);
+    late.any(|serial| !is_over(*serial))
 }
 
 /// An address that is away is in the findings, if events have come by the other one.

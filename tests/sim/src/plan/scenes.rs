@@ -59,7 +59,7 @@ const IN_MEMORY: [Scene; 12] = [
 
 /// The scenes that need a config or a time of their own.
 const SOLOS: [Scene; 10] = [
-    parked_drain,
+    aside_drain,
     end_beside_refused,
     evidence_off,
     shut_out,
@@ -276,7 +276,7 @@ fn taken_address(draft: &mut Draft<'_>) {
 }
 
 /// The relay drains as soon as a store takes an event on which it has failed for a minute.
-fn parked_drain(draft: &mut Draft<'_>) {
+fn aside_drain(draft: &mut Draft<'_>) {
     draft.in_memory();
     draft.plan.start.drain = 10;
     for kind in &mut draft.plan.consumers {

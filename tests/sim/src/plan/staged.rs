@@ -37,8 +37,8 @@ pub(crate) enum Stage {
     FirstAreMissing,
     /// A store refuses everything while the cluster is quiet.
     RefusedAtRest,
-    /// A store fails on one event, and a full queue drops it. Then the relay ends.
-    ParkedThenDropped,
+    /// A store fails on one event, and a full queue drops others. Then the relay ends.
+    AsideInFullQueue,
     /// An output joins between two copies of an event, and the relay starts anew.
     JoinsBetweenCopies,
     /// A filter lets an event pass at its second copy, after a new start.
@@ -90,7 +90,7 @@ pub(crate) enum Stage {
     /// A backlog for a store has many events that the store refuses.
     BadAmongGood,
     /// A store fails on an event, and then refuses everything while nothing else comes.
-    ParkedThenRefused,
+    AsideThenRefused,
     /// The first address of a consumer fails on an event, and the second one is away.
     FailsAndAway,
 }
@@ -108,7 +108,7 @@ impl Stage {
         Self::Answers(Steady::Revokes),
         Self::FirstAreMissing,
         Self::RefusedAtRest,
-        Self::ParkedThenDropped,
+        Self::AsideInFullQueue,
         Self::JoinsBetweenCopies,
         Self::FilterBetweenCopies,
         Self::FilterOfWaiting,
@@ -141,10 +141,10 @@ impl Stage {
         Self::BadAmongGood,
         Self::Answers(Steady::Account),
         Self::Answers(Steady::Rejects),
-        Self::ParkedThenRefused,
+        Self::AsideThenRefused,
         Self::FailsAndAway,
         Self::RefusedAtRest,
-        Self::ParkedThenDropped,
+        Self::AsideInFullQueue,
         Self::JoinsBetweenCopies,
         Self::FilterBetweenCopies,
         Self::FilterOfWaiting,
@@ -160,7 +160,7 @@ impl Stage {
                 &[Kind::Http, Kind::Otlp]
             }
             Self::Outages
-            | Self::ParkedThenDropped
+            | Self::AsideInFullQueue
             | Self::PartDroppedBetweenCopies
             | Self::HeldAtReload
             | Self::RefusedInBacklog
@@ -168,7 +168,7 @@ impl Stage {
             | Self::SecondIsMute
             | Self::SecondRefuses
             | Self::SecondIsUntried
-            | Self::ParkedThenRefused
+            | Self::AsideThenRefused
             | Self::FailsAndAway => &[Kind::Http],
             Self::Answers(Steady::Interim) => &[Kind::Http, Kind::Loki],
             Self::Answers(Steady::SomeRefused) => &[Kind::Http, Kind::Loki, Kind::Otlp],
@@ -194,7 +194,7 @@ impl Stage {
     fn on_disk(self) -> Option<bool> {
         match self {
             Self::SlowLetters
-            | Self::ParkedThenDropped
+            | Self::AsideInFullQueue
             | Self::PartDroppedBetweenCopies
             | Self::StoredAtReload
             | Self::TooLargeForObject
@@ -214,7 +214,7 @@ impl Stage {
             | Self::TornGroups
             | Self::EndsQuiet
             | Self::BadAmongGood
-            | Self::ParkedThenRefused => Some(true),
+            | Self::AsideThenRefused => Some(true),
             Self::EarlyAnswers
             | Self::Outages
             | Self::RefusedAtRest
@@ -234,7 +234,7 @@ impl Stage {
     fn drops(self) -> bool {
         matches!(
             self,
-            Self::ParkedThenDropped
+            Self::AsideInFullQueue
                 | Self::DroppedBetweenCopies
                 | Self::PartDroppedBetweenCopies
                 | Self::DropsThenDies
@@ -254,7 +254,7 @@ impl Stage {
                 | Self::EndsQuiet
                 | Self::TornGroups
                 | Self::BadAmongGood
-                | Self::ParkedThenRefused
+                | Self::AsideThenRefused
         );
         waits || self.copies() || self.drops()
     }
@@ -309,7 +309,7 @@ pub(super) fn add(plan: &mut Plan, seed: u64) {
     let fits = |timed: &Timed| !matches!(timed.action, Action::Reload(_) | Action::Stuck);
     plan.actions.retain(|timed| is_early(timed) && fits(timed));
     plan.actions.push(Timed { at: begin, action: Action::Stage(stage) });
-    let long = if stage == Stage::ParkedThenRefused { 4 * LONG } else { LONG };
+    let long = if stage == Stage::AsideThenRefused { 4 * LONG } else { LONG };
     plan.silent = if is_quiet { begin + long } else { Duration::ZERO };
     plan.length = begin + long + Duration::from_secs(20);
 }
@@ -345,7 +345,7 @@ fn set_up(plan: &mut Plan, stage: Stage) {
         }
         Stage::EarlyAnswers | Stage::EndsQuiet | Stage::BadAmongGood => start.queue = 65536,
         Stage::FirstAreMissing => (start.is_damaged, start.has_evidence) = (true, false),
-        Stage::ParkedThenDropped => start.drain = 60,
+        Stage::AsideInFullQueue => start.drain = 60,
         Stage::PartDroppedBetweenCopies => start.own = vec![("timeouts.request", "\"4s\"")],
         // Events whose room is needed before they are read stay without evidence.
         Stage::DropsWhileReading => start.has_evidence = false,
@@ -367,7 +367,7 @@ fn set_up(plan: &mut Plan, stage: Stage) {
         | Stage::StoredOnFullDisk
         | Stage::CutsConnections
         | Stage::TornGroups
-        | Stage::ParkedThenRefused
+        | Stage::AsideThenRefused
         | Stage::RefusedInBacklog => {}
     }
 }

@@ -57,7 +57,7 @@ pub(super) fn late(world: &World<'_>, said: &Said) -> Vec<Fault> {
                 && world.is_owed(seen, *serial, *stored);
             has_waited.then_some((*serial, stored.until))
         };
-        if seen.view.is_unconfirmed || seen.view.promise.parks {
+        if seen.view.is_unconfirmed || seen.view.promise.aside {
             continue;
         }
         let Some((serial, since)) = world.stored.iter().find_map(waits) else { continue };

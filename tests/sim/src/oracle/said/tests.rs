@@ -142,21 +142,28 @@ fn nothing_is_said_to_be_wrong_while_nothing_is_wrong() {
 }
 
 #[test]
-fn an_event_that_gets_server_errors_has_a_minute_in_a_full_queue() {
-    let full = finds(said(Moment::Calm, ""), "queue", "The queue is nearly full.");
-    let asked = full.asked.as_secs();
-    let rule = |world: &World<'_>| at_ease(world, &full, CALM);
+fn an_event_that_is_set_aside_is_said_while_it_is_tried_and_fills_no_queue() {
+    let text = "Output out: the consumer answers 1 of its events with an error each time";
+    let aside = finds(said(Moment::Calm, ""), "output out", text);
+    let asked = aside.asked.as_secs();
+    let rule = |world: &World<'_>| at_ease(world, &aside, CALM);
     let mut small = Small::new();
     let serials = small.two(2);
-    check(&small, rule, Some("The queue is nearly full."));
-    small.turn_down(asked - 81, &serials[..1], true);
-    check(&small, rule, Some("The queue is nearly full."));
-    small.turn_down(asked - 79, &serials[1..], false);
-    check(&small, rule, Some("The queue is nearly full."));
-    small.turn_down(asked - 79, &serials[1..], true);
+    check(&small, rule, Some(text));
+    small.turn_down(asked - 61, &serials[..1], true);
+    check(&small, rule, Some(text));
+    small.turn_down(asked - 59, &serials[1..], false);
+    check(&small, rule, Some(text));
+    small.turn_down(asked - 59, &serials[1..], true);
     check(&small, rule, None);
+    let full = finds(said(Moment::Calm, ""), "queue", "The queue is nearly full.");
+    let of_queue = |world: &World<'_>| at_ease(world, &full, CALM);
+    check(&small, of_queue, Some("The queue is nearly full."));
+    small.letter_at(asked - 1, serials[1]);
+    check(&small, rule, Some(text));
+    small.letters.clear();
     small.arrive(asked - 1, &serials);
-    check(&small, rule, Some("The queue is nearly full."));
+    check(&small, rule, Some(text));
 }
 
 #[test]
@@ -296,8 +303,11 @@ fn an_address_is_up_only_if_something_has_gone_there() {
 
 #[test]
 fn nothing_is_needed_if_nothing_waits_for_a_required_output() {
-    let rule = |backlog: u64, bytes: u64| {
-        let out = format!("output_backlog_events{{output=\"out\"}} {backlog}\n");
+    let rule = |(backlog, aside): (u64, u64), bytes: u64| {
+        let out = format!(
+            "output_backlog_events{{output=\"out\"}} {backlog}\n\
+             output_aside_events{{output=\"out\"}} {aside}\n"
+        );
         let more = format!("output_backlog_events{{output=\"more\"}} 7\n{out}");
         let text = format!("{more}queue_needed_bytes {bytes}\n");
         move |world: &World<'_>| -> Vec<_> {
@@ -309,15 +319,16 @@ fn nothing_is_needed_if_nothing_waits_for_a_required_output() {
         let more = Output { name: "more".into(), required: false, ..config.outputs[0].clone() };
         config.outputs.push(more);
     });
-    check(&small, rule(0, 0), None);
-    check(&small, rule(1, 900), None);
-    check(&small, rule(0, 900), Some("queue_needed_bytes is 900"));
+    check(&small, rule((0, 0), 0), None);
+    check(&small, rule((1, 0), 900), None);
+    check(&small, rule((0, 1), 900), None);
+    check(&small, rule((0, 0), 900), Some("queue_needed_bytes is 900"));
     // It was optional in an earlier config only.
     small.config(40, |config| config.outputs[0].required = false);
-    check(&small, rule(1, 900), None);
+    check(&small, rule((1, 0), 900), None);
     // A queue on disk keeps whole segments.
     small.config(50, |config| config.on_disk = true);
-    check(&small, rule(0, 900), None);
+    check(&small, rule((0, 0), 900), None);
 }
 
 #[test]
