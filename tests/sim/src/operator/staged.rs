@@ -18,6 +18,9 @@ use crate::truth::{Answer, Filter, Kind as Death};
 /// How long an event may take to a consumer that is well.
 const SOON: Duration = Duration::from_secs(60);
 
+/// How long an event may wait beside others on which its consumer fails.
+const PROMPT: Duration = Duration::from_secs(10);
+
 /// Larger than the small queues of these seeds, in events.
 const FLOOD: usize = 900;
 
@@ -72,6 +75,7 @@ impl Operator<'_> {
             Stage::BadAmongGood => self.bad_among_good(),
             Stage::AsideThenRefused => self.aside_then_refused(),
             Stage::FailsAndAway => self.fails_and_away(),
+            Stage::FailsForEver => self.fails_for_ever(),
         }
         for consumer in self.consumers {
             consumer.answers(None);
@@ -871,6 +875,69 @@ impl Operator<'_> {
             self.wait(seconds(2));
         }
         self.come_soon(&others, "behind an event on which one address fails while one is away");
+    }
+
+    /// A store fails on some events for ever. It takes all others, which are more than the queue
+    /// holds: none of them is refused, and none waits. With a directory, the relay is killed while
+    /// it sets an event aside, and ends and starts again. When the store takes the events, all of
+    /// them come.
+    fn fails_for_ever(&mut self) {
+        if !self.rests() || self.consumers[0].promise().fails {
+            return;
+        }
+        self.consumers[0].answers(Some(Steady::Fails));
+        let mut failing = Vec::new();
+        for round in 0..4 {
+            failing.push(self.post_failing());
+            if !self.many_come_promptly() {
+                return;
+            }
+            failing.push(self.post_failing());
+            self.posted(3);
+            self.wait(Duration::from_millis(150 + 900 * round));
+            match round {
+                0 if self.setup.on_disk => self.die(Death::Kill, Duration::from_millis(200)),
+                1 if self.setup.on_disk => self.die(Death::PowerLoss, Duration::from_millis(200)),
+                2 if self.setup.on_disk => self.restart(Why::Signal),
+                _ => {
+                    let time = format!("\"{}s\"", 11 + round).leak();
+                    self.setup.own = vec![("timeouts.request", time)];
+                    self.act(&Action::Reload(Change::Nothing));
+                }
+            }
+        }
+        if !self.many_come_promptly() {
+            return;
+        }
+        self.consumers[0].answers(None);
+        self.come_soon(&failing, "although its store takes it again");
+    }
+
+    /// Posts more events than fit into a queue of 2 MiB. Returns true if each is accepted, and
+    /// comes promptly.
+    fn many_come_promptly(&mut self) -> bool {
+        let mut others = BTreeSet::new();
+        for _ in 0..80 {
+            let events = self.good(30);
+            let answer = self.post(&events);
+            if answer != Answer::Status(200) {
+                let what = "the store takes all events but a few";
+                self.faults.push(format!("progress: {what}, and a body is answered {answer}"));
+                return false;
+            }
+            others.extend(events.iter().map(|event| event.serial));
+            self.wait(Duration::from_millis(100));
+        }
+        let come = self.comes_true(PROMPT, |it| {
+            let arrived = it.consumers[0].arrived_since(0);
+            let arrived = arrived.iter().filter_map(|arrived| identify(&arrived.event)).collect();
+            others.is_subset(&arrived)
+        });
+        if !come {
+            let what = "events wait beside some on which their store fails";
+            self.faults.push(format!("progress: after {PROMPT:?}, {what}"));
+        }
+        come
     }
 }
 

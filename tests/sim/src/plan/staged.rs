@@ -93,6 +93,9 @@ pub(crate) enum Stage {
     AsideThenRefused,
     /// The first address of a consumer fails on an event, and the second one is away.
     FailsAndAway,
+    /// A store fails on some events for ever, beside a small queue: through kills, a power loss, a
+    /// reload and a drain.
+    FailsForEver,
 }
 
 impl Stage {
@@ -144,7 +147,7 @@ impl Stage {
         Self::AsideThenRefused,
         Self::FailsAndAway,
         Self::RefusedAtRest,
-        Self::AsideInFullQueue,
+        Self::FailsForEver,
         Self::JoinsBetweenCopies,
         Self::FilterBetweenCopies,
         Self::FilterOfWaiting,
@@ -169,7 +172,8 @@ impl Stage {
             | Self::SecondRefuses
             | Self::SecondIsUntried
             | Self::AsideThenRefused
-            | Self::FailsAndAway => &[Kind::Http],
+            | Self::FailsAndAway
+            | Self::FailsForEver => &[Kind::Http],
             Self::Answers(Steady::Interim) => &[Kind::Http, Kind::Loki],
             Self::Answers(Steady::SomeRefused) => &[Kind::Http, Kind::Loki, Kind::Otlp],
             Self::Answers(Steady::Own) => &[Kind::S3, Kind::Splunk],
@@ -226,6 +230,7 @@ impl Stage {
             | Self::HeldAtReload
             | Self::CutsConnections
             | Self::FailsAndAway
+            | Self::FailsForEver
             | Self::TooLong => None,
         }
     }
@@ -255,6 +260,7 @@ impl Stage {
                 | Self::TornGroups
                 | Self::BadAmongGood
                 | Self::AsideThenRefused
+                | Self::FailsForEver
         );
         waits || self.copies() || self.drops()
     }
@@ -309,7 +315,9 @@ pub(super) fn add(plan: &mut Plan, seed: u64) {
     let fits = |timed: &Timed| !matches!(timed.action, Action::Reload(_) | Action::Stuck);
     plan.actions.retain(|timed| is_early(timed) && fits(timed));
     plan.actions.push(Timed { at: begin, action: Action::Stage(stage) });
-    let long = if stage == Stage::AsideThenRefused { 4 * LONG } else { LONG };
+    let longer = [(Stage::AsideThenRefused, 4), (Stage::FailsForEver, 2)];
+    let long =
+        longer.into_iter().find(|(longer, _)| *longer == stage).map_or(1, |(_, by)| by) * LONG;
     plan.silent = if is_quiet { begin + long } else { Duration::ZERO };
     plan.length = begin + long + Duration::from_secs(20);
 }
@@ -346,6 +354,7 @@ fn set_up(plan: &mut Plan, stage: Stage) {
         Stage::EarlyAnswers | Stage::EndsQuiet | Stage::BadAmongGood => start.queue = 65536,
         Stage::FirstAreMissing => (start.is_damaged, start.has_evidence) = (true, false),
         Stage::AsideInFullQueue => start.drain = 60,
+        Stage::FailsForEver => (start.queue, start.when_full) = (2048, "reject"),
         Stage::PartDroppedBetweenCopies => start.own = vec![("timeouts.request", "\"4s\"")],
         // Events whose room is needed before they are read stay without evidence.
         Stage::DropsWhileReading => start.has_evidence = false,
