@@ -20,6 +20,9 @@ pub(crate) const DIRECTORY: &str = "aside";
 /// position with 20 digits.
 const SUFFIX: &str = ".json";
 
+/// The end of the name of a file that [`disk::replace`] has not finished.
+const UNFINISHED: &str = ".json.new";
+
 /// The number of digits of a position in the name of a file.
 const DIGITS: usize = 20;
 
@@ -138,8 +141,13 @@ pub(super) fn find(disk: &dyn Disk) -> io::Result<Found> {
         names => names.map_err(named(DIRECTORY))?,
     };
     for file in names {
-        let Some((output, position)) = parts(&file) else { continue };
         let path = format!("{DIRECTORY}/{file}");
+        if file.ends_with(UNFINISHED)
+            && let Err(error) = disk.remove(&path)
+        {
+            tracing::warn!(file = path, %error, "an unfinished file can't be deleted");
+        }
+        let Some((output, position)) = parts(&file) else { continue };
         let bytes = disk.open(&path, Access::Read).and_then(|file| file.bytes());
         let event = (position, bytes.map_err(named(&path))?);
         found.entry(output.to_owned()).or_default().push(event);
@@ -186,7 +194,10 @@ mod tests {
             shelf.store(Position::new(position), content.as_bytes()).expect("no fault is set");
         }
         let at = |position, bytes| (Position::new(position), bytes);
+        let unfinished = format!("{}.new", name("archive", Position::new(20)));
+        disk.create(&unfinished, 10).expect("no fault is set");
         let found = find(&*disk).expect("no fault is set");
+        assert!(disk.open(&unfinished, Access::Read).is_err());
         assert_eq!(found["archive"], [at(4, 7), at(12, 8)]);
         assert_eq!(found["archive-7"], [at(3, 7)]);
         assert_eq!(plain.load(Position::new(12), 5).expect("it is there"), b"event");
