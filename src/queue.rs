@@ -386,8 +386,8 @@ impl Queue {
             Self::Memory(queue) => lost(queue.abandon()),
             Self::Spool(queue) if ephemeral => lost(queue.abandon()),
             Self::Spool(queue) => {
-                let kept = queue.backlogs().into_iter();
-                kept.map(|(name, backlog)| (name, Left::Kept(backlog.events))).collect()
+                let kept = queue.kept().into_iter();
+                kept.map(|(name, events)| (name, Left::Kept(events))).collect()
             }
         }
     }

@@ -537,6 +537,14 @@ impl Queue {
         state.log.outputs().map(backlog).collect()
     }
 
+    /// Returns the name of each output, and the number of events that it gets after the next start:
+    /// its backlog, and the events that it has set aside.
+    pub fn kept(&self) -> Vec<(String, u64)> {
+        let log = &self.shared.lock().log;
+        let kept = |cursor: &CursorState| log.backlog(cursor).events + cursor.aside;
+        log.outputs().map(|cursor| (cursor.output.name.clone(), kept(cursor))).collect()
+    }
+
     /// Returns the queue's directory, and the end of the log. See [`super::Queue::disk`].
     pub(super) fn disk(&self) -> (Arc<dyn Disk>, Position) {
         (Arc::clone(&self.shared.disk), self.shared.lock().log.end.position)

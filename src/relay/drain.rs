@@ -116,7 +116,7 @@ pub(super) fn tell_totals(queue: &Queue, telemetry: &Telemetry) {
     let (mut delivered, mut lost, mut kept, mut each) = (0, 0, 0, String::new());
     for outcome in telemetry.outcomes() {
         (delivered, lost) = (delivered + outcome.delivered, lost + outcome.lost);
-        kept += outcome.backlog;
+        kept += outcome.kept;
         let separator = if each.is_empty() { "" } else { "; " };
         each.push_str(&format!("{separator}{outcome}"));
     }

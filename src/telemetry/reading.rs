@@ -36,23 +36,23 @@ pub struct Outcome {
     /// The number of events that were not sent because the output's settings exclude them.
     /// Duplicates are included.
     pub filtered: u64,
-    /// The number of events that the consumer has not acknowledged yet.
-    pub backlog: u64,
+    /// The number of events that the consumer has not acknowledged yet. Those that are set aside
+    /// are included.
+    pub kept: u64,
 }
 
 /// Writes an [`Outcome`] as the log shows it: `b: 7 delivered, 2 lost, 1 filtered, 3 kept`, where
-/// `b` is the name of the output, and `kept` is the backlog. The numbers of filtered and kept
-/// events are left out if they are 0. The entry with the name `queue` has no number of delivered
-/// events.
+/// `b` is the name of the output. The numbers of filtered and kept events are left out if they are
+/// 0. The entry with the name `queue` has no number of delivered events.
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { name, delivered, lost, filtered, backlog } = self;
+        let Self { name, delivered, lost, filtered, kept } = self;
         write!(f, "{name}: ")?;
         if name != QUEUE {
             write!(f, "{delivered} delivered, ")?;
         }
         write!(f, "{lost} lost")?;
-        for (count, what) in [(*filtered, "filtered"), (*backlog, "kept")] {
+        for (count, what) in [(*filtered, "filtered"), (*kept, "kept")] {
             if count > 0 {
                 write!(f, ", {count} {what}")?;
             }
@@ -83,13 +83,14 @@ impl Telemetry {
         let outcome = |(labels, lost): (Labels, u64)| {
             let (_, name) = labels.into_iter().next()?;
             if name == QUEUE {
-                return Some(Outcome { name, delivered: 0, lost, filtered: 0, backlog: 0 });
+                return Some(Outcome { name, delivered: 0, lost, filtered: 0, kept: 0 });
             }
             let metrics = self.output(&name);
             let filtered =
                 metrics.fates.filtered.dropped.get() + metrics.fates.filtered.duplicate.get();
-            let (delivered, backlog) = (metrics.events.get(), metrics.backlog.events.count());
-            Some(Outcome { name, delivered, lost, filtered, backlog })
+            let delivered = metrics.events.get();
+            let kept = metrics.backlog.events.count() + metrics.aside.count();
+            Some(Outcome { name, delivered, lost, filtered, kept })
         };
         self.registry.series(LostMetrics::events).into_iter().filter_map(outcome).collect()
     }

@@ -19,6 +19,7 @@ use crate::queue::tests::{Counts, outputs, value, values};
 use crate::tests::{Failing, is_alone, seeds};
 
 mod alone;
+mod aside;
 mod before;
 mod damage;
 mod optional;

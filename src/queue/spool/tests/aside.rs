@@ -1,0 +1,20 @@
+//! Events that an output sets aside.
+
+use super::*;
+
+#[test]
+fn an_event_that_is_set_aside_is_kept_for_the_next_start_and_told_so() {
+    let config = settings(1 << 20, 64 << 10, WhenFull::Reject);
+    let mut scene = Scene::open(SimulatedDisk::new(1), &config, &[("out", true)], |_| {});
+    (0..3).for_each(|_| scene.send(100).expect("there is room"));
+    let cursor = &mut scene.cursors[0];
+    let batch = cursor.next(Take { events: 1, ..ALL }).expect("three events");
+    cursor.set_aside(batch.claim);
+    let batch = cursor.next(Take { events: 1, ..ALL }).expect("two events");
+    cursor.acknowledge(batch.claim, Disposition::default());
+    assert_eq!(scene.queue.kept(), [("out".to_owned(), 2)]);
+    scene.queue.observe();
+    let outcomes = scene.telemetry.outcomes();
+    let kept = outcomes.iter().map(|outcome| (outcome.name.as_str(), outcome.kept));
+    assert!(kept.clone().any(|it| it == ("out", 2)), "{:?}", kept.collect::<Vec<_>>());
+}
