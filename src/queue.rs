@@ -25,7 +25,7 @@
 //! | floor | files | what they know |
 //! |---|---|---|
 //! | 1 | `contract` `disk` | batches, claims and answers · operations on files |
-//! | 2 | `claims` `identity` `notes` `outputs` `segment` | an output's claims · the queue's own number · a file of an output · its counters · a file of the log, byte for byte |
+//! | 2 | `claims` `identity` `notes` `outputs` `segment` `shelf` | an output's claims · the queue's own number · a file of an output · its counters · a file of the log, byte for byte · files of events that are set aside |
 //! | 3 | `cursors` `memory` `synced` | the file of all cursors · the queue in memory · the file that says where the log ends |
 //! | 4 | `place` `tail` | whether a directory can be used · where the log ends |
 //! | 5 | `spool` | the queue in files |

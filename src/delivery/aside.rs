@@ -45,8 +45,8 @@ const CLOSING: Duration = Duration::from_secs(1);
 /// ([`Aside::forget`]), or is *doomed* ([`Aside::doom`]) until its line is there to become a dead
 /// letter.
 ///
-/// Invariants: at most one file is read at a time. The number of bytes and events is bounded, except
-/// for those that are doomed.
+/// Invariants: at most one file is read at a time. The number of bytes and events is bounded,
+/// except for those that are doomed.
 pub(super) struct Aside {
     shelf: Shelf,
     bytes_max: u64,

@@ -43,8 +43,8 @@ pub(super) enum State {
     /// until the consumer has accepted another event, and is then sent again.
     Suspect,
     /// The consumer has accepted the claim, but a claim before it is neither accepted nor given up.
-    /// The claim becomes final when that claim is. Until then, it can still be sent again after that
-    /// claim, to keep the order of an ordered output.
+    /// The claim becomes final when that claim is. Until then, it can still be sent again after
+    /// that claim, to keep the order of an ordered output.
     Held,
     /// The claim is given up or set aside. It becomes final when its events are written, or when it
     /// is clear that they can't be written.
@@ -126,7 +126,8 @@ pub(super) struct Sent {
 /// ([`InFlight::answered`]), and the caller gives it back; see [`State`].
 ///
 /// Invariants ([`InFlight::check`] verifies the first one in debug builds):
-/// - Each claim is in the table once, in one state, or is held as a [`Work`]. No two claims overlap.
+/// - Each claim is in the table once, in one state, or is held as a [`Work`]. No two claims
+///   overlap.
 /// - The cursor has a claim as "on the wire" while it is `OnWire`, `Held` or answered, and as
 ///   "released" while it is `Pending` or `Suspect`. A claim that is `Burying` is released until its
 ///   lines are taken, and on the wire after that.
@@ -266,10 +267,10 @@ impl InFlight {
     }
 
     /// Takes the events of a released claim from the queue again. A `Pending` claim moves to
-    /// `OnWire`, to send it again. A claim that is `Burying` keeps its state: its lines are written.
-    /// [`Redelivery::Gone`]: the queue has dropped all events of the claim, and the claim is
-    /// removed. [`Redelivery::NotYet`]: the events must first be read from files, or the queue is
-    /// closed, and the claim keeps its state.
+    /// `OnWire`, to send it again. A claim that is `Burying` keeps its state: its lines are
+    /// written. [`Redelivery::Gone`]: the queue has dropped all events of the claim, and the claim
+    /// is removed. [`Redelivery::NotYet`]: the events must first be read from files, or the queue
+    /// is closed, and the claim keeps its state.
     pub(super) fn redeliver(&mut self, claim: Claim) -> Redelivery {
         let retaken = self.cursor.redeliver(claim);
         match &retaken {

@@ -34,15 +34,15 @@ use crate::telemetry::{AttemptError, Cause};
 /// The ledger never writes to a connection, and never waits except in [`Ledger::all_written`]. It
 /// has the parts that decide: the table of claims ([`InFlight`]), the events that are set aside
 /// ([`Aside`]), the rules for what is turned down (`trial`) and for what is sent meanwhile
-/// ([`Search`]), the pauses ([`Pacing`]), the filter ([`Filtering`]) and the events that are given up
-/// ([`GivenUp`]).
+/// ([`Search`]), the pauses ([`Pacing`]), the filter ([`Filtering`]) and the events that are given
+/// up ([`GivenUp`]).
 ///
 /// Life of a claim: [`Ledger::next_to_send`] takes it from the queue, or takes it again if it is to
 /// be sent again, and passes it through the filter. Then the link reports: [`Ledger::on_accepted`],
 /// [`Ledger::on_refused`], [`Ledger::on_failed`], or the end of the link ([`Ledger::on_broken`],
 /// [`Ledger::on_gone`]). A claim is final when the consumer has its events, when the filter keeps
-/// back all its events, when its event is set aside, or when it is given up and its dead letters (if
-/// they are kept) have a result.
+/// back all its events, when its event is set aside, or when it is given up and its dead letters
+/// (if they are kept) have a result.
 ///
 /// Invariants:
 /// - Every claim that is to be sent again is sent before new events are taken from the queue.
@@ -319,8 +319,8 @@ impl Ledger {
         batch
     }
 
-    /// Takes the next batch of the stream. A claim that is to be sent again comes first. If there is
-    /// none, new events are taken. While there are suspects, only a few new events are taken, to
+    /// Takes the next batch of the stream. A claim that is to be sent again comes first. If there
+    /// is none, new events are taken. While there are suspects, only a few new events are taken, to
     /// learn whether the consumer accepts them. Returns `None` if nothing can be taken now.
     fn take(&mut self, room: Take) -> Option<Batch> {
         if self.search.take_others()
@@ -840,6 +840,8 @@ impl Ledger {
         if works.is_empty() {
             return;
         }
+        let is_alone = |work: &Work| work.trial.is_alone_in_trouble(&self.conducts, consumer);
+        let compares = failure.server_error && !self.rules.collects && works.iter().all(is_alone);
         if failure.server_error && !self.rules.collects {
             let now = self.circumstances();
             let mut is_at_fault = true;
@@ -860,17 +862,23 @@ impl Ledger {
             self.health.passed_over(failure);
             return works.into_iter().for_each(|work| self.give_back(work));
         }
-        let is_first = failure.server_error && self.conducts.worked_until_now(consumer);
+        let events: u64 = works.iter().map(|work| work.events).sum();
         self.conducts.turned_down(consumer);
         works.into_iter().for_each(|work| self.give_back(work));
-        if is_first && failure.retry_after.is_none() && !self.rules.collects {
-            // An event may be at fault. Whether the consumer takes others is asked at once: a pause
-            // for each such event would hold up all others.
-            self.search.compare();
-            self.pacing.is_serial = true;
-            return self.health.failed(failure);
+        let others = events > 1 || !self.in_flight.cursor().is_at_end();
+        if !compares || failure.retry_after.is_some() {
+            return self.round_failed(failure);
         }
-        self.round_failed(failure);
+        // An event may be at fault. Whether the consumer takes others is asked at once, or as soon
+        // as there is another one: a pause for each such event would hold up all others.
+        if others {
+            self.pacing.is_serial = true;
+            self.health.failed(failure);
+        } else {
+            self.round_failed(failure);
+            self.search.await_event();
+        }
+        self.search.compare();
     }
 
     /// Notes that a request has failed for a reason that does not depend on its events, and that no

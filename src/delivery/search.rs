@@ -58,6 +58,9 @@ pub(super) struct Search {
     more_events: u64,
     /// The failure with which the consumer refused the latest suspect; `None` if there was none.
     pub(super) last_refusal: Option<Failure>,
+    /// `true` if the first new event of the queue ends the delivery's pause, to be compared with a
+    /// claim that was answered with its first server error.
+    awaits_event: bool,
     /// `true` if the next request carries other events than the first claim that waits, because the
     /// consumer answers this claim with server errors.
     others: bool,
@@ -162,15 +165,21 @@ impl Search {
     /// Returns `true` if a new event in the queue ends the delivery's pause. Returns `false` if the
     /// pause lasts until its time is over.
     pub(super) fn awaits_event(&self) -> bool {
-        self.round == Some(Round::AwaitsEvent)
+        self.awaits_event || self.round == Some(Round::AwaitsEvent)
+    }
+
+    /// Lets the first new event of the queue end the delivery's pause.
+    pub(super) fn await_event(&mut self) {
+        self.awaits_event = true;
     }
 
     /// Notes that a new event has arrived in the queue, or that the delivery pauses because of a
     /// failure. From now on, a new event in the queue does not end a pause.
     pub(super) fn await_no_event(&mut self) {
-        if self.awaits_event() {
+        if self.round == Some(Round::AwaitsEvent) {
             self.set_round(Round::Fresh);
         }
+        self.awaits_event = false;
     }
 
     /// Returns the index of the suspect that the next round sends, of this number of suspects.

@@ -8,9 +8,9 @@
 //! Another address that takes events proves nothing about the address that does not.
 //!
 //! A claim that is turned down has a [`Trial`]. It is halved until single events are turned down,
-//! and a single event whose consumer works is *set aside*: it leaves the queue at once, and holds up
-//! no other. Its trial becomes a [`Retrial`], which says when it is tried again and when it is given
-//! up:
+//! and a single event whose consumer works is *set aside*: it leaves the queue at once, and holds
+//! up no other. Its trial becomes a [`Retrial`], which says when it is tried again and when it is
+//! given up:
 //!
 //! | answer to the tries | tries | time |
 //! |---|---|---|
@@ -44,8 +44,8 @@ const TRIES_OF_DOUBT: u32 = 24;
 const TRIES_OF_ERRORS: u32 = 4;
 
 /// The number of refusals without a pause between them: a balancer sends the next request to
-/// another backend. An ordered output makes them before it sets the event aside and sends others, so
-/// that the order is kept if one of these tries is accepted.
+/// another backend. An ordered output makes them before it sets the event aside and sends others,
+/// so that the order is kept if one of these tries is accepted.
 const TRIES_IN_ORDER: u32 = 3;
 
 /// The number of server errors to a claim after which its events may be at fault.
@@ -171,12 +171,6 @@ impl Conducts {
         }
     }
 
-    /// Returns `true` if the consumer has accepted what it was sent last.
-    pub(super) fn worked_until_now(&self, consumer: usize) -> bool {
-        let conduct = self.of(consumer);
-        conduct.accepted > 0 && conduct.in_a_row == 0
-    }
-
     /// Notes that a consumer has turned down a claim, which is not an event that is set aside.
     pub(super) fn turned_down(&mut self, consumer: usize) {
         let conduct = self.of_mut(consumer);
@@ -284,6 +278,15 @@ impl Trial {
             (true, 1) => Verdict::SetAside,
             (true, _) => Verdict::Doubt,
         }
+    }
+
+    /// Returns `true` if the consumer most likely works, although it has just answered the claim
+    /// with a server error that is not noted yet: it has accepted what it was sent before, or
+    /// something since it first turned the claim down.
+    pub(super) fn is_alone_in_trouble(&self, conducts: &Conducts, consumer: usize) -> bool {
+        let conduct = conducts.of(consumer);
+        let has_proof = self.errors_since.is_some_and(|since| conduct.works_since(since));
+        conduct.in_a_row == 0 || (has_proof && conduct.in_a_row <= IN_A_ROW_MAX)
     }
 
     /// Returns `true` if the consumer has refused the claim.

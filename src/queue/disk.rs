@@ -17,7 +17,6 @@ use std::{fmt, fs, io};
 use rustix::fs::{AtFlags, Dir, FallocateFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::{Errno, retry_on_intr};
 
-use super::shelf;
 use crate::named_file;
 use direct::Direct;
 
@@ -33,6 +32,9 @@ pub(crate) const SPARES: &str = "spare";
 
 /// The name of the directory for copies of damaged bytes.
 pub(crate) const QUARANTINE: &str = "quarantine";
+
+/// The name of the directory with the events that outputs have set aside.
+pub(crate) const ASIDE: &str = "aside";
 
 /// The name of the lock file. A process that uses the queue's directory holds a lock (flock) on
 /// this file, so that no second process uses the same directory.
@@ -209,7 +211,7 @@ impl RealDisk {
         }
         let grows = AtomicBool::new(false);
         let disk = Self { root: root.to_owned(), _lock: Some(file), grows };
-        for name in [SEGMENTS, SPARES, QUARANTINE, shelf::DIRECTORY] {
+        for name in [SEGMENTS, SPARES, QUARANTINE, ASIDE] {
             disk.make_directory(name).map_err(failed("make", &root.join(name)))?;
         }
         Ok(disk)

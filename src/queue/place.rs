@@ -10,9 +10,9 @@ use std::path::{Path, PathBuf};
 
 use rustix::fs::{Access, access};
 
-use super::disk::{Disk, LOCK, OpenError, QUARANTINE, RealDisk, SEGMENTS, SPARES};
+use super::disk::{ASIDE, Disk, LOCK, OpenError, QUARANTINE, RealDisk, SEGMENTS, SPARES};
 use super::segment::{BadHeader, SegmentHeader};
-use super::{cursors, disk, identity, segment, shelf};
+use super::{cursors, disk, identity, segment};
 
 /// The type numbers of the kernel's virtual file systems: proc, sysfs, cgroup and cgroup2
 /// (`linux/magic.h`). No file can be made in them, although their permissions look as if root could
@@ -85,7 +85,7 @@ pub fn of_queue(root: &Path) -> Result<(), OpenError> {
         return Ok(());
     }
     read_too(root)?;
-    for name in [SEGMENTS, SPARES, QUARANTINE, shelf::DIRECTORY] {
+    for name in [SEGMENTS, SPARES, QUARANTINE, ASIDE] {
         let path = root.join(name);
         refuse_link(&path)?;
         directory(&path)?;

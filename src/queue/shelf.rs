@@ -10,11 +10,8 @@ use std::io;
 use std::sync::Arc;
 
 use super::disk;
-use super::disk::{Access, Disk, named};
+use super::disk::{ASIDE, Access, Disk, named};
 use crate::position::Position;
-
-/// The name of the directory with the files.
-pub(crate) const DIRECTORY: &str = "aside";
 
 /// The end of the name of a file. Before it are the name of the output, a hyphen, and the event's
 /// position with 20 digits.
@@ -73,7 +70,7 @@ impl Shelf {
     /// The disk refuses.
     pub fn store(&self, position: Position, content: &[u8]) -> io::Result<()> {
         let Some(Files { disk, output, .. }) = &self.0 else { return Ok(()) };
-        disk.make_directory(DIRECTORY)?;
+        disk.make_directory(ASIDE)?;
         let name = name(output, position);
         disk::replace(&**disk, &name, content).map_err(named(&name))
     }
@@ -122,7 +119,7 @@ impl Shelf {
 
 /// Returns the name of the file of an event that this output has set aside.
 fn name(output: &str, position: Position) -> String {
-    format!("{DIRECTORY}/{output}-{:020}{SUFFIX}", position.get())
+    format!("{ASIDE}/{output}-{:020}{SUFFIX}", position.get())
 }
 
 /// The events that outputs have set aside, by the output's name: their positions and the sizes of
@@ -136,12 +133,12 @@ pub(super) type Found = BTreeMap<String, Vec<(Position, u64)>>;
 /// The disk refuses.
 pub(super) fn find(disk: &dyn Disk) -> io::Result<Found> {
     let mut found = Found::new();
-    let names = match disk.list(DIRECTORY) {
+    let names = match disk.list(ASIDE) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(found),
-        names => names.map_err(named(DIRECTORY))?,
+        names => names.map_err(named(ASIDE))?,
     };
     for file in names {
-        let path = format!("{DIRECTORY}/{file}");
+        let path = format!("{ASIDE}/{file}");
         if file.ends_with(UNFINISHED)
             && let Err(error) = disk.remove(&path)
         {

@@ -70,7 +70,7 @@ use crate::queue::contract::{Backlog, Claim, Outcome};
 use crate::queue::cursors::{Contents, Cursors, Hole};
 use crate::queue::disk::patient::Patient;
 use crate::queue::disk::{
-    Access, Disk, File, OpenError, QUARANTINE, SEGMENTS, SPARES, named, patient,
+    ASIDE, Access, Disk, File, OpenError, QUARANTINE, SEGMENTS, SPARES, named, patient,
 };
 use crate::queue::identity::Identity;
 use crate::queue::outputs::{Output, show_start, signed};
@@ -125,7 +125,7 @@ pub(super) fn open(
     });
     judged.map_err(failed("read a file of", SEGMENTS))?;
     let abandoned = not_taken(&reading).map_err(failed("read", SEGMENTS))?;
-    let mut aside = shelf::find(&reading).map_err(failed("read", shelf::DIRECTORY))?;
+    let mut aside = shelf::find(&reading).map_err(failed("read", ASIDE))?;
 
     let mut state = state_of(log, abandoned, contents, config);
     if outputs.iter().any(|output| output.is_recorder()) {

@@ -14,8 +14,7 @@ use std::{fmt, io, mem};
 
 use rustix::io::Errno;
 
-use crate::queue::disk::{Access, Disk, File, QUARANTINE, SEGMENTS, SPARES};
-use crate::queue::shelf;
+use crate::queue::disk::{ASIDE, Access, Disk, File, QUARANTINE, SEGMENTS, SPARES};
 
 /// The number of bytes that reach the medium as a whole or not at all.
 const SECTOR: usize = 512;
@@ -630,7 +629,7 @@ fn split(name: &str) -> (&str, &str) {
 
 fn exists(directory: &str) -> io::Result<()> {
     let is_evidence = directory.split('/').next() == Some("evidence");
-    let others = ["", SEGMENTS, SPARES, QUARANTINE, shelf::DIRECTORY];
+    let others = ["", SEGMENTS, SPARES, QUARANTINE, ASIDE];
     let there = is_evidence || others.contains(&directory);
     failed((!there).then_some(Errno::NOENT))
 }

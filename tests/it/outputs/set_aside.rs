@@ -7,7 +7,7 @@ use crate::support::prelude::*;
 const QUEUE: &str = "max_bytes = \"2MiB\"\n";
 
 /// The number of events of a test.
-const EVENTS: usize = 10_000;
+const EVENTS: u32 = 10_000;
 
 /// The events that the consumer answers with 500, and whether it does so now.
 #[derive(Clone)]
@@ -18,9 +18,9 @@ struct Poison {
 
 impl Poison {
     /// Chooses every so many-th event of these batches, so that there are `count` of them.
-    fn of(batches: &[Vec<u8>], count: usize) -> Self {
+    fn of(batches: &[Vec<u8>], count: u32) -> Self {
         let all = batches.iter().flat_map(|batch| events_of(batch));
-        let chosen = all.skip(37).step_by(EVENTS / count);
+        let chosen = all.skip(37).step_by((EVENTS / count) as usize);
         Self { events: Arc::new(chosen.collect()), works: Arc::default() }
     }
 
@@ -35,16 +35,17 @@ impl Poison {
 }
 
 fn batches() -> Vec<Vec<u8>> {
-    (0..100).map(|seed| generated_batch(seed, EVENTS / 100, 900)).collect()
+    (0..100).map(|seed| generated_batch(seed, EVENTS as usize / 100, 900)).collect()
 }
 
-/// Posts all batches, and returns the longest time that an event has waited for the consumer. Each
-/// batch must be accepted at once.
+/// Posts all batches, 1 MB a second, and returns the longest time that an event has waited for the
+/// consumer. Each batch must be accepted at once.
 fn post_all(relay: &Relay, batches: &[Vec<u8>]) -> f64 {
     let mut lag = 0_f64;
     for batch in batches {
         assert_eq!(relay.post(batch).status, 200, "{}", relay.metrics().text);
         lag = lag.max(of_output(relay, "output_lag_seconds"));
+        std::thread::sleep(Duration::from_millis(90));
     }
     lag
 }
@@ -53,10 +54,10 @@ fn aside(relay: &Relay) -> f64 {
     of_output(relay, "output_aside_events")
 }
 
-fn wait_for_aside(relay: &Relay, count: usize) {
+fn wait_for_aside(relay: &Relay, count: u32) {
     wait_until("the others are delivered, and these are set aside", PATIENCE * 3, || {
-        let delivered = of_output(relay, "output_events_total") as usize;
-        delivered == EVENTS - count && aside(relay) as usize == count
+        let delivered = of_output(relay, "output_events_total");
+        delivered == f64::from(EVENTS - count) && aside(relay) == f64::from(count)
     });
 }
 
@@ -80,7 +81,7 @@ fn poisoned_events_refuse_no_batch_and_hold_up_no_other_event() {
             assert_eq!(shown["outputs"][0]["backlog_events"], 0);
             poison.works.store(true, Ordering::SeqCst);
             relay.wait_until_delivered(PATIENCE * 3);
-            assert_eq!(of_output(&relay, "output_events_total") as usize, EVENTS);
+            assert_eq!(of_output(&relay, "output_events_total"), f64::from(EVENTS));
             relay.finish(Backlog::Empty);
         }
     }
@@ -91,6 +92,7 @@ fn poisoned_events_refuse_no_batch_and_hold_up_no_other_event() {
 #[test]
 fn what_is_set_aside_on_disk_survives_a_kill_a_reload_and_a_stop() {
     let (batches, count) = (batches(), 100);
+    let all = f64::from(count);
     let poison = Poison::of(&batches, count);
     let sink = poison.sink();
     let spool = Spool::new();
@@ -103,28 +105,27 @@ fn what_is_set_aside_on_disk_survives_a_kill_a_reload_and_a_stop() {
     assert!(lag < 5.0, "{lag} s");
     wait_for_aside(&relay, count);
     let files = || std::fs::read_dir(spool.path().join("aside")).unwrap().count();
-    assert_eq!(files(), count);
+    assert_eq!(files(), count as usize);
     // The places of the outputs are saved within a second.
     std::thread::sleep(Duration::from_secs(2));
     relay.kill();
     let relay = Relay::start(&config(4));
-    assert_eq!(of_output(&relay, "output_start_events") as usize, count);
-    wait_until("all are set aside again", PATIENCE, || aside(&relay) as usize == count);
+    assert_eq!(of_output(&relay, "output_start_events"), all);
+    wait_until("all are set aside again", PATIENCE, || aside(&relay) == all);
     relay.reload(&config(2), "success");
-    assert_eq!((aside(&relay) as usize, lost(&relay)), (count, 0.0));
+    assert_eq!((aside(&relay), lost(&relay)), (all, 0.0));
     relay.finish(Backlog::Stable);
-    assert_eq!(files(), count);
+    assert_eq!(files(), count as usize);
     let relay = Relay::start(&config(2));
     poison.works.store(true, Ordering::SeqCst);
     relay.wait_until_delivered(PATIENCE * 3);
-    let delivered = of_output(&relay, "output_events_total") as usize;
-    assert_eq!((delivered, lost(&relay)), (count, 0.0));
+    assert_eq!((of_output(&relay, "output_events_total"), lost(&relay)), (all, 0.0));
     relay.finish(Backlog::Empty);
     assert_eq!(files(), 0);
     let accepted: BTreeSet<_> = accepted_events(&sink).into_iter().collect();
-    let all: BTreeSet<_> = batches.iter().flat_map(|batch| events_of(batch)).collect();
-    assert_eq!(accepted.len(), EVENTS);
-    assert_eq!(accepted, all);
+    let sent: BTreeSet<_> = batches.iter().flat_map(|batch| events_of(batch)).collect();
+    assert_eq!(accepted.len(), EVENTS as usize);
+    assert_eq!(accepted, sent);
 }
 
 /// Method: a consumer fails at more events than find room in a quarter of the queue.
