@@ -16,7 +16,7 @@ use serde_json::value::RawValue;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Instant;
 
-use super::dead_letter::letter_head;
+use super::dead_letter::{More, letter_head};
 use super::lines::line;
 use super::reason::Reason;
 use super::trial::{Answer, Retrial};
@@ -24,12 +24,14 @@ use crate::position::Position;
 use crate::queue;
 use crate::queue::{Batch, Claim, Cursor, Origin, Shelf};
 
-/// The maximum number of events that are set aside at the same time. At this number, or at a
-/// quarter of `queue.max_bytes`, the oldest one is given up for each further one.
+/// The maximum number of events that are set aside at the same time. At this number, or at the
+/// limit of bytes, the oldest one is given up for each further one.
 pub(super) const EVENTS_MAX: usize = if cfg!(test) { 50 } else { 10_000 };
 
-/// The part of `queue.max_bytes` that the events may have.
+/// The part of `queue.max_bytes` that the events may have, and their greatest number of bytes. With
+/// a directory their files are beside the queue, and a volume must have room for both.
 const PART_OF_QUEUE: u64 = 4;
+const BYTES_MAX: u64 = 64 << 20;
 
 /// The answer that is shown for an event of before the start, until it is read.
 const BEFORE_START: &str = "it was set aside before the start";
@@ -108,7 +110,7 @@ enum Reading {
 #[derive(Debug)]
 struct Read {
     line: Bytes,
-    received: u64,
+    more: More,
     reason: String,
 }
 
@@ -117,6 +119,7 @@ struct Read {
 struct Letter<'a> {
     reason: String,
     received: u64,
+    refused: bool,
     #[serde(borrow)]
     event: &'a RawValue,
 }
@@ -165,7 +168,7 @@ impl Aside {
 
     /// Begins a delivery. Its limit is that of the queue at this moment.
     pub(super) fn begin(&mut self, cursor: &Cursor) {
-        self.bytes_max = cursor.capacity() / PART_OF_QUEUE;
+        self.bytes_max = (cursor.capacity() / PART_OF_QUEUE).min(BYTES_MAX);
     }
 
     /// Takes all events off the wire, for the delivery that replaces this one.
@@ -230,14 +233,14 @@ impl Aside {
         &self,
         output: &str,
         position: Position,
-        reason: &str,
-        received: u64,
+        kept: &Kept,
         event: &[u8],
     ) -> Option<JoinHandle<io::Result<()>>> {
         if !self.shelf.is_durable() {
             return None;
         }
-        let mut content = letter_head(output, reason, Some(received));
+        let more = More { received: kept.event.received, refused: !kept.gets_server_errors() };
+        let mut content = letter_head(output, &kept.answer, Some(more));
         content.extend_from_slice(event);
         content.extend_from_slice(b"}\n");
         let shelf = self.shelf.clone();
@@ -403,11 +406,14 @@ impl Aside {
         }
         match std::mem::take(&mut self.reading) {
             Reading::Done(of, read) if of == position => match read {
-                Ok(Read { line, received, reason }) => {
+                Ok(Read { line, more, reason }) => {
                     if let Some((_, kept)) = self.events.get_mut(&position) {
-                        kept.event.received = received;
+                        kept.event.received = more.received;
                         if &*kept.answer == BEFORE_START {
                             kept.answer = reason.into();
+                            if more.refused {
+                                kept.retrial.refused_before();
+                            }
                         }
                     }
                     Line::Is(line)
@@ -483,10 +489,11 @@ impl Kept {
 fn read(shelf: &Shelf, position: Position) -> Result<Read, String> {
     let content = shelf.load(position, u64::MAX).map_err(|error| error.to_string())?;
     let damaged = |error| format!("the file of the event is damaged: {error}");
-    let Letter { reason, received, event } = serde_json::from_slice(&content).map_err(damaged)?;
+    let letter = serde_json::from_slice(&content).map_err(damaged)?;
+    let Letter { reason, received, refused, event } = letter;
     let event = event.get().as_bytes();
     if shelf.is_changed(position, event) {
         return Err("somebody has changed the file of the event".to_owned());
     }
-    Ok(Read { line: line(event), received, reason })
+    Ok(Read { line: line(event), more: More { received, refused }, reason })
 }

@@ -373,15 +373,25 @@ fn write_group(files: &mut LetterFiles, group: &[(Job, Vec<Bytes>)]) -> Vec<Writ
 }
 
 /// Returns the first bytes of a dead letter that is written now, which come before the event. They
-/// hold the time, the output and the reason. With the time at which the event was accepted, in
-/// milliseconds since 1970, they are those of the file of an event that is set aside.
-pub(super) fn letter_head(output: &str, reason: &str, received: Option<u64>) -> Vec<u8> {
+/// hold the time, the output and the reason. With `more`, they are those of the file of an event
+/// that is set aside.
+pub(super) fn letter_head(output: &str, reason: &str, more: Option<More>) -> Vec<u8> {
     let time = rfc3339(SystemTime::now());
     let reason = reason.get(..reason.floor_char_boundary(REASON_BYTES_MAX)).unwrap_or_default();
     let (output, reason) = (serde_json::Value::from(output), serde_json::Value::from(reason));
-    let received = received.map(|at| format!(r#""received":{at},"#)).unwrap_or_default();
-    format!(r#"{{"time":"{time}","output":{output},"reason":{reason},{received}"event":"#)
-        .into_bytes()
+    let more = more
+        .map(|More { received, refused }| format!(r#""received":{received},"refused":{refused},"#));
+    let more = more.unwrap_or_default();
+    format!(r#"{{"time":"{time}","output":{output},"reason":{reason},{more}"event":"#).into_bytes()
+}
+
+/// The members that the file of an event that is set aside has besides those of a dead letter.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct More {
+    /// The time at which the event was accepted, in milliseconds since 1970.
+    pub(super) received: u64,
+    /// `true` if the consumer refuses the event, `false` if it answers with server errors.
+    pub(super) refused: bool,
 }
 
 #[cfg(test)]

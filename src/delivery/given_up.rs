@@ -403,7 +403,7 @@ impl GivenUp {
         }
         kept.event = event;
         let text = line.strip_suffix(b"\n").unwrap_or(line);
-        let storing = parts.aside.store(&self.output, position, &reason.text, received, text);
+        let storing = parts.aside.store(&self.output, position, &kept, text);
         let of = Of::SetAside(claim, Box::new(kept), line.clone());
         let Some(file) = storing else { return Self::settle(of, disposition, true, parts) };
         let (bytes, deadline) = (event.bytes, Instant::now() + PATIENCE);

@@ -840,7 +840,8 @@ impl Ledger {
         if works.is_empty() {
             return;
         }
-        let is_alone = |work: &Work| work.trial.is_alone_in_trouble(&self.conducts, consumer);
+        let (conducts, is_ordered) = (&self.conducts, self.rules.is_ordered);
+        let is_alone = |work: &Work| work.trial.is_alone_in_trouble(conducts, consumer, is_ordered);
         let compares = failure.server_error && !self.rules.collects && works.iter().all(is_alone);
         if failure.server_error && !self.rules.collects {
             let now = self.circumstances();

@@ -282,11 +282,18 @@ impl Trial {
 
     /// Returns `true` if the consumer most likely works, although it has just answered the claim
     /// with a server error that is not noted yet: it has accepted what it was sent before, or
-    /// something since it first turned the claim down.
-    pub(super) fn is_alone_in_trouble(&self, conducts: &Conducts, consumer: usize) -> bool {
-        let conduct = conducts.of(consumer);
+    /// something since it first turned the claim down. An ordered output sends no other event
+    /// before the second error, so that a short outage does not change the order.
+    pub(super) fn is_alone_in_trouble(
+        &self,
+        conducts: &Conducts,
+        consumer: usize,
+        is_ordered: bool,
+    ) -> bool {
+        let (conduct, first) = (conducts.of(consumer), u32::from(is_ordered));
         let has_proof = self.errors_since.is_some_and(|since| conduct.works_since(since));
-        conduct.in_a_row == 0 || (has_proof && conduct.in_a_row <= IN_A_ROW_MAX)
+        let is_new = conduct.in_a_row <= u64::from(first);
+        self.errors >= first && (is_new || (has_proof && conduct.in_a_row <= IN_A_ROW_MAX))
     }
 
     /// Returns `true` if the consumer has refused the claim.
@@ -345,8 +352,8 @@ pub(super) struct Retrial {
     pub(super) tries: u32,
     /// The number of the counted tries that the consumer has refused.
     refusals: u32,
-    /// The number of the first refusal. No refusal counts before the consumer has accepted
-    /// something that was sent after it.
+    /// The number of the first refusal, at any address; 0 if it was before this delivery. No
+    /// refusal counts before the consumer has accepted something that was sent after it.
     refused_at: Option<u64>,
     /// The consumer's last answer that was counted.
     pub(super) answer: Answer,
@@ -439,7 +446,7 @@ impl Retrial {
             if self.consumer.is_some() || conduct.accepted == 0 {
                 return false;
             }
-            (self.tries, self.refusals, self.refused_at) = (0, 0, None);
+            (self.tries, self.refusals) = (0, 0);
             (self.consumer, self.conduct) = (Some(consumer), *conduct);
         }
         self.elsewhere = 0;
@@ -482,9 +489,16 @@ impl Retrial {
     }
 
     /// Returns the tries without the number and the conduct of the consumer, which mean nothing in
-    /// another delivery.
+    /// another delivery. All that the other delivery sends is sent after a refusal of this one.
     pub(super) fn inherited(self) -> Self {
-        Self { consumer: None, refused_at: None, conduct: Conduct::default(), ..self }
+        let refused_at = self.refused_at.map(|_| 0);
+        Self { consumer: None, refused_at, conduct: Conduct::default(), ..self }
+    }
+
+    /// Notes that an earlier process has set the event aside because the consumer refused it. All
+    /// that this process sends is sent after that.
+    pub(super) fn refused_before(&mut self) {
+        (self.answer, self.refused_at) = (Answer::Refused, Some(0));
     }
 
     /// Returns `true` if the consumer has refused the event at least once.

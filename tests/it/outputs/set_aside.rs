@@ -64,26 +64,25 @@ fn wait_for_aside(relay: &Relay, count: u32) {
 #[test]
 fn poisoned_events_refuse_no_batch_and_hold_up_no_other_event() {
     let batches = batches();
-    for count in [1, 100] {
-        for concurrency in [1, 4] {
-            let poison = Poison::of(&batches, count);
-            let sink = poison.sink();
-            let more = format!("concurrency = {concurrency}\n[queue]\n{QUEUE}");
-            let relay = Relay::start(&to_sink(sink.address(), &more));
-            let lag = post_all(&relay, &batches);
-            assert!(lag < 5.0, "{lag} s, {count} events, {concurrency}");
-            wait_for_aside(&relay, count);
-            let metrics = relay.metrics();
-            assert_eq!(metrics.value("requests_rejected_total", &[("reason", "queue_full")]), 0.0);
-            assert_eq!(lost(&relay), 0.0);
-            let shown = http::get(relay.admin(), "/status").unwrap().json();
-            assert_eq!(shown["outputs"][0]["aside"]["events"], count);
-            assert_eq!(shown["outputs"][0]["backlog_events"], 0);
-            poison.works.store(true, Ordering::SeqCst);
-            relay.wait_until_delivered(PATIENCE * 3);
-            assert_eq!(of_output(&relay, "output_events_total"), f64::from(EVENTS));
-            relay.finish(Backlog::Empty);
-        }
+    // An ordered output (`concurrency = 1`) pauses once for each such event.
+    for (count, concurrency) in [(1, 1), (1, 4), (100, 4)] {
+        let poison = Poison::of(&batches, count);
+        let sink = poison.sink();
+        let more = format!("concurrency = {concurrency}\n[queue]\n{QUEUE}");
+        let relay = Relay::start(&to_sink(sink.address(), &more));
+        let lag = post_all(&relay, &batches);
+        assert!(lag < 5.0, "{lag} s, {count} events, {concurrency}");
+        wait_for_aside(&relay, count);
+        let metrics = relay.metrics();
+        assert_eq!(metrics.value("requests_rejected_total", &[("reason", "queue_full")]), 0.0);
+        assert_eq!(lost(&relay), 0.0);
+        let shown = http::get(relay.admin(), "/status").unwrap().json();
+        assert_eq!(shown["outputs"][0]["aside"]["events"], count);
+        assert_eq!(shown["outputs"][0]["backlog_events"], 0);
+        poison.works.store(true, Ordering::SeqCst);
+        relay.wait_until_delivered(PATIENCE * 3);
+        assert_eq!(of_output(&relay, "output_events_total"), f64::from(EVENTS));
+        relay.finish(Backlog::Empty);
     }
 }
 
@@ -104,7 +103,7 @@ fn what_is_set_aside_on_disk_survives_a_kill_a_reload_and_a_stop() {
     let lag = post_all(&relay, &batches);
     assert!(lag < 5.0, "{lag} s");
     wait_for_aside(&relay, count);
-    let files = || std::fs::read_dir(spool.path().join("aside")).unwrap().count();
+    let files = || std::fs::read_dir(spool.path().join("set-aside")).unwrap().count();
     assert_eq!(files(), count as usize);
     // The places of the outputs are saved within a second.
     std::thread::sleep(Duration::from_secs(2));

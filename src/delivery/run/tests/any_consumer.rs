@@ -254,11 +254,14 @@ async fn holds<const EAGER: bool>(case: &Case) -> TestCaseResult {
     let missing: Vec<_> =
         appended.iter().filter(|event| !distinct.contains(*event)).cloned().collect();
     let (dropped, duplicate) = (bench.filtered("dropped"), bench.filtered("duplicate"));
+    let turned_down = !failed.lock().unwrap().is_empty();
     prop_assert_eq!(bench.delivered() + lost + dropped + duplicate, bench.appended.len() as u64);
     prop_assert!(distinct.iter().all(|event| once.contains(event)), "{:?}", distinct);
     if lost == 0 {
         prop_assert_eq!(dropped, (bench.appended.len() - leaving.len()) as u64);
-        prop_assert_eq!(duplicate, (leaving.len() - appended.len()) as u64);
+        // A copy of an event that is set aside is no duplicate: nobody knows which of them leaves.
+        let (copies, is_exact) = ((leaving.len() - appended.len()) as u64, !turned_down);
+        prop_assert!(duplicate == copies || duplicate < copies && !is_exact, "{}", duplicate);
         let changed = appended.iter().filter(|event| event.contains("lower")).count();
         prop_assert_eq!(bench.filtered("lowered"), changed as u64);
     }
