@@ -507,16 +507,23 @@ impl Frontier {
         files.iter().zip(&self.state.files).zip(&self.spools).filter_map(result).collect()
     }
 
-    /// Returns a text about the damage in all queues together, in this run and in earlier ones;
-    /// `None` if there is none.
-    fn damage(&self) -> Option<String> {
+    /// Returns a text about what of all queues together is not sent: damage, in this run and in
+    /// earlier ones, and events that outputs have set aside. `None` if there is neither.
+    fn left_out(&self, files: &[PathBuf]) -> Option<String> {
         let queues = || self.state.files.iter().filter_map(|read| read.queue.as_ref());
         let faults: u64 = queues().map(|queue| queue.faults).sum();
         let missing: u64 = queues().map(|queue| queue.missing).sum();
-        (faults > 0).then(|| {
+        let damage = (faults > 0).then(|| {
             let places = spool::count(faults, "place");
             format!("damaged or missing events: {missing}, in {places}; they are left out")
-        })
+        });
+        let spools = files.iter().zip(&self.spools);
+        let aside = spools.filter_map(|(path, spool)| {
+            let aside = spool.as_ref()?.left.aside;
+            (aside > 0).then(|| spool::aside_words(aside, path))
+        });
+        let texts: Vec<_> = damage.into_iter().chain(aside).collect();
+        (!texts.is_empty()).then(|| texts.join("; "))
     }
 }
 
@@ -801,7 +808,7 @@ impl Running<'_> {
             // Nobody receives the note only if the caller is gone.
             self.notes.send(Note::Replayed(replayed)).await.ok();
         }
-        let trouble = match (trouble, saved, self.frontier.damage()) {
+        let trouble = match (trouble, saved, self.frontier.left_out(&self.settings.files)) {
             (Some(trouble), _, _) => trouble,
             (None, Err(what), _) => Trouble::here(what),
             (None, Ok(()), Some(what)) => Trouble::reading(what, None),

@@ -95,7 +95,7 @@ fn as_table(summary: &Summary) -> String {
 }
 
 /// Returns the facts about the whole directory, each with its name in the JSON and in the table.
-fn of_directory(summary: &Summary) -> [(&'static str, Value); 10] {
+fn of_directory(summary: &Summary) -> [(&'static str, Value); 11] {
     let (files, bytes) = summary.quarantine;
     [
         ("format_version", json!(summary.format)),
@@ -108,6 +108,7 @@ fn of_directory(summary: &Summary) -> [(&'static str, Value); 10] {
         ("unreadable_segments", json!(summary.unreadable.len())),
         ("quarantine_files", json!(files)),
         ("quarantine_bytes", json!(bytes)),
+        ("aside_events", json!(summary.aside)),
     ]
 }
 

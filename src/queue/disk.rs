@@ -34,7 +34,7 @@ pub(crate) const SPARES: &str = "spare";
 pub(crate) const QUARANTINE: &str = "quarantine";
 
 /// The name of the directory with the events that outputs have set aside.
-pub(crate) const ASIDE: &str = "aside";
+pub(crate) const ASIDE: &str = "set-aside";
 
 /// The name of the lock file. A process that uses the queue's directory holds a lock (flock) on
 /// this file, so that no second process uses the same directory.

@@ -136,6 +136,8 @@ pub struct Summary {
     pub damaged_headers: u64,
     /// The number of files in the quarantine, and the number of bytes in these files.
     pub quarantine: (u64, u64),
+    /// The number of events that outputs have set aside.
+    pub aside: u64,
     /// The segments that could not be opened, each described as a fault.
     pub unreadable: Vec<Finding>,
 }
@@ -510,6 +512,7 @@ impl Directory {
             end: end.position,
             damaged_headers: 0,
             quarantine: disk::sizes(&*self.disk, QUARANTINE),
+            aside: self.aside(found.contents(), None)?,
             unreadable: Vec::new(),
         };
         for (first, next) in with_next(&segments) {

@@ -126,7 +126,25 @@ fn name(output: &str, position: Position) -> String {
 /// their files.
 pub(super) type Found = BTreeMap<String, Vec<(Position, u64)>>;
 
-/// Finds the files of all outputs. A file that another process has begun to write is deleted.
+/// Deletes the files that a process has begun to write before it ended.
+///
+/// # Errors
+///
+/// The disk refuses to list the directory. A file that can't be deleted is told in the log.
+pub(super) fn tidy(disk: &dyn Disk) -> io::Result<()> {
+    let names = match disk.list(ASIDE) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        names => names.map_err(named(ASIDE))?,
+    };
+    for file in names.iter().filter(|file| file.ends_with(UNFINISHED)) {
+        if let Err(error) = disk.remove(&format!("{ASIDE}/{file}")) {
+            tracing::warn!(file, %error, "an unfinished file can't be deleted");
+        }
+    }
+    Ok(())
+}
+
+/// Finds the files of all outputs.
 ///
 /// # Errors
 ///
@@ -138,13 +156,8 @@ pub(super) fn find(disk: &dyn Disk) -> io::Result<Found> {
         names => names.map_err(named(ASIDE))?,
     };
     for file in names {
-        let path = format!("{ASIDE}/{file}");
-        if file.ends_with(UNFINISHED)
-            && let Err(error) = disk.remove(&path)
-        {
-            tracing::warn!(file = path, %error, "an unfinished file can't be deleted");
-        }
         let Some((output, position)) = parts(&file) else { continue };
+        let path = format!("{ASIDE}/{file}");
         let bytes = disk.open(&path, Access::Read).and_then(|file| file.bytes());
         let event = (position, bytes.map_err(named(&path))?);
         found.entry(output.to_owned()).or_default().push(event);
@@ -193,8 +206,9 @@ mod tests {
         let at = |position, bytes| (Position::new(position), bytes);
         let unfinished = format!("{}.new", name("archive", Position::new(20)));
         disk.create(&unfinished, 10).expect("no fault is set");
-        let found = find(&*disk).expect("no fault is set");
+        tidy(&*disk).expect("no fault is set");
         assert!(disk.open(&unfinished, Access::Read).is_err());
+        let found = find(&*disk).expect("no fault is set");
         assert_eq!(found["archive"], [at(4, 7), at(12, 8)]);
         assert_eq!(found["archive-7"], [at(3, 7)]);
         assert_eq!(plain.load(Position::new(12), 5).expect("it is there"), b"event");

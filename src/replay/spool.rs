@@ -212,6 +212,9 @@ impl Spool {
                 count(files, "file"),
             ));
         }
+        if left.aside > 0 {
+            told.push(format!("{name}: {}", aside_words(left.aside, path)));
+        }
         told
     }
 
@@ -230,6 +233,15 @@ impl Spool {
             })
             .collect()
     }
+}
+
+/// Says that this many events that outputs have set aside are not sent, and how to send them.
+pub(super) fn aside_words(events: u64, path: &Path) -> String {
+    format!(
+        "set aside by outputs and not sent: {}; `replay {}/set-aside/*.json --url …` sends them",
+        count(events, "event"),
+        path.display(),
+    )
 }
 
 /// Returns a number of things as text, such as "1 event" or "1,200 events".

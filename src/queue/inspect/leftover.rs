@@ -7,11 +7,11 @@ use std::ops::Range;
 use super::walk::Want;
 use super::{CursorsFile, Directory, Error, Tell, Verdict, no_output};
 use crate::position::Position;
-use crate::queue::cursors::Hole;
-use crate::queue::disk::{Access, RealDisk};
+use crate::queue::cursors::{Contents, Hole};
+use crate::queue::disk::{ASIDE, Access, RealDisk};
 use crate::queue::identity::Identity;
 use crate::queue::segment::{READS, SEGMENT_HEADER};
-use crate::queue::{cursors, disk, identity, segment};
+use crate::queue::{cursors, disk, identity, segment, shelf};
 
 /// The directory below the queue's directory in which a relay keeps dead letters if the config
 /// names no other directory for them.
@@ -44,6 +44,9 @@ pub struct Leftover {
     /// The number of files with dead letters in the queue's directory, and the number of bytes in
     /// these files.
     pub dead_letters: (u64, u64),
+    /// The number of events that the outputs had set aside, or the chosen one of them: they have
+    /// left the log and are in files of their own.
+    pub aside: u64,
 }
 
 impl Leftover {
@@ -99,7 +102,26 @@ impl Directory {
             outputs: outputs.map(|(name, place)| (name.clone(), place.position)).collect(),
             quarantine: summary.quarantine,
             dead_letters: disk::sizes(&*self.disk, DEAD_LETTERS),
+            aside: self.aside(contents, output)?,
         })
+    }
+
+    /// Returns the number of events that this output had set aside; `None` means all outputs. An
+    /// event that is still in the log does not count.
+    pub(super) fn aside(
+        &self,
+        contents: Option<&Contents>,
+        output: Option<&str>,
+    ) -> Result<u64, Error> {
+        let found = shelf::find(&*self.disk).map_err(|error| self.failed(ASIDE, error))?;
+        let of = found.iter().filter(|(name, _)| output.is_none_or(|output| output == **name));
+        let counted = of.map(|(name, events)| {
+            let place = contents.map_or(Position::MAX, |contents| {
+                contents.outputs.get(name).map_or(Position::START, |place| place.position)
+            });
+            events.iter().filter(|(position, _)| *position < place).count() as u64
+        });
+        Ok(counted.sum())
     }
 
     /// Passes the lines of all undamaged events from the position `from` on to the function `tell`,

@@ -38,9 +38,9 @@
 //! | 20 | the last segment can't be written, cut or synced | it is read as it is, and new records go into a new segment | an old file may belong to another user |
 //! | | **other files** | | |
 //! | 21 | `*.incoming`, `*.spare` | the upkeep deletes them | nobody was told that something in them is safe |
-//! | 24 | a file in `aside/` whose event is before its output's place | the output tries the event again | it was set aside, and the cursors file has been saved since then |
-//! | 25 | a file in `aside/` whose event is not before its output's place | it is deleted | the output gets the event from the log |
-//! | 26 | a file in `aside/` of an output that the cursors file does not name, or of one that the config does not name | it is deleted; as 5 if the cursors file names the output | as 5 |
+//! | 24 | a file in `set-aside/` whose event is before its output's place | the output tries the event again | it was set aside, and the cursors file has been saved since then |
+//! | 25 | a file in `set-aside/` whose event is not before its output's place | it is deleted | the output gets the event from the log |
+//! | 26 | a file in `set-aside/` of an output that the cursors file does not name, or of one that the config does not name | it is deleted; as 5 if the cursors file names the output | as 5 |
 //! | | **a read fails** ([`Patient`]) | | |
 //! | 22 | and of a segment, `cursors` or `synced` nothing can be read for half a minute | the start is refused, and nothing is changed | the disk is away, and what it holds may be whole |
 //! | 23 | and other parts of the file can be read | damage | a sector is bad, and must not keep the relay from starting |
@@ -125,6 +125,7 @@ pub(super) fn open(
     });
     judged.map_err(failed("read a file of", SEGMENTS))?;
     let abandoned = not_taken(&reading).map_err(failed("read", SEGMENTS))?;
+    shelf::tidy(&*disk).map_err(failed("read", ASIDE))?;
     let mut aside = shelf::find(&reading).map_err(failed("read", ASIDE))?;
 
     let mut state = state_of(log, abandoned, contents, config);

@@ -525,6 +525,38 @@ fn the_quarantine_and_the_dead_letters_are_named() {
     assert_same_set(&accepted_events(&sink), &events(0..10));
 }
 
+/// Method: the consumer fails at one event and takes all others. The event is set aside, and is no
+/// backlog any more. A replay of the directory must not pass over it, and a replay of its file
+/// sends it.
+#[test]
+fn an_event_that_was_set_aside_is_named_and_its_file_can_be_sent() {
+    let (place, bad) = (Place::new(), events(42..43).remove(0));
+    let failing = bad.clone();
+    let archive = HttpSink::start(move |request| {
+        Answer::status(if events_in(request).contains(&failing) { 500 } else { 200 })
+    });
+    let to = archive.address().to_string();
+    let mut relay = Relay::start(&place.config(&[("archive", &to)]));
+    post(&relay, 0..100);
+    wait_until("the cursors", PATIENCE, || place.backlog("archive") == Some(0));
+    relay.kill();
+    let inspected =
+        run_command(&["queue", "inspect", "--json", place.directory()], place.spool.path());
+    let inspected: Value = serde_json::from_slice(&inspected.stdout).unwrap();
+    assert_eq!(inspected["aside_events"], 1, "{inspected}");
+    let sink = HttpSink::accepting();
+    let told = format!(
+        "set aside by outputs and not sent: 1 event; `replay {}/set-aside/*.json --url …` sends them",
+        place.directory()
+    );
+    place.replay(&sink, &[]).assert(1, &[&told]);
+    assert_eq!(accepted_events(&sink), [] as [Vec<u8>; 0]);
+    let file = place.spool.path().join("set-aside").join("archive-00000000000000000042.json");
+    let url = format!("http://{}/", sink.address());
+    place.run(&["replay", text(&file), "--url", &url]).assert(0, &[]);
+    assert_eq!(accepted_events(&sink), [bad]);
+}
+
 /// An event that is larger than a read of the queue's files, and many small ones around it.
 #[test]
 fn large_events_arrive_byte_for_byte() {
