@@ -430,7 +430,7 @@ fn output(it: &Output, found: &mut Findings) {
             it.name
         );
         let advice = "They are set aside. `aside` in /status has the answer. They are treated as refused after \
-            rejected.after_server_errors.";
+            rejected.after_server_errors. Runbook: KubeAuditForwarderEventsSetAside.";
         found.add(State::Warn, &about, text, advice);
     }
     if !is_only {

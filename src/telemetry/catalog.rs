@@ -395,7 +395,8 @@ catalog! {
                 is given up after 8 refusals over some seconds, or after server errors for \
                 `rejected.after_server_errors`. It is not in `output_backlog_events`.",
             action: "`aside` in `/status` has the position of the first one, and the consumer's \
-                answer to it.",
+                answer to it. The alert `KubeAuditForwarderEventsSetAside` fires after a quarter of \
+                an hour.",
         }
         pub existing: Counter = "output_existing_events_total" {
             help: "Events that the consumer said it had already, from an earlier attempt.",

@@ -171,7 +171,7 @@ pub(super) const ROWS: &[Row] = &[
         name: "the consumer answers 500 to an event, and takes the others",
         run: |scene| then(scene, "", |it| Answer::status(if has_one(it) { 500 } else { 200 })),
         says: ("warn", "of its events with an error each time"),
-        fires: "OutputLags",
+        fires: "EventsSetAside",
         before: &[],
         logs: "",
     },
