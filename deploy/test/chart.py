@@ -130,7 +130,7 @@ def copies_problems():
 
 
 def version_problems():
-    version = tomllib.loads((REPOSITORY / "Cargo.toml").read_text())["package"]["version"]
+    version = tomllib.loads((REPOSITORY / "Cargo.toml").read_text())["workspace"]["package"]["version"]
     chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
     if (chart["version"], chart["appVersion"]) != (version, version):
         yield f"the chart is of {chart['version']}, the program of {version}"
