@@ -25,8 +25,8 @@
 //! | row | modules | what they know |
 //! |---|---|---|
 //! | 0 | [`words`] [`lock`](self) | numbers, sizes and times as words; what may reach a terminal · mutexes |
-//! | 1 | [`audit`] [`named_file`] [`position`] [`release`] [`staged`] [`status`] [`tlog`] [`yaml`](self) | JSON and events · files that a config names · the number of an event · which program this is · the second half of a reload · the JSON of `/status`, and the verdict on it · transparency logs · YAML |
-//! | 2 | [`policy`] [`redact`] [`shape`] | audit policies · one event's change · one event in another schema |
+//! | 1 | [`audit`] [`fate`] [`named_file`] [`position`] [`release`] [`staged`] [`status`] [`tlog`] [`yaml`](self) | JSON and events · why an event was not delivered · files that a config names · the number of an event · which program this is · the second half of a reload · the JSON of `/status`, and the verdict on it · transparency logs · YAML |
+//! | 2 | [`disk`](self) [`policy`] [`redact`] [`shape`] | operations on the files of the queue · audit policies · one event's change · one event in another schema |
 //! | 3 | [`config`] [`volume`] | the config file · who causes the bytes that come in |
 //! | 4 | [`telemetry`] [`tls`] [`net`] [`process`] [`haproxy`] [`top`] | every metric and the log · certificates · TCP · what the kernel grants the process · HAProxy's config · a relay's state on a terminal |
 //! | 5 | [`queue`] [`filter`] [`tap`] [`kafka`](self) [`ask`] | positions, lines and limits; no JSON, no HTTP · which events an output sends · events that a person looks at · Kafka clients (feature `kafka`) · single HTTP requests |
@@ -56,8 +56,10 @@ pub mod config;
 pub mod cost;
 pub mod delivery;
 pub mod demo;
+pub mod disk;
 pub mod doctor;
 pub mod evidence;
+pub mod fate;
 pub mod filter;
 pub mod haproxy;
 #[cfg(feature = "kafka")]

@@ -24,7 +24,7 @@
 //!
 //! | floor | files | what they know |
 //! |---|---|---|
-//! | 1 | `contract` `disk` | batches, claims and answers · operations on files |
+//! | 1 | `contract` `patient` | batches, claims and answers · reads that are tried again |
 //! | 2 | `claims` `identity` `notes` `outputs` `segment` `shelf` | an output's claims · the queue's own number · a file of an output · its counters · a file of the log, byte for byte · files of events that are set aside |
 //! | 3 | `cursors` `memory` `synced` | the file of all cursors · the queue in memory · the file that says where the log ends |
 //! | 4 | `place` `tail` | whether a directory can be used · where the log ends |
@@ -41,18 +41,19 @@ use bytes::Bytes;
 
 use crate::audit::LevelCounts;
 use crate::config;
+use crate::disk::Disk;
 use crate::release::Format;
 use crate::telemetry::{OutputMetrics, Telemetry};
 
 mod claims;
 mod contract;
 mod cursors;
-pub(crate) mod disk;
 mod identity;
 pub mod inspect;
 mod memory;
 mod notes;
 mod outputs;
+mod patient;
 pub mod place;
 mod segment;
 mod shelf;
@@ -60,13 +61,14 @@ mod spool;
 mod synced;
 mod tail;
 
+pub use crate::disk::{OpenError, make as make_directory};
+pub use crate::fate::Fate;
 pub use crate::position::Position;
 pub(crate) use contract::Originals;
 pub use contract::{
-    Append, Aside, Backlog, Batch, Claim, Disposition, Fate, Fates, Finished, JoinError, Origin,
-    Outcome, Redelivery, Refused, SentLine, Take, Ticket, is_list, lines,
+    Append, Aside, Backlog, Batch, Claim, Disposition, Fates, Finished, JoinError, Origin, Outcome,
+    Redelivery, Refused, SentLine, Take, Ticket, is_list, lines,
 };
-pub use disk::{OpenError, make as make_directory};
 pub use identity::Identity;
 pub use notes::Notes;
 pub use outputs::Output;
@@ -218,7 +220,7 @@ impl Queue {
 
     /// Returns the queue's directory, and the position behind the last event of the queue. `None`
     /// if the queue is in memory.
-    pub(crate) fn disk(&self) -> Option<(Arc<dyn disk::Disk>, Position)> {
+    pub(crate) fn disk(&self) -> Option<(Arc<dyn Disk>, Position)> {
         self.spool().map(spool::Queue::disk)
     }
 

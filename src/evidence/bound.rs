@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 use super::journal::{Key, MAC};
 use super::layout::{HEAD, LineFile, read};
-use crate::queue::disk::{Disk, replace};
+use crate::disk::{Disk, replace};
 use crate::tlog::merkle::Hash;
 
 /// The maximum size of the file in bytes. A file of line hashes takes less than 64.

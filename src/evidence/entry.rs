@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-pub use crate::queue::Fate;
+pub use crate::fate::Fate;
 use crate::tlog::merkle::{Hash, Head};
 use crate::tlog::tile::WIDTH;
 

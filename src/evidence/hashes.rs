@@ -12,7 +12,7 @@ use super::entry::now;
 use super::layout::{DIRECTORY, LINES, LineFile, if_there, path, read_all, read_exact};
 use super::lines;
 use super::lines::{FILE_BYTES_MAX, Record};
-use crate::queue::disk::{Access, Disk, File};
+use crate::disk::{Access, Disk, File};
 use crate::tlog::merkle::Hash;
 
 /// The size of a file is `evidence.max_bytes` divided by this number, within [`FILE_BYTES`].

@@ -3,8 +3,8 @@
 
 use std::{fmt, io};
 
-use crate::queue::disk;
-use crate::queue::disk::{Access, Disk, File};
+use crate::disk;
+use crate::disk::{Access, Disk, File};
 use crate::tlog::tile::{Tile, WIDTH};
 
 /// The name of the directory of the log, below that of the queue.

@@ -9,7 +9,7 @@ use std::io;
 use std::ops::Range;
 
 use super::layout::{DIRECTORY, KNOWN, OFF, if_there, read};
-use crate::queue::disk::{Access, Disk, replace};
+use crate::disk::{Access, Disk, replace};
 
 /// The maximum size of the file in bytes.
 const FILE_BYTES_MAX: usize = 16 << 10;

@@ -12,8 +12,8 @@ use super::layout::{
 };
 use super::lines::{FILE_BYTES_MAX, Range, Record};
 use super::{entry, journal, layout, lines};
+use crate::disk::named;
 use crate::named_file;
-use crate::queue::disk::named;
 use crate::tlog::checkpoint::Signed;
 use crate::tlog::malformed::Malformed;
 use crate::tlog::merkle::{Hash, Head, Nodes};

@@ -20,7 +20,7 @@ use super::layout::{
     DIRECTORY, Files, KNOWN, ROLLED_BACK, ROLLED_BACK_MAX, Tampered, if_there, path, read, read_all,
 };
 use super::{journal, layout};
-use crate::queue::disk::{Access, Disk, File, named, replace};
+use crate::disk::{Access, Disk, File, named, replace};
 use crate::tlog::checkpoint::{Checkpoint, Signed};
 use crate::tlog::key::SigningKey;
 use crate::tlog::merkle::{Frontier, Hash, Head, Nodes, consistency, extends, root_at};

@@ -7,11 +7,11 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use bytes::Bytes;
-use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
 use crate::audit::{LevelCounts, ListEnds};
+use crate::fate::Fate;
 use crate::position::Position;
 use crate::telemetry::OutputMetrics;
 
@@ -334,24 +334,6 @@ pub struct Disposition {
     /// The fate of each event, for the evidence. More events may be lost here than the numbers
     /// above say: if nobody knows which events of a claim are lost, all of them count as lost here.
     pub fates: Fates,
-}
-
-/// The reason why the consumer of an output did not get an event.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Fate {
-    /// The output's filter does not let the event through.
-    Dropped,
-    /// The consumer has got the same event before.
-    Duplicate,
-    /// The output has lost the event.
-    Lost,
-    /// The event is in a file of dead letters.
-    DeadLetter,
-    /// The consumer does not take the event, although it takes others. The event has left the queue
-    /// and is tried again from a place beside it. A later [`Finished`] of this position alone says
-    /// what became of the event.
-    Aside,
 }
 
 /// The fates of the events of a final claim, one by one. Only the evidence needs them. Without

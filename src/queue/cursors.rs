@@ -11,9 +11,9 @@ use std::sync::Arc;
 
 use bytes::Buf as _;
 
-use super::disk;
-use super::disk::{Access, Disk, File};
 use super::segment::{LogOffset, READS};
+use crate::disk;
+use crate::disk::{Access, Disk, File};
 use crate::position::Position;
 use crate::release::Format;
 

@@ -7,8 +7,8 @@ use std::{fmt, io};
 
 use ring::rand::{SecureRandom as _, SystemRandom};
 
-use super::disk;
-use super::disk::Disk;
+use crate::disk;
+use crate::disk::Disk;
 
 /// The name of the file that holds the identity: 32 hexadecimal digits and a line break.
 pub(super) const FILE: &str = "identity";

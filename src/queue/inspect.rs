@@ -22,11 +22,12 @@ use std::{fmt, fs, io};
 
 use super::contract::now;
 use super::cursors::{Contents, Found};
-use super::disk::{Disk, File, QUARANTINE, RealDisk, SEGMENTS};
 use super::segment::{BadHeader, Check, FIRST_RECORD, LogOffset, SegmentHeader};
 use super::synced::Synced;
 use super::tail::Known;
-use super::{cursors, disk, segment, synced};
+use super::{cursors, segment, synced};
+use crate::disk;
+use crate::disk::{Disk, File, QUARANTINE, RealDisk, SEGMENTS};
 use crate::position::Position;
 
 mod leftover;

@@ -5,8 +5,8 @@
 use std::sync::{Arc, Mutex};
 use std::{fmt, io};
 
-use super::disk;
-use super::disk::{Disk, named};
+use crate::disk;
+use crate::disk::{Disk, named};
 use crate::lock::lock;
 use crate::position::Position;
 

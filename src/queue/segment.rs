@@ -11,7 +11,7 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
-use super::disk::{Disk, File, SEGMENTS};
+use crate::disk::{Disk, File, SEGMENTS};
 use crate::position::Position;
 use crate::release::Format;
 

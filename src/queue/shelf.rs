@@ -9,8 +9,8 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
-use super::disk;
-use super::disk::{ASIDE, Access, Disk, named};
+use crate::disk;
+use crate::disk::{ASIDE, Access, Disk, named};
 use crate::position::Position;
 
 /// The end of the name of a file. Before it are the name of the output, a hyphen, and the event's

@@ -27,13 +27,13 @@ use tokio_util::sync::CancellationToken;
 use super::contract::{
     Append, Backlog, JoinError, Originals, Refused, Ticket, Waits, Withdraw, now, until,
 };
-use super::disk::{Disk, OpenError, RealDisk};
 use super::identity::Identity;
 use super::outputs::{Output, show_start};
 use super::segment::{BLOCK, FIRST_RECORD, RECORD_HEADER};
 use super::{cursors, identity, synced};
 use crate::config;
 use crate::config::WhenFull;
+use crate::disk::{Disk, OpenError, RealDisk};
 use crate::lock::lock;
 use crate::position::Position;
 use crate::telemetry::{Loss, QueueMetrics, State as Told, Telemetry};

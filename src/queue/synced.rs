@@ -11,9 +11,9 @@
 use std::io;
 use std::sync::Arc;
 
-use super::disk;
-use super::disk::{Access, Disk, File};
 use super::segment::{BLOCK, LogOffset, u32_at, u64_at};
+use crate::disk;
+use crate::disk::{Access, Disk, File};
 use crate::position::Position;
 use crate::release::Format;
 

@@ -6,8 +6,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use crate::disk::named;
 use crate::named_file;
-use crate::queue::disk::named;
 use crate::replay::packing::{Counted, MAGIC_BYTES, Packing};
 use crate::tlog::merkle::{Hash, Hasher};
 use crate::tlog::note::NOTE_BYTES_MAX;

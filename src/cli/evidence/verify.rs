@@ -13,7 +13,7 @@ use super::witness;
 use super::witness::Witnesses;
 use crate::audit::time;
 use crate::cli::{FAILED, WRONG, input, print};
-use crate::queue::disk::named;
+use crate::disk::named;
 use crate::tlog::key::VerifierKey;
 use crate::verify::Request;
 use crate::verify::report::Report;

@@ -7,8 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use rustix::io::Errno;
 
 use super::*;
+use crate::disk::Access;
 use crate::queue::cursors::{Cursors, Hole};
-use crate::queue::disk::Access;
 use crate::queue::segment::{BLOCK, RECORD_HEADER, RecordHeader, SEGMENT_HEADER, Seed, WINDOW};
 use crate::queue::synced::SyncedFile;
 use crate::queue::tests::simulated_disk::{Operation, SimulatedDisk};

@@ -6,9 +6,9 @@ use std::ops::Range;
 use super::{
     ATTEMPTS, CursorsFile, Directory, Error, Fault, Finding, Seen, Tell, Verdict, pause, with_next,
 };
+use crate::disk::File;
 use crate::position::Position;
 use crate::queue::cursors::{Contents, Hole};
-use crate::queue::disk::File;
 use crate::queue::segment::{
     Check, Damage, FIRST_RECORD, Found, LogOffset, RECORD_HEADER, Record, SEGMENT_HEADER, Scan,
     Seed, SegmentFile, SegmentHeader, WINDOW,

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use rustix::io::Errno;
 
 use super::*;
-use crate::queue::disk::Disk;
+use crate::disk::Disk;
 use crate::queue::tests::simulated_disk::{Operation, SimulatedDisk};
 
 /// The position and the byte number at which the log of these tests begins.

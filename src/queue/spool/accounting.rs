@@ -7,8 +7,8 @@
 use std::collections::VecDeque;
 
 use super::{Segment, Waiting};
+use crate::disk::SPARES;
 use crate::position::Position;
-use crate::queue::disk::SPARES;
 use crate::queue::segment::{BLOCK, FIRST_RECORD};
 
 /// A segment that was removed from the log, and whose file may still exist: the first position of

@@ -17,9 +17,9 @@ use tokio_util::task::AbortOnDropHandle;
 use super::cursor::age;
 use super::load::{Job, Piece, Spot};
 use super::{Shared, load};
+use crate::disk::{Access, File};
 use crate::position::Position;
 use crate::queue::contract::{Origin, Take, now};
-use crate::queue::disk::{Access, File};
 use crate::queue::segment;
 use crate::queue::segment::{Check, FIRST_RECORD, Found, LogOffset, SegmentHeader};
 

@@ -22,8 +22,8 @@ use tokio::time::Instant;
 use super::accounting::Accounting;
 use super::{HANGS, Queue, Shared, SpoolState};
 use crate::audit::LevelCounts;
+use crate::disk::{File, SEGMENTS};
 use crate::queue::contract::{Append, Refused, Ticket};
-use crate::queue::disk::{File, SEGMENTS};
 use crate::queue::segment::{BLOCK, FIRST_RECORD, RECORD_HEADER};
 
 /// The file of a large request body is synced each time after this many bytes of lines were

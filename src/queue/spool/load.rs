@@ -11,11 +11,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 
 use super::{Segment, Shared, TailRecord, quarantine_bytes};
+use crate::disk;
+use crate::disk::{Disk, File, QUARANTINE, named};
 use crate::position::Position;
 use crate::queue::contract::{Originals, Take};
-use crate::queue::disk::{Disk, File, QUARANTINE, named};
+use crate::queue::segment;
 use crate::queue::segment::{Check, Damage, Found, LogOffset, RECORD_HEADER, RecordHeader, Scan};
-use crate::queue::{disk, segment};
 use crate::telemetry::QueueMetrics;
 
 /// The place of an event in the files of the log.

@@ -65,22 +65,21 @@ use super::{
     Cursor, CursorState, LogState, Queue, Segment, Shared, SpoolState, Wakes, incoming, load,
     quarantine_bytes,
 };
+use crate::disk;
+use crate::disk::{ASIDE, Access, Disk, File, OpenError, QUARANTINE, SEGMENTS, SPARES, named};
 use crate::position::Position;
 use crate::queue::contract::{Backlog, Claim, Outcome};
 use crate::queue::cursors::{Contents, Cursors, Hole};
-use crate::queue::disk::patient::Patient;
-use crate::queue::disk::{
-    ASIDE, Access, Disk, File, OpenError, QUARANTINE, SEGMENTS, SPARES, named, patient,
-};
 use crate::queue::identity::Identity;
 use crate::queue::outputs::{Output, show_start, signed};
+use crate::queue::patient::Patient;
 use crate::queue::segment::{
     BadHeader, Check, Damage, FIRST_RECORD, Found, LogOffset, Record, SEGMENT_HEADER, Scan, Seed,
     SegmentFile, SegmentHeader,
 };
 use crate::queue::synced::Synced;
 use crate::queue::tail::{Known, Tail};
-use crate::queue::{cursors, disk, identity, segment, shelf, synced};
+use crate::queue::{cursors, identity, patient, segment, shelf, synced};
 use crate::telemetry::{QueueMetrics, Telemetry};
 
 /// The number of bytes that are read and written again at once at a start.

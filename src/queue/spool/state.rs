@@ -22,11 +22,11 @@ use super::upkeep::Written;
 use super::{AHEAD_BYTES, CHUNK_MAX, CHUNK_MIN, HANGS, HOLES_MAX, TAIL_BYTES, needed};
 use crate::config;
 use crate::config::{BATCH_OVERHEAD, WhenFull};
+use crate::disk::File;
 use crate::position::Position;
 use crate::queue::contract::{Append, Backlog, Refused, now};
 use crate::queue::cursors;
 use crate::queue::cursors::{Contents, Hole};
-use crate::queue::disk::File;
 use crate::queue::outputs::{Departed, DropCount};
 use crate::queue::segment::{
     BLOCK, Check, FIRST_RECORD, LogOffset, RECORD_HEADER, RecordHeader, Scan, Seed,

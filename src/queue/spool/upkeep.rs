@@ -14,11 +14,11 @@ use super::accounting::{Removed, Spare};
 use super::cursor::UNSAVED_MAX;
 use super::turn::{NoticePanic, Turn};
 use super::{Segment, Shared, SpoolState, turn};
+use crate::disk::{File, SEGMENTS, SPARES, named};
 use crate::lock::lock;
 use crate::position::Position;
 use crate::queue::contract::now;
 use crate::queue::cursors::Cursors;
-use crate::queue::disk::{File, SEGMENTS, SPARES, named};
 use crate::queue::segment;
 
 /// The time between two saves of the cursors file while it is out of date.

@@ -10,8 +10,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use fastrand::Rng;
 
 use super::*;
+use crate::disk::{Access, QUARANTINE, SEGMENTS, SPARES};
 use crate::queue::contract::{Batch, Claim, Redelivery};
-use crate::queue::disk::{Access, QUARANTINE, SEGMENTS, SPARES};
 use crate::queue::segment;
 use crate::queue::segment::{Check, Found, Scan, Seed};
 

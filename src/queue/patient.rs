@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
-use super::{Access, Disk, File};
+use crate::disk::{Access, Disk, File, may_pass};
 use crate::lock::lock;
 
 /// The time that all reads of a start may wait together for a disk that does not answer them.
@@ -25,13 +25,6 @@ const BLOCK: u64 = 4096;
 
 /// The number of places of a file that are tried before nothing of it counts as readable.
 const PROBES: u64 = 64;
-
-/// Returns `true` if this is an error of a disk that does not answer, so that a later attempt may
-/// succeed. Missing files and missing permissions are not of this kind.
-pub(crate) fn may_pass(error: &io::Error) -> bool {
-    let passing = [Errno::IO, Errno::TIMEDOUT, Errno::STALE, Errno::REMOTEIO];
-    Errno::from_io_error(error).is_some_and(|errno| passing.contains(&errno))
-}
 
 /// A disk whose reads are tried again. Writes are not.
 #[derive(Debug)]

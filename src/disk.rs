@@ -21,7 +21,6 @@ use crate::named_file;
 use direct::Direct;
 
 mod direct;
-pub(crate) mod patient;
 
 /// The name of the directory with the segments, which are the files that hold the queue's events.
 pub(crate) const SEGMENTS: &str = "segments";
@@ -130,6 +129,13 @@ struct Link(String);
 /// Returns `true` if the error is about a symlink below the queue's directory.
 pub(crate) fn is_link(error: &io::Error) -> bool {
     error.get_ref().is_some_and(|error| error.is::<Link>())
+}
+
+/// Returns `true` if this is an error of a disk that does not answer, so that a later attempt may
+/// succeed. Missing files and missing permissions are not of this kind.
+pub(crate) fn may_pass(error: &io::Error) -> bool {
+    let passing = [Errno::IO, Errno::TIMEDOUT, Errno::STALE, Errno::REMOTEIO];
+    Errno::from_io_error(error).is_some_and(|errno| passing.contains(&errno))
 }
 
 /// Returns a function that puts the name of a file before the text of an error.
@@ -587,7 +593,7 @@ impl OpenError {
         let remedy = remedies.iter().find(|(kind, _)| *kind == error.kind());
         let remedy = match remedy {
             Some((_, remedy)) => remedy,
-            None if patient::may_pass(&error) => {
+            None if may_pass(&error) => {
                 "; see what the kernel's log says about the volume, and start again when it works"
             }
             None => "",
