@@ -27,7 +27,6 @@ use std::fmt;
 use std::hint::black_box;
 use std::time::Duration;
 
-use kube_audit_forwarder::audit;
 use rustix::time::ClockId;
 use serde::de::{IgnoredAny, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};

@@ -27,7 +27,7 @@ use kube_audit_forwarder::policy::Policy;
 use kube_audit_forwarder::position::Position;
 use kube_audit_forwarder::queue::{Append, Batch, Cursor, Disposition, Output, Queue, Take};
 use kube_audit_forwarder::telemetry::Telemetry;
-use kube_audit_forwarder::{audit, config, output};
+use kube_audit_forwarder::{config, output};
 use rustix::time::ClockId;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;

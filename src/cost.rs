@@ -20,11 +20,11 @@
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::audit::request::{Reader, Request};
-use crate::audit::scan;
 use crate::policy::{Decision, Level, Located, Policy, Users};
 use crate::redact::Change;
 use crate::{filter, redact};
+use audit::request::{Reader, Request};
+use audit::scan;
 
 mod advice;
 mod floor;

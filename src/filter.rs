@@ -21,13 +21,13 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
-use crate::audit::request::{Reader, Request};
 use crate::config::Rejected;
 use crate::policy::{FILE_BYTES_MAX, Level, Located, Matcher, Policy, Problem, Users};
 use crate::position::Position;
 use crate::redact::{Annotations, Change, Done, Redaction};
 use crate::shape::{Bodies, DataStream, Form, ManagedFields};
 use crate::{config, named_file, redact};
+use audit::request::{Reader, Request};
 
 mod seen;
 

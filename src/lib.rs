@@ -91,7 +91,5 @@ pub mod volume;
 pub mod words;
 mod yaml;
 
-pub use ::audit;
-
 #[cfg(test)]
 mod tests;

@@ -35,7 +35,7 @@ pub use users::Users;
 
 pub use crate::yaml::Problem;
 
-use crate::audit::request::Request;
+use audit::request::Request;
 
 /// A policy that is ready to decide. It never changes, so that any number of threads can share it.
 #[derive(Debug)]

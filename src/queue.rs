@@ -39,11 +39,11 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::audit::LevelCounts;
 use crate::config;
 use crate::disk::Disk;
 use crate::release::Format;
 use crate::telemetry::{OutputMetrics, Telemetry};
+use audit::LevelCounts;
 
 mod claims;
 mod contract;

@@ -25,7 +25,7 @@ use std::sync::LazyLock;
 
 use memchr::memmem::Finder;
 
-use crate::audit::request::Request;
+use audit::request::Request;
 
 mod ambiguous;
 mod annotate;
@@ -100,8 +100,8 @@ pub struct Done {
 /// Appends the changed event to `out` and returns the kinds of changes that were made. If the event
 /// needs no change, `out` stays as it is.
 ///
-/// The event must be one that [`crate::audit`] has found valid, and `request` must be read from
-/// this event. `known` is the result of [`Reader::known`](crate::audit::request::Reader::known) for
+/// The event must be one that [`audit`] has found valid, and `request` must be read from
+/// this event. `known` is the result of [`Reader::known`](audit::request::Reader::known) for
 /// this event, with which less of the event has to be read, or 0.
 pub fn apply(
     event: &[u8],

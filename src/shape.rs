@@ -18,8 +18,8 @@ use std::sync::LazyLock;
 
 use memchr::memmem::Finder;
 
-use crate::audit::scan;
-use crate::audit::time::is_timestamp;
+use audit::scan;
+use audit::time::is_timestamp;
 
 mod bodies;
 mod ecs;
@@ -119,7 +119,7 @@ impl Form {
     pub const AS_RECEIVED: Self =
         Self { shape: Shape::Event, bodies: Bodies::Keep, managed_fields: ManagedFields::Keep };
 
-    /// Appends the document of an event to `out`. The event must be one that [`crate::audit`] has
+    /// Appends the document of an event to `out`. The event must be one that [`audit`] has
     /// found valid. If the event leaves as it is, nothing is appended. `data_stream` is the data
     /// stream into which the document is written, which only ECS documents name; `None` if there is
     /// no data stream.

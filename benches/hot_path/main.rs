@@ -20,9 +20,9 @@ use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 use std::time::Duration;
 
+use audit::Split;
 use bytes::Bytes;
 use futures_util::FutureExt as _;
-use kube_audit_forwarder::audit::Split;
 use kube_audit_forwarder::config::Rejected;
 use kube_audit_forwarder::filter::{EventView, Filter, Rules};
 use kube_audit_forwarder::listener::{Gate, Listener, Settings};
@@ -32,7 +32,7 @@ use kube_audit_forwarder::queue::{Append, Cursor, Disposition, Output, Queue, Ta
 use kube_audit_forwarder::redact::Redaction;
 use kube_audit_forwarder::telemetry::Telemetry;
 use kube_audit_forwarder::volume::{Seen, Volume};
-use kube_audit_forwarder::{audit, config, output};
+use kube_audit_forwarder::{config, output};
 
 #[path = "../common/policy.rs"]
 mod policy;

@@ -6,7 +6,6 @@
 
 #![no_main]
 
-use kube_audit_forwarder::audit;
 
 const HEAD: &[u8] =
     br#"{"kind":"EventList","apiVersion":"audit.k8s.io/v1","metadata":{},"items":["#;

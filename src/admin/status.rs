@@ -8,7 +8,6 @@ use std::time::{Duration, UNIX_EPOCH};
 use tokio::time::Instant;
 
 use super::{Admin, Listener, Output};
-use crate::audit::time::rfc3339;
 use crate::config::Restrict;
 use crate::delivery::{AddressState, AsideEvents};
 use crate::lock::lock;
@@ -20,6 +19,7 @@ use crate::telemetry::{
     Certificate, Counter, Gauge, LastRejected, LastTlsFailure, Quantiles, ReloadMetrics,
 };
 use crate::{release, source, telemetry};
+use audit::time::rfc3339;
 
 impl Admin {
     /// Returns what `/status` answers: the state, with the relay's judgement of it.

@@ -9,13 +9,13 @@ use std::{fs, io};
 use clap::Subcommand;
 
 use super::{FAILED, WRONG, input, print};
-use crate::audit::time::rfc3339;
 use crate::evidence::entry::Entry;
 use crate::evidence::reader::{Directory, Log, ReadError};
 use crate::tlog::key::SigningKey;
 use crate::tlog::merkle::{Hash, inclusion};
 use crate::tlog::proof::Proof;
 use crate::words::escape;
+use audit::time::rfc3339;
 
 mod copy;
 mod published;

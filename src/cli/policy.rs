@@ -7,11 +7,11 @@ use std::path::{Path, PathBuf};
 use clap::Subcommand;
 
 use super::{WRONG, cannot_read, print, read_input};
-use crate::audit::request::{Request, request};
-use crate::audit::scan;
+use crate::filter;
 use crate::policy::Policy;
 use crate::words::escape;
-use crate::{audit, filter};
+use audit::request::{Request, request};
+use audit::scan;
 
 mod cost;
 

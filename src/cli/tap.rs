@@ -19,10 +19,10 @@ use url::Position;
 
 use super::{cannot_read, failed, healthcheck, read, wrong};
 use crate::ask::{Reply, Target};
-use crate::audit::time;
 use crate::tap::{Conditions, Fields};
 use crate::words::{escape, grouped};
-use crate::{ask, audit, config};
+use crate::{ask, config};
+use audit::time;
 
 /// The time limit for the connection and the head of the response together.
 const ANSWER: Duration = Duration::from_secs(10);

@@ -12,9 +12,9 @@ use std::collections::BTreeMap;
 use percent_encoding::percent_decode;
 
 use super::{Sum, bytes_after, each, floor, sent_bytes};
-use crate::audit::request::Request;
 use crate::policy::Level;
 use crate::words::escape;
+use audit::request::Request;
 
 /// The greatest number of cells. They take at most 40 MiB, and usually 1 MiB.
 const CELLS_MAX: usize = 20_000;

@@ -6,9 +6,9 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 
 use super::{Advice, Cost, Survey};
-use crate::audit::request::request;
 use crate::policy::{Level, Policy};
 use crate::tests::{Failing, corpus_file, seeds};
+use audit::request::request;
 
 const KINDS: [(&str, &str, &str); 19] = [
     ("", "pods", ""),

@@ -17,12 +17,12 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use crate::audit::time::rfc3339;
 use crate::config::Config;
 use crate::lock::lock;
 use crate::queue::lines;
 use crate::release::Format;
 use crate::telemetry::{DroppedLetters, Telemetry};
+use audit::time::rfc3339;
 
 mod files;
 

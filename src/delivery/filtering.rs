@@ -589,11 +589,11 @@ mod tests {
     use tokio::task::JoinSet;
 
     use super::*;
+    use crate::config;
     use crate::delivery::in_flight::tests::opened;
     use crate::filter::Rules;
     use crate::queue::{Append, Take};
     use crate::telemetry::Telemetry;
-    use crate::{audit, config};
 
     const CONFIG: &str = "[[listener]]\naddress = '127.0.0.1:0'\n[[output]]\nname = 'o'\n\
                           type = 'stdout'\nfilter.redact = []\n";

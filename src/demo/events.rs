@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
-use crate::audit::LIST_HEAD;
+use audit::LIST_HEAD;
 
 /// The greatest number of events in a batch: kube-apiserver's default for
 /// `--audit-webhook-batch-max-size`.

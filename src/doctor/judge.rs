@@ -24,7 +24,7 @@ use super::counts::{ApiserverCounts, ByLabel, RelayCounts, Wrong, listed, most, 
 use super::remedy::of_reason;
 use super::sample::Sampled;
 use super::{attempts, compare};
-use crate::audit::time::rfc3339;
+use audit::time::rfc3339;
 use crate::status::Status;
 
 /// The shortest time in seconds for which a rate is shown. One batch in a moment is not a rate.

@@ -25,7 +25,6 @@ use super::http::api::{
     write_events,
 };
 use super::setup::{IntoConnector, Setup};
-use crate::audit::time::rfc3339;
 use crate::config::table::{Table, optional, required};
 use crate::config::{Compression, HttpClient, HttpKeys, OutputSettings, Target};
 use crate::delivery::failure::Failure;
@@ -36,6 +35,7 @@ use crate::shape::{Bodies, Form, ManagedFields, Shape};
 use crate::telemetry::{AttemptError, OutputMetrics};
 use crate::words::escape::is_plain;
 use crate::{config, shape};
+use audit::time::rfc3339;
 
 /// The path of the bulk API, as vendors print it.
 const BULK: &str = "/_bulk";

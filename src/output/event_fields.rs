@@ -3,9 +3,9 @@
 
 use std::borrow::Cow;
 
-use crate::audit::scan;
-use crate::audit::time::nanos;
 use crate::shape;
+use audit::scan;
+use audit::time::nanos;
 
 /// The members of an audit event that protocols put beside it. A text is the bytes between the
 /// quotes, with escapes as written ([`unescaped`] resolves them).

@@ -4,10 +4,9 @@
 use bytes::{Bytes, BytesMut};
 
 use super::transport::encode::{Encode, Encoded};
-use crate::audit;
-use crate::audit::scan;
 use crate::config::table::Table;
 use crate::queue::{Batch, lines};
+use audit::scan;
 
 /// The values of the key `format` of an output that writes each event as a line of JSON.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

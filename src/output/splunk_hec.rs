@@ -29,7 +29,6 @@ use super::http::api::{
 };
 use super::setup::{IntoConnector, Setup};
 use crate::ask::JSON;
-use crate::audit::time::nanos;
 use crate::config;
 use crate::config::table::{Table, optional, required};
 use crate::config::{
@@ -41,6 +40,7 @@ use crate::delivery::prepared::Connector;
 use crate::lock::lock;
 use crate::queue::{Batch, Identity, Take};
 use crate::telemetry::AttemptError;
+use audit::time::nanos;
 
 const EVENTS: &str = "/services/collector/event";
 

@@ -9,7 +9,7 @@ use std::fmt;
 use percent_encoding::percent_decode;
 use serde::Serialize;
 
-use crate::audit::request::{Location, Object, Request};
+use audit::request::{Location, Object, Request};
 
 /// The criteria of a rule. A request matches if it meets the criterion of every field that is not
 /// empty.

@@ -2,7 +2,7 @@
 //! then what the decision means for the event.
 
 use super::rule::{Decision, Level, Rule, Stage};
-use crate::audit::request::Request;
+use audit::request::Request;
 
 /// An explanation of a policy's decision.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -20,7 +20,7 @@ use percent_encoding::percent_decode;
 use super::criteria::{Criteria, GroupResources, Match, has, is_path, name, prefix};
 use super::rule::RULES_MAX;
 use super::users::{ListId, Users};
-use crate::audit::request::{Location, Request, Text, User};
+use audit::request::{Location, Request, Text, User};
 
 const WORDS_MAX: usize = RULES_MAX / 64;
 

@@ -10,7 +10,7 @@ mod upstream;
 use std::borrow::Cow;
 
 use super::Policy;
-use crate::audit::request::{Object, Request, Text, Uri, User};
+use audit::request::{Object, Request, Text, Uri, User};
 
 fn text(text: &str) -> Text<'_> {
     Cow::Borrowed(text.as_bytes())

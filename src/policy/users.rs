@@ -8,7 +8,7 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::audit::request::User;
+use audit::request::User;
 
 /// The number of users that are remembered.
 const PLACES: usize = 256;

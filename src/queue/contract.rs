@@ -10,10 +10,10 @@ use bytes::Bytes;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
-use crate::audit::{LevelCounts, ListEnds};
 use crate::fate::Fate;
 use crate::position::Position;
 use crate::telemetry::OutputMetrics;
+use audit::{LevelCounts, ListEnds};
 
 /// A batch that is appended: the events of one request.
 #[derive(Debug, Clone)]

@@ -8,7 +8,7 @@ use std::sync::LazyLock;
 
 use memchr::memmem::Finder;
 
-use crate::audit::scan;
+use audit::scan;
 
 /// The key `objectRef` with its quotes and without escapes, as it usually stands in an event. Its
 /// value names the object that the event is about.
@@ -26,7 +26,7 @@ static ESCAPE: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"\\u00"
 /// Returns `true` if the event has `objectRef` or `requestURI` more than once, or if `objectRef`
 /// has one of its members [`PARTS`] more than once. Parsers then differ in which of the repeated
 /// members they read. `spells_letters` is the result of [`spells_letters`] for this event. `known`
-/// is the result of [`Reader::known`](crate::audit::request::Reader::known) for this event, or 0:
+/// is the result of [`Reader::known`](audit::request::Reader::known) for this event, or 0:
 /// the first `known` bytes have none of these members twice.
 pub(super) fn is_ambiguous(event: &[u8], known: usize, spells_letters: bool) -> bool {
     if known > 0 && !spells_letters {

@@ -6,7 +6,7 @@ use memchr::memmem::Finder;
 
 use super::signs::Signs;
 use super::{ambiguous, uri, web_token};
-use crate::audit::request::Request;
+use audit::request::Request;
 
 /// The result of a quick look at an event: what a redaction may find in it. A field that is `false`
 /// is certain; a field that is `true` means that the members of the event must be read. Most events
@@ -14,7 +14,7 @@ use crate::audit::request::Request;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Look {
     /// The number of bytes at the beginning of the event in which every key is known, or 0. See
-    /// [`Reader::known`](crate::audit::request::Reader::known).
+    /// [`Reader::known`](audit::request::Reader::known).
     pub(super) known: usize,
     /// `true`: the event may contain letters that are written as escapes, such as `\u0041` for `A`.
     pub(super) spells_letters: bool,

@@ -21,8 +21,8 @@ use super::path::{Path, Step, With, is_of_admission};
 use super::rule::{Compiled, Rule, in_lists};
 use super::text;
 use super::walk::{Child, Why, Wish};
-use crate::audit::request::{Object, Request};
-use crate::audit::scan;
+use audit::request::{Object, Request};
+use audit::scan;
 
 const BODIES: [&[u8]; 2] = [b"requestObject", b"responseObject"];
 
@@ -102,7 +102,7 @@ impl Redaction {
 /// Returns `true` if an event about something secret may have anything to redact: a body, a message
 /// of the server, or an annotation that is not known to be kube-apiserver's own. Events of the
 /// level Metadata usually have none of them. `known` is the number of bytes that are
-/// [known](crate::audit::request::Reader::known), and the event must spell no letters as escapes.
+/// [known](audit::request::Reader::known), and the event must spell no letters as escapes.
 fn has_words(event: &[u8], known: usize) -> bool {
     static WORDS: LazyLock<[Finder<'static>; 2]> =
         LazyLock::new(|| [br#""message""#, br#""details""#].map(Finder::new));

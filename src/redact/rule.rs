@@ -11,7 +11,7 @@
 //! apply` keeps in an annotation is redacted along with the path.
 
 use super::path::{Path, STEPS_MAX, Step, With};
-use crate::audit::request::Object;
+use audit::request::Object;
 
 /// A rule of the config: the fields to redact in events about some resources.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,9 +1,8 @@
 //! Tests of each change, on events that are written out here and on recorded events.
 
 use super::*;
-use crate::audit;
-use crate::audit::request::request;
 use crate::tests::{Failing, corpus, list, marked, seeds};
+use audit::request::request;
 
 mod hostile;
 mod look;

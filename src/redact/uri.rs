@@ -13,7 +13,7 @@ use std::ops::Range;
 use super::named::Command;
 use super::web_token::web_tokens;
 use super::{named, text};
-use crate::audit::request::Uri;
+use audit::request::Uri;
 
 /// The text that replaces a whole URI, as a JSON string.
 pub(super) const REDACTED_WHOLE: &[u8] = b"\"REDACTED\"";

@@ -13,7 +13,7 @@ use std::ops::Range;
 
 use super::path::{STEPS_MAX, Step, With};
 use super::text;
-use crate::audit::scan;
+use audit::scan;
 
 /// The reason why a value of an event is changed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -13,7 +13,7 @@ use memchr::memmem::Finder;
 use super::text;
 use super::text::REDACTED;
 use super::walk::EDITS_MAX;
-use crate::audit::scan;
+use audit::scan;
 
 /// The three characters with which every JSON Web Token begins.
 static BEGINNING: LazyLock<Finder<'static>> = LazyLock::new(|| Finder::new(b"eyJ"));

@@ -11,9 +11,9 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
 use super::*;
-use crate::audit::LevelCounts;
 use crate::queue::{Append, Queue, Refused};
 use crate::{config, output};
+use audit::LevelCounts;
 
 /// A relay with one listener, and one output to this address.
 async fn started(consumer: SocketAddr, queue: &str) -> Parts {

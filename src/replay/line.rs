@@ -8,8 +8,7 @@
 
 use std::ops::Range;
 
-use crate::audit;
-use crate::audit::{EVENT_HEAD, Invalid, LIST_HEAD};
+use audit::{EVENT_HEAD, Invalid, LIST_HEAD};
 
 use super::wrapping;
 

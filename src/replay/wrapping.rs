@@ -16,8 +16,6 @@ use std::collections::HashMap;
 
 use serde_json::value::RawValue;
 
-use crate::audit;
-
 /// The greatest number of arrays, records and strings around an event. Azure needs five.
 pub(super) const DEPTH_MAX: usize = 8;
 

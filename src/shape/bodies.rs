@@ -6,8 +6,8 @@ use std::ops::Range;
 
 use super::Bodies;
 use super::json::{Object, place, write_string};
-use crate::audit::scan;
-use crate::audit::scan::Member;
+use audit::scan;
+use audit::scan::Member;
 
 /// The text that takes the place of a value of the event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

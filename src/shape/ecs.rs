@@ -6,8 +6,8 @@
 use super::bodies::Edits;
 use super::json::{Object, is_ip, text, write_string};
 use super::{Bodies, DataStream, json};
-use crate::audit::scan;
-use crate::audit::time::is_timestamp;
+use audit::scan;
+use audit::time::is_timestamp;
 
 /// The beginning of each document of an event that has a time.
 pub(super) const HEAD: &[u8] = br#"{"@timestamp":""#;

@@ -5,7 +5,7 @@ use std::collections::HashSet;
 use std::net::IpAddr;
 use std::ops::Range;
 
-use crate::audit::scan;
+use audit::scan;
 
 /// Returns the value if it is a string that is not empty.
 pub(super) fn text(value: Option<&[u8]>) -> Option<&[u8]> {

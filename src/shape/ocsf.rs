@@ -9,9 +9,9 @@ use std::borrow::Cow;
 
 use super::Bodies;
 use super::json::{Names, Object, code, is_ip, object, text, write_string};
-use crate::audit::scan;
-use crate::audit::scan::Member;
-use crate::audit::time::{is_timestamp, milliseconds};
+use audit::scan;
+use audit::scan::Member;
+use audit::time::{is_timestamp, milliseconds};
 
 /// The beginning of each document of an event that has a time.
 pub(super) const HEAD: &[u8] = br#"{"time_dt":""#;

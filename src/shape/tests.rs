@@ -7,7 +7,6 @@ use proptest::prelude::*;
 use serde_json::value::RawValue;
 
 use super::*;
-use crate::audit;
 use crate::redact::tests::tree::{Pairs, Tree};
 use crate::tests::{corpus, list};
 

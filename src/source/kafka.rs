@@ -27,7 +27,7 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tokio::time::Instant;
 
 use super::{Orders, Source, Status};
-use crate::audit::LevelCounts;
+use crate::config;
 use crate::config::BATCH_OVERHEAD;
 use crate::kafka::{Changes, Cluster, Trouble};
 use crate::lock::lock;
@@ -35,7 +35,7 @@ use crate::queue::{Append, Queue, Ticket};
 use crate::staged::Staged;
 use crate::telemetry::{ListenerMetrics, Rejection};
 use crate::volume::{Seen, Volume};
-use crate::{audit, config};
+use audit::LevelCounts;
 
 /// The size in bytes up to which messages are put together into one batch of the queue, unless
 /// `limits.max_body` is smaller. A larger message becomes a batch of its own.

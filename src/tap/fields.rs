@@ -3,7 +3,7 @@
 
 use std::borrow::Cow;
 
-use crate::audit::{request, scan};
+use audit::{request, scan};
 
 /// The values of one event. A text is empty if the event does not have it. If a key occurs twice,
 /// its first value counts.

@@ -3,7 +3,7 @@
 
 use super::declare::{Handle, Kind, Label, LabelValue, Values, label_set, label_values};
 use super::registry::{Counter, Registry};
-use crate::audit::{LEVELS, LevelCounts};
+use audit::{LEVELS, LevelCounts};
 
 const fn described(name: &'static str, values: &'static str) -> Label {
     Label { name, values: Values::Described(values) }

@@ -4,7 +4,7 @@ use tokio::time::Instant;
 
 use super::declare::{Kind, Metric, PREFIX, Values};
 use super::*;
-use crate::audit::LevelCounts;
+use audit::LevelCounts;
 
 /// The declaration of the metric with this name.
 fn find(name: &str) -> Option<&'static Metric> {

@@ -4,7 +4,7 @@ use std::fmt;
 use std::ops::{Index, IndexMut};
 use std::time::{Duration, UNIX_EPOCH};
 
-use crate::audit::time::rfc3339;
+use audit::time::rfc3339;
 
 /// The maximum number of faults that are kept. Any others are only counted.
 const FAULTS_MAX: usize = 1000;

@@ -5,11 +5,11 @@ use std::sync::LazyLock;
 use memchr::memmem::FinderRev;
 
 use super::report::{DIMENSIONS, NAME_BYTES_MAX, PARTS};
-use crate::audit::request::Request;
-use crate::audit::scan;
 use crate::redact;
 use crate::redact::{Change, Redaction};
 use crate::words::escape;
+use audit::request::Request;
+use audit::scan;
 
 /// The name of an event in each dimension, in the order of [`DIMENSIONS`]. The parts of a name are
 /// separated by [`PARTS`]. `None`: the event does not count in this dimension.

@@ -11,7 +11,6 @@ use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use super::published::Published;
 use super::witness;
 use super::witness::Witnesses;
-use crate::audit::time;
 use crate::cli::{FAILED, WRONG, input, print};
 use crate::disk::named;
 use crate::tlog::key::VerifierKey;
@@ -19,6 +18,7 @@ use crate::verify::Request;
 use crate::verify::report::Report;
 use crate::words::escape;
 use crate::{config, named_file, verify};
+use audit::time;
 
 /// The exit status if a part of the log or of the stored lines could not be checked.
 const UNCHECKED: u8 = 2;

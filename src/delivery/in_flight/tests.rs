@@ -6,13 +6,14 @@
 
 use std::sync::Arc;
 
+use audit::LevelCounts;
 use bytes::Bytes;
 
 use super::*;
-use crate::audit::LevelCounts;
 use crate::queue::{Append, Queue};
 use crate::telemetry::Telemetry;
 use crate::{config, queue};
+use audit::LevelCounts;
 use std::time::Duration;
 
 const ALL: Take = Take { bytes: u64::MAX, events: u64::MAX };

@@ -13,7 +13,6 @@ use rdkafka::producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer}
 use tokio::sync::{mpsc as async_mpsc, oneshot};
 
 use super::{MessageKey, Settings};
-use crate::audit::scan;
 use crate::config::Compression;
 use crate::delivery::failure::Failure;
 use crate::delivery::files::Files;
@@ -25,6 +24,7 @@ use crate::queue::{Batch, Claim, lines};
 use crate::staged::Staged;
 use crate::telemetry::{AttemptError, OutputMetrics};
 use crate::{config, shape};
+use audit::scan;
 
 /// The greatest number of bytes of the messages that librdkafka sends to a broker together, unless
 /// `batch.max_bytes` is lower. A broker takes at most 1,048,588 bytes by default (its setting

@@ -5,7 +5,7 @@ use std::time::SystemTime;
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, percent_encode};
 use ring::{digest, hmac};
 
-use crate::audit::time::rfc3339;
+use audit::time::rfc3339;
 
 /// The keys with which requests are signed.
 #[derive(Clone, PartialEq, Eq)]

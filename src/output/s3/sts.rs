@@ -9,10 +9,10 @@ use hyper::header::HeaderValue;
 use url::form_urlencoded;
 
 use super::signature::SigningKey;
-use crate::audit::time::nanos;
 use crate::output::http::api::token_in;
 use crate::output::http::service::{Question, Service};
 use crate::output::tokens::Issuer;
+use audit::time::nanos;
 
 const VERSION: &str = "2011-06-15";
 

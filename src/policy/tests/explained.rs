@@ -1,7 +1,7 @@
 //! The explanations of decisions, compared word for word.
 
 use super::{asked, object, rules, text, user};
-use crate::audit::request::Request;
+use audit::request::Request;
 
 #[track_caller]
 fn assert_explained(rules_text: &str, request: &Request<'_>, expected: &str) {

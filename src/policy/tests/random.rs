@@ -12,9 +12,8 @@ use proptest::sample::select;
 
 use super::super::*;
 use super::text;
-use crate::audit;
-use crate::audit::request::{Object, Reader, Request, Uri, User};
 use crate::tests::list;
+use audit::request::{Object, Reader, Request, Uri, User};
 
 const NAMES: [&str; 4] = ["", "a", "b", "c"];
 const GROUPS: [&str; 4] = ["", "*", "apps", "x"];

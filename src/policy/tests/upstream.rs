@@ -4,7 +4,7 @@
 
 use super::super::{Level, Policy};
 use super::{asked, object, rules, user};
-use crate::audit::request::Request;
+use audit::request::Request;
 
 const REQUESTS: [&str; 6] =
     ["namespaced", "cluster", "path", "subresource", "unauthorized", "status of a role"];

@@ -3,11 +3,11 @@
 use bytes::Bytes;
 
 use super::*;
-use crate::audit::LevelCounts;
 use crate::queue::contract::{is_list, now};
 use crate::queue::tests;
 use crate::queue::tests::Counts;
 use crate::telemetry::Telemetry;
+use audit::LevelCounts;
 
 mod model;
 

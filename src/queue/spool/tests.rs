@@ -10,13 +10,13 @@ use super::cursor::Cursor;
 use super::upkeep::Chore;
 use super::writer::{Step, Writer};
 use super::*;
-use crate::audit::LevelCounts;
 use crate::config;
 use crate::position::Position;
 use crate::queue::contract::{Disposition, Take};
 use crate::queue::tests::simulated_disk::SimulatedDisk;
 use crate::queue::tests::{Counts, outputs, value, values};
 use crate::tests::{Failing, is_alone, seeds};
+use audit::LevelCounts;
 
 mod alone;
 mod aside;

@@ -11,11 +11,11 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 use super::{embedded_config, outputs, values};
-use crate::audit::LevelCounts;
 use crate::config;
 use crate::queue::inspect::{Directory, Seen};
 use crate::queue::{Append, Cursor, Disposition, Position, Queue, Take};
 use crate::telemetry::Telemetry;
+use audit::LevelCounts;
 
 /// The number of events in the spool.
 const EVENTS: u64 = 47;

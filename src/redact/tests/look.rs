@@ -4,7 +4,7 @@
 use super::*;
 use random::{is_event, pick};
 
-use crate::audit::request::Reader;
+use audit::request::Reader;
 
 /// Parts of texts, as they are written between the quotes of a JSON string: tokens, names of
 /// credentials and keys of an event, each with near misses and with other spellings.

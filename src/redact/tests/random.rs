@@ -7,8 +7,7 @@ use super::super::*;
 use super::oracle;
 use super::oracle::Pattern;
 use super::tree::Tree;
-use crate::audit;
-use crate::audit::request::request;
+use audit::request::request;
 
 /// There are only a few names, so that random paths often lead to a value.
 const NAMES: [&str; 9] =
