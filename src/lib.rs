@@ -18,14 +18,20 @@
 //!
 //! # Layers
 //!
-//! A row imports only from rows above it. [`audit`] is a crate of its own (`crates/audit`), which
-//! debug builds optimise. Listeners, sources and outputs meet at the queue and nowhere else. The
-//! test `tests/it/docs/layers.rs` compares this table with the sources.
+//! The parts below are crates of their own (`crates`), and the compiler keeps their borders:
+//!
+//! | crate | what it knows |
+//! |---|---|
+//! | [`audit`] | JSON and events |
+//!
+//! Of the modules here, a row imports only from rows above it. Listeners, sources and outputs meet
+//! at the queue and nowhere else. The test `tests/it/docs/layers.rs` compares this table with the
+//! sources.
 //!
 //! | row | modules | what they know |
 //! |---|---|---|
 //! | 0 | [`words`] [`lock`](self) | numbers, sizes and times as words; what may reach a terminal · mutexes |
-//! | 1 | [`audit`] [`fate`] [`named_file`] [`position`] [`release`] [`staged`] [`status`] [`tlog`] [`yaml`](self) | JSON and events · why an event was not delivered · files that a config names · the number of an event · which program this is · the second half of a reload · the JSON of `/status`, and the verdict on it · transparency logs · YAML |
+//! | 1 | [`fate`] [`named_file`] [`position`] [`release`] [`staged`] [`status`] [`tlog`] [`yaml`](self) | why an event was not delivered · files that a config names · the number of an event · which program this is · the second half of a reload · the JSON of `/status`, and the verdict on it · transparency logs · YAML |
 //! | 2 | [`disk`](self) [`policy`] [`redact`] [`shape`] | operations on the files of the queue · audit policies · one event's change · one event in another schema |
 //! | 3 | [`config`] [`volume`] | the config file · who causes the bytes that come in |
 //! | 4 | [`telemetry`] [`tls`] [`net`] [`process`] [`haproxy`] [`top`] | every metric and the log · certificates · TCP · what the kernel grants the process · HAProxy's config · a relay's state on a terminal |
@@ -90,6 +96,3 @@ pub mod verify;
 pub mod volume;
 pub mod words;
 mod yaml;
-
-#[cfg(test)]
-mod tests;

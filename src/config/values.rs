@@ -415,7 +415,7 @@ pub fn header_value(text: &str) -> Result<(), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tests::list;
+    use testing::list;
 
     #[test]
     fn sizes_and_times_are_read_and_written() {

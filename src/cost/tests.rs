@@ -7,8 +7,8 @@ use serde_json::{Value, json};
 
 use super::{Advice, Cost, Survey};
 use crate::policy::{Level, Policy};
-use crate::tests::{Failing, corpus_file, seeds};
 use audit::request::request;
+use testing::{Failing, corpus_file, seeds};
 
 const KINDS: [(&str, &str, &str); 19] = [
     ("", "pods", ""),

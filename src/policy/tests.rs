@@ -49,7 +49,7 @@ fn rules(rules: &str) -> Policy {
 
 /// Reads one of the policies in `tests/policies`.
 fn shipped(name: &str) -> Policy {
-    let folder = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/policies");
+    let folder = testing::repository("tests/policies");
     let text = std::fs::read_to_string(folder.join(name)).unwrap();
     Policy::read(&text).unwrap_or_else(|problems| panic!("{name}: {problems:?}"))
 }

@@ -286,7 +286,7 @@ fn is_one_of(name: &[u8], lists: &[&[&[u8]]]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tests::marked;
+    use testing::marked;
 
     #[test]
     fn credentials_in_the_words_of_a_command_are_found() {

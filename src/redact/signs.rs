@@ -109,7 +109,7 @@ impl Signs {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tests::{Failing, seeds};
+    use testing::{Failing, seeds};
 
     /// Looks for the signs that begin in the text, but not in its last four bytes, byte by byte.
     fn slowly(text: &[u8]) -> Signs {

@@ -1,8 +1,8 @@
 //! Tests of each change, on events that are written out here and on recorded events.
 
 use super::*;
-use crate::tests::{Failing, corpus, list, marked, seeds};
 use audit::request::request;
+use testing::{Failing, corpus, list, marked, seeds};
 
 mod hostile;
 mod look;

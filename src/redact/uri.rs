@@ -173,7 +173,7 @@ mod tests {
     use std::sync::LazyLock;
 
     use super::*;
-    use crate::tests::{list, marked};
+    use testing::{list, marked};
 
     fn redacted(uri: &str) -> String {
         let mut text = uri.as_bytes().to_vec();
@@ -285,8 +285,8 @@ mod tests {
             )
         });
         let (mut plain, mut found) = (0, 0);
-        for seed in crate::tests::seeds(50_000) {
-            let _failing = crate::tests::Failing(seed);
+        for seed in testing::seeds(50_000) {
+            let _failing = testing::Failing(seed);
             let rng = &mut fastrand::Rng::with_seed(seed);
             let raw: String =
                 (0..rng.usize(..8)).map(|_| PARTS[rng.usize(..PARTS.len())]).collect();

@@ -144,7 +144,7 @@ fn web_tokens_by(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tests::marked;
+    use testing::marked;
 
     fn redacted(event: &str) -> String {
         let bytes = event.as_bytes();

@@ -103,7 +103,7 @@ fn prefix_bytes(line: &[u8]) -> Result<usize, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::tests::corpus_file;
+    use testing::corpus_file;
 
     /// Method: each recorded line, and each with a byte changed, left out or doubled. What the
     /// scanner takes, the check of a single event must take as it is.

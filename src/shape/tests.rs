@@ -8,7 +8,7 @@ use serde_json::value::RawValue;
 
 use super::*;
 use crate::redact::tests::tree::{Pairs, Tree};
-use crate::tests::{corpus, list};
+use testing::{corpus, list};
 
 impl Tree {
     fn members(&self) -> &[(String, Tree)] {

@@ -298,15 +298,10 @@ fn lines_of(events: &[Span]) -> Range<usize> {
 }
 
 #[cfg(test)]
-#[allow(dead_code, reason = "the tests of the main package use the rest")]
-#[path = "../../../src/tests.rs"]
-mod shared;
-
-#[cfg(test)]
 mod tests {
     use super::*;
-    use crate::shared::{corpus, corpus_file};
     use proptest::prelude::*;
+    use testing::{corpus, corpus_file};
 
     fn lines(body: &str) -> Vec<String> {
         let batch =

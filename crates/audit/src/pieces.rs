@@ -443,8 +443,8 @@ fn items_start(body: &[u8]) -> Option<usize> {
 mod tests {
     use super::*;
     use crate::decode;
-    use crate::shared::{corpus, corpus_file};
     use proptest::prelude::*;
+    use testing::{corpus, corpus_file};
 
     const PIECE_BYTES: usize = 600;
 

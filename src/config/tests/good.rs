@@ -8,7 +8,7 @@ use super::super::*;
 use super::output::json_lines::LineFormat;
 use super::output::{http, lumberjack, relp, stdout, syslog, tcp};
 use super::{LISTENER, TYPES, checked, config, env, everything, files};
-use crate::tests::list;
+use testing::list;
 
 /// Returns the settings of an output of the type `S`.
 fn settings<S: OutputSettings>(output: &Output) -> &S {

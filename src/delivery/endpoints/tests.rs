@@ -21,7 +21,7 @@ use super::*;
 use crate::config::{HostPort, Strategy, Timeouts};
 use crate::delivery::failure::Failure;
 use crate::telemetry::AttemptError;
-use crate::tests::{Failing, seeds};
+use testing::{Failing, seeds};
 
 const SECOND: Duration = Duration::from_secs(1);
 

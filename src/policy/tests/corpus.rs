@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 
 use super::super::{Decision, Level};
 use super::shipped;
-use crate::tests::corpus_file;
 use audit::decode;
 use audit::request::{Request, request};
+use testing::corpus_file;
 
 /// Calls `call` for each event of a recorded body. Returns the number of events.
 fn each(name: &str, mut call: impl FnMut(&[u8], &Request<'_>)) -> usize {

@@ -12,8 +12,8 @@ use proptest::sample::select;
 
 use super::super::*;
 use super::text;
-use crate::tests::list;
 use audit::request::{Object, Reader, Request, Uri, User};
+use testing::list;
 
 const NAMES: [&str; 4] = ["", "a", "b", "c"];
 const GROUPS: [&str; 4] = ["", "*", "apps", "x"];

@@ -15,8 +15,8 @@ use crate::position::Position;
 use crate::queue::contract::{Disposition, Take};
 use crate::queue::tests::simulated_disk::SimulatedDisk;
 use crate::queue::tests::{Counts, outputs, value, values};
-use crate::tests::{Failing, is_alone, seeds};
 use audit::LevelCounts;
+use testing::{Failing, is_alone, seeds};
 
 mod alone;
 mod aside;

@@ -21,7 +21,7 @@ use audit::LevelCounts;
 const EVENTS: u64 = 47;
 
 fn fixture() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/spool-format-1")
+    testing::repository("tests/fixtures/spool-format-1")
 }
 
 /// Makes a copy of the committed spool, which a test may change.

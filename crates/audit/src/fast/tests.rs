@@ -11,7 +11,7 @@
 use super::super::strict;
 use super::*;
 use crate::scan;
-use crate::shared::{Failing, corpus, seeds};
+use testing::{Failing, corpus, seeds};
 
 mod forms;
 mod generated;

@@ -3,8 +3,8 @@
 
 use super::*;
 use crate as audit;
-use crate::shared::{Failing, corpus, corpus_file, seeds};
 use fastrand::Rng;
+use testing::{Failing, corpus, corpus_file, seeds};
 
 /// An event with all the members that the reader reads.
 const FULL: &str = r#"{"level":"Request","auditID":"00000000-0000-4000-8000-000000000000","stage":"ResponseComplete","requestURI":"/api/v1/namespaces/a/pods/b/log?c=d\u0026e","verb":"get","user":{"username":"system:serviceaccount:a:b","uid":"1","groups":["c","d"],"extra":{"e":["f","g"],"h":["i"]}},"impersonatedUser":{"username":"j","groups":["k"]},"sourceIPs":["10.0.0.1","10.0.0.2"],"userAgent":"l","objectRef":{"resource":"pods","namespace":"a","name":"b","uid":"2","apiGroup":"m","apiVersion":"v1","resourceVersion":"3","subresource":"log"},"requestReceivedTimestamp":"2026-01-02T03:04:05.678901Z"}"#;

@@ -1,5 +1,10 @@
-//! Helpers for the unit tests of several modules, and of the crates in `crates/`, which read this
-//! file too.
+//! What the unit tests of several crates share: seeds, recorded bodies, small languages for lists and
+//! changes, and fakes.
+//!
+//! Only `[dev-dependencies]` name this crate. It imports the crates whose fakes it has, and is
+//! therefore no help to their own tests: these would see two copies of each type.
+#![allow(clippy::print_stdout, reason = "a test prints its seeds")]
+#![allow(clippy::unwrap_used, clippy::missing_panics_doc, reason = "the callers are tests")]
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -9,7 +14,7 @@ use std::time::SystemTime;
 /// The first half are the numbers from 0 on. The second half moves with the commit, so that each
 /// commit is tested with other seeds ([`base`]). The environment variable
 /// `KUBE_AUDIT_FORWARDER_SEEDS` changes their number; `KUBE_AUDIT_FORWARDER_SEED` selects one seed.
-pub(crate) fn seeds(usual: u64) -> Vec<u64> {
+pub fn seeds(usual: u64) -> Vec<u64> {
     if let Some(seed) = number("KUBE_AUDIT_FORWARDER_SEED") {
         return vec![seed];
     }
@@ -32,7 +37,7 @@ fn base() -> u64 {
 /// Returns the first 32 bits of the hash of the commit that is checked out.
 fn commit() -> Option<u64> {
     let mut git = Command::new("git");
-    git.args(["rev-parse", "HEAD"]).current_dir(env!("CARGO_MANIFEST_DIR"));
+    git.args(["rev-parse", "HEAD"]).current_dir(repository("."));
     let hash = git.output().ok().filter(|output| output.status.success())?.stdout;
     u64::from_str_radix(std::str::from_utf8(hash.get(..8)?).ok()?, 16).ok()
 }
@@ -45,7 +50,7 @@ fn number(variable: &str) -> Option<u64> {
 /// Returns a text before and after a change. Of a text between `«` and `»`, nothing is left or, if
 /// it has a `→`, what stands behind it: `a«b»c«d→e»f` is `abcdf` before and `acef` after the
 /// change.
-pub(crate) fn marked(text: &str) -> (String, String) {
+pub fn marked(text: &str) -> (String, String) {
     let (mut before, mut after) = (String::new(), String::new());
     for (index, part) in text.split(['«', '»']).enumerate() {
         let is_marked = index % 2 == 1;
@@ -61,50 +66,47 @@ pub(crate) fn marked(text: &str) -> (String, String) {
 
 /// Returns the texts of a list, which are separated by `|` and line breaks. A line break at its
 /// beginning and at its end does not count.
-pub(crate) fn list(text: &str) -> Vec<&str> {
+pub fn list(text: &str) -> Vec<&str> {
     text.trim_matches('\n').split(['|', '\n']).collect()
 }
 
 /// Returns `true` if the environment variable selects one seed. A test may then print each of its
 /// steps.
-pub(crate) fn is_alone() -> bool {
+pub fn is_alone() -> bool {
     std::env::var_os("KUBE_AUDIT_FORWARDER_SEED").is_some()
 }
 
 /// A guard for the test of one seed: if the test panics, dropping the guard prints the command that
 /// runs this seed alone.
-pub(crate) struct Failing(pub(crate) u64);
+pub struct Failing(pub u64);
 
 impl Drop for Failing {
     fn drop(&mut self) {
         if std::thread::panicking() {
             let test = std::thread::current().name().unwrap_or_default().to_owned();
             println!(
-                "\nseed {seed} fails; alone: KUBE_AUDIT_FORWARDER_SEED={seed} cargo nextest run --lib {test}",
+                "\nseed {seed} fails; alone: KUBE_AUDIT_FORWARDER_SEED={seed} cargo nextest run --workspace --lib {test}",
                 seed = self.0
             );
         }
     }
 }
 
-/// Returns the directory `tests/corpus`. The tests of a crate in `crates/` look for it from their
-/// crate's directory upwards.
-fn corpus_directory() -> PathBuf {
-    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let mut folders = package.ancestors().map(|folder| folder.join("tests/corpus"));
-    folders.find(|folder| folder.is_dir()).unwrap()
+/// Returns a file or directory of the repository, such as `tests/corpus`.
+pub fn repository(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(path)
 }
 
 /// Returns the contents of a file in `tests/corpus`, such as `audit.log`, which has 495 events, one
 /// on each line.
-pub(crate) fn corpus_file(name: &str) -> Vec<u8> {
-    std::fs::read(corpus_directory().join(name)).unwrap()
+pub fn corpus_file(name: &str) -> Vec<u8> {
+    std::fs::read(repository("tests/corpus").join(name)).unwrap()
 }
 
 /// Returns the path and the contents of each recorded request body in `tests/corpus`, sorted by
 /// path.
-pub(crate) fn corpus() -> Vec<(String, Vec<u8>)> {
-    let mut bodies: Vec<_> = std::fs::read_dir(corpus_directory())
+pub fn corpus() -> Vec<(String, Vec<u8>)> {
+    let mut bodies: Vec<_> = std::fs::read_dir(repository("tests/corpus"))
         .unwrap()
         .map(|entry| entry.unwrap().path())
         .filter(|path| path.extension().is_some_and(|ending| ending == "json"))
