@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
+use base::position::Position;
 use criterion::measurement::{Measurement, ValueFormatter, WallTime};
 use criterion::{BatchSize, BenchmarkGroup, Criterion, Throughput};
 use kube_audit_forwarder::config::Config;
@@ -24,7 +25,6 @@ use kube_audit_forwarder::filter::{EventView, Filter, Rules};
 use kube_audit_forwarder::output::Encode as _;
 use kube_audit_forwarder::output::syslog::{Messages, Settings};
 use kube_audit_forwarder::policy::Policy;
-use kube_audit_forwarder::position::Position;
 use kube_audit_forwarder::queue::{Append, Batch, Cursor, Disposition, Output, Queue, Take};
 use kube_audit_forwarder::telemetry::Telemetry;
 use kube_audit_forwarder::{config, output};

@@ -34,11 +34,11 @@ use tower::{Service, ServiceBuilder};
 
 use crate::delivery::Status;
 use crate::listener::Token;
-use crate::lock::lock;
 use crate::queue::Queue;
 use crate::tap::Taps;
 use crate::telemetry::{OutputMetrics, Telemetry};
 use crate::{config, source};
+use base::lock::lock;
 
 mod all_dropped;
 mod evidence;

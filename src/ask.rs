@@ -30,8 +30,8 @@ pub use connection::{Connection, NoAnswer, Reply, Stream, exchange};
 
 use crate::config::ClientTls;
 use crate::net::DialError;
-use crate::words::escape::is_plain;
 use crate::{net, tls};
+use base::words::escape::is_plain;
 
 /// The time limit for a connection, with its TLS handshake.
 const CONNECT: Duration = Duration::from_secs(10);

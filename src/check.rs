@@ -20,7 +20,8 @@ use crate::source::Sources;
 use crate::telemetry::Telemetry;
 use crate::tlog::key::SigningKey;
 use crate::tls::{Chain, TlsError};
-use crate::{config, filter, named_file, output, queue, tls};
+use crate::{config, filter, output, queue, tls};
+use base::named_file;
 
 mod memory;
 

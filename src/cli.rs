@@ -23,8 +23,9 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::config::{Checked, Config, Problem, Severity};
-use crate::words::escape;
-use crate::{config, named_file, output, relay, telemetry};
+use crate::{config, output, relay, telemetry};
+use base::named_file;
+use base::words::escape;
 
 mod check;
 mod demo;

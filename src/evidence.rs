@@ -32,7 +32,7 @@ pub use layout::{DIRECTORY, LineFile};
 pub use recorder::{COMMIT_BYTES, COMMIT_EVERY};
 pub use witness::AHEAD_MAX;
 
-use crate::release::Format;
+use base::release::Format;
 
 /// The format of the evidence, for `--version`: that of the entries, the journal and the files of
 /// line hashes. Version 2 has MACs in the journal, and the files beside the log; version 3 also has

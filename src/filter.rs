@@ -23,11 +23,12 @@ use arc_swap::ArcSwap;
 
 use crate::config::Rejected;
 use crate::policy::{FILE_BYTES_MAX, Level, Located, Matcher, Policy, Problem, Users};
-use crate::position::Position;
 use crate::redact::{Annotations, Change, Done, Redaction};
 use crate::shape::{Bodies, DataStream, Form, ManagedFields};
-use crate::{config, named_file, redact};
+use crate::{config, redact};
 use audit::request::{Reader, Request};
+use base::named_file;
+use base::position::Position;
 
 mod seen;
 

@@ -16,7 +16,8 @@ use tokio::sync::watch;
 
 use crate::config::SaslMechanism;
 use crate::telemetry::AttemptError;
-use crate::{config, named_file, tls};
+use crate::{config, tls};
+use base::named_file;
 
 /// The shortest timeout that librdkafka accepts for setting up a connection. For a request it would
 /// accept 10 ms, but both timeouts have the same bounds here.

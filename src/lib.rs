@@ -23,6 +23,7 @@
 //! | crate | what it knows |
 //! |---|---|
 //! | [`audit`] | JSON and events |
+//! | [`base`] | words, positions, locks, files on disk: what has no state and no owner |
 //!
 //! Of the modules here, a row imports only from rows above it. Listeners, sources and outputs meet
 //! at the queue and nowhere else. The test `tests/it/docs/layers.rs` compares this table with the
@@ -30,9 +31,8 @@
 //!
 //! | row | modules | what they know |
 //! |---|---|---|
-//! | 0 | [`words`] [`lock`](self) | numbers, sizes and times as words; what may reach a terminal · mutexes |
-//! | 1 | [`fate`] [`named_file`] [`position`] [`release`] [`staged`] [`status`] [`tlog`] [`yaml`](self) | why an event was not delivered · files that a config names · the number of an event · which program this is · the second half of a reload · the JSON of `/status`, and the verdict on it · transparency logs · YAML |
-//! | 2 | [`disk`](self) [`policy`] [`redact`] [`shape`] | operations on the files of the queue · audit policies · one event's change · one event in another schema |
+//! | 1 | [`status`] [`tlog`] | the JSON of `/status`, and the verdict on it · transparency logs |
+//! | 2 | [`policy`] [`redact`] [`shape`] | audit policies · one event's change · one event in another schema |
 //! | 3 | [`config`] [`volume`] | the config file · who causes the bytes that come in |
 //! | 4 | [`telemetry`] [`tls`] [`net`] [`process`] [`haproxy`] [`top`] | every metric and the log · certificates · TCP · what the kernel grants the process · HAProxy's config · a relay's state on a terminal |
 //! | 5 | [`queue`] [`filter`] [`tap`] [`kafka`](self) [`ask`] | positions, lines and limits; no JSON, no HTTP · which events an output sends · events that a person looks at · Kafka clients (feature `kafka`) · single HTTP requests |
@@ -62,30 +62,23 @@ pub mod config;
 pub mod cost;
 pub mod delivery;
 pub mod demo;
-pub mod disk;
 pub mod doctor;
 pub mod evidence;
-pub mod fate;
 pub mod filter;
 pub mod haproxy;
 #[cfg(feature = "kafka")]
 pub mod kafka;
 pub mod listener;
-mod lock;
-pub mod named_file;
 pub mod net;
 pub mod output;
 pub mod policy;
-pub mod position;
 pub mod process;
 pub mod queue;
 pub mod redact;
 pub mod relay;
-pub mod release;
 pub mod replay;
 pub mod shape;
 pub mod source;
-pub mod staged;
 pub mod status;
 pub mod tap;
 pub mod telemetry;
@@ -94,5 +87,3 @@ pub mod tls;
 pub mod top;
 pub mod verify;
 pub mod volume;
-pub mod words;
-mod yaml;

@@ -33,7 +33,7 @@ pub use read::FILE_BYTES_MAX;
 pub use rule::{Decision, Level, RULES_MAX, Rule, Stage};
 pub use users::Users;
 
-pub use crate::yaml::Problem;
+pub use base::yaml::Problem;
 
 use audit::request::Request;
 

@@ -40,10 +40,10 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::config;
-use crate::disk::Disk;
-use crate::release::Format;
 use crate::telemetry::{OutputMetrics, Telemetry};
 use audit::LevelCounts;
+use base::disk::Disk;
+use base::release::Format;
 
 mod claims;
 mod contract;
@@ -61,9 +61,9 @@ mod spool;
 mod synced;
 mod tail;
 
-pub use crate::disk::{OpenError, make as make_directory};
-pub use crate::fate::Fate;
-pub use crate::position::Position;
+pub use base::disk::{OpenError, make as make_directory};
+pub use base::fate::Fate;
+pub use base::position::Position;
 pub(crate) use contract::Originals;
 pub use contract::{
     Append, Aside, Backlog, Batch, Claim, Disposition, Fates, Finished, JoinError, Origin, Outcome,

@@ -30,7 +30,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::ask::Connection;
-use crate::position::Position;
+use base::position::Position;
 
 pub mod client;
 mod input;

@@ -27,11 +27,11 @@ use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::config;
-use crate::lock::lock;
 use crate::process::Failures;
 use crate::queue::Queue;
-use crate::staged::Staged;
 use crate::telemetry::Telemetry;
+use base::lock::lock;
+use base::staged::Staged;
 
 #[cfg(feature = "kafka")]
 mod kafka;

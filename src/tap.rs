@@ -33,8 +33,8 @@ use std::sync::{Arc, Mutex};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::lock::lock;
 use crate::telemetry::TapMetrics;
+use base::lock::lock;
 
 mod condition;
 mod fields;

@@ -23,9 +23,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use metrics::Histogram;
 use serde::{Deserialize, Serialize};
 
-use crate::release;
 use crate::status::verdict::ON_TRIAL;
 use crate::volume::Volume;
+use base::release;
 
 mod catalog;
 mod counting;

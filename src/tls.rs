@@ -23,8 +23,8 @@ use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use verify::{Clients, Servers};
 
 use crate::config::{ClientTls, ListenerTls, TlsVersion};
-use crate::named_file;
 use audit::time::rfc3339;
+use base::named_file;
 
 /// The reason why no TLS settings could be made from the configured files.
 #[derive(Debug, thiserror::Error)]

@@ -25,9 +25,9 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::disk;
 use crate::evidence::DIRECTORY;
 use crate::evidence::reader::{Directory, Log};
+use base::disk;
 
 mod bounds;
 mod compare;

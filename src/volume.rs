@@ -39,8 +39,8 @@ use std::sync::{Arc, Mutex};
 
 use tokio::time::Instant;
 
-use crate::lock::lock;
 use crate::redact::Redaction;
+use base::lock::lock;
 
 mod facts;
 pub mod report;

@@ -21,13 +21,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use audit::Split;
+use base::position::Position;
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use kube_audit_forwarder::config::Rejected;
 use kube_audit_forwarder::filter::{EventView, Filter, Rules};
 use kube_audit_forwarder::listener::{Gate, Listener, Settings};
 use kube_audit_forwarder::policy::Policy;
-use kube_audit_forwarder::position::Position;
 use kube_audit_forwarder::queue::{Append, Cursor, Disposition, Output, Queue, Take};
 use kube_audit_forwarder::redact::Redaction;
 use kube_audit_forwarder::telemetry::Telemetry;

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use super::all_dropped::AllDropped;
 
-use crate::lock::lock;
+use base::lock::lock;
 
 /// The time between two points of the history.
 pub(super) const STEP: Duration = Duration::from_secs(10);

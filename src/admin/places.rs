@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::lock::lock;
+use base::lock::lock;
 
 /// The largest number of connections that the admin address serves at the same time: enough for a
 /// scraper, the probes and a few people. Without this limit, a client could open very many

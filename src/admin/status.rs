@@ -10,7 +10,6 @@ use tokio::time::Instant;
 use super::{Admin, Listener, Output};
 use crate::config::Restrict;
 use crate::delivery::{AddressState, AsideEvents};
-use crate::lock::lock;
 use crate::process::restrict;
 use crate::queue::{Backlog, Queue};
 use crate::status::thresholds::held;
@@ -18,8 +17,10 @@ use crate::status::{self, Status, verdict};
 use crate::telemetry::{
     Certificate, Counter, Gauge, LastRejected, LastTlsFailure, Quantiles, ReloadMetrics,
 };
-use crate::{release, source, telemetry};
+use crate::{source, telemetry};
 use audit::time::rfc3339;
+use base::lock::lock;
+use base::release;
 
 impl Admin {
     /// Returns what `/status` answers: the state, with the relay's judgement of it.

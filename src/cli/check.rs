@@ -13,7 +13,8 @@ use crate::config::{Checked, Config, Severity};
 use crate::delivery::DeadLetters;
 use crate::source::Sources;
 use crate::telemetry::Telemetry;
-use crate::{check, config, filter, named_file, output, telemetry};
+use crate::{check, config, filter, output, telemetry};
+use base::named_file;
 
 mod summary;
 

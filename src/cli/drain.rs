@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use url::Url;
 
 use super::{failed, healthcheck};
-use crate::words::escape;
+use base::words::escape;
 
 /// The shortest time for which the command waits, even if the relay holds no events. A pod that is
 /// being stopped still gets requests from its Service for a moment. A shorter `--seconds` ends the

@@ -14,8 +14,8 @@ use crate::evidence::reader::{Directory, Log, ReadError};
 use crate::tlog::key::SigningKey;
 use crate::tlog::merkle::{Hash, inclusion};
 use crate::tlog::proof::Proof;
-use crate::words::escape;
 use audit::time::rfc3339;
+use base::words::escape;
 
 mod copy;
 mod published;

@@ -9,9 +9,9 @@ use clap::Subcommand;
 use super::{WRONG, cannot_read, print, read_input};
 use crate::filter;
 use crate::policy::Policy;
-use crate::words::escape;
 use audit::request::{Request, request};
 use audit::scan;
+use base::words::escape;
 
 mod cost;
 

@@ -19,8 +19,8 @@ use crate::replay::packing::{MAGIC_BYTES, Packing};
 use crate::replay::{
     Note, OnBadLine, Progress, Replay, Replayed, Settings, Span, Stopped, To, Unit,
 };
-use crate::words::escape;
 use crate::{config, tls};
+use base::words::escape;
 
 /// The time between two updates of the displayed progress.
 const LOOK: Duration = Duration::from_millis(200);

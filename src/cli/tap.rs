@@ -20,9 +20,9 @@ use url::Position;
 use super::{cannot_read, failed, healthcheck, read, wrong};
 use crate::ask::{Reply, Target};
 use crate::tap::{Conditions, Fields};
-use crate::words::{escape, grouped};
 use crate::{ask, config};
 use audit::time;
+use base::words::{escape, grouped};
 
 /// The time limit for the connection and the head of the response together.
 const ANSWER: Duration = Duration::from_secs(10);

@@ -2,8 +2,9 @@
 
 use std::sync::LazyLock;
 
-use crate::release::Format;
-use crate::{delivery, evidence, queue, release, replay};
+use crate::{delivery, evidence, queue, replay};
+use base::release;
+use base::release::Format;
 
 /// Returns the text after the program's name: version, revision, features, and for each format of
 /// files the versions that this program reads and the one that it writes. A line has the form

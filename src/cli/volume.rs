@@ -9,7 +9,7 @@ use super::top::get;
 use super::{failed, healthcheck, print, wrong};
 use crate::top;
 use crate::volume::report::{DIMENSIONS, Report, SPANS};
-use crate::words::escape;
+use base::words::escape;
 
 #[derive(Args)]
 pub(super) struct Arguments {

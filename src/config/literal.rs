@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use toml::de::DeValue;
 
-use crate::words::escape::is_plain;
+use base::words::escape::is_plain;
 
 /// The greatest number of characters of a value that an error message shows. A longer value is cut.
 const SHOWN_CHARS_MAX: usize = 60;

@@ -17,7 +17,7 @@ use super::problem::{Content, Named, Problem, Severity};
 use super::template::{ExpandError, Template};
 use super::values;
 use super::values::Range;
-use crate::named_file;
+use base::named_file;
 
 /// The environment: a function that returns the value of a variable, or `None` if the variable is
 /// not set. Tests pass a function of their own.

@@ -25,7 +25,7 @@ use super::reader::{
 use super::template::Template;
 use super::values;
 use super::values::{Range, bounds};
-use crate::words::nearest;
+use base::words::nearest;
 
 /// The declaration of a config key: its name, the kind of its values, its default and its meaning,
 /// as the config reference prints them.

@@ -9,7 +9,7 @@
 use std::path::{Path, PathBuf};
 use std::{fmt, io};
 
-use crate::named_file;
+use base::named_file;
 
 /// The greatest number of bytes of a file with a token or password. A larger file, such as a device
 /// or a log, is refused, because it was surely named by mistake.

@@ -17,7 +17,7 @@ use serde_json::json;
 use super::survey::{Cause, Cell, NODES, Survey};
 use super::{Sum, floor};
 use crate::policy::{Level, Policy};
-use crate::words::{bytes, grouped};
+use base::words::{bytes, grouped};
 
 /// The greatest number of rules that drop events. Nobody would read more of them.
 const DROPPING_MAX: usize = 200;
@@ -51,7 +51,7 @@ impl Advice {
     /// Returns the fewest rules that save `aim` percent of the bytes; if the aim cannot be reached,
     /// the rules that come nearest to it.
     pub fn new(survey: &Survey, aim: f64) -> Self {
-        let wanted = crate::words::whole((survey.total.bytes as f64 * aim / 100.0).ceil());
+        let wanted = base::words::whole((survey.total.bytes as f64 * aim / 100.0).ceil());
         let units = units(survey);
         // The first of plans with as many rules is the best one: to lower reads hides no request,
         // and the bodies of changes are what an investigation needs most.

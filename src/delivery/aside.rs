@@ -20,9 +20,9 @@ use super::dead_letter::{More, letter_head};
 use super::lines::line;
 use super::reason::Reason;
 use super::trial::{Answer, Retrial};
-use crate::position::Position;
 use crate::queue;
 use crate::queue::{Batch, Claim, Cursor, Origin, Shelf};
+use base::position::Position;
 
 /// The maximum number of events that are set aside at the same time. At this number, or at the
 /// limit of bytes, the oldest one is given up for each further one.

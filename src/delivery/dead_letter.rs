@@ -18,11 +18,11 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::config::Config;
-use crate::lock::lock;
 use crate::queue::lines;
-use crate::release::Format;
 use crate::telemetry::{DroppedLetters, Telemetry};
 use audit::time::rfc3339;
+use base::lock::lock;
+use base::release::Format;
 
 mod files;
 

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use crate::filter::Rules;
-use crate::staged::Staged;
+use base::staged::Staged;
 
 /// The files (certificates, tokens, policies) that one output, or a part of it, reads.
 pub trait Files: Send + Sync {

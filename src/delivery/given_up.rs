@@ -24,10 +24,10 @@ use super::in_flight::{InFlight, State, Work};
 use super::reason::Reason;
 use super::tried::Tried;
 use crate::config::{BatchLimits, Rejected};
-use crate::position::Position;
 use crate::queue;
 use crate::queue::{Batch, Claim, Cursor, Disposition, Redelivery, Take};
 use crate::telemetry::{Cause, LostAs};
+use base::position::Position;
 
 /// The claims of one output whose events leave the queue without having been delivered. This value
 /// holds a claim from the decision until its events are written: as dead letters, or in the place

@@ -10,9 +10,9 @@ use super::aside::{Aside, Kept};
 use super::endpoints::{AddressState, Endpoints};
 use super::failure::Failure;
 use crate::config;
-use crate::lock::lock;
-use crate::position::Position;
 use crate::telemetry::{AttemptError, Cause, Loss, LostAs, OutputMetrics};
+use base::lock::lock;
+use base::position::Position;
 
 /// The time between two log lines while an output stays down for the same reason.
 const REMIND: Duration = Duration::from_secs(60);

@@ -24,9 +24,9 @@ use super::trial;
 use super::trial::{Answer, Circumstances, Conducts, Next};
 use crate::config;
 use crate::config::{BatchLimits, Rejected};
-use crate::position::Position;
 use crate::queue::{Batch, Claim, Cursor, Redelivery, Take};
 use crate::telemetry::{AttemptError, Cause};
+use base::position::Position;
 
 /// The claims of one output that are not final, and the decisions about them. The delivery loop
 /// owns the ledger and is its only caller.

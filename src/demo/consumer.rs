@@ -24,7 +24,7 @@ use tokio::task::JoinSet;
 
 use super::events;
 
-use crate::lock::lock;
+use base::lock::lock;
 
 /// The greatest number of bytes in a request body. The relay's requests have at most 4 MiB, except
 /// for a request with a single larger event.

@@ -15,7 +15,7 @@ use crate::telemetry::{
     AcceptedMetrics, BacklogMetrics, BuildMetrics, EvidenceMetrics, FateMetrics, ListenerMetrics,
     LostMetrics, OutputMetrics, QueueMetrics, RejectionMetrics, SettingMetrics,
 };
-use crate::words::escape;
+use base::words::escape;
 
 /// Counts by the value of a label.
 pub type ByLabel = BTreeMap<String, u64>;

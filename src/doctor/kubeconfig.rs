@@ -11,8 +11,9 @@ use std::sync::LazyLock;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 
-use crate::yaml::{Node, Value, field};
-use crate::{config, named_file, yaml};
+use crate::config;
+use base::yaml::{Node, Value, field};
+use base::{named_file, yaml};
 
 /// The largest kubeconfig and the largest certificate or key that are read, in bytes. kubectl
 /// stores a cluster with about 6 KiB.

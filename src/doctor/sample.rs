@@ -25,7 +25,8 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::counts::{ApiserverCounts, Clock, Counts, RelayCounts, Start};
 use super::text::Text;
 use crate::ask::{AskError, AskFault, Target};
-use crate::{named_file, telemetry};
+use crate::telemetry;
+use base::named_file;
 
 /// After this many answers in a row without a new instance, doctor assumes that it has seen all
 /// instances behind an address. Of three instances that answer at random, one stays unseen in 4 %

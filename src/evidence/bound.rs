@@ -17,8 +17,8 @@ use serde::{Deserialize, Serialize};
 
 use super::journal::{Key, MAC};
 use super::layout::{HEAD, LineFile, read};
-use crate::disk::{Disk, replace};
 use crate::tlog::merkle::Hash;
+use base::disk::{Disk, replace};
 
 /// The maximum size of the file in bytes. A file of line hashes takes less than 64.
 const FILE_BYTES_MAX: usize = 4 << 20;

@@ -8,9 +8,9 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
-pub use crate::fate::Fate;
 use crate::tlog::merkle::{Hash, Head};
 use crate::tlog::tile::WIDTH;
+pub use base::fate::Fate;
 
 /// The maximum number of events of a range.
 pub const RANGE_MAX: u64 = 4096;

@@ -12,8 +12,8 @@ use super::entry::now;
 use super::layout::{DIRECTORY, LINES, LineFile, if_there, path, read_all, read_exact};
 use super::lines;
 use super::lines::{FILE_BYTES_MAX, Record};
-use crate::disk::{Access, Disk, File};
 use crate::tlog::merkle::Hash;
+use base::disk::{Access, Disk, File};
 
 /// The size of a file is `evidence.max_bytes` divided by this number, within [`FILE_BYTES`].
 const FILES: u64 = 16;
@@ -265,7 +265,7 @@ mod tests {
 
     use super::*;
     use crate::evidence::lines::{Range, SALT_BYTES, Salt};
-    use crate::queue::tests::simulated_disk::{Operation, SimulatedDisk};
+    use testing::simulated_disk::{Operation, SimulatedDisk};
 
     fn record(first: u64, count: usize) -> Record {
         let lines = vec![Hash([7; 32]); count];

@@ -3,9 +3,9 @@
 
 use std::{fmt, io};
 
-use crate::disk;
-use crate::disk::{Access, Disk, File};
 use crate::tlog::tile::{Tile, WIDTH};
+use base::disk;
+use base::disk::{Access, Disk, File};
 
 /// The name of the directory of the log, below that of the queue.
 pub const DIRECTORY: &str = "evidence";

@@ -9,7 +9,7 @@ use std::io;
 use std::ops::Range;
 
 use super::layout::{DIRECTORY, KNOWN, OFF, if_there, read};
-use crate::disk::{Access, Disk, replace};
+use base::disk::{Access, Disk, replace};
 
 /// The maximum size of the file in bytes.
 const FILE_BYTES_MAX: usize = 16 << 10;
@@ -101,7 +101,7 @@ fn write(disk: &dyn Disk, ranges: &[Range<u64>]) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::queue::tests::simulated_disk::SimulatedDisk;
+    use testing::simulated_disk::SimulatedDisk;
 
     /// Method: evidence is turned off, the relay is started again without it, then evidence is on
     /// for two starts, off again, and on.

@@ -15,13 +15,13 @@ use tokio::time::Instant;
 use super::layout::{LINES, LineFile, if_there, path, read_exact};
 use super::lines;
 use super::lines::{HEADING, Heading, Record};
-use crate::disk::{Access, Disk, File};
-use crate::lock::lock;
-use crate::position::Position;
 use crate::queue;
 use crate::queue::lines;
 use crate::telemetry::{EvidenceError, EvidenceMetrics};
 use crate::tlog::merkle::Hash;
+use base::disk::{Access, Disk, File};
+use base::lock::lock;
+use base::position::Position;
 
 /// The number of files whose records are indexed in memory. A record takes 32 bytes there, and at
 /// least one record is written each second in which events come in.
@@ -222,8 +222,8 @@ mod tests {
     use crate::evidence::hashes::Hashes;
     use crate::evidence::lines::{SALT_BYTES, Salt};
     use crate::queue::Originals as _;
-    use crate::queue::tests::simulated_disk::SimulatedDisk;
     use crate::telemetry::Telemetry;
+    use testing::simulated_disk::SimulatedDisk;
 
     fn line(at: u64) -> Vec<u8> {
         format!("{{\"event\":{at}}}").into_bytes()

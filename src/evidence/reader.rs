@@ -12,14 +12,14 @@ use super::layout::{
 };
 use super::lines::{FILE_BYTES_MAX, Range, Record};
 use super::{entry, journal, layout, lines};
-use crate::disk::named;
-use crate::named_file;
 use crate::tlog::checkpoint::Signed;
 use crate::tlog::malformed::Malformed;
 use crate::tlog::merkle::{Hash, Head, Nodes};
 use crate::tlog::note::NOTE_BYTES_MAX;
 use crate::tlog::tile;
 use crate::tlog::tile::{CHECKPOINT, Content, Tile, WIDTH};
+use base::disk::named;
+use base::named_file;
 
 /// The maximum number of names that an error lists.
 const NAMES_MAX: usize = 20;

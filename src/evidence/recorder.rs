@@ -26,13 +26,14 @@ use super::outcome::Made;
 use super::store::Store;
 use super::witness::{ANSWERS_WITHIN, Answered, Heard, Witnesses};
 use super::{hashes, off, outcome, store};
-use crate::disk::Disk;
-use crate::position::Position;
+use crate::config;
 use crate::queue::{Batch, Claim, Cursor, Disposition, Finished, Queue, Take, lines};
 use crate::telemetry::{EvidenceError, EvidenceMetrics, WitnessMetrics};
 use crate::tlog::key::SigningKey;
 use crate::tlog::merkle::Hash;
-use crate::{config, release};
+use base::disk::Disk;
+use base::position::Position;
+use base::release;
 
 /// The maximum number of bytes and events taken from the queue at once.
 const TAKE: Take = Take { bytes: 1 << 20, events: RANGE_MAX };

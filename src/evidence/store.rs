@@ -20,13 +20,13 @@ use super::layout::{
     DIRECTORY, Files, KNOWN, ROLLED_BACK, ROLLED_BACK_MAX, Tampered, if_there, path, read, read_all,
 };
 use super::{journal, layout};
-use crate::disk::{Access, Disk, File, named, replace};
 use crate::tlog::checkpoint::{Checkpoint, Signed};
 use crate::tlog::key::SigningKey;
 use crate::tlog::merkle::{Frontier, Hash, Head, Nodes, consistency, extends, root_at};
 use crate::tlog::note::{NOTE_BYTES_MAX, Note, Signed as Check};
 use crate::tlog::tile;
 use crate::tlog::tile::{CHECKPOINT, Content, ENTRY_BYTES_MAX, Growing, Tile, WIDTH, last_tiles};
+use base::disk::{Access, Disk, File, named, replace};
 
 /// The file with the entries that no checkpoint covers yet.
 const JOURNAL_PATH: &str = "evidence/journal";

@@ -25,7 +25,7 @@ use hashbrown::HashTable;
 use ring::digest;
 use tokio::time::Instant;
 
-use crate::position::Position;
+use base::position::Position;
 
 /// The largest number of events that are remembered. An event takes 32 bytes, and 10 bytes in the
 /// hash table: a million events take 44 MB. At 3,000 events per second, kube-apiserver sends a

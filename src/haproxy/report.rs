@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::words::escape;
+use base::words::escape;
 
 /// A line of the haproxy.cfg that has at least one word. Empty lines and comments are skipped.
 #[derive(Debug, Clone, PartialEq, Eq)]

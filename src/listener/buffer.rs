@@ -19,7 +19,7 @@ use std::sync::{Arc, Mutex};
 use bytes::Bytes;
 use memmap2::{MmapMut, RemapOptions};
 
-use crate::lock::lock;
+use base::lock::lock;
 
 /// The largest body in bytes that is held in a `Vec`. A larger body is held in a memory mapping. A
 /// small body needs no mapping, because the allocator does not keep much freed memory of this size.

@@ -21,11 +21,11 @@ use super::in_flight::Reservation;
 use super::large::{Large, Stopped, Whole};
 use super::terms::{Bounds, DECODING_KIB, Shared, Terms};
 use super::upload::{Answering, Arriving, Upload};
-use audit::Split;
 use crate::config::Acknowledge;
 use crate::queue::{Append, Ticket};
 use crate::telemetry::Rejection;
 use crate::volume::Volume;
+use audit::Split;
 
 /// The number of compressed bytes that are decompressed in one step. At gzip's best compression
 /// ratio, 1032, one step gives about 4 MiB of output.

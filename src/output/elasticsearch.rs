@@ -33,9 +33,9 @@ use crate::delivery::prepared::Connector;
 use crate::queue::{Batch, Identity, Take};
 use crate::shape::{Bodies, Form, ManagedFields, Shape};
 use crate::telemetry::{AttemptError, OutputMetrics};
-use crate::words::escape::is_plain;
 use crate::{config, shape};
 use audit::time::rfc3339;
+use base::words::escape::is_plain;
 
 /// The path of the bulk API, as vendors print it.
 const BULK: &str = "/_bulk";

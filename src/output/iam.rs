@@ -12,7 +12,7 @@ use url::form_urlencoded;
 use super::http::api::token_in;
 use super::http::service::{Question, Service};
 use super::tokens::{Issuer, Tokens};
-use crate::lock::lock;
+use base::lock::lock;
 
 const PATH: &str = "/identity/token";
 

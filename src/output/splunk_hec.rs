@@ -37,10 +37,10 @@ use crate::config::{
 use crate::delivery::failure::Failure;
 use crate::delivery::link::{Part, Verdict};
 use crate::delivery::prepared::Connector;
-use crate::lock::lock;
 use crate::queue::{Batch, Identity, Take};
 use crate::telemetry::AttemptError;
 use audit::time::nanos;
+use base::lock::lock;
 
 const EVENTS: &str = "/services/collector/event";
 

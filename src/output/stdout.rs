@@ -23,9 +23,9 @@ use crate::delivery::endpoints::Probed;
 use crate::delivery::failure::Failure;
 use crate::delivery::link::{Connect, Event, Link};
 use crate::delivery::prepared;
-use crate::lock::lock;
 use crate::queue::{Batch, Claim, Take};
 use crate::telemetry::{AttemptError, OutputMetrics};
+use base::lock::lock;
 
 /// The greatest number of batches that the writing thread may have: one that it writes and one that
 /// waits.

@@ -9,9 +9,9 @@ use std::cell::RefCell;
 
 use super::criteria::{Criteria, GroupResources, Names, Step};
 use super::rule::{Level, RULES_MAX, Rule, Stage};
-use crate::yaml;
-use crate::yaml::{Node, Place, Problem, Value, field, scalar};
 use audit::API_VERSION;
+use base::yaml;
+use base::yaml::{Node, Place, Problem, Value, field, scalar};
 
 /// The largest policy file in bytes, 1 MiB; a larger file is refused. A larger ConfigMap would not
 /// fit into etcd either.

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use std::ops::Range;
 
 use super::contract::Claim;
-use crate::position::Position;
+use base::position::Position;
 
 /// The stage of a claim (a range of events that an output has taken from the queue to send).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -10,10 +10,10 @@ use bytes::Bytes;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
-use crate::fate::Fate;
-use crate::position::Position;
 use crate::telemetry::OutputMetrics;
 use audit::{LevelCounts, ListEnds};
+use base::fate::Fate;
+use base::position::Position;
 
 /// A batch that is appended: the events of one request.
 #[derive(Debug, Clone)]

@@ -12,10 +12,10 @@ use std::sync::Arc;
 use bytes::Buf as _;
 
 use super::segment::{LogOffset, READS};
-use crate::disk;
-use crate::disk::{Access, Disk, File};
-use crate::position::Position;
-use crate::release::Format;
+use base::disk;
+use base::disk::{Access, Disk, File};
+use base::position::Position;
+use base::release::Format;
 
 /// The name of the cursors file, which says how far each output has got in the queue.
 pub(super) const FILE: &str = "cursors";

@@ -7,8 +7,8 @@ use std::{fmt, io};
 
 use ring::rand::{SecureRandom as _, SystemRandom};
 
-use crate::disk;
-use crate::disk::Disk;
+use base::disk;
+use base::disk::Disk;
 
 /// The name of the file that holds the identity: 32 hexadecimal digits and a line break.
 pub(super) const FILE: &str = "identity";
@@ -96,7 +96,7 @@ impl fmt::Display for Identity {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::queue::tests::simulated_disk::SimulatedDisk;
+    use testing::simulated_disk::SimulatedDisk;
 
     #[test]
     fn a_directory_keeps_its_identity_and_a_damaged_one_is_replaced() {

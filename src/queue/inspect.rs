@@ -26,9 +26,9 @@ use super::segment::{BadHeader, Check, FIRST_RECORD, LogOffset, SegmentHeader};
 use super::synced::Synced;
 use super::tail::Known;
 use super::{cursors, segment, synced};
-use crate::disk;
-use crate::disk::{Disk, File, QUARANTINE, RealDisk, SEGMENTS};
-use crate::position::Position;
+use base::disk;
+use base::disk::{Disk, File, QUARANTINE, RealDisk, SEGMENTS};
+use base::position::Position;
 
 mod leftover;
 mod walk;

@@ -25,9 +25,9 @@ use super::notes::Notes;
 use super::outputs::{Departed, DropCount, Output, show_start, signed};
 use crate::config;
 use crate::config::{Acknowledge, BATCH_OVERHEAD, WhenFull};
-use crate::lock::lock;
-use crate::position::Position;
 use crate::telemetry::{Loss, QueueMetrics, State as Told};
+use base::lock::lock;
+use base::position::Position;
 
 mod record;
 

@@ -5,10 +5,10 @@
 use std::sync::{Arc, Mutex};
 use std::{fmt, io};
 
-use crate::disk;
-use crate::disk::{Disk, named};
-use crate::lock::lock;
-use crate::position::Position;
+use base::disk;
+use base::disk::{Disk, named};
+use base::lock::lock;
+use base::position::Position;
 
 /// The greatest size of a file with notes, in bytes.
 const BYTES_MAX: u64 = 1024 * 1024;
@@ -143,7 +143,7 @@ impl fmt::Debug for Notes {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::queue::tests::simulated_disk::SimulatedDisk;
+    use testing::simulated_disk::SimulatedDisk;
 
     #[test]
     fn notes_are_kept_and_damaged_ones_are_an_error() {

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use super::contract::Backlog;
 use crate::config::WhenFull;
-use crate::position::Position;
 use crate::telemetry::{Loss, OutputMetrics, QueueMetrics};
+use base::position::Position;
 
 /// An output, as the queue knows it. It gets a cursor.
 #[derive(Clone)]

@@ -11,8 +11,8 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
-use crate::disk::{Access, Disk, File, may_pass};
-use crate::lock::lock;
+use base::disk::{Access, Disk, File, may_pass};
+use base::lock::lock;
 
 /// The time that all reads of a start may wait together for a disk that does not answer them.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(if cfg!(test) { 0 } else { 30 });
@@ -179,7 +179,7 @@ impl File for PatientFile {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::queue::tests::simulated_disk::{Operation, SimulatedDisk};
+    use testing::simulated_disk::{Operation, SimulatedDisk};
 
     /// Makes a file of this many blocks, and returns it as a patient disk opens it.
     fn scene(blocks: u64, patience: Duration) -> (SimulatedDisk, Patient, Arc<dyn File>) {

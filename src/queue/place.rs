@@ -12,8 +12,8 @@ use rustix::fs::{Access, access};
 
 use super::segment::{BadHeader, SegmentHeader};
 use super::{cursors, identity, segment};
-use crate::disk;
-use crate::disk::{ASIDE, Disk, LOCK, OpenError, QUARANTINE, RealDisk, SEGMENTS, SPARES};
+use base::disk;
+use base::disk::{ASIDE, Disk, LOCK, OpenError, QUARANTINE, RealDisk, SEGMENTS, SPARES};
 
 /// The type numbers of the kernel's virtual file systems: proc, sysfs, cgroup and cgroup2
 /// (`linux/magic.h`). No file can be made in them, although their permissions look as if root could

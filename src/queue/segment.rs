@@ -11,9 +11,9 @@ use std::ops::Range;
 
 use bytes::Bytes;
 
-use crate::disk::{Disk, File, SEGMENTS};
-use crate::position::Position;
-use crate::release::Format;
+use base::disk::{Disk, File, SEGMENTS};
+use base::position::Position;
+use base::release::Format;
 
 /// Each group of records starts in its file at a multiple of this many bytes. A group is the
 /// records of one write and one sync.

@@ -9,9 +9,9 @@ use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 
-use crate::disk;
-use crate::disk::{ASIDE, Access, Disk, named};
-use crate::position::Position;
+use base::disk;
+use base::disk::{ASIDE, Access, Disk, named};
+use base::position::Position;
 
 /// The end of the name of a file. Before it are the name of the output, a hyphen, and the event's
 /// position with 20 digits.
@@ -188,8 +188,9 @@ fn parts(file: &str) -> Option<(&str, Position)> {
 
 #[cfg(test)]
 mod tests {
+    use testing::simulated_disk::SimulatedDisk;
+
     use super::*;
-    use crate::queue::tests::simulated_disk::SimulatedDisk;
 
     #[test]
     fn the_files_of_each_output_are_found_by_their_names() {

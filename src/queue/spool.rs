@@ -33,10 +33,10 @@ use super::segment::{BLOCK, FIRST_RECORD, RECORD_HEADER};
 use super::{cursors, identity, synced};
 use crate::config;
 use crate::config::WhenFull;
-use crate::disk::{Disk, OpenError, RealDisk};
-use crate::lock::lock;
-use crate::position::Position;
 use crate::telemetry::{Loss, QueueMetrics, State as Told, Telemetry};
+use base::disk::{Disk, OpenError, RealDisk};
+use base::lock::lock;
+use base::position::Position;
 
 mod accounting;
 mod before;

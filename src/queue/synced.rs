@@ -12,10 +12,10 @@ use std::io;
 use std::sync::Arc;
 
 use super::segment::{BLOCK, LogOffset, u32_at, u64_at};
-use crate::disk;
-use crate::disk::{Access, Disk, File};
-use crate::position::Position;
-use crate::release::Format;
+use base::disk;
+use base::disk::{Access, Disk, File};
+use base::position::Position;
+use base::release::Format;
 
 /// The name of the file.
 pub(super) const FILE: &str = "synced";
@@ -133,7 +133,7 @@ impl SyncedFile {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::queue::tests::simulated_disk::SimulatedDisk;
+    use testing::simulated_disk::SimulatedDisk;
 
     fn synced(position: u64) -> Synced {
         let end = LogOffset { position: Position::new(position), byte: position * 100 };

@@ -7,7 +7,7 @@
 
 use super::segment::{BLOCK, Check, Damage, Found, LogOffset, RecordHeader, SegmentFile};
 use super::synced::Synced;
-use crate::position::Position;
+use base::position::Position;
 
 /// The result of reading the end of the last segment, which is the end of the log.
 #[derive(Debug, PartialEq, Eq)]

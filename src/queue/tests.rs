@@ -5,7 +5,6 @@ use crate::config;
 use crate::telemetry::{Counter, Gauge, OutputMetrics, Telemetry};
 
 mod format_1;
-pub(crate) mod simulated_disk;
 
 /// Returns the `[queue]` table of the embedded config.
 fn embedded_config() -> config::Queue {

@@ -11,7 +11,8 @@ use super::watch;
 use super::watch::Watch;
 use crate::config::{Checked, Config, Problem, Severity};
 use crate::telemetry::ReloadMetrics;
-use crate::{check, config, named_file, output};
+use crate::{check, config, output};
+use base::named_file;
 
 /// The greatest number of problems of one config that are logged. Further problems are not logged.
 const PROBLEMS_MAX: usize = 20;

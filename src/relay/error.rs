@@ -2,7 +2,7 @@
 
 use tokio::task::JoinError;
 
-use crate::named_file;
+use base::named_file;
 
 /// The reason why the relay did not start or has ended.
 #[derive(Debug, thiserror::Error)]

@@ -15,19 +15,20 @@ use super::outputs::NamedFiles;
 use super::waiting::in_time;
 use crate::config::Config;
 use crate::delivery::Published;
-use crate::disk::Disk;
 use crate::evidence::entry::Running;
 use crate::evidence::originals::Originals;
 use crate::evidence::reader::{Directory, Log};
 use crate::evidence::recorder::{Recorder, Setup};
 use crate::evidence::{off, recorder};
-use crate::position::Position;
 use crate::queue::{Cursor, Queue};
 use crate::telemetry::Telemetry;
 use crate::tlog::checkpoint::Signed;
 use crate::tlog::key::SigningKey;
 use crate::tlog::note::Signed as Check;
-use crate::{config, evidence, named_file, queue};
+use crate::{config, evidence, queue};
+use base::disk::Disk;
+use base::named_file;
+use base::position::Position;
 
 /// The purpose for which the key of the config's digest is derived from the signing key.
 const PURPOSE: &str = "evidence config 1";

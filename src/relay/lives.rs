@@ -17,10 +17,11 @@ use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
 use crate::config::Config;
-use crate::lock::lock;
 use crate::telemetry::{Earlier, Telemetry};
-use crate::words::whole;
-use crate::{named_file, queue, telemetry};
+use crate::{queue, telemetry};
+use base::lock::lock;
+use base::named_file;
+use base::words::whole;
 
 /// The name of the file.
 const FILE: &str = "life";

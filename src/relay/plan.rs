@@ -7,7 +7,7 @@ use super::listeners;
 use super::outputs::NamedFiles;
 use crate::listener::Token;
 use crate::source;
-use crate::staged::Staged;
+use base::staged::Staged;
 
 /// The plans for the listeners and the sources of a config that is about to be applied.
 pub(super) struct Plan {

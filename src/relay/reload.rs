@@ -15,8 +15,9 @@ use super::waiting::in_time;
 use super::{listeners, open_files, outputs};
 use crate::config::{Acknowledge, Config};
 use crate::listener::Token;
-use crate::staged::Staged;
-use crate::{named_file, source, telemetry};
+use crate::{source, telemetry};
+use base::named_file;
+use base::staged::Staged;
 
 /// Everything that was read and checked for a reload. The relay does not use any of it yet.
 type Staging = (Config, Vec<outputs::Planned>, Plan, ReadFiles);

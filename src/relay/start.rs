@@ -16,10 +16,11 @@ use super::waiting::{blocking, in_time};
 use super::{evidence, listeners, outputs};
 use crate::config::Config;
 use crate::delivery::DeadLetters;
+use crate::net;
 use crate::queue::{Cursor, Queue};
 use crate::source::Sources;
 use crate::telemetry::Telemetry;
-use crate::{named_file, net};
+use base::named_file;
 
 /// The addresses and the queue of a running relay.
 pub struct Opened {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::error::Refused;
-use crate::named_file;
+use base::named_file;
 
 /// If reading the files of a config takes longer than this, the log says so. The relay stops
 /// waiting after [`named_file::WAIT_MAX`].

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::named_file;
+use base::named_file;
 
 /// The time between two checks whether the files have changed. It is short enough that a TLS
 /// handshake 3 s after a change gets the new certificate.

@@ -11,9 +11,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::named_file;
 use crate::queue::inspect::Leftover;
-use crate::release::Format;
+use base::named_file;
+use base::release::Format;
 
 /// The version of the resume file's format. Only this version is written and read.
 const VERSION: u32 = 1;

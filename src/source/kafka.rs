@@ -30,12 +30,12 @@ use super::{Orders, Source, Status};
 use crate::config;
 use crate::config::BATCH_OVERHEAD;
 use crate::kafka::{Changes, Cluster, Trouble};
-use crate::lock::lock;
 use crate::queue::{Append, Queue, Ticket};
-use crate::staged::Staged;
 use crate::telemetry::{ListenerMetrics, Rejection};
 use crate::volume::{Seen, Volume};
 use audit::LevelCounts;
+use base::lock::lock;
+use base::staged::Staged;
 
 /// The size in bytes up to which messages are put together into one batch of the queue, unless
 /// `limits.max_body` is smaller. A larger message becomes a batch of its own.

@@ -118,7 +118,7 @@ impl Conditions {
 }
 
 fn condition(text: &str) -> Result<Condition, String> {
-    let shown = || crate::words::escape::message(text.get(..80).unwrap_or(text));
+    let shown = || base::words::escape::message(text.get(..80).unwrap_or(text));
     if text.len() > CONDITION_BYTES_MAX {
         return Err(format!("{}… is longer than {CONDITION_BYTES_MAX} bytes", shown()));
     }

@@ -6,8 +6,8 @@ use super::condition::Conditions;
 use super::fields::Fields;
 use crate::redact;
 use crate::redact::{Change, Redaction};
-use crate::words::escape;
 use audit::request;
+use base::words::escape;
 
 /// The conditions of one reader, and the redaction of the events for the reader. The reader's task
 /// owns this value.

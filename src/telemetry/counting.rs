@@ -15,8 +15,8 @@ use super::now;
 use super::recent::Quantiles;
 use super::refusals::{LastRejected, LastTlsFailure};
 use super::reports::{Loss, State};
-use crate::lock::lock;
 use audit::LevelCounts;
+use base::lock::lock;
 
 impl ListenerMetrics {
     /// Counts a response with this HTTP status.

@@ -29,8 +29,8 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, reload};
 
 use crate::config::{Log, LogFormat};
-use crate::lock::lock;
-use crate::words::escape;
+use base::lock::lock;
+use base::words::escape;
 
 /// The greatest number of log lines that may wait for the log's thread, which writes them.
 /// [`BYTES_MAX`] bounds the bytes of these lines. A line is dropped if it would exceed either
@@ -65,6 +65,10 @@ const PAUSE: Duration = Duration::from_secs(1);
 
 /// The target of the log line that reports the number of dropped lines.
 const DROPPED: &str = "kube_audit_forwarder::telemetry::log::dropped";
+
+/// The crates of this repository, as the targets of their log lines begin. The test
+/// `docs::layers` compares them with the folders.
+const OURS: &[&str] = &["audit", "base", "kube_audit_forwarder"];
 
 /// A function that applies new settings to the log that was started.
 type ChangeLog = Box<dyn Fn(Log) + Send + Sync>;
@@ -159,7 +163,7 @@ fn targets(level: Level) -> Targets {
     let others = level.min(Level::WARN);
     Targets::new()
         .with_default(LevelFilter::from_level(others))
-        .with_target("kube_audit_forwarder", level)
+        .with_targets(OURS.iter().map(|ours| (*ours, level)))
 }
 
 /// Returns the layer that formats log lines in this format and puts them into the queue.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::lock::lock;
+use base::lock::lock;
 
 /// The number of minutes that are kept: the present one, and those before it.
 const MINUTES: usize = 5;

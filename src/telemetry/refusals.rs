@@ -11,10 +11,10 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::labels::{RefusedConnection, Rejection, TlsFailure};
-use crate::lock::lock;
 use crate::status;
 use crate::status::RefusalTimes;
 use crate::status::thresholds::{ATTEMPTS, PATIENCE, PATIENCE_WITH_RETRY_AFTER};
+use base::lock::lock;
 
 /// The greatest number of characters in [`LastRejected::message`]. The relay's own messages are
 /// shorter, and quote at most one word that a client has chosen.

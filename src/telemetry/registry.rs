@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use metrics::{GaugeFn, Histogram, Key, Label, Level, Metadata, Recorder as _};
 use metrics_exporter_prometheus::PrometheusRecorder;
 
-use crate::lock::lock;
+use base::lock::lock;
 
 /// A number that only grows, and starts at 0 with the process. Clones share the value.
 #[derive(Debug, Clone, Default)]

@@ -21,7 +21,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::lock::lock;
+use base::lock::lock;
 
 /// The shortest time between two log lines about the same loss, or about a state that flaps.
 const QUIET: Duration = Duration::from_secs(10);

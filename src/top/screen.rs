@@ -15,8 +15,8 @@ use ratatui::widgets::{Axis, Cell, Chart, Dataset, GraphType, Paragraph, Row, Ta
 use super::view::View;
 use crate::status::verdict::State;
 use crate::status::{Address, Evidence, History, Output, Status, verdict};
-use crate::words::escape::message;
-use crate::words::{ago, bytes, grouped, latency, scaled, span, whole};
+use base::words::escape::message;
+use base::words::{ago, bytes, grouped, latency, scaled, span, whole};
 
 /// The lines of the screen that do not depend on the number of outputs, addresses and findings.
 const FIXED_LINES: usize = 30;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::status::verdict::State;
 use crate::status::{History, Output, Status, verdict};
-use crate::words::escape::message;
+use base::words::escape::message;
 
 /// A key that changes the view.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

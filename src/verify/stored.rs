@@ -6,11 +6,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::disk::named;
-use crate::named_file;
 use crate::replay::packing::{Counted, MAGIC_BYTES, Packing};
 use crate::tlog::merkle::{Hash, Hasher};
 use crate::tlog::note::NOTE_BYTES_MAX;
+use base::disk::named;
+use base::named_file;
 
 /// The size in bytes of the buffers of a file.
 const BUFFER: usize = 256 << 10;

@@ -7,9 +7,9 @@ use memchr::memmem::FinderRev;
 use super::report::{DIMENSIONS, NAME_BYTES_MAX, PARTS};
 use crate::redact;
 use crate::redact::{Change, Redaction};
-use crate::words::escape;
 use audit::request::Request;
 use audit::scan;
+use base::words::escape;
 
 /// The name of an event in each dimension, in the order of [`DIMENSIONS`]. The parts of a name are
 /// separated by [`PARTS`]. `None`: the event does not count in this dimension.

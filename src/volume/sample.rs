@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::facts::Names;
 use crate::redact::Redaction;
-use crate::words::whole;
+use base::words::whole;
 
 /// The number of events per second that are read while the rate is steady. After 10,000 of them,
 /// two standard errors of a share of the bytes are at most one point of 100.

@@ -14,7 +14,7 @@ use foldhash::fast::RandomState;
 
 use super::report::{Counted, PARTS, Row};
 use super::sample::Weight;
-use crate::words::whole;
+use base::words::whole;
 
 /// The bytes by which each event adds to a name's rank: about those of an event at level Metadata.
 const EVENT_BYTES: f64 = 1024.0;

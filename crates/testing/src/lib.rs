@@ -1,10 +1,17 @@
-//! What the unit tests of several crates share: seeds, recorded bodies, small languages for lists and
-//! changes, and fakes.
+//! What the unit tests of several crates share: seeds, recorded bodies, small languages for lists
+//! and changes, and fakes.
 //!
 //! Only `[dev-dependencies]` name this crate. It imports the crates whose fakes it has, and is
 //! therefore no help to their own tests: these would see two copies of each type.
 #![allow(clippy::print_stdout, reason = "a test prints its seeds")]
-#![allow(clippy::unwrap_used, clippy::missing_panics_doc, reason = "the callers are tests")]
+#![allow(
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::missing_panics_doc,
+    reason = "only tests use it"
+)]
+
+pub mod simulated_disk;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -7,7 +7,7 @@ use crate::config::{
 };
 use crate::output::syslog;
 use crate::output::syslog::Framing;
-use crate::words::escape;
+use base::words::escape;
 
 /// The part of the checks that `check` has left out.
 pub(super) enum Untried {

@@ -6,7 +6,7 @@ use crate::cli::{FAILED, WRONG, print, shown};
 use crate::evidence::copy;
 use crate::evidence::copy::CopyError;
 use crate::evidence::reader::Log;
-use crate::words::escape;
+use base::words::escape;
 
 /// Copies the evidence in a directory, and prints what was copied.
 pub(super) fn run(directory: &Path, to: &Path) -> Result<(), u8> {

@@ -12,13 +12,14 @@ use super::published::Published;
 use super::witness;
 use super::witness::Witnesses;
 use crate::cli::{FAILED, WRONG, input, print};
-use crate::disk::named;
 use crate::tlog::key::VerifierKey;
 use crate::verify::Request;
 use crate::verify::report::Report;
-use crate::words::escape;
-use crate::{config, named_file, verify};
+use crate::{config, verify};
 use audit::time;
+use base::disk::named;
+use base::named_file;
+use base::words::escape;
 
 /// The exit status if a part of the log or of the stored lines could not be checked.
 const UNCHECKED: u8 = 2;

@@ -13,7 +13,7 @@ use crate::cli::tap::Sample;
 use crate::cli::{failed, healthcheck, print, replay, shown, table, tap};
 use crate::config;
 use crate::cost::{Advice, Cost, Sum, Survey};
-use crate::words::{escape, grouped};
+use base::words::{escape, grouped};
 
 /// The number of bytes for which `--price` is the price.
 const PRICED_BYTES: f64 = 1e9;

@@ -20,9 +20,9 @@ use crate::delivery::link::{CLOSE_TIME, Part, Parts, Verdict};
 use crate::delivery::search::SUSPECTS_MAX;
 use crate::policy;
 use crate::policy::Policy;
-use crate::position::Position;
 use crate::queue::{Append, Batch, Claim, Queue, Refused, Take};
 use crate::telemetry::{AttemptError, Telemetry};
+use base::position::Position;
 
 mod any_consumer;
 mod aside;

@@ -12,7 +12,7 @@ use crate::doctor::sample::Sampled;
 use crate::status::thresholds::ATTEMPTS;
 use crate::status::verdict::{Finding, SENDERS, State, is_dropping_all};
 use crate::status::{Output, Status};
-use crate::words::escape;
+use base::words::escape;
 
 /// The runbook of the relay's finding about losses, which doctor counts itself.
 const OF_LOSSES: &str = "KubeAuditForwarderEventsLost";

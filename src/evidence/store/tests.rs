@@ -1,8 +1,8 @@
 //! The log on a disk that fails, and in the hands of somebody else.
 
 use super::*;
-use crate::queue::tests::simulated_disk::{SimulatedDisk, is_crash};
 use crate::tlog::merkle::{extends, root};
+use testing::simulated_disk::{SimulatedDisk, is_crash};
 
 const ORIGIN: &str = "example.org/relay-0";
 

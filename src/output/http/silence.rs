@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::lock::lock;
+use base::lock::lock;
 
 /// The shortest time without progress after which a request can count as silent.
 pub(super) const SILENT_MIN: Duration = Duration::from_secs(1);

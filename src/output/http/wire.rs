@@ -22,8 +22,8 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::lock::lock;
 use crate::output::transport::socket::{SharedSocket, Socket};
+use base::lock::lock;
 
 /// Before each write of a request except the first, the relay looks for an early answer, that is,
 /// one that came before the whole request was sent. At most this many bytes of such an answer are

@@ -17,14 +17,14 @@ use crate::config::Compression;
 use crate::delivery::failure::Failure;
 use crate::delivery::files::Files;
 use crate::kafka::{Cluster, Trouble};
-use crate::lock::lock;
 use crate::output::setup::Setup;
 use crate::output::transport::tls_session::Expiry;
 use crate::queue::{Batch, Claim, lines};
-use crate::staged::Staged;
 use crate::telemetry::{AttemptError, OutputMetrics};
 use crate::{config, shape};
 use audit::scan;
+use base::lock::lock;
+use base::staged::Staged;
 
 /// The greatest number of bytes of the messages that librdkafka sends to a broker together, unless
 /// `batch.max_bytes` is lower. A broker takes at most 1,048,588 bytes by default (its setting

@@ -11,9 +11,9 @@ use tokio_rustls::client::TlsStream;
 use crate::config::HostPort;
 use crate::delivery::failure::Failure;
 use crate::delivery::files::Files;
-use crate::staged::Staged;
 use crate::telemetry::{AttemptError, Telemetry};
 use crate::{config, tls};
+use base::staged::Staged;
 
 /// Reports, as a metric, when the certificates of one output expire: the output's own certificate,
 /// and those of its consumers.

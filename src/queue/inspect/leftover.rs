@@ -6,13 +6,13 @@ use std::ops::Range;
 
 use super::walk::Want;
 use super::{CursorsFile, Directory, Error, Tell, Verdict, no_output};
-use crate::disk;
-use crate::disk::{ASIDE, Access, RealDisk};
-use crate::position::Position;
 use crate::queue::cursors::{Contents, Hole};
 use crate::queue::identity::Identity;
 use crate::queue::segment::{READS, SEGMENT_HEADER};
 use crate::queue::{cursors, identity, segment, shelf};
+use base::disk;
+use base::disk::{ASIDE, Access, RealDisk};
+use base::position::Position;
 
 /// The directory below the queue's directory in which a relay keeps dead letters if the config
 /// names no other directory for them.

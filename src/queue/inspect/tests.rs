@@ -7,11 +7,11 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use rustix::io::Errno;
 
 use super::*;
-use crate::disk::Access;
 use crate::queue::cursors::{Cursors, Hole};
 use crate::queue::segment::{BLOCK, RECORD_HEADER, RecordHeader, SEGMENT_HEADER, Seed, WINDOW};
 use crate::queue::synced::SyncedFile;
-use crate::queue::tests::simulated_disk::{Operation, SimulatedDisk};
+use base::disk::Access;
+use testing::simulated_disk::{Operation, SimulatedDisk};
 
 /// The length of each event's line, in bytes.
 const LINE: u64 = 100;

@@ -6,8 +6,6 @@ use std::ops::Range;
 use super::{
     ATTEMPTS, CursorsFile, Directory, Error, Fault, Finding, Seen, Tell, Verdict, pause, with_next,
 };
-use crate::disk::File;
-use crate::position::Position;
 use crate::queue::cursors::{Contents, Hole};
 use crate::queue::segment::{
     Check, Damage, FIRST_RECORD, Found, LogOffset, RECORD_HEADER, Record, SEGMENT_HEADER, Scan,
@@ -16,6 +14,8 @@ use crate::queue::segment::{
 use crate::queue::synced::Synced;
 use crate::queue::tail::{Known, Tail};
 use crate::queue::{cursors, segment};
+use base::disk::File;
+use base::position::Position;
 
 /// The settings of a walk, which reads all segments of a queue in order.
 pub(super) struct Want<'a> {

@@ -7,8 +7,8 @@ use proptest::prelude::*;
 use rustix::io::Errno;
 
 use super::*;
-use crate::disk::Disk;
-use crate::queue::tests::simulated_disk::{Operation, SimulatedDisk};
+use base::disk::Disk;
+use testing::simulated_disk::{Operation, SimulatedDisk};
 
 /// The position and the byte number at which the log of these tests begins.
 const FIRST: Position = Position::new(1_000);

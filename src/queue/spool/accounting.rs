@@ -7,9 +7,9 @@
 use std::collections::VecDeque;
 
 use super::{Segment, Waiting};
-use crate::disk::SPARES;
-use crate::position::Position;
 use crate::queue::segment::{BLOCK, FIRST_RECORD};
+use base::disk::SPARES;
+use base::position::Position;
 
 /// A segment that was removed from the log, and whose file may still exist: the first position of
 /// the segment, which is in the file's name, and the file's size in bytes.

@@ -17,11 +17,11 @@ use tokio_util::task::AbortOnDropHandle;
 use super::cursor::age;
 use super::load::{Job, Piece, Spot};
 use super::{Shared, load};
-use crate::disk::{Access, File};
-use crate::position::Position;
 use crate::queue::contract::{Origin, Take, now};
 use crate::queue::segment;
 use crate::queue::segment::{Check, FIRST_RECORD, Found, LogOffset, SegmentHeader};
+use base::disk::{Access, File};
+use base::position::Position;
 
 /// The greatest number of bytes of old lines that a reader reads: it begins at most this far before
 /// the first event that the output has not finished. A disk reads 256 MiB in a second or two, and a

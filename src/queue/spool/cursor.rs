@@ -12,7 +12,6 @@ use tokio_util::task::AbortOnDropHandle;
 use super::load::{Job, Loaded, Piece, Spot};
 use super::unrecorded::Unrecorded;
 use super::{Before, LogState, Segment, Shared, SpoolState, TailRecord, load};
-use crate::position::Position;
 use crate::queue::claims::{Claims, HeldClaim, Stage};
 use crate::queue::contract::{
     Aside, Batch, Claim, Disposition, Finished, Origin, Outcome, Redelivery, Take, is_crowded, now,
@@ -24,6 +23,7 @@ use crate::queue::outputs::Output;
 use crate::queue::segment::{FIRST_RECORD, LogOffset, RECORD_HEADER};
 use crate::queue::shelf::Shelf;
 use crate::telemetry::Loss;
+use base::position::Position;
 
 /// Lines are final when they need not be sent again. When this many bytes of lines have become
 /// final since the last write of the cursors file, the file is written at once. With fewer bytes,

@@ -21,10 +21,10 @@ use tokio::time::Instant;
 #[cfg(doc)]
 use super::accounting::Accounting;
 use super::{HANGS, Queue, Shared, SpoolState};
-use crate::disk::{File, SEGMENTS};
 use crate::queue::contract::{Append, Refused, Ticket};
 use crate::queue::segment::{BLOCK, FIRST_RECORD, RECORD_HEADER};
 use audit::LevelCounts;
+use base::disk::{File, SEGMENTS};
 
 /// The file of a large request body is synced each time after this many bytes of lines were
 /// written. With rarer syncs, the page cache would fill with data that is not on the disk yet. One

@@ -11,13 +11,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 
 use super::{Segment, Shared, TailRecord, quarantine_bytes};
-use crate::disk;
-use crate::disk::{Disk, File, QUARANTINE, named};
-use crate::position::Position;
 use crate::queue::contract::{Originals, Take};
 use crate::queue::segment;
 use crate::queue::segment::{Check, Damage, Found, LogOffset, RECORD_HEADER, RecordHeader, Scan};
 use crate::telemetry::QueueMetrics;
+use base::disk;
+use base::disk::{Disk, File, QUARANTINE, named};
+use base::position::Position;
 
 /// The place of an event in the files of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -65,9 +65,6 @@ use super::{
     Cursor, CursorState, LogState, Queue, Segment, Shared, SpoolState, Wakes, incoming, load,
     quarantine_bytes,
 };
-use crate::disk;
-use crate::disk::{ASIDE, Access, Disk, File, OpenError, QUARANTINE, SEGMENTS, SPARES, named};
-use crate::position::Position;
 use crate::queue::contract::{Backlog, Claim, Outcome};
 use crate::queue::cursors::{Contents, Cursors, Hole};
 use crate::queue::identity::Identity;
@@ -81,6 +78,9 @@ use crate::queue::synced::Synced;
 use crate::queue::tail::{Known, Tail};
 use crate::queue::{cursors, identity, patient, segment, shelf, synced};
 use crate::telemetry::{QueueMetrics, Telemetry};
+use base::disk;
+use base::disk::{ASIDE, Access, Disk, File, OpenError, QUARANTINE, SEGMENTS, SPARES, named};
+use base::position::Position;
 
 /// The number of bytes that are read and written again at once at a start.
 const AGAIN_BYTES: usize = 64 * 1024;

@@ -22,8 +22,6 @@ use super::upkeep::Written;
 use super::{AHEAD_BYTES, CHUNK_MAX, CHUNK_MIN, HANGS, HOLES_MAX, TAIL_BYTES, needed};
 use crate::config;
 use crate::config::{BATCH_OVERHEAD, WhenFull};
-use crate::disk::File;
-use crate::position::Position;
 use crate::queue::contract::{Append, Backlog, Refused, now};
 use crate::queue::cursors;
 use crate::queue::cursors::{Contents, Hole};
@@ -32,6 +30,8 @@ use crate::queue::segment::{
     BLOCK, Check, FIRST_RECORD, LogOffset, RECORD_HEADER, RecordHeader, Scan, Seed,
 };
 use crate::telemetry::QueueMetrics;
+use base::disk::File;
+use base::position::Position;
 
 /// Everything that the spool's lock guards ([`super::Shared::lock`]).
 ///

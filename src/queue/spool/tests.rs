@@ -11,11 +11,11 @@ use super::upkeep::Chore;
 use super::writer::{Step, Writer};
 use super::*;
 use crate::config;
-use crate::position::Position;
 use crate::queue::contract::{Disposition, Take};
-use crate::queue::tests::simulated_disk::SimulatedDisk;
 use crate::queue::tests::{Counts, outputs, value, values};
 use audit::LevelCounts;
+use base::position::Position;
+use testing::simulated_disk::SimulatedDisk;
 use testing::{Failing, is_alone, seeds};
 
 mod alone;

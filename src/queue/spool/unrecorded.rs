@@ -10,9 +10,9 @@ use std::sync::Arc;
 
 use tokio::sync::Notify;
 
-use crate::position::Position;
 use crate::queue::contract::{Claim, Fates, Finished, Outcome, now};
 use crate::queue::segment::LogOffset;
+use base::position::Position;
 
 /// At most this many items of each output wait for the reader that records the evidence: ranges,
 /// and the hashes and fates of single events. They take about 60 MB. If nothing can be recorded,

@@ -14,12 +14,12 @@ use super::accounting::{Removed, Spare};
 use super::cursor::UNSAVED_MAX;
 use super::turn::{NoticePanic, Turn};
 use super::{Segment, Shared, SpoolState, turn};
-use crate::disk::{File, SEGMENTS, SPARES, named};
-use crate::lock::lock;
-use crate::position::Position;
 use crate::queue::contract::now;
 use crate::queue::cursors::Cursors;
 use crate::queue::segment;
+use base::disk::{File, SEGMENTS, SPARES, named};
+use base::lock::lock;
+use base::position::Position;
 
 /// The time between two saves of the cursors file while it is out of date.
 const SAVE_EVERY: Duration = Duration::from_secs(1);

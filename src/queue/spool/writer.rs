@@ -16,14 +16,14 @@ use super::turn::{NoticePanic, Turn};
 use super::upkeep::Chore;
 use super::upkeep::{Reclaim, Upkeep, Written};
 use super::{Segment, Shared, SpoolState, TailRecord, Waiting, turn};
-use crate::disk::{Access, File, SEGMENTS, named};
-use crate::lock::lock;
 use crate::queue::contract::{Refused, now};
 use crate::queue::cursors::Cursors;
 use crate::queue::segment;
 use crate::queue::segment::{BLOCK, FIRST_RECORD, LogOffset, RecordHeader, Seed, SegmentHeader};
 use crate::queue::synced::{Synced, SyncedFile};
 use crate::telemetry;
+use base::disk::{Access, File, SEGMENTS, named};
+use base::lock::lock;
 
 /// A block of zeros, for padding.
 const ZEROS: [u8; 4096] = [0; 4096];

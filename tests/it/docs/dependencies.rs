@@ -7,8 +7,8 @@ fn read(path: &str) -> String {
     std::fs::read_to_string(repository().join(path)).unwrap()
 }
 
-/// Returns the dependencies in a Cargo.toml: the name of each, its line, and whether a comment gives
-/// its reason, on the line above or behind it.
+/// Returns the dependencies in a Cargo.toml: the name of each, its line, and whether a comment
+/// gives its reason, on the line above or behind it.
 fn dependencies(path: &str) -> Vec<(String, String, bool)> {
     let mut found = Vec::new();
     let (mut in_table, mut above) = (false, false);

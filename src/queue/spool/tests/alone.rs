@@ -4,10 +4,10 @@
 use rustix::io::Errno;
 
 use super::*;
-use crate::disk::{SEGMENTS, SPARES};
 use crate::queue::contract::Redelivery;
 use crate::queue::segment;
-use crate::queue::tests::simulated_disk::Operation;
+use base::disk::{SEGMENTS, SPARES};
+use testing::simulated_disk::Operation;
 
 impl Scene {
     /// Opens a queue with one output.
@@ -275,7 +275,7 @@ fn a_segment_that_somebody_reads_is_deleted_and_its_contents_stay() {
     scene.fill_segment();
     let name = scene.segments().first().expect("one").clone();
     let contents = scene.disk.contents(&name);
-    let reader = scene.disk.open(&name, crate::disk::Access::Read).expect("it is there");
+    let reader = scene.disk.open(&name, base::disk::Access::Read).expect("it is there");
     for _ in 0..10 {
         scene.fill_segment();
         scene.deliver();

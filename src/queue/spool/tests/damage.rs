@@ -10,10 +10,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use fastrand::Rng;
 
 use super::*;
-use crate::disk::{Access, QUARANTINE, SEGMENTS, SPARES};
 use crate::queue::contract::{Batch, Claim, Redelivery};
 use crate::queue::segment;
 use crate::queue::segment::{Check, Found, Scan, Seed};
+use base::disk::{Access, QUARANTINE, SEGMENTS, SPARES};
 
 /// Returns a disk with the same files, all synced.
 fn copy(disk: &SimulatedDisk) -> SimulatedDisk {

@@ -23,13 +23,13 @@ use tokio::sync::oneshot::error::TryRecvError;
 use super::super::incoming::{Incoming, Room};
 use super::super::load::{Job, Loaded};
 use super::*;
-use crate::disk::{QUARANTINE, SEGMENTS, SPARES};
 use crate::queue::claims::Stage;
 use crate::queue::contract::{Batch, Claim, Redelivery};
 use crate::queue::outputs::signed;
 use crate::queue::segment::RecordHeader;
-use crate::queue::tests::simulated_disk::Operation;
 use crate::queue::{identity, segment};
+use base::disk::{QUARANTINE, SEGMENTS, SPARES};
+use testing::simulated_disk::Operation;
 
 /// The names that outputs may have.
 const NAMES: [&str; 4] = ["a", "b", "c", "d"];

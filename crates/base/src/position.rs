@@ -83,8 +83,7 @@ impl fmt::Display for Position {
     }
 }
 
-/// Lets tests compare a position with a plain number.
-#[cfg(test)]
+/// Tests compare a position with a plain number.
 impl PartialEq<u64> for Position {
     fn eq(&self, number: &u64) -> bool {
         self.0 == *number

@@ -24,7 +24,7 @@ const PAGE: u64 = 4096;
 
 /// An operation on a disk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Operation {
+pub enum Operation {
     List,
     Open,
     Create,
@@ -40,7 +40,7 @@ pub(crate) enum Operation {
 
 impl Operation {
     /// The operations that change something.
-    pub(crate) const CHANGES: [Self; 7] = [
+    pub const CHANGES: [Self; 7] = [
         Self::Create,
         Self::Remove,
         Self::Rename,
@@ -57,13 +57,13 @@ impl Operation {
 struct Crashed;
 
 /// Returns `true` if this is the error of a machine that has crashed.
-pub(crate) fn is_crash(error: &io::Error) -> bool {
+pub fn is_crash(error: &io::Error) -> bool {
     error.get_ref().is_some_and(|inner| inner.is::<Crashed>())
 }
 
 /// A disk as one process sees it. Clones share the disk.
 #[derive(Clone)]
-pub(crate) struct SimulatedDisk {
+pub struct SimulatedDisk {
     shared: Arc<Mutex<State>>,
     /// The number of the machine's start to which the process belongs.
     boot: u64,
@@ -72,7 +72,7 @@ pub(crate) struct SimulatedDisk {
 impl SimulatedDisk {
     /// Makes an empty disk. The seed decides about faults; [`Self::crash`] has a generator of its
     /// own.
-    pub(crate) fn new(seed: u64) -> Self {
+    pub fn new(seed: u64) -> Self {
         let state = State {
             rng: fastrand::Rng::with_seed(seed),
             files: BTreeMap::new(),
@@ -92,12 +92,12 @@ impl SimulatedDisk {
     }
 
     /// Returns how many operations of this kind were begun.
-    pub(crate) fn count(&self, operation: Operation) -> u64 {
+    pub fn count(&self, operation: Operation) -> u64 {
         self.state().counts.get(&operation).copied().unwrap_or(0)
     }
 
     /// Returns how many operations that change something were begun.
-    pub(crate) fn changes(&self) -> u64 {
+    pub fn changes(&self) -> u64 {
         self.state().changes_begun()
     }
 
@@ -108,29 +108,29 @@ impl SimulatedDisk {
     /// should have written: reads still return it, some of it may be on the medium, and no later
     /// sync writes the rest. A create that fails may leave an empty file. Any other operation that
     /// fails does nothing.
-    pub(crate) fn fail(&self, operation: Operation, after: u64, error: Errno) {
+    pub fn fail(&self, operation: Operation, after: u64, error: Errno) {
         let at = self.count(operation) + after;
         self.state().plan.insert((operation, at), error);
     }
 
     /// From now on, lets every change fail with this probability, with an error that fits the
     /// operation.
-    pub(crate) fn faults(&self, probability: f64) {
+    pub fn faults(&self, probability: f64) {
         self.state().probability = probability;
     }
 
     /// Sets whether every change fails with EROFS from now on.
-    pub(crate) fn read_only(&self, read_only: bool) {
+    pub fn read_only(&self, read_only: bool) {
         self.state().read_only = read_only;
     }
 
     /// From now on, lets every attempt to remove the file with this name fail.
-    pub(crate) fn undeletable(&self, name: &str) {
+    pub fn undeletable(&self, name: &str) {
         self.state().kept_names.insert(name.to_owned());
     }
 
     /// Removes the limit of the room, and all faults that were set except unreadable pages.
-    pub(crate) fn calm(&self) {
+    pub fn calm(&self) {
         let mut state = self.state();
         state.plan.clear();
         state.kept_names.clear();
@@ -139,17 +139,17 @@ impl SimulatedDisk {
 
     /// Sets the number of bytes for which all files together have room. A removed file takes its
     /// room until nobody has it open.
-    pub(crate) fn capacity(&self, bytes: u64) {
+    pub fn capacity(&self, bytes: u64) {
         self.state().capacity = bytes;
     }
 
     /// From now on, lets every read of the page that holds this byte fail.
-    pub(crate) fn unreadable(&self, name: &str, offset: u64) {
+    pub fn unreadable(&self, name: &str, offset: u64) {
         self.state().named(name).unreadable.insert(offset / PAGE);
     }
 
     /// Changes a byte, as if it had had this value when it was synced.
-    pub(crate) fn flip(&self, name: &str, offset: u64, mask: u8) {
+    pub fn flip(&self, name: &str, offset: u64, mask: u8) {
         let mut state = self.state();
         let file = state.named(name);
         file.seen[index(offset)] ^= mask;
@@ -159,38 +159,38 @@ impl SimulatedDisk {
     }
 
     /// Returns the names of all files, with their directories, in order.
-    pub(crate) fn names(&self) -> Vec<String> {
+    pub fn names(&self) -> Vec<String> {
         self.state().seen.keys().cloned().collect()
     }
 
     /// Returns the sum of the lengths of all files in a directory.
-    pub(crate) fn bytes_in(&self, directory: &str) -> u64 {
+    pub fn bytes_in(&self, directory: &str) -> u64 {
         let state = self.state();
         let inside = state.seen.iter().filter(|(name, _)| split(name).0 == directory);
         inside.map(|(_, number)| state.files[number].seen.len() as u64).sum()
     }
 
     /// Returns the contents of a file.
-    pub(crate) fn contents(&self, name: &str) -> Vec<u8> {
+    pub fn contents(&self, name: &str) -> Vec<u8> {
         self.state().named(name).seen.clone()
     }
 
     /// Lets the machine die after this many more changes were begun. Every operation then fails
     /// until [`Self::crash`].
-    pub(crate) fn crash_after(&self, changes: u64) {
+    pub fn crash_after(&self, changes: u64) {
         let mut state = self.state();
         state.crash_at = state.changes_begun() + changes;
     }
 
     /// Returns `true` if the machine has died, as [`Self::crash_after`] has set.
-    pub(crate) fn is_dead(&self) -> bool {
+    pub fn is_dead(&self) -> bool {
         self.state().is_dead(self.boot)
     }
 
     /// Returns the disk as the next process finds it after a power loss. For `self` and its files,
     /// the machine is dead for ever. Faults stay as they were set.
     #[must_use = "it takes the place of the old one"]
-    pub(crate) fn crash(&self, rng: &mut fastrand::Rng) -> Self {
+    pub fn crash(&self, rng: &mut fastrand::Rng) -> Self {
         let mut state = self.state();
         let State { files, seen, kept, changes, .. } = &mut *state;
         let chance = chance(rng);

@@ -38,32 +38,37 @@ impl fmt::Display for Problem {
     }
 }
 
-/// A position in a text: line and column, both counted from 1. The column counts characters.
+/// A position in a text: line and column, both counted from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) struct Place {
-    pub(crate) line: usize,
-    pub(crate) column: usize,
+pub struct Place {
+    /// The line.
+    pub line: usize,
+    /// The column, in characters.
+    pub column: usize,
 }
 
 impl Place {
     /// The position of the first character of a text.
-    pub(crate) const START: Self = Self { line: 1, column: 1 };
+    pub const START: Self = Self { line: 1, column: 1 };
 
     fn of(marker: Marker) -> Self {
         // For an empty text the parser reports line 0.
         Self { line: marker.line().max(1), column: marker.col() + 1 }
     }
 
-    pub(crate) fn problem(self, what: impl Into<String>) -> Problem {
+    /// Makes a problem at this position.
+    pub fn problem(self, what: impl Into<String>) -> Problem {
         Problem { line: self.line, column: self.column, what: what.into() }
     }
 }
 
-/// A value in the tree, and the position in the text at which the value begins.
+/// A value in the tree.
 #[derive(Debug, Clone)]
-pub(crate) struct Node {
-    pub(crate) place: Place,
-    pub(crate) value: Value,
+pub struct Node {
+    /// The position in the text at which the value begins.
+    pub place: Place,
+    /// The value.
+    pub value: Value,
     /// The number of bytes that this value and all values in it count towards [`SIZE_MAX`].
     size: usize,
 }
@@ -75,14 +80,18 @@ impl Default for Node {
     }
 }
 
+/// What a text of YAML may hold.
 #[derive(Debug, Clone)]
-pub(crate) enum Value {
-    /// A text. `plain` is `true` if the text is written without quotes and without the tag `!!str`:
-    /// `1` is then a number, and an empty text is null.
+pub enum Value {
+    /// One value that is written as a text.
     Scalar {
+        /// The text, without quotes.
         text: String,
+        /// `true` if the text is written without quotes and without the tag `!!str`: `1` is then a
+        /// number, and an empty text is null.
         plain: bool,
     },
+    /// The values of a list.
     List(Vec<Node>),
     /// The pairs of key and value, in the order of the text. Keys are kept as they are written, and
     /// duplicate keys are kept too.
@@ -103,7 +112,7 @@ struct Open {
 /// # Errors
 ///
 /// The same as those of [`documents`], and a second document.
-pub(crate) fn parse(text: &str) -> Result<Node, Problem> {
+pub fn parse(text: &str) -> Result<Node, Problem> {
     let mut documents = documents(text)?.into_iter();
     match (documents.next(), documents.next()) {
         (Some(only), None) => Ok(only),
@@ -120,7 +129,7 @@ pub(crate) fn parse(text: &str) -> Result<Node, Problem> {
 /// # Errors
 ///
 /// The first mistake; the text after it is not read.
-pub(crate) fn documents(text: &str) -> Result<Vec<Node>, Problem> {
+pub fn documents(text: &str) -> Result<Vec<Node>, Problem> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut parser = Parser::new_from_str(text);
     let mut tree = Tree::default();
@@ -137,19 +146,19 @@ pub(crate) fn documents(text: &str) -> Result<Vec<Node>, Problem> {
 }
 
 /// Returns the value of a field of a map; `None` if the node is not a map, or lacks the field.
-pub(crate) fn field<'n>(node: &'n Node, name: &str) -> Option<&'n Node> {
+pub fn field<'n>(node: &'n Node, name: &str) -> Option<&'n Node> {
     let Value::Map(pairs) = &node.value else { return None };
     pairs.iter().find(|(key, _)| scalar(key) == Some(name)).map(|(_, value)| value)
 }
 
 /// Returns the text of a node; `None` if it is a list or a map.
-pub(crate) fn scalar(node: &Node) -> Option<&str> {
+pub fn scalar(node: &Node) -> Option<&str> {
     if let Value::Scalar { text, .. } = &node.value { Some(text) } else { None }
 }
 
 impl Node {
     /// Moves the value, and all values in it, to other positions.
-    pub(crate) fn relocate(&mut self, to: &impl Fn(Place) -> Place) {
+    pub fn relocate(&mut self, to: &impl Fn(Place) -> Place) {
         self.place = to(self.place);
         match &mut self.value {
             Value::Scalar { .. } => {}

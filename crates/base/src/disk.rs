@@ -23,28 +23,28 @@ use direct::Direct;
 mod direct;
 
 /// The name of the directory with the segments, which are the files that hold the queue's events.
-pub(crate) const SEGMENTS: &str = "segments";
+pub const SEGMENTS: &str = "segments";
 
 /// The name of the directory with the spare files, which hold no events and become the next
 /// segments.
-pub(crate) const SPARES: &str = "spare";
+pub const SPARES: &str = "spare";
 
 /// The name of the directory for copies of damaged bytes.
-pub(crate) const QUARANTINE: &str = "quarantine";
+pub const QUARANTINE: &str = "quarantine";
 
 /// The name of the directory with the events that outputs have set aside.
-pub(crate) const ASIDE: &str = "set-aside";
+pub const ASIDE: &str = "set-aside";
 
 /// The name of the lock file. A process that uses the queue's directory holds a lock (flock) on
 /// this file, so that no second process uses the same directory.
-pub(crate) const LOCK: &str = "spool.lock";
+pub const LOCK: &str = "spool.lock";
 
 /// The greatest number of separate byte slices that the kernel accepts in one write (UIO_MAXIOV).
 const PIECES_MAX: usize = 1024;
 
 /// The operations on a queue's directory and on the files in it. Tests have an implementation whose
 /// operations fail.
-pub(crate) trait Disk: Send + Sync + fmt::Debug {
+pub trait Disk: Send + Sync + fmt::Debug {
     /// Returns the names of the files in a directory, in no particular order.
     fn list(&self, directory: &str) -> io::Result<Vec<String>>;
 
@@ -83,7 +83,7 @@ pub(crate) trait Disk: Send + Sync + fmt::Debug {
 
 /// The purpose for which a file is opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Access {
+pub enum Access {
     /// The file is only read.
     Read,
     /// The file is read and written.
@@ -94,7 +94,7 @@ pub(crate) enum Access {
 }
 
 /// An open file in a queue's directory.
-pub(crate) trait File: Send + Sync + fmt::Debug {
+pub trait File: Send + Sync + fmt::Debug {
     /// Fills the buffer with the file's bytes from an offset on. Returns the number of bytes read,
     /// which is smaller than the buffer only at the end of the file.
     fn read_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<usize>;
@@ -115,7 +115,7 @@ pub(crate) trait File: Send + Sync + fmt::Debug {
 }
 
 /// Returns [`Disk::identity`] of a directory.
-pub(crate) fn identity(directory: &Path) -> Option<String> {
+pub fn identity(directory: &Path) -> Option<String> {
     let metadata = fs::symlink_metadata(directory).ok()?;
     Some(format!("{}:{}", metadata.dev(), metadata.ino()))
 }
@@ -127,24 +127,24 @@ pub(crate) fn identity(directory: &Path) -> Option<String> {
 struct Link(String);
 
 /// Returns `true` if the error is about a symlink below the queue's directory.
-pub(crate) fn is_link(error: &io::Error) -> bool {
+pub fn is_link(error: &io::Error) -> bool {
     error.get_ref().is_some_and(|error| error.is::<Link>())
 }
 
 /// Returns `true` if this is an error of a disk that does not answer, so that a later attempt may
 /// succeed. Missing files and missing permissions are not of this kind.
-pub(crate) fn may_pass(error: &io::Error) -> bool {
+pub fn may_pass(error: &io::Error) -> bool {
     let passing = [Errno::IO, Errno::TIMEDOUT, Errno::STALE, Errno::REMOTEIO];
     Errno::from_io_error(error).is_some_and(|errno| passing.contains(&errno))
 }
 
 /// Returns a function that puts the name of a file before the text of an error.
-pub(crate) fn named(name: &str) -> impl Fn(io::Error) -> io::Error {
+pub fn named(name: &str) -> impl Fn(io::Error) -> io::Error {
     move |error| io::Error::new(error.kind(), format!("{name}: {error}"))
 }
 
 /// Opens a file for reading. `None` if there is no such file.
-pub(crate) fn open_if_there(disk: &dyn Disk, name: &str) -> io::Result<Option<Arc<dyn File>>> {
+pub fn open_if_there(disk: &dyn Disk, name: &str) -> io::Result<Option<Arc<dyn File>>> {
     match disk.open(name, Access::Read) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         opened => opened.map(Some),
@@ -153,7 +153,7 @@ pub(crate) fn open_if_there(disk: &dyn Disk, name: &str) -> io::Result<Option<Ar
 
 /// Returns the number of files in a directory below the queue's directory, and the number of bytes
 /// in these files; 0 if there is no such directory. Files that can't be opened do not count.
-pub(crate) fn sizes(disk: &dyn Disk, directory: &str) -> (u64, u64) {
+pub fn sizes(disk: &dyn Disk, directory: &str) -> (u64, u64) {
     let names = disk.list(directory).unwrap_or_default();
     let bytes = |name: &String| disk.open(&format!("{directory}/{name}"), Access::Read)?.bytes();
     let sizes = names.iter().filter_map(|name| bytes(name).ok());
@@ -166,7 +166,7 @@ pub(crate) fn sizes(disk: &dyn Disk, directory: &str) -> (u64, u64) {
 /// # Errors
 ///
 /// The disk refuses. The file then has its old content or the new one.
-pub(crate) fn replace(disk: &dyn Disk, name: &str, content: &[u8]) -> io::Result<()> {
+pub fn replace(disk: &dyn Disk, name: &str, content: &[u8]) -> io::Result<()> {
     let (new, bytes) = (format!("{name}.new"), content.len() as u64);
     let file = match disk.create(&new, bytes) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
@@ -184,7 +184,7 @@ pub(crate) fn replace(disk: &dyn Disk, name: &str, content: &[u8]) -> io::Result
 
 /// A queue's directory in the operating system's file system.
 #[derive(Debug)]
-pub(crate) struct RealDisk {
+pub struct RealDisk {
     root: PathBuf,
     /// The open lock file. The directory is locked as long as this file is open. `None` if the
     /// directory is only inspected, which needs no lock.
@@ -202,7 +202,7 @@ impl RealDisk {
     ///
     /// Another process holds the lock, the operating system refuses, or one of the directories in
     /// the queue's directory is a link.
-    pub(crate) fn own(root: &Path) -> Result<Self, OpenError> {
+    pub fn own(root: &Path) -> Result<Self, OpenError> {
         let failed = |what: &'static str, path: &Path| {
             let path = path.to_owned();
             move |error: io::Error| OpenError::new(what, path, error)
@@ -225,7 +225,7 @@ impl RealDisk {
 
     /// Opens a queue's directory for inspection. Does not take the lock on the directory, which a
     /// running relay may hold. The caller must call only operations that read.
-    pub(crate) fn look(root: &Path) -> Self {
+    pub fn look(root: &Path) -> Self {
         Self { root: root.to_owned(), _lock: None, grows: AtomicBool::new(false) }
     }
 
@@ -235,7 +235,7 @@ impl RealDisk {
     /// # Errors
     ///
     /// The lock file can't be opened, or its file system has no locks.
-    pub(crate) fn is_locked(root: &Path) -> io::Result<bool> {
+    pub fn is_locked(root: &Path) -> io::Result<bool> {
         let file = match lock_file(root, false) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
@@ -577,7 +577,7 @@ pub enum OpenError {
 impl OpenError {
     /// Makes a value of this type from an error of the operating system. Adds advice for the
     /// operator that fits the kind of the error.
-    pub(crate) fn new(what: &'static str, path: PathBuf, error: io::Error) -> Self {
+    pub fn new(what: &'static str, path: PathBuf, error: io::Error) -> Self {
         let remedies = [
             (
                 io::ErrorKind::PermissionDenied,
