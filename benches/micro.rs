@@ -24,13 +24,13 @@ use kube_audit_forwarder::config::Config;
 use kube_audit_forwarder::filter::{EventView, Filter, Rules};
 use kube_audit_forwarder::output::Encode as _;
 use kube_audit_forwarder::output::syslog::{Messages, Settings};
-use kube_audit_forwarder::policy::Policy;
 use kube_audit_forwarder::queue::{Append, Batch, Cursor, Disposition, Output, Queue, Take};
 use kube_audit_forwarder::telemetry::Telemetry;
 use kube_audit_forwarder::{config, output};
 use rustix::time::ClockId;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;
+use transform::policy::Policy;
 
 #[path = "common/figures.rs"]
 mod figures;

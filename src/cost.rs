@@ -20,11 +20,12 @@
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::policy::{Decision, Level, Located, Policy, Users};
-use crate::redact::Change;
-use crate::{filter, redact};
+use crate::filter;
 use audit::request::{Reader, Request};
 use audit::scan;
+use transform::policy::{Decision, Level, Located, Policy, Users};
+use transform::redact;
+use transform::redact::Change;
 
 mod advice;
 mod floor;

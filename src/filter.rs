@@ -21,14 +21,15 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
+use crate::config;
 use crate::config::Rejected;
-use crate::policy::{FILE_BYTES_MAX, Level, Located, Matcher, Policy, Problem, Users};
-use crate::redact::{Annotations, Change, Done, Redaction};
-use crate::shape::{Bodies, DataStream, Form, ManagedFields};
-use crate::{config, redact};
 use audit::request::{Reader, Request};
 use base::named_file;
 use base::position::Position;
+use transform::policy::{FILE_BYTES_MAX, Level, Located, Matcher, Policy, Problem, Users};
+use transform::redact;
+use transform::redact::{Annotations, Change, Done, Redaction};
+use transform::shape::{Bodies, DataStream, Form, ManagedFields};
 
 mod seen;
 

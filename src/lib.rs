@@ -24,6 +24,7 @@
 //! |---|---|
 //! | [`audit`] | JSON and events |
 //! | [`base`] | words, positions, locks, files on disk: what has no state and no owner |
+//! | [`transform`] | audit policies, redaction, schemas, who causes the bytes |
 //!
 //! Of the modules here, a row imports only from rows above it. Listeners, sources and outputs meet
 //! at the queue and nowhere else. The test `tests/it/docs/layers.rs` compares this table with the
@@ -32,8 +33,7 @@
 //! | row | modules | what they know |
 //! |---|---|---|
 //! | 1 | [`status`] [`tlog`] | the JSON of `/status`, and the verdict on it · transparency logs |
-//! | 2 | [`policy`] [`redact`] [`shape`] | audit policies · one event's change · one event in another schema |
-//! | 3 | [`config`] [`volume`] | the config file · who causes the bytes that come in |
+//! | 3 | [`config`] | the config file |
 //! | 4 | [`telemetry`] [`tls`] [`net`] [`process`] [`haproxy`] [`top`] | every metric and the log · certificates · TCP · what the kernel grants the process · HAProxy's config · a relay's state on a terminal |
 //! | 5 | [`queue`] [`filter`] [`tap`] [`kafka`](self) [`ask`] | positions, lines and limits; no JSON, no HTTP · which events an output sends · events that a person looks at · Kafka clients (feature `kafka`) · single HTTP requests |
 //! | 6 | [`listener`] [`source`] [`delivery`] [`replay`] [`evidence`] | requests · topics · the loop of an output · files of events · what proves that the log is whole |
@@ -71,13 +71,10 @@ pub mod kafka;
 pub mod listener;
 pub mod net;
 pub mod output;
-pub mod policy;
 pub mod process;
 pub mod queue;
-pub mod redact;
 pub mod relay;
 pub mod replay;
-pub mod shape;
 pub mod source;
 pub mod status;
 pub mod tap;
@@ -86,4 +83,3 @@ pub mod tlog;
 pub mod tls;
 pub mod top;
 pub mod verify;
-pub mod volume;

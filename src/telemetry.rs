@@ -24,8 +24,8 @@ use metrics::Histogram;
 use serde::{Deserialize, Serialize};
 
 use crate::status::verdict::ON_TRIAL;
-use crate::volume::Volume;
 use base::release;
+use transform::volume::Volume;
 
 mod catalog;
 mod counting;

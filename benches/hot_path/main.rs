@@ -27,12 +27,12 @@ use futures_util::FutureExt as _;
 use kube_audit_forwarder::config::Rejected;
 use kube_audit_forwarder::filter::{EventView, Filter, Rules};
 use kube_audit_forwarder::listener::{Gate, Listener, Settings};
-use kube_audit_forwarder::policy::Policy;
 use kube_audit_forwarder::queue::{Append, Cursor, Disposition, Output, Queue, Take};
-use kube_audit_forwarder::redact::Redaction;
 use kube_audit_forwarder::telemetry::Telemetry;
-use kube_audit_forwarder::volume::{Seen, Volume};
 use kube_audit_forwarder::{config, output};
+use transform::policy::Policy;
+use transform::redact::Redaction;
+use transform::volume::{Seen, Volume};
 
 #[path = "../common/policy.rs"]
 mod policy;

@@ -8,10 +8,10 @@ use clap::Subcommand;
 
 use super::{WRONG, cannot_read, print, read_input};
 use crate::filter;
-use crate::policy::Policy;
 use audit::request::{Request, request};
 use audit::scan;
 use base::words::escape;
+use transform::policy::Policy;
 
 mod cost;
 

@@ -27,9 +27,9 @@ use url::Url;
 use super::{Heard, failed, healthcheck, print};
 use crate::status::{History, Status};
 use crate::top::{Key, View};
-use crate::volume::report::{DIMENSIONS, Report};
 use crate::{config, top};
 use base::words::escape;
+use transform::volume::report::{DIMENSIONS, Report};
 
 /// The greatest number of bytes in a response of the relay. A history of 200 outputs has 6 MiB.
 const ANSWER_MAX: usize = 16 << 20;

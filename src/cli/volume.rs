@@ -8,8 +8,8 @@ use clap::Args;
 use super::top::get;
 use super::{failed, healthcheck, print, wrong};
 use crate::top;
-use crate::volume::report::{DIMENSIONS, Report, SPANS};
 use base::words::escape;
+use transform::volume::report::{DIMENSIONS, Report, SPANS};
 
 #[derive(Args)]
 pub(super) struct Arguments {

@@ -10,10 +10,10 @@ use std::time::Duration;
 use super::problem::{Content, Severity};
 use super::table::{TABLE, Table, Tables, derived, optional, required, whole};
 use super::values::{MIB, secs};
-use crate::policy::{Criteria, GroupResources, Match, Mistake, Names, RULES_MAX, Step};
-use crate::redact;
-use crate::redact::{Redaction, With};
-use crate::shape::{Bodies, DataStream, Form, ManagedFields, Shape};
+use transform::policy::{Criteria, GroupResources, Match, Mistake, Names, RULES_MAX, Step};
+use transform::redact;
+use transform::redact::{Redaction, With};
+use transform::shape::{Bodies, DataStream, Form, ManagedFields, Shape};
 
 /// The smallest allowed `max_event_bytes`. An event can still have this many bytes after its bodies
 /// (`requestObject` and `responseObject`) were removed.

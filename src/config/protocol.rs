@@ -13,7 +13,7 @@ use std::time::Duration;
 use super::table::Table;
 use super::targets::Target;
 use super::values::BatchBytes;
-use crate::shape::Form;
+use transform::shape::Form;
 
 /// The settings of one type of output: the keys that an `[[output]]` of this type has in addition
 /// to the keys that every `[[output]]` has.

@@ -16,8 +16,8 @@ use serde_json::json;
 
 use super::survey::{Cause, Cell, NODES, Survey};
 use super::{Sum, floor};
-use crate::policy::{Level, Policy};
 use base::words::{bytes, grouped};
+use transform::policy::{Level, Policy};
 
 /// The greatest number of rules that drop events. Nobody would read more of them.
 const DROPPING_MAX: usize = 200;

@@ -16,10 +16,10 @@
 
 use std::sync::LazyLock;
 
-use crate::policy::GroupResources;
-use crate::redact;
 use audit::request::Request;
 use audit::scan;
+use transform::policy::GroupResources;
+use transform::redact;
 
 /// The verbs that a rule of an advice may drop.
 pub(super) const READS: [&str; 3] = ["get", "list", "watch"];

@@ -12,9 +12,9 @@ use std::collections::BTreeMap;
 use percent_encoding::percent_decode;
 
 use super::{Sum, bytes_after, each, floor, sent_bytes};
-use crate::policy::Level;
 use audit::request::Request;
 use base::words::escape;
+use transform::policy::Level;
 
 /// The greatest number of cells. They take at most 40 MiB, and usually 1 MiB.
 const CELLS_MAX: usize = 20_000;

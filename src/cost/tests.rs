@@ -6,9 +6,9 @@ use std::collections::BTreeSet;
 use serde_json::{Value, json};
 
 use super::{Advice, Cost, Survey};
-use crate::policy::{Level, Policy};
 use audit::request::request;
 use testing::{Failing, corpus_file, seeds};
+use transform::policy::{Level, Policy};
 
 const KINDS: [(&str, &str, &str); 19] = [
     ("", "pods", ""),

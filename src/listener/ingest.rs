@@ -24,8 +24,8 @@ use super::upload::{Answering, Arriving, Upload};
 use crate::config::Acknowledge;
 use crate::queue::{Append, Ticket};
 use crate::telemetry::Rejection;
-use crate::volume::Volume;
 use audit::Split;
+use transform::volume::Volume;
 
 /// The number of compressed bytes that are decompressed in one step. At gzip's best compression
 /// ratio, 1032, one step gives about 4 MiB of output.

@@ -10,9 +10,9 @@
 use std::sync::Arc;
 
 use crate::queue::{Append, Incoming, Queue, Refused, Ticket};
-use crate::volume::{Seen, Volume};
 use audit::pieces::{Pieces, Store};
 use audit::{Invalid, LevelCounts};
+use transform::volume::{Seen, Volume};
 
 /// The largest body in bytes, 16 MiB, that is decoded as one whole if the queue is durable. A
 /// larger body is stored in the queue in pieces. A queue in memory cannot store pieces, so every

@@ -14,7 +14,7 @@ use super::large::Sizes;
 use super::settings::Settings;
 use crate::config::Acknowledge;
 use crate::queue::Queue;
-use crate::volume::Volume;
+use transform::volume::Volume;
 
 /// The largest total size, in KiB, of the bodies that are decoded at the same time on the threads
 /// for blocking work. Decoding needs memory for the positions of the events: up to half of the

@@ -25,17 +25,18 @@ use super::http::api::{
     write_events,
 };
 use super::setup::{IntoConnector, Setup};
+use crate::config;
 use crate::config::table::{Table, optional, required};
 use crate::config::{Compression, HttpClient, HttpKeys, OutputSettings, Target};
 use crate::delivery::failure::Failure;
 use crate::delivery::link::{Parts, Verdict};
 use crate::delivery::prepared::Connector;
 use crate::queue::{Batch, Identity, Take};
-use crate::shape::{Bodies, Form, ManagedFields, Shape};
 use crate::telemetry::{AttemptError, OutputMetrics};
-use crate::{config, shape};
 use audit::time::rfc3339;
 use base::words::escape::is_plain;
+use transform::shape;
+use transform::shape::{Bodies, Form, ManagedFields, Shape};
 
 /// The path of the bulk API, as vendors print it.
 const BULK: &str = "/_bulk";

@@ -3,9 +3,9 @@
 
 use std::borrow::Cow;
 
-use crate::shape;
 use audit::scan;
 use audit::time::nanos;
+use transform::shape;
 
 /// The members of an audit event that protocols put beside it. A text is the bytes between the
 /// quotes, with escapes as written ([`unescaped`] resolves them).
@@ -153,7 +153,7 @@ fn integer(value: &[u8]) -> Option<i64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::shape::{Form, Shape};
+    use transform::shape::{Form, Shape};
 
     const EVENT: &str = r#"{"level":"Metadata","stage":"Panic","verb":"get","user":{"username":"a\"b","uid":"u","groups":["g","h\u00e4",7]},"requestURI":"/api?a=b","userAgent":"kubectl","objectRef":{"resource":"pods","namespace":"n","name":"p","apiGroup":"apps","apiVersion":"v1"},"responseStatus":{"metadata":{},"code":404},"stageTimestamp":"1970-01-01T00:00:01.5Z","annotations":{"level":"x"}}"#;
 

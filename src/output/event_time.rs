@@ -4,9 +4,9 @@ use std::sync::LazyLock;
 
 use memchr::memmem::{Finder, FinderRev};
 
-use crate::shape;
 use audit::scan;
 use audit::time::is_timestamp;
+use transform::shape;
 
 /// Returns the value of the event's member `stageTimestamp`, without quotes, if it is a valid
 /// TIMESTAMP of RFC 5424 (§6.2.3), as kube-apiserver writes it. For a document in another shape,

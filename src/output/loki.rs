@@ -20,7 +20,7 @@ use crate::config::table::{Table, optional};
 use crate::config::{Compression, HttpClient, HttpKeys, OutputSettings, Target};
 use crate::delivery::prepared::Connector;
 use crate::queue::{Batch, Identity, lines};
-use crate::shape::write_string;
+use transform::shape::write_string;
 
 /// The header that names the tenant.
 const TENANT: &str = "x-scope-orgid";

@@ -18,10 +18,10 @@ use crate::delivery::{DeadLetters, Orders};
 use crate::listener::Gate;
 use crate::process::Failures;
 use crate::queue::Queue;
-use crate::redact::Redaction;
 use crate::source::Sources;
 use crate::tap::Taps;
 use crate::telemetry::Telemetry;
+use transform::redact::Redaction;
 
 /// The time between two runs of `upkeep`. Each run counts the newly collected values of a histogram
 /// in the histogram's buckets. Without these runs, the values would pile up in memory.

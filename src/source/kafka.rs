@@ -32,10 +32,10 @@ use crate::config::BATCH_OVERHEAD;
 use crate::kafka::{Changes, Cluster, Trouble};
 use crate::queue::{Append, Queue, Ticket};
 use crate::telemetry::{ListenerMetrics, Rejection};
-use crate::volume::{Seen, Volume};
 use audit::LevelCounts;
 use base::lock::lock;
 use base::staged::Staged;
+use transform::volume::{Seen, Volume};
 
 /// The size in bytes up to which messages are put together into one batch of the queue, unless
 /// `limits.max_body` is smaller. A larger message becomes a batch of its own.

@@ -4,10 +4,10 @@ use serde::de::IgnoredAny;
 
 use super::condition::Conditions;
 use super::fields::Fields;
-use crate::redact;
-use crate::redact::{Change, Redaction};
 use audit::request;
 use base::words::escape;
+use transform::redact;
+use transform::redact::{Change, Redaction};
 
 /// The conditions of one reader, and the redaction of the events for the reader. The reader's task
 /// owns this value.

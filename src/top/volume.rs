@@ -1,7 +1,7 @@
 //! The table of who causes the bytes that come in, for `top --by` and the command `volume`.
 
-use crate::volume::report::{Figures, Row};
 use base::words::{bytes, escape, grouped, scaled, span, whole};
+use transform::volume::report::{Figures, Row};
 
 /// The number of cells of the bar that shows a share.
 const BAR_CELLS: f64 = 20.0;

@@ -1,5 +1,6 @@
-//! What every part of the relay may use and none owns: words for numbers and sizes, locks, positions,
-//! files that a config names, the operations on the files of the queue, and which program this is.
+//! What every part of the relay may use and none owns: words for numbers and sizes, locks,
+//! positions, files that a config names, the operations on the files of the queue, and which
+//! program this is.
 //!
 //! It promises small things that have no state of their own, so that it never has to change because
 //! a part above it does. It imports no other crate of the relay. What must never happen here: a

@@ -14,7 +14,7 @@ use std::{fmt, io, mem};
 
 use rustix::io::Errno;
 
-use crate::disk::{ASIDE, Access, Disk, File, QUARANTINE, SEGMENTS, SPARES};
+use base::disk::{ASIDE, Access, Disk, File, QUARANTINE, SEGMENTS, SPARES};
 
 /// The number of bytes that reach the medium as a whole or not at all.
 const SECTOR: usize = 512;

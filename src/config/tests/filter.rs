@@ -3,10 +3,10 @@
 
 use super::super::*;
 use super::{OUTPUT, assert_problems, config};
-use crate::policy::{Criteria, GroupResources, Match};
-use crate::redact;
-use crate::redact::With;
-use crate::shape::{Bodies, DataStream, Form, ManagedFields, Shape};
+use transform::policy::{Criteria, GroupResources, Match};
+use transform::redact;
+use transform::redact::With;
+use transform::shape::{Bodies, DataStream, Form, ManagedFields, Shape};
 
 fn filter(text: &str) -> Filter {
     config(&format!("{OUTPUT}{text}")).outputs.remove(0).filter

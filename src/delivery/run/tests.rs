@@ -18,11 +18,11 @@ use crate::delivery::health::Status;
 use crate::delivery::in_flight::tests::opened;
 use crate::delivery::link::{CLOSE_TIME, Part, Parts, Verdict};
 use crate::delivery::search::SUSPECTS_MAX;
-use crate::policy;
-use crate::policy::Policy;
 use crate::queue::{Append, Batch, Claim, Queue, Refused, Take};
 use crate::telemetry::{AttemptError, Telemetry};
 use base::position::Position;
+use transform::policy;
+use transform::policy::Policy;
 
 mod any_consumer;
 mod aside;

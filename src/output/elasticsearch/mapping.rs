@@ -10,7 +10,7 @@ use hyper::Method;
 use serde_json::Value;
 
 use crate::output::http::api::{RequestHead, TestRequest};
-use crate::shape::{Bodies, Form, Shape};
+use transform::shape::{Bodies, Form, Shape};
 
 /// The members of an event that are bodies.
 const BODIES: [&str; 2] = ["requestObject", "responseObject"];

@@ -13,6 +13,7 @@ use rdkafka::producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer}
 use tokio::sync::{mpsc as async_mpsc, oneshot};
 
 use super::{MessageKey, Settings};
+use crate::config;
 use crate::config::Compression;
 use crate::delivery::failure::Failure;
 use crate::delivery::files::Files;
@@ -21,10 +22,10 @@ use crate::output::setup::Setup;
 use crate::output::transport::tls_session::Expiry;
 use crate::queue::{Batch, Claim, lines};
 use crate::telemetry::{AttemptError, OutputMetrics};
-use crate::{config, shape};
 use audit::scan;
 use base::lock::lock;
 use base::staged::Staged;
+use transform::shape;
 
 /// The greatest number of bytes of the messages that librdkafka sends to a broker together, unless
 /// `batch.max_bytes` is lower. A broker takes at most 1,048,588 bytes by default (its setting

@@ -38,7 +38,7 @@ pub(super) fn place(whole: &[u8], part: &[u8]) -> Range<usize> {
 }
 
 /// Appends a JSON string with this content to `out`. The content must be UTF-8.
-pub(crate) fn write_string(content: &[u8], out: &mut Vec<u8>) {
+pub fn write_string(content: &[u8], out: &mut Vec<u8>) {
     out.push(b'"');
     let mut rest = content;
     while let Some(at) = rest.iter().position(|byte| IS_ESCAPED[usize::from(*byte)]) {

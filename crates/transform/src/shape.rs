@@ -31,7 +31,7 @@ mod tests;
 
 use bodies::Edits;
 
-pub(crate) use json::write_string;
+pub use json::write_string;
 
 /// The form in which the events of an output leave. With the default, they leave as they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

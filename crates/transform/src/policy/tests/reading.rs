@@ -381,7 +381,7 @@ proptest! {
 
     #[test]
     fn a_cut_policy_is_read_or_told(cut in 0..700_usize) {
-        let text = include_str!("../../../tests/policies/ibm-verbose.yaml");
+        let text = include_str!("../../../../../tests/policies/ibm-verbose.yaml");
         let text: String = text.chars().take(cut).collect();
         if let Err(problems) = Policy::read(&text) {
             prop_assert!(!problems.is_empty());
