@@ -18,10 +18,10 @@ use crate::listener::Settings;
 use crate::process::restrict;
 use crate::source::Sources;
 use crate::telemetry::Telemetry;
-use crate::tlog::key::SigningKey;
 use crate::tls::{Chain, TlsError};
 use crate::{config, filter, output, queue, tls};
 use base::named_file;
+use evidence_log::tlog::key::SigningKey;
 
 mod memory;
 

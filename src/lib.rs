@@ -25,6 +25,7 @@
 //! | [`audit`] | JSON and events |
 //! | [`base`] | words, positions, locks, files on disk: what has no state and no owner |
 //! | [`transform`] | audit policies, redaction, schemas, who causes the bytes |
+//! | [`evidence-log`](::evidence_log) | the log of the evidence as files, transparency logs |
 //!
 //! Of the modules here, a row imports only from rows above it. Listeners, sources and outputs meet
 //! at the queue and nowhere else. The test `tests/it/docs/layers.rs` compares this table with the
@@ -32,7 +33,7 @@
 //!
 //! | row | modules | what they know |
 //! |---|---|---|
-//! | 1 | [`status`] [`tlog`] | the JSON of `/status`, and the verdict on it · transparency logs |
+//! | 1 | [`status`] | the JSON of `/status`, and the verdict on it |
 //! | 3 | [`config`] | the config file |
 //! | 4 | [`telemetry`] [`tls`] [`net`] [`process`] [`haproxy`] [`top`] | every metric and the log · certificates · TCP · what the kernel grants the process · HAProxy's config · a relay's state on a terminal |
 //! | 5 | [`queue`] [`filter`] [`tap`] [`kafka`](self) [`ask`] | positions, lines and limits; no JSON, no HTTP · which events an output sends · events that a person looks at · Kafka clients (feature `kafka`) · single HTTP requests |
@@ -79,7 +80,6 @@ pub mod source;
 pub mod status;
 pub mod tap;
 pub mod telemetry;
-pub mod tlog;
 pub mod tls;
 pub mod top;
 pub mod verify;

@@ -25,9 +25,9 @@ use std::collections::BTreeSet;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use crate::evidence::DIRECTORY;
-use crate::evidence::reader::{Directory, Log};
 use base::disk;
+use evidence_log::DIRECTORY;
+use evidence_log::reader::{Directory, Log};
 
 mod bounds;
 mod compare;

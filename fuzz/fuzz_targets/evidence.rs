@@ -5,16 +5,16 @@
 
 #![no_main]
 
-use kube_audit_forwarder::evidence::entry::Entry;
-use kube_audit_forwarder::evidence::lines;
-use kube_audit_forwarder::tlog::checkpoint::Checkpoint;
-use kube_audit_forwarder::tlog::checkpoint::Signed;
-use kube_audit_forwarder::tlog::key::SigningKey;
-use kube_audit_forwarder::tlog::key::VerifierKey;
-use kube_audit_forwarder::tlog::note::Note;
-use kube_audit_forwarder::tlog::proof::Proof;
-use kube_audit_forwarder::tlog::tile;
-use kube_audit_forwarder::tlog::tile::Tile;
+use evidence_log::entry::Entry;
+use evidence_log::lines;
+use evidence_log::tlog::checkpoint::Checkpoint;
+use evidence_log::tlog::checkpoint::Signed;
+use evidence_log::tlog::key::SigningKey;
+use evidence_log::tlog::key::VerifierKey;
+use evidence_log::tlog::note::Note;
+use evidence_log::tlog::proof::Proof;
+use evidence_log::tlog::tile;
+use evidence_log::tlog::tile::Tile;
 use kube_audit_forwarder::verify::Request;
 use kube_audit_forwarder::verify::proof;
 

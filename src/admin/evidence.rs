@@ -9,9 +9,9 @@ use hyper::header::HeaderValue;
 use hyper::{Response, StatusCode, header};
 
 use super::text;
-use crate::evidence::reader::{Directory, Files as _};
-use crate::tlog::note::NOTE_BYTES_MAX;
-use crate::tlog::tile::{CHECKPOINT, Tile};
+use evidence_log::reader::{Directory, Files as _};
+use evidence_log::tlog::note::NOTE_BYTES_MAX;
+use evidence_log::tlog::tile::{CHECKPOINT, Tile};
 
 /// The beginning of the paths of the log.
 const PREFIX: &str = "/evidence/";

@@ -9,13 +9,13 @@ use std::{fs, io};
 use clap::Subcommand;
 
 use super::{FAILED, WRONG, input, print};
-use crate::evidence::entry::Entry;
-use crate::evidence::reader::{Directory, Log, ReadError};
-use crate::tlog::key::SigningKey;
-use crate::tlog::merkle::{Hash, inclusion};
-use crate::tlog::proof::Proof;
 use audit::time::rfc3339;
 use base::words::escape;
+use evidence_log::entry::Entry;
+use evidence_log::reader::{Directory, Log, ReadError};
+use evidence_log::tlog::key::SigningKey;
+use evidence_log::tlog::merkle::{Hash, inclusion};
+use evidence_log::tlog::proof::Proof;
 
 mod copy;
 mod published;

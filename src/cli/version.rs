@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use crate::{delivery, evidence, queue, replay};
+use crate::{delivery, queue, replay};
 use base::release;
 use base::release::Format;
 
@@ -24,7 +24,7 @@ fn text() -> String {
         release::VERSION,
         release::REVISION
     );
-    let others = [delivery::DEAD_LETTER_FORMAT, evidence::FORMAT, replay::RESUME_FORMAT];
+    let others = [delivery::DEAD_LETTER_FORMAT, evidence_log::FORMAT, replay::RESUME_FORMAT];
     for Format { name, reads, writes } in queue::FORMATS.into_iter().chain(others) {
         let reads: Vec<String> = reads.iter().map(u32::to_string).collect();
         text.push_str(&format!("\n  {name}: reads {}, writes {writes}", reads.join(" and ")));

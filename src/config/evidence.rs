@@ -9,7 +9,7 @@ use super::reader::Context;
 use super::table::{Table, optional, required};
 use super::values::{MIB, secs};
 use super::{queue, values};
-use crate::tlog::key::{Kind, VerifierKey, check_name};
+use evidence_log::tlog::key::{Kind, VerifierKey, check_name};
 
 /// The settings of the section `[evidence]`.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -17,7 +17,7 @@ use super::tapped::Tapping;
 use crate::filter::{Changes, EventView, Filter, Seen, Verdict};
 use crate::queue::{Batch, Claim, Cursor, Disposition, Fate, Position, SentLine, lines};
 use crate::telemetry::OutputMetrics;
-use crate::tlog::merkle::Hash;
+use evidence_log::tlog::merkle::Hash;
 
 /// The buffer for one changed event is used again for the next event, unless it has grown beyond
 /// this many bytes.

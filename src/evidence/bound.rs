@@ -15,10 +15,10 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
-use super::journal::{Key, MAC};
-use super::layout::{HEAD, LineFile, read};
-use crate::tlog::merkle::Hash;
 use base::disk::{Disk, replace};
+use evidence_log::journal::{Key, MAC};
+use evidence_log::layout::{HEAD, LineFile, read};
+use evidence_log::tlog::merkle::Hash;
 
 /// The maximum size of the file in bytes. A file of line hashes takes less than 64.
 const FILE_BYTES_MAX: usize = 4 << 20;

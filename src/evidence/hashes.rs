@@ -8,12 +8,12 @@ use std::io;
 use std::sync::Arc;
 
 use super::bound::Sizes;
-use super::entry::now;
-use super::layout::{DIRECTORY, LINES, LineFile, if_there, path, read_all, read_exact};
-use super::lines;
-use super::lines::{FILE_BYTES_MAX, Record};
-use crate::tlog::merkle::Hash;
 use base::disk::{Access, Disk, File};
+use evidence_log::entry::now;
+use evidence_log::layout::{DIRECTORY, LINES, LineFile, if_there, path, read_all, read_exact};
+use evidence_log::lines;
+use evidence_log::lines::{FILE_BYTES_MAX, Record};
+use evidence_log::tlog::merkle::Hash;
 
 /// The size of a file is `evidence.max_bytes` divided by this number, within [`FILE_BYTES`].
 const FILES: u64 = 16;
@@ -264,7 +264,7 @@ mod tests {
     use rustix::io::Errno;
 
     use super::*;
-    use crate::evidence::lines::{Range, SALT_BYTES, Salt};
+    use evidence_log::lines::{Range, SALT_BYTES, Salt};
     use testing::simulated_disk::{Operation, SimulatedDisk};
 
     fn record(first: u64, count: usize) -> Record {

@@ -8,8 +8,8 @@
 use std::io;
 use std::ops::Range;
 
-use super::layout::{DIRECTORY, KNOWN, OFF, if_there, read};
 use base::disk::{Access, Disk, replace};
+use evidence_log::layout::{DIRECTORY, KNOWN, OFF, if_there, read};
 
 /// The maximum size of the file in bytes.
 const FILE_BYTES_MAX: usize = 16 << 10;

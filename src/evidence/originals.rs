@@ -12,16 +12,16 @@ use std::{fmt, io};
 
 use tokio::time::Instant;
 
-use super::layout::{LINES, LineFile, if_there, path, read_exact};
-use super::lines;
-use super::lines::{HEADING, Heading, Record};
 use crate::queue;
 use crate::queue::lines;
 use crate::telemetry::{EvidenceError, EvidenceMetrics};
-use crate::tlog::merkle::Hash;
 use base::disk::{Access, Disk, File};
 use base::lock::lock;
 use base::position::Position;
+use evidence_log::layout::{LINES, LineFile, if_there, path, read_exact};
+use evidence_log::lines;
+use evidence_log::lines::{HEADING, Heading, Record};
+use evidence_log::tlog::merkle::Hash;
 
 /// The number of files whose records are indexed in memory. A record takes 32 bytes there, and at
 /// least one record is written each second in which events come in.
@@ -220,9 +220,9 @@ impl Indexed {
 mod tests {
     use super::*;
     use crate::evidence::hashes::Hashes;
-    use crate::evidence::lines::{SALT_BYTES, Salt};
     use crate::queue::Originals as _;
     use crate::telemetry::Telemetry;
+    use evidence_log::lines::{SALT_BYTES, Salt};
     use testing::simulated_disk::SimulatedDisk;
 
     fn line(at: u64) -> Vec<u8> {

@@ -17,10 +17,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
-use super::entry::{Alarm, Entry, QUEUE, RANGE_MAX, Running, Started, now};
 use super::hashes::Hashes;
-use super::layout::{DIRECTORY, Tampered};
-use super::lines::{Range, Record, SALT_BYTES, Salt};
 use super::originals::Originals;
 use super::outcome::Made;
 use super::store::Store;
@@ -29,22 +26,18 @@ use super::{hashes, off, outcome, store};
 use crate::config;
 use crate::queue::{Batch, Claim, Cursor, Disposition, Finished, Queue, Take, lines};
 use crate::telemetry::{EvidenceError, EvidenceMetrics, WitnessMetrics};
-use crate::tlog::key::SigningKey;
-use crate::tlog::merkle::Hash;
 use base::disk::Disk;
 use base::position::Position;
 use base::release;
+use evidence_log::entry::{Alarm, Entry, QUEUE, RANGE_MAX, Running, Started, now};
+use evidence_log::layout::{DIRECTORY, Tampered};
+use evidence_log::lines::{Range, Record, SALT_BYTES, Salt};
+use evidence_log::tlog::key::SigningKey;
+use evidence_log::tlog::merkle::Hash;
+use evidence_log::{COMMIT_BYTES, COMMIT_EVERY};
 
 /// The maximum number of bytes and events taken from the queue at once.
 const TAKE: Take = Take { bytes: 1 << 20, events: RANGE_MAX };
-
-/// Hashes and entries are made durable whenever this many bytes of lines have been taken from the
-/// queue since they were last made durable. If somebody changes an event in the files of the queue
-/// before, nothing shows it.
-pub const COMMIT_BYTES: u64 = 16 << 20;
-
-/// Hashes and entries are made durable at the latest this long after the first of them.
-pub const COMMIT_EVERY: Duration = Duration::from_secs(1);
 
 /// The pause after a failed attempt to write.
 const PAUSE: Duration = Duration::from_secs(1);

@@ -14,19 +14,21 @@ use std::io;
 use std::sync::Arc;
 
 use super::bound::{Bound, Sizes};
-use super::entry::{Alarm, Entry, end_in_queue, last_end, now};
-use super::journal::{Chain, JOURNAL_BYTES_MAX, Own};
-use super::layout::{
+use base::disk::{Access, Disk, File, named, replace};
+use evidence_log::entry::{Alarm, Entry, end_in_queue, last_end, now};
+use evidence_log::journal::{Chain, JOURNAL_BYTES_MAX, Own};
+use evidence_log::layout::{
     DIRECTORY, Files, KNOWN, ROLLED_BACK, ROLLED_BACK_MAX, Tampered, if_there, path, read, read_all,
 };
-use super::{journal, layout};
-use crate::tlog::checkpoint::{Checkpoint, Signed};
-use crate::tlog::key::SigningKey;
-use crate::tlog::merkle::{Frontier, Hash, Head, Nodes, consistency, extends, root_at};
-use crate::tlog::note::{NOTE_BYTES_MAX, Note, Signed as Check};
-use crate::tlog::tile;
-use crate::tlog::tile::{CHECKPOINT, Content, ENTRY_BYTES_MAX, Growing, Tile, WIDTH, last_tiles};
-use base::disk::{Access, Disk, File, named, replace};
+use evidence_log::tlog::checkpoint::{Checkpoint, Signed};
+use evidence_log::tlog::key::SigningKey;
+use evidence_log::tlog::merkle::{Frontier, Hash, Head, Nodes, consistency, extends, root_at};
+use evidence_log::tlog::note::{NOTE_BYTES_MAX, Note, Signed as Check};
+use evidence_log::tlog::tile;
+use evidence_log::tlog::tile::{
+    CHECKPOINT, Content, ENTRY_BYTES_MAX, Growing, Tile, WIDTH, last_tiles,
+};
+use evidence_log::{journal, layout};
 
 /// The file with the entries that no checkpoint covers yet.
 const JOURNAL_PATH: &str = "evidence/journal";

@@ -9,15 +9,16 @@ use std::time::Duration;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 
-use super::entry::now;
 use super::store::Store;
 use crate::ask::{Answer, Target};
 use crate::config::ClientTls;
 use crate::telemetry::{EvidenceError, EvidenceMetrics, WitnessMetrics};
-use crate::tlog::key::VerifierKey;
-use crate::tlog::merkle::Head;
-use crate::tlog::note::{Note, Signed};
 use crate::{config, tls};
+use evidence_log::AHEAD_MAX;
+use evidence_log::entry::now;
+use evidence_log::tlog::key::VerifierKey;
+use evidence_log::tlog::merkle::Head;
+use evidence_log::tlog::note::{Note, Signed};
 
 /// The time that a witness has for an answer.
 pub(super) const ANSWERS_WITHIN: Duration = Duration::from_secs(10);
@@ -29,9 +30,6 @@ const ROUNDS_MAX: u8 = 4;
 /// The media type of the answer with status 409 that gives the size of the witness's checkpoint.
 /// Some witnesses name none. The error page of a gateway has another one.
 const SIZE: &str = "text/x.tlog.size";
-
-/// The signed time of a cosignature may be at most this many seconds ahead of the relay's clock.
-pub const AHEAD_MAX: u64 = 60;
 
 /// A signed checkpoint that witnesses are asked to cosign.
 #[derive(Debug, Clone)]

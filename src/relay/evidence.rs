@@ -15,20 +15,20 @@ use super::outputs::NamedFiles;
 use super::waiting::in_time;
 use crate::config::Config;
 use crate::delivery::Published;
-use crate::evidence::entry::Running;
 use crate::evidence::originals::Originals;
-use crate::evidence::reader::{Directory, Log};
 use crate::evidence::recorder::{Recorder, Setup};
 use crate::evidence::{off, recorder};
 use crate::queue::{Cursor, Queue};
 use crate::telemetry::Telemetry;
-use crate::tlog::checkpoint::Signed;
-use crate::tlog::key::SigningKey;
-use crate::tlog::note::Signed as Check;
-use crate::{config, evidence, queue};
+use crate::{config, queue};
 use base::disk::Disk;
 use base::named_file;
 use base::position::Position;
+use evidence_log::entry::Running;
+use evidence_log::reader::{Directory, Log};
+use evidence_log::tlog::checkpoint::Signed;
+use evidence_log::tlog::key::SigningKey;
+use evidence_log::tlog::note::Signed as Check;
 
 /// The purpose for which the key of the config's digest is derived from the signing key.
 const PURPOSE: &str = "evidence config 1";
@@ -53,7 +53,7 @@ pub(super) fn reader(
     queue: Option<&Path>,
 ) -> Option<queue::Output> {
     let settings = settings?;
-    let log = queue.map(|queue| Directory::at(&queue.join(evidence::DIRECTORY)));
+    let log = queue.map(|queue| Directory::at(&queue.join(evidence_log::DIRECTORY)));
     // If the log can't be read, or is that of another origin, the reader begins with the oldest
     // event. The recorder reports what is wrong.
     let recorded = log.and_then(|log| recorded_until(log, settings));

@@ -79,7 +79,7 @@ impl Parts {
         evidence: Option<Evidence>,
     ) -> Self {
         let directory = config.queue.directory.as_ref().filter(|_| config.evidence.is_some());
-        let log_of_evidence = directory.map(|queue| queue.join(crate::evidence::DIRECTORY));
+        let log_of_evidence = directory.map(|queue| queue.join(evidence_log::DIRECTORY));
         let checkpoints = evidence.as_ref().map(Evidence::checkpoints);
         let gate = Arc::new(Gate::new(&config.limits, &config.queue, queue.clone(), &telemetry));
         let failures = Failures::default();

@@ -1,6 +1,6 @@
 //! Bounds of what a log may say, so that a hostile log takes a bounded amount of memory.
 
-use crate::evidence::entry::{Entry, Started};
+use evidence_log::entry::{Entry, Started};
 
 /// The maximum size in bytes of a name or a reason in an entry. The relay writes less than a
 /// hundred.

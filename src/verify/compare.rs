@@ -17,7 +17,7 @@ use super::store::Store;
 use crate::config::show_time;
 use crate::evidence::entry::{Delivered, Entry, Fate, Stamp};
 use crate::evidence::reader::Log;
-use crate::tlog::merkle::{Frontier, Hash};
+use evidence_log::tlog::merkle::{Frontier, Hash};
 
 /// The maximum number of stored lines that a fault names.
 const PLACES_MAX: usize = 20;

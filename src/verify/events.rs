@@ -12,7 +12,7 @@ use super::request::Request;
 use super::runs::Said;
 use crate::evidence::entry::{Delivered, Entry, Fate, Offset, QUEUE};
 use crate::evidence::reader::Directory;
-use crate::tlog::merkle::Hash;
+use evidence_log::tlog::merkle::Hash;
 
 /// The reasons of losses that `--allow-lost` does not allow: the queue's files were not what the
 /// relay had written.

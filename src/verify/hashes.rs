@@ -5,10 +5,10 @@ use std::io;
 use std::sync::Arc;
 
 use super::positions::Positions;
-use crate::evidence::lines::{Damage, Range, Record};
-use crate::evidence::reader::Directory;
-use crate::evidence::{LineFile, lines};
-use crate::tlog::merkle::Hash;
+use evidence_log::lines::{Damage, Range, Record};
+use evidence_log::reader::Directory;
+use evidence_log::tlog::merkle::Hash;
+use evidence_log::{LineFile, lines};
 
 /// Identifies a range of line hashes by the output that sent the lines, its first position, and its
 /// root. The output is `None` for lines as they came in.

@@ -311,7 +311,7 @@ fn is_usable(Said { index, entry, at, .. }: Said<'_>, faults: &mut Faults) -> bo
 mod tests {
     use super::*;
     use crate::evidence::entry::{Delivered, Stamp};
-    use crate::tlog::merkle::{Hash, Head};
+    use evidence_log::tlog::merkle::{Hash, Head};
 
     fn running(at: u64, places: &[(&str, u64)]) -> Running {
         let (version, config_sha256) = (String::new(), String::new());

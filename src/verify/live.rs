@@ -10,8 +10,8 @@ use std::time::{Duration, SystemTime};
 use tokio::time::Instant;
 
 use super::request::Request;
-use crate::evidence::reader::{Directory, Log};
-use crate::tlog::tile::{Content, Tile, WIDTH};
+use evidence_log::reader::{Directory, Log};
+use evidence_log::tlog::tile::{Content, Tile, WIDTH};
 
 /// A check assumes that at most this time is between two checkpoints: the relay's default. The log
 /// does not say how often it is signed.

@@ -10,9 +10,9 @@ use super::request::Request;
 use super::runs::{Row, Said};
 use crate::evidence::entry::{Entry, Stamp, Started, now};
 use crate::evidence::reader::{Directory, Files, Log, ReadError, is_foreign};
-use crate::tlog::checkpoint::{Checkpoint, Signed};
-use crate::tlog::merkle::{Frontier, Hash, Head, root_at};
-use crate::tlog::tile::{BUNDLE_BYTES_MAX, Content, Growing, Tile, WIDTH, last_tiles};
+use evidence_log::tlog::checkpoint::{Checkpoint, Signed};
+use evidence_log::tlog::merkle::{Frontier, Hash, Head, root_at};
+use evidence_log::tlog::tile::{BUNDLE_BYTES_MAX, Content, Growing, Tile, WIDTH, last_tiles};
 
 /// The maximum number of faults of a published log. After that, no further entries are fetched.
 const FAULTS_MAX: u64 = 1000;

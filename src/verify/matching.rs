@@ -10,7 +10,7 @@ use std::io;
 use std::io::{Read as _, Seek as _, SeekFrom, Write as _};
 use std::os::unix::fs::OpenOptionsExt as _;
 
-use crate::tlog::merkle::{HASH_BYTES, Hash};
+use evidence_log::tlog::merkle::{HASH_BYTES, Hash};
 
 /// The number of buckets: one for each first byte of a hash.
 const BUCKETS: usize = 256;

@@ -6,11 +6,11 @@ use super::report::{Number, Report, time};
 use super::request::Request;
 use super::stored;
 use super::stored::Line;
-use crate::evidence::entry::{Entry, RANGE_MAX};
-use crate::evidence::lines::Salt;
-use crate::tlog::merkle::{Hash, PROOF_MAX, includes};
-use crate::tlog::note::Signed;
-use crate::tlog::proof::Proof;
+use evidence_log::entry::{Entry, RANGE_MAX};
+use evidence_log::lines::Salt;
+use evidence_log::tlog::merkle::{Hash, PROOF_MAX, includes};
+use evidence_log::tlog::note::Signed;
+use evidence_log::tlog::proof::Proof;
 
 /// The beginning of the block with the Merkle path of a line, up to the root of its range.
 const SALT: &str = "\n\nsalt ";

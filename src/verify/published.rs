@@ -8,8 +8,8 @@ use super::events::Events;
 use super::log::Check;
 use super::report::Report;
 use super::request::Request;
-use crate::evidence::reader::{Files, Log, ReadError};
-use crate::tlog::merkle::root_at;
+use evidence_log::reader::{Files, Log, ReadError};
+use evidence_log::tlog::merkle::root_at;
 
 /// More entries than a relay can write: 300 a second for a hundred years.
 const ENTRIES_MAX: u64 = 1 << 40;

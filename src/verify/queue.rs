@@ -7,10 +7,10 @@ use super::compare::Comparison;
 use super::events::Events;
 use super::log::{Check, Ending};
 use super::positions::Positions;
-use crate::evidence::entry::{Delivered, Entry};
 use crate::queue::inspect;
 use crate::queue::inspect::Seen;
-use crate::tlog::merkle::{Hash, Hasher};
+use evidence_log::entry::{Delivered, Entry};
+use evidence_log::tlog::merkle::{Hash, Hasher};
 
 /// A queue beside the evidence.
 pub(super) struct Queue(inspect::Directory);

@@ -3,9 +3,9 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use crate::tlog::checkpoint::{Checkpoint, Signed};
-use crate::tlog::key::VerifierKey;
-use crate::tlog::note::Signed as Signature;
+use evidence_log::tlog::checkpoint::{Checkpoint, Signed};
+use evidence_log::tlog::key::VerifierKey;
+use evidence_log::tlog::note::Signed as Signature;
 
 /// The keys, checkpoints and lines of a check.
 #[derive(Debug, Default)]

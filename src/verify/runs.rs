@@ -7,8 +7,8 @@
 use std::collections::BTreeSet;
 
 use super::report::{Fault, Faults, time};
-use crate::evidence::entry::{Entry, Running, Stamp, Started};
-use crate::evidence::{COMMIT_BYTES, COMMIT_EVERY};
+use evidence_log::entry::{Entry, Running, Stamp, Started};
+use evidence_log::{COMMIT_BYTES, COMMIT_EVERY};
 
 /// A silence is reported if it is longer than one and a half heartbeats, and longer than one
 /// heartbeat by at least this many milliseconds.

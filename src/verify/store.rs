@@ -10,8 +10,8 @@ use super::matching::{Form, Line, Lines};
 use super::report::Report;
 use super::request::Request;
 use super::stored;
-use crate::tlog::checkpoint::{Checkpoint, Signed};
-use crate::tlog::merkle::Hash;
+use evidence_log::tlog::checkpoint::{Checkpoint, Signed};
+use evidence_log::tlog::merkle::Hash;
 
 /// A checkpoint among the stored lines, whose signature is valid.
 pub(super) struct Kept {

@@ -7,10 +7,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::replay::packing::{Counted, MAGIC_BYTES, Packing};
-use crate::tlog::merkle::{Hash, Hasher};
-use crate::tlog::note::NOTE_BYTES_MAX;
 use base::disk::named;
 use base::named_file;
+use evidence_log::tlog::merkle::{Hash, Hasher};
+use evidence_log::tlog::note::NOTE_BYTES_MAX;
 
 /// The size in bytes of the buffers of a file.
 const BUFFER: usize = 256 << 10;

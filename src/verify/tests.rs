@@ -7,12 +7,12 @@ use tempfile::TempDir;
 
 use super::report::Counts;
 use super::*;
-use crate::evidence::entry::{Alarm, Delivered, Entry, Fate, Offset, Running, Stamp, Started, now};
-use crate::evidence::lines::{Range, Record, SALT_BYTES, Salt};
-use crate::tlog::checkpoint::Checkpoint;
-use crate::tlog::key::SigningKey;
-use crate::tlog::merkle::{Frontier, Hash, Head, root};
-use crate::tlog::tile::{Content, Tile, push_entry};
+use evidence_log::entry::{Alarm, Delivered, Entry, Fate, Offset, Running, Stamp, Started, now};
+use evidence_log::lines::{Range, Record, SALT_BYTES, Salt};
+use evidence_log::tlog::checkpoint::Checkpoint;
+use evidence_log::tlog::key::SigningKey;
+use evidence_log::tlog::merkle::{Frontier, Hash, Head, root};
+use evidence_log::tlog::tile::{Content, Tile, push_entry};
 
 mod aside;
 

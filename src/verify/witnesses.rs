@@ -6,12 +6,12 @@
 
 use super::log::Check;
 use super::report::time;
-use crate::evidence::AHEAD_MAX;
-use crate::evidence::entry::now;
-use crate::evidence::reader::Log;
-use crate::tlog::checkpoint::Signed;
-use crate::tlog::key::VerifierKey;
-use crate::tlog::note::Signed as Signature;
+use evidence_log::AHEAD_MAX;
+use evidence_log::entry::now;
+use evidence_log::reader::Log;
+use evidence_log::tlog::checkpoint::Signed;
+use evidence_log::tlog::key::VerifierKey;
+use evidence_log::tlog::note::Signed as Signature;
 
 impl Check<'_> {
     /// Compares the newest checkpoint of the witness at `url` with the log.

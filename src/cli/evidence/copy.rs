@@ -3,10 +3,10 @@
 use std::path::Path;
 
 use crate::cli::{FAILED, WRONG, print, shown};
-use crate::evidence::copy;
-use crate::evidence::copy::CopyError;
-use crate::evidence::reader::Log;
 use base::words::escape;
+use evidence_log::copy;
+use evidence_log::copy::CopyError;
+use evidence_log::reader::Log;
 
 /// Copies the evidence in a directory, and prints what was copied.
 pub(super) fn run(directory: &Path, to: &Path) -> Result<(), u8> {

@@ -6,10 +6,10 @@ use std::io;
 use tokio::runtime::Runtime;
 
 use crate::ask::{AskFault, Target};
-use crate::evidence::reader::Files;
-use crate::tlog::merkle::Hash;
-use crate::tlog::note::NOTE_BYTES_MAX;
-use crate::tlog::tile::CHECKPOINT;
+use evidence_log::reader::Files;
+use evidence_log::tlog::merkle::Hash;
+use evidence_log::tlog::note::NOTE_BYTES_MAX;
+use evidence_log::tlog::tile::CHECKPOINT;
 
 /// The greatest number of bytes that one check reads. A longer log must be copied, and checked as a
 /// directory.

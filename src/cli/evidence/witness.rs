@@ -7,8 +7,8 @@ use clap::Args;
 
 use super::published::Published;
 use crate::config;
-use crate::tlog::key::{Kind, VerifierKey};
 use crate::verify::Request;
+use evidence_log::tlog::key::{Kind, VerifierKey};
 
 #[derive(Args)]
 pub(super) struct Witnesses {

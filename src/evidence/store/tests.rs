@@ -1,7 +1,7 @@
 //! The log on a disk that fails, and in the hands of somebody else.
 
 use super::*;
-use crate::tlog::merkle::{extends, root};
+use evidence_log::tlog::merkle::{extends, root};
 use testing::simulated_disk::{SimulatedDisk, is_crash};
 
 const ORIGIN: &str = "example.org/relay-0";

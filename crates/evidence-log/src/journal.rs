@@ -24,14 +24,14 @@ const MAGIC: [u8; 7] = *b"\xFFKAFJRN";
 const VERSION: u8 = 3;
 
 /// The number of bytes of a MAC.
-pub(super) const MAC: usize = 32;
+pub const MAC: usize = 32;
 
 /// The number of bytes of a record before the MAC: length, checksum and index.
 const FRAME: usize = 16;
 
 /// The maximum size in bytes of a journal that is read. The store begins a new journal much
 /// earlier, but entries that are not about events may still be added above its limit.
-pub(super) const JOURNAL_BYTES_MAX: usize = 128 << 20;
+pub const JOURNAL_BYTES_MAX: usize = 128 << 20;
 
 /// The purposes for which the keys of the MACs are derived from the signing key: for those of a
 /// journal, and for that of `evidence-head`.
@@ -39,21 +39,21 @@ const PURPOSES: [&str; 2] = ["evidence journal 2", "evidence head 1"];
 
 /// The keys of the MACs.
 #[derive(Debug, Clone)]
-pub(super) struct Key {
+pub struct Key {
     journal: hmac::Key,
     head: hmac::Key,
 }
 
 impl Key {
     /// Derives the keys from a signing key.
-    pub(super) fn of(key: &SigningKey) -> Self {
+    pub fn of(key: &SigningKey) -> Self {
         let [journal, head] =
             PURPOSES.map(|purpose| hmac::Key::new(hmac::HMAC_SHA256, &key.derive(purpose)));
         Self { journal, head }
     }
 
     /// Returns the MAC of the content of `evidence-head`.
-    pub(super) fn of_head(&self, content: &[u8]) -> [u8; MAC] {
+    pub fn of_head(&self, content: &[u8]) -> [u8; MAC] {
         mac(&self.head, &[content])
     }
 
@@ -80,15 +80,15 @@ fn mac(key: &hmac::Key, parts: &[&[u8]]) -> [u8; MAC] {
 
 /// The end of a journal that is being written.
 #[derive(Debug, Clone)]
-pub(super) struct Chain {
+pub struct Chain {
     key: Key,
     /// The MAC of the last record, or of the header.
-    pub(super) last: [u8; MAC],
+    pub last: [u8; MAC],
 }
 
 impl Chain {
     /// Begins a journal that continues the checkpoint with this head. Also returns the header.
-    pub(super) fn begin(key: Key, origin: &str, head: Head) -> (Self, Vec<u8>) {
+    pub fn begin(key: Key, origin: &str, head: Head) -> (Self, Vec<u8>) {
         let last = key.begin(VERSION, origin, head);
         let size = head.size.to_be_bytes();
         let header = [&MAGIC[..], &[VERSION], &size, &head.root.0, &last].concat();
@@ -96,7 +96,7 @@ impl Chain {
     }
 
     /// Appends a record to the bytes of the journal.
-    pub(super) fn push(&mut self, index: u64, entry: &[u8], journal: &mut Vec<u8>) {
+    pub fn push(&mut self, index: u64, entry: &[u8], journal: &mut Vec<u8>) {
         self.last = self.key.next(&self.last, index, entry);
         let length = u32::try_from(entry.len()).unwrap_or(u32::MAX);
         let mut checksum = crc32c::crc32c(&index.to_be_bytes());
@@ -132,27 +132,28 @@ impl<'a> Records<'a> {
 }
 
 /// A journal that the relay has written.
-pub(super) struct Own {
+pub struct Own {
     /// The size and the root of the checkpoint that the journal continues.
-    pub(super) head: Head,
-    pub(super) entries: Vec<Vec<u8>>,
+    pub head: Head,
+    /// The entries behind that checkpoint.
+    pub entries: Vec<Vec<u8>>,
     /// The MAC of the header, and of the record of each entry.
     macs: Vec<[u8; MAC]>,
     /// `true`: the file `evidence-head` was there before the journal was.
-    pub(super) has_head: bool,
+    pub has_head: bool,
 }
 
 impl Own {
     /// Returns the MAC of the record with which the log has this many entries; `None` if the
     /// journal ends before. Of entries that the journal's checkpoint covers there is no MAC.
-    pub(super) fn mac(&self, entries: u64) -> Option<&[u8; MAC]> {
+    pub fn mac(&self, entries: u64) -> Option<&[u8; MAC]> {
         self.macs.get(usize::try_from(entries.checked_sub(self.head.size)?).ok()?)
     }
 }
 
 /// Reads a journal. `None` unless the MACs of the whole journal were made with one of these keys,
 /// for the log with the name `origin`.
-pub(super) fn written_by(keys: &[Key], origin: &str, journal: &[u8]) -> Option<Own> {
+pub fn written_by(keys: &[Key], origin: &str, journal: &[u8]) -> Option<Own> {
     let Records { version, head, mac, mut records } = Records::of(journal)?;
     let key = keys.iter().find(|key| key.begin(version, origin, head) == mac)?;
     let mut last = key.begin(version, origin, head);
@@ -172,7 +173,7 @@ pub(super) fn written_by(keys: &[Key], origin: &str, journal: &[u8]) -> Option<O
 
 /// Returns the entries of a journal with their indices, up to the first that is torn. No MAC is
 /// checked, so anybody may have written them. Also reads the journal of an earlier version.
-pub(super) fn entries(journal: &[u8]) -> Vec<(u64, Vec<u8>)> {
+pub fn entries(journal: &[u8]) -> Vec<(u64, Vec<u8>)> {
     let (mut rest, mac) = match Records::of(journal) {
         Some(Records { records, .. }) => (records, MAC),
         None => (journal, 0),
@@ -186,7 +187,7 @@ pub(super) fn entries(journal: &[u8]) -> Vec<(u64, Vec<u8>)> {
 }
 
 /// Returns `true` if an earlier version of the program may have written the journal, without MACs.
-pub(super) fn is_without_macs(journal: &[u8]) -> bool {
+pub fn is_without_macs(journal: &[u8]) -> bool {
     Records::of(journal).is_none() && record(journal, 0).is_some()
 }
 

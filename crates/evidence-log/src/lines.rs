@@ -39,7 +39,7 @@ const DELIVERED: u8 = 2;
 const RECORD_MAX: usize = 1 << 20;
 
 /// The maximum number of bytes of a file that are read. The relay begins a new file much earlier.
-pub(super) const FILE_BYTES_MAX: usize = 256 << 20;
+pub const FILE_BYTES_MAX: usize = 256 << 20;
 
 /// A random number that belongs to a range. Without it, nobody can check a guess at a line against
 /// the root in the log.
@@ -228,7 +228,7 @@ pub fn whole_bytes(file: &[u8]) -> u64 {
 /// # Errors
 ///
 /// `read` has failed, for another reason than the end of the file.
-pub(super) fn record_at(
+pub fn record_at(
     offset: u64,
     read: impl Fn(&mut [u8], u64) -> io::Result<()>,
 ) -> io::Result<Option<Record>> {
@@ -251,21 +251,21 @@ pub(super) fn record_at(
 }
 
 /// The number of bytes of a record from its frame up to the number of its events.
-pub(super) const HEADING: usize = FRAME + 1 + 8 + 4;
+pub const HEADING: usize = FRAME + 1 + 8 + 4;
 
 /// The beginning of a record. Its checksum is not checked.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Heading {
+pub struct Heading {
     /// The bytes of the record, with its frame.
-    pub(super) bytes: u64,
+    pub bytes: u64,
     /// The positions of the events, if the record has their lines as they came in; `None` if it has
     /// lines as they were sent.
-    pub(super) accepted: Option<std::ops::Range<u64>>,
+    pub accepted: Option<std::ops::Range<u64>>,
 }
 
 impl Heading {
     /// Reads the beginning of a record. Returns `None` if the bytes are not one.
-    pub(super) fn parse(heading: &[u8; HEADING]) -> Option<Self> {
+    pub fn parse(heading: &[u8; HEADING]) -> Option<Self> {
         let (length, rest) = heading.split_first_chunk()?;
         let length = u32::from_be_bytes(*length);
         let (_checksum, rest) = rest.split_first_chunk::<4>()?;

@@ -288,7 +288,7 @@ impl Entry {
     }
 
     /// Returns the root over the line hashes that the entry is about; `None` if it has none.
-    pub(super) fn root(&self) -> Option<Hash> {
+    pub fn root(&self) -> Option<Hash> {
         if let Self::Delivered(Delivered { root, .. }) = self {
             return *root;
         }
@@ -315,7 +315,7 @@ impl Entry {
 /// Returns the position after the last event that came in, or was lost from the queue, according to
 /// the first `size` entries; `None` if no entry is about such an event. `bundle` returns the
 /// entries of a bundle.
-pub(super) fn end_in_queue<E>(
+pub fn end_in_queue<E>(
     size: u64,
     bundle: impl Fn(u64) -> Result<Vec<Vec<u8>>, E>,
 ) -> Result<Option<u64>, E> {
@@ -330,7 +330,7 @@ pub(super) fn end_in_queue<E>(
 
 /// Returns the position after the last event that came in, or was lost from the queue, according to
 /// these entries; `None` if no entry is about such an event.
-pub(super) fn last_end(entries: &[Vec<u8>]) -> Option<u64> {
+pub fn last_end(entries: &[Vec<u8>]) -> Option<u64> {
     entries.iter().rev().find_map(|entry| Some(Entry::parse(entry).ok()?.in_queue()?.end))
 }
 

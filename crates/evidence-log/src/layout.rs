@@ -15,24 +15,24 @@ pub(super) const JOURNAL: &str = "journal";
 
 /// The file in the queue's directory, beside the log, which says that a witness has contradicted
 /// the log. It has two lines: the origin and the reason.
-pub(super) const ROLLED_BACK: &str = "evidence-rolled-back";
+pub const ROLLED_BACK: &str = "evidence-rolled-back";
 
 /// The file in the queue's directory, beside the log, with a copy of the newest checkpoint. If the
 /// log is shorter than this checkpoint, somebody has cut or removed it.
-pub(super) const KNOWN: &str = "evidence-checkpoint";
+pub const KNOWN: &str = "evidence-checkpoint";
 
 /// The file in the queue's directory, beside the log, that says how far the log was durable.
-pub(super) const HEAD: &str = "evidence-head";
+pub const HEAD: &str = "evidence-head";
 
 /// The file in the queue's directory, beside the log, with the positions of the events that came in
 /// while evidence was off.
-pub(super) const OFF: &str = "evidence-off";
+pub const OFF: &str = "evidence-off";
 
 /// The directory of the files of line hashes, below that of the log.
-pub(super) const LINES: &str = "lines";
+pub const LINES: &str = "lines";
 
 /// The maximum size of the file [`ROLLED_BACK`] in bytes.
-pub(super) const ROLLED_BACK_MAX: usize = 16 << 10;
+pub const ROLLED_BACK_MAX: usize = 16 << 10;
 
 /// A place that has the files of a log, such as a directory or a server.
 pub trait Files {
@@ -72,7 +72,7 @@ pub trait Files {
 }
 
 /// Returns `None` if a file or directory is not there.
-pub(super) fn if_there<T>(found: io::Result<T>) -> io::Result<Option<T>> {
+pub fn if_there<T>(found: io::Result<T>) -> io::Result<Option<T>> {
     match found {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         found => found.map(Some),
@@ -81,7 +81,7 @@ pub(super) fn if_there<T>(found: io::Result<T>) -> io::Result<Option<T>> {
 
 /// Returns the content of a file; `None` if there is none. The relay never writes more than `max`
 /// bytes to it.
-pub(super) fn read(disk: &dyn Disk, path: &str, max: usize) -> io::Result<Option<Vec<u8>>> {
+pub fn read(disk: &dyn Disk, path: &str, max: usize) -> io::Result<Option<Vec<u8>>> {
     let Some(file) = if_there(disk.open(path, Access::Read))? else { return Ok(None) };
     let bytes = file.bytes()?;
     if bytes > max as u64 {
@@ -96,7 +96,7 @@ pub(super) fn read(disk: &dyn Disk, path: &str, max: usize) -> io::Result<Option
 /// # Errors
 ///
 /// The file ends before, or the disk refuses.
-pub(super) fn read_exact(file: &dyn File, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+pub fn read_exact(file: &dyn File, buffer: &mut [u8], offset: u64) -> io::Result<()> {
     match file.read_at(buffer, offset)? {
         read if read == buffer.len() => Ok(()),
         _ => Err(io::ErrorKind::UnexpectedEof.into()),
@@ -104,7 +104,7 @@ pub(super) fn read_exact(file: &dyn File, buffer: &mut [u8], offset: u64) -> io:
 }
 
 /// Reads the first bytes of a file, at most this many.
-pub(super) fn read_all(file: &dyn File, max: usize) -> io::Result<Vec<u8>> {
+pub fn read_all(file: &dyn File, max: usize) -> io::Result<Vec<u8>> {
     let mut content = vec![0; usize::try_from(file.bytes()?).unwrap_or(usize::MAX).min(max)];
     let read = file.read_at(&mut content, 0)?;
     content.truncate(read);
@@ -114,24 +114,24 @@ pub(super) fn read_all(file: &dyn File, max: usize) -> io::Result<Vec<u8>> {
 /// A log that somebody else has changed in such a way that it can't be continued.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub(super) struct Tampered(pub(super) String);
+pub struct Tampered(pub String);
 
 impl Tampered {
     /// Returns `true` if the error is of this kind, or is about a symlink.
-    pub(super) fn is(error: &io::Error) -> bool {
+    pub fn is(error: &io::Error) -> bool {
         disk::is_link(error) || error.get_ref().is_some_and(|error| error.is::<Self>())
     }
 }
 
 /// Reads the file [`ROLLED_BACK`]. Returns the reason; `None` if it is about another origin.
-pub(super) fn rolled_back(text: &[u8], origin: &str) -> Option<String> {
+pub fn rolled_back(text: &[u8], origin: &str) -> Option<String> {
     let text = String::from_utf8_lossy(text);
     let (of, why) = text.split_once('\n').unwrap_or((&text, ""));
     (of == origin).then(|| why.trim_end().to_owned())
 }
 
 /// Returns the path of a file of the log below the queue's directory.
-pub(super) fn path(name: &str) -> String {
+pub fn path(name: &str) -> String {
     format!("{DIRECTORY}/{name}")
 }
 
@@ -141,20 +141,21 @@ pub(super) fn path(name: &str) -> String {
 pub struct LineFile {
     /// The first position in the file. The file may also have hashes of lines that came in earlier
     /// and were sent later.
-    pub(super) first: u64,
-    pub(super) number: u32,
+    pub first: u64,
+    /// Counts the files with this first position, from 0 on.
+    pub number: u32,
 }
 
 impl LineFile {
     /// Reads the name of a file; `None` if the text is not such a name.
-    pub(super) fn parse(name: &str) -> Option<Self> {
+    pub fn parse(name: &str) -> Option<Self> {
         let (first, number) = name.split_once('-').unwrap_or((name, "0"));
         let file = Self { first: first.parse().ok()?, number: number.parse().ok()? };
         (file.to_string() == name).then_some(file)
     }
 
     /// Returns the path of the file below the directory of the log.
-    pub(super) fn path(self) -> String {
+    pub fn path(self) -> String {
         format!("{LINES}/{self}")
     }
 }
