@@ -15,16 +15,15 @@
 //! The types of outputs are not part of this module. The file of each type in `src/output` declares
 //! its keys in the same way, as [`OutputSettings`] describes.
 //!
-//! Each file of this module is on a floor, and imports only from the floors below:
+//! Each file of this crate is on a floor, and imports only from the floors below:
+//!
 //! | floor | files | content |
 //! |---|---|---|
-//! | 1 | `literal` `problem` `template` `values` | TOML as text · problems · `${…}` · sizes, times, names |
-//! | 2 | `reader` | the state of reading one file: positions and records |
-//! | 3 | `print` `table` `targets` | printing of the config and the reference · tables and keys · addresses of outputs |
-//! | 4 | `compression` `delivery` `filter` `log` `messages` `process` `protocol` `tls` | sections, and the interface for types of output |
-//! | 5 | `kafka` `listener` `output` `stream` | tables, and keys that several types of output share |
-//! | 6 | `http` `queue` | keys that the HTTP outputs share · a table that depends on the outputs |
-//! | 7 | `dead_letter` `evidence` `limits` `source` | tables that depend on the queue |
+//! | 1 | `targets` | addresses of outputs |
+//! | 2 | `compression` `delivery` `filter` `log` `messages` `process` `protocol` `tls` | sections, and the interface for types of output |
+//! | 3 | `kafka` `listener` `output` `stream` | tables, and keys that several types of output share |
+//! | 4 | `http` `queue` | keys that the HTTP outputs share · a table that depends on the outputs |
+//! | 5 | `dead_letter` `evidence` `limits` `source` | tables that depend on the queue |
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
@@ -40,30 +39,29 @@ mod http;
 mod kafka;
 mod limits;
 mod listener;
-mod literal;
 mod log;
 mod messages;
 mod output;
-mod print;
-mod problem;
 mod process;
 mod protocol;
 mod queue;
-mod reader;
 mod source;
 mod stream;
-pub mod table;
 mod targets;
-mod template;
 mod tls;
-mod values;
 
-#[cfg(test)]
-mod tests;
-
-use table::Table;
+use config_table::table::Table;
+use config_table::{print, reader, table, values};
 
 pub use compression::Compression;
+pub use config_table::problem::{Content, Named, Problem, Severity};
+pub use config_table::template::{
+    ExpandError, Template, read_secret, read_token, read_token_of_command,
+};
+pub use config_table::values::{
+    BatchBytes, HostPort, header_name, header_value, host_port, printable, proxy_url, server_name,
+    show_size, show_time, size, time, url, user_name,
+};
 pub use dead_letter::DeadLetter;
 pub use delivery::{BatchLimits, Rejected, Retry, Timeouts};
 pub use evidence::{Evidence, Witness};
@@ -78,19 +76,13 @@ pub use log::{Log, LogFormat};
 pub use messages::Messages;
 pub(crate) use messages::machine_name;
 pub use output::Output;
-pub use problem::{Content, Named, Problem, Severity};
 pub use process::Restrict;
 pub use protocol::{OutputKind, OutputSettings, OutputType};
 pub use queue::{Acknowledge, BATCH_OVERHEAD, Queue, WhenFull};
 pub use source::{KafkaSource, Source, SourceKind};
 pub use stream::{Strategy, Stream};
 pub use targets::Target;
-pub use template::{ExpandError, Template, read_secret, read_token, read_token_of_command};
 pub use tls::{ClientTls, TlsVersion};
-pub use values::{
-    BatchBytes, HostPort, header_name, header_value, host_port, printable, proxy_url, server_name,
-    show_size, show_time, size, time, url, user_name,
-};
 
 /// The greatest size of a config file in bytes, which is also that of a ConfigMap.
 pub const FILE_BYTES_MAX: u64 = 1 << 20;
@@ -409,7 +401,7 @@ fn drain_timeout(t: &mut Table<'_, '_>) -> Duration {
 /// Returns the text of a config that contains every type of output and source, and every section
 /// that must be present to be read. The config is not valid, because required values are missing.
 /// The text is read only to declare every key.
-fn sample(types: &[OutputType]) -> String {
+pub fn sample(types: &[OutputType]) -> String {
     let filter = "filter = { match = [{ resources = [{}] }], redact = [{}] }";
     // A required output that collects events contradicts the value of `queue.acknowledge` below.
     let output = |OutputType { name, sample, collects, .. }: &OutputType| {

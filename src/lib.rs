@@ -26,6 +26,7 @@
 //! | [`base`] | words, positions, locks, files on disk: what has no state and no owner |
 //! | [`transform`] | audit policies, redaction, schemas, who causes the bytes |
 //! | [`evidence-log`](::evidence_log) | the log of the evidence as files, transparency logs |
+//! | [`config-table`](::config_table) | how a config file is read, without the name of any key |
 //!
 //! Of the modules here, a row imports only from rows above it. Listeners, sources and outputs meet
 //! at the queue and nowhere else. The test `tests/it/docs/layers.rs` compares this table with the
@@ -60,6 +61,8 @@ pub mod ask;
 pub mod check;
 pub mod cli;
 pub mod config;
+#[cfg(test)]
+mod config_tests;
 pub mod cost;
 pub mod delivery;
 pub mod demo;

@@ -1,6 +1,6 @@
 //! `compression`, a key of several outputs.
 
-use super::table::Table;
+use config_table::table::Table;
 
 /// The values of the key `compression`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -3,11 +3,11 @@
 use std::path::PathBuf;
 
 use super::delivery::Rejected;
-use super::problem::Severity;
-use super::reader::Context;
-use super::table::{Table, optional};
-use super::values::MIB;
 use super::{output, queue};
+use config_table::problem::Severity;
+use config_table::reader::Context;
+use config_table::table::{Table, optional};
+use config_table::values::MIB;
 
 /// The smallest allowed `dead_letter.max_bytes`. An event that is longer than `max_bytes` cannot be
 /// kept in the dead-letter files at all, and one event can have several hundred KiB.

@@ -4,8 +4,8 @@
 use std::ops::Bound;
 use std::time::Duration;
 
-use super::table::Table;
-use super::values::{BatchBytes, TIME_MIN, millis, secs, unless_zero};
+use config_table::table::Table;
+use config_table::values::{BatchBytes, TIME_MIN, millis, secs, unless_zero};
 
 /// The settings of `[output.retry]`: how long an output waits before it tries again to send.
 #[derive(Debug, Clone, PartialEq)]

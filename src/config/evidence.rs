@@ -4,11 +4,12 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::problem::Content;
-use super::reader::Context;
-use super::table::{Table, optional, required};
-use super::values::{MIB, secs};
-use super::{queue, values};
+use super::queue;
+use config_table::problem::Content;
+use config_table::reader::Context;
+use config_table::table::{Table, optional, required};
+use config_table::values;
+use config_table::values::{MIB, secs};
 use evidence_log::tlog::key::{Kind, VerifierKey, check_name};
 
 /// The settings of the section `[evidence]`.

@@ -7,9 +7,9 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::problem::{Content, Severity};
-use super::table::{TABLE, Table, Tables, derived, optional, required, whole};
-use super::values::{MIB, secs};
+use config_table::problem::{Content, Severity};
+use config_table::table::{TABLE, Table, Tables, derived, optional, required, whole};
+use config_table::values::{MIB, secs};
 use transform::policy::{Criteria, GroupResources, Match, Mistake, Names, RULES_MAX, Step};
 use transform::redact;
 use transform::redact::{Redaction, With};

@@ -6,13 +6,13 @@ use std::path::PathBuf;
 use url::{Host, Url};
 
 use super::compression::Compression;
-use super::problem::{Content, Severity};
 use super::stream::Strategy;
-use super::table::{TABLE, Table, optional, required, whole};
 use super::targets::{PROXY, Target};
-use super::template::Template;
 use super::tls::ClientTls;
-use super::values;
+use config_table::problem::{Content, Severity};
+use config_table::table::{TABLE, Table, optional, required, whole};
+use config_table::template::Template;
+use config_table::values;
 
 /// The keys that all outputs over HTTP share: the consumer's URLs, and how requests are made.
 #[derive(Debug, Clone, PartialEq)]

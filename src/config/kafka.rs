@@ -5,13 +5,13 @@
 
 use std::path::PathBuf;
 
-use super::problem::Content;
-use super::table::{TABLE, Table, optional, required, whole};
 use super::targets::Target;
-use super::template::Template;
 use super::tls::ClientTls;
-use super::values;
-use super::values::HostPort;
+use config_table::problem::Content;
+use config_table::table::{TABLE, Table, optional, required, whole};
+use config_table::template::Template;
+use config_table::values;
+use config_table::values::HostPort;
 
 /// The settings of one topic of a Kafka cluster: its brokers, and how clients authenticate to them.
 #[derive(Debug, Clone, PartialEq)]
@@ -85,7 +85,7 @@ impl Kafka {
         if is_plain && tls.is_none() {
             let path = format!("{}.mechanism", t.path_of("sasl"));
             let message = "sends the password readable without tls, better: tls, or SCRAM-SHA-512";
-            t.cx.problem_at(&path, &path, message, super::problem::Severity::Warning);
+            t.cx.problem_at(&path, &path, message, config_table::problem::Severity::Warning);
         }
         let ((brokers, topic), sasl) = (topic?, whole(sasl)?);
         Some(Self { brokers, topic, tls, sasl })

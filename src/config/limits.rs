@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use super::problem::Severity;
 use super::queue;
 use super::queue::{BATCH_OVERHEAD, Queue};
-use super::reader::Context;
-use super::table::{Table, derived};
-use super::values::{KIB, MIB, ROOM_MIN, TIME_MIN, secs, unless_zero};
+use config_table::problem::Severity;
+use config_table::reader::Context;
+use config_table::table::{Table, derived};
+use config_table::values::{KIB, MIB, ROOM_MIN, TIME_MIN, secs, unless_zero};
 
 /// The largest allowed `max_connections`. No process can have more sockets than this, because
 /// `fs.nr_open` is 1,048,576 by default.

@@ -3,11 +3,12 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use super::problem::Content;
-use super::reader::Context;
-use super::table::{TABLE, Table, optional, required, whole};
+use super::tls;
 use super::tls::TlsVersion;
-use super::{tls, values};
+use config_table::problem::Content;
+use config_table::reader::Context;
+use config_table::table::{TABLE, Table, optional, required, whole};
+use config_table::values;
 
 /// The settings of one `[[listener]]`: an address at which the relay accepts requests.
 #[derive(Debug, Clone, PartialEq)]

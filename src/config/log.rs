@@ -2,7 +2,7 @@
 
 use tracing::Level;
 
-use super::table::Table;
+use config_table::table::Table;
 
 /// The settings of the section `[log]`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

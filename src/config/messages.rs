@@ -1,7 +1,7 @@
 //! The keys of syslog messages, which `syslog` and `relp` share.
 
-use super::table::Table;
-use super::values;
+use config_table::table::Table;
+use config_table::values;
 
 /// The parts of an RFC 5424 message that are the same in every message of an output.
 #[derive(Debug, Clone, PartialEq)]

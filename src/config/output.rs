@@ -4,13 +4,14 @@ use std::time::Duration;
 
 use super::delivery::{BatchLimits, Rejected, Retry, Timeouts};
 use super::filter::{Filter, Section};
-use super::problem::Severity;
 use super::protocol::{OutputKind, OutputType};
-use super::reader::{Context, Entry};
-use super::table::{Table, optional, required};
 use super::targets::Target;
-use super::values::BatchBytes;
-use super::{delivery, filter, values};
+use super::{delivery, filter};
+use config_table::problem::Severity;
+use config_table::reader::{Context, Entry};
+use config_table::table::{Table, optional, required};
+use config_table::values;
+use config_table::values::BatchBytes;
 
 /// The message about checkpoints on an output that can't carry them.
 const NO_PLACE: &str = "is true, and this output has no place for a checkpoint, allowed: with type \

@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use super::table::{Table, optional};
+use config_table::table::{Table, optional};
 
 /// The environment variable with the default of `process.state_directory`.
 const STATE_DIRECTORY: &str = "KUBE_AUDIT_FORWARDER_STATE_DIRECTORY";

@@ -10,9 +10,9 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::table::Table;
 use super::targets::Target;
-use super::values::BatchBytes;
+use config_table::table::Table;
+use config_table::values::BatchBytes;
 use transform::shape::Form;
 
 /// The settings of one type of output: the keys that an `[[output]]` of this type has in addition
@@ -27,7 +27,7 @@ use transform::shape::Form;
 /// `Debug` must not show secrets. A field of the type [`Template`] and a field with the path of a
 /// file show no secret.
 ///
-/// [`Template`]: super::template::Template
+/// [`Template`]: config_table::template::Template
 pub trait OutputSettings: fmt::Debug + PartialEq + Send + Sync + Sized + 'static {
     /// The value of the key `type` that selects this type of output, such as `"http"`.
     const TYPE: &'static str;

@@ -3,10 +3,11 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::reader::Context;
-use super::table::{Table, derived, optional};
-use super::values::{KIB, MIB, ROOM_MIN, TIME_MIN, secs};
-use super::{output, values};
+use super::output;
+use config_table::reader::Context;
+use config_table::table::{Table, derived, optional};
+use config_table::values;
+use config_table::values::{KIB, MIB, ROOM_MIN, TIME_MIN, secs};
 
 /// The bytes that the queue counts for each batch in addition to the bytes of the events in the
 /// batch. They stand for what the queue itself stores about the batch.

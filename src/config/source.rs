@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use super::kafka::Kafka;
+use super::queue;
 use super::queue::{Acknowledge, Queue};
-use super::reader::Context;
-use super::table::{Table, required};
-use super::values::{MIB, ROOM_MIN, secs};
-use super::{queue, values};
+use config_table::reader::Context;
+use config_table::table::{Table, required};
+use config_table::values;
+use config_table::values::{MIB, ROOM_MIN, secs};
 
 /// The settings of one `[[source]]`.
 #[derive(Debug, Clone, PartialEq)]

@@ -2,11 +2,11 @@
 
 use std::time::Duration;
 
-use super::table::{Table, required};
 use super::targets::Target;
 use super::tls::ClientTls;
-use super::values;
-use super::values::{HostPort, secs, unless_zero};
+use config_table::table::{Table, required};
+use config_table::values;
+use config_table::values::{HostPort, secs, unless_zero};
 
 /// The longest `keepalive`: Linux refuses a longer TCP_KEEPIDLE (MAX_TCP_KEEPIDLE).
 const KEEPALIVE_MAX: Duration = Duration::from_secs(32_767);

@@ -7,10 +7,10 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 
 use url::{Host, Url};
 
-use super::problem::Severity;
-use super::reader::Context;
-use super::template::Template;
-use super::values::HostPort;
+use config_table::problem::Severity;
+use config_table::reader::Context;
+use config_table::template::Template;
+use config_table::values::HostPort;
 
 /// The key of the proxy of an output.
 pub(super) const PROXY: &str = "proxy";

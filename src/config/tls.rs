@@ -4,9 +4,9 @@
 
 use std::path::PathBuf;
 
-use super::problem::Content;
-use super::table::{Key, TABLE, Table, optional};
-use super::values;
+use config_table::problem::Content;
+use config_table::table::{Key, TABLE, Table, optional};
+use config_table::values;
 
 /// The lowest TLS version that is accepted, as the config names it: `"1.2"` or `"1.3"`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -26,7 +26,6 @@ use super::http::api::{
 };
 use super::setup::{IntoConnector, Setup};
 use crate::config;
-use crate::config::table::{Table, optional, required};
 use crate::config::{Compression, HttpClient, HttpKeys, OutputSettings, Target};
 use crate::delivery::failure::Failure;
 use crate::delivery::link::{Parts, Verdict};
@@ -35,6 +34,7 @@ use crate::queue::{Batch, Identity, Take};
 use crate::telemetry::{AttemptError, OutputMetrics};
 use audit::time::rfc3339;
 use base::words::escape::is_plain;
+use config_table::table::{Table, optional, required};
 use transform::shape;
 use transform::shape::{Bodies, Form, ManagedFields, Shape};
 

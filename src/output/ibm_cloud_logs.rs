@@ -23,13 +23,13 @@ use super::iam;
 use super::iam::{Credentials, Iam, IamSettings};
 use super::setup::{IntoConnector, Setup};
 use crate::config;
-use crate::config::table::{TABLE, Table, optional, required, whole};
 use crate::config::{BatchBytes, Compression, HttpClient, HttpKeys, OutputSettings, Target};
 use crate::delivery::endpoints::Probed;
 use crate::delivery::failure::Failure;
 use crate::delivery::prepared::Connector;
 use crate::queue::{Batch, Identity, Take};
 use audit::time::nanos;
+use config_table::table::{TABLE, Table, optional, required, whole};
 
 /// The greatest number of bytes of a request, as the documentation of the API says.
 const REQUEST_BYTES_MAX: u64 = 2_000_000;

@@ -11,9 +11,9 @@ mod producer;
 use std::convert::Infallible;
 
 use super::setup::{IntoConnector, Setup};
-use crate::config::table::Table;
 use crate::config::{Compression, Kafka, OutputSettings, Target};
 use crate::delivery::prepared::Connector;
+use config_table::table::Table;
 
 /// The settings of an output of `type = "kafka"`, as read from the config.
 #[derive(Debug, Clone, PartialEq)]

@@ -30,7 +30,6 @@ use super::http::api::{
 use super::setup::{IntoConnector, Setup};
 use crate::ask::JSON;
 use crate::config;
-use crate::config::table::{Table, optional, required};
 use crate::config::{
     BatchBytes, Compression, Content, HttpClient, HttpKeys, OutputSettings, Target,
 };
@@ -41,6 +40,7 @@ use crate::queue::{Batch, Identity, Take};
 use crate::telemetry::AttemptError;
 use audit::time::nanos;
 use base::lock::lock;
+use config_table::table::{Table, optional, required};
 
 const EVENTS: &str = "/services/collector/event";
 

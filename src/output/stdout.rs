@@ -16,7 +16,6 @@ use tokio::sync::mpsc as async_mpsc;
 use super::json_lines::LineFormat;
 use super::setup::{IntoConnector, Setup};
 use crate::config;
-use crate::config::table::Table;
 use crate::config::{OutputSettings, Target};
 use crate::delivery::checkpoints::Checkpoint;
 use crate::delivery::endpoints::Probed;
@@ -26,6 +25,7 @@ use crate::delivery::prepared;
 use crate::queue::{Batch, Claim, Take};
 use crate::telemetry::{AttemptError, OutputMetrics};
 use base::lock::lock;
+use config_table::table::Table;
 
 /// The greatest number of batches that the writing thread may have: one that it writes and one that
 /// waits.

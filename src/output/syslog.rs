@@ -11,11 +11,11 @@ use super::setup::{IntoConnector, Setup};
 use super::transport::encode::{Encode, Encoded};
 use super::transport::stream;
 use crate::config;
-use crate::config::table::Table;
 use crate::config::{OutputSettings, Rejected, Stream, Target};
 use crate::delivery::lines::line;
 use crate::delivery::prepared::Connector;
 use crate::queue::{Batch, lines};
+use config_table::table::Table;
 
 /// The settings of an output of `type = "syslog"`, as read from the config.
 #[derive(Debug, Clone, PartialEq)]

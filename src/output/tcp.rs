@@ -6,9 +6,9 @@ use std::time::Duration;
 use super::json_lines::LineFormat;
 use super::setup::{IntoConnector, Setup};
 use super::transport::stream;
-use crate::config::table::Table;
 use crate::config::{OutputSettings, Stream, Target};
 use crate::delivery::prepared::Connector;
+use config_table::table::Table;
 
 /// The settings of an output of `type = "tcp"`, as read from the config.
 #[derive(Debug, Clone, PartialEq)]

@@ -68,7 +68,8 @@ const DROPPED: &str = "kube_audit_forwarder::telemetry::log::dropped";
 
 /// The crates of this repository, as the targets of their log lines begin. The test
 /// `docs::layers` compares them with the folders.
-const OURS: &[&str] = &["audit", "base", "evidence_log", "kube_audit_forwarder", "transform"];
+const OURS: &[&str] =
+    &["audit", "base", "config_table", "evidence_log", "kube_audit_forwarder", "transform"];
 
 /// A function that applies new settings to the log that was started.
 type ChangeLog = Box<dyn Fn(Log) + Send + Sync>;

@@ -1,7 +1,7 @@
 //! The keys of `type = "http"`.
 
-use crate::config::table::Table;
 use crate::config::{Compression, HttpClient, HttpKeys, OutputSettings, Target};
+use config_table::table::Table;
 
 /// The settings of an output of `type = "http"`, as read from the config.
 #[derive(Debug, Clone, PartialEq)]

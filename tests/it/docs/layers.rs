@@ -102,8 +102,9 @@ fn violations(sources: &[Source], rows: &BTreeMap<String, usize>) -> Vec<String>
     let mut found = Vec::new();
     for Source { path, module, is_crate, text } in sources {
         let of = |line: usize, what: String| format!("{}:{line}: {what}", path.display());
-        // A `tests.rs` beside its module is compiled for tests only.
-        if module == "main" || module == "lib" || path.ends_with("tests.rs") {
+        // A `tests.rs` beside its module is compiled for tests only, and so is `config_tests`.
+        let is_for_tests = path.ends_with("tests.rs") || module == "config_tests";
+        if module == "main" || module == "lib" || is_for_tests {
             continue;
         }
         let is_test = path.components().any(|part| part.as_os_str() == "tests");

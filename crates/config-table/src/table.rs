@@ -149,9 +149,9 @@ pub fn whole<T>(section: Option<Option<T>>) -> Option<Option<T>> {
 pub struct Table<'c, 'a> {
     /// The records of reading this config file, such as problems. All tables of the file share
     /// them.
-    pub(super) cx: &'c Context<'a>,
+    pub cx: &'c Context<'a>,
     /// The path of this table with indices: `output[0].tls`. It is empty for the whole file.
-    pub(super) path: String,
+    pub path: String,
     /// The path of this table without indices: `output.tls`.
     section: String,
     /// The keys that no call has taken yet. Each entry has the byte position of the key's name, and
@@ -163,19 +163,19 @@ pub struct Table<'c, 'a> {
 
 /// Inner tables that were taken out of an outer table, but are not read yet. See
 /// [`Table::found_tables`].
-pub(super) struct Tables<'a> {
+pub struct Tables<'a> {
     /// The name of the key in the outer table.
     name: &'static str,
     /// The kind of the values that the key allows, for error messages.
     kind: String,
     /// The values of the key, one for each table. Some of the values may not be tables; this is
     /// reported only when the tables are read.
-    pub(super) tables: Vec<Spanned<DeValue<'a>>>,
+    pub tables: Vec<Spanned<DeValue<'a>>>,
 }
 
 impl<'c, 'a> Table<'c, 'a> {
     /// Makes the table of the whole file.
-    pub(super) fn root(cx: &'c Context<'a>, table: DeTable<'a>) -> Self {
+    pub fn root(cx: &'c Context<'a>, table: DeTable<'a>) -> Self {
         Self::new(cx, String::new(), String::new(), table)
     }
 
@@ -413,7 +413,7 @@ impl<'c, 'a> Table<'c, 'a> {
 
     /// Takes one of a few strings, as [`Table::choice`] does. `otherwise` is the text about how the
     /// relay behaves without the key. Returns `None` if the key is absent or wrong.
-    pub(super) fn optional_choice<T: Copy>(
+    pub fn optional_choice<T: Copy>(
         &mut self,
         name: &'static str,
         words: &[(&'static str, T)],
@@ -662,7 +662,7 @@ impl<'c, 'a> Table<'c, 'a> {
 
     /// Accepts the key `other` as another spelling of the key `name`. If the file sets both keys,
     /// `other` stays in the table and is reported as unknown.
-    pub(super) fn rename(&mut self, other: &str, name: &str) {
+    pub fn rename(&mut self, other: &str, name: &str) {
         if !self.keys.contains_key(name)
             && let Some(value) = self.keys.remove(other)
         {
@@ -673,7 +673,7 @@ impl<'c, 'a> Table<'c, 'a> {
     /// Returns `true` if the file sets the key `name` to `true`. Use this if the default or meaning
     /// of a key depends on a flag that is read after that key. Call this function before the flag
     /// is taken out of this table for reading; after that, the result is always `false`.
-    pub(super) fn is_true(&self, name: &str) -> bool {
+    pub fn is_true(&self, name: &str) -> bool {
         self.keys.get(name).is_some_and(|(_, value)| value.get_ref().as_bool() == Some(true))
     }
 
@@ -738,11 +738,7 @@ impl<'c, 'a> Table<'c, 'a> {
 
     /// Takes all tables `[[name]]` out of this table, calls `read` for each of them, and returns
     /// the results. If there is no such table, an error is recorded, and the result is empty.
-    pub(super) fn sections<T>(
-        &mut self,
-        name: &'static str,
-        read: impl FnMut(&mut Self) -> T,
-    ) -> Vec<T> {
+    pub fn sections<T>(&mut self, name: &'static str, read: impl FnMut(&mut Self) -> T) -> Vec<T> {
         let is_missing = !self.has_any(name);
         let values = self.sections_if_any(name, read);
         if is_missing {
@@ -755,7 +751,7 @@ impl<'c, 'a> Table<'c, 'a> {
     /// the default of a key depends on a table that is read after that key. Call this function
     /// before the inner table is taken out of this table for reading; after that, the result is
     /// always `false`.
-    pub(super) fn sets(&self, table: &str, key: &str) -> bool {
+    pub fn sets(&self, table: &str, key: &str) -> bool {
         let section = self.keys.get(table).and_then(|(_, value)| value.get_ref().as_table());
         section.is_some_and(|section| section.contains_key(key))
     }
@@ -763,14 +759,14 @@ impl<'c, 'a> Table<'c, 'a> {
     /// Returns `true` if the file has at least one table `[[name]]` in this table. A value that is
     /// not an array counts as one table. Call this function before the tables are taken out of this
     /// table for reading; after that, the result is always `false`.
-    pub(super) fn has_any(&self, name: &str) -> bool {
+    pub fn has_any(&self, name: &str) -> bool {
         let value = self.keys.get(name).map(|(_, value)| value.get_ref());
         value.is_some_and(|value| value.as_array().is_none_or(|array| !array.is_empty()))
     }
 
     /// Takes all tables `[[name]]` out of this table, calls `read` for each of them, and returns
     /// the results. If the file has no such table, the result is empty, and no error is recorded.
-    pub(super) fn sections_if_any<T>(
+    pub fn sections_if_any<T>(
         &mut self,
         name: &'static str,
         read: impl FnMut(&mut Self) -> T,
@@ -801,7 +797,7 @@ impl<'c, 'a> Table<'c, 'a> {
     /// Takes the key, whose value is a table or an array of tables, without reading these inner
     /// tables. The plain keys of this table can then be read first; [`Table::read_tables`] reads
     /// the inner tables after them. Returns `None` if the key is absent.
-    pub(super) fn found_tables(&mut self, key: Key) -> Option<Tables<'a>> {
+    pub fn found_tables(&mut self, key: Key) -> Option<Tables<'a>> {
         let (name, kind) = (key.name, key.kind.clone());
         let is_empty = |value: &DeValue<'_>| value.as_array().is_some_and(|array| array.is_empty());
         let found = self.remove(name);
@@ -824,7 +820,7 @@ impl<'c, 'a> Table<'c, 'a> {
     }
 
     /// Calls `read` for each of the tables that were taken before, and returns the results.
-    pub(super) fn read_tables<T>(
+    pub fn read_tables<T>(
         &mut self,
         found: Tables<'a>,
         mut read: impl FnMut(&mut Self) -> T,
@@ -862,7 +858,7 @@ impl<'c, 'a> Table<'c, 'a> {
     /// Reports an error for each key that no call has taken, because the key is unknown. `explain`
     /// may return a better message for a key. If `explain` returns an empty message, the key is not
     /// reported.
-    pub(super) fn refuse_rest(&mut self, explain: &dyn Fn(&str) -> Option<String>) {
+    pub fn refuse_rest(&mut self, explain: &dyn Fn(&str) -> Option<String>) {
         for (name, (at, _)) in std::mem::take(&mut self.keys) {
             let message = explain(&name).unwrap_or_else(|| {
                 let allowed = || self.known.join(", ");

@@ -4,7 +4,7 @@ use super::reader::{Entry, Item};
 
 /// Returns the config as TOML with every default filled in. A `${…}` in a string is printed as the
 /// file has it, not expanded.
-pub(super) fn effective(items: &[Item]) -> String {
+pub fn effective(items: &[Item]) -> String {
     let mut printed = String::new();
     let mut header = None;
     for item in items {
@@ -26,7 +26,7 @@ pub(super) fn effective(items: &[Item]) -> String {
 
 /// Returns the recorded keys of a config, grouped by section. If several types of output declare a
 /// key with exactly the same texts, these keys become one entry that lists all the types.
-pub(super) fn merged(items: Vec<Item>) -> Vec<Entry> {
+pub fn merged(items: Vec<Item>) -> Vec<Entry> {
     let mut entries: Vec<Entry> = Vec::new();
     for item in items {
         let Item::Key(entry) = item else { continue };
@@ -54,7 +54,7 @@ pub(super) fn merged(items: Vec<Item>) -> Vec<Entry> {
 
 /// Returns the config reference: all keys as a Markdown table. `types` are the names of all types
 /// of output. A key that all types have is printed without a list of types.
-pub(super) fn reference(entries: &[Entry], types: &[&str]) -> String {
+pub fn reference(entries: &[Entry], types: &[&str]) -> String {
     let mut table = "| key | kind | default | meaning |\n|---|---|---|---|\n".to_owned();
     for entry in entries {
         let Entry { section, scopes, name, kind, default, meaning, .. } = entry;

@@ -1,8 +1,10 @@
 //! `[filter]` and `[output.filter]`: how they are read and merged, and where their mistakes are
 //! reported.
 
-use super::super::*;
+use std::time::Duration;
+
 use super::{OUTPUT, assert_problems, config};
+use crate::config::*;
 use transform::policy::{Criteria, GroupResources, Match};
 use transform::redact;
 use transform::redact::With;

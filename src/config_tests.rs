@@ -8,7 +8,10 @@ mod kafka;
 mod queue;
 mod types;
 
-use super::*;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::config::*;
 use crate::output;
 use crate::output::TYPES;
 
@@ -299,10 +302,7 @@ fn loki_and_otlp_take_only_what_their_consumers_take() {
 
 #[test]
 fn nothing_is_said_of_the_sample_from_which_the_reference_is_made_but_what_is_missing() {
-    let text = sample(TYPES);
-    let (cx, table) = reader::Context::new(&text, &|_| None);
-    whole(&cx, table, TYPES);
-    for problem in cx.problems() {
+    for problem in read_with(&sample(TYPES), TYPES, &|_| None).problems {
         let expected = ["is missing", "this binary was built without kafka"];
         let known = expected.iter().any(|known| problem.message.starts_with(known));
         assert!(known, "{problem:?}");

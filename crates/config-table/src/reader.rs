@@ -21,7 +21,7 @@ use base::named_file;
 
 /// The environment: a function that returns the value of a variable, or `None` if the variable is
 /// not set. Tests pass a function of their own.
-pub(super) type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
+pub(crate) type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
 
 /// The state of reading one config file: its text, and the problems, keys and files that were
 /// recorded while its tables were read.
@@ -30,44 +30,44 @@ pub(super) type Env<'a> = &'a dyn Fn(&str) -> Option<String>;
 /// recorded with the byte position of the value. The records are in `RefCell` and `Cell`, because
 /// several tables share them; only one thread uses them. The end of the reading takes the
 /// records out.
-pub(super) struct Context<'a> {
+pub struct Context<'a> {
     /// The text of the config file.
     text: &'a str,
     /// The function that returns the values of environment variables.
-    pub(super) env: Env<'a>,
+    pub env: Env<'a>,
     /// The problems that were found, each with its byte position in the file.
     problems: RefCell<Vec<(usize, Problem)>>,
     /// The byte position of each value and table header that was taken from the file. The map's key
     /// is the path of the config key or table, such as `output[0].name`.
-    pub(super) spots: RefCell<BTreeMap<String, usize>>,
+    pub spots: RefCell<BTreeMap<String, usize>>,
     /// The paths of keys without a usable value: the value is wrong, or a required key is missing.
     /// A contradiction between two keys is not reported if one of the keys is in this set. The
     /// contradiction would then concern a default that nobody has configured.
-    pub(super) unknown: RefCell<BTreeSet<String>>,
+    pub unknown: RefCell<BTreeSet<String>>,
     /// The lines with a syntax error of TOML, each as the byte position of its start. No other
     /// problem is reported on these lines, because it would only be a consequence of the syntax
     /// error.
     broken: BTreeSet<usize>,
     /// The sections that were read and the keys that the code has asked for, in the order of
     /// reading. A key is here even if the file does not set it.
-    pub(super) items: RefCell<Vec<Item>>,
+    pub items: RefCell<Vec<Item>>,
     /// The files that the config names, in the order of reading.
-    pub(super) files: RefCell<Vec<PathBuf>>,
+    pub files: RefCell<Vec<PathBuf>>,
     /// The paths of the files that are audit policies.
-    pub(super) policies: RefCell<BTreeSet<PathBuf>>,
+    pub policies: RefCell<BTreeSet<PathBuf>>,
     /// The keys whose values are paths of files or directories.
-    pub(super) named: RefCell<Vec<Named>>,
+    pub named: RefCell<Vec<Named>>,
     /// `true`: a `${file:…}` cannot be read, so the config is incomplete. A `${file:…}` in a string
     /// that may be a secret does not count, because it is read again later.
-    pub(super) incomplete: Cell<bool>,
+    pub incomplete: Cell<bool>,
     /// The name of the type of output that is being read; `None` outside of outputs. The config
     /// reference uses it to list the types that have a key.
-    pub(super) scope: Cell<Option<&'static str>>,
+    pub scope: Cell<Option<&'static str>>,
 }
 
 /// A section or key that the code has asked for while it read a config. The effective config and
 /// the config reference are printed from these items, in the order of reading.
-pub(super) enum Item {
+pub enum Item {
     /// The header of a table as it is printed: `[section]` or `[[section]]`.
     Header(String),
     /// A key. It belongs to the table of the last `Header` before it in the list of items.
@@ -75,36 +75,36 @@ pub(super) enum Item {
 }
 
 /// A config key: the texts that declare it, and its value.
-pub(super) struct Entry {
+pub struct Entry {
     /// The table's path without indices: `output.tls`.
-    pub(super) section: String,
+    pub section: String,
     /// The types of output that have the key; empty for a key outside of outputs.
-    pub(super) scopes: Vec<&'static str>,
+    pub scopes: Vec<&'static str>,
     /// The key's name.
-    pub(super) name: &'static str,
+    pub name: &'static str,
     /// The kind of values that the key takes, with the range: `size, at least 1KiB`.
-    pub(super) kind: String,
+    pub kind: String,
     /// The text in the column `default` of the config reference.
-    pub(super) default: String,
+    pub default: String,
     /// The text in the column `meaning` of the config reference.
-    pub(super) meaning: &'static str,
+    pub meaning: &'static str,
     /// The value as TOML: from the file, or the default if the file does not set the key. `None`:
     /// there is neither, or the value is a section.
-    pub(super) value: Option<String>,
+    pub value: Option<String>,
 }
 
 /// The value of a key that the file sets.
-pub(super) struct Found<'d> {
+pub struct Found<'d> {
     /// The path of the key, with indices: `output[0].name`.
-    pub(super) path: String,
+    pub path: String,
     /// The byte position of the value in the file.
-    pub(super) at: usize,
+    pub at: usize,
     /// The parsed TOML value.
-    pub(super) value: DeValue<'d>,
+    pub value: DeValue<'d>,
 }
 
 /// The reason why a value can't be used.
-pub(super) enum Wrong {
+pub enum Wrong {
     /// The value is wrong. The message says why, and what is allowed.
     Is(String),
     /// The value contains a `${file:…}` whose file is missing or cannot be read. The message names
@@ -115,7 +115,7 @@ pub(super) enum Wrong {
 }
 
 /// A value, or the reason why it can't be used.
-pub(super) type Read<T> = Result<T, Wrong>;
+pub type Read<T> = Result<T, Wrong>;
 
 /// The words that each warning about a string that a shell would expand contains.
 const NOT_EXPANDED: &str = ", which is not expanded here, ";
@@ -124,7 +124,7 @@ impl<'a> Context<'a> {
     /// Warns of each string in this table that a shell would expand and the relay does not: a
     /// string that has the name of a variable after a `$`, or that begins with `~/`. `path` is the
     /// path of the table. The text of the string is not shown, because it may be a secret.
-    pub(super) fn warn_of_shell(&self, path: &str, table: &DeTable<'_>) {
+    pub fn warn_of_shell(&self, path: &str, table: &DeTable<'_>) {
         for (key, value) in table {
             let key = bare_or_quoted(key.get_ref());
             let path = if path.is_empty() { key } else { format!("{path}.{key}") };
@@ -169,7 +169,7 @@ impl<'a> Context<'a> {
 
     /// Parses the text and records its syntax errors. Returns the context, and the table of the
     /// whole file with everything that could be parsed.
-    pub(super) fn new(text: &'a str, env: Env<'a>) -> (Self, DeTable<'a>) {
+    pub fn new(text: &'a str, env: Env<'a>) -> (Self, DeTable<'a>) {
         let (table, errors) = DeTable::parse_recoverable(text);
         let mut cx = Self {
             text,
@@ -222,7 +222,7 @@ impl<'a> Context<'a> {
 
     /// Forgets that the key `path` is missing, because the file has it with another spelling, which
     /// is reported. The key then counts as one without a usable value.
-    pub(super) fn is_misspelt(&self, path: &str) {
+    pub(crate) fn is_misspelt(&self, path: &str) {
         let is_consequence =
             |it: &Problem| it.path == path && it.message.starts_with("is missing, ");
         self.problems.borrow_mut().retain(|(_, problem)| !is_consequence(problem));
@@ -247,7 +247,7 @@ impl<'a> Context<'a> {
     }
 
     /// Returns the line and the column (in characters) of a byte position, both counted from 1.
-    pub(super) fn place(&self, at: usize) -> (usize, usize) {
+    pub fn place(&self, at: usize) -> (usize, usize) {
         let before = self.before(at);
         let line = before.bytes().filter(|byte| *byte == b'\n').count() + 1;
         let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
@@ -263,7 +263,7 @@ impl<'a> Context<'a> {
 
     /// Records a problem, unless its line has a syntax error. In such a line, the problem would
     /// only be a consequence of the syntax error.
-    pub(super) fn report(&self, at: usize, path: String, message: String, severity: Severity) {
+    pub fn report(&self, at: usize, path: String, message: String, severity: Severity) {
         if !self.broken.contains(&self.line_start(at)) {
             self.push(at, path, message, severity);
         }
@@ -273,14 +273,14 @@ impl<'a> Context<'a> {
     /// contradiction between two keys. The error is reported at the position of the key's value. If
     /// the file does not set the key, the position is that of the innermost table around the key.
     /// Nothing is recorded if the file has a syntax error anywhere.
-    pub(super) fn error(&self, path: &str, message: impl Into<String>) {
+    pub fn error(&self, path: &str, message: impl Into<String>) {
         self.problem_at(path, path, message, Severity::Error);
     }
 
     /// Records a problem of the key `path`. The problem gets the position of `spot`, the path of
     /// the same or of another key or table. Nothing is recorded if the file has a syntax error
     /// anywhere.
-    pub(super) fn problem_at(
+    pub fn problem_at(
         &self,
         path: &str,
         spot: &str,
@@ -302,19 +302,19 @@ impl<'a> Context<'a> {
 
     /// Returns `true` if the file sets the key at this path. Call this function only after the key
     /// was taken from its table; before that, the result is always `false`.
-    pub(super) fn is_set(&self, path: &str) -> bool {
+    pub fn is_set(&self, path: &str) -> bool {
         self.spots.borrow().contains_key(path)
     }
 
     /// Returns `true` if each of these keys has a usable value: a value from the file, or a
     /// default.
-    pub(super) fn are_known(&self, paths: &[&str]) -> bool {
+    pub fn are_known(&self, paths: &[&str]) -> bool {
         let unknown = self.unknown.borrow();
         paths.iter().all(|path| !unknown.contains(*path))
     }
 
     /// Ends the reading and returns all problems, sorted by their position in the file.
-    pub(super) fn problems(self) -> Vec<Problem> {
+    pub fn problems(self) -> Vec<Problem> {
         let mut problems = self.problems.into_inner();
         problems.sort_by(|(a, left), (b, right)| (a, &left.path).cmp(&(b, &right.path)));
         problems.into_iter().map(|(_, problem)| problem).collect()
@@ -322,7 +322,7 @@ impl<'a> Context<'a> {
 
     /// Records `wrong`, the reason why the value of the key `path` can't be used, as a problem at
     /// the byte position `at`. A problem that is recorded already is not recorded again.
-    pub(super) fn fail(&self, at: usize, path: &str, wrong: Wrong) {
+    pub fn fail(&self, at: usize, path: &str, wrong: Wrong) {
         match wrong {
             Wrong::Is(message) => self.report(at, path.to_owned(), message, Severity::Error),
             Wrong::Missing(message) => {
@@ -353,7 +353,7 @@ impl<'a> Context<'a> {
     /// Reads a string, expands each `${…}` in it, and parses the result. `parse` returns only the
     /// end of an error message, such as `is not IP:PORT`; this function puts the string in front of
     /// that end.
-    pub(super) fn word<T>(
+    pub fn word<T>(
         &self,
         value: &DeValue<'_>,
         kind: &str,
@@ -366,7 +366,7 @@ impl<'a> Context<'a> {
     /// Reads a string that may be a secret: no message shows the string. Each `${…}` in it is
     /// expanded, and `check` checks the result. If the file of a `${file:…}` cannot be read, this
     /// is recorded as a problem; the string is then returned without a check.
-    pub(super) fn secret(
+    pub fn secret(
         &self,
         found: &Found<'_>,
         check: fn(&str) -> Result<(), String>,
@@ -398,7 +398,7 @@ impl<'a> Context<'a> {
     }
 
     /// Returns the keys below the table `path` that name a file with a token or a password.
-    pub(super) fn secrets_below(&self, path: &str) -> Vec<String> {
+    pub fn secrets_below(&self, path: &str) -> Vec<String> {
         let is_below = |key: &str| key.strip_prefix(path).is_some_and(|it| it.starts_with('.'));
         let is_secret = |it: &&Named| matches!(it.content, Content::Token | Content::Password);
         let named = self.named.borrow();
@@ -410,12 +410,7 @@ impl<'a> Context<'a> {
     /// this is recorded as a problem if `must_exist` is `true`. An error is returned if the path is
     /// that of a directory, or of anything else that is not a regular file, such as a pipe or a
     /// device.
-    pub(super) fn file(
-        &self,
-        found: &Found<'_>,
-        content: Content,
-        must_exist: bool,
-    ) -> Read<PathBuf> {
+    pub fn file(&self, found: &Found<'_>, content: Content, must_exist: bool) -> Read<PathBuf> {
         let path = self.path(&found.value, "a file")?;
         self.files.borrow_mut().push(path.clone());
         self.name(found, &path, content, must_exist);
@@ -449,7 +444,7 @@ impl<'a> Context<'a> {
 
     /// Reads the path of a directory, which need not exist. If the path is that of a file, an error
     /// is returned.
-    pub(super) fn directory(&self, found: &Found<'_>) -> Read<PathBuf> {
+    pub fn directory(&self, found: &Found<'_>) -> Read<PathBuf> {
         let path = self.path(&found.value, "a directory")?;
         self.name(found, &path, Content::Directory, true);
         match std::fs::metadata(&path) {
@@ -464,7 +459,7 @@ impl<'a> Context<'a> {
 
 /// Returns `path` itself, and then the paths of the elements and tables around it, from the
 /// innermost to the outermost: `output[0].tls.ca`, `output[0].tls`, `output[0]`, `output`.
-pub(super) fn enclosing(path: &str) -> impl Iterator<Item = &str> {
+pub fn enclosing(path: &str) -> impl Iterator<Item = &str> {
     std::iter::successors(Some(path), |path| {
         let item = path.strip_suffix(']').and_then(|path| path.rsplit_once('['));
         item.or_else(|| path.rsplit_once('.')).map(|(outer, _)| outer)
@@ -485,7 +480,7 @@ fn missing(file: &str, error: &std::io::Error) -> String {
 }
 
 /// Returns the error for a value of the wrong type; `kind` says which values are allowed.
-pub(super) fn other_type(value: &DeValue<'_>, kind: &str) -> Wrong {
+pub(crate) fn other_type(value: &DeValue<'_>, kind: &str) -> Wrong {
     let found = match value {
         DeValue::Integer(_) => "an integer",
         DeValue::Array(_) => "an array",
@@ -500,7 +495,7 @@ pub(super) fn other_type(value: &DeValue<'_>, kind: &str) -> Wrong {
 
 /// Returns the number if it is in the range. Otherwise, returns an error that shows `value`, the
 /// number as the file has it.
-pub(super) fn within<T: Copy + PartialOrd>(
+pub fn within<T: Copy + PartialOrd>(
     number: T,
     value: &DeValue<'_>,
     range: &Range<T>,
@@ -515,7 +510,7 @@ pub(super) fn within<T: Copy + PartialOrd>(
 
 /// Reads a size in bytes, which is a string such as `"64MiB"` or a number. Returns an error if the
 /// size is outside of `range`.
-pub(super) fn read_size(cx: &Context<'_>, value: &DeValue<'_>, range: &Range<u64>) -> Read<u64> {
+pub(crate) fn read_size(cx: &Context<'_>, value: &DeValue<'_>, range: &Range<u64>) -> Read<u64> {
     let kind = "a size such as \"64MiB\", or a number of bytes";
     let size = if value.is_integer() {
         read_integer(value).filter(|size| *size <= values::SIZE_MAX).ok_or_else(|| {
@@ -529,7 +524,7 @@ pub(super) fn read_size(cx: &Context<'_>, value: &DeValue<'_>, range: &Range<u64
 
 /// Reads a time, which is a string such as `"10s"`. Returns an error if the time is outside of
 /// `range`.
-pub(super) fn read_time(
+pub(crate) fn read_time(
     cx: &Context<'_>,
     value: &DeValue<'_>,
     range: &Range<Duration>,
@@ -540,7 +535,7 @@ pub(super) fn read_time(
 
 /// Reads a whole number. Returns an error if it is outside of `range`; `must_be` says what it must
 /// be.
-pub(super) fn read_count(value: &DeValue<'_>, range: &Range<u64>, must_be: &str) -> Read<u64> {
+pub(crate) fn read_count(value: &DeValue<'_>, range: &Range<u64>, must_be: &str) -> Read<u64> {
     let integer = value.as_integer().ok_or_else(|| other_type(value, must_be))?;
     match read_integer(value) {
         Some(number) => within(number, value, range, |number| number.to_string()),
@@ -549,7 +544,7 @@ pub(super) fn read_count(value: &DeValue<'_>, range: &Range<u64>, must_be: &str)
 }
 
 /// Reads a number that may have a fraction.
-pub(super) fn read_number(value: &DeValue<'_>) -> Read<f64> {
+pub(crate) fn read_number(value: &DeValue<'_>) -> Read<f64> {
     let digits = value.as_float().map(|float| float.as_str()).or_else(|| {
         let integer = value.as_integer().filter(|integer| integer.radix() == 10);
         integer.map(|integer| integer.as_str())
@@ -566,6 +561,6 @@ fn read_integer(value: &DeValue<'_>) -> Option<u64> {
     u64::from_str_radix(integer.as_str(), integer.radix()).ok()
 }
 
-pub(super) fn read_flag(value: &DeValue<'_>) -> Read<bool> {
+pub(crate) fn read_flag(value: &DeValue<'_>) -> Read<bool> {
     value.as_bool().ok_or_else(|| other_type(value, "true or false"))
 }

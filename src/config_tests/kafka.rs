@@ -1,6 +1,8 @@
 //! Tests of outputs and sources of type `kafka`. `deploy/test/image.sh` tests a program that was
 //! built without Kafka.
 
+use std::time::Duration;
+
 use super::{TYPES, assert_problems, files};
 
 fn assert_in_kafka(lines: &str, others: &str) {
@@ -102,7 +104,7 @@ fn a_source_needs_delivered_and_its_own_name() {
 fn a_config_needs_a_listener_or_a_source() {
     for nothing in ["", "listener = []\n", "source = []\n"] {
         let text = format!("{nothing}[[output]]\nname = 'o'\ntype = 'stdout'\n");
-        let checked = super::super::read_with(&text, TYPES, &super::env);
+        let checked = read_with(&text, TYPES, &super::env);
         let problems: Vec<_> = checked.problems.iter().map(|problem| &problem.message).collect();
         assert_eq!(problems, ["is missing, allowed: one or more [[listener]] or [[source]]"]);
     }
@@ -110,14 +112,14 @@ fn a_config_needs_a_listener_or_a_source() {
         "[[source]]\nname = 's'\ntype = 'kafka'\nbrokers = ['a:1']\ntopic = 't'\ngroup = 'g'\n\
          [[output]]\nname = 'o'\ntype = 'stdout'\n{DELIVERED}"
     );
-    let checked = super::super::read_with(&text, TYPES, &super::env);
+    let checked = read_with(&text, TYPES, &super::env);
     assert!(checked.config.is_some(), "{:?}", checked.problems);
 }
 
 #[test]
 fn every_key_arrives() {
-    use super::super::*;
     use super::output::kafka::{MessageKey, Settings};
+    use crate::config::*;
 
     let dir = files();
     let dir = dir.path().display();

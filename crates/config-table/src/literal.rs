@@ -10,7 +10,7 @@ use base::words::escape::is_plain;
 const SHOWN_CHARS_MAX: usize = 60;
 
 /// Returns a text as a basic string of TOML: in double quotes, and with escapes where necessary.
-pub(super) fn quoted(text: &str) -> String {
+pub fn quoted(text: &str) -> String {
     let mut quoted = "\"".to_owned();
     for c in text.chars() {
         match c {
@@ -35,13 +35,13 @@ pub(super) fn quoted(text: &str) -> String {
 }
 
 /// Returns a key as TOML, in quotes only if TOML requires quotes.
-pub(super) fn bare_or_quoted(key: &str) -> String {
+pub(crate) fn bare_or_quoted(key: &str) -> String {
     let bare = |c: char| c.is_ascii_alphanumeric() || c == '_' || c == '-';
     if !key.is_empty() && key.chars().all(bare) { key.to_owned() } else { quoted(key) }
 }
 
 /// Returns a value as TOML, on one line.
-pub(super) fn literal(value: &DeValue<'_>) -> String {
+pub fn literal(value: &DeValue<'_>) -> String {
     match value {
         DeValue::String(text) => quoted(text),
         DeValue::Integer(number) => number.to_string(),
@@ -65,12 +65,12 @@ pub(super) fn literal(value: &DeValue<'_>) -> String {
 }
 
 /// Returns a value in the form for messages: as TOML, on one line, and cut after 60 characters.
-pub(super) fn shown(value: &DeValue<'_>) -> String {
+pub fn shown(value: &DeValue<'_>) -> String {
     cut(literal(value))
 }
 
 /// Returns the text, cut after 60 characters. A text that was cut ends in `…`.
-pub(super) fn cut(mut text: String) -> String {
+pub fn cut(mut text: String) -> String {
     if let Some((end, _)) = text.char_indices().nth(SHOWN_CHARS_MAX) {
         text.truncate(end);
         text.push('…');

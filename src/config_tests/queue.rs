@@ -1,8 +1,10 @@
 //! A queue on disk and one in memory: the keys that need a directory, and the keys that exclude
 //! one.
 
-use super::super::*;
+use std::path::PathBuf;
+
 use super::{assert_problems, checked, config, files};
+use crate::config::*;
 
 #[test]
 fn what_200_means_follows_from_where_the_queue_is() {

@@ -1,9 +1,11 @@
 //! Tests of the config with a type of output that is made for them, to test the interface that
 //! every protocol implements.
 
-use super::super::*;
-use super::table::{Table, required};
+use std::time::Duration;
+
 use super::{LISTENER, env};
+use crate::config::*;
+use config_table::table::{Table, required};
 
 /// A type with a credential of its own, a key for the time that it waits, and at most one output
 /// per config.

@@ -1,13 +1,16 @@
 //! Configs without problems: the defaults, every key, the way back from the effective config, and
 //! texts that must not break the reader.
 
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
 use proptest::prelude::*;
 use proptest::strategy::Strategy as Generator;
 
-use super::super::*;
 use super::output::json_lines::LineFormat;
 use super::output::{http, lumberjack, relp, stdout, syslog, tcp};
 use super::{LISTENER, TYPES, checked, config, env, everything, files};
+use crate::config::*;
 use testing::list;
 
 /// Returns the settings of an output of the type `S`.

@@ -33,17 +33,19 @@ impl fmt::Display for HostPort {
     }
 }
 
-pub(super) const KIB: u64 = 1024;
-pub(super) const MIB: u64 = 1024 * KIB;
+/// A kibibyte, in bytes.
+pub const KIB: u64 = 1024;
+/// A mebibyte, in bytes.
+pub const MIB: u64 = 1024 * KIB;
 const GIB: u64 = 1024 * MIB;
 
 /// The smallest allowed `max_in_flight` of `[limits]` and of a source, and the smallest allowed
 /// `queue.max_bytes` of a queue in memory, in bytes. One small event needs less than this.
-pub(super) const ROOM_MIN: u64 = KIB;
+pub const ROOM_MIN: u64 = KIB;
 
 /// The largest size that a config may contain, 1 PiB. With this limit, a sum of several sizes never
 /// overflows a `u64`.
-pub(super) const SIZE_MAX: u64 = 1 << 50;
+pub(crate) const SIZE_MAX: u64 = 1 << 50;
 
 /// The longest time that a config may contain, one year. With this limit, a point in time plus
 /// several times never overflows.
@@ -51,7 +53,7 @@ const TIME_MAX: Duration = Duration::from_secs(365 * 24 * 3600);
 
 /// The shortest allowed value of keys for waits and time limits. A wait of zero would always be
 /// over at once.
-pub(super) const TIME_MIN: Duration = Duration::from_millis(1);
+pub const TIME_MIN: Duration = Duration::from_millis(1);
 
 /// The greatest number of characters of a host name: the longest name of the DNS has 255 bytes in a
 /// message (RFC 1035 §2.3.4) and 253 characters as text.
@@ -71,16 +73,18 @@ impl BatchBytes {
     pub const UNLIMITED: Self = Self { default: 4 * MIB, max: None };
 }
 
-pub(super) const fn secs(secs: u64) -> Duration {
+/// Returns a time of this many seconds.
+pub const fn secs(secs: u64) -> Duration {
     Duration::from_secs(secs)
 }
 
-pub(super) const fn millis(millis: u64) -> Duration {
+/// Returns a time of this many milliseconds.
+pub const fn millis(millis: u64) -> Duration {
     Duration::from_millis(millis)
 }
 
 /// Returns the time, or `None` if the time is zero. In several keys, `"0s"` means "never".
-pub(super) fn unless_zero(time: Duration) -> Option<Duration> {
+pub fn unless_zero(time: Duration) -> Option<Duration> {
     (!time.is_zero()).then_some(time)
 }
 
@@ -113,7 +117,7 @@ pub fn size(text: &str) -> Result<u64, String> {
 /// # Errors
 ///
 /// Returns a text that says what is wrong and what is allowed.
-pub(super) fn rate(text: &str) -> Result<u64, String> {
+pub fn rate(text: &str) -> Result<u64, String> {
     let wrong = || "is not a size a second, allowed: at least 1kB/s, such as \"5MB/s\"".to_owned();
     let bytes = size(text.strip_suffix("/s").ok_or_else(wrong)?).map_err(|_| wrong())?;
     if bytes >= 1000 { Ok(bytes) } else { Err(wrong()) }
@@ -136,7 +140,7 @@ pub fn time(text: &str) -> Result<Duration, String> {
 /// Returns `true` if the text has the name of an environment variable after a `$`, as a shell would
 /// expand it: two or more upper-case letters, digits and `_`, the first of them a letter, and no
 /// lower-case letter after them. A `$$` does not count.
-pub(super) fn names_a_variable(text: &str) -> bool {
+pub(crate) fn names_a_variable(text: &str) -> bool {
     let is_part = |it: char| it.is_ascii_uppercase() || it.is_ascii_digit() || it == '_';
     let is_name = |rest: &str| {
         let after = rest.trim_start_matches(is_part);
@@ -187,7 +191,7 @@ pub fn show_time(time: Duration) -> String {
 
 /// Returns a range in words: `at least 1s`, or `1s to 15s`. Returns `None` if the range has no
 /// bounds, so that every value is allowed.
-pub(super) fn allowed<T: Copy>(range: &Range<T>, show: impl Fn(T) -> String) -> Option<String> {
+pub fn allowed<T: Copy>(range: &Range<T>, show: impl Fn(T) -> String) -> Option<String> {
     match *range {
         (Bound::Included(least), Bound::Included(most)) => {
             Some(format!("{} to {}", show(least), show(most)))
@@ -199,15 +203,16 @@ pub(super) fn allowed<T: Copy>(range: &Range<T>, show: impl Fn(T) -> String) -> 
 }
 
 /// The values that a key allows: a range of any form.
-pub(super) type Range<T> = (Bound<T>, Bound<T>);
+pub type Range<T> = (Bound<T>, Bound<T>);
 
-pub(super) fn bounds<T: Copy>(range: &impl RangeBounds<T>) -> Range<T> {
+/// Returns the two ends of a range.
+pub fn bounds<T: Copy>(range: &impl RangeBounds<T>) -> Range<T> {
     (range.start_bound().cloned(), range.end_bound().cloned())
 }
 
 /// Parses `IP:PORT`, the address of a socket that the relay binds. The port may be 0; the kernel
 /// then chooses a port.
-pub(super) fn socket_address(text: &str) -> Result<SocketAddr, String> {
+pub fn socket_address(text: &str) -> Result<SocketAddr, String> {
     text.parse().map_err(|_| {
         "is not IP:PORT, allowed: an address such as \"0.0.0.0:3000\", or \"[::]:3000\" \
          for IPv6 (a name is not)"
@@ -293,7 +298,7 @@ pub fn proxy_url(text: &str) -> Result<(), String> {
 
 /// Parses the name of an output or a source. Returns the name, or a text that says which names are
 /// allowed. The name `queue` is not allowed, because metrics use it for the queue itself.
-pub(super) fn output_name(text: &str) -> Result<String, String> {
+pub fn output_name(text: &str) -> Result<String, String> {
     let starts = text.starts_with(|c: char| c.is_ascii_lowercase() || c.is_ascii_digit());
     let in_a_name = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
     if !starts || text.len() > 63 || !text.chars().all(in_a_name) {
@@ -306,7 +311,7 @@ pub(super) fn output_name(text: &str) -> Result<String, String> {
 }
 
 /// Parses the name of a Kafka topic. Returns the name, or a text that says which names are allowed.
-pub(super) fn topic(text: &str) -> Result<String, String> {
+pub fn topic(text: &str) -> Result<String, String> {
     let in_a_name = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
     if !(1..=249).contains(&text.len())
         || !text.chars().all(in_a_name)
@@ -319,7 +324,7 @@ pub(super) fn topic(text: &str) -> Result<String, String> {
 
 /// Parses the path below which a listener accepts events. Returns the path, or a text that says
 /// which paths are allowed.
-pub(super) fn path_prefix(text: &str) -> Result<String, String> {
+pub fn path_prefix(text: &str) -> Result<String, String> {
     let in_a_path = |c: char| c.is_ascii_graphic() && !"?#".contains(c);
     if !text.starts_with('/') || !text.chars().all(in_a_path) {
         return Err(
