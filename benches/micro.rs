@@ -18,15 +18,15 @@ use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use base::position::Position;
+use config::Config;
 use criterion::measurement::{Measurement, ValueFormatter, WallTime};
 use criterion::{BatchSize, BenchmarkGroup, Criterion, Throughput};
-use kube_audit_forwarder::config::Config;
 use kube_audit_forwarder::filter::{EventView, Filter, Rules};
+use kube_audit_forwarder::output;
 use kube_audit_forwarder::output::Encode as _;
 use kube_audit_forwarder::output::syslog::{Messages, Settings};
 use kube_audit_forwarder::queue::{Append, Batch, Cursor, Disposition, Output, Queue, Take};
 use kube_audit_forwarder::telemetry::Telemetry;
-use kube_audit_forwarder::{config, output};
 use rustix::time::ClockId;
 use tempfile::TempDir;
 use tokio::runtime::Runtime;

@@ -35,9 +35,9 @@ use tower::{Service, ServiceBuilder};
 use crate::delivery::Status;
 use crate::listener::Token;
 use crate::queue::Queue;
+use crate::source;
 use crate::tap::Taps;
 use crate::telemetry::{OutputMetrics, Telemetry};
-use crate::{config, source};
 use base::lock::lock;
 
 mod all_dropped;

@@ -28,10 +28,10 @@ mod connection;
 
 pub use connection::{Connection, NoAnswer, Reply, Stream, exchange};
 
-use crate::config::ClientTls;
 use crate::net::DialError;
 use crate::{net, tls};
 use base::words::escape::is_plain;
+use config::ClientTls;
 
 /// The time limit for a connection, with its TLS handshake.
 const CONNECT: Duration = Duration::from_secs(10);

@@ -12,15 +12,15 @@ use std::sync::Arc;
 
 use rustls_pki_types::UnixTime;
 
-use crate::config::{Checked, Config, Content, Named, Problem, Restrict, Severity};
 use crate::delivery::DeadLetters;
 use crate::listener::Settings;
 use crate::process::restrict;
 use crate::source::Sources;
 use crate::telemetry::Telemetry;
 use crate::tls::{Chain, TlsError};
-use crate::{config, filter, output, queue, tls};
+use crate::{filter, output, queue, tls};
 use base::named_file;
+use config::{Checked, Config, Content, Named, Problem, Restrict, Severity};
 use evidence_log::tlog::key::SigningKey;
 
 mod memory;

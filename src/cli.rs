@@ -22,10 +22,10 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::config::{Checked, Config, Problem, Severity};
-use crate::{config, output, relay, telemetry};
+use crate::{output, relay, telemetry};
 use base::named_file;
 use base::words::escape;
+use config::{Checked, Config, Problem, Severity};
 
 mod check;
 mod demo;

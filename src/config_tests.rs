@@ -11,9 +11,9 @@ mod types;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::config::*;
 use crate::output;
 use crate::output::TYPES;
+use config::*;
 
 const LISTENER: &str = "[[listener]]\naddress = \"127.0.0.1:0\"\n";
 const OUTPUT: &str = "[[output]]\nname = \"out\"\ntype = \"stdout\"\n";

@@ -24,7 +24,7 @@ use crate::ask::Connection;
 use crate::queue::Queue;
 use crate::relay::{Opened, Signals};
 use crate::replay::client::{Client, Failure, Retry};
-use crate::{config, output, relay};
+use crate::{output, relay};
 
 /// The time between two batches. kube-apiserver sends at most ten batches per second
 /// (`--audit-webhook-batch-throttle-qps`).

@@ -21,11 +21,10 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
-use crate::config;
-use crate::config::Rejected;
 use audit::request::{Reader, Request};
 use base::named_file;
 use base::position::Position;
+use config::Rejected;
 use transform::policy::{FILE_BYTES_MAX, Level, Located, Matcher, Policy, Problem, Users};
 use transform::redact;
 use transform::redact::{Annotations, Change, Done, Redaction};

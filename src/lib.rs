@@ -27,6 +27,7 @@
 //! | [`transform`] | audit policies, redaction, schemas, who causes the bytes |
 //! | [`evidence-log`](::evidence_log) | the log of the evidence as files, transparency logs |
 //! | [`config-table`](::config_table) | how a config file is read, without the name of any key |
+//! | [`config`] | the config file |
 //!
 //! Of the modules here, a row imports only from rows above it. Listeners, sources and outputs meet
 //! at the queue and nowhere else. The test `tests/it/docs/layers.rs` compares this table with the
@@ -35,7 +36,6 @@
 //! | row | modules | what they know |
 //! |---|---|---|
 //! | 1 | [`status`] | the JSON of `/status`, and the verdict on it |
-//! | 3 | [`config`] | the config file |
 //! | 4 | [`telemetry`] [`tls`] [`net`] [`process`] [`haproxy`] [`top`] | every metric and the log · certificates · TCP · what the kernel grants the process · HAProxy's config · a relay's state on a terminal |
 //! | 5 | [`queue`] [`filter`] [`tap`] [`kafka`](self) [`ask`] | positions, lines and limits; no JSON, no HTTP · which events an output sends · events that a person looks at · Kafka clients (feature `kafka`) · single HTTP requests |
 //! | 6 | [`listener`] [`source`] [`delivery`] [`replay`] [`evidence`] | requests · topics · the loop of an output · files of events · what proves that the log is whole |
@@ -60,7 +60,6 @@ pub mod admin;
 pub mod ask;
 pub mod check;
 pub mod cli;
-pub mod config;
 #[cfg(test)]
 mod config_tests;
 pub mod cost;

@@ -24,8 +24,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
+use crate::net;
 use crate::telemetry::{ListenerMetrics, RefusedConnection, Telemetry};
-use crate::{config, net};
 
 mod answer;
 mod auth;

@@ -5,7 +5,7 @@
 //! One new file here, with the type `Settings`, its `mod` line, and its row in `PROTOCOLS`. In the
 //! file, two traits list what the compiler asks for:
 //!
-//! - [`OutputSettings`](crate::config::OutputSettings): the name, the keys, the addresses. `check`,
+//! - [`OutputSettings`](config::OutputSettings): the name, the keys, the addresses. `check`,
 //!   `config`, the reference, the messages about wrong keys and a reload follow from it.
 //! - `setup::IntoConnector`: how a link is made. Its documentation names the two
 //!   kinds of session in `transport` that a protocol over TCP can build on; another protocol
@@ -31,10 +31,9 @@
 
 use std::sync::Arc;
 
-use crate::config;
-use crate::config::OutputType;
 use crate::delivery::{DeadLetters, Prepared};
 use crate::telemetry::Telemetry;
+use config::OutputType;
 
 pub(crate) mod elasticsearch;
 mod event_fields;

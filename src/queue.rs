@@ -39,7 +39,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::config;
 use crate::telemetry::{OutputMetrics, Telemetry};
 use audit::LevelCounts;
 use base::disk::Disk;

@@ -31,8 +31,8 @@ use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot};
 
-use crate::config::Config;
 use crate::process;
+use config::Config;
 
 mod again;
 mod config_file;

@@ -26,7 +26,6 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use crate::config;
 use crate::process::Failures;
 use crate::queue::Queue;
 use crate::telemetry::Telemetry;

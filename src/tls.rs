@@ -22,9 +22,9 @@ use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use verify::{Clients, Servers};
 
-use crate::config::{ClientTls, ListenerTls, TlsVersion};
 use audit::time::rfc3339;
 use base::named_file;
+use config::{ClientTls, ListenerTls, TlsVersion};
 
 /// The reason why no TLS settings could be made from the configured files.
 #[derive(Debug, thiserror::Error)]

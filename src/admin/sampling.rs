@@ -115,7 +115,6 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
-    use crate::config;
     use crate::queue::Queue;
     use crate::tap::Taps;
     use crate::telemetry::Telemetry;

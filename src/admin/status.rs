@@ -8,7 +8,6 @@ use std::time::{Duration, UNIX_EPOCH};
 use tokio::time::Instant;
 
 use super::{Admin, Listener, Output};
-use crate::config::Restrict;
 use crate::delivery::{AddressState, AsideEvents};
 use crate::process::restrict;
 use crate::queue::{Backlog, Queue};
@@ -21,6 +20,7 @@ use crate::{source, telemetry};
 use audit::time::rfc3339;
 use base::lock::lock;
 use base::release;
+use config::Restrict;
 
 impl Admin {
     /// Returns what `/status` answers: the state, with the relay's judgement of it.

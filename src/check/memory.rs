@@ -1,6 +1,6 @@
 //! The memory that the settings of a config allow, beside the memory limit of the container.
 
-use crate::config::{Checked, Problem, Severity, show_size};
+use config::{Checked, Problem, Severity, show_size};
 
 /// 1 MiB in bytes.
 const MIB: u64 = 1 << 20;
@@ -64,7 +64,7 @@ pub fn memory(checked: &Checked, limit: Option<u64>) -> Option<Problem> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{config, output};
+    use crate::output;
 
     #[test]
     fn each_type_of_output_has_a_row() {

@@ -9,12 +9,12 @@ use std::sync::Arc;
 use clap::Args;
 
 use super::{ConfigFile, FAILED, WRONG, in_time, read, report, runtime, wrong};
-use crate::config::{Checked, Config, Severity};
 use crate::delivery::DeadLetters;
 use crate::source::Sources;
 use crate::telemetry::Telemetry;
-use crate::{check, config, filter, output, telemetry};
+use crate::{check, filter, output, telemetry};
 use base::named_file;
+use config::{Checked, Config, Severity};
 
 mod summary;
 

@@ -12,7 +12,6 @@ use url::{Position, Url};
 
 use super::{FAILED, WRONG, failed, read, wrong};
 use crate::ask::Target;
-use crate::config;
 
 /// The time limit for one request to the relay, including the lookup of the host name.
 /// `healthcheck` sends one request, `drain` may send many. A relay responds within milliseconds.

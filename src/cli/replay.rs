@@ -13,14 +13,14 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{Heard, failed, healthcheck, input, print, runtime, shown};
-use crate::config::ClientTls;
 use crate::replay::client::{Client, Failed, Retry};
 use crate::replay::packing::{MAGIC_BYTES, Packing};
 use crate::replay::{
     Note, OnBadLine, Progress, Replay, Replayed, Settings, Span, Stopped, To, Unit,
 };
-use crate::{config, tls};
+use crate::tls;
 use base::words::escape;
+use config::ClientTls;
 
 /// The time between two updates of the displayed progress.
 const LOOK: Duration = Duration::from_millis(200);

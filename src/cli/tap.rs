@@ -18,9 +18,9 @@ use tokio::time::timeout;
 use url::Position;
 
 use super::{cannot_read, failed, healthcheck, read, wrong};
+use crate::ask;
 use crate::ask::{Reply, Target};
 use crate::tap::{Conditions, Fields};
-use crate::{ask, config};
 use audit::time;
 use base::words::{escape, grouped};
 

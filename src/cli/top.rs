@@ -26,8 +26,8 @@ use url::Url;
 
 use super::{Heard, failed, healthcheck, print};
 use crate::status::{History, Status};
+use crate::top;
 use crate::top::{Key, View};
-use crate::{config, top};
 use base::words::escape;
 use transform::volume::report::{DIMENSIONS, Report};
 

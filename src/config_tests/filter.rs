@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::{OUTPUT, assert_problems, config};
-use crate::config::*;
+use config::*;
 use transform::policy::{Criteria, GroupResources, Match};
 use transform::redact;
 use transform::redact::With;

@@ -10,7 +10,7 @@ use proptest::strategy::Strategy as Generator;
 use super::output::json_lines::LineFormat;
 use super::output::{http, lumberjack, relp, stdout, syslog, tcp};
 use super::{LISTENER, TYPES, checked, config, env, everything, files};
-use crate::config::*;
+use config::*;
 use testing::list;
 
 /// Returns the settings of an output of the type `S`.

@@ -3,6 +3,8 @@
 
 use std::time::Duration;
 
+use config::read_with;
+
 use super::{TYPES, assert_problems, files};
 
 fn assert_in_kafka(lines: &str, others: &str) {
@@ -119,7 +121,7 @@ fn a_config_needs_a_listener_or_a_source() {
 #[test]
 fn every_key_arrives() {
     use super::output::kafka::{MessageKey, Settings};
-    use crate::config::*;
+    use config::*;
 
     let dir = files();
     let dir = dir.path().display();

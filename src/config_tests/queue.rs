@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 
 use super::{assert_problems, checked, config, files};
-use crate::config::*;
+use config::*;
 
 #[test]
 fn what_200_means_follows_from_where_the_queue_is() {

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::{LISTENER, env};
-use crate::config::*;
+use config::*;
 use config_table::table::{Table, required};
 
 /// A type with a credential of its own, a key for the time that it waits, and at most one output

@@ -17,12 +17,12 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use crate::config::Config;
 use crate::queue::lines;
 use crate::telemetry::{DroppedLetters, Telemetry};
 use audit::time::rfc3339;
 use base::lock::lock;
 use base::release::Format;
+use config::Config;
 
 mod files;
 

@@ -589,7 +589,6 @@ mod tests {
     use tokio::task::JoinSet;
 
     use super::*;
-    use crate::config;
     use crate::delivery::in_flight::tests::opened;
     use crate::filter::Rules;
     use crate::queue::{Append, Take};

@@ -23,11 +23,11 @@ use super::health::Health;
 use super::in_flight::{InFlight, State, Work};
 use super::reason::Reason;
 use super::tried::Tried;
-use crate::config::{BatchLimits, Rejected};
 use crate::queue;
 use crate::queue::{Batch, Claim, Cursor, Disposition, Redelivery, Take};
 use crate::telemetry::{Cause, LostAs};
 use base::position::Position;
+use config::{BatchLimits, Rejected};
 
 /// The claims of one output whose events leave the queue without having been delivered. This value
 /// holds a claim from the decision until its events are written: as dead letters, or in the place
@@ -145,7 +145,7 @@ struct Ending {
 }
 
 impl GivenUp {
-    pub(super) fn new(config: &crate::config::Output, dead_letters: DeadLetters) -> Self {
+    pub(super) fn new(config: &config::Output, dead_letters: DeadLetters) -> Self {
         Self {
             output: Arc::from(config.name.as_str()),
             place: (config.rejected == Rejected::DeadLetter).then_some(dead_letters),

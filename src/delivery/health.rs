@@ -9,7 +9,6 @@ use tokio::time::Instant;
 use super::aside::{Aside, Kept};
 use super::endpoints::{AddressState, Endpoints};
 use super::failure::Failure;
-use crate::config;
 use crate::telemetry::{AttemptError, Cause, Loss, LostAs, OutputMetrics};
 use base::lock::lock;
 use base::position::Position;

@@ -12,8 +12,8 @@ use super::link::Connect;
 use super::orders::{HandOver, Orders};
 use super::run::{Delivery, Start};
 use crate::filter::Rules;
+use crate::queue;
 use crate::telemetry::OutputMetrics;
-use crate::{config, queue};
 
 /// An output that can be started. It has made no connection and has read no file yet.
 pub struct Prepared {

@@ -6,7 +6,6 @@ use backoff::backoff::Backoff;
 use backoff::{ExponentialBackoff, ExponentialBackoffBuilder};
 
 use super::failure::RETRY_AFTER_MAX;
-use crate::config;
 
 /// The pauses after failures. They grow from one failure to the next up to `retry.max_interval`,
 /// with a random difference. Each loop that tries again owns one such value.

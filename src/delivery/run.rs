@@ -18,8 +18,8 @@ use super::link::{Begin, Connect, Event, Link, until};
 use super::orders::{HandOver, Orders};
 use super::rate::Rate;
 use super::tapped::Tapping;
+use crate::filter;
 use crate::filter::Filter;
-use crate::{config, filter};
 
 /// A connection that has lasted for this time proves that the consumer is up. The proof is needed
 /// if an earlier connection broke before anything was accepted on it, or ended with a failure that

@@ -2,8 +2,8 @@
 
 use super::kubeconfig::Kubeconfig;
 use crate::ask::Target;
-use crate::config::ClientTls;
 use crate::tls;
+use config::ClientTls;
 
 /// Makes a target from the server of a kubeconfig, with its credentials. The call blocks while it
 /// reads the files that the kubeconfig names.

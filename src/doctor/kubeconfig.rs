@@ -11,7 +11,6 @@ use std::sync::LazyLock;
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 
-use crate::config;
 use base::yaml::{Node, Value, field};
 use base::{named_file, yaml};
 

@@ -23,7 +23,6 @@ use super::outcome::Made;
 use super::store::Store;
 use super::witness::{ANSWERS_WITHIN, Answered, Heard, Witnesses};
 use super::{hashes, off, outcome, store};
-use crate::config;
 use crate::queue::{Batch, Claim, Cursor, Disposition, Finished, Queue, Take, lines};
 use crate::telemetry::{EvidenceError, EvidenceMetrics, WitnessMetrics};
 use base::disk::Disk;

@@ -11,9 +11,9 @@ use tokio::time::Instant;
 
 use super::store::Store;
 use crate::ask::{Answer, Target};
-use crate::config::ClientTls;
 use crate::telemetry::{EvidenceError, EvidenceMetrics, WitnessMetrics};
-use crate::{config, tls};
+use crate::tls;
+use config::ClientTls;
 use evidence_log::AHEAD_MAX;
 use evidence_log::entry::now;
 use evidence_log::tlog::key::VerifierKey;

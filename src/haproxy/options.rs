@@ -4,7 +4,6 @@ use std::path::Path;
 
 use super::read::Proxy;
 use super::report::{Line, Notes};
-use crate::config;
 
 /// The settings of a table `[listener.tls]` or `[output.tls]` in the new config.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -7,7 +7,6 @@ use url::Url;
 use super::options::{Settings, Tls, host_and_port, time};
 use super::read::Proxy;
 use super::report::{Line, Notes, secret_in};
-use crate::config;
 
 /// The settings of a table `[[output]]` in the new config.
 #[derive(Debug)]

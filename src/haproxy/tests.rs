@@ -1,8 +1,7 @@
 //! Tests of what each directive becomes, and that every migrated config is valid.
 
 use super::*;
-use crate::config;
-use crate::config::Severity;
+use config::Severity;
 
 /// The haproxy.cfg of a forwarder, as a provider's documentation shows it.
 const SAMPLE: &str = "\

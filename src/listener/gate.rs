@@ -15,7 +15,6 @@ use super::connection::{Deadlines, Registry};
 use super::in_flight::InFlight;
 use super::large::Sizes;
 use super::terms::{Bounds, Shared, decoding};
-use crate::config;
 use crate::queue::Queue;
 use crate::telemetry::Telemetry;
 

@@ -21,10 +21,10 @@ use super::in_flight::Reservation;
 use super::large::{Large, Stopped, Whole};
 use super::terms::{Bounds, DECODING_KIB, Shared, Terms};
 use super::upload::{Answering, Arriving, Upload};
-use crate::config::Acknowledge;
 use crate::queue::{Append, Ticket};
 use crate::telemetry::Rejection;
 use audit::Split;
+use config::Acknowledge;
 use transform::volume::Volume;
 
 /// The number of compressed bytes that are decompressed in one step. At gzip's best compression

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 
 use super::token::Token;
-use crate::config;
 use crate::tls::Server;
 
 /// The settings of one listener for requests. They come from the config and from the files that the

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use subtle::ConstantTimeEq;
 
-use crate::config::read_token;
+use config::read_token;
 
 /// The bearer token that requests to a listener, or requests for a tap, must carry.
 pub struct Token(String);

@@ -25,8 +25,6 @@ use super::http::api::{
     write_events,
 };
 use super::setup::{IntoConnector, Setup};
-use crate::config;
-use crate::config::{Compression, HttpClient, HttpKeys, OutputSettings, Target};
 use crate::delivery::failure::Failure;
 use crate::delivery::link::{Parts, Verdict};
 use crate::delivery::prepared::Connector;
@@ -34,6 +32,7 @@ use crate::queue::{Batch, Identity, Take};
 use crate::telemetry::{AttemptError, OutputMetrics};
 use audit::time::rfc3339;
 use base::words::escape::is_plain;
+use config::{Compression, HttpClient, HttpKeys, OutputSettings, Target};
 use config_table::table::{Table, optional, required};
 use transform::shape;
 use transform::shape::{Bodies, Form, ManagedFields, Shape};

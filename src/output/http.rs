@@ -49,7 +49,6 @@ mod wire;
 pub(crate) use settings::Settings;
 
 use super::setup::{IntoConnector, Setup};
-use crate::config;
 use crate::delivery::endpoints::{Endpoints, Probed, ResolvedAddress, Watch};
 use crate::delivery::failure::Failure;
 use crate::delivery::files::Files;

@@ -22,13 +22,12 @@ use super::http::service::Service;
 use super::iam;
 use super::iam::{Credentials, Iam, IamSettings};
 use super::setup::{IntoConnector, Setup};
-use crate::config;
-use crate::config::{BatchBytes, Compression, HttpClient, HttpKeys, OutputSettings, Target};
 use crate::delivery::endpoints::Probed;
 use crate::delivery::failure::Failure;
 use crate::delivery::prepared::Connector;
 use crate::queue::{Batch, Identity, Take};
 use audit::time::nanos;
+use config::{BatchBytes, Compression, HttpClient, HttpKeys, OutputSettings, Target};
 use config_table::table::{TABLE, Table, optional, required, whole};
 
 /// The greatest number of bytes of a request, as the documentation of the API says.

@@ -11,8 +11,8 @@ mod producer;
 use std::convert::Infallible;
 
 use super::setup::{IntoConnector, Setup};
-use crate::config::{Compression, Kafka, OutputSettings, Target};
 use crate::delivery::prepared::Connector;
+use config::{Compression, Kafka, OutputSettings, Target};
 use config_table::table::Table;
 
 /// The settings of an output of `type = "kafka"`, as read from the config.
@@ -60,7 +60,7 @@ impl OutputSettings for Settings {
         {
             // The keys were read only to find the problems in them.
             drop((key, compression, cluster));
-            crate::config::without_kafka(t);
+            config::without_kafka(t);
             None
         }
         #[cfg(feature = "kafka")]

@@ -19,13 +19,12 @@ use super::http::api::{
 };
 use super::setup::{IntoConnector, Setup};
 use crate::ask::JSON;
-use crate::config;
-use crate::config::{BatchBytes, Compression, HttpClient, HttpKeys, OutputSettings, Target};
 use crate::delivery::failure::Failure;
 use crate::delivery::link::{Part, Verdict};
 use crate::delivery::prepared::Connector;
 use crate::queue::{Batch, Identity, Take};
 use crate::telemetry::AttemptError;
+use config::{BatchBytes, Compression, HttpClient, HttpKeys, OutputSettings, Target};
 use config_table::table::Table;
 
 /// The greatest number of bytes of an answer that are read. An answer has only a number and a

@@ -17,10 +17,9 @@ use super::syslog::Rfc5424;
 use super::transport::acknowledged;
 use super::transport::acknowledged::{Answers, Encoding, Frames, Protocol, Trouble};
 use super::transport::connection::Wire;
-use crate::config;
-use crate::config::{Messages, OutputSettings, Stream, Target};
 use crate::delivery::prepared::Connector;
 use crate::queue::{Batch, lines};
+use config::{Messages, OutputSettings, Stream, Target};
 use config_table::table::Table;
 
 /// The highest number of a RELP command. The command after it has the number 1 again. This is also
@@ -305,8 +304,8 @@ fn digits(read: &[u8], from: usize) -> Option<Option<(u32, usize)>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Rejected;
     use crate::output::tests::{answered, batch, rfc5424};
+    use config::Rejected;
 
     /// Returns the protocol on a connection whose `open` is done.
     fn relp(rejected: Rejected) -> Relp {

@@ -29,10 +29,6 @@ use super::http::api::{
 };
 use super::setup::{IntoConnector, Setup};
 use crate::ask::JSON;
-use crate::config;
-use crate::config::{
-    BatchBytes, Compression, Content, HttpClient, HttpKeys, OutputSettings, Target,
-};
 use crate::delivery::failure::Failure;
 use crate::delivery::link::{Part, Verdict};
 use crate::delivery::prepared::Connector;
@@ -40,6 +36,7 @@ use crate::queue::{Batch, Identity, Take};
 use crate::telemetry::AttemptError;
 use audit::time::nanos;
 use base::lock::lock;
+use config::{BatchBytes, Compression, Content, HttpClient, HttpKeys, OutputSettings, Target};
 use config_table::table::{Table, optional, required};
 
 const EVENTS: &str = "/services/collector/event";

@@ -15,8 +15,6 @@ use tokio::sync::mpsc as async_mpsc;
 
 use super::json_lines::LineFormat;
 use super::setup::{IntoConnector, Setup};
-use crate::config;
-use crate::config::{OutputSettings, Target};
 use crate::delivery::checkpoints::Checkpoint;
 use crate::delivery::endpoints::Probed;
 use crate::delivery::failure::Failure;
@@ -25,6 +23,7 @@ use crate::delivery::prepared;
 use crate::queue::{Batch, Claim, Take};
 use crate::telemetry::{AttemptError, OutputMetrics};
 use base::lock::lock;
+use config::{OutputSettings, Target};
 use config_table::table::Table;
 
 /// The greatest number of batches that the writing thread may have: one that it writes and one that

@@ -10,11 +10,10 @@ use super::event_time::stage_time;
 use super::setup::{IntoConnector, Setup};
 use super::transport::encode::{Encode, Encoded};
 use super::transport::stream;
-use crate::config;
-use crate::config::{OutputSettings, Rejected, Stream, Target};
 use crate::delivery::lines::line;
 use crate::delivery::prepared::Connector;
 use crate::queue::{Batch, lines};
+use config::{OutputSettings, Rejected, Stream, Target};
 use config_table::table::Table;
 
 /// The settings of an output of `type = "syslog"`, as read from the config.

@@ -6,8 +6,8 @@ use std::time::Duration;
 use super::json_lines::LineFormat;
 use super::setup::{IntoConnector, Setup};
 use super::transport::stream;
-use crate::config::{OutputSettings, Stream, Target};
 use crate::delivery::prepared::Connector;
+use config::{OutputSettings, Stream, Target};
 use config_table::table::Table;
 
 /// The settings of an output of `type = "tcp"`, as read from the config.

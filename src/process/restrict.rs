@@ -54,7 +54,7 @@ use seccompiler::{
     SeccompFilter, SeccompRule,
 };
 
-use crate::config::Restrict;
+use config::Restrict;
 
 /// The oldest version of Landlock that is used (Linux 6.2). The first version refuses every rename
 /// from one directory to another, which the queue needs. The second one does not know truncation.

@@ -1,7 +1,6 @@
 //! Helpers that the tests of both kinds of queue share.
 
 use super::outputs::Output;
-use crate::config;
 use crate::telemetry::{Counter, Gauge, OutputMetrics, Telemetry};
 
 mod format_1;

@@ -16,7 +16,7 @@ use super::error::Refused;
 use crate::listener::{Gate, Listener, Settings};
 use crate::process::Failures;
 use crate::telemetry::Telemetry;
-use crate::{admin, config, net};
+use crate::{admin, net};
 
 /// The settings that were read for a listener; `None` if its certificate does not exist yet, so
 /// that the listener cannot open.

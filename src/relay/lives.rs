@@ -16,12 +16,12 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
-use crate::config::Config;
 use crate::telemetry::{Earlier, Telemetry};
 use crate::{queue, telemetry};
 use base::lock::lock;
 use base::named_file;
 use base::words::whole;
+use config::Config;
 
 /// The name of the file.
 const FILE: &str = "life";

@@ -1,7 +1,7 @@
 //! The limit of open files, which senders' connections share with everything else.
 
-use crate::config::Config;
 use crate::process;
+use config::Config;
 
 /// The number of open files that a relay needs besides those of its senders' connections and
 /// outputs: 64 connections of the admin address, taps, sockets, and files.

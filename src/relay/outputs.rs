@@ -19,7 +19,7 @@ use crate::delivery::{DeadLetters, Files, Orders, Prepared, Status};
 use crate::queue::{Cursor, Queue};
 use crate::status::thresholds;
 use crate::telemetry::Telemetry;
-use crate::{admin, config, output, queue};
+use crate::{admin, output, queue};
 
 mod planned;
 mod task;

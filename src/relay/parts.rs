@@ -13,7 +13,6 @@ use super::listeners::Listeners;
 use super::lives::Lives;
 use super::outputs::Outputs;
 use crate::admin::Admin;
-use crate::config::Config;
 use crate::delivery::{DeadLetters, Orders};
 use crate::listener::Gate;
 use crate::process::Failures;
@@ -21,6 +20,7 @@ use crate::queue::Queue;
 use crate::source::Sources;
 use crate::tap::Taps;
 use crate::telemetry::Telemetry;
+use config::Config;
 use transform::redact::Redaction;
 
 /// The time between two runs of `upkeep`. Each run counts the newly collected values of a histogram

@@ -13,11 +13,11 @@ use super::parts::Parts;
 use super::plan::{Plan, ReadFiles};
 use super::waiting::in_time;
 use super::{listeners, open_files, outputs};
-use crate::config::{Acknowledge, Config};
 use crate::listener::Token;
 use crate::{source, telemetry};
 use base::named_file;
 use base::staged::Staged;
+use config::{Acknowledge, Config};
 
 /// Everything that was read and checked for a reload. The relay does not use any of it yet.
 type Staging = (Config, Vec<outputs::Planned>, Plan, ReadFiles);

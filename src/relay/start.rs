@@ -14,13 +14,13 @@ use super::parts::Parts;
 use super::plan::{Plan, ReadFiles};
 use super::waiting::{blocking, in_time};
 use super::{evidence, listeners, outputs};
-use crate::config::Config;
 use crate::delivery::DeadLetters;
 use crate::net;
 use crate::queue::{Cursor, Queue};
 use crate::source::Sources;
 use crate::telemetry::Telemetry;
 use base::named_file;
+use config::Config;
 
 /// The addresses and the queue of a running relay.
 pub struct Opened {

@@ -11,8 +11,8 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
 use super::*;
+use crate::output;
 use crate::queue::{Append, Queue, Refused};
-use crate::{config, output};
 use audit::LevelCounts;
 
 /// A relay with one listener, and one output to this address.

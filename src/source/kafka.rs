@@ -27,14 +27,13 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tokio::time::Instant;
 
 use super::{Orders, Source, Status};
-use crate::config;
-use crate::config::BATCH_OVERHEAD;
 use crate::kafka::{Changes, Cluster, Trouble};
 use crate::queue::{Append, Queue, Ticket};
 use crate::telemetry::{ListenerMetrics, Rejection};
 use audit::LevelCounts;
 use base::lock::lock;
 use base::staged::Staged;
+use config::BATCH_OVERHEAD;
 use transform::volume::{Seen, Volume};
 
 /// The size in bytes up to which messages are put together into one batch of the queue, unless

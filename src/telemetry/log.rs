@@ -28,9 +28,9 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, reload};
 
-use crate::config::{Log, LogFormat};
 use base::lock::lock;
 use base::words::escape;
+use config::{Log, LogFormat};
 
 /// The greatest number of log lines that may wait for the log's thread, which writes them.
 /// [`BYTES_MAX`] bounds the bytes of these lines. A line is dropped if it would exceed either
@@ -68,8 +68,15 @@ const DROPPED: &str = "kube_audit_forwarder::telemetry::log::dropped";
 
 /// The crates of this repository, as the targets of their log lines begin. The test
 /// `docs::layers` compares them with the folders.
-const OURS: &[&str] =
-    &["audit", "base", "config_table", "evidence_log", "kube_audit_forwarder", "transform"];
+const OURS: &[&str] = &[
+    "audit",
+    "base",
+    "config",
+    "config_table",
+    "evidence_log",
+    "kube_audit_forwarder",
+    "transform",
+];
 
 /// A function that applies new settings to the log that was started.
 type ChangeLog = Box<dyn Fn(Log) + Send + Sync>;

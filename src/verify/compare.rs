@@ -14,9 +14,9 @@ use super::report::{Number, Report};
 use super::request::Request;
 use super::runs::{Clock, Said};
 use super::store::Store;
-use crate::config::show_time;
-use crate::evidence::entry::{Delivered, Entry, Fate, Stamp};
-use crate::evidence::reader::Log;
+use config::show_time;
+use evidence_log::entry::{Delivered, Entry, Fate, Stamp};
+use evidence_log::reader::Log;
 use evidence_log::tlog::merkle::{Frontier, Hash};
 
 /// The maximum number of stored lines that a fault names.

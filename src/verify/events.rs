@@ -10,8 +10,8 @@ use super::positions::Positions;
 use super::report::{Faults, Number, Report, Share};
 use super::request::Request;
 use super::runs::Said;
-use crate::evidence::entry::{Delivered, Entry, Fate, Offset, QUEUE};
-use crate::evidence::reader::Directory;
+use evidence_log::entry::{Delivered, Entry, Fate, Offset, QUEUE};
+use evidence_log::reader::Directory;
 use evidence_log::tlog::merkle::Hash;
 
 /// The reasons of losses that `--allow-lost` does not allow: the queue's files were not what the

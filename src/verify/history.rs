@@ -8,7 +8,7 @@ use super::positions::Positions;
 use super::report::{Faults, time};
 use super::request::Request;
 use super::runs::{Runs, Said};
-use crate::evidence::entry::{Alarm, Entry, Fate, QUEUE, RANGE_MAX, Running, Started};
+use evidence_log::entry::{Alarm, Entry, Fate, QUEUE, RANGE_MAX, Running, Started};
 
 /// The reason of a loss for events that a consumer refused for good and that are in no dead-letter
 /// file.
@@ -310,7 +310,7 @@ fn is_usable(Said { index, entry, at, .. }: Said<'_>, faults: &mut Faults) -> bo
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::evidence::entry::{Delivered, Stamp};
+    use evidence_log::entry::{Delivered, Stamp};
     use evidence_log::tlog::merkle::{Hash, Head};
 
     fn running(at: u64, places: &[(&str, u64)]) -> Running {

@@ -6,7 +6,6 @@ use std::time::Duration;
 use clap::Args;
 
 use super::published::Published;
-use crate::config;
 use crate::verify::Request;
 use evidence_log::tlog::key::{Kind, VerifierKey};
 

@@ -11,7 +11,6 @@ use serde_json::json;
 use super::read_policy;
 use crate::cli::tap::Sample;
 use crate::cli::{failed, healthcheck, print, replay, shown, table, tap};
-use crate::config;
 use crate::cost::{Advice, Cost, Sum, Survey};
 use base::words::{escape, grouped};
 

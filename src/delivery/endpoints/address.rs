@@ -5,9 +5,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::figures::Figures;
-use crate::config::HostPort;
 use crate::delivery::failure::Failure;
 use crate::telemetry::AttemptError;
+use config::HostPort;
 
 /// An endpoint as configured: a host and a port.
 #[derive(Debug, Clone, PartialEq)]

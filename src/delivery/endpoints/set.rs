@@ -15,11 +15,11 @@ use tokio::time::Instant;
 use super::address::{Endpoint, ResolvedAddress};
 use super::figures::FiguresShown;
 use super::table::AddressTable;
-use crate::config::{HostPort, Strategy, Timeouts};
 use crate::delivery::failure::Failure;
 use crate::net;
 use crate::telemetry::AttemptError;
 use base::lock::lock;
+use config::{HostPort, Strategy, Timeouts};
 
 /// After the resolver has answered, the same name is not looked up again for this time. Without
 /// this limit, the parallel connections of an `http` output would all look the name up at the same

@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use super::address::{Endpoint, ResolvedAddress};
 use super::circuit::{Circuit, Fault};
 use super::figures::Figures;
-use crate::config::Strategy;
+use config::Strategy;
 
 /// When this time has passed since the last lookup of a host name, the background task looks the
 /// name up again.

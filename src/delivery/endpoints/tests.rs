@@ -18,9 +18,9 @@ use tokio::time::Instant;
 use super::circuit::{HOLD_MAX, HOLD_MIN, PAUSE_MAX};
 use super::table::LOOK_UP;
 use super::*;
-use crate::config::{HostPort, Strategy, Timeouts};
 use crate::delivery::failure::Failure;
 use crate::telemetry::AttemptError;
+use config::{HostPort, Strategy, Timeouts};
 use testing::{Failing, seeds};
 
 const SECOND: Duration = Duration::from_secs(1);

@@ -5,16 +5,15 @@
 //! `check` runs too.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use audit::LevelCounts;
 use bytes::Bytes;
 
 use super::*;
+use crate::queue;
 use crate::queue::{Append, Queue};
 use crate::telemetry::Telemetry;
-use crate::{config, queue};
-use audit::LevelCounts;
-use std::time::Duration;
 
 const ALL: Take = Take { bytes: u64::MAX, events: u64::MAX };
 

@@ -1,7 +1,6 @@
 //! The rules for pauses, attempts and proofs, without a delivery, under paused time.
 
 use super::*;
-use crate::config;
 
 fn pacing() -> Pacing {
     let retry = Retry::new(&config::Retry {

@@ -9,7 +9,6 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::*;
-use crate::config::{Rejected, WhenFull};
 use crate::delivery::aside::EVENTS_MAX;
 use crate::delivery::checkpoints::{Checkpoint, Fate, Published};
 use crate::delivery::dead_letter::tests::Desk;
@@ -21,6 +20,7 @@ use crate::delivery::search::SUSPECTS_MAX;
 use crate::queue::{Append, Batch, Claim, Queue, Refused, Take};
 use crate::telemetry::{AttemptError, Telemetry};
 use base::position::Position;
+use config::{Rejected, WhenFull};
 use transform::policy;
 use transform::policy::Policy;
 

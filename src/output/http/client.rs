@@ -23,19 +23,19 @@ use super::proxy::Proxy;
 use super::silence::AnswerTimes;
 use super::url::{BaseUrl, HttpEndpoint};
 use super::wire::Progress;
-use crate::config::HostPort;
 use crate::delivery::endpoints::{Attempt, Endpoint, Endpoints, ResolvedAddress};
 use crate::delivery::failure::Failure;
 use crate::delivery::files::Files;
 use crate::delivery::link::CLOSE_TIME;
+use crate::net;
 use crate::output::setup::Setup;
 use crate::output::transport::connection::dial_failure;
 use crate::output::transport::socket::Socket;
 use crate::output::transport::tls_session::Tls;
 use crate::queue::{Identity, Take};
 use crate::telemetry::{AttemptError, OutputMetrics};
-use crate::{config, net};
 use base::staged::Staged;
+use config::HostPort;
 
 /// The TCP keepalive interval of all connections, also of those that no request uses now.
 pub(super) const KEEPALIVE: Duration = Duration::from_secs(30);

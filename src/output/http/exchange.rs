@@ -21,13 +21,13 @@ use super::silence::Waiting;
 use super::url::{BaseUrl, HttpEndpoint};
 use super::wire::Progress;
 use crate::ask::{USER_AGENT, chain};
-use crate::config::Strategy;
 use crate::delivery::checkpoints::{Checkpoint, Fate};
 use crate::delivery::endpoints::{Attempt, ResolvedAddress};
 use crate::delivery::failure::Failure;
 use crate::delivery::link::Part;
 use crate::queue::{Batch, Identity};
 use crate::telemetry::AttemptError;
+use config::Strategy;
 
 /// The progress of a request is checked this many times within `timeouts.request`. With a timeout
 /// of 60 s, that is every 6 s.

@@ -8,12 +8,12 @@ use hyper::{StatusCode, header};
 use super::api::{Api, Encoded, Outcome, Reply, Sent};
 use super::body::{Pieces, gzip, zstd};
 use super::settings::HttpFormat;
-use crate::config::Compression;
 use crate::delivery::failure::Failure;
 use crate::output::json_lines::audit_log;
 use crate::queue::{Batch, Identity};
 use crate::telemetry::AttemptError;
 use audit::LIST_HEAD;
+use config::Compression;
 
 /// The protocol of `type = "http"`: any consumer that answers 2xx, unless the answer is a web page.
 pub(super) struct AnyConsumer {

@@ -17,12 +17,12 @@ use super::client::{KEEPALIVE, tunnel};
 use super::proxy::Proxy;
 use super::url::{BaseUrl, HttpEndpoint};
 use crate::ask::{Connection, NoAnswer, Stream, USER_AGENT, chain};
-use crate::config::{ClientTls, HostPort, Template};
 use crate::delivery::failure::Failure;
 use crate::output::transport::connection::dial_failure;
 use crate::output::transport::tls_session::handshake;
 use crate::telemetry::AttemptError;
-use crate::{config, net, tls};
+use crate::{net, tls};
+use config::{ClientTls, HostPort, Template};
 
 const FORM: &str = "application/x-www-form-urlencoded";
 

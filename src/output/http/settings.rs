@@ -1,6 +1,6 @@
 //! The keys of `type = "http"`.
 
-use crate::config::{Compression, HttpClient, HttpKeys, OutputSettings, Target};
+use config::{Compression, HttpClient, HttpKeys, OutputSettings, Target};
 use config_table::table::Table;
 
 /// The settings of an output of `type = "http"`, as read from the config.

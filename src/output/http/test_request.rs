@@ -16,12 +16,12 @@ use super::expanded::Expanded;
 use super::pool::exchange;
 use super::url::HttpEndpoint;
 use crate::ask::chain;
-use crate::config::ClientTls;
 use crate::delivery::endpoints::ResolvedAddress;
 use crate::delivery::failure::Failure;
 use crate::output::transport::tls_session::handshake;
 use crate::telemetry::AttemptError;
 use crate::tls;
+use config::ClientTls;
 
 /// The greatest number of bytes of an answer to a test request that are read.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;

@@ -12,7 +12,7 @@ use super::body::Pieces;
 use super::client::Client;
 use super::exchange::Load;
 use super::pool::Lane;
-use crate::config::BatchLimits;
+use config::BatchLimits;
 
 /// The sender of the requests of one link. It keeps the connections between them. Clones share the
 /// connections.

@@ -6,7 +6,7 @@ use std::fmt;
 use hyper::header::HeaderValue;
 use url::{Host, Url};
 
-use crate::config::HostPort;
+use config::HostPort;
 
 /// One of the URLs in the key `urls`, with its templates filled in and split into parts.
 pub(super) struct HttpEndpoint {

@@ -19,7 +19,6 @@ use tokio::time::Instant;
 
 use super::Settings;
 use super::producer::{Job, ProducerSettings, Report, Reporter, Verdict, produce};
-use crate::config;
 use crate::delivery::checkpoints::{Checkpoint, Fate};
 use crate::delivery::endpoints::Probed;
 use crate::delivery::failure::Failure;

@@ -13,8 +13,6 @@ use rdkafka::producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer}
 use tokio::sync::{mpsc as async_mpsc, oneshot};
 
 use super::{MessageKey, Settings};
-use crate::config;
-use crate::config::Compression;
 use crate::delivery::failure::Failure;
 use crate::delivery::files::Files;
 use crate::kafka::{Cluster, Trouble};
@@ -25,6 +23,7 @@ use crate::telemetry::{AttemptError, OutputMetrics};
 use audit::scan;
 use base::lock::lock;
 use base::staged::Staged;
+use config::Compression;
 use transform::shape;
 
 /// The greatest number of bytes of the messages that librdkafka sends to a broker together, unless

@@ -13,7 +13,6 @@ use hyper::{Method, StatusCode, header};
 
 use super::signature::{Request, SigningKey, encoded, sha256, sign};
 use super::sts::Sts;
-use crate::config::Compression;
 use crate::delivery::endpoints::Probed;
 use crate::delivery::failure::Failure;
 use crate::delivery::link::{Part, Verdict};
@@ -23,6 +22,7 @@ use crate::output::http::api::{
 use crate::output::tokens::Tokens;
 use crate::queue::{Batch, Identity};
 use crate::telemetry::AttemptError;
+use config::Compression;
 
 /// The greatest number of bytes of an answer that are read. An error is a short document of XML.
 const ANSWER_BYTES: usize = 16 * 1024;

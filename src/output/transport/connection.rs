@@ -14,13 +14,13 @@ use tokio_rustls::client::TlsStream;
 use super::socket::{SharedSocket, Socket};
 use super::tls_session::{Expiry, Tls};
 use crate::ask::Stream;
-use crate::config::HostPort;
 use crate::delivery::endpoints::{Attempt, Endpoint, Endpoints, Probed, ResolvedAddress, Watch};
 use crate::delivery::failure::Failure;
 use crate::delivery::files::Files;
+use crate::net;
 use crate::net::DialError;
 use crate::telemetry::{AttemptError, OutputMetrics};
-use crate::{config, net};
+use config::HostPort;
 
 /// Opens the TCP or TLS connections of one output. Shared by the output's connector, its links, and
 /// the watch, a task that tests failed addresses.

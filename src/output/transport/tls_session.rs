@@ -8,12 +8,12 @@ use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use crate::config::HostPort;
 use crate::delivery::failure::Failure;
 use crate::delivery::files::Files;
 use crate::telemetry::{AttemptError, Telemetry};
-use crate::{config, tls};
+use crate::tls;
 use base::staged::Staged;
+use config::HostPort;
 
 /// Reports, as a metric, when the certificates of one output expire: the output's own certificate,
 /// and those of its consumers.

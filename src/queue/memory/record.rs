@@ -6,10 +6,10 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use crate::config::BATCH_OVERHEAD;
 use crate::queue::contract::{Append, Claim, Refused, Take, now};
 use audit::{LevelCounts, ListEnds};
 use base::position::Position;
+use config::BATCH_OVERHEAD;
 
 /// A batch remembers the offset of one line in this many lines. When a large batch is cut into many
 /// parts, the search for a line begins at the nearest remembered offset, and not at the start of

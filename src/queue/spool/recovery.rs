@@ -99,7 +99,7 @@ const PAGE: usize = 4096;
 pub(super) fn open(
     disk: Arc<dyn Disk>,
     directory: &Path,
-    config: &crate::config::Queue,
+    config: &config::Queue,
     telemetry: &Telemetry,
     outputs: &[Output],
 ) -> Result<(Queue, Vec<Cursor>, Writer), OpenError> {
@@ -206,7 +206,7 @@ fn state_of(
     log: Log,
     abandoned: Vec<(String, u64)>,
     contents: Option<&Contents>,
-    config: &crate::config::Queue,
+    config: &config::Queue,
 ) -> SpoolState {
     let mut state = SpoolState { log: LogState::default(), writing: WriterState::new(config) };
     state.writing.bodies.count = next_number(&abandoned, incoming::SUFFIX);

@@ -20,8 +20,6 @@ use super::incoming::IncomingFile;
 use super::unrecorded::Unrecorded;
 use super::upkeep::Written;
 use super::{AHEAD_BYTES, CHUNK_MAX, CHUNK_MIN, HANGS, HOLES_MAX, TAIL_BYTES, needed};
-use crate::config;
-use crate::config::{BATCH_OVERHEAD, WhenFull};
 use crate::queue::contract::{Append, Backlog, Refused, now};
 use crate::queue::cursors;
 use crate::queue::cursors::{Contents, Hole};
@@ -32,6 +30,7 @@ use crate::queue::segment::{
 use crate::telemetry::QueueMetrics;
 use base::disk::File;
 use base::position::Position;
+use config::{BATCH_OVERHEAD, WhenFull};
 
 /// Everything that the spool's lock guards ([`super::Shared::lock`]).
 ///

@@ -10,7 +10,6 @@ use super::cursor::Cursor;
 use super::upkeep::Chore;
 use super::writer::{Step, Writer};
 use super::*;
-use crate::config;
 use crate::queue::contract::{Disposition, Take};
 use crate::queue::tests::{Counts, outputs, value, values};
 use audit::LevelCounts;

@@ -11,7 +11,6 @@ use std::path::{Path, PathBuf};
 use tempfile::TempDir;
 
 use super::{embedded_config, outputs, values};
-use crate::config;
 use crate::queue::inspect::{Directory, Seen};
 use crate::queue::{Append, Cursor, Disposition, Position, Queue, Take};
 use crate::telemetry::Telemetry;

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use crate::delivery::{Files, Prepared};
+use crate::queue;
 use crate::queue::Cursor;
-use crate::{config, queue};
 
 /// The plan for one output.
 pub(in crate::relay) struct Planned {

@@ -63,7 +63,7 @@ pub struct KafkaSource {
 pub(super) type Draft = (Option<String>, Option<Source>);
 
 /// Reads one `[[source]]`. Returns the parts that could be read; problems are recorded.
-pub(super) fn read(t: &mut Table<'_, '_>) -> Draft {
+pub(crate) fn read(t: &mut Table<'_, '_>) -> Draft {
     let name = t.word(
         required("name", "name", "the label `listener` in metrics; unique"),
         values::output_name,

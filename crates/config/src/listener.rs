@@ -51,7 +51,7 @@ pub struct ListenerTls {
 pub(super) type Draft = (Option<SocketAddr>, Option<Listener>);
 
 /// Reads one `[[listener]]`. Returns the parts that could be read; problems are recorded.
-pub(super) fn read(t: &mut Table<'_, '_>) -> Draft {
+pub(crate) fn read(t: &mut Table<'_, '_>) -> Draft {
     let address = t
         .word(required("address", "IP:PORT", "where to listen for POSTs of events"), |text| {
             Ok((text.to_owned(), values::socket_address(text)?))

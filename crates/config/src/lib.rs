@@ -2,15 +2,16 @@
 //!
 //! The function [`read`] does this. A table of the file has a module here, with three parts: the
 //! struct of its settings, the reading of its keys, and the checks for keys that contradict each
-//! other. The small tables `[admin]`, `[volume]` and `[shutdown]` are read in this file. The
-//! resulting values are typed and checked, so no other module checks them again.
+//! other. The small tables `[admin]`, `[volume]` and `[shutdown]` are read in this file.
 //!
-//! This module reports missing files; the module `check` checks the content of certificates, keys
-//! and policies. No host name is resolved here, and no connection is opened.
+//! It promises that the values of a [`Config`] are typed and checked, so that no part of the relay
+//! checks them again. It imports `config-table`, `transform` (policies and rules of a filter) and
+//! `evidence-log` (keys of the log). What must never happen here: a host name is resolved, a
+//! connection is opened, or a certificate is judged (the module `check` does the last).
 //!
 //! A new key needs two things: a field of its struct, and one call in the function that reads its
 //! table. That call also declares the key for the effective config (all values, with defaults), for
-//! the config reference, and for the error messages; see [`table::Table`].
+//! the config reference, and for the error messages; see [`config_table::table::Table`].
 //!
 //! The types of outputs are not part of this module. The file of each type in `src/output` declares
 //! its keys in the same way, as [`OutputSettings`] describes.
@@ -68,13 +69,13 @@ pub use evidence::{Evidence, Witness};
 pub use filter::Filter;
 pub use http::{BasicAuth, HttpClient, HttpKeys};
 #[cfg(not(feature = "kafka"))]
-pub(crate) use kafka::without_kafka;
+pub use kafka::without_kafka;
 pub use kafka::{Kafka, KafkaTopic, Sasl, SaslMechanism};
 pub use limits::Limits;
 pub use listener::{Listener, ListenerTls};
 pub use log::{Log, LogFormat};
 pub use messages::Messages;
-pub(crate) use messages::machine_name;
+pub use messages::machine_name;
 pub use output::Output;
 pub use process::Restrict;
 pub use protocol::{OutputKind, OutputSettings, OutputType};

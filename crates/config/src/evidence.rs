@@ -47,7 +47,7 @@ const WITNESSES_MAX: usize = 16;
 
 /// Reads the section `[evidence]`. Returns `None` if a value that has no default is wrong; the
 /// problem is recorded.
-pub(super) fn read(t: &mut Table<'_, '_>) -> Option<Evidence> {
+pub(crate) fn read(t: &mut Table<'_, '_>) -> Option<Evidence> {
     let meaning = "the private signing key, as evidence keygen writes it";
     let key_file = t.file(required("key_file", "path", meaning), Content::SigningKey, true);
     let meaning = "the key that key_file will name next; until then both keys sign";

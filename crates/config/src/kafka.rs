@@ -124,7 +124,7 @@ impl Sasl {
 /// Records the error that this binary was built without Kafka, at the key `type`. The caller reads
 /// the other keys nevertheless, so that their problems are reported in the same run.
 #[cfg(not(feature = "kafka"))]
-pub(crate) fn without_kafka(t: &Table<'_, '_>) {
+pub fn without_kafka(t: &Table<'_, '_>) {
     let message = "this binary was built without kafka: build it, or the image, with the \
                    feature kafka (docs/operating/kafka.md)";
     t.error("type", message);

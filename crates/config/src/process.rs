@@ -32,7 +32,7 @@ impl Restrict {
 /// Reads the section `[process]`. Returns `restrict`; `workers`, the number of worker threads (0:
 /// the number of cores decides); and `state_directory`, or its default in the environment. A wrong
 /// value is recorded as a problem and replaced by the default.
-pub(super) fn read(t: &mut Table<'_, '_>) -> (Restrict, usize, Option<PathBuf>) {
+pub(crate) fn read(t: &mut Table<'_, '_>) -> (Restrict, usize, Option<PathBuf>) {
     let restrict = t.choice(
         "restrict",
         &[Restrict::Required, Restrict::BestEffort, Restrict::Off].map(|it| (it.name(), it)),

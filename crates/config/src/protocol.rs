@@ -1,7 +1,7 @@
 //! The interface between the config and the protocols of outputs.
 //!
 //! The config knows no protocol. Each protocol implements [`OutputSettings`] in its own file below
-//! `src/output`; the table of all protocols, [`crate::output`]'s `TYPES`, is an argument of the
+//! `src/output`; the table of all protocols, the outputs' `TYPES`, is an argument of the
 //! functions that read a whole config. The types of this file make it possible to keep settings of
 //! different types in one `Vec` of outputs.
 
@@ -101,20 +101,20 @@ pub trait OutputSettings: fmt::Debug + PartialEq + Send + Sync + Sized + 'static
 #[derive(Clone, Copy)]
 pub struct OutputType {
     /// The value of the key `type` that selects this type: `OutputSettings::TYPE`.
-    pub(super) name: &'static str,
+    pub name: &'static str,
     /// The lines of TOML from which the config reference is generated: `OutputSettings::SAMPLE`.
-    pub(super) sample: &'static str,
+    pub sample: &'static str,
     /// The reason why a config can have only one output of this type: `OutputSettings::ONLY_ONE`.
     pub(super) only_one: Option<&'static str>,
     /// `true` if the output collects events for minutes: `OutputSettings::COLLECTS`.
-    pub(super) collects: bool,
+    pub collects: bool,
     /// The values that `batch.max_bytes` may have: `OutputSettings::BATCH_BYTES`.
-    pub(super) batch_bytes: BatchBytes,
+    pub batch_bytes: BatchBytes,
     /// The defaults of the form in which events leave: `OutputSettings::FORM`.
-    pub(super) form: Form,
+    pub form: Form,
     /// Reads the settings from the table of an output. Returns `None` if they have a problem, which
     /// is recorded.
-    pub(super) read: fn(&mut Table<'_, '_>) -> Option<OutputKind>,
+    pub read: fn(&mut Table<'_, '_>) -> Option<OutputKind>,
 }
 
 impl OutputType {
@@ -143,11 +143,11 @@ pub struct OutputKind {
     /// See [`OutputSettings::final_after`].
     pub final_after: Option<(&'static str, Duration)>,
     /// See [`OutputSettings::carries_checkpoints`].
-    pub(super) carries_checkpoints: bool,
+    pub carries_checkpoints: bool,
     /// See [`OutputSettings::index`].
-    pub(super) index: Option<String>,
+    pub index: Option<String>,
     /// See [`OutputSettings::event_limit`].
-    pub(super) event_limit: Option<&'static str>,
+    pub event_limit: Option<&'static str>,
 }
 
 impl OutputKind {

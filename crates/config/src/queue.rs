@@ -103,12 +103,12 @@ const EPHEMERAL: &str = "KUBE_AUDIT_FORWARDER_EPHEMERAL";
 /// Returns `true` if the config file sets `queue.directory`, so that the queue is on disk. The
 /// result is `true` even if the value of this key is wrong. Call this function only after the key
 /// `directory` of `[queue]` was read.
-pub(super) fn is_durable(cx: &Context<'_>) -> bool {
+pub(crate) fn is_durable(cx: &Context<'_>) -> bool {
     cx.is_set("queue.directory")
 }
 
 /// Reads the section `[queue]`. A wrong value is recorded as a problem and replaced by its default.
-pub(super) fn read(t: &mut Table<'_, '_>) -> Queue {
+pub(crate) fn read(t: &mut Table<'_, '_>) -> Queue {
     let cx = t.cx;
     let max_bytes = t.size(
         "max_bytes",

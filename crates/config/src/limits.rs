@@ -47,7 +47,7 @@ pub struct Limits {
 /// Reads the section `[limits]`. The result has `max_body` as configured; [`effective_max_body`]
 /// computes later what the other limits allow. `is_durable` is `true` if the queue is on disk; the
 /// default of `max_body` is larger then.
-pub(super) fn read(t: &mut Table<'_, '_>, is_durable: bool) -> Limits {
+pub(crate) fn read(t: &mut Table<'_, '_>, is_durable: bool) -> Limits {
     let max_body = if is_durable { 1024 * MIB } else { 256 * MIB };
     let key = derived(
         "max_body",

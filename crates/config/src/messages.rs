@@ -66,7 +66,7 @@ impl Messages {
 
 /// Returns the name of this machine, which in a pod is the pod's name. Returns `-`, RFC 5424's sign
 /// for "no name", if the name can't be read or is not 1 to 255 printable ASCII characters.
-pub(crate) fn machine_name() -> String {
+pub fn machine_name() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     values::printable(name.trim(), 255).unwrap_or_else(|_| "-".to_owned())
 }

@@ -68,7 +68,7 @@ impl ClientTls {
 
     /// Reads the keys of a client's section `tls`. A wrong value is recorded as a problem and
     /// replaced by its default.
-    pub(super) fn keys(t: &mut Table<'_, '_>) -> Self {
+    pub fn keys(t: &mut Table<'_, '_>) -> Self {
         let ca = ca(t);
         let identity = identity(t);
         let server_name = t.word(
@@ -88,7 +88,7 @@ impl ClientTls {
 
 /// Reads the key `min_version` of a listener or a client. Returns TLS 1.2, the default, if the key
 /// is absent or wrong; a wrong value is recorded as a problem.
-pub(super) fn min_version(t: &mut Table<'_, '_>) -> TlsVersion {
+pub(crate) fn min_version(t: &mut Table<'_, '_>) -> TlsVersion {
     let default = TlsVersion::V1_2;
     let words = [("1.2", TlsVersion::V1_2), ("1.3", TlsVersion::V1_3)];
     t.choice("min_version", &words, Some(default), "lowest version of TLS").unwrap_or(default)

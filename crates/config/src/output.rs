@@ -57,11 +57,11 @@ pub struct Output {
 /// wrong.
 pub(super) struct Draft {
     /// The path of the output's table in the file: `output[0]`.
-    pub(super) path: String,
+    pub path: String,
     /// The name of the output. `None`: the key `name` is missing or wrong.
     name: Option<String>,
     /// The value of the key `required`; `true` if the key is absent or wrong.
-    pub(super) required: bool,
+    pub required: bool,
     /// The value of the key `checkpoints`; `false` if the key is absent or wrong.
     checkpoints: bool,
     /// The type of the output. `None`: the key `type` is missing or names no known type.
@@ -69,20 +69,20 @@ pub(super) struct Draft {
     /// The name and the value of a config key. The value is the time for which the protocol waits
     /// after it has sent an event; only then does the event count as delivered. `None`: the
     /// protocol does not wait, or its settings could not be read.
-    pub(super) final_after: Option<(&'static str, Duration)>,
+    pub final_after: Option<(&'static str, Duration)>,
     /// The name of the output's type if an output of this type collects events for minutes.
-    pub(super) collects: Option<&'static str>,
+    pub collects: Option<&'static str>,
     /// The section `[output.filter]`. `None`: a table in it is wrong.
     filter: Option<Section>,
     /// The complete output, with an empty filter. `None`: the name, the type or the keys of the
     /// type could not be read. A wrong value elsewhere is replaced by its default or left out.
-    pub(super) output: Option<Output>,
+    pub output: Option<Output>,
 }
 
 impl Draft {
     /// Returns the path of the output's table (`output[0]`), and the addresses to which the output
     /// sends events. Returns `None` if the draft has no output.
-    pub(super) fn targets(&self) -> Option<(&str, Vec<Target>)> {
+    pub(crate) fn targets(&self) -> Option<(&str, Vec<Target>)> {
         Some((&self.path, self.output.as_ref()?.kind.targets()))
     }
 }
@@ -91,7 +91,7 @@ impl Draft {
 /// draft, in which a part is missing if the keys for it have no usable value. `entries` is called
 /// only for a key that this type of output does not have: it returns the keys of all types, so that
 /// the error message can name the types that have the key.
-pub(super) fn read(
+pub(crate) fn read(
     t: &mut Table<'_, '_>,
     types: &[OutputType],
     entries: &dyn Fn() -> Vec<Entry>,

@@ -25,7 +25,7 @@ pub struct DeadLetter {
     pub max_bytes: u64,
 }
 
-pub(super) fn read(t: &mut Table<'_, '_>) -> DeadLetter {
+pub(crate) fn read(t: &mut Table<'_, '_>) -> DeadLetter {
     DeadLetter {
         directory: t.directory(optional(
             "directory",

@@ -40,7 +40,7 @@ pub struct Target {
 ///
 /// `own` are the addresses that this relay binds, each with the path of its key. `outputs` are the
 /// paths of the outputs (`output[0]`), each with the output's targets.
-pub(super) fn warn<'o>(
+pub(crate) fn warn<'o>(
     cx: &Context<'_>,
     own: &[(String, SocketAddr)],
     outputs: impl Iterator<Item = (&'o str, Vec<Target>)>,

@@ -63,7 +63,7 @@ pub enum Rejected {
     Retry,
 }
 
-pub(super) fn retry(t: &mut Table<'_, '_>) -> Retry {
+pub(crate) fn retry(t: &mut Table<'_, '_>) -> Retry {
     let retry = Retry {
         initial_interval: t.time("initial_interval", millis(500), TIME_MIN.., "first wait"),
         max_interval: t.time("max_interval", secs(30), TIME_MIN.., "longest wait, before jitter"),
@@ -93,7 +93,7 @@ pub(super) fn retry(t: &mut Table<'_, '_>) -> Retry {
     retry
 }
 
-pub(super) fn timeouts(t: &mut Table<'_, '_>) -> Timeouts {
+pub(crate) fn timeouts(t: &mut Table<'_, '_>) -> Timeouts {
     Timeouts {
         connect: t.time(
             "connect",
@@ -120,7 +120,7 @@ pub(super) fn timeouts(t: &mut Table<'_, '_>) -> Timeouts {
 }
 
 /// Reads the section `[output.batch]` of a type of output that allows these values of `max_bytes`.
-pub(super) fn batch(t: &mut Table<'_, '_>, bytes: BatchBytes) -> BatchLimits {
+pub(crate) fn batch(t: &mut Table<'_, '_>, bytes: BatchBytes) -> BatchLimits {
     let max = bytes.max.map_or(Bound::Unbounded, Bound::Included);
     BatchLimits {
         max_bytes: t.size(
@@ -140,7 +140,7 @@ pub(super) fn batch(t: &mut Table<'_, '_>, bytes: BatchBytes) -> BatchLimits {
 
 /// Reads the keys `action` and `after_server_errors` of `[output.rejected]`. A wrong value is
 /// recorded as a problem and replaced by its default, so the first result is never `None`.
-pub(super) fn rejected(t: &mut Table<'_, '_>) -> (Option<Rejected>, Duration) {
+pub(crate) fn rejected(t: &mut Table<'_, '_>) -> (Option<Rejected>, Duration) {
     let action = t.choice(
         "action",
         &[

@@ -67,7 +67,7 @@ pub struct Filter {
 /// A section `filter` as it is read: the filter, without the form in which events leave, and the
 /// keys of the form. `None`: the section does not have the key.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub(super) struct Section {
+pub(crate) struct Section {
     filter: Filter,
     shape: Option<Shape>,
     bodies: Option<Bodies>,
@@ -86,7 +86,7 @@ impl Filter {
 /// Of two values of `deduplicate`, of the same annotation, or of a key of the form, the value in
 /// `own` is used. `default` has the values of the keys of the form that neither section has, and
 /// `index` is the index into which the output writes.
-pub(super) fn merged(all: &Section, own: Section, default: Form, index: Option<&str>) -> Filter {
+pub(crate) fn merged(all: &Section, own: Section, default: Form, index: Option<&str>) -> Filter {
     let least = |a: Option<u64>, b: Option<u64>| a.into_iter().chain(b).min();
     let form = Form {
         shape: own.shape.or(all.shape).unwrap_or(default.shape),
@@ -114,7 +114,7 @@ pub(super) fn merged(all: &Section, own: Section, default: Form, index: Option<&
 /// the section is absent, and `None` if a table of `match` or `redact` is wrong; the problem is
 /// recorded. `of_type` has the defaults of the keys of the form for an output, and is `None` for
 /// the whole file.
-pub(super) fn filter(t: &mut Table<'_, '_>, of_type: Option<Form>) -> Option<Section> {
+pub(crate) fn filter(t: &mut Table<'_, '_>, of_type: Option<Form>) -> Option<Section> {
     let key =
         optional("filter", TABLE, "events leave as they are", "what leaves, and how much of it");
     match t.optional_section(key, |t| keys(t, of_type)) {

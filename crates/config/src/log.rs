@@ -25,7 +25,7 @@ pub enum LogFormat {
 
 /// Reads the section `[log]`. A wrong value is recorded as a problem and replaced by its default,
 /// so the result is never `None`.
-pub(super) fn read(t: &mut Table<'_, '_>) -> Option<Log> {
+pub(crate) fn read(t: &mut Table<'_, '_>) -> Option<Log> {
     let level = t.choice(
         "level",
         &[
