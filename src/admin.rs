@@ -37,8 +37,8 @@ use crate::listener::Token;
 use crate::queue::Queue;
 use crate::source;
 use crate::tap::Taps;
-use crate::telemetry::{OutputMetrics, Telemetry};
 use base::lock::lock;
+use telemetry::{OutputMetrics, Telemetry};
 
 mod all_dropped;
 mod evidence;

@@ -16,12 +16,12 @@ use crate::delivery::DeadLetters;
 use crate::listener::Settings;
 use crate::process::restrict;
 use crate::source::Sources;
-use crate::telemetry::Telemetry;
 use crate::tls::{Chain, TlsError};
 use crate::{filter, output, queue, tls};
 use base::named_file;
 use config::{Checked, Config, Content, Named, Problem, Restrict, Severity};
 use evidence_log::tlog::key::SigningKey;
+use telemetry::Telemetry;
 
 mod memory;
 

@@ -22,7 +22,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::{output, relay, telemetry};
+use crate::{output, relay};
 use base::named_file;
 use base::words::escape;
 use config::{Checked, Config, Problem, Severity};

@@ -50,7 +50,6 @@ use judge::{Findings, Kind, Verdict};
 use sample::{Apiservers, Relays, Source};
 
 use crate::ask::Target;
-use crate::telemetry;
 
 /// The longest time for which the second sample is repeated, because events may be on their way.
 const SETTLE: Duration = Duration::from_secs(5);

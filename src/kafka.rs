@@ -14,10 +14,10 @@ use rdkafka::config::{ClientConfig, RDKafkaLogLevel};
 use rdkafka::error::{KafkaError, RDKafkaErrorCode};
 use tokio::sync::watch;
 
-use crate::telemetry::AttemptError;
 use crate::tls;
 use base::named_file;
 use config::SaslMechanism;
+use telemetry::AttemptError;
 
 /// The shortest timeout that librdkafka accepts for setting up a connection. For a request it would
 /// accept 10 ms, but both timeouts have the same bounds here.

@@ -28,6 +28,7 @@
 //! | [`evidence-log`](::evidence_log) | the log of the evidence as files, transparency logs |
 //! | [`config-table`](::config_table) | how a config file is read, without the name of any key |
 //! | [`config`] | the config file |
+//! | [`telemetry`] | metrics, the log, the JSON of `/status` and the verdict on it |
 //!
 //! Of the modules here, a row imports only from rows above it. Listeners, sources and outputs meet
 //! at the queue and nowhere else. The test `tests/it/docs/layers.rs` compares this table with the
@@ -35,8 +36,7 @@
 //!
 //! | row | modules | what they know |
 //! |---|---|---|
-//! | 1 | [`status`] | the JSON of `/status`, and the verdict on it |
-//! | 4 | [`telemetry`] [`tls`] [`net`] [`process`] [`haproxy`] [`top`] | every metric and the log · certificates · TCP · what the kernel grants the process · HAProxy's config · a relay's state on a terminal |
+//! | 4 | [`tls`] [`net`] [`process`] [`haproxy`] [`top`] | certificates · TCP · what the kernel grants the process · HAProxy's config · a relay's state on a terminal |
 //! | 5 | [`queue`] [`filter`] [`tap`] [`kafka`](self) [`ask`] | positions, lines and limits; no JSON, no HTTP · which events an output sends · events that a person looks at · Kafka clients (feature `kafka`) · single HTTP requests |
 //! | 6 | [`listener`] [`source`] [`delivery`] [`replay`] [`evidence`] | requests · topics · the loop of an output · files of events · what proves that the log is whole |
 //! | 7 | [`output`] [`verify`] [`cost`] | the protocols · whether the evidence is whole · what a policy makes of recorded events |
@@ -79,9 +79,7 @@ pub mod queue;
 pub mod relay;
 pub mod replay;
 pub mod source;
-pub mod status;
 pub mod tap;
-pub mod telemetry;
 pub mod tls;
 pub mod top;
 pub mod verify;

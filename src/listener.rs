@@ -25,7 +25,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use crate::net;
-use crate::telemetry::{ListenerMetrics, RefusedConnection, Telemetry};
+use telemetry::{ListenerMetrics, RefusedConnection, Telemetry};
 
 mod answer;
 mod auth;

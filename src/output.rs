@@ -32,8 +32,8 @@
 use std::sync::Arc;
 
 use crate::delivery::{DeadLetters, Prepared};
-use crate::telemetry::Telemetry;
 use config::OutputType;
+use telemetry::Telemetry;
 
 pub(crate) mod elasticsearch;
 mod event_fields;

@@ -39,10 +39,10 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::telemetry::{OutputMetrics, Telemetry};
 use audit::LevelCounts;
 use base::disk::Disk;
 use base::release::Format;
+use telemetry::{OutputMetrics, Telemetry};
 
 mod claims;
 mod contract;

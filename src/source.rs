@@ -28,9 +28,9 @@ use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use crate::process::Failures;
 use crate::queue::Queue;
-use crate::telemetry::Telemetry;
 use base::lock::lock;
 use base::staged::Staged;
+use telemetry::Telemetry;
 
 #[cfg(feature = "kafka")]
 mod kafka;

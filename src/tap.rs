@@ -33,8 +33,8 @@ use std::sync::{Arc, Mutex};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::telemetry::TapMetrics;
 use base::lock::lock;
+use telemetry::TapMetrics;
 
 mod condition;
 mod fields;
@@ -360,7 +360,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::telemetry::Telemetry;
+    use telemetry::Telemetry;
 
     fn taps() -> Arc<Taps> {
         Arc::new(Taps::new(Telemetry::new().taps()))

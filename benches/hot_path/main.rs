@@ -29,7 +29,7 @@ use kube_audit_forwarder::filter::{EventView, Filter, Rules};
 use kube_audit_forwarder::listener::{Gate, Listener, Settings};
 use kube_audit_forwarder::output;
 use kube_audit_forwarder::queue::{Append, Cursor, Disposition, Output, Queue, Take};
-use kube_audit_forwarder::telemetry::Telemetry;
+use telemetry::Telemetry;
 use transform::policy::Policy;
 use transform::redact::Redaction;
 use transform::volume::{Seen, Volume};

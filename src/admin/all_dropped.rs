@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::status::thresholds::ALL_DROPPED;
+use telemetry::status::thresholds::ALL_DROPPED;
 
 /// The shortest time between two log lines about the same output. A narrow filter drops everything
 /// again and again.

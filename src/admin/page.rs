@@ -12,7 +12,7 @@ use hyper::header::HeaderValue;
 use hyper::{Response, header};
 use ring::digest;
 
-use crate::status::thresholds::{ALL_DROPPED, MEMORY_NEARLY_USED, QUEUE_NEARLY_FULL};
+use telemetry::status::thresholds::{ALL_DROPPED, MEMORY_NEARLY_USED, QUEUE_NEARLY_FULL};
 
 static PAGE: LazyLock<String> = LazyLock::new(|| {
     let thresholds = format!(

@@ -11,8 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::history::{OutputSample, STEP, Sample};
 use super::route::Responding;
 use super::{Admin, Output, json, route};
-use crate::telemetry;
-use crate::telemetry::Rejection;
+use telemetry::Rejection;
 
 impl Admin {
     /// Returns the counts since the start whose rates are lines of the history: accepted events,
@@ -117,7 +116,7 @@ mod tests {
     use super::*;
     use crate::queue::Queue;
     use crate::tap::Taps;
-    use crate::telemetry::Telemetry;
+    use telemetry::Telemetry;
 
     /// A relay without outputs and listeners, whose task for the history runs.
     fn admin() -> Arc<Admin> {

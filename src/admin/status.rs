@@ -11,16 +11,16 @@ use super::{Admin, Listener, Output};
 use crate::delivery::{AddressState, AsideEvents};
 use crate::process::restrict;
 use crate::queue::{Backlog, Queue};
-use crate::status::thresholds::held;
-use crate::status::{self, Status, verdict};
-use crate::telemetry::{
-    Certificate, Counter, Gauge, LastRejected, LastTlsFailure, Quantiles, ReloadMetrics,
-};
-use crate::{source, telemetry};
+use crate::source;
 use audit::time::rfc3339;
 use base::lock::lock;
 use base::release;
 use config::Restrict;
+use telemetry::status::thresholds::held;
+use telemetry::status::{self, Status, verdict};
+use telemetry::{
+    Certificate, Counter, Gauge, LastRejected, LastTlsFailure, Quantiles, ReloadMetrics,
+};
 
 impl Admin {
     /// Returns what `/status` answers: the state, with the relay's judgement of it.

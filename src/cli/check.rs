@@ -11,10 +11,10 @@ use clap::Args;
 use super::{ConfigFile, FAILED, WRONG, in_time, read, report, runtime, wrong};
 use crate::delivery::DeadLetters;
 use crate::source::Sources;
-use crate::telemetry::Telemetry;
-use crate::{check, filter, output, telemetry};
+use crate::{check, filter, output};
 use base::named_file;
 use config::{Checked, Config, Severity};
+use telemetry::Telemetry;
 
 mod summary;
 

@@ -217,7 +217,7 @@ impl Checkpoints {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::telemetry::AttemptError;
+    use telemetry::AttemptError;
 
     fn checkpoints(published: Published, interval: Duration) -> Checkpoints {
         Checkpoints::new("o", Some(published), interval)

@@ -18,11 +18,11 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use crate::queue::lines;
-use crate::telemetry::{DroppedLetters, Telemetry};
 use audit::time::rfc3339;
 use base::lock::lock;
 use base::release::Format;
 use config::Config;
+use telemetry::{DroppedLetters, Telemetry};
 
 mod files;
 

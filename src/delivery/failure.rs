@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::telemetry::AttemptError;
+use telemetry::AttemptError;
 
 /// The longest pause that a consumer can ask for with `Retry-After`. If a consumer asks for more,
 /// the relay waits only this long, because the consumer's clock is most likely wrong.

@@ -16,8 +16,8 @@ use super::offload::{has_large_event, offload};
 use super::tapped::Tapping;
 use crate::filter::{Changes, EventView, Filter, Seen, Verdict};
 use crate::queue::{Batch, Claim, Cursor, Disposition, Fate, Position, SentLine, lines};
-use crate::telemetry::OutputMetrics;
 use evidence_log::tlog::merkle::Hash;
+use telemetry::OutputMetrics;
 
 /// The buffer for one changed event is used again for the next event, unless it has grown beyond
 /// this many bytes.
@@ -592,7 +592,7 @@ mod tests {
     use crate::delivery::in_flight::tests::opened;
     use crate::filter::Rules;
     use crate::queue::{Append, Take};
-    use crate::telemetry::Telemetry;
+    use telemetry::Telemetry;
 
     const CONFIG: &str = "[[listener]]\naddress = '127.0.0.1:0'\n[[output]]\nname = 'o'\n\
                           type = 'stdout'\nfilter.redact = []\n";

@@ -25,9 +25,9 @@ use super::reason::Reason;
 use super::tried::Tried;
 use crate::queue;
 use crate::queue::{Batch, Claim, Cursor, Disposition, Redelivery, Take};
-use crate::telemetry::{Cause, LostAs};
 use base::position::Position;
 use config::{BatchLimits, Rejected};
+use telemetry::{Cause, LostAs};
 
 /// The claims of one output whose events leave the queue without having been delivered. This value
 /// holds a claim from the decision until its events are written: as dead letters, or in the place

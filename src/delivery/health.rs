@@ -9,9 +9,9 @@ use tokio::time::Instant;
 use super::aside::{Aside, Kept};
 use super::endpoints::{AddressState, Endpoints};
 use super::failure::Failure;
-use crate::telemetry::{AttemptError, Cause, Loss, LostAs, OutputMetrics};
 use base::lock::lock;
 use base::position::Position;
+use telemetry::{AttemptError, Cause, Loss, LostAs, OutputMetrics};
 
 /// The time between two log lines while an output stays down for the same reason.
 const REMIND: Duration = Duration::from_secs(60);

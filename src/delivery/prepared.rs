@@ -13,7 +13,7 @@ use super::orders::{HandOver, Orders};
 use super::run::{Delivery, Start};
 use crate::filter::Rules;
 use crate::queue;
-use crate::telemetry::OutputMetrics;
+use telemetry::OutputMetrics;
 
 /// An output that can be started. It has made no connection and has read no file yet.
 pub struct Prepared {

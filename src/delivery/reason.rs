@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::telemetry::Cause;
+use telemetry::Cause;
 
 /// The reason why events are given up, for the counters, the log and the dead letters.
 #[derive(Debug, Clone)]

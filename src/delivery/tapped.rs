@@ -170,7 +170,7 @@ impl Sample {
 mod tests {
     use super::*;
     use crate::tap::Tap;
-    use crate::telemetry::Telemetry;
+    use telemetry::Telemetry;
 
     fn position(number: u64) -> Position {
         Position::new(number)

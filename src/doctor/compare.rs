@@ -9,8 +9,8 @@ use super::address::Address;
 use super::attempts;
 use super::counts::{ApiserverCounts, ByLabel, Clock, RelayCounts, total};
 use super::sample::Sampled;
-use crate::status::thresholds::{PATIENCE_MAX, PATIENCE_WITH_RETRY_AFTER};
-use crate::telemetry::Rejection;
+use telemetry::Rejection;
+use telemetry::status::thresholds::{PATIENCE_MAX, PATIENCE_WITH_RETRY_AFTER};
 
 /// The totals are compared only if all processes have started within this many seconds.
 pub const STARTS_APART_MAX: f64 = 60.0;

@@ -11,11 +11,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use super::exposition::{Exposition, Labels};
-use crate::telemetry::{
+use base::words::escape;
+use telemetry::{
     AcceptedMetrics, BacklogMetrics, BuildMetrics, EvidenceMetrics, FateMetrics, ListenerMetrics,
     LostMetrics, OutputMetrics, QueueMetrics, RejectionMetrics, SettingMetrics,
 };
-use base::words::escape;
 
 /// Counts by the value of a label.
 pub type ByLabel = BTreeMap<String, u64>;
@@ -548,7 +548,7 @@ fn count(value: f64) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::telemetry::PREFIX;
+    use telemetry::PREFIX;
 
     fn read<C: Counts>(text: &str) -> C {
         C::of(&Exposition::parse(text.as_bytes(), &C::wanted()).unwrap())

@@ -24,8 +24,8 @@ use super::counts::{ApiserverCounts, ByLabel, RelayCounts, Wrong, listed, most, 
 use super::remedy::of_reason;
 use super::sample::Sampled;
 use super::{attempts, compare};
-use crate::status::Status;
 use audit::time::rfc3339;
+use telemetry::status::Status;
 
 /// The shortest time in seconds for which a rate is shown. One batch in a moment is not a rate.
 pub const RATE_MIN: f64 = 1.0;

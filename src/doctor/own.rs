@@ -11,7 +11,7 @@ use super::counts::{Clock, Counts};
 use super::judge::{Cause, Findings, Kind, Part};
 use super::sample::Sampled;
 use crate::ask::Target;
-use crate::status::Status;
+use telemetry::status::Status;
 
 /// The time limit for the state of one relay.
 const LIMIT: Duration = Duration::from_secs(20);

@@ -25,7 +25,6 @@ use tokio::time::{Instant, timeout, timeout_at};
 use super::counts::{ApiserverCounts, Clock, Counts, RelayCounts, Start};
 use super::text::Text;
 use crate::ask::{AskError, AskFault, Target};
-use crate::telemetry;
 use base::named_file;
 
 /// After this many answers in a row without a new instance, doctor assumes that it has seen all

@@ -13,7 +13,7 @@ use super::judge::{Cause, Kind, Part, time};
 use super::remedy;
 use super::sample::{ask, settle};
 use crate::ask::Target;
-use crate::status::thresholds;
+use telemetry::status::thresholds;
 
 /// An EventList without events.
 const EMPTY: &str = "{\"kind\":\"EventList\",\"apiVersion\":\"audit.k8s.io/v1\",\"items\":[]}";

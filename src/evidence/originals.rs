@@ -14,7 +14,6 @@ use tokio::time::Instant;
 
 use crate::queue;
 use crate::queue::lines;
-use crate::telemetry::{EvidenceError, EvidenceMetrics};
 use base::disk::{Access, Disk, File};
 use base::lock::lock;
 use base::position::Position;
@@ -22,6 +21,7 @@ use evidence_log::layout::{LINES, LineFile, if_there, path, read_exact};
 use evidence_log::lines;
 use evidence_log::lines::{HEADING, Heading, Record};
 use evidence_log::tlog::merkle::Hash;
+use telemetry::{EvidenceError, EvidenceMetrics};
 
 /// The number of files whose records are indexed in memory. A record takes 32 bytes there, and at
 /// least one record is written each second in which events come in.
@@ -221,8 +221,8 @@ mod tests {
     use super::*;
     use crate::evidence::hashes::Hashes;
     use crate::queue::Originals as _;
-    use crate::telemetry::Telemetry;
     use evidence_log::lines::{SALT_BYTES, Salt};
+    use telemetry::Telemetry;
     use testing::simulated_disk::SimulatedDisk;
 
     fn line(at: u64) -> Vec<u8> {

@@ -24,7 +24,6 @@ use super::store::Store;
 use super::witness::{ANSWERS_WITHIN, Answered, Heard, Witnesses};
 use super::{hashes, off, outcome, store};
 use crate::queue::{Batch, Claim, Cursor, Disposition, Finished, Queue, Take, lines};
-use crate::telemetry::{EvidenceError, EvidenceMetrics, WitnessMetrics};
 use base::disk::Disk;
 use base::position::Position;
 use base::release;
@@ -34,6 +33,7 @@ use evidence_log::lines::{Range, Record, SALT_BYTES, Salt};
 use evidence_log::tlog::key::SigningKey;
 use evidence_log::tlog::merkle::Hash;
 use evidence_log::{COMMIT_BYTES, COMMIT_EVERY};
+use telemetry::{EvidenceError, EvidenceMetrics, WitnessMetrics};
 
 /// The maximum number of bytes and events taken from the queue at once.
 const TAKE: Take = Take { bytes: 1 << 20, events: RANGE_MAX };

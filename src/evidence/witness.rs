@@ -11,7 +11,6 @@ use tokio::time::Instant;
 
 use super::store::Store;
 use crate::ask::{Answer, Target};
-use crate::telemetry::{EvidenceError, EvidenceMetrics, WitnessMetrics};
 use crate::tls;
 use config::ClientTls;
 use evidence_log::AHEAD_MAX;
@@ -19,6 +18,7 @@ use evidence_log::entry::now;
 use evidence_log::tlog::key::VerifierKey;
 use evidence_log::tlog::merkle::Head;
 use evidence_log::tlog::note::{Note, Signed};
+use telemetry::{EvidenceError, EvidenceMetrics, WitnessMetrics};
 
 /// The time that a witness has for an answer.
 pub(super) const ANSWERS_WITHIN: Duration = Duration::from_secs(10);

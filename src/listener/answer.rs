@@ -9,7 +9,7 @@ use hyper::header::HeaderValue;
 use hyper::{Response, StatusCode, header};
 
 use crate::queue::Refused;
-use crate::telemetry::Rejection;
+use telemetry::Rejection;
 
 /// The type of the body of every answer to a sender.
 pub(super) type Body = Full<Bytes>;

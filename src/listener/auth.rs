@@ -4,7 +4,7 @@ use hyper::{Request, StatusCode, header};
 
 use super::answer::Refusal;
 use super::upload::Upload;
-use crate::telemetry::Rejection;
+use telemetry::Rejection;
 
 /// Refuses a request without the right bearer token, and one on a connection that a reload has
 /// revoked.

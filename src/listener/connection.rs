@@ -22,8 +22,8 @@ use tokio::time::{Instant, Sleep};
 use super::answer;
 use super::framing::Framing;
 use super::sender::Sender;
-use crate::telemetry::{ListenerMetrics, RefusedConnection, Rejection};
 use base::lock::lock;
+use telemetry::{ListenerMetrics, RefusedConnection, Rejection};
 
 /// The largest number of bytes of a body that the relay reads and throws away after it has sent a
 /// refusal; see [`LINGER_TIME`]. If the relay closed the connection at once instead, the sender

@@ -16,7 +16,7 @@ use super::in_flight::InFlight;
 use super::large::Sizes;
 use super::terms::{Bounds, Shared, decoding};
 use crate::queue::Queue;
-use crate::telemetry::Telemetry;
+use telemetry::Telemetry;
 
 /// The largest head of a request in bytes. The read buffer of a connection has the same limit. The
 /// default of hyper is larger, 408 KiB. With that default, 4,096 connections that send their heads

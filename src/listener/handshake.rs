@@ -15,8 +15,8 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::sender::Sender;
-use crate::telemetry::{ListenerMetrics, Telemetry, TlsFailure};
 use crate::tls::{handshake_error, not_after};
+use telemetry::{ListenerMetrics, Telemetry, TlsFailure};
 
 /// The beginnings of HTTP requests without TLS, and of h2 without TLS (RFC 9113 §3.4).
 const PLAIN_HTTP: [&[u8; 4]; 6] = [b"POST", b"GET ", b"HEAD", b"PUT ", b"OPTI", b"PRI "];

@@ -4,7 +4,7 @@ use hyper::{HeaderMap, Method, Request, StatusCode, Version, header};
 
 use super::answer::Refusal;
 use super::upload::Upload;
-use crate::telemetry::Rejection;
+use telemetry::Rejection;
 
 /// Refuses a request whose head is not that of a batch: its path, its method, or the type or the
 /// encoding of its body is another one. Notes whether the body is gzip.

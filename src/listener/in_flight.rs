@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use hyper::StatusCode;
 
 use super::answer::Refusal;
-use crate::telemetry::{Gauge, Rejection};
+use telemetry::{Gauge, Rejection};
 
 /// The counter of the bytes in flight, which `limits.max_in_flight` limits. The bytes of a body are
 /// counted from the time when they arrive. They are counted until the body is in the queue and its

@@ -22,9 +22,9 @@ use super::large::{Large, Stopped, Whole};
 use super::terms::{Bounds, DECODING_KIB, Shared, Terms};
 use super::upload::{Answering, Arriving, Upload};
 use crate::queue::{Append, Ticket};
-use crate::telemetry::Rejection;
 use audit::Split;
 use config::Acknowledge;
+use telemetry::Rejection;
 use transform::volume::Volume;
 
 /// The number of compressed bytes that are decompressed in one step. At gzip's best compression

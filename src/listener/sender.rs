@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::telemetry::{RefusedConnection, Rejection, TlsFailure};
 use base::lock::lock;
+use telemetry::{RefusedConnection, Rejection, TlsFailure};
 
 /// The shortest time between two log lines about the same refused sender and reason.
 const QUIET: Duration = Duration::from_secs(10);

@@ -21,7 +21,7 @@ use tokio::time::{Instant, timeout_at};
 use super::answer::{Answer, Refusal};
 use super::connection::{LINGER_TIME, LINGER_TIME_SLOW};
 use super::terms::{Bounds, Terms};
-use crate::telemetry::Rejection;
+use telemetry::Rejection;
 
 /// The longest time for which the relay waits for more bytes of the body of a refused request. The
 /// time starts again whenever [`REFUSED_BYTES`] more bytes have arrived, but the whole wait never

@@ -29,11 +29,11 @@ use crate::delivery::failure::Failure;
 use crate::delivery::link::{Parts, Verdict};
 use crate::delivery::prepared::Connector;
 use crate::queue::{Batch, Identity, Take};
-use crate::telemetry::{AttemptError, OutputMetrics};
 use audit::time::rfc3339;
 use base::words::escape::is_plain;
 use config::{Compression, HttpClient, HttpKeys, OutputSettings, Target};
 use config_table::table::{Table, optional, required};
+use telemetry::{AttemptError, OutputMetrics};
 use transform::shape;
 use transform::shape::{Bodies, Form, ManagedFields, Shape};
 

@@ -27,13 +27,13 @@ use crate::delivery::failure::Failure;
 use crate::delivery::files::Files;
 use crate::delivery::link::{Begin, Connect};
 use crate::delivery::prepared::Connector;
-use crate::telemetry::AttemptError;
 use bucket::{Address, Bucket, KeyFiles, Keys};
 use config::{Compression, Content, HttpClient, HttpKeys, OutputSettings, Target};
 use config_table::table::{Table, optional, required};
 use link::{Limits, S3Link};
 use plan::Plan;
 use sts::{Role, Sts};
+use telemetry::AttemptError;
 
 mod bucket;
 mod link;

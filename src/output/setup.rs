@@ -6,8 +6,8 @@ use std::sync::Arc;
 use super::transport::connection::Dialer;
 use super::transport::tls_session::Expiry;
 use crate::delivery::prepared::Connector;
-use crate::telemetry::{OutputMetrics, Telemetry};
 use config::{OutputKind, OutputSettings, OutputType};
+use telemetry::{OutputMetrics, Telemetry};
 
 /// The settings of one protocol. The connector, which makes an output's connections, is made from
 /// them. Each protocol has its own type of settings, and a row for it in `src/output.rs`.

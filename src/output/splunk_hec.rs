@@ -33,11 +33,11 @@ use crate::delivery::failure::Failure;
 use crate::delivery::link::{Part, Verdict};
 use crate::delivery::prepared::Connector;
 use crate::queue::{Batch, Identity, Take};
-use crate::telemetry::AttemptError;
 use audit::time::nanos;
 use base::lock::lock;
 use config::{BatchBytes, Compression, Content, HttpClient, HttpKeys, OutputSettings, Target};
 use config_table::table::{Table, optional, required};
+use telemetry::AttemptError;
 
 const EVENTS: &str = "/services/collector/event";
 

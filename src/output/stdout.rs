@@ -21,10 +21,10 @@ use crate::delivery::failure::Failure;
 use crate::delivery::link::{Connect, Event, Link};
 use crate::delivery::prepared;
 use crate::queue::{Batch, Claim, Take};
-use crate::telemetry::{AttemptError, OutputMetrics};
 use base::lock::lock;
 use config::{OutputSettings, Target};
 use config_table::table::Table;
+use telemetry::{AttemptError, OutputMetrics};
 
 /// The greatest number of batches that the writing thread may have: one that it writes and one that
 /// waits.

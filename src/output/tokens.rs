@@ -15,8 +15,8 @@ use tokio::time::Instant;
 use super::http::service::{Question, Service, ServiceError};
 use crate::delivery::failure::Failure;
 use crate::delivery::retry::Retry;
-use crate::telemetry::AttemptError;
 use base::lock::lock;
+use telemetry::AttemptError;
 
 /// The longest life of a token that is believed. A longer life in an answer counts as this one.
 const LIFE_MAX: Duration = Duration::from_secs(24 * 60 * 60);

@@ -10,10 +10,10 @@ use bytes::Bytes;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::Instant;
 
-use crate::telemetry::OutputMetrics;
 use audit::{LevelCounts, ListEnds};
 use base::fate::Fate;
 use base::position::Position;
+use telemetry::OutputMetrics;
 
 /// A batch that is appended: the events of one request.
 #[derive(Debug, Clone)]

@@ -23,10 +23,10 @@ use super::identity::Identity;
 use super::notes;
 use super::notes::Notes;
 use super::outputs::{Departed, DropCount, Output, show_start, signed};
-use crate::telemetry::{Loss, QueueMetrics, State as Told};
 use base::lock::lock;
 use base::position::Position;
 use config::{Acknowledge, BATCH_OVERHEAD, WhenFull};
+use telemetry::{Loss, QueueMetrics, State as Told};
 
 mod record;
 

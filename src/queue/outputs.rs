@@ -5,9 +5,9 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use super::contract::Backlog;
-use crate::telemetry::{Loss, OutputMetrics, QueueMetrics};
 use base::position::Position;
 use config::WhenFull;
+use telemetry::{Loss, OutputMetrics, QueueMetrics};
 
 /// An output, as the queue knows it. It gets a cursor.
 #[derive(Clone)]

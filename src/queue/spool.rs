@@ -31,11 +31,11 @@ use super::identity::Identity;
 use super::outputs::{Output, show_start};
 use super::segment::{BLOCK, FIRST_RECORD, RECORD_HEADER};
 use super::{cursors, identity, synced};
-use crate::telemetry::{Loss, QueueMetrics, State as Told, Telemetry};
 use base::disk::{Disk, OpenError, RealDisk};
 use base::lock::lock;
 use base::position::Position;
 use config::WhenFull;
+use telemetry::{Loss, QueueMetrics, State as Told, Telemetry};
 
 mod accounting;
 mod before;

@@ -1,7 +1,7 @@
 //! Helpers that the tests of both kinds of queue share.
 
 use super::outputs::Output;
-use crate::telemetry::{Counter, Gauge, OutputMetrics, Telemetry};
+use telemetry::{Counter, Gauge, OutputMetrics, Telemetry};
 
 mod format_1;
 

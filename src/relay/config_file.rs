@@ -9,10 +9,10 @@ use super::error::Refused;
 use super::waiting::in_time;
 use super::watch;
 use super::watch::Watch;
-use crate::telemetry::ReloadMetrics;
 use crate::{check, output};
 use base::named_file;
 use config::{Checked, Config, Problem, Severity};
+use telemetry::ReloadMetrics;
 
 /// The greatest number of problems of one config that are logged. Further problems are not logged.
 const PROBLEMS_MAX: usize = 20;

@@ -9,7 +9,7 @@ use super::error::Error;
 use super::lives::Lives;
 use super::parts::Parts;
 use crate::queue::{Left, Queue};
-use crate::telemetry::Telemetry;
+use telemetry::Telemetry;
 
 /// The longest wait for the outputs to end, after the last events are delivered. The same limit
 /// holds for the sources, for the evidence, and for all other tasks.

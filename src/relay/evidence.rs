@@ -19,7 +19,6 @@ use crate::evidence::recorder::{Recorder, Setup};
 use crate::evidence::{off, recorder};
 use crate::queue;
 use crate::queue::{Cursor, Queue};
-use crate::telemetry::Telemetry;
 use base::disk::Disk;
 use base::named_file;
 use base::position::Position;
@@ -29,6 +28,7 @@ use evidence_log::reader::{Directory, Log};
 use evidence_log::tlog::checkpoint::Signed;
 use evidence_log::tlog::key::SigningKey;
 use evidence_log::tlog::note::Signed as Check;
+use telemetry::Telemetry;
 
 /// The purpose for which the key of the config's digest is derived from the signing key.
 const PURPOSE: &str = "evidence config 1";

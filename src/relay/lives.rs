@@ -16,12 +16,12 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
-use crate::telemetry::{Earlier, Telemetry};
-use crate::{queue, telemetry};
+use crate::queue;
 use base::lock::lock;
 use base::named_file;
 use base::words::whole;
 use config::Config;
+use telemetry::{Earlier, Telemetry};
 
 /// The name of the file.
 const FILE: &str = "life";

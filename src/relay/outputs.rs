@@ -17,9 +17,9 @@ use tokio_util::sync::CancellationToken;
 use super::error::Refused;
 use crate::delivery::{DeadLetters, Files, Orders, Prepared, Status};
 use crate::queue::{Cursor, Queue};
-use crate::status::thresholds;
-use crate::telemetry::Telemetry;
 use crate::{admin, output, queue};
+use telemetry::Telemetry;
+use telemetry::status::thresholds;
 
 mod planned;
 mod task;

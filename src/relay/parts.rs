@@ -19,8 +19,8 @@ use crate::process::Failures;
 use crate::queue::Queue;
 use crate::source::Sources;
 use crate::tap::Taps;
-use crate::telemetry::Telemetry;
 use config::Config;
+use telemetry::Telemetry;
 use transform::redact::Redaction;
 
 /// The time between two runs of `upkeep`. Each run counts the newly collected values of a histogram

@@ -14,7 +14,7 @@ use super::plan::{Plan, ReadFiles};
 use super::waiting::in_time;
 use super::{listeners, open_files, outputs};
 use crate::listener::Token;
-use crate::{source, telemetry};
+use crate::source;
 use base::named_file;
 use base::staged::Staged;
 use config::{Acknowledge, Config};

@@ -18,9 +18,9 @@ use crate::delivery::DeadLetters;
 use crate::net;
 use crate::queue::{Cursor, Queue};
 use crate::source::Sources;
-use crate::telemetry::Telemetry;
 use base::named_file;
 use config::Config;
+use telemetry::Telemetry;
 
 /// The addresses and the queue of a running relay.
 pub struct Opened {

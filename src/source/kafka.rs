@@ -29,11 +29,11 @@ use tokio::time::Instant;
 use super::{Orders, Source, Status};
 use crate::kafka::{Changes, Cluster, Trouble};
 use crate::queue::{Append, Queue, Ticket};
-use crate::telemetry::{ListenerMetrics, Rejection};
 use audit::LevelCounts;
 use base::lock::lock;
 use base::staged::Staged;
 use config::BATCH_OVERHEAD;
+use telemetry::{ListenerMetrics, Rejection};
 use transform::volume::{Seen, Volume};
 
 /// The size in bytes up to which messages are put together into one batch of the queue, unless
@@ -783,7 +783,7 @@ impl Session<'_> {
 mod tests {
     use super::*;
     use crate::queue::Output;
-    use crate::telemetry::Telemetry;
+    use telemetry::Telemetry;
 
     /// The only output of three batches ends before it has any of them. However often the batches
     /// are looked at after that, no offset is returned for a commit.

@@ -13,10 +13,10 @@ use ratatui::text::{Line, Span};
 use ratatui::widgets::{Axis, Cell, Chart, Dataset, GraphType, Paragraph, Row, Table, TableState};
 
 use super::view::View;
-use crate::status::verdict::State;
-use crate::status::{Address, Evidence, History, Output, Status, verdict};
 use base::words::escape::message;
 use base::words::{ago, bytes, grouped, latency, scaled, span, whole};
+use telemetry::status::verdict::State;
+use telemetry::status::{Address, Evidence, History, Output, Status, verdict};
 
 /// The lines of the screen that do not depend on the number of outputs, addresses and findings.
 const FIXED_LINES: usize = 30;

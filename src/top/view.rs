@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use crate::status::verdict::State;
-use crate::status::{History, Output, Status, verdict};
 use base::words::escape::message;
+use telemetry::status::verdict::State;
+use telemetry::status::{History, Output, Status, verdict};
 
 /// A key that changes the view.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -18,7 +18,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat};
 use rustix::io::Errno;
 
-use crate::telemetry::DroppedLetters;
+use telemetry::DroppedLetters;
 
 /// The number of parts into which `dead_letter.max_bytes` is divided. A file is full when it has
 /// the size of one part. When room is needed, the oldest file is deleted as a whole, and with it

@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use super::figures::Figures;
 use crate::delivery::failure::Failure;
-use crate::telemetry::AttemptError;
 use config::HostPort;
+use telemetry::AttemptError;
 
 /// An endpoint as configured: a host and a port.
 #[derive(Debug, Clone, PartialEq)]

@@ -11,7 +11,7 @@ use super::address::ResolvedAddress;
 use super::circuit::Fault;
 use super::set::Endpoints;
 use crate::delivery::failure::Failure;
-use crate::telemetry::AttemptError;
+use telemetry::AttemptError;
 
 /// The results of `check --connect` for one output. Each entry has the name of an address, and the
 /// error if no connection to it could be made.

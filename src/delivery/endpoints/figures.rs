@@ -12,8 +12,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::delivery::failure::Failure;
-use crate::telemetry::{AttemptError, Quantiles, RecentTimes};
 use base::lock::lock;
+use telemetry::{AttemptError, Quantiles, RecentTimes};
 
 /// The maximum number of characters that are kept of an error's text. The relay's own texts are
 /// shorter, but a text may quote a consumer.

@@ -17,9 +17,9 @@ use super::figures::FiguresShown;
 use super::table::AddressTable;
 use crate::delivery::failure::Failure;
 use crate::net;
-use crate::telemetry::AttemptError;
 use base::lock::lock;
 use config::{HostPort, Strategy, Timeouts};
+use telemetry::AttemptError;
 
 /// After the resolver has answered, the same name is not looked up again for this time. Without
 /// this limit, the parallel connections of an `http` output would all look the name up at the same

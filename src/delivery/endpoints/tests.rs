@@ -19,8 +19,8 @@ use super::circuit::{HOLD_MAX, HOLD_MIN, PAUSE_MAX};
 use super::table::LOOK_UP;
 use super::*;
 use crate::delivery::failure::Failure;
-use crate::telemetry::AttemptError;
 use config::{HostPort, Strategy, Timeouts};
+use telemetry::AttemptError;
 use testing::{Failing, seeds};
 
 const SECOND: Duration = Duration::from_secs(1);

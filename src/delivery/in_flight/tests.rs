@@ -13,7 +13,7 @@ use bytes::Bytes;
 use super::*;
 use crate::queue;
 use crate::queue::{Append, Queue};
-use crate::telemetry::Telemetry;
+use telemetry::Telemetry;
 
 const ALL: Take = Take { bytes: u64::MAX, events: u64::MAX };
 

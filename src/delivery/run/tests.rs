@@ -18,9 +18,9 @@ use crate::delivery::in_flight::tests::opened;
 use crate::delivery::link::{CLOSE_TIME, Part, Parts, Verdict};
 use crate::delivery::search::SUSPECTS_MAX;
 use crate::queue::{Append, Batch, Claim, Queue, Refused, Take};
-use crate::telemetry::{AttemptError, Telemetry};
 use base::position::Position;
 use config::{Rejected, WhenFull};
+use telemetry::{AttemptError, Telemetry};
 use transform::policy;
 use transform::policy::Policy;
 

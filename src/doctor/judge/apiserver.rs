@@ -9,7 +9,7 @@ use crate::doctor::counts::{ApiserverCounts, EVENTS, LOG_PLUGIN, listed, total};
 use crate::doctor::remedy::{of_apiserver, of_plugin};
 use crate::doctor::sample::Sampled;
 use crate::doctor::{attempts, remedy};
-use crate::status::thresholds::ATTEMPTS;
+use telemetry::status::thresholds::ATTEMPTS;
 
 /// kube-apiserver's default for `--audit-webhook-batch-throttle-qps`, in batches per second.
 const THROTTLE: f64 = 10.0;

@@ -9,10 +9,10 @@ use crate::doctor::compare::{is_of_batch, rejected, rejected_in_interval};
 use crate::doctor::counts::{ApiserverCounts, ByLabel, RelayCounts, listed, most, total};
 use crate::doctor::remedy::of_reason;
 use crate::doctor::sample::Sampled;
-use crate::status::thresholds::ATTEMPTS;
-use crate::status::verdict::{Finding, SENDERS, State, is_dropping_all};
-use crate::status::{Output, Status};
 use base::words::escape;
+use telemetry::status::thresholds::ATTEMPTS;
+use telemetry::status::verdict::{Finding, SENDERS, State, is_dropping_all};
+use telemetry::status::{Output, Status};
 
 /// The runbook of the relay's finding about losses, which doctor counts itself.
 const OF_LOSSES: &str = "KubeAuditForwarderEventsLost";

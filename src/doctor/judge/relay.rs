@@ -9,8 +9,8 @@ use crate::doctor::compare::{Comparison, STARTS_APART_MAX, is_restarted};
 use crate::doctor::counts::{ApiserverCounts, OutputCounts, RelayCounts, listed, total};
 use crate::doctor::remedy::of_reason;
 use crate::doctor::sample::Sampled;
-use crate::status::thresholds::ATTEMPTS;
-use crate::telemetry::{AcceptedMetrics, LostMetrics};
+use telemetry::status::thresholds::ATTEMPTS;
+use telemetry::{AcceptedMetrics, LostMetrics};
 
 /// Reports what one relay counts.
 pub(super) fn causes(relay: &Sampled<RelayCounts>, findings: &Findings, causes: &mut Vec<Cause>) {

@@ -9,8 +9,8 @@ use crate::doctor::counts::{Clock, Counts};
 use crate::doctor::exposition::Exposition;
 use crate::doctor::sample::Change;
 use crate::doctor::{remedy, screen};
-use crate::status::{Refusals, verdict};
-use crate::telemetry::PREFIX;
+use telemetry::PREFIX;
+use telemetry::status::{Refusals, verdict};
 
 /// The time of the newest sample in these tests.
 const NOW: f64 = 1_800_000_000.0;

@@ -15,7 +15,7 @@ use super::url::BaseUrl;
 use crate::ask::NoAnswer;
 use crate::delivery::failure::{Failure, RETRY_AFTER_MAX};
 use crate::output::transport::connection::io_reason;
-use crate::telemetry::AttemptError;
+use telemetry::AttemptError;
 
 /// The greatest number of bytes that are read from the body of a consumer's answer, unless the
 /// protocol wants more ([`Api::answer_bytes`]). If the body is longer, the connection is closed,

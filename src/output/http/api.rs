@@ -18,8 +18,8 @@ use crate::delivery::endpoints::Probed;
 use crate::delivery::failure::Failure;
 use crate::delivery::link::{Part, Verdict};
 use crate::queue::{Batch, Claim, Identity, Origin, Position, Take, lines};
-use crate::telemetry::AttemptError;
 use config::Compression;
+use telemetry::AttemptError;
 
 /// Returns the value of the header `Authorization` of this scheme, with the token in `file`. The
 /// error text names the file, and never says what is in it.

@@ -13,7 +13,7 @@ use super::pool::{Lane, PooledConnection, exchange};
 use crate::ask;
 use crate::ask::NoAnswer;
 use crate::delivery::failure::Failure;
-use crate::telemetry::AttemptError;
+use telemetry::AttemptError;
 
 /// The greatest number of requests about which a consumer is asked at once. The answer then has
 /// about 64 KiB.

@@ -13,7 +13,7 @@ use hyper::body::{Body, Frame, SizeHint};
 use super::wire::RequestMarks;
 use crate::delivery::endpoints::Figures;
 use crate::queue::is_list;
-use crate::telemetry::OutputMetrics;
+use telemetry::OutputMetrics;
 
 /// The greatest number of bytes of one piece of a request body, if the piece is sent without a
 /// copy. The counter `output_bytes_total` grows by one whole piece at a time, and this limit keeps

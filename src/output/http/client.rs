@@ -33,9 +33,9 @@ use crate::output::transport::connection::dial_failure;
 use crate::output::transport::socket::Socket;
 use crate::output::transport::tls_session::Tls;
 use crate::queue::{Identity, Take};
-use crate::telemetry::{AttemptError, OutputMetrics};
 use base::staged::Staged;
 use config::HostPort;
+use telemetry::{AttemptError, OutputMetrics};
 
 /// The TCP keepalive interval of all connections, also of those that no request uses now.
 pub(super) const KEEPALIVE: Duration = Duration::from_secs(30);

@@ -17,8 +17,8 @@ use super::api::Outcome;
 use crate::delivery::endpoints::Figures;
 use crate::delivery::failure::Failure;
 use crate::queue::Claim;
-use crate::telemetry::AttemptError;
 use base::lock::lock;
+use telemetry::AttemptError;
 
 /// The greatest number of requests of an output that the consumer has taken and not confirmed. At
 /// this number, no other request is sent.

@@ -26,8 +26,8 @@ use crate::delivery::endpoints::{Attempt, ResolvedAddress};
 use crate::delivery::failure::Failure;
 use crate::delivery::link::Part;
 use crate::queue::{Batch, Identity};
-use crate::telemetry::AttemptError;
 use config::Strategy;
+use telemetry::AttemptError;
 
 /// The progress of a request is checked this many times within `timeouts.request`. With a timeout
 /// of 60 s, that is every 6 s.

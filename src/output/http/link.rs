@@ -267,7 +267,7 @@ mod tests {
         ));
         let http: &Settings = output.kind.settings().expect("it is http's");
         let api = Arc::new(AnyConsumer { format: http.format, accept_html: false });
-        let telemetry = Arc::new(crate::telemetry::Telemetry::new());
+        let telemetry = Arc::new(telemetry::Telemetry::new());
         let client = Client::new(&http.client, api, &Setup::new(&output, &telemetry));
         let client = Arc::new(client);
         client.queue.set(Identity::random().unwrap()).unwrap();

@@ -15,8 +15,8 @@ use tokio::net::TcpStream;
 use url::Url;
 
 use crate::ask::{USER_AGENT, chain};
-use crate::telemetry::AttemptError;
 use config::{HostPort, Template};
+use telemetry::AttemptError;
 
 /// The greatest number of bytes of the head of a proxy's answer. A longer head is an error.
 const HEAD_BYTES_MAX: usize = 16 * 1024;

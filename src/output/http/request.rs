@@ -11,9 +11,9 @@ use super::settings::HttpFormat;
 use crate::delivery::failure::Failure;
 use crate::output::json_lines::audit_log;
 use crate::queue::{Batch, Identity};
-use crate::telemetry::AttemptError;
 use audit::LIST_HEAD;
 use config::Compression;
+use telemetry::AttemptError;
 
 /// The protocol of `type = "http"`: any consumer that answers 2xx, unless the answer is a web page.
 pub(super) struct AnyConsumer {

@@ -20,9 +20,9 @@ use crate::ask::{Connection, NoAnswer, Stream, USER_AGENT, chain};
 use crate::delivery::failure::Failure;
 use crate::output::transport::connection::dial_failure;
 use crate::output::transport::tls_session::handshake;
-use crate::telemetry::AttemptError;
 use crate::{net, tls};
 use config::{ClientTls, HostPort, Template};
+use telemetry::AttemptError;
 
 const FORM: &str = "application/x-www-form-urlencoded";
 

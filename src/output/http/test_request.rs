@@ -19,9 +19,9 @@ use crate::ask::chain;
 use crate::delivery::endpoints::ResolvedAddress;
 use crate::delivery::failure::Failure;
 use crate::output::transport::tls_session::handshake;
-use crate::telemetry::AttemptError;
 use crate::tls;
 use config::ClientTls;
+use telemetry::AttemptError;
 
 /// The greatest number of bytes of an answer to a test request that are read.
 const ANSWER_BYTES_MAX: usize = 64 * 1024;

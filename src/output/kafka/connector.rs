@@ -27,7 +27,7 @@ use crate::delivery::link::{CLOSE_TIME, Connect, Event, Link};
 use crate::kafka::{Changes, Trouble};
 use crate::output::setup::Setup;
 use crate::queue::{Batch, Claim, Take};
-use crate::telemetry::AttemptError;
+use telemetry::AttemptError;
 
 /// At most this many full batches, by bytes and by events, are sent and not yet acknowledged. With
 /// several, the network carries one batch while the brokers write another.

@@ -19,11 +19,11 @@ use crate::kafka::{Cluster, Trouble};
 use crate::output::setup::Setup;
 use crate::output::transport::tls_session::Expiry;
 use crate::queue::{Batch, Claim, lines};
-use crate::telemetry::{AttemptError, OutputMetrics};
 use audit::scan;
 use base::lock::lock;
 use base::staged::Staged;
 use config::Compression;
+use telemetry::{AttemptError, OutputMetrics};
 use transform::shape;
 
 /// The greatest number of bytes of the messages that librdkafka sends to a broker together, unless
@@ -344,7 +344,7 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::telemetry::Telemetry;
+    use telemetry::Telemetry;
 
     /// Returns the settings of an output to a broker that is not there.
     fn shared() -> (Arc<ProducerSettings>, Arc<Telemetry>) {

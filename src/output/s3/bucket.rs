@@ -21,8 +21,8 @@ use crate::output::http::api::{
 };
 use crate::output::tokens::Tokens;
 use crate::queue::{Batch, Identity};
-use crate::telemetry::AttemptError;
 use config::Compression;
+use telemetry::AttemptError;
 
 /// The greatest number of bytes of an answer that are read. An error is a short document of XML.
 const ANSWER_BYTES: usize = 16 * 1024;

@@ -35,7 +35,7 @@ use crate::delivery::link::{Begin, CLOSE_TIME, Event, Link, Part, Verdict, until
 use crate::output::http::api::{Outcome, Sent};
 use crate::output::http::transfers::Transfers;
 use crate::queue::{Batch, Claim, Position, Take};
-use crate::telemetry::AttemptError;
+use telemetry::AttemptError;
 
 /// The age at which an object ends while the relay drains, or while another delivery is to replace
 /// this one. The events that come within this time share an object.

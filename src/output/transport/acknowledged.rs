@@ -32,9 +32,9 @@ use crate::delivery::failure::Failure;
 use crate::delivery::files::Files;
 use crate::delivery::link::{CLOSE_TIME, Connect, Event, Link, REJECTED_BYTES_MAX};
 use crate::queue::{Batch, Claim, Take};
-use crate::telemetry::AttemptError;
 use in_flight::InFlight;
 pub(in crate::output) use protocol::{Answers, Encoding, Frames, Protocol, Trouble};
+use telemetry::AttemptError;
 use window::Window;
 
 /// The connector of an output whose consumer acknowledges events. It makes the output's

@@ -19,8 +19,8 @@ use crate::delivery::failure::Failure;
 use crate::delivery::files::Files;
 use crate::net;
 use crate::net::DialError;
-use crate::telemetry::{AttemptError, OutputMetrics};
 use config::HostPort;
+use telemetry::{AttemptError, OutputMetrics};
 
 /// Opens the TCP or TLS connections of one output. Shared by the output's connector, its links, and
 /// the watch, a task that tests failed addresses.

@@ -24,7 +24,7 @@ use crate::delivery::endpoints::{Attempt, Endpoints};
 use crate::delivery::failure::Failure;
 use crate::delivery::link::{CLOSE_TIME, Event};
 use crate::queue::Claim;
-use crate::telemetry::AttemptError;
+use telemetry::AttemptError;
 
 /// The greatest number of bytes that one call of `Session::poll_read` reads from the peer.
 pub(super) const READ_BYTES: usize = 4096;

@@ -38,9 +38,9 @@ use crate::delivery::failure::Failure;
 use crate::delivery::files::Files;
 use crate::delivery::link::{Connect, Event, Link, REJECTED_BYTES_MAX};
 use crate::queue::{Batch, Claim, Take};
-use crate::telemetry::AttemptError;
 use base::lock::lock;
 use pace::Pace;
+use telemetry::AttemptError;
 
 /// At least this many samples are taken within one replay window. With a window of 1 s, there is a
 /// sample at least every 100 ms. With a window so short that [`SAMPLE_MIN`] applies, there are

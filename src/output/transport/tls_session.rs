@@ -10,10 +10,10 @@ use tokio_rustls::client::TlsStream;
 
 use crate::delivery::failure::Failure;
 use crate::delivery::files::Files;
-use crate::telemetry::{AttemptError, Telemetry};
 use crate::tls;
 use base::staged::Staged;
 use config::HostPort;
+use telemetry::{AttemptError, Telemetry};
 
 /// Reports, as a metric, when the certificates of one output expire: the output's own certificate,
 /// and those of its consumers.

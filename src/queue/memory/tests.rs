@@ -6,8 +6,8 @@ use super::*;
 use crate::queue::contract::{is_list, now};
 use crate::queue::tests;
 use crate::queue::tests::Counts;
-use crate::telemetry::Telemetry;
 use audit::LevelCounts;
+use telemetry::Telemetry;
 
 mod model;
 

@@ -22,8 +22,8 @@ use crate::queue::notes::Notes;
 use crate::queue::outputs::Output;
 use crate::queue::segment::{FIRST_RECORD, LogOffset, RECORD_HEADER};
 use crate::queue::shelf::Shelf;
-use crate::telemetry::Loss;
 use base::position::Position;
+use telemetry::Loss;
 
 /// Lines are final when they need not be sent again. When this many bytes of lines have become
 /// final since the last write of the cursors file, the file is written at once. With fewer bytes,

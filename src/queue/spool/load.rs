@@ -14,10 +14,10 @@ use super::{Segment, Shared, TailRecord, quarantine_bytes};
 use crate::queue::contract::{Originals, Take};
 use crate::queue::segment;
 use crate::queue::segment::{Check, Damage, Found, LogOffset, RECORD_HEADER, RecordHeader, Scan};
-use crate::telemetry::QueueMetrics;
 use base::disk;
 use base::disk::{Disk, File, QUARANTINE, named};
 use base::position::Position;
+use telemetry::QueueMetrics;
 
 /// The place of an event in the files of the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

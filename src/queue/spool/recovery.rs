@@ -77,10 +77,10 @@ use crate::queue::segment::{
 use crate::queue::synced::Synced;
 use crate::queue::tail::{Known, Tail};
 use crate::queue::{cursors, identity, patient, segment, shelf, synced};
-use crate::telemetry::{QueueMetrics, Telemetry};
 use base::disk;
 use base::disk::{ASIDE, Access, Disk, File, OpenError, QUARANTINE, SEGMENTS, SPARES, named};
 use base::position::Position;
+use telemetry::{QueueMetrics, Telemetry};
 
 /// The number of bytes that are read and written again at once at a start.
 const AGAIN_BYTES: usize = 64 * 1024;

@@ -27,10 +27,10 @@ use crate::queue::outputs::{Departed, DropCount};
 use crate::queue::segment::{
     BLOCK, Check, FIRST_RECORD, LogOffset, RECORD_HEADER, RecordHeader, Scan, Seed,
 };
-use crate::telemetry::QueueMetrics;
 use base::disk::File;
 use base::position::Position;
 use config::{BATCH_OVERHEAD, WhenFull};
+use telemetry::QueueMetrics;
 
 /// Everything that the spool's lock guards ([`super::Shared::lock`]).
 ///

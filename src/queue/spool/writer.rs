@@ -21,7 +21,6 @@ use crate::queue::cursors::Cursors;
 use crate::queue::segment;
 use crate::queue::segment::{BLOCK, FIRST_RECORD, LogOffset, RecordHeader, Seed, SegmentHeader};
 use crate::queue::synced::{Synced, SyncedFile};
-use crate::telemetry;
 use base::disk::{Access, File, SEGMENTS, named};
 use base::lock::lock;
 

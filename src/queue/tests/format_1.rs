@@ -13,8 +13,8 @@ use tempfile::TempDir;
 use super::{embedded_config, outputs, values};
 use crate::queue::inspect::{Directory, Seen};
 use crate::queue::{Append, Cursor, Disposition, Position, Queue, Take};
-use crate::telemetry::Telemetry;
 use audit::LevelCounts;
+use telemetry::Telemetry;
 
 /// The number of events in the spool.
 const EVENTS: u64 = 47;

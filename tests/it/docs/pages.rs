@@ -329,7 +329,7 @@ fn the_code_map_names_every_file() {
 #[test]
 fn the_log_says_what_the_pages_quote() {
     let source = |path: &str| std::fs::read_to_string(repository().join(path)).unwrap();
-    let reports = source("src/telemetry/reports.rs");
+    let reports = source("crates/telemetry/src/reports.rs");
     let runbook = Page::read("docs/runbooks/KubeAuditForwarderEventsLost.md");
     let (_, table) = runbook.text.split_once("| the log says |").unwrap();
     let cells = table.lines().filter_map(|line| line.strip_prefix("| ")?.split(" |").next());

@@ -1,5 +1,5 @@
-//! The page of `/status` as JSON. Its tables are generated from the types in `src/status.rs`, and
-//! list each field that a relay really shows, and no other.
+//! The page of `/status` as JSON. Its tables are generated from the types in
+//! `crates/telemetry/src/status.rs`, and list each field that a relay really shows, and no other.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -9,7 +9,8 @@ use crate::support::prelude::*;
 const PAGE: &str = "docs/reference/status-json.md";
 
 /// The files that have the types of `/status`.
-const TYPES: [&str; 2] = ["src/status.rs", "src/status/verdict.rs"];
+const TYPES: [&str; 2] =
+    ["crates/telemetry/src/status.rs", "crates/telemetry/src/status/verdict.rs"];
 
 /// The section of the page that lists the fields of another route.
 const HISTORY: &str = "/status/history";

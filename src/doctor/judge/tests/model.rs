@@ -8,7 +8,7 @@ use super::super::*;
 use crate::doctor::compare::BATCH_MAX;
 use crate::doctor::counts::{OutputCounts, QueueCounts};
 use crate::doctor::sample::Change;
-use crate::status::verdict;
+use telemetry::status::verdict;
 
 /// The buffer of kube-apiserver, in events.
 const BUFFER: u64 = 10_000;

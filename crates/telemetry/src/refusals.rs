@@ -160,7 +160,7 @@ struct Known {
 
 impl Refusals {
     /// Notes a request that was refused now.
-    pub(super) fn refused(&self, mut refusal: LastRejected) {
+    pub fn refused(&self, mut refusal: LastRejected) {
         let (reason, now) = (refusal.reason, refusal.at);
         if let Some((end, _)) = refusal.message.char_indices().nth(MESSAGE_MAX) {
             refusal.message.truncate(end);
@@ -187,18 +187,18 @@ impl Refusals {
     }
 
     /// Notes a TLS handshake of a sender that has failed.
-    pub(super) fn tls_failed(&self, failure: LastTlsFailure) {
+    pub fn tls_failed(&self, failure: LastTlsFailure) {
         self.turned_away(failure.at);
         lock(&self.0).tls = Some(failure);
     }
 
     /// Notes that a sender was turned away that may have had a batch, and will give it up.
-    pub(super) fn turned_away(&self, now: Instant) {
+    pub fn turned_away(&self, now: Instant) {
         lock(&self.0).given_up.refused(now, FOR_GOOD);
     }
 
     /// Notes a connection that was refused now.
-    pub(super) fn connection_refused(&self, reason: RefusedConnection) {
+    pub fn connection_refused(&self, reason: RefusedConnection) {
         let mut known = lock(&self.0);
         let (count, last) =
             known.connections.entry(reason.name()).or_insert_with(|| (0, Instant::now()));
@@ -213,7 +213,7 @@ impl Refusals {
     }
 
     /// Notes that a batch was accepted.
-    pub(super) fn accepted(&self) {
+    pub fn accepted(&self) {
         let mut known = lock(&self.0);
         (known.since, known.batches) = (0.0, 0);
         known.with_429.shut.since = None;

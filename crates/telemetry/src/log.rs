@@ -64,7 +64,7 @@ const LAST_WORDS: Duration = Duration::from_millis(100);
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// The target of the log line that reports the number of dropped lines.
-const DROPPED: &str = "kube_audit_forwarder::telemetry::log::dropped";
+const DROPPED: &str = "telemetry::log::dropped";
 
 /// The crates of this repository, as the targets of their log lines begin. The test
 /// `docs::layers` compares them with the folders.
@@ -75,6 +75,7 @@ const OURS: &[&str] = &[
     "config_table",
     "evidence_log",
     "kube_audit_forwarder",
+    "telemetry",
     "transform",
 ];
 

@@ -12,7 +12,7 @@ const ALERT: &str = "KubeAuditForwarder";
 const HEAD: &str = "\
 # Metrics
 
-<!-- Generated from src/telemetry/catalog.rs; do not edit. -->
+<!-- Generated from crates/telemetry/src/catalog.rs; do not edit. -->
 
 Every metric that the relay shows at `/metrics` of its admin address. Each series is there from the
 start, with 0, so that `increase()` sees the first event. The exceptions are `output_up`, which

@@ -1,16 +1,18 @@
-//! The metrics and the log.
+//! The metrics, the log, and the JSON of `/status` with the verdict on it ([`status`]).
 //!
 //! [`Telemetry`] has the metrics of one relay. It hands out handles, which are resolved once, when
 //! a listener, an output or the queue is made; to count is then one atomic addition. Every metric
 //! is declared in `catalog`, and nowhere else. The page `/metrics` and `/status` read the same
-//! values.
+//! values. The log has a thread of its own, which `log` explains; `reports` limits how often a loss
+//! or a state that flaps is logged.
 //!
-//! The log has a thread of its own, which `log` explains; `reports` limits how often a loss or a
-//! state that flaps is logged.
+//! It promises that nobody who counts or logs ever waits. It imports `audit`, `base`, `config` (the
+//! log's settings) and `transform` (the volume). What must never happen here: a metric without a
+//! declaration in `catalog`, or a name of a metric in another crate.
 //!
 //! | floor | files | what they know |
 //! |---|---|---|
-//! | 1 | `self` `log` `memory` `process` `recent` `registry` `reports` | the time · the log · numbers of the kernel · times of the last minutes · the values · losses |
+//! | 1 | `self` `log` `memory` `process` `recent` `registry` `reports` `status` | the time · the log · numbers of the kernel · times of the last minutes · the values · losses · the JSON of `/status` |
 //! | 2 | `declare` | how a metric is declared |
 //! | 3 | `labels` | labels and their values |
 //! | 4 | `refusals` | refused requests |
@@ -41,6 +43,7 @@ mod reference;
 mod refusals;
 mod registry;
 mod reports;
+pub mod status;
 
 pub use catalog::{
     AcceptedMetrics, BacklogMetrics, BuildMetrics, DroppedLetters, EvidenceMetrics, FateMetrics,
@@ -103,9 +106,8 @@ impl Telemetry {
         }
     }
 
-    /// Returns the page `/metrics` with all states.
-    #[cfg(test)]
-    pub(crate) fn render(&self) -> String {
+    /// Returns the page `/metrics` with all states, for tests.
+    pub fn render(&self) -> String {
         self.render_states_of(|_, _, _| true)
     }
 
@@ -219,7 +221,7 @@ impl Telemetry {
     }
 
     /// Returns handles for a reader of the queue that is not an output. Nothing shows them.
-    pub(crate) fn of_no_output() -> OutputMetrics {
+    pub fn of_no_output() -> OutputMetrics {
         let mut metrics = Self::new().output("");
         // Nobody would ever collect its samples.
         metrics.fates.delivery = Histogram::noop();

@@ -1211,7 +1211,7 @@ mod tests {
         });
         let page = verdict.findings[0].runbook.as_deref().unwrap();
         assert!(page.ends_with("/docs/runbooks/KubeAuditForwarderOutputDown.md"), "{page}");
-        let rules = include_str!("../../deploy/monitoring/rules.yaml");
+        let rules = include_str!("../../../../deploy/monitoring/rules.yaml");
         assert!(rules.contains(&format!("runbook_url: {page}\n")));
     }
 

@@ -9,7 +9,7 @@ use rustix::process::{Resource, getrlimit};
 
 /// Returns the value of each metric by its name. A metric whose value the kernel does not report is
 /// missing.
-pub(super) fn values() -> Vec<(&'static str, f64)> {
+pub(crate) fn values() -> Vec<(&'static str, f64)> {
     let limit = |resource| getrlimit(resource).current.map_or(0.0, |limit| limit as f64);
     let mut values = vec![
         ("process_max_fds", limit(Resource::Nofile)),
@@ -38,7 +38,7 @@ pub(super) fn resident_bytes() -> Option<f64> {
 /// Returns the time at which the process began, in whole seconds since 1970; `None` if `/proc`
 /// can't be read. `/proc/stat` is read only once, because on a machine with many cores the kernel
 /// takes milliseconds to write it.
-pub(super) fn started() -> Option<f64> {
+pub(crate) fn started() -> Option<f64> {
     static STARTED: LazyLock<Option<f64>> = LazyLock::new(|| {
         let boot = fs::read_to_string("/proc/stat").ok()?;
         let booted =

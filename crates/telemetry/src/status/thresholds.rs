@@ -75,7 +75,7 @@ mod tests {
     /// The alerts judge by the numbers that the relay judges by.
     #[test]
     fn the_alerts_have_the_thresholds_of_the_relay() {
-        let rules = include_str!("../../deploy/monitoring/rules.yaml");
+        let rules = include_str!("../../../../deploy/monitoring/rules.yaml");
         let (warn, bad) = CERTIFICATE_DAYS;
         for (alert, part) in [
             ("NothingReceived", format!("offset {}m)", SILENCE / 60.0)),

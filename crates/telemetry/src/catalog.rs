@@ -100,7 +100,7 @@ catalog! {
     } with {
         /// The state of refused requests. An accepted batch ends a time in which all batches were
         /// refused.
-        pub(super) refusals: Refusals,
+        pub refusals: Refusals,
     }
 
     "The queue"
@@ -182,7 +182,7 @@ catalog! {
         /// queue has dropped their batch.
         pub errors: Counter,
         /// Notes for the log the events that no output can get.
-        pub(super) losses: Losses,
+        pub losses: Losses,
     }
 
     "The queue"
@@ -292,13 +292,13 @@ catalog! {
         }
     } with {
         /// The counters of refused requests, which all listeners and sources share.
-        pub(super) rejections: RejectionMetrics,
+        pub rejections: RejectionMetrics,
         /// The label of the listener or source: its address in the config, or its name.
-        pub(super) label: Arc<str>,
+        pub label: Arc<str>,
         /// The refused requests, over all listeners and sources.
-        pub(super) refusals: Refusals,
+        pub refusals: Refusals,
         /// The times from the ends of accepted bodies to the answers.
-        pub(super) times: Arc<Mutex<RecentTimes>>,
+        pub times: Arc<Mutex<RecentTimes>>,
     }
 
     "Listeners and sources"
@@ -345,7 +345,7 @@ catalog! {
     "Listeners and sources"
     /// Request bodies that count against `limits.max_in_flight`.
     pub(super) struct InFlightMetrics [] {
-        pub(super) bytes: Gauge = "in_flight_bytes" {
+        pub bytes: Gauge = "in_flight_bytes" {
             help: "Bytes of bodies that are not yet in the queue or wait for their acknowledgement.",
             unit: "bytes",
             meaning: "`limits.max_in_flight` is its limit. At the limit, requests get 429 with the \
@@ -511,7 +511,7 @@ catalog! {
         }
     } with {
         /// The times that `output_delivery_seconds` has counted in the last minutes.
-        pub(super) times: Arc<Mutex<RecentTimes>>,
+        pub times: Arc<Mutex<RecentTimes>>,
     }
 
     "Outputs"
@@ -539,7 +539,7 @@ catalog! {
     "Outputs"
     /// The addresses of one output.
     pub(super) struct AddressMetrics [OUTPUT] {
-        pub(super) addresses: AddressStates<Gauge> = "output_addresses" {
+        pub addresses: AddressStates<Gauge> = "output_addresses" {
             help: "Addresses of the output, by state.",
             unit: "addresses",
             meaning: "`down` and `suspect` addresses are passed over while another one works. An \
@@ -564,13 +564,13 @@ catalog! {
         }
     } with {
         /// Notes for the log that dead letters were deleted.
-        pub(super) losses: Losses,
+        pub losses: Losses,
     }
 
     "Certificates"
     /// The metrics of one certificate.
     pub(super) struct CertificateMetrics [PLACE, ROLE] {
-        pub(super) not_after: Gauge = "tls_certificate_expiry_timestamp_seconds" {
+        pub not_after: Gauge = "tls_certificate_expiry_timestamp_seconds" {
             help: "notAfter of the relay's own certificate, and of the one that a peer presented last.",
             unit: "seconds since 1970",
             meaning: "`listener` with `server` and `output` with `client` are the relay's own \
@@ -693,7 +693,7 @@ catalog! {
             action: "Repair the program that reads stderr, or raise `log.level` to write fewer \
                 lines.",
         }
-        pub(super) memory_limit: Gauge = "memory_limit_bytes" {
+        pub memory_limit: Gauge = "memory_limit_bytes" {
             help: "Memory that the process may use: the limit of its cgroup, or of its container; 0: no limit.",
             unit: "bytes",
             meaning: "Above it the kernel kills the process.",
@@ -701,7 +701,7 @@ catalog! {
                 `KubeAuditForwarderMemoryNearLimit` compares it with \
                 `process_resident_memory_bytes`.",
         }
-        pub(super) last_killed: Gauge = "last_killed_timestamp_seconds" {
+        pub last_killed: Gauge = "last_killed_timestamp_seconds" {
             help: "When the last process was killed that did not end in order, within 24 hours; 0: none, as far as is known.",
             unit: "seconds since 1970",
             meaning: "Known to a few seconds, from a file in `process.state_directory`, by default \
@@ -802,17 +802,17 @@ const PROCESS: &[Metric] = &[
 const OF_PROCESS: Metric = Metric { kind: Kind::Gauge, ..DEFAULTS };
 
 /// Returns every heading of the reference page, each with its metrics, in the order of the page.
-pub(super) fn families() -> impl Iterator<Item = (&'static str, &'static [Metric])> {
+pub(crate) fn families() -> impl Iterator<Item = (&'static str, &'static [Metric])> {
     FAMILIES.iter().copied().chain([("The process", PROCESS)])
 }
 
 /// Returns every metric that this crate declares and registers. The metrics of the process are not
 /// among them.
-pub(super) fn own() -> impl Iterator<Item = &'static Metric> {
+pub(crate) fn own() -> impl Iterator<Item = &'static Metric> {
     FAMILIES.iter().flat_map(|(_, metrics)| metrics.iter())
 }
 
 /// Returns the metrics of the process, which `telemetry::process` reads for each page.
-pub(super) fn process() -> impl Iterator<Item = &'static Metric> {
+pub(crate) fn process() -> impl Iterator<Item = &'static Metric> {
     PROCESS.iter()
 }

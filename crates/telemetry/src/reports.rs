@@ -32,7 +32,7 @@ const QUIET: Duration = Duration::from_secs(10);
 const FLUSH_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The name that `error_total` has in place of an output's name for events that no output can get.
-pub(super) const QUEUE: &str = "queue";
+pub(crate) const QUEUE: &str = "queue";
 
 /// A kind of loss. Each kind has its own log lines for each output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -399,7 +399,7 @@ impl Notes {
 impl Reports {
     /// Returns the handle that notes the losses of the output with this name. The name [`QUEUE`]
     /// stands for the queue.
-    pub(super) fn losses(&self, name: &str) -> Losses {
+    pub fn losses(&self, name: &str) -> Losses {
         let party = |notes: &mut Notes, name: &str| {
             if let Some(party) = notes.parties.get(name) {
                 return Arc::clone(party);
@@ -523,7 +523,7 @@ impl Drop for Shared {
 /// handles with the same name change the same counts.
 #[derive(Clone)]
 pub struct Losses {
-    pub(super) reports: Reports,
+    pub(crate) reports: Reports,
     /// The counts of the output, or of the queue, for which this handle notes losses.
     party: Arc<Party>,
     /// The counts of the queue, for the events that no output can get. [`Losses::events`] adds them
@@ -544,7 +544,7 @@ impl Losses {
 
     /// Notes a loss for the log only; the result of [`Losses::events`] does not change. This
     /// function is for events that were counted as lost before, and for damaged places.
-    pub(super) fn note(&self, loss: Loss, events: u64, detail: Option<&str>) {
+    pub fn note(&self, loss: Loss, events: u64, detail: Option<&str>) {
         if events == 0 {
             return;
         }

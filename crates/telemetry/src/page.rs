@@ -31,7 +31,7 @@ pub(super) fn exporter() -> PrometheusRecorder {
 /// process and the histograms. A series with a state of an output or a listener is left out if
 /// `is_known` returns `false` for the name of the metric, a kind (`output` or `listener`) and a
 /// name.
-pub(super) fn page(registry: &Registry, is_known: impl Fn(&str, &str, &str) -> bool) -> String {
+pub(crate) fn page(registry: &Registry, is_known: impl Fn(&str, &str, &str) -> bool) -> String {
     let mut page = String::new();
     let is_shown = |metric: &Metric, labels: &Labels| {
         let is_known = |(place, name): &(&str, String)| is_known(metric.name, place, name);

@@ -10,11 +10,11 @@ const fn described(name: &'static str, values: &'static str) -> Label {
 }
 
 /// The label `listener`, which names the listener or source that received a request.
-pub(super) const LISTENER: Label =
+pub(crate) const LISTENER: Label =
     described("listener", "`listener.address` as the config has it, or the name of a source");
 
 /// The label `output`, which names the output that the value is about.
-pub(super) const OUTPUT: Label = described("output", "`output.name`");
+pub(crate) const OUTPUT: Label = described("output", "`output.name`");
 
 /// The label that names the output that lost events. Its name `plugin` is the same as in
 /// kube-apiserver's metric `apiserver_audit_error_total`.
@@ -23,7 +23,7 @@ pub(super) const PLUGIN: Label =
 
 /// The label that names the listener or output on whose connections a certificate is used. Each
 /// series has either the label `listener` or the label `output`.
-pub(super) const PLACE: Label =
+pub(crate) const PLACE: Label =
     described("listener or output", "the listener's address, or the output's name");
 
 /// The label for the side of the connection that presented a certificate: `server` or `client`.
@@ -33,10 +33,10 @@ pub(super) const ROLE: Label = Label { name: "role", values: Values::Fixed(&["se
 pub(super) const WITNESS: Label = described("witness", "the name in the witness's key");
 
 /// The label for the version of the build.
-pub(super) const VERSION: Label = described("version", "the version in Cargo.toml");
+pub(crate) const VERSION: Label = described("version", "the version in Cargo.toml");
 
 /// The label for the source revision of the build.
-pub(super) const REVISION: Label = described(
+pub(crate) const REVISION: Label = described(
     "revision",
     "`KUBE_AUDIT_FORWARDER_REVISION` at compile time, or `unknown` if it was not set",
 );
@@ -255,7 +255,7 @@ label_values! {
 
 impl Code {
     /// Returns the variant that counts this HTTP status.
-    pub(super) fn of(status: u16) -> Self {
+    pub fn of(status: u16) -> Self {
         match status {
             200 => Self::Ok,
             400 => Self::BadRequest,
@@ -339,7 +339,7 @@ pub struct Levels([Counter; LEVELS.len()]);
 
 impl Levels {
     /// Adds the events of each audit level.
-    pub(super) fn add(&self, counts: &LevelCounts) {
+    pub fn add(&self, counts: &LevelCounts) {
         for (counter, count) in self.0.iter().zip(counts) {
             counter.increment(*count);
         }

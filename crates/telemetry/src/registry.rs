@@ -77,11 +77,11 @@ impl Gauge {
 }
 
 /// The labels of a series: each name with its value, in the order of the page `/metrics`.
-pub(super) type Labels = Vec<(&'static str, String)>;
+pub(crate) type Labels = Vec<(&'static str, String)>;
 
 /// The cells of the counters and gauges, by their metric's full name and their labels. Also the
 /// exporter, which keeps the histograms. A series is never removed.
-pub(super) struct Registry {
+pub(crate) struct Registry {
     cells: Mutex<BTreeMap<&'static str, BTreeMap<Labels, Arc<AtomicU64>>>>,
     pub(super) exporter: PrometheusRecorder,
 }
@@ -89,7 +89,7 @@ pub(super) struct Registry {
 const METADATA: Metadata<'static> = Metadata::new(module_path!(), Level::INFO, None);
 
 /// Returns the name of a series for the exporter.
-pub(super) fn key(name: &'static str, labels: Labels) -> Key {
+pub(crate) fn key(name: &'static str, labels: Labels) -> Key {
     let label = |(name, value)| Label::new(name, value);
     Key::from_parts(name, labels.into_iter().map(label).collect::<Vec<_>>())
 }
@@ -99,7 +99,7 @@ fn owned(labels: &[(&'static str, &str)]) -> Labels {
 }
 
 impl Registry {
-    pub(super) fn new(exporter: PrometheusRecorder) -> Self {
+    pub(crate) fn new(exporter: PrometheusRecorder) -> Self {
         Self { cells: Mutex::default(), exporter }
     }
 
@@ -109,11 +109,11 @@ impl Registry {
         Arc::clone(cells.entry(name).or_default().entry(owned(labels)).or_default())
     }
 
-    pub(super) fn counter(&self, name: &'static str, labels: &[(&'static str, &str)]) -> Counter {
+    pub(crate) fn counter(&self, name: &'static str, labels: &[(&'static str, &str)]) -> Counter {
         Counter(self.cell(name, labels))
     }
 
-    pub(super) fn gauge(&self, name: &'static str, labels: &[(&'static str, &str)]) -> Gauge {
+    pub(crate) fn gauge(&self, name: &'static str, labels: &[(&'static str, &str)]) -> Gauge {
         Gauge(self.cell(name, labels))
     }
 
@@ -127,7 +127,7 @@ impl Registry {
 
     /// Returns the series of a counter or gauge, sorted by their labels. A value is the bits that
     /// [`Counter::get`] and [`Gauge::get`] read.
-    pub(super) fn series(&self, name: &str) -> Vec<(Labels, u64)> {
+    pub(crate) fn series(&self, name: &str) -> Vec<(Labels, u64)> {
         let cells = lock(&self.cells);
         let series = |(labels, cell): (&Labels, &Arc<AtomicU64>)| {
             (labels.clone(), cell.load(Ordering::Acquire))

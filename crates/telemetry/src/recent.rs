@@ -136,7 +136,7 @@ pub(super) struct TimesByName(Mutex<BTreeMap<String, Weak<Mutex<RecentTimes>>>>)
 impl TimesByName {
     /// Returns the times of one output or listener. Two calls with the same name return the same
     /// value, as long as a handle of it exists.
-    pub(super) fn of(&self, name: &str) -> Arc<Mutex<RecentTimes>> {
+    pub(crate) fn of(&self, name: &str) -> Arc<Mutex<RecentTimes>> {
         let mut all = lock(&self.0);
         if let Some(times) = all.get(name).and_then(Weak::upgrade) {
             return times;
@@ -148,7 +148,7 @@ impl TimesByName {
     }
 
     #[cfg(test)]
-    pub(super) fn len(&self) -> usize {
+    pub(crate) fn len(&self) -> usize {
         lock(&self.0).len()
     }
 }

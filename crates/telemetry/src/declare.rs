@@ -73,14 +73,14 @@ pub(super) const DEFAULTS: Metric = Metric {
 
 impl Metric {
     /// Returns all labels of each series, in their order on `/metrics`.
-    pub(super) fn labels(&self) -> impl Iterator<Item = &Label> {
+    pub(crate) fn labels(&self) -> impl Iterator<Item = &Label> {
         self.family_labels.iter().chain(self.own_label.as_ref())
     }
 }
 
 /// The type of a metric, as Prometheus knows it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(crate) enum Kind {
     /// The value only grows, and starts at 0 with the process.
     Counter,
     /// The value may go up and down.
@@ -91,7 +91,7 @@ pub(super) enum Kind {
 
 impl Kind {
     /// Returns the name of the type in the line `# TYPE` on `/metrics`.
-    pub(super) fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Counter => "counter",
             Self::Gauge => "gauge",
@@ -112,7 +112,7 @@ pub struct Label {
 
 impl Label {
     /// Returns the label's name together with one of its values.
-    pub(super) fn with(self, value: &str) -> (&'static str, &str) {
+    pub fn with(self, value: &str) -> (&'static str, &str) {
         (self.name, value)
     }
 }
@@ -128,7 +128,7 @@ pub enum Values {
 }
 
 /// The type of a field in a family: one handle, or a set of handles.
-pub(super) trait Handle: Sized {
+pub(crate) trait Handle: Sized {
     /// The kind of every series behind this handle.
     const KIND: Kind;
     /// The label that distinguishes the series behind this handle; `None` if there is one series.
@@ -227,10 +227,10 @@ macro_rules! label_values {
             }
         }
 
-        impl $crate::telemetry::declare::LabelValue for $Enum {
-            const LABEL: $crate::telemetry::declare::Label = $crate::telemetry::declare::Label {
+        impl $crate::declare::LabelValue for $Enum {
+            const LABEL: $crate::declare::Label = $crate::declare::Label {
                 name: $label,
-                values: $crate::telemetry::declare::Values::Fixed(&[$( $value, )+]),
+                values: $crate::declare::Values::Fixed(&[$( $value, )+]),
             };
             const ALL: &'static [Self] = &[$( Self::$Variant, )+];
 
@@ -252,7 +252,7 @@ macro_rules! label_set {
         #[derive(Clone)]
         $seen struct $Set<H> { $( $(#[$of_field])* pub $field: H, )+ }
 
-        impl $Set<$crate::telemetry::registry::Counter> {
+        impl $Set<$crate::registry::Counter> {
             /// Returns each value of the label with its count.
             #[allow(dead_code, reason = "not every label is read back")]
             $seen fn counts(&self) -> Vec<(&'static str, u64)> {
@@ -260,16 +260,16 @@ macro_rules! label_set {
             }
         }
 
-        impl<H: $crate::telemetry::declare::Handle> $crate::telemetry::declare::Handle for $Set<H> {
-            const KIND: $crate::telemetry::declare::Kind = H::KIND;
-            const LABEL: Option<$crate::telemetry::declare::Label> =
-                Some($crate::telemetry::declare::Label {
+        impl<H: $crate::declare::Handle> $crate::declare::Handle for $Set<H> {
+            const KIND: $crate::declare::Kind = H::KIND;
+            const LABEL: Option<$crate::declare::Label> =
+                Some($crate::declare::Label {
                     name: $label,
-                    values: $crate::telemetry::declare::Values::Fixed(&[$( stringify!($field), )+]),
+                    values: $crate::declare::Values::Fixed(&[$( stringify!($field), )+]),
                 });
 
             fn register(
-                registry: &$crate::telemetry::registry::Registry,
+                registry: &$crate::registry::Registry,
                 name: &'static str,
                 labels: &[(&'static str, &str)],
             ) -> Self {
@@ -325,7 +325,11 @@ macro_rules! catalog {
                 $( $( $(#[$of_own])* $own_seen $own: $Own, )+ )?
             }
 
-            #[allow(non_upper_case_globals, reason = "a constant has the name of its field")]
+            #[allow(
+                non_upper_case_globals,
+                unreachable_pub,
+                reason = "a constant has the name and the visibility of its field"
+            )]
             impl $Family {
                 $(
                     #[doc = concat!("The name of the metric `", $name, "`.")]
@@ -350,7 +354,7 @@ macro_rules! catalog {
                 }, )+];
 
                 /// Registers every series of the family.
-                pub(super) fn register(
+                pub(crate) fn register(
                     registry: &Registry,
                     labels: [(&'static str, &str); Self::LABELS.len()],
                     $( $( $own: $Own, )+ )?
