@@ -49,7 +49,7 @@ use compare::Comparison;
 use judge::{Findings, Kind, Verdict};
 use sample::{Apiservers, Relays, Source};
 
-use crate::ask::Target;
+use client::ask::Target;
 
 /// The longest time for which the second sample is repeated, because events may be on their way.
 const SETTLE: Duration = Duration::from_secs(5);

@@ -29,6 +29,7 @@
 //! | [`config-table`](::config_table) | how a config file is read, without the name of any key |
 //! | [`config`] | the config file |
 //! | [`telemetry`] | metrics, the log, the JSON of `/status` and the verdict on it |
+//! | [`client`] | TLS, sockets, single HTTP requests, clients of Kafka |
 //!
 //! Of the modules here, a row imports only from rows above it. Listeners, sources and outputs meet
 //! at the queue and nowhere else. The test `tests/it/docs/layers.rs` compares this table with the
@@ -36,8 +37,8 @@
 //!
 //! | row | modules | what they know |
 //! |---|---|---|
-//! | 4 | [`tls`] [`net`] [`process`] [`haproxy`] [`top`] | certificates · TCP · what the kernel grants the process · HAProxy's config · a relay's state on a terminal |
-//! | 5 | [`queue`] [`filter`] [`tap`] [`kafka`](self) [`ask`] | positions, lines and limits; no JSON, no HTTP · which events an output sends · events that a person looks at · Kafka clients (feature `kafka`) · single HTTP requests |
+//! | 4 | [`process`] [`haproxy`] [`top`] | what the kernel grants the process · HAProxy's config · a relay's state on a terminal |
+//! | 5 | [`queue`] [`filter`] [`tap`] | positions, lines and limits; no JSON, no HTTP · which events an output sends · events that a person looks at |
 //! | 6 | [`listener`] [`source`] [`delivery`] [`replay`] [`evidence`] | requests · topics · the loop of an output · files of events · what proves that the log is whole |
 //! | 7 | [`output`] [`verify`] [`cost`] | the protocols · whether the evidence is whole · what a policy makes of recorded events |
 //! | 8 | [`admin`] [`check`] [`doctor`] | metrics, health, status · files that a config names · what kube-apiserver and the relays count |
@@ -57,7 +58,6 @@
 //! - Everything has a limit, and every wait ends when the process is told to end.
 
 pub mod admin;
-pub mod ask;
 pub mod check;
 pub mod cli;
 #[cfg(test)]
@@ -69,10 +69,7 @@ pub mod doctor;
 pub mod evidence;
 pub mod filter;
 pub mod haproxy;
-#[cfg(feature = "kafka")]
-pub mod kafka;
 pub mod listener;
-pub mod net;
 pub mod output;
 pub mod process;
 pub mod queue;
@@ -80,6 +77,5 @@ pub mod relay;
 pub mod replay;
 pub mod source;
 pub mod tap;
-pub mod tls;
 pub mod top;
 pub mod verify;

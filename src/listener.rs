@@ -24,7 +24,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
-use crate::net;
+use client::net;
 use telemetry::{ListenerMetrics, RefusedConnection, Telemetry};
 
 mod answer;

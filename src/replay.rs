@@ -29,7 +29,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use crate::ask::Connection;
+use ::client::ask::Connection;
 use base::position::Position;
 
 pub mod client;

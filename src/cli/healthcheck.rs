@@ -11,7 +11,7 @@ use hyper::{Method, StatusCode};
 use url::{Position, Url};
 
 use super::{FAILED, WRONG, failed, read, wrong};
-use crate::ask::Target;
+use client::ask::Target;
 
 /// The time limit for one request to the relay, including the lookup of the host name.
 /// `healthcheck` sends one request, `drain` may send many. A relay responds within milliseconds.

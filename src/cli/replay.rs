@@ -18,8 +18,8 @@ use crate::replay::packing::{MAGIC_BYTES, Packing};
 use crate::replay::{
     Note, OnBadLine, Progress, Replay, Replayed, Settings, Span, Stopped, To, Unit,
 };
-use crate::tls;
 use base::words::escape;
+use client::tls;
 use config::ClientTls;
 
 /// The time between two updates of the displayed progress.

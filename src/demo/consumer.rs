@@ -71,7 +71,7 @@ impl Seen {
 
 impl Consumer {
     pub(super) fn start() -> io::Result<Self> {
-        let socket = crate::net::bind((Ipv4Addr::LOCALHOST, 0).into())?;
+        let socket = client::net::bind((Ipv4Addr::LOCALHOST, 0).into())?;
         let address = socket.local_addr()?;
         let (away, is_away) = watch::channel(false);
         let seen = Arc::<Mutex<Seen>>::default();

@@ -1,8 +1,8 @@
 //! The credentials of a kubeconfig, for a server that is asked.
 
 use super::kubeconfig::Kubeconfig;
-use crate::ask::Target;
-use crate::tls;
+use client::ask::Target;
+use client::tls;
 use config::ClientTls;
 
 /// Makes a target from the server of a kubeconfig, with its credentials. The call blocks while it

@@ -10,7 +10,7 @@ use tokio::time::timeout;
 use super::counts::{Clock, Counts};
 use super::judge::{Cause, Findings, Kind, Part};
 use super::sample::Sampled;
-use crate::ask::Target;
+use client::ask::Target;
 use telemetry::status::Status;
 
 /// The time limit for the state of one relay.

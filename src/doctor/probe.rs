@@ -11,7 +11,7 @@ use std::time::Duration;
 use super::counts::{RelayCounts, total};
 use super::judge::{Cause, Kind};
 use super::sample::{Apiservers, ask, settle};
-use crate::ask::{AskFault, Target};
+use client::ask::{AskFault, Target};
 
 /// The number of requests.
 const REQUESTS: u64 = 5;

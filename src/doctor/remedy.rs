@@ -2,7 +2,7 @@
 
 use super::counts::LOG_PLUGIN;
 use super::sample::Change;
-use crate::ask::AskFault;
+use client::ask::AskFault;
 
 /// The remedy for events that kube-apiserver lost although its attempts have not failed.
 pub const NOT_MARSHALLED: &str = "None of its attempts has failed, so kube-apiserver could not write a batch: one event that \

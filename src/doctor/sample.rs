@@ -24,8 +24,8 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::counts::{ApiserverCounts, Clock, Counts, RelayCounts, Start};
 use super::text::Text;
-use crate::ask::{AskError, AskFault, Target};
 use base::named_file;
+use client::ask::{AskError, AskFault, Target};
 
 /// After this many answers in a row without a new instance, doctor assumes that it has seen all
 /// instances behind an address. Of three instances that answer at random, one stays unseen in 4 %

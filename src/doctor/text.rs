@@ -9,7 +9,7 @@ use std::io::Write;
 use flate2::write::MultiGzDecoder;
 
 use super::exposition::{Exposition, Reader};
-use crate::ask::BODY_MAX;
+use client::ask::BODY_MAX;
 
 /// The first byte of gzip.
 const MAGIC: u8 = 0x1f;

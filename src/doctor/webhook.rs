@@ -12,7 +12,7 @@ use super::counts::{RelayCounts, total};
 use super::judge::{Cause, Kind, Part, time};
 use super::remedy;
 use super::sample::{ask, settle};
-use crate::ask::Target;
+use client::ask::Target;
 use telemetry::status::thresholds;
 
 /// An EventList without events.

@@ -10,8 +10,8 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::store::Store;
-use crate::ask::{Answer, Target};
-use crate::tls;
+use client::ask::{Answer, Target};
+use client::tls;
 use config::ClientTls;
 use evidence_log::AHEAD_MAX;
 use evidence_log::entry::now;

@@ -15,7 +15,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::sender::Sender;
-use crate::tls::{handshake_error, not_after};
+use client::tls::{handshake_error, not_after};
 use telemetry::{ListenerMetrics, Telemetry, TlsFailure};
 
 /// The beginnings of HTTP requests without TLS, and of h2 without TLS (RFC 9113 §3.4).

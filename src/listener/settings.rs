@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::token::Token;
-use crate::tls::Server;
+use client::tls::Server;
 
 /// The settings of one listener for requests. They come from the config and from the files that the
 /// config names. A reload replaces all settings of a listener at once.

@@ -6,6 +6,8 @@
 mod connector;
 #[cfg(feature = "kafka")]
 mod producer;
+#[cfg(all(test, feature = "kafka"))]
+mod tests;
 
 #[cfg(not(feature = "kafka"))]
 use std::convert::Infallible;

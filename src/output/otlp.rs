@@ -18,11 +18,11 @@ use super::http::api::{
     write_events,
 };
 use super::setup::{IntoConnector, Setup};
-use crate::ask::JSON;
 use crate::delivery::failure::Failure;
 use crate::delivery::link::{Part, Verdict};
 use crate::delivery::prepared::Connector;
 use crate::queue::{Batch, Identity, Take};
+use client::ask::JSON;
 use config::{BatchBytes, Compression, HttpClient, HttpKeys, OutputSettings, Target};
 use config_table::table::Table;
 use telemetry::AttemptError;

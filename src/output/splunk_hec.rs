@@ -28,13 +28,13 @@ use super::http::api::{
     body_for, token_header, write_events,
 };
 use super::setup::{IntoConnector, Setup};
-use crate::ask::JSON;
 use crate::delivery::failure::Failure;
 use crate::delivery::link::{Part, Verdict};
 use crate::delivery::prepared::Connector;
 use crate::queue::{Batch, Identity, Take};
 use audit::time::nanos;
 use base::lock::lock;
+use client::ask::JSON;
 use config::{BatchBytes, Compression, Content, HttpClient, HttpKeys, OutputSettings, Target};
 use config_table::table::{Table, optional, required};
 use telemetry::AttemptError;

@@ -13,9 +13,10 @@ use tokio::task::JoinHandle;
 use tokio_util::task::TaskTracker;
 
 use super::error::Refused;
+use crate::admin;
 use crate::listener::{Gate, Listener, Settings};
 use crate::process::Failures;
-use crate::{admin, net};
+use client::net;
 use telemetry::Telemetry;
 
 /// The settings that were read for a listener; `None` if its certificate does not exist yet, so

@@ -15,10 +15,10 @@ use super::plan::{Plan, ReadFiles};
 use super::waiting::{blocking, in_time};
 use super::{evidence, listeners, outputs};
 use crate::delivery::DeadLetters;
-use crate::net;
 use crate::queue::{Cursor, Queue};
 use crate::source::Sources;
 use base::named_file;
+use client::net;
 use config::Config;
 use telemetry::Telemetry;
 

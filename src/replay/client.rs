@@ -20,8 +20,8 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 use url::{Position, Url};
 
-use crate::ask::{Connection, Reply, Target};
-use crate::{ask, tls};
+use client::ask::{Connection, Reply, Target};
+use client::{ask, tls};
 
 /// The time limit of one attempt to send a batch. Within one attempt, the batch may be sent again
 /// after a response with a Retry-After header. The limit holds for all requests and pauses of the

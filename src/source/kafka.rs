@@ -27,11 +27,11 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tokio::time::Instant;
 
 use super::{Orders, Source, Status};
-use crate::kafka::{Changes, Cluster, Trouble};
 use crate::queue::{Append, Queue, Ticket};
 use audit::LevelCounts;
 use base::lock::lock;
 use base::staged::Staged;
+use client::kafka::{Changes, Cluster, Trouble};
 use config::BATCH_OVERHEAD;
 use telemetry::{ListenerMetrics, Rejection};
 use transform::volume::{Seen, Volume};
@@ -410,7 +410,7 @@ fn numbers(partitions: &TopicPartitionList) -> Vec<i32> {
 
 impl ClientContext for Context {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        crate::kafka::log(&self.source, level, facility, message);
+        client::kafka::log(&self.source, level, facility, message);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {

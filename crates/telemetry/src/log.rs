@@ -71,6 +71,7 @@ const DROPPED: &str = "telemetry::log::dropped";
 const OURS: &[&str] = &[
     "audit",
     "base",
+    "client",
     "config",
     "config_table",
     "evidence_log",

@@ -5,7 +5,7 @@ use std::io;
 
 use tokio::runtime::Runtime;
 
-use crate::ask::{AskFault, Target};
+use client::ask::{AskFault, Target};
 use evidence_log::reader::Files;
 use evidence_log::tlog::merkle::Hash;
 use evidence_log::tlog::note::NOTE_BYTES_MAX;

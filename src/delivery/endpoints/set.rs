@@ -16,8 +16,8 @@ use super::address::{Endpoint, ResolvedAddress};
 use super::figures::FiguresShown;
 use super::table::AddressTable;
 use crate::delivery::failure::Failure;
-use crate::net;
 use base::lock::lock;
+use client::net;
 use config::{HostPort, Strategy, Timeouts};
 use telemetry::AttemptError;
 

@@ -3,12 +3,12 @@
 use serde_json::json;
 
 use super::*;
-use crate::ask::AskFault;
 use crate::doctor::attempts::webhook_posts;
 use crate::doctor::counts::{Clock, Counts};
 use crate::doctor::exposition::Exposition;
 use crate::doctor::sample::Change;
 use crate::doctor::{remedy, screen};
+use client::ask::AskFault;
 use telemetry::PREFIX;
 use telemetry::status::{Refusals, verdict};
 

@@ -27,13 +27,13 @@ use crate::delivery::endpoints::{Attempt, Endpoint, Endpoints, ResolvedAddress};
 use crate::delivery::failure::Failure;
 use crate::delivery::files::Files;
 use crate::delivery::link::CLOSE_TIME;
-use crate::net;
 use crate::output::setup::Setup;
 use crate::output::transport::connection::dial_failure;
 use crate::output::transport::socket::Socket;
 use crate::output::transport::tls_session::Tls;
 use crate::queue::{Identity, Take};
 use base::staged::Staged;
+use client::net;
 use config::HostPort;
 use telemetry::{AttemptError, OutputMetrics};
 

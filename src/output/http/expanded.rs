@@ -8,7 +8,7 @@ use hyper::{HeaderMap, header};
 use super::api::{Api, credentials_header, token_header, unreadable};
 use super::proxy::Proxy;
 use super::url::HttpEndpoint;
-use crate::ask::chain;
+use client::ask::chain;
 
 /// The URLs, the proxy and the headers of an output, with templates filled in and files read, as of
 /// the start or the last reload. A reload never changes this value, but replaces it by a new one.

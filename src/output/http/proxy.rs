@@ -14,7 +14,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use url::Url;
 
-use crate::ask::{USER_AGENT, chain};
+use client::ask::{USER_AGENT, chain};
 use config::{HostPort, Template};
 use telemetry::AttemptError;
 

@@ -16,11 +16,11 @@ use super::api::Outcome;
 use super::client::{KEEPALIVE, tunnel};
 use super::proxy::Proxy;
 use super::url::{BaseUrl, HttpEndpoint};
-use crate::ask::{Connection, NoAnswer, Stream, USER_AGENT, chain};
 use crate::delivery::failure::Failure;
 use crate::output::transport::connection::dial_failure;
 use crate::output::transport::tls_session::handshake;
-use crate::{net, tls};
+use client::ask::{Connection, NoAnswer, Stream, USER_AGENT, chain};
+use client::{net, tls};
 use config::{ClientTls, HostPort, Template};
 use telemetry::AttemptError;
 

@@ -15,11 +15,11 @@ use super::client::Client;
 use super::expanded::Expanded;
 use super::pool::exchange;
 use super::url::HttpEndpoint;
-use crate::ask::chain;
 use crate::delivery::endpoints::ResolvedAddress;
 use crate::delivery::failure::Failure;
 use crate::output::transport::tls_session::handshake;
-use crate::tls;
+use client::ask::chain;
+use client::tls;
 use config::ClientTls;
 use telemetry::AttemptError;
 

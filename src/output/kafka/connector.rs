@@ -24,9 +24,9 @@ use crate::delivery::endpoints::Probed;
 use crate::delivery::failure::Failure;
 use crate::delivery::files::Files;
 use crate::delivery::link::{CLOSE_TIME, Connect, Event, Link};
-use crate::kafka::{Changes, Trouble};
 use crate::output::setup::Setup;
 use crate::queue::{Batch, Claim, Take};
+use client::kafka::{Changes, Trouble};
 use telemetry::AttemptError;
 
 /// At most this many full batches, by bytes and by events, are sent and not yet acknowledged. With

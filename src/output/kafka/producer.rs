@@ -15,13 +15,13 @@ use tokio::sync::{mpsc as async_mpsc, oneshot};
 use super::{MessageKey, Settings};
 use crate::delivery::failure::Failure;
 use crate::delivery::files::Files;
-use crate::kafka::{Cluster, Trouble};
 use crate::output::setup::Setup;
 use crate::output::transport::tls_session::Expiry;
 use crate::queue::{Batch, Claim, lines};
 use audit::scan;
 use base::lock::lock;
 use base::staged::Staged;
+use client::kafka::{Cluster, Trouble};
 use config::Compression;
 use telemetry::{AttemptError, OutputMetrics};
 use transform::shape;
@@ -313,7 +313,7 @@ impl Reporter {
 
 impl ClientContext for Reporter {
     fn log(&self, level: RDKafkaLogLevel, facility: &str, message: &str) {
-        crate::kafka::log(&self.name, level, facility, message);
+        client::kafka::log(&self.name, level, facility, message);
     }
 
     fn error(&self, error: KafkaError, reason: &str) {

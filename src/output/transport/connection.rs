@@ -13,12 +13,12 @@ use tokio_rustls::client::TlsStream;
 
 use super::socket::{SharedSocket, Socket};
 use super::tls_session::{Expiry, Tls};
-use crate::ask::Stream;
 use crate::delivery::endpoints::{Attempt, Endpoint, Endpoints, Probed, ResolvedAddress, Watch};
 use crate::delivery::failure::Failure;
 use crate::delivery::files::Files;
-use crate::net;
-use crate::net::DialError;
+use client::ask::Stream;
+use client::net;
+use client::net::DialError;
 use config::HostPort;
 use telemetry::{AttemptError, OutputMetrics};
 

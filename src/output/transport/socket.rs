@@ -12,7 +12,7 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 
-use crate::net;
+use client::net;
 
 /// The socket of a connection, for the code that reads and writes it.
 pub(in crate::output) struct Socket {

@@ -10,8 +10,8 @@ use tokio_rustls::client::TlsStream;
 
 use crate::delivery::failure::Failure;
 use crate::delivery::files::Files;
-use crate::tls;
 use base::staged::Staged;
+use client::tls;
 use config::HostPort;
 use telemetry::{AttemptError, Telemetry};
 
