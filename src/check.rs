@@ -14,7 +14,6 @@ use rustls_pki_types::UnixTime;
 
 use crate::delivery::DeadLetters;
 use crate::listener::Settings;
-use crate::process::restrict;
 use crate::source::Sources;
 use crate::{filter, output, queue};
 use base::named_file;
@@ -22,6 +21,7 @@ use client::tls;
 use client::tls::{Chain, TlsError};
 use config::{Checked, Config, Content, Named, Problem, Restrict, Severity};
 use evidence_log::tlog::key::SigningKey;
+use process::restrict;
 use telemetry::Telemetry;
 
 mod memory;

@@ -31,7 +31,6 @@ use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot};
 
-use crate::process;
 use config::Config;
 
 mod again;

@@ -122,7 +122,7 @@ fn main() {
     }
     interrupt::watch();
     // The relay raises this limit too. This process has two sockets for each connection.
-    kube_audit_forwarder::process::raise_open_files().expect("a limit that can be raised");
+    ::process::raise_open_files().expect("a limit that can be raised");
     let disk = Disk::new(&arguments.directory);
     print!("{}", figures::machine());
     println!("- {}", disk.describe());

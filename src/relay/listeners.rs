@@ -15,8 +15,8 @@ use tokio_util::task::TaskTracker;
 use super::error::Refused;
 use crate::admin;
 use crate::listener::{Gate, Listener, Settings};
-use crate::process::Failures;
 use client::net;
+use process::Failures;
 use telemetry::Telemetry;
 
 /// The settings that were read for a listener; `None` if its certificate does not exist yet, so

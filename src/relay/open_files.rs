@@ -1,6 +1,5 @@
 //! The limit of open files, which senders' connections share with everything else.
 
-use crate::process;
 use config::Config;
 
 /// The number of open files that a relay needs besides those of its senders' connections and

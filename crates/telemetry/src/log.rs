@@ -76,6 +76,7 @@ const OURS: &[&str] = &[
     "config_table",
     "evidence_log",
     "kube_audit_forwarder",
+    "process",
     "telemetry",
     "transform",
 ];
