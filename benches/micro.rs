@@ -25,7 +25,7 @@ use kube_audit_forwarder::filter::{EventView, Filter, Rules};
 use kube_audit_forwarder::output;
 use kube_audit_forwarder::output::Encode as _;
 use kube_audit_forwarder::output::syslog::{Messages, Settings};
-use kube_audit_forwarder::queue::{Append, Batch, Cursor, Disposition, Output, Queue, Take};
+use queue::{Append, Batch, Cursor, Disposition, Output, Queue, Take};
 use rustix::time::ClockId;
 use telemetry::Telemetry;
 use tempfile::TempDir;

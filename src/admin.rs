@@ -34,10 +34,10 @@ use tower::{Service, ServiceBuilder};
 
 use crate::delivery::Status;
 use crate::listener::Token;
-use crate::queue::Queue;
 use crate::source;
 use crate::tap::Taps;
 use base::lock::lock;
+use queue::Queue;
 use telemetry::{OutputMetrics, Telemetry};
 
 mod all_dropped;

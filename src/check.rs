@@ -15,7 +15,7 @@ use rustls_pki_types::UnixTime;
 use crate::delivery::DeadLetters;
 use crate::listener::Settings;
 use crate::source::Sources;
-use crate::{filter, output, queue};
+use crate::{filter, output};
 use base::named_file;
 use client::tls;
 use client::tls::{Chain, TlsError};

@@ -20,11 +20,11 @@ mod events;
 use consumer::Consumer;
 use events::Generator;
 
-use crate::queue::Queue;
 use crate::relay::{Opened, Signals};
 use crate::replay::client::{Client, Failure, Retry};
 use crate::{output, relay};
 use client::ask::Connection;
+use queue::Queue;
 
 /// The time between two batches. kube-apiserver sends at most ten batches per second
 /// (`--audit-webhook-batch-throttle-qps`).

@@ -26,10 +26,10 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tokio_util::task::task_tracker::TaskTrackerToken;
 
-use crate::queue::Queue;
 use base::lock::lock;
 use base::staged::Staged;
 use process::Failures;
+use queue::Queue;
 use telemetry::Telemetry;
 
 #[cfg(feature = "kafka")]

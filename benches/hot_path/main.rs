@@ -28,7 +28,7 @@ use futures_util::FutureExt as _;
 use kube_audit_forwarder::filter::{EventView, Filter, Rules};
 use kube_audit_forwarder::listener::{Gate, Listener, Settings};
 use kube_audit_forwarder::output;
-use kube_audit_forwarder::queue::{Append, Cursor, Disposition, Output, Queue, Take};
+use queue::{Append, Cursor, Disposition, Output, Queue, Take};
 use telemetry::Telemetry;
 use transform::policy::Policy;
 use transform::redact::Redaction;

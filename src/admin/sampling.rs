@@ -114,8 +114,8 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
-    use crate::queue::Queue;
     use crate::tap::Taps;
+    use queue::Queue;
     use telemetry::Telemetry;
 
     /// A relay without outputs and listeners, whose task for the history runs.

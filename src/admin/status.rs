@@ -9,13 +9,13 @@ use tokio::time::Instant;
 
 use super::{Admin, Listener, Output};
 use crate::delivery::{AddressState, AsideEvents};
-use crate::queue::{Backlog, Queue};
 use crate::source;
 use audit::time::rfc3339;
 use base::lock::lock;
 use base::release;
 use config::Restrict;
 use process::restrict;
+use queue::{Backlog, Queue};
 use telemetry::status::thresholds::held;
 use telemetry::status::{self, Status, verdict};
 use telemetry::{

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 use tokio::time::Instant;
 
 use super::{FAILED, WRONG, input, print, table};
-use crate::queue::inspect::{Directory, Error, Seen, Summary, Verdict, printable};
+use queue::inspect::{Directory, Error, Seen, Summary, Verdict, printable};
 
 /// The size in bytes of the buffer for standard output.
 const BUFFER: usize = 256 << 10;

@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use crate::{delivery, queue, replay};
+use crate::{delivery, replay};
 use base::release;
 use base::release::Format;
 

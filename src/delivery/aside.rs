@@ -20,9 +20,8 @@ use super::dead_letter::{More, letter_head};
 use super::lines::line;
 use super::reason::Reason;
 use super::trial::{Answer, Retrial};
-use crate::queue;
-use crate::queue::{Batch, Claim, Cursor, Origin, Shelf};
 use base::position::Position;
+use queue::{Batch, Claim, Cursor, Origin, Shelf};
 
 /// The maximum number of events that are set aside at the same time. At this number, or at the
 /// limit of bytes, the oldest one is given up for each further one.

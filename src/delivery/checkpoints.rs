@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::failure::Failure;
-use crate::queue::{Batch, Claim, Position};
+use queue::{Batch, Claim, Position};
 
 /// The newest checkpoint of the relay, as a signed note. Empty before there is one.
 pub type Published = watch::Receiver<Bytes>;

@@ -17,11 +17,11 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use crate::queue::lines;
 use audit::time::rfc3339;
 use base::lock::lock;
 use base::release::Format;
 use config::Config;
+use queue::lines;
 use telemetry::{DroppedLetters, Telemetry};
 
 mod files;

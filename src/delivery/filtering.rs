@@ -15,8 +15,8 @@ use super::link::REJECTED_BYTES_MAX;
 use super::offload::{has_large_event, offload};
 use super::tapped::Tapping;
 use crate::filter::{Changes, EventView, Filter, Seen, Verdict};
-use crate::queue::{Batch, Claim, Cursor, Disposition, Fate, Position, SentLine, lines};
 use evidence_log::tlog::merkle::Hash;
+use queue::{Batch, Claim, Cursor, Disposition, Fate, Position, SentLine, lines};
 use telemetry::OutputMetrics;
 
 /// The buffer for one changed event is used again for the next event, unless it has grown beyond
@@ -591,7 +591,7 @@ mod tests {
     use super::*;
     use crate::delivery::in_flight::tests::opened;
     use crate::filter::Rules;
-    use crate::queue::{Append, Take};
+    use queue::{Append, Take};
     use telemetry::Telemetry;
 
     const CONFIG: &str = "[[listener]]\naddress = '127.0.0.1:0'\n[[output]]\nname = 'o'\n\
@@ -600,7 +600,7 @@ mod tests {
     /// Returns the filtering of an output that redacts, and the batch of one event about a Secret
     /// with this many bytes of data.
     fn secret(bytes: usize) -> (Filtering, Batch, Cursor) {
-        let config = config::read(CONFIG, crate::output::TYPES).config.unwrap();
+        let config = config::read(CONFIG, testing_config::TYPES).config.unwrap();
         let (queue, mut cursor) = opened(&config, &Arc::new(Telemetry::new()));
         cursor.tell_origins(true);
         let member = r#","a":"b""#;

@@ -23,10 +23,9 @@ use super::health::Health;
 use super::in_flight::{InFlight, State, Work};
 use super::reason::Reason;
 use super::tried::Tried;
-use crate::queue;
-use crate::queue::{Batch, Claim, Cursor, Disposition, Redelivery, Take};
 use base::position::Position;
 use config::{BatchLimits, Rejected};
+use queue::{Batch, Claim, Cursor, Disposition, Redelivery, Take};
 use telemetry::{Cause, LostAs};
 
 /// The claims of one output whose events leave the queue without having been delivered. This value

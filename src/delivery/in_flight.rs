@@ -7,8 +7,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::trial::Trial;
-use crate::queue::{Batch, Claim, Cursor, Disposition, Redelivery, Take};
 use base::position::Position;
+use queue::{Batch, Claim, Cursor, Disposition, Redelivery, Take};
 
 /// The state of a claim that is not final.
 ///

@@ -22,9 +22,9 @@ use super::retry::Retry;
 use super::search::{PAUSE_MANY, SUSPECTS_MAX, Search};
 use super::trial;
 use super::trial::{Answer, Circumstances, Conducts, Next};
-use crate::queue::{Batch, Claim, Cursor, Redelivery, Take};
 use base::position::Position;
 use config::{BatchLimits, Rejected};
+use queue::{Batch, Claim, Cursor, Redelivery, Take};
 use telemetry::{AttemptError, Cause};
 
 /// The claims of one output that are not final, and the decisions about them. The delivery loop

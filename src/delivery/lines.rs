@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::queue::{Origin, Position};
+use queue::{Origin, Position};
 
 /// An unchanged run of lines with fewer bytes than this is copied into one buffer with the changed
 /// lines next to it, unless the run is a whole piece. Otherwise, the vectored write would get many

@@ -16,7 +16,7 @@ use super::checkpoints::{Checkpoint, Fate};
 use super::endpoints::{Endpoints, Probed};
 use super::failure::Failure;
 use super::files::Files;
-use crate::queue::{Batch, Claim, Crowding, Identity, Notes, Position, Take};
+use queue::{Batch, Claim, Crowding, Identity, Notes, Position, Take};
 
 /// The longest time that closing a connection in order may take, with the messages that its
 /// protocol asks for.
@@ -59,7 +59,7 @@ pub(crate) trait Connect: Send {
 
     /// Returns `true` if the requests are JSON lists of events. With a queue in memory and without
     /// a filter, the link may then get pieces of lists as they were received
-    /// ([`crate::queue::is_list`]).
+    /// ([`queue::is_list`]).
     fn sends_lists(&self) -> bool {
         false
     }

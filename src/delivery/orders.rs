@@ -8,8 +8,8 @@ use tokio_util::sync::CancellationToken;
 use super::aside::Aside;
 use super::checkpoints::Published;
 use crate::filter::Seen;
-use crate::queue::{Claim, Cursor};
 use crate::tap::Taps;
+use queue::{Claim, Cursor};
 
 /// The state that a delivery hands over to the delivery that replaces it. The old delivery waits
 /// for no answer any more: each event that has no answer is sent again by the new delivery.

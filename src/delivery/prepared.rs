@@ -12,7 +12,6 @@ use super::link::Connect;
 use super::orders::{HandOver, Orders};
 use super::run::{Delivery, Start};
 use crate::filter::Rules;
-use crate::queue;
 use telemetry::OutputMetrics;
 
 /// An output that can be started. It has made no connection and has read no file yet.

@@ -4,9 +4,9 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use crate::queue::Claim;
 use crate::tap::{EVENT_BYTES_MAX, Line, Reader, Skipped, Taps, Why};
 use base::position::Position;
+use queue::Claim;
 
 /// The copies of one output's events for taps. The output's filtering owns this value.
 ///

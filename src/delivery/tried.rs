@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::queue::{Claim, Position};
+use queue::{Claim, Position};
 
 /// Attempts that follow each other within a short time are stored as one entry, with the time of
 /// the latest attempt. The short time is `max_elapsed` divided by this constant. So at most about

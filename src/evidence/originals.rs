@@ -12,8 +12,6 @@ use std::{fmt, io};
 
 use tokio::time::Instant;
 
-use crate::queue;
-use crate::queue::lines;
 use base::disk::{Access, Disk, File};
 use base::lock::lock;
 use base::position::Position;
@@ -21,6 +19,7 @@ use evidence_log::layout::{LINES, LineFile, if_there, path, read_exact};
 use evidence_log::lines;
 use evidence_log::lines::{HEADING, Heading, Record};
 use evidence_log::tlog::merkle::Hash;
+use queue::lines;
 use telemetry::{EvidenceError, EvidenceMetrics};
 
 /// The number of files whose records are indexed in memory. A record takes 32 bytes there, and at
@@ -220,8 +219,8 @@ impl Indexed {
 mod tests {
     use super::*;
     use crate::evidence::hashes::Hashes;
-    use crate::queue::Originals as _;
     use evidence_log::lines::{SALT_BYTES, Salt};
+    use queue::Originals as _;
     use telemetry::Telemetry;
     use testing::simulated_disk::SimulatedDisk;
 

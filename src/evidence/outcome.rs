@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use crate::queue::{Fates, Finished, Outcome, Position, SentLine};
 use evidence_log::entry::{Delivered, Entry, Fate, Offset, RANGE_MAX};
 use evidence_log::lines::{Range, Record, Salt};
 use evidence_log::tlog::merkle::Hash;
+use queue::{Fates, Finished, Outcome, Position, SentLine};
 
 /// The maximum number of bytes for the offsets in an entry. A whole entry has at most 65,535.
 const OFFSETS_BYTES_MAX: usize = 60_000;
@@ -160,8 +160,8 @@ impl Open {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::queue::Claim;
     use evidence_log::lines::SALT_BYTES;
+    use queue::Claim;
 
     fn settled(output: &str, start: u64, end: u64, fates: Fates) -> Finished {
         let (output, claim) = (output.to_owned(), Claim::of(start, end));

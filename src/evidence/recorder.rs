@@ -23,7 +23,6 @@ use super::outcome::Made;
 use super::store::Store;
 use super::witness::{ANSWERS_WITHIN, Answered, Heard, Witnesses};
 use super::{hashes, off, outcome, store};
-use crate::queue::{Batch, Claim, Cursor, Disposition, Finished, Queue, Take, lines};
 use base::disk::Disk;
 use base::position::Position;
 use base::release;
@@ -33,6 +32,7 @@ use evidence_log::lines::{Range, Record, SALT_BYTES, Salt};
 use evidence_log::tlog::key::SigningKey;
 use evidence_log::tlog::merkle::Hash;
 use evidence_log::{COMMIT_BYTES, COMMIT_EVERY};
+use queue::{Batch, Claim, Cursor, Disposition, Finished, Queue, Take, lines};
 use telemetry::{EvidenceError, EvidenceMetrics, WitnessMetrics};
 
 /// The maximum number of bytes and events taken from the queue at once.

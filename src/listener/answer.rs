@@ -8,7 +8,7 @@ use http_body_util::Full;
 use hyper::header::HeaderValue;
 use hyper::{Response, StatusCode, header};
 
-use crate::queue::Refused;
+use queue::Refused;
 use telemetry::Rejection;
 
 /// The type of the body of every answer to a sender.

@@ -15,7 +15,7 @@ use super::connection::{Deadlines, Registry};
 use super::in_flight::InFlight;
 use super::large::Sizes;
 use super::terms::{Bounds, Shared, decoding};
-use crate::queue::Queue;
+use queue::Queue;
 use telemetry::Telemetry;
 
 /// The largest head of a request in bytes. The read buffer of a connection has the same limit. The

@@ -21,9 +21,9 @@ use super::in_flight::Reservation;
 use super::large::{Large, Stopped, Whole};
 use super::terms::{Bounds, DECODING_KIB, Shared, Terms};
 use super::upload::{Answering, Arriving, Upload};
-use crate::queue::{Append, Ticket};
 use audit::Split;
 use config::Acknowledge;
+use queue::{Append, Ticket};
 use telemetry::Rejection;
 use transform::volume::Volume;
 

@@ -9,9 +9,9 @@
 
 use std::sync::Arc;
 
-use crate::queue::{Append, Incoming, Queue, Refused, Ticket};
 use audit::pieces::{Pieces, Store};
 use audit::{Invalid, LevelCounts};
+use queue::{Append, Incoming, Queue, Refused, Ticket};
 use transform::volume::{Seen, Volume};
 
 /// The largest body in bytes, 16 MiB, that is decoded as one whole if the queue is durable. A

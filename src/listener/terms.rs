@@ -12,8 +12,8 @@ use super::connection::Connection;
 use super::in_flight::InFlight;
 use super::large::Sizes;
 use super::settings::Settings;
-use crate::queue::Queue;
 use config::Acknowledge;
+use queue::Queue;
 use transform::volume::Volume;
 
 /// The largest total size, in KiB, of the bodies that are decoded at the same time on the threads

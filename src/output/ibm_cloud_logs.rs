@@ -25,10 +25,10 @@ use super::setup::{IntoConnector, Setup};
 use crate::delivery::endpoints::Probed;
 use crate::delivery::failure::Failure;
 use crate::delivery::prepared::Connector;
-use crate::queue::{Batch, Identity, Take};
 use audit::time::nanos;
 use config::{BatchBytes, Compression, HttpClient, HttpKeys, OutputSettings, Target};
 use config_table::table::{TABLE, Table, optional, required, whole};
+use queue::{Batch, Identity, Take};
 
 /// The greatest number of bytes of a request, as the documentation of the API says.
 const REQUEST_BYTES_MAX: u64 = 2_000_000;

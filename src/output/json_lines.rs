@@ -4,9 +4,9 @@
 use bytes::{Bytes, BytesMut};
 
 use super::transport::encode::{Encode, Encoded};
-use crate::queue::{Batch, lines};
 use audit::scan;
 use config_table::table::Table;
+use queue::{Batch, lines};
 
 /// The values of the key `format` of an output that writes each event as a line of JSON.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

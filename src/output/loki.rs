@@ -17,9 +17,9 @@ use super::http::HttpConnector;
 use super::http::api::{Api, Encoded, Reply, RequestHead, TestRequest};
 use super::setup::{IntoConnector, Setup};
 use crate::delivery::prepared::Connector;
-use crate::queue::{Batch, Identity, lines};
 use config::{Compression, HttpClient, HttpKeys, OutputSettings, Target};
 use config_table::table::{Table, optional};
+use queue::{Batch, Identity, lines};
 use transform::shape::write_string;
 
 /// The header that names the tenant.

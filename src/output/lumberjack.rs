@@ -24,9 +24,9 @@ use super::setup::{IntoConnector, Setup};
 use super::transport::acknowledged;
 use super::transport::acknowledged::{Answers, Encoding, Frames, Protocol};
 use crate::delivery::prepared::Connector;
-use crate::queue::{Batch, lines};
 use config::{OutputSettings, Stream, Target};
 use config_table::table::Table;
+use queue::{Batch, lines};
 
 /// The greatest number of bytes of one event. Logstash stores the length of an event in a signed
 /// integer of 32 bits.

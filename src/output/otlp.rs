@@ -21,10 +21,10 @@ use super::setup::{IntoConnector, Setup};
 use crate::delivery::failure::Failure;
 use crate::delivery::link::{Part, Verdict};
 use crate::delivery::prepared::Connector;
-use crate::queue::{Batch, Identity, Take};
 use client::ask::JSON;
 use config::{BatchBytes, Compression, HttpClient, HttpKeys, OutputSettings, Target};
 use config_table::table::Table;
+use queue::{Batch, Identity, Take};
 use telemetry::AttemptError;
 
 /// The greatest number of bytes of an answer that are read. An answer has only a number and a

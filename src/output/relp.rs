@@ -18,9 +18,9 @@ use super::transport::acknowledged;
 use super::transport::acknowledged::{Answers, Encoding, Frames, Protocol, Trouble};
 use super::transport::connection::Wire;
 use crate::delivery::prepared::Connector;
-use crate::queue::{Batch, lines};
 use config::{Messages, OutputSettings, Stream, Target};
 use config_table::table::Table;
+use queue::{Batch, lines};
 
 /// The highest number of a RELP command. The command after it has the number 1 again. This is also
 /// the greatest number of bytes of data that a RELP frame can have.

@@ -31,12 +31,12 @@ use super::setup::{IntoConnector, Setup};
 use crate::delivery::failure::Failure;
 use crate::delivery::link::{Part, Verdict};
 use crate::delivery::prepared::Connector;
-use crate::queue::{Batch, Identity, Take};
 use audit::time::nanos;
 use base::lock::lock;
 use client::ask::JSON;
 use config::{BatchBytes, Compression, Content, HttpClient, HttpKeys, OutputSettings, Target};
 use config_table::table::{Table, optional, required};
+use queue::{Batch, Identity, Take};
 use telemetry::AttemptError;
 
 const EVENTS: &str = "/services/collector/event";

@@ -20,10 +20,10 @@ use crate::delivery::endpoints::Probed;
 use crate::delivery::failure::Failure;
 use crate::delivery::link::{Connect, Event, Link};
 use crate::delivery::prepared;
-use crate::queue::{Batch, Claim, Take};
 use base::lock::lock;
 use config::{OutputSettings, Target};
 use config_table::table::Table;
+use queue::{Batch, Claim, Take};
 use telemetry::{AttemptError, OutputMetrics};
 
 /// The greatest number of batches that the writing thread may have: one that it writes and one that

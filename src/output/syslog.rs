@@ -12,9 +12,9 @@ use super::transport::encode::{Encode, Encoded};
 use super::transport::stream;
 use crate::delivery::lines::line;
 use crate::delivery::prepared::Connector;
-use crate::queue::{Batch, lines};
 use config::{OutputSettings, Rejected, Stream, Target};
 use config_table::table::Table;
+use queue::{Batch, lines};
 
 /// The settings of an output of `type = "syslog"`, as read from the config.
 #[derive(Debug, Clone, PartialEq)]

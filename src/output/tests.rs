@@ -6,8 +6,8 @@ use bytes::{Bytes, BytesMut};
 
 use super::syslog::Rfc5424;
 use super::transport::acknowledged::{Answers, Protocol};
-use crate::queue::{Batch, Claim};
 use config::Rejected;
+use queue::{Batch, Claim};
 
 /// Returns the config of an output with the name `o` and these keys.
 pub(crate) fn output(keys: &str) -> config::Output {

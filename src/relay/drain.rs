@@ -8,7 +8,7 @@ use tokio::time::Instant;
 use super::error::Error;
 use super::lives::Lives;
 use super::parts::Parts;
-use crate::queue::{Left, Queue};
+use queue::{Left, Queue};
 use telemetry::Telemetry;
 
 /// The longest wait for the outputs to end, after the last events are delivered. The same limit

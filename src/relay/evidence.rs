@@ -17,8 +17,6 @@ use crate::delivery::Published;
 use crate::evidence::originals::Originals;
 use crate::evidence::recorder::{Recorder, Setup};
 use crate::evidence::{off, recorder};
-use crate::queue;
-use crate::queue::{Cursor, Queue};
 use base::disk::Disk;
 use base::named_file;
 use base::position::Position;
@@ -28,6 +26,7 @@ use evidence_log::reader::{Directory, Log};
 use evidence_log::tlog::checkpoint::Signed;
 use evidence_log::tlog::key::SigningKey;
 use evidence_log::tlog::note::Signed as Check;
+use queue::{Cursor, Queue};
 use telemetry::Telemetry;
 
 /// The purpose for which the key of the config's digest is derived from the signing key.

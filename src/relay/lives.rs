@@ -16,7 +16,6 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio_util::sync::CancellationToken;
 
-use crate::queue;
 use base::lock::lock;
 use base::named_file;
 use base::words::whole;

@@ -16,8 +16,8 @@ use tokio_util::sync::CancellationToken;
 
 use super::error::Refused;
 use crate::delivery::{DeadLetters, Files, Orders, Prepared, Status};
-use crate::queue::{Cursor, Queue};
-use crate::{admin, output, queue};
+use crate::{admin, output};
+use queue::{Cursor, Queue};
 use telemetry::Telemetry;
 use telemetry::status::thresholds;
 

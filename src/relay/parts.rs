@@ -15,11 +15,11 @@ use super::outputs::Outputs;
 use crate::admin::Admin;
 use crate::delivery::{DeadLetters, Orders};
 use crate::listener::Gate;
-use crate::queue::Queue;
 use crate::source::Sources;
 use crate::tap::Taps;
 use config::Config;
 use process::Failures;
+use queue::Queue;
 use telemetry::Telemetry;
 use transform::redact::Redaction;
 

@@ -15,11 +15,11 @@ use super::plan::{Plan, ReadFiles};
 use super::waiting::{blocking, in_time};
 use super::{evidence, listeners, outputs};
 use crate::delivery::DeadLetters;
-use crate::queue::{Cursor, Queue};
 use crate::source::Sources;
 use base::named_file;
 use client::net;
 use config::Config;
+use queue::{Cursor, Queue};
 use telemetry::Telemetry;
 
 /// The addresses and the queue of a running relay.

@@ -12,8 +12,8 @@ use tokio::task::JoinSet;
 
 use super::*;
 use crate::output;
-use crate::queue::{Append, Queue, Refused};
 use audit::LevelCounts;
+use queue::{Append, Queue, Refused};
 
 /// A relay with one listener, and one output to this address.
 async fn started(consumer: SocketAddr, queue: &str) -> Parts {

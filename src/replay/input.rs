@@ -23,9 +23,9 @@ use super::packing::{Counted, MAGIC_BYTES, Packing};
 use super::resume::{Head, Read as Resumed};
 use super::spool::Spool;
 use super::{Note, OnBadLine, Settings, Span, Unit, line};
-use crate::queue::inspect::{Fault, Finding, Seen};
 use audit::LIST_HEAD;
 use base::position::Position;
+use queue::inspect::{Fault, Finding, Seen};
 
 /// The end of the JSON object EventList: the text of a request body after the events.
 const LIST_TAIL: &[u8] = b"]}\n";

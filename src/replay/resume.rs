@@ -11,9 +11,9 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use crate::queue::inspect::Leftover;
 use base::named_file;
 use base::release::Format;
+use queue::inspect::Leftover;
 
 /// The version of the resume file's format. Only this version is written and read.
 const VERSION: u32 = 1;

@@ -7,9 +7,9 @@
 use std::path::{Path, PathBuf};
 
 use super::{Settings, Unusable, resume};
-use crate::queue::inspect::{CursorsFile, Directory, Error, Leftover, printable};
 use base::position::Position;
 use base::words::grouped;
+use queue::inspect::{CursorsFile, Directory, Error, Leftover, printable};
 
 /// A queue's directory that was opened for a replay, and the events in it that are left over: those
 /// that its outputs, or the chosen one of them, have not finished.

@@ -27,12 +27,12 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tokio::time::Instant;
 
 use super::{Orders, Source, Status};
-use crate::queue::{Append, Queue, Ticket};
 use audit::LevelCounts;
 use base::lock::lock;
 use base::staged::Staged;
 use client::kafka::{Changes, Cluster, Trouble};
 use config::BATCH_OVERHEAD;
+use queue::{Append, Queue, Ticket};
 use telemetry::{ListenerMetrics, Rejection};
 use transform::volume::{Seen, Volume};
 
@@ -782,7 +782,7 @@ impl Session<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::queue::Output;
+    use queue::Output;
     use telemetry::Telemetry;
 
     /// The only output of three batches ends before it has any of them. However often the batches

@@ -7,8 +7,8 @@ use std::sync::mpsc;
 use bytes::Bytes;
 
 use super::*;
-use crate::queue::{Append, Output};
 use audit::LevelCounts;
+use queue::{Append, Output};
 
 /// A source that does what a function does.
 struct Scripted<F>(F);

@@ -7,10 +7,10 @@ use super::compare::Comparison;
 use super::events::Events;
 use super::log::{Check, Ending};
 use super::positions::Positions;
-use crate::queue::inspect;
-use crate::queue::inspect::Seen;
 use evidence_log::entry::{Delivered, Entry};
 use evidence_log::tlog::merkle::{Hash, Hasher};
+use queue::inspect;
+use queue::inspect::Seen;
 
 /// A queue beside the evidence.
 pub(super) struct Queue(inspect::Directory);

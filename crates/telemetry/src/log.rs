@@ -77,6 +77,7 @@ const OURS: &[&str] = &[
     "evidence_log",
     "kube_audit_forwarder",
     "process",
+    "queue",
     "telemetry",
     "transform",
 ];

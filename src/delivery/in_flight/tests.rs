@@ -11,8 +11,7 @@ use audit::LevelCounts;
 use bytes::Bytes;
 
 use super::*;
-use crate::queue;
-use crate::queue::{Append, Queue};
+use queue::{Append, Queue};
 use telemetry::Telemetry;
 
 const ALL: Take = Take { bytes: u64::MAX, events: u64::MAX };
@@ -37,7 +36,7 @@ pub(in crate::delivery) fn opened(
 /// A queue with `batches` batches of four events, and the table of its one output.
 fn table(batches: usize) -> (Queue, InFlight) {
     let config =
-        config::read(config::EMBEDDED, crate::output::TYPES).config.expect("the embedded config");
+        config::read(config::EMBEDDED, testing_config::TYPES).config.expect("the embedded config");
     let (queue, cursor) = opened(&config, &Arc::new(Telemetry::new()));
     for _ in 0..batches {
         let lines = Bytes::from_static(b"a\nb\nc\nd\n");

@@ -17,9 +17,9 @@ use crate::delivery::health::Status;
 use crate::delivery::in_flight::tests::opened;
 use crate::delivery::link::{CLOSE_TIME, Part, Parts, Verdict};
 use crate::delivery::search::SUSPECTS_MAX;
-use crate::queue::{Append, Batch, Claim, Queue, Refused, Take};
 use base::position::Position;
 use config::{Rejected, WhenFull};
+use queue::{Append, Batch, Claim, Queue, Refused, Take};
 use telemetry::{AttemptError, Telemetry};
 use transform::policy;
 use transform::policy::Policy;
@@ -487,7 +487,7 @@ impl Bench {
         // The output of the embedded default config serves for all tests, because the loop reads
         // only a few of its settings.
         let mut config =
-            config::read(config::EMBEDDED, crate::output::TYPES).config.expect("it is right");
+            config::read(config::EMBEDDED, testing_config::TYPES).config.expect("it is right");
         config.outputs[0].rejected = setting.rejected;
         config.outputs[0].retry.max_elapsed = setting.max_elapsed;
         if let Some(bytes) = setting.drop_oldest {

@@ -17,8 +17,8 @@ use super::body::Pieces;
 use crate::delivery::endpoints::Probed;
 use crate::delivery::failure::Failure;
 use crate::delivery::link::{Part, Verdict};
-use crate::queue::{Batch, Claim, Identity, Origin, Position, Take, lines};
 use config::Compression;
+use queue::{Batch, Claim, Identity, Origin, Position, Take, lines};
 use telemetry::AttemptError;
 
 /// Returns the value of the header `Authorization` of this scheme, with the token in `file`. The
@@ -214,7 +214,7 @@ pub(in crate::output) trait Api: Send + Sync + 'static {
     }
 
     /// `true` if a request is a JSON list of the events as they are. [`Api::encode`] may then get
-    /// pieces of lists ([`crate::queue::is_list`]).
+    /// pieces of lists ([`queue::is_list`]).
     fn sends_lists(&self) -> bool {
         false
     }

@@ -12,7 +12,7 @@ use hyper::body::{Body, Frame, SizeHint};
 
 use super::wire::RequestMarks;
 use crate::delivery::endpoints::Figures;
-use crate::queue::is_list;
+use queue::is_list;
 use telemetry::OutputMetrics;
 
 /// The greatest number of bytes of one piece of a request body, if the piece is sent without a

@@ -31,10 +31,10 @@ use crate::output::setup::Setup;
 use crate::output::transport::connection::dial_failure;
 use crate::output::transport::socket::Socket;
 use crate::output::transport::tls_session::Tls;
-use crate::queue::{Identity, Take};
 use base::staged::Staged;
 use client::net;
 use config::HostPort;
+use queue::{Identity, Take};
 use telemetry::{AttemptError, OutputMetrics};
 
 /// The TCP keepalive interval of all connections, also of those that no request uses now.

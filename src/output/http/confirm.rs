@@ -16,8 +16,8 @@ use tokio::time::Instant;
 use super::api::Outcome;
 use crate::delivery::endpoints::Figures;
 use crate::delivery::failure::Failure;
-use crate::queue::Claim;
 use base::lock::lock;
+use queue::Claim;
 use telemetry::AttemptError;
 
 /// The greatest number of requests of an output that the consumer has taken and not confirmed. At

@@ -24,9 +24,9 @@ use crate::delivery::checkpoints::{Checkpoint, Fate};
 use crate::delivery::endpoints::{Attempt, ResolvedAddress};
 use crate::delivery::failure::Failure;
 use crate::delivery::link::Part;
-use crate::queue::{Batch, Identity};
 use client::ask::{USER_AGENT, chain};
 use config::Strategy;
+use queue::{Batch, Identity};
 use telemetry::AttemptError;
 
 /// The progress of a request is checked this many times within `timeouts.request`. With a timeout

@@ -16,7 +16,7 @@ use super::confirm::Settled;
 use super::pool::Lane;
 use crate::delivery::checkpoints::{Checkpoint, Fate};
 use crate::delivery::link::{Event, Link, until};
-use crate::queue::{Batch, Claim, Take};
+use queue::{Batch, Claim, Take};
 
 /// After a small request (fewer than [`SMALL_BYTES`], and less than half of what a batch may have),
 /// the next request waits until an answer arrives, but no longer than this time. During the wait,
@@ -255,7 +255,7 @@ mod tests {
     use crate::output::http::Settings;
     use crate::output::http::request::AnyConsumer;
     use crate::output::setup::Setup;
-    use crate::queue::Identity;
+    use queue::Identity;
 
     /// Returns a link with three lanes, and its consumer, which takes connections and never
     /// answers.

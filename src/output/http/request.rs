@@ -10,9 +10,9 @@ use super::body::{Pieces, gzip, zstd};
 use super::settings::HttpFormat;
 use crate::delivery::failure::Failure;
 use crate::output::json_lines::audit_log;
-use crate::queue::{Batch, Identity};
 use audit::LIST_HEAD;
 use config::Compression;
+use queue::{Batch, Identity};
 use telemetry::AttemptError;
 
 /// The protocol of `type = "http"`: any consumer that answers 2xx, unless the answer is a web page.

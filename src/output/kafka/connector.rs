@@ -25,8 +25,8 @@ use crate::delivery::failure::Failure;
 use crate::delivery::files::Files;
 use crate::delivery::link::{CLOSE_TIME, Connect, Event, Link};
 use crate::output::setup::Setup;
-use crate::queue::{Batch, Claim, Take};
 use client::kafka::{Changes, Trouble};
+use queue::{Batch, Claim, Take};
 use telemetry::AttemptError;
 
 /// At most this many full batches, by bytes and by events, are sent and not yet acknowledged. With

@@ -17,12 +17,12 @@ use crate::delivery::failure::Failure;
 use crate::delivery::files::Files;
 use crate::output::setup::Setup;
 use crate::output::transport::tls_session::Expiry;
-use crate::queue::{Batch, Claim, lines};
 use audit::scan;
 use base::lock::lock;
 use base::staged::Staged;
 use client::kafka::{Cluster, Trouble};
 use config::Compression;
+use queue::{Batch, Claim, lines};
 use telemetry::{AttemptError, OutputMetrics};
 use transform::shape;
 

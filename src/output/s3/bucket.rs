@@ -20,8 +20,8 @@ use crate::output::http::api::{
     Api, Call, Encoded, Outcome, Reply, RequestHead, Sent, TestRequest, body_for, token_in,
 };
 use crate::output::tokens::Tokens;
-use crate::queue::{Batch, Identity};
 use config::Compression;
+use queue::{Batch, Identity};
 use telemetry::AttemptError;
 
 /// The greatest number of bytes of an answer that are read. An error is a short document of XML.

@@ -34,7 +34,7 @@ use crate::delivery::failure::Failure;
 use crate::delivery::link::{Begin, CLOSE_TIME, Event, Link, Part, Verdict, until};
 use crate::output::http::api::{Outcome, Sent};
 use crate::output::http::transfers::Transfers;
-use crate::queue::{Batch, Claim, Position, Take};
+use queue::{Batch, Claim, Position, Take};
 use telemetry::AttemptError;
 
 /// The age at which an object ends while the relay drains, or while another delivery is to replace

@@ -12,9 +12,9 @@ use tokio::time::Instant;
 use super::plan::Range;
 use super::signature::{hex, sha256};
 use crate::delivery::checkpoints::Checkpoint;
-use crate::queue::{Batch, Claim, Identity, Origin, Position};
 use audit::time::rfc3339;
 use config::Compression;
+use queue::{Batch, Claim, Identity, Origin, Position};
 
 /// The number of digits of the SHA-256 that an object's name has: 64 bits.
 const HASH_DIGITS: usize = 16;

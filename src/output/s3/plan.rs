@@ -12,8 +12,8 @@ use std::sync::{Mutex, MutexGuard};
 
 use serde::{Deserialize, Serialize};
 
-use crate::queue::{Claim, Notes, Position};
 use base::lock::lock;
+use queue::{Claim, Notes, Position};
 
 /// The greatest number of ranges that are kept. There are more only if the queue's files have not
 /// been saved while this many objects were stored; the oldest ranges are then forgotten.

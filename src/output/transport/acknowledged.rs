@@ -31,9 +31,9 @@ use crate::delivery::endpoints::{Attempt, Endpoints, Probed, ResolvedAddress, Wa
 use crate::delivery::failure::Failure;
 use crate::delivery::files::Files;
 use crate::delivery::link::{CLOSE_TIME, Connect, Event, Link, REJECTED_BYTES_MAX};
-use crate::queue::{Batch, Claim, Take};
 use in_flight::InFlight;
 pub(in crate::output) use protocol::{Answers, Encoding, Frames, Protocol, Trouble};
+use queue::{Batch, Claim, Take};
 use telemetry::AttemptError;
 use window::Window;
 

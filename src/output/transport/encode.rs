@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::queue::Batch;
+use queue::Batch;
 
 /// Turns batches into the bytes of one protocol.
 pub trait Encode: Send + 'static {

@@ -23,7 +23,7 @@ use crate::delivery::checkpoints::Fate;
 use crate::delivery::endpoints::{Attempt, Endpoints};
 use crate::delivery::failure::Failure;
 use crate::delivery::link::{CLOSE_TIME, Event};
-use crate::queue::Claim;
+use queue::Claim;
 use telemetry::AttemptError;
 
 /// The greatest number of bytes that one call of `Session::poll_read` reads from the peer.

@@ -37,9 +37,9 @@ use crate::delivery::endpoints::{Attempt, Endpoints, Probed, Watch};
 use crate::delivery::failure::Failure;
 use crate::delivery::files::Files;
 use crate::delivery::link::{Connect, Event, Link, REJECTED_BYTES_MAX};
-use crate::queue::{Batch, Claim, Take};
 use base::lock::lock;
 use pace::Pace;
+use queue::{Batch, Claim, Take};
 use telemetry::AttemptError;
 
 /// At least this many samples are taken within one replay window. With a window of 1 s, there is a

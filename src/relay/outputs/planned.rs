@@ -3,8 +3,7 @@
 use std::sync::Arc;
 
 use crate::delivery::{Files, Prepared};
-use crate::queue;
-use crate::queue::Cursor;
+use queue::Cursor;
 
 /// The plan for one output.
 pub(in crate::relay) struct Planned {

@@ -5,8 +5,8 @@ use std::sync::{Arc, Mutex};
 use tokio_util::sync::CancellationToken;
 
 use crate::delivery::{HandOver, Orders, Prepared};
-use crate::queue::Cursor;
 use base::lock::lock;
+use queue::Cursor;
 
 /// The reason why an output's task has ended.
 pub(super) enum Ended {

@@ -3,7 +3,7 @@
 
 use super::*;
 use crate::evidence::outcome;
-use crate::queue::{Claim, Fates, Finished, Outcome, Position};
+use ::queue::{Claim, Fates, Finished, Outcome, Position};
 
 /// The event that was set aside.
 const ASIDE: u64 = 7;

@@ -374,7 +374,7 @@ Sees: order, conservation (an event is gone).
 Scene: Stuck
 Seed: 114, 7
 
-diff --git a/src/queue.rs b/src/queue.rs
+diff --git a/crates/queue/src/lib.rs b/crates/queue/src/lib.rs
 ";
 
     #[test]

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use tokio::time::Instant;
 
 use crate::delivery::link::Event;
-use crate::queue::Claim;
+use queue::Claim;
 
 /// The claims that were sent and are not final, in the order of sending. A sent event is final when
 /// the consumer has acknowledged it.

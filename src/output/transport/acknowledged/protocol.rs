@@ -9,7 +9,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::super::connection::Wire;
 use crate::delivery::lines::line;
-use crate::queue::Batch;
+use queue::Batch;
 
 /// The protocol that is spoken on one connection. An implementation turns events into bytes, and
 /// the consumer's answers into numbers of acknowledged events. It reads and writes no socket,

@@ -1,0 +1,120 @@
+//! The identity of a queue: a random number that is made with the queue and kept with it. Names
+//! that a consumer stores (the `_id` of a document, for example) are made of this number and a
+//! position. They are never equal to those of another relay, or of an earlier queue of this relay,
+//! whose positions also began at 0.
+
+use std::{fmt, io};
+
+use ring::rand::{SecureRandom as _, SystemRandom};
+
+use base::disk;
+use base::disk::Disk;
+
+/// The name of the file that holds the identity: 32 hexadecimal digits and a line break.
+pub(crate) const FILE: &str = "identity";
+
+/// The size of the file in bytes.
+pub(crate) const BYTES: u64 = TEXT as u64;
+
+/// The number of bytes of the text in the file.
+const TEXT: usize = 33;
+
+/// The identity of a queue. A queue in memory gets a new one at each start, because its positions
+/// begin at 0 again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Identity(u128);
+
+impl Identity {
+    /// Makes a new identity from the operating system's random numbers.
+    ///
+    /// # Errors
+    ///
+    /// The operating system gives no random numbers.
+    pub fn random() -> io::Result<Self> {
+        let mut bytes = [0; 16];
+        let filled = SystemRandom::new().fill(&mut bytes);
+        filled.map_err(|_| io::Error::other("the operating system gives no random numbers"))?;
+        Ok(Self(u128::from_le_bytes(bytes)))
+    }
+
+    /// Reads the identity of a queue's directory. If there is none, or if its file can't be read,
+    /// makes a new one. If the new one can't be stored (the disk is full, for example), it holds
+    /// for this run only: a full disk must not keep the relay from delivering what it has.
+    ///
+    /// # Errors
+    ///
+    /// The operating system gives no random numbers.
+    pub fn of(disk: &dyn Disk) -> io::Result<Self> {
+        match Self::read(disk) {
+            Ok(Some(identity)) => return Ok(identity),
+            Ok(None) => {}
+            Err(error) => tracing::warn!(
+                %error,
+                "the file `identity` of the queue can't be read: a new one is made, and events \
+                 that are sent again now may be stored twice"
+            ),
+        }
+        let identity = Self::random()?;
+        if let Err(error) = disk::replace(disk, FILE, format!("{identity}\n").as_bytes()) {
+            tracing::warn!(
+                %error,
+                "the file `identity` of the queue can't be written: events that are sent again \
+                 after the next start may be stored twice"
+            );
+        }
+        Ok(identity)
+    }
+
+    /// Reads the file. `None` if there is no file.
+    ///
+    /// # Errors
+    ///
+    /// The file can't be read. If its content is not an identity, the kind is
+    /// [`io::ErrorKind::Other`].
+    pub fn read(disk: &dyn Disk) -> io::Result<Option<Self>> {
+        let Some(file) = disk::open_if_there(disk, FILE)? else { return Ok(None) };
+        let mut text = [0; TEXT];
+        let size = file.read_at(&mut text, 0)?;
+        let identity = Self::parse(text.get(..size).unwrap_or_default());
+        identity.map(Some).ok_or_else(|| io::Error::other("it is damaged"))
+    }
+
+    fn parse(text: &[u8]) -> Option<Self> {
+        let digits = std::str::from_utf8(text).ok()?.strip_suffix('\n')?;
+        let is_hex = digits.len() == 32 && digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+        is_hex.then(|| u128::from_str_radix(digits, 16).ok()).flatten().map(Self)
+    }
+}
+
+/// Shows the identity as 32 hexadecimal digits.
+impl fmt::Display for Identity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:032x}", self.0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use testing::simulated_disk::SimulatedDisk;
+
+    #[test]
+    fn a_directory_keeps_its_identity_and_a_damaged_one_is_replaced() {
+        let disk = SimulatedDisk::new(1);
+        let first = Identity::of(&disk).expect("no fault is set");
+        assert_eq!(Identity::of(&disk).expect("no fault is set"), first);
+        assert_ne!(Identity::of(&SimulatedDisk::new(1)).expect("no fault is set"), first);
+        disk.flip(FILE, 3, 0x80);
+        let second = Identity::of(&disk).expect("no fault is set");
+        assert_ne!(second, first);
+        assert_eq!(Identity::of(&disk).expect("no fault is set"), second);
+    }
+
+    #[test]
+    fn an_identity_is_32_digits() {
+        assert_eq!(Identity(0xAB).to_string(), format!("{}ab", "0".repeat(30)));
+        for wrong in ["", "ab\n", &format!("+{}\n", "1".repeat(31)), &"1".repeat(32)] {
+            assert_eq!(Identity::parse(wrong.as_bytes()), None, "{wrong}");
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! The events that the outputs of a relay have not finished, as the relay has left them in its
+//! queue's directory: where they begin, how many they are, and whether the relay is still there.
+
+use std::io;
+use std::ops::Range;
+
+use super::walk::Want;
+use super::{CursorsFile, Directory, Error, Tell, Verdict, no_output};
+use crate::cursors::{Contents, Hole};
+use crate::identity::Identity;
+use crate::segment::{READS, SEGMENT_HEADER};
+use crate::{cursors, identity, segment, shelf};
+use base::disk;
+use base::disk::{ASIDE, Access, RealDisk};
+use base::position::Position;
+
+/// The directory below the queue's directory in which a relay keeps dead letters if the config
+/// names no other directory for them.
+const DEAD_LETTERS: &str = "dead-letter";
+
+/// The events of a queue's directory that outputs have not finished.
+#[derive(Debug, Clone)]
+pub struct Leftover {
+    /// A name of the queue that does not change: its identity (32 hexadecimal digits). A queue
+    /// without an identity is named after the checksum of its first segment's header, such as
+    /// `unnamed-1a2b3c4d`.
+    pub queue: String,
+    /// The state of the cursors file. If it is missing or damaged, nobody knows what the outputs
+    /// have finished, and all stored events are taken for unfinished.
+    pub cursors: CursorsFile,
+    /// The position of the first event that is still needed.
+    pub begin: Position,
+    /// The position after the last event in the log.
+    pub end: Position,
+    /// The number of bytes in the lines of the events from `begin` on; an estimate if the cursors
+    /// file is missing or damaged.
+    pub bytes: u64,
+    /// The ranges of positions that the relay itself has dropped and counted as lost.
+    holes: Vec<Hole>,
+    /// The outputs that the cursors file names, in the order of their names. Each has its name and
+    /// the position of the first event that it has not finished.
+    pub outputs: Vec<(String, Position)>,
+    /// The number of files with copies of damaged records, and the number of bytes in these files.
+    pub quarantine: (u64, u64),
+    /// The number of files with dead letters in the queue's directory, and the number of bytes in
+    /// these files.
+    pub dead_letters: (u64, u64),
+    /// The number of events that the outputs had set aside, or the chosen one of them: they have
+    /// left the log and are in files of their own.
+    pub aside: u64,
+}
+
+impl Leftover {
+    /// Returns how many events at these positions the relay itself has dropped and counted as lost.
+    pub fn dropped_in(&self, positions: Range<Position>) -> u64 {
+        cursors::missing_in(&self.holes, &positions)
+    }
+}
+
+impl Directory {
+    /// Returns `true` if a relay is running with this directory, which holds the directory's lock
+    /// then. The function takes the lock for a moment to find this out, shared with others.
+    ///
+    /// # Errors
+    ///
+    /// The lock file can't be opened, or its file system has no locks.
+    pub fn is_in_use(&self) -> Result<bool, Error> {
+        RealDisk::is_locked(&self.root).map_err(|error| self.failed(disk::LOCK, error))
+    }
+
+    /// Returns which events are left over: those that at least one output has not finished. If
+    /// `output` is a name, those that the output with this name has not finished. If the cursors
+    /// file is missing or damaged, all stored events are left over, whatever `output` is.
+    ///
+    /// # Errors
+    ///
+    /// The directory can't be read, a newer version of the program has written it, or its cursors
+    /// file does not have this output. Damaged events are not an error.
+    pub fn leftover(&self, output: Option<&str>) -> Result<Leftover, Error> {
+        let found = self.cursors()?;
+        let summary = self.summary()?;
+        let contents = found.contents();
+        let place = match (contents, output) {
+            (None, _) => None,
+            (Some(contents), None) => contents.outputs.values().min().copied(),
+            (Some(contents), Some(name)) => {
+                let place = contents.outputs.get(name);
+                Some(*place.ok_or_else(|| no_output(name, Some(&contents.outputs)))?)
+            }
+        };
+        let begin = place.map_or(summary.first, |place| place.position);
+        let outputs = contents.into_iter().flat_map(|contents| &contents.outputs);
+        // The summary knows the bytes of each output's backlog. One of these outputs begins here.
+        let at = |name: &String| contents.and_then(|contents| contents.outputs.get(name));
+        let backlogs = summary.outputs.iter().filter(|output| at(&output.name).copied() == place);
+        Ok(Leftover {
+            queue: self.name()?,
+            cursors: CursorsFile::from(&found),
+            begin,
+            end: summary.end.max(begin),
+            bytes: backlogs.map(|output| output.bytes).max().unwrap_or(summary.segment_bytes),
+            holes: contents.map(|contents| contents.holes.clone()).unwrap_or_default(),
+            outputs: outputs.map(|(name, place)| (name.clone(), place.position)).collect(),
+            quarantine: summary.quarantine,
+            dead_letters: disk::sizes(&*self.disk, DEAD_LETTERS),
+            aside: self.aside(contents, output)?,
+        })
+    }
+
+    /// Returns the number of events that this output had set aside; `None` means all outputs. An
+    /// event that is still in the log does not count.
+    pub(super) fn aside(
+        &self,
+        contents: Option<&Contents>,
+        output: Option<&str>,
+    ) -> Result<u64, Error> {
+        let found = shelf::find(&*self.disk).map_err(|error| self.failed(ASIDE, error))?;
+        let of = found.iter().filter(|(name, _)| output.is_none_or(|output| output == **name));
+        let counted = of.map(|(name, events)| {
+            let place = contents.map_or(Position::MAX, |contents| {
+                contents.outputs.get(name).map_or(Position::START, |place| place.position)
+            });
+            events.iter().filter(|(position, _)| *position < place).count() as u64
+        });
+        Ok(counted.sum())
+    }
+
+    /// Passes the lines of all undamaged events from the position `from` on to the function `tell`,
+    /// oldest first, and each fault. If `output` is a name, only events that the output with this
+    /// name has not finished can count as missing. Returns the totals.
+    ///
+    /// # Errors
+    ///
+    /// The directory can't be read, a newer version of the program has written it, or `tell` has
+    /// failed. Damage is passed to `tell`, and is not an error.
+    pub fn read(
+        &self,
+        from: Position,
+        output: Option<&str>,
+        tell: &mut Tell<'_>,
+    ) -> Result<Verdict, Error> {
+        self.walk(&self.cursors()?, Want { lines: true, output, from }, tell)
+    }
+
+    /// Returns a name of the queue that does not change; see [`Leftover::queue`].
+    fn name(&self) -> Result<String, Error> {
+        match Identity::read(&*self.disk) {
+            Ok(Some(identity)) => return Ok(identity.to_string()),
+            // There is no file, or its content is not an identity.
+            Ok(None) => {}
+            Err(error) if error.kind() == io::ErrorKind::Other => {}
+            Err(error) => return Err(self.failed(identity::FILE, error)),
+        }
+        let mut header = [0; SEGMENT_HEADER];
+        if let Some(first) = self.segments()?.first()
+            && let Ok(file) = self.disk.open(&segment::file_name(*first), Access::Read)
+        {
+            // A header that can't be read counts as zeros.
+            (0..READS).any(|_| file.read_at(&mut header, 0).is_ok());
+        }
+        Ok(format!("unnamed-{:08x}", crc32c::crc32c(&header)))
+    }
+}

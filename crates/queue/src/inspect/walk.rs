@@ -1,0 +1,327 @@
+//! A walk through all records of a queue's directory, which finds out what is whole, what is
+//! damaged, and what is missing.
+
+use std::ops::Range;
+
+use super::{
+    ATTEMPTS, CursorsFile, Directory, Error, Fault, Finding, Seen, Tell, Verdict, pause, with_next,
+};
+use crate::cursors::{Contents, Hole};
+use crate::segment::{
+    Check, Damage, FIRST_RECORD, Found, LogOffset, RECORD_HEADER, Record, SEGMENT_HEADER, Scan,
+    Seed, SegmentFile, SegmentHeader, WINDOW,
+};
+use crate::synced::Synced;
+use crate::tail::{Known, Tail};
+use crate::{cursors, segment};
+use base::disk::File;
+use base::position::Position;
+
+/// The settings of a walk, which reads all segments of a queue in order.
+pub(super) struct Want<'a> {
+    /// `true`: the lines of all undamaged records are passed to the caller's function. `false`: the
+    /// lines are checked, but not passed.
+    pub(super) lines: bool,
+    /// The name of an output: only events that this output has not finished can count as missing.
+    /// `None`: events that at least one output has not finished can count as missing.
+    pub(super) output: Option<&'a str>,
+    /// Events before this position are skipped.
+    pub(super) from: Position,
+}
+
+/// A walk through all segments of a queue in order, which finds damaged and missing events.
+///
+/// The walk goes from record to record, and compares the first position of each record with the
+/// position at which the record before it ended. If the two differ, there is a gap. If there are
+/// damaged bytes in the gap, the events of the gap count as damaged. If there are none, they count
+/// as missing.
+///
+/// Missing events count only if some output still needs them, and if the relay has not dropped and
+/// counted them itself. Before the walk reports missing events, it reads the cursors file again,
+/// because a running relay may just have deleted a segment whose events are no longer needed.
+pub(super) struct Walk<'a, 't> {
+    directory: &'a Directory,
+    want: Want<'a>,
+    tell: &'a mut Tell<'t>,
+    /// The first position that is still needed; events before this position do not count as
+    /// missing. `None` if the cursors file is missing or can't be read, and the walk begins with
+    /// the first event: then every event counts, from the first segment on.
+    floor: Option<Position>,
+    /// The holes: ranges of positions whose events the relay has dropped and counted as lost.
+    holes: Vec<Hole>,
+    /// The position that the next event must have, if no event is missing.
+    position: Position,
+    /// The counts of what was read so far: segments, events, bytes, faults and missing events.
+    verdict: Verdict,
+}
+
+impl<'a, 't> Walk<'a, 't> {
+    pub(super) fn new(directory: &'a Directory, want: Want<'a>, tell: &'a mut Tell<'t>) -> Self {
+        let floor = (want.from > Position::START).then_some(want.from);
+        Self {
+            directory,
+            want,
+            tell,
+            floor,
+            holes: Vec::new(),
+            position: Position::START,
+            verdict: Verdict::default(),
+        }
+    }
+
+    /// Walks through the segments that the queue's directory has now, except those that end at or
+    /// before the position `want.from`. Returns what was counted on the way: the segments, events,
+    /// bytes, faults and missing events. `found` is the cursors file (with the place of each output
+    /// in the queue) and `synced` the note of the log's end, as the two were read before the walk
+    /// began.
+    pub(super) fn run(
+        mut self,
+        found: &cursors::Found,
+        synced: Option<Synced>,
+    ) -> Result<Verdict, Error> {
+        self.believe(found.contents());
+        let segments = self.directory.segments()?;
+        let state = CursorsFile::from(found);
+        let fresh = state == CursorsFile::Missing && segments.is_empty();
+        // For an export the cursors file does not matter: lines are whole without it.
+        if !self.want.lines && state != CursorsFile::Whole && !fresh {
+            let positions = Position::START..Position::START;
+            self.find(&Finding { fault: Fault::Cursors(state), events: 0, positions })?;
+        }
+        let known = found.contents().map(Contents::known).unwrap_or_default();
+        let end = Known::end(known, synced).position;
+        let first = segments.first().copied().unwrap_or(end);
+        self.position = self.floor.map_or(first, |floor| floor.min(first));
+        for (index, (first, next)) in with_next(&segments).enumerate() {
+            if next.is_none_or(|next| next > self.want.from) {
+                self.miss(first)?;
+                self.segment(first, next, Known::new(known, synced, first))?;
+            }
+            self.tell(Seen::Progress(index + 1, segments.len()))?;
+        }
+        self.miss(end)?;
+        Ok(self.verdict)
+    }
+
+    /// Sets which events are needed, from the contents of the cursors file. Changes nothing if
+    /// there are no contents, because the file could not be read. Events before the position
+    /// `want.from` are never needed.
+    fn believe(&mut self, contents: Option<&Contents>) {
+        let Some(contents) = contents else { return };
+        let output = self.want.output.and_then(|name| contents.outputs.get(name));
+        let lowest = output.or_else(|| contents.outputs.values().min());
+        let lowest = lowest.unwrap_or(&contents.end).position;
+        self.floor = Some(lowest.max(self.want.from));
+        self.holes.clone_from(&contents.holes);
+    }
+
+    /// Passes a message to the caller's function.
+    fn tell(&mut self, seen: Seen<'_>) -> Result<(), Error> {
+        (self.tell)(seen).map_err(Error::Told)
+    }
+
+    /// Counts a fault that was found in the directory, and passes it to the caller's function.
+    fn find(&mut self, finding: &Finding) -> Result<(), Error> {
+        self.verdict.findings += 1;
+        self.verdict.missing += finding.events;
+        self.tell(Seen::Finding(finding))
+    }
+
+    /// Moves the expected position forward to `until`, because no record was found between the two
+    /// positions. If some events in between are still needed, reports them as missing.
+    fn miss(&mut self, until: Position) -> Result<(), Error> {
+        let positions = self.position..until;
+        let mut events = self.needed(&positions);
+        if events > 0 {
+            // A relay deletes a segment after the cursors file says that no output needs it.
+            self.believe(self.directory.cursors()?.contents());
+            events = self.needed(&positions);
+        }
+        self.position = self.position.max(until);
+        if events == 0 {
+            return Ok(());
+        }
+        let start = positions.start.max(self.floor.unwrap_or_default());
+        self.find(&Finding { fault: Fault::Missing, events, positions: start..until })
+    }
+
+    /// Returns how many of these positions are needed: those from `floor` on, without those that
+    /// the relay has dropped. `floor` is the first position that some output has not finished; if
+    /// the cursors file has the output `want.output`, only this output counts.
+    fn needed(&self, positions: &Range<Position>) -> u64 {
+        let positions = positions.start.max(self.floor.unwrap_or_default())..positions.end;
+        let events = positions.end.saturating_since(positions.start);
+        events.saturating_sub(cursors::missing_in(&self.holes, &positions))
+    }
+
+    /// Walks through the segment whose first position is `first`. `next` is the first position of
+    /// the next segment (`None` for the last segment), and `known` is the position up to which the
+    /// log is known to reach.
+    fn segment(
+        &mut self,
+        first: Position,
+        next: Option<Position>,
+        known: Known,
+    ) -> Result<(), Error> {
+        let name = segment::file_name(first);
+        let file = match self.directory.segment(first) {
+            Ok(Some(file)) => file,
+            // The segment was deleted. `miss` finds out whether its events are still needed.
+            Ok(None) => return Ok(()),
+            Err(error) => {
+                self.position = next.unwrap_or(known.end.position).max(first);
+                let positions = first.max(self.want.from)..self.position;
+                let events = positions.end.saturating_since(positions.start);
+                let fault = Fault::Unreadable { file: name, error };
+                return self.find(&Finding { fault, events, positions });
+            }
+        };
+        self.verdict.segments += 1;
+        let header = self.directory.header(&*file, first, next.is_none())?;
+        let limit = limit(first, next, &self.holes);
+        let mut segment = open(&*file, first, header, limit);
+        let mut end = limit;
+        if next.is_none() {
+            let tail = tail(&segment, 0, known);
+            (segment.size, end) = (tail.kept, tail.end.position);
+            let unfinished = tail.unfinished.map(|offset| (name.clone(), offset));
+            if header.is_none()
+                && tail.damages.is_empty()
+                && tail.end.position.max(known.end.position) <= first
+            {
+                // A relay has begun to make this segment.
+                self.verdict.unfinished = unfinished.or(Some((name, 0)));
+                return Ok(());
+            }
+            self.verdict.unfinished = unfinished;
+        }
+        // The header is read again, because a relay may have written it after it was read first.
+        if header.is_none() && self.directory.header(&*file, first, false)?.is_none() {
+            let (file, bytes) = (name.clone(), SEGMENT_HEADER as u64);
+            let fault = Fault::Damaged { file, offset: 0, bytes };
+            self.find(&Finding { fault, events: 0, positions: first..first })?;
+        }
+        let begin = place_of(&segment, self.want.from);
+        self.position = begin.1;
+        let mut scan = segment.scan(begin, Check::Lines);
+        let mut damages = Vec::new();
+        while let Some(found) = scan.next() {
+            match found {
+                Found::Damage(damage) => damages.push(damage),
+                Found::Record(record) => {
+                    self.pass(&name, &mut damages, record.header.first)?;
+                    self.record(&name, &mut scan, &record)?;
+                }
+            }
+        }
+        if damages.is_empty() { Ok(()) } else { self.pass(&name, &mut damages, end) }
+    }
+
+    /// Moves the expected position forward to `until`, where the next record of the file begins. If
+    /// there are damaged bytes before it, the events in between count as damaged, and all of these
+    /// bytes are reported as one fault. Otherwise the events are missing.
+    fn pass(
+        &mut self,
+        name: &str,
+        damages: &mut Vec<Damage>,
+        until: Position,
+    ) -> Result<(), Error> {
+        let Some(offset) = damages.first().map(|first| first.bytes.start) else {
+            return if self.position < until { self.miss(until) } else { Ok(()) };
+        };
+        let bytes = damages.drain(..).map(|damage| damage.bytes.end - damage.bytes.start).sum();
+        let positions = self.position.max(self.want.from)..until;
+        let events = positions.end.saturating_since(positions.start);
+        self.position = until;
+        let fault = Fault::Damaged { file: name.to_owned(), offset, bytes };
+        self.find(&Finding { fault, events, positions })
+    }
+
+    /// Counts a record with valid checksums, which `scan` has found, and passes its lines on.
+    fn record(&mut self, name: &str, scan: &mut Scan<'_>, record: &Record) -> Result<(), Error> {
+        let header = record.header;
+        self.position = header.end();
+        self.verdict.events += header.events;
+        self.verdict.bytes += header.length;
+        if !self.want.lines || self.lines(scan, record)? {
+            return Ok(());
+        }
+        let (file, offset, bytes) = (name.to_owned(), record.offset, header.size());
+        let fault = Fault::Damaged { file, offset, bytes };
+        let positions = header.first..header.end();
+        self.find(&Finding { fault, events: header.events, positions })
+    }
+
+    /// Passes the lines of a record, from the position `want.from` on, to the caller's function.
+    /// Long lines are read from the file a second time for this; returns `false` if they now have a
+    /// wrong checksum, although they were passed already.
+    fn lines(&mut self, scan: &mut Scan<'_>, record: &Record) -> Result<bool, Error> {
+        let header = record.header;
+        let passed = self.want.from.saturating_since(header.first);
+        let (begin, end) = (record.offset + RECORD_HEADER, record.offset + header.size());
+        let start = scan.nth_line(begin..end, passed);
+        self.tell(Seen::At(header.first + passed))?;
+        if let Some(lines) = &record.lines {
+            let skipped = usize::try_from(start - begin).unwrap_or(usize::MAX);
+            self.tell(Seen::Lines(lines.get(skipped..).unwrap_or_default()))?;
+            return Ok(true);
+        }
+        let (mut at, mut crc) = (begin, scan.seed().start());
+        while at < end {
+            let part = scan.read(at, WINDOW.min(end - at));
+            crc = crc32c::crc32c_append(crc, &part);
+            let skipped = usize::try_from(start.saturating_sub(at)).unwrap_or(usize::MAX);
+            if let Some(lines) = part.get(skipped..).filter(|lines| !lines.is_empty()) {
+                self.tell(Seen::Lines(lines))?;
+            }
+            at += part.len() as u64;
+        }
+        Ok(crc == header.crc)
+    }
+}
+
+/// Returns the position at which a segment ends: all its valid records lie before this position.
+/// Records from this position on do not count, because they were never acknowledged: their
+/// positions belong to the next segment, or to a segment that was dropped.
+pub(super) fn limit(first: Position, next: Option<Position>, holes: &[Hole]) -> Position {
+    let dropped = holes.iter().map(|hole| hole.start).filter(|start| *start > first);
+    dropped.chain(next).min().unwrap_or(Position::MAX)
+}
+
+/// Makes the value with which a segment is read, from its file and its header. The header is `None`
+/// if it is damaged. Records from the position `limit` on do not count.
+pub(super) fn open(
+    file: &dyn File,
+    first: Position,
+    header: Option<SegmentHeader>,
+    limit: Position,
+) -> SegmentFile<'_> {
+    let (seed, reused) = Seed::of_file(header, file, first);
+    SegmentFile { file, first, seed, reused, size: u64::MAX, limit }
+}
+
+/// Reads the end of the last segment. Begins at the position up to which the segment is known to be
+/// synced. If there is damage, reads the end again, a limited number of times, because a running
+/// relay may be writing it. `byte`: the byte number with which the segment begins.
+pub(super) fn tail(segment: &SegmentFile<'_>, byte: u64, known: Known) -> Tail {
+    let (offset, position) = place_of(segment, known.end.position);
+    let mut attempts = ATTEMPTS;
+    loop {
+        let tail = Tail::read(segment, offset, LogOffset { position, byte }, known);
+        attempts -= 1;
+        if tail.damages.is_empty() || attempts == 0 {
+            return tail;
+        }
+        pause();
+    }
+}
+
+/// Returns the offset in the file, and the first position, of the record in which this event is
+/// expected.
+fn place_of(segment: &SegmentFile<'_>, event: Position) -> (u64, Position) {
+    let mut scan = segment.scan((FIRST_RECORD, segment.first), Check::Headers);
+    if event > segment.first {
+        scan.skip_to(event);
+    }
+    (scan.offset(), scan.position())
+}

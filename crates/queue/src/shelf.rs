@@ -1,0 +1,230 @@
+//! The place of the events that an output has set aside: one file for each event, in the queue's
+//! directory. With a queue in memory there is no file, and the output keeps the lines itself.
+//!
+//! The queue does not know what the files say. A file is synced before the claim of its event is
+//! final, and is deleted when the event is decided. At a start, a file whose event is still in the
+//! log is deleted: the output gets this event from the log again.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+
+use base::disk;
+use base::disk::{ASIDE, Access, Disk, named};
+use base::position::Position;
+
+/// The end of the name of a file. Before it are the name of the output, a hyphen, and the event's
+/// position with 20 digits.
+const SUFFIX: &str = ".json";
+
+/// The end of the name of a file that [`disk::replace`] has not finished.
+const UNFINISHED: &str = ".json.new";
+
+/// The number of digits of a position in the name of a file.
+const DIGITS: usize = 20;
+
+/// The greatest size of a file, in bytes. No event is larger than a request body may be.
+const BYTES_MAX: u64 = 1 << 30;
+
+/// Compares a line with the line as it came in. Returns `true` if somebody has changed it.
+type IsChanged = dyn Fn(Position, &[u8]) -> bool + Send + Sync;
+
+/// The place of the events that one output has set aside. Clones are cheap, and mean the same
+/// place.
+#[derive(Clone)]
+pub struct Shelf(Option<Files>);
+
+#[derive(Clone)]
+struct Files {
+    disk: Arc<dyn Disk>,
+    output: String,
+    is_changed: Arc<IsChanged>,
+}
+
+impl Shelf {
+    /// Makes the place of a queue in memory, which has no files.
+    pub fn in_memory() -> Self {
+        Self(None)
+    }
+
+    /// Makes the place of the output with this name.
+    pub(super) fn in_files(
+        disk: Arc<dyn Disk>,
+        output: &str,
+        is_changed: impl Fn(Position, &[u8]) -> bool + Send + Sync + 'static,
+    ) -> Self {
+        let output = output.to_owned();
+        Self(Some(Files { disk, output, is_changed: Arc::new(is_changed) }))
+    }
+
+    /// Returns `true` if events are kept in files, and survive the end of the process.
+    pub fn is_durable(&self) -> bool {
+        self.0.is_some()
+    }
+
+    /// Writes the file of an event, and syncs it. Does nothing without a directory. Blocks the
+    /// thread.
+    ///
+    /// # Errors
+    ///
+    /// The disk refuses.
+    pub fn store(&self, position: Position, content: &[u8]) -> io::Result<()> {
+        let Some(Files { disk, output, .. }) = &self.0 else { return Ok(()) };
+        disk.make_directory(ASIDE)?;
+        let name = name(output, position);
+        disk::replace(&**disk, &name, content).map_err(named(&name))
+    }
+
+    /// Reads at most this many bytes of the file of an event, from the beginning on. Blocks the
+    /// thread.
+    ///
+    /// # Errors
+    ///
+    /// The disk refuses, or there is no such file.
+    pub fn load(&self, position: Position, bytes_max: u64) -> io::Result<Vec<u8>> {
+        let Some(Files { disk, output, .. }) = &self.0 else {
+            return Err(io::ErrorKind::NotFound.into());
+        };
+        let name = name(output, position);
+        let file = disk.open(&name, Access::Read).map_err(named(&name))?;
+        let bytes = file.bytes().map_err(named(&name))?.min(bytes_max).min(BYTES_MAX);
+        let mut content = vec![0; usize::try_from(bytes).unwrap_or_default()];
+        let read = file.read_at(&mut content, 0).map_err(named(&name))?;
+        content.truncate(read);
+        Ok(content)
+    }
+
+    /// Deletes the file of an event, if there is one. A file that can't be deleted is told in the
+    /// log: after the next start its event is sent once more. Blocks the thread.
+    pub fn remove(&self, position: Position) {
+        let Some(Files { disk, output, .. }) = &self.0 else { return };
+        let file = name(output, position);
+        match disk.remove(&file) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => tracing::warn!(
+                file,
+                %error,
+                "the file of an event that was set aside can't be deleted: the event is sent again \
+                 after the next start"
+            ),
+            _ => {}
+        }
+    }
+
+    /// Returns `true` if the line is not the one that came in, as the evidence knows it. Blocks the
+    /// thread.
+    pub fn is_changed(&self, position: Position, line: &[u8]) -> bool {
+        self.0.as_ref().is_some_and(|files| (files.is_changed)(position, line))
+    }
+}
+
+/// Returns the name of the file of an event that this output has set aside.
+fn name(output: &str, position: Position) -> String {
+    format!("{ASIDE}/{output}-{:020}{SUFFIX}", position.get())
+}
+
+/// The events that outputs have set aside, by the output's name: their positions and the sizes of
+/// their files.
+pub(crate) type Found = BTreeMap<String, Vec<(Position, u64)>>;
+
+/// Deletes the files that a process has begun to write before it ended.
+///
+/// # Errors
+///
+/// The disk refuses to list the directory. A file that can't be deleted is told in the log.
+pub(crate) fn tidy(disk: &dyn Disk) -> io::Result<()> {
+    let names = match disk.list(ASIDE) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        names => names.map_err(named(ASIDE))?,
+    };
+    for file in names.iter().filter(|file| file.ends_with(UNFINISHED)) {
+        if let Err(error) = disk.remove(&format!("{ASIDE}/{file}")) {
+            tracing::warn!(file, %error, "an unfinished file can't be deleted");
+        }
+    }
+    Ok(())
+}
+
+/// Finds the files of all outputs.
+///
+/// # Errors
+///
+/// The disk refuses.
+pub(crate) fn find(disk: &dyn Disk) -> io::Result<Found> {
+    let mut found = Found::new();
+    let names = match disk.list(ASIDE) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(found),
+        names => names.map_err(named(ASIDE))?,
+    };
+    for file in names {
+        let Some((output, position)) = parts(&file) else { continue };
+        let path = format!("{ASIDE}/{file}");
+        let bytes = disk.open(&path, Access::Read).and_then(|file| file.bytes());
+        let event = (position, bytes.map_err(named(&path))?);
+        found.entry(output.to_owned()).or_default().push(event);
+    }
+    found.values_mut().for_each(|events| events.sort_unstable());
+    Ok(found)
+}
+
+/// Deletes the files of these events.
+pub(super) fn remove_all(disk: &dyn Disk, output: &str, events: &[(Position, u64)]) {
+    for (position, _) in events {
+        let file = name(output, *position);
+        if let Err(error) = disk.remove(&file) {
+            tracing::warn!(file, %error, "the file of an event that was set aside can't be deleted");
+        }
+    }
+}
+
+/// Returns the name of the output and the position in the name of a file; `None` if the name is of
+/// another kind.
+fn parts(file: &str) -> Option<(&str, Position)> {
+    let stem = file.strip_suffix(SUFFIX)?;
+    let (output, position) = stem.split_at_checked(stem.len().checked_sub(DIGITS)?)?;
+    let is_number = position.bytes().all(|byte| byte.is_ascii_digit());
+    let position = position.parse().ok().filter(|_| is_number)?;
+    Some((output.strip_suffix('-')?, Position::new(position)))
+}
+
+#[cfg(test)]
+mod tests {
+    use testing::simulated_disk::SimulatedDisk;
+
+    use super::*;
+
+    #[test]
+    fn the_files_of_each_output_are_found_by_their_names() {
+        let disk = Arc::new(SimulatedDisk::new(1));
+        let of = |output: &str| {
+            let disk = Arc::clone(&disk) as Arc<dyn Disk>;
+            Shelf::in_files(disk, output, |_, line| line == b"other")
+        };
+        let (plain, numbered) = (of("archive"), of("archive-7"));
+        for (shelf, position) in [(&plain, 12), (&numbered, 3), (&plain, 4)] {
+            let content = format!("event {position}");
+            shelf.store(Position::new(position), content.as_bytes()).expect("no fault is set");
+        }
+        let at = |position, bytes| (Position::new(position), bytes);
+        let unfinished = format!("{}.new", name("archive", Position::new(20)));
+        disk.create(&unfinished, 10).expect("no fault is set");
+        tidy(&*disk).expect("no fault is set");
+        assert!(disk.open(&unfinished, Access::Read).is_err());
+        let found = find(&*disk).expect("no fault is set");
+        assert_eq!(found["archive"], [at(4, 7), at(12, 8)]);
+        assert_eq!(found["archive-7"], [at(3, 7)]);
+        assert_eq!(plain.load(Position::new(12), 5).expect("it is there"), b"event");
+        assert!(plain.is_changed(Position::new(12), b"other"));
+        plain.remove(Position::new(12));
+        plain.remove(Position::new(12));
+        remove_all(&*disk, "archive-7", &found["archive-7"]);
+        let left = find(&*disk).expect("no fault is set");
+        assert_eq!(left.into_values().collect::<Vec<_>>(), [[at(4, 7)]]);
+    }
+
+    #[test]
+    fn a_foreign_name_is_no_event() {
+        for name in ["archive.json", "a-1.json", "archive-0000000000000000001.json", "x", ".json"] {
+            assert_eq!(parts(name), None, "{name}");
+        }
+    }
+}

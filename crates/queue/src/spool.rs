@@ -1,0 +1,696 @@
+//! The queue in files: acknowledged means synced.
+//!
+//! A batch goes through these steps. [`Queue::append`] finds room for it and lets it wait for the
+//! writer thread. The writer thread ([`writer`]) takes a group of waiting batches, writes and syncs
+//! it, and only then makes it visible to cursors and answers the senders. Cursors ([`cursor`]) read
+//! the newest records from memory (the tail) and older ones from the files ([`load`]), never one
+//! that is not synced. At the start, [`recovery`] finds the files and judges what is in them.
+//!
+//! One lock guards the [`state`]. No file is touched while it is held. Only the writer thread
+//! writes events. The [`upkeep`] saves the cursors file, deletes segments and makes their files
+//! ready for later segments.
+//!
+//! Memory: 16 MiB for the tail, and about as much for what all cursors have read ahead, however
+//! large the backlog is. An event that is larger than its cursor's share is held alone.
+//!
+//! The public methods of this file are documented at [`super::Queue`], which alone calls them. Here
+//! is only what is different with files.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock};
+use std::time::Duration;
+
+use tokio::sync::{Notify, oneshot};
+use tokio_util::sync::CancellationToken;
+
+use super::contract::{
+    Append, Backlog, JoinError, Originals, Refused, Ticket, Waits, Withdraw, now, until,
+};
+use super::identity::Identity;
+use super::outputs::{Output, show_start};
+use super::segment::{BLOCK, FIRST_RECORD, RECORD_HEADER};
+use super::{cursors, identity, synced};
+use base::disk::{Disk, OpenError, RealDisk};
+use base::lock::lock;
+use base::position::Position;
+use config::WhenFull;
+use telemetry::{Loss, QueueMetrics, State as Told, Telemetry};
+
+mod accounting;
+mod before;
+mod cursor;
+mod incoming;
+mod load;
+mod recovery;
+mod state;
+mod turn;
+mod unrecorded;
+mod upkeep;
+mod writer;
+
+pub(super) use before::Before;
+pub(super) use cursor::Cursor;
+use cursor::CursorState;
+pub use incoming::Incoming;
+use incoming::IncomingFile;
+use state::{LogState, Segment, SpoolState, TailRecord, Waiting};
+
+/// The greatest size of the tail in bytes. The tail is the newest records, which are kept in memory
+/// as well as in files.
+const TAIL_BYTES: u64 = if cfg!(test) { 24 << 10 } else { 16 << 20 };
+
+/// The number of bytes that the cursors of all outputs together may have read ahead from files.
+/// Each cursor may hold as many bytes as four reads return. With 4 outputs, each cursor may
+/// therefore hold 4 MiB, and one read is 1 MiB.
+const AHEAD_BYTES: u64 = 16 << 20;
+
+/// If there are more holes than this, holes that directly follow each other are joined into one,
+/// because the cursors file has no room for many more.
+const HOLES_MAX: usize = if cfg!(test) { 3 } else { 256 };
+
+/// The least number of bytes that a cursor reads from a file at once, even if there are many
+/// outputs.
+const CHUNK_MIN: u64 = if cfg!(test) { 4 << 10 } else { 16 << 10 };
+/// The greatest number of bytes that a cursor reads from a file at once, even if there are few
+/// outputs.
+const CHUNK_MAX: u64 = if cfg!(test) { 8 << 10 } else { 4 << 20 };
+
+/// The greatest number of bytes that copies of damaged records may take on the disk.
+const QUARANTINE_BYTES: u64 = 64 << 20;
+
+/// Copies of damaged records may take at most `queue.max_bytes` divided by this number.
+const QUARANTINE_PART: u64 = 16;
+
+/// Returns the greatest number of bytes that copies of damaged records may take, if
+/// `queue.max_bytes` is `capacity`.
+fn quarantine_bytes(capacity: u64) -> u64 {
+    (capacity / QUARANTINE_PART).min(QUARANTINE_BYTES)
+}
+
+/// A disk that has not answered for this long counts as failed. Requests are then refused at once,
+/// and do not wait until the disk answers.
+const HANGS: Duration = Duration::from_secs(5);
+
+/// A disk that has not answered for this long is told in the log.
+const HANGS_TOLD: Duration = Duration::from_secs(10);
+
+/// The longest time that the queue waits for its two threads when it closes, because the disk may
+/// not answer.
+const CLOSING: Duration = Duration::from_secs(3);
+
+/// The queue in files. A clone of this value is cheap, and refers to the same queue.
+#[derive(Clone)]
+pub struct Queue {
+    shared: Arc<Shared>,
+}
+
+/// The state that the handles of the queue, the cursors of the outputs and the two threads share.
+///
+/// The value exists until the last of its users is gone: the threads use it until [`Queue::close`],
+/// and each cursor until its output leaves. The field `state` has a lock. All other fields are
+/// constant or atomic, or have a lock of their own.
+struct Shared {
+    disk: Arc<dyn Disk>,
+    identity: Identity,
+    state: Mutex<SpoolState>,
+    wakes: Wakes,
+    /// The value of `queue.max_bytes`. It is changed only by a thread that holds the lock of
+    /// `state`.
+    capacity: AtomicU64,
+    metrics: QueueMetrics,
+    /// The number of bytes of the files in `quarantine/`, which are copies of damaged bytes of
+    /// segments.
+    quarantined: AtomicU64,
+    /// The value that knows the lines as they came in. Empty without evidence.
+    originals: OnceLock<Arc<dyn Originals>>,
+    /// The handles of the writer thread and of the upkeep's thread. Empty before the threads are
+    /// started, and after [`Queue::close`] has taken the handles.
+    threads: Mutex<Vec<std::thread::JoinHandle<()>>>,
+    /// Cancelled when one of these threads has panicked.
+    panicked: CancellationToken,
+}
+
+/// The condition variables and notifications for threads and tasks that wait for a change of the
+/// state. Whoever changes the state notifies them after the change. Nobody waits for a notification
+/// with the lock held.
+#[derive(Default)]
+struct Wakes {
+    /// Notified when the writer thread has something to do.
+    writer: Condvar,
+    /// Notified when the upkeep's thread has something to do.
+    upkeep: Condvar,
+    /// Notified when the upkeep has tried to delete files that no output needs. Large request
+    /// bodies that are arriving may wait for the room of these files.
+    reclaimed: Condvar,
+    /// Notified when a claim was finished or must be sent again, when an output was set back, has
+    /// ended or has left, and when the cursors file was saved because somebody asked for it.
+    progress: Notify,
+}
+
+impl Shared {
+    /// Locks the queue's state. Debug builds then check that the counters of the state agree with
+    /// its segments and batches.
+    ///
+    /// If a thread has panicked while it held the lock, the state is used as that thread has left
+    /// it, without the check. The panic is a bug, which that thread has reported.
+    fn lock(&self) -> MutexGuard<'_, SpoolState> {
+        match self.state.lock() {
+            Ok(state) => {
+                if cfg!(debug_assertions) {
+                    state.check();
+                }
+                state
+            }
+            Err(poisoned) => poisoned.into_inner(),
+        }
+    }
+
+    /// Wakes the writer thread and the upkeep's thread.
+    fn wake(&self) {
+        self.wakes.writer.notify_one();
+        self.wakes.upkeep.notify_one();
+    }
+
+    fn capacity(&self) -> u64 {
+        self.capacity.load(Ordering::Relaxed)
+    }
+
+    /// Logs that the queue has room again. Does so only if the log's last line about room says that
+    /// the queue is full, and if now less than four fifths of `queue.max_bytes` are needed. If less
+    /// free room were enough, a queue that is nearly full would log a line for every few batches.
+    fn log_not_full(&self, state: &mut SpoolState) {
+        if !state.writing.told_full {
+            return;
+        }
+        let bytes = self.needed_bytes(state);
+        if bytes < self.capacity() / 10 * 8 {
+            state.writing.told_full = false;
+            self.metrics.changed(Told::QueueHasRoom { bytes });
+        }
+    }
+
+    /// Notes that a batch, or a large request body, has found no room, and logs that the queue is
+    /// full. Logs nothing if the log's last line about room already says so. In both cases wakes
+    /// the threads that may be able to delete segments.
+    fn log_full(&self, state: &mut SpoolState) {
+        // There may be a way to make room.
+        self.wake();
+        if !std::mem::replace(&mut state.writing.told_full, true) {
+            let when_full = state.writing.when_full.name().to_owned();
+            let bytes = self.held_bytes(state);
+            self.metrics.changed(Told::QueueFull { bytes, when_full });
+        }
+    }
+
+    /// Returns the number of bytes of the files that the queue holds for events: segments, the
+    /// cursors file, and copies of damaged records. Spare files hold no events, and are given up
+    /// when their room is needed.
+    fn held_bytes(&self, state: &SpoolState) -> u64 {
+        let accounting = &state.writing.accounting;
+        let files = accounting.files() - accounting.spare_bytes();
+        files + cursors::BYTES + self.quarantined.load(Ordering::Relaxed)
+    }
+
+    /// Returns the part of [`Shared::held_bytes`] that can't be given to new batches: segments that
+    /// a required output needs, large request bodies that are arriving, the cursors file, copies of
+    /// damaged records, and files that could not be deleted.
+    fn needed_bytes(&self, state: &SpoolState) -> u64 {
+        let given = state.writing.accounting.pending_bytes() + state.log.unneeded_bytes();
+        self.held_bytes(state).saturating_sub(given)
+    }
+
+    /// Returns the part of `queue.max_bytes`, in bytes, that segment files may take. The other part
+    /// is for the cursors file, for a new cursors file that is made beside it, for the files
+    /// `synced` and `identity`, and for copies of damaged records.
+    fn usable(&self) -> u64 {
+        let quarantined = self.quarantined.load(Ordering::Relaxed);
+        let own = 2 * cursors::BYTES + synced::BYTES + identity::BYTES;
+        let others = own + quarantined.max(quarantine_bytes(self.capacity()));
+        self.capacity().saturating_sub(others)
+    }
+
+    /// Returns the number of bytes that new segments may take, a multiple of 4,096. The segments
+    /// that no output needs any more, and spare files, count as deleted already.
+    fn room(&self, state: &SpoolState) -> u64 {
+        (self.usable() + state.reclaimable()).saturating_sub(state.writing.accounting.taken())
+            / BLOCK
+            * BLOCK
+    }
+
+    /// Finds room for a batch that needs this many bytes of a segment. Returns `None` if the last
+    /// segment still has room after all batches that wait to be written. Otherwise returns the size
+    /// of a new segment for the batch, in bytes.
+    ///
+    /// # Errors
+    ///
+    /// There is no room for either.
+    fn place(&self, state: &SpoolState, needed: u64) -> Result<Option<u64>, Refused> {
+        if needed <= state.writing.accounting.segment_free() {
+            return Ok(None);
+        }
+        let (least, room) = (FIRST_RECORD + needed, self.room(state));
+        let size = state.writing.segment_bytes.next_multiple_of(BLOCK).max(least).min(room);
+        if least <= room { Ok(Some(size)) } else { Err(Refused::Full) }
+    }
+
+    /// Returns how many bytes of segments have to be dropped to make room for a new segment with a
+    /// batch of `needed` bytes; 0 if there is room already.
+    fn missing(&self, state: &SpoolState, needed: u64) -> u64 {
+        let wanted = state.writing.accounting.taken() + FIRST_RECORD + needed;
+        wanted.saturating_sub(self.usable() + state.reclaimable())
+    }
+
+    /// Chooses segments of at least `missing` bytes to drop, because their room is needed for a
+    /// batch. `None` if the batch is to be dropped instead (`drop_newest`).
+    ///
+    /// # Errors
+    ///
+    /// There are no segments that may be dropped for the batch.
+    fn choose(&self, state: &mut SpoolState, missing: u64) -> Result<Option<Vec<usize>>, Refused> {
+        if let Some(spare) = state.log.droppable(missing, false) {
+            return Ok(Some(spare));
+        }
+        self.log_full(state);
+        match state.writing.when_full {
+            WhenFull::Reject => Err(Refused::Full),
+            WhenFull::DropNewest => Ok(None),
+            WhenFull::DropOldest => {
+                state.log.droppable(missing, true).map(Some).ok_or(Refused::Full)
+            }
+        }
+    }
+
+    /// Adds a batch to the batches that wait to be written, and wakes the writer thread. Returns
+    /// the sender's receipt.
+    fn join_line(
+        self: &Arc<Self>,
+        mut state: MutexGuard<'_, SpoolState>,
+        append: Append,
+        incoming: Option<IncomingFile>,
+        opens: Option<u64>,
+    ) -> Ticket {
+        let (sender, done) = oneshot::channel();
+        let (number, received) = (state.writing.arrivals, now());
+        state.writing.arrivals += 1;
+        let waiting = Waiting { number, append, incoming, received, opens, done: sender };
+        state.writing.waiting.push_back(waiting);
+        let sleeps = state.writing.health.busy.is_none();
+        drop(state);
+        if sleeps {
+            self.wakes.writer.notify_one();
+        }
+        let waits = Some(Waits { done, queue: Arc::<Self>::clone(self), number });
+        // If the writer thread is gone, the disk has not stored the batch.
+        Ticket { answer: Err(Refused::Disk), waits }
+    }
+}
+
+/// Returns the greatest number of bytes that a batch takes in a segment. `lines` is the number of
+/// bytes of the batch's lines. The result is a multiple of 4,096, because each group of batches
+/// starts at such an offset.
+fn needed(lines: u64) -> u64 {
+    (RECORD_HEADER + lines).next_multiple_of(BLOCK)
+}
+
+impl Queue {
+    /// Opens the queue in this directory. Returns the queue and a cursor for each of `outputs`. See
+    /// [`super::Queue::open`].
+    ///
+    /// # Errors
+    ///
+    /// The directory can't be used, or the writer thread can't be started. Damaged files are not an
+    /// error.
+    pub fn open(
+        directory: &Path,
+        config: &config::Queue,
+        telemetry: &Telemetry,
+        outputs: &[Output],
+    ) -> Result<(Self, Vec<Cursor>), OpenError> {
+        let disk = Arc::new(RealDisk::own(directory)?);
+        let (queue, cursors, writer) = recovery::open(disk, directory, config, telemetry, outputs)?;
+        let (upkeep, shared) = (Arc::clone(&writer.upkeep), Arc::clone(&queue.shared));
+        let name = |name: &str| std::thread::Builder::new().name(name.to_owned());
+        let threads = name("spool-upkeep")
+            .spawn(move || upkeep::run(&upkeep, &shared))
+            .and_then(|upkeep| Ok(vec![upkeep, name("spool").spawn(|| writer.run())?]));
+        let threads = threads.map_err(|error| {
+            OpenError::new("start the threads that write", directory.to_owned(), error)
+        })?;
+        *lock(&queue.shared.threads) = threads;
+        Ok((queue, cursors))
+    }
+
+    /// Returns `Ok` if the queue would now take a batch whose lines have this many bytes. See
+    /// [`super::Queue::admits`].
+    ///
+    /// # Errors
+    ///
+    /// There is no room for the batch and `when_full` is `reject`, or the disk does not work.
+    pub fn admits(&self, bytes: u64) -> Result<(), Refused> {
+        let mut state = self.shared.lock();
+        if state.writing.health.fault().is_some() {
+            return Err(Refused::Disk);
+        }
+        let needed = needed(bytes);
+        let has_room = state.writing.when_full != WhenFull::Reject
+            || self.shared.place(&state, needed).is_ok()
+            || state.log.droppable(self.shared.missing(&state, needed), false).is_some();
+        if !has_room {
+            self.shared.log_full(&mut state);
+            return Err(Refused::Full);
+        }
+        Ok(())
+    }
+
+    /// Appends a batch to the batches that wait to be written, and returns the sender's receipt.
+    /// See [`super::Queue::append`].
+    ///
+    /// # Errors
+    ///
+    /// There is no room for the batch, the queue is closed, or the disk does not work.
+    pub fn append(&self, append: Append) -> Result<Ticket, Refused> {
+        let shared = &self.shared;
+        let mut state = shared.lock();
+        state.writing.takes()?;
+        let needed = needed(append.lines.len() as u64);
+        let mut opens = shared.place(&state, needed);
+        if opens.is_err() {
+            let missing = shared.missing(&state, needed);
+            let Some(chosen) = shared.choose(&mut state, missing)? else {
+                let Append { lines, events, levels, .. } = append;
+                shared.metrics.drop_newest(events, lines.len() as u64, &levels);
+                state.writing.unplaced += events;
+                return Ok(Ticket::stored());
+            };
+            state.drop_segments(chosen, &shared.metrics);
+            opens = shared.place(&state, needed);
+        }
+        let opens = opens?;
+        state.writing.accounting.plan(needed, opens);
+        Ok(shared.join_line(state, append, None, opens))
+    }
+
+    /// Returns `true` while the queue counts as full. See [`super::Queue::is_full`].
+    pub fn is_full(&self) -> bool {
+        self.shared.lock().writing.told_full
+    }
+
+    /// Returns the reason why the disk stores no batches at present; `None` if it does. See
+    /// [`super::Queue::fault`].
+    pub fn fault(&self) -> Option<String> {
+        self.shared.lock().writing.health.fault()
+    }
+
+    /// Notes for the log that the disk does not answer, or that it answers again. See
+    /// [`super::Queue::watch_disk`].
+    pub fn watch_disk(&self) {
+        let mut state = self.shared.lock();
+        let health = &mut state.writing.health;
+        let waited = health.busy.map(|since| since.elapsed()).unwrap_or_default();
+        let hangs = waited >= HANGS_TOLD;
+        if std::mem::replace(&mut health.hangs_told, hangs) != hangs {
+            self.shared.metrics.changed(match hangs {
+                true => Told::DiskHangs { seconds: waited.as_secs() },
+                false => Told::DiskAnswers,
+            });
+        }
+    }
+
+    /// Waits until one of the two threads has panicked, and returns a message that says so.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost if the future is dropped.
+    pub async fn failed(&self) -> String {
+        self.shared.panicked.cancelled().await;
+        "the thread that writes the queue has panicked".to_owned()
+    }
+
+    /// Returns the limit of the queue in bytes: `queue.max_bytes`. See [`super::Queue::capacity`].
+    pub fn capacity(&self) -> u64 {
+        self.shared.capacity()
+    }
+
+    /// Applies the settings that can change at run time. New segments that are planned already, for
+    /// batches that wait to be written, keep their size. See [`super::Queue::apply`].
+    #[allow(clippy::cast_precision_loss, reason = "a gauge; sizes are below 2^52")]
+    pub fn apply(&self, config: &config::Queue) {
+        let mut state = self.shared.lock();
+        state.writing.accounting.keep_limit(self.shared.usable());
+        self.shared.capacity.store(config.max_bytes, Ordering::Relaxed);
+        self.shared.metrics.capacity.set(config.max_bytes as f64);
+        state.writing.segment_bytes = config.segment_bytes;
+        state.writing.when_full = config.when_full;
+        for (_, cursor) in &state.log.cursors {
+            cursor.output.show_keeping(config.when_full);
+        }
+        self.shared.log_not_full(&mut state);
+    }
+
+    /// Adds an output, and returns its cursor, which begins at the end of the synced part of the
+    /// log. See [`super::Queue::join`].
+    ///
+    /// # Errors
+    ///
+    /// The queue is closed, the queue has an output of this name already, there are too many
+    /// outputs, or the cursors file can't be written. The output has then not joined.
+    ///
+    /// # Cancel safety
+    ///
+    /// If the future is dropped before it returns, the output has not joined.
+    pub async fn join(&self, output: Output) -> Result<Cursor, JoinError> {
+        let joining = self.begin_to_join(output)?;
+        match tokio::time::timeout(HANGS, joining.saved()).await {
+            Ok(()) => joining.end(),
+            Err(_) => {
+                let why =
+                    self.fault().unwrap_or_else(|| "the cursors file can't be written".to_owned());
+                Err(JoinError::Disk { within: HANGS, why })
+            }
+        }
+    }
+
+    /// Adds the cursor, and asks the upkeep to save the cursors file. The output has joined when
+    /// the cursors file is saved.
+    fn begin_to_join(&self, output: Output) -> Result<Joining, JoinError> {
+        let mut state = self.shared.lock();
+        if state.writing.closed {
+            return Err(JoinError::Closed);
+        }
+        if state.log.cursors.iter().any(|(_, cursor)| cursor.output.name == output.name) {
+            return Err(JoinError::Taken);
+        }
+        if state.log.outputs().count() >= cursors::OUTPUTS_MAX {
+            return Err(JoinError::TooMany(cursors::OUTPUTS_MAX));
+        }
+        let start = state.log.departed.start(&output.name, state.log.accepted);
+        show_start(&output.metrics, start);
+        let mut cursor = CursorState::new(output, state.log.end);
+        cursor.start = start;
+        let index = state.insert_cursor(cursor);
+        let number = state.writing.saving.ask();
+        drop(state);
+        self.shared.wakes.upkeep.notify_one();
+        let cursor = Some(Cursor::new(Arc::clone(&self.shared), index));
+        let shared = Arc::clone(&self.shared);
+        Ok(Joining { shared, cursor, number })
+    }
+
+    /// Sets whether the output with this name is required: events are kept until all required
+    /// outputs have finished them. See [`super::Queue::require`].
+    pub fn require(&self, name: &str, required: bool) {
+        let mut guard = self.shared.lock();
+        let state = &mut *guard;
+        for (_, cursor) in &mut state.log.cursors {
+            if cursor.output.name == name {
+                cursor.output.required = required;
+                cursor.output.show_keeping(state.writing.when_full);
+            }
+        }
+        self.shared.log_not_full(state);
+    }
+
+    /// Returns two numbers: the bytes that the queue holds, counted as for `queue.max_bytes`, and
+    /// the events that at least one output has not finished.
+    pub fn held(&self) -> (u64, u64) {
+        let state = self.shared.lock();
+        let watermarks = state.log.outputs().map(|cursor| cursor.claims.watermark());
+        let watermark = watermarks.min().unwrap_or(state.log.end.position);
+        let events = (state.log.end.position - watermark)
+            .saturating_sub(cursors::missing_from(&state.log.holes, watermark).0);
+        (self.shared.held_bytes(&state), events)
+    }
+
+    /// Returns the part of the bytes that the queue holds whose room a new batch can't have. See
+    /// [`super::Queue::needed`].
+    pub fn needed(&self) -> u64 {
+        self.shared.needed_bytes(&self.shared.lock())
+    }
+
+    /// Returns the name and the backlog of each output. See [`super::Queue::backlogs`].
+    pub fn backlogs(&self) -> Vec<(String, Backlog)> {
+        let state = self.shared.lock();
+        let backlog =
+            |cursor: &CursorState| (cursor.output.name.clone(), state.log.backlog(cursor));
+        state.log.outputs().map(backlog).collect()
+    }
+
+    /// Returns the name of each output, and the number of events that it gets after the next start:
+    /// its backlog, and the events that it has set aside.
+    pub fn kept(&self) -> Vec<(String, u64)> {
+        let log = &self.shared.lock().log;
+        let kept = |cursor: &CursorState| log.backlog(cursor).events + cursor.aside;
+        log.outputs().map(|cursor| (cursor.output.name.clone(), kept(cursor))).collect()
+    }
+
+    /// Returns the queue's directory, and the end of the log. See [`super::Queue::disk`].
+    pub fn disk(&self) -> (Arc<dyn Disk>, Position) {
+        (Arc::clone(&self.shared.disk), self.shared.lock().log.end.position)
+    }
+
+    /// Compares lines that are read from files. See [`super::Queue::compare_with`].
+    pub fn compare_with(&self, originals: Arc<dyn Originals>) {
+        // The start sets this value once.
+        let _is_first = self.shared.originals.set(originals).is_ok();
+    }
+
+    /// Returns the first position that each output has not finished. See [`super::Queue::places`].
+    pub fn places(&self) -> Vec<(String, Position)> {
+        let state = self.shared.lock();
+        let place = |cursor: &CursorState| (cursor.output.name.clone(), cursor.saved().position);
+        state.log.outputs().map(place).collect()
+    }
+
+    /// Sets the gauges that are computed only when the metrics are read. See
+    /// [`super::Queue::observe`].
+    #[allow(clippy::cast_precision_loss, reason = "gauges; sizes and counts are below 2^52")]
+    pub fn observe(&self) {
+        let (bytes, events) = self.held();
+        let state = self.shared.lock();
+        let metrics = &self.shared.metrics;
+        metrics.bytes.set(bytes as f64);
+        metrics.needed.set(self.shared.needed_bytes(&state) as f64);
+        metrics.held.set(events as f64);
+        metrics.writable.set(if state.writing.health.fault().is_none() { 1.0 } else { 0.0 });
+        let accounting = &state.writing.accounting;
+        let gone = accounting.pending_delete().len() + accounting.stuck().len();
+        let files = state.log.segments.len() + gone;
+        metrics.spool.segments.set(files as f64);
+        for cursor in state.log.outputs() {
+            state.log.backlog(cursor).show(&cursor.output.metrics);
+        }
+    }
+
+    /// Stops handing out events, and then waits until no output has an event on the wire. If the
+    /// queue is `ephemeral`, hands out events until every output has finished all of them, and has
+    /// none set aside.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost if the future is dropped.
+    pub async fn drained(&self, ephemeral: bool) {
+        self.shared.lock().log.draining = !ephemeral;
+        let is_done = || {
+            let log = &self.shared.lock().log;
+            let left = |it: &CursorState| log.backlog(it).events + it.aside;
+            let is_empty = |it: &CursorState| it.gone || left(it) == 0;
+            log.outputs().all(|it| it.is_idle() && (!ephemeral || is_empty(it)))
+        };
+        until(&self.shared.wakes.progress, is_done).await;
+    }
+
+    /// Counts the events as lost that an output has not finished, because the directory goes away.
+    /// Returns for each output its name, and the number of these events.
+    pub fn abandon(&self) -> Vec<(String, u64)> {
+        let log = &mut self.shared.lock().log;
+        let lost = |cursor: &CursorState| {
+            let events = log.backlog(cursor).events + cursor.aside;
+            cursor.output.metrics.lose(Loss::Undelivered, events);
+            cursor.output.show_aside(0);
+            (cursor.output.name.clone(), events)
+        };
+        let lost = log.outputs().map(lost).collect();
+        log.abandoned = true;
+        lost
+    }
+
+    /// Notes that the output with this name has ended permanently. The events that it has not
+    /// finished stay in the queue for the next start. See [`super::Queue::give_up`].
+    pub fn give_up(&self, name: &str) {
+        let mut state = self.shared.lock();
+        for (_, cursor) in &mut state.log.cursors {
+            cursor.gone |= cursor.output.name == name;
+        }
+        drop(state);
+        self.shared.wakes.progress.notify_waiters();
+    }
+
+    /// Closes the queue: it takes no more batches. Waits until the cursors file is saved and both
+    /// threads have ended, but at most for the time [`CLOSING`].
+    pub async fn close(&self) {
+        self.shared.lock().writing.closed = true;
+        self.shared.wake();
+        let threads = std::mem::take(&mut *lock(&self.shared.threads));
+        let join = || threads.into_iter().try_for_each(std::thread::JoinHandle::join);
+        let ended = tokio::task::spawn_blocking(join);
+        match tokio::time::timeout(CLOSING, ended).await {
+            Ok(Ok(Ok(()))) => {}
+            Ok(_) => tracing::error!(
+                "the thread that writes the queue has panicked: the cursors are not written, outputs may get some events again"
+            ),
+            Err(_) => tracing::error!(
+                "the disk does not answer: the cursors are not written, outputs may get some events again"
+            ),
+        }
+    }
+}
+
+/// An output that is joining: the cursors file does not have its name yet. If this value is
+/// dropped, the output's cursor is removed, and no event is counted as lost for the output.
+struct Joining {
+    shared: Arc<Shared>,
+    /// The output's cursor. `None` after it was passed to the caller.
+    cursor: Option<Cursor>,
+    /// The number of the request to save the cursors file. When this request is fulfilled, the file
+    /// has the output's name.
+    number: u64,
+}
+
+impl Joining {
+    /// Returns `true` if the cursors file has the output's name.
+    fn is_saved(&self) -> bool {
+        self.shared.lock().writing.saving.done >= self.number
+    }
+
+    /// Waits until the cursors file has the name of the output that joins.
+    async fn saved(&self) {
+        until(&self.shared.wakes.progress, || self.is_saved()).await;
+    }
+
+    /// Returns the output's cursor. The output has then joined.
+    fn end(mut self) -> Result<Cursor, JoinError> {
+        self.cursor.take().ok_or(JoinError::Closed)
+    }
+}
+
+impl Drop for Joining {
+    fn drop(&mut self) {
+        if let Some(cursor) = self.cursor.take() {
+            cursor.remove(false);
+        }
+    }
+}
+
+impl Withdraw for Shared {
+    /// Removes a batch that the writer thread has not begun to write. `number` is its number among
+    /// the batches that wait to be written.
+    fn withdraw(&self, number: u64) {
+        self.lock().writing.withdraw(number);
+        // If the batch was a large body, its file must be deleted.
+        self.wakes.upkeep.notify_one();
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,1243 @@
+//! One output's cursor in the durable log: what it has claimed, and what was read ahead for it.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use tokio_util::task::AbortOnDropHandle;
+
+use super::load::{Job, Loaded, Piece, Spot};
+use super::unrecorded::Unrecorded;
+use super::{Before, LogState, Segment, Shared, SpoolState, TailRecord, load};
+use crate::claims::{Claims, HeldClaim, Stage};
+use crate::contract::{
+    Aside, Batch, Claim, Disposition, Finished, Origin, Outcome, Redelivery, Take, is_crowded, now,
+};
+use crate::cursors::{History, Hole, missing_in};
+use crate::identity::Identity;
+use crate::notes::Notes;
+use crate::outputs::Output;
+use crate::segment::{FIRST_RECORD, LogOffset, RECORD_HEADER};
+use crate::shelf::Shelf;
+use base::position::Position;
+use telemetry::Loss;
+
+/// Lines are final when they need not be sent again. When this many bytes of lines have become
+/// final since the last write of the cursors file, the file is written at once. With fewer bytes,
+/// the file is written when a second has passed since its last write.
+pub(super) const UNSAVED_MAX: u64 = 64 << 20;
+
+/// The least number of bytes of lines that are read at once to send events again. A cursor that may
+/// not read so many bytes at once reads fewer.
+const FETCH_MIN: u64 = 64 << 10;
+
+/// The pause between two attempts to read from a file that exists but can't be read.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Events that could not be read for this long count as lost. A disk that is away for a shorter
+/// time costs no events.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// After a log line about a failed read, the next such log line comes this much later at the
+/// earliest.
+const QUIET: Duration = Duration::from_secs(10);
+
+/// The reasons why an output loses events before it settles them, in the evidence: their room was
+/// needed, they are damaged, somebody has changed them, or the output was removed.
+const DROPPED: &str = "when_full";
+const DAMAGED: &str = "damaged";
+const TAMPERED: &str = "tampered";
+pub(super) const REMOVED: &str = "removed";
+
+/// The data that the spool keeps with each claim. A claim is a range of events that an output has
+/// taken to send.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Note {
+    /// The number of bytes of the claim's lines.
+    bytes: u64,
+    /// The byte number of the claim's first line: the number of bytes of all lines before this line
+    /// in the log.
+    first_byte: u64,
+    /// The time when the claim's first event was received, in ms since 1970.
+    received: u64,
+    /// The place in a file where the lines of the claim begin, so that they can be read again.
+    spot: Spot,
+}
+
+/// One output's place in the log, and the lines that are in memory for this output. The spool's
+/// lock guards this state.
+///
+/// A cursor moves through the log in this way. A piece is a part of the log: lines that follow each
+/// other. [`SpoolState::next`] claims events (takes them for the output to send) from the pieces
+/// that were read ahead. If there are none, lines are taken from the tail, which is the newest
+/// records in memory. If the tail does not have these lines, a thread that may block reads them
+/// from a file ([`LogState::read_plan`], [`Shared::apply`]). If claimed events must be sent again,
+/// their lines are read in the same way ([`Resend`]).
+///
+/// A gap is a piece without lines: the events at its positions are missing because of damage. When
+/// the cursor passes a gap, the output counts these events as lost. Two kinds of missing events
+/// were counted before, and are not counted again: those in holes, and those in the gaps in
+/// `counted`.
+///
+/// Invariants:
+///
+/// - All events of a claim are in one segment, and none of them is missing when the claim is made.
+///   The number of events of a claim is therefore the difference of its positions, and if a segment
+///   is dropped, only whole claims are dropped.
+/// - Each of the pieces that were read ahead begins at the position where the piece before it ends.
+///   The first one begins at `claims.read` ([`CursorState::check`]).
+///
+/// The cursor must never pass an event that was neither claimed nor counted as lost. An event must
+/// never be counted as lost twice.
+pub(crate) struct CursorState {
+    pub(super) output: Output,
+    pub claims: Claims<Note>,
+    pub(super) ahead: Ahead,
+    resend: Resend,
+    /// The output's place in the cursors file as it was last saved. [`Position::START`] before the
+    /// first save since the start of the process.
+    pub(super) noted: Position,
+    /// The knowledge about the events before the watermark: which of them the consumer has. `since`
+    /// is the position after the last event that was not delivered, and may be greater than the
+    /// watermark. `selection` is what [`Cursor::select`] was told last.
+    pub(super) history: History,
+    /// Gaps that this output has counted as lost already. Gaps before the watermark are not kept.
+    pub(super) counted: Vec<Hole>,
+    /// The events that the output has finished, and whose evidence is not durable yet. `None` if
+    /// there is no evidence.
+    pub(crate) unrecorded: Option<Unrecorded>,
+    /// The number of events that the output has set aside.
+    pub(super) aside: u64,
+    /// The events that the output had set aside before the start: their positions, and the sizes of
+    /// their files in bytes. The output takes them.
+    pub(super) found: Vec<(Position, u64)>,
+    /// The value of the gauge `output_start_events` of this output.
+    pub(super) start: i64,
+    /// `true`: the output has ended permanently, and nothing waits for it any more.
+    pub(super) gone: bool,
+    /// `true`: batches of this output contain the position and the age of each piece of lines.
+    pub(crate) tells_origins: bool,
+    /// Notified when the log has grown, so that the output can take more events.
+    pub(super) readable: Arc<Notify>,
+}
+
+/// Where a cursor makes its next claim, and what was read ahead from there.
+pub(super) struct Ahead {
+    /// The byte number at the position `claims.read`, where the next claim begins: the number of
+    /// bytes of all lines in the log before this position.
+    pub(super) byte: u64,
+    /// The time when the last claimed event was received, in ms since 1970. After the cursor was
+    /// moved back (rewound), it is the time when the next event was received. Before the first
+    /// claim it is the time when the record at the cursor's place was received. If there is no such
+    /// record, it is the time when the cursor was made.
+    pub(super) received: u64,
+    /// The lines and gaps that come next in the log, as far as they are in memory.
+    pieces: VecDeque<Piece>,
+    /// The place in a file where reading continues after the `pieces`. `None` if this place is not
+    /// known: the next read then searches for the position, from the beginning of a segment.
+    pub(super) spot: Option<Spot>,
+    /// A number that rises when the cursor is moved back, when it drops lines that it has read
+    /// ahead, or when a segment that its output has not finished is dropped. If it has changed
+    /// while a read from a file was under way, the result of the read is thrown away.
+    epoch: u64,
+}
+
+/// The state of the next claim that is to be sent again and whose lines are not in the tail. The
+/// output asks for the claim ([`Cursor::redeliver`]) until it gets the lines.
+enum Resend {
+    /// Nothing is to be read.
+    Idle,
+    /// The lines of this claim are to be read from a file.
+    Wanted {
+        claim: Claim,
+        /// `true`: the lines of this claim are read without those of later claims, because a read
+        /// of several claims has found that lines are missing.
+        alone: bool,
+    },
+    /// The lines were read, often with those of later claims.
+    Fetched {
+        /// The positions of the lines: a claim that is to be sent again, and often later ones.
+        range: Claim,
+        /// The lines, in one or more pieces. No line is missing.
+        pieces: Vec<Piece>,
+        /// `true`: the output has not asked for the lines since they were read.
+        is_news: bool,
+    },
+}
+
+impl Resend {
+    /// Returns the lines of a claim; `None` if they are not here.
+    fn lines(&self, claim: Claim) -> Option<Vec<Piece>> {
+        let Self::Fetched { range, pieces, .. } = self else { return None };
+        let overlaps = |piece: &&Piece| piece.first < claim.end && claim.start < piece.end();
+        let within = |piece: &Piece| {
+            let mut piece = piece.clone();
+            if piece.first < claim.start {
+                piece.cut(Take { bytes: u64::MAX, events: claim.start - piece.first });
+            }
+            let events = piece.events.min(claim.end - piece.first);
+            piece.cut(Take { bytes: u64::MAX, events })
+        };
+        let has = range.start <= claim.start && claim.end <= range.end;
+        has.then(|| pieces.iter().filter(overlaps).map(within).collect())
+    }
+}
+
+impl CursorState {
+    pub(super) fn new(output: Output, at: LogOffset) -> Self {
+        Self {
+            output,
+            claims: Claims::at(at.position),
+            ahead: Ahead {
+                byte: at.byte,
+                received: now(),
+                pieces: VecDeque::new(),
+                spot: None,
+                epoch: 0,
+            },
+            resend: Resend::Idle,
+            noted: Position::START,
+            history: History::none(at),
+            counted: Vec::new(),
+            unrecorded: None,
+            aside: 0,
+            found: Vec::new(),
+            start: 0,
+            gone: false,
+            // The queue's own tests always check the origins.
+            tells_origins: cfg!(test),
+            readable: Arc::new(Notify::new()),
+        }
+    }
+
+    /// Checks what must hold for a cursor of a log that ends at `end`.
+    ///
+    /// # Panics
+    ///
+    /// If an invariant of [`CursorState`] does not hold.
+    pub(super) fn check(&self, end: Position) {
+        let (name, watermark, read) =
+            (&self.output.name, self.claims.watermark(), self.claims.read);
+        assert!(watermark <= read, "{name} has finished up to {watermark}, and read up to {read}");
+        assert!(read <= end, "{name} has read up to {read}, and the log ends at {end}");
+        let mut next = read;
+        for piece in &self.ahead.pieces {
+            assert!(piece.first == next, "{name} has {} after {next} in memory", piece.first);
+            next = piece.end();
+        }
+        assert!(next <= end, "{name} has lines up to {next}, and the log ends at {end}");
+    }
+
+    /// Returns where the read of the lines of a claim ends, and how many bytes of lines are read.
+    /// The read includes later claims that are to be sent again too, as far as they are in the same
+    /// segment and within `bytes_max`: they are most likely wanted next, in the same batch. `note`
+    /// is the note of the claim.
+    fn fetches_until(&self, claim: Claim, note: Note, bytes_max: u64) -> (Position, u64) {
+        let mut until = (claim.end, note.bytes);
+        for later in self.claims.overlapping(claim.end..self.claims.read) {
+            let end = later.note.first_byte + later.note.bytes;
+            let bytes = end.saturating_sub(note.first_byte);
+            if later.note.spot.segment != note.spot.segment || bytes > bytes_max {
+                break;
+            }
+            if later.stage == Stage::Released {
+                until = (later.claim.end, bytes);
+            }
+        }
+        until
+    }
+
+    /// Returns the number of events that this output has claimed and not finished, and the number
+    /// of bytes of their lines.
+    pub(super) fn open(&self) -> (u64, u64) {
+        let open = self.claims.iter().filter(|entry| entry.stage.is_open());
+        open.fold((0, 0), |(events, bytes), entry| {
+            (events + left(entry.claim, &self.counted), bytes + entry.note.bytes)
+        })
+    }
+
+    /// Returns the time when the oldest event that the output has not finished was received, in ms
+    /// since 1970. Missing events are skipped, because nobody knows when they were received. `None`
+    /// if the output has no unfinished claim and no lines are read ahead for it.
+    pub(super) fn oldest(&self) -> Option<u64> {
+        let claimed = self.claims.iter().next().map(|entry| entry.note.received);
+        claimed.or_else(|| {
+            self.ahead.pieces.iter().find(|piece| !piece.is_gap()).map(|piece| piece.received)
+        })
+    }
+
+    /// Returns the place that the cursors file notes for this output: its watermark, which is the
+    /// first position that it has not finished. With evidence, it is the first position that the
+    /// output has not finished, or whose evidence is not durable yet.
+    pub(super) fn saved(&self) -> LogOffset {
+        let unfinished = self.unfinished();
+        let unrecorded = self.unrecorded.as_ref().and_then(Unrecorded::first);
+        unrecorded.map_or(unfinished, |place| place.min(unfinished))
+    }
+
+    /// Returns what the cursors file notes of the events before the output's `place`. The output
+    /// gets all events from this place on again after a start.
+    pub(super) fn history_before(&self, place: Position) -> History {
+        History { since: self.history.since.min(place), ..self.history }
+    }
+
+    /// Notes that an event was not delivered. No event that was handed out so far counts as sent
+    /// after a start: one that was kept back as a duplicate of the undelivered event was not sent
+    /// either.
+    fn doubt(&mut self) {
+        self.history.since = self.history.since.max(self.claims.read);
+    }
+
+    /// Returns the place of the first event that the output has not finished.
+    fn unfinished(&self) -> LogOffset {
+        let byte = self.claims.iter().next().map_or(self.ahead.byte, |entry| entry.note.first_byte);
+        LogOffset { position: self.claims.watermark(), byte }
+    }
+
+    /// Notes for the evidence that the output has lost these events, which begin at this byte of
+    /// the log. Events of which the evidence knows that already are left out.
+    fn record_loss(&mut self, positions: Range<Position>, byte: u64, reason: &'static str) {
+        let watermark = self.claims.watermark();
+        if let Some(unrecorded) = &mut self.unrecorded {
+            unrecorded.lose(&self.output.name, positions, byte, reason, watermark);
+        }
+    }
+
+    /// Notes for the evidence that the output leaves, and loses the events that it has not
+    /// finished. `end` is the end of the log, and `holes` are its dropped segments.
+    fn record_end(&mut self, end: Position, holes: &[Hole]) {
+        for hole in holes {
+            let start = hole.start.max(self.claims.read);
+            self.record_loss(start..hole.end.min(end), self.ahead.byte, DROPPED);
+        }
+        let open = self.claims.iter().filter(|entry| entry.stage.is_open());
+        let range = |entry: &HeldClaim<Note>| entry.claim.start..entry.claim.end;
+        let mut lost: Vec<_> = open.map(|entry| (range(entry), entry.note.first_byte)).collect();
+        lost.push((self.claims.read..end, self.ahead.byte));
+        lost.into_iter().for_each(|(events, byte)| self.record_loss(events, byte, REMOVED));
+    }
+
+    /// Returns `true` if the output has no event on the wire. Also `true` if the output has ended,
+    /// because nobody will then report what became of its events.
+    pub(super) fn is_idle(&self) -> bool {
+        let nobody_waits = self.gone || self.output.is_recorder();
+        nobody_waits || self.claims.iter().all(|entry| entry.stage != Stage::OnWire)
+    }
+
+    /// Moves the cursor past a segment that was dropped. Returns how many events of the segment
+    /// this output loses, so that the caller counts them: events that the output had not finished,
+    /// and that were not counted as lost before. Some lost events may be on the wire. When their
+    /// answer comes, nothing is counted.
+    pub(super) fn drop_segment(&mut self, segment: &Segment) -> u64 {
+        let dropped = segment.positions();
+        if self.claims.watermark() >= dropped.end {
+            return 0;
+        }
+        self.forget_pieces_of(dropped.clone());
+        // The read that is under way may be of the dropped segment.
+        self.ahead.epoch += 1;
+        let read = self.claims.read;
+        let mut missed = dropped.end.saturating_since(dropped.start.max(read));
+        let unread = dropped.start.max(read)..dropped.end;
+        missed = missed.saturating_sub(missing_in(&self.counted, &unread));
+        let mut lost = Vec::new();
+        for entry in self.claims.overlapping_mut(dropped.clone()) {
+            if entry.stage.is_open() {
+                entry.stage = Stage::Dropped;
+                missed += left(entry.claim, &self.counted);
+                lost.push((entry.claim.start..entry.claim.end, entry.note.first_byte));
+            }
+        }
+        lost.into_iter().for_each(|(events, byte)| self.record_loss(events, byte, DROPPED));
+        self.claims.forget_done();
+        // The gaps of this segment are part of the hole now. A gap never lies in two segments.
+        self.counted.retain(|gap| missing_in(&[*gap], &dropped) == 0);
+        if dropped.contains(&read) {
+            self.record_loss(read..dropped.end, self.ahead.byte, DROPPED);
+            self.claims.read = dropped.end;
+            self.ahead.byte = segment.end.byte;
+            self.ahead.pieces.clear();
+            self.ahead.spot = None;
+        }
+        self.doubt();
+        missed
+    }
+
+    /// Finds the first piece of lines in memory that holds one of these `positions`. Removes this
+    /// piece and all pieces after it from memory. Their lines will be read again.
+    pub(super) fn forget_pieces_of(&mut self, positions: Range<Position>) {
+        let holds = |piece: &Piece| piece.first < positions.end && positions.start < piece.end();
+        if let Some(index) = self.ahead.pieces.iter().position(holds) {
+            self.ahead.spot = self.ahead.pieces.get(index).map(|piece| piece.spot);
+            self.ahead.pieces.truncate(index);
+            self.ahead.epoch += 1;
+        }
+    }
+
+    /// Returns the place in the log where the lines in memory end. The next read begins there.
+    fn ahead_until(&self) -> LogOffset {
+        let read = LogOffset { position: self.claims.read, byte: self.ahead.byte };
+        self.ahead.pieces.back().map_or(read, |piece| LogOffset {
+            position: piece.end(),
+            byte: piece.first_byte + piece.bytes(),
+        })
+    }
+
+    /// Returns the number of bytes of the lines that were read ahead and are in memory.
+    fn ahead_bytes(&self) -> u64 {
+        self.ahead.pieces.iter().map(|piece| piece.lines.len() as u64).sum()
+    }
+
+    /// Moves the cursor past a gap. Counts these events as lost for this output, unless they were
+    /// counted before. `dropped`: the number of events of the gap that lie in dropped segments, and
+    /// were counted as lost at the drop.
+    fn pass_gap(&mut self, gap: &Piece, dropped: u64) {
+        self.count_missing(gap, dropped);
+        let reason = if gap.is_tampered { TAMPERED } else { DAMAGED };
+        let reason = if dropped >= gap.events { DROPPED } else { reason };
+        self.record_loss(gap.first..gap.end(), gap.first_byte, reason);
+        self.claims.read = gap.end();
+        self.ahead.byte = gap.first_byte + gap.bytes();
+        self.doubt();
+        self.forget_counted();
+    }
+
+    /// Counts the events of a gap as lost for this output, unless they were counted before.
+    /// `dropped`: the number of events of the gap that lie in dropped segments, and were counted as
+    /// lost at the drop. Returns `true` if any was counted.
+    fn count_missing(&mut self, gap: &Piece, dropped: u64) -> bool {
+        let known = dropped + missing_in(&self.counted, &(gap.first..gap.end()));
+        let lost = gap.events.saturating_sub(known);
+        if lost == 0 {
+            return false;
+        }
+        self.output.metrics.lost.increment(lost);
+        self.output.metrics.losses.add(Loss::Missing, lost, Some(&gap.first.to_string()));
+        self.counted.push(Hole { start: gap.first, end: gap.end(), bytes: gap.bytes() });
+        self.doubt();
+        true
+    }
+
+    /// Removes gaps from `counted` if they end before the first position that the output has not
+    /// finished. The cursor never comes to these gaps again.
+    fn forget_counted(&mut self) {
+        let watermark = self.claims.watermark();
+        self.counted.retain(|gap| gap.end > watermark);
+    }
+
+    /// Moves the cursor back to the first position that is not finished. Forgets all claims: their
+    /// events are claimed and sent again. If there is no claim, nothing changes.
+    fn rewind(&mut self) {
+        let Some(note) = self.claims.rewind() else { return };
+        self.ahead.byte = note.first_byte;
+        self.ahead.received = note.received;
+        self.ahead.spot = Some(note.spot);
+        self.ahead.pieces.clear();
+        self.ahead.epoch += 1;
+    }
+}
+
+/// Returns the time from `received` to `now`, which are both in ms since 1970; 0 if `received` is
+/// later.
+pub(super) fn age(received: u64, now: u64) -> Duration {
+    Duration::from_millis(now.saturating_sub(received))
+}
+
+/// Returns the origin of some lines of the log: the position and the age of the first line.
+fn origin(piece: &Piece, now: u64) -> Origin {
+    let received = piece.received;
+    Origin { first: piece.first, events: piece.events, age: age(received, now), received }
+}
+
+/// Makes a batch from the lines of a claim. If `tells_origins` is `true`, the batch also contains
+/// the position and the age of each piece of lines.
+fn batch_of(claim: Claim, parts: impl Iterator<Item = Piece>, tells_origins: bool) -> Batch {
+    let now = tells_origins.then(now);
+    let mut batch = Batch::of(claim);
+    for part in parts {
+        let origin = now.map(|now| origin(&part, now));
+        batch.push(part.events, part.lines, origin);
+    }
+    batch
+}
+
+fn positions(range: Range<Position>) -> impl Iterator<Item = Position> {
+    (0..range.end.saturating_since(range.start)).map(move |offset| range.start + offset)
+}
+
+/// Returns the number of events in a claim that are not missing. Events in the `gaps` are missing,
+/// and do not count.
+fn left(claim: Claim, gaps: &[Hole]) -> u64 {
+    claim.end - claim.start - missing_in(gaps, &(claim.start..claim.end))
+}
+
+impl SpoolState {
+    /// Claims the next events of the cursor `index` that are in memory: at most `take`, but at
+    /// least one event. Gaps before them are passed. `None` if no event is in memory.
+    fn next(&mut self, index: usize, take: Take) -> Option<Batch> {
+        let Self { log, writing } = self;
+        let mut taken: Option<(Batch, Note)> = None;
+        let now = log.cursors[index].tells_origins.then(now);
+        let mut left = take;
+        loop {
+            let cursor = &mut log.cursors[index];
+            let Some(piece) = cursor.ahead.pieces.front_mut() else {
+                if log.refill(index) {
+                    continue;
+                }
+                break;
+            };
+            if piece.is_gap() {
+                if taken.is_some() {
+                    break;
+                }
+                let Some(gap) = cursor.ahead.pieces.pop_front() else { break };
+                let dropped = missing_in(&log.holes, &(gap.first..gap.end()));
+                log.cursors[index].pass_gap(&gap, dropped);
+                writing.saving.is_dirty = true;
+                continue;
+            }
+            let segment = piece.spot.segment;
+            let elsewhere = taken.as_ref().is_some_and(|(_, note)| note.spot.segment != segment);
+            let whole = piece.bytes() <= left.bytes && piece.events <= left.events;
+            if elsewhere || (!whole && taken.is_some()) {
+                break;
+            }
+            let part = if whole { cursor.ahead.pieces.pop_front() } else { Some(piece.cut(take)) };
+            let Some(part) = part else { break };
+            left = Take {
+                bytes: left.bytes.saturating_sub(part.bytes()),
+                events: left.events.saturating_sub(part.events),
+            };
+            let (batch, note) = taken.get_or_insert_with(|| {
+                let claim = Claim { start: part.first, end: part.first };
+                let Piece { first_byte, received, spot, .. } = part;
+                (Batch::of(claim), Note { bytes: 0, first_byte, received, spot })
+            });
+            cursor.ahead.received = part.received;
+            cursor.claims.read = part.end();
+            batch.claim.end = part.end();
+            let origin = now.map(|now| origin(&part, now));
+            batch.push(part.events, part.lines, origin);
+            note.bytes = batch.bytes;
+            cursor.ahead.byte = note.first_byte + note.bytes;
+            if !whole {
+                break;
+            }
+        }
+        let (batch, note) = taken?;
+        log.cursors[index].claims.push(batch.claim, note);
+        Some(batch)
+    }
+}
+
+impl LogState {
+    /// Adds the next lines of the log to the pieces of the cursor `index`, if the tail holds these
+    /// lines. Returns `false` if it does not.
+    fn refill(&mut self, index: usize) -> bool {
+        let ahead = self.cursors[index].ahead_until();
+        let Some(record) = self.tail_at(ahead.position).and_then(|at| self.tail.get(at)) else {
+            return false;
+        };
+        let piece = load::piece_of(record, ahead.position..record.end());
+        let behind = Spot {
+            segment: record.segment,
+            offset: record.offset + RECORD_HEADER + record.lines.len() as u64,
+            line: 0,
+            position: record.end(),
+        };
+        let cursor = &mut self.cursors[index];
+        cursor.ahead.spot = Some(behind);
+        cursor.ahead.pieces.push_back(piece);
+        true
+    }
+
+    /// Makes the batch of a claim from the tail, which is the newest records in memory. `None` if
+    /// the tail does not hold all lines of the claim.
+    fn in_tail(&self, claim: Claim, index: usize) -> Option<Batch> {
+        let first = self.tail_at(claim.start)?;
+        let records = self.tail.range(first..);
+        let records = records.take_while(|record| record.first.position < claim.end);
+        let piece = |record: &TailRecord| {
+            load::piece_of(record, claim.start.max(record.first.position)..claim.end)
+        };
+        Some(batch_of(claim, records.map(piece), self.cursors[index].tells_origins))
+    }
+
+    /// Returns whether a cursor can hand out events now, has to read a file first, or has no
+    /// events.
+    fn read_plan(&self, index: usize) -> ReadPlan {
+        if self.is_closed_for(index) {
+            return ReadPlan::Nothing;
+        }
+        let cursor = &self.cursors[index];
+        match cursor.resend {
+            // The output is told of these lines first.
+            Resend::Fetched { is_news: true, .. } => return ReadPlan::Ready,
+            Resend::Wanted { claim, alone } => {
+                let entry = cursor.claims.overlapping(claim.start..claim.end).next();
+                let entry = entry.filter(|entry| entry.stage.is_open());
+                let Some(entry) = entry.filter(|_| self.tail_at(claim.start).is_none()) else {
+                    return ReadPlan::Ready;
+                };
+                let (end, bytes) = match alone {
+                    true => (claim.end, entry.note.bytes),
+                    false => cursor.fetches_until(claim, entry.note, self.chunk),
+                };
+                let chunk = self.chunk.min(bytes.max(FETCH_MIN));
+                return self.job(
+                    cursor.ahead.epoch,
+                    entry.note.spot,
+                    claim.start,
+                    Some(end),
+                    chunk,
+                );
+            }
+            Resend::Idle | Resend::Fetched { .. } => {}
+        }
+        if !cursor.ahead.pieces.is_empty() {
+            return ReadPlan::Ready;
+        }
+        self.read_on(index)
+    }
+
+    /// Returns how a cursor gets the lines that follow those in its memory. `Ready`: from the
+    /// newest records, which the log keeps in memory. `Load`: by a read from a file. `Nothing`: the
+    /// log has no more lines.
+    fn read_on(&self, index: usize) -> ReadPlan {
+        let cursor = &self.cursors[index];
+        let ahead = cursor.ahead_until().position;
+        if ahead >= self.end.position {
+            return ReadPlan::Nothing;
+        }
+        if self.tail_at(ahead).is_some() {
+            return ReadPlan::Ready;
+        }
+        let segment = self.segments.get(self.segment_at(ahead));
+        // After the last segment there may be positions, up to the log's end, that no file has.
+        let first = segment.map_or(self.end.position, |segment| segment.first.position);
+        let begin = Spot { segment: first, offset: FIRST_RECORD, line: 0, position: first };
+        let spot = cursor.ahead.spot.filter(|spot| spot.segment == first).unwrap_or(begin);
+        self.job(cursor.ahead.epoch, spot, ahead, None, self.chunk)
+    }
+
+    /// Plans a read in the segment of `spot`. If `to` is given, the positions `from..to` are read.
+    /// If `to` is `None`, about `chunk` bytes are read. If the log does not have this segment any
+    /// more, the read returns only a gap up to the next segment.
+    fn job(
+        &self,
+        epoch: u64,
+        spot: Spot,
+        from: Position,
+        to: Option<Position>,
+        chunk: u64,
+    ) -> ReadPlan {
+        let segment = self.segment(spot.segment).cloned().unwrap_or_else(|| {
+            // The segment is gone. All events up to the next segment are missing.
+            let next = self.segments.get(self.segment_at(from));
+            let end = next.map_or(self.end, |segment| segment.first);
+            Segment { offset: 0, ..Segment::new(end, 0) }
+        });
+        ReadPlan::Load(Job { epoch, spot, from, to, chunk, segment, patient: true })
+    }
+}
+
+/// The answer to the question whether a cursor can hand out events now.
+enum ReadPlan {
+    /// The cursor can hand out events now.
+    Ready,
+    /// The cursor has no event to hand out, and the log has no more events for it.
+    Nothing,
+    /// The cursor has to read this part of a file first.
+    Load(Job),
+}
+
+impl Shared {
+    /// Gives a cursor the result of a read from a file that was started in this `epoch`. New damage
+    /// that the read has found is counted in any case, if the log still has the segment. The lines
+    /// are thrown away if the cursor has another epoch now: it was moved back (rewound), has
+    /// dropped what it had read ahead, or a segment was dropped.
+    fn apply(&self, index: usize, epoch: u64, loaded: Loaded) {
+        let mut state = self.lock();
+        for damage in &loaded.damages {
+            let segment = state.log.segment_mut(loaded.segment);
+            if segment.is_some_and(|segment| segment.damaged.insert(damage.bytes.start)) {
+                self.metrics.spool.corrupt.increment(1);
+            }
+        }
+        let cursor = &mut state.log.cursors[index];
+        if cursor.ahead.epoch != epoch {
+            return;
+        }
+        match loaded.to {
+            Some(end) => {
+                // If the claim was split meanwhile, another claim may be wanted now, and the lines
+                // of this read are then not used.
+                let read = Claim { start: loaded.from, end };
+                let Resend::Wanted { claim, alone } = &mut cursor.resend else { return };
+                let claim = *claim;
+                if claim.start != read.start || claim.end > read.end {
+                    return;
+                }
+                if claim != read && loaded.pieces.iter().any(Piece::is_gap) {
+                    *alone = true;
+                    return;
+                }
+                self.fetched(&mut state, index, claim, &loaded);
+            }
+            None => {
+                let fits = loaded
+                    .pieces
+                    .first()
+                    .is_some_and(|piece| piece.first == cursor.ahead_until().position);
+                if fits {
+                    cursor.ahead.spot = loaded.next;
+                    cursor.ahead.pieces.extend(loaded.pieces);
+                }
+            }
+        }
+    }
+
+    /// Gives a cursor the lines of a claim that is to be sent again. `loaded` is the result of the
+    /// read from the file. It has only this claim if lines are missing, and otherwise perhaps later
+    /// claims too. Events of the claim that are missing in the file are counted as lost, and the
+    /// others are sent again. If all are missing, the claim ends here. If the claim was finished or
+    /// dropped during the read, nothing is counted.
+    fn fetched(&self, state: &mut SpoolState, index: usize, claim: Claim, loaded: &Loaded) {
+        let cursor = &mut state.log.cursors[index];
+        let pieces: Vec<_> =
+            loaded.pieces.iter().filter(|piece| !piece.is_gap()).cloned().collect();
+        let range = Claim { end: loaded.to.unwrap_or(claim.end), ..claim };
+        let is_all_missing = pieces.is_empty();
+        cursor.resend = match is_all_missing {
+            true => Resend::Wanted { claim, alone: false },
+            false => Resend::Fetched { range, pieces, is_news: true },
+        };
+        if !cursor.claims.find(claim).is_some_and(|entry| entry.stage.is_open()) {
+            return;
+        }
+        for gap in loaded.pieces.iter().filter(|piece| piece.is_gap()) {
+            let is_new = cursor.count_missing(gap, 0);
+            if is_new && gap.is_tampered && !is_all_missing {
+                cursor.record_loss(gap.first..gap.end(), gap.first_byte, TAMPERED);
+            }
+        }
+        if is_all_missing {
+            cursor.resend = Resend::Idle;
+            if let Some(entry) = cursor.claims.find(claim) {
+                entry.stage = Stage::Dropped;
+                let byte = entry.note.first_byte;
+                let is_tampered = loaded.pieces.iter().any(|piece| piece.is_tampered);
+                let reason = if is_tampered { TAMPERED } else { DAMAGED };
+                cursor.record_loss(claim.start..claim.end, byte, reason);
+            }
+            self.settled(state, index);
+        }
+    }
+
+    /// Updates the spool after events of a cursor became final or were dropped. Marks the cursors
+    /// file as out of date, and wakes the upkeep if there is something to save or delete, the
+    /// writer if it may end the active segment, and the tasks that wait for progress. Callers must
+    /// call this after a claim was acknowledged, or was dropped because all its events are missing.
+    fn settled(&self, state: &mut SpoolState, index: usize) {
+        let cursor = &mut state.log.cursors[index];
+        cursor.claims.forget_done();
+        cursor.forget_counted();
+        let is_new = state.writing.saving.touch();
+        if is_new || state.writing.saving.unsaved >= UNSAVED_MAX || state.can_reclaim() {
+            self.wakes.upkeep.notify_one();
+        }
+        if state.can_seal_for_room() {
+            self.wakes.writer.notify_one();
+        }
+        self.log_not_full(state);
+        self.wakes.progress.notify_waiters();
+    }
+}
+
+/// One output's handle to its cursor. The output's delivery loop owns it.
+///
+/// The state of the cursor is in [`CursorState`], under the spool's lock. This handle holds only
+/// what needs no lock: the read from a file that is under way (at most one at a time), and the
+/// times of failed reads. The next read is started when less than half a chunk (the bytes of one
+/// read) is left in memory. The disk then works while the output sends the lines that were read
+/// before.
+pub struct Cursor {
+    shared: Arc<Shared>,
+    index: usize,
+    /// Notified when the log has grown, so that the output can take more events.
+    readable: Arc<Notify>,
+    /// The read from a file that is under way: the cursor's epoch when it was started, and its
+    /// task. `None` if no read is under way. At the end, nobody waits for a read that hangs because
+    /// of the disk.
+    loading: Option<(u64, AbortOnDropHandle<std::io::Result<Loaded>>)>,
+    /// The time of the first failed read after the last successful one; `None` if no read has
+    /// failed since then.
+    failing: Option<Instant>,
+    /// The time when a failed read was last logged; `None` if no failed read was logged.
+    told: Option<Instant>,
+}
+
+impl Cursor {
+    pub(super) fn new(shared: Arc<Shared>, index: usize) -> Self {
+        let readable = Arc::clone(&shared.lock().log.cursors[index].readable);
+        Self { shared, index, readable, loading: None, failing: None, told: None }
+    }
+
+    /// Calls a function with the state of this cursor, under the lock.
+    pub(crate) fn with<R>(&self, call: impl FnOnce(&mut CursorState) -> R) -> R {
+        call(&mut self.shared.lock().log.cursors[self.index])
+    }
+
+    /// Waits until this cursor has events to hand out, and reads them from a file if necessary. See
+    /// [`crate::Cursor::readable`].
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost if the future is dropped: the read continues, and the next call waits for
+    /// it.
+    pub async fn readable(&mut self) {
+        loop {
+            match self.read_plan() {
+                ReadPlan::Ready => return,
+                ReadPlan::Nothing => self.readable.notified().await,
+                ReadPlan::Load(job) => {
+                    self.load(job);
+                    self.loaded().await;
+                }
+            }
+        }
+    }
+
+    fn read_plan(&self) -> ReadPlan {
+        self.shared.lock().log.read_plan(self.index)
+    }
+
+    /// Starts the read `job` on a thread that may block. Does nothing if another read is under way.
+    fn load(&mut self, mut job: Job) {
+        if self.loading.is_none() {
+            job.patient = self.failing.is_none_or(|since| since.elapsed() < PATIENCE);
+            let (epoch, shared) = (job.epoch, Arc::clone(&self.shared));
+            let loading = tokio::task::spawn_blocking(move || shared.read(&job));
+            self.loading = Some((epoch, AbortOnDropHandle::new(loading)));
+        }
+    }
+
+    /// Waits for the read that is under way, and gives its result to the cursor. If the read has
+    /// failed, also waits for `PAUSE`, so that the next attempt is not made at once.
+    async fn loaded(&mut self) {
+        let Some((epoch, loading)) = &mut self.loading else { return };
+        let (epoch, loaded) = (*epoch, loading.await);
+        self.loading = None;
+        match loaded {
+            Ok(Ok(loaded)) => {
+                self.failing = None;
+                self.shared.apply(self.index, epoch, loaded);
+            }
+            Ok(Err(error)) => {
+                if self.failing.is_none() && self.may_tell() {
+                    let output = self.shared.lock().log.cursors[self.index].output.name.clone();
+                    tracing::error!(output, %error, "a segment of the queue can't be read, trying again for half a minute");
+                }
+                self.failing.get_or_insert_with(Instant::now);
+                tokio::time::sleep(PAUSE).await;
+            }
+            Err(panic) => {
+                if self.may_tell() {
+                    tracing::error!(%panic, "a file of the queue could not be read, trying again");
+                }
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+
+    /// Returns `true` if a failed read may be logged now: if no failed read was logged in the last
+    /// 10 s. Without this limit, a disk that fails now and then would fill the log file.
+    fn may_tell(&mut self) -> bool {
+        let may = self.told.is_none_or(|told| told.elapsed() >= QUIET);
+        if may {
+            self.told = Some(Instant::now());
+        }
+        may
+    }
+
+    /// Claims the next events that are in memory, and returns them. `None` if no event is in
+    /// memory, or if the relay drains. See [`crate::Cursor::next`].
+    pub fn next(&mut self, take: Take) -> Option<Batch> {
+        let (batch, ahead) = {
+            let mut state = self.shared.lock();
+            if state.log.is_closed_for(self.index) {
+                return None;
+            }
+            let cursor = &mut state.log.cursors[self.index];
+            cursor.resend = Resend::Idle;
+            let was_dirty = state.writing.saving.is_dirty;
+            let batch = state.next(self.index, take);
+            if state.writing.saving.is_dirty && !was_dirty {
+                self.shared.wake();
+            }
+            let low = state.log.cursors[self.index].ahead_bytes() < state.log.chunk / 2;
+            let ahead = low.then(|| state.log.read_on(self.index));
+            (batch, ahead)
+        };
+        if let Some(ReadPlan::Load(job)) = ahead
+            && tokio::runtime::Handle::try_current().is_ok()
+        {
+            self.load(job);
+        }
+        batch
+    }
+
+    /// Makes a claim final: its events need not be sent again. See
+    /// [`crate::Cursor::acknowledge`].
+    pub fn acknowledge(&self, claim: Claim, disposition: Disposition) {
+        let mut state = self.shared.lock();
+        let cursor = &mut state.log.cursors[self.index];
+        let Some(entry) = cursor.claims.find(claim).filter(|entry| entry.stage.is_open()) else {
+            return;
+        };
+        entry.stage = Stage::Done;
+        let (note, events) = (entry.note, left(claim, &cursor.counted));
+        if disposition.lost + disposition.aside > 0 {
+            cursor.doubt();
+        }
+        disposition.count(events, &cursor.output.metrics);
+        if disposition.aside == 0 {
+            cursor.output.metrics.delivered(age(note.received, now()), Instant::now());
+        }
+        if let Some(unrecorded) = &mut cursor.unrecorded {
+            let mut fates = disposition.fates;
+            let within = |gap: &Hole| positions(gap.start.max(claim.start)..gap.end.min(claim.end));
+            let missing: Vec<_> = cursor.counted.iter().flat_map(within).collect();
+            if !missing.is_empty() {
+                fates.lose(&missing);
+            }
+            let outcome = Outcome::Settled(fates);
+            unrecorded.add(&cursor.output.name, claim, note.first_byte, outcome);
+        }
+        state.writing.saving.unsaved += note.bytes;
+        self.shared.settled(&mut state, self.index);
+    }
+
+    /// Makes the claim of one event final, which the output sets aside. See
+    /// [`crate::Cursor::set_aside`].
+    pub fn set_aside(&self, claim: Claim) {
+        {
+            let mut state = self.shared.lock();
+            let cursor = &mut state.log.cursors[self.index];
+            if !cursor.claims.find(claim).is_some_and(|entry| entry.stage.is_open()) {
+                return;
+            }
+            cursor.aside += 1;
+            cursor.output.show_aside(cursor.aside);
+        }
+        self.acknowledge(claim, Disposition::aside());
+    }
+
+    /// Notes what has become of an event that was set aside. See
+    /// [`crate::Cursor::settle_aside`].
+    pub fn settle_aside(&self, position: Position, event: Aside, disposition: Disposition) {
+        {
+            let mut state = self.shared.lock();
+            let cursor = &mut state.log.cursors[self.index];
+            event.count(&disposition, &cursor.output.metrics);
+            cursor.aside -= 1;
+            cursor.output.show_aside(cursor.aside);
+            if let Some(unrecorded) = &mut cursor.unrecorded {
+                unrecorded.decided(&cursor.output.name, position, disposition.fates);
+            }
+        }
+        self.shared.wakes.progress.notify_waiters();
+    }
+
+    /// Takes the events that the output had set aside before the start. See
+    /// [`crate::Cursor::take_aside`].
+    pub fn take_aside(&self) -> Vec<(Position, u64)> {
+        self.with(|cursor| std::mem::take(&mut cursor.found))
+    }
+
+    /// Returns the place of the events that the output sets aside. See
+    /// [`crate::Cursor::shelf`].
+    pub fn shelf(&self) -> Shelf {
+        let name = self.with(|cursor| cursor.output.name.clone());
+        let shared = Arc::clone(&self.shared);
+        Shelf::in_files(Arc::clone(&self.shared.disk), &name, move |position, line| {
+            let originals = shared.originals.get();
+            originals.is_some_and(|known| !known.changed(position, line).is_empty())
+        })
+    }
+
+    /// Returns the time at which the first event of a claim was accepted. See
+    /// [`crate::Cursor::received`].
+    pub fn received(&self, claim: Claim) -> u64 {
+        self.with(|cursor| cursor.claims.find(claim).map_or_else(now, |entry| entry.note.received))
+    }
+
+    /// Notes that the events of a claim must be sent again. See [`crate::Cursor::release`].
+    pub fn release(&self, claim: Claim) {
+        let mut state = self.shared.lock();
+        if let Some(entry) = state.log.cursors[self.index].claims.find(claim) {
+            if entry.stage == Stage::OnWire {
+                entry.stage = Stage::Released;
+            }
+            self.shared.wakes.progress.notify_waiters();
+        }
+    }
+
+    /// Returns the lines of events that are to be sent again, if these lines are in memory. If they
+    /// must be read from a file first, the result is `NotYet`. While the relay drains, the result
+    /// is `NotYet` too. If the claim is final or was dropped, the result is `Gone`. See
+    /// [`crate::Cursor::redeliver`].
+    pub fn redeliver(&mut self, claim: Claim) -> Redelivery {
+        let mut state = self.shared.lock();
+        if state.log.draining {
+            return Redelivery::NotYet;
+        }
+        let from_tail = state.log.in_tail(claim, self.index);
+        let cursor = &mut state.log.cursors[self.index];
+        let Some(entry) = cursor.claims.find(claim).filter(|entry| entry.stage.is_open()) else {
+            return Redelivery::Gone;
+        };
+        let tells = cursor.tells_origins;
+        let fetched = || {
+            let pieces = cursor.resend.lines(claim)?;
+            Some(batch_of(claim, pieces.into_iter(), tells))
+        };
+        let Some(batch) = from_tail.or_else(fetched) else {
+            let alone = matches!(cursor.resend, Resend::Wanted { alone: true, .. });
+            cursor.resend = Resend::Wanted { claim, alone };
+            return Redelivery::NotYet;
+        };
+        entry.stage = Stage::OnWire;
+        if let Resend::Fetched { is_news, .. } = &mut cursor.resend {
+            // Other lines that were read are kept.
+            *is_news = false;
+        } else {
+            cursor.resend = Resend::Idle;
+        }
+        Redelivery::Batch(batch)
+    }
+
+    /// Notes that the events of a claim are being sent again, without returning their lines.
+    /// Returns `false` if the claim is final or was dropped. See
+    /// [`crate::Cursor::take_back`].
+    pub fn take_back(&self, claim: Claim) -> bool {
+        let mut state = self.shared.lock();
+        let claims = &mut state.log.cursors[self.index].claims;
+        let Some(entry) = claims.find(claim).filter(|entry| entry.stage.is_open()) else {
+            return false;
+        };
+        entry.stage = Stage::OnWire;
+        true
+    }
+
+    /// Cuts a claim into two halves. `None` if it can't be cut. See
+    /// [`crate::Cursor::split`].
+    pub fn split(&self, claim: Claim) -> Option<(Claim, Claim)> {
+        self.split_at(claim, claim.start + (claim.end - claim.start) / 2)
+    }
+
+    /// Cuts a claim into two parts. The second part begins at the position `middle`. `None` if
+    /// `middle` does not lie inside the claim, or if the queue does not have the claim any more.
+    /// See [`crate::Cursor::split_at`].
+    pub fn split_at(&self, claim: Claim, middle: Position) -> Option<(Claim, Claim)> {
+        let mut state = self.shared.lock();
+        state.log.cursors[self.index].claims.split(claim, middle, |note| {
+            // The number of bytes before `middle` is known only when the lines are read. Both parts
+            // get a share by their number of events; the sum is right.
+            let (events, of) =
+                (u128::from(middle - claim.start), u128::from(claim.end - claim.start));
+            let bytes = u64::try_from(u128::from(note.bytes) * events / of).unwrap_or(note.bytes);
+            let right =
+                Note { bytes: note.bytes - bytes, first_byte: note.first_byte + bytes, ..note };
+            (Note { bytes, ..note }, right)
+        })
+    }
+
+    /// Moves the cursor back to the first event that is not finished. All events from there on are
+    /// handed out again. See [`crate::Cursor::rewind`].
+    pub fn rewind(&mut self) {
+        self.with(CursorState::rewind);
+        self.shared.wakes.progress.notify_waiters();
+    }
+
+    /// Removes the output's cursor. If `counts` is `true`, the events that the output has not
+    /// finished are counted as lost. Returns the number of events that were counted as lost. See
+    /// [`crate::Cursor::leave`] and [`crate::Cursor::leave_uncounted`].
+    pub fn remove(self, counts: bool) -> u64 {
+        let shared = Arc::clone(&self.shared);
+        let mut guard = shared.lock();
+        let state = &mut *guard;
+        let backlog = state.log.backlog(&state.log.cursors[self.index]).events;
+        let mut cursor = state.remove_cursor(self.index);
+        cursor.output.metrics.lose(Loss::Removed, cursor.aside);
+        cursor.output.show_aside(0);
+        if counts {
+            cursor.record_end(state.log.end.position, &state.log.holes);
+        }
+        if cursor.unrecorded.is_some() {
+            let until = if counts { state.log.end.position } else { cursor.claims.watermark() };
+            state.log.left.entry(cursor.output.name.clone()).or_insert(until);
+        }
+        if let Some(unrecorded) = cursor.unrecorded.take().filter(|it| !it.is_recorded()) {
+            state.log.leaving.push((cursor.output.name.clone(), unrecorded));
+        }
+        let accepted = state.log.accepted;
+        let lost =
+            state.log.departed.remove(&cursor.output, cursor.start, backlog, counts, accepted)
+                + cursor.aside;
+        shared.log_not_full(state);
+        drop(guard);
+        shared.wake();
+        shared.wakes.progress.notify_waiters();
+        lost
+    }
+
+    /// Changes how long segments are kept although all outputs have finished them. See
+    /// [`crate::Cursor::keep`].
+    pub fn keep(&self, keeps: Duration) {
+        self.shared.lock().log.cursors[self.index].output.keeps = keeps;
+        self.shared.wake();
+    }
+
+    /// Notes by which rules the output's filter chooses events, from the position `from` on. See
+    /// [`crate::Cursor::select`].
+    pub fn select(&self, selection: u64, from: Position) {
+        self.with(|cursor| {
+            let history = &mut cursor.history;
+            if std::mem::replace(&mut history.selection, selection) != selection {
+                history.since = history.since.max(from);
+            }
+        });
+    }
+
+    /// Returns how many events never got a position since the last call. See
+    /// [`crate::Cursor::take_unplaced`].
+    pub fn take_unplaced(&self) -> u64 {
+        std::mem::take(&mut self.shared.lock().writing.unplaced)
+    }
+
+    /// Returns the positions that this reader may not find, and that are not lost by that. See
+    /// [`crate::Cursor::take_given_up`].
+    pub fn take_given_up(&self) -> Vec<Range<Position>> {
+        std::mem::take(&mut self.shared.lock().log.given_up)
+    }
+
+    /// Returns the outputs that have left since the last call. See
+    /// [`crate::Cursor::take_left`].
+    pub fn take_left(&self) -> BTreeMap<String, Position> {
+        std::mem::take(&mut self.shared.lock().log.left)
+    }
+
+    /// Returns what is notified when an output has finished events. See
+    /// [`crate::Cursor::finished`].
+    pub fn finished(&self) -> Option<Arc<Notify>> {
+        self.shared.lock().log.finished_wakes.clone()
+    }
+
+    /// Returns what the outputs have finished since the last call. See
+    /// [`crate::Cursor::take_finished`].
+    pub fn take_finished(&self) -> Vec<Finished> {
+        let mut state = self.shared.lock();
+        state.log.unrecorded().flat_map(|(_, it)| it.take()).collect()
+    }
+
+    /// Notes that the evidence of these events is durable. See
+    /// [`crate::Cursor::recorded`].
+    pub fn recorded(&self, finished: &[Finished]) {
+        if finished.is_empty() {
+            return;
+        }
+        let mut guard = self.shared.lock();
+        let state = &mut *guard;
+        for (name, unrecorded) in state.log.unrecorded() {
+            let own = finished.iter().filter(|it| it.output == name);
+            own.for_each(|it| unrecorded.recorded(it.claim));
+        }
+        state.log.leaving.retain(|(_, unrecorded)| !unrecorded.is_recorded());
+        self.shared.settled(state, self.index);
+    }
+
+    /// Returns `true` if no more events are handed out, because the relay drains. See
+    /// [`crate::Cursor::is_closed`].
+    pub fn is_closed(&self) -> bool {
+        self.shared.lock().log.draining
+    }
+
+    /// Returns a reader of old events: those before the first position that this output has not
+    /// finished. Events that were received longer ago than `within` are skipped. See
+    /// [`crate::Cursor::before`].
+    pub fn before(&self, within: Duration) -> Before {
+        let state = self.shared.lock();
+        let cursor = &state.log.cursors[self.index];
+        Before::new(Arc::clone(&self.shared), cursor.history.since, cursor.unfinished(), within)
+    }
+
+    /// Returns the identity of the queue. See [`crate::Cursor::identity`].
+    pub fn identity(&self) -> Identity {
+        self.shared.identity
+    }
+
+    /// Returns the limit of the queue in bytes. See [`crate::Cursor::capacity`].
+    pub fn capacity(&self) -> u64 {
+        self.shared.capacity()
+    }
+
+    /// Returns a function that says whether the queue is crowded. See
+    /// [`crate::Cursor::crowding`].
+    pub fn crowding(&self) -> impl Fn() -> bool + Send + Sync + use<> {
+        let shared = Arc::clone(&self.shared);
+        move || is_crowded(shared.needed_bytes(&shared.lock()), shared.capacity())
+    }
+
+    /// Returns the file in which the output may keep facts for the next start. See
+    /// [`crate::Cursor::notes`].
+    pub fn notes(&self) -> Notes {
+        let (name, end) = {
+            let state = self.shared.lock();
+            (state.log.cursors[self.index].output.name.clone(), state.log.end.position)
+        };
+        let (shared, of) = (Arc::clone(&self.shared), name.clone());
+        let settled = move || {
+            let state = shared.lock();
+            let mut cursors = state.log.cursors.iter().map(|(_, cursor)| cursor);
+            let cursor = cursors.find(|cursor| cursor.output.name == of);
+            cursor.map_or(Position::START, |cursor| cursor.noted)
+        };
+        Notes::new(Arc::clone(&self.shared.disk), &name, end, settled)
+    }
+
+    /// Returns `true` if this output has claimed all events that are synced to the disk. See
+    /// [`crate::Cursor::is_at_end`].
+    pub fn is_at_end(&self) -> bool {
+        let state = self.shared.lock();
+        state.log.cursors[self.index].claims.read >= state.log.end.position
+    }
+}
+
+/// Functions that tests call instead of [`Cursor::readable`], which waits and needs threads.
+#[cfg(test)]
+impl Cursor {
+    /// Returns `true` if [`Cursor::readable`] would return at once.
+    pub(super) fn is_ready(&self) -> bool {
+        matches!(self.read_plan(), ReadPlan::Ready)
+    }
+
+    /// Returns the read from a file that [`Cursor::readable`] would start, or, if `ahead` is
+    /// `true`, the read that [`Cursor::next`] would start. `None` if it would start none.
+    pub(super) fn job(&self, ahead: bool) -> Option<Job> {
+        let read_plan = match ahead {
+            true => self.shared.lock().log.read_on(self.index),
+            false => self.read_plan(),
+        };
+        if let ReadPlan::Load(job) = read_plan { Some(job) } else { None }
+    }
+
+    /// Gives this cursor the result of a read that was started in this `epoch`.
+    pub(super) fn take_in(&self, epoch: u64, loaded: Loaded) {
+        self.shared.apply(self.index, epoch, loaded);
+    }
+}

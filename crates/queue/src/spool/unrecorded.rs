@@ -1,0 +1,235 @@
+//! The events that an output has finished, and whose evidence is not durable yet.
+//!
+//! Without evidence there is no such value, and nothing here runs. With evidence, the place that
+//! the cursors file has for an output stays before these events, and so do the files of the log:
+//! after a crash the output sends them again, and the evidence says so.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use tokio::sync::Notify;
+
+use crate::contract::{Claim, Fates, Finished, Outcome, now};
+use crate::segment::LogOffset;
+use base::position::Position;
+
+/// At most this many items of each output wait for the reader that records the evidence: ranges,
+/// and the hashes and fates of single events. They take about 60 MB. If nothing can be recorded,
+/// further ranges are not kept, and their events are sent again after the next start. As a rule,
+/// ranges that follow each other are joined into one.
+const WAITING_MAX: usize = 1 << 20;
+
+/// The events that one output has finished, and whose evidence is not durable yet.
+#[derive(Default)]
+pub(crate) struct Unrecorded {
+    /// The ranges of these events: the key has a range's first position and its end, and the value
+    /// is the place in the log where the range begins. If ranges were joined into one, the key
+    /// keeps the end of the first of them. Events that were settled and whose segment was dropped
+    /// are not here.
+    places: BTreeMap<(Position, Position), Place>,
+    /// The ranges that begin in a dropped segment and may end in a later one: the first position of
+    /// the range, and the place where the later segment begins.
+    behind_drops: Vec<(Position, LogOffset)>,
+    /// The place of the first event that was finished and not kept here, because too much waits.
+    /// This value is never reset.
+    not_kept: Option<LogOffset>,
+    /// The ranges that the reader that records the evidence has not taken yet.
+    finished: Vec<Finished>,
+    /// The number of ranges, hashes and fates in `finished`.
+    waiting: usize,
+    /// The ranges of lost events, from the watermark on, that were noted already. A cursor that was
+    /// moved back comes to them again, and they must not be noted twice.
+    losses: Vec<Range<Position>>,
+    /// Notified when there is a range to take.
+    wakes: Arc<Notify>,
+}
+
+/// The place of a range of finished events.
+#[derive(Clone, Copy)]
+struct Place {
+    begin: LogOffset,
+    /// `true`: the output has lost these events before it settled them.
+    is_loss: bool,
+}
+
+impl Unrecorded {
+    /// `wakes` is notified when there is a range to take.
+    pub(super) fn new(wakes: Arc<Notify>) -> Self {
+        Self { wakes, ..Self::default() }
+    }
+
+    /// Notes that an output has finished a range of events, which begins at this byte of the log.
+    pub(super) fn add(&mut self, output: &str, claim: Claim, byte: u64, outcome: Outcome) {
+        let place = LogOffset { position: claim.start, byte };
+        if let Some(last) = self.finished.last_mut()
+            && (last.claim.end, &last.outcome) == (claim.start, &outcome)
+            && is_plain(&outcome)
+        {
+            (last.claim.end, last.at) = (claim.end, now());
+            return;
+        }
+        let weight = match &outcome {
+            Outcome::Settled(fates) => 1 + fates.sent.len() + fates.not_delivered.len(),
+            Outcome::Lost(_) => 1,
+        };
+        if self.waiting + weight > WAITING_MAX {
+            self.not_kept = Some(self.not_kept.map_or(place, |first| first.min(place)));
+            return;
+        }
+        self.waiting += weight;
+        let is_loss = matches!(outcome, Outcome::Lost(_));
+        self.places.insert((claim.start, claim.end), Place { begin: place, is_loss });
+        self.finished.push(Finished { output: output.to_owned(), claim, at: now(), outcome });
+        self.wakes.notify_one();
+    }
+
+    /// Notes that an event which the output had set aside is decided. The output's place does not
+    /// stay before this event: after a crash the event's file is still there.
+    pub(super) fn decided(&mut self, output: &str, position: Position, fates: Fates) {
+        let claim = Claim { start: position, end: position.next() };
+        let weight = 1 + fates.sent.len() + fates.not_delivered.len();
+        if self.waiting + weight <= WAITING_MAX {
+            self.waiting += weight;
+            let (output, outcome) = (output.to_owned(), Outcome::Settled(fates));
+            self.finished.push(Finished { output, claim, at: now(), outcome });
+            self.wakes.notify_one();
+        }
+    }
+
+    /// Notes that an output has lost these events, which begin at this byte of the log. Events that
+    /// were noted before are left out. `watermark`: the first position that the output has not
+    /// finished.
+    pub(super) fn lose(
+        &mut self,
+        output: &str,
+        positions: Range<Position>,
+        byte: u64,
+        reason: &'static str,
+        watermark: Position,
+    ) {
+        let mut start = positions.start;
+        self.losses.sort_unstable_by_key(|known| known.start);
+        let mut parts = Vec::new();
+        for known in &self.losses {
+            parts.push(start..known.start.min(positions.end));
+            start = start.max(known.end);
+        }
+        parts.push(start..positions.end);
+        for part in parts.into_iter().filter(|part| part.start < part.end) {
+            let claim = Claim { start: part.start, end: part.end };
+            self.add(output, claim, byte, Outcome::Lost(reason));
+        }
+        if positions.start < positions.end {
+            self.losses.retain(|known| known.end > watermark);
+            self.losses.push(positions);
+        }
+    }
+
+    /// Returns the place of the first event whose evidence is not durable yet.
+    pub(super) fn first(&self) -> Option<LogOffset> {
+        let first = self.places.first_key_value().map(|(_, place)| place.begin);
+        let behind_drops = self.behind_drops.iter().map(|(_, place)| *place);
+        first.into_iter().chain(self.not_kept).chain(behind_drops).min()
+    }
+
+    /// Forgets the places of settled events at these positions, because their segment was dropped:
+    /// nobody can send them again, and after a crash they must not look like lost ones. `end`: the
+    /// place of the first event behind them that is not dropped.
+    pub(super) fn leave(&mut self, dropped: Range<Position>, end: LogOffset) {
+        let begin_there = (dropped.start, Position::START)..(dropped.end, Position::START);
+        let settled = self.places.range(begin_there).filter(|(_, place)| !place.is_loss);
+        let settled: Vec<_> = settled.map(|(key, _)| *key).collect();
+        for key in &settled {
+            self.places.remove(key);
+        }
+        let (inside, mut others): (Vec<_>, Vec<_>) =
+            self.behind_drops.drain(..).partition(|(_, place)| dropped.contains(&place.position));
+        // Ranges do not overlap: all but the last one of those that begin here end here too.
+        let last = settled.last().map(|(start, _)| *start);
+        let last = last.or(inside.iter().map(|(start, _)| *start).max());
+        others.extend(last.map(|start| (start, end)));
+        self.behind_drops = others;
+    }
+
+    /// Takes the ranges that were not taken yet.
+    pub(super) fn take(&mut self) -> Vec<Finished> {
+        self.waiting = 0;
+        std::mem::take(&mut self.finished)
+    }
+
+    /// Returns `true` if nothing of this output waits for its evidence.
+    pub(super) fn is_recorded(&self) -> bool {
+        self.finished.is_empty() && self.first().is_none()
+    }
+
+    /// Notes that the evidence of a range is durable. `claim` was taken with [`Unrecorded::take`].
+    pub(super) fn recorded(&mut self, claim: Claim) {
+        let first = (claim.start, Position::START);
+        let of_claim = self.places.range(first..=(claim.start, claim.end));
+        for key in of_claim.map(|(key, _)| *key).collect::<Vec<_>>() {
+            self.places.remove(&key);
+        }
+        self.behind_drops.retain(|(start, _)| *start != claim.start);
+    }
+}
+
+/// Returns `true` if all events of a range have the same outcome, so that the range can be joined
+/// with the next one.
+fn is_plain(outcome: &Outcome) -> bool {
+    match outcome {
+        Outcome::Settled(fates) => *fates == Fates::default(),
+        Outcome::Lost(_) => true,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(position: u64) -> LogOffset {
+        LogOffset { position: Position::new(position), byte: position * 100 }
+    }
+
+    fn range(start: u64, end: u64) -> Range<Position> {
+        Position::new(start)..Position::new(end)
+    }
+
+    fn settle(unrecorded: &mut Unrecorded, start: u64, end: u64) {
+        let outcome = Outcome::Settled(Fates::default());
+        unrecorded.add("a", Claim::of(start, end), start * 100, outcome);
+    }
+
+    /// Method: the segments of the positions 0 to 10 and 10 to 20 are dropped while no evidence can
+    /// be written. A range that was settled ends in the third segment.
+    #[test]
+    fn settled_events_of_dropped_segments_do_not_hold_the_place_back() {
+        let mut unrecorded = Unrecorded::new(Arc::new(Notify::new()));
+        settle(&mut unrecorded, 2, 5);
+        let first = unrecorded.take();
+        settle(&mut unrecorded, 6, 8);
+        settle(&mut unrecorded, 8, 25);
+        let second = unrecorded.take();
+        assert_eq!(unrecorded.first(), Some(at(2)));
+        unrecorded.leave(range(0, 10), at(10));
+        assert_eq!(unrecorded.first(), Some(at(10)));
+        unrecorded.leave(range(10, 20), at(20));
+        assert_eq!(unrecorded.first(), Some(at(20)), "20 to 25 may be sent again");
+        first.iter().for_each(|it| unrecorded.recorded(it.claim));
+        assert_eq!(unrecorded.first(), Some(at(20)));
+        second.iter().for_each(|it| unrecorded.recorded(it.claim));
+        assert_eq!(unrecorded.first(), None);
+    }
+
+    #[test]
+    fn lost_events_of_dropped_segments_hold_the_place_back() {
+        let mut unrecorded = Unrecorded::new(Arc::new(Notify::new()));
+        settle(&mut unrecorded, 0, 5);
+        unrecorded.lose("a", range(5, 10), 500, "when_full", Position::START);
+        settle(&mut unrecorded, 30, 35);
+        unrecorded.leave(range(0, 10), at(10));
+        assert_eq!(unrecorded.first(), Some(at(5)));
+        unrecorded.take().iter().for_each(|it| unrecorded.recorded(it.claim));
+        assert_eq!(unrecorded.first(), None);
+    }
+}

@@ -1,0 +1,557 @@
+//! The upkeep of the spool's files: saves the cursors file, deletes segments or makes them ready to
+//! be written again, and makes the next segment ahead of time.
+//!
+//! A thread of its own does this, so that no sender waits for it: to make, delete or cut a file of
+//! 64 MiB takes 20 ms and more, and the writer thread answers several hundred batches in that time.
+
+use std::io;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::accounting::{Removed, Spare};
+use super::cursor::UNSAVED_MAX;
+use super::turn::{NoticePanic, Turn};
+use super::{Segment, Shared, SpoolState, turn};
+use crate::contract::now;
+use crate::cursors::Cursors;
+use crate::segment;
+use base::disk::{File, SEGMENTS, SPARES, named};
+use base::lock::lock;
+use base::position::Position;
+
+/// The time between two saves of the cursors file while it is out of date.
+const SAVE_EVERY: Duration = Duration::from_secs(1);
+
+/// After files were deleted, the next files are deleted at the earliest after this time, unless
+/// room is needed. Several small segments are then deleted together.
+const RECLAIM_EVERY: Duration = Duration::from_millis(250);
+
+/// If a file could not be deleted, the next attempt is made after this time, or earlier if room is
+/// needed.
+const AGAIN: Duration = if cfg!(test) { Duration::ZERO } else { Duration::from_secs(5) };
+
+/// The longest time between two looks at finished segments that outputs want to keep for a while.
+/// The thread does not simply sleep until such a segment may be deleted: the clock may be set or
+/// the settings may change meanwhile.
+const LOOK_EVERY: Duration = Duration::from_secs(60);
+
+/// If files could not be deleted because the cursors file can't be saved, the next attempt is made
+/// after this time.
+const RECLAIM_RETRY: Duration = Duration::from_secs(5);
+
+/// An ended segment keeps its unused room if this is less than the segment's size divided by this
+/// number. The file can then be used again without an allocation of disk space.
+const UNUSED_PART: u64 = if cfg!(test) { 2 } else { 16 };
+
+/// A chore of the upkeep.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Chore {
+    /// Cut the files of ended segments to their lengths.
+    Cut,
+    /// Write the cursors file, which notes how far each output has got.
+    Save,
+    /// Delete the files that no output needs, or make them spare files.
+    Reclaim,
+    /// Make the file of the next segment, before the writer needs it.
+    Prepare,
+}
+
+/// A segment that the writer writes to, or has written to.
+#[derive(Debug)]
+pub(super) struct Written {
+    pub(super) file: Arc<dyn File>,
+    /// The first position of the segment.
+    pub(super) first: Position,
+}
+
+/// Which files of ended segments are cut to their lengths.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cut {
+    /// The files with much unused room. The others stay as they are, and can be used again.
+    Most,
+    /// All, because their room is needed, or because the queue ends.
+    All,
+}
+
+/// Which of the files that no output needs are deleted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reclaim {
+    /// Only the segments that no output wants to keep any longer ([`super::Output::keeps`]). Some
+    /// of them become spare files. If there is no room for the file of the next segment, the oldest
+    /// finished segment becomes this file, although an output wants to keep it.
+    Old,
+    /// The segments that no output wants to keep any longer, and as many of the oldest finished
+    /// segments as give this many bytes, because their room is needed. Spare files are deleted
+    /// first.
+    Room(u64),
+    /// All segments that every output has finished, and all spare files, because their room is
+    /// needed.
+    All,
+}
+
+/// The upkeep of the spool's files, which has a thread of its own.
+///
+/// The thread waits until there is something to do, and then does one [`Chore`] at a time, the most
+/// urgent one first ([`Upkeep::turn`]):
+///
+/// 1. prepare: the file of the next segment is made, before the writer needs it.
+/// 2. cut: the unused room of ended segments is freed.
+/// 3. save: the cursors file is written when it is out of date and its last save is a second ago.
+///    It is written earlier when many bytes have become final, or when an output joins or leaves.
+/// 4. reclaim: segments that no output needs are deleted, or become spare files. Before that, the
+///    cursors file is saved, so that no place in it lies in such a file.
+///
+/// The writer thread calls the methods too, when it needs room or a file at once. A mutex around
+/// this value lets only one of the two threads in. That mutex is locked while files are changed,
+/// and never by another thread: no sender and no output waits for it.
+///
+/// A segment must not be deleted or used again while the cursors file on disk still says that an
+/// output needs the segment.
+pub(super) struct Upkeep {
+    shared: Arc<Shared>,
+    cursors: Cursors,
+    /// The end of the log as the cursors file on disk states it.
+    saved_end: Position,
+    /// The earliest time of the next save of the cursors file, unless an output joins or leaves
+    /// before.
+    save_at: Instant,
+    /// The number of the last request to save the cursors file (`Saving::requested`) at the time of
+    /// the last attempt to save, even if this attempt failed.
+    save_attempted: u64,
+    /// `true`: the cursors file does not contain every output's name yet. No batch is stored before
+    /// the file contains all names.
+    pub(super) is_unnamed: bool,
+    /// The earliest time when files are deleted again, unless room is needed.
+    reclaim_at: Instant,
+    /// After a file could not be deleted, it is tried again at this time, or earlier if room is
+    /// needed.
+    again_at: Instant,
+    /// `true`: it was logged that some files can't be deleted.
+    told_stuck: bool,
+    /// `true`: it was logged that delivered segments can't be deleted at present, because the
+    /// cursors file can't be written or because of another error.
+    told_kept: bool,
+    /// `true`: it was logged that the cursors file can't be written.
+    told_unsaved: bool,
+}
+
+/// Does one chore after the other until the queue is closed. The writer thread does the last work
+/// ([`Upkeep::end`]).
+pub(super) fn run(upkeep: &Mutex<Upkeep>, shared: &Arc<Shared>) {
+    let _panic = NoticePanic(Arc::clone(shared));
+    loop {
+        let mut upkeep = lock(upkeep);
+        let state = shared.lock();
+        match upkeep.turn(&state) {
+            Turn::End => return,
+            Turn::Do(chore) => {
+                drop(state);
+                upkeep.perform(chore);
+            }
+            Turn::Wait(until) => {
+                // While this thread waits, the writer thread may need the upkeep.
+                drop(upkeep);
+                drop(shared.wakes.upkeep.wait_timeout(state, turn::wait(until)));
+            }
+        }
+    }
+}
+
+impl Upkeep {
+    pub(super) fn new(shared: Arc<Shared>, cursors: Cursors) -> Self {
+        let now = Instant::now();
+        Self {
+            shared,
+            cursors,
+            saved_end: Position::START,
+            save_at: now,
+            save_attempted: 0,
+            is_unnamed: true,
+            reclaim_at: now,
+            again_at: now,
+            told_stuck: false,
+            told_kept: false,
+            told_unsaved: false,
+        }
+    }
+
+    /// Returns the next action: the most urgent chore that is to be done now, or how long to wait,
+    /// or that the thread ends because the queue is closed.
+    fn turn(&self, state: &SpoolState) -> Turn<Chore> {
+        let now = Instant::now();
+        let writing = &state.writing;
+        let save = writing.saving.is_dirty
+            && (now >= self.save_at || writing.saving.requested > self.save_attempted);
+        let can_reclaim = state.can_reclaim();
+        let again = (!writing.accounting.stuck().is_empty()).then_some(self.again_at);
+        if writing.closed {
+            Turn::End
+        } else if state.wants_spare(self.shared.usable()) {
+            Turn::Do(Chore::Prepare)
+        } else if !writing.chores.ended.is_empty() {
+            Turn::Do(Chore::Cut)
+        } else if save || writing.saving.unsaved >= UNSAVED_MAX {
+            Turn::Do(Chore::Save)
+        } else if writing.chores.reclaim_wanted
+            || (can_reclaim && (now >= self.reclaim_at || state.can_recycle()))
+            || state.wants_kept(self.shared.usable())
+            || again.is_some_and(|at| now >= at)
+        {
+            Turn::Do(Chore::Reclaim)
+        } else {
+            let save = writing.saving.is_dirty.then_some(self.save_at);
+            let kept = state.log.kept_for().map(|kept| now + kept.min(LOOK_EVERY));
+            let reclaim = if can_reclaim { Some(self.reclaim_at) } else { kept };
+            Turn::Wait(save.into_iter().chain(reclaim).chain(again).min())
+        }
+    }
+
+    /// Returns `true` if there is nothing to do, and the thread waits until another thread wakes
+    /// it.
+    #[cfg(test)]
+    pub(super) fn is_idle(&self) -> bool {
+        matches!(self.turn(&self.shared.lock()), Turn::Wait(None))
+    }
+
+    pub(super) fn perform(&mut self, chore: Chore) {
+        match chore {
+            Chore::Cut => self.cut(Cut::Most),
+            Chore::Save => self.save_or_tell(),
+            Chore::Reclaim => self.reclaim_or_tell(),
+            Chore::Prepare => self.prepare(),
+        }
+    }
+
+    /// Does the last work: cuts the files of ended segments, saves the cursors file if it is out of
+    /// date, and deletes spare files and files that no output wants to keep. If the save succeeds,
+    /// the cursors file has the exact place of each output.
+    pub(super) fn end(&mut self) {
+        self.cut(Cut::All);
+        let outdated = {
+            let mut state = self.shared.lock();
+            state.writing.accounting.discard_spares();
+            state.writing.saving.is_dirty || state.log.end.position != self.saved_end
+        };
+        let saved = if outdated { self.save() } else { Ok(()) };
+        if let Err(error) = saved.and_then(|()| self.reclaim(Reclaim::Old)) {
+            tracing::error!(
+                %error,
+                "the cursors can't be written, outputs may get some events again"
+            );
+        }
+    }
+
+    /// Cuts the files of ended segments after their last records, which frees the reserved bytes
+    /// that were not used.
+    fn cut(&mut self, which: Cut) {
+        let ended = std::mem::take(&mut self.shared.lock().writing.chores.ended);
+        for Written { file, first } in ended {
+            let offset = {
+                let mut state = self.shared.lock();
+                let Some(segment) = state.log.segment_mut(first) else { continue };
+                let unused = segment.size.saturating_sub(segment.offset);
+                if which == Cut::Most && unused < segment.size / UNUSED_PART {
+                    continue;
+                }
+                segment.offset
+            };
+            // Without the sync a power loss would undo the cut, when the room is used by other
+            // files.
+            let outcome = file.truncate(offset).and_then(|()| file.sync());
+            let mut state = self.shared.lock();
+            let Some(segment) = state.log.segment_mut(first) else { continue };
+            match outcome {
+                Ok(()) => {
+                    let given = segment.size.saturating_sub(offset);
+                    segment.size -= given;
+                    state.writing.accounting.cut(given);
+                }
+                // The segment counts with all its reserved room until it is deleted. Its file may
+                // be shorter.
+                Err(error) => {
+                    segment.is_sound = false;
+                    drop(state);
+                    tracing::debug!(%error, "a segment can't be cut to its length");
+                }
+            }
+        }
+    }
+
+    /// Makes the file of the next segment, before the writer needs it. If this fails, only a debug
+    /// line is logged: the writer makes the file itself when it needs one, and reports an error
+    /// then.
+    fn prepare(&mut self) {
+        let spare = {
+            let mut state = self.shared.lock();
+            let size = state.writing.next_size();
+            state.writing.accounting.reserve_spare(size)
+        };
+        let name = spare.name();
+        let disk = &*self.shared.disk;
+        let made = disk
+            .create(&name, spare.size)
+            .and_then(|file| file.sync())
+            .and_then(|()| disk.sync_directory(SPARES));
+        let mut state = self.shared.lock();
+        match made {
+            Ok(()) => state.writing.accounting.spare_is_ready(spare.number),
+            Err(error) => {
+                tracing::debug!(%error, "the file of the next segment can't be made ahead of time");
+                state.writing.accounting.discard_spare(spare.number);
+                state.writing.chores.spare_failed = true;
+            }
+        }
+    }
+
+    /// Saves the cursors file. If this fails, logs a warning. If the attempt before failed too,
+    /// logs nothing.
+    fn save_or_tell(&mut self) {
+        let failed = self.save().inspect_err(|error| {
+            self.shared.metrics.spool.write_errors.increment(1);
+            if !self.told_unsaved {
+                tracing::warn!(%error, "the cursors can't be written, trying again");
+            }
+        });
+        self.told_unsaved = failed.is_err();
+    }
+
+    /// Writes and syncs the cursors file.
+    pub(super) fn save(&mut self) -> io::Result<()> {
+        let (contents, watermark, requested) = {
+            let mut state = self.shared.lock();
+            (state.writing.saving.is_dirty, state.writing.saving.unsaved) = (false, 0);
+            (state.log.contents(), state.log.watermark(), state.writing.saving.requested)
+        };
+        self.save_attempted = requested;
+        self.save_at = Instant::now() + SAVE_EVERY;
+        if let Err(error) = self.cursors.write(&*self.shared.disk, &contents) {
+            self.shared.lock().writing.saving.is_dirty = true;
+            return Err(error);
+        }
+        self.is_unnamed = false;
+        self.note_end(contents.end.position);
+        let mut state = self.shared.lock();
+        state.log.holes.retain(|hole| hole.end > watermark);
+        for (_, cursor) in &mut state.log.cursors {
+            let place = contents.outputs.get(&cursor.output.name);
+            cursor.noted = place.map_or(cursor.noted, |place| place.position);
+        }
+        self.shared.log_not_full(&mut state);
+        if std::mem::replace(&mut state.writing.saving.done, requested) != requested {
+            self.shared.wakes.progress.notify_waiters();
+        }
+        Ok(())
+    }
+
+    /// Notes the end of the log that is now in the cursors file.
+    fn note_end(&mut self, end: Position) {
+        // The check runs once for each save. If the saved end went back, positions after it would
+        // be given again after a crash.
+        assert!(self.saved_end <= end, "the log ends at {end}, and before at {}", self.saved_end);
+        self.saved_end = end;
+    }
+
+    /// Deletes the files of segments that every output has finished, and of dropped segments.
+    /// `which` says whether finished segments that outputs want to keep are deleted too. Saves the
+    /// cursors file first: no place in the cursors file may lie in a deleted file. If one file
+    /// can't be deleted, the other files are deleted all the same.
+    pub(super) fn reclaim(&mut self, which: Reclaim) -> io::Result<()> {
+        self.reclaim_at = Instant::now() + RECLAIM_EVERY;
+        if which == Reclaim::All {
+            self.cut(Cut::All);
+        }
+        let removed = self.choose(which);
+        let (gone, mut failed) = self.remove_abandoned();
+        if removed.is_empty() {
+            self.tell_stuck(failed);
+            // After a power loss the files would be there again, and take more room than allowed.
+            return if gone { self.sync_directories() } else { Ok(()) };
+        }
+        self.save()?;
+        let mut recycled = Vec::new();
+        for (file, spare) in removed {
+            if let Some(spare) = spare
+                && self.recycle(file, spare)
+            {
+                recycled.push(spare.number);
+                continue;
+            }
+            if let Err(error) = self.remove(file) {
+                failed.get_or_insert(error);
+            }
+        }
+        self.tell_stuck(failed);
+        let synced = self.sync_directories();
+        // The contents of a spare file may be overwritten as soon as its new name is synced.
+        let accounting = &mut self.shared.lock().writing.accounting;
+        for number in recycled {
+            match &synced {
+                Ok(()) => accounting.spare_is_ready(number),
+                Err(_) => accounting.discard_spare(number),
+            }
+        }
+        synced
+    }
+
+    /// Syncs the directories of segments and of spare files.
+    fn sync_directories(&self) -> io::Result<()> {
+        self.shared.disk.sync_directory(SPARES)?;
+        self.shared.disk.sync_directory(SEGMENTS)
+    }
+
+    /// Chooses the segments that are to be deleted, and removes them from the log. Those with a
+    /// [`Spare`] are to become this spare file.
+    fn choose(&self, which: Reclaim) -> Vec<(Removed, Option<Spare>)> {
+        let mut guard = self.shared.lock();
+        let wants_kept = guard.wants_kept(self.shared.usable());
+        let SpoolState { log, writing } = &mut *guard;
+        let given = writing.accounting.spare_bytes() + writing.accounting.pending_bytes();
+        let mut wanted = match which {
+            Reclaim::Old => u64::from(wants_kept),
+            Reclaim::Room(bytes) => bytes.saturating_sub(given),
+            Reclaim::All => u64::MAX,
+        };
+        if which != Reclaim::Old {
+            writing.accounting.discard_spares();
+        }
+        let old = now().saturating_sub(log.keeps());
+        let is_chosen = |segment: &&Segment| {
+            let is_chosen = segment.ended <= old || wanted > 0;
+            wanted = wanted.saturating_sub(segment.size);
+            is_chosen
+        };
+        let finished = log.finished().take_while(is_chosen).count();
+        let watermark = log.watermark();
+        let mut spares = Vec::new();
+        for segment in log.segments.drain(..finished) {
+            // The checks run once for each segment. A segment that is chosen here is deleted, even
+            // if somebody still needs it.
+            assert!(!segment.active, "the segment that is written to is not deleted");
+            assert!(segment.end.position <= watermark, "an output needs what is deleted");
+            let removed = (segment.first.position, segment.size);
+            writing.accounting.retire(removed.0, removed.1);
+            let may_be_spare = which == Reclaim::Old && segment.is_sound && !writing.closed;
+            if may_be_spare && segment.size == writing.next_size() {
+                let spare = writing.accounting.plan_spare(segment.size, spares.len());
+                spares.extend(spare.map(|spare| (removed, spare)));
+            }
+        }
+        for (first, _) in writing.accounting.pending_delete() {
+            assert!(log.segment(*first).is_none(), "the log has {first}, which is deleted");
+        }
+        let again = which == Reclaim::All || Instant::now() >= self.again_at;
+        let stuck = writing.accounting.stuck().iter().filter(|_| again);
+        let removed = stuck.chain(writing.accounting.pending_delete()).copied();
+        let keeps_end = writing.health.note_is_unknown;
+        let removed = removed.filter(|(first, _)| !keeps_end || *first < log.end.position);
+        let spare = |file| spares.iter().find(|(of, _)| *of == file).map(|(_, spare)| *spare);
+        removed.map(|file| (file, spare(file))).collect()
+    }
+
+    /// Makes the file of a segment that was removed from the log a spare file. Returns `false` if
+    /// the file has to be deleted instead, because somebody may still read it.
+    fn recycle(&self, file: Removed, spare: Spare) -> bool {
+        let name = segment::file_name(file.0);
+        let recycled = self.shared.disk.recycle(&name, &spare.name());
+        let mut state = self.shared.lock();
+        match recycled {
+            Ok(true) => state.writing.accounting.recycled(file, spare),
+            Ok(false) | Err(_) => return false,
+        }
+        self.shared.log_not_full(&mut state);
+        true
+    }
+
+    /// Deletes the file of a segment that was removed from the log.
+    fn remove(&self, file: Removed) -> io::Result<()> {
+        let outcome = self.delete(&segment::file_name(file.0));
+        let mut state = self.shared.lock();
+        match &outcome {
+            Ok(()) => state.writing.accounting.deleted(file),
+            Err(_) => state.writing.accounting.not_deleted(file),
+        }
+        self.shared.log_not_full(&mut state);
+        outcome
+    }
+
+    /// Deletes a file, if it is still there.
+    fn delete(&self, name: &str) -> io::Result<()> {
+        match self.shared.disk.remove(name) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                self.shared.metrics.spool.write_errors.increment(1);
+                Err(named(name)(error))
+            }
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
+    /// Deletes the abandoned files: files of large request bodies that did not become segments, and
+    /// spare files that are not wanted. The cursors file need not be saved first, because no cursor
+    /// has a place in these files. Returns whether files were deleted, and the first error; `None`
+    /// if there was none. The files that are left are tried again later.
+    fn remove_abandoned(&self) -> (bool, Option<io::Error>) {
+        let abandoned = self.shared.lock().writing.accounting.abandoned().to_vec();
+        let (mut gone, mut failed) = (false, None);
+        for (name, _) in abandoned {
+            if let Err(error) = self.delete(&name) {
+                failed.get_or_insert(error);
+                continue;
+            }
+            gone = true;
+            let mut state = self.shared.lock();
+            state.writing.accounting.deleted_abandoned(&name);
+            self.shared.log_not_full(&mut state);
+        }
+        (gone, failed)
+    }
+
+    /// Logs once that some files can't be deleted, and logs once when all of these files are gone.
+    /// `failed`: the first error of the last attempt to delete files; `None` if there was no error.
+    fn tell_stuck(&mut self, failed: Option<io::Error>) {
+        let files = {
+            let state = self.shared.lock();
+            state.writing.accounting.stuck().len() + state.writing.accounting.abandoned().len()
+        };
+        match failed {
+            Some(error) => {
+                self.again_at = Instant::now() + AGAIN;
+                if !std::mem::replace(&mut self.told_stuck, true) {
+                    tracing::warn!(
+                        files,
+                        %error,
+                        "files of the queue that no output needs can't be deleted: they take room, \
+                         and the queue goes on without that room, trying again"
+                    );
+                }
+            }
+            None if files == 0 && std::mem::take(&mut self.told_stuck) => {
+                tracing::info!("the files of the queue that could not be deleted are gone");
+            }
+            None => {}
+        }
+    }
+
+    /// Deletes the files that no output needs, and wakes large request bodies that wait for room.
+    /// If this fails, logs a warning. If the attempt before failed too, logs nothing.
+    fn reclaim_or_tell(&mut self) {
+        let is_wanted = self.shared.lock().writing.chores.reclaim_wanted;
+        let outcome = self.reclaim(if is_wanted { Reclaim::All } else { Reclaim::Old });
+        self.shared.lock().writing.chores.reclaim_wanted = false;
+        self.shared.wakes.reclaimed.notify_all();
+        let failed = outcome.inspect_err(|error| {
+            self.shared.metrics.spool.write_errors.increment(1);
+            let now = Instant::now();
+            self.reclaim_at = now + RECLAIM_RETRY;
+            self.again_at = self.again_at.max(now + AGAIN);
+            if !self.told_kept {
+                tracing::warn!(
+                    %error,
+                    "segments that are delivered can't be deleted, trying again"
+                );
+            }
+        });
+        self.told_kept = failed.is_err();
+    }
+}

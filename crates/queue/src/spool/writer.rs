@@ -1,0 +1,743 @@
+//! The thread that writes groups of batches, and begins and ends segments.
+//!
+//! Only this thread writes events. It holds the state's lock only to take work and to publish the
+//! outcome. Whatever no sender has to wait for is done by the upkeep ([`super::upkeep`]).
+
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::accounting::Spare;
+use super::incoming::IncomingFile;
+use super::turn::{NoticePanic, Turn};
+#[cfg(test)]
+use super::upkeep::Chore;
+use super::upkeep::{Reclaim, Upkeep, Written};
+use super::{Segment, Shared, SpoolState, TailRecord, Waiting, turn};
+use crate::contract::{Refused, now};
+use crate::cursors::Cursors;
+use crate::segment;
+use crate::segment::{BLOCK, FIRST_RECORD, LogOffset, RecordHeader, Seed, SegmentHeader};
+use crate::synced::{Synced, SyncedFile};
+use base::disk::{Access, File, SEGMENTS, named};
+use base::lock::lock;
+
+/// A block of zeros, for padding.
+const ZEROS: [u8; 4096] = [0; 4096];
+
+/// The pause after the first error, before the writer tries to store again. After each further
+/// error, the pause is twice as long.
+const RETRY_MIN: Duration = Duration::from_millis(250);
+/// The longest pause after an error, before the writer tries to store again.
+const RETRY_MAX: Duration = Duration::from_secs(5);
+
+/// The writer thread.
+///
+/// The thread waits until there is something to do, and then does one [`Step`] at a time. If there
+/// are several steps to do, it does the most urgent one first ([`Writer::turn`]):
+///
+/// 1. probe: a test after an error. No batch is stored until a new segment can be made and synced.
+///    The writer tries this with pauses of [`RETRY_MIN`] to [`RETRY_MAX`].
+/// 2. commit: the first of the waiting batches form a group. The group is written with one write,
+///    synced, and published. Batches that arrive meanwhile wait, and become the next group. A group
+///    ends before a batch that begins a new segment.
+/// 3. seal: the active segment is ended, because the queue is full and the room of this segment is
+///    needed.
+///
+/// After a failed write or sync nobody knows what the file contains after the segment's last
+/// record: the kernel may have forgotten data that it did not write, and the next sync does not
+/// report this. The writer therefore never writes to this segment again. The failed group and all
+/// waiting batches get [`Refused::Disk`]. The positions of the failed group are given to the first
+/// batches of the next segment, because nobody was told of them.
+///
+/// A batch must not be acknowledged to its sender, and must not be visible to a cursor, before this
+/// batch is synced. A write must not touch a block with acknowledged bytes. If the disk does not
+/// answer, nobody waits for the thread: the process may end before the thread has ended.
+pub(super) struct Writer {
+    shared: Arc<Shared>,
+    pub(super) upkeep: Arc<Mutex<Upkeep>>,
+    /// The file that notes up to where the log is synced.
+    synced: SyncedFile,
+    /// The segment that is written to; `None` if there is none, such as at the start and after an
+    /// error.
+    active: Option<Written>,
+    /// The smallest size in bytes of the segment that the next probe must make. A probe tests
+    /// whether the disk works again after an error; no batch is stored until a probe succeeds. The
+    /// size has room for the largest batch of the group that was being written when the error came;
+    /// 0 after a successful probe. It does not matter once all required outputs have finished all
+    /// events: then a smaller segment will do.
+    retry_segment_bytes: u64,
+    /// The time when the writer tries to store again after an error.
+    retry_at: Instant,
+    /// The pause before the next attempt to store, if there is another error.
+    pause: Duration,
+}
+
+/// A step of the writer thread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Step {
+    /// Write the group of batches that is at the front of the waiting batches.
+    Commit,
+    /// End the active segment, because the queue is full and the segment's room is needed.
+    Seal,
+    /// Find out whether batches can be stored again, after the disk has failed.
+    Probe,
+}
+
+impl Writer {
+    pub(super) fn new(shared: Arc<Shared>, cursors: Cursors) -> Self {
+        let upkeep = Upkeep::new(Arc::clone(&shared), cursors);
+        Self {
+            shared,
+            upkeep: Arc::new(Mutex::new(upkeep)),
+            synced: SyncedFile::default(),
+            active: None,
+            retry_segment_bytes: 0,
+            retry_at: Instant::now(),
+            pause: RETRY_MIN,
+        }
+    }
+
+    /// Writes the cursors file for the first time, with every output in it. If the disk is full or
+    /// fails, also returns `Ok`: the writer tries again later, and stores no batch until the file
+    /// is written.
+    ///
+    /// # Errors
+    ///
+    /// The file can never be written: the directory is read-only, or belongs to another user.
+    pub(super) fn begin(&mut self) -> io::Result<()> {
+        let Err(error) = self.upkeep().save() else { return Ok(()) };
+        let never = [io::ErrorKind::PermissionDenied, io::ErrorKind::ReadOnlyFilesystem];
+        if never.contains(&error.kind()) {
+            return Err(error);
+        }
+        self.shared.metrics.spool.write_errors.increment(1);
+        let shared = Arc::clone(&self.shared);
+        self.fault(&mut shared.lock(), format!("the cursors can't be written: {error}"));
+        Ok(())
+    }
+
+    /// Waits until the upkeep's thread has done its chore, and keeps it from doing the next one.
+    /// The caller must not hold the lock of the state.
+    fn upkeep(&self) -> MutexGuard<'_, Upkeep> {
+        lock(&self.upkeep)
+    }
+
+    /// Does one step after the other until the queue is closed. At the end writes the batches that
+    /// are still waiting, saves the cursors file if it is out of date, deletes the files that no
+    /// output needs, and returns.
+    pub(super) fn run(mut self) {
+        let shared = Arc::clone(&self.shared);
+        let _panic = NoticePanic(Arc::clone(&shared));
+        loop {
+            let mut state = shared.lock();
+            state.writing.health.busy = None;
+            let step = loop {
+                match self.turn(&state) {
+                    Turn::Do(step) => break step,
+                    Turn::End => {
+                        drop(state);
+                        return self.end();
+                    }
+                    Turn::Wait(until) => {
+                        let waited = shared.wakes.writer.wait_timeout(state, turn::wait(until));
+                        state = waited.unwrap_or_else(PoisonError::into_inner).0;
+                    }
+                }
+            };
+            state.writing.health.busy = Some(Instant::now());
+            drop(state);
+            self.perform(step);
+        }
+    }
+
+    /// Returns the next action: the most urgent step that is to be done now, or how long to wait,
+    /// or that the thread ends because the queue is closed. The order of the steps is described at
+    /// [`Writer`].
+    fn turn(&self, state: &SpoolState) -> Turn<Step> {
+        let has_fault = state.writing.health.error.is_some();
+        if state.writing.closed {
+            Turn::End
+        } else if has_fault && Instant::now() >= self.retry_at {
+            Turn::Do(Step::Probe)
+        } else if !state.writing.waiting.is_empty() && !has_fault {
+            Turn::Do(Step::Commit)
+        } else if state.can_seal_for_room() {
+            Turn::Do(Step::Seal)
+        } else {
+            Turn::Wait(has_fault.then_some(self.retry_at))
+        }
+    }
+
+    /// Returns `true` if neither the writer nor the upkeep has anything to do, and both wait until
+    /// another thread wakes them.
+    #[cfg(test)]
+    pub(super) fn is_idle(&self) -> bool {
+        matches!(self.turn(&self.shared.lock()), Turn::Wait(None)) && self.upkeep().is_idle()
+    }
+
+    pub(super) fn perform(&mut self, step: Step) {
+        match step {
+            Step::Commit => self.commit(),
+            Step::Seal => self.seal_for_room(),
+            Step::Probe => self.probe(),
+        }
+    }
+
+    #[cfg(test)]
+    pub(super) fn keep_up(&mut self, chore: Chore) {
+        self.upkeep().perform(chore);
+    }
+
+    /// Takes the first group of batches from the waiting ones, writes and syncs this group, and
+    /// answers its senders. The group ends before the next batch that begins a new segment.
+    fn commit(&mut self) {
+        let mut group: Vec<Waiting> = {
+            let mut state = self.shared.lock();
+            let begins = |waiting: &Waiting| waiting.opens.is_some();
+            let later = state.writing.waiting.iter().skip(1).position(begins);
+            let count = later.map_or(state.writing.waiting.len(), |index| index + 1);
+            let group: Vec<Waiting> = state.writing.waiting.drain(..count).collect();
+            state.writing.accounting.take_in_hand(&group);
+            group
+        };
+        if let Some(file) = group.first_mut().and_then(|first| first.incoming.take()) {
+            return self.commit_incoming(group, &file);
+        }
+        let Some(first) = group.first() else { return };
+        if let Some(size) = first.opens {
+            let needed = FIRST_RECORD + group.iter().map(Waiting::needed).sum::<u64>();
+            match self.open_segment(size, needed.min(size)) {
+                Ok(made) if made < size => self.turn_away(made - needed),
+                Ok(_) => self.shared.lock().writing.accounting.opened(),
+                Err(error) => {
+                    return self.refuse(group, "no room for a new segment", &error, false);
+                }
+            }
+        }
+        match self.write(&group) {
+            Ok(records) => self.publish(group, records),
+            Err(error) => self.refuse(group, "a batch can't be written and synced", &error, true),
+        }
+    }
+
+    /// Makes the file of a large request body a segment of the log, and answers the sender. `group`
+    /// contains only this body.
+    fn commit_incoming(&mut self, group: Vec<Waiting>, file: &IncomingFile) {
+        let received = group.first().map_or_else(now, |waiting| waiting.received);
+        let end = self.make_way();
+        let filled = end.and_then(|end| Ok((end, Self::fill_in(file, received, end)?)));
+        let named = filled.inspect_err(|_| {
+            self.shared.lock().writing.accounting.abandon(file.name.clone(), file.size);
+        });
+        if let Err(error) = named.and_then(|(end, place)| self.adopt(file, end, place)) {
+            return self.refuse(group, "a large body can't be made a segment", &error, false);
+        }
+        self.pause = RETRY_MIN;
+        self.seal();
+        for Waiting { append, done, .. } in group {
+            self.shared.metrics.accepted(append.events, file.bytes, &append.levels);
+            self.shared.lock().publish_incoming(file, append.events);
+            // The sender may have gone: then nobody needs the answer.
+            done.send(Ok(())).ok();
+        }
+    }
+
+    /// Writes and syncs the headers of a segment that begins at `end`, and of its records, into the
+    /// file of a large request body. The lines in the file are synced already. Returns the place
+    /// where the segment ends.
+    fn fill_in(incoming: &IncomingFile, received: u64, end: LogOffset) -> io::Result<LogOffset> {
+        let header = SegmentHeader::new(end, now(), false);
+        let (seed, mut place) = (header.seed(), end);
+        for record in &incoming.records {
+            let header = RecordHeader {
+                first: place.position,
+                first_byte: place.byte,
+                received,
+                length: record.length,
+                events: record.events,
+                // Each record is a group of its own. A reader then takes zeros inside the file for
+                // damage, never for a torn write.
+                group: place.position,
+                crc: seed.combine(record.crc, length(record.length)),
+            };
+            incoming.file.write_at(&[&header.encode(seed)], record.offset)?;
+            place = header.end_place();
+        }
+        incoming.file.write_at(&[&header.encode()], 0)?;
+        incoming.file.sync()?;
+        Ok(place)
+    }
+
+    /// Makes the file of a large request body the segment that begins at `end` and ends at `place`:
+    /// renames the file. After an error the file is to be deleted: nobody was told that the body is
+    /// safe. If possible, the file then gets its old name back, because a start deletes files with
+    /// such names.
+    fn adopt(
+        &mut self,
+        incoming: &IncomingFile,
+        end: LogOffset,
+        place: LogOffset,
+    ) -> io::Result<()> {
+        let (disk, started) = (Arc::clone(&self.shared.disk), Instant::now());
+        let name = segment::file_name(end.position);
+        let renamed = disk.rename(&incoming.name, &name);
+        let synced = Synced { end: place, segment: end.position, offset: incoming.size };
+        let is_renamed = renamed.is_ok();
+        let safe =
+            renamed.and_then(|()| disk.sync_directory(SEGMENTS)).and_then(|()| self.note(&synced));
+        if let Err(error) = safe {
+            let may_be_noted = self.shared.lock().writing.health.note_is_unknown;
+            let keeps_name =
+                is_renamed && (may_be_noted || disk.rename(&name, &incoming.name).is_err());
+            let accounting = &mut self.shared.lock().writing.accounting;
+            if keeps_name {
+                accounting.adopt_incoming(incoming.size);
+                accounting.retire(end.position, incoming.size);
+            } else {
+                accounting.abandon(incoming.name.clone(), incoming.size);
+            }
+            return Err(error);
+        }
+        self.shared.metrics.spool.sync.record(started.elapsed().as_secs_f64());
+        Ok(())
+    }
+
+    /// Refuses all waiting batches. The disk had room only for a smaller segment than the one for
+    /// which these batches were planned. The group of batches that is just being written fits, and
+    /// is not refused. `free`: the number of bytes that are still free in the smaller segment after
+    /// this group.
+    fn turn_away(&self, free: u64) {
+        let behind = {
+            let mut state = self.shared.lock();
+            state.writing.accounting.clear_line(free);
+            state.writing.clear_line()
+        };
+        refuse_all(behind);
+    }
+
+    /// Writes a group of batches after the last record of the active segment, and syncs the file.
+    /// Then notes the new end of the log in the file `synced`. Returns the offset and the header of
+    /// each new record.
+    fn write(&mut self, group: &[Waiting]) -> io::Result<Vec<(u64, RecordHeader)>> {
+        let Some(active) = &self.active else {
+            return Err(io::Error::other("no segment is open"));
+        };
+        let seed = Seed::of(active.first);
+        let (mut at, mut place) = self.shared.lock().log.place_for(active.first, group);
+        let (start, first) = (at, place.position);
+        let mut records = Vec::with_capacity(group.len());
+        for waiting in group {
+            let lines = &waiting.append.lines;
+            let header = RecordHeader {
+                first: place.position,
+                first_byte: place.byte,
+                received: waiting.received,
+                length: lines.len() as u64,
+                events: waiting.append.events,
+                group: first,
+                crc: seed.crc(lines),
+            };
+            records.push((at, header));
+            at += header.size();
+            place = header.end_place();
+        }
+        let headers: Vec<_> = records.iter().map(|(_, header)| header.encode(seed)).collect();
+        let mut pieces: Vec<&[u8]> = headers
+            .iter()
+            .zip(group)
+            .flat_map(|(header, waiting)| [header.as_slice(), &waiting.append.lines])
+            .collect();
+        pieces.push(&ZEROS[..length(at.next_multiple_of(BLOCK) - at)]);
+        let started = Instant::now();
+        active.file.write_at(&pieces, start)?;
+        active.file.sync()?;
+        let synced = Synced { end: place, segment: active.first, offset: at };
+        self.note(&synced)?;
+        self.shared.metrics.spool.sync.record(started.elapsed().as_secs_f64());
+        Ok(records)
+    }
+
+    /// Notes the end of the log in the file `synced`.
+    fn note(&mut self, synced: &Synced) -> io::Result<()> {
+        let noted = self.synced.write(&*self.shared.disk, synced);
+        self.shared.lock().writing.health.note_is_unknown = noted.is_err();
+        noted
+    }
+
+    /// Notes where the log ends, if the last note has failed. See `Health`.
+    fn note_again(&mut self) -> io::Result<()> {
+        let synced = {
+            let SpoolState { log, writing } = &*self.shared.lock();
+            if !writing.health.note_is_unknown {
+                return Ok(());
+            }
+            let last = log.segments.back().map(|last| (last.first.position, last.offset));
+            let (segment, offset) = last.unwrap_or((log.end.position, FIRST_RECORD));
+            Synced { end: log.end, segment, offset }
+        };
+        self.note(&synced)
+    }
+
+    /// Makes a synced group of batches visible to outputs: adds it to the log, counts its events,
+    /// keeps the new records in memory, and answers the senders.
+    fn publish(&mut self, group: Vec<Waiting>, records: Vec<(u64, RecordHeader)>) {
+        self.pause = RETRY_MIN;
+        let metrics = &self.shared.metrics;
+        let planned: u64 = group.iter().map(Waiting::needed).sum();
+        let mut guard = self.shared.lock();
+        let state = &mut *guard;
+        let Some(segment) = state.log.segments.back_mut() else { return };
+        let before = segment.offset.next_multiple_of(BLOCK);
+        if let Some((offset, last)) = records.last() {
+            segment.offset = offset + last.size();
+            segment.end = LogOffset { position: last.end(), byte: last.end_byte() };
+            state.log.end = segment.end;
+        }
+        let used = segment.offset.next_multiple_of(BLOCK) - before;
+        let first = segment.first.position;
+        assert!(used <= planned, "a group takes {used} bytes, and was promised {planned}");
+        let is_last = state.writing.waiting.iter().all(|waiting| waiting.opens.is_none());
+        state.writing.accounting.published(if is_last { planned.saturating_sub(used) } else { 0 });
+        let mut evicted = Vec::new();
+        for (waiting, (offset, header)) in group.into_iter().zip(records) {
+            let bytes = waiting.append.lines.len() as u64;
+            metrics.accepted(waiting.append.events, bytes, &waiting.append.levels);
+            state.log.accepted += waiting.append.events;
+            let record = TailRecord::new(first, offset, header, waiting.append.lines);
+            state.log.remember(record, &mut evicted);
+            // The sender may have gone: then nobody needs the answer.
+            waiting.done.send(Ok(())).ok();
+        }
+        let is_new = state.writing.saving.touch();
+        state.log.wake_cursors();
+        drop(guard);
+        if is_new {
+            self.shared.wakes.upkeep.notify_one();
+        }
+        drop(evicted);
+    }
+
+    /// Refuses all batches of a group that could not be stored, and all waiting batches. `closes`
+    /// is `true` if a write or sync has failed: nobody then knows what the file contains after the
+    /// segment's last record. The writer never writes to such a segment again.
+    fn refuse(&mut self, group: Vec<Waiting>, what: &str, error: &io::Error, closes: bool) {
+        self.shared.metrics.spool.write_errors.increment(1);
+        let largest = group.iter().map(Waiting::needed).max().unwrap_or(0);
+        self.retry_segment_bytes = FIRST_RECORD + largest;
+        let shared = Arc::clone(&self.shared);
+        let mut state = shared.lock();
+        if closes {
+            self.active = None;
+            if let Some(segment) = state.log.segments.back_mut() {
+                segment.end_now();
+                segment.is_sound = false;
+                if segment.first == segment.end {
+                    let (first, size) = (segment.first.position, segment.size);
+                    state.writing.accounting.retire(first, size);
+                    state.log.segments.pop_back();
+                }
+            }
+        }
+        let behind = state.writing.clear_line();
+        state.writing.accounting.clear_plans(0);
+        if is_full(error)
+            && let Some(chosen) = state.log.droppable(self.retry_segment_bytes, false)
+        {
+            state.drop_segments(chosen, &self.shared.metrics);
+        }
+        self.fault(&mut state, format!("{what}: {error}"));
+        drop(state);
+        self.shared.wakes.upkeep.notify_one();
+        refuse_all(group.into_iter().chain(behind));
+    }
+
+    /// Notes an error of the disk. Logs the error, unless the same error was noted before. No batch
+    /// is stored until a probe succeeds, which comes after the present pause. The pause after the
+    /// next error is twice as long.
+    fn fault(&mut self, state: &mut SpoolState, fault: String) {
+        if state.writing.health.error.as_ref() != Some(&fault) {
+            let error = fault.clone();
+            self.shared.metrics.changed(telemetry::State::DiskRefuses { error });
+        }
+        state.writing.health.error = Some(fault);
+        self.retry_at = Instant::now() + self.pause;
+        self.pause = (self.pause * 2).min(RETRY_MAX);
+    }
+
+    /// Tests whether batches can be stored again after an error, and notes the result.
+    fn probe(&mut self) {
+        match self.try_probe() {
+            Ok(()) => {
+                self.shared.lock().writing.health.error = None;
+                self.shared.metrics.changed(telemetry::State::DiskIsWell);
+            }
+            Err(error) => {
+                self.shared.metrics.spool.write_errors.increment(1);
+                let shared = Arc::clone(&self.shared);
+                self.fault(&mut shared.lock(), format!("a new segment can't be made: {error}"));
+            }
+        }
+    }
+
+    /// Returns `Ok` if the disk works again. To find out, it makes and syncs a new segment. If the
+    /// queue is full, no segment may be made. In this case it writes the cursors file instead.
+    fn try_probe(&mut self) -> io::Result<()> {
+        if self.upkeep().is_unnamed {
+            self.upkeep().save()?;
+        }
+        self.note_again()?;
+        self.reclaim_all()?;
+        let size = {
+            let state = self.shared.lock();
+            state.writing.segment_bytes.min(self.shared.room(&state)) / BLOCK * BLOCK
+        };
+        let least = FIRST_RECORD + BLOCK;
+        if size < least {
+            // The disk works, but the queue is full. Appends are then refused for that reason.
+            return self.upkeep().save();
+        }
+        // The segment must have room for the largest batch that was refused. Otherwise a nearly
+        // full disk would count as working after each small batch, and as failed after each large
+        // one. If all required outputs have finished all events, no more room will become free, and
+        // a segment of any size will do.
+        let empty = {
+            let state = self.shared.lock();
+            state.log.required_watermark() == state.log.end.position
+        };
+        let wanted = if empty { least } else { self.retry_segment_bytes.clamp(least, size) };
+        let made = self.open_segment(size, wanted)?;
+        self.retry_segment_bytes = 0;
+        self.shared.lock().writing.accounting.clear_plans(made - FIRST_RECORD);
+        Ok(())
+    }
+
+    /// Makes a new segment at the end of the log, into which the next batches are written. Uses the
+    /// file that the upkeep has made ready, if there is one of this size. If the disk has no room
+    /// for `size` bytes, a smaller segment is made. Fewer than `least` bytes are an error. Returns
+    /// the size of the segment.
+    fn open_segment(&mut self, size: u64, least: u64) -> io::Result<u64> {
+        let end = self.make_way()?;
+        let spare = self.take_spare(size);
+        let (file, size) = match spare {
+            Some(spare) => (self.use_spare(spare, end)?, size),
+            None => self.make_segment(end, size, least)?,
+        };
+        self.seal();
+        let mut state = self.shared.lock();
+        state.writing.accounting.made(size);
+        state.writing.chores.spare_failed = false;
+        state.log.begin_segment(Segment {
+            reused: spare.is_some_and(|spare| spare.reused),
+            active: true,
+            ended: 0,
+            ..Segment::new(end, size)
+        });
+        drop(state);
+        self.active = Some(Written { file, first: end.position });
+        // The next segment is made ready.
+        self.shared.wakes.upkeep.notify_one();
+        Ok(size)
+    }
+
+    /// Takes a spare file of this size. If there is none, first waits for the upkeep's present
+    /// chore, which may be making one.
+    fn take_spare(&self, size: u64) -> Option<Spare> {
+        let take = || self.shared.lock().writing.accounting.take_spare(size);
+        take().or_else(|| {
+            drop(self.upkeep());
+            take()
+        })
+    }
+
+    /// Makes a spare file the segment that begins at `end`. The file gets the name of the segment
+    /// only after its new header is synced. Returns the open file.
+    fn use_spare(&self, spare: Spare, end: LogOffset) -> io::Result<Arc<dyn File>> {
+        let disk = &self.shared.disk;
+        let old = spare.name();
+        let name = segment::file_name(end.position);
+        let header = SegmentHeader::new(end, now(), spare.reused);
+        let renamed = disk.open(&old, Access::Append).and_then(|file| {
+            write_header(&*file, header)?;
+            disk.rename(&old, &name)?;
+            Ok(file)
+        });
+        let file = renamed.inspect_err(|_| {
+            self.shared.lock().writing.accounting.discard_spare(spare.number);
+        })?;
+        self.shared.lock().writing.accounting.spare_is_used(spare.number);
+        disk.sync_directory(SEGMENTS).inspect_err(|_| {
+            self.shared.lock().writing.accounting.made_in_vain(end.position, spare.size);
+        })?;
+        Ok(file)
+    }
+
+    /// Makes the file of the segment that begins at `end`. Returns the open file and its size,
+    /// which is at least `least`.
+    fn make_segment(
+        &mut self,
+        end: LogOffset,
+        mut size: u64,
+        least: u64,
+    ) -> io::Result<(Arc<dyn File>, u64)> {
+        let missing = |writer: &Self| {
+            let state = writer.shared.lock();
+            let accounting = &state.writing.accounting;
+            (accounting.files() + size).saturating_sub(accounting.limit(writer.shared.usable()))
+        };
+        let bytes = missing(self);
+        if bytes > 0 {
+            self.upkeep().reclaim(Reclaim::Room(bytes))?;
+        }
+        if missing(self) > 0 {
+            self.reclaim_all()?;
+        }
+        if missing(self) > 0 || size < least {
+            return Err(io::Error::other("queue.max_bytes leaves no room for it"));
+        }
+        let name = segment::file_name(end.position);
+        let disk = Arc::clone(&self.shared.disk);
+        loop {
+            match disk.create(&name, size) {
+                Err(error)
+                    if is_full(&error)
+                        && self.shared.lock().writing.accounting.spare_bytes() > 0 =>
+                {
+                    self.reclaim_all()?;
+                }
+                Err(error) if is_full(&error) && size > least => {
+                    size = (size / 2).next_multiple_of(BLOCK).max(least);
+                }
+                Err(error) if is_full(&error) && self.drop_for_space() => self.reclaim_all()?,
+                // The file is left from a segment that could not be made. Nothing in the file was
+                // acknowledged.
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => disk.remove(&name)?,
+                made => break drop(made?),
+            }
+        }
+        let safe = disk.open(&name, Access::Append).and_then(|file| {
+            write_header(&*file, SegmentHeader::new(end, now(), false))?;
+            disk.sync_directory(SEGMENTS)?;
+            Ok((file, size))
+        });
+        safe.inspect_err(|_| {
+            self.shared.lock().writing.accounting.made_in_vain(end.position, size);
+        })
+    }
+
+    /// Returns the place in the log where the next segment begins. Before that, makes sure that no
+    /// other file has the name of the next segment.
+    fn make_way(&mut self) -> io::Result<LogOffset> {
+        let (end, is_taken) = {
+            let mut state = self.shared.lock();
+            // A segment without a record has the name that the next segment needs.
+            if let Some(empty) = state.log.segments.pop_back_if(|last| last.first == last.end) {
+                self.active = None;
+                state.writing.accounting.retire(empty.first.position, empty.size);
+            }
+            let end = state.log.end;
+            (end, state.writing.accounting.has_name(end.position))
+        };
+        if is_taken {
+            self.reclaim_all()?;
+            if self.shared.lock().writing.accounting.is_stuck(end.position) {
+                // A segment that can't be deleted has the name. If it were deleted later, the new
+                // segment would be deleted instead.
+                let name = segment::file_name(end.position);
+                let error = io::Error::other("an empty segment of this name can't be deleted");
+                return Err(named(&name)(error));
+            }
+        }
+        Ok(end)
+    }
+
+    /// Finds out whether a segment can be deleted when the disk is full although `queue.max_bytes`
+    /// is not reached. Returns `true` if there is a segment that every output has finished.
+    /// Otherwise drops a segment that only optional outputs need, and returns `true`. If there is
+    /// none, returns `false`.
+    fn drop_for_space(&self) -> bool {
+        let mut state = self.shared.lock();
+        if state.log.finished().next().is_none() {
+            let Some(oldest) = state.log.droppable(1, false) else { return false };
+            state.drop_segments(oldest, &self.shared.metrics);
+        }
+        true
+    }
+
+    /// Ends the active segment: no batch is written to it any more. The upkeep cuts its file.
+    fn seal(&mut self) {
+        let Some(active) = self.active.take() else { return };
+        let mut state = self.shared.lock();
+        let Some(segment) = state.log.segment_mut(active.first) else { return };
+        segment.end_now();
+        state.writing.chores.ended.push(active);
+    }
+
+    /// Ends the active segment if the queue is full and every required output has finished all
+    /// events, so that the room of the segment can be used. Also drops all segments that only
+    /// optional outputs need, because their room may be enough only together with the room of this
+    /// segment.
+    fn seal_for_room(&mut self) {
+        let mut state = self.shared.lock();
+        if !state.can_seal_for_room() {
+            return;
+        }
+        self.active = None;
+        state.writing.accounting.clear_plans(0);
+        if let Some(last) = state.log.segments.back_mut() {
+            last.end_now();
+        }
+        let all = state.log.droppable(state.log.spare_bytes(), false).unwrap_or_default();
+        state.drop_segments(all, &self.shared.metrics);
+        drop(state);
+        self.shared.wakes.upkeep.notify_one();
+    }
+
+    /// Deletes all files that no output needs, because their room is needed now.
+    fn reclaim_all(&mut self) -> io::Result<()> {
+        self.seal_for_room();
+        self.upkeep().reclaim(Reclaim::All)
+    }
+
+    /// Does the last work of the writer: writes all waiting batches, ends the last segment, and
+    /// lets the upkeep do its last work ([`Upkeep::end`]).
+    pub(super) fn end(mut self) {
+        while !self.shared.lock().writing.waiting.is_empty() {
+            self.commit();
+        }
+        self.shared.lock().writing.accounting.clear_plans(0);
+        self.seal();
+        self.upkeep().end();
+    }
+}
+
+/// Tells the senders of these batches that they are not stored.
+fn refuse_all(batches: impl IntoIterator<Item = Waiting>) {
+    for waiting in batches {
+        // The sender may have gone: then nobody needs the answer.
+        waiting.done.send(Err(Refused::Disk)).ok();
+    }
+}
+
+/// Writes the header of a segment, with zeros up to the first record, and syncs the file.
+fn write_header(file: &dyn File, header: SegmentHeader) -> io::Result<()> {
+    let header = header.encode();
+    file.write_at(&[&header, &ZEROS[header.len()..]], 0)?;
+    file.sync()
+}
+
+/// Converts the length of something that is in memory to `usize`.
+fn length(bytes: u64) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX)
+}
+
+/// Returns `true` if the error means that the disk is full, that the user's quota is used up, or
+/// that the file would be larger than allowed.
+fn is_full(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded | io::ErrorKind::FileTooLarge
+    )
+}
