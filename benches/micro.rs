@@ -21,7 +21,7 @@ use base::position::Position;
 use config::Config;
 use criterion::measurement::{Measurement, ValueFormatter, WallTime};
 use criterion::{BatchSize, BenchmarkGroup, Criterion, Throughput};
-use kube_audit_forwarder::filter::{EventView, Filter, Rules};
+use delivery::filter::{EventView, Filter, Rules};
 use kube_audit_forwarder::output;
 use kube_audit_forwarder::output::Encode as _;
 use kube_audit_forwarder::output::syslog::{Messages, Settings};

@@ -32,11 +32,11 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::{Service, ServiceBuilder};
 
-use crate::delivery::Status;
 use crate::listener::Token;
 use crate::source;
-use crate::tap::Taps;
 use base::lock::lock;
+use delivery::Status;
+use delivery::tap::Taps;
 use queue::Queue;
 use telemetry::{OutputMetrics, Telemetry};
 

@@ -12,14 +12,15 @@ use std::sync::Arc;
 
 use rustls_pki_types::UnixTime;
 
-use crate::delivery::DeadLetters;
 use crate::listener::Settings;
+use crate::output;
 use crate::source::Sources;
-use crate::{filter, output};
 use base::named_file;
 use client::tls;
 use client::tls::{Chain, TlsError};
 use config::{Checked, Config, Content, Named, Problem, Restrict, Severity};
+use delivery::DeadLetters;
+use delivery::filter;
 use evidence_log::tlog::key::SigningKey;
 use process::restrict;
 use telemetry::Telemetry;

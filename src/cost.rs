@@ -20,9 +20,9 @@
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::filter;
 use audit::request::{Reader, Request};
 use audit::scan;
+use delivery::filter;
 use transform::policy::{Decision, Level, Located, Policy, Users};
 use transform::redact;
 use transform::redact::Change;

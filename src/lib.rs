@@ -32,6 +32,7 @@
 //! | [`client`] | TLS, sockets, single HTTP requests, clients of Kafka |
 //! | [`process`] | what the kernel grants the process, and what it gives up |
 //! | [`queue`] | positions, lines and limits; the log in files; no JSON, no HTTP |
+//! | [`delivery`] | the loop of an output, its filter, events that a person looks at |
 //!
 //! Of the modules here, a row imports only from rows above it. Listeners, sources and outputs meet
 //! at the queue and nowhere else. The test `tests/it/docs/layers.rs` compares this table with the
@@ -40,8 +41,7 @@
 //! | row | modules | what they know |
 //! |---|---|---|
 //! | 4 | [`haproxy`] [`top`] | HAProxy's config · a relay's state on a terminal |
-//! | 5 | [`filter`] [`tap`] | which events an output sends · events that a person looks at |
-//! | 6 | [`listener`] [`source`] [`delivery`] [`replay`] [`evidence`] | requests · topics · the loop of an output · files of events · what proves that the log is whole |
+//! | 6 | [`listener`] [`source`] [`replay`] [`evidence`] | requests · topics · files of events · what proves that the log is whole |
 //! | 7 | [`output`] [`verify`] [`cost`] | the protocols · whether the evidence is whole · what a policy makes of recorded events |
 //! | 8 | [`admin`] [`check`] [`doctor`] | metrics, health, status · files that a config names · what kube-apiserver and the relays count |
 //! | 9 | [`relay`] | which parts there are; how they change and end |
@@ -65,17 +65,14 @@ pub mod cli;
 #[cfg(test)]
 mod config_tests;
 pub mod cost;
-pub mod delivery;
 pub mod demo;
 pub mod doctor;
 pub mod evidence;
-pub mod filter;
 pub mod haproxy;
 pub mod listener;
 pub mod output;
 pub mod relay;
 pub mod replay;
 pub mod source;
-pub mod tap;
 pub mod top;
 pub mod verify;

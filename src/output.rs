@@ -31,8 +31,8 @@
 
 use std::sync::Arc;
 
-use crate::delivery::{DeadLetters, Prepared};
 use config::OutputType;
+use delivery::{DeadLetters, Prepared};
 use telemetry::Telemetry;
 
 pub(crate) mod elasticsearch;

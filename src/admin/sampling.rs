@@ -114,7 +114,7 @@ mod tests {
     use serde_json::Value;
 
     use super::*;
-    use crate::tap::Taps;
+    use delivery::tap::Taps;
     use queue::Queue;
     use telemetry::Telemetry;
 

@@ -8,12 +8,12 @@ use std::time::{Duration, UNIX_EPOCH};
 use tokio::time::Instant;
 
 use super::{Admin, Listener, Output};
-use crate::delivery::{AddressState, AsideEvents};
 use crate::source;
 use audit::time::rfc3339;
 use base::lock::lock;
 use base::release;
 use config::Restrict;
+use delivery::{AddressState, AsideEvents};
 use process::restrict;
 use queue::{Backlog, Queue};
 use telemetry::status::thresholds::held;

@@ -26,12 +26,12 @@ use tokio_util::sync::CancellationToken;
 
 use super::{Caller, text};
 use crate::listener::Token;
-use crate::tap::{
+use base::lock::lock;
+use base::words::escape;
+use delivery::tap::{
     Allowance, BYTES_PER_SECOND, Conditions, EVENT_BYTES_MAX, LINES_PER_SECOND, Line, Looked,
     Skipped, TAPS_MAX, Tap, Taps, View,
 };
-use base::lock::lock;
-use base::words::escape;
 
 /// The longest time for which a tap is open. A person who still needs it opens another.
 const TAP_TIME: Duration = Duration::from_secs(3600);

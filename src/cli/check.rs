@@ -9,11 +9,12 @@ use std::sync::Arc;
 use clap::Args;
 
 use super::{ConfigFile, FAILED, WRONG, in_time, read, report, runtime, wrong};
-use crate::delivery::DeadLetters;
 use crate::source::Sources;
-use crate::{check, filter, output};
+use crate::{check, output};
 use base::named_file;
 use config::{Checked, Config, Severity};
+use delivery::DeadLetters;
+use delivery::filter;
 use telemetry::Telemetry;
 
 mod summary;

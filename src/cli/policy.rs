@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 use clap::Subcommand;
 
 use super::{WRONG, cannot_read, print, read_input};
-use crate::filter;
 use audit::request::{Request, request};
 use audit::scan;
 use base::words::escape;
+use delivery::filter;
 use transform::policy::Policy;
 
 mod cost;

@@ -18,11 +18,11 @@ use tokio::time::timeout;
 use url::Position;
 
 use super::{cannot_read, failed, healthcheck, read, wrong};
-use crate::tap::{Conditions, Fields};
 use audit::time;
 use base::words::{escape, grouped};
 use client::ask;
 use client::ask::{Reply, Target};
+use delivery::tap::{Conditions, Fields};
 
 /// The time limit for the connection and the head of the response together.
 const ANSWER: Duration = Duration::from_secs(10);

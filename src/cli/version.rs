@@ -2,7 +2,7 @@
 
 use std::sync::LazyLock;
 
-use crate::{delivery, replay};
+use crate::replay;
 use base::release;
 use base::release::Format;
 

@@ -25,13 +25,13 @@ use super::http::api::{
     write_events,
 };
 use super::setup::{IntoConnector, Setup};
-use crate::delivery::failure::Failure;
-use crate::delivery::link::{Parts, Verdict};
-use crate::delivery::prepared::Connector;
 use audit::time::rfc3339;
 use base::words::escape::is_plain;
 use config::{Compression, HttpClient, HttpKeys, OutputSettings, Target};
 use config_table::table::{Table, optional, required};
+use delivery::failure::Failure;
+use delivery::link::{Parts, Verdict};
+use delivery::prepared::Connector;
 use queue::{Batch, Identity, Take};
 use telemetry::{AttemptError, OutputMetrics};
 use transform::shape;

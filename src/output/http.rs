@@ -49,13 +49,13 @@ mod wire;
 pub(crate) use settings::Settings;
 
 use super::setup::{IntoConnector, Setup};
-use crate::delivery::endpoints::{Endpoints, Probed, ResolvedAddress, Watch};
-use crate::delivery::failure::Failure;
-use crate::delivery::files::Files;
-use crate::delivery::link::{Begin, Connect};
-use crate::delivery::prepared::Connector;
 use api::Api;
 use client::Client;
+use delivery::endpoints::{Endpoints, Probed, ResolvedAddress, Watch};
+use delivery::failure::Failure;
+use delivery::files::Files;
+use delivery::link::{Begin, Connect};
+use delivery::prepared::Connector;
 use link::HttpLink;
 use request::AnyConsumer;
 use transfers::Transfers;

@@ -22,12 +22,12 @@ use super::http::service::Service;
 use super::iam;
 use super::iam::{Credentials, Iam, IamSettings};
 use super::setup::{IntoConnector, Setup};
-use crate::delivery::endpoints::Probed;
-use crate::delivery::failure::Failure;
-use crate::delivery::prepared::Connector;
 use audit::time::nanos;
 use config::{BatchBytes, Compression, HttpClient, HttpKeys, OutputSettings, Target};
 use config_table::table::{TABLE, Table, optional, required, whole};
+use delivery::endpoints::Probed;
+use delivery::failure::Failure;
+use delivery::prepared::Connector;
 use queue::{Batch, Identity, Take};
 
 /// The greatest number of bytes of a request, as the documentation of the API says.

@@ -13,9 +13,9 @@ mod tests;
 use std::convert::Infallible;
 
 use super::setup::{IntoConnector, Setup};
-use crate::delivery::prepared::Connector;
 use config::{Compression, Kafka, OutputSettings, Target};
 use config_table::table::Table;
+use delivery::prepared::Connector;
 
 /// The settings of an output of `type = "kafka"`, as read from the config.
 #[derive(Debug, Clone, PartialEq)]

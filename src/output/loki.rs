@@ -16,9 +16,9 @@ use super::event_fields::{EventFields, unescaped};
 use super::http::HttpConnector;
 use super::http::api::{Api, Encoded, Reply, RequestHead, TestRequest};
 use super::setup::{IntoConnector, Setup};
-use crate::delivery::prepared::Connector;
 use config::{Compression, HttpClient, HttpKeys, OutputSettings, Target};
 use config_table::table::{Table, optional};
+use delivery::prepared::Connector;
 use queue::{Batch, Identity, lines};
 use transform::shape::write_string;
 

@@ -23,9 +23,9 @@ use flate2::write::ZlibEncoder;
 use super::setup::{IntoConnector, Setup};
 use super::transport::acknowledged;
 use super::transport::acknowledged::{Answers, Encoding, Frames, Protocol};
-use crate::delivery::prepared::Connector;
 use config::{OutputSettings, Stream, Target};
 use config_table::table::Table;
+use delivery::prepared::Connector;
 use queue::{Batch, lines};
 
 /// The greatest number of bytes of one event. Logstash stores the length of an event in a signed

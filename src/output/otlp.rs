@@ -18,12 +18,12 @@ use super::http::api::{
     write_events,
 };
 use super::setup::{IntoConnector, Setup};
-use crate::delivery::failure::Failure;
-use crate::delivery::link::{Part, Verdict};
-use crate::delivery::prepared::Connector;
 use client::ask::JSON;
 use config::{BatchBytes, Compression, HttpClient, HttpKeys, OutputSettings, Target};
 use config_table::table::Table;
+use delivery::failure::Failure;
+use delivery::link::{Part, Verdict};
+use delivery::prepared::Connector;
 use queue::{Batch, Identity, Take};
 use telemetry::AttemptError;
 
@@ -35,7 +35,7 @@ const ANSWER_BYTES: usize = 1 << 20;
 const BATCH_BYTES: u64 = 4_000_000;
 
 /// The name of the scope: the program that has written the records.
-const SCOPE: &str = env!("CARGO_PKG_NAME");
+const SCOPE: &str = base::release::NAME;
 
 /// `SEVERITY_NUMBER_INFO`. An audit event is information, whatever its audit level is.
 const SEVERITY: u64 = 9;

@@ -17,9 +17,9 @@ use super::syslog::Rfc5424;
 use super::transport::acknowledged;
 use super::transport::acknowledged::{Answers, Encoding, Frames, Protocol, Trouble};
 use super::transport::connection::Wire;
-use crate::delivery::prepared::Connector;
 use config::{Messages, OutputSettings, Stream, Target};
 use config_table::table::Table;
+use delivery::prepared::Connector;
 use queue::{Batch, lines};
 
 /// The highest number of a RELP command. The command after it has the number 1 again. This is also

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use super::transport::connection::Dialer;
 use super::transport::tls_session::Expiry;
-use crate::delivery::prepared::Connector;
 use config::{OutputKind, OutputSettings, OutputType};
+use delivery::prepared::Connector;
 use telemetry::{OutputMetrics, Telemetry};
 
 /// The settings of one protocol. The connector, which makes an output's connections, is made from
@@ -23,7 +23,7 @@ pub(crate) trait IntoConnector: OutputSettings {
     ///
     /// [`StreamConnector`]: super::transport::stream::StreamConnector
     /// [`AcknowledgedConnector`]: super::transport::acknowledged::AcknowledgedConnector
-    /// [`Connect`]: crate::delivery::link::Connect
+    /// [`Connect`]: delivery::link::Connect
     fn connector(&self, setup: &Setup<'_>) -> Box<dyn Connector>;
 }
 

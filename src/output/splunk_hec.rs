@@ -28,14 +28,14 @@ use super::http::api::{
     body_for, token_header, write_events,
 };
 use super::setup::{IntoConnector, Setup};
-use crate::delivery::failure::Failure;
-use crate::delivery::link::{Part, Verdict};
-use crate::delivery::prepared::Connector;
 use audit::time::nanos;
 use base::lock::lock;
 use client::ask::JSON;
 use config::{BatchBytes, Compression, Content, HttpClient, HttpKeys, OutputSettings, Target};
 use config_table::table::{Table, optional, required};
+use delivery::failure::Failure;
+use delivery::link::{Part, Verdict};
+use delivery::prepared::Connector;
 use queue::{Batch, Identity, Take};
 use telemetry::AttemptError;
 

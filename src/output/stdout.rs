@@ -15,14 +15,14 @@ use tokio::sync::mpsc as async_mpsc;
 
 use super::json_lines::LineFormat;
 use super::setup::{IntoConnector, Setup};
-use crate::delivery::checkpoints::Checkpoint;
-use crate::delivery::endpoints::Probed;
-use crate::delivery::failure::Failure;
-use crate::delivery::link::{Connect, Event, Link};
-use crate::delivery::prepared;
 use base::lock::lock;
 use config::{OutputSettings, Target};
 use config_table::table::Table;
+use delivery::checkpoints::Checkpoint;
+use delivery::endpoints::Probed;
+use delivery::failure::Failure;
+use delivery::link::{Connect, Event, Link};
+use delivery::prepared;
 use queue::{Batch, Claim, Take};
 use telemetry::{AttemptError, OutputMetrics};
 

@@ -10,10 +10,10 @@ use super::event_time::stage_time;
 use super::setup::{IntoConnector, Setup};
 use super::transport::encode::{Encode, Encoded};
 use super::transport::stream;
-use crate::delivery::lines::line;
-use crate::delivery::prepared::Connector;
 use config::{OutputSettings, Rejected, Stream, Target};
 use config_table::table::Table;
+use delivery::lines::line;
+use delivery::prepared::Connector;
 use queue::{Batch, lines};
 
 /// The settings of an output of `type = "syslog"`, as read from the config.

@@ -6,9 +6,9 @@ use std::time::Duration;
 use super::json_lines::LineFormat;
 use super::setup::{IntoConnector, Setup};
 use super::transport::stream;
-use crate::delivery::prepared::Connector;
 use config::{OutputSettings, Stream, Target};
 use config_table::table::Table;
+use delivery::prepared::Connector;
 
 /// The settings of an output of `type = "tcp"`, as read from the config.
 #[derive(Debug, Clone, PartialEq)]

@@ -13,9 +13,9 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::http::service::{Question, Service, ServiceError};
-use crate::delivery::failure::Failure;
-use crate::delivery::retry::Retry;
 use base::lock::lock;
+use delivery::failure::Failure;
+use delivery::retry::Retry;
 use telemetry::AttemptError;
 
 /// The longest life of a token that is believed. A longer life in an answer counts as this one.

@@ -15,8 +15,8 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::error::Refused;
-use crate::delivery::{DeadLetters, Files, Orders, Prepared, Status};
 use crate::{admin, output};
+use delivery::{DeadLetters, Files, Orders, Prepared, Status};
 use queue::{Cursor, Queue};
 use telemetry::Telemetry;
 use telemetry::status::thresholds;

@@ -14,11 +14,11 @@ use super::parts::Parts;
 use super::plan::{Plan, ReadFiles};
 use super::waiting::{blocking, in_time};
 use super::{evidence, listeners, outputs};
-use crate::delivery::DeadLetters;
 use crate::source::Sources;
 use base::named_file;
 use client::net;
 use config::Config;
+use delivery::DeadLetters;
 use queue::{Cursor, Queue};
 use telemetry::Telemetry;
 

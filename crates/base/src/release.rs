@@ -4,6 +4,9 @@
 //! Each format is declared beside the code that writes it, so that a change of the number there is
 //! a change of the output of `kube-audit-forwarder --version`.
 
+/// The name of the program.
+pub const NAME: &str = "kube-audit-forwarder";
+
 /// The version of the program, as in `Cargo.toml`.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 

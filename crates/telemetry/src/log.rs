@@ -74,6 +74,7 @@ const OURS: &[&str] = &[
     "client",
     "config",
     "config_table",
+    "delivery",
     "evidence_log",
     "kube_audit_forwarder",
     "process",

@@ -12,9 +12,9 @@ use tokio::time::Instant;
 
 use super::api::{Api, Outcome, Reply, Sent};
 use super::url::BaseUrl;
-use crate::delivery::failure::{Failure, RETRY_AFTER_MAX};
 use crate::output::transport::connection::io_reason;
 use client::ask::NoAnswer;
+use delivery::failure::{Failure, RETRY_AFTER_MAX};
 use telemetry::AttemptError;
 
 /// The greatest number of bytes that are read from the body of a consumer's answer, unless the

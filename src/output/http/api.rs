@@ -14,10 +14,10 @@ use hyper::{HeaderMap, Method, StatusCode, header};
 use serde::Deserialize;
 
 use super::body::Pieces;
-use crate::delivery::endpoints::Probed;
-use crate::delivery::failure::Failure;
-use crate::delivery::link::{Part, Verdict};
 use config::Compression;
+use delivery::endpoints::Probed;
+use delivery::failure::Failure;
+use delivery::link::{Part, Verdict};
 use queue::{Batch, Claim, Identity, Origin, Position, Take, lines};
 use telemetry::AttemptError;
 
@@ -388,7 +388,7 @@ pub(in crate::output) enum Outcome {
     Taken(u64),
     /// The consumer has judged single events. The parts are those of [`Event::Judged`].
     ///
-    /// [`Event::Judged`]: crate::delivery::link::Event::Judged
+    /// [`Event::Judged`]: delivery::link::Event::Judged
     Judged(Vec<Part>),
     /// The consumer refuses the events themselves (status 400, 413 or 422), so it would refuse the
     /// same request again.

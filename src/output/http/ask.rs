@@ -10,9 +10,9 @@ use super::body::Pieces;
 use super::client::Client;
 use super::confirm::Settled;
 use super::pool::{Lane, PooledConnection, exchange};
-use crate::delivery::failure::Failure;
 use client::ask;
 use client::ask::NoAnswer;
+use delivery::failure::Failure;
 use telemetry::AttemptError;
 
 /// The greatest number of requests about which a consumer is asked at once. The answer then has

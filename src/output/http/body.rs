@@ -11,7 +11,7 @@ use bytes::{Bytes, BytesMut};
 use hyper::body::{Body, Frame, SizeHint};
 
 use super::wire::RequestMarks;
-use crate::delivery::endpoints::Figures;
+use delivery::endpoints::Figures;
 use queue::is_list;
 use telemetry::OutputMetrics;
 

@@ -14,9 +14,9 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::api::Outcome;
-use crate::delivery::endpoints::Figures;
-use crate::delivery::failure::Failure;
 use base::lock::lock;
+use delivery::endpoints::Figures;
+use delivery::failure::Failure;
 use queue::Claim;
 use telemetry::AttemptError;
 

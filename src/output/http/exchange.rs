@@ -20,12 +20,12 @@ use super::request::{compressed, content_encoding};
 use super::silence::Waiting;
 use super::url::{BaseUrl, HttpEndpoint};
 use super::wire::Progress;
-use crate::delivery::checkpoints::{Checkpoint, Fate};
-use crate::delivery::endpoints::{Attempt, ResolvedAddress};
-use crate::delivery::failure::Failure;
-use crate::delivery::link::Part;
 use client::ask::{USER_AGENT, chain};
 use config::Strategy;
+use delivery::checkpoints::{Checkpoint, Fate};
+use delivery::endpoints::{Attempt, ResolvedAddress};
+use delivery::failure::Failure;
+use delivery::link::Part;
 use queue::{Batch, Identity};
 use telemetry::AttemptError;
 

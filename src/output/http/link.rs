@@ -14,8 +14,8 @@ use super::api::Outcome;
 use super::client::Client;
 use super::confirm::Settled;
 use super::pool::Lane;
-use crate::delivery::checkpoints::{Checkpoint, Fate};
-use crate::delivery::link::{Event, Link, until};
+use delivery::checkpoints::{Checkpoint, Fate};
+use delivery::link::{Event, Link, until};
 use queue::{Batch, Claim, Take};
 
 /// After a small request (fewer than [`SMALL_BYTES`], and less than half of what a batch may have),
@@ -251,10 +251,10 @@ impl Link for HttpLink {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::delivery::files::Files as _;
     use crate::output::http::Settings;
     use crate::output::http::request::AnyConsumer;
     use crate::output::setup::Setup;
+    use delivery::files::Files as _;
     use queue::Identity;
 
     /// Returns a link with three lanes, and its consumer, which takes connections and never

@@ -14,9 +14,9 @@ use super::expanded::Expanded;
 use super::proxy::Proxy;
 use super::url::BaseUrl;
 use super::wire::Progress;
-use crate::delivery::endpoints::{Endpoints, ResolvedAddress};
 use client::ask;
 use client::ask::NoAnswer;
+use delivery::endpoints::{Endpoints, ResolvedAddress};
 
 /// Names the place that a connection leads to, and the proxy on the way. A request uses an open
 /// connection only if this key fits the request's own URL, proxy and address.

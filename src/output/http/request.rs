@@ -8,10 +8,10 @@ use hyper::{StatusCode, header};
 use super::api::{Api, Encoded, Outcome, Reply, Sent};
 use super::body::{Pieces, gzip, zstd};
 use super::settings::HttpFormat;
-use crate::delivery::failure::Failure;
 use crate::output::json_lines::audit_log;
 use audit::LIST_HEAD;
 use config::Compression;
+use delivery::failure::Failure;
 use queue::{Batch, Identity};
 use telemetry::AttemptError;
 

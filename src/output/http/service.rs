@@ -16,12 +16,12 @@ use super::api::Outcome;
 use super::client::{KEEPALIVE, tunnel};
 use super::proxy::Proxy;
 use super::url::{BaseUrl, HttpEndpoint};
-use crate::delivery::failure::Failure;
 use crate::output::transport::connection::dial_failure;
 use crate::output::transport::tls_session::handshake;
 use client::ask::{Connection, NoAnswer, Stream, USER_AGENT, chain};
 use client::{net, tls};
 use config::{ClientTls, HostPort, Template};
+use delivery::failure::Failure;
 use telemetry::AttemptError;
 
 const FORM: &str = "application/x-www-form-urlencoded";

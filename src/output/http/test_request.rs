@@ -15,12 +15,12 @@ use super::client::Client;
 use super::expanded::Expanded;
 use super::pool::exchange;
 use super::url::HttpEndpoint;
-use crate::delivery::endpoints::ResolvedAddress;
-use crate::delivery::failure::Failure;
 use crate::output::transport::tls_session::handshake;
 use client::ask::chain;
 use client::tls;
 use config::ClientTls;
+use delivery::endpoints::ResolvedAddress;
+use delivery::failure::Failure;
 use telemetry::AttemptError;
 
 /// The greatest number of bytes of an answer to a test request that are read.

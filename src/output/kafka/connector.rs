@@ -19,13 +19,13 @@ use tokio::time::Instant;
 
 use super::Settings;
 use super::producer::{Job, ProducerSettings, Report, Reporter, Verdict, produce};
-use crate::delivery::checkpoints::{Checkpoint, Fate};
-use crate::delivery::endpoints::Probed;
-use crate::delivery::failure::Failure;
-use crate::delivery::files::Files;
-use crate::delivery::link::{CLOSE_TIME, Connect, Event, Link};
 use crate::output::setup::Setup;
 use client::kafka::{Changes, Trouble};
+use delivery::checkpoints::{Checkpoint, Fate};
+use delivery::endpoints::Probed;
+use delivery::failure::Failure;
+use delivery::files::Files;
+use delivery::link::{CLOSE_TIME, Connect, Event, Link};
 use queue::{Batch, Claim, Take};
 use telemetry::AttemptError;
 

@@ -13,8 +13,6 @@ use rdkafka::producer::{BaseRecord, Producer, ProducerContext, ThreadedProducer}
 use tokio::sync::{mpsc as async_mpsc, oneshot};
 
 use super::{MessageKey, Settings};
-use crate::delivery::failure::Failure;
-use crate::delivery::files::Files;
 use crate::output::setup::Setup;
 use crate::output::transport::tls_session::Expiry;
 use audit::scan;
@@ -22,6 +20,8 @@ use base::lock::lock;
 use base::staged::Staged;
 use client::kafka::{Cluster, Trouble};
 use config::Compression;
+use delivery::failure::Failure;
+use delivery::files::Files;
 use queue::{Batch, Claim, lines};
 use telemetry::{AttemptError, OutputMetrics};
 use transform::shape;

@@ -13,14 +13,14 @@ use hyper::{Method, StatusCode, header};
 
 use super::signature::{Request, SigningKey, encoded, sha256, sign};
 use super::sts::Sts;
-use crate::delivery::endpoints::Probed;
-use crate::delivery::failure::Failure;
-use crate::delivery::link::{Part, Verdict};
 use crate::output::http::api::{
     Api, Call, Encoded, Outcome, Reply, RequestHead, Sent, TestRequest, body_for, token_in,
 };
 use crate::output::tokens::Tokens;
 use config::Compression;
+use delivery::endpoints::Probed;
+use delivery::failure::Failure;
+use delivery::link::{Part, Verdict};
 use queue::{Batch, Identity};
 use telemetry::AttemptError;
 

@@ -29,11 +29,11 @@ use super::bucket::Bucket;
 use super::object;
 use super::object::{Ended, Object, Packed, cut};
 use super::plan::{Place, Plan, Range};
-use crate::delivery::checkpoints::{Checkpoint, Fate};
-use crate::delivery::failure::Failure;
-use crate::delivery::link::{Begin, CLOSE_TIME, Event, Link, Part, Verdict, until};
 use crate::output::http::api::{Outcome, Sent};
 use crate::output::http::transfers::Transfers;
+use delivery::checkpoints::{Checkpoint, Fate};
+use delivery::failure::Failure;
+use delivery::link::{Begin, CLOSE_TIME, Event, Link, Part, Verdict, until};
 use queue::{Batch, Claim, Position, Take};
 use telemetry::AttemptError;
 

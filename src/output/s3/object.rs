@@ -11,9 +11,9 @@ use tokio::time::Instant;
 
 use super::plan::Range;
 use super::signature::{hex, sha256};
-use crate::delivery::checkpoints::Checkpoint;
 use audit::time::rfc3339;
 use config::Compression;
+use delivery::checkpoints::Checkpoint;
 use queue::{Batch, Claim, Identity, Origin, Position};
 
 /// The number of digits of the SHA-256 that an object's name has: 64 bits.

@@ -13,13 +13,13 @@ use tokio_rustls::client::TlsStream;
 
 use super::socket::{SharedSocket, Socket};
 use super::tls_session::{Expiry, Tls};
-use crate::delivery::endpoints::{Attempt, Endpoint, Endpoints, Probed, ResolvedAddress, Watch};
-use crate::delivery::failure::Failure;
-use crate::delivery::files::Files;
 use client::ask::Stream;
 use client::net;
 use client::net::DialError;
 use config::HostPort;
+use delivery::endpoints::{Attempt, Endpoint, Endpoints, Probed, ResolvedAddress, Watch};
+use delivery::failure::Failure;
+use delivery::files::Files;
 use telemetry::{AttemptError, OutputMetrics};
 
 /// Opens the TCP or TLS connections of one output. Shared by the output's connector, its links, and

@@ -19,10 +19,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadBuf};
 use tokio::time::{Instant, Sleep};
 
 use super::connection::{Dialer, Wire};
-use crate::delivery::checkpoints::Fate;
-use crate::delivery::endpoints::{Attempt, Endpoints};
-use crate::delivery::failure::Failure;
-use crate::delivery::link::{CLOSE_TIME, Event};
+use delivery::checkpoints::Fate;
+use delivery::endpoints::{Attempt, Endpoints};
+use delivery::failure::Failure;
+use delivery::link::{CLOSE_TIME, Event};
 use queue::Claim;
 use telemetry::AttemptError;
 
@@ -36,7 +36,7 @@ const SLICES_MAX: usize = 64;
 ///
 /// A link owns its session, and the delivery loop owns the link. A session starts no task: until
 /// the link is closed, all work of the session happens while the loop polls
-/// [`Link::event`](crate::delivery::link::Link::event).
+/// [`Link::event`](delivery::link::Link::event).
 ///
 /// The life of a session:
 ///

@@ -8,11 +8,11 @@ use tokio::time::Instant;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use crate::delivery::failure::Failure;
-use crate::delivery::files::Files;
 use base::staged::Staged;
 use client::tls;
 use config::HostPort;
+use delivery::failure::Failure;
+use delivery::files::Files;
 use telemetry::{AttemptError, Telemetry};
 
 /// Reports, as a metric, when the certificates of one output expire: the output's own certificate,

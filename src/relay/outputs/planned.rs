@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::delivery::{Files, Prepared};
+use delivery::{Files, Prepared};
 use queue::Cursor;
 
 /// The plan for one output.

@@ -4,8 +4,8 @@ use std::sync::{Arc, Mutex};
 
 use tokio_util::sync::CancellationToken;
 
-use crate::delivery::{HandOver, Orders, Prepared};
 use base::lock::lock;
+use delivery::{HandOver, Orders, Prepared};
 use queue::Cursor;
 
 /// The reason why an output's task has ended.

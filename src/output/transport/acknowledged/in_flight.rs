@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use crate::delivery::link::Event;
+use delivery::link::Event;
 use queue::Claim;
 
 /// The claims that were sent and are not final, in the order of sending. A sent event is final when
@@ -136,7 +136,7 @@ impl InFlight {
 mod tests {
     use super::super::protocol::Frames;
     use super::*;
-    use crate::delivery::checkpoints::Fate;
+    use delivery::checkpoints::Fate;
 
     /// Claims under way, and the reports about them.
     #[derive(Default)]

@@ -8,7 +8,7 @@ use std::pin::Pin;
 use bytes::{Bytes, BytesMut};
 
 use super::super::connection::Wire;
-use crate::delivery::lines::line;
+use delivery::lines::line;
 use queue::Batch;
 
 /// The protocol that is spoken on one connection. An implementation turns events into bytes, and

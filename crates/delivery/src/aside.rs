@@ -1,0 +1,498 @@
+//! Events that are set aside: single events that their consumer does not take, although it takes
+//! others. They have left the queue, hold up no other event, and are tried again from here.
+//!
+//! With a queue in memory the lines are kept here, and count against `queue.max_bytes`. With a
+//! directory each event has a file on the queue's [`Shelf`], in the format of a dead letter, and is
+//! read when it is tried.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::Instant;
+
+use super::dead_letter::{More, letter_head};
+use super::lines::line;
+use super::reason::Reason;
+use super::trial::{Answer, Retrial};
+use base::position::Position;
+use queue::{Batch, Claim, Cursor, Origin, Shelf};
+
+/// The maximum number of events that are set aside at the same time. At this number, or at the
+/// limit of bytes, the oldest one is given up for each further one.
+pub(crate) const EVENTS_MAX: usize = if cfg!(test) { 50 } else { 10_000 };
+
+/// The part of `queue.max_bytes` that the events may have, and their greatest number of bytes. With
+/// a directory their files are beside the queue, and a volume must have room for both.
+const PART_OF_QUEUE: u64 = 4;
+const BYTES_MAX: u64 = 64 << 20;
+
+/// The answer that is shown for an event of before the start, until it is read.
+const BEFORE_START: &str = "it was set aside before the start";
+
+/// The longest time that an end waits for files that are being deleted.
+const CLOSING: Duration = Duration::from_secs(1);
+
+/// The events that one output has set aside. The ledger owns this value, and a reload hands it to
+/// the next delivery.
+///
+/// Phases of an event: it *waits* until its next try is due; then it is *on the wire*, and the
+/// answer takes it out ([`Aside::answered`]); then it waits again ([`Aside::keep`]), is settled
+/// ([`Aside::forget`]), or is *doomed* ([`Aside::doom`]) until its line is there to become a dead
+/// letter.
+///
+/// Invariants: at most one file is read at a time. The number of bytes and events is bounded,
+/// except for those that are doomed.
+pub struct Aside {
+    shelf: Shelf,
+    bytes_max: u64,
+    events: BTreeMap<Position, (Stage, Kept)>,
+    /// The events that wait, in the order of their next tries.
+    due: BTreeSet<(Instant, Position)>,
+    doomed: VecDeque<Position>,
+    /// The number of events on the wire.
+    on_wire: usize,
+    /// The bytes of all events that are not doomed.
+    bytes: u64,
+    reading: Reading,
+    /// The files that are being deleted.
+    deleting: JoinSet<()>,
+    /// The event that is tried next, before any other event is sent.
+    next: Option<Position>,
+    /// `true` if the last request was a try. The next request carries other events, if there are
+    /// any to send.
+    was_try: bool,
+}
+
+/// The place of an event in its life.
+#[derive(Debug, Clone)]
+enum Stage {
+    Waits,
+    OnWire,
+    Doomed(Reason),
+}
+
+/// An event that is set aside, and the record of its tries.
+#[must_use = "the event is in no stage until it is given back"]
+#[derive(Debug, Clone)]
+pub struct Kept {
+    pub(super) retrial: Retrial,
+    /// The consumer's last answer, with the address.
+    pub answer: Arc<str>,
+    /// The size and the time of the event. The time is that of the start until the file of an event
+    /// of before the start is read.
+    pub event: queue::Aside,
+    /// How many times the event was sent.
+    pub attempts: u32,
+    /// The number of answers by which this delivery had seen something turned down when the event
+    /// was last sent.
+    pub sent_at: u64,
+    /// The line; `None` if it is in a file.
+    line: Option<Bytes>,
+}
+
+/// The file that is read for the next try, or for the next dead letter.
+#[derive(Default)]
+enum Reading {
+    #[default]
+    Idle,
+    Under(Position, JoinHandle<Result<Read, String>>),
+    Done(Position, Result<Read, String>),
+}
+
+/// The content of the file of an event.
+#[derive(Debug)]
+struct Read {
+    line: Bytes,
+    more: More,
+    reason: String,
+}
+
+/// The members of a file that are read.
+#[derive(Deserialize)]
+struct Letter<'a> {
+    reason: String,
+    received: u64,
+    refused: bool,
+    #[serde(borrow)]
+    event: &'a RawValue,
+}
+
+/// The line of an event that is tried or given up.
+pub(crate) enum Line {
+    Is(Bytes),
+    /// The file is being read ([`Aside::readable`]).
+    NotYet,
+    /// The event can't be read: its file is damaged, gone, or was changed. The text says why.
+    Gone(String),
+}
+
+impl Aside {
+    /// Makes the place of an output that begins at this cursor, with the events that it had set
+    /// aside before the start.
+    pub fn new(cursor: &Cursor) -> Self {
+        let mut aside = Self {
+            shelf: cursor.shelf(),
+            bytes_max: 0,
+            events: BTreeMap::new(),
+            due: BTreeSet::new(),
+            doomed: VecDeque::new(),
+            on_wire: 0,
+            bytes: 0,
+            reading: Reading::Idle,
+            deleting: JoinSet::new(),
+            next: None,
+            was_try: false,
+        };
+        aside.begin(cursor);
+        for (position, bytes) in cursor.take_aside() {
+            let claim = Claim { start: position, end: position.next() };
+            let kept = Kept {
+                retrial: Retrial::found(),
+                answer: BEFORE_START.into(),
+                event: queue::Aside { bytes, received: cursor.received(claim) },
+                attempts: 1,
+                sent_at: 0,
+                line: None,
+            };
+            aside.keep(position, kept);
+        }
+        aside
+    }
+
+    /// Begins a delivery. Its limit is that of the queue at this moment.
+    pub fn begin(&mut self, cursor: &Cursor) {
+        self.bytes_max = (cursor.capacity() / PART_OF_QUEUE).min(BYTES_MAX);
+    }
+
+    /// Takes all events off the wire, for the delivery that replaces this one.
+    pub(super) fn inherited(mut self) -> Self {
+        let positions: Vec<_> = self.events.keys().copied().collect();
+        for position in positions {
+            if let Some((stage, mut kept)) = self.take(position) {
+                kept.retrial = kept.retrial.inherited();
+                match stage {
+                    Stage::Waits | Stage::OnWire => self.keep(position, kept),
+                    Stage::Doomed(reason) => self.doom(position, kept, reason),
+                }
+            }
+        }
+        (self.next, self.was_try) = (None, false);
+        self
+    }
+
+    /// Returns the number of events.
+    pub fn count(&self) -> usize {
+        self.events.len()
+    }
+
+    /// Returns `true` if an event is on the wire.
+    pub(super) fn is_on_wire(&self) -> bool {
+        self.on_wire > 0
+    }
+
+    /// Returns the events that are not doomed, in the order of their positions.
+    pub fn waiting(&self) -> impl Iterator<Item = (Position, &Kept)> {
+        let is_waiting = |stage: &Stage| !matches!(stage, Stage::Doomed(_));
+        let events = self.events.iter().filter(move |(_, (stage, _))| is_waiting(stage));
+        events.map(|(position, (_, kept))| (*position, kept))
+    }
+
+    /// Returns `true` if one of the older events has to be given up before another one of this size
+    /// is set aside. There is always room for one.
+    pub fn is_full(&self, bytes: u64) -> bool {
+        let events = self.events.len() - self.doomed.len();
+        events > 0 && (events >= EVENTS_MAX || self.bytes + bytes > self.bytes_max)
+    }
+
+    /// Takes the event that was set aside first and is not on the wire, to give it up; `None` if
+    /// there is none.
+    pub(super) fn take_oldest(&mut self) -> Option<(Position, Kept)> {
+        let waits = self.events.iter().filter(|(_, (stage, _))| matches!(stage, Stage::Waits));
+        let oldest = waits.min_by_key(|(_, (_, kept))| kept.retrial.since);
+        let position = *oldest?.0;
+        Some((position, self.take_waiting(position)?))
+    }
+
+    /// Returns the events that were set aside longer ago than this and are not on the wire.
+    pub(super) fn older_than(&self, age: Duration) -> Vec<Position> {
+        let waits = self.events.iter().filter(|(_, (stage, _))| matches!(stage, Stage::Waits));
+        let old = waits.filter(|(_, (_, kept))| kept.retrial.since.elapsed() >= age);
+        old.map(|(position, _)| *position).collect()
+    }
+
+    /// Begins to write the file of an event whose claim is to be final; `None` if there is no
+    /// directory. The event is set aside with [`Aside::add`] when the file is synced.
+    pub fn store(
+        &self,
+        output: &str,
+        position: Position,
+        kept: &Kept,
+        event: &[u8],
+    ) -> Option<JoinHandle<io::Result<()>>> {
+        if !self.shelf.is_durable() {
+            return None;
+        }
+        let more = More { received: kept.event.received, refused: !kept.gets_server_errors() };
+        let mut content = letter_head(output, &kept.answer, Some(more));
+        content.extend_from_slice(event);
+        content.extend_from_slice(b"}\n");
+        let shelf = self.shelf.clone();
+        Some(tokio::task::spawn_blocking(move || shelf.store(position, &content)))
+    }
+
+    /// Sets an event aside. Its claim is final.
+    pub fn add(&mut self, position: Position, mut kept: Kept, line: Bytes) {
+        kept.line = (!self.shelf.is_durable()).then_some(line);
+        self.keep(position, kept);
+    }
+
+    /// Puts an event back, which waits for its next try.
+    pub fn keep(&mut self, position: Position, kept: Kept) {
+        self.due.insert((kept.retrial.due, position));
+        self.bytes += kept.event.bytes;
+        self.events.insert(position, (Stage::Waits, kept));
+    }
+
+    /// Decides to give an event up. It becomes a dead letter when its line is there.
+    pub(super) fn doom(&mut self, position: Position, kept: Kept, reason: Reason) {
+        self.doomed.push_back(position);
+        self.events.insert(position, (Stage::Doomed(reason), kept));
+    }
+
+    /// Takes an event that waits, to give it up.
+    pub(super) fn take_waiting(&mut self, position: Position) -> Option<Kept> {
+        self.is_waiting(position).then(|| self.take(position)).flatten().map(|(_, kept)| kept)
+    }
+
+    /// Takes an event on the wire, because there is an answer to it; `None` if this position is no
+    /// event on the wire.
+    pub fn answered(&mut self, position: Position) -> Option<Kept> {
+        let (Stage::OnWire, _) = self.events.get(&position)? else { return None };
+        self.take(position).map(|(_, kept)| kept)
+    }
+
+    /// Takes all events on the wire, because the connection has ended.
+    pub(super) fn all_answered(&mut self) -> Vec<(Position, Kept)> {
+        let on_wire = self.events.iter().filter(|(_, (stage, _))| matches!(stage, Stage::OnWire));
+        let positions: Vec<_> = on_wire.map(|(position, _)| *position).collect();
+        let answered = positions.into_iter();
+        answered.filter_map(|position| Some((position, self.answered(position)?))).collect()
+    }
+
+    fn take(&mut self, position: Position) -> Option<(Stage, Kept)> {
+        let (stage, kept) = self.events.remove(&position)?;
+        match &stage {
+            Stage::Waits => {
+                self.due.remove(&(kept.retrial.due, position));
+            }
+            Stage::OnWire => self.on_wire -= 1,
+            Stage::Doomed(_) => self.doomed.retain(|other| *other != position),
+        }
+        if !matches!(stage, Stage::Doomed(_)) {
+            self.bytes -= kept.event.bytes;
+        }
+        Some((stage, kept))
+    }
+
+    /// Forgets an event that is settled, and deletes its file.
+    pub fn forget(&mut self, position: Position) {
+        if let Reading::Under(of, _) | Reading::Done(of, _) = &self.reading
+            && *of == position
+        {
+            self.reading = Reading::Idle;
+        }
+        if self.shelf.is_durable() {
+            while self.deleting.try_join_next().is_some() {}
+            let shelf = self.shelf.clone();
+            self.deleting.spawn_blocking(move || shelf.remove(position));
+        }
+    }
+
+    /// Changes the tries of all events that wait, because the drain has begun.
+    pub fn hurry(&mut self) {
+        let waits: Vec<_> = self.due.iter().map(|(_, position)| *position).collect();
+        for position in waits {
+            if let Some(mut kept) = self.take_waiting(position) {
+                kept.retrial.hurry();
+                self.keep(position, kept);
+            }
+        }
+    }
+
+    /// Returns the moment of the next try; `None` if there is none, or if a file must be read
+    /// first.
+    pub(super) fn next_try(&self) -> Option<Instant> {
+        let is_reading = matches!(self.reading, Reading::Under(..));
+        self.due.first().map(|(due, _)| *due).filter(|_| !is_reading)
+    }
+
+    /// Returns `true` if the next try has to let other events go first: the last request was a try.
+    /// Each second call returns `false`.
+    pub(super) fn lets_others_go_first(&mut self) -> bool {
+        std::mem::take(&mut self.was_try)
+    }
+
+    /// Sends the event at this position next, before any other event: another address is asked.
+    pub fn try_next(&mut self, position: Position) {
+        if let Some(mut kept) = self.take_waiting(position) {
+            kept.retrial.at_once();
+            self.keep(position, kept);
+            (self.next, self.was_try) = (Some(position), false);
+        }
+    }
+
+    /// Returns the event whose try is due, as a batch to be sent; `None` if there is none, or if a
+    /// file must be read first. An event that can't be read is doomed.
+    pub(super) fn next_due(&mut self) -> Option<Batch> {
+        loop {
+            let first = self.due.first().filter(|(due, _)| *due <= Instant::now());
+            let next = self.next.take().filter(|next| self.is_waiting(*next));
+            let position = next.or(first.map(|(_, position)| *position))?;
+            match self.line(position) {
+                Line::Is(line) => {
+                    let (_, kept) = self.events.get(&position)?;
+                    return Some(kept.batch(position, line));
+                }
+                Line::NotYet => return None,
+                Line::Gone(why) => {
+                    let kept = self.take_waiting(position)?;
+                    self.doom(position, kept, Reason::unreadable(&why));
+                }
+            }
+        }
+    }
+
+    fn is_waiting(&self, position: Position) -> bool {
+        matches!(self.events.get(&position), Some((Stage::Waits, _)))
+    }
+
+    /// Notes that an event is sent now. `answers` is the number of answers by which this delivery
+    /// has seen something turned down.
+    pub fn sent(&mut self, position: Position, answers: u64) {
+        if let Some(mut kept) = self.take_waiting(position) {
+            kept.attempts += 1;
+            kept.sent_at = answers;
+            self.bytes += kept.event.bytes;
+            self.on_wire += 1;
+            self.was_try = true;
+            self.events.insert(position, (Stage::OnWire, kept));
+        }
+    }
+
+    /// Returns the next event that is to be given up, with its line and the reason. The caller
+    /// settles it. Returns `None` if there is none, or if its file must be read first.
+    pub(super) fn next_doomed(&mut self) -> Option<(Position, Kept, Bytes, Reason)> {
+        let position = *self.doomed.front()?;
+        let (line, why) = match self.line(position) {
+            Line::Is(line) => (line, None),
+            Line::NotYet => return None,
+            Line::Gone(why) => (Bytes::new(), Some(Reason::unreadable(&why))),
+        };
+        let (Stage::Doomed(reason), kept) = self.take(position)? else { return None };
+        Some((position, kept, line, why.unwrap_or(reason)))
+    }
+
+    /// Returns the line of an event. Begins to read its file if there is one.
+    fn line(&mut self, position: Position) -> Line {
+        if let Some(line) = self.events.get(&position).and_then(|(_, kept)| kept.line.clone()) {
+            return Line::Is(line);
+        }
+        match std::mem::take(&mut self.reading) {
+            Reading::Done(of, read) if of == position => match read {
+                Ok(Read { line, more, reason }) => {
+                    if let Some((_, kept)) = self.events.get_mut(&position) {
+                        kept.event.received = more.received;
+                        if &*kept.answer == BEFORE_START {
+                            kept.answer = reason.into();
+                            if more.refused {
+                                kept.retrial.refused_before();
+                            }
+                        }
+                    }
+                    Line::Is(line)
+                }
+                Err(why) => Line::Gone(why),
+            },
+            Reading::Under(of, task) => {
+                self.reading = Reading::Under(of, task);
+                Line::NotYet
+            }
+            Reading::Idle | Reading::Done(..) => {
+                let shelf = self.shelf.clone();
+                let task = tokio::task::spawn_blocking(move || read(&shelf, position));
+                self.reading = Reading::Under(position, task);
+                Line::NotYet
+            }
+        }
+    }
+
+    /// Waits until the file that is being read is there. Never returns if none is being read.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost when the future is dropped.
+    pub async fn readable(&mut self) {
+        let Reading::Under(position, task) = &mut self.reading else {
+            return std::future::pending().await;
+        };
+        let (position, read) = (*position, task.await);
+        let read = read.unwrap_or_else(|panic| Err(format!("the read has failed: {panic}")));
+        self.reading = Reading::Done(position, read);
+    }
+
+    /// Waits until the files of settled events are deleted, for at most a second.
+    pub async fn close(&mut self) {
+        let deleted = async { while self.deleting.join_next().await.is_some() {} };
+        tokio::time::timeout(CLOSING, deleted).await.ok();
+    }
+
+    /// Deletes the files of all events, because the output leaves the queue, which counts the
+    /// events as lost.
+    pub async fn clear(mut self) {
+        let positions: Vec<_> = self.events.keys().copied().collect();
+        positions.into_iter().for_each(|position| self.forget(position));
+        self.close().await;
+    }
+}
+
+impl Kept {
+    /// Makes the record of an event that is to be set aside. `answer` is the consumer's last one.
+    /// Its size and its time are not known before its line is read again.
+    pub(crate) fn new(retrial: Retrial, answer: &str, attempts: u32) -> Self {
+        let event = queue::Aside { bytes: 0, received: 0 };
+        Self { retrial, answer: answer.into(), event, attempts, sent_at: 0, line: None }
+    }
+
+    /// Returns the event as a batch.
+    pub fn batch(&self, position: Position, line: Bytes) -> Batch {
+        let claim = Claim { start: position, end: position.next() };
+        let queue::Aside { received, .. } = self.event;
+        let origin = Origin { first: position, events: 1, age: self.event.age(), received };
+        let bytes = line.len() as u64;
+        Batch { claim, events: 1, bytes, pieces: vec![line], origins: vec![origin] }
+    }
+
+    /// Returns `true` if the consumer answers the event with server errors.
+    pub(super) fn gets_server_errors(&self) -> bool {
+        self.retrial.answer == Answer::ServerError
+    }
+}
+
+/// Reads the file of an event. Blocks the thread.
+fn read(shelf: &Shelf, position: Position) -> Result<Read, String> {
+    let content = shelf.load(position, u64::MAX).map_err(|error| error.to_string())?;
+    let damaged = |error| format!("the file of the event is damaged: {error}");
+    let letter = serde_json::from_slice(&content).map_err(damaged)?;
+    let Letter { reason, received, refused, event } = letter;
+    let event = event.get().as_bytes();
+    if shelf.is_changed(position, event) {
+        return Err("somebody has changed the file of the event".to_owned());
+    }
+    Ok(Read { line: line(event), more: More { received, refused }, reason })
+}

@@ -1,0 +1,327 @@
+//! The newest checkpoint of the evidence log, on its way to one consumer.
+//!
+//! The recorder publishes each checkpoint, and the loop sends the newest one beside the events.
+//! Only the newest one counts: the next one takes the place of one that could not be sent. After a
+//! failure the loop waits, longer each time, so that a consumer that can't take checkpoints is
+//! seldom asked. Events are sent during this pause.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::failure::Failure;
+use queue::{Batch, Claim, Position};
+
+/// The newest checkpoint of the relay, as a signed note. Empty before there is one.
+pub type Published = watch::Receiver<Bytes>;
+
+/// The pause after a checkpoint could not be sent for the first time. Each further pause is twice
+/// as long as the one before, up to [`PAUSE_MAX`].
+const PAUSE_MIN: Duration = Duration::from_secs(1);
+
+/// The longest pause after a checkpoint could not be sent.
+const PAUSE_MAX: Duration = Duration::from_secs(60);
+
+/// The shortest time between two warnings about checkpoints that an output can't send.
+const WARN_EVERY: Duration = Duration::from_secs(60 * 60);
+
+/// A checkpoint as a consumer gets it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Checkpoint {
+    line: Bytes,
+    /// The note inside of the line.
+    note: Bytes,
+}
+
+impl Checkpoint {
+    /// Makes the line around a note. Returns `None` if the note is empty or is not valid UTF-8.
+    fn of(note: Bytes) -> Option<Self> {
+        let text = std::str::from_utf8(&note).ok().filter(|text| !text.is_empty())?;
+        let (package, text) = (base::release::NAME, serde_json::Value::from(text));
+        let head = format!(r#"{{"kind":"Checkpoint","apiVersion":"{package}/v1","note":"#);
+        Some(Self { line: format!("{head}{text}}}\n").into(), note })
+    }
+
+    /// Returns the checkpoint as a JSON object on one line, with a line break at its end.
+    pub fn line(&self) -> &Bytes {
+        &self.line
+    }
+
+    /// Returns the origin, which is the name of the evidence log.
+    #[cfg(any(feature = "kafka", test))]
+    pub fn origin(&self) -> &[u8] {
+        self.note.split(|byte| *byte == b'\n').next().unwrap_or_default()
+    }
+
+    /// Returns the line in the form in which protocols encode events. The claim is empty, because
+    /// the line has no position in the queue: no link may report this claim.
+    pub fn batch(&self) -> Batch {
+        Batch {
+            claim: Claim { start: Position::START, end: Position::START },
+            events: 1,
+            bytes: self.line.len() as u64,
+            pieces: vec![self.line.clone()],
+            origins: Vec::new(),
+        }
+    }
+}
+
+/// The result of sending a checkpoint.
+#[derive(Debug)]
+pub enum Fate {
+    /// The consumer has the checkpoint.
+    Taken,
+    /// The consumer has not taken the checkpoint, and may take it later.
+    Failed(Failure),
+    /// The consumer refuses the checkpoint, and would refuse it again.
+    Refused(Failure),
+}
+
+/// The checkpoints that one delivery sends.
+pub(super) struct Checkpoints {
+    output: String,
+    /// `None` if this output sends no checkpoints.
+    published: Option<Published>,
+    /// The shortest time from the acknowledgement of one checkpoint to the sending of the next.
+    interval: Duration,
+    /// `true`: the newest checkpoint is to be sent, even if no newer one is published.
+    is_owed: bool,
+    /// `true`: the link has a checkpoint and has not reported its result yet.
+    is_under_way: bool,
+    /// The time before which no checkpoint is sent; `None` if there is no such limit.
+    waits_until: Option<Instant>,
+    /// The pause after the next failure.
+    pause: Duration,
+    /// `true`: the last log line about checkpoints says that they can't be sent.
+    is_told: bool,
+    /// The time of the last warning that checkpoints can't be sent; `None` if there was none.
+    warned_at: Option<Instant>,
+}
+
+impl Checkpoints {
+    /// Makes the checkpoints of the output of this name, of which none is sent yet.
+    pub(crate) fn new(output: &str, published: Option<Published>, interval: Duration) -> Self {
+        Self {
+            output: output.to_owned(),
+            published,
+            interval,
+            is_owed: false,
+            is_under_way: false,
+            waits_until: None,
+            pause: PAUSE_MIN,
+            is_told: false,
+            warned_at: None,
+        }
+    }
+
+    /// Returns `true` if this output sends checkpoints.
+    pub(super) fn are_sent(&self) -> bool {
+        self.published.is_some()
+    }
+
+    /// Returns `true` if the link has a checkpoint and has not reported its result yet.
+    pub(super) fn is_under_way(&self) -> bool {
+        self.is_under_way
+    }
+
+    /// Waits until a checkpoint can be sent, but at least until `not_before`. Waits for ever if the
+    /// output sends no checkpoints.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost when the future is dropped.
+    pub(crate) async fn due(&mut self, not_before: Option<Instant>) {
+        let Some(published) = self.published.as_mut().filter(|_| !self.is_under_way) else {
+            return std::future::pending().await;
+        };
+        if !self.is_owed {
+            // The recorder has ended, so there will be no more checkpoints.
+            if published.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+            self.is_owed = true;
+        }
+        if let Some(until) = self.waits_until.max(not_before) {
+            tokio::time::sleep_until(until).await;
+        }
+    }
+
+    /// Returns the checkpoint that is to be sent now, which is then under way; `None` if there is
+    /// none.
+    pub(crate) fn next(&mut self) -> Option<Checkpoint> {
+        let published = self.published.as_mut().filter(|_| !self.is_under_way)?;
+        let is_new = self.is_owed || published.has_changed().unwrap_or(false);
+        if !is_new || self.waits_until.is_some_and(|until| Instant::now() < until) {
+            return None;
+        }
+        self.is_owed = false;
+        let checkpoint = Checkpoint::of(published.borrow_and_update().clone());
+        self.is_under_way = checkpoint.is_some();
+        checkpoint
+    }
+
+    /// Notes the result of the checkpoint that was under way.
+    pub(crate) fn ended(&mut self, fate: Fate) {
+        match fate {
+            Fate::Taken => {
+                self.is_under_way = false;
+                self.pause = PAUSE_MIN;
+                self.waits_until =
+                    (!self.interval.is_zero()).then(|| Instant::now() + self.interval);
+                if std::mem::take(&mut self.is_told) {
+                    tracing::info!(output = self.output, "checkpoints leave again");
+                }
+            }
+            Fate::Failed(failure) => self.failed(&failure),
+            Fate::Refused(failure) => {
+                self.failed(&failure);
+                // The consumer would refuse the same checkpoint again, so the next one is tried.
+                self.is_owed = false;
+            }
+        }
+    }
+
+    /// Notes that the link has ended or could not be made. If a checkpoint was under way, the
+    /// newest one is sent after a pause.
+    pub(super) fn link_ended(&mut self, failure: Option<&Failure>) {
+        if !self.is_under_way {
+            return;
+        }
+        match failure {
+            Some(failure) => self.failed(failure),
+            None => (self.is_under_way, self.is_owed) = (false, true),
+        }
+    }
+
+    /// Notes that the newest checkpoint could not be sent. The next attempt begins after a pause.
+    pub(crate) fn failed(&mut self, failure: &Failure) {
+        (self.is_under_way, self.is_owed) = (false, true);
+        let now = Instant::now();
+        self.waits_until = Some(now + self.pause.max(failure.retry_after.unwrap_or_default()));
+        self.pause = (self.pause * 2).min(PAUSE_MAX);
+        let is_quiet = self.warned_at.is_some_and(|at| now < at + WARN_EVERY);
+        if !self.is_told && !is_quiet {
+            (self.is_told, self.warned_at) = (true, Some(now));
+            tracing::warn!(
+                output = self.output,
+                error = %failure,
+                "the newest checkpoint can't be sent, trying again with later ones; events are \
+                 sent as before"
+            );
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use telemetry::AttemptError;
+
+    fn checkpoints(published: Published, interval: Duration) -> Checkpoints {
+        Checkpoints::new("o", Some(published), interval)
+    }
+
+    const NOTE: &str = "example.org/log\n7\nAAAA\n\n— example.org/log abcd\n";
+
+    fn failure() -> Failure {
+        Failure::new(AttemptError::Status5xx, "no")
+    }
+
+    fn note(number: u32) -> Bytes {
+        Bytes::from(format!("example.org/log\n{number}\n"))
+    }
+
+    /// Returns the number in the checkpoint that is sent now; `None` if there is none.
+    fn next(checkpoints: &mut Checkpoints) -> Option<u32> {
+        let line = checkpoints.next()?.line;
+        let object: serde_json::Value = serde_json::from_slice(&line).unwrap();
+        let note = object["note"].as_str().unwrap();
+        Some(note.lines().nth(1).unwrap().parse().unwrap())
+    }
+
+    #[test]
+    fn the_line_is_that_of_the_contract() {
+        let checkpoint = Checkpoint::of(Bytes::from(NOTE)).unwrap();
+        let expected = "{\"kind\":\"Checkpoint\",\"apiVersion\":\"kube-audit-forwarder/v1\",\
+                        \"note\":\"example.org/log\\n7\\nAAAA\\n\\n— example.org/log abcd\\n\"}\n";
+        assert_eq!(checkpoint.line(), expected);
+        assert_eq!(checkpoint.origin(), b"example.org/log");
+        let batch = checkpoint.batch();
+        assert_eq!((batch.events, batch.bytes), (1, expected.len() as u64));
+        assert_eq!((Checkpoint::of(Bytes::new()), batch.claim.numbers().count()), (None, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_the_newest_counts_and_each_is_sent_once() {
+        let (publish, published) = watch::channel(Bytes::new());
+        let mut checkpoints = checkpoints(published, Duration::ZERO);
+        assert_eq!(next(&mut checkpoints), None);
+        publish.send_replace(note(1));
+        publish.send_replace(note(2));
+        checkpoints.due(None).await;
+        assert_eq!(next(&mut checkpoints), Some(2));
+        publish.send_replace(note(3));
+        assert_eq!(next(&mut checkpoints), None, "one at a time");
+        checkpoints.ended(Fate::Taken);
+        assert_eq!(next(&mut checkpoints), Some(3));
+        checkpoints.ended(Fate::Taken);
+        assert_eq!(next(&mut checkpoints), None);
+        let waited = tokio::time::timeout(Duration::from_secs(3600), checkpoints.due(None)).await;
+        assert!(waited.is_err());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_failure_is_tried_again_with_the_newest_after_pauses_that_grow() {
+        let (publish, published) = watch::channel(note(1));
+        let mut checkpoints = checkpoints(published, Duration::ZERO);
+        publish.send_replace(note(1));
+        let mut pauses = Vec::new();
+        for number in 1..10 {
+            assert_eq!(next(&mut checkpoints), Some(number));
+            publish.send_replace(note(number + 1));
+            checkpoints.ended(Fate::Failed(failure()));
+            assert_eq!(next(&mut checkpoints), None);
+            let begun = Instant::now();
+            checkpoints.due(None).await;
+            pauses.push(begun.elapsed().as_secs());
+        }
+        assert_eq!(pauses, [1, 2, 4, 8, 16, 32, 60, 60, 60]);
+        assert_eq!(next(&mut checkpoints), Some(10));
+        checkpoints.link_ended(None);
+        assert_eq!(next(&mut checkpoints), Some(10));
+        checkpoints.ended(Fate::Taken);
+        publish.send_replace(note(11));
+        assert_eq!(next(&mut checkpoints), Some(11));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn one_that_is_refused_is_not_sent_again() {
+        let (publish, published) = watch::channel(Bytes::new());
+        let mut checkpoints = checkpoints(published, Duration::ZERO);
+        publish.send_replace(note(1));
+        assert_eq!(next(&mut checkpoints), Some(1));
+        checkpoints.ended(Fate::Refused(failure()));
+        let waited = tokio::time::timeout(Duration::from_secs(3600), checkpoints.due(None)).await;
+        assert!(waited.is_err());
+        publish.send_replace(note(2));
+        checkpoints.due(None).await;
+        assert_eq!(next(&mut checkpoints), Some(2));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_output_that_collects_sends_one_in_each_interval() {
+        let (publish, published) = watch::channel(Bytes::new());
+        let interval = Duration::from_secs(300);
+        let mut checkpoints = checkpoints(published, interval);
+        publish.send_replace(note(1));
+        assert_eq!(next(&mut checkpoints), Some(1));
+        checkpoints.ended(Fate::Taken);
+        publish.send_replace(note(2));
+        let begun = Instant::now();
+        assert_eq!(next(&mut checkpoints), None);
+        checkpoints.due(None).await;
+        assert_eq!((next(&mut checkpoints), begun.elapsed()), (Some(2), interval));
+    }
+}

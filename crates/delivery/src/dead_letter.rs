@@ -1,0 +1,398 @@
+//! Dead letters: events that their consumer will not get, kept in files for people to look into.
+//!
+//! A letter is one line, `{"time":…,"output":…,"reason":…,"event":{…}}`, with the event's bytes as
+//! they were received. A separate thread writes the letters (`files`). Letters that wait are
+//! written and synced together, and only then does a delivery finish their claims. If the disk
+//! refuses writes or hangs, the letters are not kept, and the events are counted as lost without a
+//! letter. A disk that hangs delays a delivery by ten seconds at most.
+
+use std::convert::Infallible;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, SystemTime};
+
+use bytes::Bytes;
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+use audit::time::rfc3339;
+use base::lock::lock;
+use base::release::Format;
+use config::Config;
+use queue::lines;
+use telemetry::{DroppedLetters, Telemetry};
+
+mod files;
+
+use files::{LetterFiles, Line};
+
+/// The format of dead letters, for `--version`. The files do not carry the number.
+pub const FORMAT: Format = Format { name: "dead letters", reads: &[1], writes: 1 };
+
+/// The size in bytes at which a group of dead letters is full. The letters of a group are written
+/// and synced together. An output also stops sending while this many bytes of its letters are not
+/// yet written.
+pub(super) const GROUP_BYTES_MAX: u64 = 8 * 1024 * 1024;
+
+/// The maximum number of claims of one output that may wait until their dead letters are written.
+/// At this number, the output sends nothing more. The number can grow fast, because an event that
+/// is refused alone is one claim.
+pub const CLAIMS_MAX: usize = 4096;
+
+/// The maximum number of jobs that may wait for the writing thread, for all outputs together. A job
+/// holds the dead letters that a delivery hands over in one call. While the queue of jobs is full,
+/// the letters of further jobs are not written.
+const JOBS_MAX: usize = 16 * CLAIMS_MAX;
+
+/// The longest time that a delivery waits until its dead letters are safe on disk. Events whose
+/// letters are not safe after this time are counted as lost without a letter.
+pub const PATIENCE: Duration = Duration::from_secs(10);
+
+/// The longest time for which the process, at its end, waits for the threads that write dead
+/// letters.
+const CLOSING: Duration = Duration::from_secs(2);
+
+/// The maximum number of bytes of the reason in a dead letter. A longer reason is cut off.
+const REASON_BYTES_MAX: usize = 1024;
+
+/// The reason why letters are lost while the disk hangs.
+const SILENT: &str = "the disk of the dead letters does not answer";
+
+/// Takes the dead letters of all outputs. All clones share one state. The module `relay` owns this
+/// value, and closes it when the deliveries have ended.
+#[derive(Clone)]
+pub struct DeadLetters {
+    /// Counts the dead letters that are deleted with their file, to make room for new letters.
+    dropped: DroppedLetters,
+    state: Arc<Mutex<WriterState>>,
+}
+
+#[derive(Default)]
+struct WriterState {
+    /// The directory for dead letters and its size limit; `None` if dead letters are not kept.
+    target: Option<LetterDirectory>,
+    /// The handle of the writing thread; `None` without a directory, or if the thread could not be
+    /// started.
+    writer: Option<Writer>,
+    /// One channel for each writing thread that may still run. Nothing is ever sent on the channel:
+    /// it only shows, by being closed, that the thread has ended.
+    threads: Vec<oneshot::Receiver<Infallible>>,
+}
+
+/// The directory of the letters and its size limit, as configured.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct LetterDirectory {
+    directory: PathBuf,
+    max_bytes: u64,
+}
+
+/// The handle of a thread that writes dead letters into one directory.
+///
+/// The thread owns the directory's files ([`LetterFiles`]) and shares nothing with deliveries
+/// except the lines of a job and the time in `busy`. The thread repeats these steps:
+///
+/// 1. It waits for a job, and takes more jobs that wait already, up to [`GROUP_BYTES_MAX`].
+/// 2. It takes the lines of each job. A delivery that has waited for [`PATIENCE`] has taken its
+///    lines back; such a job is skipped.
+/// 3. It writes all lines as one group and syncs the file.
+/// 4. It reports to each delivery how many of its letters are safe.
+///
+/// Either the thread or the delivery takes the lines of a job, never both. An event that was
+/// counted as lost is therefore never written later, and the lines of waiting jobs do not stay in
+/// memory while the disk hangs.
+///
+/// The thread ends when `jobs` is dropped, after it has written all jobs that it was given. Nobody
+/// joins the thread, because a broken disk may block it permanently. If it has been writing one
+/// group for [`PATIENCE`], new letters are refused at once. After a panic, the next letter starts a
+/// new thread.
+struct Writer {
+    jobs: mpsc::Sender<Job>,
+    busy: Arc<BusySince>,
+}
+
+impl Writer {
+    /// Returns `true` if the thread has been writing one group of letters for at least
+    /// [`PATIENCE`], which means that the disk hangs.
+    fn is_stuck(&self) -> bool {
+        lock(&self.busy).is_some_and(|since| since.elapsed() >= PATIENCE)
+    }
+}
+
+/// The moment at which the writing thread began to write its current group of letters; `None` while
+/// the thread waits for letters.
+type BusySince = Mutex<Option<Instant>>;
+
+/// Dead letters for the writing thread: events of one output that were given up for one reason.
+struct Job {
+    output: Arc<str>,
+    reason: Arc<str>,
+    lines: Arc<Lines>,
+    done: oneshot::Sender<Written>,
+}
+
+/// The lines of a job, each ended by `\n`. The writing thread takes them to write them, or the
+/// delivery takes them back when it has waited for too long. `None` after that.
+type Lines = Mutex<Option<Vec<Bytes>>>;
+
+/// The result of writing the dead letters of one job.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Written {
+    /// The number of the job's events whose dead letters are written and synced.
+    pub events: u64,
+    /// The reason why some events of the job have no dead letters; these are the events that are
+    /// not counted in `events`. `None` if every event of the job has its dead letter.
+    pub error: Option<String>,
+}
+
+impl Written {
+    fn failed(error: impl Into<String>) -> Self {
+        Self { events: 0, error: Some(error.into()) }
+    }
+}
+
+/// A delivery's receipt for dead letters that it has handed over to the writing thread. Dropping
+/// the receipt does not stop the writing.
+pub(super) struct Writing {
+    done: oneshot::Receiver<Written>,
+    deadline: Instant,
+    lines: Arc<Lines>,
+}
+
+impl Writing {
+    fn new(done: oneshot::Receiver<Written>, lines: Arc<Lines>) -> Self {
+        Self { done, deadline: Instant::now() + PATIENCE, lines }
+    }
+
+    /// Waits for the result of writing the letters, until [`PATIENCE`] (10 s) after they were
+    /// handed over, and returns the result. If the writing thread has not taken the letters by
+    /// then, they are taken back and are never written.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost when the future is dropped. After the method has returned it must not be
+    /// called again.
+    pub(crate) async fn done(&mut self) -> Written {
+        match tokio::time::timeout_at(self.deadline, &mut self.done).await {
+            Ok(Ok(written)) => written,
+            Ok(Err(_)) => Written::failed("the thread that writes dead letters has ended"),
+            Err(_) => {
+                drop(lock(&self.lines).take());
+                Written::failed(SILENT)
+            }
+        }
+    }
+}
+
+impl DeadLetters {
+    /// Makes a value without a directory: dead letters are not kept until
+    /// [`DeadLetters::reconfigure`] sets a directory.
+    pub fn new(telemetry: &Telemetry) -> Self {
+        Self { dropped: telemetry.dead_letters_dropped(), state: Arc::default() }
+    }
+
+    /// Writes dead letters to the directory in `config` from now on. Letters that were handed over
+    /// earlier still go to the previous directory.
+    pub fn reconfigure(&self, config: &Config) {
+        let max_bytes = config.dead_letter.max_bytes;
+        let target = |directory| LetterDirectory { directory, max_bytes };
+        self.set(config.dead_letter_directory().map(target));
+    }
+
+    /// Replaces the directory. If it has changed, a new thread is started for the new directory,
+    /// and the previous thread ends after its last job.
+    fn set(&self, target: Option<LetterDirectory>) {
+        let mut state = self.lock();
+        if state.target != target {
+            state.target = target;
+            // The previous thread ends when its handle is dropped. If that thread hangs in a broken
+            // disk, the new thread can still write to its own directory.
+            state.writer = None;
+            let started = self.start(&mut state);
+            drop(state);
+            tell(started);
+        }
+    }
+
+    /// Waits until all dead letters are written, for at most two seconds. The caller must first end
+    /// the deliveries, because letters that are handed over later are not kept.
+    pub async fn close(&self) {
+        let threads = {
+            let mut state = self.lock();
+            (state.target, state.writer) = (None, None);
+            std::mem::take(&mut state.threads)
+        };
+        let ended = async {
+            for thread in threads {
+                // Nothing is ever sent on the channel. The error means that the thread has ended.
+                thread.await.ok();
+            }
+        };
+        if tokio::time::timeout(CLOSING, ended).await.is_err() {
+            tracing::error!(
+                "the disk of the dead letters does not answer: the last dead letters may not be written"
+            );
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, WriterState> {
+        lock(&self.state)
+    }
+
+    /// Starts a thread that writes dead letters, if a directory for them is configured. Returns an
+    /// error if the thread could not be started.
+    fn start(&self, state: &mut WriterState) -> io::Result<()> {
+        let Some(LetterDirectory { directory, max_bytes }) = &state.target else { return Ok(()) };
+        let files = LetterFiles::new(directory, *max_bytes, self.dropped.clone());
+        let (jobs, queue) = mpsc::channel(JOBS_MAX);
+        let (living, ended) = oneshot::channel();
+        let busy = Arc::<BusySince>::default();
+        let (at_work, directory) = (Arc::clone(&busy), directory.clone());
+        let started =
+            std::thread::Builder::new().name("dead-letters".to_owned()).spawn(move || {
+                let _living: oneshot::Sender<Infallible> = living;
+                write_all(files, &directory, queue, &at_work);
+            });
+        state.threads.retain_mut(|thread| {
+            matches!(thread.try_recv(), Err(oneshot::error::TryRecvError::Empty))
+        });
+        state.threads.push(ended);
+        started.map(|_| state.writer = Some(Writer { jobs, busy }))
+    }
+
+    /// Hands over events that `output` has given up for `reason`, to be written as dead letters.
+    /// Each event in `lines` is a line ended by `\n`. Returns a receipt that tells the result;
+    /// `None` if dead letters are not kept.
+    pub(crate) fn write(
+        &self,
+        output: &Arc<str>,
+        lines: Vec<Bytes>,
+        reason: &Arc<str>,
+    ) -> Option<Writing> {
+        let mut state = self.lock();
+        state.target.as_ref()?;
+        let (done, waiting) = oneshot::channel();
+        let (output, reason) = (Arc::clone(output), Arc::clone(reason));
+        let lines = Arc::new(Lines::new(Some(lines)));
+        let writing = Writing::new(waiting, Arc::clone(&lines));
+        let mut job = Job { output, reason, lines, done };
+        let mut started = Ok(());
+        // A thread that has panicked, or could not be started, gets a successor.
+        for _ in 0..2 {
+            match &state.writer {
+                Some(writer) if writer.is_stuck() => {
+                    job.done.send(Written::failed(SILENT)).ok();
+                    break;
+                }
+                Some(writer) => match writer.jobs.try_send(job) {
+                    Ok(()) => break,
+                    Err(TrySendError::Full(job)) => {
+                        let slow = "the disk is too slow for the dead letters";
+                        job.done.send(Written::failed(slow)).ok();
+                        break;
+                    }
+                    Err(TrySendError::Closed(returned)) => job = returned,
+                },
+                None => {}
+            }
+            started = self.start(&mut state);
+        }
+        drop(state);
+        tell(started);
+        Some(writing)
+    }
+}
+
+/// Logs the error if a writing thread could not be started.
+fn tell(started: io::Result<()>) {
+    if let Err(error) = started {
+        tracing::error!(%error, "cannot start the thread that writes dead letters");
+    }
+}
+
+/// Runs the loop of the writing thread, until no more jobs can come. See [`Writer`] for the steps.
+fn write_all(
+    mut files: LetterFiles,
+    directory: &Path,
+    mut queue: mpsc::Receiver<Job>,
+    busy: &BusySince,
+) {
+    let directory = directory.display();
+    match files.look() {
+        Ok(0) => {}
+        Ok(files) => tracing::info!(%directory, files, "dead-letter files found"),
+        Err(error) => tracing::error!(
+            %directory,
+            %error,
+            "dead letters can't be written, rejected events will be dropped and counted"
+        ),
+    }
+    while let Some(first) = queue.blocking_recv() {
+        *lock(busy) = Some(Instant::now());
+        let (mut group, mut bytes, mut next) = (Vec::new(), 0, Some(first));
+        while let Some(job) = next {
+            let lines = lock(&job.lines).take();
+            if let Some(lines) = lines {
+                bytes += lines.iter().map(|piece| piece.len() as u64).sum::<u64>();
+                group.push((job, lines));
+            }
+            next = if bytes < GROUP_BYTES_MAX { queue.try_recv().ok() } else { None };
+        }
+        let results = write_group(&mut files, &group);
+        *lock(busy) = None;
+        for ((job, _), written) in group.into_iter().zip(results) {
+            // An error means that the delivery has stopped waiting.
+            job.done.send(written).ok();
+        }
+    }
+}
+
+/// Writes and syncs the dead letters of a group of jobs, each with its lines. Returns one result
+/// for each job.
+fn write_group(files: &mut LetterFiles, group: &[(Job, Vec<Bytes>)]) -> Vec<Written> {
+    let head = |(job, _): &(Job, _)| letter_head(&job.output, &job.reason, None);
+    let heads: Vec<Vec<u8>> = group.iter().map(head).collect();
+    let letters: Vec<Line<'_>> = group
+        .iter()
+        .zip(&heads)
+        .flat_map(|((_, pieces), head)| lines(pieces).map(move |event| Line { head, event }))
+        .collect();
+    let mut results = files.write(&letters).into_iter();
+    let written = |(_, pieces): &(Job, Vec<Bytes>)| {
+        let mut written = Written { events: 0, error: None };
+        for result in results.by_ref().take(lines(pieces).count()) {
+            match result {
+                Ok(()) => written.events += 1,
+                Err(error) => written.error = Some(error),
+            }
+        }
+        written
+    };
+    group.iter().map(written).collect()
+}
+
+/// Returns the first bytes of a dead letter that is written now, which come before the event. They
+/// hold the time, the output and the reason. With `more`, they are those of the file of an event
+/// that is set aside.
+pub(super) fn letter_head(output: &str, reason: &str, more: Option<More>) -> Vec<u8> {
+    let time = rfc3339(SystemTime::now());
+    let reason = reason.get(..reason.floor_char_boundary(REASON_BYTES_MAX)).unwrap_or_default();
+    let (output, reason) = (serde_json::Value::from(output), serde_json::Value::from(reason));
+    let more = more
+        .map(|More { received, refused }| format!(r#""received":{received},"refused":{refused},"#));
+    let more = more.unwrap_or_default();
+    format!(r#"{{"time":"{time}","output":{output},"reason":{reason},{more}"event":"#).into_bytes()
+}
+
+/// The members that the file of an event that is set aside has besides those of a dead letter.
+#[derive(Debug, Clone, Copy)]
+pub struct More {
+    /// The time at which the event was accepted, in milliseconds since 1970.
+    pub received: u64,
+    /// `true` if the consumer refuses the event, `false` if it answers with server errors.
+    pub refused: bool,
+}
+
+#[cfg(test)]
+pub(super) mod tests;

@@ -1,0 +1,679 @@
+//! Tests of the set with simulated consumers, resolvers and time.
+//!
+//! A `World` holds consumers that work, refuse connections, fall silent or answer with errors, and
+//! a resolver. A `Bench` is a set in that world, whose watch runs. Time is paused: a test of a day
+//! takes less than a second. Each test checks one rule, except the last one. It lets random
+//! consumers come, go and hang, and checks only what must always hold.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::Instant;
+
+use super::circuit::{HOLD_MAX, HOLD_MIN, PAUSE_MAX};
+use super::table::LOOK_UP;
+use super::*;
+use crate::failure::Failure;
+use config::{HostPort, Strategy, Timeouts};
+use telemetry::AttemptError;
+use testing::{Failing, seeds};
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// The behaviour of a consumer.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Mood {
+    Good,
+    /// The consumer refuses connections.
+    Away,
+    /// The consumer takes connections and does not answer deliveries.
+    Silent,
+    /// The consumer answers deliveries with an error.
+    Errs,
+}
+
+/// The consumers, by address, and the resolver.
+#[derive(Default)]
+struct World {
+    consumers: Mutex<BTreeMap<SocketAddr, Mood>>,
+    /// The addresses of each name. With `None` the resolver never answers.
+    names: Mutex<BTreeMap<String, Option<Vec<SocketAddr>>>>,
+    lookups: AtomicU64,
+    /// The permits of lookups that never end. They stand for threads that hang.
+    hanging: Mutex<Vec<OwnedSemaphorePermit>>,
+    probes: AtomicU64,
+}
+
+fn address(number: u8) -> SocketAddr {
+    SocketAddr::from((Ipv4Addr::new(10, 0, 0, number), 514))
+}
+
+fn failure(reason: AttemptError) -> Failure {
+    Failure::new(reason, "simulated")
+}
+
+impl World {
+    fn set(&self, number: u8, mood: Mood) {
+        self.consumers.lock().unwrap().insert(address(number), mood);
+    }
+
+    fn name(&self, host: &str, numbers: Option<&[u8]>) {
+        let answer = numbers.map(|numbers| numbers.iter().map(|it| address(*it)).collect());
+        self.names.lock().unwrap().insert(host.to_owned(), answer);
+    }
+
+    fn mood(&self, address: &ResolvedAddress) -> Mood {
+        let socket = address.socket.expect("nothing but a name");
+        self.consumers.lock().unwrap().get(&socket).copied().unwrap_or(Mood::Good)
+    }
+
+    fn connect(&self, address: &ResolvedAddress) -> Result<(), Failure> {
+        match self.mood(address) {
+            Mood::Away => Err(failure(AttemptError::Connect)),
+            Mood::Good | Mood::Silent | Mood::Errs => Ok(()),
+        }
+    }
+}
+
+/// A set whose watch runs.
+struct Bench {
+    world: Arc<World>,
+    set: Arc<Endpoints>,
+    _watch: Watch,
+}
+
+const TIMEOUTS: Timeouts = Timeouts {
+    connect: Duration::from_secs(5),
+    request: Duration::from_secs(60),
+    max_connection_age: None,
+};
+
+impl Bench {
+    /// Starts a set of these names or IP addresses, in this order, with its watch.
+    fn start(hosts: &[&str], strategy: Strategy) -> Self {
+        let world = Arc::new(World::default());
+        let mut set = Endpoints::new("output", strategy, &TIMEOUTS);
+        let resolver = Arc::clone(&world);
+        set.look_up = Box::new(move |name, permit| {
+            let world = Arc::clone(&resolver);
+            Box::pin(async move {
+                world.lookups.fetch_add(1, Ordering::Relaxed);
+                let answer = world.names.lock().unwrap().get(&name.host).cloned();
+                match answer {
+                    None => Err(io::Error::new(io::ErrorKind::NotFound, "no such name")),
+                    Some(None) => {
+                        world.hanging.lock().unwrap().push(permit);
+                        std::future::pending().await
+                    }
+                    Some(Some(answer)) => Ok(answer),
+                }
+            })
+        });
+        let endpoint = |host: &&str| Endpoint {
+            name: HostPort { host: (*host).to_owned(), port: 514 },
+            resolved_here: true,
+        };
+        set.set(hosts.iter().map(endpoint).collect());
+        let set = Arc::new(set);
+        let mut watch = Watch::default();
+        let prober = Arc::clone(&world);
+        watch.start(&set, move |address| {
+            prober.probes.fetch_add(1, Ordering::Relaxed);
+            std::future::ready(prober.connect(&address))
+        });
+        Self { world, set, _watch: watch }
+    }
+
+    /// Three consumers at 10.0.0.1 to 10.0.0.3.
+    fn three(strategy: Strategy) -> Self {
+        Self::start(&["10.0.0.1", "10.0.0.2", "10.0.0.3"], strategy)
+    }
+
+    fn pick(&self) -> Attempt {
+        self.set.pick().expect("there are addresses")
+    }
+
+    /// Returns where the next delivery goes, and ends that delivery without a result.
+    fn next(&self) -> u8 {
+        number(self.pick().address())
+    }
+
+    /// Lets the next delivery fail. Returns where it was, and whether another address is left.
+    fn fail(&self) -> (u8, bool) {
+        self.fail_for(None)
+    }
+
+    /// Does the same as [`Bench::fail`], and the consumer asks for a pause.
+    fn fail_for(&self, retry_after: Option<Duration>) -> (u8, bool) {
+        let attempt = self.pick();
+        let failure = Failure { retry_after, ..failure(AttemptError::Status5xx) };
+        let left = attempt.failed(&failure);
+        (number(attempt.address()), left)
+    }
+
+    /// Lets the next delivery succeed, and returns where it was.
+    fn succeed(&self) -> u8 {
+        let attempt = self.pick();
+        attempt.succeeded();
+        number(attempt.address())
+    }
+
+    /// Makes a delivery as an output does: it dials, and waits for an answer. Returns where it was
+    /// (0 if there was no address), and for a failure whether another address is left.
+    async fn deliver(&self) -> (u8, Result<(), bool>) {
+        let mut attempt = self.pick();
+        let world = &self.world;
+        let connect = |address: ResolvedAddress| std::future::ready(world.connect(&address));
+        let mut result = self.set.dial(&mut attempt, connect).await;
+        if result.is_ok() {
+            result = match world.mood(attempt.address()) {
+                Mood::Good => Ok(()),
+                Mood::Errs => Err(failure(AttemptError::Status5xx)),
+                Mood::Silent | Mood::Away => {
+                    tokio::time::sleep(TIMEOUTS.request).await;
+                    Err(failure(AttemptError::Timeout))
+                }
+            };
+        }
+        let number = attempt.address().socket.map_or(0, |_| number(attempt.address()));
+        match result {
+            Ok(()) => {
+                attempt.succeeded();
+                (number, Ok(()))
+            }
+            Err(failure) => (number, Err(attempt.failed(&failure))),
+        }
+    }
+}
+
+/// Returns the last byte of an IP address, by which the tests name a consumer.
+fn number(address: &ResolvedAddress) -> u8 {
+    match address.socket {
+        Some(SocketAddr::V4(address)) => address.ip().octets()[3],
+        other => panic!("{other:?}"),
+    }
+}
+
+/// Lets this time pass, and then lets the watch run.
+async fn pass(time: Duration) {
+    tokio::time::sleep(time).await;
+    for _ in 0..10 {
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn failover_keeps_to_the_first_that_works_and_comes_back_to_it_once_it_has_answered() {
+    let bench = Bench::three(Strategy::Failover);
+    assert_eq!((bench.succeed(), bench.succeed()), (1, 1));
+    bench.world.set(1, Mood::Away);
+    assert_eq!(bench.fail(), (1, true));
+    assert_eq!((bench.succeed(), bench.succeed()), (2, 2));
+    // However long the consumer is away, no delivery is used to find out.
+    pass(HOLD_MIN * 100).await;
+    assert_eq!(bench.next(), 2);
+    bench.world.set(1, Mood::Good);
+    pass(HOLD_MIN - SECOND).await;
+    assert_eq!(bench.next(), 2);
+    pass(PAUSE_MAX + SECOND).await;
+    assert_eq!(bench.next(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn when_all_are_down_each_is_tried_once_before_any_is_again() {
+    let bench = Bench::three(Strategy::Failover);
+    assert_eq!((bench.fail(), bench.fail(), bench.fail()), ((1, true), (2, true), (3, false)));
+    assert_eq!((bench.fail(), bench.fail(), bench.fail()), ((1, true), (2, true), (3, false)));
+    assert_eq!(bench.fail(), (1, true));
+    // An address that works is used again. When it fails, the rest of the round is tried.
+    assert_eq!((bench.succeed(), bench.succeed()), (2, 2));
+    assert_eq!(bench.fail(), (2, true));
+    assert_eq!(bench.fail(), (3, false));
+}
+
+#[tokio::test(start_paused = true)]
+async fn round_robin_takes_turns_and_passes_over_what_failed() {
+    let bench = Bench::three(Strategy::RoundRobin);
+    let turns: Vec<_> = (0..4).map(|_| bench.succeed()).collect();
+    assert_eq!(turns, [1, 2, 3, 1]);
+    bench.world.set(2, Mood::Away);
+    assert_eq!(bench.fail(), (2, true));
+    let turns: Vec<_> = (0..4).map(|_| bench.succeed()).collect();
+    assert_eq!(turns, [3, 1, 3, 1]);
+    bench.world.set(2, Mood::Good);
+    pass(HOLD_MIN + PAUSE_MAX).await;
+    let turns: Vec<_> = (0..4).map(|_| bench.succeed()).collect();
+    assert_eq!(turns, [2, 3, 1, 2]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_refuses_what_another_takes_is_passed_over_and_who_refuses_what_nobody_takes_is_not() {
+    let bench = Bench::three(Strategy::RoundRobin);
+    let refuse = || {
+        let attempt = bench.pick();
+        (number(attempt.address()), attempt.refused(&failure(AttemptError::Status4xx)))
+    };
+    assert_eq!(refuse(), (1, true));
+    assert_eq!((bench.succeed(), bench.succeed(), bench.succeed()), (2, 3, 2));
+    assert_eq!((refuse(), refuse()), ((3, true), (2, false)));
+    let turns: BTreeSet<_> = (0..3).map(|_| bench.succeed()).collect();
+    assert_eq!(turns, BTreeSet::from([1, 2, 3]));
+    // An address that has failed in another way is not forgiven.
+    assert!(bench.fail().1);
+    assert_eq!((refuse().1, refuse().1), (true, false));
+    let turns: BTreeSet<_> = (0..3).map(|_| bench.succeed()).collect();
+    assert_eq!(turns.len(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_address_that_asks_for_a_pause_gets_it_though_others_fail() {
+    let bench = Bench::start(&["10.0.0.1", "10.0.0.2"], Strategy::Failover);
+    assert_eq!(bench.fail_for(Some(SECOND * 120)), (1, true));
+    bench.world.set(2, Mood::Away);
+    for _ in 0..5 {
+        assert_eq!(bench.fail(), (2, false));
+        pass(SECOND * 20).await;
+    }
+    pass(SECOND * 21).await;
+    assert_eq!(bench.next(), 1);
+    // All addresses have asked for a pause: the one whose pause ends first is next.
+    assert_eq!(bench.fail_for(Some(SECOND * 60)).0, 1);
+    assert_eq!(bench.fail_for(Some(SECOND * 30)), (2, false));
+    assert_eq!(bench.next(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_silent_address_is_suspect_and_passed_over_until_it_answers() {
+    let bench = Bench::three(Strategy::RoundRobin);
+    let silent = bench.pick();
+    assert_eq!(number(silent.address()), 1);
+    pass(SECOND).await;
+    let others = |attempt: &Attempt| -> Vec<u8> {
+        bench.set.others(attempt.address().id).iter().map(number).collect()
+    };
+    assert_eq!(others(&silent), [2, 3]);
+    bench.set.suspect(silent.address().id, SECOND);
+    let states = || bench.set.states().iter().map(|it| it.state).collect::<Vec<_>>();
+    assert_eq!(states(), ["suspect", "unknown", "unknown"]);
+    let turns: Vec<_> = (0..4).map(|_| bench.succeed()).collect();
+    assert_eq!(turns, [2, 3, 2, 3]);
+    // The next turn is the second address's. Two addresses work, so for the second only the third
+    // is left.
+    let second = bench.pick();
+    assert_eq!((others(&silent), others(&second)), (vec![3, 2], vec![3]));
+    // The silent address was only slow: its answer to the earlier request brings it back.
+    silent.succeeded();
+    assert_eq!(states(), ["up", "up", "up"]);
+    let turns: BTreeSet<_> = (0..3).map(|_| bench.succeed()).collect();
+    assert_eq!(turns, BTreeSet::from([1, 2, 3]));
+    // An address that stays silent is tried again by one delivery, like one that was down.
+    bench.set.suspect(silent.address().id, SECOND);
+    pass((HOLD_MIN + PAUSE_MAX) * 2).await;
+    assert_eq!(states(), ["back, on trial", "up", "up"]);
+    let trials: Vec<_> = (0..6).map(|_| bench.pick()).collect();
+    assert_eq!(trials.iter().filter(|it| number(it.address()) == 1).count(), 1);
+    // An address on trial is the last choice for a request that another address does not answer,
+    // and only one delivery tries it.
+    drop(trials);
+    let second = bench.set.addresses().remove(1);
+    let others = bench.set.others(second.id);
+    assert_eq!(others.iter().map(number).collect::<Vec<_>>(), [3, 1]);
+    let trial = bench.set.give(others[1].clone());
+    assert_eq!(bench.set.others(second.id).len(), 1);
+    drop(trial);
+    assert_eq!(bench.set.others(second.id).len(), 2);
+    // An address that has left the set is ignored.
+    bench.set.suspect(usize::MAX, SECOND);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_single_address_is_always_the_next_and_never_probed() {
+    let bench = Bench::start(&["10.0.0.1"], Strategy::Failover);
+    bench.world.set(1, Mood::Away);
+    for _ in 0..10 {
+        assert_eq!(bench.fail(), (1, false));
+        pass(SECOND * 20).await;
+    }
+    assert_eq!(bench.world.probes.load(Ordering::Relaxed), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_back_is_tried_by_one_delivery_while_others_go_elsewhere() {
+    let bench = Bench::three(Strategy::Failover);
+    assert_eq!(bench.fail(), (1, true));
+    pass(HOLD_MIN + PAUSE_MAX).await;
+    // The first delivery after the failure goes to an address that works.
+    assert_eq!(bench.succeed(), 2);
+    let trial = bench.pick();
+    assert_eq!(number(trial.address()), 1);
+    assert_eq!((bench.succeed(), bench.next()), (2, 2));
+    // The trial ends without a result, like a connection that carried nothing.
+    drop(trial);
+    assert_eq!(bench.succeed(), 1);
+    assert_eq!(bench.next(), 1);
+    let (one, other) = (bench.pick(), bench.pick());
+    assert_eq!((number(one.address()), number(other.address())), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn connections_are_over_when_a_better_address_is_there_and_not_before() {
+    let bench = Bench::three(Strategy::Failover);
+    bench.world.set(1, Mood::Away);
+    assert_eq!(bench.fail(), (1, true));
+    let second = bench.pick();
+    second.succeeded();
+    let over = |attempt: &Attempt| bench.set.is_over(attempt.address());
+    pass(HOLD_MIN * 3).await;
+    assert!(!over(&second));
+    bench.world.set(1, Mood::Good);
+    let changed = bench.set.changed();
+    pass(HOLD_MIN + PAUSE_MAX).await;
+    assert!(over(&second));
+    tokio::time::timeout(SECOND, changed).await.expect("those who wait were woken");
+    // With `round_robin` all addresses are equal, so none is better.
+    let bench = Bench::three(Strategy::RoundRobin);
+    assert_eq!(bench.fail(), (1, true));
+    let second = bench.pick();
+    pass(HOLD_MIN + PAUSE_MAX).await;
+    assert!(!bench.set.is_over(second.address()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_stands_for_all_its_addresses_and_is_looked_up_at_each_dial() {
+    let bench = Bench::start(&["logs", "10.0.0.9"], Strategy::Failover);
+    bench.world.name("logs", Some(&[1, 2]));
+    bench.world.set(1, Mood::Away);
+    // One attempt tries both addresses of the name, so it succeeds.
+    assert_eq!(bench.deliver().await, (2, Ok(())));
+    assert_eq!(bench.set.count(), 3);
+    let shown: Vec<_> = bench.set.states().into_iter().map(|it| (it.address, it.state)).collect();
+    let expected = [
+        ("logs:514 (10.0.0.1)", "down"),
+        ("logs:514 (10.0.0.2)", "up"),
+        ("10.0.0.9:514", "unknown"),
+    ];
+    assert_eq!(shown, expected.map(|(address, state)| (address.to_owned(), state)));
+    // The resolver gives another answer, in another order, and the address in use stays.
+    bench.world.name("logs", Some(&[3, 2]));
+    pass(SECOND * 2).await;
+    assert_eq!(bench.deliver().await, (2, Ok(())));
+    bench.world.name("logs", Some(&[3]));
+    pass(SECOND * 2).await;
+    assert_eq!(bench.deliver().await, (3, Ok(())));
+    // If the resolver fails, the known addresses are used. If it does not answer, only the first
+    // delivery waits for it.
+    let lookups = bench.world.lookups.load(Ordering::Relaxed);
+    bench.world.names.lock().unwrap().clear();
+    pass(SECOND * 2).await;
+    assert_eq!(bench.deliver().await, (3, Ok(())));
+    bench.world.name("logs", None);
+    for wait in [TIMEOUTS.connect, Duration::ZERO, Duration::ZERO] {
+        let begun = Instant::now();
+        assert_eq!(bench.deliver().await, (3, Ok(())));
+        assert_eq!(begun.elapsed(), wait);
+    }
+    assert_eq!(bench.world.lookups.load(Ordering::Relaxed), lookups + 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_is_looked_up_again_while_nothing_is_dialled() {
+    let bench = Bench::start(&["logs"], Strategy::Failover);
+    bench.world.name("logs", Some(&[1]));
+    assert_eq!(bench.deliver().await, (1, Ok(())));
+    let connection = bench.pick();
+    bench.world.name("logs", Some(&[1, 2]));
+    pass(LOOK_UP + SECOND).await;
+    assert!(!bench.set.is_over(connection.address()) && !bench.set.is_gone(connection.address()));
+    bench.world.names.lock().unwrap().clear();
+    pass(LOOK_UP * 3).await;
+    assert!(!bench.set.is_gone(connection.address()), "errors change nothing");
+    bench.world.name("logs", Some(&[2]));
+    let changed = bench.set.changed();
+    pass(LOOK_UP + SECOND).await;
+    assert!(bench.set.is_over(connection.address()) && bench.set.is_gone(connection.address()));
+    tokio::time::timeout(SECOND, changed).await.expect("those who wait were woken");
+    assert_eq!(bench.next(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_new_address_takes_its_turn() {
+    let bench = Bench::start(&["logs"], Strategy::RoundRobin);
+    bench.world.name("logs", Some(&[1, 2]));
+    assert_eq!(bench.deliver().await, (1, Ok(())));
+    assert_eq!((bench.succeed(), bench.succeed()), (2, 1));
+    bench.world.name("logs", Some(&[1, 2, 3]));
+    pass(LOOK_UP + SECOND).await;
+    let turns: BTreeSet<_> = (0..3).map(|_| bench.succeed()).collect();
+    assert_eq!(turns, BTreeSet::from([1, 2, 3]));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_name_that_does_not_resolve_is_down_until_it_does_and_its_addresses_answer() {
+    let bench = Bench::start(&["logs", "10.0.0.9"], Strategy::Failover);
+    assert_eq!(bench.deliver().await, (0, Err(true)));
+    assert_eq!(bench.deliver().await, (9, Ok(())));
+    pass(HOLD_MIN * 3).await;
+    assert_eq!(bench.deliver().await, (9, Ok(())));
+    bench.world.set(1, Mood::Away);
+    bench.world.name("logs", Some(&[1]));
+    pass(HOLD_MIN * 3).await;
+    assert_eq!(bench.deliver().await, (9, Ok(())));
+    bench.world.set(1, Mood::Good);
+    pass(HOLD_MIN + PAUSE_MAX).await;
+    assert_eq!(bench.deliver().await, (1, Ok(())));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_resolver_that_hangs_is_asked_once_at_a_time() {
+    let bench = Bench::start(&["logs", "10.0.0.9"], Strategy::Failover);
+    bench.world.name("logs", None);
+    let deliveries = (0..50).map(|_| bench.deliver());
+    let failed = futures_util::future::join_all(deliveries).await;
+    assert!(failed.iter().all(|it| *it == (0, Err(true))), "{failed:?}");
+    assert_eq!(bench.world.lookups.load(Ordering::Relaxed), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn endpoints_that_change_leave_the_others_alone() {
+    let bench = Bench::three(Strategy::Failover);
+    assert_eq!(bench.fail(), (1, true));
+    let (kept, gone) = (bench.pick(), {
+        bench.fail();
+        bench.pick()
+    });
+    let endpoint = |host: &str| Endpoint {
+        name: HostPort { host: host.to_owned(), port: 514 },
+        resolved_here: true,
+    };
+    bench.set.set(["10.0.0.1", "10.0.0.2", "10.0.0.8"].map(endpoint).to_vec());
+    assert!(bench.set.is_gone(gone.address()) && !bench.set.is_gone(kept.address()));
+    assert_eq!(bench.next(), 8);
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_address_that_takes_connections_and_never_answers_costs_little_in_a_day() {
+    let bench = Bench::start(&["10.0.0.1", "10.0.0.2"], Strategy::Failover);
+    bench.world.set(1, Mood::Silent);
+    let started = Instant::now();
+    let (mut tried, mut delivered) = (0, 0);
+    while started.elapsed() < SECOND * 24 * 3600 {
+        match bench.deliver().await {
+            (1, Err(left)) => {
+                tried += 1;
+                assert!(left);
+            }
+            (2, Ok(())) => delivered += 1,
+            other => panic!("{other:?}"),
+        }
+        pass(SECOND).await;
+    }
+    // The holds are 2, 4 and 8 minutes, and then 10 minutes each.
+    assert!((120..=140).contains(&tried), "{tried}");
+    assert!(delivered > 24 * 3600 * 8 / 10, "{delivered}");
+}
+
+/// What `/status` shows of an address: its state, for how long in seconds, attempts, and errors.
+type Row = (&'static str, u64, u64, Vec<(AttemptError, u64)>);
+
+fn shown(bench: &Bench) -> Vec<Row> {
+    let of = |it: AddressState| {
+        (it.state, it.state_for.as_secs(), it.figures.requests, it.figures.errors)
+    };
+    bench.set.states().into_iter().map(of).collect()
+}
+
+#[tokio::test(start_paused = true)]
+async fn each_address_counts_its_own_attempts_and_tells_since_when_it_has_its_state() {
+    let bench = Bench::three(Strategy::Failover);
+    pass(SECOND * 5).await;
+    let attempt = bench.pick();
+    attempt.sent(700);
+    attempt.ended(Some(SECOND / 4), None);
+    attempt.succeeded();
+    bench.world.set(1, Mood::Away);
+    assert_eq!(bench.deliver().await.0, 1);
+    pass(SECOND * 3).await;
+    let refused = vec![(AttemptError::Connect, 1)];
+    let untouched = ("unknown", 8, 0, Vec::new());
+    let wanted = [("down", 3, 2, refused.clone()), untouched.clone(), untouched];
+    assert_eq!(shown(&bench), wanted);
+    let states = bench.set.states();
+    assert_eq!(states.iter().map(|it| it.endpoint).collect::<Vec<_>>(), [0, 1, 2]);
+    let figures = &states[0].figures;
+    assert_eq!(figures.sent_bytes, 700);
+    assert!(figures.times.is_some_and(|times| (0.23..0.27).contains(&times.p50)));
+    let error = ("simulated".to_owned(), SECOND * 3);
+    assert_eq!(figures.last_error, Some(error));
+    // Further failures and probes do not restart the time of the state; another state does.
+    bench.world.set(1, Mood::Good);
+    pass(SECOND * 4).await;
+    assert_eq!(shown(&bench)[0], ("down", 7, 2, refused.clone()));
+    pass(HOLD_MIN).await;
+    let (state, since, requests, errors) = shown(&bench).swap_remove(0);
+    assert!(state == "back, on trial" && since < 10, "{state} for {since} s");
+    assert_eq!((requests, errors), (2, refused));
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_counted_of_a_name_goes_to_its_first_address_and_leaves_with_the_address() {
+    let bench = Bench::start(&["logs"], Strategy::Failover);
+    for _ in 0..3 {
+        bench.deliver().await.1.ok();
+    }
+    let unresolved = vec![(AttemptError::Resolve, 3)];
+    assert_eq!(shown(&bench), [("down", 0, 3, unresolved.clone())]);
+    bench.world.name("logs", Some(&[1, 2]));
+    bench.deliver().await.1.ok();
+    let rows = shown(&bench);
+    assert_eq!((rows.len(), &rows[0].3, &rows[1].3), (2, &unresolved, &Vec::new()));
+    for turn in 1..200_u8 {
+        bench.world.name("logs", Some(&[turn, turn + 1]));
+        pass(LOOK_UP * 2).await;
+        bench.deliver().await.1.ok();
+        assert_eq!(shown(&bench).len(), 2, "addresses that vanished have left");
+    }
+    assert!(shown(&bench).iter().all(|row| row.3.is_empty()), "{:?}", shown(&bench));
+}
+
+/// Returns a bench with this many consumers: behind one name, or with an address each.
+fn random_bench(random: &mut fastrand::Rng, consumers: u8) -> Bench {
+    let hosts: Vec<String> = (1..=consumers).map(|it| address(it).ip().to_string()).collect();
+    let hosts: Vec<&str> = hosts.iter().map(String::as_str).collect();
+    let bench = match random.u8(..3) {
+        0 => Bench::start(&["logs"], Strategy::Failover),
+        1 => Bench::start(&hosts, Strategy::RoundRobin),
+        _ => Bench::start(&hosts, Strategy::Failover),
+    };
+    bench.world.name("logs", Some(&(1..=consumers).collect::<Vec<_>>()));
+    bench
+}
+
+/// Returns a good mood in half of all cases.
+fn random_mood(random: &mut fastrand::Rng) -> Mood {
+    match random.u8(..6) {
+        0 => Mood::Away,
+        1 => Mood::Silent,
+        2 => Mood::Errs,
+        _ => Mood::Good,
+    }
+}
+
+/// Lets one to four consumers change their mood at random, while one to three lanes deliver without
+/// end. Asserts two things all the time: as long as one consumer works, something is delivered
+/// soon; and with `failover`, when the first consumer has worked for long enough, deliveries go to
+/// it.
+async fn simulate(seed: u64) {
+    let mut random = fastrand::Rng::with_seed(seed);
+    let consumers = random.u8(1..=4);
+    let bench = random_bench(&mut random, consumers);
+    let lanes = random.u8(1..=3);
+    let first_is_preferred = bench.set.strategy == Strategy::Failover && bench.set.count() > 1;
+    // Each other consumer may stall a lane for one request timeout, and one of them a second time
+    // when it is tried again; the consumer that works now may have left a delivery unanswered that
+    // began before. A pause may come before or after that.
+    let bound = TIMEOUTS.request * (u32::from(consumers) + 1) + SECOND * 40;
+    let delivered = Mutex::new((Instant::now(), 0));
+    let lane = async |mut random: fastrand::Rng| {
+        let mut pause = SECOND / 2;
+        loop {
+            match bench.deliver().await {
+                (number, Ok(())) => {
+                    *delivered.lock().unwrap() = (Instant::now(), number);
+                    pause = SECOND / 2;
+                    tokio::time::sleep(Duration::from_millis(random.u64(..2000))).await;
+                }
+                (_, Err(true)) => tokio::time::sleep(Duration::from_millis(1)).await,
+                (_, Err(false)) => {
+                    tokio::time::sleep(pause).await;
+                    pause = (pause * 2).min(SECOND * 30);
+                }
+            }
+        }
+    };
+    let rng = || fastrand::Rng::with_seed(seed);
+    let lanes = futures_util::future::join_all((0..lanes).map(|_| lane(rng())));
+    let fate = async {
+        let mut good_since = vec![Some(Instant::now()); usize::from(consumers)];
+        for _ in 0..60 {
+            let number = random.u8(1..=consumers);
+            let mood = random_mood(&mut random);
+            bench.world.set(number, mood);
+            let since = &mut good_since[usize::from(number - 1)];
+            *since = (mood == Mood::Good).then(|| since.unwrap_or_else(Instant::now));
+            let calm = if random.u8(..5) == 0 { 3000 } else { 200 };
+            for _ in 0..random.u32(..calm) {
+                pass(SECOND).await;
+                let works = good_since.iter().flatten().any(|since| since.elapsed() >= bound);
+                let (last, at) = *delivered.lock().unwrap();
+                assert!(!works || last.elapsed() < bound, "nothing for {:?}", last.elapsed());
+                let settled = HOLD_MAX + PAUSE_MAX * 2 + bound;
+                let first_is_back = good_since[0].is_some_and(|since| since.elapsed() >= settled);
+                if first_is_preferred && first_is_back {
+                    assert_eq!(at, 1, "it has worked for {:?}", good_since[0].unwrap().elapsed());
+                }
+            }
+        }
+    };
+    tokio::select! {
+        _ = lanes => unreachable!("lanes never end"),
+        () = fate => {}
+    }
+}
+
+#[test]
+fn something_is_delivered_as_long_as_one_consumer_works() {
+    for seed in seeds(25) {
+        let _says = Failing(seed);
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_time()
+            .start_paused(true)
+            .build()
+            .expect("a runtime");
+        runtime.block_on(simulate(seed));
+    }
+}

@@ -1,0 +1,42 @@
+//! Why an attempt to reach a consumer failed, and what the failure says about the next attempt.
+
+use std::fmt;
+use std::time::Duration;
+
+use telemetry::AttemptError;
+
+/// The longest pause that a consumer can ask for with `Retry-After`. If a consumer asks for more,
+/// the relay waits only this long, because the consumer's clock is most likely wrong.
+pub const RETRY_AFTER_MAX: Duration = Duration::from_secs(5 * 60);
+
+/// The reason why an attempt to deliver or to connect failed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Failure {
+    /// The kind of error, which is the label `reason` of the counter of failed attempts.
+    pub reason: AttemptError,
+    /// The text for the log and `/status`. It names scheme, host and port of a URL, but never a
+    /// path or query, because these may hold a secret.
+    pub message: String,
+    /// The pause that the consumer asked for; `None` if it did not ask.
+    pub retry_after: Option<Duration>,
+    /// `true` if another address may be tried at once, without a pause.
+    pub elsewhere: bool,
+    /// `true` if the consumer has answered with a server error (5xx), for the whole request or for
+    /// an event of it. The fault is the consumer's, but an event may be its cause.
+    pub server_error: bool,
+}
+
+impl Failure {
+    /// Makes a failure after which the delivery pauses as the section `retry` of the config says.
+    pub fn new(reason: AttemptError, message: impl Into<String>) -> Self {
+        let server_error = reason == AttemptError::Status5xx;
+        let message = message.into();
+        Self { reason, message, retry_after: None, elsewhere: false, server_error }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}

@@ -1,0 +1,1207 @@
+//! The decisions of one output's delivery, without connections: what is sent next, and what becomes
+//! of each claim when the link reports something. The loop in `run` does the waiting.
+
+use std::cmp::Reverse;
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::aside::{Aside, Kept};
+use super::dead_letter::{DeadLetters, Written};
+use super::failure::Failure;
+use super::filtering::{Filtering, INSPECTED_BYTES_MAX, Settled};
+use super::given_up::{GivenUp, Parts};
+use super::health::Health;
+use super::in_flight::{InFlight, Sent, State, Work};
+use super::link::{Part, Verdict};
+use super::pacing::Pacing;
+use super::reason::Reason;
+use super::retry::Retry;
+use super::search::{PAUSE_MANY, SUSPECTS_MAX, Search};
+use super::trial;
+use super::trial::{Answer, Circumstances, Conducts, Next};
+use base::position::Position;
+use config::{BatchLimits, Rejected};
+use queue::{Batch, Claim, Cursor, Redelivery, Take};
+use telemetry::{AttemptError, Cause};
+
+/// The claims of one output that are not final, and the decisions about them. The delivery loop
+/// owns the ledger and is its only caller.
+///
+/// The ledger never writes to a connection, and never waits except in [`Ledger::all_written`]. It
+/// has the parts that decide: the table of claims ([`InFlight`]), the events that are set aside
+/// ([`Aside`]), the rules for what is turned down (`trial`) and for what is sent meanwhile
+/// ([`Search`]), the pauses ([`Pacing`]), the filter ([`Filtering`]) and the events that are given
+/// up ([`GivenUp`]).
+///
+/// Life of a claim: [`Ledger::next_to_send`] takes it from the queue, or takes it again if it is to
+/// be sent again, and passes it through the filter. Then the link reports: [`Ledger::on_accepted`],
+/// [`Ledger::on_refused`], [`Ledger::on_failed`], or the end of the link ([`Ledger::on_broken`],
+/// [`Ledger::on_gone`]). A claim is final when the consumer has its events, when the filter keeps
+/// back all its events, when its event is set aside, or when it is given up and its dead letters
+/// (if they are kept) have a result.
+///
+/// Invariants:
+/// - Every claim that is to be sent again is sent before new events are taken from the queue.
+/// - If the output is ordered, a claim that the consumer accepts becomes final only when every
+///   earlier claim is accepted, set aside or given up (`State::Held`). If an earlier claim is sent
+///   again after it, it is sent again too. Exceptions: claims with events that can't be sent, and
+///   the close of the queue.
+/// - During the search for refused events, and after a failure, a claim is sent only when no other
+///   claim is on the wire.
+///
+/// What must never happen: an event is given up although the config asks to retry it without limit,
+/// or, because of the consumer's answer, before the consumer has proved that it accepts other
+/// events.
+pub(super) struct Ledger {
+    pub in_flight: InFlight,
+    pub aside: Aside,
+    conducts: Conducts,
+    search: Search,
+    pub(super) pacing: Pacing,
+    pub health: Health,
+    pub given_up: GivenUp,
+    pub(super) filtering: Filtering,
+    rules: Rules,
+    /// The position in the queue after the last event that was sent at least once, or that the
+    /// filter kept back at least once. If a claim begins before this position, sending it counts as
+    /// a retry in the metrics.
+    sent_until: Position,
+    /// The number of batches that this delivery has sent.
+    batches: u64,
+    /// The bytes of the events that the filter has kept back since the delivery last sent an event.
+    /// At `INSPECTED_BYTES_MAX`, the loop yields to the runtime, and the number starts again at
+    /// zero. The number is set to this limit, too, if more events are to be given up.
+    inspected_bytes: u64,
+}
+
+/// The settings of a delivery that come from the config and the protocol.
+pub(crate) struct Rules {
+    pub limits: BatchLimits,
+    /// The setting `rejected.after_server_errors`.
+    pub server_errors: Duration,
+    /// `true` because of `rejected.action = "retry"`: an event that its consumer refuses is sent
+    /// again, as often as needed.
+    pub(super) keeps_all: bool,
+    /// `true` if the consumer gets the events in the order of the queue.
+    pub is_ordered: bool,
+    /// `true` if a request carries many batches. The link then counts the retries, and batches that
+    /// go back are sent again together.
+    pub collects: bool,
+    /// `true` if the requests are JSON lists of events, and no filter reads the events.
+    pub sends_lists: bool,
+}
+
+impl Rules {
+    /// Makes the settings of an output. `is_ordered`, `collects` and `sends_lists` come from its
+    /// protocol.
+    pub(crate) fn new(
+        config: &config::Output,
+        is_ordered: bool,
+        collects: bool,
+        sends_lists: bool,
+    ) -> Self {
+        Self {
+            limits: config.batch,
+            server_errors: config.after_server_errors,
+            keeps_all: config.rejected == Rejected::Retry,
+            is_ordered,
+            collects,
+            sends_lists,
+        }
+    }
+}
+
+/// Returns the parts that events leave. A macro, because other parts are used meanwhile.
+macro_rules! parts {
+    ($ledger:expr) => {
+        &mut Parts {
+            in_flight: &mut $ledger.in_flight,
+            aside: &mut $ledger.aside,
+            filtering: &mut $ledger.filtering,
+            health: &mut $ledger.health,
+        }
+    };
+}
+
+impl Ledger {
+    /// Makes the ledger of a new delivery. Events that are given up are written to `dead_letters`,
+    /// if the config says so. Pauses are short from the moment at which `draining` is cancelled.
+    pub(crate) fn new(
+        (cursor, aside): (Cursor, Aside),
+        filtering: Filtering,
+        health: Health,
+        dead_letters: DeadLetters,
+        draining: CancellationToken,
+        config: &config::Output,
+        rules: Rules,
+    ) -> Self {
+        let mut ledger = Self {
+            aside,
+            conducts: Conducts::default(),
+            search: Search::default(),
+            pacing: Pacing::new(Retry::new(&config.retry), draining),
+            health,
+            given_up: GivenUp::new(config, dead_letters),
+            filtering,
+            rules,
+            sent_until: cursor.position(),
+            batches: 0,
+            inspected_bytes: 0,
+            in_flight: InFlight::new(cursor),
+        };
+        ledger.aside.begin(ledger.in_flight.cursor());
+        ledger.health.aside(&ledger.aside, None);
+        ledger
+    }
+
+    // ---- What is sent next ----
+
+    /// Returns `true` if the delivery loop should wake up when the queue has a new event. There are
+    /// two cases:
+    ///
+    /// - The output does not pause, and the event can be sent at once. `has_room` is `true` if the
+    ///   connection can take a batch.
+    /// - The output pauses, only suspects are left, and a new event is needed to learn whether the
+    ///   consumer accepts anything.
+    ///
+    /// Otherwise returns `false`.
+    pub(super) fn wants_events(&self, has_room: bool) -> bool {
+        match self.pacing.paused_until {
+            None => self.may_send() && has_room,
+            Some(_) => self.search.awaits_event(),
+        }
+    }
+
+    /// Returns `true` if events may be sent now. Returns `false` while too many bytes are held in
+    /// memory, of events that are given up and wait for their dead letters, or of events that are
+    /// too large for the filter. Also returns `false` while too many claims wait for their dead
+    /// letters, and if claims are sent one at a time and one of them has no answer yet.
+    fn may_send(&self) -> bool {
+        // The search for refused events needs the result of every claim. A pause only needs to know
+        // that the consumer takes requests again.
+        let waits_for_answer = match self.search.is_active() {
+            true => self.in_flight.has(State::OnWire) || self.aside.is_on_wire(),
+            false => {
+                let awaits = self.in_flight.awaits_answer() || self.aside.is_on_wire();
+                self.pacing.is_serial && awaits
+            }
+        };
+        !self.given_up.is_full() && !self.filtering.is_full() && !waits_for_answer
+    }
+
+    /// Returns the moment of the next try of an event that is set aside; `None` if there is none,
+    /// or if the loop must first wait for something else.
+    pub(super) fn next_try(&self) -> Option<Instant> {
+        let may_try = self.pacing.paused_until.is_none() && self.may_send() && self.may_try();
+        self.aside.next_try().filter(|_| may_try)
+    }
+
+    /// Returns `true` if events that are set aside may be tried: the queue is not closed.
+    fn may_try(&self) -> bool {
+        !self.in_flight.cursor().is_closed()
+    }
+
+    /// Returns `true` if the loop should yield to the runtime, because it has inspected many bytes
+    /// and has sent nothing. In that case, the count of inspected bytes starts again at zero.
+    pub(super) fn take_turn_over(&mut self) -> bool {
+        let is_over = self.inspected_bytes >= INSPECTED_BYTES_MAX;
+        if is_over {
+            self.inspected_bytes = 0;
+        }
+        is_over
+    }
+
+    /// Returns the next batch to send; `None` if nothing may be sent now, or if there is nothing to
+    /// send. No more new events are taken than fit into `room`. A claim that is sent again is sent
+    /// whole, whatever the room is. A claim whose events the filter keeps back completely becomes
+    /// final, and the next claim is taken. Tries of events that are set aside take turns with all
+    /// other events, which are called the stream here.
+    pub(super) fn next_to_send(&mut self, room: Take) -> Option<Batch> {
+        while self.pacing.paused_until.is_none()
+            && self.may_send()
+            && self.inspected_bytes < INSPECTED_BYTES_MAX
+        {
+            if !self.aside.lets_others_go_first()
+                && let Some(batch) = self.next_try_to_send()
+            {
+                return Some(batch);
+            }
+            // The cursor reads lines from files for one claim at a time. Claims that are given up
+            // come first.
+            let taken = if self.given_up.needs_lines { None } else { self.take(room) };
+            let Some(batch) = taken else { return self.next_try_to_send() };
+            let (claim, bytes) = (batch.claim, batch.bytes);
+            let batch = self.filtering.pass_to_send(batch, self.in_flight.cursor());
+            if batch.events == 0 {
+                self.inspected_bytes += bytes;
+                self.nothing_left(claim);
+                continue;
+            }
+            self.inspected_bytes = 0;
+            self.search.sent();
+            self.batches += 1;
+            // The first attempt of a claim sends events again if the cursor was set back. Events
+            // that found no room in an earlier request have had no attempt yet.
+            let was_sent = claim.start < self.sent_until;
+            let sent = self.note_sent(claim, batch.events);
+            let (attempts, is_remainder) = sent.unwrap_or_default();
+            if !self.rules.collects && (attempts > 1 || (was_sent && !is_remainder)) {
+                self.health.metrics.retries.increment(1);
+            }
+            return Some(if is_remainder { self.with_remainders(batch, room) } else { batch });
+        }
+        None
+    }
+
+    /// Returns the next event that is set aside and whose try is due, as it is to be sent. An event
+    /// that the filter keeps back by now is settled.
+    fn next_try_to_send(&mut self) -> Option<Batch> {
+        while self.may_try()
+            && let Some(batch) = self.aside.next_due()
+        {
+            let position = batch.claim.start;
+            let batch = self.filtering.pass_to_send(batch, self.in_flight.cursor());
+            if batch.events > 0 {
+                self.aside.sent(position, self.conducts.answers);
+                self.batches += 1;
+                self.health.metrics.retries.increment(1);
+                return Some(batch);
+            }
+            let kept = self.aside.take_waiting(position)?;
+            self.settle_aside(position, &kept);
+        }
+        None
+    }
+
+    /// Notes that a claim is sent now, with `events` events. Returns how often it was sent, and
+    /// whether it is the remainder of an earlier batch.
+    fn note_sent(&mut self, claim: Claim, events: u64) -> Option<(u32, bool)> {
+        self.sent_until = self.sent_until.max(claim.end);
+        self.given_up.tried(claim, self.in_flight.cursor());
+        let sent = Sent { batch: self.batches, answers: self.conducts.answers };
+        let work = self.in_flight.sent(claim, events, sent)?;
+        Some((work.attempts, work.is_remainder))
+    }
+
+    /// Adds to a batch the next claims that are remainders of earlier batches, as long as they fit.
+    /// For example, if a consumer has taken only half of the events of a request, the other half is
+    /// sent again in one request, and not in one request for each event.
+    fn with_remainders(&mut self, mut batch: Batch, room: Take) -> Batch {
+        while let Some(claim) = self.in_flight.next_remainder(batch.claim.end) {
+            let next = match self.redeliver(claim) {
+                Redelivery::Batch(next) => next,
+                Redelivery::Gone => continue,
+                Redelivery::NotYet => break,
+            };
+            let next = self.filtering.pass_to_send(next, self.in_flight.cursor());
+            let (claim, events) = (next.claim, batch.events + next.events);
+            if events > room.events || batch.bytes + next.bytes > room.bytes {
+                if let Some(work) = self.in_flight.front_on_wire(claim, None) {
+                    self.again(work);
+                }
+                break;
+            }
+            if next.events == 0 {
+                self.nothing_left(claim);
+                continue;
+            }
+            self.note_sent(claim, next.events);
+            batch.claim.end = claim.end;
+            batch.events = events;
+            batch.bytes += next.bytes;
+            batch.pieces.extend(next.pieces);
+            batch.origins.extend(next.origins);
+        }
+        batch
+    }
+
+    /// Takes the next batch of the stream. A claim that is to be sent again comes first. If there
+    /// is none, new events are taken. While there are suspects, only a few new events are taken, to
+    /// learn whether the consumer accepts them. Returns `None` if nothing can be taken now.
+    fn take(&mut self, room: Take) -> Option<Batch> {
+        if self.search.take_others()
+            && let Some(batch) = self.take_others()
+        {
+            self.search.took_others();
+            return Some(batch);
+        }
+        while let Some(work) = self.in_flight.first(State::Pending) {
+            match self.redeliver(work.claim) {
+                Redelivery::Batch(batch) => return Some(batch),
+                Redelivery::Gone => {}
+                Redelivery::NotYet => return None,
+            }
+        }
+        let mut take = Take {
+            bytes: room.bytes.min(self.rules.limits.max_bytes),
+            events: room.events.min(self.rules.limits.max_events),
+        };
+        let lists = self.rules.sends_lists && !self.filtering.is_tapped();
+        if !self.in_flight.has(State::Suspect) {
+            if !self.in_flight.has(State::OnWire) {
+                self.search.end();
+            }
+            return self.in_flight.claim_next_as(take, lists);
+        }
+        let Some(events) = self.search.next_comparison() else {
+            self.next_round();
+            return None;
+        };
+        take.events = take.events.min(events);
+        let batch = self.in_flight.claim_next_as(take, lists);
+        if batch.is_none() {
+            self.search.nothing_to_compare();
+            self.next_round();
+        }
+        batch
+    }
+
+    /// Called when the consumer answers the first claim that waits to be sent again with server
+    /// errors. Takes one or a few other events, to learn whether the consumer accepts these. The
+    /// batch holds a new event. If there is none, or if very many claims wait already, it holds
+    /// the second half of one of the waiting claims. If the claim is a single event, the batch is
+    /// the last claim that is held. Returns `None` if there is no other event.
+    fn take_others(&mut self) -> Option<Batch> {
+        let events = self.search.comparison_events();
+        let few = Take { bytes: self.rules.limits.max_bytes, events };
+        if self.in_flight.count(State::Pending) < SUSPECTS_MAX
+            && let Some(batch) = self.in_flight.claim_next(few)
+        {
+            return Some(batch);
+        }
+        let first = self.in_flight.first(State::Pending)?.claim;
+        // Not in turns: an event that the consumer does not take could be in each half that has its
+        // turn. The claim with the fewest errors has not failed since it was cut off.
+        let others = self.in_flight.all(State::Pending).skip(1);
+        let fewest = others.min_by_key(|work| (work.trial.errors, Reverse(work.claim.start)));
+        let (fewest, errors) = fewest.map(|work| (work.claim, work.trial.errors)).unzip();
+        let mut other = fewest.unwrap_or(first);
+        let held = self.in_flight.last(State::Held).map(|work| work.claim);
+        if let Some(half) = self.in_flight.split_pending(other) {
+            other = half;
+        } else if let Some(held) = held.filter(|_| errors != Some(0)) {
+            // The consumer may fail on every event that waits.
+            self.filtering.released(held);
+            self.in_flight.release_held(held);
+            other = held;
+        } else if fewest.is_none() {
+            return None;
+        }
+        match self.redeliver(other) {
+            Redelivery::Batch(batch) => Some(batch),
+            Redelivery::Gone | Redelivery::NotYet => None,
+        }
+    }
+
+    /// Takes the events of a `Pending` claim again, to send them. If the queue has dropped them,
+    /// the filter forgets the claim too.
+    fn redeliver(&mut self, claim: Claim) -> Redelivery {
+        let retaken = self.in_flight.redeliver(claim);
+        if matches!(retaken, Redelivery::Gone) {
+            self.filtering.give_up(claim);
+        }
+        retaken
+    }
+
+    /// Ends a round of the search for events that the consumer refuses. The round ends because the
+    /// consumer refused the suspect and the new event that were sent, or because no new event could
+    /// be sent. The output now pauses. After the pause, another suspect is sent again.
+    fn next_round(&mut self) {
+        let suspects = self.in_flight.count(State::Suspect);
+        let next = self.search.rotate(suspects);
+        if let Some(suspect) = self.in_flight.nth(State::Suspect, next) {
+            self.in_flight.change(suspect.claim, State::Pending);
+        }
+        let refusal = self.search.last_refusal.as_ref();
+        if let Some(failure) = refusal {
+            self.health.down(failure);
+        }
+        let asked = refusal.and_then(|failure| failure.retry_after);
+        let are_many = suspects >= SUSPECTS_MAX;
+        let wait = self.pacing.pause(asked.max(are_many.then_some(PAUSE_MANY)));
+        self.health.next_attempt(wait);
+    }
+
+    // ---- What becomes of a claim ----
+
+    /// Makes the held claims final that need not be held any longer: those before which every claim
+    /// is accepted, set aside or given up.
+    pub(super) fn finish_decided(&mut self) {
+        self.finish_all(self.in_flight.held_before_all_open());
+    }
+
+    /// Makes all held claims final, because the claims before them will not be decided in this
+    /// delivery.
+    pub(super) fn finish_held(&mut self) {
+        self.finish_all(self.in_flight.claims(State::Held));
+    }
+
+    /// Makes these held claims final at once.
+    fn finish_all(&mut self, claims: Vec<Claim>) {
+        if claims.is_empty() {
+            return;
+        }
+        self.in_flight.begin_together();
+        claims.into_iter().for_each(|claim| self.finish(claim));
+        self.in_flight.end_together();
+    }
+
+    /// Returns `true` if no claim waits to be sent again, or for the decision about another claim.
+    pub(crate) fn is_settled(&self) -> bool {
+        let open = [State::Pending, State::Suspect, State::Held];
+        open.into_iter().all(|state| !self.in_flight.has(state))
+    }
+
+    /// Makes a claim on the wire final because the filter keeps back all its events. This happens
+    /// even if an earlier event is a suspect, because there is nothing to send. Events that are too
+    /// large for the filter are given up.
+    fn nothing_left(&mut self, claim: Claim) {
+        self.search.nothing_left(self.rules.limits.max_events);
+        self.sent_until = self.sent_until.max(claim.end);
+        self.finish(claim);
+    }
+
+    /// Makes a claim in the table final, except that events that are too large for the filter are
+    /// given up.
+    fn finish(&mut self, claim: Claim) {
+        match self.filtering.settle(claim, Vec::new(), false, &self.health.metrics) {
+            Some(Settled::Without(disposition, lines, reason)) => {
+                let reason = Reason::new(Cause::TooLong, reason);
+                self.given_up.end_claim(claim, disposition, lines, reason, parts!(self));
+            }
+            Some(Settled::Final(disposition)) => self.in_flight.finish_claim(claim, disposition),
+            // Only events that the protocol can't carry are read again.
+            Some(Settled::ReadAgain(..)) | None => {}
+        }
+    }
+
+    /// Settles an event that was set aside: the consumer has it, or the filter keeps it back.
+    fn settle_aside(&mut self, position: Position, kept: &Kept) {
+        let claim = Claim { start: position, end: position.next() };
+        let settled = self.filtering.settle(claim, Vec::new(), false, &self.health.metrics);
+        let (disposition, lines, reason) = match settled {
+            Some(Settled::Without(disposition, lines, reason)) => (disposition, lines, reason),
+            Some(Settled::Final(disposition)) => (disposition, Vec::new(), ""),
+            Some(Settled::ReadAgain(..)) | None => return,
+        };
+        let reason = Reason::new(Cause::TooLong, reason);
+        let event = (position, kept);
+        self.given_up.end_aside(event, disposition, lines, reason, parts!(self));
+    }
+
+    /// Makes a claim `Pending`, to send it again. The filter's decisions about its events are
+    /// forgotten, because the claim goes through the filter again.
+    fn again(&mut self, work: Work) {
+        self.filtering.released(work.claim);
+        self.in_flight.again(work);
+    }
+
+    /// Decides to give up a claim, because the consumer refuses it. At most `lost_max` of its
+    /// events are lost.
+    fn give_up(&mut self, work: Work, lost_max: u64, failure: &Failure) {
+        self.filtering.released(work.claim);
+        let reason = Reason::new(Cause::Refused, &failure.message);
+        self.given_up.add(work, lost_max, reason, &mut self.in_flight);
+    }
+
+    /// Decides to set each event of a claim aside that was sent. If nothing may be given up, and no
+    /// more events can be set aside, they wait in the queue.
+    fn set_aside(&mut self, work: Work, answer: Answer, failure: &Failure, consumer: usize) {
+        for event in self.cut(work) {
+            self.filtering.released(event.claim);
+            if self.rules.keeps_all && self.aside.is_full(0) {
+                self.in_flight.again(event);
+                self.health.down(failure);
+                self.pause(failure);
+                continue;
+            }
+            let retrial = event.trial.set_aside(answer, &self.conducts, consumer);
+            let kept = Kept::new(retrial, &failure.message, event.attempts);
+            self.given_up.add_aside(event, kept, &mut self.in_flight);
+        }
+    }
+
+    fn circumstances(&self) -> Circumstances {
+        Circumstances {
+            is_ordered: self.rules.is_ordered,
+            keeps_all: self.rules.keeps_all,
+            server_errors: self.rules.server_errors,
+            drains: self.pacing.drains(),
+        }
+    }
+
+    // ---- Reports of the link ----
+
+    /// Notes that `consumer` has accepted the events of `claim`, except `rejected`, which the
+    /// protocol can't carry.
+    pub(super) fn on_accepted(&mut self, claim: Claim, mut rejected: Vec<Bytes>, consumer: usize) {
+        if let Some(kept) = self.aside.answered(claim.start) {
+            return self.aside_accepted(claim.start, &kept, consumer);
+        }
+        for work in self.in_flight.answered(claim, None) {
+            let waits = self.in_flight.has_open_before(work.claim);
+            let was_late = work.attempts > 1;
+            self.accepted(work, std::mem::take(&mut rejected), consumer, waits, was_late);
+        }
+    }
+
+    /// Notes that the consumer works: `consumer` has accepted something that was sent when this
+    /// delivery had seen this number of answers. All suspects are sent again.
+    fn works(&mut self, consumer: usize, sent_at: u64, was_refused: bool) {
+        self.conducts.accepted(consumer, sent_at, was_refused);
+        self.search.accepted();
+        self.pacing.succeeded();
+        self.health.succeeded();
+        for suspect in self.in_flight.claims(State::Suspect) {
+            self.in_flight.change(suspect, State::Pending);
+        }
+    }
+
+    /// Notes that `consumer` has accepted the events of a claim, except `rejected`, which the
+    /// protocol can't carry. `waits`: an ordered output waits for an earlier claim. `was_late`:
+    /// later events may have been sent before this claim.
+    fn accepted(
+        &mut self,
+        work: Work,
+        rejected: Vec<Bytes>,
+        consumer: usize,
+        waits: bool,
+        was_late: bool,
+    ) {
+        let (claim, batch, is_ordered) = (work.claim, work.batch, self.rules.is_ordered);
+        self.works(consumer, work.sent_at, work.trial.was_refused_alone());
+        self.health.delivered(work.events, work.attempts);
+        self.filtering.tapping.accepted(claim, work.events, rejected.is_empty());
+        if is_ordered && work.is_overtaken && rejected.is_empty() {
+            // An earlier event was sent after this claim.
+            self.again(work);
+        } else {
+            let waits = is_ordered && waits;
+            match self.filtering.settle(claim, rejected, waits, &self.health.metrics) {
+                None => self.in_flight.hold(work),
+                Some(Settled::Final(disposition)) => self.in_flight.finish(work, disposition),
+                Some(Settled::Without(disposition, lines, reason)) => {
+                    self.in_flight.stay(work);
+                    let reason = Reason::new(Cause::TooLong, reason);
+                    self.given_up.end_claim(claim, disposition, lines, reason, parts!(self));
+                }
+                Some(Settled::ReadAgain(unfit, reason)) => {
+                    self.filtering.released(claim);
+                    let reason = Reason::new(Cause::TooLong, reason);
+                    self.given_up.add_unfit(work, unfit, reason, &mut self.in_flight);
+                }
+            }
+        }
+        if is_ordered && was_late {
+            // Later events that were sent before this claim are sent again, to keep the order.
+            let held = self.in_flight.all(State::Held);
+            let later = held.filter(|held| held.claim > claim && held.batch < batch);
+            for later in later.map(|held| held.claim).collect::<Vec<_>>() {
+                self.filtering.released(later);
+                self.in_flight.release_held(later);
+            }
+            self.in_flight.overtake(claim, batch);
+        }
+    }
+
+    /// Notes that the consumer has taken the request with the events of `claim`, and will confirm
+    /// them later. The claim is not final, and stays on the wire. This does not count as a success
+    /// yet: a consumer that takes everything and confirms nothing does not work.
+    pub(super) fn on_taken(&mut self, claim: Claim) {
+        for work in self.in_flight.answered(claim, None) {
+            self.in_flight.stay_taken(work);
+        }
+    }
+
+    /// Notes that `consumer` has judged the events of `claim` one by one. Each event is in one of
+    /// the parts. Only the events that the consumer has not taken are sent again.
+    ///
+    /// A refusal of an event is final if the consumer took another event of the same batch. If it
+    /// took none, its settings may be at fault (a missing index refuses every event), so the event
+    /// becomes a suspect, as if it had been refused alone.
+    pub(super) fn on_judged(&mut self, claim: Claim, parts: Vec<Part>, consumer: usize) {
+        if let Some(kept) = self.aside.answered(claim.start) {
+            return self.aside_judged(claim.start, kept, parts, consumer);
+        }
+        let is = |wanted: fn(&Verdict) -> bool| parts.iter().any(|part| wanted(&part.verdict));
+        let accepts = is(|it| matches!(it, Verdict::Delivered | Verdict::Existing));
+        let took_others = accepts || is(|it| matches!(it, Verdict::Unconfirmed));
+        let mut left = Vec::new();
+        let mut start = claim.start;
+        for Part { end, events, verdict } in parts {
+            let works = self.in_flight.answered(Claim { start, end }, Some(events));
+            start = end;
+            match verdict {
+                Verdict::Delivered | Verdict::Existing => {
+                    if matches!(verdict, Verdict::Existing) {
+                        self.health.metrics.existing.increment(events);
+                    }
+                    for work in works {
+                        let waits = self.in_flight.has_suspect_before(work.claim);
+                        let was_refused = work.trial.is_refused() && work.events == 1;
+                        self.accepted(work, Vec::new(), consumer, waits, was_refused);
+                    }
+                }
+                // The events were not in the request, so this does not count as an attempt.
+                Verdict::Unsent => works.into_iter().for_each(|work| {
+                    let attempts = work.attempts.saturating_sub(1);
+                    self.again(Work { attempts, ..work.with_remainder(true) });
+                }),
+                // Events that the consumer has taken but will not confirm are sent in a request of
+                // their own.
+                Verdict::Unconfirmed => works.into_iter().for_each(|work| {
+                    self.again(work.with_remainder(false));
+                }),
+                Verdict::Partly { refused, failure } => {
+                    self.refused_partly(works, refused, &failure, consumer);
+                }
+                Verdict::Again(failure) => left.push((works, failure, false)),
+                Verdict::Refused(failure) => left.push((works, failure, true)),
+            }
+        }
+        if let Some((_, first, _)) = left.first() {
+            self.health.turned_away(first);
+        }
+        if let Some(failure) = self.not_taken(left, consumer, took_others) {
+            if !accepts {
+                self.health.down(&failure);
+            }
+            self.pause(&failure);
+            self.take_all_old(&failure);
+        }
+    }
+
+    /// Notes that `consumer` has not taken claims that it has judged, each with the reason. The
+    /// last value of each is `true` if the consumer refuses the claims. `took_others` is `true` if
+    /// it took another event of the same batch. Returns a failure if claims are sent again because
+    /// of a failure that does not depend on their events.
+    fn not_taken(
+        &mut self,
+        left: Vec<(Vec<Work>, Failure, bool)>,
+        consumer: usize,
+        took_others: bool,
+    ) -> Option<Failure> {
+        let mut again = None;
+        for (works, failure, is_refused) in left {
+            for mut work in works {
+                let is_at_fault = match is_refused {
+                    true => !self.rules.keeps_all,
+                    false => self.is_at_fault(&mut work, &failure, consumer, took_others),
+                };
+                match (is_at_fault, is_refused) {
+                    (true, true) if took_others => self.give_up(work, u64::MAX, &failure),
+                    (true, true) => self.refused_each(work, &failure, consumer),
+                    (true, false) => {
+                        self.set_aside(work, Answer::ServerError, &failure, consumer);
+                    }
+                    (false, _) => {
+                        self.search.claim_failed(work.trial.errors, false);
+                        // A refused event must not share a request with others, because the
+                        // consumer might then refuse these too.
+                        self.again(work.with_remainder(!is_refused));
+                        again.get_or_insert_with(|| failure.clone());
+                    }
+                }
+            }
+        }
+        again
+    }
+
+    /// Returns `true` if the events of a claim that the consumer has judged and not taken, but not
+    /// refused either, are at fault.
+    fn is_at_fault(
+        &mut self,
+        work: &mut Work,
+        failure: &Failure,
+        consumer: usize,
+        took_others: bool,
+    ) -> bool {
+        let now = self.circumstances();
+        let took_others = took_others.then_some(work.sent_at);
+        let (conducts, events) = (&mut self.conducts, work.events);
+        failure.server_error
+            && work.trial.server_error(conducts, consumer, events, took_others, now)
+                != trial::Verdict::Again
+    }
+
+    /// Notes that `consumer` refuses `refused` events of these claims for good and has the others,
+    /// and that nobody knows which. All these events go to the dead letters.
+    fn refused_partly(
+        &mut self,
+        works: Vec<Work>,
+        refused: u64,
+        failure: &Failure,
+        consumer: usize,
+    ) {
+        self.health.turned_away(failure);
+        let events: u64 = works.iter().map(|work| work.events).sum();
+        let sent_at = works.iter().map(|work| work.sent_at).max();
+        if let Some(sent_at) = sent_at.filter(|_| refused < events) {
+            self.works(consumer, sent_at, false);
+        }
+        let mut left = refused;
+        for work in works {
+            let lost = left.min(work.events);
+            left -= lost;
+            self.give_up(work, lost, failure);
+        }
+    }
+
+    /// Notes that `consumer` refuses each event of a claim that it has judged, and that it took no
+    /// event of the batch.
+    fn refused_each(&mut self, work: Work, failure: &Failure, consumer: usize) {
+        for mut event in self.cut(work) {
+            // The consumer judges each event, so suspects may share a request.
+            event.is_remainder = true;
+            self.refused_alone(event, failure, consumer);
+        }
+    }
+
+    /// Cuts a claim into its events. Those that the filter has kept back were not in the request,
+    /// and are sent again.
+    fn cut(&mut self, work: Work) -> Vec<Work> {
+        let Claim { mut start, end } = work.claim;
+        let mut events = Vec::new();
+        self.in_flight.stay(work);
+        while start < end {
+            let one = Claim { start, end: start.next() };
+            let Some(event) = self.in_flight.front_on_wire(one, Some(1)) else { break };
+            start = event.claim.end;
+            let event = Work { events: 1, ..event };
+            match self.filtering.is_kept_back(event.claim.start) {
+                true => self.again(event),
+                false => events.push(event),
+            }
+        }
+        events
+    }
+
+    /// Notes that `consumer` refuses `claim` because of its events. A claim of several events is
+    /// split into halves. A claim of one event is set aside, or sent again later. If several claims
+    /// were sent in one batch, each is sent by itself next.
+    pub(super) fn on_refused(&mut self, claim: Claim, failure: &Failure, consumer: usize) {
+        if let Some(kept) = self.aside.answered(claim.start) {
+            return self.aside_turned_down(claim.start, kept, Answer::Refused, failure, consumer);
+        }
+        let mut works = self.in_flight.answered(claim, None);
+        self.health.refused(failure);
+        if works.len() == 1
+            && let Some(work) = works.pop()
+        {
+            return self.refused_alone(work.with_remainder(false), failure, consumer);
+        }
+        let now = self.circumstances();
+        for mut work in works {
+            self.search.refused();
+            work.trial.refused(&mut self.conducts, consumer, u64::MAX, now);
+            self.again(work.with_remainder(false));
+        }
+    }
+
+    /// Notes that `consumer` refuses a claim that was alone in its request.
+    fn refused_alone(&mut self, mut work: Work, failure: &Failure, consumer: usize) {
+        let now = self.circumstances();
+        self.search.refused();
+        let verdict = work.trial.refused(&mut self.conducts, consumer, work.events, now);
+        let Err(work) = self.halve(work) else { return };
+        match verdict {
+            _ if self.rules.keeps_all => {
+                self.again(work);
+                self.health.down(failure);
+                self.pause(failure);
+            }
+            trial::Verdict::SetAside => {
+                self.set_aside(work, Answer::Refused, failure, consumer);
+            }
+            trial::Verdict::AtOnce | trial::Verdict::Again => self.again(work),
+            trial::Verdict::Doubt => {
+                self.search.last_refusal = Some(failure.clone());
+                self.filtering.released(work.claim);
+                self.in_flight.suspect(work);
+                // Pending halves are not given up for their age yet, because they were not refused
+                // alone.
+                self.given_up.take_old(State::Suspect, failure, &mut self.in_flight);
+            }
+        }
+    }
+
+    /// Notes that an attempt to send `claim` to `consumer` failed, while the connection continues
+    /// to work. The claim is to be sent again. If the consumer answers this claim with server
+    /// errors, and takes others, the claim is halved, or its event is set aside.
+    pub(super) fn on_failed(&mut self, claim: Claim, failure: &Failure, consumer: usize) {
+        if let Some(kept) = self.aside.answered(claim.start) {
+            return self.aside_failed(claim.start, kept, failure, consumer);
+        }
+        let mut works = self.in_flight.answered(claim, None);
+        if works.is_empty() {
+            return;
+        }
+        let (conducts, is_ordered) = (&self.conducts, self.rules.is_ordered);
+        let is_alone = |work: &Work| work.trial.is_alone_in_trouble(conducts, consumer, is_ordered);
+        let compares = failure.server_error && !self.rules.collects && works.iter().all(is_alone);
+        if failure.server_error && !self.rules.collects {
+            let now = self.circumstances();
+            let mut is_at_fault = true;
+            for work in &mut works {
+                let verdict =
+                    work.trial.server_error(&mut self.conducts, consumer, work.events, None, now);
+                is_at_fault &= verdict != trial::Verdict::Again;
+                // An address that is passed over counts, too: the last one of a round may never be
+                // asked to take other events.
+                self.search.claim_failed(work.trial.errors, failure.elsewhere);
+            }
+            if is_at_fault {
+                self.health.refused(failure);
+                return self.take_apart(works, failure, consumer);
+            }
+        }
+        if failure.elsewhere {
+            self.health.passed_over(failure);
+            return works.into_iter().for_each(|work| self.give_back(work));
+        }
+        let events: u64 = works.iter().map(|work| work.events).sum();
+        self.conducts.turned_down(consumer);
+        works.into_iter().for_each(|work| self.give_back(work));
+        let others = events > 1 || !self.in_flight.cursor().is_at_end();
+        if !compares || failure.retry_after.is_some() {
+            return self.round_failed(failure);
+        }
+        // An event may be at fault. Whether the consumer takes others is asked at once, or as soon
+        // as there is another one: a pause for each such event would hold up all others.
+        if others {
+            self.pacing.is_serial = true;
+            self.health.failed(failure);
+        } else {
+            self.round_failed(failure);
+            self.search.await_event();
+        }
+        self.search.compare();
+    }
+
+    /// Notes that a request has failed for a reason that does not depend on its events, and that no
+    /// other address is left to be asked at once.
+    fn round_failed(&mut self, failure: &Failure) {
+        self.search.round_failed();
+        self.health.failed(failure);
+        self.pause(failure);
+        self.take_all_old(failure);
+    }
+
+    /// Divides a request that the consumer answers with server errors: of several claims each is
+    /// sent by itself next, a single claim is halved, and a single event is set aside.
+    fn take_apart(&mut self, mut works: Vec<Work>, failure: &Failure, consumer: usize) {
+        self.search.found();
+        self.conducts.turned_down(consumer);
+        if works.len() > 1 {
+            return works.into_iter().for_each(|work| {
+                self.again(work.with_remainder(false));
+            });
+        }
+        let Some(work) = works.pop() else { return };
+        if let Err(work) = self.halve(work.with_remainder(false)) {
+            self.set_aside(work, Answer::ServerError, failure, consumer);
+        }
+    }
+
+    /// Splits a claim into two, which are sent by themselves next. Returns the claim if it can't be
+    /// split, because only one event of it was sent.
+    fn halve(&mut self, work: Work) -> Result<(), Work> {
+        if work.events == 1 {
+            return Err(work);
+        }
+        self.filtering.released(work.claim);
+        self.in_flight.halve(work)
+    }
+
+    /// Takes a claim off the wire, to send it again.
+    fn give_back(&mut self, work: Work) {
+        let is_remainder = work.is_remainder || self.rules.collects;
+        self.again(work.with_remainder(is_remainder));
+    }
+
+    // ---- Reports about an event that is set aside ----
+
+    /// Notes that `consumer` has accepted an event that was set aside.
+    fn aside_accepted(&mut self, position: Position, kept: &Kept, consumer: usize) {
+        let (output, tries, at) = (&self.health.name, kept.retrial.tries, position.get());
+        tracing::debug!(output, position = at, tries, "an event that was set aside is accepted");
+        self.works(consumer, kept.sent_at, kept.retrial.was_refused());
+        self.health.delivered(1, kept.attempts);
+        let claim = Claim { start: position, end: position.next() };
+        self.filtering.tapping.accepted(claim, 1, true);
+        self.settle_aside(position, kept);
+    }
+
+    /// Notes the consumer's verdict on an event that was set aside.
+    fn aside_judged(&mut self, position: Position, kept: Kept, parts: Vec<Part>, consumer: usize) {
+        match parts.into_iter().next().map(|part| part.verdict) {
+            Some(Verdict::Existing) => {
+                self.health.metrics.existing.increment(1);
+                self.aside_accepted(position, &kept, consumer);
+            }
+            Some(Verdict::Delivered) => self.aside_accepted(position, &kept, consumer),
+            Some(Verdict::Refused(failure)) => {
+                self.aside_turned_down(position, kept, Answer::Refused, &failure, consumer);
+            }
+            Some(Verdict::Partly { failure, .. }) => {
+                self.health.turned_away(&failure);
+                let reason = Reason::new(Cause::Refused, &failure.message);
+                self.doom(position, kept, reason);
+            }
+            Some(Verdict::Again(failure)) => {
+                self.aside_failed(position, kept, &failure, consumer);
+            }
+            Some(Verdict::Unconfirmed | Verdict::Unsent) | None => {
+                self.keep_aside(position, kept);
+                self.aside.try_next(position);
+            }
+        }
+    }
+
+    /// Notes that an attempt to send an event that is set aside has failed.
+    fn aside_failed(
+        &mut self,
+        position: Position,
+        mut kept: Kept,
+        failure: &Failure,
+        consumer: usize,
+    ) {
+        if failure.server_error {
+            let answer = Answer::ServerError;
+            return self.aside_turned_down(position, kept, answer, failure, consumer);
+        }
+        kept.retrial.failed();
+        self.keep_aside(position, kept);
+        if failure.elsewhere {
+            self.aside.try_next(position);
+            self.health.passed_over(failure);
+        } else {
+            self.round_failed(failure);
+        }
+    }
+
+    /// Notes that `consumer` has turned down an event that is set aside.
+    fn aside_turned_down(
+        &mut self,
+        position: Position,
+        mut kept: Kept,
+        answer: Answer,
+        failure: &Failure,
+        consumer: usize,
+    ) {
+        self.health.refused(failure);
+        kept.answer = failure.message.as_str().into();
+        let now = self.circumstances();
+        if kept.retrial.turned_down(answer, &mut self.conducts, consumer, now) == Next::GiveUp {
+            let reason = Reason::new(Cause::Refused, &failure.message);
+            return self.doom(position, kept, reason);
+        }
+        self.keep_aside(position, kept);
+        if failure.elsewhere {
+            self.aside.try_next(position);
+        }
+        self.take_all_old(failure);
+    }
+
+    /// Puts an event that is set aside back, to be tried again.
+    fn keep_aside(&mut self, position: Position, kept: Kept) {
+        let claim = Claim { start: position, end: position.next() };
+        self.filtering.released(claim);
+        self.aside.keep(position, kept);
+        self.health.aside(&self.aside, None);
+    }
+
+    /// Gives up an event that was set aside.
+    fn doom(&mut self, position: Position, kept: Kept, reason: Reason) {
+        let claim = Claim { start: position, end: position.next() };
+        self.filtering.released(claim);
+        self.aside.doom(position, kept, reason);
+    }
+
+    // ---- The connection ----
+
+    /// Prepares to send every claim that is not final again, in order. Called after the end of a
+    /// connection on which claims become final in order. As a rule, the cursor is set back and the
+    /// claims are forgotten. If that is not possible (claims of an earlier delivery, or dead
+    /// letters that are being written), the claims are kept, and each is sent again as it is.
+    pub(super) fn start_over(&mut self) {
+        self.search.end();
+        if self.given_up.is_ended() && self.in_flight.cursor().is_in_order() {
+            self.in_flight.rewind();
+            self.given_up.rewound();
+            self.filtering.rewound(self.in_flight.cursor());
+        }
+        self.take_back();
+    }
+
+    /// Takes all claims off the wire, to send them again in the order of the queue, and all events
+    /// that are set aside.
+    fn take_back(&mut self) {
+        for claim in self.in_flight.claims(State::OnWire) {
+            if let Some(work) = self.in_flight.front_on_wire(claim, None) {
+                self.give_back(work);
+            }
+        }
+        for (position, mut kept) in self.aside.all_answered() {
+            kept.retrial.failed();
+            self.keep_aside(position, kept);
+        }
+    }
+
+    /// Notes the break of a connection on which claims become final in order. `is_proven` is `true`
+    /// if the connection had lasted for some time, or if something was accepted on it. In that
+    /// case, the break does not show that the consumer refuses connections.
+    pub(super) fn on_broken(&mut self, failure: &Failure, is_proven: bool) {
+        self.start_over();
+        if failure.elsewhere {
+            self.health.passed_over(failure);
+        } else {
+            self.health.failed(failure);
+        }
+        if is_proven {
+            self.pacing.broke_after_use();
+            return;
+        }
+        self.pacing.broke_at_once();
+        if !failure.elsewhere {
+            self.pause(failure);
+        }
+    }
+
+    /// Notes that a connection has ended. Its claims on the wire are to be sent again; other claims
+    /// keep their state. `failure` is the reason; `None` if the end was not a failure.
+    pub(super) fn on_gone(&mut self, failure: Option<&Failure>) {
+        self.take_back();
+        let Some(failure) = failure else { return };
+        if failure.elsewhere {
+            self.health.passed_over(failure);
+            return;
+        }
+        self.health.failed(failure);
+        self.pacing.broke_at_once();
+        self.pause(failure);
+    }
+
+    /// Notes that no connection could be made, because of `failure`.
+    pub(super) fn on_unreachable(&mut self, failure: &Failure) {
+        self.health.failed(failure);
+        self.pause(failure);
+        self.all_failed(failure);
+    }
+
+    /// Notes that there is no connection any more, because of `failure`. This counts as a failed
+    /// attempt for every claim that is not final, so claims that are too old are given up. Does
+    /// nothing if another address is to be tried at once.
+    pub(super) fn all_failed(&mut self, failure: &Failure) {
+        if !failure.elsewhere {
+            self.take_all_old(failure);
+            self.given_up.all_failed(failure);
+        }
+    }
+
+    /// Decides to give up the claims that wait to be sent again and are too old: they were first
+    /// sent at least `retry.max_elapsed` ago.
+    fn take_all_old(&mut self, failure: &Failure) {
+        for state in [State::Pending, State::Suspect] {
+            self.given_up.take_old(state, failure, &mut self.in_flight);
+        }
+        self.given_up.take_old_aside(failure, &mut self.aside);
+    }
+
+    /// Notes that a connection was made. `is_eager` is `true` if the protocol connects before it
+    /// has an event to send. Only in this case can the connection itself show that the consumer is
+    /// up.
+    pub(super) fn on_connected(&mut self, is_eager: bool) {
+        self.given_up.connected();
+        if is_eager && self.pacing.connected() {
+            self.health.succeeded();
+        }
+    }
+
+    /// Notes that the connection has lasted long enough to show that the consumer is up.
+    pub(super) fn on_proven(&mut self) {
+        self.pacing.proven();
+        self.health.succeeded();
+    }
+
+    // ---- Waits ----
+
+    /// Notes that the queue has a new event, or has read lines from its files. `wanted` is `true`
+    /// if the loop waited for a new event. In that case, the pause ends.
+    pub(super) fn on_readable(&mut self, wanted: bool) {
+        if wanted {
+            self.search.await_no_event();
+            self.pacing.end_pause();
+        }
+        self.given_up.lines_are_read();
+    }
+
+    /// Begins a pause after a failure. Further failures during a pause do not begin another pause.
+    fn pause(&mut self, failure: &Failure) {
+        let wait = self.pacing.failed(failure.retry_after);
+        // A new event in the queue does not end this pause: the consumer has asked for it, or can't
+        // be reached.
+        self.search.await_no_event();
+        self.health.next_attempt(wait);
+    }
+
+    /// Returns `true` if the drain, when it begins, has a pause to end or events that are set aside
+    /// to try at once.
+    pub(super) fn may_hurry(&self) -> bool {
+        let waits = self.pacing.paused_until.is_some() || self.aside.count() > 0;
+        waits && !self.pacing.is_shortened
+    }
+
+    /// Notes that the drain has begun: ends the current pause, and tries the events that are set
+    /// aside now.
+    pub(crate) fn hurry(&mut self) {
+        self.pacing.shorten();
+        self.aside.hurry();
+    }
+
+    /// Hands over events that are given up or set aside, to be written (see [`GivenUp::bury`]).
+    /// Returns `true` if there is more to do.
+    pub(super) fn bury(&mut self) -> bool {
+        self.given_up.bury(parts!(self))
+    }
+
+    /// Hands over events that are given up, while there is a connection. If there is more to do,
+    /// the loop yields to the runtime before it continues.
+    pub(super) fn bury_beside_sending(&mut self) {
+        if self.bury() {
+            self.inspected_bytes = INSPECTED_BYTES_MAX;
+        }
+    }
+
+    /// Gives up the next events of the queue if they are too old. Called while there is no
+    /// connection. Returns `true` if there is more to do.
+    pub(super) fn bury_old(&mut self) -> bool {
+        self.given_up.next_old(parts!(self), self.rules.limits)
+    }
+
+    /// Notes the result of a write. The result belongs to the oldest one that had no result yet. An
+    /// event that could not be set aside is sent again after a pause.
+    pub(super) fn on_written(&mut self, written: Written) {
+        if let Some(error) = self.given_up.end(written, parts!(self)) {
+            let output = &self.health.name;
+            tracing::error!(output, error, "an event can't be set aside, and waits in the queue");
+            self.pause(&Failure::new(AttemptError::Item, error));
+        }
+    }
+
+    /// Waits until everything that was handed over is written, or has failed.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost when the future is dropped.
+    pub(super) async fn all_written(&mut self) {
+        while !self.given_up.is_ended() {
+            let written = self.given_up.written().await;
+            self.on_written(written);
+        }
+        self.aside.close().await;
+    }
+}

@@ -1,0 +1,54 @@
+//! Delivering: one loop for each output takes events from the queue and hands them to a protocol.
+//!
+//! The files of this directory are on floors: a file imports only from files on the floors below
+//! its own.
+//!
+//! | floor | files | what they know |
+//! |---|---|---|
+//! | 1 | `failure` `lines` `tried` `trial` `offload` `tapped` `rate` | why an attempt failed · lines of a batch · ages · what a turned down event is tried for · work that takes long · copies for taps · bytes a second |
+//! | 2 | `files` `retry` `endpoints` `dead_letter` `in_flight` `checkpoints` `reason` | files that an output reads · waits · addresses and their circuits · letters and their files · claims and their states · the newest checkpoint · why events are given up |
+//! | 3 | `link` `pacing` `search` `aside` | the contract with a protocol · when and how much is sent · what is compared with refused events · events that have left the queue and are tried again |
+//! | 4 | `filtering` `health` `orders` | the events of a batch that leave · "down" and "up again" · the orders that a delivery hears |
+//! | 5 | `given_up` | events that leave the queue without having been delivered, and their files |
+//! | 6 | `ledger` | every decision about claims |
+//! | 7 | `run` | the loop: it waits, and asks the ledger |
+//! | 8 | `prepared` | an output that can be started |
+//!
+//! A protocol (a file of the crate `outputs`) imports `link` and the floors below, and never the
+//! loop.
+
+mod aside;
+pub mod checkpoints;
+pub mod dead_letter;
+pub mod endpoints;
+pub mod failure;
+pub mod files;
+pub mod filter;
+mod filtering;
+mod given_up;
+pub mod health;
+mod in_flight;
+mod ledger;
+pub mod lines;
+pub mod link;
+mod offload;
+mod orders;
+mod pacing;
+pub mod prepared;
+mod rate;
+mod reason;
+pub mod retry;
+mod run;
+mod search;
+pub mod tap;
+mod tapped;
+mod trial;
+mod tried;
+
+pub use checkpoints::Published;
+pub use dead_letter::{DeadLetters, FORMAT as DEAD_LETTER_FORMAT};
+pub use endpoints::{AddressState, FiguresShown};
+pub use files::Files;
+pub use health::{AsideEvents, Snapshot, Status};
+pub use orders::{HandOver, Orders};
+pub use prepared::{Prepared, Running};

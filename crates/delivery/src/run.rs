@@ -1,0 +1,491 @@
+//! The loop that moves one cursor: it takes events from the queue, sends them, waits for the
+//! consumer's answer, and finishes them. It is generic over the protocol. Every decision is the
+//! ledger's.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::checkpoints::Checkpoints;
+use super::dead_letter::DeadLetters;
+use super::failure::Failure;
+use super::filtering::Filtering;
+use super::health::Health;
+use super::in_flight::State;
+use super::ledger::{Ledger, Rules};
+use super::link::{Begin, Connect, Event, Link, until};
+use super::orders::{HandOver, Orders};
+use super::rate::Rate;
+use super::tapped::Tapping;
+use crate::filter;
+use crate::filter::Filter;
+
+/// A connection that has lasted for this time proves that the consumer is up. The proof is needed
+/// if an earlier connection broke before anything was accepted on it, or ended with a failure that
+/// `Event::Gone` reported. A consumer that refuses our certificate, or every client, ends a
+/// connection sooner.
+const PROVEN_AFTER: Duration = Duration::from_secs(1);
+
+/// The longest time that a delivery waits for answers when another delivery is to replace it.
+/// Events that have no answer by then are sent again by the new delivery. After that, the delivery
+/// waits at most this long again for dead letters that are being written. A consumer that hangs
+/// must not delay a change of its output's settings for long.
+const HAND_OVER_TIME: Duration = Duration::from_secs(10);
+
+/// The time for writing the last dead letters at the end of the process. Events whose letters are
+/// not written by then stay in the queue's directory for the next start. If the queue is only in
+/// memory, these events are lost, and counted as lost.
+const LAST_LETTERS: Duration = Duration::from_secs(1);
+
+/// The longest time for reading the queue's recent events at the start, so that the filter
+/// recognizes duplicates of them. Duplicates of events that are not read within this time may be
+/// sent.
+const LOOK_BACK_TIME: Duration = Duration::from_secs(30);
+
+/// The delivery of one output. One task runs it, from [`Delivery::run`] to its end.
+///
+/// Phases: at the start, the filter's memory of sent events is rebuilt. Then these phases repeat:
+/// *rest* until a connection is needed and may be made; *connect*; *drive* the link (use the
+/// connection) until it ends. In each turn of the drive loop, the delivery first hands over dead
+/// letters, then sends as much as the link takes, then waits for the first of: the end of the
+/// process, an order to hand over to another delivery, dead letters that are written, a report of
+/// the link, the drain, new events in the queue, the end of a pause, the moment that proves the
+/// connection.
+///
+/// A delivery never gives up an event unless `retry.max_elapsed` or `rejected.action` say so, or
+/// the protocol can't carry the event: other events that it can't deliver stay in the queue. While
+/// dead letters are written, other claims are sent.
+///
+/// Invariants:
+/// - Every wait ends when `orders.stop` is cancelled, except the close of a link (`CLOSE_TIME`) and
+///   the wait for the last dead letters (`LAST_LETTERS`).
+/// - Only the loop calls the ledger, so no lock is needed.
+/// - The loop yields to the runtime after it has inspected `INSPECTED_BYTES_MAX` of events without
+///   sending one of them.
+///
+/// What must never happen: the delivery ends without an order, while the process continues.
+pub(super) struct Delivery<C> {
+    connector: C,
+    ledger: Ledger,
+    orders: Orders,
+    checkpoints: Checkpoints,
+    rate: Rate,
+    is_paused: bool,
+}
+
+/// The values from which a delivery is made, except its connector.
+pub struct Start {
+    /// The state that the delivery before this one has left.
+    pub begin: HandOver,
+    pub health: Health,
+    pub config: config::Output,
+    /// `None`: every event is sent unchanged.
+    pub filter: Option<Arc<filter::Rules>>,
+    /// The writer for events that are given up, if the config asks for dead letters.
+    pub dead_letters: DeadLetters,
+    pub orders: Orders,
+}
+
+/// The reason why a delivery has ended.
+enum Done {
+    Stopped,
+    Retired,
+}
+
+/// The reason why a link has ended.
+enum Ended {
+    Stopped,
+    Retired,
+    /// The link asked to be closed in order, by [`Event::Closed`].
+    Closed,
+    /// The connection is broken.
+    Broken(Failure),
+    /// The link has ended, by [`Event::Gone`], and is still to be closed in order. The value is the
+    /// failure; `None` if the end is nobody's fault.
+    Gone(Option<Failure>),
+    /// The connection broke while only a checkpoint was under way, so no event needs another
+    /// connection.
+    BrokenBeside,
+    Fatal(String),
+}
+
+/// The reason why the loop stops waiting while it uses a link.
+enum Wake {
+    /// The link is to be closed: the process ends, or `HAND_OVER_TIME` has passed since the order
+    /// to retire.
+    Close(Ended),
+    /// Another delivery is to replace this one, or a reload has removed the output.
+    Retire,
+    /// Something has happened that the ledger already knows. The loop begins its next turn, in
+    /// which it may send something.
+    Again,
+    Reported(Event),
+}
+
+impl<C: Connect> Delivery<C> {
+    /// Makes the delivery. It first sends the claims that the delivery before it has left.
+    pub(crate) fn new(mut connector: C, start: Start) -> Self {
+        let Start { begin, health, config, filter, dead_letters, orders } = start;
+        let HandOver { cursor, claims, aside, seen } = begin;
+        connector.begin(Begin {
+            queue: cursor.identity(),
+            capacity: cursor.capacity(),
+            crowding: cursor.crowding(),
+            notes: cursor.notes(),
+            draining: orders.draining.clone(),
+            retire: orders.retire.clone(),
+        });
+        let filter = filter.map(|rules| Filter::new(rules, seen));
+        let judges_events = connector.tells_positions();
+        cursor.tell_origins(filter.is_some() || judges_events || cursor.is_recorded());
+        let sends_lists = connector.sends_lists() && filter.is_none();
+        cursor.take_lists(sends_lists);
+        cursor.keep(filter.as_ref().and_then(Filter::window).unwrap_or_default());
+        let tapping = Tapping::new(orders.taps.clone(), &config.name);
+        let filtering = Filtering::new(filter, &cursor, tapping);
+        let rules = Rules::new(&config, connector.is_ordered(), C::COLLECTS, sends_lists);
+        let (draining, place) = (orders.draining.clone(), (cursor, aside));
+        let mut ledger =
+            Ledger::new(place, filtering, health, dead_letters, draining, &config, rules);
+        // If the consumer judges single events, most of the claims are remainders of batches.
+        ledger.in_flight.inherit(claims, judges_events);
+        let published = orders.checkpoints.clone().filter(|_| config.checkpoints);
+        let interval = connector.checkpoint_interval();
+        let checkpoints = Checkpoints::new(&config.name, published, interval);
+        let (rate, is_paused) = (Rate::new(config.rate_limit), config.pause);
+        Self { connector, ledger, orders, checkpoints, rate, is_paused }
+    }
+
+    /// Delivers until the process ends, until another delivery is to replace this one, or until a
+    /// reload has removed the output. Returns the state that is left; `None` if the process ends.
+    ///
+    /// # Errors
+    ///
+    /// The text says why the process can't continue.
+    pub(crate) async fn run(mut self) -> Result<Option<HandOver>, String> {
+        let ended = self.deliver().await;
+        // If the delivery did not wait, the next delivery would write again a dead letter that is
+        // being written now.
+        let retired = matches!(ended, Ok(Done::Retired));
+        let wait = if retired { HAND_OVER_TIME } else { LAST_LETTERS };
+        let stop = self.orders.stop.clone();
+        let letters = tokio::time::timeout(wait, self.ledger.all_written());
+        if retired {
+            stop.run_until_cancelled(letters).await;
+        } else {
+            letters.await.ok();
+        }
+        Ok(match ended? {
+            Done::Stopped => None,
+            Done::Retired => Some(self.hand_over()),
+        })
+    }
+
+    /// Connects, sends and waits, until an order ends the delivery. Returns the order, or the
+    /// reason why the process must end.
+    async fn deliver(&mut self) -> Result<Done, String> {
+        let Orders { stop, retire, .. } = self.orders.clone();
+        if self.is_paused {
+            // All events stay in the queue until another delivery replaces this one.
+            return tokio::select! {
+                biased;
+                () = stop.cancelled() => Ok(Done::Stopped),
+                () = retire.cancelled() => Ok(Done::Retired),
+            };
+        }
+        let (filtering, in_flight) = (&mut self.ledger.filtering, &self.ledger.in_flight);
+        let look_back = filtering.look_back(in_flight.cursor());
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => return Ok(Done::Stopped),
+            () = retire.cancelled() => return Ok(Done::Retired),
+            _ = tokio::time::timeout(LOOK_BACK_TIME, look_back) => {}
+        }
+        let mut needed = C::EAGER;
+        loop {
+            let connecting = async {
+                let for_events = self.rest(needed).await;
+                (for_events, self.connector.connect().await)
+            };
+            let (for_events, connected) = tokio::select! {
+                biased;
+                () = stop.cancelled() => return Ok(Done::Stopped),
+                () = retire.cancelled() => return Ok(Done::Retired),
+                connected = connecting => connected,
+            };
+            needed = true;
+            let link = match connected {
+                Ok(link) => link,
+                Err(failure) if !for_events => {
+                    // No pause begins, so events that arrive now are sent at once.
+                    self.checkpoints.failed(&failure);
+                    needed = false;
+                    continue;
+                }
+                Err(failure) => {
+                    self.ledger.on_unreachable(&failure);
+                    continue;
+                }
+            };
+            self.ledger.on_connected(C::EAGER);
+            let ended = self.drive(link).await;
+            let failure = match &ended {
+                Ended::Broken(failure) | Ended::Gone(Some(failure)) => Some(failure),
+                Ended::Stopped | Ended::Retired | Ended::Closed | Ended::Gone(None) => None,
+                Ended::BrokenBeside | Ended::Fatal(_) => None,
+            };
+            self.checkpoints.link_ended(failure);
+            match ended {
+                Ended::Stopped => return Ok(Done::Stopped),
+                Ended::Retired => return Ok(Done::Retired),
+                Ended::Fatal(message) => return Err(message),
+                Ended::Broken(failure) | Ended::Gone(Some(failure)) => {
+                    self.ledger.all_failed(&failure);
+                }
+                Ended::Gone(None) => {}
+                Ended::Closed | Ended::BrokenBeside => needed = false,
+            }
+        }
+    }
+
+    /// While there is no connection, waits until the next one is needed and may be made. Gives up
+    /// the events that become too old in this time. `needed` is `true` if a connection is needed
+    /// already. Returns `true` if events need the connection, and `false` if only a checkpoint
+    /// needs it.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost when the future is dropped.
+    async fn rest(&mut self, mut needed: bool) -> bool {
+        let draining = self.orders.draining.clone();
+        let (ledger, checkpoints) = (&mut self.ledger, &mut self.checkpoints);
+        loop {
+            let mut goes_on = ledger.bury();
+            ledger.finish_decided();
+            if ledger.is_settled() {
+                goes_on |= ledger.bury_old();
+            }
+            if goes_on {
+                tokio::task::yield_now().await;
+                continue;
+            }
+            needed |= ledger.in_flight.has(State::Pending) || ledger.aside.count() > 0;
+            let until = ledger.pacing.paused_until;
+            let may_shorten = ledger.may_hurry();
+            let reads = ledger.given_up.needs_lines || !needed;
+            tokio::select! {
+                biased;
+                written = ledger.given_up.written() => ledger.on_written(written),
+                // A pause under way ends when the drain begins, and later ones are short: a
+                // consumer that is back must not be missed.
+                () = draining.cancelled(), if may_shorten => ledger.hurry(),
+                () = ledger.aside.readable() => {}
+                () = ledger.in_flight.readable(), if reads => {
+                    needed |= !ledger.given_up.lines_are_read();
+                }
+                () = tokio::time::sleep_until(until.unwrap_or_else(Instant::now)), if needed => {
+                    ledger.pacing.end_pause();
+                    return true;
+                }
+                () = checkpoints.due(until), if !needed => {
+                    ledger.pacing.end_pause();
+                    return false;
+                }
+            }
+        }
+    }
+
+    /// Releases the claims that are not final. Returns the state with which another delivery can
+    /// send them.
+    fn hand_over(mut self) -> HandOver {
+        self.ledger.finish_decided();
+        let Ledger { in_flight, filtering, aside, .. } = self.ledger;
+        let (cursor, claims) = in_flight.hand_over();
+        HandOver { cursor, claims, aside: aside.inherited(), seen: filtering.into_seen() }
+    }
+
+    /// Sends events on one link until it ends. Returns the reason for its end.
+    async fn drive(&mut self, mut link: C::Link) -> Ended {
+        let proven_at = Instant::now() + PROVEN_AFTER;
+        // Set when another delivery is to replace this one: the link then gets no new claims, and
+        // has until this moment to finish the claims that it has.
+        let mut leave_at = None;
+        loop {
+            self.ledger.bury_beside_sending();
+            self.ledger.finish_decided();
+            let awaits = self.ledger.in_flight.has(State::OnWire) || self.ledger.aside.is_on_wire();
+            if leave_at.is_some() && !awaits {
+                link.close().await;
+                return Ended::Retired;
+            }
+            if leave_at.is_none() {
+                if self.ledger.pacing.paused_until.is_none()
+                    && self.has_turn_for_checkpoint(&link)
+                    && let Some(checkpoint) = self.checkpoints.next()
+                {
+                    link.send_checkpoint(checkpoint);
+                }
+                while self.rate.closed_until().is_none()
+                    && let Some(room) = link.room()
+                    && let Some(batch) = self.ledger.next_to_send(room)
+                {
+                    self.rate.sent(batch.bytes);
+                    link.send(batch);
+                }
+                if self.ledger.filtering.is_full() {
+                    link.flush();
+                }
+            }
+            let event = match self.wake(&mut link, proven_at, leave_at).await {
+                Wake::Close(ended) => {
+                    link.close().await;
+                    return ended;
+                }
+                Wake::Retire => {
+                    leave_at = Some(Instant::now() + HAND_OVER_TIME);
+                    continue;
+                }
+                Wake::Again => continue,
+                Wake::Reported(event) => event,
+            };
+            if let Some(ended) = self.on_event(event, link.consumer(), proven_at) {
+                // With any other result, the link is closed already or can't be used any more.
+                if matches!(ended, Ended::Closed | Ended::Gone(_)) {
+                    link.close().await;
+                }
+                return ended;
+            }
+        }
+    }
+
+    /// Waits until the loop that uses a link has something to do, and returns the reason.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost when the future is dropped.
+    async fn wake(
+        &mut self,
+        link: &mut C::Link,
+        proven_at: Instant,
+        leave_at: Option<Instant>,
+    ) -> Wake {
+        let takes_checkpoint = leave_at.is_none() && self.has_turn_for_checkpoint(link);
+        let Orders { draining, stop, retire, .. } = &self.orders;
+        let (ledger, checkpoints) = (&mut self.ledger, &mut self.checkpoints);
+        let yields = ledger.take_turn_over();
+        if yields {
+            tokio::task::yield_now().await;
+        }
+        if !ledger.in_flight.has(State::OnWire) && ledger.in_flight.cursor().is_closed() {
+            // The queue is closed, so suspects are not decided before the next start, which sends
+            // them first. The claims that wait for this decision become final now.
+            ledger.finish_held();
+        }
+        let paused = ledger.pacing.paused_until;
+        let may_shorten = ledger.may_hurry();
+        let closed_until = self.rate.closed_until().filter(|_| leave_at.is_none());
+        let has_room = leave_at.is_none() && closed_until.is_none() && link.room().is_some();
+        let wants = leave_at.is_none() && ledger.wants_events(has_room);
+        let reads = wants || ledger.given_up.needs_lines;
+        let proves_at = (C::EAGER && ledger.pacing.is_unproven).then_some(proven_at);
+        let next_try = ledger.next_try().filter(|_| has_room);
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => Wake::Close(Ended::Stopped),
+            () = retire.cancelled(), if leave_at.is_none() => Wake::Retire,
+            () = until(leave_at) => Wake::Close(Ended::Retired),
+            () = std::future::ready(()), if yields => Wake::Again,
+            written = ledger.given_up.written() => {
+                ledger.on_written(written);
+                Wake::Again
+            }
+            event = link.event() => Wake::Reported(event),
+            () = ledger.aside.readable() => Wake::Again,
+            () = draining.cancelled(), if may_shorten => {
+                ledger.hurry();
+                Wake::Again
+            }
+            () = ledger.in_flight.readable(), if reads => {
+                ledger.on_readable(wants);
+                Wake::Again
+            }
+            () = until(paused) => {
+                ledger.pacing.end_pause();
+                Wake::Again
+            }
+            () = until(next_try) => Wake::Again,
+            () = until(closed_until) => Wake::Again,
+            () = until(proves_at) => {
+                ledger.on_proven();
+                Wake::Again
+            }
+            // This arm comes after the end of a pause, during which no checkpoint is sent.
+            () = checkpoints.due(paused), if takes_checkpoint => Wake::Again,
+        }
+    }
+
+    /// Returns `true` if the link can take a checkpoint now. A consumer that has just failed gets
+    /// its events first.
+    fn has_turn_for_checkpoint(&self, link: &C::Link) -> bool {
+        self.checkpoints.are_sent()
+            && !self.ledger.in_flight.has(State::Pending)
+            && link.takes_checkpoint()
+    }
+
+    /// Returns `true` if no event is on the wire, and none waits to be sent again.
+    fn sends_nothing(&self) -> bool {
+        let in_flight = &self.ledger.in_flight;
+        let on_wire = in_flight.has(State::OnWire) || self.ledger.aside.is_on_wire();
+        !on_wire && !in_flight.has(State::Pending)
+    }
+
+    /// Tells the ledger what the link has reported. Returns the reason if the link has ended;
+    /// `None` if it continues to work.
+    fn on_event(&mut self, event: Event, consumer: usize, proven_at: Instant) -> Option<Ended> {
+        match event {
+            Event::Accepted { claim, rejected } => {
+                self.ledger.on_accepted(claim, rejected, consumer);
+            }
+            Event::Together(events) => {
+                self.ledger.in_flight.begin_together();
+                for event in events {
+                    self.on_event(event, consumer, proven_at);
+                }
+                self.ledger.in_flight.end_together();
+            }
+            Event::Taken(claim) => self.ledger.on_taken(claim),
+            Event::Judged(claim, parts) => self.ledger.on_judged(claim, parts, consumer),
+            Event::Room => {}
+            Event::Checkpoint(fate) => self.checkpoints.ended(fate),
+            Event::Refused(claim, failure) => self.ledger.on_refused(claim, &failure, consumer),
+            Event::Failed(claim, failure) => self.ledger.on_failed(claim, &failure, consumer),
+            Event::Broken { failure, .. }
+                if self.checkpoints.is_under_way() && self.sends_nothing() =>
+            {
+                self.checkpoints.failed(&failure);
+                return Some(Ended::BrokenBeside);
+            }
+            Event::Broken { failure, progress } => {
+                let is_proven = progress || Instant::now() >= proven_at;
+                self.ledger.on_broken(&failure, is_proven);
+                return Some(Ended::Broken(failure));
+            }
+            Event::Closed => {
+                self.ledger.start_over();
+                return Some(Ended::Closed);
+            }
+            Event::Gone(failure) => {
+                self.ledger.on_gone(failure.as_ref());
+                return Some(Ended::Gone(failure));
+            }
+            #[cfg(any(feature = "kafka", test))]
+            Event::Troubled(failure) => self.ledger.health.failed(&failure),
+            Event::Fatal(message) => return Some(Ended::Fatal(message)),
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,1152 @@
+//! The loop against a scripted consumer, a real queue and paused time.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::*;
+use crate::aside::EVENTS_MAX;
+use crate::checkpoints::{Checkpoint, Fate, Published};
+use crate::dead_letter::tests::Desk;
+use crate::endpoints::Probed;
+use crate::health::Status;
+use crate::in_flight::tests::opened;
+use crate::link::{CLOSE_TIME, Part, Parts, Verdict};
+use crate::search::SUSPECTS_MAX;
+use base::position::Position;
+use config::{Rejected, WhenFull};
+use queue::{Append, Batch, Claim, Queue, Refused, Take};
+use telemetry::{AttemptError, Telemetry};
+use transform::policy;
+use transform::policy::Policy;
+
+mod any_consumer;
+mod aside;
+mod filtering;
+mod given_up;
+mod judged;
+
+/// More attempts than any test needs. A loop that sends without end fails at this number.
+const ATTEMPTS_MAX: usize = 200_000;
+
+const HOUR: Duration = Duration::from_secs(3600);
+const DAY: Duration = Duration::from_secs(24 * 3600);
+
+/// The consumer's answer to one batch on the wire, or what happens to the connection. A stream
+/// answers the oldest batch, other links a random one.
+#[derive(Debug, Clone, PartialEq)]
+enum Answer {
+    Accept,
+    /// Accepts the batch, except this number of bad events, which the protocol can't carry.
+    AcceptBut(u64),
+    /// Accepts this number of events of the batch, and answers the rest of the batch later.
+    AcceptFirst(u64),
+    /// Judges each event of the batch by its letter: `d` delivered, `e` existing, `a` again, `s`
+    /// server error, `r` refused.
+    Judge(String),
+    /// Refuses this number of events of the batch for good, bad ones first, takes the others, and
+    /// does not say which.
+    Partly(u64),
+    Refuse,
+    Fail,
+    /// Fails, and another address may be tried at once.
+    FailHere,
+    /// The address that is tried can't be reached.
+    Away,
+    /// Fails, and asks for a pause of this length before the next attempt.
+    FailFor(Duration),
+    /// The connection breaks. Before that, the consumer has read this number of the batches on the
+    /// wire.
+    Break(usize),
+    /// The connection breaks, and another address may be tried at once.
+    BreakHere,
+    /// The link ends with [`Event::Gone`]; `true` if the end is a failure.
+    Gone(bool),
+    /// The link reports [`Event::Troubled`]: it can send nothing at the moment.
+    Trouble,
+    /// The answer of the consumer with this number. All other answers are those of consumer 0.
+    Of(usize, Box<Self>),
+}
+
+type Script = dyn FnMut(&[String]) -> Answer + Send;
+
+/// The simulated consumer: its answers, and what it has received.
+struct Consumer {
+    script: Mutex<Box<Script>>,
+    /// The moment until which the consumer refuses connections.
+    away_until: Mutex<Instant>,
+    latency: Duration,
+    window: usize,
+    /// `true` if the consumer reads batches as they are sent, and answers them in any order.
+    pipelined: bool,
+    /// The seed that chooses which batch on the wire is answered next, and what becomes of each
+    /// checkpoint.
+    shuffle: Mutex<u64>,
+    state: Mutex<Seen>,
+}
+
+#[derive(Default)]
+struct Seen {
+    /// Every event that the consumer has received, in order. An event that was sent twice is in the
+    /// list twice.
+    events: Vec<String>,
+    attempts: Vec<Instant>,
+    connects: Vec<Instant>,
+    /// The lines of the checkpoints that the consumer has taken.
+    checkpoints: Vec<String>,
+}
+
+impl Consumer {
+    /// Returns a random number below `end`.
+    fn below(&self, end: usize) -> usize {
+        let mut seed = self.shuffle.lock().unwrap();
+        *seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        usize::try_from(*seed >> 33).unwrap() % end
+    }
+}
+
+/// Makes links to the simulated consumer. With `EAGER`, a link answers in order and can break, like
+/// a stream; without, it answers in any order, like HTTP.
+struct Fake<const EAGER: bool> {
+    consumer: Arc<Consumer>,
+    ordered: bool,
+}
+
+struct FakeLink<const EAGER: bool> {
+    consumer: Arc<Consumer>,
+    wire: Vec<Batch>,
+    /// With [`Consumer::pipelined`], the answers to the batches on the wire, by their first
+    /// positions.
+    decided: BTreeMap<Position, Answer>,
+    due: Option<Instant>,
+    /// The checkpoint on the wire, and when it is answered.
+    checkpoint: Option<(Checkpoint, Instant)>,
+    accepted_any: bool,
+    /// The number of the consumer that answered last.
+    number: usize,
+}
+
+impl<const EAGER: bool> Connect for Fake<EAGER> {
+    type Link = FakeLink<EAGER>;
+
+    const EAGER: bool = EAGER;
+
+    fn tells_positions(&self) -> bool {
+        true
+    }
+
+    fn is_ordered(&self) -> bool {
+        self.ordered
+    }
+
+    async fn probe(&mut self) -> Probed {
+        Vec::new()
+    }
+
+    async fn connect(&mut self) -> Result<FakeLink<EAGER>, Failure> {
+        self.consumer.state.lock().unwrap().connects.push(Instant::now());
+        if Instant::now() < *self.consumer.away_until.lock().unwrap() {
+            return Err(failure(AttemptError::Connect));
+        }
+        let consumer = Arc::clone(&self.consumer);
+        let (wire, due, checkpoint) = (Vec::new(), None, None);
+        let decided = BTreeMap::new();
+        Ok(FakeLink { consumer, wire, decided, due, checkpoint, accepted_any: false, number: 0 })
+    }
+}
+
+fn failure(reason: AttemptError) -> Failure {
+    Failure::new(reason, "scripted")
+}
+
+fn events_of(batch: &Batch) -> Vec<String> {
+    let lines: Vec<u8> = batch.pieces.iter().flat_map(|piece| piece.to_vec()).collect();
+    let lines = String::from_utf8(lines).unwrap();
+    assert!(lines.ends_with('\n'), "whole lines");
+    let events: Vec<String> = lines.lines().map(str::to_owned).collect();
+    assert_eq!(events.len() as u64, batch.events);
+    events
+}
+
+/// Returns the report in which each event of the batch is judged by its letter, and adds the events
+/// that are delivered to `seen`.
+fn judged(batch: &Batch, letters: &str, seen: &mut Vec<String>) -> Event {
+    assert_eq!(letters.len() as u64, batch.events);
+    let mut parts = Parts::default();
+    for ((position, letter), event) in batch.positions().zip(letters.chars()).zip(events_of(batch))
+    {
+        let item = || failure(AttemptError::Item);
+        let verdict = match letter {
+            'd' => Verdict::Delivered,
+            'e' => Verdict::Existing,
+            'a' => Verdict::Again(item()),
+            's' => Verdict::Again(Failure { server_error: true, ..item() }),
+            'u' => Verdict::Unconfirmed,
+            'n' => Verdict::Unsent,
+            _ => Verdict::Refused(item()),
+        };
+        if matches!(letter, 'd' | 'u') {
+            seen.push(event);
+        }
+        parts.add(position, verdict);
+    }
+    Event::Judged(batch.claim, parts.end(batch.claim))
+}
+
+/// Returns the report of an answer to a batch that the consumer has read already: it has accepted
+/// or refused the batch.
+fn decided(claim: Claim, answer: &Answer) -> Event {
+    if *answer == Answer::Accept {
+        return Event::Accepted { claim, rejected: Vec::new() };
+    }
+    Event::Refused(claim, failure(AttemptError::Status4xx))
+}
+
+/// Returns the report that `refused` events of the batch are refused, and adds the others to
+/// `seen`. The bad events are refused first.
+fn partly(batch: &Batch, refused: u64, seen: &mut Vec<String>) -> Event {
+    let is_bad = |event: &String| event.starts_with("bad");
+    let (bad, good): (Vec<_>, Vec<_>) = events_of(batch).into_iter().partition(is_bad);
+    seen.extend(bad.into_iter().chain(good).skip(usize::try_from(refused).unwrap()));
+    let verdict = Verdict::Partly { refused, failure: failure(AttemptError::Item) };
+    let part = Part { end: batch.claim.end, events: batch.events, verdict };
+    Event::Judged(batch.claim, vec![part])
+}
+
+impl<const EAGER: bool> Link for FakeLink<EAGER> {
+    fn room(&self) -> Option<Take> {
+        let on_wire = self.wire.len() + usize::from(self.checkpoint.is_some());
+        (on_wire < self.consumer.window).then_some(Take { bytes: u64::MAX, events: u64::MAX })
+    }
+
+    fn send(&mut self, batch: Batch) {
+        assert!(self.room().is_some(), "sent without room");
+        let sent: BTreeSet<_> = self.wire.iter().flat_map(Batch::positions).collect();
+        assert!(!batch.positions().any(|it| sent.contains(&it)), "on the wire twice at a time");
+        let attempts = {
+            let attempts = &mut self.consumer.state.lock().unwrap().attempts;
+            attempts.push(Instant::now());
+            attempts.len()
+        };
+        assert!(attempts < ATTEMPTS_MAX, "no end of attempts: {batch:?}");
+        if self.consumer.pipelined {
+            let events = events_of(&batch);
+            let answer = (self.consumer.script.lock().unwrap())(&events);
+            if answer == Answer::Accept {
+                self.consumer.state.lock().unwrap().events.extend(events);
+            }
+            self.decided.insert(batch.claim.start, answer);
+        }
+        self.wire.push(batch);
+    }
+
+    fn send_checkpoint(&mut self, checkpoint: Checkpoint) {
+        assert!(self.takes_checkpoint() && self.checkpoint.is_none(), "one at a time");
+        self.checkpoint = Some((checkpoint, Instant::now() + self.consumer.latency));
+    }
+
+    async fn event(&mut self) -> Event {
+        let Some((_, at)) = self.checkpoint else { return self.answer().await };
+        tokio::select! {
+            biased;
+            () = tokio::time::sleep_until(at) => self.answer_checkpoint(),
+            event = self.answer() => event,
+        }
+    }
+
+    fn consumer(&self) -> usize {
+        self.number
+    }
+
+    async fn close(self) {}
+}
+
+impl<const EAGER: bool> FakeLink<EAGER> {
+    /// Takes the checkpoint, or does not. Some streams break at it.
+    fn answer_checkpoint(&mut self) -> Event {
+        let (checkpoint, _) = self.checkpoint.take().expect("it is on the wire");
+        Event::Checkpoint(match self.consumer.below(4) {
+            0 => Fate::Failed(failure(AttemptError::Status5xx)),
+            1 => Fate::Refused(failure(AttemptError::Status4xx)),
+            2 if EAGER => {
+                let failure = failure(AttemptError::Closed);
+                return Event::Broken { failure, progress: self.accepted_any };
+            }
+            _ => {
+                let line = String::from_utf8(checkpoint.line().to_vec()).unwrap();
+                self.consumer.state.lock().unwrap().checkpoints.push(line);
+                Fate::Taken
+            }
+        })
+    }
+
+    async fn answer(&mut self) -> Event {
+        if self.wire.is_empty() {
+            return std::future::pending().await;
+        }
+        let due = *self.due.get_or_insert_with(|| Instant::now() + self.consumer.latency);
+        tokio::time::sleep_until(due).await;
+        self.due = None;
+        let index = match EAGER {
+            true => 0,
+            false => self.consumer.below(self.wire.len()),
+        };
+        let events = events_of(&self.wire[index]);
+        if let Some(answer) = self.decided.remove(&self.wire[index].claim.start) {
+            return decided(self.wire.remove(index).claim, &answer);
+        }
+        let answer = (self.consumer.script.lock().unwrap())(&events);
+        let (number, answer) =
+            if let Answer::Of(number, answer) = answer { (number, *answer) } else { (0, answer) };
+        self.number = number;
+        let mut seen = self.consumer.state.lock().unwrap();
+        let batch = self.wire[index].clone();
+        let claim = batch.claim;
+        let event = match answer {
+            Answer::Break(_) | Answer::BreakHere => {
+                assert!(EAGER, "only a stream breaks as a whole");
+                let read = if let Answer::Break(read) = answer { read } else { 0 };
+                seen.events.extend(self.wire.iter().take(read).flat_map(events_of));
+                let elsewhere = answer == Answer::BreakHere;
+                let failure = Failure { elsewhere, ..failure(AttemptError::Closed) };
+                return Event::Broken { failure, progress: self.accepted_any };
+            }
+            Answer::AcceptFirst(count) => {
+                assert!(EAGER, "only a stream is acknowledged by parts");
+                let (front, rest) = events.split_at(usize::try_from(count).unwrap());
+                let front_claim = Claim { end: claim.start + count, ..claim };
+                let batch = &mut self.wire[index];
+                (batch.claim.start, batch.events) = (front_claim.end, rest.len() as u64);
+                let lines: String = rest.iter().map(|event| format!("{event}\n")).collect();
+                batch.pieces = vec![Bytes::from(lines)];
+                self.accepted_any = true;
+                seen.events.extend_from_slice(front);
+                return Event::Accepted { claim: front_claim, rejected: Vec::new() };
+            }
+            Answer::Gone(failed) => {
+                assert!(!EAGER, "a stream breaks");
+                return Event::Gone(failed.then(|| failure(AttemptError::Protocol)));
+            }
+            Answer::Trouble => return Event::Troubled(failure(AttemptError::Connect)),
+            Answer::Judge(letters) => judged(&batch, &letters, &mut seen.events),
+            Answer::Partly(refused) => partly(&batch, refused, &mut seen.events),
+            Answer::Accept | Answer::AcceptBut(_) => {
+                self.accepted_any = true;
+                let count = if let Answer::AcceptBut(count) = answer { count } else { 0 };
+                let bad = events.iter().filter(|event| event.starts_with("bad"));
+                let bad = bad.take(usize::try_from(count).unwrap());
+                let rejected = bad.map(|event| Bytes::from(format!("{event}\n"))).collect();
+                seen.events.extend(events);
+                Event::Accepted { claim, rejected }
+            }
+            Answer::Of(..) => panic!("an answer is of one consumer"),
+            Answer::Refuse => Event::Refused(claim, failure(AttemptError::Status4xx)),
+            Answer::Fail => Event::Failed(claim, failure(AttemptError::Status5xx)),
+            Answer::FailHere => {
+                let failure = Failure { elsewhere: true, ..failure(AttemptError::Status5xx) };
+                Event::Failed(claim, failure)
+            }
+            Answer::Away => Event::Failed(claim, failure(AttemptError::Connect)),
+            Answer::FailFor(wait) => {
+                let asked = Failure { retry_after: Some(wait), ..failure(AttemptError::Status429) };
+                Event::Failed(claim, asked)
+            }
+        };
+        self.wire.remove(index);
+        event
+    }
+}
+
+/// A queue, the running delivery of one output, and its simulated consumer.
+struct Bench {
+    queue: Queue,
+    telemetry: Arc<Telemetry>,
+    consumer: Arc<Consumer>,
+    status: Arc<Status>,
+    stop: CancellationToken,
+    draining: CancellationToken,
+    tasks: JoinSet<Result<(), String>>,
+    /// The task that publishes checkpoints, if there is one.
+    _publishing: JoinSet<()>,
+    /// The desk at which the output's dead letters arrive; `None` after a [`Clerk`] has taken it.
+    desk: Option<Desk>,
+    /// Every event that was appended to the queue, in order.
+    appended: Vec<String>,
+    started: Instant,
+}
+
+#[derive(Debug, Clone)]
+struct Setting {
+    /// The size of a queue that drops its oldest events when it is full; `None` for the default
+    /// queue.
+    drop_oldest: Option<u64>,
+    /// With [`Rejected::DeadLetter`], dead letters arrive at the desk of the bench.
+    rejected: Rejected,
+    max_elapsed: Option<Duration>,
+    latency: Duration,
+    window: usize,
+    ordered: bool,
+    /// `true` if the consumer reads batches as they are sent, and answers them in any order.
+    pipelined: bool,
+    shuffle: u64,
+    away: Duration,
+    /// The times, since the start, at which another delivery replaces the current one.
+    replaced: Vec<Duration>,
+    /// `true` if the output has the filter [`sifting`].
+    sifts: bool,
+    /// `true` if the output sends checkpoints, of which 200 are published, one each minute.
+    checkpoints: bool,
+}
+
+impl Default for Setting {
+    fn default() -> Self {
+        Self {
+            drop_oldest: None,
+            rejected: Rejected::Drop,
+            max_elapsed: None,
+            latency: Duration::from_millis(1),
+            window: 4,
+            ordered: true,
+            pipelined: false,
+            shuffle: 1,
+            away: Duration::ZERO,
+            replaced: Vec::new(),
+            sifts: false,
+            checkpoints: false,
+        }
+    }
+}
+
+/// Returns a filter that drops events with `"verb":"hide"`, removes the body of events with
+/// `"verb":"lower"`, and sends no event twice in a year.
+fn sifting() -> Arc<filter::Rules> {
+    let rule = |verb: &[&str], level| policy::Rule {
+        line: 1,
+        level,
+        criteria: policy::Criteria {
+            verbs: verb.iter().map(|&verb| verb.to_owned()).collect(),
+            ..policy::Criteria::default()
+        },
+        omit_stages: Vec::new(),
+        omit_managed_fields: None,
+    };
+    let rules = vec![
+        rule(&["hide"], policy::Level::None),
+        rule(&["lower"], policy::Level::Metadata),
+        rule(&[], policy::Level::RequestResponse),
+    ];
+    let config = config::Filter { deduplicate: Some(365 * DAY), ..config::Filter::default() };
+    let sifting = filter::Rules::new(&config, Rejected::Drop);
+    sifting.apply(vec![Policy::new(&[], false, rules)]);
+    Arc::new(sifting)
+}
+
+fn hidden(number: u64) -> String {
+    format!(r#"{{"verb":"hide","n":{number}}}"#)
+}
+
+fn lowered(number: u64) -> String {
+    format!(r#"{{"level":"Request","verb":"lower","n":{number},"requestObject":"{number}"}}"#)
+}
+
+/// Returns an event in the form in which the filter [`sifting`] sends it; `None` if it drops the
+/// event.
+fn sifted(event: &str) -> Option<String> {
+    let body = event.find(r#","requestObject""#);
+    match body {
+        _ if event.contains("hide") => None,
+        Some(body) => Some(event.split_at(body).0.replace("Request", "Metadata") + "}"),
+        None => Some(event.to_owned()),
+    }
+}
+
+/// Returns the newest checkpoint, of which there is a new one each minute.
+fn publish(is_wanted: bool, tasks: &mut JoinSet<()>) -> Option<Published> {
+    if !is_wanted {
+        return None;
+    }
+    let (publish, published) = watch::channel(Bytes::new());
+    tasks.spawn(async move {
+        for number in 0..200 {
+            publish.send_replace(Bytes::from(format!("example.org/log\n{number}\n")));
+            tokio::time::sleep(Duration::from_secs(60)).await;
+        }
+    });
+    Some(published)
+}
+
+impl Bench {
+    fn start<const EAGER: bool>(
+        setting: &Setting,
+        script: impl FnMut(&[String]) -> Answer + Send + 'static,
+    ) -> Self {
+        // The output of the embedded default config serves for all tests, because the loop reads
+        // only a few of its settings.
+        let mut config =
+            config::read(config::EMBEDDED, testing_config::TYPES).config.expect("it is right");
+        config.outputs[0].rejected = setting.rejected;
+        config.outputs[0].retry.max_elapsed = setting.max_elapsed;
+        if let Some(bytes) = setting.drop_oldest {
+            (config.queue.max_bytes, config.queue.when_full) = (bytes, WhenFull::DropOldest);
+        }
+        config.outputs[0].checkpoints = setting.checkpoints;
+        let mut publishing = JoinSet::new();
+        let published = publish(setting.checkpoints, &mut publishing);
+        let telemetry = Arc::new(Telemetry::new());
+        let started = Instant::now();
+        let consumer = Arc::new(Consumer {
+            script: Mutex::new(Box::new(script)),
+            away_until: Mutex::new(started + setting.away),
+            latency: setting.latency,
+            window: setting.window,
+            pipelined: setting.pipelined,
+            shuffle: Mutex::new(setting.shuffle),
+            state: Mutex::default(),
+        });
+        let metrics = telemetry.output("o");
+        let (queue, cursor) = opened(&config, &telemetry);
+        let status = Arc::<Status>::default();
+        let (stop, draining) = (CancellationToken::new(), CancellationToken::new());
+        let mut tasks = JoinSet::new();
+        let (ordered, replaced) = (setting.ordered, setting.replaced.clone());
+        let rules = setting.sifts.then(sifting);
+        let (letters, desk) = Desk::new(&telemetry);
+        let (to, told, stopped) = (Arc::clone(&consumer), Arc::clone(&status), stop.clone());
+        let drains = draining.clone();
+        tasks.spawn(async move {
+            let mut begin = HandOver::begin(cursor);
+            for at in replaced.into_iter().map(Some).chain([None]) {
+                let checkpoints = published.clone();
+                let (stop, draining) = (stopped.clone(), drains.clone());
+                let orders = Orders { stop, draining, checkpoints, ..Orders::default() };
+                let retire = orders.retire.clone();
+                let config = config.outputs[0].clone();
+                let health = Health::new(&config, metrics.clone(), Arc::clone(&told));
+                let fake = Fake::<EAGER> { consumer: Arc::clone(&to), ordered };
+                let (filter, dead_letters) = (rules.clone(), letters.clone());
+                let start = Start { begin, health, config, filter, dead_letters, orders };
+                let delivery = Delivery::new(fake, start);
+                let replacing = async {
+                    match at {
+                        Some(at) => tokio::time::sleep_until(started + at).await,
+                        None => std::future::pending().await,
+                    }
+                    retire.cancel();
+                    std::future::pending::<()>().await;
+                };
+                let left = tokio::select! {
+                    left = delivery.run() => left?,
+                    () = replacing => None,
+                };
+                let Some(left) = left else { return Ok(()) };
+                begin = left;
+            }
+            Err("replaced without being told".to_owned())
+        });
+        Self {
+            queue,
+            telemetry,
+            consumer,
+            status,
+            stop,
+            draining,
+            tasks,
+            _publishing: publishing,
+            desk: Some(desk),
+            appended: Vec::new(),
+            started,
+        }
+    }
+
+    /// Starts a bench with a stream, whose consumer answers as this script says.
+    fn stream(script: impl FnMut(&[String]) -> Answer + Send + 'static) -> Self {
+        Self::start::<true>(&Setting::default(), script)
+    }
+
+    /// Starts a bench whose output sends one request at a time, in order, like HTTP.
+    fn requests(script: impl FnMut(&[String]) -> Answer + Send + 'static) -> Self {
+        Self::start::<false>(&Setting { window: 1, ..Setting::default() }, script)
+    }
+
+    /// Appends one batch to the queue. Each name is one event.
+    fn append<T: ToString>(&mut self, names: &[T]) {
+        self.try_append(names).expect("room");
+    }
+
+    fn try_append<T: ToString>(&mut self, names: &[T]) -> Result<(), Refused> {
+        let names: Vec<String> = names.iter().map(T::to_string).collect();
+        let lines: String = names.iter().flat_map(|name| [name.as_str(), "\n"]).collect();
+        let events = names.len() as u64;
+        let append =
+            Append { lines: Bytes::from(lines), events, levels: Default::default(), list: None };
+        let _stored = self.queue.append(append)?;
+        self.appended.extend(names);
+        Ok(())
+    }
+
+    async fn drained(&self) {
+        let drained = tokio::time::timeout(400 * DAY, self.queue.drained(false)).await;
+        assert!(drained.is_ok(), "not delivered in 400 days: {:?}", self.queue.backlogs());
+    }
+
+    fn value(&self, series: &str) -> u64 {
+        self.queue.observe();
+        let text = self.telemetry.render();
+        let line = text
+            .lines()
+            .find_map(|line| line.strip_prefix(&format!("kube_audit_forwarder_{series} ")));
+        // The metrics have the count as a float, but it is a whole number.
+        let value: f64 = line.unwrap_or_else(|| panic!("no {series} in {text}")).parse().unwrap();
+        value.to_string().parse().unwrap()
+    }
+
+    fn lost(&self) -> u64 {
+        self.value("error_total{plugin=\"o\"}")
+    }
+
+    fn backlog(&self) -> u64 {
+        self.value("output_backlog_events{output=\"o\"}")
+    }
+
+    fn aside(&self) -> u64 {
+        self.value("output_aside_events{output=\"o\"}")
+    }
+
+    fn filtered(&self, action: &str) -> u64 {
+        self.value(&format!("filtered_events_total{{output=\"o\",action=\"{action}\"}}"))
+    }
+
+    fn delivered(&self) -> u64 {
+        self.value("output_events_total{output=\"o\"}")
+    }
+
+    fn seen(&self) -> Vec<String> {
+        self.consumer.state.lock().unwrap().events.clone()
+    }
+
+    /// Returns the numbers of the checkpoints that the consumer has taken.
+    fn checkpoints(&self) -> Vec<u32> {
+        let lines = &self.consumer.state.lock().unwrap().checkpoints;
+        let number = |line: &String| {
+            let object: serde_json::Value = serde_json::from_str(line).unwrap();
+            object["note"].as_str().unwrap().lines().nth(1).unwrap().parse().unwrap()
+        };
+        lines.iter().map(number).collect()
+    }
+
+    fn connects(&self) -> Vec<Instant> {
+        self.consumer.state.lock().unwrap().connects.clone()
+    }
+
+    fn attempts(&self) -> Vec<Instant> {
+        self.consumer.state.lock().unwrap().attempts.clone()
+    }
+
+    /// Ends a test: stops the delivery, and checks that the counters account for every event.
+    async fn finish(mut self) {
+        self.stop.cancel();
+        let ended = self.tasks.join_next().await;
+        assert!(matches!(ended, Some(Ok(Ok(())))), "{ended:?}");
+        let counts = [
+            self.value("event_total"),
+            self.delivered(),
+            self.backlog(),
+            self.aside(),
+            self.lost(),
+            self.value("error_total{plugin=\"queue\"}"),
+            self.value("filtered_events_total{output=\"o\",action=\"dropped\"}"),
+            self.value("filtered_events_total{output=\"o\",action=\"duplicate\"}"),
+        ];
+        let [accepted, rest @ ..] = counts;
+        assert_eq!(accepted, rest.iter().sum::<u64>(), "{counts:?}");
+    }
+}
+
+/// Returns `true` if `seen` has all events of `wanted` in this order. Other events may be between
+/// them.
+fn in_order(seen: &[String], wanted: &[String]) -> bool {
+    let mut seen = seen.iter();
+    wanted.iter().all(|wanted| seen.any(|event| event == wanted))
+}
+
+fn is_bad(events: &[String]) -> bool {
+    events.iter().any(|event| event.starts_with("bad"))
+}
+
+fn refuse_bad(events: &[String]) -> Answer {
+    if is_bad(events) { Answer::Refuse } else { Answer::Accept }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_under_way_on_a_link_that_is_gone_comes_again_in_order_and_what_it_took_does_not()
+{
+    let mut count = 0;
+    let setting = Setting { window: 1, ..Setting::default() };
+    let mut bench = Bench::start::<false>(&setting, move |events| {
+        count += 1;
+        match count {
+            2 => Answer::Gone(false),
+            4 => Answer::Gone(true),
+            6 => Answer::Trouble,
+            _ => refuse_bad(events),
+        }
+    });
+    for batch in 0..4 {
+        bench.append(&[2 * batch, 2 * batch + 1]);
+    }
+    bench.append(&["bad", "good"]);
+    bench.append(&["last"]);
+    bench.drained().await;
+    let good: Vec<_> = bench.appended.iter().filter(|event| *event != "bad").cloned().collect();
+    assert_eq!(bench.seen(), good);
+    assert_eq!((bench.lost(), bench.connects().len()), (1, 3));
+    assert_eq!(bench.value("output_errors_total{output=\"o\",reason=\"protocol\"}"), 1);
+    assert_eq!(bench.value("output_errors_total{output=\"o\",reason=\"connect\"}"), 1);
+    assert_eq!(bench.value("output_up{output=\"o\"}"), 1);
+    bench.finish().await;
+}
+
+/// Method: the consumer takes some checkpoints, refuses others and breaks at some, for hours with
+/// few events. The output must stay up, and a later event must leave without a pause.
+async fn leaves_checkpoints_without_events<const EAGER: bool>() {
+    let setting = Setting { checkpoints: true, window: 1, ..Setting::default() };
+    let mut bench = Bench::start::<EAGER>(&setting, |_| Answer::Accept);
+    for event in 0..40 {
+        let begun = Instant::now();
+        bench.append(&[event]);
+        bench.drained().await;
+        assert!(begun.elapsed() < Duration::from_millis(10), "{:?}", begun.elapsed());
+        tokio::time::sleep(Duration::from_secs(280) + Duration::from_millis(event)).await;
+    }
+    assert_eq!(bench.seen(), bench.appended);
+    let taken = bench.checkpoints();
+    assert!(taken.is_sorted_by(|a, b| a < b) && taken.len() > 50, "{taken:?}");
+    let counted = bench.telemetry.render();
+    let errors = counted.lines().filter(|line| {
+        line.starts_with("kube_audit_forwarder_output_errors_total{") && !line.ends_with(" 0")
+    });
+    assert_eq!(errors.count(), 0, "{counted}");
+    assert_eq!(bench.value("output_up{output=\"o\"}"), 1);
+    bench.finish().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn checkpoints_leave_without_events_and_their_fate_is_that_of_no_event() {
+    leaves_checkpoints_without_events::<false>().await;
+    leaves_checkpoints_without_events::<true>().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_sent_before_an_idle_consumer_is_needed_and_a_stream_connects_at_once() {
+    let stream = Bench::stream(|_| Answer::Accept);
+    let requests = Bench::requests(|_| Answer::Accept);
+    tokio::time::sleep(HOUR).await;
+    assert_eq!((stream.connects().len(), requests.connects().len()), (1, 0));
+    assert!(stream.status.snapshot().up && !requests.status.snapshot().up);
+    stream.finish().await;
+    requests.finish().await;
+}
+
+/// Lets the consumer be away for the time `outage`. Asserts that attempts continue with bounded
+/// pauses, and that all events arrive soon after the outage.
+async fn survives_an_outage<const EAGER: bool>(outage: Duration) {
+    let started = Instant::now();
+    let away = if EAGER { outage } else { Duration::ZERO };
+    let setting = Setting { away, ..Setting::default() };
+    let mut bench = Bench::start::<EAGER>(&setting, move |_| {
+        if started.elapsed() < outage { Answer::Fail } else { Answer::Accept }
+    });
+    for batch in 0..50 {
+        bench.append(&[batch]);
+    }
+    tokio::time::sleep(outage).await;
+    assert_eq!(bench.delivered(), 0);
+    assert_eq!(bench.value("output_backlog_events{output=\"o\"}"), 50);
+    assert!(!bench.status.snapshot().up);
+    bench.drained().await;
+    // The limit is `max_interval` with its jitter, and the time for sending 50 batches.
+    assert!(started.elapsed() < outage + Duration::from_secs(46), "{:?}", started.elapsed());
+    assert!(bench.status.snapshot().up);
+    assert_eq!(bench.lost(), 0);
+    assert!(in_order(&bench.seen(), &bench.appended) || !EAGER);
+    let tried = if EAGER { bench.connects() } else { bench.attempts() };
+    let during: Vec<_> = tried.iter().filter(|at| **at < started + outage).collect();
+    let longest = during.windows(2).map(|pair| *pair[1] - *pair[0]).max().unwrap();
+    assert!(longest <= Duration::from_secs(46), "{longest:?}");
+    // A few attempts follow quickly, and then one about every 30 s.
+    let most = outage.as_secs() / 20 + 20;
+    assert!((during.len() as u64) < most, "{} attempts in {outage:?}", during.len());
+    bench.finish().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn after_an_hour_or_a_day_without_the_consumer_everything_resumes_by_itself() {
+    for outage in [HOUR, DAY] {
+        survives_an_outage::<true>(outage).await;
+        survives_an_outage::<false>(outage).await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_retry_after_is_waited_for_up_to_five_minutes() {
+    for (asked, least, most) in [(60, 60, 62), (86_400, 300, 302)] {
+        let mut first = true;
+        let mut bench = Bench::requests(move |_| {
+            let wait = Duration::from_secs(asked);
+            if std::mem::take(&mut first) { Answer::FailFor(wait) } else { Answer::Accept }
+        });
+        bench.append(&["a"]);
+        bench.drained().await;
+        let waited = bench.started.elapsed().as_secs();
+        assert!((least..most).contains(&waited), "{waited} s for {asked}");
+        bench.finish().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn failures_of_many_requests_at_once_are_one_reason_to_wait() {
+    let mut failures = 0;
+    let mut bench =
+        Bench::start::<false>(&Setting { ordered: false, ..Setting::default() }, move |_| {
+            failures += 1;
+            if failures <= 4 { Answer::Fail } else { Answer::Accept }
+        });
+    for batch in 0..8 {
+        bench.append(&vec![batch; 5000]);
+    }
+    bench.drained().await;
+    // There was one pause of 0.25 to 0.75 s, and not four growing pauses.
+    assert!(bench.started.elapsed() < Duration::from_secs(1), "{:?}", bench.started.elapsed());
+    bench.finish().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_break_after_progress_is_retried_at_once_and_one_without_waits_longer_each_time() {
+    let mut count = 0;
+    // Each connection takes one batch, and breaks.
+    let mut bench = Bench::stream(move |_| {
+        count += 1;
+        if count % 2 == 0 { Answer::Break(1) } else { Answer::Accept }
+    });
+    for batch in 0..20 {
+        bench.append(&[batch]);
+        // The pause makes each event a batch of its own on the wire.
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    bench.drained().await;
+    // The whole test takes less time than the shortest pause, so there was no pause.
+    assert!(bench.started.elapsed() < Duration::from_millis(250), "{:?}", bench.started.elapsed());
+    assert!(bench.connects().len() > 3);
+    assert!(in_order(&bench.seen(), &bench.appended));
+    bench.finish().await;
+
+    let mut count = 0;
+    let mut bench = Bench::stream(move |_| {
+        count += 1;
+        if count <= 10 { Answer::Break(1) } else { Answer::Accept }
+    });
+    bench.append(&["a"]);
+    bench.drained().await;
+    let connects = bench.connects();
+    let waits: Vec<_> = connects.windows(2).map(|pair| pair[1] - pair[0]).collect();
+    assert_eq!(waits.len(), 10);
+    assert!(waits[0] < Duration::from_millis(800), "{waits:?}");
+    assert!(waits[9] > Duration::from_secs(14), "{waits:?}");
+    assert_eq!(bench.seen(), vec!["a"; 11], "read each time, never final before");
+    assert_eq!(bench.delivered(), 1);
+    assert_eq!(bench.value("output_retries_total{output=\"o\"}"), 10);
+    bench.finish().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_breaks_where_another_address_is_left_goes_there_at_once_and_is_not_down() {
+    let mut answers = vec![Answer::BreakHere, Answer::BreakHere].into_iter();
+    let mut bench = Bench::stream(move |_| answers.next().unwrap_or(Answer::Accept));
+    bench.append(&["a"]);
+    while bench.connects().len() < 3 {
+        assert!(bench.started.elapsed() < Duration::from_millis(100), "{:?}", bench.connects());
+        tokio::time::sleep(Duration::from_millis(1)).await;
+        assert!(bench.status.snapshot().up);
+    }
+    bench.drained().await;
+    assert_eq!(bench.value("output_errors_total{output=\"o\",reason=\"closed\"}"), 2);
+    bench.finish().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_breaks_without_progress_is_down_until_one_stays() {
+    let mut count = 0;
+    let mut bench = Bench::stream(move |_| {
+        count += 1;
+        if count <= 5 { Answer::Break(0) } else { Answer::Accept }
+    });
+    bench.append(&["a"]);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    while bench.connects().len() < 5 {
+        assert!(!bench.status.snapshot().up, "a connection alone is no success");
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    bench.drained().await;
+    assert!(bench.status.snapshot().up);
+    bench.finish().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_stream_that_stays_is_up_again_without_an_event() {
+    let mut bench = Bench::stream(|_| Answer::Break(0));
+    bench.append(&["a"]);
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(!bench.status.snapshot().up);
+    *bench.consumer.script.lock().unwrap() = Box::new(|_| Answer::Accept);
+    bench.drained().await;
+    assert!(bench.status.snapshot().up);
+    bench.finish().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn events_that_do_not_fit_the_protocol_are_counted_and_their_neighbours_delivered() {
+    let mut bench = Bench::stream(|events| {
+        Answer::AcceptBut(events.iter().filter(|event| event.starts_with("bad")).count() as u64)
+    });
+    bench.append(&["a", "bad", "b"]);
+    bench.append(&["bad"]);
+    bench.drained().await;
+    assert_eq!((bench.delivered(), bench.lost()), (2, 2));
+    bench.finish().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_accepted_of_a_batch_is_final_though_the_connection_breaks() {
+    let mut answers = 0;
+    let mut bench = Bench::stream(move |events| {
+        answers += 1;
+        match answers % 3 {
+            0 => Answer::Break(0),
+            _ if events.len() > 2 => Answer::AcceptFirst(2),
+            _ => Answer::Accept,
+        }
+    });
+    let names: Vec<String> = (0..50).map(|number| number.to_string()).collect();
+    for batch in names.chunks(7) {
+        bench.append(batch);
+    }
+    bench.drained().await;
+    assert_eq!(bench.seen(), names, "in order, and nothing twice");
+    assert_eq!((bench.delivered(), bench.lost()), (50, 0));
+    bench.finish().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn one_refused_event_costs_only_itself() {
+    for bad in [0, 1, 199, 398, 399] {
+        let mut bench = Bench::requests(refuse_bad);
+        let names: Vec<String> =
+            (0..400).map(|n| if n == bad { "bad".to_owned() } else { n.to_string() }).collect();
+        bench.append(&names);
+        bench.append(&["next"]);
+        bench.drained().await;
+        let good: Vec<_> = bench.appended.iter().filter(|name| *name != "bad").cloned().collect();
+        assert!(in_order(&bench.seen(), &good));
+        assert_eq!((bench.delivered(), bench.lost()), (400, 1));
+        // Halving the batch takes two requests for each level, and a few more.
+        assert!(bench.attempts().len() < 30, "{} requests", bench.attempts().len());
+        bench.finish().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_batch_of_refused_events_alone_waits_for_another_to_be_accepted() {
+    let mut bench = Bench::requests(refuse_bad);
+    bench.append(&["bad1", "bad2", "bad3"]);
+    tokio::time::sleep(DAY).await;
+    assert_eq!((bench.delivered(), bench.lost()), (0, 0), "nothing tells it from a wrong setting");
+    assert!(!bench.status.snapshot().up);
+    assert!(bench.attempts().len() < 3 * 24 * 3600 / 20, "{} requests", bench.attempts().len());
+    bench.append(&["good"]);
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(bench.seen(), ["good"], "the probe does not wait for the back-off");
+    tokio::time::sleep(Duration::from_secs(9)).await;
+    assert_eq!((bench.delivered(), bench.lost()), (1, 3));
+    assert_eq!(bench.seen(), ["good"], "once");
+    bench.finish().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_consumer_that_refuses_everything_for_an_hour_costs_nothing() {
+    for (window, ordered) in [(1, true), (4, false)] {
+        let started = Instant::now();
+        let setting = Setting { window, ordered, ..Setting::default() };
+        let mut bench = Bench::start::<false>(&setting, move |_| {
+            if started.elapsed() < HOUR { Answer::Refuse } else { Answer::Accept }
+        });
+        for batch in 0..200 {
+            bench.append(&[batch * 3, batch * 3 + 1, batch * 3 + 2]);
+            tokio::time::sleep(Duration::from_secs(10)).await;
+        }
+        bench.drained().await;
+        assert_eq!((bench.delivered(), bench.lost()), (600, 0));
+        assert!(started.elapsed() < HOUR + Duration::from_secs(60), "{:?}", started.elapsed());
+        assert!(!ordered || in_order(&bench.seen(), &bench.appended));
+        bench.finish().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_consumer_that_refused_everything_recovers_from_its_bad_event_without_new_ones() {
+    // The numbers of other events go beyond the limit of suspects. The first event stays refused.
+    for others in [1, 5, SUSPECTS_MAX - 1, SUSPECTS_MAX, 3 * SUSPECTS_MAX] {
+        let started = Instant::now();
+        let mut bench = Bench::requests(move |events| {
+            if started.elapsed() < HOUR { Answer::Refuse } else { refuse_bad(events) }
+        });
+        let names: Vec<_> = (0..others).map(|n| n.to_string()).collect();
+        bench.append(&["bad"]);
+        bench.append(&names);
+        bench.drained().await;
+        assert_eq!((bench.delivered(), bench.lost()), (others as u64, 1), "{others}");
+        assert!(in_order(&bench.seen(), &names));
+        let late = started.elapsed().saturating_sub(HOUR);
+        assert!(late < Duration::from_secs(120), "{late:?}");
+        bench.finish().await;
+    }
+}
+
+/// The consumer works, but the relay knows it only from the first good event.
+#[tokio::test(start_paused = true)]
+async fn more_refused_events_in_a_row_than_the_limit_stop_no_later_one() {
+    for (window, ordered) in [(1, true), (4, false)] {
+        let setting = Setting { window, ordered, ..Setting::default() };
+        let mut bench = Bench::start::<false>(&setting, refuse_bad);
+        for _ in 0..3 {
+            bench.append(&["bad"; SUSPECTS_MAX]);
+        }
+        tokio::time::sleep(DAY).await;
+        assert_eq!((bench.delivered(), bench.lost()), (0, 0));
+        bench.append(&["good"; 5]);
+        tokio::time::sleep(Duration::from_secs(300)).await;
+        assert_eq!((bench.delivered(), bench.lost()), (5, 3 * SUSPECTS_MAX as u64), "{ordered}");
+        bench.finish().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_first_event_refused_while_the_others_pass_holds_nobody_up() {
+    let mut bench = Bench::requests(refuse_bad);
+    bench.append(&["bad"]);
+    for batch in 0..50 {
+        bench.append(&[batch]);
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    assert_eq!(bench.seen().len(), 50);
+    bench.drained().await;
+    assert!(bench.started.elapsed() < Duration::from_secs(10), "{:?}", bench.started.elapsed());
+    assert_eq!((bench.delivered(), bench.lost()), (50, 1));
+    bench.finish().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn rejected_retry_drops_nothing_and_goes_on_when_the_consumer_gives_in() {
+    let started = Instant::now();
+    let setting = Setting { window: 1, rejected: Rejected::Retry, ..Setting::default() };
+    let mut bench = Bench::start::<false>(&setting, move |events| {
+        if started.elapsed() < HOUR { refuse_bad(events) } else { Answer::Accept }
+    });
+    bench.append(&["a", "b", "bad", "c"]);
+    tokio::time::sleep(HOUR / 2).await;
+    assert_eq!((bench.seen(), bench.lost()), (vec!["a".to_owned(), "b".to_owned()], 0));
+    assert!(!bench.status.snapshot().up, "loudly");
+    bench.drained().await;
+    assert_eq!(bench.seen(), bench.appended);
+    bench.finish().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_stop_is_heard_wherever_the_loop_waits() {
+    // The loop is stopped in each of its waits: for events; for a consumer that can't be reached;
+    // after a connection that broke; for an answer that never comes; and after an attempt that
+    // failed.
+    type Script = fn(&[String]) -> Answer;
+    let scripts: [(Script, Duration, Duration); 5] = [
+        (|_| Answer::Accept, Duration::ZERO, Duration::from_millis(1)),
+        (|_| Answer::Accept, DAY, Duration::from_millis(1)),
+        (|_| Answer::Break(0), Duration::ZERO, Duration::from_millis(1)),
+        (|_| Answer::Accept, Duration::ZERO, 1000 * DAY),
+        (|_| Answer::Fail, Duration::ZERO, Duration::from_millis(1)),
+    ];
+    for (script, away, latency) in scripts {
+        let mut bench =
+            Bench::start::<true>(&Setting { away, latency, ..Setting::default() }, script);
+        bench.append(&["a"]);
+        tokio::time::sleep(HOUR).await;
+        let stopped = Instant::now();
+        bench.finish().await;
+        assert!(stopped.elapsed() < Duration::from_secs(1));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replaced_delivery_ends_what_is_on_the_wire_and_its_successor_sends_the_rest() {
+    for at in [5, 25, 45] {
+        let setting = Setting {
+            latency: Duration::from_millis(10),
+            window: 2,
+            replaced: vec![Duration::from_millis(at)],
+            ..Setting::default()
+        };
+        let mut bench = Bench::start::<true>(&setting, |_| Answer::Accept);
+        for batch in 0..20 {
+            bench.append(&[batch, batch + 100]);
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        bench.drained().await;
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert_eq!(bench.seen(), bench.appended, "replaced at {at} ms");
+        assert_eq!(bench.connects().len(), 2);
+        bench.finish().await;
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_delivery_whose_consumer_hangs_is_replaced_after_ten_seconds() {
+    let mut bench = Bench::start::<true>(
+        &Setting { latency: HOUR, replaced: vec![Duration::from_secs(1)], ..Setting::default() },
+        |_| Answer::Accept,
+    );
+    bench.append(&["a", "b"]);
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    let connects = bench.connects();
+    assert_eq!(connects.len(), 2);
+    let waited = connects[1] - bench.started;
+    assert!((HAND_OVER_TIME..HAND_OVER_TIME + CLOSE_TIME * 2).contains(&waited), "{waited:?}");
+    bench.drained().await;
+    assert_eq!(bench.seen(), bench.appended);
+    bench.finish().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn drop_oldest_never_touches_what_is_on_the_wire() {
+    let setting = Setting {
+        // Room for about 15 of these batches.
+        drop_oldest: Some(8 * 1024),
+        latency: Duration::from_secs(1),
+        ..Setting::default()
+    };
+    let mut bench = Bench::start::<true>(&setting, |_| Answer::Accept);
+    for batch in 0..200 {
+        bench.append(&[format!("{batch}-{}", "x".repeat(250))]);
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    bench.drained().await;
+    let (seen, lost) = (bench.seen(), bench.lost());
+    // `FakeLink` panics if the lines of a claim are missing. Each event came at most once, in
+    // order.
+    assert!(lost > 0, "nothing was dropped");
+    assert_eq!(seen.len() as u64 + lost, 200);
+    assert!(in_order(&bench.appended, &seen));
+    assert_eq!(bench.value("queue_dropped_events_total{reason=\"drop_oldest\"}"), lost);
+    bench.finish().await;
+}

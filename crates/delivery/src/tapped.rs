@@ -1,0 +1,264 @@
+//! Copies of events on the wire, for the taps that are open. A copy goes to its tap when the
+//! consumer has acknowledged the event.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use crate::tap::{EVENT_BYTES_MAX, Line, Reader, Skipped, Taps, Why};
+use base::position::Position;
+use queue::Claim;
+
+/// The copies of one output's events for taps. The output's filtering owns this value.
+///
+/// A claim's events are copied while the claim goes through the filter to be sent: [`begin`], then
+/// [`copy`] for each event, then [`end`]. The copies wait here until the consumer has acknowledged
+/// the events ([`accepted`]), or until the events are to be sent again or are given up
+/// ([`forget`]).
+///
+/// While no tap is open and nothing waits, [`begin`] reads one number, and the other functions look
+/// at an empty list.
+///
+/// [`begin`]: Tapping::begin
+/// [`copy`]: Tapping::copy
+/// [`end`]: Tapping::end
+/// [`accepted`]: Tapping::accepted
+/// [`forget`]: Tapping::forget
+#[derive(Default)]
+pub(super) struct Tapping {
+    taps: Option<Arc<Taps>>,
+    output: Arc<str>,
+    /// The copies of the claim that goes through the filter now, for each tap.
+    current: Vec<Sample>,
+    /// The copies of claims that are on the wire. The taps limit the bytes of these copies.
+    samples: Vec<Sample>,
+}
+
+/// The copies of events of one claim for one tap.
+struct Sample {
+    /// The positions of the claim whose events are neither acknowledged, nor given up, nor to be
+    /// sent again.
+    claim: Claim,
+    reader: Arc<Reader>,
+    /// The position of each event, with a copy of the event, or with its size in bytes if it is too
+    /// large to be shown.
+    lines: VecDeque<(Position, Result<Line, u64>)>,
+    /// The reason why the rest of the events was not copied; `None` if all were copied so far.
+    why: Option<Why>,
+}
+
+impl Tapping {
+    /// Makes the copies of this output's events for `taps`, of which there are none yet.
+    pub(crate) fn new(taps: Option<Arc<Taps>>, output: &str) -> Self {
+        Self { taps, output: output.into(), ..Self::default() }
+    }
+
+    /// Returns `true` if any tap is open.
+    pub(crate) fn is_open(&self) -> bool {
+        self.taps.as_ref().is_some_and(|taps| taps.is_open())
+    }
+
+    /// Begins to copy the events of a claim that is to be sent. Returns `false` if no tap asks for
+    /// them; the other functions need not be called then.
+    pub(crate) fn begin(&mut self, claim: Claim) -> bool {
+        let open = self.taps.as_ref().filter(|taps| taps.is_open());
+        let Some(taps) = open else {
+            // The taps that asked for these copies are closed.
+            self.samples.clear();
+            return false;
+        };
+        let sample = |reader| Sample { claim, reader, lines: VecDeque::new(), why: None };
+        self.current = taps.readers_of(&self.output).into_iter().map(sample).collect();
+        self.forget(claim.start, claim.end);
+        !self.current.is_empty()
+    }
+
+    /// Returns `true` if a tap takes more events of the claim that goes through the filter now.
+    pub(super) fn is_copying(&self) -> bool {
+        self.current.iter().any(|sample| sample.why.is_none())
+    }
+
+    /// Copies an event for each tap that has room for it. `event` is the event before it gets the
+    /// form in which it leaves.
+    pub(crate) fn copy(&mut self, position: Position, event: &[u8]) {
+        for sample in self.current.iter_mut().filter(|sample| sample.why.is_none()) {
+            if event.len() > EVENT_BYTES_MAX {
+                sample.lines.push_back((position, Err(event.len() as u64)));
+                continue;
+            }
+            match sample.reader.copy(&self.output, event) {
+                Ok(line) => sample.lines.push_back((position, Ok(line))),
+                Err(why) => sample.why = Some(why),
+            }
+        }
+    }
+
+    /// Ends the copying. `is_sent` is `false` if no event of the claim is sent.
+    pub(crate) fn end(&mut self, is_sent: bool) {
+        let current = std::mem::take(&mut self.current);
+        if is_sent {
+            self.samples.extend(current);
+        }
+    }
+
+    /// Hands the copies of the claim's events to their taps, because the consumer has acknowledged
+    /// `events` events of the claim. If `is_whole` is `false`, the protocol could not carry some
+    /// events of the claim, and it is not known here which: all are counted as skipped.
+    pub(crate) fn accepted(&mut self, claim: Claim, events: u64, is_whole: bool) {
+        for sample in self.samples.iter_mut().filter(|sample| sample.overlaps(claim)) {
+            let (mut lines, mut skipped) = (Vec::new(), Skipped::default());
+            for copy in sample.take(claim) {
+                match copy {
+                    Ok(line) if is_whole => lines.push(line),
+                    Ok(_) => {}
+                    Err(bytes) => {
+                        skipped.large += 1;
+                        skipped.largest_bytes = skipped.largest_bytes.max(bytes);
+                    }
+                }
+            }
+            let rest = events.saturating_sub(lines.len() as u64 + skipped.large);
+            match sample.why {
+                Some(Why::Full) => skipped.full = rest,
+                Some(Why::Rate) | None => skipped.rate = rest,
+            }
+            sample.reader.deliver(lines, skipped);
+            sample.cut(claim.start, claim.end);
+        }
+        self.samples.retain(|sample| sample.claim.start < sample.claim.end);
+    }
+
+    /// Drops the copies of the events at these positions: they are to be sent again, or are given
+    /// up.
+    pub(crate) fn forget(&mut self, start: Position, end: Position) {
+        if self.samples.is_empty() {
+            return;
+        }
+        for sample in &mut self.samples {
+            drop(sample.take(Claim { start, end }));
+            sample.cut(start, end);
+        }
+        self.samples.retain(|sample| sample.claim.start < sample.claim.end);
+    }
+}
+
+impl Sample {
+    fn overlaps(&self, claim: Claim) -> bool {
+        self.claim.start < claim.end && claim.start < self.claim.end
+    }
+
+    /// Removes and returns the copies of the claim's events.
+    fn take(&mut self, claim: Claim) -> Vec<Result<Line, u64>> {
+        let Claim { start, end } = claim;
+        let from = self.lines.partition_point(|(position, _)| *position < start);
+        let until = self.lines.partition_point(|(position, _)| *position < end);
+        self.lines.drain(from..until.max(from)).map(|(_, line)| line).collect()
+    }
+
+    /// Notes that the events at these positions are decided, if they are at one end of the rest of
+    /// the claim. A gap in the middle stays until one end reaches it.
+    fn cut(&mut self, start: Position, end: Position) {
+        let Claim { start: first, end: last } = self.claim;
+        if start <= first && end > first {
+            self.claim.start = end.min(last);
+        } else if end >= last && start < last {
+            self.claim.end = start.max(first);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::tap::Tap;
+    use telemetry::Telemetry;
+
+    fn position(number: u64) -> Position {
+        Position::new(number)
+    }
+
+    fn claim(start: u64, end: u64) -> Claim {
+        Claim { start: position(start), end: position(end) }
+    }
+
+    fn tapping() -> (Tapping, Arc<Taps>) {
+        let taps = Arc::new(Taps::new(Telemetry::new().taps()));
+        (Tapping::new(Some(Arc::clone(&taps)), "o"), taps)
+    }
+
+    /// Sends a claim whose events say their positions.
+    fn send(tapping: &mut Tapping, claim: Claim) {
+        assert!(tapping.begin(claim));
+        for number in claim.start.get()..claim.end.get() {
+            assert!(tapping.is_copying());
+            tapping.copy(position(number), number.to_string().as_bytes());
+        }
+        tapping.end(true);
+    }
+
+    fn shown(tap: &Tap) -> Vec<u64> {
+        let line = |line: Line| std::str::from_utf8(line.event()).unwrap().parse().unwrap();
+        std::iter::from_fn(|| tap.try_next()).map(line).collect()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_event_is_shown_when_it_is_acknowledged_and_not_before() {
+        let (mut tapping, taps) = tapping();
+        assert!(!tapping.begin(claim(0, 1)));
+        let tap = taps.open(None).unwrap();
+        let other = taps.open(Some("other".to_owned())).unwrap();
+        send(&mut tapping, claim(0, 10));
+        assert!(shown(&tap).is_empty());
+        // Acknowledged in parts, and one part is sent again and then acknowledged.
+        tapping.accepted(claim(0, 3), 3, true);
+        assert_eq!(shown(&tap), [0, 1, 2]);
+        tapping.forget(position(5), position(8));
+        tapping.accepted(claim(8, 10), 2, true);
+        tapping.accepted(claim(3, 5), 2, true);
+        assert_eq!(shown(&tap), [8, 9, 3, 4]);
+        send(&mut tapping, claim(5, 8));
+        tapping.accepted(claim(5, 8), 3, true);
+        assert_eq!(shown(&tap), [5, 6, 7]);
+        assert_eq!(tap.take_skipped(), Skipped::default());
+        assert!(tapping.samples.is_empty());
+        assert!(shown(&other).is_empty() && other.take_skipped().events() == 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_not_shown_is_counted_once() {
+        let (mut tapping, taps) = tapping();
+        let tap = taps.open(None).unwrap();
+        assert!(tapping.begin(claim(0, 4)));
+        tapping.copy(position(0), b"0");
+        tapping.copy(position(1), &vec![b' '; EVENT_BYTES_MAX + 1]);
+        tapping.copy(position(2), b"2");
+        tapping.end(true);
+        // The filter has kept back the event 3, so three events were sent.
+        tapping.accepted(claim(0, 4), 3, true);
+        assert_eq!(shown(&tap), [0, 2]);
+        let skipped = tap.take_skipped();
+        assert_eq!((skipped.large, skipped.events()), (1, 1));
+        assert_eq!(skipped.largest_bytes, EVENT_BYTES_MAX as u64 + 1);
+
+        // Events that the protocol can't carry are among these.
+        send(&mut tapping, claim(4, 6));
+        tapping.accepted(claim(4, 6), 2, false);
+        assert!(shown(&tap).is_empty());
+        assert_eq!(tap.take_skipped().rate, 2);
+
+        send(&mut tapping, claim(6, 8));
+        tapping.forget(position(6), position(8));
+        tapping.accepted(claim(6, 8), 2, true);
+        assert_eq!((shown(&tap).len(), tap.take_skipped().events()), (0, 0));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_copies_of_a_closed_tap_are_dropped() {
+        let (mut tapping, taps) = tapping();
+        let tap = taps.open(None).unwrap();
+        send(&mut tapping, claim(0, 2));
+        drop(tap);
+        assert_eq!(tapping.samples.len(), 1);
+        assert!(!tapping.begin(claim(2, 3)) && tapping.samples.is_empty());
+        tapping.accepted(claim(0, 2), 2, true);
+    }
+}

@@ -1,0 +1,114 @@
+//! When events were first sent, for `retry.max_elapsed`. The clock of a batch starts with its first
+//! attempt, and continues however the batch is cut, sent again, or joined with others.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use queue::{Claim, Position};
+
+/// Attempts that follow each other within a short time are stored as one entry, with the time of
+/// the latest attempt. The short time is `max_elapsed` divided by this constant. So at most about
+/// 1,000 entries are kept, and no event is given up too early. For example, with a `max_elapsed` of
+/// 1 h, attempts within 3.6 s share an entry.
+const RESOLUTION: u32 = 1000;
+
+/// The times of the first attempts to send the events that are not final.
+pub(super) struct Tried {
+    /// An event is too old when this time has passed since its first attempt. The value is
+    /// `retry.max_elapsed`.
+    pub max_elapsed: Duration,
+    /// The times of the attempts, in the order of the events' positions, which is also the order of
+    /// time.
+    entries: VecDeque<Entry>,
+}
+
+/// A range of events that were first sent between `begun` and `at`. The range begins where the
+/// entry before it ends. The event at `end` does not belong to the range.
+struct Entry {
+    end: Position,
+    begun: Instant,
+    at: Instant,
+}
+
+impl Tried {
+    pub(crate) fn new(max_elapsed: Duration) -> Self {
+        Self { max_elapsed, entries: VecDeque::new() }
+    }
+
+    /// Notes that the events of this claim are sent now. Events of the claim that were sent before
+    /// keep their first time. Entries before `watermark` are removed.
+    pub(crate) fn note(&mut self, claim: Claim, watermark: Position) {
+        while self.entries.front().is_some_and(|entry| entry.end <= watermark) {
+            self.entries.pop_front();
+        }
+        let (now, resolution) = (Instant::now(), self.max_elapsed / RESOLUTION);
+        match self.entries.back_mut() {
+            Some(last) if claim.end <= last.end => {}
+            Some(last) if now.duration_since(last.begun) < resolution => {
+                (last.end, last.at) = (claim.end, now);
+            }
+            _ => self.entries.push_back(Entry { end: claim.end, begun: now, at: now }),
+        }
+    }
+
+    /// Returns the position before which every event is too old: each was first sent at least
+    /// `max_elapsed` ago. If no event is too old, returns the first possible position.
+    pub(super) fn over_until(&self) -> Position {
+        let now = Instant::now();
+        let over = |entry: &Entry| now.duration_since(entry.at) >= self.max_elapsed;
+        let count = self.entries.partition_point(over);
+        count
+            .checked_sub(1)
+            .and_then(|last| self.entries.get(last))
+            .map_or(Position::START, |entry| entry.end)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn claim(start: Position, end: Position) -> Claim {
+        Claim { start, end }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_event_keeps_the_time_of_its_first_attempt() {
+        let second = Duration::from_secs(1);
+        let mut tried = Tried::new(10 * second);
+        tried.note(claim(Position::new(0), Position::new(5)), Position::new(0));
+        tokio::time::advance(4 * second).await;
+        // The first events are sent again, together with later ones.
+        tried.note(claim(Position::new(0), Position::new(8)), Position::new(0));
+        tokio::time::advance(5 * second).await;
+        assert_eq!(tried.over_until(), 0);
+        tokio::time::advance(second).await;
+        assert_eq!(tried.over_until(), 5);
+        tokio::time::advance(4 * second).await;
+        assert_eq!(tried.over_until(), 8);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_kept_is_bounded_and_nothing_is_over_too_early() {
+        let max = Duration::from_secs(1000);
+        let mut tried = Tried::new(max);
+        let mut firsts = Vec::new();
+        for position in 0..100_000 {
+            tried.note(
+                claim(Position::new(position), Position::new(position + 1)),
+                Position::new(0),
+            );
+            firsts.push(Instant::now());
+            tokio::time::advance(Duration::from_millis(10)).await;
+        }
+        assert!(tried.entries.len() <= 1001, "{}", tried.entries.len());
+        let over = usize::try_from(tried.over_until().get()).unwrap();
+        assert!(firsts[..over].iter().all(|first| first.elapsed() >= max));
+        tokio::time::advance(max / 1000).await;
+        assert_eq!(tried.over_until(), 100, "at most a thousandth too late");
+        tried.note(claim(Position::new(100_000), Position::new(100_001)), Position::new(100_000));
+        assert_eq!(tried.entries.len(), 1);
+    }
+}
