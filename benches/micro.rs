@@ -22,9 +22,8 @@ use config::Config;
 use criterion::measurement::{Measurement, ValueFormatter, WallTime};
 use criterion::{BatchSize, BenchmarkGroup, Criterion, Throughput};
 use delivery::filter::{EventView, Filter, Rules};
-use kube_audit_forwarder::output;
-use kube_audit_forwarder::output::Encode as _;
-use kube_audit_forwarder::output::syslog::{Messages, Settings};
+use outputs::Encode as _;
+use outputs::syslog::{Messages, Settings};
 use queue::{Append, Batch, Cursor, Disposition, Output, Queue, Take};
 use rustix::time::ClockId;
 use telemetry::Telemetry;
@@ -128,7 +127,7 @@ fn config(queue: &str, output: &str) -> Config {
     let text = format!(
         "{queue}\n[[listener]]\naddress = '127.0.0.1:0'\n[[output]]\nname = 'output'\n{output}\n"
     );
-    config::read(&text, output::TYPES)
+    config::read(&text, outputs::TYPES)
         .config
         .unwrap_or_else(|| panic!("a valid config, not {text}"))
 }

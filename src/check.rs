@@ -13,7 +13,6 @@ use std::sync::Arc;
 use rustls_pki_types::UnixTime;
 
 use crate::listener::Settings;
-use crate::output;
 use crate::source::Sources;
 use base::named_file;
 use client::tls;
@@ -89,7 +88,7 @@ pub fn rest(checked: &Checked, config: &Config) -> Vec<Problem> {
         if output.filter.policies.iter().any(|policy| filter::read_policy(policy).is_err()) {
             continue;
         }
-        let prepared = output::prepare(output, &telemetry, &dead_letters);
+        let prepared = outputs::prepare(output, &telemetry, &dead_letters);
         if let Some(Err(error)) = prepared.files().map(|files| files.stage()) {
             refused(format!("output[{index}]"), error.to_string());
         }

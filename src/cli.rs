@@ -22,7 +22,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::{output, relay};
+use crate::relay;
 use base::named_file;
 use base::words::escape;
 use config::{Checked, Config, Problem, Severity};
@@ -278,7 +278,7 @@ pub fn run_with(arguments: impl IntoIterator<Item = OsString>) -> u8 {
     let result = match arguments.command.unwrap_or(Command::Run { file: None }) {
         Command::Run { file } => config_file.with("run", file.as_deref()).and_then(run),
         Command::Check(arguments) => check::run(&arguments, &config_file),
-        Command::Config { reference: true } => print(&config::reference(output::TYPES)),
+        Command::Config { reference: true } => print(&config::reference(outputs::TYPES)),
         Command::Config { reference: false } => show(file),
         Command::Demo(arguments) => demo::run(&arguments),
         Command::Replay(arguments) => replay::run(&arguments),
@@ -427,7 +427,7 @@ fn report(checked: &Checked, name: &str) -> Result<(), u8> {
 
 fn show(file: Option<&Path>) -> Result<(), u8> {
     let (text, name) = read(file)?;
-    let checked = in_time(move || config::read(&text, output::TYPES))?;
+    let checked = in_time(move || config::read(&text, outputs::TYPES))?;
     report(&checked, &name)?;
     print(&checked.effective())
 }
@@ -462,7 +462,7 @@ fn build_runtime(workers: usize) -> std::io::Result<tokio::runtime::Runtime> {
 fn run(file: Option<&Path>) -> Result<(), u8> {
     let (text, name) = read(file)?;
     let checked = in_time(move || {
-        let checked = config::read(&text, output::TYPES);
+        let checked = config::read(&text, outputs::TYPES);
         let mut problems = crate::check::files(&checked);
         problems.extend(crate::check::room(&checked));
         problems.extend(crate::check::kernel(&checked));

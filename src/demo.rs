@@ -20,9 +20,9 @@ mod events;
 use consumer::Consumer;
 use events::Generator;
 
+use crate::relay;
 use crate::relay::{Opened, Signals};
 use crate::replay::client::{Client, Failure, Retry};
-use crate::{output, relay};
 use client::ask::Connection;
 use queue::Queue;
 
@@ -129,7 +129,7 @@ pub async fn run(
         reload: tokio::sync::mpsc::channel(1).1,
         opened: Some(opened),
     };
-    let config = config::read(&config_for(consumer.address()), output::TYPES).config;
+    let config = config::read(&config_for(consumer.address()), outputs::TYPES).config;
     let config = config.ok_or("the demo's config is wrong")?;
     let mut relay = std::pin::pin!(relay::run(None, config, signals));
     let demo = async {

@@ -33,6 +33,7 @@
 //! | [`process`] | what the kernel grants the process, and what it gives up |
 //! | [`queue`] | positions, lines and limits; the log in files; no JSON, no HTTP |
 //! | [`delivery`] | the loop of an output, its filter, events that a person looks at |
+//! | [`outputs`] | the protocols |
 //!
 //! Of the modules here, a row imports only from rows above it. Listeners, sources and outputs meet
 //! at the queue and nowhere else. The test `tests/it/docs/layers.rs` compares this table with the
@@ -42,7 +43,7 @@
 //! |---|---|---|
 //! | 4 | [`haproxy`] [`top`] | HAProxy's config · a relay's state on a terminal |
 //! | 6 | [`listener`] [`source`] [`replay`] [`evidence`] | requests · topics · files of events · what proves that the log is whole |
-//! | 7 | [`output`] [`verify`] [`cost`] | the protocols · whether the evidence is whole · what a policy makes of recorded events |
+//! | 7 | [`verify`] [`cost`] | whether the evidence is whole · what a policy makes of recorded events |
 //! | 8 | [`admin`] [`check`] [`doctor`] | metrics, health, status · files that a config names · what kube-apiserver and the relays count |
 //! | 9 | [`relay`] | which parts there are; how they change and end |
 //! | 10 | [`demo`] | a relay between its own sender and consumer |
@@ -62,15 +63,12 @@
 pub mod admin;
 pub mod check;
 pub mod cli;
-#[cfg(test)]
-mod config_tests;
 pub mod cost;
 pub mod demo;
 pub mod doctor;
 pub mod evidence;
 pub mod haproxy;
 pub mod listener;
-pub mod output;
 pub mod relay;
 pub mod replay;
 pub mod source;

@@ -27,7 +27,6 @@ use config::Rejected;
 use delivery::filter::{EventView, Filter, Rules};
 use futures_util::FutureExt as _;
 use kube_audit_forwarder::listener::{Gate, Listener, Settings};
-use kube_audit_forwarder::output;
 use queue::{Append, Cursor, Disposition, Output, Queue, Take};
 use telemetry::Telemetry;
 use transform::policy::Policy;
@@ -152,7 +151,7 @@ fn queue(body: &File, batches: u64, take: Take) -> Pass {
     buffer.truncate(bytes);
     let batch = audit::decode(buffer).expect("a recorded body");
 
-    let config = config::read(CONFIG, output::TYPES).config.expect("a valid config");
+    let config = config::read(CONFIG, outputs::TYPES).config.expect("a valid config");
     let (queue, mut cursor) = opened(&config.queue, &Telemetry::new());
     let events = batch.events * batches;
     let append = move || {
@@ -187,7 +186,7 @@ fn requests(body: &File) -> Pass {
     );
     let request = [head.as_bytes(), &buffer[..bytes]].concat();
 
-    let config = config::read(CONFIG, output::TYPES).config.expect("a valid config");
+    let config = config::read(CONFIG, outputs::TYPES).config.expect("a valid config");
     let telemetry = Arc::new(Telemetry::new());
     let (queue, mut cursor) = opened(&config.queue, &telemetry);
     let gate = Arc::new(Gate::new(&config.limits, &config.queue, queue, &telemetry));
@@ -225,7 +224,7 @@ fn filter(settings: &str, rules: usize, body: File) -> Pass {
     let batch = audit::decode(buffer).expect("a recorded body");
 
     let config = format!("{CONFIG}[output.filter]\n{settings}\n");
-    let config = config::read(&config, output::TYPES).config.expect("a valid config");
+    let config = config::read(&config, outputs::TYPES).config.expect("a valid config");
     let filter = Rules::new(&config.outputs[0].filter, Rejected::Retry);
     if rules > 0 {
         filter.apply(vec![Policy::read(&policy::of(rules)).expect("a valid policy")]);

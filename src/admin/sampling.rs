@@ -122,7 +122,7 @@ mod tests {
     fn admin() -> Arc<Admin> {
         let text =
             "[[listener]]\naddress = '127.0.0.1:0'\n[[output]]\nname = 'o'\ntype = 'stdout'\n";
-        let config = config::read(text, crate::output::TYPES).config.expect("it is right");
+        let config = config::read(text, outputs::TYPES).config.expect("it is right");
         let telemetry = Arc::new(Telemetry::new());
         let (queue, _cursors) = Queue::open(&config.queue, &telemetry, &[]).unwrap();
         let taps = Arc::new(Taps::new(telemetry.taps()));

@@ -64,11 +64,10 @@ pub fn memory(checked: &Checked, limit: Option<u64>) -> Option<Problem> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::output;
 
     #[test]
     fn each_type_of_output_has_a_row() {
-        let reference = config::reference(output::TYPES);
+        let reference = config::reference(outputs::TYPES);
         let row =
             reference.lines().find(|row| row.contains("\"otlp\"") && row.contains("`output.type`"));
         let row = row.expect("the row of output.type");
@@ -92,7 +91,7 @@ mod tests {
         for file in examples.chain([root.join("deploy/base/relay.toml")]) {
             let text = std::fs::read_to_string(&file).unwrap();
             let env = |name: &str| (name != "QUEUE_MAX_BYTES").then(|| "x".to_owned());
-            let checked = config::read_with(&text, output::TYPES, &env);
+            let checked = config::read_with(&text, outputs::TYPES, &env);
             assert!(checked.config.is_some(), "{}: {:?}", file.display(), checked.problems);
             let too_much = memory(&checked, Some(512 * MIB)).map(|it| it.message);
             assert_eq!(too_much, None, "{}", file.display());

@@ -9,8 +9,8 @@ use std::sync::Arc;
 use clap::Args;
 
 use super::{ConfigFile, FAILED, WRONG, in_time, read, report, runtime, wrong};
+use crate::check;
 use crate::source::Sources;
-use crate::{check, output};
 use base::named_file;
 use config::{Checked, Config, Severity};
 use delivery::DeadLetters;
@@ -44,7 +44,7 @@ pub(super) fn run(arguments: &Arguments, named: &ConfigFile) -> Result<(), u8> {
     let (text, name) = read(Some(file))?;
     let elsewhere = arguments.elsewhere;
     let (checked, mistakes) = in_time(move || {
-        let checked = looked_at(config::read(&text, output::TYPES), elsewhere);
+        let checked = looked_at(config::read(&text, outputs::TYPES), elsewhere);
         let mistakes = mistakes_in_policies(&checked);
         (checked, mistakes)
     })?;
@@ -135,7 +135,7 @@ async fn probe(config: &Config) -> Result<(), u8> {
     let dead_letters = DeadLetters::new(&telemetry);
     let mut result = Ok(());
     for output in &config.outputs {
-        let mut prepared = output::prepare(output, &telemetry, &dead_letters);
+        let mut prepared = outputs::prepare(output, &telemetry, &dead_letters);
         match prepared.files().map(|files| files.stage()) {
             Some(Err(error)) => {
                 eprintln!("output {}: {error}", output.name);

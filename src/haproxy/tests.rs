@@ -29,7 +29,7 @@ fn migrate(text: &str) -> Result<Migrated, Unusable> {
 
 /// Returns the errors in a config. A missing file is none.
 fn errors(config: &str) -> Vec<String> {
-    let problems = config::read(config, crate::output::TYPES).problems;
+    let problems = config::read(config, outputs::TYPES).problems;
     let wrong = problems.iter().filter(|problem| problem.severity == Severity::Error);
     wrong.map(|problem| format!("{problem:?}")).collect()
 }

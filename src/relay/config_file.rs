@@ -9,7 +9,7 @@ use super::error::Refused;
 use super::waiting::in_time;
 use super::watch;
 use super::watch::Watch;
-use crate::{check, output};
+use crate::check;
 use base::named_file;
 use config::{Checked, Config, Problem, Severity};
 use telemetry::ReloadMetrics;
@@ -117,7 +117,7 @@ fn read_config(file: Option<&PathBuf>) -> Result<Checked, Refused> {
             .map_err(|error| Refused::File(format!("cannot read {}: {error}", file.display())))?,
         None => config::EMBEDDED.to_owned(),
     };
-    Ok(config::read(&text, output::TYPES).strict())
+    Ok(config::read(&text, outputs::TYPES).strict())
 }
 
 /// Returns the paths of the config file and of all files that the config names, and the present

@@ -15,7 +15,7 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::error::Refused;
-use crate::{admin, output};
+use crate::admin;
 use delivery::{DeadLetters, Files, Orders, Prepared, Status};
 use queue::{Cursor, Queue};
 use telemetry::Telemetry;
@@ -92,7 +92,7 @@ fn plan(
             let files = slot.files.clone();
             return Planned { config: config.clone(), files, step: Step::Keep(index) };
         }
-        let prepared = output::prepare(config, telemetry, dead_letters);
+        let prepared = outputs::prepare(config, telemetry, dead_letters);
         let files = prepared.files();
         let step = match found {
             Some((index, _)) => Step::Replace(index, prepared),

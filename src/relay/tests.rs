@@ -11,7 +11,6 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinSet;
 
 use super::*;
-use crate::output;
 use audit::LevelCounts;
 use queue::{Append, Queue, Refused};
 
@@ -21,7 +20,7 @@ async fn started(consumer: SocketAddr, queue: &str) -> Parts {
         "admin = {{ address = \"127.0.0.1:0\" }}\n[[listener]]\naddress = \"127.0.0.1:0\"\n\
          [[output]]\nname = \"consumer\"\ntype = \"tcp\"\naddresses = [\"{consumer}\"]\n{queue}"
     );
-    let config = config::read(&text, output::TYPES).config.expect("it is right");
+    let config = config::read(&text, ::outputs::TYPES).config.expect("it is right");
     start(None, config, None).await.expect("it starts")
 }
 

@@ -789,8 +789,7 @@ mod tests {
     /// are looked at after that, no offset is returned for a commit.
     #[test]
     fn what_was_refused_is_never_committed_however_often_it_is_settled() {
-        let config =
-            config::read(config::EMBEDDED, crate::output::TYPES).config.expect("it is right");
+        let config = config::read(config::EMBEDDED, outputs::TYPES).config.expect("it is right");
         let acknowledge = config::Acknowledge::Delivered;
         let (config, telemetry) = (config::Queue { acknowledge, ..config.queue }, Telemetry::new());
         let metrics = telemetry.output("o");

@@ -51,7 +51,7 @@ type = \"stdout\"
 /// until that batch is in the queue.
 #[tokio::test]
 async fn one_that_a_reload_removes_has_taken_its_last_before_the_settings_change() {
-    let config = config::read(CONFIG, crate::output::TYPES).config.expect("it is right");
+    let config = config::read(CONFIG, outputs::TYPES).config.expect("it is right");
     let telemetry = Telemetry::new();
     let output = Output {
         name: "o".to_owned(),
@@ -100,7 +100,7 @@ async fn one_that_a_reload_removes_has_taken_its_last_before_the_settings_change
 
 #[tokio::test]
 async fn one_that_ends_unasked_is_a_failure_of_the_relay() {
-    let config = config::read(CONFIG, crate::output::TYPES).config.expect("it is right");
+    let config = config::read(CONFIG, outputs::TYPES).config.expect("it is right");
     let telemetry = Telemetry::new();
     let (queue, _cursors) = Queue::open(&config.queue, &telemetry, &[]).unwrap();
     for (panics, what) in [(true, "panicked"), (false, "ended")] {

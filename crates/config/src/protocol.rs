@@ -1,7 +1,7 @@
 //! The interface between the config and the protocols of outputs.
 //!
 //! The config knows no protocol. Each protocol implements [`OutputSettings`] in its own file below
-//! `src/output`; the table of all protocols, the outputs' `TYPES`, is an argument of the
+//! `crates/outputs/src`; the table of all protocols, the outputs' `TYPES`, is an argument of the
 //! functions that read a whole config. The types of this file make it possible to keep settings of
 //! different types in one `Vec` of outputs.
 
@@ -19,7 +19,7 @@ use transform::shape::Form;
 /// to the keys that every `[[output]]` has.
 ///
 /// To add a type to the config, implement the items that have no default. The documentation of
-/// `src/output.rs` says what a new type needs outside of the config.
+/// `crates/outputs/src/lib.rs` says what a new type needs outside of the config.
 ///
 /// A reload compares the settings of each output. If they are equal, the output continues without
 /// interruption. If they differ, the output gets a new delivery.

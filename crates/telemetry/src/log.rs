@@ -77,6 +77,7 @@ const OURS: &[&str] = &[
     "delivery",
     "evidence_log",
     "kube_audit_forwarder",
+    "outputs",
     "process",
     "queue",
     "telemetry",

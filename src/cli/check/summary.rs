@@ -1,10 +1,10 @@
 //! The summary of a config for the command `check`: a line for each part that the config sets up.
 
 use crate::cli::table;
-use crate::output::syslog;
-use crate::output::syslog::Framing;
 use base::words::escape;
 use config::{Acknowledge, Checked, Config, Listener, Output, Severity, WhenFull, show_size};
+use outputs::syslog;
+use outputs::syslog::Framing;
 
 /// The part of the checks that `check` has left out.
 pub(super) enum Untried {

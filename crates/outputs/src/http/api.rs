@@ -1,0 +1,558 @@
+//! The parts of a request and of its answer that depend on the protocol. Everything else
+//! (addresses, connections, compression, timeouts, headers of the config) is the same for all of
+//! them.
+
+use std::path::Path;
+use std::str::FromStr;
+use std::time::Duration;
+use std::{fmt, io};
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use hyper::header::{HeaderName, HeaderValue};
+use hyper::{HeaderMap, Method, StatusCode, header};
+use serde::Deserialize;
+
+use super::body::Pieces;
+use config::Compression;
+use delivery::endpoints::Probed;
+use delivery::failure::Failure;
+use delivery::link::{Part, Verdict};
+use queue::{Batch, Claim, Identity, Origin, Position, Take, lines};
+use telemetry::AttemptError;
+
+/// Returns the value of the header `Authorization` of this scheme, with the token in `file`. The
+/// error text names the file, and never says what is in it.
+pub(crate) fn token_header(scheme: &str, file: &Path) -> Result<HeaderValue, String> {
+    credentials_header(&format!("{scheme} {}", token_in(file)?), file)
+}
+
+/// Returns the token or key in `file`, without blanks around it. The error text names the file, and
+/// never says what is in it. Blocks the thread.
+pub(crate) fn token_in(file: &Path) -> Result<String, String> {
+    config::read_token(file).map_err(|error| unreadable(file, &error))
+}
+
+/// Returns the text for a file with a secret that can't be read.
+pub(super) fn unreadable(file: &Path, error: &io::Error) -> String {
+    format!("cannot read {}: {error}", file.display())
+}
+
+/// Returns credentials, which are made of the secret in `file`, as the value of a header that is
+/// shown nowhere. The error text names the file, and never says what is in it.
+pub(super) fn credentials_header(text: &str, file: &Path) -> Result<HeaderValue, String> {
+    let mut value = HeaderValue::from_str(text).map_err(|_| {
+        format!("{} holds a character that an HTTP header cannot have", file.display())
+    })?;
+    value.set_sensitive(true);
+    Ok(value)
+}
+
+/// The name of a connection: a random UUID (RFC 9562 §5.4), which no other connection has.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct ConnectionId(u128);
+
+impl ConnectionId {
+    pub(super) fn random() -> Self {
+        Self(fastrand::u128(..))
+    }
+}
+
+/// Shows the name as `xxxxxxxx-xxxx-4xxx-8xxx-xxxxxxxxxxxx`, with lower-case hexadecimal digits.
+impl fmt::Display for ConnectionId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let field = |shift: u32, bits: u32| (self.0 >> shift) & ((1 << bits) - 1);
+        let (version, variant) = (0x4000 | field(64, 12), 0x8000 | field(48, 14));
+        let (first, second, last) = (field(96, 32), field(80, 16), field(0, 48));
+        write!(f, "{first:08x}-{second:04x}-{version:04x}-{variant:04x}-{last:012x}")
+    }
+}
+
+/// A protocol over HTTP: how a batch becomes the body of a request, and what an answer means.
+pub(crate) trait Api: Send + Sync + 'static {
+    /// The path that is added to the path of each configured URL. Empty if requests are sent to the
+    /// configured URL itself.
+    fn path(&self) -> &str {
+        ""
+    }
+
+    /// Returns the paths of the service with which a configured URL may end, as vendors print URLs,
+    /// with longer ones before shorter ones. Such an end is cut off the URL.
+    fn printed_paths(&self) -> Vec<String> {
+        self.path().split('?').take(1).map(str::to_owned).collect()
+    }
+
+    /// The header `Content-Type` of requests.
+    fn content_type(&self) -> &'static str;
+
+    /// Returns the header `Authorization` from the files that the settings name; `None` if the
+    /// settings have no credentials besides those that all types over HTTP have. The error text
+    /// says which file can't be used, and never what is in the file.
+    fn authorization(&self) -> Result<Option<HeaderValue>, String> {
+        Ok(None)
+    }
+
+    /// Puts the values to use that [`Api::authorization`] has read last. Called when all files of
+    /// the output have been read without an error.
+    fn take_up(&self) {}
+
+    /// Starts the work that the protocol does besides its requests, such as renewing a token.
+    /// Called when the delivery begins, and by `check --connect`. The work ends when this value is
+    /// dropped.
+    fn begin(&self) {}
+
+    /// Waits until the protocol has all that it needs for a request, such as a token. Returns the
+    /// reason if there is none for now. The protocol bounds the wait. A request whose address is
+    /// not yet chosen waits here, so that no address is blamed for the failure.
+    fn ready(&self) -> BoxFuture<'_, Result<(), Failure>> {
+        Box::pin(std::future::ready(Ok(())))
+    }
+
+    /// A name that is put before the host of each configured URL, with a dot between the two;
+    /// `None`: the hosts are those of the URLs.
+    fn host_prefix(&self) -> Option<&str> {
+        None
+    }
+
+    /// Returns the headers that depend on the request or its connection, or that change over time,
+    /// such as a token. Called for each request, just before it is sent. They replace headers of
+    /// the config that have the same names.
+    fn request_headers(&self, _call: &Call<'_>) -> Result<Vec<(HeaderName, HeaderValue)>, Failure> {
+        Ok(Vec::new())
+    }
+
+    /// Returns the requests without events by which `check --connect` learns if the consumer would
+    /// take events. Empty if the protocol has none: then the consumer gets no request.
+    fn test_requests(&self) -> Vec<TestRequest> {
+        Vec::new()
+    }
+
+    /// Returns whether the answer to a test request says that the consumer would take events. An
+    /// error says why not, in words for the operator.
+    fn tested(&self, reply: &Reply<'_>) -> Result<(), String> {
+        self.tested_by_status(reply)
+    }
+
+    /// Returns what the status of an answer to a test request means: see [`Api::tested`]. A 2xx
+    /// must be what a delivery would take for an acknowledgement.
+    fn tested_by_status(&self, reply: &Reply<'_>) -> Result<(), String> {
+        Err(match reply.status {
+            status if status.is_success() => {
+                let acknowledged = self.acknowledged(reply);
+                return acknowledged.map_err(|what| reply.instead(&what).to_owned());
+            }
+            StatusCode::BAD_REQUEST | StatusCode::UNPROCESSABLE_ENTITY => {
+                "the server does not understand the request, so it may be another service than \
+                 this type of output needs"
+                    .to_owned()
+            }
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
+                "the token or password is missing, wrong, or may not write".to_owned()
+            }
+            StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => {
+                format!("there is no such service at this URL (the request was for {})", reply.path)
+            }
+            _ => "the consumer would not take events now".to_owned(),
+        })
+    }
+
+    /// Returns a request without events whose answer must be good ([`Api::tested`]) before a batch
+    /// is sent; `None` as long as the consumer acknowledges requests as it should.
+    fn asks_first(&self) -> Option<TestRequest> {
+        None
+    }
+
+    /// Notes that the consumer has not confirmed requests in time, so that they are sent again.
+    fn unconfirmed(&self) {}
+
+    /// Returns requests without events, by one of which `check --connect` learns how the consumer
+    /// would store events. They are sent one after the other, until an answer is understood.
+    fn looks(&self) -> Vec<TestRequest> {
+        Vec::new()
+    }
+
+    /// Returns what an answer to one of [`Api::looks`] says; `None` if it can't be understood. An
+    /// error says, in words for the operator, why the consumer would refuse events.
+    fn looked(&self, _body: &[u8]) -> Option<Result<(), String>> {
+        None
+    }
+
+    /// Returns a request without events whose answer may say that a test request was refused for
+    /// what the first event changes. `None` if the protocol has none.
+    fn excuse(&self) -> Option<TestRequest> {
+        None
+    }
+
+    /// Returns `true` if the answer to [`Api::excuse`] says so.
+    fn excuses(&self, _body: &[u8]) -> bool {
+        false
+    }
+
+    /// Asks each server that the protocol needs besides the consumer once, for `check --connect`.
+    /// Returns one result for each server.
+    fn probe(&self) -> BoxFuture<'_, Probed> {
+        Box::pin(std::future::ready(Probed::new()))
+    }
+
+    /// Returns how the consumer confirms requests later; `None` if the answer to a request is all
+    /// that the consumer says.
+    fn confirm(&self) -> Option<&Confirm> {
+        None
+    }
+
+    /// `true` if an answer may take some events of a request, and leave others to be sent again.
+    /// These then come after events that were accepted later.
+    fn judges_events(&self) -> bool {
+        false
+    }
+
+    /// `true` if the protocol puts something of its own around each event. A request then may not
+    /// have room for a whole batch, and [`Api::encode`] and [`Api::judge`] get the positions of the
+    /// events.
+    fn wraps_events(&self) -> bool {
+        false
+    }
+
+    /// `true` if a request is a JSON list of the events as they are. [`Api::encode`] may then get
+    /// pieces of lists ([`queue::is_list`]).
+    fn sends_lists(&self) -> bool {
+        false
+    }
+
+    /// The greatest number of bytes of an answer's body that [`Api::judge`] reads. 0 if only the
+    /// status counts.
+    fn answer_bytes(&self) -> usize {
+        0
+    }
+
+    /// Returns the body of the request that carries a batch, before compression. If the protocol
+    /// wraps events, the body has only as many of them as fit into `max_bytes`, but at least one.
+    /// `queue` is the identity of the queue.
+    fn encode(&self, batch: Batch, queue: Identity, max_bytes: u64) -> Encoded;
+
+    /// Checks that an answer with a status 2xx is the acknowledgement of this protocol, and does
+    /// not come from somebody else, such as a proxy or a sign-in page. The error says for the
+    /// operator what is wrong with the answer. Such an answer is not judged, and its events are
+    /// sent again.
+    fn acknowledged(&self, reply: &Reply<'_>) -> Result<(), String>;
+
+    /// Returns the result of a request that was answered. It is not called for a 2xx that
+    /// [`Api::acknowledged`] refuses. As a rule, the result follows from the status. An answer that
+    /// came before the consumer had the whole request is judged too, without its body, unless its
+    /// status is 2xx.
+    fn judge(&self, reply: Reply<'_>, _sent: &Sent) -> Outcome {
+        reply.by_status
+    }
+}
+
+/// The parts of a request that the protocol decides, besides the body and its own headers.
+#[derive(Debug, Clone)]
+pub(crate) struct RequestHead {
+    pub method: Method,
+    /// The path and query, which are added to the path of the configured URL.
+    pub path: String,
+    pub content_type: &'static str,
+    /// The compression that the header `Content-Encoding` tells.
+    pub compression: Compression,
+    /// The SHA-256 of the body, in hexadecimal digits; empty if the protocol does not sign bodies.
+    pub(crate) body_sha256: String,
+}
+
+impl RequestHead {
+    /// Makes a POST to this path, with a body that is neither compressed nor signed.
+    pub(crate) fn post(path: &str, content_type: &'static str) -> Self {
+        Self {
+            method: Method::POST,
+            path: path.to_owned(),
+            content_type,
+            compression: Compression::None,
+            body_sha256: String::new(),
+        }
+    }
+}
+
+/// A request for which the protocol adds headers ([`Api::request_headers`]).
+pub(crate) struct Call<'a> {
+    pub connection: ConnectionId,
+    /// The header `Host`.
+    pub host: &'a HeaderValue,
+    /// The path and query of the request, as they are sent.
+    pub target: &'a str,
+    pub head: &'a RequestHead,
+    /// The headers that the config adds to each request.
+    pub extra: &'a HeaderMap,
+}
+
+/// A request without events: see [`Api::test_requests`].
+pub(crate) struct TestRequest {
+    pub head: RequestHead,
+    pub body: &'static [u8],
+}
+
+/// The way in which a consumer confirms the requests that it has taken ([`Outcome::Taken`]). The
+/// consumer is asked at intervals, on the connection that carried the requests.
+pub(crate) struct Confirm {
+    /// The path of the question, which is added to the path of the configured URL.
+    pub path: &'static str,
+    /// The header `Content-Type` of the question.
+    pub content_type: &'static str,
+    /// The time between two questions on a connection.
+    pub interval: Duration,
+    /// The longest time that a request may wait for its confirmation. After that, its events are
+    /// sent again.
+    pub timeout: Duration,
+    /// Returns the body of the question which of the requests with these numbers are confirmed.
+    pub question: fn(&[u64]) -> Vec<u8>,
+    /// Returns what an answer with this status and body says.
+    pub told: fn(StatusCode, &[u8]) -> Told,
+}
+
+/// The content of an answer to a question of [`Confirm`].
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Told {
+    /// The requests with these numbers are confirmed, and the others not yet.
+    Confirmed(Vec<u64>),
+    /// The consumer has not answered the question, so it is asked again later. The value says why,
+    /// for the metrics.
+    Nothing(AttemptError),
+    /// The answer can't be understood. It may have confirmed requests.
+    Unclear,
+}
+
+/// A number in an answer in JSON, which some servers send as a string.
+#[derive(Deserialize)]
+#[serde(untagged)]
+pub(crate) enum JsonNumber<T> {
+    Number(T),
+    Text(String),
+}
+
+impl<T: FromStr> JsonNumber<T> {
+    /// Returns the number; `None` if the string is not one.
+    pub(crate) fn number(self) -> Option<T> {
+        match self {
+            Self::Number(number) => Some(number),
+            Self::Text(text) => text.parse().ok(),
+        }
+    }
+}
+
+/// The body of a request.
+pub(crate) struct Encoded {
+    pub(super) body: Pieces,
+    /// The number of events in the body. The other events of the batch found no room.
+    pub(super) events: u64,
+}
+
+impl Encoded {
+    /// Makes a body that carries `events` events of a batch.
+    pub(crate) fn new(body: Vec<u8>, events: u64) -> Self {
+        Self { body: Pieces::of(vec![Bytes::from(body)]), events }
+    }
+}
+
+/// Writes the events of a batch one after the other into the body of a request, as many as have
+/// room, but at least one. `room` is that of the whole body, and `write` writes an event, of which
+/// it gets the position and the time of acceptance ([`Origin::received`]). Returns the number of
+/// events in the body.
+pub(crate) fn write_events(
+    batch: &Batch,
+    room: Take,
+    body: &mut Vec<u8>,
+    mut write: impl FnMut(&[u8], Position, u64, &mut Vec<u8>),
+) -> u64 {
+    let mut events = 0;
+    for (event, (position, received)) in lines(&batch.pieces).zip(batch.places()) {
+        let before = body.len();
+        write(event, position, received, body);
+        if events > 0 && (body.len() as u64 > room.bytes || events == room.events) {
+            body.truncate(before);
+            break;
+        }
+        events += 1;
+    }
+    events
+}
+
+/// Returns the empty body of a request that will wrap the events of this batch.
+pub(crate) fn body_for(batch: &Batch) -> Vec<u8> {
+    Vec::with_capacity(usize::try_from(batch.bytes).unwrap_or_default() * 5 / 4)
+}
+
+/// The result of one request to a consumer.
+pub(crate) enum Outcome {
+    /// The consumer has acknowledged the batch.
+    Accepted,
+    /// The consumer has taken the request, which it knows by this number, and will confirm it
+    /// ([`Confirm`]).
+    Taken(u64),
+    /// The consumer has judged single events. The parts are those of [`Event::Judged`].
+    ///
+    /// [`Event::Judged`]: delivery::link::Event::Judged
+    Judged(Vec<Part>),
+    /// The consumer refuses the events themselves (status 400, 413 or 422), so it would refuse the
+    /// same request again.
+    Refused(Failure),
+    /// The request failed for any other reason, and the batch must be sent again.
+    Failed(Failure),
+}
+
+/// The words for an operator whose consumer answers with a web page.
+const PAGE: &str = "this is a web page and not an acknowledgement: is there a proxy or a sign-in \
+                    page at this URL?";
+
+/// A consumer's answer to a request.
+pub(crate) struct Reply<'a> {
+    pub status: StatusCode,
+    pub headers: &'a HeaderMap,
+    /// The result that follows from the status: 2xx is accepted, 400, 413 and 422 are refused,
+    /// anything else has failed.
+    pub(crate) by_status: Outcome,
+    /// The body of the answer. `None` if it is longer than [`Api::answer_bytes`], if it broke off
+    /// or came too slowly, or if the answer came before the consumer had the whole request.
+    pub body: Option<&'a [u8]>,
+    /// `true`: there is no body because it is longer than [`Api::answer_bytes`].
+    pub is_too_long: bool,
+    /// The path that the protocol has added to the configured URL, without a query. This part of
+    /// the request's path holds no secret.
+    pub path: &'a str,
+    /// The scheme, host and port that answered, for messages.
+    pub base: &'a dyn fmt::Display,
+}
+
+impl Reply<'_> {
+    /// Returns the failure of a request whose answer is not what the protocol promises, so that the
+    /// batch is sent again.
+    pub(crate) fn unclear(&self, what: &str) -> Outcome {
+        let what = self.instead(what);
+        let message = format!("{}: answered {}: {what}", self.base, self.status);
+        Outcome::Failed(Failure::new(AttemptError::Protocol, message))
+    }
+
+    /// Returns the words for an operator about an answer that is not that of the protocol: that it
+    /// is a web page, or else `what`.
+    pub(crate) fn instead<'w>(&self, what: &'w str) -> &'w str {
+        if self.is_page() { PAGE } else { what }
+    }
+
+    /// Returns `true` if the answer is a web page: its media type says so, or its body begins with
+    /// the tag of a markup language.
+    pub(crate) fn is_page(&self) -> bool {
+        let body = self.body.unwrap_or_default();
+        let body = body.strip_prefix(b"\xEF\xBB\xBF").unwrap_or(body);
+        body.trim_ascii_start().starts_with(b"<") || self.has_type_of_page()
+    }
+
+    /// Returns `true` if the header `Content-Type` has the media type of web pages.
+    pub(crate) fn has_type_of_page(&self) -> bool {
+        self.is_of_type("text/html") || self.is_of_type("application/xhtml+xml")
+    }
+
+    /// Returns `true` if the header `Content-Type` has this media type, with any parameters.
+    pub(crate) fn is_of_type(&self, media_type: &str) -> bool {
+        let value = self.headers.get(header::CONTENT_TYPE).and_then(|value| value.to_str().ok());
+        let found = value.and_then(|value| value.split(';').next()).unwrap_or_default();
+        found.trim().eq_ignore_ascii_case(media_type)
+    }
+}
+
+/// The events of a request, for the judgement of its answer.
+pub(crate) struct Sent {
+    pub claim: Claim,
+    pub events: u64,
+    origins: Vec<Origin>,
+    /// The end of the whole claim, if not all its events had room in the request.
+    whole_end: Option<Position>,
+}
+
+impl Sent {
+    /// Describes a request that carries all events of several batches. `claim` begins with the
+    /// first of them and ends with the last.
+    pub(crate) fn whole_batches(claim: Claim, events: u64) -> Self {
+        Self { claim, events, origins: Vec::new(), whole_end: None }
+    }
+
+    pub(super) fn of(batch: &Batch) -> Self {
+        let Batch { claim, events, ref origins, .. } = *batch;
+        Self { claim, events, origins: origins.clone(), whole_end: None }
+    }
+
+    /// Returns the position of each event, in their order. Empty unless [`Api::wraps_events`].
+    pub(crate) fn positions(&self) -> impl Iterator<Item = Position> {
+        let all = self.origins.iter().flat_map(Origin::positions);
+        all.take(usize::try_from(self.events).unwrap_or(usize::MAX))
+    }
+
+    /// Notes that only the first `events` events had room in the request.
+    pub(super) fn cut(&mut self, events: u64) {
+        if events >= self.events {
+            return;
+        }
+        self.events = events;
+        if let Some(last) = self.positions().last() {
+            self.whole_end = Some(std::mem::replace(&mut self.claim.end, last.next()));
+        }
+    }
+
+    /// Returns the whole claim, with the events that had no room in the request.
+    pub(super) fn whole(&self) -> Claim {
+        Claim { end: self.whole_end.unwrap_or(self.claim.end), ..self.claim }
+    }
+
+    /// Adds to the result of a request the events that had no room in it.
+    pub(super) fn with_unsent(&self, outcome: Outcome) -> Outcome {
+        let Some(end) = self.whole_end else { return outcome };
+        let mut parts = match outcome {
+            Outcome::Accepted => {
+                let verdict = Verdict::Delivered;
+                vec![Part { end: self.claim.end, events: self.events, verdict }]
+            }
+            Outcome::Judged(parts) => parts,
+            outcome @ (Outcome::Taken(_) | Outcome::Refused(_) | Outcome::Failed(_)) => {
+                return outcome;
+            }
+        };
+        parts.push(Part { end, events: 0, verdict: Verdict::Unsent });
+        Outcome::Judged(parts)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_web_page_is_known_by_its_type_or_its_first_byte() {
+        for (media_type, body, is_page) in [
+            ("", "<html>", true),
+            ("text/plain", "\u{feff}\n <!DOCTYPE html>", true),
+            ("Text/HTML; charset=utf-8", "", true),
+            ("application/xhtml+xml", "", true),
+            ("application/json", "{\"a\":\"<html>\"}", false),
+            ("", "", false),
+        ] {
+            let mut headers = HeaderMap::new();
+            if !media_type.is_empty() {
+                headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
+            }
+            let reply = Reply {
+                status: StatusCode::OK,
+                headers: &headers,
+                by_status: Outcome::Accepted,
+                body: Some(body.as_bytes()),
+                is_too_long: false,
+                path: "",
+                base: &"",
+            };
+            assert_eq!(reply.is_page(), is_page, "{media_type} {body}");
+        }
+    }
+
+    #[test]
+    fn a_connection_is_named_by_a_random_uuid() {
+        assert_eq!(ConnectionId(0).to_string(), "00000000-0000-4000-8000-000000000000");
+        let all = ConnectionId(u128::MAX).to_string();
+        assert_eq!(all, "ffffffff-ffff-4fff-bfff-ffffffffffff");
+        assert_ne!(ConnectionId::random().to_string(), ConnectionId::random().to_string());
+    }
+}

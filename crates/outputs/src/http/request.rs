@@ -1,0 +1,109 @@
+//! The compression of requests, and the bodies of `type = "http"`.
+
+use std::io;
+
+use bytes::Bytes;
+use hyper::{StatusCode, header};
+
+use super::api::{Api, Encoded, Outcome, Reply, Sent};
+use super::body::{Pieces, gzip, zstd};
+use super::settings::HttpFormat;
+use crate::json_lines::audit_log;
+use audit::LIST_HEAD;
+use config::Compression;
+use delivery::failure::Failure;
+use queue::{Batch, Identity};
+use telemetry::AttemptError;
+
+/// The protocol of `type = "http"`: any consumer that answers 2xx, unless the answer is a web page.
+pub(super) struct AnyConsumer {
+    pub(super) format: HttpFormat,
+    /// `true`: the consumer answers with web pages.
+    pub(super) accept_html: bool,
+}
+
+impl Api for AnyConsumer {
+    fn content_type(&self) -> &'static str {
+        match self.format {
+            HttpFormat::EventList | HttpFormat::JsonArray => "application/json",
+            HttpFormat::Ndjson | HttpFormat::AuditLog => "application/x-ndjson",
+        }
+    }
+
+    fn sends_lists(&self) -> bool {
+        matches!(self.format, HttpFormat::EventList | HttpFormat::JsonArray)
+    }
+
+    /// Nobody knows what else the consumers of `http` answer, so [`Api::judge`] looks only for web
+    /// pages.
+    fn acknowledged(&self, _: &Reply<'_>) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn encode(&self, batch: Batch, _: Identity, _: u64) -> Encoded {
+        let body = match self.format {
+            HttpFormat::Ndjson => Pieces::of(batch.pieces),
+            HttpFormat::AuditLog => Pieces::of(vec![audit_log(&batch.pieces)]),
+            HttpFormat::EventList => Pieces::list(LIST_HEAD, batch.pieces, b"]}\n"),
+            HttpFormat::JsonArray => Pieces::list(b"[", batch.pieces, b"]"),
+        };
+        Encoded { body, events: batch.events }
+    }
+
+    /// An answer without a body shows no page, whatever its type.
+    fn judge(&self, reply: Reply<'_>, _: &Sent) -> Outcome {
+        let length = reply.headers.get(header::CONTENT_LENGTH);
+        let is_empty = reply.status == StatusCode::NO_CONTENT
+            || length.is_some_and(|length| length.as_bytes() == b"0");
+        let is_success = matches!(reply.by_status, Outcome::Accepted);
+        if is_success && !is_empty && !self.accept_html && reply.has_type_of_page() {
+            let message = format!("{}: answered {}: {PAGE}", reply.base, reply.status);
+            return Outcome::Failed(Failure::new(AttemptError::Protocol, message));
+        }
+        reply.by_status
+    }
+}
+
+/// The words for an operator whose consumer answers with a web page.
+const PAGE: &str = "this looks like a sign-in page and not like an acknowledgement; set \
+                    accept_html = true if it is the consumer's own answer";
+
+/// Returns the body of a request, compressed. Compression runs on a thread for blocking work.
+///
+/// # Errors
+///
+/// The compression failed.
+pub(super) async fn compressed(body: Pieces, compression: Compression) -> Result<Pieces, Failure> {
+    let compress: fn(Pieces) -> io::Result<Vec<u8>> = match compression {
+        Compression::None => return Ok(body),
+        Compression::Gzip => gzip,
+        Compression::Zstd => zstd,
+    };
+    let compressed = tokio::task::spawn_blocking(move || compress(body)).await;
+    let bytes = compressed.map_err(io::Error::other).flatten().map_err(|error| {
+        Failure::new(AttemptError::Protocol, format!("cannot compress: {error}"))
+    })?;
+    Ok(Pieces::of(vec![Bytes::from(bytes)]))
+}
+
+/// Returns the value of the header `Content-Encoding`; `None` without compression.
+pub(super) fn content_encoding(compression: Compression) -> Option<&'static str> {
+    match compression {
+        Compression::None => None,
+        Compression::Gzip => Some("gzip"),
+        Compression::Zstd => Some("zstd"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_head_of_a_list_has_the_version_of_its_events() {
+        let list = [LIST_HEAD, b"]}"].concat();
+        let list: serde_json::Value = serde_json::from_slice(&list).unwrap();
+        assert_eq!(list["apiVersion"], audit::API_VERSION);
+        assert_eq!(list["kind"], "EventList");
+    }
+}

@@ -1,0 +1,215 @@
+//! Requests to a server that is not the consumer, such as the one that gives out tokens: one
+//! request at a time, each on a connection of its own.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::{Method, Request, StatusCode, header};
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+use tokio_rustls::client::TlsStream;
+
+use super::answer;
+use super::api::Outcome;
+use super::client::{KEEPALIVE, tunnel};
+use super::proxy::Proxy;
+use super::url::{BaseUrl, HttpEndpoint};
+use crate::transport::connection::dial_failure;
+use crate::transport::tls_session::handshake;
+use client::ask::{Connection, NoAnswer, Stream, USER_AGENT, chain};
+use client::{net, tls};
+use config::{ClientTls, HostPort, Template};
+use delivery::failure::Failure;
+use telemetry::AttemptError;
+
+const FORM: &str = "application/x-www-form-urlencoded";
+
+/// The greatest number of bytes of an answer's body. A longer body is an error.
+const ANSWER_BYTES_MAX: usize = 64 * 1024;
+
+/// A server that is not the consumer, and how it is reached.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Service {
+    /// The URL of the server, to which the path of each request is added.
+    pub url: String,
+    /// A file with authorities that the output trusts. An https server must be verified by one of
+    /// them, or by one of the system's. `None`: by one of the system's.
+    pub ca: Option<PathBuf>,
+    /// The proxy that is asked for each connection; `None`: connections are direct.
+    pub proxy: Option<Template>,
+    /// The time limits for making a connection and for waiting for an answer.
+    pub timeouts: config::Timeouts,
+    /// The pauses between failed requests.
+    pub retry: config::Retry,
+}
+
+/// A request to a [`Service`]: a POST of a form.
+pub(crate) struct Question {
+    /// The path, which is added to that of the URL.
+    pub path: &'static str,
+    /// The header `Accept`.
+    pub accept: &'static str,
+    /// The form, with its names and values percent-encoded.
+    pub form: String,
+}
+
+/// The reason why a request to a [`Service`] failed.
+pub(crate) struct ServiceError {
+    /// The status of the answer; `None` if there was no answer.
+    pub status: Option<StatusCode>,
+    pub failure: Failure,
+}
+
+impl From<Failure> for ServiceError {
+    fn from(failure: Failure) -> Self {
+        Self { status: None, failure }
+    }
+}
+
+/// The settings that one request needs, read from their files.
+struct Expanded {
+    endpoint: HttpEndpoint,
+    proxy: Option<Proxy>,
+    /// The ways to verify the server, of which one must succeed; empty if the URL is not https.
+    tls: Vec<Arc<tls::Client>>,
+}
+
+impl Service {
+    /// Makes the service at `url` that an output needs besides its consumer: it is verified by the
+    /// same authorities, and reached through the same proxy.
+    pub(crate) fn beside(client: &config::HttpClient, url: &str, output: &config::Output) -> Self {
+        Self {
+            url: url.to_owned(),
+            ca: client.tls.ca.clone(),
+            proxy: client.proxy.clone(),
+            timeouts: output.timeouts.clone(),
+            retry: output.retry.clone(),
+        }
+    }
+
+    /// Returns the scheme, host and port of the server, for messages.
+    pub(crate) fn base(&self) -> String {
+        let parsed = HttpEndpoint::parse(None, &self.url);
+        parsed.map(|endpoint| endpoint.base.to_string()).unwrap_or_default()
+    }
+
+    /// Sends a form, and returns the body of the answer if its status is 2xx.
+    ///
+    /// # Errors
+    ///
+    /// No text contains anything of the answer but its status.
+    ///
+    /// # Cancel safety
+    ///
+    /// Dropping the future ends the request and its connection.
+    pub(crate) async fn post(&self, question: Question) -> Result<Vec<u8>, ServiceError> {
+        let Question { path, accept, form } = question;
+        let service = self.clone();
+        let read = tokio::task::spawn_blocking(move || service.expanded()).await;
+        let wrong = |what: String| Failure::new(AttemptError::Protocol, what);
+        let mut expanded = read.unwrap_or_else(|error| Err(wrong(error.to_string())))?;
+        expanded.endpoint.cut(&[path.to_owned()]);
+        let endpoint = &expanded.endpoint;
+        let base = &endpoint.base;
+        let request = Request::builder()
+            .method(Method::POST)
+            .uri(endpoint.target(path))
+            .header(header::HOST, endpoint.authority.clone())
+            .header(header::USER_AGENT, USER_AGENT)
+            .header(header::ACCEPT, accept)
+            .header(header::CONTENT_TYPE, FORM)
+            .body(Full::new(Bytes::from(form)))
+            .map_err(|error| wrong(format!("{base}: {error}")))?;
+        let deadline = Instant::now() + self.timeouts.connect;
+        let stream: Box<dyn Stream> = match base.https {
+            true => Box::new(self.encrypted(&expanded, deadline).await?),
+            false => Box::new(self.dial(&expanded, deadline).await?),
+        };
+        let asked = exchange(base, path, stream, request);
+        let answer = tokio::time::timeout(self.timeouts.request, asked).await;
+        answer.unwrap_or_else(|_| {
+            let seconds = self.timeouts.request.as_secs_f64();
+            let what = format!("{base}: no answer within {seconds} s");
+            Err(Failure::new(AttemptError::Timeout, what).into())
+        })
+    }
+
+    /// Makes a TCP connection to the server, directly or through the proxy.
+    async fn dial(&self, expanded: &Expanded, deadline: Instant) -> Result<TcpStream, Failure> {
+        let base = &expanded.endpoint.base;
+        let HostPort { host, port } = &base.at;
+        let stream = match &expanded.proxy {
+            Some(proxy) => tunnel(base, proxy, deadline).await?,
+            None => net::dial(host, *port, deadline).await.map_err(|error| dial_failure(&error))?,
+        };
+        // Without the socket options a silent server is noticed by the timeout, so an error is
+        // ignored.
+        net::tune_dialled(&stream, KEEPALIVE, self.timeouts.request).ok();
+        Ok(stream)
+    }
+
+    /// Makes an encrypted connection to the server, which one of the ways to verify it accepts.
+    async fn encrypted(
+        &self,
+        expanded: &Expanded,
+        deadline: Instant,
+    ) -> Result<TlsStream<TcpStream>, Failure> {
+        let mut refused = Failure::new(AttemptError::Tls, "the URL is not https");
+        for tls in &expanded.tls {
+            let stream = self.dial(expanded, deadline).await?;
+            match handshake(tls, &expanded.endpoint.base.at, stream, deadline).await {
+                Ok(stream) => return Ok(stream),
+                Err(failure) => refused = failure,
+            }
+        }
+        Err(refused)
+    }
+
+    /// Reads the files that a request needs: those of the proxy's template, and the authorities.
+    /// Blocks the thread.
+    fn expanded(&self) -> Result<Expanded, Failure> {
+        let wrong = |what: String| Failure::new(AttemptError::Protocol, what);
+        let endpoint = HttpEndpoint::parse(None, &self.url).map_err(wrong)?;
+        let proxy = self.proxy.as_ref().map(Proxy::read).transpose().map_err(wrong)?;
+        let authorities = self.ca.iter().cloned().map(Some).chain([None]);
+        let read = |ca| {
+            let settings = ClientTls { ca, ..ClientTls::default() };
+            tls::Client::read(&settings, &[b"http/1.1"], None).map_err(|error| {
+                Failure::new(AttemptError::Tls, format!("{}: {error}", endpoint.base))
+            })
+        };
+        let is_https = endpoint.base.https;
+        let tls = authorities.filter(|_| is_https).map(read).collect::<Result<_, _>>()?;
+        Ok(Expanded { endpoint, proxy, tls })
+    }
+}
+
+/// Sends a request to this path on a stream to the server, and returns the body of the answer if
+/// its status is 2xx.
+async fn exchange(
+    base: &BaseUrl,
+    path: &str,
+    stream: Box<dyn Stream>,
+    request: Request<Full<Bytes>>,
+) -> Result<Vec<u8>, ServiceError> {
+    let failed = |error: NoAnswer| {
+        Failure::new(answer::reason(&error), format!("{base}: {}", chain(&error)))
+    };
+    let connection = Connection::over(stream).await.map_err(|error| failed(error.into()))?;
+    let mut reply = connection.send(request).await.map_err(failed)?;
+    let status = reply.status;
+    let meaning = answer::meaning(base, path, status, &reply.headers);
+    if let Outcome::Refused(failure) | Outcome::Failed(failure) = meaning {
+        return Err(ServiceError { status: Some(status), failure });
+    }
+    match reply.read(ANSWER_BYTES_MAX).await {
+        Ok((body, true)) => Ok(body),
+        Ok((_, false)) | Err(_) => {
+            let what = format!("{base}: answered {status}, and its body broke off or is too long");
+            let failure = Failure::new(AttemptError::Protocol, what);
+            Err(ServiceError { status: Some(status), failure })
+        }
+    }
+}

@@ -1,0 +1,64 @@
+//! The keys of `type = "http"`.
+
+use config::{Compression, HttpClient, HttpKeys, OutputSettings, Target};
+use config_table::table::Table;
+
+/// The settings of an output of `type = "http"`, as read from the config.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Settings {
+    /// The consumer's URLs, and how requests are made (headers, TLS, compression, …).
+    pub client: HttpClient,
+    /// The format of the body of each request.
+    pub format: HttpFormat,
+    /// `true`: an answer 2xx counts even if it is a web page.
+    pub accept_html: bool,
+}
+
+/// The values of the key `format` of an `http` output: how events are put in the body of a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum HttpFormat {
+    /// One JSON object `{"kind":"EventList",…,"items":[…]}` with all events, as kube-apiserver
+    /// sends it.
+    EventList,
+    /// One line for each event: the event as it was received.
+    Ndjson,
+    /// One JSON array with all events: `[…]`.
+    JsonArray,
+    /// One line for each event, as kube-apiserver writes it to its own audit.log, with `kind` and
+    /// `apiVersion`.
+    AuditLog,
+}
+
+impl OutputSettings for Settings {
+    const TYPE: &'static str = "http";
+    const SAMPLE: &'static str = "tls = {}\nbasic_auth = {}";
+
+    fn read(t: &mut Table<'_, '_>) -> Option<Self> {
+        let keys = HttpKeys::of_requests(Compression::None, true);
+        let (client, (format, accept_html)) = HttpClient::read(t, &keys, |t| {
+            let format = t.choice(
+                "format",
+                &[
+                    ("event_list", HttpFormat::EventList),
+                    ("ndjson", HttpFormat::Ndjson),
+                    ("json_array", HttpFormat::JsonArray),
+                    ("audit_log", HttpFormat::AuditLog),
+                ],
+                Some(HttpFormat::EventList),
+                "body of a request: as kube-apiserver sends it, lines, an array, or the lines of audit.log",
+            );
+            let meaning = "whether a 2xx of type text/html is an acknowledgement, and not the \
+                sign-in page of a proxy";
+            (format, t.flag("accept_html", false, meaning))
+        });
+        Some(Self { client: client?, format: format?, accept_html })
+    }
+
+    fn targets(&self) -> Vec<Target> {
+        self.client.targets()
+    }
+
+    fn carries_checkpoints(&self) -> bool {
+        matches!(self.format, HttpFormat::Ndjson | HttpFormat::AuditLog)
+    }
+}

@@ -1,0 +1,210 @@
+//! `check --connect`: requests without events, whose answers say if the consumer would take events,
+//! and how it would store them.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use hyper::StatusCode;
+use tokio::time::Instant;
+
+use super::answer;
+use super::answer::Answer;
+use super::api::{Outcome, TestRequest};
+use super::body::Pieces;
+use super::client::Client;
+use super::expanded::Expanded;
+use super::pool::exchange;
+use super::url::HttpEndpoint;
+use crate::transport::tls_session::handshake;
+use client::ask::chain;
+use client::tls;
+use config::ClientTls;
+use delivery::endpoints::ResolvedAddress;
+use delivery::failure::Failure;
+use telemetry::AttemptError;
+
+/// The greatest number of bytes of an answer to a test request that are read.
+const ANSWER_BYTES_MAX: usize = 64 * 1024;
+
+/// The greatest number of bytes of an answer about stored events that are read. The mapping of an
+/// index with 1,000 fields, which is the most by default, has about 100 KB.
+const LOOK_BYTES_MAX: usize = 4 << 20;
+
+/// The longest wait for the answer to the beginning of a TLS handshake. A server that does not
+/// speak TLS may never answer, because it takes the handshake for half a request.
+const TLS_ANSWER: Duration = Duration::from_secs(3);
+
+impl Client {
+    /// Tests whether an address would take events: connects, and sends the test requests of the
+    /// protocol if it has any. Returns the failure otherwise, in words for the operator.
+    pub(super) async fn test(&self, address: ResolvedAddress) -> Result<(), Failure> {
+        self.api.ready().await?;
+        let expanded = self.expanded.load_full();
+        let endpoint = expanded.as_ref().and_then(|it| it.endpoints.get(address.endpoint));
+        let (Some(expanded), Some(endpoint)) = (&expanded, endpoint) else {
+            let what = format!("{address}: the config no longer has this URL");
+            return Err(Failure::new(AttemptError::Protocol, what));
+        };
+        let tests = self.api.test_requests();
+        let has_tests = !tests.is_empty();
+        let mut result = if has_tests { Ok(()) } else { self.reach(address.clone()).await };
+        for test in tests {
+            if result.is_ok() {
+                result = self.test_with(test, &address, expanded, endpoint).await;
+            }
+        }
+        // A server that has answered as the protocol does on a plain connection needs no TLS.
+        let may_need_tls = match &result {
+            Ok(()) => !has_tests,
+            Err(failure) => {
+                ![AttemptError::Resolve, AttemptError::Connect].contains(&failure.reason)
+            }
+        };
+        if may_need_tls
+            && !endpoint.base.https
+            && self.speaks_tls(&address, expanded, endpoint).await
+        {
+            let what = "this port expects TLS, so the URL must begin with https://";
+            let what = format!("{}: {what}", endpoint.base);
+            return Err(Failure::new(AttemptError::Protocol, what));
+        }
+        result
+    }
+
+    /// Sends a test request to an address. Returns the failure unless the answer says that the
+    /// consumer would take events.
+    async fn test_with(
+        &self,
+        test: TestRequest,
+        address: &ResolvedAddress,
+        expanded: &Expanded,
+        endpoint: &HttpEndpoint,
+    ) -> Result<(), Failure> {
+        let path = test.head.path.clone();
+        let answer = self.ask_alone(test, address, expanded, endpoint, ANSWER_BYTES_MAX).await?;
+        let reply = answer.reply(&endpoint.base, &path);
+        self.api.tested(&reply).map_err(|what| {
+            let message = format!("{}: answered {}: {what}", endpoint.base, reply.status);
+            match reply.by_status {
+                Outcome::Refused(failure) | Outcome::Failed(failure) => {
+                    Failure { message, ..failure }
+                }
+                Outcome::Accepted | Outcome::Taken(_) | Outcome::Judged(_) => {
+                    Failure::new(AttemptError::Protocol, message)
+                }
+            }
+        })
+    }
+
+    /// Sends the request of [`Api::asks_first`] to an address, if there is one. Returns the failure
+    /// if the address must not get events now.
+    ///
+    /// [`Api::asks_first`]: super::api::Api::asks_first
+    pub(super) async fn ask_first(
+        &self,
+        expanded: &Expanded,
+        address: &ResolvedAddress,
+    ) -> Result<(), Failure> {
+        let endpoint = expanded.endpoints.get(address.endpoint);
+        match self.api.asks_first().zip(endpoint) {
+            Some((test, endpoint)) => self.test_with(test, address, expanded, endpoint).await,
+            None => Ok(()),
+        }
+    }
+
+    /// Sends a request without events to an address, on a connection of its own, and returns the
+    /// answer. Its body is wanted if it has at most `bytes_max` bytes.
+    pub(super) async fn ask_alone(
+        &self,
+        TestRequest { head, body }: TestRequest,
+        address: &ResolvedAddress,
+        expanded: &Expanded,
+        endpoint: &HttpEndpoint,
+        bytes_max: usize,
+    ) -> Result<Answer, Failure> {
+        let base = &endpoint.base;
+        let failed = |reason, what: &str| Failure::new(reason, format!("{base}: {what}"));
+        let deadline = Instant::now() + self.timeouts.connect + self.timeouts.request;
+        let mut connection = self.dial(base, address.clone(), expanded.proxy.as_ref()).await?;
+        let body = Pieces::of(vec![Bytes::from_static(body)]);
+        let request = self.request(&mut connection, endpoint, &head, &expanded.headers, body)?;
+        let answer = async {
+            let response = exchange(&mut connection.sender, request).await;
+            let response =
+                response.map_err(|error| failed(answer::reason(&error), &chain(&error)))?;
+            Ok(answer::read(response, bytes_max, deadline).await)
+        };
+        let late = |_| Err(failed(AttemptError::Timeout, "no answer to a test request"));
+        tokio::time::timeout_at(deadline, answer).await.unwrap_or_else(late)
+    }
+
+    /// Returns `true` if an address, whose URL is `http://`, speaks TLS. Begins a handshake on a
+    /// connection of its own, and believes any certificate, because nothing is sent afterwards.
+    async fn speaks_tls(
+        &self,
+        address: &ResolvedAddress,
+        expanded: &Expanded,
+        endpoint: &HttpEndpoint,
+    ) -> bool {
+        let settings = ClientTls { insecure_skip_verify: true, ..ClientTls::default() };
+        let Ok(client) = tls::Client::of_contents(&settings, &[b"http/1.1"], Vec::new()) else {
+            return false;
+        };
+        let (base, proxy) = (&endpoint.base, expanded.proxy.as_ref());
+        let deadline = Instant::now() + self.timeouts.connect;
+        let Ok(stream) = self.open(base, address, proxy, deadline).await else { return false };
+        let deadline = Instant::now() + TLS_ANSWER;
+        handshake(&client, &base.at, stream, deadline).await.is_ok()
+    }
+
+    /// Does the same as [`Client::test`], and looks at how the consumer would store events.
+    pub(super) async fn test_and_look(&self, address: ResolvedAddress) -> Result<(), Failure> {
+        let tested = self.test(address.clone()).await;
+        // Without an answer, there is nothing to look at. A missing index may have a template.
+        if tested.as_ref().is_err_and(|failure| answer::NO_ANSWER.contains(&failure.reason)) {
+            return tested;
+        }
+        self.look(&address).await?;
+        let is_refused =
+            tested.as_ref().is_err_and(|failure| failure.reason == AttemptError::Status4xx);
+        if is_refused
+            && let Some(excuse) = self.api.excuse()
+            && let Some(answer) = self.answer_to(excuse, &address).await
+            && self.api.excuses(&answer)
+        {
+            return Ok(());
+        }
+        tested
+    }
+
+    /// Asks a consumer how it would store events, by the requests of [`Api::looks`] one after the
+    /// other, until an answer can be understood. A consumer that says nothing about it, or not to
+    /// this client, is not a failure.
+    ///
+    /// # Errors
+    ///
+    /// The consumer would refuse events.
+    ///
+    /// [`Api::looks`]: super::api::Api::looks
+    async fn look(&self, address: &ResolvedAddress) -> Result<(), Failure> {
+        for look in self.api.looks() {
+            let looked = self.answer_to(look, address).await;
+            let looked = looked.and_then(|answer| self.api.looked(&answer));
+            if let Some(looked) = looked {
+                let failure =
+                    |what| Failure::new(AttemptError::Protocol, format!("{address}: {what}"));
+                return looked.map_err(failure);
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the body of the answer to a request, which is sent on a connection of its own;
+    /// `None` without an answer 200.
+    async fn answer_to(&self, look: TestRequest, address: &ResolvedAddress) -> Option<Vec<u8>> {
+        let expanded = self.expanded.load_full()?;
+        let endpoint = expanded.endpoints.get(address.endpoint)?;
+        let answer = self.ask_alone(look, address, &expanded, endpoint, LOOK_BYTES_MAX).await;
+        answer.ok().filter(|answer| answer.status == StatusCode::OK)?.body
+    }
+}

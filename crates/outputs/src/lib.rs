@@ -1,0 +1,104 @@
+//! The protocols that outputs speak: a file each, and a row each in the table `PROTOCOLS`.
+//!
+//! # A new type of output
+//!
+//! One new file here, with the type `Settings`, its `mod` line, and its row in `PROTOCOLS`. In the
+//! file, two traits list what the compiler asks for:
+//!
+//! - [`OutputSettings`](config::OutputSettings): the name, the keys, the addresses. `check`,
+//!   `config`, the reference, the messages about wrong keys and a reload follow from it.
+//! - `setup::IntoConnector`: how a link is made. Its documentation names the two
+//!   kinds of session in `transport` that a protocol over TCP can build on; another protocol
+//!   implements `delivery::link::Connect` itself. Metrics, retries, dead letters
+//!   and `check --connect` follow from it.
+//!
+//! Tests ask for the rest: the generated page of the config (`docs/reference/config.md`), and a row
+//! in the code map for the new file. No test asks for these: a row in
+//! `tests/it/outputs/faults/outputs.rs`, so that the faults strike the protocol's consumer too, and
+//! a row in the table of `docs/concepts/outputs.md`.
+//!
+//! A protocol knows no delivery loop, and of the other files only those on floors below its own.
+//!
+//! | floor | files | what they know |
+//! |---|---|---|
+//! | 1 | `transport` | TCP, TLS, and sessions on them |
+//! | 2 | `event_time` `setup` | the times of an event · settings and connectors of any type |
+//! | 3 | `event_fields` `json_lines` `syslog` | the members of an event · batches as lines · RFC 5424 messages, and the protocol of that name |
+//! | 4 | `http` `kafka` `lumberjack` `relp` `stdout` `tcp` | one protocol each |
+//! | 5 | `tokens` | tokens that are renewed |
+//! | 6 | `iam` | tokens of IBM Cloud |
+//! | 7 | `*` (every other file) | protocols over HTTP |
+
+use std::sync::Arc;
+
+use config::OutputType;
+use delivery::{DeadLetters, Prepared};
+use telemetry::Telemetry;
+
+mod elasticsearch;
+mod event_fields;
+mod event_time;
+mod http;
+mod iam;
+mod ibm_cloud_logs;
+mod json_lines;
+mod kafka;
+mod loki;
+mod lumberjack;
+mod otlp;
+mod relp;
+mod s3;
+mod setup;
+mod splunk_hec;
+mod stdout;
+pub mod syslog;
+mod tcp;
+mod tokens;
+mod transport;
+
+pub use transport::encode::{Encode, Encoded};
+
+use setup::{Row, Setup};
+
+/// One row for each protocol that an output can speak (`http`, `tcp`, …), in the order in which the
+/// reference of the config lists them.
+const PROTOCOLS: &[Row] = &[
+    Row::of::<http::Settings>(),
+    Row::of::<tcp::Settings>(),
+    Row::of::<syslog::Settings>(),
+    Row::of::<stdout::Settings>(),
+    Row::of::<lumberjack::Settings>(),
+    Row::of::<relp::Settings>(),
+    Row::of::<kafka::Settings>(),
+    Row::of::<splunk_hec::Settings>(),
+    Row::of::<elasticsearch::Settings>(),
+    Row::of::<ibm_cloud_logs::Settings>(),
+    Row::of::<s3::Settings>(),
+    Row::of::<loki::Settings>(),
+    Row::of::<otlp::Settings>(),
+];
+
+/// All types of output that a config may have, such as `http`. The function [`config::read`] gets
+/// this list as an argument, because each type has config keys of its own.
+pub const TYPES: &[OutputType] = &Row::types::<{ PROTOCOLS.len() }>(PROTOCOLS);
+
+/// Returns the output that `config` describes. The output does not run yet: it has made no
+/// connection and has read no file. Events that the output gives up will be written to
+/// `dead_letters`, if the config says so.
+pub fn prepare(
+    config: &config::Output,
+    telemetry: &Arc<Telemetry>,
+    dead_letters: &DeadLetters,
+) -> Prepared {
+    let setup = Setup::new(config, telemetry);
+    let connector = PROTOCOLS
+        .iter()
+        .find_map(|row| (row.connector)(&config.kind, &setup))
+        .expect("configs are read with the types of this table");
+    Prepared::new(connector, config, setup.metrics, dead_letters)
+}
+
+#[cfg(test)]
+mod config_tests;
+#[cfg(test)]
+pub(crate) mod tests;

@@ -1,0 +1,324 @@
+//! The bucket: the requests that store objects, their signatures, and the meaning of the answers.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use arc_swap::ArcSwapOption;
+use base64::prelude::{BASE64_STANDARD, Engine as _};
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use hyper::header::{HeaderName, HeaderValue};
+use hyper::{Method, StatusCode, header};
+
+use super::signature::{Request, SigningKey, encoded, sha256, sign};
+use super::sts::Sts;
+use crate::http::api::{
+    Api, Call, Encoded, Outcome, Reply, RequestHead, Sent, TestRequest, body_for, token_in,
+};
+use crate::tokens::Tokens;
+use config::Compression;
+use delivery::endpoints::Probed;
+use delivery::failure::Failure;
+use delivery::link::{Part, Verdict};
+use queue::{Batch, Identity};
+use telemetry::AttemptError;
+
+/// The greatest number of bytes of an answer that are read. An error is a short document of XML.
+const ANSWER_BYTES: usize = 16 * 1024;
+
+/// The headers that a signature adds. They replace those of the config.
+const OWN: [&str; 3] = ["x-amz-content-sha256", "x-amz-date", "x-amz-security-token"];
+
+/// The code of the error for expired temporary keys. Its status is 400.
+const EXPIRED: &str = "ExpiredToken";
+
+/// The end of the message about a server that answers 501.
+const UNCONDITIONAL: &str =
+    ": if the server does not implement If-None-Match, set conditional_writes = false";
+
+/// The greatest number of characters of an error's code that are shown.
+const CODE_MAX: usize = 64;
+
+/// The place and the form in which objects are stored.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Address {
+    pub(super) bucket: String,
+    pub(super) region: String,
+    /// The beginning of the names of all objects, without `/` at its ends; empty: none.
+    pub(super) prefix: String,
+    /// `true`: the bucket is the first part of the path; `false`: it is the first part of the
+    /// host's name.
+    pub(super) path_style: bool,
+    /// `true`: an object is written only if there is none of its name (`If-None-Match: *`).
+    pub(super) conditional: bool,
+}
+
+/// The files with the ID of the access key, and the secret access key.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct KeyFiles {
+    pub(super) id: PathBuf,
+    pub(super) secret: PathBuf,
+}
+
+/// The source of the keys, and the keys that came from it last.
+pub(super) enum Keys {
+    Files {
+        files: KeyFiles,
+        /// The keys that were read last. Requests use them when all files of the output have been
+        /// read.
+        read: ArcSwapOption<SigningKey>,
+        /// The keys that sign requests; `None` before the files have been read.
+        used: ArcSwapOption<SigningKey>,
+    },
+    WebIdentity(Tokens<Sts>),
+}
+
+impl Keys {
+    pub(super) fn of_files(files: KeyFiles) -> Self {
+        Self::Files { files, read: ArcSwapOption::empty(), used: ArcSwapOption::empty() }
+    }
+}
+
+pub(super) struct Bucket {
+    pub(super) address: Address,
+    /// The compression of objects.
+    pub(super) compression: Compression,
+    pub(super) keys: Keys,
+}
+
+impl Bucket {
+    /// Returns the tokens that are renewed; `None` if the keys come from files.
+    fn tokens(&self) -> Option<&Tokens<Sts>> {
+        match &self.keys {
+            Keys::Files { .. } => None,
+            Keys::WebIdentity(tokens) => Some(tokens),
+        }
+    }
+
+    /// Returns the path of an object, or of the bucket if `name` is empty.
+    fn path(&self, name: &str) -> String {
+        let Address { bucket, prefix, path_style, .. } = &self.address;
+        let bucket = if *path_style { bucket } else { "" };
+        let prefix = if name.is_empty() { "" } else { prefix };
+        let parts = [bucket, prefix, name].into_iter().filter(|part| !part.is_empty());
+        encoded(format!("/{}", parts.collect::<Vec<_>>().join("/")))
+    }
+
+    /// Returns the request that stores an object.
+    pub(super) fn put(&self, name: &str, body_sha256: String) -> RequestHead {
+        let content_type = match self.compression {
+            Compression::None => "application/x-ndjson",
+            Compression::Gzip => "application/gzip",
+            Compression::Zstd => "application/zstd",
+        };
+        let post = RequestHead::post(&self.path(name), content_type);
+        RequestHead { method: Method::PUT, body_sha256, ..post }
+    }
+}
+
+impl Api for Bucket {
+    fn content_type(&self) -> &'static str {
+        "application/octet-stream"
+    }
+
+    /// Reads the keys. They sign each request in a way of its own, so there is no header for all.
+    fn authorization(&self) -> Result<Option<HeaderValue>, String> {
+        let (KeyFiles { id, secret }, newest) = match &self.keys {
+            Keys::Files { files, read, .. } => (files, read),
+            Keys::WebIdentity(tokens) => return tokens.check().map(|()| None),
+        };
+        let read = SigningKey { id: token_in(id)?, secret: token_in(secret)?, session: None };
+        if HeaderValue::from_str(&read.id).is_err() {
+            let file = id.display();
+            return Err(format!("{file} holds a character that an HTTP header cannot have"));
+        }
+        newest.store(Some(Arc::new(read)));
+        Ok(None)
+    }
+
+    fn take_up(&self) {
+        if let Keys::Files { read, used, .. } = &self.keys {
+            used.store(read.load_full());
+        }
+    }
+
+    fn begin(&self) {
+        self.tokens().inspect(|tokens| tokens.begin());
+    }
+
+    fn ready(&self) -> BoxFuture<'_, Result<(), Failure>> {
+        match self.tokens() {
+            Some(tokens) => tokens.ready().boxed(),
+            None => Box::pin(std::future::ready(Ok(()))),
+        }
+    }
+
+    fn probe(&self) -> BoxFuture<'_, Probed> {
+        match self.tokens() {
+            Some(tokens) => tokens.probe().map(|probed| vec![probed]).boxed(),
+            None => Box::pin(std::future::ready(Probed::new())),
+        }
+    }
+
+    fn host_prefix(&self) -> Option<&str> {
+        (!self.address.path_style).then_some(&*self.address.bucket)
+    }
+
+    fn request_headers(&self, call: &Call<'_>) -> Result<Vec<(HeaderName, HeaderValue)>, Failure> {
+        let failed = |what: &str| Failure::new(AttemptError::Protocol, what);
+        let keys = match &self.keys {
+            Keys::Files { used, .. } => used.load_full(),
+            Keys::WebIdentity(tokens) => Some(tokens.newest()?),
+        };
+        let keys = keys.ok_or_else(|| failed("the access key has not been read"))?;
+        // The config may replace these two.
+        let host = call.extra.get(header::HOST).unwrap_or(call.host);
+        let host = host.to_str().map_err(|_| failed("the host is not ASCII"))?;
+        let content_type = call.extra.get(header::CONTENT_TYPE).map(HeaderValue::to_str);
+        let content_type = content_type.transpose().map_err(|_| failed("the type is not ASCII"))?;
+        let content_type = content_type.unwrap_or(call.head.content_type).trim();
+        let (path, query) = call.target.split_once('?').unwrap_or((call.target, ""));
+        let mut own = Vec::new();
+        if call.head.method == Method::PUT {
+            if self.address.conditional {
+                own.push(("if-none-match", "*".to_owned()));
+            }
+            own.push(("x-amz-checksum-sha256", checksum(&call.head.body_sha256)));
+        }
+        let mut signed = vec![("content-type", content_type)];
+        signed.extend(own.iter().map(|(name, value)| (*name, value.as_str())));
+        let is_own = |name: &str| OWN.contains(&name) || own.iter().any(|(it, _)| *it == name);
+        let extra = call
+            .extra
+            .iter()
+            .filter(|(name, _)| name.as_str().starts_with("x-amz-") && !is_own(name.as_str()));
+        for (name, value) in extra {
+            let value = value.to_str().map_err(|_| failed("a header x-amz-… is not ASCII"))?;
+            signed.push((name.as_str(), value.trim()));
+        }
+        let request = Request {
+            method: call.head.method.as_str(),
+            path,
+            query,
+            host,
+            headers: &signed,
+            body: &call.head.body_sha256,
+        };
+        own.extend(sign(&request, &keys, &self.address.region, SystemTime::now()));
+        let header = |(name, value): (&'static str, String)| {
+            let mut value =
+                HeaderValue::from_str(&value).map_err(|_| failed("a header can't be made"))?;
+            value.set_sensitive(["authorization", "x-amz-security-token"].contains(&name));
+            Ok((HeaderName::from_static(name), value))
+        };
+        own.into_iter().map(header).collect()
+    }
+
+    fn test_requests(&self) -> Vec<TestRequest> {
+        let post = RequestHead::post(&self.path(""), self.content_type());
+        let head = RequestHead { method: Method::HEAD, body_sha256: sha256(b""), ..post };
+        vec![TestRequest { head, body: b"" }]
+    }
+
+    /// The answer to HEAD has no body, so there is no code in it, and only its type can show that
+    /// it is a web page.
+    fn tested(&self, reply: &Reply<'_>) -> Result<(), String> {
+        let Address { bucket, region, .. } = &self.address;
+        Err(match reply.status {
+            status if status.is_success() && !reply.has_type_of_page() => return Ok(()),
+            status if status.is_success() => reply.instead("").to_owned(),
+            StatusCode::FORBIDDEN => format!(
+                "the access key is wrong, or has no right to ask for the bucket {bucket} \
+                 (s3:ListBucket)"
+            ),
+            StatusCode::NOT_FOUND => format!("there is no bucket {bucket}"),
+            StatusCode::MOVED_PERMANENTLY | StatusCode::BAD_REQUEST => {
+                format!("the bucket {bucket} is not in the region {region}, or not at this URL")
+            }
+            _ => "the server would not take objects now".to_owned(),
+        })
+    }
+
+    /// A stored object has an `ETag`. Some servers answer 200 before they know the result, and
+    /// report an error in the body later.
+    fn acknowledged(&self, reply: &Reply<'_>) -> Result<(), String> {
+        if let Some(code) = reply.body.and_then(code) {
+            return Err(format!("the object is not stored ({code})"));
+        }
+        let is_plain = reply.body.is_some_and(|body| !body.trim_ascii_start().starts_with(b"<"));
+        match is_plain && reply.headers.contains_key(header::ETAG) {
+            true => Ok(()),
+            false => Err("the answer is not that of S3, which has an ETag".to_owned()),
+        }
+    }
+
+    fn answer_bytes(&self) -> usize {
+        ANSWER_BYTES
+    }
+
+    /// Is not called: the link makes the requests.
+    fn encode(&self, batch: Batch, _: Identity, _: u64) -> Encoded {
+        Encoded::new(body_for(&batch), batch.events)
+    }
+
+    /// 412 says that there is an object with this name, which nobody else gives. Nothing is ever
+    /// wrong with single events, so any other error is retried.
+    fn judge(&self, reply: Reply<'_>, sent: &Sent) -> Outcome {
+        let code = reply.body.and_then(code);
+        if let Some(tokens) = self.tokens() {
+            if reply.status.is_success() {
+                tokens.accepted();
+            } else if reply.status == StatusCode::FORBIDDEN || code == Some(EXPIRED) {
+                tokens.refused();
+            }
+        }
+        if reply.status == StatusCode::PRECONDITION_FAILED {
+            let (end, events) = (sent.claim.end, sent.events);
+            return Outcome::Judged(vec![Part { end, events, verdict: Verdict::Existing }]);
+        }
+        match reply.by_status {
+            Outcome::Refused(mut failure) | Outcome::Failed(mut failure) => {
+                if let Some(code) = code {
+                    failure.message = format!("{} ({code})", failure.message);
+                }
+                if reply.status == StatusCode::NOT_IMPLEMENTED && self.address.conditional {
+                    failure.message.push_str(UNCONDITIONAL);
+                }
+                Outcome::Failed(failure)
+            }
+            outcome @ (Outcome::Accepted | Outcome::Taken(_) | Outcome::Judged(_)) => outcome,
+        }
+    }
+}
+
+/// Returns the value of the header `x-amz-checksum-sha256` for a body with this SHA-256: base64
+/// instead of hexadecimal digits. A bucket with Object Lock asks for it.
+fn checksum(sha256: &str) -> String {
+    let digits = sha256.as_bytes().chunks(2).filter_map(|pair| std::str::from_utf8(pair).ok());
+    let bytes: Vec<u8> = digits.filter_map(|pair| u8::from_str_radix(pair, 16).ok()).collect();
+    BASE64_STANDARD.encode(bytes)
+}
+
+/// Returns the code of an error, such as `SignatureDoesNotMatch`; `None` if there is none in the
+/// answer.
+fn code(body: &[u8]) -> Option<&str> {
+    let text = std::str::from_utf8(body).ok()?;
+    let (_, rest) = text.split_once("<Code>")?;
+    let (code, _) = rest.split_once("</Code>")?;
+    let is_code = code.len() <= CODE_MAX && code.bytes().all(|byte| byte.is_ascii_alphanumeric());
+    is_code.then_some(code)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_code_is_shown_if_it_is_one() {
+        let body = b"<?xml version=\"1.0\"?><Error><Code>NoSuchBucket</Code><Key>x</Key></Error>";
+        assert_eq!(code(body), Some("NoSuchBucket"));
+        assert_eq!(code(b"<Code>a secret</Code>"), None);
+        assert_eq!(code(b"<html>"), None);
+    }
+}

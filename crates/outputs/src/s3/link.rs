@@ -1,0 +1,448 @@
+//! The link of an `s3` output: it collects events into objects, and stores one object after the
+//! other.
+//!
+//! An object goes through these steps:
+//!
+//! - *collect*: batches are compressed as they come;
+//! - *end*: the range of its positions is saved with the queue, unless it was planned before;
+//! - *store*: one request carries it;
+//! - *report* its claims.
+//!
+//! While an object is stored, the next one is collected.
+//!
+//! If a step fails, the link ends, and all events go back to the delivery loop, which hands them to
+//! the next link after a pause. The saved ranges say where the objects ended, so that each gets the
+//! name that it had: a server that has the object already then answers 412.
+
+use std::collections::VecDeque;
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::task::{JoinError, JoinHandle};
+use tokio::time::Instant;
+use tokio_util::task::TaskTracker;
+
+use super::bucket::Bucket;
+use super::object;
+use super::object::{Ended, Object, Packed, cut};
+use super::plan::{Place, Plan, Range};
+use crate::http::api::{Outcome, Sent};
+use crate::http::transfers::Transfers;
+use delivery::checkpoints::{Checkpoint, Fate};
+use delivery::failure::Failure;
+use delivery::link::{Begin, CLOSE_TIME, Event, Link, Part, Verdict, until};
+use queue::{Batch, Claim, Position, Take};
+use telemetry::AttemptError;
+
+/// The age at which an object ends while the relay drains, or while another delivery is to replace
+/// this one. The events that come within this time share an object.
+const LAST_AGE: Duration = Duration::from_millis(100);
+
+/// The age at which an object ends while the queue is crowded. The events of the object take
+/// the room that senders wait for.
+const CROWDED_AGE: Duration = Duration::from_secs(1);
+
+/// An object that an earlier link has ended, and may have stored, ends at the same position again.
+/// If no more of its events come for this time, because they are lost, it ends without them.
+const PLANNED_PAUSE: Duration = Duration::from_secs(10);
+
+/// The value of [`PLANNED_PAUSE`] while the relay drains, or while another delivery is to replace
+/// this one.
+const LAST_PLANNED_PAUSE: Duration = Duration::from_secs(1);
+
+/// An object that an earlier link has ended may have this many times the bytes of another one,
+/// because the limits or the filter may have been different then.
+const PLANNED_TIMES: u64 = 4;
+
+/// The time between two checks whether the queue is crowded.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// After a small batch (fewer than [`SMALL_BYTES`], and less than half of what a batch may have),
+/// the link takes no events for this time. An object can live for hours, and the delivery loop
+/// remembers each batch of it: of events that come one by one, it has at most 20 batches for each
+/// second.
+const REST: Duration = Duration::from_millis(50);
+
+/// A batch of at least this many bytes is not small. A queue that has more to give is read at full
+/// speed.
+const SMALL_BYTES: u64 = 64 * 1024;
+
+/// The message of a failure that sends the events of an object back to the queue.
+const INCOMPLETE: &str = "the relay ends before all events of an object that may be stored already \
+                          have come: they stay in the queue";
+
+/// The claim of an object that holds a checkpoint, and no events.
+const NO_EVENTS: Claim = Claim { start: Position::START, end: Position::START };
+
+/// The limits of an object.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Limits {
+    /// The bytes of its lines before compression. An object may be larger by one batch.
+    pub(super) bytes: u64,
+    /// The time after which it ends.
+    pub(super) age: Duration,
+}
+
+/// The object that is collected.
+#[derive(Default)]
+struct Collected {
+    /// The object; `None` if it has no events yet, or while a batch is compressed into it.
+    open: Option<Object>,
+    /// The thread that compresses a batch into the object; `None` if none does.
+    packing: Option<JoinHandle<io::Result<Object>>>,
+    /// The end of the rest after a small batch; `None` if the link does not rest.
+    rests_until: Option<Instant>,
+    /// `true`: the loop waits for the events of the object, so that it ends now.
+    is_flushed: bool,
+    /// The events that come after the end of the object.
+    rest: Option<Batch>,
+}
+
+/// An object that is being stored: the steps *end* and *store*.
+struct Storing {
+    packed: Vec<Packed>,
+    /// The steps. Their result is the verdict on the object's events.
+    steps: Pin<Box<dyn Future<Output = Result<Verdict, Failure>> + Send>>,
+    /// Reports about later events. They come after the reports about this object, because a claim
+    /// is reported from its front.
+    after: Vec<Event>,
+}
+
+/// The link. It holds at most two objects: one that is collected, and one that is stored. A
+/// checkpoint of the evidence is an object of its own, which is stored beside them.
+pub(super) struct S3Link {
+    bucket: Arc<Bucket>,
+    transfers: Transfers,
+    limits: Limits,
+    begin: Begin,
+    plan: Arc<Plan>,
+    /// The threads that compress or save.
+    threads: TaskTracker,
+    collected: Collected,
+    storing: Option<Storing>,
+    /// The sender of objects with a checkpoint.
+    beside: Transfers,
+    /// The request that stores a checkpoint; `None` if there is none.
+    checkpoint: Option<Pin<Box<dyn Future<Output = Outcome> + Send>>>,
+    reports: VecDeque<Event>,
+}
+
+impl S3Link {
+    pub(super) fn new(
+        bucket: Arc<Bucket>,
+        (transfers, beside): (Transfers, Transfers),
+        limits: Limits,
+        begin: Begin,
+        plan: Arc<Plan>,
+    ) -> Self {
+        Self {
+            bucket,
+            transfers,
+            limits,
+            begin,
+            plan,
+            threads: TaskTracker::new(),
+            collected: Collected::default(),
+            storing: None,
+            beside,
+            checkpoint: None,
+            reports: VecDeque::new(),
+        }
+    }
+
+    /// Returns `true` if the link sends what it has: the relay drains, or another delivery is to
+    /// replace this one.
+    fn is_ending(&self) -> bool {
+        self.begin.draining.is_cancelled() || self.begin.retire.is_cancelled()
+    }
+
+    /// Begins to compress a batch into the open object, or into a new one. Events of objects that
+    /// the server has are reported at once.
+    fn pack(&mut self, batch: Batch) {
+        let mut left = Some(batch);
+        while let Some(batch) = left.take() {
+            let object = match self.collected.open.take() {
+                Some(object) => Ok(object),
+                None => {
+                    let (until, is_planned) = match self.plan.place(batch.claim.start) {
+                        Place::Stored(until) => {
+                            let (there, rest) = cut(batch, until);
+                            let report = there.map(|it| existing(it.claim, it.events));
+                            match &mut self.storing {
+                                Some(storing) => storing.after.extend(report),
+                                None => self.reports.extend(report),
+                            }
+                            left = rest;
+                            continue;
+                        }
+                        Place::Planned(until) => (Some(until), true),
+                        Place::Before(until) => (Some(until), false),
+                        Place::Free => (None, false),
+                    };
+                    Object::new(self.bucket.compression, until, is_planned)
+                }
+            };
+            let until = object.as_ref().ok().and_then(|object| object.until);
+            let (here, rest) = match until {
+                Some(until) => cut(batch, until),
+                None => (Some(batch), None),
+            };
+            self.collected.rest = rest;
+            self.collected.packing = Some(self.threads.spawn_blocking(move || {
+                let mut object = object?;
+                here.map_or(Ok(()), |batch| object.add(batch))?;
+                Ok(object)
+            }));
+        }
+    }
+
+    /// Returns when the open object ends because of its age.
+    fn ages_at(&self, object: &Object) -> Instant {
+        if object.is_planned {
+            let pause = if self.is_ending() { LAST_PLANNED_PAUSE } else { PLANNED_PAUSE };
+            return object.added + pause;
+        }
+        let age = match self.is_ending() {
+            true => LAST_AGE,
+            false if self.begin.crowding.is_crowded() => CROWDED_AGE,
+            false => self.limits.age,
+        };
+        object.began + age.min(self.limits.age)
+    }
+
+    /// Returns `true` if the open object takes no more events.
+    fn is_over(&self, object: &Object) -> bool {
+        self.collected.rest.is_some()
+            || (self.collected.is_flushed && !object.is_planned)
+            || object.is_complete()
+            || object.bytes >= self.bytes_max(object)
+            || self.ages_at(object) <= Instant::now()
+    }
+
+    /// Returns the number of bytes of lines at which the open object ends.
+    fn bytes_max(&self, object: &Object) -> u64 {
+        let times = if object.is_planned { PLANNED_TIMES } else { 1 };
+        self.limits.bytes.saturating_mul(times)
+    }
+
+    /// Ends the open object if it is time, and begins to collect the next one.
+    fn end_object(&mut self) {
+        if self.storing.is_some() {
+            return;
+        }
+        let Some(object) = self.collected.open.take() else { return };
+        let range = object.range().filter(|_| self.is_over(&object));
+        let Some(range) = range else {
+            self.collected.open = Some(object);
+            return;
+        };
+        let is_cut_short =
+            object.is_planned && !object.is_complete() && self.collected.rest.is_none();
+        if object.is_empty() {
+            // The filter has kept back all events.
+            let packed = object.packed.iter();
+            let reports = packed.map(|it| Event::accepted(Some(it.claim), Vec::new()));
+            self.reports.push_back(Event::Together(reports.collect()));
+        } else if is_cut_short && self.is_ending() {
+            for Packed { claim, .. } in object.packed {
+                let failure = Failure::new(AttemptError::Closed, INCOMPLETE);
+                self.reports.push_back(Event::Failed(claim, failure));
+            }
+        } else {
+            let packed = object.packed.clone();
+            let steps = Box::pin(self.store(object, range));
+            self.storing = Some(Storing { packed, steps, after: Vec::new() });
+        }
+        if let Some(rest) = self.collected.rest.take() {
+            self.pack(rest);
+        }
+        if self.collected.packing.is_none() {
+            self.reports.push_back(Event::Room);
+        }
+    }
+
+    /// Returns a future that ends an object and stores it. A failure must end the link.
+    fn store(
+        &self,
+        object: Object,
+        range: Range,
+    ) -> impl Future<Output = Result<Verdict, Failure>> + use<> {
+        let (plan, bucket) = (Arc::clone(&self.plan), Arc::clone(&self.bucket));
+        let (transfers, threads) = (self.transfers.clone(), self.threads.clone());
+        let relay = self.begin.queue;
+        async move {
+            let (planned, is_retry) = (Arc::clone(&plan), object.is_planned);
+            let events = object.packed.iter().map(|it| it.events).sum();
+            let ended = threads.spawn_blocking(move || {
+                let ended = object.end(relay)?;
+                planned.begin(range);
+                Ok(ended)
+            });
+            let Ended { name, body, body_sha256 } = joined(ended.await, "end an object")?;
+            if is_retry {
+                transfers.count_retry();
+            }
+            let sent = Sent::whole_batches(range.claim(), events);
+            let verdict = match transfers.send(bucket.put(&name, body_sha256), body, sent).await {
+                Outcome::Accepted | Outcome::Taken(_) => Verdict::Delivered,
+                Outcome::Judged(_) => Verdict::Existing,
+                Outcome::Refused(failure) | Outcome::Failed(failure) => return Err(failure),
+            };
+            plan.stored(range);
+            Ok(verdict)
+        }
+    }
+
+    /// Reports the claims of the object that was being stored.
+    fn on_stored(&mut self, verdict: Verdict) {
+        let Some(Storing { packed, after, .. }) = self.storing.take() else { return };
+        let reports = packed.iter().map(|it| match verdict == Verdict::Existing {
+            true => existing(it.claim, it.events),
+            false => Event::accepted(Some(it.claim), Vec::new()),
+        });
+        self.reports.push_back(Event::Together(reports.collect()));
+        self.reports.extend(after);
+    }
+}
+
+/// Returns the report that the server had the events of a claim already.
+fn existing(claim: Claim, events: u64) -> Event {
+    Event::Judged(claim, vec![Part { end: claim.end, events, verdict: Verdict::Existing }])
+}
+
+/// Returns the result of a thread that did `what`, or the failure that ends the link.
+fn joined<T>(result: Result<io::Result<T>, JoinError>, what: &str) -> Result<T, Failure> {
+    result
+        .map_err(io::Error::other)
+        .flatten()
+        .map_err(|error| Failure::new(AttemptError::Protocol, format!("cannot {what}: {error}")))
+}
+
+/// Waits for the end of some work; for ever if there is none.
+async fn end_of<F: Future + Unpin>(work: Option<&mut F>) -> F::Output {
+    match work {
+        Some(work) => work.await,
+        None => std::future::pending().await,
+    }
+}
+
+impl Link for S3Link {
+    fn room(&self) -> Option<Take> {
+        let is_resting = self.collected.rests_until.is_some_and(|until| until > Instant::now());
+        let is_busy = self.collected.packing.is_some()
+            || self.collected.rest.is_some()
+            || is_resting
+            || !self.reports.is_empty();
+        let open = self.collected.open.as_ref();
+        let is_over = open.is_some_and(|object| self.is_over(object));
+        let limits = self.transfers.limits();
+        let left = match open {
+            Some(object) => self.bytes_max(object).saturating_sub(object.bytes),
+            None => self.limits.bytes,
+        };
+        let room = Take { bytes: limits.max_bytes.min(left.max(1)), events: limits.max_events };
+        (!is_busy && !is_over).then_some(room)
+    }
+
+    fn send(&mut self, batch: Batch) {
+        // The claim is on the wire until its object is stored. Without this report, the loop would
+        // wait for that after a failure, before it sends the next events of the object.
+        self.reports.push_back(Event::Taken(batch.claim));
+        let limits = self.transfers.limits();
+        let is_small = batch.bytes < SMALL_BYTES.min(limits.max_bytes / 2)
+            && batch.events < limits.max_events / 2;
+        let rests = is_small && !self.is_ending();
+        self.collected.rests_until = rests.then(|| Instant::now() + REST);
+        self.collected.is_flushed = false;
+        self.pack(batch);
+    }
+
+    /// Lets the open object end before it has reached its age. An object that an earlier link has
+    /// ended keeps its end.
+    fn flush(&mut self) {
+        self.collected.is_flushed = true;
+    }
+
+    /// A checkpoint waits for no object.
+    fn takes_checkpoint(&self) -> bool {
+        self.checkpoint.is_none()
+    }
+
+    fn send_checkpoint(&mut self, checkpoint: Checkpoint) {
+        let (compression, relay) = (self.bucket.compression, self.begin.queue);
+        match object::of_checkpoint(&checkpoint, compression, relay, SystemTime::now()) {
+            Ok(Ended { name, body, body_sha256 }) => {
+                let sent = Sent::whole_batches(NO_EVENTS, 0);
+                let (head, beside) = (self.bucket.put(&name, body_sha256), self.beside.clone());
+                let request = async move { beside.send(head, body, sent).await };
+                self.checkpoint = Some(Box::pin(request));
+            }
+            Err(error) => {
+                let what = format!("cannot compress a checkpoint: {error}");
+                let failure = Failure::new(AttemptError::Protocol, what);
+                self.reports.push_back(Event::Checkpoint(Fate::Failed(failure)));
+            }
+        }
+    }
+
+    async fn event(&mut self) -> Event {
+        loop {
+            self.end_object();
+            if let Some(event) = self.reports.pop_front() {
+                return event;
+            }
+            let open = self.collected.open.as_ref().filter(|_| self.storing.is_none());
+            let ages_at = open.map(|object| self.ages_at(object));
+            let may_end = ages_at.is_some() && !self.is_ending();
+            tokio::select! {
+                biased;
+                packed = end_of(self.collected.packing.as_mut()) => {
+                    self.collected.packing = None;
+                    match joined(packed, "compress events") {
+                        Ok(object) => self.collected.open = Some(object),
+                        Err(failure) => return Event::Gone(Some(failure)),
+                    }
+                    self.reports.push_back(Event::Room);
+                }
+                stored = end_of(self.storing.as_mut().map(|it| &mut it.steps)) => match stored {
+                    Ok(verdict) => self.on_stored(verdict),
+                    Err(failure) => {
+                        self.storing = None;
+                        return Event::Gone(Some(failure));
+                    }
+                },
+                outcome = end_of(self.checkpoint.as_mut()) => {
+                    self.checkpoint = None;
+                    return Event::Checkpoint(match outcome {
+                        Outcome::Accepted | Outcome::Taken(_) | Outcome::Judged(_) => Fate::Taken,
+                        Outcome::Refused(failure) => Fate::Refused(failure),
+                        Outcome::Failed(failure) => Fate::Failed(failure),
+                    });
+                }
+                () = until(self.collected.rests_until) => {
+                    self.collected.rests_until = None;
+                    self.reports.push_back(Event::Room);
+                }
+                () = until(ages_at.map(|at| at.min(Instant::now() + LOOK))) => {}
+                () = self.begin.draining.cancelled(), if may_end => {}
+                () = self.begin.retire.cancelled(), if may_end => {}
+            }
+        }
+    }
+
+    fn consumer(&self) -> usize {
+        self.transfers.consumer()
+    }
+
+    /// Aborts the requests. Waits at most [`CLOSE_TIME`] for the threads, which end by themselves:
+    /// no other link may save ranges meanwhile.
+    async fn close(self) {
+        drop((self.storing, self.checkpoint, self.beside));
+        self.threads.close();
+        let all = async { tokio::join!(self.threads.wait(), self.transfers.close()) };
+        tokio::time::timeout(CLOSE_TIME, all).await.ok();
+    }
+}

@@ -1,0 +1,79 @@
+//! Makes a connector from the settings of a protocol: the trait that each protocol implements, and
+//! the values that it gets.
+
+use std::sync::Arc;
+
+use super::transport::connection::Dialer;
+use super::transport::tls_session::Expiry;
+use config::{OutputKind, OutputSettings, OutputType};
+use delivery::prepared::Connector;
+use telemetry::{OutputMetrics, Telemetry};
+
+/// The settings of one protocol. The connector, which makes an output's connections, is made from
+/// them. Each protocol has its own type of settings, and a row for it in `crates/outputs/src/lib.rs`.
+pub(crate) trait IntoConnector: OutputSettings {
+    /// Returns the connector of an output with these settings. No connection is made and no file is
+    /// read yet.
+    ///
+    /// The type of the connector depends on the protocol. A protocol that has one TCP connection at
+    /// a time uses a [`StreamConnector`] if its consumer acknowledges nothing, and an
+    /// [`AcknowledgedConnector`] if its consumer acknowledges events. Each of these two types needs
+    /// one more trait, which says how events become bytes. Any other protocol, such as `http` or
+    /// `stdout`, implements [`Connect`] itself and boxes it.
+    ///
+    /// [`StreamConnector`]: super::transport::stream::StreamConnector
+    /// [`AcknowledgedConnector`]: super::transport::acknowledged::AcknowledgedConnector
+    /// [`Connect`]: delivery::link::Connect
+    fn connector(&self, setup: &Setup<'_>) -> Box<dyn Connector>;
+}
+
+/// Everything that is needed to make an output's connector, besides the settings of its protocol.
+pub(crate) struct Setup<'a> {
+    /// The config of the output, with the keys that all types of output have: name, timeouts, batch
+    /// limits, …
+    pub output: &'a config::Output,
+    pub metrics: OutputMetrics,
+    /// The metric that shows when the output's TLS certificates expire.
+    pub expiry: Expiry,
+}
+
+impl<'a> Setup<'a> {
+    pub(crate) fn new(output: &'a config::Output, telemetry: &Arc<Telemetry>) -> Self {
+        let metrics = telemetry.output(&output.name);
+        Self { output, metrics, expiry: Expiry::new(telemetry, &output.name) }
+    }
+
+    /// Makes the dialer of a protocol that has one TCP connection at a time.
+    pub(super) fn dialer(&self, stream: &config::Stream) -> Dialer {
+        Dialer::new(stream, self.output, self.metrics.clone(), self.expiry.clone())
+    }
+}
+
+/// A row of the table of protocols: a type of output and its connector.
+pub(crate) struct Row {
+    /// The type of output: its name in the config, and how its keys are read.
+    pub settings: OutputType,
+    /// Makes the connector of an output; `None` if the output is of another type.
+    pub connector: fn(&OutputKind, &Setup<'_>) -> Option<Box<dyn Connector>>,
+}
+
+impl Row {
+    /// Makes the row of the protocol whose settings have the type `S`.
+    pub(crate) const fn of<S: IntoConnector>() -> Self {
+        Self {
+            settings: OutputType::of::<S>(),
+            connector: |kind, setup| kind.settings::<S>().map(|it| it.connector(setup)),
+        }
+    }
+
+    /// Returns the types of output in `rows`, in the same order. `N` must be the number of rows.
+    pub(crate) const fn types<const N: usize>(rows: &[Self]) -> [OutputType; N] {
+        let mut types = [rows[0].settings; N];
+        let mut index = 0;
+        while index < N {
+            types[index] = rows[index].settings;
+            index += 1;
+        }
+        types
+    }
+}

@@ -1,0 +1,242 @@
+//! `type = "stdout"`: JSON lines on this process's standard output.
+//!
+//! A thread of its own writes, because writing to a full pipe blocks: neither the runtime nor the
+//! end of the process may wait for that. A closed pipe ends the process.
+
+use std::fs::File;
+use std::io;
+use std::io::Write;
+use std::os::fd::AsFd;
+use std::sync::{Mutex, mpsc};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::sync::mpsc as async_mpsc;
+
+use super::json_lines::LineFormat;
+use super::setup::{IntoConnector, Setup};
+use base::lock::lock;
+use config::{OutputSettings, Target};
+use config_table::table::Table;
+use delivery::checkpoints::Checkpoint;
+use delivery::endpoints::Probed;
+use delivery::failure::Failure;
+use delivery::link::{Connect, Event, Link};
+use delivery::prepared;
+use queue::{Batch, Claim, Take};
+use telemetry::{AttemptError, OutputMetrics};
+
+/// The greatest number of batches that the writing thread may have: one that it writes and one that
+/// waits.
+const WINDOW: usize = 2;
+
+/// A batch for the writing thread: its claim, and its bytes. A checkpoint has no claim.
+type Job = (Option<Claim>, Vec<Bytes>);
+/// A report of the writing thread: the claim of a batch, and the result of writing the batch.
+type Done = (Option<Claim>, io::Result<()>);
+
+/// The settings of an output of `type = "stdout"`, as read from the config.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Settings {
+    /// The format of the line that is written for each event.
+    pub format: LineFormat,
+}
+
+impl OutputSettings for Settings {
+    const TYPE: &'static str = "stdout";
+    const SAMPLE: &'static str = "";
+    const ONLY_ONE: Option<&'static str> = Some("writes to stdout");
+
+    fn read(t: &mut Table<'_, '_>) -> Option<Self> {
+        Some(Self { format: LineFormat::read(t)? })
+    }
+
+    fn targets(&self) -> Vec<Target> {
+        Vec::new()
+    }
+
+    fn carries_checkpoints(&self) -> bool {
+        true
+    }
+}
+
+impl IntoConnector for Settings {
+    fn connector(&self, setup: &Setup<'_>) -> Box<dyn prepared::Connector> {
+        let (limits, metrics) = (setup.output.batch, setup.metrics.clone());
+        Box::new(StdoutConnector { format: self.format, limits, metrics })
+    }
+}
+
+/// The connector of a `stdout` output. Its function `connect` starts a thread that writes to
+/// stdout. The delivery loop owns the connector, and calls `connect` as soon as the output starts,
+/// before there is anything to send. The thread runs until a write fails or the link to it is
+/// dropped. After a failed write, the loop calls `connect` again: after a pause if the link was
+/// new, otherwise at once. A closed pipe ends the output instead, and with it the process.
+#[derive(Clone)]
+pub(super) struct StdoutConnector {
+    format: LineFormat,
+    limits: config::BatchLimits,
+    metrics: OutputMetrics,
+}
+
+impl Connect for StdoutConnector {
+    type Link = StdoutLink;
+
+    const EAGER: bool = true;
+
+    async fn probe(&mut self) -> Probed {
+        vec![("stdout".to_owned(), Ok(()))]
+    }
+
+    async fn connect(&mut self) -> Result<StdoutLink, Failure> {
+        let failure =
+            |error: io::Error| Failure::new(AttemptError::Connect, format!("stdout: {error}"));
+        let out = File::from(io::stdout().as_fd().try_clone_to_owned().map_err(failure)?);
+        let (jobs, queue) = mpsc::sync_channel(WINDOW);
+        let (report, done) = async_mpsc::channel(WINDOW);
+        std::thread::Builder::new()
+            .name("stdout".to_owned())
+            .spawn(move || write_all(out, &queue, &report))
+            .map_err(failure)?;
+        Ok(StdoutLink { output: self.clone(), jobs, done, under_way: 0 })
+    }
+}
+
+/// The pause before the next attempt to write to a pipe that was full. It is needed only if another
+/// process has made the pipe non-blocking; otherwise the write itself waits.
+const FULL_PIPE: Duration = Duration::from_millis(10);
+
+/// Runs as the thread that writes to stdout: writes the batches from `queue` one after the other,
+/// and sends each result to `report`. Ends when `queue` or `report` is closed, or after an error.
+/// The thread is not joined, because a write to a full pipe may never return; the thread owns
+/// nothing but its copy of the file descriptor.
+///
+/// Only one such thread writes at a time. If the output is replaced while its thread hangs, the new
+/// thread waits until the old thread has ended. Their lines are thus not mixed.
+fn write_all(mut out: File, queue: &mpsc::Receiver<Job>, report: &async_mpsc::Sender<Done>) {
+    static TURN: Mutex<()> = Mutex::new(());
+    let _turn = lock(&TURN);
+    for (claim, pieces) in queue {
+        let result = pieces.iter().try_for_each(|piece| write_piece(&mut out, piece));
+        let failed = result.is_err();
+        if report.blocking_send((claim, result)).is_err() || failed {
+            return;
+        }
+    }
+}
+
+/// Writes all bytes of `piece`. If `out` is a non-blocking pipe that is full, waits until the pipe
+/// has room.
+#[allow(clippy::disallowed_methods, reason = "write_all does not say how far it came")]
+fn write_piece(out: &mut impl Write, mut piece: &[u8]) -> io::Result<()> {
+    while !piece.is_empty() {
+        match out.write(piece) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => piece = piece.get(written..).unwrap_or_default(),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                std::thread::park_timeout(FULL_PIPE);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+/// The link to the thread that writes to stdout. A claim is final when all its bytes are written to
+/// the file descriptor.
+pub(super) struct StdoutLink {
+    output: StdoutConnector,
+    jobs: mpsc::SyncSender<Job>,
+    done: async_mpsc::Receiver<Done>,
+    /// The number of batches that the thread has not yet reported as written.
+    under_way: usize,
+}
+
+impl StdoutLink {
+    fn write(&mut self, claim: Option<Claim>, batch: Batch) {
+        let pieces = self.output.format.pieces(batch.pieces);
+        self.output.metrics.bytes.increment(pieces.iter().map(|piece| piece.len() as u64).sum());
+        self.under_way += 1;
+        // Sending fails only if the thread has ended. The link learns this from the end of `done`.
+        self.jobs.try_send((claim, pieces)).ok();
+    }
+}
+
+impl Link for StdoutLink {
+    fn room(&self) -> Option<Take> {
+        let take =
+            Take { bytes: self.output.limits.max_bytes, events: self.output.limits.max_events };
+        (self.under_way < WINDOW).then_some(take)
+    }
+
+    fn send(&mut self, batch: Batch) {
+        self.write(Some(batch.claim), batch);
+    }
+
+    fn send_checkpoint(&mut self, checkpoint: Checkpoint) {
+        self.write(None, checkpoint.batch());
+    }
+
+    async fn event(&mut self) -> Event {
+        match self.done.recv().await {
+            Some((claim, Ok(()))) => {
+                self.under_way -= 1;
+                Event::accepted(claim, Vec::new())
+            }
+            Some((_, Err(error))) if error.kind() == io::ErrorKind::BrokenPipe => {
+                Event::Fatal(format!("cannot write to stdout: {error}"))
+            }
+            // Other errors may pass: if stdout is a file on a full disk, the disk may have room
+            // again.
+            Some((_, Err(error))) => Event::Broken {
+                failure: Failure::new(AttemptError::Closed, format!("stdout: {error}")),
+                progress: false,
+            },
+            None => {
+                Event::Fatal("cannot write to stdout: the thread that writes has ended".to_owned())
+            }
+        }
+    }
+
+    async fn close(self) {}
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A writer whose calls are in turn interrupted, taken for at most 7 bytes, and refused as by a
+    /// full pipe.
+    struct Reluctant {
+        taken: Vec<u8>,
+        turn: usize,
+    }
+
+    impl Write for Reluctant {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            self.turn += 1;
+            match self.turn % 3 {
+                0 => Err(io::ErrorKind::WouldBlock.into()),
+                1 => Err(io::ErrorKind::Interrupted.into()),
+                _ => {
+                    let taken = bytes.len().min(7);
+                    self.taken.extend_from_slice(&bytes[..taken]);
+                    Ok(taken)
+                }
+            }
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn a_full_pipe_that_does_not_block_is_waited_for() {
+        let mut out = Reluctant { taken: Vec::new(), turn: 0 };
+        let line = b"{\"auditID\":\"a\",\"stage\":\"Panic\"}\n";
+        write_piece(&mut out, line).unwrap();
+        assert_eq!(out.taken, line);
+    }
+}

@@ -1,0 +1,55 @@
+//! `type = "tcp"`: each event as a line of JSON on a TCP connection, as Logstash's `tcp` input
+//! reads it with the codec `json_lines`. The consumer acknowledges nothing.
+
+use std::time::Duration;
+
+use super::json_lines::LineFormat;
+use super::setup::{IntoConnector, Setup};
+use super::transport::stream;
+use config::{OutputSettings, Stream, Target};
+use config_table::table::Table;
+use delivery::prepared::Connector;
+
+/// The settings of an output of `type = "tcp"`, as read from the config.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Settings {
+    /// The format of the line that is written for each event.
+    pub format: LineFormat,
+    /// The time from the moment when the peer's kernel has acknowledged sent bytes until these
+    /// bytes count as delivered. If the connection is reset within this time, the bytes are sent
+    /// again.
+    pub replay_window: Duration,
+    /// The settings for the consumer's addresses and for the connection.
+    pub stream: Stream,
+}
+
+impl OutputSettings for Settings {
+    const TYPE: &'static str = "tcp";
+    const SAMPLE: &'static str = "tls = {}";
+
+    fn read(t: &mut Table<'_, '_>) -> Option<Self> {
+        let format = LineFormat::read(t);
+        let replay_window = Stream::read_replay_window(t);
+        let stream = Stream::read(t);
+        Some(Self { format: format?, replay_window, stream: stream? })
+    }
+
+    fn targets(&self) -> Vec<Target> {
+        self.stream.targets()
+    }
+
+    fn final_after(&self) -> Option<(&'static str, Duration)> {
+        Some(("replay_window", self.replay_window))
+    }
+
+    fn carries_checkpoints(&self) -> bool {
+        true
+    }
+}
+
+impl IntoConnector for Settings {
+    fn connector(&self, setup: &Setup<'_>) -> Box<dyn Connector> {
+        let dialer = setup.dialer(&self.stream);
+        Box::new(stream::StreamConnector::new(dialer, self.format, self.replay_window))
+    }
+}

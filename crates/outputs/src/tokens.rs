@@ -1,0 +1,361 @@
+//! Tokens that a server gives for some time: one task gets the first token and renews it, and
+//! requests use the newest one.
+
+use std::panic::AssertUnwindSafe;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use futures_util::FutureExt;
+use hyper::StatusCode;
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+
+use super::http::service::{Question, Service, ServiceError};
+use base::lock::lock;
+use delivery::failure::Failure;
+use delivery::retry::Retry;
+use telemetry::AttemptError;
+
+/// The longest life of a token that is believed. A longer life in an answer counts as this one.
+const LIFE_MAX: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// A token that a consumer has refused is renewed at once, unless a request for a token began less
+/// than this time ago.
+const REFUSED_PAUSE: Duration = Duration::from_secs(5);
+
+/// A token that a consumer refuses although it has just been renewed for this reason is renewed
+/// again after this time: as a rule the settings are at fault, but the new token may have been
+/// revoked as well.
+const REFUSED_AGAIN_PAUSE: Duration = Duration::from_secs(5 * 60);
+
+/// The pause after a panic of the task that renews tokens, before the task continues.
+const RESTART_PAUSE: Duration = Duration::from_secs(1);
+
+/// A server that issues tokens, and the credentials that the relay shows to it.
+pub(crate) trait Issuer: Send + Sync + 'static {
+    /// A token in the form that requests need. It must be cheap to clone.
+    type Token: Clone + Send + Sync + 'static;
+
+    /// The name of the server in messages.
+    const NAME: &'static str;
+
+    fn service(&self) -> &Service;
+
+    /// Reads the files of the credentials. Returns the request for a token, and a hash of the
+    /// secret in the files. Blocks the thread.
+    ///
+    /// # Errors
+    ///
+    /// The text names the file, and contains nothing that is in the file.
+    fn question(&self) -> Result<(Question, u64), String>;
+
+    /// Returns the text for the log if the server refuses the credentials.
+    fn refusal(&self) -> String;
+
+    /// Returns the token in an answer, and its life; `None` if the answer has none.
+    fn token(&self, answer: &[u8]) -> Option<(Self::Token, Duration)>;
+}
+
+/// A token and its times.
+struct Held<T> {
+    token: T,
+    expires: Instant,
+    /// The time when the next token is asked for: four fifths of the life are over then.
+    renewed: Instant,
+}
+
+/// The newest token, and the state of the requests for tokens.
+struct State<T> {
+    /// The newest token, which may have expired; `None` if there was none yet.
+    held: Option<Held<T>>,
+    /// The number of requests for a token that have ended.
+    asked: u64,
+    /// The time when the last request began, or was ordered by [`Tokens::refused`].
+    began: Option<Instant>,
+    /// `true` if a new token was asked for because a consumer had refused one. `false` again when a
+    /// consumer takes a token, when the credentials change, or when the pause after the last
+    /// request is over.
+    was_refused: bool,
+    /// The failure of the last request; `None` if it gave a token, or if none has ended.
+    failure: Option<Failure>,
+}
+
+impl<T> Default for State<T> {
+    fn default() -> Self {
+        Self { held: None, asked: 0, began: None, was_refused: false, failure: None }
+    }
+}
+
+impl<T> State<T> {
+    /// Returns the token; `None` if there is none, or if it has expired.
+    fn token(&self) -> Option<&T> {
+        let held = self.held.as_ref().filter(|held| Instant::now() < held.expires);
+        held.map(|held| &held.token)
+    }
+
+    /// Notes that a consumer has refused the token. Returns `true` if the task is to ask for a new
+    /// one at once: see [`Tokens::refused`].
+    fn refused(&mut self) -> bool {
+        let pause = if self.was_refused { REFUSED_AGAIN_PAUSE } else { REFUSED_PAUSE };
+        let is_old = self.began.is_some_and(|began| began.elapsed() >= pause);
+        let asks = is_old && self.failure.is_none();
+        if asks {
+            (self.was_refused, self.began) = (true, Some(Instant::now()));
+        }
+        asks
+    }
+}
+
+/// The part of [`Tokens`] that their task uses.
+struct Shared<I: Issuer> {
+    issuer: I,
+    state: watch::Sender<State<I::Token>>,
+    /// Wakes the task, so that it asks for a token at once.
+    wake: Notify,
+    /// The hash of the secret that was last read for a request; 0 if there was none.
+    used: AtomicU64,
+}
+
+/// The tokens for certain credentials. Several outputs may own them together: a background task,
+/// which gets the first token and renews it, begins with the first delivery, and ends when the last
+/// output drops the tokens.
+///
+/// The task asks for a new token when four fifths of the life of the last one are over. Until the
+/// task has the new token, the old one stays in use as long as it lives. If the server gives no
+/// token, the task asks again, with pauses as `retry` in the config says. A consumer that refuses
+/// the token ([`Tokens::refused`]) and a secret that has changed ([`Tokens::check`]) make the task
+/// ask at once. The task never ends by itself, and continues after a panic.
+///
+/// Nothing here shows a secret or a token, or logs any part of the server's answer except its
+/// status.
+pub(super) struct Tokens<I: Issuer> {
+    shared: Arc<Shared<I>>,
+    /// The task; empty before the first delivery begins.
+    task: Mutex<JoinSet<()>>,
+}
+
+impl<I: Issuer> Tokens<I> {
+    /// Makes the tokens of this issuer. Nothing is asked for yet.
+    pub(crate) fn new(issuer: I) -> Self {
+        let shared = Shared {
+            issuer,
+            state: watch::Sender::default(),
+            wake: Notify::new(),
+            used: AtomicU64::new(0),
+        };
+        Self { shared: Arc::new(shared), task: Mutex::default() }
+    }
+
+    pub(super) fn issuer(&self) -> &I {
+        &self.shared.issuer
+    }
+
+    /// Starts the task, unless it runs already.
+    pub(crate) fn begin(&self) {
+        let mut task = lock(&self.task);
+        if task.is_empty() {
+            let shared = Arc::clone(&self.shared);
+            task.spawn(async move {
+                while AssertUnwindSafe(shared.renew()).catch_unwind().await.is_err() {
+                    tracing::error!(
+                        server = shared.issuer.service().base(),
+                        "the task that renews the {} token has panicked, starting it again",
+                        I::NAME
+                    );
+                    tokio::time::sleep(RESTART_PAUSE).await;
+                }
+            });
+        }
+    }
+
+    /// Returns the newest token, without waiting. The failure says why there is no token now.
+    pub(crate) fn newest(&self) -> Result<I::Token, Failure> {
+        let state = self.shared.state.borrow();
+        if let Some(token) = state.token() {
+            return Ok(token.clone());
+        }
+        Err(match &state.failure {
+            Some(failure) => no_token(I::NAME, failure),
+            None => {
+                let base = self.shared.issuer.service().base();
+                let message = format!("no {} token yet from {base}", I::NAME);
+                Failure::new(AttemptError::Timeout, message)
+            }
+        })
+    }
+
+    /// Waits for a token: until the next request for one has ended, but no longer than
+    /// `timeouts.request`. Returns at once if there is a token. The failure says why there is none.
+    ///
+    /// # Cancel safety
+    ///
+    /// Nothing is lost when the future is dropped.
+    pub(crate) async fn ready(&self) -> Result<(), Failure> {
+        let mut state = self.shared.state.subscribe();
+        let asked = state.borrow().asked;
+        let known = state.wait_for(|it| it.token().is_some() || it.asked != asked);
+        let limit = self.shared.issuer.service().timeouts.request;
+        tokio::time::timeout(limit, known).await.ok();
+        self.newest().map(drop)
+    }
+
+    /// Tells that a consumer has refused the token. The task asks for a new one at once, except in
+    /// three cases:
+    ///
+    /// - The last request began less than [`REFUSED_PAUSE`] ago: the consumer may have refused the
+    ///   token before that one. Only the next refusal counts.
+    /// - The last request has failed: the task asks again anyway.
+    /// - A token was refused before, none was taken since, and the last request began less than
+    ///   [`REFUSED_AGAIN_PAUSE`] ago: the settings are probably at fault.
+    pub(crate) fn refused(&self) {
+        self.shared.state.send_if_modified(|state| {
+            if state.refused() {
+                self.shared.wake.notify_one();
+            }
+            false
+        });
+    }
+
+    /// Tells that a consumer has taken the token.
+    pub(crate) fn accepted(&self) {
+        if self.shared.state.borrow().was_refused {
+            self.shared.state.send_modify(|state| state.was_refused = false);
+        }
+    }
+
+    /// Checks that the file of the credentials can be used. If its secret is not the one that was
+    /// last read for a request, the task asks for a new token at once. Blocks the thread.
+    ///
+    /// # Errors
+    ///
+    /// The text names the file, and contains nothing that is in the file.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        let (_, hash) = self.shared.issuer.question()?;
+        if ![0, hash].contains(&self.shared.used.load(Ordering::Relaxed)) {
+            self.shared.state.send_modify(|state| state.was_refused = false);
+            self.shared.wake.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Asks for a token once, and throws it away. Returns the server's name and the result.
+    pub(crate) async fn probe(&self) -> (String, Result<(), String>) {
+        let result = self.shared.fetch().await;
+        (self.shared.issuer.service().base(), result.map(drop).map_err(|failure| failure.message))
+    }
+}
+
+/// Returns the failure of a request that has no token because of `failure`. No consumer has seen
+/// the request, so its events are not the cause of a server error.
+fn no_token(server: &str, failure: &Failure) -> Failure {
+    let message = format!("no {server} token: {}", failure.message);
+    Failure { server_error: false, ..Failure::new(failure.reason, message) }
+}
+
+impl<I: Issuer> Shared<I> {
+    /// Runs the loop of the task, which never ends.
+    async fn renew(self: &Arc<Self>) {
+        let mut retry = Retry::new(&self.issuer.service().retry);
+        loop {
+            self.state.send_modify(|state| state.began = Some(Instant::now()));
+            let result = self.fetch().await;
+            let next = match &result {
+                Ok(held) => {
+                    retry.reset();
+                    held.renewed
+                }
+                Err(failure) => Instant::now() + retry.pause(failure.retry_after),
+            };
+            self.note(result);
+            tokio::select! {
+                () = tokio::time::sleep_until(next) => {
+                    self.state.send_modify(|state| state.was_refused = false);
+                }
+                () = self.wake.notified() => {}
+            }
+        }
+    }
+
+    /// Notes the result of a request, and logs when requests begin to fail, and when they
+    /// succeed again.
+    fn note(&self, result: Result<Held<I::Token>, Failure>) {
+        let server = self.issuer.service().base();
+        let failed_before = self.state.borrow().failure.is_some();
+        match &result {
+            Ok(_) if failed_before => tracing::info!(server, "{} gives tokens again", I::NAME),
+            Err(failure) if !failed_before => tracing::warn!(
+                server,
+                %failure,
+                "{} gives no token, asking again until it does",
+                I::NAME
+            ),
+            Ok(_) | Err(_) => {}
+        }
+        self.state.send_modify(|state| {
+            state.asked += 1;
+            match result {
+                Ok(held) => (state.held, state.failure) = (Some(held), None),
+                Err(failure) => state.failure = Some(failure),
+            }
+        });
+    }
+
+    async fn fetch(self: &Arc<Self>) -> Result<Held<I::Token>, Failure> {
+        let (issuer, service) = (&self.issuer, self.issuer.service());
+        let wrong = |what: String| Failure::new(AttemptError::Protocol, what);
+        let began = Instant::now();
+        let shared = Arc::clone(self);
+        let read = tokio::task::spawn_blocking(move || shared.issuer.question()).await;
+        let read = read.unwrap_or_else(|error| Err(error.to_string()));
+        let (question, hash) = read.map_err(wrong)?;
+        self.used.store(hash, Ordering::Relaxed);
+        let answer = service.post(question).await;
+        let body = answer.map_err(|ServiceError { status, mut failure }| {
+            let refusals =
+                [StatusCode::BAD_REQUEST, StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN];
+            if status.is_some_and(|status| refusals.contains(&status)) {
+                failure.message = format!("{} ({})", issuer.refusal(), failure.message);
+            }
+            failure
+        })?;
+        let (token, life) = issuer.token(&body).ok_or_else(|| {
+            wrong(format!("{}: the answer is not that of {}", service.base(), I::NAME))
+        })?;
+        let life = life.min(LIFE_MAX);
+        Ok(Held { token, expires: began + life, renewed: began + life * 4 / 5 })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Method: each token is refused from the moment at which it is given, as after two
+    /// revocations in a row. The life of a token does not matter, so this one has none.
+    #[tokio::test(start_paused = true)]
+    async fn a_token_that_is_refused_after_its_renewal_is_renewed_again_after_minutes() {
+        let mut state = State::<()> { began: Some(Instant::now()), ..State::default() };
+        let mut renewals = Vec::new();
+        let start = Instant::now();
+        while start.elapsed() < Duration::from_secs(15 * 60) {
+            tokio::time::advance(Duration::from_secs(1)).await;
+            if state.refused() {
+                renewals.push(start.elapsed().as_secs());
+            }
+        }
+        assert_eq!(renewals, [5, 305, 605]);
+        state.was_refused = false;
+        assert!(state.refused(), "a consumer has taken a token meanwhile");
+        tokio::time::advance(REFUSED_AGAIN_PAUSE).await;
+        state.failure = Some(Failure::new(AttemptError::Timeout, "no answer".to_owned()));
+        assert!(!state.refused(), "the task asks again anyway");
+    }
+    #[test]
+    fn a_server_error_of_the_issuer_says_nothing_about_events() {
+        let failure = no_token("IAM", &Failure::new(AttemptError::Status5xx, "answered 500"));
+        assert_eq!(failure.message, "no IAM token: answered 500");
+        assert_eq!((failure.reason, failure.server_error), (AttemptError::Status5xx, false));
+    }
+}

@@ -1,0 +1,454 @@
+//! Events over TCP or TLS to a consumer that acknowledges them: a window of events is under way,
+//! and the consumer's answers make them final.
+//!
+//! Everything that an answer covers is final at once, even if that is only a part of a batch. After
+//! a break everything else is sent again: an event can arrive twice only if it was under way then.
+//!
+//! **Progress is guaranteed.** After a break, half of the events that the broken connection took
+//! may be under way on the next one, and each acknowledged event lets one more in, up to the window
+//! ([`Window`]). A consumer that cuts every connection after some bytes still gets its events, at
+//! worst one by one.
+//!
+//! The bytes of events and the meaning of answers are the business of the protocol: `lumberjack`
+//! or `relp` ([`Protocol`]).
+
+use std::io;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::{Bytes, BytesMut};
+use tokio::time::Instant;
+
+mod in_flight;
+mod protocol;
+mod window;
+
+use super::connection::{Dialer, Wire};
+use super::session;
+use super::session::{READ_BYTES, Session};
+use delivery::checkpoints::Checkpoint;
+use delivery::endpoints::{Attempt, Endpoints, Probed, ResolvedAddress, Watch};
+use delivery::failure::Failure;
+use delivery::files::Files;
+use delivery::link::{CLOSE_TIME, Connect, Event, Link, REJECTED_BYTES_MAX};
+use in_flight::InFlight;
+pub(crate) use protocol::{Answers, Encoding, Frames, Protocol, Trouble};
+use queue::{Batch, Claim, Take};
+use telemetry::AttemptError;
+use window::Window;
+
+/// The connector of an output whose consumer acknowledges events. It makes the output's
+/// connections, one after the other. The delivery loop owns the connector.
+///
+/// A connection is made in [`Connect::connect`]: `Dialer::connect` picks an address, connects and
+/// does the TLS handshake, and then [`Protocol::open`] greets the consumer. The loop calls
+/// `connect` as soon as the output starts, even if there is nothing to send yet. After a connection
+/// has ended in order (the consumer's FIN, `idle_timeout`, `max_connection_age`), the next one is
+/// made only when there is something to send. After a connection has broken, the next one is made
+/// at once if events were accepted on it, if it had lasted for some time, or if another address may
+/// be tried. Otherwise the next one is made after a pause.
+pub(crate) struct AcknowledgedConnector<P> {
+    dialer: Arc<Dialer>,
+    /// Makes the object that encodes events and reads answers on one new connection.
+    make: Box<dyn Fn() -> P + Send + Sync>,
+    /// The greatest number of events that may be sent and not yet acknowledged. The current link
+    /// shares this value: when a connection breaks while events are not acknowledged, the number
+    /// becomes smaller, and the next connection begins with the smaller number.
+    window: Arc<Window>,
+    watch: Watch,
+}
+
+/// A connection on which events can be sent, because the consumer was greeted. The bytes were read
+/// together with the answer to the greeting, and are the first bytes of the answers to events.
+type Opened<P> = (Wire, P, BytesMut);
+
+impl<P: Protocol> AcknowledgedConnector<P> {
+    /// Makes a connector that has made no connection yet. `make` is called for each new connection,
+    /// and returns the object that encodes events and reads answers. `window` is the greatest
+    /// number of events that may be sent and not yet acknowledged.
+    pub(crate) fn new(
+        dialer: Dialer,
+        window: u64,
+        make: impl Fn() -> P + Send + Sync + 'static,
+    ) -> Self {
+        Self {
+            dialer: Arc::new(dialer),
+            make: Box::new(make),
+            window: Arc::new(Window::new(window)),
+            watch: Watch::default(),
+        }
+    }
+
+    /// Lets the protocol greet the consumer on a new connection. The greeting may take
+    /// `timeouts.connect`, in addition to the time that connecting took.
+    async fn open(&self, mut wire: Wire, address: &ResolvedAddress) -> Result<Opened<P>, Failure> {
+        let (mut protocol, mut unread) = ((self.make)(), BytesMut::new());
+        let opening = protocol.open(&mut wire, &mut unread);
+        match tokio::time::timeout(self.dialer.timeouts.connect, opening).await {
+            Ok(Ok(())) => Ok((wire, protocol, unread)),
+            Ok(Err(Trouble::Io(error))) => Err(wire.failure(address, &error)),
+            Ok(Err(Trouble::Protocol(what))) => Err(address.failure(AttemptError::Protocol, what)),
+            Err(_) => {
+                let what = "connected, but no answer within the connect timeout";
+                Err(address.failure(AttemptError::Timeout, what))
+            }
+        }
+    }
+}
+
+impl<P: Protocol> Connect for AcknowledgedConnector<P> {
+    type Link = AcknowledgedLink<P>;
+
+    const EAGER: bool = true;
+
+    fn files(&self) -> Option<Arc<dyn Files>> {
+        self.dialer.files()
+    }
+
+    fn endpoints(&self) -> Option<Arc<Endpoints>> {
+        Some(Arc::clone(&self.dialer.endpoints))
+    }
+
+    async fn probe(&mut self) -> Probed {
+        let shown = |address: &ResolvedAddress| address.name.to_string();
+        let open = async |address: ResolvedAddress| {
+            let wire = self.dialer.dial(address.clone()).await?;
+            let opened = self.open(wire, &address).await?;
+            let attempt = self.dialer.endpoints.attempt(address);
+            AcknowledgedLink::new(opened, attempt, self).close().await;
+            Ok(())
+        };
+        self.dialer.endpoints.try_all(shown, open).await
+    }
+
+    async fn connect(&mut self) -> Result<AcknowledgedLink<P>, Failure> {
+        loop {
+            let (wire, attempt) = self.dialer.connect(&mut self.watch).await?;
+            match self.open(wire, attempt.address()).await {
+                Ok(opened) => return Ok(AcknowledgedLink::new(opened, attempt, self)),
+                Err(failure) if attempt.failed(&failure) => {
+                    self.dialer.metrics.failed(failure.reason);
+                }
+                Err(failure) => return Err(failure),
+            }
+        }
+    }
+}
+
+/// One connection to a consumer that acknowledges events. The delivery loop owns the link. Until
+/// the loop closes the link, all reading and writing happens while the loop polls [`Link::event`].
+///
+/// The life of a batch on the link:
+///
+/// 1. *Being encoded.* [`Link::send`] starts [`Protocol::encode`], which may run on another thread.
+/// 2. *Being written.* The events of the batch are added to [`InFlight`], and the session writes
+///    the frames. At most one batch is in the states 1 and 2 together. [`Link::room`] is `None`
+///    until this batch is written and flushed.
+/// 3. *Sent.* The events of the batch wait for the consumer's answers. Several batches are in this
+///    state, with at most [`Window::events`] events together.
+/// 4. *Final.* The consumer has acknowledged the batch, or its first events. The link reports
+///    [`Event::Accepted`] for exactly the acknowledged events. If the batch lacks events of its
+///    claim (filtered out, or dropped from the queue), it becomes final only as a whole.
+///
+/// Invariants: events become final in the order in which they were sent. An event that can't be
+/// sent is reported as rejected only when all events before it are final. The output's position in
+/// the queue thus never passes an event that waits for its answer. An answer that acknowledges more
+/// events than were sent breaks the link.
+///
+/// When writing fails, the link reads on for up to [`CLOSE_TIME`]: the consumer's last answers may
+/// still lie in the socket, and the events that they acknowledge need not be sent again.
+///
+/// The link ends with [`Event::Closed`] when the relay or the consumer wants to end the connection
+/// and no event waits for an answer. The link ends with [`Event::Broken`] in three cases: after an
+/// error; when events wait for answers and the consumer sends no answer and takes no bytes for
+/// `timeouts.request`; and when the consumer's FIN comes before it has acknowledged all events.
+pub(crate) struct AcknowledgedLink<P> {
+    session: Session,
+    window: Arc<Window>,
+    protocol: P,
+    /// Bytes that were read from the consumer, and are only the beginning of an answer so far.
+    unread: BytesMut,
+    /// The batch that is being encoded: its claim, and the future that returns its frames. A
+    /// checkpoint has no claim. `None` if no batch is being encoded.
+    encoding: Option<(Option<Claim>, Encoding)>,
+    in_flight: InFlight,
+    /// The number of events that were sent on this connection, without checkpoints.
+    sent: u64,
+    /// The error that made writing impossible, and the time until which answers are still read;
+    /// `None` as long as writing works.
+    unwritable: Option<(io::Error, Instant)>,
+    /// `true` if the consumer has announced that it will end the connection.
+    closing: bool,
+}
+
+impl<P: Protocol> AcknowledgedLink<P> {
+    fn new(
+        (wire, protocol, unread): Opened<P>,
+        attempt: Attempt,
+        connector: &AcknowledgedConnector<P>,
+    ) -> Self {
+        Self {
+            session: Session::new(wire, attempt, &connector.dialer),
+            window: Arc::clone(&connector.window),
+            protocol,
+            unread,
+            encoding: None,
+            in_flight: InFlight::default(),
+            sent: 0,
+            unwritable: None,
+            closing: false,
+        }
+    }
+
+    /// Returns `true` if no event or checkpoint is being encoded, is being written or waits for an
+    /// answer. If the connection ends now, nothing has to be sent again.
+    fn is_idle(&self) -> bool {
+        self.encoding.is_none() && self.session.unwritten.is_none() && self.in_flight.is_empty()
+    }
+
+    /// Notes that the connection has broken. Returns the event that ends the link.
+    fn broken(&mut self, failure: Failure) -> Event {
+        if self.in_flight.has_events() {
+            self.window.broke_after(self.sent);
+        }
+        self.session.broken(failure)
+    }
+
+    /// Returns the event that ends the link after an error. If the consumer has ended a connection
+    /// on which nothing was under way, this is [`Event::Closed`] and not an error.
+    fn troubled(&mut self, trouble: Trouble) -> Event {
+        let failure = match trouble {
+            Trouble::Protocol(what) => self.session.failure(AttemptError::Protocol, what),
+            Trouble::Io(error) => {
+                let failure = self.session.io_failure(&error);
+                // A consumer may end an unused connection, also by a reset: Logstash does so after
+                // a minute.
+                if self.is_idle() && failure.reason == AttemptError::Closed {
+                    return Event::Closed;
+                }
+                failure
+            }
+        };
+        self.broken(failure)
+    }
+
+    /// Reads, encodes and writes until there is an event for the delivery loop.
+    fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+        loop {
+            if let Some(event) = self.session.ready.pop_front() {
+                return Poll::Ready(event);
+            }
+            // Answers that were read before an error are already in `ready`, so they are reported
+            // before the error.
+            if let Err(trouble) = self.poll_read(cx) {
+                let end = self.troubled(trouble);
+                self.session.ready.push_back(end);
+                continue;
+            }
+            let (finished, now) = (self.session.finished.is_some(), Instant::now());
+            if let Some((error, _)) =
+                self.unwritable.take_if(|(_, until)| finished || now >= *until)
+            {
+                let end = self.troubled(Trouble::Io(error));
+                self.session.ready.push_back(end);
+                continue;
+            }
+            self.poll_encode(cx);
+            if !finished && self.unwritable.is_none() {
+                match self.session.poll_write(cx, |_| {}) {
+                    Ok(false) => {}
+                    Ok(true) => self.session.ready.push_back(Event::Room),
+                    // Answers are still read for `CLOSE_TIME`: they may lie in the socket already,
+                    // although the runtime has not been told of them yet.
+                    Err(error) => {
+                        self.unwritable = Some((error, now + CLOSE_TIME));
+                        continue;
+                    }
+                }
+            }
+            if !self.session.ready.is_empty() {
+                continue;
+            }
+            if let Some(event) = self.overdue(Instant::now()) {
+                return Poll::Ready(event);
+            }
+            let wake = self.wake();
+            if self.session.poll_timer(cx, wake).is_pending() {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    /// Reads all bytes that have arrived, and notes the events that the consumer's answers
+    /// acknowledge.
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Result<(), Trouble> {
+        let mut bytes = [0; READ_BYTES];
+        while self.session.finished.is_none() {
+            let read = match self.session.poll_read(cx, &mut bytes) {
+                Poll::Pending => return Ok(()),
+                Poll::Ready(read) => read?,
+            };
+            if read == 0 {
+                return Ok(());
+            }
+            self.session.wire.acknowledge_at_once();
+            self.unread.extend_from_slice(&bytes[..read]);
+            let mut answers = Answers::default();
+            let result = self.protocol.read(&mut self.unread, &mut answers);
+            if answers.alive {
+                self.session.progress = Instant::now();
+            }
+            self.closing |= answers.closing;
+            let acknowledged = self.acknowledge(answers.acknowledged);
+            result.and(acknowledged).map_err(Trouble::Protocol)?;
+        }
+        Ok(())
+    }
+
+    /// Notes that `events` more events are acknowledged, in the order of sending. Returns an error
+    /// text if the consumer acknowledges more events than were sent to it.
+    fn acknowledge(&mut self, events: u64) -> Result<(), String> {
+        if events > 0 {
+            self.window.acknowledged(events);
+            self.session.succeeded();
+        }
+        let more = self.in_flight.acknowledge(events, &mut self.session.ready);
+        for begun in self.in_flight.take_ended() {
+            self.session.ended(begun);
+        }
+        match more {
+            0 => Ok(()),
+            more => Err(format!("acknowledges {more} events that were not sent to it")),
+        }
+    }
+
+    /// Begins to write the batch that was being encoded, if its frames are ready now. Reports the
+    /// batch as refused if it can't be encoded.
+    fn poll_encode(&mut self, cx: &mut Context<'_>) {
+        let Some((claim, encoding)) = &mut self.encoding else { return };
+        let Poll::Ready(encoded) = encoding.as_mut().poll(cx) else { return };
+        let claim = *claim;
+        self.encoding = None;
+        match (claim, encoded) {
+            (Some(claim), Ok(frames)) => self.begin(claim, frames),
+            (None, Ok(frames)) => self.begin_checkpoint(frames),
+            (claim, Err(what)) => self.session.refuse(claim, what),
+        }
+    }
+
+    fn begin(&mut self, claim: Claim, frames: Frames) {
+        let events = frames.events();
+        self.in_flight.add(claim, &frames.runs, frames.rejected, &mut self.session.ready);
+        self.sent += events;
+        self.write(events, frames.bytes);
+    }
+
+    /// Begins to write the frame of a checkpoint. A checkpoint without a frame is refused: the
+    /// protocol has left it out because of its length.
+    fn begin_checkpoint(&mut self, frames: Frames) {
+        if frames.events() == 0 {
+            return self.session.refuse(None, "it is too long".to_owned());
+        }
+        self.in_flight.add_checkpoint();
+        self.write(1, frames.bytes);
+    }
+
+    /// Begins to write frames that hold this number of events. Frames without an event, of a batch
+    /// in which no event can be sent, are not written.
+    fn write(&mut self, events: u64, bytes: Bytes) {
+        if events > 0 {
+            self.session.progress = Instant::now();
+            self.protocol.sent(events);
+            self.session.unwritten = Some([bytes].into());
+        }
+    }
+
+    /// Returns the event that ends the link, or `None` if the link stays open at the time `now`.
+    /// The link ends in three cases: a time limit is over; the consumer has ended the connection;
+    /// or the connection is to end and no event waits for an answer.
+    fn overdue(&mut self, now: Instant) -> Option<Event> {
+        self.session.age(now);
+        let finished = self.session.finished.is_some();
+        if self.is_idle() {
+            let unused = self.session.is_unused(now);
+            let ends = unused || self.session.leaving || finished || self.closing;
+            return ends.then_some(Event::Closed);
+        }
+        if finished {
+            let left = self.in_flight.events();
+            let what = format!("closed by the peer with {left} events not acknowledged");
+            let failure = self.session.failure(AttemptError::Closed, what);
+            return Some(self.broken(failure));
+        }
+        let timeout = self.session.dialer.timeouts.request;
+        if self.is_awaiting() && now >= self.session.progress + timeout {
+            let waited = timeout.as_secs_f64();
+            let what = format!("no acknowledgement and no progress for {waited} s");
+            let failure = self.session.failure(AttemptError::Timeout, what);
+            return Some(self.broken(failure));
+        }
+        None
+    }
+
+    /// Returns `true` if the link waits until the consumer takes bytes or acknowledges events.
+    fn is_awaiting(&self) -> bool {
+        self.session.unwritten.is_some() || !self.in_flight.is_empty()
+    }
+
+    /// Returns the time when the next time limit of the link is over, if the peer does nothing
+    /// until then; `None` if no time limit runs.
+    fn wake(&self) -> Option<Instant> {
+        if self.is_idle() {
+            return self.session.idle_wake();
+        }
+        let late = self
+            .is_awaiting()
+            .then(|| self.session.progress + self.session.dialer.timeouts.request);
+        let unwritable = self.unwritable.as_ref().map(|(_, until)| *until);
+        [late, self.session.age_wake(), unwritable].into_iter().flatten().min()
+    }
+}
+
+impl<P: Protocol> Link for AcknowledgedLink<P> {
+    /// Returns how many events the next batch may have: half of the window, such as 64 of 128.
+    /// Returns `None` if the link takes no batch now, or if fewer events than that may be sent.
+    /// While the consumer acknowledges one half, the other half is encoded and written. Batches
+    /// thus do not shrink to single events.
+    fn room(&self) -> Option<Take> {
+        let ending = self.session.finished.is_some() || self.closing || self.session.leaving;
+        if self.encoding.is_some() || self.session.unwritten.is_some() || ending {
+            return None;
+        }
+        let window = self.window.events();
+        let half = window.div_ceil(2);
+        let left = window.saturating_sub(self.in_flight.events());
+        if self.in_flight.rejected_bytes() >= REJECTED_BYTES_MAX {
+            return None;
+        }
+        (left >= half).then_some(Take { bytes: u64::MAX, events: half })
+    }
+
+    fn send(&mut self, batch: Batch) {
+        self.session.used = Instant::now();
+        self.encoding = Some((Some(batch.claim), self.protocol.encode(batch)));
+    }
+
+    fn send_checkpoint(&mut self, checkpoint: Checkpoint) {
+        self.session.used = Instant::now();
+        self.encoding = Some((None, self.protocol.encode(checkpoint.batch())));
+    }
+
+    async fn event(&mut self) -> Event {
+        let dialer = Arc::clone(&self.session.dialer);
+        session::next_event(&dialer.endpoints, |cx| self.poll_event(cx)).await
+    }
+
+    /// Ends the connection in order, after the last bytes of the protocol. If a frame is only
+    /// partly written, these bytes are not sent, because the consumer would read them as part of an
+    /// event.
+    async fn close(self) {
+        let last =
+            if self.session.unwritten.is_some() { Vec::new() } else { self.protocol.close() };
+        self.session.close(&last).await;
+    }
+}

@@ -1,0 +1,215 @@
+//! Connections over TCP or TLS to one of an output's addresses: dialling, handshakes, and what the
+//! socket can tell about bytes and errors.
+//!
+//! This file knows no protocol. The links above it decide what is sent and when it is final.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::Arc;
+
+use socket2::SockRef;
+use tokio::time::Instant;
+use tokio_rustls::client::TlsStream;
+
+use super::socket::{SharedSocket, Socket};
+use super::tls_session::{Expiry, Tls};
+use client::ask::Stream;
+use client::net;
+use client::net::DialError;
+use config::HostPort;
+use delivery::endpoints::{Attempt, Endpoint, Endpoints, Probed, ResolvedAddress, Watch};
+use delivery::failure::Failure;
+use delivery::files::Files;
+use telemetry::{AttemptError, OutputMetrics};
+
+/// Opens the TCP or TLS connections of one output. Shared by the output's connector, its links, and
+/// the watch, a task that tests failed addresses.
+pub(crate) struct Dialer {
+    /// The output's addresses. This set picks the address for each connection.
+    pub endpoints: Arc<Endpoints>,
+    /// The TLS settings and certificate files; `None` if connections are plain TCP.
+    tls: Option<Arc<Tls>>,
+    pub settings: config::Stream,
+    pub timeouts: config::Timeouts,
+    pub metrics: OutputMetrics,
+}
+
+impl Dialer {
+    /// Makes a dialer for the addresses in `stream`. No file is read and no name is looked up yet.
+    pub(crate) fn new(
+        stream: &config::Stream,
+        output: &config::Output,
+        metrics: OutputMetrics,
+        expiry: Expiry,
+    ) -> Self {
+        let endpoints = Endpoints::new(&output.name, stream.strategy, &output.timeouts);
+        let endpoint = |name: &HostPort| Endpoint { name: name.clone(), resolved_here: true };
+        endpoints.set(stream.addresses.iter().map(endpoint).collect());
+        Self {
+            endpoints: Arc::new(endpoints),
+            tls: stream.tls.clone().map(|tls| Arc::new(Tls::new(tls, &[], expiry))),
+            settings: stream.clone(),
+            timeouts: output.timeouts.clone(),
+            metrics,
+        }
+    }
+
+    /// Returns the certificate files of TLS, so that a reload can read them again; `None` if the
+    /// output does not use TLS.
+    pub(crate) fn files(&self) -> Option<Arc<dyn Files>> {
+        self.tls.clone().map(|tls| tls as Arc<dyn Files>)
+    }
+
+    /// Connects to each address of the output once, with the TLS handshake if TLS is configured.
+    /// Returns the result for each address.
+    pub(crate) async fn probe(&self) -> Probed {
+        self.endpoints
+            .try_all(|address| address.name.to_string(), |address| self.dial(address))
+            .await
+    }
+
+    /// Connects to the address whose turn it is. If that fails, continues with the next address,
+    /// until no address is left that may be tried now. Returns the connection and an `Attempt`,
+    /// with which the caller reports later whether the address works. If no connection is made,
+    /// returns the failure of the last address. Also starts the watch if it does not run yet.
+    pub(crate) async fn connect(
+        self: &Arc<Self>,
+        watch: &mut Watch,
+    ) -> Result<(Wire, Attempt), Failure> {
+        let dialer = Arc::clone(self);
+        watch.start(&self.endpoints, move |address| {
+            let dialer = Arc::clone(&dialer);
+            async move { dialer.dial(address).await.map(drop) }
+        });
+        loop {
+            let Some(mut attempt) = self.endpoints.pick() else {
+                return Err(Failure::new(AttemptError::Connect, "there is no address"));
+            };
+            match self.endpoints.dial(&mut attempt, |address| self.dial(address)).await {
+                Ok(wire) => {
+                    attempt.connected();
+                    return Ok((wire, attempt));
+                }
+                Err(failure) if attempt.failed(&failure) => {
+                    // Another address is left. The delivery loop counts only the last failure.
+                    self.metrics.failed(failure.reason);
+                }
+                Err(failure) => return Err(failure),
+            }
+        }
+    }
+
+    /// Connects to one address, with the TLS handshake if there is one, within `timeouts.connect`.
+    pub(crate) async fn dial(&self, address: ResolvedAddress) -> Result<Wire, Failure> {
+        let Some(socket) = address.socket else {
+            return Err(Failure::new(AttemptError::Resolve, format!("{address} has no address")));
+        };
+        let deadline = Instant::now() + self.timeouts.connect;
+        let stream = net::connect(socket, deadline).await.map_err(|error| dial_failure(&error))?;
+        // The socket options notice a silent peer early. Without them the request timeout still
+        // notices it, only later, so an error is ignored.
+        net::tune_dialled(&stream, self.settings.keepalive, self.timeouts.request).ok();
+        let socket = Socket::new(stream);
+        let Some(tls) = &self.tls else { return Ok(Wire::Plain(socket)) };
+        Ok(Wire::Tls(Box::new(tls.handshake(&address.name, socket, deadline).await?)))
+    }
+}
+
+impl Wire {
+    /// Turns an error of reading or writing on the connection to `address` into a failure for
+    /// counters and the log. If the peer has sent a TLS alert, the failure is about the alert and
+    /// not about `error`.
+    pub(crate) fn failure(&mut self, address: &ResolvedAddress, error: &io::Error) -> Failure {
+        // With TLS 1.3 a server refuses our certificate only after our side of the handshake is
+        // done, so the refusal arrives as an error of a later read or write.
+        if let Some(refusal) = self.refusal() {
+            return address.failure(AttemptError::Tls, refusal);
+        }
+        address.failure(io_reason(error), error)
+    }
+}
+
+/// Returns the category of an error of reading or writing on an open connection.
+pub(crate) fn io_reason(error: &io::Error) -> AttemptError {
+    if error.kind() == io::ErrorKind::TimedOut {
+        AttemptError::Timeout
+    } else if error.kind() == io::ErrorKind::InvalidData {
+        // rustls reports its own errors, and alerts of the peer, with this kind.
+        AttemptError::Tls
+    } else {
+        AttemptError::Closed
+    }
+}
+
+pub(crate) fn dial_failure(error: &DialError) -> Failure {
+    let reason = match error {
+        DialError::Resolve { .. } => AttemptError::Resolve,
+        DialError::Connect { .. } => AttemptError::Connect,
+        DialError::Timeout { .. } => AttemptError::Timeout,
+    };
+    Failure::new(reason, error.to_string())
+}
+
+/// An open connection, plain or with TLS.
+pub(crate) enum Wire {
+    Plain(Socket),
+    Tls(Box<TlsStream<Socket>>),
+}
+
+impl Wire {
+    /// Returns the socket below TLS, or the socket itself without TLS.
+    pub(crate) fn socket(&self) -> &SharedSocket {
+        match self {
+            Self::Plain(socket) => &socket.shared,
+            Self::Tls(stream) => &stream.get_ref().0.shared,
+        }
+    }
+
+    /// Returns the stream that the protocol reads and writes: the socket, or TLS on the socket.
+    pub(crate) fn io(&mut self) -> Pin<&mut dyn Stream> {
+        match self {
+            Self::Plain(socket) => Pin::new(socket),
+            Self::Tls(stream) => Pin::new(stream.as_mut()),
+        }
+    }
+
+    /// Reads the bytes that have arrived, and returns the error that rustls finds in them: almost
+    /// always the alert by which the peer has refused the connection. Returns `None` if there is no
+    /// error, or no TLS. The socket is read directly, and not through the async runtime: a write
+    /// may fail before the runtime knows that there is something to read.
+    fn refusal(&mut self) -> Option<rustls::Error> {
+        let Self::Tls(stream) = self else { return None };
+        let (socket, session) = stream.get_mut();
+        let socket = SockRef::from(&socket.shared.stream);
+        while session.read_tls(&mut &*socket).is_ok_and(|bytes| bytes > 0) {
+            if let Err(error) = session.process_new_packets() {
+                return Some(error);
+            }
+        }
+        None
+    }
+
+    /// Asks our kernel to acknowledge, at once, the bytes that were read. Otherwise the kernel
+    /// may wait for 40 to 200 ms, and a peer that writes small answers without TCP_NODELAY sends no
+    /// next answer in the meantime (RFC 896). The kernel forgets this request, so it must be
+    /// repeated after each read.
+    pub(crate) fn acknowledge_at_once(&self) {
+        // An error is ignored: answers are slower then, and nothing else.
+        SockRef::from(&self.socket().stream).set_tcp_quickack(true).ok();
+    }
+
+    /// Returns the number of bytes that the peer's kernel has acknowledged since the connection was
+    /// made.
+    ///
+    /// # Errors
+    ///
+    /// The socket has met an error, such as a reset by the peer.
+    pub(crate) fn acknowledged(&self) -> io::Result<u64> {
+        let acknowledged = self.socket().acknowledged()?;
+        // The error must be asked for second: after a reset the number above means nothing.
+        match self.socket().stream.take_error()? {
+            Some(error) => Err(error),
+            None => Ok(acknowledged),
+        }
+    }
+}

@@ -1,0 +1,466 @@
+//! Bytes over TCP or TLS to a peer that never answers, and how none of them is lost.
+//!
+//! Plain TCP has no acknowledgement by the application. That the peer's kernel has acknowledged
+//! bytes (SIOCOUTQ) does not mean that the peer has read them: if the peer closes or dies before,
+//! its kernel answers with a reset. Bytes are therefore final once the peer's kernel has
+//! acknowledged them *and* no reset has come for `replay_window` after that. A FIN alone loses
+//! nothing: after a FIN nothing more is sent, acknowledged bytes become final unless a reset
+//! follows, and the rest goes to a new connection. After a break, everything that is not final is
+//! sent again.
+//!
+//! The rule is weaker than an acknowledgement by the application: a consumer that reads bytes and
+//! dies before it has stored them loses them.
+//!
+//! **Progress is guaranteed** (see [`Pace`]): a consumer that cuts every connection after N bytes
+//! still gets about N/2 new bytes on each connection.
+//!
+//! The link asks our kernel regularly how many bytes the peer's kernel has acknowledged. Each such
+//! question is a *sample*.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::{Arc, Mutex};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use bytes::Bytes;
+use tokio::time::Instant;
+
+mod pace;
+
+use super::connection::{Dialer, Wire};
+use super::encode::{Encode, Encoded};
+use super::session;
+use super::session::{READ_BYTES, Session};
+use base::lock::lock;
+use delivery::checkpoints::Checkpoint;
+use delivery::endpoints::{Attempt, Endpoints, Probed, Watch};
+use delivery::failure::Failure;
+use delivery::files::Files;
+use delivery::link::{Connect, Event, Link, REJECTED_BYTES_MAX};
+use pace::Pace;
+use queue::{Batch, Claim, Take};
+use telemetry::AttemptError;
+
+/// At least this many samples are taken within one replay window. With a window of 1 s, there is a
+/// sample at least every 100 ms. With a window so short that [`SAMPLE_MIN`] applies, there are
+/// fewer samples.
+const SAMPLES_PER_WINDOW: u32 = 10;
+
+/// If many bytes are under way, samples are more frequent: one for each 2 MiB within a replay
+/// window. Memory is then freed sooner and in small portions, which are used again while they are
+/// still mapped.
+const BYTES_PER_SAMPLE: u64 = 2 * 1024 * 1024;
+
+/// The greatest number of samples in one replay window. All samples of a window are kept, so this
+/// limit bounds their memory.
+const SAMPLES_MAX: u32 = 1000;
+
+/// The shortest time between two samples.
+const SAMPLE_MIN: Duration = Duration::from_millis(2);
+
+/// The greatest number of batches that may be sent and not final. The limit matters if the peer
+/// takes one event at a time, because each batch is then a single event.
+const CLAIMS_MAX: usize = 65_536;
+
+/// The connector of an output whose consumer acknowledges nothing (`tcp`, `syslog`). It makes the
+/// output's connections, one after the other. The delivery loop owns the connector.
+///
+/// A connection is made in [`Connect::connect`], which calls `Dialer::connect`: an address is
+/// picked, its name is looked up, and `Dialer::dial` connects and does the TLS handshake. The loop
+/// calls `connect` as soon as the output starts, even if there is nothing to send yet. After a
+/// connection has ended in order (the peer's FIN, `idle_timeout`, `max_connection_age`), the next
+/// one is made only when there is something to send. After a connection has broken, the next one is
+/// made at once if events were accepted on it, if it had lasted for some time, or if another
+/// address may be tried. Otherwise the next one is made after a pause.
+pub(crate) struct StreamConnector<E> {
+    dialer: Arc<Dialer>,
+    encode: Arc<E>,
+    replay_window: Duration,
+    /// The limit for bytes that are sent and do not count as delivered yet. Shared with the current
+    /// link, because a limit that is set when a connection breaks is in force for the next
+    /// connection too.
+    pace: Arc<Mutex<Pace>>,
+    watch: Watch,
+}
+
+impl<E: Encode> StreamConnector<E> {
+    /// Makes a connector that has made no connection yet. `encode` turns batches into bytes.
+    /// `replay_window` is the time from the moment when the peer's kernel has acknowledged sent
+    /// bytes until these bytes count as delivered.
+    pub(crate) fn new(dialer: Dialer, encode: E, replay_window: Duration) -> Self {
+        Self {
+            dialer: Arc::new(dialer),
+            encode: Arc::new(encode),
+            replay_window,
+            pace: Arc::default(),
+            watch: Watch::default(),
+        }
+    }
+}
+
+impl<E: Encode + Sync> Connect for StreamConnector<E> {
+    type Link = StreamLink<E>;
+
+    const EAGER: bool = true;
+
+    fn files(&self) -> Option<Arc<dyn Files>> {
+        self.dialer.files()
+    }
+
+    fn endpoints(&self) -> Option<Arc<Endpoints>> {
+        Some(Arc::clone(&self.dialer.endpoints))
+    }
+
+    async fn probe(&mut self) -> Probed {
+        self.dialer.probe().await
+    }
+
+    async fn connect(&mut self) -> Result<StreamLink<E>, Failure> {
+        let (wire, attempt) = self.dialer.connect(&mut self.watch).await?;
+        lock(&self.pace).connected();
+        Ok(StreamLink::new(wire, attempt, self))
+    }
+}
+
+fn length(pieces: &[Bytes]) -> u64 {
+    pieces.iter().map(|piece| piece.len() as u64).sum()
+}
+
+/// A batch that is being written, that waits to be written, or that is written and does not count
+/// as delivered yet.
+struct SentBatch {
+    /// `None` if this batch is a checkpoint.
+    claim: Option<Claim>,
+    /// The events of the batch that can't be sent and are given up, one line each.
+    rejected: Vec<Bytes>,
+    /// The number of bytes that were written to the socket, from the beginning of the connection to
+    /// the last byte of this batch. With TLS, the bytes of TLS records count. 0 before that byte is
+    /// written.
+    end: u64,
+    /// The length of the encoded batch in bytes, before TLS.
+    bytes: u64,
+    /// When the writing began; before that, when the link got the batch.
+    begun: Instant,
+    /// The encoded batch, while [`Pace::may_begin`] does not let its writing begin. `None` once the
+    /// writing has begun; the session then has the bytes.
+    held_back: Option<VecDeque<Bytes>>,
+}
+
+/// The samples of one connection. A sample is the number of bytes that the peer's kernel had
+/// acknowledged at the time when our kernel was asked.
+struct Samples {
+    /// The samples that are younger than the replay window, the oldest first: the time of the
+    /// sample, and the number of acknowledged bytes.
+    kept: VecDeque<(Instant, u64)>,
+    next: Instant,
+    /// The highest number of acknowledged bytes that our kernel has reported so far on this
+    /// connection. Before the first sample, the number of bytes that the handshake has written.
+    acknowledged: u64,
+}
+
+/// One connection to a peer that never answers. The delivery loop owns the link. Until the loop
+/// closes the link, all reading and writing happens while the loop polls [`Link::event`].
+///
+/// The life of a batch on the link:
+///
+/// 1. *Held back.* [`Link::send`] encodes the batch. If [`Pace`] has a limit and the batch does not
+///    fit, the batch waits until everything before it is final.
+/// 2. *Being written.* The session writes the batch. There is one such batch at a time;
+///    [`Link::room`] is `None` until this batch is written and flushed.
+/// 3. *Sent.* The batch is written. Its `end` is the number of bytes written to the connection up
+///    to its last byte. Several batches are in this state.
+/// 4. *Final.* A sample that is at least `replay_window` old shows that all bytes up to `end` were
+///    acknowledged, and the connection has had no error since. The link reports
+///    [`Event::Accepted`].
+///
+/// For state 4, the link takes samples: it asks our kernel regularly how many bytes the peer's
+/// kernel has acknowledged, and keeps the samples of the last `replay_window` ([`Samples`]). Such a
+/// question also shows whether the connection was reset.
+///
+/// Invariants: batches become final in the order in which they were sent. Bytes become final only
+/// when `replay_window` has passed since their acknowledgement without a reset of the connection.
+/// After the peer's FIN nothing is written.
+///
+/// The link ends with [`Event::Closed`] when every batch is final and the connection is no longer
+/// wanted. The link ends with [`Event::Broken`] in three cases: after an error; when the peer takes
+/// no bytes for `timeouts.request`; and when the peer's FIN came before all bytes were
+/// acknowledged.
+pub(crate) struct StreamLink<E> {
+    session: Session,
+    encode: Arc<E>,
+    replay_window: Duration,
+    pace: Arc<Mutex<Pace>>,
+    /// The batch that is being written, or that waits to be written; `None` if there is none.
+    writing: Option<SentBatch>,
+    /// The batches that are written and do not count as delivered yet, the oldest first.
+    sent: VecDeque<SentBatch>,
+    /// The number of bytes of the events that can't be sent, in all batches of `writing` and
+    /// `sent`.
+    rejected_bytes: u64,
+    samples: Samples,
+}
+
+impl<E: Encode> StreamLink<E> {
+    fn new(wire: Wire, attempt: Attempt, connector: &StreamConnector<E>) -> Self {
+        let acknowledged = wire.socket().written();
+        Self {
+            session: Session::new(wire, attempt, &connector.dialer),
+            encode: Arc::clone(&connector.encode),
+            replay_window: connector.replay_window,
+            pace: Arc::clone(&connector.pace),
+            writing: None,
+            sent: VecDeque::new(),
+            rejected_bytes: 0,
+            samples: Samples { kept: VecDeque::new(), next: Instant::now(), acknowledged },
+        }
+    }
+
+    /// Encodes a batch, and begins to count the idle timeout again. If the link was idle, the
+    /// request timeout begins now too, and the next sample is due at once.
+    fn encode(&mut self, batch: Batch) -> Result<Encoded, String> {
+        let now = Instant::now();
+        if self.is_idle() {
+            (self.session.progress, self.samples.next) = (now, now);
+        }
+        self.session.used = now;
+        self.encode.encode(batch)
+    }
+
+    /// Takes an encoded batch, which is written as soon as [`Pace`] lets it. `claim` is `None` for
+    /// a checkpoint.
+    fn begin(&mut self, claim: Option<Claim>, encoded: Encoded) {
+        let bytes = length(&encoded.pieces);
+        let (rejected, held_back) = (encoded.rejected, Some(encoded.pieces.into()));
+        self.rejected_bytes += length(&rejected);
+        let (end, begun) = (0, Instant::now());
+        self.writing = Some(SentBatch { claim, rejected, end, bytes, begun, held_back });
+    }
+
+    /// Returns `true` if no batch waits to be written, to become final or to be reported. The
+    /// connection can then end without any loss.
+    fn is_idle(&self) -> bool {
+        self.writing.is_none() && self.sent.is_empty() && self.session.ready.is_empty()
+    }
+
+    /// Returns `true` if some bytes of the batch in `writing` may be on the wire.
+    fn has_begun(&self) -> bool {
+        self.writing.as_ref().is_some_and(|writing| writing.held_back.is_none())
+    }
+
+    /// Notes that the connection has broken. Returns the event that ends the link.
+    fn broken(&mut self, failure: Failure) -> Event {
+        lock(&self.pace).broke();
+        self.session.broken(failure)
+    }
+
+    /// Notes that reading or writing has failed. Returns the event that ends the link.
+    fn failed(&mut self, error: &io::Error) -> Event {
+        let failure = self.session.io_failure(error);
+        self.broken(failure)
+    }
+
+    /// Reads, writes and takes samples until there is an event for the delivery loop.
+    fn poll_event(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+        loop {
+            if let Some(event) = self.session.ready.pop_front() {
+                return Poll::Ready(event);
+            }
+            if let Err(error) = self.poll_work(cx) {
+                return Poll::Ready(self.failed(&error));
+            }
+            if !self.session.ready.is_empty() {
+                continue;
+            }
+            if let Some(event) = self.overdue(Instant::now()) {
+                return Poll::Ready(event);
+            }
+            let wake = self.wake();
+            if self.session.poll_timer(cx, wake).is_pending() {
+                return Poll::Pending;
+            }
+        }
+    }
+
+    fn poll_work(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        self.poll_read(cx)?;
+        if self.session.finished.is_none() {
+            self.poll_write(cx)?;
+        }
+        let now = Instant::now();
+        let is_due = now >= self.samples.next && !self.is_idle();
+        if is_due { self.sample(now) } else { Ok(()) }
+    }
+
+    /// Reads all bytes that have arrived from the peer, and discards them. Only the end of the
+    /// connection and errors matter.
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        let mut waste = [0; READ_BYTES];
+        while self.session.finished.is_none() {
+            match self.session.poll_read(cx, &mut waste) {
+                Poll::Pending => return Ok(()),
+                Poll::Ready(read) => _ = read?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes as many bytes of the current batch as the connection takes now, if the batch may
+    /// begin. A batch that is completely written is added to `sent`.
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> io::Result<()> {
+        let Some(writing) = &mut self.writing else { return Ok(()) };
+        let bytes = writing.bytes;
+        if let Some(pieces) = writing.held_back.take_if(|_| lock(&self.pace).may_begin(bytes)) {
+            self.session.unwritten = Some(pieces);
+            writing.begun = Instant::now();
+            self.session.progress = writing.begun;
+        }
+        let pace = &self.pace;
+        if self.session.poll_write(cx, |bytes| lock(pace).sent(bytes))?
+            && let Some(written) = self.writing.take()
+        {
+            let end = self.session.wire.socket().written();
+            self.sent.push_back(SentBatch { end, ..written });
+            self.session.ready.push_back(Event::Room);
+        }
+        Ok(())
+    }
+
+    /// Takes a sample, and reports the batches that are final by it.
+    ///
+    /// # Errors
+    ///
+    /// The socket has met an error, such as a reset.
+    fn sample(&mut self, now: Instant) -> io::Result<()> {
+        self.samples.next = now + self.sample_interval();
+        let acknowledged = self.session.wire.acknowledged()?;
+        if acknowledged > self.samples.acknowledged {
+            self.samples.acknowledged = acknowledged;
+            self.session.progress = now;
+        }
+        self.samples.kept.push_back((now, acknowledged));
+        let (mut safe, window) = (None, self.replay_window);
+        let aged = |(at, _): &mut (Instant, u64)| now.duration_since(*at) >= window;
+        while let Some((_, acknowledged)) = self.samples.kept.pop_front_if(aged) {
+            safe = Some(acknowledged);
+        }
+        if let Some(safe) = safe {
+            self.finish(safe);
+            if self.sent.is_empty() && self.writing.is_none() {
+                self.samples.kept.clear();
+            }
+        }
+        Ok(())
+    }
+
+    /// Returns the time between two samples. The more bytes are under way, the shorter the time is:
+    /// with a replay window of 1 s, 100 ms up to 20 MiB, and 10 ms for 200 MiB.
+    fn sample_interval(&self) -> Duration {
+        let first = self.sent.front().map_or(0, |sent| sent.end - sent.bytes);
+        let under_way = self.sent.back().map_or(0, |sent| sent.end) - first;
+        let samples = u32::try_from(under_way / BYTES_PER_SAMPLE).unwrap_or(SAMPLES_MAX);
+        (self.replay_window / samples.clamp(SAMPLES_PER_WINDOW, SAMPLES_MAX)).max(SAMPLE_MIN)
+    }
+
+    /// Reports the batches as accepted whose last byte is among the first `safe` bytes of the
+    /// connection.
+    fn finish(&mut self, safe: u64) {
+        let (mut bytes, mut any) = (0, false);
+        while let Some(sent) = self.sent.pop_front_if(|sent| sent.end <= safe) {
+            (bytes, any) = (bytes + sent.bytes, true);
+            // A batch of which no event could be sent does not count as an attempt.
+            if sent.bytes > 0 {
+                self.session.ended(sent.begun);
+            }
+            self.rejected_bytes -= length(&sent.rejected);
+            self.session.ready.push_back(Event::accepted(sent.claim, sent.rejected));
+        }
+        if any {
+            self.session.succeeded();
+            let all = self.sent.is_empty() && !self.has_begun();
+            lock(&self.pace).finished(bytes, all);
+        }
+    }
+
+    /// Returns the event that ends the link, or `None` if the link stays open at the time `now`.
+    /// The link ends when a time limit is over, or when the connection is no longer wanted and no
+    /// batch waits.
+    fn overdue(&mut self, now: Instant) -> Option<Event> {
+        if let Some(finished) = self.session.finished {
+            if self.is_idle() {
+                return Some(Event::Closed);
+            }
+            // The grace is one replay window and the time of two samples, so that the bytes that
+            // were acknowledged when the FIN came have had their whole window.
+            let grace =
+                self.replay_window + (self.replay_window / SAMPLES_PER_WINDOW).max(SAMPLE_MIN) * 2;
+            if now.duration_since(finished) >= grace {
+                let what = "closed by the peer before it was known to have every byte";
+                let failure = self.session.failure(AttemptError::Closed, what);
+                return Some(self.broken(failure));
+            }
+        }
+        self.session.age(now);
+        if self.is_idle() {
+            let ends = self.session.leaving || self.session.is_unused(now);
+            return ends.then_some(Event::Closed);
+        }
+        let unacknowledged = self.has_begun()
+            || self.sent.back().is_some_and(|last| last.end > self.samples.acknowledged);
+        let waited = now.duration_since(self.session.progress);
+        if unacknowledged && waited >= self.session.dialer.timeouts.request {
+            let what = "the peer accepts no bytes";
+            let failure = self.session.failure(AttemptError::Timeout, what);
+            return Some(self.broken(failure));
+        }
+        None
+    }
+
+    /// Returns the time when the link must be polled again, even if nothing happens until then.
+    /// `None` if there is no such time.
+    fn wake(&self) -> Option<Instant> {
+        if self.is_idle() { self.session.idle_wake() } else { Some(self.samples.next) }
+    }
+}
+
+impl<E: Encode + Sync> Link for StreamLink<E> {
+    fn room(&self) -> Option<Take> {
+        let full = self.sent.len() >= CLAIMS_MAX || self.rejected_bytes >= REJECTED_BYTES_MAX;
+        let ending = self.session.finished.is_some() || self.session.leaving;
+        if self.writing.is_some() || ending || full {
+            return None;
+        }
+        let bytes = lock(&self.pace).room()?.min(E::BATCH_BYTES);
+        Some(Take { bytes, events: u64::MAX })
+    }
+
+    fn send(&mut self, batch: Batch) {
+        let claim = batch.claim;
+        match self.encode(batch) {
+            Err(what) => self.session.refuse(Some(claim), what),
+            // Every event was given up and nothing is on the wire, so the claim is final at once.
+            Ok(encoded) if encoded.pieces.is_empty() && self.sent.is_empty() => {
+                self.session.ready.push_back(Event::accepted(Some(claim), encoded.rejected));
+            }
+            Ok(encoded) => self.begin(Some(claim), encoded),
+        }
+    }
+
+    fn send_checkpoint(&mut self, checkpoint: Checkpoint) {
+        match self.encode(checkpoint.batch()) {
+            Ok(encoded) if encoded.rejected.is_empty() => self.begin(None, encoded),
+            Ok(_) => self.session.refuse(None, "it is too long".to_owned()),
+            Err(what) => self.session.refuse(None, what),
+        }
+    }
+
+    async fn event(&mut self) -> Event {
+        let dialer = Arc::clone(&self.session.dialer);
+        session::next_event(&dialer.endpoints, |cx| self.poll_event(cx)).await
+    }
+
+    /// Ends the connection in order. Nothing is written before the end.
+    async fn close(self) {
+        self.session.close(&[]).await;
+    }
+}
