@@ -34,6 +34,7 @@
 //! | [`queue`] | positions, lines and limits; the log in files; no JSON, no HTTP |
 //! | [`delivery`] | the loop of an output, its filter, events that a person looks at |
 //! | [`outputs`] | the protocols |
+//! | [`recorder`] | what proves that the log is whole |
 //!
 //! Of the modules here, a row imports only from rows above it. Listeners, sources and outputs meet
 //! at the queue and nowhere else. The test `tests/it/docs/layers.rs` compares this table with the
@@ -42,7 +43,7 @@
 //! | row | modules | what they know |
 //! |---|---|---|
 //! | 4 | [`haproxy`] [`top`] | HAProxy's config · a relay's state on a terminal |
-//! | 6 | [`listener`] [`source`] [`replay`] [`evidence`] | requests · topics · files of events · what proves that the log is whole |
+//! | 6 | [`listener`] [`source`] [`replay`] | requests · topics · files of events |
 //! | 7 | [`verify`] [`cost`] | whether the evidence is whole · what a policy makes of recorded events |
 //! | 8 | [`admin`] [`check`] [`doctor`] | metrics, health, status · files that a config names · what kube-apiserver and the relays count |
 //! | 9 | [`relay`] | which parts there are; how they change and end |
@@ -66,7 +67,6 @@ pub mod cli;
 pub mod cost;
 pub mod demo;
 pub mod doctor;
-pub mod evidence;
 pub mod haproxy;
 pub mod listener;
 pub mod relay;

@@ -13,9 +13,6 @@ use tokio::time::Instant;
 use super::error::Error;
 use super::outputs::NamedFiles;
 use super::waiting::in_time;
-use crate::evidence::originals::Originals;
-use crate::evidence::recorder::{Recorder, Setup};
-use crate::evidence::{off, recorder};
 use base::disk::Disk;
 use base::named_file;
 use base::position::Position;
@@ -27,6 +24,9 @@ use evidence_log::tlog::checkpoint::Signed;
 use evidence_log::tlog::key::SigningKey;
 use evidence_log::tlog::note::Signed as Check;
 use queue::{Cursor, Queue};
+use ::recorder::originals::Originals;
+use ::recorder::recorder::{Recorder, Setup};
+use ::recorder::{off, recorder};
 use telemetry::Telemetry;
 
 /// The purpose for which the key of the config's digest is derived from the signing key.

@@ -80,6 +80,7 @@ const OURS: &[&str] = &[
     "outputs",
     "process",
     "queue",
+    "recorder",
     "telemetry",
     "transform",
 ];

@@ -2,8 +2,8 @@
 //! late or given up. The entries are those that the recorder makes.
 
 use super::*;
-use crate::evidence::outcome;
 use ::queue::{Claim, Fates, Finished, Outcome, Position};
+use recorder::outcome;
 
 /// The event that was set aside.
 const ASIDE: u64 = 7;

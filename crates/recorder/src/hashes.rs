@@ -22,7 +22,7 @@ const FILES: u64 = 16;
 const FILE_BYTES: (u64, u64) = (64 << 10, 64 << 20);
 
 /// The files of line hashes.
-pub(super) struct Hashes {
+pub(crate) struct Hashes {
     disk: Arc<dyn Disk>,
     max_bytes: u64,
     /// The size of each file, as far as the relay has written it.
@@ -48,7 +48,7 @@ impl Hashes {
     /// # Errors
     ///
     /// The directory can't be made or read.
-    pub(super) fn open(
+    pub(crate) fn open(
         disk: Arc<dyn Disk>,
         max_bytes: u64,
         known: Option<&Sizes>,
@@ -99,13 +99,13 @@ impl Hashes {
     }
 
     /// Returns the files and their sizes.
-    pub(super) fn sizes(&self) -> &Sizes {
+    pub(crate) fn sizes(&self) -> &Sizes {
         &self.files
     }
 
     /// Adds a record. `next` is the position after the last range of accepted events before it. The
     /// hashes are not durable before [`Hashes::commit`].
-    pub(super) fn push(&mut self, record: &Record, next: u64) {
+    pub(crate) fn push(&mut self, record: &Record, next: u64) {
         self.first.get_or_insert(next);
         record.write(&mut self.buffer);
     }
@@ -115,7 +115,7 @@ impl Hashes {
     /// # Errors
     ///
     /// The disk refuses. The hashes stay, and the next call writes them to a new file.
-    pub(super) fn commit(&mut self) -> io::Result<()> {
+    pub(crate) fn commit(&mut self) -> io::Result<()> {
         let Some(begin) = self.first else { return Ok(()) };
         if let Some((file, end)) = &self.failed {
             file.truncate(*end)?;
@@ -143,7 +143,7 @@ impl Hashes {
     /// # Errors
     ///
     /// The disk refuses.
-    pub(super) fn is_there(&self) -> io::Result<bool> {
+    pub(crate) fn is_there(&self) -> io::Result<bool> {
         let Some((_, name, end)) = &self.open else { return Ok(true) };
         match if_there(self.disk.open(&path(&name.path()), Access::Read))? {
             Some(file) => Ok(file.bytes()? >= *end),
@@ -156,7 +156,7 @@ impl Hashes {
     /// # Errors
     ///
     /// The directory can't be made or read.
-    pub(super) fn reopen(&mut self) -> io::Result<()> {
+    pub(crate) fn reopen(&mut self) -> io::Result<()> {
         self.disk.make_directory(&path(LINES))?;
         let names = self.disk.list(&path(LINES))?;
         self.open = None;
@@ -213,7 +213,7 @@ impl Hashes {
     }
 
     /// Deletes files. The next start tries a file again that can't be deleted now.
-    pub(super) fn remove(&self, files: &[LineFile]) {
+    pub(crate) fn remove(&self, files: &[LineFile]) {
         for name in files {
             if let Err(error) = self.disk.remove(&path(&name.path())) {
                 tracing::debug!(%error, "a file of line hashes can't be deleted");
@@ -251,7 +251,7 @@ fn explained(file: &dyn File, from: u64, roots: &mut Vec<Hash>) -> io::Result<u6
 /// # Errors
 ///
 /// The disk refuses.
-pub(super) fn keep_aside(disk: &dyn Disk) -> io::Result<()> {
+pub(crate) fn keep_aside(disk: &dyn Disk) -> io::Result<()> {
     let directory = path(LINES);
     match if_there(disk.rename(&directory, &format!("{directory}-until-{}", now())))? {
         Some(()) => disk.sync_directory(DIRECTORY),

@@ -48,30 +48,31 @@ const FRESH_MS: u64 = 1000;
 const ORDERS: usize = 16;
 
 /// The parts and settings of a recorder.
-pub(crate) struct Setup {
+pub struct Setup {
     /// The section `[evidence]`.
-    pub(crate) settings: config::Evidence,
+    pub settings: config::Evidence,
     /// The signing key, and the key that is to replace it, if there is one.
-    pub(crate) keys: Vec<SigningKey>,
+    pub keys: Vec<SigningKey>,
     /// The queue, whose directory is `disk`.
-    pub(crate) queue: Queue,
-    pub(crate) disk: Arc<dyn Disk>,
+    pub queue: Queue,
+    /// The directory of the queue.
+    pub disk: Arc<dyn Disk>,
     /// The recorder's own place in the queue.
-    pub(crate) cursor: Cursor,
+    pub cursor: Cursor,
     /// The position at which the cursor begins, and the position after the last event of the queue.
-    pub(crate) positions: (Position, Position),
+    pub positions: (Position, Position),
     /// The positions that came in while evidence was off and may have no entry yet, in order.
-    pub(crate) off: Vec<Positions<u64>>,
+    pub off: Vec<Positions<u64>>,
     /// How the relay runs. The places of the outputs are asked for whenever an entry needs them.
-    pub(crate) running: Running,
+    pub running: Running,
     /// The metrics of the evidence.
-    pub(crate) metrics: EvidenceMetrics,
+    pub metrics: EvidenceMetrics,
     /// Compares the lines that outputs read from files.
-    pub(crate) originals: Arc<Originals>,
+    pub originals: Arc<Originals>,
     /// The witnesses, and the metric of each.
-    pub(crate) witnesses: Vec<(config::Witness, WitnessMetrics)>,
+    pub witnesses: Vec<(config::Witness, WitnessMetrics)>,
     /// Gets each signed checkpoint, for the outputs that send checkpoints.
-    pub(crate) checkpoints: watch::Sender<Bytes>,
+    pub checkpoints: watch::Sender<Bytes>,
 }
 
 /// An order to the recorder's thread.
@@ -93,7 +94,7 @@ struct Times {
 }
 
 /// The recorder, which has a thread of its own.
-pub(crate) struct Recorder {
+pub struct Recorder {
     orders: mpsc::Sender<Order>,
     thread: std::thread::JoinHandle<()>,
 }
@@ -104,7 +105,7 @@ impl Recorder {
     /// # Errors
     ///
     /// The system gives no thread.
-    pub(crate) fn start(setup: Setup) -> io::Result<Self> {
+    pub fn start(setup: Setup) -> io::Result<Self> {
         let (orders, received) = mpsc::channel(ORDERS);
         let runtime = Handle::current();
         let work = Work::new(setup);
@@ -117,7 +118,7 @@ impl Recorder {
 
     /// Notes that the config was read again. The note is dropped if 16 notes already wait, because
     /// the disk hangs.
-    pub(crate) fn reloaded(&self, running: Running) {
+    pub fn reloaded(&self, running: Running) {
         if self.orders.try_send(Order::Reload(running)).is_err() {
             tracing::warn!("a reload is not recorded in the evidence");
         }
@@ -126,7 +127,7 @@ impl Recorder {
     /// Records what is left in the queue, signs the last checkpoint, and ends the thread. The
     /// outputs must have ended, and the queue must not accept batches any more. Waits for at most
     /// `within`.
-    pub(crate) async fn stop(self, running: Running, within: Duration) {
+    pub async fn stop(self, running: Running, within: Duration) {
         let Self { orders, thread } = self;
         // A third of the time is for the last checkpoint, and for its cosignatures.
         let now = Instant::now();
@@ -866,7 +867,7 @@ fn salt() -> Salt {
 }
 
 /// Returns the facts that entries give about the relay, without the places of the outputs.
-pub(crate) fn running(config_sha256: String, settings: &config::Evidence) -> Running {
+pub fn running(config_sha256: String, settings: &config::Evidence) -> Running {
     // Nobody sees a heartbeat before a checkpoint covers it.
     let heartbeat = settings.heartbeat_interval.max(settings.checkpoint_interval);
     Running {

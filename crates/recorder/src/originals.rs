@@ -37,7 +37,7 @@ const TOLD_MAX: usize = 1 << 16;
 const QUIET: Duration = Duration::from_secs(10);
 
 /// The line hashes of the events that came in, found by positions.
-pub(crate) struct Originals {
+pub struct Originals {
     disk: Arc<dyn Disk>,
     metrics: EvidenceMetrics,
     indexed: Mutex<Vec<Indexed>>,
@@ -73,7 +73,8 @@ impl fmt::Debug for Originals {
 }
 
 impl Originals {
-    pub(crate) fn new(disk: Arc<dyn Disk>, metrics: EvidenceMetrics) -> Self {
+    /// Makes the list. It is empty until the recorder has opened the log.
+    pub fn new(disk: Arc<dyn Disk>, metrics: EvidenceMetrics) -> Self {
         Self {
             disk,
             metrics,
@@ -87,7 +88,7 @@ impl Originals {
     /// Sets whether lines are compared from now on. The recorder calls this when it has opened the
     /// log, has failed to do so, or records no more. If nothing is recorded, the hashes may be
     /// those of other events.
-    pub(super) fn decide(&self, compares: bool) {
+    pub fn decide(&self, compares: bool) {
         *lock(&self.compares) = Some(compares);
         self.decided.notify_all();
     }
@@ -218,7 +219,7 @@ impl Indexed {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::evidence::hashes::Hashes;
+    use crate::hashes::Hashes;
     use evidence_log::lines::{SALT_BYTES, Salt};
     use queue::Originals as _;
     use telemetry::Telemetry;

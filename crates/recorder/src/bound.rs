@@ -24,24 +24,24 @@ use evidence_log::tlog::merkle::Hash;
 const FILE_BYTES_MAX: usize = 4 << 20;
 
 /// The files of line hashes with their sizes in bytes.
-pub(super) type Sizes = BTreeMap<LineFile, u64>;
+pub(crate) type Sizes = BTreeMap<LineFile, u64>;
 
 /// The content of the file. Its second line is the MAC over the first one.
 #[derive(Debug, Clone, Serialize, Deserialize)]
-pub(super) struct Bound {
+pub(crate) struct Bound {
     origin: String,
     /// The number of entries of the log, with those in the journal.
-    pub(super) entries: u64,
+    pub entries: u64,
     /// The MAC of the last record of the journal.
     mac: Hash,
     /// The position after the last event that has an entry.
-    pub(super) next: u64,
+    pub next: u64,
     /// The files of line hashes: the two numbers of the name, and the size.
     lines: Vec<(u64, u32, u64)>,
 }
 
 impl Bound {
-    pub(super) fn new(
+    pub(crate) fn new(
         origin: &str,
         (entries, mac): (u64, [u8; MAC]),
         next: u64,
@@ -55,13 +55,13 @@ impl Bound {
         self.mac.0 == *mac
     }
 
-    pub(super) fn sizes(&self) -> Sizes {
+    pub(crate) fn sizes(&self) -> Sizes {
         let file = |(first, number, bytes)| (LineFile { first, number }, bytes);
         self.lines.iter().copied().map(file).collect()
     }
 
     /// Reads the file. `None` if there is none for the log of this origin that has a right MAC.
-    pub(super) fn read(disk: &dyn Disk, keys: &[Key], origin: &str) -> io::Result<Option<Self>> {
+    pub(crate) fn read(disk: &dyn Disk, keys: &[Key], origin: &str) -> io::Result<Option<Self>> {
         let text = read(disk, HEAD, FILE_BYTES_MAX)?.unwrap_or_default();
         let text = String::from_utf8_lossy(&text);
         let Some((content, mac)) = text.split_once('\n') else { return Ok(None) };
@@ -71,7 +71,7 @@ impl Bound {
     }
 
     /// Replaces the file.
-    pub(super) fn write(&self, disk: &dyn Disk, key: &Key) -> io::Result<()> {
+    pub(crate) fn write(&self, disk: &dyn Disk, key: &Key) -> io::Result<()> {
         let content = serde_json::to_string(self).map_err(io::Error::other)?;
         let mac = STANDARD.encode(key.of_head(content.as_bytes()));
         replace(disk, HEAD, format!("{content}\n{mac}").as_bytes())

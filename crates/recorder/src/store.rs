@@ -47,7 +47,7 @@ const REFUSED: &str = "journal-refused-";
 const REFUSED_MAX: usize = 4;
 
 /// The files of an evidence log.
-pub(super) struct Store {
+pub(crate) struct Store {
     disk: Arc<dyn Disk>,
     origin: String,
     /// Covers all entries, also those without a checkpoint.
@@ -118,7 +118,7 @@ impl Store {
     /// # Errors
     ///
     /// The files can't be read, are damaged, or were signed by another key.
-    pub(super) fn open(disk: Arc<dyn Disk>, origin: &str, keys: &[SigningKey]) -> io::Result<Self> {
+    pub(crate) fn open(disk: Arc<dyn Disk>, origin: &str, keys: &[SigningKey]) -> io::Result<Self> {
         check_is_free(&*disk, origin)?;
         keep_aside(&*disk, origin)?;
         disk.make_directory(DIRECTORY)?;
@@ -177,7 +177,7 @@ impl Store {
 
     /// Notes that files of the log were removed, cut or replaced, unless another alarm says that
     /// something was changed.
-    pub(super) fn is_tampered(&mut self) {
+    pub(crate) fn is_tampered(&mut self) {
         if self.alarms.is_empty() {
             self.alarms.push(Alarm::Removed);
         }
@@ -202,7 +202,7 @@ impl Store {
     /// # Errors
     ///
     /// A bundle can't be read.
-    pub(super) fn lines(&self) -> io::Result<(Option<Sizes>, Option<Vec<Hash>>)> {
+    pub(crate) fn lines(&self) -> io::Result<(Option<Sizes>, Option<Vec<Hash>>)> {
         let (size, signed) = (self.head().size, self.newest.head.size);
         let known = self.found.as_ref().map_or(0, |found| found.entries);
         let last = match self.pending.entries.last() {
@@ -426,7 +426,7 @@ impl Store {
     /// # Errors
     ///
     /// The disk refuses. The next call tries again.
-    pub(super) fn bind(&mut self, next: u64, sizes: &Sizes) -> io::Result<()> {
+    pub(crate) fn bind(&mut self, next: u64, sizes: &Sizes) -> io::Result<()> {
         let (entries, mac) = match &self.journal {
             Some(Open { chain, .. }) => (self.head().size, chain.last),
             None if self.is_unbound => (self.newest.head.size, [0; _]),
@@ -447,7 +447,7 @@ impl Store {
     /// # Errors
     ///
     /// The disk refuses. The next call tries again.
-    pub(super) fn remember(&mut self) -> io::Result<()> {
+    pub(crate) fn remember(&mut self) -> io::Result<()> {
         let Newest { head, note, remembered, .. } = &mut self.newest;
         if *remembered != head.size {
             replace(&*self.disk, KNOWN, note.to_string().as_bytes())?;
@@ -461,7 +461,7 @@ impl Store {
     /// # Errors
     ///
     /// The disk refuses.
-    pub(super) fn is_there(&self) -> io::Result<bool> {
+    pub(crate) fn is_there(&self) -> io::Result<bool> {
         let Newest { head, note, is_published, .. } = &self.newest;
         if *is_published && head.size > 0 {
             let found = self.read(CHECKPOINT, NOTE_BYTES_MAX)?;
@@ -483,7 +483,7 @@ impl Store {
     /// # Errors
     ///
     /// The disk refuses.
-    pub(super) fn restore(&mut self) -> io::Result<bool> {
+    pub(crate) fn restore(&mut self) -> io::Result<bool> {
         let Head { size, root } = self.newest.head;
         let has_tiles = root_at(&self.nodes(), size).is_ok_and(|found| found == root);
         if size == 0 || !has_tiles {
@@ -495,7 +495,7 @@ impl Store {
     }
 
     /// Returns the number of entries, and the root over them.
-    pub(super) fn head(&self) -> Head {
+    pub(crate) fn head(&self) -> Head {
         Head { size: self.frontier.size(), root: self.frontier.root() }
     }
 
@@ -514,7 +514,7 @@ impl Store {
     }
 
     /// Returns `true` if the log takes no more entries until there is a checkpoint.
-    pub(super) fn is_full(&self) -> bool {
+    pub(crate) fn is_full(&self) -> bool {
         self.pending.bytes >= PENDING_MAX
     }
 
@@ -523,7 +523,7 @@ impl Store {
     /// # Errors
     ///
     /// The entry is too long.
-    pub(super) fn push(&mut self, entry: Vec<u8>) -> io::Result<()> {
+    pub(crate) fn push(&mut self, entry: Vec<u8>) -> io::Result<()> {
         if entry.len() > ENTRY_BYTES_MAX {
             return Err(io::Error::other("an entry is longer than 65535 bytes"));
         }
@@ -539,7 +539,7 @@ impl Store {
     /// # Errors
     ///
     /// The disk refuses. The entries stay, and the next call writes them to a new journal.
-    pub(super) fn commit(&mut self) -> io::Result<()> {
+    pub(crate) fn commit(&mut self) -> io::Result<()> {
         let Pending { entries, synced, .. } = &mut self.pending;
         if *synced == entries.len() {
             return Ok(());
@@ -577,7 +577,7 @@ impl Store {
     /// # Errors
     ///
     /// The disk refuses. There is no checkpoint then; the next call tries again.
-    pub(super) fn sign(&mut self, keys: &[SigningKey]) -> io::Result<Option<Note>> {
+    pub(crate) fn sign(&mut self, keys: &[SigningKey]) -> io::Result<Option<Note>> {
         let head = self.head();
         if head == self.newest.head {
             return Ok(None);
@@ -597,13 +597,13 @@ impl Store {
     }
 
     /// Returns the size and the root that the newest checkpoint covers.
-    pub(super) fn signed(&self) -> Head {
+    pub(crate) fn signed(&self) -> Head {
         self.newest.head
     }
 
     /// Returns the note of the newest checkpoint. Before the first one, returns that of a
     /// checkpoint over the empty log, which every log extends.
-    pub(super) fn note(&self) -> &Note {
+    pub(crate) fn note(&self) -> &Note {
         &self.newest.note
     }
 
@@ -612,7 +612,7 @@ impl Store {
     /// # Errors
     ///
     /// The disk refuses. The file then holds the old note or the new one.
-    pub(super) fn cosign(&mut self, note: Note) -> io::Result<()> {
+    pub(crate) fn cosign(&mut self, note: Note) -> io::Result<()> {
         // The checkpoint of the empty log has no file.
         if self.newest.head.size > 0 {
             self.publish(&note)?;
@@ -626,7 +626,7 @@ impl Store {
     /// # Errors
     ///
     /// A tile can't be read, or the tiles are not those of the checkpoint.
-    pub(super) fn prove(&self, old: u64) -> io::Result<Vec<Hash>> {
+    pub(crate) fn prove(&self, old: u64) -> io::Result<Vec<Hash>> {
         let (nodes, head) = (self.nodes(), self.newest.head);
         let proof = consistency(&nodes, old, head.size)?;
         let old = Head { size: old, root: root_at(&nodes, old)? };
@@ -710,7 +710,7 @@ fn signed(origin: &str, head: Head, keys: &[SigningKey]) -> io::Result<Note> {
 /// # Errors
 ///
 /// The disk refuses.
-pub(super) fn rolled_back(disk: &dyn Disk, origin: &str) -> io::Result<Option<String>> {
+pub(crate) fn rolled_back(disk: &dyn Disk, origin: &str) -> io::Result<Option<String>> {
     let text = read(disk, ROLLED_BACK, ROLLED_BACK_MAX)?;
     Ok(text.and_then(|text| layout::rolled_back(&text, origin)))
 }

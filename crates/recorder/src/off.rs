@@ -26,7 +26,7 @@ const OPEN: u64 = u64::MAX;
 /// # Errors
 ///
 /// The disk refuses.
-pub(crate) fn turned_off(disk: &dyn Disk, end: u64) -> io::Result<()> {
+pub fn turned_off(disk: &dyn Disk, end: u64) -> io::Result<()> {
     if !was_on(disk)? {
         return Ok(());
     }
@@ -46,7 +46,7 @@ pub(crate) fn turned_off(disk: &dyn Disk, end: u64) -> io::Result<()> {
 /// # Errors
 ///
 /// The disk refuses.
-pub(crate) fn turned_on(disk: &dyn Disk, end: u64) -> io::Result<Vec<Range<u64>>> {
+pub fn turned_on(disk: &dyn Disk, end: u64) -> io::Result<Vec<Range<u64>>> {
     let mut ranges = ranges(disk)?;
     if ranges.is_empty() {
         return Ok(ranges);

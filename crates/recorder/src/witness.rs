@@ -46,7 +46,7 @@ impl Checkpoint {
 }
 
 /// The result of a request.
-pub(super) enum Heard {
+pub(crate) enum Heard {
     /// The witness has cosigned the newest checkpoint. The value is the note with the cosignature.
     Cosigned(Note),
     /// The witness knows another log of this origin, or a longer one.
@@ -56,13 +56,13 @@ pub(super) enum Heard {
 }
 
 /// The witnesses of a log.
-pub(super) struct Witnesses {
+pub(crate) struct Witnesses {
     all: Vec<Witness>,
     asked: JoinSet<Answered>,
 }
 
 /// The answer to a request, or the reason why there is none.
-pub(super) struct Answered {
+pub(crate) struct Answered {
     /// The place of the witness in the list.
     witness: usize,
     question: Question,
@@ -150,7 +150,7 @@ impl Witnesses {
     /// # Errors
     ///
     /// A text that says which URL is wrong.
-    pub(super) fn new(
+    pub(crate) fn new(
         settings: &[(config::Witness, WitnessMetrics)],
         errors: &EvidenceMetrics,
         size: u64,
@@ -193,13 +193,13 @@ impl Witnesses {
 
     /// Returns the time at which a witness that has not cosigned this checkpoint may be asked
     /// again.
-    pub(super) fn again_at(&self, head: Head) -> Option<Instant> {
+    pub(crate) fn again_at(&self, head: Head) -> Option<Instant> {
         let open = self.all.iter().filter(|it| !it.is_asked && it.cosigned != Some(head));
         open.map(|it| it.again_at).min()
     }
 
     /// Lets all witnesses be asked at once; the relay does this when it stops.
-    pub(super) fn hurry(&mut self) {
+    pub(crate) fn hurry(&mut self) {
         self.all.iter_mut().for_each(|witness| witness.again_at = Instant::now());
     }
 
@@ -210,7 +210,7 @@ impl Witnesses {
     }
 
     /// Asks each witness that has not cosigned the newest checkpoint, at most once in `pause`.
-    pub(super) fn ask(&mut self, store: &Store, pause: Duration) {
+    pub(crate) fn ask(&mut self, store: &Store, pause: Duration) {
         let now = Instant::now();
         for (at, witness) in self.all.iter_mut().enumerate() {
             let is_done = witness.cosigned == Some(store.signed());
@@ -229,7 +229,7 @@ impl Witnesses {
     }
 
     /// Waits for the next answer. If no witness is asked, waits for ever.
-    pub(super) async fn answered(&mut self) -> Answered {
+    pub(crate) async fn answered(&mut self) -> Answered {
         loop {
             match self.asked.join_next().await {
                 Some(Ok(answered)) => return answered,
@@ -241,7 +241,7 @@ impl Witnesses {
     }
 
     /// Takes an answer. `store` has the newest checkpoint now.
-    pub(super) fn hear(&mut self, answered: Answered, store: &Store) -> Heard {
+    pub(crate) fn hear(&mut self, answered: Answered, store: &Store) -> Heard {
         let Answered { witness: at, question, answer } = answered;
         let Some(witness) = self.all.get_mut(at) else {
             return Heard::Nothing;

@@ -15,9 +15,9 @@
 
 mod bound;
 mod hashes;
-pub(crate) mod off;
-pub(crate) mod originals;
-pub(crate) mod outcome;
-pub(crate) mod recorder;
+pub mod off;
+pub mod originals;
+pub mod outcome;
+pub mod recorder;
 mod store;
 mod witness;

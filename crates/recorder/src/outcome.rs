@@ -16,15 +16,17 @@ const CHANGED_BYTES: usize = r#""4095","#.len();
 
 /// An entry, and the hashes of the lines under its root.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Made {
-    pub(crate) entry: Entry,
-    pub(crate) sent: Option<Record>,
+pub struct Made {
+    /// The entry.
+    pub entry: Entry,
+    /// The hashes of the lines that were sent; `None` if the entry is about events that were not.
+    pub sent: Option<Record>,
 }
 
 /// Makes entries about the events that the outputs have finished. Ranges of one output that follow
 /// each other share an entry if it has room for them and their lines were sent in the same form.
 /// `salt` returns a new salt at each call.
-pub(crate) fn entries(finished: &[Finished], salt: impl Fn() -> Salt) -> Vec<Made> {
+pub fn entries(finished: &[Finished], salt: impl Fn() -> Salt) -> Vec<Made> {
     let mut sorted: Vec<_> = finished.iter().collect();
     sorted.sort_by_key(|it| (&it.output, it.claim.start));
     let mut made = Vec::new();
