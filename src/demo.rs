@@ -22,9 +22,9 @@ use events::Generator;
 
 use crate::relay;
 use crate::relay::{Opened, Signals};
-use crate::replay::client::{Client, Failure, Retry};
 use client::ask::Connection;
 use queue::Queue;
+use tools::replay::client::{Client, Failure, Retry};
 
 /// The time between two batches. kube-apiserver sends at most ten batches per second
 /// (`--audit-webhook-batch-throttle-qps`).

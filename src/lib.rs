@@ -35,6 +35,8 @@
 //! | [`delivery`] | the loop of an output, its filter, events that a person looks at |
 //! | [`outputs`] | the protocols |
 //! | [`recorder`] | what proves that the log is whole |
+//! | [`tools`] | what an operator runs beside a relay |
+//! | [`verify`] | whether the evidence is whole |
 //!
 //! Of the modules here, a row imports only from rows above it. Listeners, sources and outputs meet
 //! at the queue and nowhere else. The test `tests/it/docs/layers.rs` compares this table with the
@@ -42,9 +44,7 @@
 //!
 //! | row | modules | what they know |
 //! |---|---|---|
-//! | 4 | [`haproxy`] [`top`] | HAProxy's config · a relay's state on a terminal |
-//! | 6 | [`listener`] [`source`] [`replay`] | requests · topics · files of events |
-//! | 7 | [`verify`] [`cost`] | whether the evidence is whole · what a policy makes of recorded events |
+//! | 6 | [`listener`] [`source`] | requests · topics |
 //! | 8 | [`admin`] [`check`] [`doctor`] | metrics, health, status · files that a config names · what kube-apiserver and the relays count |
 //! | 9 | [`relay`] | which parts there are; how they change and end |
 //! | 10 | [`demo`] | a relay between its own sender and consumer |
@@ -64,13 +64,8 @@
 pub mod admin;
 pub mod check;
 pub mod cli;
-pub mod cost;
 pub mod demo;
 pub mod doctor;
-pub mod haproxy;
 pub mod listener;
 pub mod relay;
-pub mod replay;
 pub mod source;
-pub mod top;
-pub mod verify;

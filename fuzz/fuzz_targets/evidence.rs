@@ -15,8 +15,8 @@ use evidence_log::tlog::note::Note;
 use evidence_log::tlog::proof::Proof;
 use evidence_log::tlog::tile;
 use evidence_log::tlog::tile::Tile;
-use kube_audit_forwarder::verify::Request;
-use kube_audit_forwarder::verify::proof;
+use verify::Request;
+use verify::proof;
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     if let Ok(note) = Note::parse(bytes) {

@@ -6,8 +6,8 @@ use std::path::{Path, PathBuf};
 use clap::Subcommand;
 
 use super::{cannot_read, print, read_input, wrong};
-use crate::haproxy;
-use crate::haproxy::{Finding, Migrated, Options, Verdict};
+use tools::haproxy;
+use tools::haproxy::{Finding, Migrated, Options, Verdict};
 
 /// The greatest size of a haproxy.cfg in bytes. A file that people write is far smaller.
 const FILE_BYTES_MAX: u64 = 16 << 20;

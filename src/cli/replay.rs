@@ -13,14 +13,14 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::{Heard, failed, healthcheck, input, print, runtime, shown};
-use crate::replay::client::{Client, Failed, Retry};
-use crate::replay::packing::{MAGIC_BYTES, Packing};
-use crate::replay::{
-    Note, OnBadLine, Progress, Replay, Replayed, Settings, Span, Stopped, To, Unit,
-};
 use base::words::escape;
 use client::tls;
 use config::ClientTls;
+use tools::replay::client::{Client, Failed, Retry};
+use tools::replay::packing::{MAGIC_BYTES, Packing};
+use tools::replay::{
+    Note, OnBadLine, Progress, Replay, Replayed, Settings, Span, Stopped, To, Unit,
+};
 
 /// The time between two updates of the displayed progress.
 const LOOK: Duration = Duration::from_millis(200);

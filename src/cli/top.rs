@@ -25,10 +25,10 @@ use tokio_util::sync::CancellationToken;
 use url::Url;
 
 use super::{Heard, failed, healthcheck, print};
-use crate::top;
-use crate::top::{Key, View};
 use base::words::escape;
 use telemetry::status::{History, Status};
+use tools::top;
+use tools::top::{Key, View};
 use transform::volume::report::{DIMENSIONS, Report};
 
 /// The greatest number of bytes in a response of the relay. A history of 200 outputs has 6 MiB.

@@ -2,9 +2,9 @@
 
 use std::sync::LazyLock;
 
-use crate::replay;
 use base::release;
 use base::release::Format;
+use tools::replay;
 
 /// Returns the text after the program's name: version, revision, features, and for each format of
 /// files the versions that this program reads and the one that it writes. A line has the form

@@ -7,8 +7,8 @@ use clap::Args;
 
 use super::top::get;
 use super::{failed, healthcheck, print, wrong};
-use crate::top;
 use base::words::escape;
+use tools::top;
 use transform::volume::report::{DIMENSIONS, Report, SPANS};
 
 #[derive(Args)]

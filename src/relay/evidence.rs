@@ -13,6 +13,9 @@ use tokio::time::Instant;
 use super::error::Error;
 use super::outputs::NamedFiles;
 use super::waiting::in_time;
+use ::recorder::originals::Originals;
+use ::recorder::recorder::{Recorder, Setup};
+use ::recorder::{off, recorder};
 use base::disk::Disk;
 use base::named_file;
 use base::position::Position;
@@ -24,9 +27,6 @@ use evidence_log::tlog::checkpoint::Signed;
 use evidence_log::tlog::key::SigningKey;
 use evidence_log::tlog::note::Signed as Check;
 use queue::{Cursor, Queue};
-use ::recorder::originals::Originals;
-use ::recorder::recorder::{Recorder, Setup};
-use ::recorder::{off, recorder};
 use telemetry::Telemetry;
 
 /// The purpose for which the key of the config's digest is derived from the signing key.

@@ -82,7 +82,9 @@ const OURS: &[&str] = &[
     "queue",
     "recorder",
     "telemetry",
+    "tools",
     "transform",
+    "verify",
 ];
 
 /// A function that applies new settings to the log that was started.

@@ -12,14 +12,13 @@ use super::published::Published;
 use super::witness;
 use super::witness::Witnesses;
 use crate::cli::{FAILED, WRONG, input, print};
-use crate::verify;
-use crate::verify::Request;
-use crate::verify::report::Report;
 use audit::time;
 use base::disk::named;
 use base::named_file;
 use base::words::escape;
 use evidence_log::tlog::key::VerifierKey;
+use verify::Request;
+use verify::report::Report;
 
 /// The exit status if a part of the log or of the stored lines could not be checked.
 const UNCHECKED: u8 = 2;

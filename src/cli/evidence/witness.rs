@@ -6,8 +6,8 @@ use std::time::Duration;
 use clap::Args;
 
 use super::published::Published;
-use crate::verify::Request;
 use evidence_log::tlog::key::{Kind, VerifierKey};
+use verify::Request;
 
 #[derive(Args)]
 pub(super) struct Witnesses {

@@ -11,8 +11,8 @@ use serde_json::json;
 use super::read_policy;
 use crate::cli::tap::Sample;
 use crate::cli::{failed, healthcheck, print, replay, shown, table, tap};
-use crate::cost::{Advice, Cost, Sum, Survey};
 use base::words::{escape, grouped};
+use tools::cost::{Advice, Cost, Sum, Survey};
 
 /// The number of bytes for which `--price` is the price.
 const PRICED_BYTES: f64 = 1e9;

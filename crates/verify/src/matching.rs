@@ -27,11 +27,11 @@ pub(super) const DIFFERENCES_MAX: usize = 1_000_000;
 /// The place of a line: a source and a number. For a line that left, the source stands for an
 /// output of a log, and the number counts the lines that left by it. For a stored line, the source
 /// is 0, and the number grows from line to line.
-pub(super) type Place = (u16, u64);
+pub(crate) type Place = (u16, u64);
 
 /// What the log or the consumer says of a line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Line {
+pub(crate) enum Line {
     /// It left, so it must be stored.
     Must,
     /// It may be stored.
@@ -42,7 +42,7 @@ pub(super) enum Line {
 
 /// The reason why a line may be stored.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Reason {
+pub(crate) enum Reason {
     /// It left, but outside of the time that is asked about.
     Outside,
     /// It left behind later ones, as an event that was set aside does. An export that ends before
@@ -60,7 +60,7 @@ pub(super) enum Reason {
 
 /// The form of a stored line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Form {
+pub(crate) enum Form {
     /// The only one.
     Only,
     /// The first of two: an output may have added members to the event.
@@ -103,7 +103,7 @@ const CLASSES: [Class; 4] = [Class::Fits, Class::Copy, Class::Newer, Class::Extr
 const PLAIN: u8 = 8;
 
 /// The lines that are compared.
-pub(super) struct Lines {
+pub(crate) struct Lines {
     buckets: Vec<Bucket>,
     memory: usize,
     limit: usize,
@@ -136,17 +136,17 @@ struct Fit {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Differences {
     /// The number of lines that left and are stored.
-    pub(super) found: u64,
+    pub found: u64,
     /// The number of lines that left and are not stored.
-    pub(super) absent: u64,
+    pub absent: u64,
     /// For each source the number of the last line that was found, late ones left out.
-    pub(super) ends: BTreeMap<u16, u64>,
+    pub ends: BTreeMap<u16, u64>,
     /// The number of stored lines of each class.
     classes: [u64; CLASSES.len()],
     /// The first places of the stored lines that the log does not have.
-    pub(super) extra: BTreeSet<u64>,
+    pub extra: BTreeSet<u64>,
     /// The number of stored lines that count for two lines that left, with and without the members.
-    pub(super) ambiguous: u64,
+    pub ambiguous: u64,
     /// The number of stored lines that match a line that left if the added members are removed.
     pub(super) with_added: u64,
     /// The number of stored lines that match a line that left and do not begin with the added
@@ -168,7 +168,7 @@ impl Default for Lines {
 }
 
 impl Lines {
-    pub(super) fn add(&mut self, hash: Hash, line: Line, place: Place) -> io::Result<()> {
+    pub(crate) fn add(&mut self, hash: Hash, line: Line, place: Place) -> io::Result<()> {
         self.push(hash, line.kind(), place)
     }
 
@@ -205,7 +205,7 @@ impl Lines {
     /// Calls `absent` for each line that left and is not stored, with `true` for a late one.
     /// Returns for each of `places`, which are those of stored lines, the place of a line that left
     /// and has the same hash; places without such a line are left out.
-    pub(super) fn absent(
+    pub(crate) fn absent(
         &mut self,
         places: &BTreeSet<u64>,
         absent: &mut dyn FnMut(Place, bool),
@@ -346,7 +346,7 @@ impl Differences {
     }
 
     /// Returns the number of stored lines of a class.
-    pub(super) fn of(&self, class: Class) -> u64 {
+    pub(crate) fn of(&self, class: Class) -> u64 {
         self.classes[class as usize]
     }
 }

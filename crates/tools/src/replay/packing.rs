@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use flate2::bufread::MultiGzDecoder;
 
 /// The number of bytes at the beginning of a file that [`Packing::of`] needs.
-pub(crate) const MAGIC_BYTES: usize = 4;
+pub const MAGIC_BYTES: usize = 4;
 
 /// The binary logarithm of the largest window of a zstd frame, in bytes: 8 MiB. The window is the
 /// part of the text that the decoder must keep in memory, and the file chooses its size. RFC 8878
@@ -26,7 +26,7 @@ const WINDOW_TOO_LARGE: &str = "Frame requires too much memory for decoding";
 
 /// The compression of a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Packing {
+pub enum Packing {
     /// The file is not compressed.
     Plain,
     /// gzip (RFC 1952).
@@ -38,7 +38,7 @@ pub(crate) enum Packing {
 impl Packing {
     /// Returns the compression of a file whose first [`MAGIC_BYTES`] bytes are `magic`. A shorter
     /// file gives fewer bytes. No line of an audit log begins with the bytes of a compressed file.
-    pub(crate) fn of(magic: &[u8]) -> Self {
+    pub fn of(magic: &[u8]) -> Self {
         match magic {
             [0x1f, 0x8b, ..] => Self::Gzip,
             // A frame, and a skippable frame, which holds no text. Some programs (pzstd) begin a
@@ -50,7 +50,7 @@ impl Packing {
 
     /// Returns a reader of the text of a file whose bytes are read from `raw`. `buffer` is the size
     /// in bytes of the buffer for the text of a compressed file.
-    pub(crate) fn open(
+    pub fn open(
         self,
         raw: impl BufRead + Send + 'static,
         buffer: usize,
@@ -68,7 +68,7 @@ impl Packing {
 
     /// Returns a text that says why the file cannot be read further, and what the operator can do
     /// about the fault of a compressed file.
-    pub(crate) fn explain(self, error: &io::Error) -> String {
+    pub fn explain(self, error: &io::Error) -> String {
         let (name, tool) = match self {
             Self::Plain => return error.to_string(),
             Self::Gzip => ("gzip", "gzip -t"),
@@ -96,9 +96,11 @@ impl Packing {
 }
 
 /// A reader that counts in `bytes` the bytes that are read from `source`.
-pub(crate) struct Counted {
-    pub(crate) source: Box<dyn Read + Send>,
-    pub(crate) bytes: Arc<AtomicU64>,
+pub struct Counted {
+    /// What is read.
+    pub source: Box<dyn Read + Send>,
+    /// The number of bytes that were read.
+    pub bytes: Arc<AtomicU64>,
 }
 
 impl Read for Counted {

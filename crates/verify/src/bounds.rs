@@ -15,7 +15,7 @@ pub(super) const FACTS_MAX: usize = 1_000_000;
 
 /// Returns a description of what is wrong with an entry that no relay writes; `None` if nothing is
 /// wrong.
-pub(super) fn excess(entry: &Entry) -> Option<&'static str> {
+pub(crate) fn excess(entry: &Entry) -> Option<&'static str> {
     let is_long = |text: &String| text.len() > NAME_BYTES_MAX;
     let (long, outputs) = match entry {
         Entry::Delivered(entry) => (is_long(&entry.output), 0),

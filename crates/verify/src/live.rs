@@ -28,11 +28,11 @@ const PAUSE: Duration = Duration::from_millis(50);
 
 /// The time up to which a check waits for checkpoints.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Deadline(Instant);
+pub(crate) struct Deadline(Instant);
 
 impl Deadline {
     /// Returns the deadline of a check that begins now.
-    pub(super) fn new(request: &Request, files: &Directory, log: &Path) -> Self {
+    pub(crate) fn new(request: &Request, files: &Directory, log: &Path) -> Self {
         let now = Instant::now();
         match request.waits {
             true => Self(now + interval(files, log) * 2 + SLACK),

@@ -6,11 +6,11 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::replay::packing::{Counted, MAGIC_BYTES, Packing};
 use base::disk::named;
 use base::named_file;
 use evidence_log::tlog::merkle::{Hash, Hasher};
 use evidence_log::tlog::note::NOTE_BYTES_MAX;
+use tools::replay::packing::{Counted, MAGIC_BYTES, Packing};
 
 /// The size in bytes of the buffers of a file.
 const BUFFER: usize = 256 << 10;
@@ -37,7 +37,7 @@ const BEGIN_MAX: usize = 128;
 const ADDED: &[u8] = audit::EVENT_HEAD;
 
 /// A line of a file, without its line break.
-pub(super) enum Line {
+pub(crate) enum Line {
     /// An event.
     Event {
         /// The SHA-256 of the line.
@@ -64,7 +64,7 @@ struct Object {
 
 /// Reads the lines of a file; `-` is the standard input. `line` is called with each line, and
 /// `read` with the number of bytes of the file that were read since the last call.
-pub(super) fn read(
+pub(crate) fn read(
     path: &Path,
     line: &mut dyn FnMut(Line) -> io::Result<()>,
     read: &mut dyn FnMut(u64),

@@ -5,10 +5,10 @@ use std::ops::Range;
 
 /// A set of positions, kept as ranges. Positions that follow each other take one entry.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Positions(BTreeMap<u64, u64>);
+pub(crate) struct Positions(BTreeMap<u64, u64>);
 
 impl Positions {
-    pub(super) fn insert(&mut self, range: Range<u64>) {
+    pub(crate) fn insert(&mut self, range: Range<u64>) {
         if range.is_empty() {
             return;
         }
@@ -22,7 +22,7 @@ impl Positions {
         self.0.insert(start, end);
     }
 
-    pub(super) fn remove(&mut self, range: Range<u64>) {
+    pub(crate) fn remove(&mut self, range: Range<u64>) {
         let touched = self.0.range(..range.end).rev().take_while(|(_, end)| **end > range.start);
         for (start, end) in touched.map(|(start, end)| (*start, *end)).collect::<Vec<_>>() {
             self.0.remove(&start);
@@ -32,17 +32,17 @@ impl Positions {
     }
 
     /// Returns the number of ranges. The memory of the set is proportional to it.
-    pub(super) fn facts(&self) -> usize {
+    pub(crate) fn facts(&self) -> usize {
         self.0.len()
     }
 
     /// Returns the ranges, in order.
-    pub(super) fn ranges(&self) -> impl Iterator<Item = Range<u64>> {
+    pub(crate) fn ranges(&self) -> impl Iterator<Item = Range<u64>> {
         self.0.iter().map(|(start, end)| *start..*end)
     }
 
     /// Returns the parts of a range that are in the set, in order.
-    pub(super) fn within(&self, range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
+    pub(crate) fn within(&self, range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
         let before = self.0.range(..range.start).next_back();
         let from = self.0.range(range.start..range.end.max(range.start));
         let cut =
@@ -51,7 +51,7 @@ impl Positions {
     }
 
     /// Returns the parts of a range that are not in the set, in order.
-    pub(super) fn missing_in(&self, range: Range<u64>) -> Vec<Range<u64>> {
+    pub(crate) fn missing_in(&self, range: Range<u64>) -> Vec<Range<u64>> {
         let (mut next, end) = (range.start, range.end);
         let mut missing = Vec::new();
         for part in self.within(range) {
@@ -66,11 +66,11 @@ impl Positions {
         missing
     }
 
-    pub(super) fn contains(&self, position: u64) -> bool {
+    pub(crate) fn contains(&self, position: u64) -> bool {
         self.0.range(..=position).next_back().is_some_and(|(_, end)| position < *end)
     }
 
-    pub(super) fn len(&self) -> u64 {
+    pub(crate) fn len(&self) -> u64 {
         self.ranges().map(|range| range.end - range.start).sum()
     }
 

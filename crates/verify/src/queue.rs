@@ -13,14 +13,14 @@ use queue::inspect;
 use queue::inspect::Seen;
 
 /// A queue beside the evidence.
-pub(super) struct Queue(inspect::Directory);
+pub(crate) struct Queue(inspect::Directory);
 
 /// The place of each output when the check began.
-pub(super) type Places = Vec<(String, u64)>;
+pub(crate) type Places = Vec<(String, u64)>;
 
 impl Queue {
     /// Opens the queue in a directory; `None` if there is none.
-    pub(super) fn open(directory: &Path) -> Result<Option<Self>, inspect::Error> {
+    pub(crate) fn open(directory: &Path) -> Result<Option<Self>, inspect::Error> {
         match inspect::Directory::open(directory) {
             Ok(directory) => Ok(Some(Self(directory))),
             Err(inspect::Error::NoQueue(_)) => Ok(None),
@@ -29,32 +29,32 @@ impl Queue {
     }
 
     /// Returns `true` if a relay is running with the directory.
-    pub(super) fn is_in_use(&self) -> bool {
+    pub(crate) fn is_in_use(&self) -> bool {
         // A file system without locks can't tell. The directory is then checked like a copy.
         self.0.is_in_use().unwrap_or(false)
     }
 
     /// Returns the position after the last event.
-    pub(super) fn end(&self) -> Result<u64, inspect::Error> {
+    pub(crate) fn end(&self) -> Result<u64, inspect::Error> {
         self.0.summary().map(|summary| summary.end.get())
     }
 
     /// Returns the first event that each output has not finished.
-    pub(super) fn places(&self) -> Result<Places, inspect::Error> {
+    pub(crate) fn places(&self) -> Result<Places, inspect::Error> {
         let places = self.0.places()?;
         Ok(places.into_iter().map(|(name, place)| (name, place.get())).collect())
     }
 }
 
 /// Returns what was read of a queue. `None`, and a row in `unchecked`, if it can't be read.
-pub(super) fn seen<T>(read: Result<T, inspect::Error>, unchecked: &mut Vec<String>) -> Option<T> {
+pub(crate) fn seen<T>(read: Result<T, inspect::Error>, unchecked: &mut Vec<String>) -> Option<T> {
     read.map_err(|error| unchecked.push(format!("the queue: {error}"))).ok()
 }
 
 impl Check<'_> {
     /// Compares the lines in the queue with their hashes, and the places of its outputs with the
     /// log. Adds the lines of events that no checkpoint covers to `comparison`.
-    pub(super) fn queue(
+    pub(crate) fn queue(
         &mut self,
         events: &mut Events<'_>,
         queue: &Queue,

@@ -30,20 +30,20 @@ struct Span {
 }
 
 /// The events of a log. They are told once, entry by entry, by [`Events::feed`].
-pub(super) struct Events<'a> {
-    pub(super) history: History,
-    pub(super) hashes: Hashes<'a>,
+pub(crate) struct Events<'a> {
+    pub history: History,
+    pub hashes: Hashes<'a>,
     /// The ranges, by their first position.
     spans: BTreeMap<u64, Span>,
     /// The range from the first to the last event that is asked about.
-    pub(super) period: ops::Range<u64>,
+    pub period: ops::Range<u64>,
     /// The events of this range that came in.
-    pub(super) asked: Positions,
+    pub asked: Positions,
 }
 
 /// The fates of events at one output, counted in a second reading of the entries.
 #[derive(Default)]
-pub(super) struct Fates {
+pub(crate) struct Fates {
     /// The events with a final fate. An event whose fate is recorded again after a crash counts
     /// once.
     seen: Positions,
@@ -53,12 +53,12 @@ pub(super) struct Fates {
 
 /// An event of an entry about deliveries: its position, its fate if its line did not leave, and the
 /// hash of its line if that is known.
-pub(super) type Settled = (u64, Option<Fate>, Option<Hash>);
+pub(crate) type Settled = (u64, Option<Fate>, Option<Hash>);
 
 impl<'a> Events<'a> {
     /// `evidence` is the directory with the line hashes; `None` if there are none, as in a
     /// published log.
-    pub(super) fn of(evidence: Option<&'a Directory>) -> Self {
+    pub(crate) fn of(evidence: Option<&'a Directory>) -> Self {
         let (history, hashes) = (History::default(), Hashes::of(evidence));
         Self { history, hashes, spans: BTreeMap::new(), period: 0..0, asked: Positions::default() }
     }
@@ -69,7 +69,7 @@ impl<'a> Events<'a> {
     }
 
     /// Takes the next entry.
-    pub(super) fn feed(&mut self, said: Said<'_>, faults: &mut Faults) {
+    pub(crate) fn feed(&mut self, said: Said<'_>, faults: &mut Faults) {
         if !self.history.feed(said, faults) {
             return;
         }
@@ -137,7 +137,7 @@ impl<'a> Events<'a> {
 
     /// Finds the positions that are asked about: from the first to the last event of the period.
     /// All events between them count too, because the clock may have been wrong.
-    pub(super) fn cut(&mut self, request: &Request, report: &mut Report) {
+    pub(crate) fn cut(&mut self, request: &Request, report: &mut Report) {
         let Request { since, until, .. } = *request;
         let mut spans = self.spans.iter();
         let first = spans.find(|(_, span)| since.is_none_or(|since| since <= span.at));
@@ -157,7 +157,7 @@ impl<'a> Events<'a> {
 
     /// Returns the hash of the line at a position as it came in, not as it was sent; `None` if the
     /// hash is missing.
-    pub(super) fn original(&mut self, position: u64) -> Option<Hash> {
+    pub(crate) fn original(&mut self, position: u64) -> Option<Hash> {
         let (first, span) = self.spans.range(..=position).next_back()?;
         match self.hashes.range(None, *first, span.root?) {
             Found::Range(range) => range.hash(position).copied(),
@@ -167,7 +167,7 @@ impl<'a> Events<'a> {
 
     /// Returns for each event of an entry about deliveries whether a line left, and its hash if it
     /// is known.
-    pub(super) fn lines_of(&mut self, entry: &Delivered) -> Vec<Settled> {
+    pub(crate) fn lines_of(&mut self, entry: &Delivered) -> Vec<Settled> {
         let Delivered { output, first, root, not_delivered, changed, .. } = entry;
         let is_filtered = !changed.is_empty()
             || not_delivered.values().any(|it| matches!(it, Fate::Dropped | Fate::Duplicate));
@@ -201,13 +201,13 @@ impl<'a> Events<'a> {
     }
 
     /// Returns the time at which an event came in, or was lost.
-    pub(super) fn time_of(&self, position: u64) -> Option<u64> {
+    pub(crate) fn time_of(&self, position: u64) -> Option<u64> {
         let span = self.spans.range(..=position).next_back();
         span.filter(|(_, span)| position < span.end).map(|(_, span)| span.at)
     }
 
     /// Counts the fates of events at an output.
-    pub(super) fn count(&self, entry: &Delivered, fates: &mut BTreeMap<String, Fates>) {
+    pub(crate) fn count(&self, entry: &Delivered, fates: &mut BTreeMap<String, Fates>) {
         let fates = fates.entry(entry.output.clone()).or_default();
         let is_new = |offset: &Offset| {
             let position = entry.first.saturating_add(offset.0);
@@ -277,7 +277,7 @@ impl<'a> Events<'a> {
     }
 
     /// Judges the events that are lost according to the log.
-    pub(super) fn losses(&self, request: &Request, report: &mut Report) {
+    pub(crate) fn losses(&self, request: &Request, report: &mut Report) {
         let mut all = BTreeMap::<&str, Positions>::new();
         for ((output, reason), positions) in &self.history.losses {
             if output != QUEUE && !request.asks_of(output) {

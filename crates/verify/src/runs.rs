@@ -32,24 +32,24 @@ enum State {
 
 /// A fact about a moment or a period. Times are in milliseconds since 1970.
 #[derive(Debug)]
-pub(super) struct Row {
-    pub(super) from: u64,
-    pub(super) to: u64,
-    pub(super) text: String,
+pub(crate) struct Row {
+    pub from: u64,
+    pub to: u64,
+    pub text: String,
 }
 
 /// An entry of the log.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Said<'a> {
-    pub(super) index: u64,
-    pub(super) entry: &'a Entry,
+    pub index: u64,
+    pub entry: &'a Entry,
     /// The time of the entry.
-    pub(super) at: u64,
-    pub(super) stamp: Option<Stamp>,
+    pub at: u64,
+    pub stamp: Option<Stamp>,
 }
 
 impl<'a> Said<'a> {
-    pub(super) fn new(index: u64, entry: &'a Entry, stamp: Option<Stamp>) -> Self {
+    pub(crate) fn new(index: u64, entry: &'a Entry, stamp: Option<Stamp>) -> Self {
         Self { index, entry, at: entry.at(), stamp }
     }
 }
@@ -57,15 +57,15 @@ impl<'a> Said<'a> {
 /// The time of the log: the sum of the times between its entries, in milliseconds. The times in
 /// which no relay ran are unknown and count as nothing.
 #[derive(Debug, Default)]
-pub(super) struct Clock {
+pub(crate) struct Clock {
     last: Option<(Option<Stamp>, u64)>,
-    pub(super) now: u64,
+    pub now: u64,
 }
 
 impl Clock {
     /// Takes the next entry. Returns the time since the entry before it; `None` if another boot
     /// wrote that one.
-    pub(super) fn feed(&mut self, Said { stamp, at, .. }: Said<'_>) -> Option<u64> {
+    pub(crate) fn feed(&mut self, Said { stamp, at, .. }: Said<'_>) -> Option<u64> {
         let (passed, is_proven) = match (self.last.replace((stamp, at)), stamp) {
             (Some((Some(last), _)), Some(stamp)) if last.boot == stamp.boot => {
                 (stamp.up.saturating_sub(last.up), true)
@@ -99,13 +99,13 @@ pub(super) struct Runs {
     /// rules.
     turns: (BTreeSet<u64>, BTreeSet<u64>),
     /// The starts, stops and reloads that changed something, and the periods without a relay.
-    pub(super) rows: Vec<Row>,
+    pub rows: Vec<Row>,
     /// The steps of the machine's clock.
-    pub(super) steps: Vec<Row>,
+    pub steps: Vec<Row>,
 }
 
 impl Runs {
-    pub(super) fn feed(&mut self, said: Said<'_>, faults: &mut Faults) {
+    pub(crate) fn feed(&mut self, said: Said<'_>, faults: &mut Faults) {
         let before = self.last_at;
         self.hear(said, faults);
         if let Entry::Start(Started { running, .. }) = said.entry {
@@ -254,7 +254,7 @@ impl Runs {
 
     /// Returns `true` if the log of a running relay ends long before the time `now`, by this
     /// machine's clock.
-    pub(super) fn is_silent(&self, now: u64) -> bool {
+    pub(crate) fn is_silent(&self, now: u64) -> bool {
         let last = self.last_at.unwrap_or(u64::MAX);
         matches!(self.state, State::Running) && now.saturating_sub(last) > self.longest()
     }
@@ -284,7 +284,7 @@ impl Runs {
         is_in(&self.turns.0, from.0, to.0) || is_in(&self.turns.1, from.1, to.1)
     }
 
-    pub(super) fn facts(&self) -> usize {
+    pub(crate) fn facts(&self) -> usize {
         self.rows.len() + self.steps.len() + self.turns.0.len()
     }
 }

@@ -45,7 +45,7 @@ impl Check<'_> {
 
     /// Checks the cosignatures of the newest checkpoint of the log. Returns `true` if none of them
     /// is wrong. A witness whose cosignature is missing is judged later, by its other cosignatures.
-    pub(super) fn cosignatures(&mut self, own: &Signed) -> bool {
+    pub(crate) fn cosignatures(&mut self, own: &Signed) -> bool {
         let mut is_right = true;
         for key in &self.request.witnesses {
             let witness = key.name();

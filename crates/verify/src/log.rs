@@ -19,7 +19,7 @@ const FAULTS_MAX: u64 = 1000;
 
 /// How a log ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Ending {
+pub(crate) enum Ending {
     /// The last entry is a stop, and nothing in the directory is newer.
     Stopped,
     /// A relay is running with the directory.
@@ -31,16 +31,16 @@ pub(super) enum Ending {
 
 /// The journal. It is not signed, so it proves nothing.
 #[derive(Default)]
-pub(super) struct Journal {
+pub(crate) struct Journal {
     /// The entries that no checkpoint covers.
-    pub(super) entries: Vec<Entry>,
+    pub entries: Vec<Entry>,
     /// `true`: the journal begins after the end of the log, and entries between them are missing.
     has_gap: bool,
 }
 
 /// Whether the entries are those over which the checkpoint was signed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(super) enum Entries {
+pub(crate) enum Entries {
     /// The entries were not read, or something is wrong with them.
     #[default]
     Wrong,
@@ -52,24 +52,24 @@ pub(super) enum Entries {
 
 /// The check of one log: its files, and what its checkpoints prove. What the entries say about
 /// events is in [`Events`].
-pub(super) struct Check<'a> {
-    pub(super) request: &'a Request,
-    pub(super) report: Report,
+pub(crate) struct Check<'a> {
+    pub request: &'a Request,
+    pub report: Report,
     /// The log's directory; `None` if only the published files can be read.
-    pub(super) directory: Option<&'a Directory>,
+    pub directory: Option<&'a Directory>,
     /// The time at which the check began, if a relay is using the directory or publishing the log.
     live_at: Option<u64>,
-    pub(super) journal: Journal,
-    pub(super) entries: Entries,
+    pub journal: Journal,
+    pub entries: Entries,
     /// `true`: the consumer has a checkpoint over more entries than the log has.
-    pub(super) goes_on: bool,
+    pub goes_on: bool,
     /// The time of the newest cosignature of each witness, in seconds since 1970.
-    pub(super) cosigned: BTreeMap<String, u64>,
+    pub cosigned: BTreeMap<String, u64>,
 }
 
 impl<'a> Check<'a> {
     /// `is_live`: a relay is using the directory or publishing the log.
-    pub(super) fn new(
+    pub(crate) fn new(
         request: &'a Request,
         directory: Option<&'a Directory>,
         is_live: bool,
@@ -80,14 +80,14 @@ impl<'a> Check<'a> {
     }
 
     /// Returns `true` if the entries are those that the checkpoint was signed over.
-    pub(super) fn is_whole(&self) -> bool {
+    pub(crate) fn is_whole(&self) -> bool {
         self.entries == Entries::Whole
     }
 
     /// Checks the checkpoint, the tiles and the entries of the log, and tells the entries to
     /// `events`. `journal` has the entries that no checkpoint covers yet. Returns the log if it has
     /// a checkpoint.
-    pub(super) fn log(
+    pub(crate) fn log(
         &mut self,
         files: &'a dyn Files,
         journal: Vec<(u64, Vec<u8>)>,
@@ -154,7 +154,7 @@ impl<'a> Check<'a> {
 
     /// Checks the checkpoints that were given, and those that witnesses have, against the log.
     /// `others` are the origins of other logs that are checked, which have checkpoints too.
-    pub(super) fn given(&mut self, log: &Log<'_>, others: &[String]) {
+    pub(crate) fn given(&mut self, log: &Log<'_>, others: &[String]) {
         for (name, note) in &self.request.checkpoints {
             let of_other = |signed: Signed| others.contains(&signed.checkpoint.origin);
             if !Signed::parse(note).is_ok_and(of_other) {
@@ -168,7 +168,7 @@ impl<'a> Check<'a> {
     }
 
     /// Returns how the log ends.
-    pub(super) fn ending(&self, events: &Events<'_>) -> Ending {
+    pub(crate) fn ending(&self, events: &Events<'_>) -> Ending {
         let is_last = self.is_whole() && !self.goes_on && self.journal.entries.is_empty();
         match is_last && events.history.runs.is_stopped() {
             // A relay that was started again may not have signed its start yet.
@@ -179,7 +179,7 @@ impl<'a> Check<'a> {
     }
 
     /// Checks a checkpoint that somebody has kept, and compares it with the log.
-    pub(super) fn checkpoint(&mut self, name: &str, note: &[u8], log: &Log<'_>) {
+    pub(crate) fn checkpoint(&mut self, name: &str, note: &[u8], log: &Log<'_>) {
         self.report.counts.checkpoints.all += 1;
         let signed = Signed::parse(note).map_err(|error| format!("{name}: {error}"));
         match signed.and_then(|kept| self.compare_kept(name, &kept, log).map(|()| kept)) {
@@ -316,7 +316,7 @@ impl<'a> Check<'a> {
 
     /// Reports a file of the directory that can't be read. It is a fault if no relay makes such a
     /// file: a symlink, a directory or a pipe in its place, or one of an impossible size.
-    pub(super) fn finding(&mut self, error: &io::Error) {
+    pub(crate) fn finding(&mut self, error: &io::Error) {
         self.report.found(is_foreign(error), error);
     }
 
@@ -363,7 +363,7 @@ impl<'a> Check<'a> {
     }
 
     /// Judges the losses, and the statements that only the journal makes.
-    pub(super) fn judge(&mut self, events: &mut Events<'_>) {
+    pub(crate) fn judge(&mut self, events: &mut Events<'_>) {
         for error in std::mem::take(&mut events.hashes.unread) {
             self.finding(&error);
         }
@@ -396,7 +396,7 @@ impl<'a> Check<'a> {
     }
 
     /// Returns `true` if the log of a running relay seems to be silent at its end.
-    pub(super) fn is_silent(&self, events: &Events<'_>) -> bool {
+    pub(crate) fn is_silent(&self, events: &Events<'_>) -> bool {
         let is_asked = |at: u64| self.request.until.is_none_or(|until| at < until);
         self.live_at.is_some_and(|at| is_asked(at) && events.history.runs.is_silent(at))
     }
@@ -428,7 +428,7 @@ impl<'a> Check<'a> {
 
 /// Checks that the log, which has at least as many entries, contains a checkpoint. Returns what is
 /// wrong.
-pub(super) fn contains(name: &str, kept: Head, log: &Log<'_>) -> Result<(), String> {
+pub(crate) fn contains(name: &str, kept: Head, log: &Log<'_>) -> Result<(), String> {
     let size = kept.size;
     match root_at(&log.nodes(), size) {
         Ok(root) if root == kept.root => Ok(()),

@@ -24,7 +24,7 @@ const UNREAD_MAX: usize = 100;
 /// The line hashes in a directory. Only the places of the records are in memory: about 150 bytes
 /// for each range.
 #[derive(Default)]
-pub(super) struct Hashes<'a> {
+pub(crate) struct Hashes<'a> {
     /// `None` if there are no line hashes, as in a published log.
     directory: Option<&'a Directory>,
     places: HashMap<Key, (LineFile, u64)>,
@@ -32,22 +32,22 @@ pub(super) struct Hashes<'a> {
     cached: Vec<(Key, Arc<Range>)>,
     /// The damaged files, because of which ranges may be missing. `true` means that the file only
     /// ends too early, as the copy of a file does if a relay was writing to it.
-    pub(super) damages: Vec<(String, bool)>,
+    pub damages: Vec<(String, bool)>,
     /// The ranges whose line hashes differ from the root in the log: the first position, the time,
     /// and the text of the fault.
-    pub(super) changed: Vec<(u64, u64, String)>,
+    pub changed: Vec<(u64, u64, String)>,
     /// The errors of files, and the first errors of records, that could not be read.
-    pub(super) unread: Vec<io::Error>,
+    pub unread: Vec<io::Error>,
     /// `true`: a whole file could not be read.
     is_unread: bool,
     /// The events that came in and whose line hashes are missing.
-    pub(super) gone: Positions,
+    pub gone: Positions,
     /// The events for which an output's hashes of the sent lines are missing.
     pub(super) gone_as_sent: Positions,
 }
 
 /// The result of the search for the line hashes of an entry's range.
-pub(super) enum Found {
+pub(crate) enum Found {
     /// The line hashes, which have the root in the log.
     Range(Arc<Range>),
     /// Other line hashes are in their place.
@@ -58,12 +58,12 @@ pub(super) enum Found {
 
 impl<'a> Hashes<'a> {
     /// Returns the line hashes of a directory, which are not read yet.
-    pub(super) fn of(directory: Option<&'a Directory>) -> Self {
+    pub(crate) fn of(directory: Option<&'a Directory>) -> Self {
         Self { directory, ..Self::default() }
     }
 
     /// Reads the files of line hashes.
-    pub(super) fn read(&mut self) {
+    pub(crate) fn read(&mut self) {
         let Some(directory) = self.directory else { return };
         let files = directory.line_files().map_err(|error| self.unread.push(error));
         for file in files.unwrap_or_default() {
@@ -90,7 +90,7 @@ impl<'a> Hashes<'a> {
 
     /// Returns the line hashes of an entry's range: as `output` sent the lines, or, if it is
     /// `None`, as they came in.
-    pub(super) fn range(&mut self, output: Option<&str>, first: u64, root: Hash) -> Found {
+    pub(crate) fn range(&mut self, output: Option<&str>, first: u64, root: Hash) -> Found {
         let key = (output.map(str::to_owned), first, root);
         if let Some((_, range)) = self.cached.iter().find(|(cached, _)| *cached == key) {
             return Found::Range(Arc::clone(range));

@@ -16,11 +16,11 @@ pub(super) const GIVEN_UP: &str = "given up";
 
 /// The statements of the log about one output.
 #[derive(Debug, Default)]
-pub(super) struct Output {
+pub(crate) struct Output {
     /// The events that have left the queue: those with a final fate, and those that were set aside.
-    pub(super) settled: Positions,
+    pub settled: Positions,
     /// The events that were set aside and have no final fate yet.
-    pub(super) aside: Positions,
+    pub aside: Positions,
     /// The events that this output did not have to deliver: they came before it joined or while it
     /// was away.
     pub(super) not_its_own: Positions,
@@ -28,7 +28,7 @@ pub(super) struct Output {
     /// of the entry that says so.
     place: (u64, u64),
     /// `true`: the last entry that names outputs names this one.
-    pub(super) is_there: bool,
+    pub is_there: bool,
     /// The position at which the output left. Later events are not its own.
     until: Option<u64>,
     /// The events between the output's place before a crash and its place at the next start. The
@@ -36,37 +36,37 @@ pub(super) struct Output {
     /// that. Or it could not record their fates, and the queue needed their room. Also the events
     /// before its place at the first start of the log: it had finished them under another log, or
     /// while evidence was off. If they have no fate, that is no fault.
-    pub(super) passed_over: Positions,
+    pub passed_over: Positions,
 }
 
 /// The facts of a log, collected entry by entry.
 #[derive(Debug, Default)]
-pub(super) struct History {
+pub(crate) struct History {
     /// The position after the last event that has an entry.
     next: Option<u64>,
     /// The events that came in.
-    pub(super) accepted: Positions,
+    pub accepted: Positions,
     /// The events that the queue lost.
-    pub(super) lost: Positions,
+    pub lost: Positions,
     /// The events that came in while evidence was off.
-    pub(super) off: Positions,
+    pub off: Positions,
     /// The log says that the line hashes of positions below this one were deleted.
     pub(super) pruned_below: u64,
-    pub(super) outputs: BTreeMap<String, Output>,
-    pub(super) runs: Runs,
+    pub outputs: BTreeMap<String, Output>,
+    pub runs: Runs,
     has_started: bool,
     /// Facts that are not faults but belong in the report.
-    pub(super) notes: Vec<String>,
+    pub notes: Vec<String>,
     /// The events that were acknowledged, never stored, and counted as lost: for each entry its
     /// time and the number of events.
     pub(super) never_stored: Vec<(u64, u64)>,
     /// The events that were lost, by the name of the output, or `queue`, and the reason.
-    pub(super) losses: BTreeMap<(String, String), Positions>,
+    pub losses: BTreeMap<(String, String), Positions>,
 }
 
 impl History {
     /// Takes the next entry. Returns `false` if it can't be used.
-    pub(super) fn feed(&mut self, said: Said<'_>, faults: &mut Faults) -> bool {
+    pub(crate) fn feed(&mut self, said: Said<'_>, faults: &mut Faults) -> bool {
         if !is_usable(said, faults) {
             return false;
         }
@@ -214,7 +214,7 @@ impl History {
 
     /// Checks, after the last entry, that every event has a fate at each output whose place is
     /// after it. Returns sentences about what is unknown because the relay ended without a stop.
-    pub(super) fn end(&self, faults: &mut Faults) -> Vec<String> {
+    pub(crate) fn end(&self, faults: &mut Faults) -> Vec<String> {
         let mut unknown = Vec::new();
         for (name, output) in &self.outputs {
             let (place, at) = output.place;
@@ -241,7 +241,7 @@ impl History {
     }
 
     /// Returns the events of a range that came in, have no fate at this output, and must get one.
-    pub(super) fn pending(&self, output: &Output, range: Range<u64>) -> Vec<Range<u64>> {
+    pub(crate) fn pending(&self, output: &Output, range: Range<u64>) -> Vec<Range<u64>> {
         let end = output.until.map_or(range.end, |until| until.min(range.end));
         let accepted = self.accepted.within(range.start..end);
         let open = accepted.flat_map(|range| output.settled.missing_in(range));
@@ -249,7 +249,7 @@ impl History {
     }
 
     /// Returns the number of facts that are kept in memory.
-    pub(super) fn facts(&self) -> usize {
+    pub(crate) fn facts(&self) -> usize {
         let of_output = |it: &Output| {
             let sets = [&it.settled, &it.aside, &it.not_its_own, &it.passed_over];
             1 + sets.map(Positions::facts).iter().sum::<usize>()
@@ -262,7 +262,7 @@ impl History {
     }
 
     /// Returns the position after the last event that came in or that the queue lost.
-    pub(super) fn next(&self) -> u64 {
+    pub(crate) fn next(&self) -> u64 {
         self.next.unwrap_or_default()
     }
 
@@ -275,7 +275,7 @@ impl History {
 
     /// Returns the position after the last event that the log knows. For a log without events, this
     /// is the position of the outputs at its start.
-    pub(super) fn recorded_until(&self) -> u64 {
+    pub(crate) fn recorded_until(&self) -> u64 {
         let places = self.outputs.values().map(|output| output.place.0);
         self.next.or(places.max()).unwrap_or_default()
     }

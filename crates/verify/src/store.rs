@@ -14,27 +14,27 @@ use evidence_log::tlog::checkpoint::{Checkpoint, Signed};
 use evidence_log::tlog::merkle::Hash;
 
 /// A checkpoint among the stored lines, whose signature is valid.
-pub(super) struct Kept {
-    pub(super) place: u64,
-    pub(super) checkpoint: Checkpoint,
+pub(crate) struct Kept {
+    pub place: u64,
+    pub checkpoint: Checkpoint,
 }
 
 /// The lines of a consumer. The place of a line is its number among the lines of all files.
 #[derive(Default)]
-pub(super) struct Store {
+pub(crate) struct Store {
     /// The lines. Those that left are added to them.
-    pub(super) lines: Lines,
-    pub(super) kept: Vec<Kept>,
+    pub lines: Lines,
+    pub kept: Vec<Kept>,
     /// For each file the place before its first line, and its name.
     files: Vec<(u64, PathBuf)>,
     /// The checkpoints among the lines, and a fault for each of them that has no valid signature.
-    pub(super) report: Report,
+    pub report: Report,
 }
 
 impl Store {
     /// Reads the files with stored lines that a request names. If one can't be read, nobody knows
     /// which lines are missing: the report gets the error, and no line is compared.
-    pub(super) fn read(
+    pub(crate) fn read(
         request: &Request,
         read: &mut dyn FnMut(u64),
         report: &mut Report,
@@ -91,7 +91,7 @@ impl Store {
     }
 
     /// Returns the file of a place, and the number of the line in it.
-    pub(super) fn name(&self, place: u64) -> String {
+    pub(crate) fn name(&self, place: u64) -> String {
         let file = self.files.iter().rfind(|(before, _)| *before < place);
         file.map_or_else(String::new, |(before, path)| {
             format!("{}:{}", path.display(), place - before)

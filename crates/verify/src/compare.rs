@@ -69,8 +69,8 @@ struct Unsaid {
 /// The comparison. Logs are added one after the other, each by [`Comparison::begin`], its entries,
 /// and [`Comparison::explain`].
 #[derive(Default)]
-pub(super) struct Comparison {
-    pub(super) store: Store,
+pub(crate) struct Comparison {
+    pub store: Store,
     /// The lines that left by each output of the request, log by log. The source of the first one
     /// is 1.
     sent: Vec<Sent>,
@@ -179,12 +179,12 @@ impl Sent {
 }
 
 impl Comparison {
-    pub(super) fn of(store: Store) -> Self {
+    pub(crate) fn of(store: Store) -> Self {
         Self { store, ..Self::default() }
     }
 
     /// Begins with another log.
-    pub(super) fn begin(&mut self, request: &Request) {
+    pub(crate) fn begin(&mut self, request: &Request) {
         let log = self.logs;
         let sent = |it: &String| Sent { log, output: it.clone(), ..Sent::default() };
         self.sent.extend(request.outputs.iter().map(sent));
@@ -338,7 +338,7 @@ impl Comparison {
     /// `is_closed`: all that left by this log when the stored lines were read is in the log.
     /// `has_earlier`: the events before the first one of this log may be those of a log that is not
     /// given.
-    pub(super) fn explain(
+    pub(crate) fn explain(
         &mut self,
         is_closed: bool,
         has_earlier: bool,
@@ -375,7 +375,7 @@ impl Comparison {
 
     /// Compares the lines that left according to all logs with the stored lines. `reports` are
     /// those of the logs, in the order in which they were added.
-    pub(super) fn compare(
+    pub(crate) fn compare(
         mut self,
         request: &Request,
         reports: &mut [&mut Report],

@@ -153,7 +153,7 @@ impl fmt::Display for Fault {
 }
 
 /// Returns a time in milliseconds since 1970 as text.
-pub(super) fn time(at: u64) -> String {
+pub fn time(at: u64) -> String {
     rfc3339(UNIX_EPOCH + Duration::from_millis(at))
 }
 
@@ -166,7 +166,7 @@ pub struct Faults {
 
 impl Faults {
     /// Adds a fault without a position.
-    pub(super) fn add(&mut self, at: Option<u64>, text: impl fmt::Display) {
+    pub fn add(&mut self, at: Option<u64>, text: impl fmt::Display) {
         self.push(Fault { position: None, at, to: None, text: text.to_string() });
     }
 
@@ -175,7 +175,7 @@ impl Faults {
         self.push(Fault { position: Some(position), at, to: None, text: text.to_string() });
     }
 
-    pub(super) fn push(&mut self, fault: Fault) {
+    fn push(&mut self, fault: Fault) {
         self.count += 1;
         if self.kept.len() < FAULTS_MAX {
             self.kept.push(fault);
@@ -183,7 +183,7 @@ impl Faults {
     }
 
     /// Adds the faults of another value. `change` is applied to the text of each.
-    pub(super) fn append(&mut self, other: Self, change: impl Fn(String) -> String) {
+    pub fn append(&mut self, other: Self, change: impl Fn(String) -> String) {
         let kept = other.kept.len() as u64;
         for fault in other.kept {
             self.push(Fault { text: change(fault.text), ..fault });
@@ -199,7 +199,7 @@ impl Faults {
     }
 
     /// Keeps only some of the faults.
-    pub(super) fn retain(&mut self, is_kept: impl Fn(&Fault) -> bool) {
+    pub fn retain(&mut self, is_kept: impl Fn(&Fault) -> bool) {
         let before = self.kept.len();
         self.kept.retain(is_kept);
         self.count -= (before - self.kept.len()) as u64;
@@ -245,12 +245,12 @@ impl Report {
     }
 
     /// Adds a fault without a position and a time.
-    pub(super) fn fault(&mut self, text: impl fmt::Display) {
+    pub fn fault(&mut self, text: impl fmt::Display) {
         self.faults.add(None, text);
     }
 
     /// Adds a fault, or else a row about something that could not be checked.
-    pub(super) fn found(&mut self, is_fault: bool, text: impl fmt::Display) {
+    pub fn found(&mut self, is_fault: bool, text: impl fmt::Display) {
         match is_fault {
             true => self.fault(text),
             false => self.unchecked.push(text.to_string()),
@@ -258,7 +258,7 @@ impl Report {
     }
 
     /// Adds the report about a log. `origin` names the log if there are several.
-    pub(super) fn append(&mut self, of: Self, origin: Option<&str>) {
+    pub fn append(&mut self, of: Self, origin: Option<&str>) {
         let prefix = origin.map(|origin| format!("{origin}: ")).unwrap_or_default();
         let named = |text: String| format!("{prefix}{text}");
         self.counts.add(&of.counts);

@@ -35,7 +35,7 @@ use base::position::Position;
 pub mod client;
 mod input;
 mod line;
-pub(crate) mod packing;
+pub mod packing;
 mod resume;
 mod spool;
 mod wrapping;
