@@ -37,6 +37,7 @@
 //! | [`recorder`] | what proves that the log is whole |
 //! | [`tools`] | what an operator runs beside a relay |
 //! | [`verify`] | whether the evidence is whole |
+//! | [`doctor`] | what kube-apiserver and the relays count, side by side |
 //!
 //! Of the modules here, a row imports only from rows above it. Listeners, sources and outputs meet
 //! at the queue and nowhere else. The test `tests/it/docs/layers.rs` compares this table with the
@@ -45,7 +46,7 @@
 //! | row | modules | what they know |
 //! |---|---|---|
 //! | 6 | [`listener`] [`source`] | requests · topics |
-//! | 8 | [`admin`] [`check`] [`doctor`] | metrics, health, status · files that a config names · what kube-apiserver and the relays count |
+//! | 8 | [`admin`] [`check`] | metrics, health, status · files that a config names |
 //! | 9 | [`relay`] | which parts there are; how they change and end |
 //! | 10 | [`demo`] | a relay between its own sender and consumer |
 //! | 11 | [`cli`] | commands; the only one that prints |
@@ -65,7 +66,6 @@ pub mod admin;
 pub mod check;
 pub mod cli;
 pub mod demo;
-pub mod doctor;
 pub mod listener;
 pub mod relay;
 pub mod source;

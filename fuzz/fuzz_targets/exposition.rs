@@ -5,11 +5,11 @@
 
 #![no_main]
 
-use kube_audit_forwarder::doctor::counts::ApiserverCounts;
-use kube_audit_forwarder::doctor::counts::Counts;
-use kube_audit_forwarder::doctor::counts::RelayCounts;
-use kube_audit_forwarder::doctor::exposition::Exposition;
-use kube_audit_forwarder::doctor::exposition::Reader;
+use doctor::counts::ApiserverCounts;
+use doctor::counts::Counts;
+use doctor::counts::RelayCounts;
+use doctor::exposition::Exposition;
+use doctor::exposition::Reader;
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     let Some((cut, text)) = bytes.split_first() else { return };

@@ -6,7 +6,7 @@
 
 use std::path::Path;
 
-use kube_audit_forwarder::doctor::kubeconfig::Kubeconfig;
+use doctor::kubeconfig::Kubeconfig;
 
 libfuzzer_sys::fuzz_target!(|bytes: &[u8]| {
     let Ok(text) = std::str::from_utf8(bytes) else { return };

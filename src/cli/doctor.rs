@@ -6,12 +6,11 @@ use std::time::Duration;
 use clap::Args;
 
 use super::{healthcheck, input, interval, print};
-use crate::doctor;
-use crate::doctor::judge::Kind;
-use crate::doctor::kubeconfig::Kubeconfig;
-use crate::doctor::sample::Source;
-use crate::doctor::{Plan, credentials, screen};
 use client::ask::Target;
+use doctor::judge::Kind;
+use doctor::kubeconfig::Kubeconfig;
+use doctor::sample::Source;
+use doctor::{Plan, credentials, screen};
 
 /// The exit status if events are lost.
 const LOST: u8 = 1;

@@ -75,6 +75,7 @@ const OURS: &[&str] = &[
     "config",
     "config_table",
     "delivery",
+    "doctor",
     "evidence_log",
     "kube_audit_forwarder",
     "outputs",

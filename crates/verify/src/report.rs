@@ -175,7 +175,7 @@ impl Faults {
         self.push(Fault { position: Some(position), at, to: None, text: text.to_string() });
     }
 
-    fn push(&mut self, fault: Fault) {
+    pub(super) fn push(&mut self, fault: Fault) {
         self.count += 1;
         if self.kept.len() < FAULTS_MAX {
             self.kept.push(fault);

@@ -3,11 +3,11 @@
 use serde_json::json;
 
 use super::*;
-use crate::doctor::attempts::webhook_posts;
-use crate::doctor::counts::{Clock, Counts};
-use crate::doctor::exposition::Exposition;
-use crate::doctor::sample::Change;
-use crate::doctor::{remedy, screen};
+use crate::attempts::webhook_posts;
+use crate::counts::{Clock, Counts};
+use crate::exposition::Exposition;
+use crate::sample::Change;
+use crate::{remedy, screen};
 use client::ask::AskFault;
 use telemetry::PREFIX;
 use telemetry::status::{Refusals, verdict};

@@ -5,9 +5,9 @@
 use fastrand::Rng;
 
 use super::super::*;
-use crate::doctor::compare::BATCH_MAX;
-use crate::doctor::counts::{OutputCounts, QueueCounts};
-use crate::doctor::sample::Change;
+use crate::compare::BATCH_MAX;
+use crate::counts::{OutputCounts, QueueCounts};
+use crate::sample::Change;
 use telemetry::status::verdict;
 
 /// The buffer of kube-apiserver, in events.

@@ -5,10 +5,10 @@
 //! another replica may have taken them. doctor asks all relays, and kube-apiserver, so it can.
 
 use super::{Cause, Findings, Kind, Part, events, fails, grows, is_asked};
-use crate::doctor::compare::{is_of_batch, rejected, rejected_in_interval};
-use crate::doctor::counts::{ApiserverCounts, ByLabel, RelayCounts, listed, most, total};
-use crate::doctor::remedy::of_reason;
-use crate::doctor::sample::Sampled;
+use crate::compare::{is_of_batch, rejected, rejected_in_interval};
+use crate::counts::{ApiserverCounts, ByLabel, RelayCounts, listed, most, total};
+use crate::remedy::of_reason;
+use crate::sample::Sampled;
 use base::words::escape;
 use telemetry::status::thresholds::ATTEMPTS;
 use telemetry::status::verdict::{Finding, SENDERS, State, is_dropping_all};

@@ -5,10 +5,10 @@
 use std::collections::BTreeMap;
 
 use super::{Cause, Findings, Kind, events, is_asked, own, since, time, wrong_causes};
-use crate::doctor::compare::{Comparison, STARTS_APART_MAX, is_restarted};
-use crate::doctor::counts::{ApiserverCounts, OutputCounts, RelayCounts, listed, total};
-use crate::doctor::remedy::of_reason;
-use crate::doctor::sample::Sampled;
+use crate::compare::{Comparison, STARTS_APART_MAX, is_restarted};
+use crate::counts::{ApiserverCounts, OutputCounts, RelayCounts, listed, total};
+use crate::remedy::of_reason;
+use crate::sample::Sampled;
 use telemetry::status::thresholds::ATTEMPTS;
 use telemetry::{AcceptedMetrics, LostMetrics};
 

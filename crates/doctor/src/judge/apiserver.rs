@@ -4,11 +4,11 @@
 use std::collections::BTreeMap;
 
 use super::{Cause, Findings, Kind, RATE_MIN, events, found_cause, seconds, since, wrong_causes};
-use crate::doctor::attempts::{earlier_posts, webhook_posts};
-use crate::doctor::counts::{ApiserverCounts, EVENTS, LOG_PLUGIN, listed, total};
-use crate::doctor::remedy::{of_apiserver, of_plugin};
-use crate::doctor::sample::Sampled;
-use crate::doctor::{attempts, remedy};
+use crate::attempts::{earlier_posts, webhook_posts};
+use crate::counts::{ApiserverCounts, EVENTS, LOG_PLUGIN, listed, total};
+use crate::remedy::{of_apiserver, of_plugin};
+use crate::sample::Sampled;
+use crate::{attempts, remedy};
 use telemetry::status::thresholds::ATTEMPTS;
 
 /// kube-apiserver's default for `--audit-webhook-batch-throttle-qps`, in batches per second.
