@@ -22,7 +22,6 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-use crate::relay;
 use base::named_file;
 use base::words::escape;
 use config::{Checked, Config, Problem, Severity};
@@ -463,10 +462,10 @@ fn run(file: Option<&Path>) -> Result<(), u8> {
     let (text, name) = read(file)?;
     let checked = in_time(move || {
         let checked = config::read(&text, outputs::TYPES);
-        let mut problems = crate::check::files(&checked);
-        problems.extend(crate::check::room(&checked));
-        problems.extend(crate::check::kernel(&checked));
-        problems.extend(crate::check::memory(&checked, telemetry::memory_limit()));
+        let mut problems = relay::check::files(&checked);
+        problems.extend(relay::check::room(&checked));
+        problems.extend(relay::check::kernel(&checked));
+        problems.extend(relay::check::memory(&checked, telemetry::memory_limit()));
         checked.with(problems).strict()
     })?;
     let Some(config) = &checked.config else {

@@ -20,10 +20,9 @@ mod events;
 use consumer::Consumer;
 use events::Generator;
 
-use crate::relay;
-use crate::relay::{Opened, Signals};
 use client::ask::Connection;
 use queue::Queue;
+use relay::{Opened, Signals};
 use tools::replay::client::{Client, Failure, Retry};
 
 /// The time between two batches. kube-apiserver sends at most ten batches per second

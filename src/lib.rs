@@ -62,10 +62,5 @@
 //!   unless the output is optional and the queue needed the room.
 //! - Everything has a limit, and every wait ends when the process is told to end.
 
-pub mod admin;
-pub mod check;
 pub mod cli;
 pub mod demo;
-pub mod listener;
-pub mod relay;
-pub mod source;

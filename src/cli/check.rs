@@ -9,12 +9,12 @@ use std::sync::Arc;
 use clap::Args;
 
 use super::{ConfigFile, FAILED, WRONG, in_time, read, report, runtime, wrong};
-use crate::check;
-use crate::source::Sources;
 use base::named_file;
 use config::{Checked, Config, Severity};
 use delivery::DeadLetters;
 use delivery::filter;
+use relay::check;
+use relay::source::Sources;
 use telemetry::Telemetry;
 
 mod summary;

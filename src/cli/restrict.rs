@@ -4,11 +4,11 @@
 use std::path::{Path, PathBuf};
 
 use super::in_time;
-use crate::relay::Error;
 use config::{Config, Restrict};
 use process::restrict;
 use process::restrict::{Opened, State};
 use queue::{OpenError, make_directory};
+use relay::Error;
 
 /// Restricts this thread, and those that it makes later, as `process.restrict` says. `file` is the
 /// config file, and `named` are the files that it names. If a file system hangs, prints that, and

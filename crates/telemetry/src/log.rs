@@ -82,6 +82,7 @@ const OURS: &[&str] = &[
     "process",
     "queue",
     "recorder",
+    "relay",
     "telemetry",
     "tools",
     "transform",

@@ -339,7 +339,7 @@ fn the_log_says_what_the_pages_quote() {
         let message = message.trim_end_matches(" …");
         assert!(reports.contains(message), "the log does not say {message:?}");
     }
-    let reload = source("src/relay/reload.rs");
+    let reload = source("crates/relay/src/reload.rs");
     for (page, message) in [
         ("docs/operating/reload.md", "config reloaded except for a listener"),
         ("docs/operating/troubleshooting.md", "config not reloaded"),

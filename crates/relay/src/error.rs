@@ -24,7 +24,7 @@ pub enum Error {
 
 impl Error {
     /// Logs `error`, which has ended a running relay, and returns it as `Error::Ended`.
-    pub(super) fn ended(error: String) -> Self {
+    pub fn ended(error: String) -> Self {
         tracing::error!(error, "the relay has failed");
         Self::Ended(error)
     }
@@ -34,7 +34,7 @@ impl Error {
 /// the relay continues with the config that it has; a refused config at the start ends the process
 /// with [`Error`].
 #[derive(Debug, thiserror::Error)]
-pub(super) enum Refused {
+pub enum Refused {
     /// The config has errors, and each of them is logged. The operator must correct the config.
     #[error("the config is wrong; `check` prints every problem of it")]
     Problems,

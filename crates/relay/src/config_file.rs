@@ -18,21 +18,21 @@ use telemetry::ReloadMetrics;
 const PROBLEMS_MAX: usize = 20;
 
 /// The config file, with the files that it names. [`super::parts::Parts`] owns it.
-pub(super) struct ConfigFile {
+pub(crate) struct ConfigFile {
     /// The path; `None` if the relay uses the config that is built into the program.
-    pub(super) path: Option<PathBuf>,
-    pub(super) watch: Watch,
+    pub path: Option<PathBuf>,
+    pub watch: Watch,
     /// When a reload that could not bind an address is tried again.
-    pub(super) again: Again,
+    pub again: Again,
     /// The problems of the config that was read last, until they are logged.
-    pub(super) problems: Vec<Problem>,
-    pub(super) reloads: ReloadMetrics,
+    pub problems: Vec<Problem>,
+    pub reloads: ReloadMetrics,
 }
 
 impl ConfigFile {
     /// Makes the watch over the config file and the files that it names. Must be called before the
     /// relay reads these files, so that every later change is noticed. Blocks the thread.
-    pub(super) fn new(path: Option<PathBuf>, reloads: ReloadMetrics) -> Self {
+    pub(crate) fn new(path: Option<PathBuf>, reloads: ReloadMetrics) -> Self {
         let (files, seen) = look(path.as_ref());
         let watch = Watch::new(files, seen);
         Self { path, watch, again: Again::default(), problems: Vec::new(), reloads }
@@ -42,7 +42,7 @@ impl ConfigFile {
     /// cannot be used. From now on, the relay watches the files that this config names, even if the
     /// config cannot be used. If the file system hangs, the relay keeps watching the old files, and
     /// waits for a change that comes after this attempt. `now` is the config in use.
-    pub(super) async fn read(
+    pub(crate) async fn read(
         &mut self,
         now: &Config,
         deadline: Instant,

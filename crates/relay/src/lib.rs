@@ -19,6 +19,8 @@
 //!
 //! | floor | files | what they know |
 //! |---|---|---|
+//! | 0 | `listener` `source` | requests · topics |
+//! | 0 | `admin` `check` | metrics, health, status · files that a config names |
 //! | 1 | `error` `again` `open_files` `watch` | why a config is refused, or a relay ends · pauses · the limit of open files · files that change |
 //! | 2 | `waiting` `listeners` `outputs` | file systems that hang · the listeners and the outputs, and what a reload does to them |
 //! | 3 | `config_file` `plan` `evidence` `lives` | the config file · files that a plan names · the recorder · the processes before and after this one |
@@ -33,11 +35,14 @@ use tokio::sync::{mpsc, oneshot};
 
 use config::Config;
 
+pub mod admin;
 mod again;
+pub mod check;
 mod config_file;
 mod drain;
 mod error;
 mod evidence;
+pub mod listener;
 mod listeners;
 mod lives;
 mod open_files;
@@ -45,6 +50,7 @@ mod outputs;
 mod parts;
 mod plan;
 mod reload;
+pub mod source;
 mod start;
 mod waiting;
 mod watch;

@@ -17,7 +17,7 @@ const QUIET: Duration = Duration::from_secs(60);
 /// The next attempt of a reload that could not bind an address, and the pause before it; `None` if
 /// no reload is to be tried again.
 #[derive(Default)]
-pub(super) struct Again(Option<Waiting>);
+pub(crate) struct Again(Option<Waiting>);
 
 struct Waiting {
     next: Instant,
@@ -28,7 +28,7 @@ struct Waiting {
 impl Again {
     /// Notes that an attempt has failed because of an address. Returns `true` if the log is to say
     /// so.
-    pub(super) fn failed(&mut self) -> bool {
+    pub(crate) fn failed(&mut self) -> bool {
         let (now, (first, longest)) = (Instant::now(), PAUSES);
         let Some(waiting) = &mut self.0 else {
             self.0 = Some(Waiting { next: now + first, pause: first, told: now });
@@ -44,12 +44,12 @@ impl Again {
     }
 
     /// Returns `true` if a reload has failed because of an address, and is to be tried again.
-    pub(super) fn is_waiting(&self) -> bool {
+    pub(crate) fn is_waiting(&self) -> bool {
         self.0.is_some()
     }
 
     /// Ends the attempts.
-    pub(super) fn end(&mut self) {
+    pub(crate) fn end(&mut self) {
         self.0 = None;
     }
 
@@ -58,7 +58,7 @@ impl Again {
     /// # Cancel safety
     ///
     /// Nothing is lost if the future is dropped.
-    pub(super) async fn due(&self) {
+    pub(crate) async fn due(&self) {
         match &self.0 {
             Some(waiting) => tokio::time::sleep_until(waiting.next).await,
             None => std::future::pending().await,

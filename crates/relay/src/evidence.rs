@@ -33,7 +33,7 @@ use telemetry::Telemetry;
 const PURPOSE: &str = "evidence config 1";
 
 /// The recorder of a running relay, and what it records about the config.
-pub(super) struct Evidence {
+pub(crate) struct Evidence {
     recorder: Recorder,
     /// The key of the config's digest.
     digest: hmac::Key,
@@ -47,7 +47,7 @@ pub(super) struct Evidence {
 /// Returns the reader of the queue that the recorder needs; `None` if there is no evidence. The
 /// queue sees this reader as an output, which must be the last one in the list with which the queue
 /// is opened. Blocks the thread.
-pub(super) fn reader(
+pub(crate) fn reader(
     settings: Option<&config::Evidence>,
     queue: Option<&Path>,
 ) -> Option<queue::Output> {
@@ -109,7 +109,7 @@ async fn switched(
 /// # Errors
 ///
 /// The signing key can't be used, or the system gives no thread.
-pub(super) async fn begin(
+pub(crate) async fn begin(
     config: &Config,
     named: &[NamedFiles],
     queue: &Queue,
@@ -202,19 +202,19 @@ fn config_digest(key: &hmac::Key, config: &Config, named: &[NamedFiles]) -> Stri
 
 impl Evidence {
     /// Returns the newest checkpoint, and each later one, for the outputs.
-    pub(super) fn checkpoints(&self) -> Published {
+    pub(crate) fn checkpoints(&self) -> Published {
         self.checkpoints.clone()
     }
 
     /// Records that the relay uses another config. The outputs already use the files that it names.
-    pub(super) fn reloaded(&mut self, config: &Config, named: &[NamedFiles]) {
+    pub(crate) fn reloaded(&mut self, config: &Config, named: &[NamedFiles]) {
         self.running.config_sha256 = config_digest(&self.digest, config, named);
         self.recorder.reloaded(self.running.clone());
     }
 
     /// Records the end of the relay, which takes at most the time `within`. The outputs must have
     /// ended.
-    pub(super) async fn stop(self, within: Duration) {
+    pub(crate) async fn stop(self, within: Duration) {
         self.recorder.stop(self.running, within).await;
     }
 }

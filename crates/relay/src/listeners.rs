@@ -21,10 +21,10 @@ use telemetry::Telemetry;
 
 /// The settings that were read for a listener; `None` if its certificate does not exist yet, so
 /// that the listener cannot open.
-pub(super) type Read = Option<Settings>;
+pub(crate) type Read = Option<Settings>;
 
 /// The plan for one listener of a config that is about to be applied.
-pub(super) struct Planned {
+pub(crate) struct Planned {
     config: config::Listener,
     /// The place of this listener in the list of the listeners that the relay has now, counted from
     /// 0: the listener stays, with the new config. `None`: the listener is not in that list, so the
@@ -37,7 +37,7 @@ pub(super) struct Planned {
 impl Planned {
     /// Reads the files that the listener's config names, and returns the settings that they give.
     /// Blocks the thread.
-    pub(super) fn read(&self) -> Result<Read, Refused> {
+    pub(crate) fn read(&self) -> Result<Read, Refused> {
         let label = &self.config.label;
         Settings::read(&self.config, self.current.as_deref())
             .map_err(|fault| Refused::File(format!("listener {label}: {fault}")))
@@ -67,7 +67,7 @@ enum Socket {
 
 /// The listeners of the relay, and the tasks that accept their connections. [`super::Parts`] owns
 /// them.
-pub(super) struct Listeners {
+pub(crate) struct Listeners {
     gate: Arc<Gate>,
     telemetry: Arc<Telemetry>,
     failures: Failures,
@@ -118,7 +118,7 @@ fn plan(slots: &[Slot], configs: &[config::Listener]) -> Vec<Planned> {
 /// to be put in force. `taken` holds the addresses of the listeners that the same reload closes. An
 /// address that is in use is not an error if its port is also in `taken`: this address is bound
 /// later. `Err` if any other address cannot be bound.
-pub(super) fn bind(
+pub(crate) fn bind(
     planned: Vec<Planned>,
     settings: Vec<Read>,
     taken: &[SocketAddr],
@@ -149,19 +149,19 @@ fn cannot_listen(config: &config::Listener, error: &io::Error) -> String {
 }
 
 impl Listeners {
-    pub(super) fn new(gate: Arc<Gate>, telemetry: Arc<Telemetry>, failures: Failures) -> Self {
+    pub(crate) fn new(gate: Arc<Gate>, telemetry: Arc<Telemetry>, failures: Failures) -> Self {
         Self { gate, telemetry, failures, slots: Vec::new(), tasks: TaskTracker::new() }
     }
 
     /// Compares a config with the listeners in use. Returns the plan for each listener of the
     /// config, and changes nothing.
-    pub(super) fn plan(&self, configs: &[config::Listener]) -> Vec<Planned> {
+    pub(crate) fn plan(&self, configs: &[config::Listener]) -> Vec<Planned> {
         plan(&self.slots, configs)
     }
 
     /// Returns the addresses of all listeners in use that the plan removes. A listener counts even
     /// if it is not open.
-    pub(super) fn leaving(&self, planned: &[Planned]) -> Vec<SocketAddr> {
+    pub(crate) fn leaving(&self, planned: &[Planned]) -> Vec<SocketAddr> {
         let kept = |index: usize| planned.iter().any(|planned| planned.slot == Some(index));
         let leaving = self.slots.iter().enumerate().filter(|(index, _)| !kept(*index));
         leaving.map(|(_, slot)| slot.config.address).collect()
@@ -175,7 +175,7 @@ impl Listeners {
     /// The addresses of new listeners cannot be bound. The rest of the plan is in force. If an old
     /// listener with the same port was closed, it is opened again if possible, and the text says
     /// whether it is open. The operator must free the addresses.
-    pub(super) async fn commit(&mut self, staged: Vec<StagedListener>) -> Result<(), String> {
+    pub(crate) async fn commit(&mut self, staged: Vec<StagedListener>) -> Result<(), String> {
         let mut before: Vec<_> = std::mem::take(&mut self.slots).into_iter().map(Some).collect();
         let mut slots = Vec::new();
         for StagedListener { config, slot, settings, socket } in staged {
@@ -330,7 +330,7 @@ impl Listeners {
     }
 
     /// Returns the listeners as `/status` shows them.
-    pub(super) fn show(&self) -> Vec<admin::Listener> {
+    pub(crate) fn show(&self) -> Vec<admin::Listener> {
         let show = |slot: &Slot| admin::Listener {
             label: slot.config.label.clone(),
             tls: slot.config.tls.is_some(),
@@ -341,13 +341,13 @@ impl Listeners {
 
     /// Removes all listeners from the list. Call this after `Gate::close`, which makes the accept
     /// loops end and close their sockets.
-    pub(super) fn close(&mut self) {
+    pub(crate) fn close(&mut self) {
         self.slots.clear();
     }
 
     /// Waits until all accept loops have ended. Call this after `Gate::close`, which makes these
     /// loops end.
-    pub(super) async fn ended(&self) {
+    pub(crate) async fn ended(&self) {
         self.tasks.close();
         self.tasks.wait().await;
     }

@@ -12,7 +12,7 @@ use base::named_file;
 const SLOW: Duration = Duration::from_secs(5);
 
 /// Runs work that blocks its thread. `Err` if the work panics.
-pub(super) async fn blocking<T: Send + 'static>(
+pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Refused> {
     tokio::task::spawn_blocking(work).await.map_err(Refused::Panicked)
@@ -20,7 +20,7 @@ pub(super) async fn blocking<T: Send + 'static>(
 
 /// Runs work that reads files on another thread, and returns its result. `Err` if the work is not
 /// done at the `deadline`, or if it panics.
-pub(super) async fn in_time<T: Send + 'static>(
+pub(crate) async fn in_time<T: Send + 'static>(
     deadline: Instant,
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Refused> {

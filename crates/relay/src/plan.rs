@@ -10,18 +10,18 @@ use crate::source;
 use base::staged::Staged;
 
 /// The plans for the listeners and the sources of a config that is about to be applied.
-pub(super) struct Plan {
-    pub(super) listeners: Vec<listeners::Planned>,
-    pub(super) sources: Vec<source::Planned>,
-    pub(super) tap_token_file: Option<PathBuf>,
+pub(crate) struct Plan {
+    pub listeners: Vec<listeners::Planned>,
+    pub sources: Vec<source::Planned>,
+    pub tap_token_file: Option<PathBuf>,
 }
 
 /// The contents of the files that a plan names. None of it is in use yet.
 pub(super) struct ReadFiles {
     /// The functions that put the files of outputs and sources in use.
-    pub(super) staged: Vec<Staged>,
+    pub staged: Vec<Staged>,
     /// The settings of each listener.
-    pub(super) settings: Vec<listeners::Read>,
+    pub settings: Vec<listeners::Read>,
     /// The token that opens taps.
     pub(super) tap_token: Option<Token>,
 }
@@ -29,7 +29,7 @@ pub(super) struct ReadFiles {
 impl Plan {
     /// Reads and checks the files of the planned listeners and sources, the files of `outputs`, and
     /// the token that opens taps. Blocks the thread.
-    pub(super) fn read(&self, outputs: Vec<NamedFiles>) -> Result<ReadFiles, Refused> {
+    pub(crate) fn read(&self, outputs: Vec<NamedFiles>) -> Result<ReadFiles, Refused> {
         let stage = |(name, files): NamedFiles| {
             files.stage().map_err(|error| Refused::File(format!("output {name}: {error}")))
         };

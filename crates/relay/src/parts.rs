@@ -29,22 +29,22 @@ const UPKEEP: Duration = Duration::from_secs(5);
 
 /// The parts of a running relay. [`start`](super::start::start) makes them, and the relay's task
 /// owns them from then on.
-pub(super) struct Parts {
-    pub(super) config: Config,
-    pub(super) file: ConfigFile,
-    pub(super) telemetry: Arc<Telemetry>,
-    pub(super) gate: Arc<Gate>,
-    pub(super) queue: Queue,
-    pub(super) admin: Arc<Admin>,
-    pub(super) listeners: Listeners,
-    pub(super) outputs: Outputs,
-    pub(super) sources: Sources,
-    pub(super) dead_letters: DeadLetters,
+pub(crate) struct Parts {
+    pub config: Config,
+    pub file: ConfigFile,
+    pub telemetry: Arc<Telemetry>,
+    pub gate: Arc<Gate>,
+    pub queue: Queue,
+    pub admin: Arc<Admin>,
+    pub listeners: Listeners,
+    pub outputs: Outputs,
+    pub sources: Sources,
+    pub dead_letters: DeadLetters,
     /// `None` if the config has no section `[evidence]`.
-    pub(super) evidence: Option<Evidence>,
+    pub evidence: Option<Evidence>,
     /// `None` before the start is over, and if the config has no directory for it.
-    pub(super) lives: Option<Arc<Lives>>,
-    pub(super) tasks: Tasks,
+    pub lives: Option<Arc<Lives>>,
+    pub tasks: Tasks,
 }
 
 /// The relay's own tasks. They close connections that exceed a deadline, call `upkeep`, write the
@@ -54,23 +54,23 @@ pub(super) struct Tasks {
     /// The failures of the tasks and threads that the relay needs; a failure that is reported here
     /// ends the relay. The tasks of the outputs report to [`Outputs`] instead: there, the queue is
     /// first told not to wait for the failed output.
-    pub(super) failures: Failures,
-    pub(super) running: TaskTracker,
+    pub failures: Failures,
+    pub running: TaskTracker,
     /// Cancelling this token ends the tasks.
-    pub(super) stop: CancellationToken,
+    pub stop: CancellationToken,
 }
 
 impl Tasks {
     /// Starts a task that the relay cannot run without: if the task panics, the relay ends. `name`
     /// is the name of the task in the log.
-    pub(super) fn spawn(&self, name: &str, task: impl Future<Output = ()> + Send + 'static) {
+    pub(crate) fn spawn(&self, name: &str, task: impl Future<Output = ()> + Send + 'static) {
         self.running.spawn(self.failures.watched(name.to_owned(), task));
     }
 }
 
 impl Parts {
     /// Makes the parts. None of them runs yet.
-    pub(super) fn new(
+    pub(crate) fn new(
         config: Config,
         file: ConfigFile,
         telemetry: Arc<Telemetry>,
@@ -124,7 +124,7 @@ impl Parts {
     }
 
     /// Notes how the process before this one ended, and from now on that this one lives.
-    pub(super) async fn live(&mut self) {
+    pub(crate) async fn live(&mut self) {
         self.lives = Lives::begin(&self.config, &self.telemetry).await;
         if let Some(lives) = &self.lives {
             let keep = Arc::clone(lives).keep(self.tasks.stop.clone());
@@ -143,7 +143,7 @@ impl Parts {
     }
 
     /// Shows the parts in `/status`.
-    pub(super) fn show(&self) {
+    pub(crate) fn show(&self) {
         let (outputs, listeners) = (self.outputs.show(), self.listeners.show());
         self.admin.show(outputs, listeners, self.sources.show(), &self.config.queue);
     }

@@ -60,7 +60,7 @@ impl Lives {
     /// begins the file of this process. The queue must be open, so that no other relay uses its
     /// directory. Returns `None` if the config has no directory for the file, or if the file cannot
     /// be written.
-    pub(super) async fn begin(config: &Config, telemetry: &Arc<Telemetry>) -> Option<Arc<Self>> {
+    pub(crate) async fn begin(config: &Config, telemetry: &Arc<Telemetry>) -> Option<Arc<Self>> {
         let directory = config.directory_of_state()?.to_owned();
         let (file, telemetry) = (directory.join(FILE), Arc::clone(telemetry));
         let begun = tokio::task::spawn_blocking(move || {
@@ -116,7 +116,7 @@ impl Lives {
     }
 
     /// Writes the file every few seconds until `stop` is cancelled.
-    pub(super) async fn keep(self: Arc<Self>, stop: CancellationToken) {
+    pub(crate) async fn keep(self: Arc<Self>, stop: CancellationToken) {
         while stop.run_until_cancelled(tokio::time::sleep(EVERY)).await.is_some() {
             let lives = Arc::clone(&self);
             // A disk that refuses this write refuses those of the queue too, which says so.
@@ -126,7 +126,7 @@ impl Lives {
     }
 
     /// Writes that the process ends in order. `uncounted` is as for `write`.
-    pub(super) async fn end(self: Arc<Self>, uncounted: u64) {
+    pub(crate) async fn end(self: Arc<Self>, uncounted: u64) {
         let written = tokio::task::spawn_blocking(move || self.write(true, uncounted));
         if !matches!(tokio::time::timeout(WAIT, written).await, Ok(Ok(Ok(())))) {
             tracing::warn!(

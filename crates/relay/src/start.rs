@@ -33,7 +33,7 @@ pub struct Opened {
 }
 
 /// Starts a relay with this config, which was read from `file`.
-pub(super) async fn start(
+pub(crate) async fn start(
     file: Option<PathBuf>,
     config: Config,
     opened: Option<oneshot::Sender<Opened>>,

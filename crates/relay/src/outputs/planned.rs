@@ -6,7 +6,7 @@ use delivery::{Files, Prepared};
 use queue::Cursor;
 
 /// The plan for one output.
-pub(in crate::relay) struct Planned {
+pub(crate) struct Planned {
     pub(super) config: config::Output,
     pub(super) files: Option<Arc<dyn Files>>,
     pub(super) step: Step,
@@ -49,10 +49,10 @@ impl Drop for Place {
 }
 
 /// The name of an output, and the files that the output reads.
-pub(in crate::relay) type NamedFiles = (String, Arc<dyn Files>);
+pub(crate) type NamedFiles = (String, Arc<dyn Files>);
 
 /// Returns the files of each output that reads files.
-pub(in crate::relay) fn files_of(planned: &[Planned]) -> Vec<NamedFiles> {
+pub(crate) fn files_of(planned: &[Planned]) -> Vec<NamedFiles> {
     let named = |output: &Planned| Some((output.config.name.clone(), output.files.clone()?));
     planned.iter().filter_map(named).collect()
 }
@@ -60,7 +60,7 @@ pub(in crate::relay) fn files_of(planned: &[Planned]) -> Vec<NamedFiles> {
 impl Planned {
     /// Returns the settings with which the output joins the queue; `None` if the output is not new,
     /// or if it has joined already.
-    pub(in crate::relay) fn joins(&self) -> Option<queue::Output> {
+    pub(crate) fn joins(&self) -> Option<queue::Output> {
         match &self.step {
             Step::Add(prepared, None) => Some(prepared.in_queue()),
             Step::Add(_, Some(_)) | Step::Keep(_) | Step::Replace(..) => None,
@@ -68,7 +68,7 @@ impl Planned {
     }
 
     /// Gives a new output its cursor. `has_joined` is `true` if a reload has made the cursor.
-    pub(in crate::relay) fn place(&mut self, cursor: Cursor, has_joined: bool) {
+    pub(crate) fn place(&mut self, cursor: Cursor, has_joined: bool) {
         if let Step::Add(_, place) = &mut self.step {
             *place = Some(Place { cursor: Some(cursor), has_joined });
         }

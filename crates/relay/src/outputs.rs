@@ -43,7 +43,7 @@ use task::{Ended, Inbox, deliver};
 ///
 /// A task that ends without being told to is a failure: [`Outputs::ended`] returns the error, and
 /// the relay ends. The queue's drain does not wait for an output whose task has failed.
-pub(super) struct Outputs {
+pub(crate) struct Outputs {
     telemetry: Arc<Telemetry>,
     queue: Queue,
     dead_letters: DeadLetters,
@@ -105,7 +105,7 @@ fn plan(
 
 impl Outputs {
     /// Makes the outputs of a relay. There is no output yet.
-    pub(super) fn new(
+    pub(crate) fn new(
         telemetry: Arc<Telemetry>,
         queue: Queue,
         dead_letters: DeadLetters,
@@ -125,7 +125,7 @@ impl Outputs {
 
     /// Compares a config with the outputs in use. Returns the plan for each output of the config,
     /// and changes nothing.
-    pub(super) fn plan(&self, configs: &[config::Output]) -> Vec<Planned> {
+    pub(crate) fn plan(&self, configs: &[config::Output]) -> Vec<Planned> {
         plan(&self.slots, configs, &self.telemetry, &self.dead_letters)
     }
 
@@ -137,7 +137,7 @@ impl Outputs {
     ///
     /// If the future is dropped, `planned` holds the cursors that were made before. No failure of a
     /// task is lost.
-    pub(super) async fn join(&mut self, planned: &mut [Planned]) -> Result<(), Refused> {
+    pub(crate) async fn join(&mut self, planned: &mut [Planned]) -> Result<(), Refused> {
         for new in planned.iter_mut() {
             let Some(queue::Output { name, required, metrics, .. }) = new.joins() else { continue };
             let leaves = |outputs: &Self| outputs.names.values().any(|leaving| *leaving == name);
@@ -164,7 +164,7 @@ impl Outputs {
 
     /// Puts a plan in force: starts the new outputs, gives changed outputs their new settings, and
     /// tells removed outputs to end. Every new output must have its cursor already.
-    pub(super) fn commit(&mut self, planned: Vec<Planned>) {
+    pub(crate) fn commit(&mut self, planned: Vec<Planned>) {
         let mut before: Vec<_> = std::mem::take(&mut self.slots).into_iter().map(Some).collect();
         for Planned { config, files, step } in planned {
             let mut kept = |index: usize| before.get_mut(index).and_then(Option::take);
@@ -224,7 +224,7 @@ impl Outputs {
     /// # Cancel safety
     ///
     /// If the future is dropped, no error is lost: the next call returns it.
-    pub(super) async fn ended(&mut self) -> String {
+    pub(crate) async fn ended(&mut self) -> String {
         loop {
             if let Some(error) = self.failed.take() {
                 return error;
@@ -263,7 +263,7 @@ impl Outputs {
     }
 
     /// Returns the outputs as `/status` shows them.
-    pub(super) fn show(&self) -> Vec<admin::Output> {
+    pub(crate) fn show(&self) -> Vec<admin::Output> {
         let show = |slot: &Slot| admin::Output {
             name: slot.config.name.clone(),
             kind: slot.config.kind.name(),
@@ -276,14 +276,14 @@ impl Outputs {
     }
 
     /// Tells all outputs that the drain has begun, so that they make only short pauses.
-    pub(super) fn hurry(&self) {
+    pub(crate) fn hurry(&self) {
         self.orders.draining.cancel();
     }
 
     /// Ends all outputs and waits until their tasks have ended. If a task has failed, returns the
     /// error of the first such task. An error that [`Outputs::ended`] has returned already does not
     /// count. `None` if there is no such error.
-    pub(super) async fn stop(&mut self) -> Option<String> {
+    pub(crate) async fn stop(&mut self) -> Option<String> {
         self.orders.stop.cancel();
         while !self.tasks.is_empty() {
             self.reap().await;

@@ -37,11 +37,11 @@ const BYTES_MAX: u64 = 16 << 20;
 /// and a hash of its contents. A value is `None` if it cannot be read. Two states are equal if no
 /// file has changed.
 #[derive(PartialEq, Eq)]
-pub(super) struct Seen(Vec<(Option<PathBuf>, Option<u64>)>);
+pub(crate) struct Seen(Vec<(Option<PathBuf>, Option<u64>)>);
 
 /// Returns the present state of the files: their real paths and hashes of their contents. Blocks
 /// the thread.
-pub(super) fn look(files: &[PathBuf]) -> Seen {
+pub(crate) fn look(files: &[PathBuf]) -> Seen {
     Seen(files.iter().map(|file| (file.canonicalize().ok(), hash(file).ok())).collect())
 }
 
@@ -54,7 +54,7 @@ fn hash(file: &Path) -> std::io::Result<u64> {
 
 /// The files that are watched, and the state that they had before the relay last read them. The
 /// relay's main loop waits in [`Watch::changed`], which polls the files.
-pub(super) struct Watch {
+pub(crate) struct Watch {
     files: Vec<PathBuf>,
     seen: Seen,
     /// The time of the next check of the files.
@@ -67,19 +67,19 @@ pub(super) struct Watch {
 impl Watch {
     /// Makes a watch on `files`. `seen` must be the state that the files had before they were read,
     /// so that no change is missed.
-    pub(super) fn new(files: Vec<PathBuf>, seen: Seen) -> Self {
+    pub(crate) fn new(files: Vec<PathBuf>, seen: Seen) -> Self {
         Self { files, seen, next: Instant::now() + POLL, moved: 0 }
     }
 
     /// Replaces the list of files, and their state before they were read. The relay calls this
     /// after it has read the config again.
-    pub(super) fn renew(&mut self, files: Vec<PathBuf>, seen: Seen) {
+    pub(crate) fn renew(&mut self, files: Vec<PathBuf>, seen: Seen) {
         (self.files, self.seen) = (files, seen);
     }
 
     /// Notes that the relay could not read the config in this state of the files, because a file
     /// system hangs. It is not read again before a file changes.
-    pub(super) fn pass_over(&mut self, seen: Seen) {
+    pub(crate) fn pass_over(&mut self, seen: Seen) {
         self.seen = seen;
     }
 
@@ -112,7 +112,7 @@ impl Watch {
     /// # Cancel safety
     ///
     /// If the future is dropped, no change is lost: the next call notices it.
-    pub(super) async fn changed(&mut self) {
+    pub(crate) async fn changed(&mut self) {
         loop {
             tokio::time::sleep_until(self.next).await;
             self.next = Instant::now() + POLL;
@@ -133,7 +133,7 @@ impl Watch {
 
     /// Returns the present state of the files, which is read on a thread for blocking work. If the
     /// file system hangs, this function waits until it works again.
-    pub(super) async fn look(&self) -> Seen {
+    pub(crate) async fn look(&self) -> Seen {
         let files = self.files.clone();
         let looked = tokio::task::spawn_blocking(move || look(&files)).await;
         // A panic gives no information about the files. Their state counts as changed, and the next

@@ -25,7 +25,7 @@ type Staging = (Config, Vec<outputs::Planned>, Plan, ReadFiles);
 /// A reload that is ready to be put in force: its files are read, and its addresses are bound,
 /// except for those that an old listener may still hold. If this value is dropped instead, the old
 /// config stays in force. Only the sources that the reload removes or changes accept nothing more.
-pub(super) struct Prepared {
+pub(crate) struct Prepared {
     config: Config,
     outputs: Vec<outputs::Planned>,
     files: Vec<Staged>,
@@ -47,7 +47,7 @@ impl Parts {
     /// are counted as lost for them. The sources that the reload removes or changes still finish
     /// the events that they have taken, but take no more. Therefore the relay may drop this future
     /// only when the relay itself ends.
-    pub(super) async fn prepare(&mut self) -> Result<Prepared, Refused> {
+    pub(crate) async fn prepare(&mut self) -> Result<Prepared, Refused> {
         let (config, mut outputs, plan, read) = self.stage().await?;
         let ReadFiles { staged: files, settings, tap_token } = read;
         let Plan { listeners, sources, .. } = plan;
@@ -95,7 +95,7 @@ impl Parts {
 
     /// Ends a reload: puts it in force if it could be prepared, and reports the result in the log,
     /// the metrics and `/status`.
-    pub(super) async fn reload(&mut self, prepared: Result<Prepared, Refused>) {
+    pub(crate) async fn reload(&mut self, prepared: Result<Prepared, Refused>) {
         match self.file.again.is_waiting() && matches!(prepared, Err(Refused::Address(_))) {
             // The first attempt has logged these problems already.
             true => self.file.problems.clear(),

@@ -81,7 +81,7 @@ mod tests {
     #[test]
     #[cfg(feature = "kafka")]
     fn no_shipped_config_allows_more_memory_than_the_manifests_do() {
-        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
         let manifests = ["base/deployment.yaml", "overlays/durable/statefulset.yaml"];
         for manifest in manifests.map(|it| root.join("deploy").join(it)) {
             let text = std::fs::read_to_string(manifest).unwrap();

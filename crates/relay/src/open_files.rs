@@ -12,7 +12,7 @@ const FILES_OF_PART: u64 = 16;
 /// Lowers `limits.max_connections` if the limit of open files has no room for this number of
 /// connections and for everything else. The rest gets half of a small limit. Without this, senders'
 /// connections could take the descriptors that probes, deliveries and a reload need.
-pub(super) fn fit(config: &mut Config) {
+pub(crate) fn fit(config: &mut Config) {
     let max = process::open_files_max();
     let parts = config.outputs.len() + config.sources.len();
     let others = (OWN_FILES + FILES_OF_PART * parts as u64).min(max / 2);
