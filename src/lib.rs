@@ -4,62 +4,58 @@
 //!
 //! # The life of a batch
 //!
-//! In: [`listener`] accepts a connection and reads a POST within its limits. [`audit`] checks the
-//! body and splits it in place into lines. [`queue`] takes the lines, in memory or synced to disk,
-//! or refuses them. The HTTP response tells the sender which of the two happened. A [`source`] does
-//! the same with the messages of a topic.
+//! In: [`relay::listener`] accepts a connection and reads a POST within its limits. [`audit`]
+//! checks the body and splits it in place into lines. [`queue`] takes the lines, in memory or
+//! synced to disk, or refuses them. The HTTP response tells the sender which of the two happened. A
+//! [`relay::source`] does the same with the messages of a topic.
 //!
-//! Out: each output has a cursor in the queue. The output's [`delivery`] loop claims the next
-//! events, sends them in the consumer's protocol (a file of [`output`]), and finishes the claim
+//! Out: each output has a cursor in the queue. The output's loop ([`delivery`]) claims the next
+//! events, sends them in the consumer's protocol (a file of [`outputs`]), and finishes the claim
 //! when the consumer has them. Events that every cursor has finished leave the queue. If the output
-//! has a [`filter`], fewer events may be sent than were claimed: only those that the audit
-//! [`policy`] asks for, without the values that are to be [redacted](redact), and in another
-//! [`shape`] if the config says so.
+//! has a filter ([`delivery::filter`]), fewer events may be sent than were claimed: only those that
+//! the audit policy asks for ([`transform::policy`]), without the values that are to be redacted,
+//! and in another shape if the config says so.
 //!
-//! # Layers
+//! # Crates
 //!
-//! The parts below are crates of their own (`crates`), and the compiler keeps their borders:
+//! Each part is a crate in `crates`. A crate imports only from rows above its own, which the
+//! compiler checks, since no two crates can import each other. Listeners, sources and outputs meet
+//! at the queue and nowhere else.
 //!
-//! | crate | what it knows |
-//! |---|---|
-//! | [`audit`] | JSON and events |
-//! | [`base`] | words, positions, locks, files on disk: what has no state and no owner |
-//! | [`transform`] | audit policies, redaction, schemas, who causes the bytes |
-//! | [`evidence-log`](::evidence_log) | the log of the evidence as files, transparency logs |
-//! | [`config-table`](::config_table) | how a config file is read, without the name of any key |
-//! | [`config`] | the config file |
-//! | [`telemetry`] | metrics, the log, the JSON of `/status` and the verdict on it |
-//! | [`client`] | TLS, sockets, single HTTP requests, clients of Kafka |
-//! | [`process`] | what the kernel grants the process, and what it gives up |
-//! | [`queue`] | positions, lines and limits; the log in files; no JSON, no HTTP |
-//! | [`delivery`] | the loop of an output, its filter, events that a person looks at |
-//! | [`outputs`] | the protocols |
-//! | [`recorder`] | what proves that the log is whole |
-//! | [`tools`] | what an operator runs beside a relay |
-//! | [`verify`] | whether the evidence is whole |
-//! | [`doctor`] | what kube-apiserver and the relays count, side by side |
-//!
-//! Of the modules here, a row imports only from rows above it. Listeners, sources and outputs meet
-//! at the queue and nowhere else. The test `tests/it/docs/layers.rs` compares this table with the
-//! sources.
-//!
-//! | row | modules | what they know |
+//! | row | crate | what it knows |
 //! |---|---|---|
-//! | 6 | [`listener`] [`source`] | requests · topics |
-//! | 8 | [`admin`] [`check`] | metrics, health, status · files that a config names |
-//! | 9 | [`relay`] | which parts there are; how they change and end |
-//! | 10 | [`demo`] | a relay between its own sender and consumer |
-//! | 11 | [`cli`] | commands; the only one that prints |
+//! | 1 | [`audit`] | JSON and events |
+//! | 1 | [`base`] | words, positions, locks, files on disk: what has no state and no owner |
+//! | 2 | [`transform`] | audit policies, redaction, schemas, who causes the bytes |
+//! | 2 | [`evidence-log`](::evidence_log) | the log of the evidence as files, transparency logs |
+//! | 2 | `config-table` | how a config file is read, without the name of any key |
+//! | 3 | [`config`] | the config file |
+//! | 4 | [`telemetry`] | metrics, the log, the JSON of `/status` and the verdict on it |
+//! | 4 | [`process`] | what the kernel grants the process, and what it gives up |
+//! | 5 | [`client`] | TLS, sockets, single HTTP requests, clients of Kafka |
+//! | 5 | [`queue`] | positions, lines and limits; the log in files; no JSON, no HTTP |
+//! | 6 | [`delivery`] | the loop of an output, its filter, events that a person looks at |
+//! | 6 | `recorder` | what proves that the log is whole |
+//! | 6 | [`doctor`] | what kube-apiserver and the relays count, side by side |
+//! | 7 | [`outputs`] | the protocols |
+//! | 7 | [`tools`] | what an operator runs beside a relay |
+//! | 8 | [`verify`] | whether the evidence is whole |
+//! | 8 | [`relay`] | which parts there are; how they change and end |
+//! | 9 | this one | the commands ([`cli`], which alone prints) and the demonstration ([`demo`]) |
+//!
+//! Two more are for tests only: `testing`, with what the unit tests of several crates share, and
+//! `testing-config`, with a type of output that has no protocol.
 //!
 //! # Invariants
 //!
 //! - An acknowledged event is never lost without being counted. At rest, for every output: events
-//!   accepted = events acknowledged by the consumer + backlog + events kept back by the filter (and
-//!   counted) + events counted as lost.
+//!   accepted = events acknowledged by the consumer + backlog + events set aside + events kept back
+//!   by the filter (and counted) + events counted as lost.
 //! - With `queue.directory`, no event is acknowledged to its sender, or handed to an output, before
 //!   it is synced.
-//! - Only the queue holds events. An event that an output has on the wire is still in the queue,
-//!   unless the output is optional and the queue needed the room.
+//! - Only the queue holds events, and beside it each output those that it has set aside. An event
+//!   that an output has on the wire is still in one of the two, unless the output is optional and
+//!   the queue needed the room.
 //! - Everything has a limit, and every wait ends when the process is told to end.
 
 pub mod cli;

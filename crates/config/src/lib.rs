@@ -13,8 +13,8 @@
 //! table. That call also declares the key for the effective config (all values, with defaults), for
 //! the config reference, and for the error messages; see [`config_table::table::Table`].
 //!
-//! The types of outputs are not part of this module. The file of each type in `crates/outputs/src` declares
-//! its keys in the same way, as [`OutputSettings`] describes.
+//! The types of outputs are not part of this module. The file of each type in `crates/outputs/src`
+//! declares its keys in the same way, as [`OutputSettings`] describes.
 //!
 //! Each file of this crate is on a floor, and imports only from the floors below:
 //!

@@ -1,18 +1,25 @@
 //! Delivering: one loop for each output takes events from the queue and hands them to a protocol.
 //!
+//! It promises that each event which is claimed is delivered, kept back by the filter, or counted
+//! as lost, once, and that until then it is in the queue or set aside. It imports `queue`,
+//! `transform`, `evidence-log` (the marks of a log) and what is below them. What must never happen
+//! here: a protocol is named, or an event is given up because of the size, the name or the sender
+//! of another one.
+//!
 //! The files of this directory are on floors: a file imports only from files on the floors below
 //! its own.
 //!
 //! | floor | files | what they know |
 //! |---|---|---|
-//! | 1 | `failure` `lines` `tried` `trial` `offload` `tapped` `rate` | why an attempt failed · lines of a batch · ages · what a turned down event is tried for · work that takes long · copies for taps · bytes a second |
-//! | 2 | `files` `retry` `endpoints` `dead_letter` `in_flight` `checkpoints` `reason` | files that an output reads · waits · addresses and their circuits · letters and their files · claims and their states · the newest checkpoint · why events are given up |
-//! | 3 | `link` `pacing` `search` `aside` | the contract with a protocol · when and how much is sent · what is compared with refused events · events that have left the queue and are tried again |
-//! | 4 | `filtering` `health` `orders` | the events of a batch that leave · "down" and "up again" · the orders that a delivery hears |
-//! | 5 | `given_up` | events that leave the queue without having been delivered, and their files |
-//! | 6 | `ledger` | every decision about claims |
-//! | 7 | `run` | the loop: it waits, and asks the ledger |
-//! | 8 | `prepared` | an output that can be started |
+//! | 1 | `filter` `tap` | which events leave, and as what · events that a person looks at |
+//! | 2 | `failure` `lines` `tried` `trial` `offload` `tapped` `rate` | why an attempt failed · lines of a batch · ages · what a turned down event is tried for · work that takes long · copies for taps · bytes a second |
+//! | 3 | `files` `retry` `endpoints` `dead_letter` `in_flight` `checkpoints` `reason` | files that an output reads · waits · addresses and their circuits · letters and their files · claims and their states · the newest checkpoint · why events are given up |
+//! | 4 | `link` `pacing` `search` `aside` | the contract with a protocol · when and how much is sent · what is compared with refused events · events that have left the queue and are tried again |
+//! | 5 | `filtering` `health` `orders` | the events of a batch that leave · "down" and "up again" · the orders that a delivery hears |
+//! | 6 | `given_up` | events that leave the queue without having been delivered, and their files |
+//! | 7 | `ledger` | every decision about claims |
+//! | 8 | `run` | the loop: it waits, and asks the ledger |
+//! | 9 | `prepared` | an output that can be started |
 //!
 //! A protocol (a file of the crate `outputs`) imports `link` and the floors below, and never the
 //! loop.

@@ -10,7 +10,8 @@ use delivery::prepared::Connector;
 use telemetry::{OutputMetrics, Telemetry};
 
 /// The settings of one protocol. The connector, which makes an output's connections, is made from
-/// them. Each protocol has its own type of settings, and a row for it in `crates/outputs/src/lib.rs`.
+/// them. Each protocol has its own type of settings, and a row for it in
+/// `crates/outputs/src/lib.rs`.
 pub(crate) trait IntoConnector: OutputSettings {
     /// Returns the connector of an output with these settings. No connection is made and no file is
     /// read yet.

@@ -1,6 +1,10 @@
 //! Starts the parts of the relay, applies another config to them while they run, and ends them in
 //! order.
 //!
+//! It promises that each task and thread has an owner, which joins it and notices its end. It
+//! imports every crate but `tools`, `verify` and `doctor`. What must never happen here: a listener
+//! or a source imports an output, or the other way round.
+//!
 //! - The *start* binds all addresses first, opens the queue, then starts outputs, listeners and
 //!   sources in this order. No batch is accepted before every output has its cursor.
 //! - While the relay *runs*, it waits for a signal, for the failure of a part that it needs, and
@@ -19,13 +23,12 @@
 //!
 //! | floor | files | what they know |
 //! |---|---|---|
-//! | 0 | `listener` `source` | requests · topics |
-//! | 0 | `admin` `check` | metrics, health, status · files that a config names |
-//! | 1 | `error` `again` `open_files` `watch` | why a config is refused, or a relay ends · pauses · the limit of open files · files that change |
-//! | 2 | `waiting` `listeners` `outputs` | file systems that hang · the listeners and the outputs, and what a reload does to them |
-//! | 3 | `config_file` `plan` `evidence` `lives` | the config file · files that a plan names · the recorder · the processes before and after this one |
-//! | 4 | `parts` | all parts of a running relay |
-//! | 5 | `start` `reload` `drain` | what becomes of the parts |
+//! | 1 | `listener` `source` `error` `again` `open_files` `watch` | requests · topics · why a config is refused, or a relay ends · pauses · the limit of open files · files that change |
+//! | 2 | `admin` `check` `waiting` | metrics, health, status · files that a config names · file systems that hang |
+//! | 3 | `listeners` `outputs` | the listeners and the outputs, and what a reload does to them |
+//! | 4 | `config_file` `plan` `evidence` `lives` | the config file · files that a plan names · the recorder · the processes before and after this one |
+//! | 5 | `parts` | all parts of a running relay |
+//! | 6 | `start` `reload` `drain` | what becomes of the parts |
 
 use std::path::PathBuf;
 use std::pin::Pin;

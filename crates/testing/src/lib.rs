@@ -19,7 +19,7 @@ use std::time::SystemTime;
 
 /// Returns the seeds for a randomised test, by default `usual` of them, and prints which they are.
 /// The first half are the numbers from 0 on. The second half moves with the commit, so that each
-/// commit is tested with other seeds ([`base`]). The environment variable
+/// commit is tested with other seeds ([`base()`]). The environment variable
 /// `KUBE_AUDIT_FORWARDER_SEEDS` changes their number; `KUBE_AUDIT_FORWARDER_SEED` selects one seed.
 pub fn seeds(usual: u64) -> Vec<u64> {
     if let Some(seed) = number("KUBE_AUDIT_FORWARDER_SEED") {

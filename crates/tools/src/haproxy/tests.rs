@@ -543,7 +543,7 @@ struct Example {
 
 impl Example {
     fn all() -> Vec<Self> {
-        let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/haproxy");
+        let directory = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/fixtures/haproxy");
         let read = |entry: std::io::Result<std::fs::DirEntry>| {
             let path = entry.unwrap().path();
             let name = path.file_name().unwrap().to_str().unwrap().to_owned();
