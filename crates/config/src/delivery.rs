@@ -107,7 +107,8 @@ pub(crate) fn timeouts(t: &mut Table<'_, '_>) -> Timeouts {
             secs(60),
             TIME_MIN..,
             "without any progress towards an acknowledgement; longer than a slow consumer takes, \
-             or it gets the same batch again and again. http: as soon as the consumer's kernel has \
+             or it gets the same batch again and again. At most 10 s while another address may \
+             answer (not tcp, syslog, kafka). http: as soon as the consumer's kernel has \
              the whole request, until the end of the final answer's head",
         ),
         max_connection_age: unless_zero(t.time(

@@ -29,6 +29,7 @@ mod watch;
 
 pub use address::{Endpoint, ResolvedAddress};
 pub use attempt::{Attempt, Probed};
+pub use circuit::UNANSWERED_MAX;
 pub use figures::Figures;
 pub use figures::FiguresShown;
 pub use set::AddressState;

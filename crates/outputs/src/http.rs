@@ -6,14 +6,9 @@
 //! other failures are retried. Redirects are never followed. Nothing here logs or reports the path
 //! or query of a URL: they may hold a token.
 //!
-//! With `round_robin`, a request that is silent while another address works (`silence`) is sent to
-//! that address too, once, and the first answer counts. A single consumer has the whole time of
-//! `timeouts.request` for its answer. The first consumer of a `failover` has it too: the others get
-//! no requests, so nobody knows whether they work.
-//!
 //! | floor | files | what they know |
 //! |---|---|---|
-//! | 1 | `cookies` `proxy` `settings` `silence` `url` `wire` | the cookies of a connection · CONNECT · the keys · who is silent · the parts of a URL · how far a request got |
+//! | 1 | `cookies` `proxy` `settings` `url` `wire` | the cookies of a connection · CONNECT · the keys · the parts of a URL · how far a request got |
 //! | 2 | `body` | bodies of requests |
 //! | 3 | `api` | what a protocol over HTTP adds |
 //! | 4 | `answer` `confirm` | the meaning of answers · requests that are confirmed later |
@@ -40,7 +35,6 @@ mod proxy;
 mod request;
 pub(crate) mod service;
 mod settings;
-mod silence;
 mod test_request;
 pub(super) mod transfers;
 mod url;

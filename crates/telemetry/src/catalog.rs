@@ -409,10 +409,11 @@ catalog! {
         pub retries: Counter = "output_retries_total" {
             help: "Attempts after the first.",
             unit: "attempts",
-            meaning: "An http request that was given to a second address because the first one was \
-                silent counts here as well.",
-            action: "A steady rise without errors: `timeouts.request` is shorter than the consumer \
-                takes, or one of the addresses is silent (`suspect` in `/status`).",
+            meaning: "A request that is sent to another address, because the first one has failed \
+                or not answered, counts here as well.",
+            action: "A steady rise: look at `output_errors_total`. `timeout` means that consumers \
+                take longer for an answer than `timeouts.request`, or than 10 s while another \
+                address may answer.",
         }
         pub up: Gauge = "output_up" {
             help: "1 while the last attempt succeeded.",
@@ -466,9 +467,9 @@ catalog! {
             unit: "seconds",
             meaning: "0 if nothing waits. An output in health stays below a second, \
                 plus `replay_window` where there is one.",
-            action: "The consumer is away, too slow, or one of its addresses is silent: look at \
-                the status page. The alert `KubeAuditForwarderOutputLags` fires after five minutes \
-                above `output_lag_max_seconds`.",
+            action: "The consumer is away, too slow, or one of its addresses does not answer: look \
+                at the status page. The alert `KubeAuditForwarderOutputLags` fires after five \
+                minutes above `output_lag_max_seconds`.",
         }
         pub start: Gauge = "output_start_events" {
             help: "Backlog found at the start; for an output added since, minus what was accepted before it joined.",
@@ -542,9 +543,9 @@ catalog! {
         pub addresses: AddressStates<Gauge> = "output_addresses" {
             help: "Addresses of the output, by state.",
             unit: "addresses",
-            meaning: "`down` and `suspect` addresses are passed over while another one works. An \
-                `on_trial` address answers connections again, and has taken no events since it \
-                failed. No delivery has tried an `unknown` address yet. All are 0 for outputs without addresses of their own (`kafka`, `stdout`).",
+            meaning: "`down` addresses are passed over while another one works. An `on_trial` \
+                address answers connections again, and has taken no events since it failed. No \
+                delivery has tried an `unknown` address yet. All are 0 for outputs without addresses of their own (`kafka`, `stdout`).",
             action: "`addresses` in `/status` names the address and its last error. The alert \
                 `KubeAuditForwarderOutputAddressDown` fires after ten minutes.",
             is_state: true,

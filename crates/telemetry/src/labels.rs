@@ -313,9 +313,7 @@ label_set! {
         up,
         /// Deliveries pass over the address, because it has failed.
         down,
-        /// Deliveries pass over the address, because it is silent while another one answers.
-        suspect,
-        /// One delivery at a time tests the address, which was down or suspect.
+        /// One delivery at a time tests the address, which was down.
         on_trial,
         /// No delivery has tried the address yet.
         unknown,

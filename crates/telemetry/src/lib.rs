@@ -210,7 +210,6 @@ impl Telemetry {
         let count = |state: &str| states.clone().filter(|it| *it == state).count() as f64;
         metrics.up.set(count("up"));
         metrics.down.set(count("down"));
-        metrics.suspect.set(count("suspect"));
         metrics.on_trial.set(count(ON_TRIAL));
         metrics.unknown.set(count("unknown"));
     }

@@ -494,8 +494,8 @@ pub struct Address {
     pub endpoint: u64,
     /// Host and port, and the IP address of a name.
     pub address: String,
-    /// `up`, `unknown` (not tried yet), `down`, `suspect` (silent while another address answers),
-    /// or `back, on trial` (it answers again; one delivery at a time uses it, until one succeeds).
+    /// `up`, `unknown` (not tried yet), `down`, or `back, on trial` (it answers again; one delivery
+    /// at a time uses it, until one succeeds).
     pub state: String,
     /// For how long, in seconds.
     pub state_seconds: Option<f64>,

@@ -322,6 +322,6 @@ fn what_was_removed_has_no_state_any_more_and_keeps_its_counters() {
     }
     assert!(without.contains(&OutputMetrics::events), "{text}");
     assert!(!text.contains("{listener=\"a\""), "{text}");
-    // One of the states, `output_addresses`, has a series for each of five states.
-    assert_eq!(with.len() - states.len() - 4, without.len());
+    // One of the states, `output_addresses`, has a series for each of four states.
+    assert_eq!(with.len() - states.len() - 3, without.len());
 }

@@ -250,7 +250,8 @@ fn finish(section: &Section, is_used: bool, logs_requests: bool, notes: &mut Not
             }
             "timeout" => {
                 "the relay's default stays, unless another line says otherwise: no health check \
-                 marks a server as down, so every event would wait as long for a server that hangs"
+                 marks a server as down, so every event would wait as long for a single server, or \
+                 one of mode tcp, that hangs"
             }
             _ => "the relay has nothing that corresponds to it, or does not use it here",
         };

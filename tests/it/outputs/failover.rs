@@ -2,6 +2,7 @@
 //! answers, and the third one is good. Delivery continues at the good one and returns to the
 //! preferred one when it returns.
 
+use crate::support::lumberjack_sink::LumberjackSink;
 use crate::support::prelude::*;
 use crate::support::tally::{Arrival, check};
 
@@ -52,6 +53,95 @@ fn a_trial_is_one_request_with_a_short_deadline_and_the_verdict_warns_until_it_s
     wait_until("the second trial", PATIENCE * 2, || state() == "back, on trial");
     post(3);
     assert_eq!((state().as_str(), status()["verdict"]["state"].as_str()), ("up", Some("good")));
+    relay.finish(Backlog::Empty);
+}
+
+/// Method: the first of two addresses takes requests and leaves them unanswered. `timeouts.request`
+/// is longer than the test waits. The first address must be down, and the other one must get each
+/// event once, in order if the output sends one request at a time.
+fn the_next_gets_what_the_first_leaves_unanswered(first: &HttpSink, second: &HttpSink, more: &str) {
+    let urls = [first, second].map(|sink| format!("http://{}/", sink.address()));
+    let more = format!("timeouts = {{ request = \"10m\" }}\n{more}");
+    let relay = Relay::start(&to_http(&urls, &more));
+    let sent = post_batches(&relay, 0..30, 5, 900);
+    relay.wait_until_delivered(PATIENCE * 2);
+    let arrived = accepted_events(second);
+    match more.contains("concurrency = 1\n") {
+        true => assert!(arrived == sent, "{} of {} in order", arrived.len(), sent.len()),
+        false => assert_same_set(&arrived, &sent),
+    }
+    let told = relay.wait_for_log("address down, passed over", PATIENCE);
+    assert_eq!(told["address"], first.address().to_string());
+    let states: Vec<_> = addresses(&relay).iter().map(|it| it["state"].clone()).collect();
+    assert!(states[0] == "down" || states[0] == "back, on trial", "{states:?}");
+    assert_eq!(states[1], "up");
+    // Each request to the first address is a timeout there.
+    let unanswered = f64::from(u32::try_from(first.count()).unwrap());
+    assert!((1.0..20.0).contains(&unanswered), "{unanswered} of 30");
+    assert_eq!(errors_by_reason(&relay), BTreeMap::from([("timeout".to_owned(), unanswered)]));
+    assert!(of_output(&relay, "output_retries_total") >= 1.0);
+    assert_eq!((lost(&relay), of_output(&relay, "output_events_total")), (0.0, 150.0));
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn an_address_that_leaves_requests_unanswered_is_down_and_the_next_one_gets_them() {
+    let modes = ["failover", "round_robin"].iter().flat_map(|strategy| {
+        [1, 4].map(|lanes| format!("strategy = \"{strategy}\"\nconcurrency = {lanes}\n"))
+    });
+    let modes: Vec<String> = modes.collect();
+    std::thread::scope(|scope| {
+        for more in &modes {
+            scope.spawn(move || {
+                let (silent, good) = (HttpSink::start(|_| Answer::never()), HttpSink::accepting());
+                the_next_gets_what_the_first_leaves_unanswered(&silent, &good, more);
+            });
+        }
+    });
+}
+
+/// Method: the first address answers its only request, with 200 or 400, when the other one has
+/// taken the events.
+#[test]
+fn an_answer_that_comes_after_the_next_address_has_the_events_changes_nothing() {
+    std::thread::scope(|scope| {
+        for status in [200, 400] {
+            scope.spawn(move || {
+                let is_taken = Arc::new(AtomicBool::new(false));
+                let (takes, sees) = (Arc::clone(&is_taken), is_taken);
+                let late = HttpSink::start(move |request| {
+                    if request.number > 0 {
+                        return Answer::never();
+                    }
+                    wait_until("the other one's", PATIENCE * 2, || sees.load(Ordering::SeqCst));
+                    Answer::status(status)
+                });
+                let good = HttpSink::start(move |_| {
+                    takes.store(true, Ordering::SeqCst);
+                    Answer::status(200)
+                });
+                the_next_gets_what_the_first_leaves_unanswered(&late, &good, "concurrency = 1\n");
+            });
+        }
+    });
+}
+
+#[test]
+fn an_address_that_acknowledges_nothing_is_down_and_the_next_one_gets_its_events() {
+    let silent = LumberjackSink::with(Options::default(), |_, _| true);
+    let good = LumberjackSink::start();
+    let output = stream_output(
+        "lumberjack",
+        &[silent.address(), good.address()],
+        "timeouts = { request = \"10m\" }\n",
+    );
+    let relay = Relay::start(&format!("{BASE}{output}"));
+    let sent = post_batches(&relay, 0..30, 5, 900);
+    relay.wait_until_delivered(PATIENCE * 2);
+    assert!(good.events() == sent, "{} of {} in order", good.events().len(), sent.len());
+    let told = relay.wait_for_log("address down, passed over", PATIENCE);
+    assert_eq!(told["address"], silent.address().to_string());
+    assert_eq!(errors_by_reason(&relay), BTreeMap::from([("timeout".to_owned(), 1.0)]));
     relay.finish(Backlog::Empty);
 }
 

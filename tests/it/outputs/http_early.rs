@@ -288,37 +288,6 @@ fn states(relay: &Relay) -> Vec<String> {
     addresses.iter().map(|it| it["state"].as_str().unwrap().to_owned()).collect()
 }
 
-/// Method: of two URLs in rotation, one accepts requests and never answers. Its requests must go to
-/// the other URL after a moment, without waiting for `timeouts.request`, which is 60 s here and
-/// longer than the test waits. Each event must arrive.
-fn a_silent_url_costs_its_requests_a_moment(concurrency: u32) {
-    let (silent, good) = (HttpSink::start(|_| Answer::never()), HttpSink::accepting());
-    let urls = [&silent, &good].map(|sink| format!("http://{}/", sink.address()));
-    let more = format!("strategy = \"round_robin\"\nconcurrency = {concurrency}\n");
-    let relay = Relay::start(&to_http(&urls, &more));
-    let events = post_batches(&relay, 0..30, 5, 900);
-    relay.wait_until_delivered(PATIENCE);
-    assert_same_set(&accepted_events(&good), &events);
-    assert_eq!(states(&relay), ["suspect", "up"]);
-    let told = relay.wait_for_log("address silent, passed over", PATIENCE);
-    assert_eq!(told["address"], silent.address().to_string());
-    // Each request that was sent to both URLs is counted as a timeout of the first, and as an
-    // attempt after the first (a retry).
-    let given_twice = u32::try_from(silent.count()).unwrap();
-    assert!((1..20).contains(&given_twice), "{given_twice} of 30");
-    let twice = f64::from(given_twice);
-    assert_eq!(errors_by_reason(&relay), BTreeMap::from([("timeout".to_owned(), twice)]));
-    let metrics = relay.metrics();
-    assert_eq!(metrics.value("output_retries_total", &[("output", "consumer")]), twice);
-    assert_eq!(metrics.value("output_up", &[("output", "consumer")]), 1.0);
-    relay.finish(Backlog::Empty);
-}
-
-#[test]
-fn a_silent_url_of_several_is_suspect_and_the_others_get_its_requests() {
-    [1, 4].into_iter().for_each(a_silent_url_costs_its_requests_a_moment);
-}
-
 #[test]
 fn urls_that_are_slow_and_work_get_each_event_once() {
     let slow = |_: &Request| Answer::status(200).after(Duration::from_millis(1500));

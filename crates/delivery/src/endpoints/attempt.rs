@@ -8,7 +8,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::address::ResolvedAddress;
-use super::circuit::Fault;
+use super::circuit::{Fault, UNANSWERED_MAX};
 use super::set::Endpoints;
 use crate::failure::Failure;
 use telemetry::AttemptError;
@@ -50,15 +50,6 @@ impl Endpoints {
     /// another address now.
     pub fn attempt(self: &Arc<Self>, address: ResolvedAddress) -> Attempt {
         Attempt { set: Arc::clone(self), address, begun: Instant::now(), is_trial: false }
-    }
-
-    /// Begins a delivery at an address that `pick` did not choose. Called when the address that
-    /// `pick` chose does not answer.
-    pub fn give(self: &Arc<Self>, address: ResolvedAddress) -> Attempt {
-        let is_trial = self.lock().take(&address);
-        let mut attempt = self.attempt(address);
-        attempt.is_trial = is_trial;
-        attempt
     }
 
     /// Makes a connection for an attempt. Looks up the host name of the address, and calls
@@ -133,10 +124,15 @@ impl Attempt {
         &self.address
     }
 
-    /// Returns `true` if this attempt tests the address after a failure, and the events could go to
-    /// another address instead.
-    pub fn is_avoidable_trial(&self) -> bool {
-        self.is_trial && !self.set.others(self.address.id).is_empty()
+    /// Returns the time for which what was sent to the address may wait for an answer without any
+    /// progress: `timeouts.request`, and at most [`UNANSWERED_MAX`] while another address may
+    /// answer. The result changes when another address fails, or works again.
+    pub fn patience(&self) -> Duration {
+        let request = self.set.timeouts.request;
+        match self.set.lock().may_another_answer(self.address.id) {
+            true => request.min(UNANSWERED_MAX),
+            false => request,
+        }
     }
 
     /// Counts bytes that are sent to the address.

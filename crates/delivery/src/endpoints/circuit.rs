@@ -8,12 +8,8 @@
 //! An address may answer probes and still fail deliveries. The hold keeps such an address from
 //! changing between open and half-open all the time. It doubles each time that the address fails
 //! before it has worked for one hold, and is at least twice the time that the failure has cost. For
-//! example, an address that takes connections and never answers costs 60 s (`timeouts.request`) at
-//! each trial, and its holds are 120 s, 240 s, 480 s and then 600 s.
-//!
-//! An address is *suspect* if its circuit is open only because it is silent while another address
-//! answers. The consumer may only be slow, so an answer to an earlier request closes the circuit at
-//! once.
+//! example, an address that takes connections and never answers costs 10 s (`UNANSWERED_MAX`) at
+//! each trial, and its holds are 20 s, 40 s, and so on up to 600 s.
 //!
 //! This file has no clock and no I/O: callers pass the time.
 
@@ -26,8 +22,15 @@ use tokio::time::Instant;
 pub(super) const HOLD_MIN: Duration = Duration::from_secs(10);
 
 /// The longest hold. It is long because a delivery to a consumer that accepts connections and then
-/// hangs may cost `timeouts.request` each time.
+/// hangs costs some seconds each time, and its events may arrive twice.
 pub(super) const HOLD_MAX: Duration = Duration::from_secs(600);
+
+/// The longest time for which an address may leave what was sent to it unanswered, without any
+/// progress, while another address may answer. A consumer that works answers within a second or
+/// two, and one that collects garbage or rotates its files within a few more. A sender that waits
+/// for the delivery (`acknowledge = "delivered"`) gets its answer after 25 s at the latest, and two
+/// addresses can be tried in that time.
+pub const UNANSWERED_MAX: Duration = Duration::from_secs(10);
 
 /// The pause after the first failed probe of an address that is down. The pause doubles with each
 /// further failed probe.
@@ -50,12 +53,6 @@ pub(super) enum Fault {
     /// The consumer refuses events that other consumers may accept. Since the events may be at
     /// fault, a refusal does not lengthen the hold.
     Refused,
-    /// The consumer has not answered for the time `waited`, while the consumer at another address
-    /// answers.
-    Silent {
-        /// The time for which the consumer has not answered.
-        waited: Duration,
-    },
 }
 
 /// The circuit of one address: the state that decides whether deliveries may use the address. The
@@ -76,6 +73,9 @@ pub(super) struct Circuit {
     failed: Option<Instant>,
     /// `true` if a delivery to this address has succeeded.
     proven: bool,
+    /// `true` if the last failed delivery got no answer for [`UNANSWERED_MAX`], and none has
+    /// succeeded since. Probes only connect, so they do not show whether such an address answers.
+    mute: bool,
 }
 
 #[derive(Debug, Clone)]
@@ -95,9 +95,6 @@ struct Open {
     since: Instant,
     /// `true` if refusals of events are the only faults since the circuit opened.
     refused: bool,
-    /// `true` if silence is the only fault since the circuit opened: the consumer did not answer
-    /// while a consumer at another address did.
-    suspect: bool,
     /// The end of the pause that the consumer asked for; `None` if it did not ask.
     asked: Option<Instant>,
     /// The moment of the first answered probe after the last failure; `None` if no probe was
@@ -113,7 +110,8 @@ impl Circuit {
     /// address.
     pub(super) fn new(now: Instant) -> Self {
         let state = CircuitState::Closed;
-        Self { state, since: now, hold: HOLD_MIN, back: None, failed: None, proven: false }
+        let (hold, back, failed, proven, mute) = (HOLD_MIN, None, None, false, false);
+        Self { state, since: now, hold, back, failed, proven, mute }
     }
 
     /// Returns the moment at which the circuit's [`Circuit::name`] last changed.
@@ -137,7 +135,8 @@ impl Circuit {
     /// must answer probes before a delivery tests it. The first probe is due at once.
     pub(super) fn of_successor(&self, now: Instant) -> Self {
         let mut circuit = self.clone();
-        (circuit.failed, circuit.proven, circuit.since) = (None, false, now);
+        (circuit.failed, circuit.since) = (None, now);
+        (circuit.proven, circuit.mute) = (false, false);
         if let CircuitState::Open(open) = &mut circuit.state {
             *open = Open { asked: None, answers: None, next_probe: now, pause: PAUSE_MIN, ..*open };
         }
@@ -168,6 +167,14 @@ impl Circuit {
         matches!(self.state, CircuitState::Closed | CircuitState::HalfOpen { busy: false })
     }
 
+    /// Returns `true` if a delivery may use the address, and the address is not known to leave
+    /// requests unanswered. Only such an address is a reason to give up a request elsewhere:
+    /// otherwise the only consumer that answers, although slowly, would be given up for one that
+    /// does not answer at all.
+    pub(super) fn may_answer(&self) -> bool {
+        self.is_usable() && !self.mute
+    }
+
     /// Returns the moment at which the circuit opened; `None` if the circuit is not open.
     pub(super) fn open_since(&self) -> Option<Instant> {
         self.open().map(|open| open.since)
@@ -180,7 +187,6 @@ impl Circuit {
             CircuitState::Closed if !self.proven && self.failed.is_none() => "unknown",
             CircuitState::Closed => "up",
             CircuitState::HalfOpen { .. } => "back, on trial",
-            CircuitState::Open(Open { suspect: true, .. }) => "suspect",
             CircuitState::Open(_) => "down",
         }
     }
@@ -218,16 +224,12 @@ impl Circuit {
         let (asked, waited) = match fault {
             Fault::Failed { asked, waited } => (asked.map(|asked| now + asked), waited),
             Fault::Refused => (None, Duration::ZERO),
-            // If the circuit is open already, silence changes nothing.
-            Fault::Silent { .. } if self.is_open() => return false,
-            Fault::Silent { waited } => (None, waited),
         };
-        self.failed = Some(now);
+        (self.failed, self.mute) = (Some(now), waited >= UNANSWERED_MAX);
         if let CircuitState::Open(open) = &mut self.state {
             open.asked = open.asked.max(asked);
             open.answers = None;
             open.refused &= matches!(fault, Fault::Refused);
-            open.suspect = false;
             return false;
         }
         if self.back.take().is_some() && !matches!(fault, Fault::Refused) {
@@ -237,7 +239,6 @@ impl Circuit {
         self.state = CircuitState::Open(Open {
             since: now,
             refused: matches!(fault, Fault::Refused),
-            suspect: matches!(fault, Fault::Silent { .. }),
             asked,
             answers: None,
             next_probe: now + PAUSE_MIN,
@@ -262,16 +263,15 @@ impl Circuit {
     /// otherwise `false`.
     ///
     /// If a delivery has failed since `begun`, an open circuit stays open, because the success says
-    /// nothing about the time after that failure. Exception: if the address is down only because
-    /// its consumer did not answer in time, any success closes the circuit.
+    /// nothing about the time after that failure.
     pub(super) fn succeeded(&mut self, begun: Instant, now: Instant) -> bool {
         let was_open = self.is_open();
-        let suspect = self.open().is_some_and(|open| open.suspect);
-        if was_open && !suspect && self.failed.is_some_and(|failed| failed > begun) {
+        if was_open && self.failed.is_some_and(|failed| failed > begun) {
             return false;
         }
         self.change(now, |circuit| {
-            (circuit.state, circuit.proven) = (CircuitState::Closed, true);
+            circuit.state = CircuitState::Closed;
+            (circuit.proven, circuit.mute) = (true, false);
         });
         if was_open {
             self.back = Some(now);
@@ -438,28 +438,5 @@ mod tests {
         assert!(circuit.is_open());
         assert!(circuit.succeeded(start + SECOND, start + SECOND * 2), "begun after it");
         assert!(circuit.is_usable());
-    }
-
-    #[test]
-    fn a_silent_address_is_suspect_until_it_answers_also_what_it_was_asked_before() {
-        let start = Instant::now();
-        let silent = Fault::Silent { waited: SECOND };
-        let mut circuit = Circuit::new(Instant::now());
-        assert!(circuit.failed(silent, start + SECOND));
-        assert!(!circuit.failed(silent, start + SECOND));
-        assert_eq!((circuit.name(), circuit.is_usable()), ("suspect", false));
-        assert!(circuit.succeeded(start, start + SECOND * 2));
-        assert_eq!(circuit.name(), "up");
-        // A suspect is probed like an address that is down. Its hold has doubled, because it has
-        // failed again so soon.
-        circuit.failed(silent, start + SECOND * 3);
-        let probed = circuit.next_probe().unwrap();
-        assert_eq!(probe_until_back(&mut circuit, probed) - probed, HOLD_MIN * 2);
-        // A suspect that also fails is down, and an answer to an earlier request does not change
-        // that.
-        circuit.failed(silent, start + SECOND * 100);
-        assert!(!circuit.failed(FAILED, start + SECOND * 101));
-        assert_eq!(circuit.name(), "down");
-        assert!(!circuit.succeeded(start + SECOND * 99, start + SECOND * 102));
     }
 }

@@ -82,10 +82,9 @@ pub struct AddressState {
     pub endpoint: usize,
     /// The configured host and port, and the IP address that the host resolved to.
     pub address: String,
-    /// The state of the address: `unknown`, `up`, `down`, `suspect` or `back, on trial`. `unknown`:
-    /// no delivery has tried the address yet. `suspect`: the address does not answer while another
-    /// address does. `back, on trial`: the address was `down` or `suspect`, and now one delivery at
-    /// a time tests it.
+    /// The state of the address: `unknown`, `up`, `down` or `back, on trial`. `unknown`: no
+    /// delivery has tried the address yet. `back, on trial`: the address was `down`, and now one
+    /// delivery at a time tests it.
     pub state: &'static str,
     /// The time for which the address has had this state.
     pub state_for: Duration,
@@ -133,29 +132,9 @@ impl Endpoints {
         self.wake();
     }
 
-    /// Returns the addresses that may be used, except the one with the id `id`. Addresses that are
-    /// known to work come first. After them come the addresses that may be tested after a failure.
-    /// Each of these two parts begins with the address that is next in turn.
-    pub fn others(&self, id: usize) -> Vec<ResolvedAddress> {
-        self.lock().others(id)
-    }
-
     /// Returns all addresses of the output, in the order of their endpoints in the config.
     pub(super) fn addresses(&self) -> Vec<ResolvedAddress> {
         self.lock().resolved().map(|(address, _)| address).collect()
-    }
-
-    /// Notes that the address with the id `id` has not answered for the time `waited`, while
-    /// another address works. Deliveries then avoid the address until it answers.
-    pub fn suspect(&self, id: usize, waited: Duration) {
-        let Some((address, noted)) = self.lock().silent(id, waited, Instant::now()) else { return };
-        if noted.tells {
-            let (output, waited) = (&self.output, format!("{:.1} s", waited.as_secs_f64()));
-            tracing::warn!(output, %address, waited, "address silent, passed over");
-        }
-        if noted.opened {
-            self.wake();
-        }
     }
 
     /// Looks up the host name of an address. Does nothing if the host needs no lookup, or if its
@@ -260,15 +239,6 @@ impl Endpoints {
             figures: address.figures.show(),
         });
         states.collect()
-    }
-
-    /// Counts a request to the address with the id `id`. Nobody waits for this request any more,
-    /// because another address has answered it.
-    pub fn abandoned(&self, id: usize, failure: &Failure) {
-        let found = self.addresses().into_iter().find(|address| address.id == id);
-        if let Some(address) = found {
-            address.figures.ended(None, Some(failure));
-        }
     }
 
     /// Logs that an address is up again, and how long it was down. `since` is when it went down.

@@ -278,63 +278,25 @@ impl AddressTable {
         self.address(address).is_some_and(|address| address.circuit.take())
     }
 
-    /// Returns the addresses that may be used, except the one with the id `id`. Addresses that are
-    /// known to work come first. After them come the addresses that may be tested after a failure.
-    /// Each of these two parts begins with the address that is next in turn.
-    pub(super) fn others(&self, id: usize) -> Vec<ResolvedAddress> {
-        let count = self.count().max(1);
-        let mut others: Vec<_> = self
-            .all()
-            .enumerate()
-            .filter(|(_, (_, _, address))| address.circuit.is_usable() && address.id != id)
-            .map(|(index, (endpoint, of, address))| {
-                let turn = (index + count - self.turn.min(count)) % count;
-                ((!address.circuit.is_closed(), turn), of.resolved(endpoint, address))
-            })
-            .collect();
-        others.sort_by_key(|(order, _)| *order);
-        others.into_iter().map(|(_, address)| address).collect()
+    /// Returns `true` if an address other than the one with the id `id` may be used, and is not
+    /// known to leave requests unanswered.
+    pub(super) fn may_another_answer(&self, id: usize) -> bool {
+        self.all().any(|(_, _, address)| address.id != id && address.circuit.may_answer())
     }
 
     /// Notes that a delivery or a connection failed at an address because of `fault`. The result
     /// tells the caller what to do: wake the connections, log the failure, try another address.
     pub(super) fn failed(&mut self, of: &ResolvedAddress, fault: Fault, now: Instant) -> Noted {
         self.failing = true;
-        let (opened, tells) = self.note(of, fault, self.count() > 1, now);
+        let (round, several) = (self.round, self.count() > 1);
+        let (mut opened, mut tells) = (false, false);
+        if let Some(address) = self.address(of) {
+            address.failed_in = Some(round);
+            opened = address.circuit.failed(fault, now);
+            tells = opened && several && address.may_tell(now);
+            address.told_down |= tells;
+        }
         Noted { opened, tells, left: self.is_any_left(now) }
-    }
-
-    /// Notes a fault of an address. The first result is `true` if the fault has opened its circuit.
-    /// The second is `true` if the caller must log that the address is down; it is always `false`
-    /// if `may_tell` is `false`.
-    fn note(
-        &mut self,
-        of: &ResolvedAddress,
-        fault: Fault,
-        may_tell: bool,
-        now: Instant,
-    ) -> (bool, bool) {
-        let round = self.round;
-        let Some(address) = self.address(of) else { return (false, false) };
-        address.failed_in = Some(round);
-        let opened = address.circuit.failed(fault, now);
-        let tells = opened && may_tell && address.may_tell(now);
-        address.told_down |= tells;
-        (opened, tells)
-    }
-
-    /// Notes that the address with the id `id` has not answered for the time `waited`, while
-    /// another address works. Returns the address, and what the caller has to do. Returns `None` if
-    /// no address has this id any more.
-    pub(super) fn silent(
-        &mut self,
-        id: usize,
-        waited: Duration,
-        now: Instant,
-    ) -> Option<(ResolvedAddress, Noted)> {
-        let (of, _) = self.resolved().find(|(of, _)| of.id == id)?;
-        let (opened, tells) = self.note(&of, Fault::Silent { waited }, true, now);
-        Some((of, Noted { opened, tells, left: true }))
     }
 
     /// Forgives every refusal: addresses that are down only because their consumers refused events

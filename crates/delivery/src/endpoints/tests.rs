@@ -175,7 +175,10 @@ impl Bench {
                 Mood::Good => Ok(()),
                 Mood::Errs => Err(failure(AttemptError::Status5xx)),
                 Mood::Silent | Mood::Away => {
-                    tokio::time::sleep(TIMEOUTS.request).await;
+                    let begun = Instant::now();
+                    while begun.elapsed() < attempt.patience() {
+                        tokio::time::sleep(SECOND).await;
+                    }
                     Err(failure(AttemptError::Timeout))
                 }
             };
@@ -288,47 +291,42 @@ async fn an_address_that_asks_for_a_pause_gets_it_though_others_fail() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_silent_address_is_suspect_and_passed_over_until_it_answers() {
-    let bench = Bench::three(Strategy::RoundRobin);
-    let silent = bench.pick();
-    assert_eq!(number(silent.address()), 1);
-    pass(SECOND).await;
-    let others = |attempt: &Attempt| -> Vec<u8> {
-        bench.set.others(attempt.address().id).iter().map(number).collect()
-    };
-    assert_eq!(others(&silent), [2, 3]);
-    bench.set.suspect(silent.address().id, SECOND);
-    let states = || bench.set.states().iter().map(|it| it.state).collect::<Vec<_>>();
-    assert_eq!(states(), ["suspect", "unknown", "unknown"]);
-    let turns: Vec<_> = (0..4).map(|_| bench.succeed()).collect();
-    assert_eq!(turns, [2, 3, 2, 3]);
-    // The next turn is the second address's. Two addresses work, so for the second only the third
-    // is left.
-    let second = bench.pick();
-    assert_eq!((others(&silent), others(&second)), (vec![3, 2], vec![3]));
-    // The silent address was only slow: its answer to the earlier request brings it back.
-    silent.succeeded();
-    assert_eq!(states(), ["up", "up", "up"]);
-    let turns: BTreeSet<_> = (0..3).map(|_| bench.succeed()).collect();
-    assert_eq!(turns, BTreeSet::from([1, 2, 3]));
-    // An address that stays silent is tried again by one delivery, like one that was down.
-    bench.set.suspect(silent.address().id, SECOND);
-    pass((HOLD_MIN + PAUSE_MAX) * 2).await;
-    assert_eq!(states(), ["back, on trial", "up", "up"]);
-    let trials: Vec<_> = (0..6).map(|_| bench.pick()).collect();
-    assert_eq!(trials.iter().filter(|it| number(it.address()) == 1).count(), 1);
-    // An address on trial is the last choice for a request that another address does not answer,
-    // and only one delivery tries it.
-    drop(trials);
-    let second = bench.set.addresses().remove(1);
-    let others = bench.set.others(second.id);
-    assert_eq!(others.iter().map(number).collect::<Vec<_>>(), [3, 1]);
-    let trial = bench.set.give(others[1].clone());
-    assert_eq!(bench.set.others(second.id).len(), 1);
-    drop(trial);
-    assert_eq!(bench.set.others(second.id).len(), 2);
-    // An address that has left the set is ignored.
-    bench.set.suspect(usize::MAX, SECOND);
+async fn an_answer_is_waited_for_less_long_while_another_address_may_be_used() {
+    let single = Bench::start(&["10.0.0.1"], Strategy::Failover);
+    assert_eq!(single.pick().patience(), TIMEOUTS.request);
+    for strategy in [Strategy::Failover, Strategy::RoundRobin] {
+        let bench = Bench::start(&["10.0.0.1", "10.0.0.2"], strategy);
+        let first = bench.pick();
+        assert_eq!((number(first.address()), first.patience()), (1, UNANSWERED_MAX));
+        // The patience follows the state of the other address.
+        let other = bench.set.attempt(bench.set.addresses().remove(1));
+        bench.world.set(2, Mood::Away);
+        assert!(other.failed(&failure(AttemptError::Connect)));
+        assert_eq!((first.patience(), other.patience()), (TIMEOUTS.request, UNANSWERED_MAX));
+        bench.world.set(2, Mood::Good);
+        pass(HOLD_MIN + PAUSE_MAX * 2).await;
+        assert_eq!(first.patience(), UNANSWERED_MAX);
+        // An address that has left a request unanswered is back when it answers connections, but
+        // only an answer shows that it answers.
+        other.succeeded();
+        bench.world.set(2, Mood::Silent);
+        pass(UNANSWERED_MAX).await;
+        assert!(other.failed(&failure(AttemptError::Timeout)));
+        pass((HOLD_MAX + PAUSE_MAX) * 2).await;
+        assert_eq!(bench.set.states()[1].state, "back, on trial");
+        assert_eq!((first.patience(), other.patience()), (TIMEOUTS.request, UNANSWERED_MAX));
+        other.succeeded();
+        assert_eq!(first.patience(), UNANSWERED_MAX);
+        // A shorter `timeouts.request` stays as it is.
+        let short = Timeouts { request: SECOND, ..TIMEOUTS };
+        let set = Arc::new(Endpoints::new("output", strategy, &short));
+        let endpoint = |host: &str| Endpoint {
+            name: HostPort { host: host.to_owned(), port: 514 },
+            resolved_here: true,
+        };
+        set.set(vec![endpoint("10.0.0.1"), endpoint("10.0.0.2")]);
+        assert_eq!(set.pick().unwrap().patience(), SECOND);
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -512,8 +510,8 @@ async fn an_address_that_takes_connections_and_never_answers_costs_little_in_a_d
         }
         pass(SECOND).await;
     }
-    // The holds are 2, 4 and 8 minutes, and then 10 minutes each.
-    assert!((120..=140).contains(&tried), "{tried}");
+    // The holds are 20, 40, 80, 160 and 320 seconds, and then 10 minutes each.
+    assert!((135..=150).contains(&tried), "{tried}");
     assert!(delivered > 24 * 3600 * 8 / 10, "{delivered}");
 }
 

@@ -85,7 +85,8 @@ impl Client {
     ) -> Result<Vec<u64>, Failure> {
         let base = connection.key.base.clone();
         let failed = |reason, what: &str| Failure::new(reason, format!("{base}: {what}"));
-        let deadline = Instant::now() + self.timeouts.request;
+        let address = connection.key.address.clone();
+        let deadline = Instant::now() + self.endpoints.attempt(address).patience();
         let expanded = self.expanded.load_full();
         let place = connection.key.address.endpoint;
         let endpoint = expanded.as_ref().and_then(|expanded| {

@@ -20,7 +20,6 @@ use super::cookies::Cookies;
 use super::expanded::Expanded;
 use super::pool::{ConnectionKey, PooledConnection};
 use super::proxy::Proxy;
-use super::silence::AnswerTimes;
 use super::url::{BaseUrl, HttpEndpoint};
 use super::wire::Progress;
 use crate::setup::Setup;
@@ -59,7 +58,6 @@ pub(super) struct Client {
     /// names have been read.
     pub(super) expanded: ArcSwapOption<Expanded>,
     pub(super) metrics: OutputMetrics,
-    pub(super) answer_times: AnswerTimes,
     /// The requests that the consumer has taken, and whose confirmation can't come any more.
     pub(super) doubts: Arc<Doubts>,
     /// The tasks that read and write the connections, one task for each connection. A task ends
@@ -117,7 +115,6 @@ impl Client {
             tls: Arc::new(Tls::new(client.tls.clone(), &[b"http/1.1"], setup.expiry.clone())),
             expanded: ArcSwapOption::empty(),
             metrics: setup.metrics.clone(),
-            answer_times: AnswerTimes::default(),
             doubts: Arc::default(),
             drivers: TaskTracker::new(),
         }

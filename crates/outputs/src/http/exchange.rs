@@ -1,8 +1,6 @@
-//! One batch as a request and its answer. If the consumer is silent while another one answers, the
-//! batch is also sent to the other consumer in a second request.
+//! One batch as a request and its answer.
 
 use std::future::Future;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,29 +15,20 @@ use super::client::Client;
 use super::expanded::Expanded;
 use super::pool::{Lane, PooledConnection, exchange};
 use super::request::{compressed, content_encoding};
-use super::silence::Waiting;
 use super::url::{BaseUrl, HttpEndpoint};
 use super::wire::Progress;
 use client::ask::{USER_AGENT, chain};
 use config::Strategy;
 use delivery::checkpoints::{Checkpoint, Fate};
-use delivery::endpoints::{Attempt, ResolvedAddress};
+use delivery::endpoints::{Attempt, UNANSWERED_MAX};
 use delivery::failure::Failure;
 use delivery::link::Part;
 use queue::{Batch, Identity};
 use telemetry::AttemptError;
 
-/// The progress of a request is checked this many times within `timeouts.request`. With a timeout
-/// of 60 s, that is every 6 s.
+/// The progress of a request is checked this many times within `timeouts.request`, or within
+/// [`UNANSWERED_MAX`] if that is shorter. Usually that is once a second.
 const PROGRESS_CHECKS: u32 = 10;
-
-/// The longest time between two checks of a request's progress if the strategy is `round_robin`.
-/// With that strategy, a request that makes no progress is soon sent to another address too.
-const SILENCE_CHECK: Duration = Duration::from_millis(100);
-
-/// The shortest time for which a request that tests an address after a failure may wait without any
-/// progress. A consumer that has just started may take some seconds for its first answer.
-const TRIAL_MIN: Duration = Duration::from_secs(5);
 
 /// The error message for a request that the consumer has taken, on a connection that ended with the
 /// answer.
@@ -51,10 +40,6 @@ const CLOSED: &str = "the consumer closed the connection before it confirmed the
 const AGAIN: &str = "the consumer has forgotten which events it took, or a balancer without \
                      sticky sessions divides a connection among several servers: they are sent \
                      again, so that some may arrive twice";
-
-/// The error message for a request that made no progress, while the same events were taken at
-/// another address.
-const SILENT: &str = "no answer, while another address has answered the same request";
 
 /// The error message for a request before the files of the config have been read.
 const UNREAD: &str = "the URL's files have not been read";
@@ -88,9 +73,7 @@ fn no_answer(limit: Duration) -> String {
 
 impl Client {
     /// Sends a batch to the address whose turn it is, on the open connection to it that `lane`
-    /// holds, or on a new one. If the address is silent while another address works, the batch is
-    /// sent to the other address too. Returns the id of the address that decided the outcome, and
-    /// the outcome.
+    /// holds, or on a new one. Returns the id of the address, and the outcome.
     pub(super) async fn attempt(&self, lane: &mut Lane, batch: Batch) -> (usize, Outcome) {
         let (expanded, attempt, queue) = match self.begin().await {
             Ok(begun) => begun,
@@ -136,7 +119,7 @@ impl Client {
         };
         let pooled = lane.take(&expanded, attempt.address());
         let Exchanged { attempt, sent_at, outcome, connection } =
-            self.exchange(pooled, &expanded, attempt, &load, None).await;
+            self.exchange(pooled, &expanded, attempt, &load).await;
         if let Some(connection) = connection {
             lane.put_back(connection, self.endpoints.count());
         }
@@ -184,8 +167,7 @@ impl Client {
         Load { head: RequestHead { compression: self.config.compression, ..post }, body, sent }
     }
 
-    /// Sends a request to an address, and to another one if the first one is silent. Returns the id
-    /// of the address that decided the outcome, and the outcome.
+    /// Sends a request to an address. Returns the id of the address, and the outcome.
     async fn send_to(
         &self,
         lane: &mut Lane,
@@ -193,49 +175,9 @@ impl Client {
         attempt: Attempt,
         load: &Load,
     ) -> (usize, Outcome) {
-        let (waiting, sent) = (Waiting::default(), &load.sent);
         let pooled = lane.take(expanded, attempt.address());
-        let first = self.exchange(pooled, expanded, attempt, load, Some(&waiting));
-        let mut first = Box::pin(first);
-        let (silent, since, other) = tokio::select! {
-            biased;
-            done = first.as_mut() => return self.settle(lane, done, sent),
-            silence = self.silence(&waiting) => silence,
-        };
-        self.endpoints.suspect(silent, since.elapsed());
-        self.metrics.retries.increment(1);
-        let pooled = lane.take(expanded, &other);
-        let attempt = self.endpoints.give(other);
-        let second = Box::pin(self.exchange(pooled, expanded, attempt, load, None));
-        let done = self.first_answer(silent, first, second).await;
-        self.settle(lane, done, sent)
-    }
-
-    /// Waits for two requests that carry the same batch. As soon as one of them ends without a
-    /// failure, drops the other request and returns this result. If one request fails, returns the
-    /// result of the other request. `id` is the address of the silent request.
-    async fn first_answer<F: Future<Output = Exchanged>>(
-        &self,
-        id: usize,
-        mut silent: Pin<Box<F>>,
-        mut second: Pin<Box<F>>,
-    ) -> Exchanged {
-        let (done, other) = tokio::select! {
-            biased;
-            done = silent.as_mut() => (done, second),
-            done = second.as_mut() => {
-                if !matches!(done.outcome, Outcome::Failed(_)) {
-                    // Nobody waits for the silent address any more, and its connection ends.
-                    self.metrics.failed(AttemptError::Timeout);
-                    self.endpoints.abandoned(id, &Failure::new(AttemptError::Timeout, SILENT));
-                }
-                (done, silent)
-            }
-        };
-        let Outcome::Failed(failure) = &done.outcome else { return done };
-        done.attempt.failed(failure);
-        self.metrics.failed(failure.reason);
-        other.await
+        let done = self.exchange(pooled, expanded, attempt, load).await;
+        self.settle(lane, done, &load.sent)
     }
 
     /// Ends a request: notes whether its address works, and puts its connection back into `lane`,
@@ -267,9 +209,6 @@ impl Client {
         if let Some(connection) = connection {
             lane.put_back(connection, self.endpoints.count());
         }
-        if !matches!(outcome, Outcome::Failed(_)) {
-            self.answer_times.answered(attempt.address().id);
-        }
         let another_may = self.config.strategy == Strategy::RoundRobin;
         match outcome {
             // With `round_robin` all consumers are equal, so a consumer that refuses a batch that
@@ -300,48 +239,18 @@ impl Client {
         (attempt.address().id, outcome)
     }
 
-    /// Waits until a request is silent while another address works. Returns the id of the silent
-    /// address, the time since when it is silent, and the other address. With the strategy
-    /// `failover`, or if the consumer confirms requests later, this future never ends.
-    async fn silence(&self, waiting: &Waiting) -> (usize, Instant, ResolvedAddress) {
-        // A request that is dropped ends its connection, on which others may wait for their
-        // confirmation.
-        let confirms = self.api.confirm().is_some();
-        if self.config.strategy != Strategy::RoundRobin || confirms {
-            return std::future::pending().await;
-        }
-        loop {
-            let limit = self.answer_times.limit();
-            let wake = match waiting.get() {
-                Some((id, since)) if since.elapsed() >= limit => {
-                    let others = self.endpoints.others(id);
-                    let other = others.into_iter().find(|it| self.answer_times.works(it.id, since));
-                    if let Some(other) = other {
-                        return (id, since, other);
-                    }
-                    Instant::now() + SILENCE_CHECK
-                }
-                Some((_, since)) => since + limit,
-                None => Instant::now() + SILENCE_CHECK,
-            };
-            tokio::time::sleep_until(wake).await;
-        }
-    }
-
     /// Sends one request and waits for its answer. `pooled` is an open connection to the address,
-    /// or `None` if there is none yet. While the request waits, `waiting` holds the address and the
-    /// time of the last progress.
+    /// or `None` if there is none yet.
     async fn exchange(
         &self,
         mut pooled: Option<PooledConnection>,
         expanded: &Expanded,
         mut attempt: Attempt,
         load: &Load,
-        waiting: Option<&Waiting>,
     ) -> Exchanged {
         let mut sent_at = Instant::now();
         let parts = (&mut pooled, &mut attempt, &mut sent_at);
-        let result = self.send(parts, expanded, load, waiting).await;
+        let result = self.send(parts, expanded, load).await;
         let outcome = result.unwrap_or_else(Outcome::Failed);
         Exchanged { attempt, sent_at, outcome, connection: pooled }
     }
@@ -354,7 +263,6 @@ impl Client {
         (pooled, attempt, sent_at): (&mut Option<PooledConnection>, &mut Attempt, &mut Instant),
         expanded: &Expanded,
         load: &Load,
-        waiting: Option<&Waiting>,
     ) -> Result<Outcome, Failure> {
         let Load { head, body, sent } = load;
         let Some(endpoint) = expanded.endpoints.get(attempt.address().endpoint) else {
@@ -375,8 +283,6 @@ impl Client {
                 }
             };
             let marks = request.body().marks.clone();
-            let id = attempt.address().id;
-            let _under_way = self.answer_times.asks(id);
             *sent_at = Instant::now();
             // The peer's kernel had all of the request before when its answer came.
             let seen = match reused {
@@ -384,11 +290,10 @@ impl Client {
                 false => connection.progress.acknowledged(),
             };
             let answer = exchange(&mut connection.sender, request);
-            let limit = self.patience(attempt);
-            let parts = (&connection.progress, waiting, id, limit);
+            let parts = (&connection.progress, &*attempt);
             let (response, since) = match self.in_time(parts, (seen, *sent_at), answer).await {
-                Some((Ok(response), since)) => (response, since),
-                Some((Err(error), _)) => {
+                Ok((Ok(response), since)) => (response, since),
+                Ok((Err(error), _)) => {
                     let reason = answer::reason(&error);
                     // A peer that has closed the idle connection says nothing about the request.
                     if reused && reason == AttemptError::Closed {
@@ -396,7 +301,7 @@ impl Client {
                     }
                     return Err(failed(reason, &chain(&error)));
                 }
-                None => return Err(failed(AttemptError::Timeout, &no_answer(limit))),
+                Err(limit) => return Err(failed(AttemptError::Timeout, &no_answer(limit))),
             };
             connection.take_up_cookies(response.headers(), &endpoint.target(&head.path));
             if !marks.was_whole() {
@@ -405,12 +310,9 @@ impl Client {
                 return Ok(answer::early(&*self.api, asked, &response, sent));
             }
             connection.busy = false;
-            let waited = since.elapsed();
-            let judged = answer::judge(&*self.api, asked, response, sent, since + limit);
+            let deadline = since + attempt.patience();
+            let judged = answer::judge(&*self.api, asked, response, sent, deadline);
             let (outcome, is_whole) = judged.await;
-            if !matches!(outcome, Outcome::Failed(_)) {
-                self.answer_times.took(waited);
-            }
             *pooled = Some(connection).filter(|it| is_whole && self.may_stay(it, &outcome));
             return Ok(outcome);
         }
@@ -466,16 +368,6 @@ impl Client {
         Ok(request)
     }
 
-    /// Returns the time for which a request may wait without any progress: `timeouts.request`. A
-    /// request that tests an address after a failure has less time, because its events could go
-    /// elsewhere, but more than the consumers usually need.
-    fn patience(&self, attempt: &Attempt) -> Duration {
-        match attempt.is_avoidable_trial() {
-            true => self.answer_times.limit().max(TRIAL_MIN).min(self.timeouts.request),
-            false => self.timeouts.request,
-        }
-    }
-
     /// Returns a connection for a request: `pooled` if there is one and it is ready within
     /// `timeouts.connect`, otherwise a new one. The `bool` is `true` if the connection is `pooled`.
     async fn connected(
@@ -496,38 +388,30 @@ impl Client {
         Ok((self.endpoints.dial(attempt, dial).await?, false))
     }
 
-    /// Waits for the end of `exchange`. Gives up when there was no progress for `limit`; progress
-    /// means that the peer's kernel has acknowledged more bytes of the request. `seen` is the
-    /// number of bytes that it had acknowledged before, at the time `since`. Returns the result and
-    /// the time of the last progress, or `None` after giving up.
+    /// Waits for the end of `exchange`. Gives up when there was no progress for the patience of the
+    /// attempt; progress means that the peer's kernel has acknowledged more bytes of the request.
+    /// `seen` is the number of bytes that it had acknowledged before, at the time `since`. Returns
+    /// the result and the time of the last progress. `Err` is the patience after which the exchange
+    /// was given up; the caller then drops the connection, so that a later answer is not read.
     async fn in_time<T>(
         &self,
-        (progress, waiting, id, limit): (&Progress, Option<&Waiting>, usize, Duration),
+        (progress, attempt): (&Progress, &Attempt),
         (mut seen, mut since): (Option<u64>, Instant),
         exchange: impl Future<Output = T>,
-    ) -> Option<(T, Instant)> {
+    ) -> Result<(T, Instant), Duration> {
         let mut exchange = std::pin::pin!(exchange);
-        let interval = match self.config.strategy {
-            Strategy::Failover => limit / PROGRESS_CHECKS,
-            Strategy::RoundRobin => SILENCE_CHECK.min(limit / PROGRESS_CHECKS),
-        };
-        let mut now = since;
+        let interval = self.timeouts.request.min(UNANSWERED_MAX) / PROGRESS_CHECKS;
         loop {
-            if let Some(waiting) = waiting {
-                waiting.set(Some((id, since)));
-            }
-            let until = (now + interval).min(since + limit);
+            let until = (Instant::now() + interval).min(since + attempt.patience());
             if let Ok(done) = tokio::time::timeout_at(until, exchange.as_mut()).await {
-                waiting.inspect(|waiting| waiting.set(None));
-                return Some((done, since));
+                return Ok((done, since));
             }
-            now = Instant::now();
+            let (now, limit) = (Instant::now(), attempt.patience());
             let acknowledged = progress.acknowledged();
             if acknowledged.is_some() && acknowledged != seen {
-                self.answer_times.paused(now.duration_since(since));
                 (seen, since) = (acknowledged, now);
             } else if now.duration_since(since) >= limit {
-                return None;
+                return Err(limit);
             }
         }
     }

@@ -160,8 +160,9 @@ impl<P: Protocol> Connect for AcknowledgedConnector<P> {
 ///
 /// The link ends with [`Event::Closed`] when the relay or the consumer wants to end the connection
 /// and no event waits for an answer. The link ends with [`Event::Broken`] in three cases: after an
-/// error; when events wait for answers and the consumer sends no answer and takes no bytes for
-/// `timeouts.request`; and when the consumer's FIN comes before it has acknowledged all events.
+/// error; when events wait for answers and the consumer sends no answer and takes no bytes for as
+/// long as [`Session::patience`] says; and when the consumer's FIN comes before it has acknowledged
+/// all events.
 pub(crate) struct AcknowledgedLink<P> {
     session: Session,
     window: Arc<Window>,
@@ -380,9 +381,9 @@ impl<P: Protocol> AcknowledgedLink<P> {
             let failure = self.session.failure(AttemptError::Closed, what);
             return Some(self.broken(failure));
         }
-        let timeout = self.session.dialer.timeouts.request;
-        if self.is_awaiting() && now >= self.session.progress + timeout {
-            let waited = timeout.as_secs_f64();
+        let patience = self.session.patience();
+        if self.is_awaiting() && now >= self.session.progress + patience {
+            let waited = patience.as_secs_f64();
             let what = format!("no acknowledgement and no progress for {waited} s");
             let failure = self.session.failure(AttemptError::Timeout, what);
             return Some(self.broken(failure));
@@ -401,9 +402,7 @@ impl<P: Protocol> AcknowledgedLink<P> {
         if self.is_idle() {
             return self.session.idle_wake();
         }
-        let late = self
-            .is_awaiting()
-            .then(|| self.session.progress + self.session.dialer.timeouts.request);
+        let late = self.is_awaiting().then(|| self.session.progress + self.session.patience());
         let unwritable = self.unwritable.as_ref().map(|(_, until)| *until);
         [late, self.session.age_wake(), unwritable].into_iter().flatten().min()
     }

@@ -169,6 +169,11 @@ impl Session {
         self.attempt.ended(Some(begun.elapsed()), None);
     }
 
+    /// Returns the time for which the consumer may leave what was sent unanswered.
+    pub(super) fn patience(&self) -> Duration {
+        self.attempt.patience()
+    }
+
     /// Notes that the consumer has accepted something, so that its address works.
     pub(super) fn succeeded(&mut self) {
         self.accepted_any = true;

@@ -543,7 +543,7 @@ const STATES: [(&str, &str, &str); 9] = [
     ),
     // Nothing waits, so the age of the oldest event means nothing.
     ("omega.lag_seconds = 61;", "good", "up"),
-    ("omega.trouble = 'warn'; omega.addresses[0].state = 'suspect';", "warn", "up, 1 of 1 down"),
+    ("omega.trouble = 'warn'; omega.addresses[0].state = 'down';", "warn", "up, 1 of 1 down"),
     (
         "omega.trouble = 'warn'; omega.addresses[0].state = 'back, on trial';",
         "warn",
