@@ -185,12 +185,8 @@ struct Fates {
 /// The work of the thread.
 struct Work {
     setup: Setup,
-    /// The files, once they are open.
-    files: Option<Log>,
-    /// The time of the next attempt to open the files or to write, if an attempt has failed.
-    again_at: Option<Instant>,
-    /// `true`: the relay has already reported that nothing can be written, and does not repeat it.
-    told: bool,
+    state: State,
+    trouble: Trouble,
     /// The range that can still grow.
     open: Option<Open>,
     taken: Taken,
@@ -198,15 +194,49 @@ struct Work {
     commit_at: Option<Instant>,
     checkpoint_at: Instant,
     heartbeat_at: Instant,
-    /// The alarms that no open log has yet, because an attempt to open it has failed.
-    late: Vec<Alarm>,
     fates: Fates,
     /// The positions whose events count as unproven and not as lost, if they have no entry and the
     /// queue does not have them any more: the queue has given them up, or files of the log were
     /// changed or removed.
     unproven: Vec<Positions<u64>>,
-    /// `true`: a witness has contradicted the log. Nothing is recorded any more.
-    is_rolled_back: bool,
+}
+
+/// The log, from the first attempt to open its files to the end of the thread.
+enum State {
+    /// No file is open: an attempt to open them has failed, or is still to come. The alarms that
+    /// failed attempts have raised get their entries when the files are open.
+    Closed(Vec<Alarm>),
+    /// Events are recorded.
+    Open(Box<Log>),
+    /// A witness has contradicted the log. Nothing is recorded any more.
+    RolledBack,
+}
+
+impl State {
+    fn log(&self) -> Option<&Log> {
+        match self {
+            Self::Open(log) => Some(log),
+            Self::Closed(_) | Self::RolledBack => None,
+        }
+    }
+
+    fn log_mut(&mut self) -> Option<&mut Log> {
+        match self {
+            Self::Open(log) => Some(log),
+            Self::Closed(_) | Self::RolledBack => None,
+        }
+    }
+}
+
+/// Whether the files can be opened and written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Trouble {
+    /// They can, as far as is known.
+    None,
+    /// An attempt has failed, and the log of the relay says so. Nothing is tried before this time.
+    Waits(Instant),
+    /// The same, but entries are still taken: the time is over, or only a signature has failed.
+    Told,
 }
 
 /// The files of the evidence.
@@ -229,18 +259,15 @@ impl Work {
             (setup.settings.checkpoint_interval, setup.settings.heartbeat_interval);
         Self {
             setup,
-            files: None,
-            again_at: None,
-            told: false,
+            state: State::Closed(Vec::new()),
+            trouble: Trouble::None,
             open: None,
             taken: Taken::default(),
             commit_at: None,
             checkpoint_at: now + checkpoint,
             heartbeat_at: now + heartbeat,
-            late: Vec::new(),
             fates: Fates::default(),
             unproven: Vec::new(),
-            is_rolled_back: false,
         }
     }
 
@@ -266,7 +293,7 @@ impl Work {
                     // The relay has ended without an order to stop.
                     None => break None,
                 },
-                answered = answered(&mut self.files) => self.hear(answered),
+                answered = answered(&mut self.state) => self.hear(answered),
                 () = self.setup.cursor.readable(), if takes => {}
                 () = finished, if self.commit_at.is_none() => {
                     self.commit_at = Some(Instant::now() + COMMIT_EVERY);
@@ -283,15 +310,15 @@ impl Work {
         let times = last.as_ref().map(|(_, times)| *times);
         if let Some(times) = times {
             self.record_until(times.records).await;
-            if self.files.as_ref().is_some_and(|log| log.asks_until.is_some()) {
+            if self.state.log().is_some_and(|log| log.asks_until.is_some()) {
                 self.hear_until(times.records).await;
                 // There is no more time for a witness that has not answered.
-                self.files.iter_mut().for_each(|log| log.asks_until = None);
+                self.state.log_mut().into_iter().for_each(|log| log.asks_until = None);
             }
         }
         // The last event comes before the end.
         self.close();
-        if self.files.is_some() {
+        if self.state.log().is_some() {
             self.record_unplaced();
         }
         // This write records the events that the outputs have finished, so that the places in the
@@ -305,19 +332,19 @@ impl Work {
         if let Some(times) = times {
             self.hear_until(times.cosigns).await;
         }
-        if self.is_rolled_back {
+        if matches!(self.state, State::RolledBack) {
             self.pass_over();
         }
     }
 
     /// Asks the witnesses about the newest checkpoint, and waits for their answers until `until`.
     async fn hear_until(&mut self, until: Instant) {
-        if let Some(log) = &mut self.files {
+        if let Some(log) = self.state.log_mut() {
             log.witnesses.hurry();
         }
         self.ask_witnesses();
-        while self.files.as_ref().is_some_and(|log| log.witnesses.are_asked()) {
-            match tokio::time::timeout_at(until, answered(&mut self.files)).await {
+        while self.state.log().is_some_and(|log| log.witnesses.are_asked()) {
+            match tokio::time::timeout_at(until, answered(&mut self.state)).await {
                 Ok(answered) => self.hear(answered),
                 Err(_) => return,
             }
@@ -338,7 +365,8 @@ impl Work {
 
     /// Takes events until none is left in the queue, but not after `until`.
     async fn record_until(&mut self, until: Instant) {
-        while self.files.is_some() && self.again_at.is_none() && Instant::now() < until {
+        let may_write = |it: &Self| it.state.log().is_some() && it.waits_until().is_none();
+        while may_write(self) && Instant::now() < until {
             if self.taken.bytes >= COMMIT_BYTES {
                 self.write(false);
             }
@@ -354,18 +382,20 @@ impl Work {
 
     /// Returns `true` if more events may be taken from the queue.
     fn may_take(&self) -> bool {
-        self.is_rolled_back
-            || self.again_at.is_none()
-                && self.taken.bytes < COMMIT_BYTES
-                && self.files.as_ref().is_some_and(|log| !log.store.is_full())
+        let has_room = match &self.state {
+            State::RolledBack => return true,
+            State::Open(log) => !log.store.is_full(),
+            State::Closed(_) => false,
+        };
+        has_room && self.waits_until().is_none() && self.taken.bytes < COMMIT_BYTES
     }
 
     /// Returns the time at which there is something to do, even if no event comes.
     fn wakes_at(&self) -> Instant {
-        if let Some(at) = self.again_at {
+        if let Some(at) = self.waits_until() {
             return at;
         }
-        let Some(log) = &self.files else { return Instant::now() + PAUSE };
+        let Some(log) = self.state.log() else { return Instant::now() + PAUSE };
         let signs_at = log.asks_until.unwrap_or(self.checkpoint_at);
         let witness = log.witnesses.again_at(log.store.signed());
         let others = [self.commit_at, witness].into_iter().flatten();
@@ -373,31 +403,40 @@ impl Work {
     }
 
     fn turn(&mut self) {
-        if self.is_rolled_back {
+        if matches!(self.state, State::RolledBack) {
             return self.pass_over();
         }
         let begun = Instant::now();
-        if self.again_at.is_some_and(|at| begun < at) {
-            return;
+        match self.waits_until() {
+            Some(at) if begun < at => return,
+            Some(_) => self.trouble = Trouble::Told,
+            None => {}
         }
-        self.again_at = None;
-        if self.files.is_none() {
+        if matches!(self.state, State::Closed(_)) {
             self.begin();
         }
         if self.may_take() {
             self.take();
         }
-        if self.files.is_some() && begun >= self.heartbeat_at {
+        if self.state.log().is_some() && begun >= self.heartbeat_at {
             self.add(Entry::Heartbeat { at: now() });
         }
         self.end_of_questions();
         let is_due = |log: &Log| log.store.is_full() || begun >= self.checkpoint_at;
-        let signs = self.files.as_ref().is_some_and(|it| it.asks_until.is_none() && is_due(it));
+        let signs = self.state.log().is_some_and(|it| it.asks_until.is_none() && is_due(it));
         if signs || self.taken.bytes >= COMMIT_BYTES || self.commit_at.is_some_and(|at| begun >= at)
         {
             self.write(signs);
         }
         self.ask_witnesses();
+    }
+
+    /// Returns the time before which nothing is tried, because an attempt has failed.
+    fn waits_until(&self) -> Option<Instant> {
+        match self.trouble {
+            Trouble::Waits(until) => Some(until),
+            Trouble::None | Trouble::Told => None,
+        }
     }
 
     /// Opens the files, and records the start.
@@ -413,15 +452,16 @@ impl Work {
         match opened {
             Ok(log) => {
                 let previous = log.store.head();
-                self.files = Some(log);
+                let opened = std::mem::replace(&mut self.state, State::Open(Box::new(log)));
                 let running = self.now(self.setup.running.clone());
                 self.add(Entry::Start(Started { running, previous }));
                 let next = self.setup.keys.get(1).map(|key| key.verifier().to_string());
                 if let Some(verifier_key) = next {
                     self.add(Entry::Key { at: now(), verifier_key });
                 }
-                let late = std::mem::take(&mut self.late).into_iter();
-                late.for_each(|what| self.add(Entry::Alarm { at: now(), what }));
+                if let State::Closed(late) = opened {
+                    late.into_iter().for_each(|what| self.add(Entry::Alarm { at: now(), what }));
+                }
                 self.write(true);
             }
             Err(error) => self.failed(EvidenceError::Write, &error),
@@ -453,9 +493,11 @@ impl Work {
         store.bind(0, hashes.sizes())?;
         for alarm in &store.alarms {
             // If this attempt fails, the next one may find the traces a second time, or not at all.
-            if !self.late.contains(alarm) {
+            if let State::Closed(late) = &mut self.state
+                && !late.contains(alarm)
+            {
                 metrics.failed(EvidenceError::Tampered);
-                self.late.push(alarm.clone());
+                late.push(alarm.clone());
             }
         }
         let mut next = last.unwrap_or(begin.get());
@@ -489,7 +531,7 @@ impl Work {
     /// or replaced, writes both again. If more is gone, opens the log again, which continues with
     /// what is left.
     fn check_files(&mut self) -> io::Result<()> {
-        let Some(Log { store, hashes, .. }) = &mut self.files else { return Ok(()) };
+        let Some(Log { store, hashes, .. }) = self.state.log_mut() else { return Ok(()) };
         if !hashes.is_there()? {
             hashes.reopen()?;
             tracing::error!(
@@ -514,7 +556,8 @@ impl Work {
             return Ok(());
         }
         // The events without durable evidence are read again.
-        (self.files, self.open, self.commit_at) = (None, None, None);
+        (self.open, self.commit_at) = (None, None);
+        self.state = State::Closed(Vec::new());
         self.taken = Taken::default();
         self.setup.cursor.rewind();
         let begin = self.setup.cursor.position();
@@ -526,7 +569,7 @@ impl Work {
 
     /// Asks the witnesses that have not cosigned the newest checkpoint.
     fn ask_witnesses(&mut self) {
-        let Some(Log { store, witnesses, asks_until, .. }) = &mut self.files else { return };
+        let Some(Log { store, witnesses, asks_until, .. }) = self.state.log_mut() else { return };
         let pause = match asks_until {
             Some(_) => PAUSE,
             None => self.setup.settings.checkpoint_interval,
@@ -536,7 +579,7 @@ impl Work {
 
     /// Takes the answer of a witness.
     fn hear(&mut self, answered: Answered) {
-        let Some(Log { store, witnesses, .. }) = &mut self.files else { return };
+        let Some(Log { store, witnesses, .. }) = self.state.log_mut() else { return };
         let (written, contradiction) = match witnesses.hear(answered, store) {
             Heard::Cosigned(note) => {
                 (store.cosign(note).inspect_err(|_| witnesses.ask_again()), None)
@@ -556,7 +599,7 @@ impl Work {
     /// After a start, makes the first checkpoint due when all witnesses have answered or their time
     /// is over.
     fn end_of_questions(&mut self) {
-        let Some(Log { witnesses, asks_until, .. }) = &mut self.files else { return };
+        let Some(Log { witnesses, asks_until, .. }) = self.state.log_mut() else { return };
         let is_over = |until: &mut Instant| witnesses.have_answered() || Instant::now() >= *until;
         if asks_until.take_if(is_over).is_some() {
             self.checkpoint_at = Instant::now();
@@ -574,9 +617,9 @@ impl Work {
              recorded and signed under this origin any more, events are forwarded without evidence"
         );
         self.setup.originals.decide(false);
-        self.is_rolled_back = true;
-        (self.files, self.open, self.commit_at, self.again_at) = (None, None, None, None);
-        self.late.clear();
+        self.state = State::RolledBack;
+        self.trouble = Trouble::None;
+        (self.open, self.commit_at) = (None, None);
     }
 
     /// Takes events from the queue without recording them, so that the queue can let go of them.
@@ -596,7 +639,7 @@ impl Work {
 
     /// Adds an entry, if the files are open. It is durable after the next [`Work::write`].
     fn add(&mut self, entry: Entry) {
-        let Some(log) = &mut self.files else { return };
+        let Some(log) = self.state.log_mut() else { return };
         let at = entry.at();
         if let Err(error) = log.store.push(entry.bytes()) {
             // An entry is never so long.
@@ -667,7 +710,7 @@ impl Work {
     /// Returns the position of the next event that gets evidence; `None` if the files are not open.
     fn next(&self) -> Option<u64> {
         let open = self.open.as_ref().map(|open| open.range.end());
-        open.or(self.files.as_ref().map(|log| log.next))
+        open.or(self.state.log().map(|log| log.next))
     }
 
     /// Passes the events before this position that have no entry: those that came in while evidence
@@ -687,11 +730,11 @@ impl Work {
                 true => self.add(Entry::Alarm { at: now(), what: Alarm::Off { first, count } }),
                 false => self.lost(Some(first), count, "missing"),
             }
-            if let Some(log) = &mut self.files {
+            if let Some(log) = self.state.log_mut() {
                 log.next = range.end;
             }
         }
-        if let Some(next) = self.files.as_ref().map(|log| log.next) {
+        if let Some(next) = self.state.log().map(|log| log.next) {
             self.unproven.retain(|range| range.end > next);
         }
     }
@@ -727,13 +770,13 @@ impl Work {
     /// Adds entries about the events that outputs have finished. The entry about an event that came
     /// in is always before the one about its delivery.
     fn record_finished(&mut self) {
-        let Some(log) = self.files.as_mut().filter(|log| !log.store.is_full()) else { return };
+        let Some(log) = self.state.log_mut().filter(|log| !log.store.is_full()) else { return };
         self.fates.open.append(&mut self.setup.cursor.take_finished());
         let next = log.next;
         let ready = |finished: &mut Finished| finished.claim.end.get() <= next;
         let ready: Vec<_> = self.fates.open.extract_if(.., ready).collect();
         for Made { entry, sent } in outcome::entries(&ready, salt) {
-            if let (Some(sent), Some(log)) = (sent, &mut self.files) {
+            if let (Some(sent), Some(log)) = (sent, self.state.log_mut()) {
                 log.hashes.push(&sent, next);
             }
             self.add(entry);
@@ -745,7 +788,7 @@ impl Work {
     fn close(&mut self) {
         let Some(Open { range, received }) = self.open.take() else { return };
         let (first, root, end) = (range.first, range.root(), range.end());
-        if let Some(log) = &mut self.files {
+        if let Some(log) = self.state.log_mut() {
             log.hashes.push(&Record::accepted(range), first);
             log.next = end;
         }
@@ -760,7 +803,7 @@ impl Work {
         }
         self.close();
         self.record_finished();
-        let Some(log) = &mut self.files else { return };
+        let Some(log) = self.state.log_mut() else { return };
         let keys = &self.setup.keys;
         if let Err(error) = log.commit() {
             return self.failed(EvidenceError::Write, &error);
@@ -785,7 +828,7 @@ impl Work {
                     return self.failed(EvidenceError::Write, &error);
                 }
                 self.checkpoint_at = Instant::now() + self.setup.settings.checkpoint_interval;
-                if std::mem::take(&mut self.told) {
+                if std::mem::replace(&mut self.trouble, Trouble::None) != Trouble::None {
                     tracing::info!(size, "the evidence can be written again");
                 }
             }
@@ -794,7 +837,9 @@ impl Work {
                 let is_full = log.store.is_full();
                 self.failed(EvidenceError::Sign, &error);
                 self.checkpoint_at = Instant::now() + PAUSE;
-                self.again_at = self.again_at.filter(|_| is_full);
+                if !is_full {
+                    self.trouble = Trouble::Told;
+                }
             }
         }
     }
@@ -803,7 +848,8 @@ impl Work {
     fn failed(&mut self, reason: EvidenceError, error: &io::Error) {
         let reason = if Tampered::is(error) { EvidenceError::Tampered } else { reason };
         self.setup.metrics.failed(reason);
-        if !std::mem::replace(&mut self.told, true) {
+        let waits = Trouble::Waits(Instant::now() + PAUSE);
+        if std::mem::replace(&mut self.trouble, waits) == Trouble::None {
             match matches!(reason, EvidenceError::Tampered) {
                 true => tracing::error!(
                     %error,
@@ -814,13 +860,12 @@ impl Work {
                 false => tracing::error!(%error, "the evidence can't be written, trying again"),
             }
         }
-        self.again_at = Some(Instant::now() + PAUSE);
     }
 }
 
 /// Waits for an answer of a witness. If no witness is asked, waits for ever.
-async fn answered(log: &mut Option<Log>) -> Answered {
-    match log {
+async fn answered(state: &mut State) -> Answered {
+    match state.log_mut() {
         Some(log) => log.witnesses.answered().await,
         None => std::future::pending().await,
     }
