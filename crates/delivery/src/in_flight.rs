@@ -479,10 +479,14 @@ impl InFlight {
 
     /// Moves a claim to another state that is the same state for the cursor: see the list at
     /// [`State`]. A `Suspect` is one event.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such claim: it would be forgotten, and its events would wait for ever.
     pub(crate) fn change(&mut self, claim: Claim, state: State) {
         match self.remove(claim.start) {
             Some(work) => self.put(state, work),
-            None => debug_assert!(false, "no claim at {}", claim.start),
+            None => unreachable!("no claim at {}", claim.start),
         }
     }
 

@@ -149,14 +149,15 @@ struct Wakes {
 }
 
 impl Shared {
-    /// Locks the queue's state. Debug builds then check that the counters of the state agree with
-    /// its segments and batches.
+    /// Locks the queue's state, and checks its ends. Debug builds also check that its counters
+    /// agree with its segments and batches.
     ///
     /// If a thread has panicked while it held the lock, the state is used as that thread has left
     /// it, without the check. The panic is a bug, which that thread has reported.
     fn lock(&self) -> MutexGuard<'_, SpoolState> {
         match self.state.lock() {
             Ok(state) => {
+                state.check_ends();
                 if cfg!(debug_assertions) {
                     state.check();
                 }

@@ -88,7 +88,7 @@ pub(crate) struct Note {
 ///   The number of events of a claim is therefore the difference of its positions, and if a segment
 ///   is dropped, only whole claims are dropped.
 /// - Each of the pieces that were read ahead begins at the position where the piece before it ends.
-///   The first one begins at `claims.read` ([`CursorState::check`]).
+///   The first one begins at `claims.read` ([`CursorState::check_ahead`]).
 ///
 /// The cursor must never pass an event that was neither claimed nor counted as lost. An event must
 /// never be counted as lost twice.
@@ -213,17 +213,25 @@ impl CursorState {
         }
     }
 
-    /// Checks what must hold for a cursor of a log that ends at `end`.
+    /// Checks the places of a cursor of a log that ends at `end`.
     ///
     /// # Panics
     ///
-    /// If an invariant of [`CursorState`] does not hold.
-    pub(super) fn check(&self, end: Position) {
+    /// If they are not in order.
+    pub(super) fn check_places(&self, end: Position) {
         let (name, watermark, read) =
             (&self.output.name, self.claims.watermark(), self.claims.read);
         assert!(watermark <= read, "{name} has finished up to {watermark}, and read up to {read}");
         assert!(read <= end, "{name} has read up to {read}, and the log ends at {end}");
-        let mut next = read;
+    }
+
+    /// Checks the lines that are in memory, of a cursor of a log that ends at `end`.
+    ///
+    /// # Panics
+    ///
+    /// If they do not follow each other from the place of the cursor on.
+    pub(super) fn check_ahead(&self, end: Position) {
+        let (name, mut next) = (&self.output.name, self.claims.read);
         for piece in &self.ahead.pieces {
             assert!(piece.first == next, "{name} has {} after {next} in memory", piece.first);
             next = piece.end();

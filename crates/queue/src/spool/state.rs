@@ -277,6 +277,21 @@ fn chunk(outputs: usize) -> u64 {
 }
 
 impl SpoolState {
+    /// Checks what costs the same however much the queue holds, in the shipped program too: with a
+    /// cursor at a wrong place, events would be lost or sent twice, and no counter would say so.
+    ///
+    /// # Panics
+    ///
+    /// If one of the places is wrong. The thread reports that, and the relay ends.
+    pub(super) fn check_ends(&self) {
+        let end = self.log.end.position;
+        let last = self.log.segments.back().map(|last| last.end.position);
+        assert!(last.is_none_or(|last| last <= end), "the log ends at {end}, a file at {last:?}");
+        let saving = &self.writing.saving;
+        assert!(saving.done <= saving.requested, "nobody asked for what is saved");
+        self.log.cursors.iter().for_each(|(_, cursor)| cursor.check_places(end));
+    }
+
     /// Compares the counters with the segments and batches that the spool holds.
     ///
     /// # Panics
@@ -288,7 +303,6 @@ impl SpoolState {
         writing.accounting.check(&log.segments, &writing.waiting);
         let is_refused = writing.health.error.is_none() || writing.waiting.is_empty();
         assert!(is_refused, "with a fault nothing waits: {:?}", writing.health.error);
-        assert!(writing.saving.done <= writing.saving.requested, "nobody asked for what is saved");
         assert!(writing.waiting.iter().is_sorted_by(|a, b| a.number < b.number), "in order");
         let last = writing.waiting.back();
         assert!(last.is_none_or(|last| last.number < writing.arrivals), "numbers are not reused");
@@ -296,10 +310,8 @@ impl SpoolState {
             assert!(segment.first.position < segment.end.position, "only the last one is empty");
             assert!(segment.end.position <= next.first.position, "segments follow each other");
         }
-        let last = log.segments.back().map(|last| last.end.position);
-        assert!(last.is_none_or(|last| last <= log.end.position), "the log ends at {:?}", log.end);
         for (_, cursor) in &log.cursors {
-            cursor.check(log.end.position);
+            cursor.check_ahead(log.end.position);
         }
         let active = log.segments.iter().filter(|segment| segment.active).count();
         let is_last = log.segments.back().is_some_and(|last| last.active);
