@@ -533,7 +533,7 @@ impl GivenUp {
         }
         let lost = disposition.lost;
         if written.events >= events {
-            disposition.fates.put_aside();
+            disposition.fates.kept_as_dead_letters();
         }
         Self::settle(of, disposition, true, parts);
         let health = &parts.health;

@@ -369,7 +369,7 @@ impl Fates {
     }
 
     /// Notes that the lost events are in a file of dead letters.
-    pub fn put_aside(&mut self) {
+    pub fn kept_as_dead_letters(&mut self) {
         let fates = self.not_delivered.iter_mut().map(|(_, fate)| fate).chain(&mut self.rest);
         fates.filter(|fate| **fate == Fate::Lost).for_each(|fate| *fate = Fate::DeadLetter);
     }
