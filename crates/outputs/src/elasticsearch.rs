@@ -148,8 +148,9 @@ fn index_name(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-impl IntoConnector for Settings {
-    fn connector(&self, setup: &Setup<'_>) -> Box<dyn Connector> {
+impl Settings {
+    /// Makes the protocol's part of the requests and their answers.
+    pub(crate) fn api(&self, setup: &Setup<'_>) -> Arc<dyn Api> {
         let bulk = Bulk {
             index: self.index.clone(),
             api_key_file: self.api_key_file.clone(),
@@ -159,7 +160,13 @@ impl IntoConnector for Settings {
             lacks_index: AtomicBool::new(false),
             form: setup.output.filter.form,
         };
-        HttpConnector::boxed(&self.client, Arc::new(bulk), setup)
+        Arc::new(bulk)
+    }
+}
+
+impl IntoConnector for Settings {
+    fn connector(&self, setup: &Setup<'_>) -> Box<dyn Connector> {
+        HttpConnector::boxed(&self.client, self.api(setup), setup)
     }
 }
 

@@ -54,10 +54,17 @@ use link::HttpLink;
 use request::AnyConsumer;
 use transfers::Transfers;
 
+impl Settings {
+    /// Makes the protocol's part of the requests and their answers.
+    pub(crate) fn api(&self) -> Arc<dyn Api> {
+        let (format, accept_html) = (self.format, self.accept_html);
+        Arc::new(AnyConsumer { format, accept_html })
+    }
+}
+
 impl IntoConnector for Settings {
     fn connector(&self, setup: &Setup<'_>) -> Box<dyn Connector> {
-        let (format, accept_html) = (self.format, self.accept_html);
-        HttpConnector::boxed(&self.client, Arc::new(AnyConsumer { format, accept_html }), setup)
+        HttpConnector::boxed(&self.client, self.api(), setup)
     }
 }
 
@@ -158,3 +165,6 @@ impl Connect for HttpConnector {
         Ok(HttpLink::new(Arc::clone(&self.client)))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -159,8 +159,9 @@ fn name(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-impl IntoConnector for Settings {
-    fn connector(&self, setup: &Setup<'_>) -> Box<dyn Connector> {
+impl Settings {
+    /// Makes the protocol's part of the requests and their answers.
+    pub(crate) fn api(&self, setup: &Setup<'_>) -> Arc<dyn Api> {
         let iam = iam::shared(IamSettings {
             credentials: self.credentials.clone(),
             service: Service::beside(&self.client, &self.iam_url, setup.output),
@@ -171,7 +172,13 @@ impl IntoConnector for Settings {
         let head = format!(
             "{{\"applicationName\":{application},\"subsystemName\":{subsystem},\"severity\":"
         );
-        HttpConnector::boxed(&self.client, Arc::new(Singles { head, iam }), setup)
+        Arc::new(Singles { head, iam })
+    }
+}
+
+impl IntoConnector for Settings {
+    fn connector(&self, setup: &Setup<'_>) -> Box<dyn Connector> {
+        HttpConnector::boxed(&self.client, self.api(setup), setup)
     }
 }
 

@@ -9,6 +9,7 @@
 //! Loki, and nothing is stored twice.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use hyper::StatusCode;
 
@@ -167,9 +168,16 @@ fn label(value: &str) -> Result<String, String> {
     Ok(value.to_owned())
 }
 
+impl Settings {
+    /// Makes the protocol's part of the requests and their answers.
+    pub(crate) fn api(&self) -> Arc<dyn Api> {
+        Arc::new(self.format.clone())
+    }
+}
+
 impl IntoConnector for Settings {
     fn connector(&self, setup: &Setup<'_>) -> Box<dyn Connector> {
-        HttpConnector::boxed(&self.client, std::sync::Arc::new(self.format.clone()), setup)
+        HttpConnector::boxed(&self.client, self.api(), setup)
     }
 }
 

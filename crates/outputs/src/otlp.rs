@@ -80,10 +80,17 @@ fn attribute(value: &str) -> Result<String, String> {
     Ok(value.to_owned())
 }
 
+impl Settings {
+    /// Makes the protocol's part of the requests and their answers.
+    pub(crate) fn api(&self) -> Arc<dyn Api> {
+        let logs = Logs { resource: self.resource.clone() };
+        Arc::new(logs)
+    }
+}
+
 impl IntoConnector for Settings {
     fn connector(&self, setup: &Setup<'_>) -> Box<dyn Connector> {
-        let logs = Logs { resource: self.resource.clone() };
-        HttpConnector::boxed(&self.client, Arc::new(logs), setup)
+        HttpConnector::boxed(&self.client, self.api(), setup)
     }
 }
 

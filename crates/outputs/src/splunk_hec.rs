@@ -216,8 +216,9 @@ fn json(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }
 
-impl IntoConnector for Settings {
-    fn connector(&self, setup: &Setup<'_>) -> Box<dyn Connector> {
+impl Settings {
+    /// Makes the protocol's part of the requests and their answers.
+    pub(crate) fn api(&self) -> Arc<dyn Api> {
         let (before, after) = self.metadata.around();
         let indexed = self.acknowledge == Acknowledge::Indexed;
         let acknowledgement = indexed.then_some(Confirm {
@@ -235,7 +236,13 @@ impl IntoConnector for Settings {
             acknowledgement,
             doubt: Mutex::default(),
         };
-        HttpConnector::boxed(&self.client, Arc::new(collector), setup)
+        Arc::new(collector)
+    }
+}
+
+impl IntoConnector for Settings {
+    fn connector(&self, setup: &Setup<'_>) -> Box<dyn Connector> {
+        HttpConnector::boxed(&self.client, self.api(), setup)
     }
 }
 

@@ -25,7 +25,7 @@ pub(super) fn rfc5424(max_message_bytes: u64, rejected: Rejected) -> Rfc5424 {
 }
 
 /// Returns a batch that begins at the position `start` and has one piece for each event.
-pub(super) fn batch(start: u64, events: &[impl AsRef<str>]) -> Batch {
+pub(crate) fn batch(start: u64, events: &[impl AsRef<str>]) -> Batch {
     let piece = |event: &_| Bytes::from(format!("{}\n", AsRef::<str>::as_ref(event)));
     let pieces: Vec<_> = events.iter().map(piece).collect();
     let bytes = pieces.iter().map(|piece| piece.len() as u64).sum();

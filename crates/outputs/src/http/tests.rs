@@ -1,0 +1,306 @@
+//! What each protocol over HTTP makes of an answer: one table for each of them, and one for the
+//! answers that mean the same for all.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::header::HeaderValue;
+use hyper::{HeaderMap, StatusCode, header};
+
+use super::answer::meaning;
+use super::api::{Api, Outcome, Reply, Sent};
+use super::url::HttpEndpoint;
+use crate::setup::Setup;
+use crate::tests::{batch, output};
+use crate::{elasticsearch, http, ibm_cloud_logs, loki, otlp, splunk_hec};
+use base::position::Position;
+use delivery::link::Verdict;
+use queue::Origin;
+use telemetry::Telemetry;
+
+const TYPES: [&str; 6] = ["http", "loki", "otlp", "elasticsearch", "splunk", "ibm_cloud_logs"];
+
+/// Makes the protocol of an output of this type.
+fn api(name: &str) -> Arc<dyn Api> {
+    let url = "urls = ['http://c.example:8088']";
+    let keys = match name {
+        "splunk" => {
+            format!("type = 'splunk_hec'\n{url}\ntoken_file = '/t'\nacknowledge = 'accepted'\n")
+        }
+        "splunk_indexed" => format!("type = 'splunk_hec'\n{url}\ntoken_file = '/t'\n"),
+        "elasticsearch" => format!("type = 'elasticsearch'\n{url}\nindex = 'audit'\n"),
+        "ibm_cloud_logs" => format!(
+            "type = 'ibm_cloud_logs'\n{url}\napi_key_file = '/k'\napplication_name = 'a'\n\
+             subsystem_name = 's'\n"
+        ),
+        name => format!("type = '{name}'\n{url}\n"),
+    };
+    let (config, telemetry) = (output(&keys), Arc::new(Telemetry::new()));
+    let setup = Setup::new(&config, &telemetry);
+    let kind = &config.kind;
+    let found = kind.settings::<http::Settings>().map(http::Settings::api);
+    let found = found.or_else(|| kind.settings::<loki::Settings>().map(loki::Settings::api));
+    let found = found.or_else(|| kind.settings::<otlp::Settings>().map(otlp::Settings::api));
+    let found = found.or_else(|| Some(kind.settings::<elasticsearch::Settings>()?.api(&setup)));
+    let found = found.or_else(|| Some(kind.settings::<splunk_hec::Settings>()?.api()));
+    let found = found.or_else(|| Some(kind.settings::<ibm_cloud_logs::Settings>()?.api(&setup)));
+    found.expect("a protocol of the list")
+}
+
+/// Returns, in one word, what the protocol makes of this answer to a request with three events. If
+/// it judges events, the word has a letter for each: `d` delivered, `e` existing, `a` again, `s`
+/// again because of a server error, `r` refused, `u` unsent, `x` taken and not confirmed; or `p`
+/// and a number for a part of which so many are refused.
+fn means(api: &dyn Api, status: u16, media_type: &'static str, body: &[u8]) -> String {
+    let (status, base) = (
+        StatusCode::from_u16(status).unwrap(),
+        HttpEndpoint::parse(None, "http://c.example").unwrap().base,
+    );
+    let mut batch = batch(10, &["{}", "{}", "{}"]);
+    batch.origins =
+        vec![Origin { first: Position::new(10), events: 3, age: Duration::ZERO, received: 0 }];
+    let (mut headers, sent) = (HeaderMap::new(), Sent::of(&batch));
+    if !media_type.is_empty() {
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
+    }
+    let reply = Reply {
+        status,
+        headers: &headers,
+        by_status: meaning(&base, api.path(), status, &headers),
+        body: Some(body).filter(|_| api.answer_bytes() > 0),
+        is_too_long: false,
+        path: api.path(),
+        base: &base,
+    };
+    let outcome = match status.is_success().then(|| api.acknowledged(&reply)) {
+        Some(Err(what)) => reply.unclear(&what),
+        Some(Ok(())) | None => api.judge(reply, &sent),
+    };
+    match outcome {
+        Outcome::Accepted => "accepted".to_owned(),
+        Outcome::Taken(number) => format!("taken {number}"),
+        Outcome::Refused(_) => "refused".to_owned(),
+        Outcome::Failed(failure) if failure.server_error => "server error".to_owned(),
+        Outcome::Failed(_) => "failed".to_owned(),
+        Outcome::Judged(parts) => {
+            assert_eq!(parts.last().map(|part| part.end.get()), Some(13), "the whole request");
+            let word = |verdict: &Verdict| match verdict {
+                Verdict::Delivered => "d".to_owned(),
+                Verdict::Existing => "e".to_owned(),
+                Verdict::Again(failure) if failure.server_error => "s".to_owned(),
+                Verdict::Again(_) => "a".to_owned(),
+                Verdict::Refused(_) => "r".to_owned(),
+                Verdict::Partly { refused, .. } => format!("p{refused} "),
+                Verdict::Unconfirmed => "x".to_owned(),
+                Verdict::Unsent => "u".to_owned(),
+            };
+            let all = parts.iter().map(|part| {
+                let is_one_word = matches!(part.verdict, Verdict::Partly { .. });
+                let times = if is_one_word { 1 } else { usize::try_from(part.events).unwrap() };
+                word(&part.verdict).repeat(times)
+            });
+            all.collect::<String>().trim_end().to_owned()
+        }
+    }
+}
+
+/// Compares each answer of a table with what the protocol makes of it.
+fn compare(name: &str, table: &[(u16, &'static str, &str, &str)]) {
+    let api = api(name);
+    for (status, media_type, body, wanted) in table {
+        let found = means(&*api, *status, media_type, body.as_bytes());
+        assert_eq!(found, *wanted, "{name}: {status} {media_type} {body}");
+    }
+}
+
+const JSON: &str = "application/json";
+
+#[test]
+fn an_answer_without_a_body_means_the_same_for_all_unless_it_is_2xx() {
+    for name in TYPES {
+        compare(
+            name,
+            &[
+                // A balancer or a proxy may answer these. None of them is about the events.
+                (301, "", "", "failed"),
+                (302, "", "", "failed"),
+                (304, "", "", "failed"),
+                (307, "", "", "failed"),
+                (308, "", "", "failed"),
+                (401, "", "", "failed"),
+                (403, "", "", "failed"),
+                (404, "", "", "failed"),
+                (405, "", "", "failed"),
+                (408, "", "", "failed"),
+                (409, "", "", "failed"),
+                (411, "", "", "failed"),
+                (415, "", "", "failed"),
+                (429, "", "", "failed"),
+                (500, "", "", "server error"),
+                (502, "", "", "server error"),
+                (503, "", "", "server error"),
+                (504, "", "", "server error"),
+                // These are about the events, or their size.
+                (400, "", "", "refused"),
+                (413, "", "", "refused"),
+                (422, "", "", "refused"),
+            ],
+        );
+    }
+}
+
+#[test]
+fn a_web_page_acknowledges_nothing() {
+    let page = "<!DOCTYPE html><title>Sign in</title>";
+    for name in TYPES {
+        for status in [200, 201, 203, 206] {
+            compare(name, &[(status, "text/html", page, "failed")]);
+        }
+    }
+}
+
+#[test]
+fn http_goes_by_the_status() {
+    compare(
+        "http",
+        &[
+            (200, "", "", "accepted"),
+            (202, "", "", "accepted"),
+            (204, "", "", "accepted"),
+            (200, JSON, r#"{"error":"nothing was stored"}"#, "accepted"),
+        ],
+    );
+}
+
+#[test]
+fn loki_stores_a_request_whole_and_says_so_by_204() {
+    compare(
+        "loki",
+        &[
+            (204, "", "", "accepted"),
+            // A blocked tenant gets 260 and loses what it sends.
+            (260, "", "", "failed"),
+            (200, "", "", "accepted"),
+            (201, "", "", "failed"),
+            (207, "", "", "failed"),
+            (400, "text/plain", "entry too far behind", "refused"),
+            (429, "text/plain", "Ingestion rate limit exceeded", "failed"),
+        ],
+    );
+}
+
+#[test]
+fn otlp_says_how_many_of_a_request_it_rejects() {
+    compare(
+        "otlp",
+        &[
+            (200, "application/x-protobuf", "", "accepted"),
+            (200, JSON, "{}", "accepted"),
+            (200, JSON, r#"{"partialSuccess":{}}"#, "accepted"),
+            (200, JSON, r#"{"partialSuccess":{"rejectedLogRecords":"1"}}"#, "p1"),
+            (200, JSON, r#"{"partialSuccess":{"rejectedLogRecords":2}}"#, "p2"),
+            // Nothing was stored: the events are at fault one by one, or the receiver is.
+            (200, JSON, r#"{"partialSuccess":{"rejectedLogRecords":3}}"#, "refused"),
+            (200, JSON, r#"{"partialSuccess":{"rejectedLogRecords":9}}"#, "refused"),
+            (200, JSON, r#"{"partialSuccess":{"rejectedLogRecords":-1}}"#, "accepted"),
+            (200, JSON, r#"{"status":"ok"}"#, "failed"),
+            (200, JSON, "[]", "failed"),
+            // Field 1 with field 1 in it: one record is rejected.
+            (200, "application/x-protobuf", "\u{a}\u{2}\u{8}\u{1}", "p1"),
+            (200, "application/x-protobuf", "\u{a}\u{2}\u{8}", "failed"),
+            (503, JSON, r#"{"code":14,"message":"no room"}"#, "server error"),
+        ],
+    );
+}
+
+/// Returns the answer of the bulk API about items with these members.
+fn items(items: &[&str]) -> String {
+    let all: Vec<_> = items.iter().map(|item| format!(r#"{{"create":{{{item}}}}}"#)).collect();
+    format!(r#"{{"took":3,"errors":true,"items":[{}]}}"#, all.join(","))
+}
+
+#[test]
+fn elasticsearch_judges_each_event() {
+    let error = |status: u16, kind: &str| {
+        format!(r#""status":{status},"error":{{"type":"{kind}","reason":"x"}}"#)
+    };
+    let conflict = error(409, "version_conflict_engine_exception");
+    let read_only = error(409, "index_closed_exception");
+    let busy = error(429, "es_rejected_execution_exception");
+    let malformed = error(400, "mapper_parsing_exception");
+    let (blocked, gone) =
+        (error(403, "cluster_block_exception"), error(404, "index_not_found_exception"));
+    let pipeline = error(500, "illegal_argument_exception");
+    let stored = r#""status":201"#;
+    let of = |all: [&str; 3], wanted: &str| {
+        let body = items(&all);
+        compare("elasticsearch", &[(200, JSON, body.as_str(), wanted)]);
+    };
+    of([stored, &conflict, stored], "ded");
+    of([stored, &busy, &malformed], "dar");
+    of([&busy, &busy, &busy], "aaa");
+    of([&blocked, &gone, &pipeline], "aas");
+    // A conflict of another kind does not say that the event is there.
+    of([stored, &read_only, stored], "dad");
+    let two = items(&[stored, stored]);
+    compare(
+        "elasticsearch",
+        &[
+            (200, JSON, r#"{"took":3,"errors":false,"items":[]}"#, "failed"),
+            (200, JSON, two.as_str(), "failed"),
+            (200, JSON, "", "failed"),
+            (200, JSON, "{}", "failed"),
+            (207, "", "", "failed"),
+            (413, JSON, "", "refused"),
+            (429, JSON, r#"{"error":{"type":"x","reason":"y"},"status":429}"#, "failed"),
+        ],
+    );
+}
+
+#[test]
+fn splunk_says_by_a_code_what_is_wrong_and_at_which_event() {
+    let common = [
+        (200, JSON, "", "failed"),
+        (200, JSON, r#"{"text":"?"}"#, "failed"),
+        (200, JSON, r#"{"code":99}"#, "failed"),
+        // The settings are wrong: no event is at fault.
+        (403, JSON, r#"{"text":"Invalid token","code":4}"#, "failed"),
+        (400, JSON, r#"{"text":"Incorrect index","code":7,"invalid-event-number":1}"#, "failed"),
+        (503, JSON, r#"{"text":"Server is busy","code":9}"#, "server error"),
+        // The first event is at fault: the request is halved.
+        (400, JSON, r#"{"code":6,"invalid-event-number":0}"#, "refused"),
+        (400, JSON, r#"{"code":6}"#, "refused"),
+        // An index that the request does not have.
+        (400, JSON, r#"{"code":6,"invalid-event-number":7}"#, "refused"),
+    ];
+    compare("splunk", &common);
+    compare("splunk_indexed", &common);
+    compare(
+        "splunk",
+        &[
+            (200, JSON, r#"{"text":"Success","code":0}"#, "accepted"),
+            (400, JSON, r#"{"code":6,"invalid-event-number":1}"#, "dru"),
+            (400, JSON, r#"{"code":12,"invalid-event-number":2}"#, "ddr"),
+            (503, JSON, r#"{"code":9,"invalid-event-number":2}"#, "dds"),
+        ],
+    );
+    compare(
+        "splunk_indexed",
+        &[
+            (200, JSON, r#"{"text":"Success","code":0,"ackId":7}"#, "taken 7"),
+            (200, JSON, r#"{"text":"Success","code":0,"ackId":"8"}"#, "taken 8"),
+            // Acknowledgements are off for this token.
+            (200, JSON, r#"{"text":"Success","code":0}"#, "failed"),
+            (400, JSON, r#"{"code":6,"invalid-event-number":1}"#, "xru"),
+            (503, JSON, r#"{"code":9,"invalid-event-number":2}"#, "xxs"),
+        ],
+    );
+}
+
+#[test]
+fn ibm_cloud_logs_goes_by_the_status() {
+    compare(
+        "ibm_cloud_logs",
+        &[(200, JSON, "", "accepted"), (200, JSON, "{}", "accepted"), (429, JSON, "", "failed")],
+    );
+}
