@@ -38,6 +38,9 @@ const NOON: u64 = 1_780_315_200;
 /// The beginning of the fault about events without evidence.
 const WITHOUT: &str = "events came in while evidence was off or could not be written";
 
+/// The beginning of the fault about a relay that ran and recorded nothing, not even a heartbeat.
+const SILENT: &str = "nothing was recorded for";
+
 /// How long events may be without evidence that is written later: it is written each second.
 const WRITTEN: Duration = Duration::from_secs(2);
 
@@ -452,7 +455,8 @@ fn is_excused(operator: &Operator<'_>, said: &str) -> bool {
     faults.peek().is_some()
         && faults.all(|line| {
             let at = line.split_whitespace().find_map(time_of);
-            line.contains(WITHOUT) && at.is_some_and(is_excuse)
+            let is_of_disk = line.contains(WITHOUT) || line.contains(SILENT);
+            is_of_disk && at.is_some_and(is_excuse)
         })
 }
 

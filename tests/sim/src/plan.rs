@@ -54,6 +54,8 @@ pub(crate) struct Setup {
     /// `queue.segment_bytes`, in KiB.
     pub(crate) segment: u64,
     pub(crate) has_evidence: bool,
+    /// `evidence.heartbeat_interval`, in seconds. With the usual hour, no seed sees a heartbeat.
+    pub(crate) heartbeat: u64,
     /// With evidence, there is a witness of its log.
     pub(crate) has_witness: bool,
     /// `shutdown.drain_timeout`, in seconds.
@@ -242,6 +244,7 @@ impl Plan {
             when_full: "reject",
             segment: [16, 64, 128][rng.usize(..3)],
             has_evidence: on_disk && rng.u32(..3) == 0,
+            heartbeat: if senders::rng(seed, "heartbeat").bool() { 10 } else { 3600 },
             has_witness: false,
             drain: [1, 5, 20][rng.usize(..3)],
             second: None,

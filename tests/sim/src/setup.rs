@@ -51,8 +51,11 @@ impl Setup {
         }
         text += "[dead_letter]\ndirectory = \"letters\"\n";
         if self.has_evidence {
-            text += "[evidence]\nkey_file = \"evidence.key\"\norigin = \"relay\"\n\
-                     checkpoint_interval = \"1s\"\n";
+            text += &format!(
+                "[evidence]\nkey_file = \"evidence.key\"\norigin = \"relay\"\n\
+                 checkpoint_interval = \"1s\"\nheartbeat_interval = \"{}s\"\n",
+                self.heartbeat
+            );
         }
         if self.has_stdout {
             text += "[[output]]\nname = \"out\"\ntype = \"stdout\"\n";
