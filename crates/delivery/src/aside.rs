@@ -11,9 +11,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tokio::time::Instant;
 
 use super::dead_letter::{More, letter_head};
@@ -111,6 +112,13 @@ struct Read {
     line: Bytes,
     more: More,
     reason: String,
+}
+
+impl Read {
+    /// Returns the result of the task that reads a file.
+    fn of(read: Result<Result<Self, String>, JoinError>) -> Result<Self, String> {
+        read.unwrap_or_else(|panic| Err(format!("the read has failed: {panic}")))
+    }
 }
 
 /// The members of a file that are read.
@@ -403,6 +411,7 @@ impl Aside {
         if let Some(line) = self.events.get(&position).and_then(|(_, kept)| kept.line.clone()) {
             return Line::Is(line);
         }
+        self.end_of_read();
         match std::mem::take(&mut self.reading) {
             Reading::Done(of, read) if of == position => match read {
                 Ok(Read { line, more, reason }) => {
@@ -432,6 +441,16 @@ impl Aside {
         }
     }
 
+    /// Takes the content of a file that has been read by now. A loop that always has an answer of
+    /// the consumer to look at does not get to [`Aside::readable`].
+    fn end_of_read(&mut self) {
+        if let Reading::Under(position, task) = &mut self.reading
+            && let Some(read) = task.now_or_never()
+        {
+            self.reading = Reading::Done(*position, Read::of(read));
+        }
+    }
+
     /// Waits until the file that is being read is there. Never returns if none is being read.
     ///
     /// # Cancel safety
@@ -442,8 +461,7 @@ impl Aside {
             return std::future::pending().await;
         };
         let (position, read) = (*position, task.await);
-        let read = read.unwrap_or_else(|panic| Err(format!("the read has failed: {panic}")));
-        self.reading = Reading::Done(position, read);
+        self.reading = Reading::Done(position, Read::of(read));
     }
 
     /// Waits until the files of settled events are deleted, for at most a second.
@@ -495,4 +513,50 @@ fn read(shelf: &Shelf, position: Position) -> Result<Read, String> {
         return Err("somebody has changed the file of the event".to_owned());
     }
     Ok(Read { line: line(event), more: More { received, refused }, reason })
+}
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::*;
+    use crate::in_flight::tests::opened;
+    use telemetry::Telemetry;
+
+    /// A loop whose consumer has always an answer ready never waits for a read. Under a full load
+    /// no event was tried or given up.
+    #[tokio::test]
+    async fn a_file_that_was_read_is_used_by_a_loop_that_never_waits_for_it() {
+        let place = TempDir::new().unwrap();
+        let text = format!(
+            "[[listener]]\naddress = '127.0.0.1:0'\n[queue]\ndirectory = {:?}\n[[output]]\n\
+             name = 'o'\ntype = 'stdout'\n",
+            place.path()
+        );
+        let config = config::read(&text, testing_config::TYPES).config.expect("it is right");
+        let (_queue, cursor) = opened(&config, &Arc::new(Telemetry::new()));
+        let mut aside = Aside::new(&cursor);
+        for number in 0..2 {
+            let kept = Kept::new(Retrial::found(), "400", 1);
+            let file = aside.store("o", Position::new(number), &kept, b"{}");
+            file.expect("there is a directory").await.unwrap().unwrap();
+            aside.add(Position::new(number), kept, Bytes::from_static(b"{}\n"));
+        }
+        let (tried, given_up) = (Position::new(1), Position::new(0));
+        aside.try_next(tried);
+        let kept = aside.take_waiting(given_up).expect("it waits");
+        aside.doom(given_up, kept, Reason::unreadable("it is given up"));
+        let (mut trying, mut letters) = (None, None);
+        for _ in 0..10_000 {
+            letters = letters.or_else(|| aside.next_doomed());
+            trying = trying.or_else(|| aside.next_due());
+            if trying.is_some() && letters.is_some() {
+                break;
+            }
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        let (position, _, line, _) = letters.expect("its file was read");
+        assert_eq!((position, &line[..]), (given_up, &b"{}\n"[..]));
+        assert_eq!(trying.expect("its file was read").claim.start, tried);
+    }
 }
