@@ -53,8 +53,13 @@ pub struct Aside {
     shelf: Shelf,
     bytes_max: u64,
     events: BTreeMap<Position, (Stage, Kept)>,
-    /// The events that wait, in the order of their next tries.
+    /// The events that wait, in the order of their next tries, without those in `overdue`.
     due: BTreeSet<(Instant, Position)>,
+    /// The events whose next try was due when the last one was chosen. The one that was accepted
+    /// first is tried first. If the tries went by the time at which they were due, a consumer that
+    /// refuses more events than there is time for tries would see each event in turn, and none
+    /// would get its last try.
+    overdue: BTreeSet<Position>,
     doomed: VecDeque<Position>,
     /// The number of events on the wire.
     on_wire: usize,
@@ -149,6 +154,7 @@ impl Aside {
             bytes_max: 0,
             events: BTreeMap::new(),
             due: BTreeSet::new(),
+            overdue: BTreeSet::new(),
             doomed: VecDeque::new(),
             on_wire: 0,
             bytes: 0,
@@ -298,6 +304,7 @@ impl Aside {
         match &stage {
             Stage::Waits => {
                 self.due.remove(&(kept.retrial.due, position));
+                self.overdue.remove(&position);
             }
             Stage::OnWire => self.on_wire -= 1,
             Stage::Doomed(_) => self.doomed.retain(|other| *other != position),
@@ -324,8 +331,8 @@ impl Aside {
 
     /// Changes the tries of all events that wait, because the drain has begun.
     pub fn hurry(&mut self) {
-        let waits: Vec<_> = self.due.iter().map(|(_, position)| *position).collect();
-        for position in waits {
+        let positions: Vec<_> = self.events.keys().copied().collect();
+        for position in positions {
             if let Some(mut kept) = self.take_waiting(position) {
                 kept.retrial.hurry();
                 self.keep(position, kept);
@@ -337,7 +344,9 @@ impl Aside {
     /// first.
     pub(super) fn next_try(&self) -> Option<Instant> {
         let is_reading = matches!(self.reading, Reading::Under(..));
-        self.due.first().map(|(due, _)| *due).filter(|_| !is_reading)
+        let due = self.due.first().map(|(due, _)| *due);
+        let next = if self.overdue.is_empty() { due } else { Some(Instant::now()) };
+        next.filter(|_| !is_reading)
     }
 
     /// Returns `true` if the next try has to let other events go first: the last request was a try.
@@ -359,9 +368,15 @@ impl Aside {
     /// file must be read first. An event that can't be read is doomed.
     pub(super) fn next_due(&mut self) -> Option<Batch> {
         loop {
-            let first = self.due.first().filter(|(due, _)| *due <= Instant::now());
+            let now = Instant::now();
+            while let Some((due, position)) = self.due.first().copied()
+                && due <= now
+            {
+                self.due.pop_first();
+                self.overdue.insert(position);
+            }
             let next = self.next.take().filter(|next| self.is_waiting(*next));
-            let position = next.or(first.map(|(_, position)| *position))?;
+            let position = next.or(self.overdue.first().copied())?;
             match self.line(position) {
                 Line::Is(line) => {
                     let (_, kept) = self.events.get(&position)?;
