@@ -1,9 +1,9 @@
 //! Turns a request body into a batch of JSON lines.
 //!
-//! It promises that a batch which is accepted has the same events as the body, in the same order,
-//! and that a body which is not accepted has an error that names the reason. It imports no other
-//! crate of the relay. What must never happen here: an event is left out, or is changed in more
-//! than line breaks.
+//! This crate promises that a batch which is accepted has the same events as the body, in the same
+//! order, and that a body which is not accepted has an error that names the reason. It imports no
+//! other crate of the relay. What must never happen here: an event is left out, or is changed in
+//! more than line breaks.
 //!
 //! [`decode`] accepts three forms: the `EventList` of `audit.k8s.io/v1` that kube-apiserver's audit
 //! webhook sends, a single `Event`, and JSON lines of `Event`s. [`decode`] checks every event and

@@ -2,9 +2,9 @@
 //! positions, files that a config names, the operations on the files of the queue, and which
 //! program this is.
 //!
-//! It promises small things that have no state of their own, so that it never has to change because
-//! a part above it does. It imports no other crate of the relay. What must never happen here: a
-//! thread, a connection, a metric, or a word about JSON, HTTP or the config.
+//! This crate promises small things that have no state of their own, so that it never has to change
+//! because a part above it does. It imports no other crate of the relay. What must never happen
+//! here: a thread, a connection, a metric, or a word about JSON, HTTP or the config.
 
 pub mod disk;
 pub mod fate;

@@ -4,10 +4,10 @@
 //! struct of its settings, the reading of its keys, and the checks for keys that contradict each
 //! other. The small tables `[admin]`, `[volume]` and `[shutdown]` are read in this file.
 //!
-//! It promises that the values of a [`Config`] are typed and checked, so that no part of the relay
-//! checks them again. It imports `config-table`, `transform` (policies and rules of a filter) and
-//! `evidence-log` (keys of the log). What must never happen here: a host name is resolved, a
-//! connection is opened, or a certificate is judged (the module `check` does the last).
+//! This crate promises that the values of a [`Config`] are typed and checked, so that no part of
+//! the relay checks them again. It imports `config-table`, `transform` (policies and rules of a
+//! filter) and `evidence-log` (keys of the log). What must never happen here: a host name is
+//! resolved, a connection is opened, or a certificate is judged (the module `check` does the last).
 //!
 //! A new key needs two things: a field of its struct, and one call in the function that reads its
 //! table. That call also declares the key for the effective config (all values, with defaults), for

@@ -1,7 +1,7 @@
 //! Delivering: one loop for each output takes events from the queue and hands them to a protocol.
 //!
-//! It promises that each event which is claimed is delivered, kept back by the filter, or counted
-//! as lost, once, and that until then it is in the queue or set aside. It imports `queue`,
+//! This crate promises that each event which is claimed is delivered, kept back by the filter, or
+//! counted as lost, once, and that until then it is in the queue or set aside. It imports `queue`,
 //! `transform`, `evidence-log` (the marks of a log) and what is below them. What must never happen
 //! here: a protocol is named, or an event is given up because of the size, the name or the sender
 //! of another one.

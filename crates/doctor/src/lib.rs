@@ -1,9 +1,9 @@
 //! `doctor`: compares what kube-apiserver counts with what the relays count, and says whether
 //! events were lost, where, how many, and what to do.
 //!
-//! It promises that what it could not read or compare is said, and is never a part of an OK. It
-//! imports `client` and `telemetry` (the JSON of `/status`). What must never happen here: a second
-//! judgement on what a relay has judged itself.
+//! This crate promises that what it could not read or compare is said, and is never a part of an
+//! OK. It imports `client` and `telemetry` (the JSON of `/status`). What must never happen here: a
+//! second judgement on what a relay has judged itself.
 //!
 //! kube-apiservers and relays are read by their metrics. Each relay has judged its own outputs, its
 //! queue, its refusals and its evidence in `/status`, and doctor passes that on. doctor judges only

@@ -1,9 +1,9 @@
 //! The protocols that outputs speak: a file each, and a row each in the table `PROTOCOLS`.
 //!
-//! It promises that an event is reported as accepted only for an answer that the protocol defines
-//! as acceptance, or, in a protocol without answers, when it was written. It imports `delivery`,
-//! `queue`, `client` and what is below them. What must never happen here: a decision about whether
-//! an event is tried again, or when.
+//! This crate promises that an event is reported as accepted only for an answer that the protocol
+//! defines as acceptance, or, in a protocol without answers, when it was written. It imports
+//! `delivery`, `queue`, `client` and what is below them. What must never happen here: a decision
+//! about whether an event is tried again, or when.
 //!
 //! # A new type of output
 //!

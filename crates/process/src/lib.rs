@@ -1,9 +1,9 @@
 //! The process as a whole: the settings that it asks of the kernel once at the start, before
 //! anything is open, what it gives up then, and the failures after which it must end.
 //!
-//! It promises that a limit or a restriction which the kernel refuses is an error or a line of the
-//! log. It imports `config` (the section `[process]`). What must never happen here: a thread is
-//! started before the restrictions are in force.
+//! This crate promises that a limit or a restriction which the kernel refuses is an error or a line
+//! of the log. It imports `config` (the section `[process]`). What must never happen here: a thread
+//! is started before the restrictions are in force.
 
 use std::io;
 

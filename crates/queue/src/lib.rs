@@ -1,11 +1,11 @@
 //! The log between listeners and outputs: one ordered, bounded sequence of batches, and a cursor
 //! for each output.
 //!
-//! It promises that an event which was accepted is handed to every output of that moment and is
-//! counted once for each, and that with a directory nothing is acknowledged before it is synced.
-//! It imports `audit` (the counts of a batch), `base`, `config` (its section) and `telemetry`.
-//! What must never happen here: a byte of an event is read, or a lock is held while something
-//! waits.
+//! This crate promises that an event which was accepted is handed to every output of that moment
+//! and is counted once for each, and that with a directory nothing is acknowledged before it is
+//! synced. It imports `audit` (the counts of a batch), `base`, `config` (its section) and
+//! `telemetry`. What must never happen here: a byte of an event is read, or a lock is held while
+//! something waits.
 //!
 //! The queue takes lines and counts, and hands out lines. It does not look into a line: it knows no
 //! JSON and no HTTP. Every event has a [`Position`]; a batch may be cut between any two lines. A

@@ -1,8 +1,8 @@
 //! Evidence: a log that proves which events came in.
 //!
-//! It promises that the log says of each event what became of it, or says for which positions it
-//! can't. It imports `queue`, `evidence-log` and `client` (witnesses). What must never happen
-//! here: an event is changed, or an answer to a sender waits for a witness.
+//! This crate promises that the log says of each event what became of it, or says for which
+//! positions it can't. It imports `queue`, `evidence-log` and `client` (witnesses). What must never
+//! happen here: an event is changed, or an answer to a sender waits for a witness.
 //!
 //! A thread of its own reads the queue, hashes each line, and enters ranges of events with a root
 //! over their hashes into a transparency log ([`evidence_log::tlog`]) below the queue's directory.

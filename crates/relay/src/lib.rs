@@ -1,9 +1,9 @@
 //! Starts the parts of the relay, applies another config to them while they run, and ends them in
 //! order.
 //!
-//! It promises that each task and thread has an owner, which joins it and notices its end. It
-//! imports every crate but `tools`, `verify` and `doctor`. What must never happen here: a listener
-//! or a source imports an output, or the other way round.
+//! This crate promises that each task and thread has an owner, which joins it and notices its end.
+//! It imports every crate but `tools`, `verify` and `doctor`. What must never happen here: a
+//! listener or a source imports an output, or the other way round.
 //!
 //! - The *start* binds all addresses first, opens the queue, then starts outputs, listeners and
 //!   sources in this order. No batch is accepted before every output has its cursor.

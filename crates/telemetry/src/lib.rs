@@ -6,9 +6,9 @@
 //! values. The log has a thread of its own, which `log` explains; `reports` limits how often a loss
 //! or a state that flaps is logged.
 //!
-//! It promises that nobody who counts or logs ever waits. It imports `audit`, `base`, `config` (the
-//! log's settings) and `transform` (the volume). What must never happen here: a metric without a
-//! declaration in `catalog`, or a name of a metric in another crate.
+//! This crate promises that nobody who counts or logs ever waits. It imports `audit`, `base`,
+//! `config` (the log's settings) and `transform` (the volume). What must never happen here: a
+//! metric without a declaration in `catalog`, or a name of a metric in another crate.
 //!
 //! | floor | files | what they know |
 //! |---|---|---|

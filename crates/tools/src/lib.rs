@@ -2,10 +2,10 @@
 //! HAProxy becomes one of the relay (`migrate haproxy`), recorded events are counted under a policy
 //! (`policy cost`), and the state of a running relay is drawn on a terminal (`top`).
 //!
-//! It promises that an event which it can't read is named and counted, and that a line of a foreign
-//! config is carried over or printed, never dropped. It imports `queue` and `delivery` (files and
-//! filters) and what is below them. What must never happen here: a module imports another one, or
-//! a relay imports one of them.
+//! This crate promises that an event which it can't read is named and counted, and that a line of a
+//! foreign config is carried over or printed, never dropped. It imports `queue` and `delivery`
+//! (files and filters) and what is below them. What must never happen here: a module imports
+//! another one, or a relay imports one of them.
 
 pub mod cost;
 pub mod haproxy;

@@ -1,10 +1,10 @@
 //! Checks evidence logs from outside: that each is whole and signed, that it says what became of
 //! each event, and that a consumer has the lines that left.
 //!
-//! It promises that a fault is reported only with proof, and that what could not be compared is
-//! said. It imports `evidence-log`, `queue` (its files, seen from outside) and `tools` (packed
-//! files). What must never happen here: a write into a log, or a fault that rests on a clock
-//! alone.
+//! This crate promises that a fault is reported only with proof, and that what could not be
+//! compared is said. It imports `evidence-log`, `queue` (its files, seen from outside) and `tools`
+//! (packed files). What must never happen here: a write into a log, or a fault that rests on a
+//! clock alone.
 //!
 //! Nothing is written but temporary files (see `compare`). A directory may be a copy, or the one
 //! that a relay writes to meanwhile. Therefore the order of reading matters: the stored lines come
