@@ -734,7 +734,7 @@ impl Shared {
             }
         }
         if is_all_missing {
-            cursor.resend = Resend::Idle;
+            // The claim stays wanted until the output has heard that it is gone.
             if let Some(entry) = cursor.claims.find(claim) {
                 entry.stage = Stage::Dropped;
                 let byte = entry.note.first_byte;
@@ -1007,6 +1007,9 @@ impl Cursor {
         let from_tail = state.log.in_tail(claim, self.index);
         let cursor = &mut state.log.cursors[self.index];
         let Some(entry) = cursor.claims.find(claim).filter(|entry| entry.stage.is_open()) else {
+            if matches!(cursor.resend, Resend::Wanted { claim: wanted, .. } if wanted == claim) {
+                cursor.resend = Resend::Idle;
+            }
             return Redelivery::Gone;
         };
         let tells = cursor.tells_origins;

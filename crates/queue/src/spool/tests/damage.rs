@@ -570,6 +570,33 @@ fn missing_events_make_no_output_lag_for_decades() {
     assert!(backlog.lag < 3600.0, "{backlog:?}");
 }
 
+/// Two claims wait to be sent again, and the events of the first one are missing in their file. An
+/// output that waits for these events must hear of it: it can send the second claim.
+#[test]
+fn an_output_that_waits_for_missing_events_hears_of_them() {
+    let disk = SimulatedDisk::new(0);
+    let config = settings(256 << 10, 16 << 10, WhenFull::Reject);
+    let mut running = Scene::on(&disk, &config, &["a"]);
+    for number in 0..2 {
+        running.put(std::iter::once((number, 6000)));
+        running.work(Step::Commit);
+    }
+    running.stop();
+    let mut running = Scene::on(&disk, &config, &["a"]);
+    let one = Take { bytes: u64::MAX, events: 1 };
+    let claims = [(); 2].map(|()| running.next(0, one).expect("an event").claim);
+    claims.iter().rev().for_each(|claim| running.cursors[0].release(*claim));
+    disk.flip(&segment::file_name(Position::START), FIRST_RECORD + RECORD_HEADER, 1);
+    let [first, second] = claims;
+    assert!(matches!(running.cursors[0].redeliver(first), Redelivery::NotYet), "it is to be read");
+    while running.read(0) {}
+    assert_eq!(running.counts[0].lost(), 1);
+    assert!(running.cursors[0].readable().now_or_never().is_some(), "the output waits for ever");
+    assert!(matches!(running.cursors[0].redeliver(first), Redelivery::Gone));
+    assert!(running.cursors[0].readable().now_or_never().is_none(), "there is nothing new");
+    assert_eq!(running.retake(0, second).map(|batch| batch.events), Some(1));
+}
+
 /// Method: a spool is copied, and on the copy nothing of one file, or of all files, can be read.
 /// The start must fail, and change nothing.
 #[test]
