@@ -6,11 +6,17 @@ use crate::support::spool::forge_lines;
 
 /// Returns a relay's directory and its consumer, which refuses all until the value is `true`.
 pub(super) fn with_consumer_away() -> (Recorded, Arc<AtomicBool>) {
+    with_consumer_that_answers(503)
+}
+
+/// Returns a relay's directory and its consumer, which answers this status until the value is
+/// `true`.
+fn with_consumer_that_answers(status: u16) -> (Recorded, Arc<AtomicBool>) {
     let mut recorded = Recorded::new();
     let is_there = Arc::new(AtomicBool::new(false));
     let there = Arc::clone(&is_there);
     recorded.sink = HttpSink::start(move |_| {
-        Answer::status(if there.load(Ordering::Relaxed) { 200 } else { 503 })
+        Answer::status(if there.load(Ordering::Relaxed) { 200 } else { status })
     });
     (recorded, is_there)
 }
@@ -76,10 +82,11 @@ fn changed_events_of_the_queue_are_lost_and_not_sent() {
 }
 
 /// Method: a relay that was started again has claimed events, and the consumer refuses them for
-/// now. Then one of them is changed in the segment, and the claim is read and sent once more.
+/// now. Then one of them is changed in the segment, and the claim is read and sent once more. The
+/// consumer answers 429: after a server error, half of the events would be read and sent at once.
 #[test]
 fn a_changed_event_of_a_claim_that_is_sent_again_is_lost_and_not_sent() {
-    let (mut recorded, is_there) = with_consumer_away();
+    let (mut recorded, is_there) = with_consumer_that_answers(429);
     let config = recorded.config("");
     let mut relay = Relay::start(&config);
     recorded.post(&relay, 1, 100);
