@@ -301,6 +301,7 @@ impl Aside {
 
     fn take(&mut self, position: Position) -> Option<(Stage, Kept)> {
         let (stage, kept) = self.events.remove(&position)?;
+        self.next = self.next.filter(|next| *next != position);
         match &stage {
             Stage::Waits => {
                 self.due.remove(&(kept.retrial.due, position));
@@ -375,8 +376,7 @@ impl Aside {
                 self.due.pop_first();
                 self.overdue.insert(position);
             }
-            let next = self.next.take().filter(|next| self.is_waiting(*next));
-            let position = next.or(self.overdue.first().copied())?;
+            let position = self.next.or(self.overdue.first().copied())?;
             match self.line(position) {
                 Line::Is(line) => {
                     let (_, kept) = self.events.get(&position)?;
@@ -538,25 +538,35 @@ mod tests {
     use crate::in_flight::tests::opened;
     use telemetry::Telemetry;
 
+    /// Returns an empty place with a directory, which is deleted when the second value is dropped.
+    fn with_directory() -> (Aside, TempDir) {
+        let directory = TempDir::new().unwrap();
+        let text = format!(
+            "[[listener]]\naddress = '127.0.0.1:0'\n[queue]\ndirectory = {:?}\n[[output]]\n\
+             name = 'o'\ntype = 'stdout'\n",
+            directory.path()
+        );
+        let config = config::read(&text, testing_config::TYPES).config.expect("it is right");
+        let (_queue, cursor) = opened(&config, &Arc::new(Telemetry::new()));
+        (Aside::new(&cursor), directory)
+    }
+
+    /// Sets the event at a position aside. Its next try is due.
+    async fn set_aside(aside: &mut Aside, position: Position) {
+        let mut kept = Kept::new(Retrial::found(), "400", 1);
+        kept.retrial.at_once();
+        let file = aside.store("o", position, &kept, b"{}");
+        file.expect("there is a directory").await.unwrap().unwrap();
+        aside.add(position, kept, Bytes::from_static(b"{}\n"));
+    }
+
     /// A loop whose consumer has always an answer ready never waits for a read. Under a full load
     /// no event was tried or given up.
     #[tokio::test]
     async fn a_file_that_was_read_is_used_by_a_loop_that_never_waits_for_it() {
-        let place = TempDir::new().unwrap();
-        let text = format!(
-            "[[listener]]\naddress = '127.0.0.1:0'\n[queue]\ndirectory = {:?}\n[[output]]\n\
-             name = 'o'\ntype = 'stdout'\n",
-            place.path()
-        );
-        let config = config::read(&text, testing_config::TYPES).config.expect("it is right");
-        let (_queue, cursor) = opened(&config, &Arc::new(Telemetry::new()));
-        let mut aside = Aside::new(&cursor);
-        for number in 0..2 {
-            let kept = Kept::new(Retrial::found(), "400", 1);
-            let file = aside.store("o", Position::new(number), &kept, b"{}");
-            file.expect("there is a directory").await.unwrap().unwrap();
-            aside.add(Position::new(number), kept, Bytes::from_static(b"{}\n"));
-        }
+        let (mut aside, _directory) = with_directory();
+        set_aside(&mut aside, Position::new(0)).await;
+        set_aside(&mut aside, Position::new(1)).await;
         let (tried, given_up) = (Position::new(1), Position::new(0));
         aside.try_next(tried);
         let kept = aside.take_waiting(given_up).expect("it waits");
@@ -573,5 +583,24 @@ mod tests {
         let (position, _, line, _) = letters.expect("its file was read");
         assert_eq!((position, &line[..]), (given_up, &b"{}\n"[..]));
         assert_eq!(trying.expect("its file was read").claim.start, tried);
+    }
+    /// Another address is to be asked about the second event at once. The first one is older and
+    /// due as well.
+    #[tokio::test]
+    async fn the_event_to_try_next_is_tried_next_when_its_file_was_read() {
+        let (mut aside, _directory) = with_directory();
+        set_aside(&mut aside, Position::new(0)).await;
+        set_aside(&mut aside, Position::new(1)).await;
+        aside.try_next(Position::new(1));
+        for expected in [1, 0] {
+            let batch = loop {
+                match aside.next_due() {
+                    Some(batch) => break batch,
+                    None => aside.readable().await,
+                }
+            };
+            assert_eq!(batch.claim.start, Position::new(expected));
+            aside.sent(batch.claim.start, 0);
+        }
     }
 }
