@@ -12,7 +12,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::failure::Failure;
-use queue::{Batch, Claim, Position};
+use queue::{Batch, Claim, Origin, Position};
 
 /// The newest checkpoint of the relay, as a signed note. Empty before there is one.
 pub type Published = watch::Receiver<Bytes>;
@@ -58,12 +58,13 @@ impl Checkpoint {
     /// Returns the line in the form in which protocols encode events. The claim is empty, because
     /// the line has no position in the queue: no link may report this claim.
     pub fn batch(&self) -> Batch {
+        let first = Position::START;
         Batch {
-            claim: Claim { start: Position::START, end: Position::START },
+            claim: Claim { start: first, end: first },
             events: 1,
             bytes: self.line.len() as u64,
             pieces: vec![self.line.clone()],
-            origins: Vec::new(),
+            origins: vec![Origin { first, events: 1, age: Duration::ZERO, received: 0 }],
         }
     }
 }

@@ -5,13 +5,12 @@
 //! *mark*, under the event's position, until the event's claim is final. Only then is the decision
 //! counted, so it counts once, however many times the event was sent.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use bytes::Bytes;
 
 use super::lines::{Lines, events, line};
-use super::link::REJECTED_BYTES_MAX;
 use super::offload::{has_large_event, offload};
 use super::tapped::Tapping;
 use crate::filter::{Changes, EventView, Filter, Seen, Verdict};
@@ -30,13 +29,11 @@ pub(super) const INSPECTED_BYTES_MAX: u64 = 8 * 1024 * 1024;
 
 /// The reason, in the log and in dead letters, for giving up events that are larger than
 /// `filter.max_event_bytes` even without their request and response objects.
-const TOO_LARGE: &str = "larger than filter.max_event_bytes, even without its objects";
+pub(super) const TOO_LARGE: &str = "larger than filter.max_event_bytes, even without its objects";
 
-/// The reason for giving up events that are too long for the output's protocol.
-const TOO_LONG: &str = "longer than max_message_bytes";
-
-/// The reason for giving up events if some events of the claim are too large, and others too long.
-const TOO_LARGE_OR_LONG: &str = "longer than max_message_bytes, or larger than filter.max_event_bytes, even without its objects";
+/// While the decisions about events that are not final hold this many bytes of lines, nothing more
+/// is sent. Only an event that is too large for the filter has its line kept.
+const TOO_LARGE_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
 /// The filter of one output, and its decisions (*marks*) about events that are not final. The
 /// ledger owns this value. Without a filter, every batch passes unchanged and costs nothing.
@@ -67,6 +64,8 @@ pub(super) struct Filtering {
     sent: BTreeMap<Position, SentLine>,
     /// With evidence, the positions of the events of the current batch that the filter has changed.
     altered: BTreeSet<Position>,
+    /// `true` while events do not get the form in which they are sent: they go to the dead letters.
+    is_formless: bool,
     /// The copies of events on the wire for the taps.
     pub(super) tapping: Tapping,
 }
@@ -75,13 +74,9 @@ pub(super) struct Filtering {
 pub(crate) enum Settled {
     /// The consumer has every event of the claim that the filter let through.
     Final(Disposition),
-    /// Some events can't be sent. The values are the numbers for the whole claim, the lines of
-    /// these events, and the reason why they are given up.
-    Without(Disposition, Vec<Bytes>, &'static str),
-    /// Some events can't be sent. The values are their lines, in the form in which they were to be
-    /// sent, and the reason why they are given up. Dead letters hold events in their original form,
-    /// and the evidence needs to know which events they are, so the claim must be read again.
-    ReadAgain(Vec<Bytes>, &'static str),
+    /// Some events are too large to be sent, and are given up. The values are the numbers for the
+    /// whole claim, and the lines of these events.
+    Without(Disposition, Vec<Bytes>),
 }
 
 /// The filter's decisions about events that are not final. An event without a mark is sent, and the
@@ -165,6 +160,7 @@ impl Filtering {
             is_recorded: cursor.is_recorded(),
             sent: BTreeMap::new(),
             altered: BTreeSet::new(),
+            is_formless: false,
             tapping,
         }
     }
@@ -173,7 +169,7 @@ impl Filtering {
     /// be sent. Only the decision that an event is too large takes much: it holds the line of the
     /// event until all events of the same claim are delivered or given up.
     pub(crate) fn is_full(&self) -> bool {
-        self.marks.bytes >= REJECTED_BYTES_MAX
+        self.marks.bytes >= TOO_LARGE_BYTES_MAX
     }
 
     /// Notes that the cursor was set back: it hands out events again, beginning with the first that
@@ -240,89 +236,6 @@ impl Filtering {
     /// Returns `true` if the output has a filter.
     pub(super) fn is_enabled(&self) -> bool {
         self.filter.is_some()
-    }
-
-    /// Returns `true` if the filter gives events another form than the one in which they were
-    /// received. Dead letters hold events without this form.
-    fn gives_form(&self) -> bool {
-        self.filter.as_ref().is_some_and(Filter::gives_form)
-    }
-
-    /// Returns the lines of the lost events of a batch that was sent: the events that the protocol
-    /// can't carry, as they were before the filter gave them the form in which they are sent, and
-    /// the events that are too large for the filter. `rejected` has the lines of the events that
-    /// the protocol can't carry, as they were sent and in their order. Also returns how many of the
-    /// batch's events are lost, dropped by the filter, or duplicates.
-    pub(super) fn before_form(
-        &mut self,
-        batch: Batch,
-        rejected: Vec<Bytes>,
-        cursor: &Cursor,
-        metrics: &OutputMetrics,
-    ) -> (Vec<Bytes>, Disposition) {
-        let claim = batch.claim;
-        let takes_long = batch.pieces.iter().any(|piece| has_large_event(piece));
-        let (mut lines, positions) =
-            offload(takes_long, || self.lines_before_form(&batch, rejected));
-        // Marks the other decisions about the events of the batch.
-        self.pass(batch, cursor);
-        lines.extend(self.marks.too_large(claim));
-        self.forget(claim.start..claim.end);
-        let mut kept = self.finish(claim, metrics);
-        if self.is_recorded {
-            kept.fates.lose(&positions);
-        }
-        let lost = lines.len() as u64;
-        (lines, Disposition { lost, ..kept })
-    }
-
-    /// Returns the original lines of the events `rejected`, and their positions. `rejected` has the
-    /// lines in the form in which they were sent.
-    fn lines_before_form(
-        &mut self,
-        batch: &Batch,
-        rejected: Vec<Bytes>,
-    ) -> (Vec<Bytes>, Vec<Position>) {
-        let (mut rejected, mut found) = (VecDeque::from(rejected), Vec::new());
-        let mut positions = Vec::new();
-        let mut is_next = |sent: &[u8], position: Position| {
-            let next = rejected.front().and_then(|line| line.strip_suffix(b"\n"));
-            let found = next == Some(sent);
-            if found {
-                rejected.pop_front();
-                positions.push(position);
-            }
-            found
-        };
-        for (piece, origin) in batch.pieces.iter().zip(&batch.origins) {
-            let Some(filter) = &mut self.filter else {
-                for (position, start, end) in events(piece, origin) {
-                    if is_next(piece.get(start..end - 1).unwrap_or_default(), position) {
-                        found.push(piece.slice(start..end));
-                    }
-                }
-                continue;
-            };
-            let (mut events, mut next) = (filter.events(piece), origin.first);
-            while let Some((event, request, known)) = events.next() {
-                let position = next;
-                next = position.next();
-                self.changed.clear();
-                let asked = EventView { event, request, known, position, age: origin.age };
-                let sent = match filter.judge(&asked, &mut self.changed) {
-                    Verdict::Untouched => event,
-                    Verdict::Changed(_) => &self.changed,
-                    Verdict::Dropped | Verdict::Duplicate | Verdict::TooLarge => continue,
-                };
-                if is_next(sent, position) {
-                    found.push(line(filter.before_form(event)));
-                }
-            }
-        }
-        // The original of an event is not found if the filter's policies have changed since it was
-        // sent.
-        found.extend(rejected);
-        (found, positions)
     }
 
     /// Returns the events of a batch that are to be sent, in the form in which they are sent. The
@@ -423,7 +336,7 @@ impl Filtering {
                 lines.pass(&piece, run, start);
                 run = end;
                 if matches!(mark, Mark::Changed(_)) {
-                    lines.add(changed);
+                    lines.add(if self.is_formless { filter.before_form(event) } else { changed });
                     lines.count(position, origin);
                     if self.is_recorded {
                         self.altered.insert(position);
@@ -489,39 +402,52 @@ impl Filtering {
         (pieces, disposition)
     }
 
+    /// Takes a batch of events that are too long for the protocol. Returns their lines, redacted
+    /// as if they were sent but without the form in which they would be sent. Also returns how many
+    /// of the events are lost, dropped by the filter, or duplicates.
+    pub(crate) fn too_long(
+        &mut self,
+        batch: Batch,
+        cursor: &Cursor,
+        metrics: &OutputMetrics,
+    ) -> (Vec<Bytes>, Disposition) {
+        let claim = batch.claim;
+        self.is_formless = true;
+        let Batch { mut pieces, events, .. } = self.pass(batch, cursor);
+        self.is_formless = false;
+        let too_large = self.marks.too_large(claim);
+        let lost = events + too_large.len() as u64;
+        pieces.extend(too_large);
+        self.forget(claim.start..claim.end);
+        let mut disposition = Disposition { lost, ..self.finish(claim, metrics) };
+        disposition.fates.sent.clear();
+        disposition.fates.rest = Some(Fate::Lost);
+        (pieces, disposition)
+    }
+
     /// Returns `true` if the filter has kept back the event at this position.
     pub(super) fn is_kept_back(&self, position: Position) -> bool {
         let mark = self.marks.of.get(&position);
         matches!(mark, Some(Mark::Dropped | Mark::Duplicate | Mark::TooLarge(_)))
     }
 
-    /// Decides what becomes of a claim that the consumer has accepted, except the events `unfit`,
-    /// which the protocol can't carry; each is a line as it was sent. Returns `None`, and decides
-    /// nothing, if no event of the claim is unfit or too large and `waits` is `true`.
+    /// Decides what becomes of a claim that the consumer has accepted. Returns `None`, and decides
+    /// nothing, if no event of the claim is too large and `waits` is `true`.
     pub(crate) fn settle(
         &mut self,
         claim: Claim,
-        mut unfit: Vec<Bytes>,
         waits: bool,
         metrics: &OutputMetrics,
     ) -> Option<Settled> {
-        let mut too_large = self.marks.too_large(claim);
-        let reason = match (unfit.is_empty(), too_large.is_empty()) {
-            (true, true) if waits => return None,
-            (true, true) => return Some(Settled::Final(self.finish(claim, metrics))),
-            (true, false) => TOO_LARGE,
-            (false, true) => TOO_LONG,
-            (false, false) => TOO_LARGE_OR_LONG,
-        };
-        if !unfit.is_empty() {
-            if self.is_recorded || self.gives_form() {
-                return Some(Settled::ReadAgain(unfit, reason));
-            }
-            self.forget(claim.start..claim.end);
+        let too_large = self.marks.too_large(claim);
+        if waits && too_large.is_empty() {
+            return None;
         }
-        unfit.append(&mut too_large);
-        let disposition = Disposition { lost: unfit.len() as u64, ..self.finish(claim, metrics) };
-        Some(Settled::Without(disposition, unfit, reason))
+        let disposition = self.finish(claim, metrics);
+        Some(match too_large.len() {
+            0 => Settled::Final(disposition),
+            lost => Settled::Without(Disposition { lost: lost as u64, ..disposition }, too_large),
+        })
     }
 
     /// Notes that the claim is final. Counts its changed events in the metrics. Returns how many of

@@ -78,10 +78,6 @@ struct Doomed {
     events: u64,
     /// The record of the event, if it is set aside. `None` if the events are given up.
     aside: Option<Kept>,
-    /// The lines of the events that the protocol can't carry, in the form in which they were to be
-    /// sent; the consumer has all other events of the claim. If the list is empty, all events of
-    /// the claim are given up.
-    unfit: Vec<Bytes>,
     /// The maximum number of the claim's events that count as lost. The consumer has the others,
     /// and nobody knows which, so all events of the claim become dead letters. [`u64::MAX`] if all
     /// are lost.
@@ -187,8 +183,7 @@ impl GivenUp {
     ) {
         let Work { claim, events, .. } = work;
         in_flight.bury(work);
-        let (unfit, aside) = (Vec::new(), None);
-        self.doomed.push_back(Doomed { claim, events, aside, unfit, lost_max, reason });
+        self.doomed.push_back(Doomed { claim, events, aside: None, lost_max, reason });
     }
 
     /// Decides to set a claim of one event aside. `kept` is its record, and `reason` the consumer's
@@ -197,23 +192,8 @@ impl GivenUp {
         let reason = Reason { cause: Cause::Refused, text: Arc::clone(&kept.answer) };
         let claim = work.claim;
         in_flight.bury(work);
-        let (unfit, aside) = (Vec::new(), Some(kept));
-        self.doomed.push_back(Doomed { claim, events: 1, aside, unfit, lost_max: 1, reason });
-    }
-
-    /// Decides to give up those events of a claim that the protocol can't carry. The consumer has
-    /// the others. `unfit` are the events as they were sent.
-    pub(super) fn add_unfit(
-        &mut self,
-        work: Work,
-        unfit: Vec<Bytes>,
-        reason: Reason,
-        in_flight: &mut InFlight,
-    ) {
-        let claim = work.claim;
-        in_flight.bury(work);
-        let (events, aside) = (unfit.len() as u64, None);
-        self.doomed.push_back(Doomed { claim, events, aside, unfit, lost_max: events, reason });
+        let aside = Some(kept);
+        self.doomed.push_back(Doomed { claim, events: 1, aside, lost_max: 1, reason });
     }
 
     /// Forgets the claims in `doomed`: they are to be given up, but their lines are not yet handed
@@ -250,15 +230,8 @@ impl GivenUp {
         while let Some(work) = in_flight.first(state).filter(|work| work.claim.end <= until) {
             let (claim, events) = (work.claim, work.events);
             in_flight.change(claim, State::Burying);
-            let (unfit, aside, reason) = (Vec::new(), None, reason.clone());
-            self.doomed.push_back(Doomed {
-                claim,
-                events,
-                aside,
-                unfit,
-                lost_max: u64::MAX,
-                reason,
-            });
+            let (aside, lost_max, reason) = (None, u64::MAX, reason.clone());
+            self.doomed.push_back(Doomed { claim, events, aside, lost_max, reason });
         }
     }
 
@@ -342,8 +315,7 @@ impl GivenUp {
         while !self.is_full() && !self.needs_lines && inspected < INSPECTED_BYTES_MAX {
             let Some(mut doomed) = self.doomed.pop_front() else { break };
             let (claim, lost_max) = (doomed.claim, doomed.lost_max);
-            let is_lost = doomed.unfit.is_empty() && doomed.aside.is_none();
-            if is_lost && self.place.is_none() && !parts.filtering.is_enabled() {
+            if doomed.aside.is_none() && self.place.is_none() && !parts.filtering.is_enabled() {
                 // A released claim may have been dropped by the queue already.
                 if parts.in_flight.take_back(claim) {
                     let disposition = Disposition::lost(doomed.events.min(lost_max));
@@ -359,11 +331,12 @@ impl GivenUp {
                         continue;
                     }
                     let cursor = parts.in_flight.cursor();
-                    let (lines, mut disposition) = match doomed.unfit.is_empty() {
-                        true => parts.filtering.originals(batch, cursor),
-                        false => {
-                            let metrics = &parts.health.metrics;
-                            parts.filtering.before_form(batch, doomed.unfit, cursor, metrics)
+                    let (lines, mut disposition) = match doomed.reason.cause {
+                        Cause::TooLong => {
+                            parts.filtering.too_long(batch, cursor, &parts.health.metrics)
+                        }
+                        Cause::Refused | Cause::TooOld | Cause::Unreadable => {
+                            parts.filtering.originals(batch, cursor)
                         }
                     };
                     disposition.lost = disposition.lost.min(lost_max);

@@ -4,14 +4,13 @@
 use std::cmp::Reverse;
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::aside::{Aside, Kept};
 use super::dead_letter::{DeadLetters, Written};
 use super::failure::Failure;
-use super::filtering::{Filtering, INSPECTED_BYTES_MAX, Settled};
+use super::filtering::{Filtering, INSPECTED_BYTES_MAX, Settled, TOO_LARGE};
 use super::given_up::{GivenUp, Parts};
 use super::health::Health;
 use super::in_flight::{InFlight, Sent, State, Work};
@@ -26,6 +25,9 @@ use base::position::Position;
 use config::{BatchLimits, Rejected};
 use queue::{Batch, Claim, Cursor, Redelivery, Take};
 use telemetry::{AttemptError, Cause};
+
+/// The reason for giving up events that are too long for the output's protocol.
+const TOO_LONG: &str = "longer than max_message_bytes";
 
 /// The claims of one output that are not final, and the decisions about them. The delivery loop
 /// owns the ledger and is its only caller.
@@ -467,27 +469,25 @@ impl Ledger {
     /// Makes a claim in the table final, except that events that are too large for the filter are
     /// given up.
     fn finish(&mut self, claim: Claim) {
-        match self.filtering.settle(claim, Vec::new(), false, &self.health.metrics) {
-            Some(Settled::Without(disposition, lines, reason)) => {
-                let reason = Reason::new(Cause::TooLong, reason);
+        match self.filtering.settle(claim, false, &self.health.metrics) {
+            Some(Settled::Without(disposition, lines)) => {
+                let reason = Reason::new(Cause::TooLong, TOO_LARGE);
                 self.given_up.end_claim(claim, disposition, lines, reason, parts!(self));
             }
             Some(Settled::Final(disposition)) => self.in_flight.finish_claim(claim, disposition),
-            // Only events that the protocol can't carry are read again.
-            Some(Settled::ReadAgain(..)) | None => {}
+            None => {}
         }
     }
 
     /// Settles an event that was set aside: the consumer has it, or the filter keeps it back.
     fn settle_aside(&mut self, position: Position, kept: &Kept) {
         let claim = Claim { start: position, end: position.next() };
-        let settled = self.filtering.settle(claim, Vec::new(), false, &self.health.metrics);
-        let (disposition, lines, reason) = match settled {
-            Some(Settled::Without(disposition, lines, reason)) => (disposition, lines, reason),
-            Some(Settled::Final(disposition)) => (disposition, Vec::new(), ""),
-            Some(Settled::ReadAgain(..)) | None => return,
+        let (disposition, lines) = match self.filtering.settle(claim, false, &self.health.metrics) {
+            Some(Settled::Without(disposition, lines)) => (disposition, lines),
+            Some(Settled::Final(disposition)) => (disposition, Vec::new()),
+            None => return,
         };
-        let reason = Reason::new(Cause::TooLong, reason);
+        let reason = Reason::new(Cause::TooLong, TOO_LARGE);
         let event = (position, kept);
         self.given_up.end_aside(event, disposition, lines, reason, parts!(self));
     }
@@ -505,6 +505,13 @@ impl Ledger {
         self.filtering.released(work.claim);
         let reason = Reason::new(Cause::Refused, &failure.message);
         self.given_up.add(work, lost_max, reason, &mut self.in_flight);
+    }
+
+    /// Decides to give up a claim of events that the protocol can't carry.
+    fn too_long(&mut self, work: Work) {
+        self.filtering.released(work.claim);
+        let reason = Reason::new(Cause::TooLong, TOO_LONG);
+        self.given_up.add(work, u64::MAX, reason, &mut self.in_flight);
     }
 
     /// Decides to set each event of a claim aside that was sent. If nothing may be given up, and no
@@ -535,16 +542,15 @@ impl Ledger {
 
     // ---- Reports of the link ----
 
-    /// Notes that `consumer` has accepted the events of `claim`, except `rejected`, which the
-    /// protocol can't carry.
-    pub(super) fn on_accepted(&mut self, claim: Claim, mut rejected: Vec<Bytes>, consumer: usize) {
+    /// Notes that `consumer` has accepted the events of `claim`.
+    pub(super) fn on_accepted(&mut self, claim: Claim, consumer: usize) {
         if let Some(kept) = self.aside.answered(claim.start) {
             return self.aside_accepted(claim.start, &kept, consumer);
         }
         for work in self.in_flight.answered(claim, None) {
             let waits = self.in_flight.has_open_before(work.claim);
             let was_late = work.attempts > 1;
-            self.accepted(work, std::mem::take(&mut rejected), consumer, waits, was_late);
+            self.accepted(work, consumer, waits, was_late);
         }
     }
 
@@ -560,38 +566,25 @@ impl Ledger {
         }
     }
 
-    /// Notes that `consumer` has accepted the events of a claim, except `rejected`, which the
-    /// protocol can't carry. `waits`: an ordered output waits for an earlier claim. `was_late`:
-    /// later events may have been sent before this claim.
-    fn accepted(
-        &mut self,
-        work: Work,
-        rejected: Vec<Bytes>,
-        consumer: usize,
-        waits: bool,
-        was_late: bool,
-    ) {
+    /// Notes that `consumer` has accepted the events of a claim. `waits`: an ordered output waits
+    /// for an earlier claim. `was_late`: later events may have been sent before this claim.
+    fn accepted(&mut self, work: Work, consumer: usize, waits: bool, was_late: bool) {
         let (claim, batch, is_ordered) = (work.claim, work.batch, self.rules.is_ordered);
         self.works(consumer, work.sent_at, work.trial.was_refused_alone());
         self.health.delivered(work.events, work.attempts);
-        self.filtering.tapping.accepted(claim, work.events, rejected.is_empty());
-        if is_ordered && work.is_overtaken && rejected.is_empty() {
+        self.filtering.tapping.accepted(claim, work.events);
+        if is_ordered && work.is_overtaken {
             // An earlier event was sent after this claim.
             self.again(work);
         } else {
             let waits = is_ordered && waits;
-            match self.filtering.settle(claim, rejected, waits, &self.health.metrics) {
+            match self.filtering.settle(claim, waits, &self.health.metrics) {
                 None => self.in_flight.hold(work),
                 Some(Settled::Final(disposition)) => self.in_flight.finish(work, disposition),
-                Some(Settled::Without(disposition, lines, reason)) => {
+                Some(Settled::Without(disposition, lines)) => {
                     self.in_flight.stay(work);
-                    let reason = Reason::new(Cause::TooLong, reason);
+                    let reason = Reason::new(Cause::TooLong, TOO_LARGE);
                     self.given_up.end_claim(claim, disposition, lines, reason, parts!(self));
-                }
-                Some(Settled::ReadAgain(unfit, reason)) => {
-                    self.filtering.released(claim);
-                    let reason = Reason::new(Cause::TooLong, reason);
-                    self.given_up.add_unfit(work, unfit, reason, &mut self.in_flight);
                 }
             }
         }
@@ -642,7 +635,7 @@ impl Ledger {
                     for work in works {
                         let waits = self.in_flight.has_suspect_before(work.claim);
                         let was_refused = work.trial.is_refused() && work.events == 1;
-                        self.accepted(work, Vec::new(), consumer, waits, was_refused);
+                        self.accepted(work, consumer, waits, was_refused);
                     }
                 }
                 // The events were not in the request, so this does not count as an attempt.
@@ -658,6 +651,7 @@ impl Ledger {
                 Verdict::Partly { refused, failure } => {
                     self.refused_partly(works, refused, &failure, consumer);
                 }
+                Verdict::TooLong => works.into_iter().for_each(|work| self.too_long(work)),
                 Verdict::Again(failure) => left.push((works, failure, false)),
                 Verdict::Refused(failure) => left.push((works, failure, true)),
             }
@@ -931,7 +925,7 @@ impl Ledger {
         self.works(consumer, kept.sent_at, kept.retrial.was_refused());
         self.health.delivered(1, kept.attempts);
         let claim = Claim { start: position, end: position.next() };
-        self.filtering.tapping.accepted(claim, 1, true);
+        self.filtering.tapping.accepted(claim, 1);
         self.settle_aside(position, kept);
     }
 
@@ -953,6 +947,9 @@ impl Ledger {
             }
             Some(Verdict::Again(failure)) => {
                 self.aside_failed(position, kept, &failure, consumer);
+            }
+            Some(Verdict::TooLong) => {
+                self.doom(position, kept, Reason::new(Cause::TooLong, TOO_LONG));
             }
             Some(Verdict::Unconfirmed | Verdict::Unsent) | None => {
                 self.keep_aside(position, kept);

@@ -8,7 +8,6 @@ use std::future::Future;
 use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::Bytes;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -21,11 +20,6 @@ use queue::{Batch, Claim, Crowding, Identity, Notes, Position, Take};
 /// The longest time that closing a connection in order may take, with the messages that its
 /// protocol asks for.
 pub const CLOSE_TIME: Duration = Duration::from_secs(2);
-
-/// While a link keeps this many bytes of events that its protocol can't carry, it takes nothing
-/// more: its [`Link::room`] is `None`. A link keeps such events until all events before them are
-/// final.
-pub const REJECTED_BYTES_MAX: u64 = 4 * 1024 * 1024;
 
 /// Makes the connections of one output. The delivery loop owns this value and calls one method at a
 /// time.
@@ -51,10 +45,15 @@ pub trait Connect: Send {
         true
     }
 
-    /// Returns `true` if each batch has to list the positions of its events ([`Batch::positions`]).
-    /// A protocol needs them if its answers are about single events.
-    fn tells_positions(&self) -> bool {
+    /// Returns `true` if the consumer's answers are about single events.
+    fn judges_events(&self) -> bool {
         false
+    }
+
+    /// Returns `true` if each batch has to list the positions of its events ([`Batch::positions`]).
+    /// A protocol needs them if its reports are about single events.
+    fn tells_positions(&self) -> bool {
+        self.judges_events()
     }
 
     /// Returns `true` if the requests are JSON lists of events. With a queue in memory and without
@@ -168,7 +167,7 @@ pub trait Link: Send {
 }
 
 /// Events of a claim that follow each other, and for which the consumer's answer is the same.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub struct Part {
     /// The position after the last event of the part. The part begins where the part before it
     /// ends, and the first part begins with the claim.
@@ -186,9 +185,8 @@ impl Part {
         match &self.verdict {
             Verdict::Delivered | Verdict::Existing => true,
             Verdict::Partly { refused, .. } => *refused < self.events,
-            Verdict::Again(_) | Verdict::Refused(_) | Verdict::Unconfirmed | Verdict::Unsent => {
-                false
-            }
+            Verdict::Again(_) | Verdict::Refused(_) | Verdict::TooLong => false,
+            Verdict::Unconfirmed | Verdict::Unsent => false,
         }
     }
 
@@ -196,7 +194,8 @@ impl Part {
     /// or if they were not sent.
     pub fn failure(&self) -> Option<&Failure> {
         match &self.verdict {
-            Verdict::Delivered | Verdict::Existing | Verdict::Unconfirmed | Verdict::Unsent => None,
+            Verdict::Delivered | Verdict::Existing | Verdict::TooLong => None,
+            Verdict::Unconfirmed | Verdict::Unsent => None,
             Verdict::Again(failure)
             | Verdict::Refused(failure)
             | Verdict::Partly { failure, .. } => Some(failure),
@@ -205,7 +204,7 @@ impl Part {
 }
 
 /// The parts of an answer, collected event by event.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq)]
 pub struct Parts(Vec<Part>);
 
 impl Parts {
@@ -219,6 +218,17 @@ impl Parts {
             }
             _ => self.0.push(Part { end, events: 1, verdict }),
         }
+    }
+
+    /// Returns `true` if the consumer has all events of the parts. True of no parts, too.
+    pub fn are_delivered(&self) -> bool {
+        self.0.iter().all(|part| part.verdict == Verdict::Delivered)
+    }
+
+    /// Returns the number of events that the consumer has.
+    pub fn delivered(&self) -> u64 {
+        let delivered = self.0.iter().filter(|part| part.verdict == Verdict::Delivered);
+        delivered.map(|part| part.events).sum()
     }
 
     /// Returns the parts of the answer about `claim`. The last part reaches to the claim's end.
@@ -241,6 +251,9 @@ pub enum Verdict {
     Again(Failure),
     /// The consumer refuses the event itself, so it would refuse the event again.
     Refused(Failure),
+    /// The protocol can't carry the event, because it is too long. It was not sent, and is given
+    /// up.
+    TooLong,
     /// The consumer refuses this many events of the part for good and has the others, and does not
     /// say which. None is sent again, because the consumer would have the others twice. All events
     /// of the part are kept as dead letters.
@@ -263,20 +276,14 @@ pub enum Verdict {
 /// A report of a link to the delivery loop.
 #[derive(Debug)]
 pub enum Event {
-    /// The consumer has all events of `claim`, except those in `rejected`. If the link settles
-    /// events in order, `claim` may be only the first part of a claim that was sent. The rest of
-    /// that claim then still waits for an answer.
-    Accepted {
-        /// The events that are settled. They may be only the first part of a claim that was sent.
-        claim: Claim,
-        /// The events of the claim that the protocol can't carry, each a line ended by `\n`. They
-        /// are given up.
-        rejected: Vec<Bytes>,
-    },
+    /// The consumer has all events of the claim. If the link settles events in order, it may be
+    /// only the first part of a claim that was sent. The rest of that claim then still waits for an
+    /// answer.
+    Accepted(Claim),
     /// The consumer has taken the request with the events of the claim, and will confirm the events
     /// later, by another report. Until then the claim is not final.
     Taken(Claim),
-    /// The consumer's answer is about single events of the claim. The parts follow each other in
+    /// The answer is about single events of the claim. The parts follow each other in
     /// the order of the queue, and together they are the whole claim. As for [`Event::Accepted`],
     /// `claim` may be only the first part of a claim that was sent.
     Judged(Claim, Vec<Part>),
@@ -315,11 +322,11 @@ pub enum Event {
 }
 
 impl Event {
-    /// Returns the report that the consumer has all events of `claim` except those in `rejected`,
-    /// or that it has taken the checkpoint, which has no claim.
-    pub fn accepted(claim: Option<Claim>, rejected: Vec<Bytes>) -> Self {
+    /// Returns the report that the consumer has all events of `claim`, or that it has taken the
+    /// checkpoint, which has no claim.
+    pub fn accepted(claim: Option<Claim>) -> Self {
         match claim {
-            Some(claim) => Self::Accepted { claim, rejected },
+            Some(claim) => Self::Accepted(claim),
             None => Self::Checkpoint(Fate::Taken),
         }
     }

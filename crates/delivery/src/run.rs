@@ -137,8 +137,8 @@ impl<C: Connect> Delivery<C> {
             retire: orders.retire.clone(),
         });
         let filter = filter.map(|rules| Filter::new(rules, seen));
-        let judges_events = connector.tells_positions();
-        cursor.tell_origins(filter.is_some() || judges_events || cursor.is_recorded());
+        let needs_positions = connector.tells_positions() || cursor.is_recorded();
+        cursor.tell_origins(filter.is_some() || needs_positions);
         let sends_lists = connector.sends_lists() && filter.is_none();
         cursor.take_lists(sends_lists);
         cursor.keep(filter.as_ref().and_then(Filter::window).unwrap_or_default());
@@ -149,7 +149,7 @@ impl<C: Connect> Delivery<C> {
         let mut ledger =
             Ledger::new(place, filtering, health, dead_letters, draining, &config, rules);
         // If the consumer judges single events, most of the claims are remainders of batches.
-        ledger.in_flight.inherit(claims, judges_events);
+        ledger.in_flight.inherit(claims, connector.judges_events());
         let published = orders.checkpoints.clone().filter(|_| config.checkpoints);
         let interval = connector.checkpoint_interval();
         let checkpoints = Checkpoints::new(&config.name, published, interval);
@@ -444,9 +444,7 @@ impl<C: Connect> Delivery<C> {
     /// `None` if it continues to work.
     fn on_event(&mut self, event: Event, consumer: usize, proven_at: Instant) -> Option<Ended> {
         match event {
-            Event::Accepted { claim, rejected } => {
-                self.ledger.on_accepted(claim, rejected, consumer);
-            }
+            Event::Accepted(claim) => self.ledger.on_accepted(claim, consumer),
             Event::Together(events) => {
                 self.ledger.in_flight.begin_together();
                 for event in events {

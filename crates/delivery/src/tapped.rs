@@ -101,15 +101,13 @@ impl Tapping {
     }
 
     /// Hands the copies of the claim's events to their taps, because the consumer has acknowledged
-    /// `events` events of the claim. If `is_whole` is `false`, the protocol could not carry some
-    /// events of the claim, and it is not known here which: all are counted as skipped.
-    pub(crate) fn accepted(&mut self, claim: Claim, events: u64, is_whole: bool) {
+    /// `events` events of the claim.
+    pub(crate) fn accepted(&mut self, claim: Claim, events: u64) {
         for sample in self.samples.iter_mut().filter(|sample| sample.overlaps(claim)) {
             let (mut lines, mut skipped) = (Vec::new(), Skipped::default());
             for copy in sample.take(claim) {
                 match copy {
-                    Ok(line) if is_whole => lines.push(line),
-                    Ok(_) => {}
+                    Ok(line) => lines.push(line),
                     Err(bytes) => {
                         skipped.large += 1;
                         skipped.largest_bytes = skipped.largest_bytes.max(bytes);
@@ -209,14 +207,14 @@ mod tests {
         send(&mut tapping, claim(0, 10));
         assert!(shown(&tap).is_empty());
         // Acknowledged in parts, and one part is sent again and then acknowledged.
-        tapping.accepted(claim(0, 3), 3, true);
+        tapping.accepted(claim(0, 3), 3);
         assert_eq!(shown(&tap), [0, 1, 2]);
         tapping.forget(position(5), position(8));
-        tapping.accepted(claim(8, 10), 2, true);
-        tapping.accepted(claim(3, 5), 2, true);
+        tapping.accepted(claim(8, 10), 2);
+        tapping.accepted(claim(3, 5), 2);
         assert_eq!(shown(&tap), [8, 9, 3, 4]);
         send(&mut tapping, claim(5, 8));
-        tapping.accepted(claim(5, 8), 3, true);
+        tapping.accepted(claim(5, 8), 3);
         assert_eq!(shown(&tap), [5, 6, 7]);
         assert_eq!(tap.take_skipped(), Skipped::default());
         assert!(tapping.samples.is_empty());
@@ -233,21 +231,21 @@ mod tests {
         tapping.copy(position(2), b"2");
         tapping.end(true);
         // The filter has kept back the event 3, so three events were sent.
-        tapping.accepted(claim(0, 4), 3, true);
+        tapping.accepted(claim(0, 4), 3);
         assert_eq!(shown(&tap), [0, 2]);
         let skipped = tap.take_skipped();
         assert_eq!((skipped.large, skipped.events()), (1, 1));
         assert_eq!(skipped.largest_bytes, EVENT_BYTES_MAX as u64 + 1);
 
-        // Events that the protocol can't carry are among these.
+        // The event 5 is too long for the protocol.
         send(&mut tapping, claim(4, 6));
-        tapping.accepted(claim(4, 6), 2, false);
-        assert!(shown(&tap).is_empty());
-        assert_eq!(tap.take_skipped().rate, 2);
+        tapping.accepted(claim(4, 5), 1);
+        tapping.forget(position(5), position(6));
+        assert_eq!((shown(&tap), tap.take_skipped().events()), (vec![4], 0));
 
         send(&mut tapping, claim(6, 8));
         tapping.forget(position(6), position(8));
-        tapping.accepted(claim(6, 8), 2, true);
+        tapping.accepted(claim(6, 8), 2);
         assert_eq!((shown(&tap).len(), tap.take_skipped().events()), (0, 0));
     }
 
@@ -259,6 +257,6 @@ mod tests {
         drop(tap);
         assert_eq!(tapping.samples.len(), 1);
         assert!(!tapping.begin(claim(2, 3)) && tapping.samples.is_empty());
-        tapping.accepted(claim(0, 2), 2, true);
+        tapping.accepted(claim(0, 2), 2);
     }
 }

@@ -118,7 +118,7 @@ impl Connect for HttpConnector {
 
     const EAGER: bool = false;
 
-    fn tells_positions(&self) -> bool {
+    fn judges_events(&self) -> bool {
         self.client.api.wraps_events()
     }
 

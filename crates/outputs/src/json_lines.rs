@@ -6,6 +6,7 @@ use bytes::{Bytes, BytesMut};
 use super::transport::encode::{Encode, Encoded};
 use audit::scan;
 use config_table::table::Table;
+use delivery::link::Parts;
 use queue::{Batch, lines};
 
 /// The values of the key `format` of an output that writes each event as a line of JSON.
@@ -40,7 +41,7 @@ impl LineFormat {
 
 impl Encode for LineFormat {
     fn encode(&self, batch: Batch) -> Result<Encoded, String> {
-        Ok(Encoded { pieces: self.pieces(batch.pieces), rejected: Vec::new() })
+        Ok(Encoded { pieces: self.pieces(batch.pieces), parts: Parts::default() })
     }
 }
 

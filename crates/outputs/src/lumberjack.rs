@@ -25,6 +25,7 @@ use super::transport::acknowledged;
 use super::transport::acknowledged::{Answers, Encoding, Frames, Protocol};
 use config::{OutputSettings, Stream, Target};
 use config_table::table::Table;
+use delivery::link::Verdict;
 use delivery::prepared::Connector;
 use queue::{Batch, lines};
 
@@ -173,18 +174,18 @@ fn window(batch: &Batch, level: u32) -> io::Result<Frames> {
 }
 
 /// Writes each event of a batch to `out` as a JSON frame. An event of more than [`EVENT_BYTES_MAX`]
-/// is not written, but noted in `frames` as given up. Returns the number of written events.
+/// is not written, but noted in `frames` as too long. Returns the number of written events.
 fn json(batch: &Batch, out: &mut impl Write, frames: &mut Frames) -> io::Result<u32> {
     let mut number = 0_u32;
-    for event in lines(&batch.pieces) {
+    for (event, position) in lines(&batch.pieces).zip(batch.positions()) {
         let Some(length) =
             u32::try_from(event.len()).ok().filter(|_| event.len() <= EVENT_BYTES_MAX)
         else {
-            frames.without(event);
+            frames.parts.add(position, Verdict::TooLong);
             continue;
         };
         number += 1;
-        frames.push(true);
+        frames.parts.add(position, Verdict::Delivered);
         out.write_all(b"2J")?;
         out.write_all(&number.to_be_bytes())?;
         out.write_all(&length.to_be_bytes())?;

@@ -19,6 +19,7 @@ use super::transport::acknowledged::{Answers, Encoding, Frames, Protocol, Troubl
 use super::transport::connection::Wire;
 use config::{Messages, OutputSettings, Stream, Target};
 use config_table::table::Table;
+use delivery::link::Verdict;
 use delivery::prepared::Connector;
 use queue::{Batch, lines};
 
@@ -111,12 +112,12 @@ impl Relp {
         let mut frames = Frames::default();
         let mut out = BytesMut::with_capacity(self.messages.capacity(batch));
         let mut number = self.next;
-        for event in lines(&batch.pieces) {
+        for (event, position) in lines(&batch.pieces).zip(batch.positions()) {
             let Some(message) = self.messages.message(event)? else {
-                frames.without(event);
+                frames.parts.add(position, Verdict::TooLong);
                 continue;
             };
-            frames.push(true);
+            frames.parts.add(position, Verdict::Delivered);
             out.extend_from_slice(format!("{number} syslog {} ", message.length).as_bytes());
             message.write(&mut out);
             out.extend_from_slice(b"\n");
@@ -306,6 +307,7 @@ mod tests {
     use super::*;
     use crate::tests::{answered, batch, rfc5424};
     use config::Rejected;
+    use queue::Position;
 
     /// Returns the protocol on a connection whose `open` is done.
     fn relp(rejected: Rejected) -> Relp {
@@ -324,11 +326,11 @@ mod tests {
         let expected = "2 syslog 31 <134>1 - host app - - - {\"a\":1}\n\
                         3 syslog 34 <134>1 - host app - - - {\"b\":\"ä\"}\n";
         assert_eq!(frames.bytes, expected);
-        let mut wanted = Frames::default();
-        wanted.bytes = frames.bytes.clone();
-        wanted.push(true);
-        wanted.without(long().as_bytes());
-        wanted.push(true);
+        let mut wanted = Frames { bytes: frames.bytes.clone(), ..Frames::default() };
+        let verdicts = [Verdict::Delivered, Verdict::TooLong, Verdict::Delivered];
+        for (position, verdict) in (0..).map(Position::new).zip(verdicts) {
+            wanted.parts.add(position, verdict);
+        }
         assert_eq!(frames, wanted);
         let told = self::relp(Rejected::Retry).frames(&batch(0, &[long()])).unwrap_err();
         assert!(told.contains("max_message_bytes"), "{told}");

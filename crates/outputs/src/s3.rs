@@ -222,7 +222,7 @@ impl Connect for S3Connector {
     const EAGER: bool = false;
     const COLLECTS: bool = true;
 
-    fn tells_positions(&self) -> bool {
+    fn judges_events(&self) -> bool {
         true
     }
 

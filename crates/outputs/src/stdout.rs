@@ -182,7 +182,7 @@ impl Link for StdoutLink {
         match self.done.recv().await {
             Some((claim, Ok(()))) => {
                 self.under_way -= 1;
-                Event::accepted(claim, Vec::new())
+                Event::accepted(claim)
             }
             Some((_, Err(error))) if error.kind() == io::ErrorKind::BrokenPipe => {
                 Event::Fatal(format!("cannot write to stdout: {error}"))

@@ -12,7 +12,7 @@ use super::transport::encode::{Encode, Encoded};
 use super::transport::stream;
 use config::{OutputSettings, Rejected, Stream, Target};
 use config_table::table::Table;
-use delivery::lines::line;
+use delivery::link::{Parts, Verdict};
 use delivery::prepared::Connector;
 use queue::{Batch, lines};
 
@@ -99,14 +99,17 @@ impl Messages {
 impl Encode for Messages {
     const BATCH_BYTES: u64 = 512 * 1024;
 
+    const HAS_LIMIT: bool = true;
+
     fn encode(&self, batch: Batch) -> Result<Encoded, String> {
         let mut out = BytesMut::with_capacity(self.rfc5424.capacity(&batch));
-        let mut rejected = Vec::new();
-        for event in lines(&batch.pieces) {
+        let mut parts = Parts::default();
+        for (event, position) in lines(&batch.pieces).zip(batch.positions()) {
             let Some(message) = self.rfc5424.message(event)? else {
-                rejected.push(line(event));
+                parts.add(position, Verdict::TooLong);
                 continue;
             };
+            parts.add(position, Verdict::Delivered);
             if self.framing == Framing::OctetCounting {
                 out.extend_from_slice(message.length.to_string().as_bytes());
                 out.extend_from_slice(b" ");
@@ -117,7 +120,7 @@ impl Encode for Messages {
             }
         }
         let pieces = if out.is_empty() { Vec::new() } else { vec![out.freeze()] };
-        Ok(Encoded { pieces, rejected })
+        Ok(Encoded { pieces, parts })
     }
 }
 
@@ -240,6 +243,8 @@ mod tests {
     use super::*;
     use crate::tests::{batch, rfc5424};
     use bytes::Bytes;
+    use delivery::link::Part;
+    use queue::{Claim, Position};
 
     fn messages(framing: Framing, bytes_max: u64) -> Messages {
         Messages { framing, rfc5424: rfc5424(bytes_max, Rejected::Drop) }
@@ -274,7 +279,10 @@ mod tests {
         let long = format!("{{\"x\":\"{}\"}}", "y".repeat(1000));
         let events = [EVENT, &long, EVENT];
         let encoded = messages(Framing::Newline, 500).encode(batch(0, &events)).unwrap();
-        assert_eq!(encoded.rejected, [Bytes::from(format!("{long}\n"))]);
+        let part = |end, verdict| Part { end: Position::new(end), events: 1, verdict };
+        let sent = [(1, Verdict::Delivered), (2, Verdict::TooLong), (3, Verdict::Delivered)];
+        let sent = sent.map(|(end, verdict)| part(end, verdict));
+        assert_eq!(encoded.parts.end(Claim::of(0, 3)), sent);
         assert_eq!(encoded.pieces[0].iter().filter(|byte| **byte == b'\n').count(), 2);
         let mut strict = messages(Framing::Newline, 500);
         strict.rfc5424.rejected = Rejected::Retry;

@@ -1,13 +1,14 @@
 //! Helpers that the tests of several protocols share.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 
 use super::syslog::Rfc5424;
 use super::transport::acknowledged::{Answers, Protocol};
 use config::Rejected;
-use queue::{Batch, Claim};
+use queue::{Batch, Claim, Origin};
 
 /// Returns the config of an output with the name `o` and these keys.
 pub(crate) fn output(keys: &str) -> config::Output {
@@ -30,7 +31,12 @@ pub(crate) fn batch(start: u64, events: &[impl AsRef<str>]) -> Batch {
     let pieces: Vec<_> = events.iter().map(piece).collect();
     let bytes = pieces.iter().map(|piece| piece.len() as u64).sum();
     let events = events.len() as u64;
-    Batch { claim: Claim::of(start, start + events), events, bytes, pieces, origins: Vec::new() }
+    let claim = Claim::of(start, start + events);
+    let origin = Origin { first: claim.start, events, age: Duration::ZERO, received: 0 };
+    let origins = pieces.iter().enumerate();
+    let origins =
+        origins.map(|(at, _)| Origin { first: claim.start + at as u64, events: 1, ..origin });
+    Batch { claim, events, bytes, origins: origins.collect(), pieces }
 }
 
 /// Reads the answers `said`, which arrive in pieces of `step` bytes. Returns how many events they

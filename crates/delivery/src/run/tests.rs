@@ -41,7 +41,7 @@ const DAY: Duration = Duration::from_secs(24 * 3600);
 #[derive(Debug, Clone, PartialEq)]
 enum Answer {
     Accept,
-    /// Accepts the batch, except this number of bad events, which the protocol can't carry.
+    /// Accepts the batch, except this number of bad events, which are too long for the protocol.
     AcceptBut(u64),
     /// Accepts this number of events of the batch, and answers the rest of the batch later.
     AcceptFirst(u64),
@@ -135,7 +135,7 @@ impl<const EAGER: bool> Connect for Fake<EAGER> {
 
     const EAGER: bool = EAGER;
 
-    fn tells_positions(&self) -> bool {
+    fn judges_events(&self) -> bool {
         true
     }
 
@@ -197,11 +197,27 @@ fn judged(batch: &Batch, letters: &str, seen: &mut Vec<String>) -> Event {
     Event::Judged(batch.claim, parts.end(batch.claim))
 }
 
+/// Returns the report that the first `count` bad events of the batch are too long, and that the
+/// others are delivered. Adds these to `seen`.
+fn without_long(batch: &Batch, mut count: u64, seen: &mut Vec<String>) -> Event {
+    let mut parts = Parts::default();
+    for (position, event) in batch.positions().zip(events_of(batch)) {
+        if count > 0 && event.starts_with("bad") {
+            count -= 1;
+            parts.add(position, Verdict::TooLong);
+        } else {
+            seen.push(event);
+            parts.add(position, Verdict::Delivered);
+        }
+    }
+    Event::Judged(batch.claim, parts.end(batch.claim))
+}
+
 /// Returns the report of an answer to a batch that the consumer has read already: it has accepted
 /// or refused the batch.
 fn decided(claim: Claim, answer: &Answer) -> Event {
     if *answer == Answer::Accept {
-        return Event::Accepted { claim, rejected: Vec::new() };
+        return Event::Accepted(claim);
     }
     Event::Refused(claim, failure(AttemptError::Status4xx))
 }
@@ -325,7 +341,7 @@ impl<const EAGER: bool> FakeLink<EAGER> {
                 batch.pieces = vec![Bytes::from(lines)];
                 self.accepted_any = true;
                 seen.events.extend_from_slice(front);
-                return Event::Accepted { claim: front_claim, rejected: Vec::new() };
+                return Event::Accepted(front_claim);
             }
             Answer::Gone(failed) => {
                 assert!(!EAGER, "a stream breaks");
@@ -334,14 +350,14 @@ impl<const EAGER: bool> FakeLink<EAGER> {
             Answer::Trouble => return Event::Troubled(failure(AttemptError::Connect)),
             Answer::Judge(letters) => judged(&batch, &letters, &mut seen.events),
             Answer::Partly(refused) => partly(&batch, refused, &mut seen.events),
-            Answer::Accept | Answer::AcceptBut(_) => {
+            Answer::Accept => {
                 self.accepted_any = true;
-                let count = if let Answer::AcceptBut(count) = answer { count } else { 0 };
-                let bad = events.iter().filter(|event| event.starts_with("bad"));
-                let bad = bad.take(usize::try_from(count).unwrap());
-                let rejected = bad.map(|event| Bytes::from(format!("{event}\n"))).collect();
                 seen.events.extend(events);
-                Event::Accepted { claim, rejected }
+                Event::Accepted(claim)
+            }
+            Answer::AcceptBut(count) => {
+                self.accepted_any = true;
+                without_long(&batch, count, &mut seen.events)
             }
             Answer::Of(..) => panic!("an answer is of one consumer"),
             Answer::Refuse => Event::Refused(claim, failure(AttemptError::Status4xx)),
@@ -916,6 +932,7 @@ async fn events_that_do_not_fit_the_protocol_are_counted_and_their_neighbours_de
     bench.append(&["bad"]);
     bench.drained().await;
     assert_eq!((bench.delivered(), bench.lost()), (2, 2));
+    assert_eq!(bench.seen(), ["a", "b"]);
     bench.finish().await;
 }
 

@@ -152,7 +152,7 @@ impl HttpLink {
 /// Returns the event that reports the outcome of a request.
 fn event_of(claim: Claim, outcome: Outcome) -> Event {
     match outcome {
-        Outcome::Accepted => Event::Accepted { claim, rejected: Vec::new() },
+        Outcome::Accepted => Event::Accepted(claim),
         Outcome::Taken(_) => Event::Taken(claim),
         Outcome::Judged(parts) => Event::Judged(claim, parts),
         Outcome::Refused(failure) => Event::Refused(claim, failure),

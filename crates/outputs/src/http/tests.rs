@@ -93,6 +93,7 @@ fn means(api: &dyn Api, status: u16, media_type: &'static str, body: &[u8]) -> S
                 Verdict::Partly { refused, .. } => format!("p{refused} "),
                 Verdict::Unconfirmed => "x".to_owned(),
                 Verdict::Unsent => "u".to_owned(),
+                Verdict::TooLong => "t".to_owned(),
             };
             let all = parts.iter().map(|part| {
                 let is_one_word = matches!(part.verdict, Verdict::Partly { .. });

@@ -312,7 +312,7 @@ impl KafkaLink {
         match verdict {
             Verdict::Accepted => {
                 self.trouble = self.trouble.take().filter(|_| claim.is_none());
-                Some(Event::accepted(claim, Vec::new()))
+                Some(Event::accepted(claim))
             }
             Verdict::Refused(trouble) => {
                 self.give_up(None, true);
@@ -327,7 +327,7 @@ impl KafkaLink {
                 self.give_up(failure.clone(), false);
                 let ended = || self.shared.ended(AttemptError::Closed);
                 let failure = failure.unwrap_or_else(ended);
-                claim.is_none().then(|| Event::Checkpoint(Fate::Failed(failure)))
+                claim.is_none().then_some(Event::Checkpoint(Fate::Failed(failure)))
             }
         }
     }

@@ -244,7 +244,7 @@ impl S3Link {
         if object.is_empty() {
             // The filter has kept back all events.
             let packed = object.packed.iter();
-            let reports = packed.map(|it| Event::accepted(Some(it.claim), Vec::new()));
+            let reports = packed.map(|it| Event::Accepted(it.claim));
             self.reports.push_back(Event::Together(reports.collect()));
         } else if is_cut_short && self.is_ending() {
             for Packed { claim, .. } in object.packed {
@@ -301,7 +301,7 @@ impl S3Link {
         let Some(Storing { packed, after, .. }) = self.storing.take() else { return };
         let reports = packed.iter().map(|it| match verdict == Verdict::Existing {
             true => existing(it.claim, it.events),
-            false => Event::accepted(Some(it.claim), Vec::new()),
+            false => Event::Accepted(it.claim),
         });
         self.reports.push_back(Event::Together(reports.collect()));
         self.reports.extend(after);

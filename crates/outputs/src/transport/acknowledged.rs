@@ -30,7 +30,7 @@ use delivery::checkpoints::Checkpoint;
 use delivery::endpoints::{Attempt, Endpoints, Probed, ResolvedAddress, Watch};
 use delivery::failure::Failure;
 use delivery::files::Files;
-use delivery::link::{CLOSE_TIME, Connect, Event, Link, REJECTED_BYTES_MAX};
+use delivery::link::{CLOSE_TIME, Connect, Event, Link};
 use in_flight::InFlight;
 pub(crate) use protocol::{Answers, Encoding, Frames, Protocol, Trouble};
 use queue::{Batch, Claim, Take};
@@ -100,6 +100,10 @@ impl<P: Protocol> Connect for AcknowledgedConnector<P> {
     type Link = AcknowledgedLink<P>;
 
     const EAGER: bool = true;
+
+    fn tells_positions(&self) -> bool {
+        true
+    }
 
     fn files(&self) -> Option<Arc<dyn Files>> {
         self.dialer.files()
@@ -339,7 +343,7 @@ impl<P: Protocol> AcknowledgedLink<P> {
 
     fn begin(&mut self, claim: Claim, frames: Frames) {
         let events = frames.events();
-        self.in_flight.add(claim, &frames.runs, frames.rejected, &mut self.session.ready);
+        self.in_flight.add(claim, frames.parts.end(claim), &mut self.session.ready);
         self.sent += events;
         self.write(events, frames.bytes);
     }
@@ -421,10 +425,8 @@ impl<P: Protocol> Link for AcknowledgedLink<P> {
         let window = self.window.events();
         let half = window.div_ceil(2);
         let left = window.saturating_sub(self.in_flight.events());
-        if self.in_flight.rejected_bytes() >= REJECTED_BYTES_MAX {
-            return None;
-        }
-        (left >= half).then_some(Take { bytes: u64::MAX, events: half })
+        (left >= half && !self.in_flight.is_full())
+            .then_some(Take { bytes: u64::MAX, events: half })
     }
 
     fn send(&mut self, batch: Batch) {

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 
+use delivery::link::Parts;
 use queue::Batch;
 
 /// Turns batches into the bytes of one protocol.
@@ -10,6 +11,10 @@ pub trait Encode: Send + 'static {
     /// lines asks for small batches. The copy of a small batch is still in the CPU's cache when it
     /// is written, and takes little memory. A single event may be larger.
     const BATCH_BYTES: u64 = u64::MAX;
+
+    /// `true` if the protocol can't carry events that are too long. Each batch then lists the
+    /// positions of its events.
+    const HAS_LIMIT: bool = false;
 
     /// Returns the batch as bytes of the protocol.
     ///
@@ -24,6 +29,7 @@ pub trait Encode: Send + 'static {
 pub struct Encoded {
     /// The bytes to write to the connection, in order. Empty if no event of the batch can be sent.
     pub pieces: Vec<Bytes>,
-    /// The events that can't be sent and are given up: a line each, ended by `\n`.
-    pub rejected: Vec<Bytes>,
+    /// The events that are in `pieces`, and those that are too long. Empty if all events are in
+    /// `pieces`.
+    pub parts: Parts,
 }

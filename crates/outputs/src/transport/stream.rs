@@ -37,7 +37,7 @@ use delivery::checkpoints::Checkpoint;
 use delivery::endpoints::{Attempt, Endpoints, Probed, Watch};
 use delivery::failure::Failure;
 use delivery::files::Files;
-use delivery::link::{Connect, Event, Link, REJECTED_BYTES_MAX};
+use delivery::link::{Connect, Event, Link, Parts};
 use pace::Pace;
 use queue::{Batch, Claim, Take};
 use telemetry::AttemptError;
@@ -104,6 +104,10 @@ impl<E: Encode + Sync> Connect for StreamConnector<E> {
 
     const EAGER: bool = true;
 
+    fn tells_positions(&self) -> bool {
+        E::HAS_LIMIT
+    }
+
     fn files(&self) -> Option<Arc<dyn Files>> {
         self.dialer.files()
     }
@@ -127,13 +131,21 @@ fn length(pieces: &[Bytes]) -> u64 {
     pieces.iter().map(|piece| piece.len() as u64).sum()
 }
 
+/// Returns the report about a batch that is final. `claim` is `None` for a checkpoint.
+fn report(claim: Option<Claim>, parts: Parts) -> Event {
+    match claim {
+        Some(claim) if !parts.are_delivered() => Event::Judged(claim, parts.end(claim)),
+        claim => Event::accepted(claim),
+    }
+}
+
 /// A batch that is being written, that waits to be written, or that is written and does not count
 /// as delivered yet.
 struct SentBatch {
     /// `None` if this batch is a checkpoint.
     claim: Option<Claim>,
-    /// The events of the batch that can't be sent and are given up, one line each.
-    rejected: Vec<Bytes>,
+    /// The events of the batch that are written, and those that are too long; see [`Encoded`].
+    parts: Parts,
     /// The number of bytes that were written to the socket, from the beginning of the connection to
     /// the last byte of this batch. With TLS, the bytes of TLS records count. 0 before that byte is
     /// written.
@@ -172,7 +184,7 @@ struct Samples {
 ///    to its last byte. Several batches are in this state.
 /// 4. *Final.* A sample that is at least `replay_window` old shows that all bytes up to `end` were
 ///    acknowledged, and the connection has had no error since. The link reports
-///    [`Event::Accepted`].
+///    [`Event::Accepted`], or [`Event::Judged`] if some events were too long to be sent.
 ///
 /// For state 4, the link takes samples: it asks our kernel regularly how many bytes the peer's
 /// kernel has acknowledged, and keeps the samples of the last `replay_window` ([`Samples`]). Such a
@@ -195,9 +207,6 @@ pub(crate) struct StreamLink<E> {
     writing: Option<SentBatch>,
     /// The batches that are written and do not count as delivered yet, the oldest first.
     sent: VecDeque<SentBatch>,
-    /// The number of bytes of the events that can't be sent, in all batches of `writing` and
-    /// `sent`.
-    rejected_bytes: u64,
     samples: Samples,
 }
 
@@ -211,7 +220,6 @@ impl<E: Encode> StreamLink<E> {
             pace: Arc::clone(&connector.pace),
             writing: None,
             sent: VecDeque::new(),
-            rejected_bytes: 0,
             samples: Samples { kept: VecDeque::new(), next: Instant::now(), acknowledged },
         }
     }
@@ -231,10 +239,9 @@ impl<E: Encode> StreamLink<E> {
     /// a checkpoint.
     fn begin(&mut self, claim: Option<Claim>, encoded: Encoded) {
         let bytes = length(&encoded.pieces);
-        let (rejected, held_back) = (encoded.rejected, Some(encoded.pieces.into()));
-        self.rejected_bytes += length(&rejected);
+        let (parts, held_back) = (encoded.parts, Some(encoded.pieces.into()));
         let (end, begun) = (0, Instant::now());
-        self.writing = Some(SentBatch { claim, rejected, end, bytes, begun, held_back });
+        self.writing = Some(SentBatch { claim, parts, end, bytes, begun, held_back });
     }
 
     /// Returns `true` if no batch waits to be written, to become final or to be reported. The
@@ -372,8 +379,7 @@ impl<E: Encode> StreamLink<E> {
             if sent.bytes > 0 {
                 self.session.ended(sent.begun);
             }
-            self.rejected_bytes -= length(&sent.rejected);
-            self.session.ready.push_back(Event::accepted(sent.claim, sent.rejected));
+            self.session.ready.push_back(report(sent.claim, sent.parts));
         }
         if any {
             self.session.succeeded();
@@ -425,7 +431,7 @@ impl<E: Encode> StreamLink<E> {
 
 impl<E: Encode + Sync> Link for StreamLink<E> {
     fn room(&self) -> Option<Take> {
-        let full = self.sent.len() >= CLAIMS_MAX || self.rejected_bytes >= REJECTED_BYTES_MAX;
+        let full = self.sent.len() >= CLAIMS_MAX;
         let ending = self.session.finished.is_some() || self.session.leaving;
         if self.writing.is_some() || ending || full {
             return None;
@@ -440,7 +446,7 @@ impl<E: Encode + Sync> Link for StreamLink<E> {
             Err(what) => self.session.refuse(Some(claim), what),
             // Every event was given up and nothing is on the wire, so the claim is final at once.
             Ok(encoded) if encoded.pieces.is_empty() && self.sent.is_empty() => {
-                self.session.ready.push_back(Event::accepted(Some(claim), encoded.rejected));
+                self.session.ready.push_back(report(Some(claim), encoded.parts));
             }
             Ok(encoded) => self.begin(Some(claim), encoded),
         }
@@ -448,7 +454,7 @@ impl<E: Encode + Sync> Link for StreamLink<E> {
 
     fn send_checkpoint(&mut self, checkpoint: Checkpoint) {
         match self.encode(checkpoint.batch()) {
-            Ok(encoded) if encoded.rejected.is_empty() => self.begin(None, encoded),
+            Ok(encoded) if encoded.parts.are_delivered() => self.begin(None, encoded),
             Ok(_) => self.session.refuse(None, "it is too long".to_owned()),
             Err(what) => self.session.refuse(None, what),
         }

@@ -2,18 +2,21 @@
 
 use std::collections::VecDeque;
 
-use bytes::Bytes;
 use tokio::time::Instant;
 
-use delivery::link::Event;
+use delivery::link::{Event, Part, Verdict};
 use queue::Claim;
+
+/// At this number of parts of claims that wait for an answer, the link takes nothing more. Events
+/// that are too long wait for the answers to those before them, and have no place in the window.
+const PARTS_MAX: usize = 65_536;
 
 /// The claims that were sent and are not final, in the order of sending. A sent event is final when
 /// the consumer has acknowledged it.
 ///
-/// If some events of a claim can't be sent, the claim is usually kept as several parts. Each part
+/// If some events of a claim are too long to be sent, the claim is kept as several parts. Each part
 /// is reported as soon as everything before it is final. For example, 2 events that are sent, 1
-/// that can't be sent, and 1 that is sent are three parts.
+/// that is too long, and 1 that is sent are three parts.
 #[derive(Default)]
 pub(super) struct InFlight {
     parts: VecDeque<SentPart>,
@@ -29,8 +32,9 @@ struct SentPart {
     claim: Option<Claim>,
     /// The number of events of this part that the consumer has not acknowledged yet.
     awaited: u64,
-    /// The events of this part that can't be sent and are given up, one line each.
-    rejected: Vec<Bytes>,
+    /// What is reported of the part; `None` if the part is accepted as it is: it is a whole claim,
+    /// or has an event at each of its positions.
+    judged: Option<Part>,
     /// When the batch was sent, if its last sent event is in this part; otherwise `None`.
     last_of: Option<Instant>,
 }
@@ -47,7 +51,7 @@ impl InFlight {
 
     pub(super) fn add_checkpoint(&mut self) {
         let last_of = Some(Instant::now());
-        self.parts.push_back(SentPart { claim: None, awaited: 1, rejected: Vec::new(), last_of });
+        self.parts.push_back(SentPart { claim: None, awaited: 1, judged: None, last_of });
     }
 
     /// Takes the times when batches were sent: one for each batch that was acknowledged as a whole
@@ -62,41 +66,24 @@ impl InFlight {
         self.parts.iter().map(|sent| sent.awaited).sum()
     }
 
-    /// Returns the number of bytes of the events that can't be sent. These events are kept until
-    /// all events before them are final.
-    pub(super) fn rejected_bytes(&self) -> u64 {
-        self.parts.iter().flat_map(|sent| &sent.rejected).map(|line| line.len() as u64).sum()
+    /// Returns `true` if no more claims should be added.
+    pub(super) fn is_full(&self) -> bool {
+        self.parts.len() >= PARTS_MAX
     }
 
-    /// Adds a claim that is sent now. `runs` says which of its events are sent, as in `Frames`, and
-    /// `rejected` holds the events that can't be sent. If events are final at once, adds reports
-    /// about them to `told`.
-    pub(super) fn add(
-        &mut self,
-        claim: Claim,
-        runs: &[(u64, bool)],
-        rejected: Vec<Bytes>,
-        told: &mut VecDeque<Event>,
-    ) {
-        let events: u64 = runs.iter().map(|(events, _)| events).sum();
-        let before = self.parts.len();
-        // If some events of the claim were filtered out, or dropped from the queue in the
-        // meantime, the position of an event can't be told from its number in the batch. The claim
-        // then stays one part.
-        if events == claim.end - claim.start {
-            let (mut start, mut rejected) = (claim.start, rejected.into_iter());
-            for (events, sent) in runs {
-                let end = start + *events;
-                let claim = Some(Claim { start, end });
-                let (awaited, unsent) = if *sent { (*events, 0) } else { (0, *events) };
-                let unsent = usize::try_from(unsent).unwrap_or(usize::MAX);
-                let rejected = rejected.by_ref().take(unsent).collect();
-                self.parts.push_back(SentPart { claim, awaited, rejected, last_of: None });
-                start = end;
-            }
-        } else {
-            let awaited = events - rejected.len() as u64;
-            self.parts.push_back(SentPart { claim: Some(claim), awaited, rejected, last_of: None });
+    /// Adds a claim that is sent now, in parts: events that are sent, and events that are too long.
+    /// If events are final at once, adds reports about them to `told`.
+    pub(super) fn add(&mut self, claim: Claim, parts: Vec<Part>, told: &mut VecDeque<Event>) {
+        let (before, is_whole) = (self.parts.len(), parts.len() == 1);
+        let mut start = claim.start;
+        for part in parts {
+            let claim = Claim { start, end: part.end };
+            let is_sent = part.verdict == Verdict::Delivered;
+            let is_plain = is_sent && (is_whole || part.events == claim.end - claim.start);
+            let awaited = if is_sent { part.events } else { 0 };
+            let judged = Some(part).filter(|_| !is_plain);
+            self.parts.push_back(SentPart { claim: Some(claim), awaited, judged, last_of: None });
+            start = claim.end;
         }
         let last = self.parts.range_mut(before..).rfind(|part| part.awaited > 0);
         if let Some(last) = last {
@@ -109,14 +96,16 @@ impl InFlight {
     /// that are now final to `told`. Returns how many of the acknowledged events were never sent;
     /// this is 0 unless the consumer violates the protocol.
     pub(super) fn acknowledge(&mut self, mut events: u64, told: &mut VecDeque<Event>) -> u64 {
-        // A part that can't be sent awaits nothing, so it is final as soon as all parts before it
-        // are.
-        while let Some(SentPart { claim, awaited, rejected, last_of }) =
+        // A part that is too long awaits nothing, so it is final as soon as those before it are.
+        while let Some(SentPart { claim, awaited, judged, last_of }) =
             self.parts.pop_front_if(|first| first.awaited <= events)
         {
             events -= awaited;
             self.ended.extend(last_of);
-            told.push_back(Event::accepted(claim, rejected));
+            told.push_back(match (claim, judged) {
+                (Some(claim), Some(part)) => Event::Judged(claim, vec![part]),
+                (claim, _) => Event::accepted(claim),
+            });
         }
         let Some(first) = self.parts.front_mut() else { return events };
         if let Some(claim) = &mut first.claim
@@ -125,7 +114,7 @@ impl InFlight {
         {
             let front = Claim { end: claim.start + events, ..*claim };
             claim.start = front.end;
-            told.push_back(Event::Accepted { claim: front, rejected: Vec::new() });
+            told.push_back(Event::Accepted(front));
         }
         first.awaited -= events;
         0
@@ -134,9 +123,10 @@ impl InFlight {
 
 #[cfg(test)]
 mod tests {
-    use super::super::protocol::Frames;
     use super::*;
     use delivery::checkpoints::Fate;
+    use delivery::link::Parts;
+    use queue::Position;
 
     /// Claims under way, and the reports about them.
     #[derive(Default)]
@@ -147,14 +137,17 @@ mod tests {
 
     impl Told {
         /// Adds a claim, and returns the reports about it. In `events`, `s` is an event that is
-        /// sent, and `x` one that can't be sent.
+        /// sent, `x` one that is too long, and `.` a position without an event.
         fn add(&mut self, (start, end): (u64, u64), events: &str) -> String {
-            let mut frames = Frames::default();
-            for event in events.chars() {
-                if event == 's' { frames.push(true) } else { frames.without(b"x") }
+            let (claim, mut parts) = (Claim::of(start, end), Parts::default());
+            for (position, event) in (start..).map(Position::new).zip(events.chars()) {
+                match event {
+                    's' => parts.add(position, Verdict::Delivered),
+                    'x' => parts.add(position, Verdict::TooLong),
+                    _ => {}
+                }
             }
-            let Frames { runs, rejected, .. } = frames;
-            self.in_flight.add(Claim::of(start, end), &runs, rejected, &mut self.reports);
+            self.in_flight.add(claim, parts.end(claim), &mut self.reports);
             self.told()
         }
 
@@ -165,16 +158,17 @@ mod tests {
             (self.told(), more)
         }
 
-        /// Takes the reports as a text: `10..14` is an accepted claim, and `10..14-2` one of which
-        /// two events were rejected.
+        /// Takes the reports as a text: `10..14` is an accepted claim, `10..14+3` one of three
+        /// events, and `10..14-2` two events that are too long.
         fn told(&mut self) -> String {
+            let shown = |claim: Claim| format!("{}..{}", claim.start.get(), claim.end.get());
             #[expect(clippy::wildcard_enum_match_arm, reason = "no other event is expected")]
             let tell = |event| match event {
-                Event::Accepted { claim, rejected } if rejected.is_empty() => {
-                    format!("{}..{}", claim.start.get(), claim.end.get())
-                }
-                Event::Accepted { claim, rejected } => {
-                    format!("{}..{}-{}", claim.start.get(), claim.end.get(), rejected.len())
+                Event::Accepted(claim) => shown(claim),
+                Event::Judged(claim, parts) => {
+                    let [part] = parts.as_slice() else { panic!("{parts:?}") };
+                    let is_sent = part.verdict == Verdict::Delivered;
+                    format!("{}{}{}", shown(claim), if is_sent { '+' } else { '-' }, part.events)
                 }
                 Event::Checkpoint(Fate::Taken) => "checkpoint".to_owned(),
                 other => panic!("{other:?}"),
@@ -206,10 +200,13 @@ mod tests {
         }
         assert_eq!(told.add((7, 9), "xx"), "7..9-2");
         assert!(told.in_flight.is_empty());
-        // A claim with a gap is final as a whole.
-        assert_eq!(told.add((10, 19), "ssxs"), "");
-        assert_eq!((told.acknowledge(2).0.as_str(), told.in_flight.events()), ("", 1));
-        assert_eq!(told.acknowledge(1).0, "10..19-1");
+        // A part with a gap is final as a whole.
+        assert_eq!(told.add((10, 19), "s.s.x.ss"), "");
+        assert_eq!((told.acknowledge(1).0.as_str(), told.in_flight.events()), ("", 3));
+        assert_eq!(told.acknowledge(1).0, "10..13+2 13..15-1");
+        assert_eq!(told.acknowledge(2).0, "15..19+2");
+        assert_eq!((told.add((20, 29), ".s.s."), told.acknowledge(1).0), Default::default());
+        assert_eq!(told.acknowledge(1).0, "20..29");
     }
 
     #[test]

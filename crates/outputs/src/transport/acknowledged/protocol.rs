@@ -8,7 +8,7 @@ use std::pin::Pin;
 use bytes::{Bytes, BytesMut};
 
 use super::super::connection::Wire;
-use delivery::lines::line;
+use delivery::link::Parts;
 use queue::Batch;
 
 /// The protocol that is spoken on one connection. An implementation turns events into bytes, and
@@ -59,32 +59,14 @@ pub(crate) type Encoding = Pin<Box<dyn Future<Output = Result<Frames, String>> +
 pub(crate) struct Frames {
     /// All frames, one after the other.
     pub bytes: Bytes,
-    /// The events of the batch in order, grouped into runs: the number of events in the run, and
-    /// `true` if they are in the frames, or `false` if they can't be sent. For example, 2 events in
-    /// the frames and 1 that can't be sent are `[(2, true), (1, false)]`.
-    pub(super) runs: Vec<(u64, bool)>,
-    /// The events that can't be sent and so are not in the frames, one line each.
-    pub(super) rejected: Vec<Bytes>,
+    /// The events that are in the frames, and those that are too long and are not.
+    pub parts: Parts,
 }
 
 impl Frames {
-    /// Notes that the next event of the batch can't be sent and is given up.
-    pub(crate) fn without(&mut self, event: &[u8]) {
-        self.rejected.push(line(event));
-        self.push(false);
-    }
-
-    /// Adds the next event of the batch to `runs`. `sent` is `true` if the event is in the frames.
-    pub(crate) fn push(&mut self, sent: bool) {
-        match self.runs.last_mut() {
-            Some((events, same)) if *same == sent => *events += 1,
-            _ => self.runs.push((1, sent)),
-        }
-    }
-
     /// Returns the number of events in the frames.
     pub(super) fn events(&self) -> u64 {
-        self.runs.iter().filter(|(_, sent)| *sent).map(|(events, _)| events).sum()
+        self.parts.delivered()
     }
 }
 
