@@ -135,3 +135,123 @@ impl Lives {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    /// Begins a process of a relay whose state is in this directory.
+    async fn begin(directory: &Path) -> (Arc<Telemetry>, Option<Arc<Lives>>) {
+        let text = format!(
+            "[[listener]]\naddress = \"127.0.0.1:0\"\n[[output]]\nname = \"o\"\ntype = \"stdout\"\n\
+             [process]\nstate_directory = {directory:?}\n"
+        );
+        let config = config::read(&text, outputs::TYPES).config.expect("it is right");
+        let telemetry = Arc::new(Telemetry::new());
+        let lives = Lives::begin(&config, &telemetry).await;
+        (telemetry, lives)
+    }
+
+    /// Begins a process, and returns what it knows of those before it: their losses, and whether
+    /// one of them was killed.
+    async fn next(directory: &Path) -> (Arc<Telemetry>, Arc<Lives>, (u64, bool)) {
+        let (telemetry, lives) = begin(directory).await;
+        let Earlier { lost_events, last_killed, .. } = telemetry.earlier();
+        (telemetry, lives.expect("it can be written"), (lost_events, last_killed > 0))
+    }
+
+    #[tokio::test]
+    async fn a_process_that_has_not_noted_its_end_was_killed_and_the_later_ones_remember_it() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (_, first, found) = next(directory.path()).await;
+        assert_eq!(found, (0, false), "nothing was before it");
+        first.end(0).await;
+        let (_, second, found) = next(directory.path()).await;
+        assert_eq!(found, (0, false), "the first one has ended in order");
+        let seen = whole(telemetry::now().floor());
+        second.write(false, 0).expect("it can be written");
+        drop(second);
+        let (third, lives, found) = next(directory.path()).await;
+        assert_eq!(found, (0, true));
+        let killed = third.earlier().last_killed;
+        assert!(killed >= seen, "it is the time of the last write");
+        lives.end(0).await;
+        let (fourth, ..) = next(directory.path()).await;
+        assert_eq!(fourth.earlier().last_killed, killed);
+    }
+
+    /// Method: processes lose events, some of which the next process delivers after all.
+    #[tokio::test]
+    async fn losses_add_up_over_the_processes_except_those_that_the_next_one_delivers() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let (telemetry, lives, _) = next(directory.path()).await;
+        telemetry.removed("o", 5);
+        lives.end(0).await;
+        let (telemetry, lives, found) = next(directory.path()).await;
+        assert_eq!(found, (5, false));
+        telemetry.removed("o", 3);
+        lives.end(2).await;
+        let (telemetry, lives, found) = next(directory.path()).await;
+        assert_eq!(found, (6, false));
+        let last = telemetry.earlier().last_lost;
+        assert!(last > 0);
+        // Without a loss, the time of the last one stays. A kill leaves what was written before it.
+        lives.write(false, 0).expect("it can be written");
+        drop(lives);
+        let (telemetry, _, found) = next(directory.path()).await;
+        assert_eq!((found, telemetry.earlier().last_lost), ((6, true), last));
+    }
+
+    /// The task that writes every few seconds may be late.
+    #[tokio::test]
+    async fn after_the_end_nothing_is_written() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = directory.path().join(FILE);
+        let (telemetry, lives, _) = next(directory.path()).await;
+        Arc::clone(&lives).end(0).await;
+        let ended = std::fs::read(&file).expect("it was written");
+        assert_eq!(ended.len(), BYTES);
+        telemetry.removed("o", 1);
+        lives.write(false, 0).expect("it does nothing");
+        assert_eq!(std::fs::read(&file).expect("it is there"), ended);
+    }
+
+    #[tokio::test]
+    async fn a_damaged_file_says_nothing_and_is_replaced() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let file = directory.path().join(FILE);
+        let (_, lives, _) = next(directory.path()).await;
+        lives.end(0).await;
+        let whole = std::fs::read(&file).expect("it was written");
+        let day = 86_400;
+        let old = format!("{{\"lost_events\":7,\"last_lost\":{day},\"last_killed\":{day}}}");
+        let too_long = [&whole[..], b" "].concat();
+        for damaged in [&whole[..100], b"", b"[]", b"{\"seen\":\"x\"}", &too_long] {
+            std::fs::write(&file, damaged).expect("written");
+            let (_, lives, found) = next(directory.path()).await;
+            assert_eq!(found, (0, false), "{}", String::from_utf8_lossy(damaged));
+            lives.end(0).await;
+            let ended = std::fs::read(&file).expect("it was written");
+            assert!(ended.len() >= BYTES);
+            assert!(serde_json::from_slice::<Life>(&ended).is_ok_and(|life| life.ended));
+        }
+        // A file that says that the process was alive long ago.
+        std::fs::write(&file, old).expect("written");
+        let (telemetry, _, (lost, is_killed)) = next(directory.path()).await;
+        assert_eq!((lost, is_killed), (0, false), "{:?}", telemetry.earlier());
+    }
+
+    /// Somebody else has put a link there, which could lead to any file of the machine.
+    #[tokio::test]
+    async fn no_link_is_followed() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let other = directory.path().join("other");
+        std::fs::write(&other, "other").expect("written");
+        std::os::unix::fs::symlink(&other, directory.path().join(FILE)).expect("a link");
+        let (_, lives) = begin(directory.path()).await;
+        assert!(lives.is_none());
+        assert_eq!(std::fs::read(&other).expect("it is there"), b"other");
+    }
+}

@@ -35,12 +35,12 @@ async fn ended(parts: Parts) -> Result<(), String> {
     served.map_err(|error| error.to_string())
 }
 
-fn address(parts: &Parts) -> SocketAddr {
+pub(crate) fn address(parts: &Parts) -> SocketAddr {
     parts.listeners.show()[0].address.expect("it listens")
 }
 
 /// A consumer that accepts everything.
-async fn consumer(tasks: &mut JoinSet<()>) -> SocketAddr {
+pub(crate) async fn consumer(tasks: &mut JoinSet<()>) -> SocketAddr {
     let socket = TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let address = socket.local_addr().expect("it has one");
     tasks.spawn(async move {
@@ -53,7 +53,7 @@ async fn consumer(tasks: &mut JoinSet<()>) -> SocketAddr {
 }
 
 /// POSTs one event. Returns the status of the response; `None` if no response came.
-async fn post(to: SocketAddr) -> Option<String> {
+pub(crate) async fn post(to: SocketAddr) -> Option<String> {
     let body = r#"{"auditID":"a","stage":"Panic"}"#;
     let length = body.len();
     let head = format!(
