@@ -923,3 +923,6 @@ pub fn running(config_sha256: String, settings: &config::Evidence) -> Running {
         ..Running::default()
     }
 }
+
+#[cfg(test)]
+mod tests;

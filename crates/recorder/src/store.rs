@@ -825,4 +825,4 @@ fn write_tile(disk: &dyn Disk, tile: Tile, bytes: &[u8]) -> io::Result<()> {
 
 #[cfg(test)]
 #[allow(clippy::panic_in_result_fn, reason = "an error is the disk's, a panic a broken promise")]
-mod tests;
+pub(crate) mod tests;

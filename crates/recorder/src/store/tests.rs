@@ -17,7 +17,7 @@ fn open(disk: &SimulatedDisk, key: &SigningKey) -> io::Result<Store> {
 }
 
 /// Returns all entries of a store.
-fn entries(store: &Store) -> Vec<Vec<u8>> {
+pub(crate) fn entries(store: &Store) -> Vec<Vec<u8>> {
     let size = store.newest.head.size;
     let bundles =
         (0..size.div_ceil(WIDTH)).map(|at| store.entries_of(at, size).expect("it is whole"));
