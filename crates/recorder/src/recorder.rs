@@ -473,6 +473,7 @@ impl Work {
         let (witnesses, metrics) = (&self.setup.witnesses, &self.setup.metrics);
         let mut off = None;
         let mut store = Store::open(Arc::clone(disk), &settings.origin, keys)?;
+        note(&store.alarms, &mut self.state, metrics);
         let last = store.last_accepted()?;
         let is_set_back = last.is_some_and(|last| last > end.get());
         let (mut known, later) = store.lines()?;
@@ -491,15 +492,7 @@ impl Work {
             store.is_tampered();
         }
         store.bind(0, hashes.sizes())?;
-        for alarm in &store.alarms {
-            // If this attempt fails, the next one may find the traces a second time, or not at all.
-            if let State::Closed(late) = &mut self.state
-                && !late.contains(alarm)
-            {
-                metrics.failed(EvidenceError::Tampered);
-                late.push(alarm.clone());
-            }
-        }
+        note(&store.alarms, &mut self.state, metrics);
         let mut next = last.unwrap_or(begin.get());
         if store.alarms.contains(&Alarm::Removed) && last.is_none() && begin.get() > 0 {
             // Nothing that is left says which of these events had an entry.
@@ -859,6 +852,18 @@ impl Work {
                 ),
                 false => tracing::error!(%error, "the evidence can't be written, trying again"),
             }
+        }
+    }
+}
+
+/// Keeps the alarms that an attempt to open the files has found, until they get their entries. If
+/// this attempt fails, the next one may find the traces a second time, or not at all.
+fn note(alarms: &[Alarm], state: &mut State, metrics: &EvidenceMetrics) {
+    let State::Closed(late) = state else { return };
+    for alarm in alarms {
+        if !late.contains(alarm) {
+            metrics.failed(EvidenceError::Tampered);
+            late.push(alarm.clone());
         }
     }
 }

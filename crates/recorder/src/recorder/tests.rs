@@ -6,6 +6,8 @@
 
 use std::collections::BTreeMap;
 
+use rustix::io::Errno;
+
 use super::*;
 use crate::store::tests::entries;
 use evidence_log::layout::{HEAD, KNOWN, LINES, OFF, ROLLED_BACK, path};
@@ -14,7 +16,7 @@ use evidence_log::tlog::checkpoint::Signed;
 use evidence_log::tlog::merkle::{Head, root};
 use queue::{Append, Output};
 use telemetry::Telemetry;
-use testing::simulated_disk::SimulatedDisk;
+use testing::simulated_disk::{Operation, SimulatedDisk};
 
 const ORIGIN: &str = "example.org/relay-0";
 
@@ -390,6 +392,37 @@ async fn events_stay_in_the_queue_while_nothing_can_be_written_and_are_recorded_
         errors.into_iter().partition(|(reason, _)| *reason == "write");
     assert!(tried.iter().all(|(_, count)| *count > 20), "{tried:?}");
     assert!(others.iter().all(|(_, count)| *count == 0), "{others:?}");
+}
+
+/// Method: while the relay was stopped, somebody has replaced the journal. The first attempts to
+/// open the log fail after they have found that.
+#[tokio::test(start_paused = true)]
+async fn an_alarm_that_a_failed_start_has_found_gets_one_entry() {
+    let (mut machine, cursor) = Machine::new(1);
+    let mut life = machine.start(cursor, 1 << 30);
+    machine.append(5);
+    for _ in 0..3 {
+        tokio::time::advance(INTERVAL).await;
+        life.work.turn();
+    }
+    machine.append(5);
+    tokio::time::advance(COMMIT_EVERY).await;
+    life.work.turn();
+    tokio::time::advance(COMMIT_EVERY).await;
+    life.work.turn();
+    let cursor = machine.kill(life);
+    base::disk::replace(&machine.disk, "evidence/journal", b"other").expect("no fault is set");
+    // The third list is that of the line hashes, when the journal was set aside already.
+    machine.disk.fail(Operation::List, 2, Errno::IO);
+    let mut life = machine.start(cursor, 1 << 30);
+    assert!(matches!(life.work.state, State::Closed(_)));
+    assert!(!machine.has("evidence/journal"));
+    tokio::time::advance(PAUSE).await;
+    life.work.turn();
+    let log = life.work.state.log().expect("no fault is set");
+    let all: Vec<_> = entries(&log.store).iter().filter_map(|it| Entry::parse(it).ok()).collect();
+    let alarms = all.iter().filter(|it| matches!(it, Entry::Alarm { what: Alarm::Journal, .. }));
+    assert_eq!(alarms.count(), 1, "{all:?}");
 }
 
 /// Method: a witness has contradicted the log. No later process may sign anything.
