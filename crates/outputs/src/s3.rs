@@ -189,8 +189,9 @@ fn prefix(text: &str) -> Result<String, String> {
     }
 }
 
-impl IntoConnector for Settings {
-    fn connector(&self, setup: &Setup<'_>) -> Box<dyn Connector> {
+impl Settings {
+    /// Makes the bucket, which knows the requests and their answers.
+    pub(crate) fn bucket(&self, setup: &Setup<'_>) -> Arc<Bucket> {
         let keys = match &self.credentials {
             Credentials::Files(files) => Keys::of_files(files.clone()),
             Credentials::WebIdentity(role) => Keys::WebIdentity(Tokens::new(Sts {
@@ -199,7 +200,13 @@ impl IntoConnector for Settings {
             })),
         };
         let (address, compression) = (self.address.clone(), self.client.compression);
-        let bucket = Arc::new(Bucket { address, compression, keys });
+        Arc::new(Bucket { address, compression, keys })
+    }
+}
+
+impl IntoConnector for Settings {
+    fn connector(&self, setup: &Setup<'_>) -> Box<dyn Connector> {
+        let bucket = self.bucket(setup);
         let api = Arc::clone(&bucket) as Arc<dyn Api>;
         let http = HttpConnector::new(&self.client, api, setup);
         Box::new(S3Connector { http, bucket, limits: self.limits, begin: None, plan: None })

@@ -157,6 +157,30 @@ fn a_reload_stores_what_was_collected() {
     assert_eq!(server.store().objects.len(), 2);
 }
 
+/// Method: the first request for an object gets no answer, and those that follow conflict with it,
+/// as long as it is under way: then it has stored the object, or has failed.
+#[test]
+fn a_conflict_neither_refuses_an_object_nor_acknowledges_it() {
+    let keys = Keys::new();
+    for stores in [true, false] {
+        let conflict = Mood::Fails(409, "ConditionalRequestConflict");
+        let mut moods = [Mood::HangsUp(stores), conflict, conflict].into_iter();
+        let server = S3::start(move || moods.next().unwrap_or(Mood::Stores));
+        let relay = Relay::start(&format!("{BASE}{}", keys.output(server.address(), YOUNG)));
+        let events = post_batch(&relay, 1, 50, 700);
+        relay.wait_until_delivered(PATIENCE);
+        assert_are(&lines_of(&server), &events);
+        let store = server.store();
+        assert_eq!((store.puts, store.again), (4, usize::from(stores)));
+        drop(store);
+        let existing = if stores { 50.0 } else { 0.0 };
+        assert_eq!(value(&relay, "output_existing_events_total"), existing);
+        assert_eq!(value(&relay, "output_events_total"), 50.0);
+        assert_eq!(relay.metrics().sum("error_total"), 0.0);
+        relay.finish(Backlog::Empty);
+    }
+}
+
 /// Method: the server stores an object, and does not answer. A reload replaces the delivery, while
 /// more events wait, so that the new one would make another object of them. With the queue in
 /// memory and on disk, each event must be in one object.

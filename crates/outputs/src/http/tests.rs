@@ -12,7 +12,7 @@ use super::api::{Api, Outcome, Reply, Sent};
 use super::url::HttpEndpoint;
 use crate::setup::Setup;
 use crate::tests::{batch, output};
-use crate::{elasticsearch, http, ibm_cloud_logs, loki, otlp, splunk_hec};
+use crate::{elasticsearch, http, ibm_cloud_logs, loki, otlp, s3, splunk_hec};
 use base::position::Position;
 use delivery::link::Verdict;
 use queue::Origin;
@@ -33,6 +33,12 @@ fn api(name: &str) -> Arc<dyn Api> {
             "type = 'ibm_cloud_logs'\n{url}\napi_key_file = '/k'\napplication_name = 'a'\n\
              subsystem_name = 's'\n"
         ),
+        "s3" | "s3_unconditional" => format!(
+            "type = 's3'\n{url}\nbucket = 'audit'\nregion = 'eu-central-1'\n\
+             access_key_id_file = '/i'\nsecret_access_key_file = '/s'\n\
+             conditional_writes = {}\n",
+            name == "s3"
+        ),
         name => format!("type = '{name}'\n{url}\n"),
     };
     let (config, telemetry) = (output(&keys), Arc::new(Telemetry::new()));
@@ -44,6 +50,7 @@ fn api(name: &str) -> Arc<dyn Api> {
     let found = found.or_else(|| Some(kind.settings::<elasticsearch::Settings>()?.api(&setup)));
     let found = found.or_else(|| Some(kind.settings::<splunk_hec::Settings>()?.api()));
     let found = found.or_else(|| Some(kind.settings::<ibm_cloud_logs::Settings>()?.api(&setup)));
+    let found = found.or_else(|| Some(kind.settings::<s3::Settings>()?.bucket(&setup)));
     found.expect("a protocol of the list")
 }
 
@@ -52,6 +59,16 @@ fn api(name: &str) -> Arc<dyn Api> {
 /// again because of a server error, `r` refused, `u` unsent, `x` taken and not confirmed; or `p`
 /// and a number for a part of which so many are refused.
 fn means(api: &dyn Api, status: u16, media_type: &'static str, body: &[u8]) -> String {
+    let mut headers = HeaderMap::new();
+    if !media_type.is_empty() {
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
+    }
+    means_with(api, status, &headers, Some(body))
+}
+
+/// Does the same as [`means`] for an answer with these headers. `body` is `None` if it was not
+/// read.
+fn means_with(api: &dyn Api, status: u16, headers: &HeaderMap, body: Option<&[u8]>) -> String {
     let (status, base) = (
         StatusCode::from_u16(status).unwrap(),
         HttpEndpoint::parse(None, "http://c.example").unwrap().base,
@@ -59,15 +76,12 @@ fn means(api: &dyn Api, status: u16, media_type: &'static str, body: &[u8]) -> S
     let mut batch = batch(10, &["{}", "{}", "{}"]);
     batch.origins =
         vec![Origin { first: Position::new(10), events: 3, age: Duration::ZERO, received: 0 }];
-    let (mut headers, sent) = (HeaderMap::new(), Sent::of(&batch));
-    if !media_type.is_empty() {
-        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
-    }
+    let sent = Sent::of(&batch);
     let reply = Reply {
         status,
-        headers: &headers,
-        by_status: meaning(&base, api.path(), status, &headers),
-        body: Some(body).filter(|_| api.answer_bytes() > 0),
+        headers,
+        by_status: meaning(&base, api.path(), status, headers),
+        body: body.filter(|_| api.answer_bytes() > 0),
         is_too_long: false,
         path: api.path(),
         base: &base,
@@ -304,4 +318,100 @@ fn ibm_cloud_logs_goes_by_the_status() {
         "ibm_cloud_logs",
         &[(200, JSON, "", "accepted"), (200, JSON, "{}", "accepted"), (429, JSON, "", "failed")],
     );
+}
+
+/// The table has a status, whether there is an `ETag`, the media type, the code of the error (or
+/// another body), and what that means.
+#[test]
+fn s3_stores_an_object_whole_or_says_that_it_is_there() {
+    const XML: &str = "application/xml";
+    const PAGE: &str = "<html>Sign in</html>";
+    let of = |name: &str, table: &[(u16, bool, &'static str, &str, &str)]| {
+        let api = api(name);
+        for (status, has_tag, media_type, code, wanted) in table {
+            let mut headers = HeaderMap::new();
+            if *has_tag {
+                headers.insert(header::ETAG, HeaderValue::from_static("\"9b2cf535\""));
+            }
+            if !media_type.is_empty() {
+                headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(media_type));
+            }
+            let body = match code.bytes().all(|byte| byte.is_ascii_alphanumeric()) {
+                true if !code.is_empty() => {
+                    format!("<?xml version=\"1.0\"?>\n<Error><Code>{code}</Code></Error>")
+                }
+                _ => (*code).to_owned(),
+            };
+            let found = means_with(&*api, *status, &headers, Some(body.as_bytes()));
+            assert_eq!(found, *wanted, "{name}: {status} {media_type} {code}");
+        }
+    };
+    let both = [
+        (200, true, "", "", "accepted"),
+        // Not every server that answers 200 has the object.
+        (200, false, "", "", "failed"),
+        (200, true, XML, "InternalError", "failed"),
+        (200, false, XML, "SlowDown", "failed"),
+        (200, true, "text/html", PAGE, "failed"),
+        (200, true, "", PAGE, "failed"),
+        // Another request for the same object is under way, and may fail yet: it is not there.
+        (409, false, XML, "ConditionalRequestConflict", "failed"),
+        (409, false, XML, "OperationAborted", "failed"),
+        (409, false, "", "", "failed"),
+        // A moment, the keys or a setting are at fault, and never the events.
+        (400, false, XML, "BadDigest", "failed"),
+        (400, false, XML, "ExpiredToken", "failed"),
+        (400, false, XML, "EntityTooLarge", "failed"),
+        (403, false, XML, "AccessDenied", "failed"),
+        (404, false, XML, "NoSuchBucket", "failed"),
+        (413, false, "", "", "failed"),
+        (422, false, "", "", "failed"),
+        (307, false, XML, "TemporaryRedirect", "failed"),
+        (429, false, "", "", "failed"),
+        (500, false, XML, "InternalError", "server error"),
+        (501, false, XML, "NotImplemented", "server error"),
+        (503, false, XML, "SlowDown", "server error"),
+        (503, false, "text/html", PAGE, "server error"),
+        // A proxy has a page for each status.
+        (412, false, "text/html", PAGE, "failed"),
+    ];
+    of("s3", &both);
+    of("s3_unconditional", &both);
+    // Only a request with `If-None-Match` can find out that the object is there.
+    of("s3", &[(412, false, XML, "PreconditionFailed", "eee"), (412, false, "", "", "eee")]);
+    of("s3_unconditional", &[(412, false, XML, "PreconditionFailed", "failed")]);
+    // It may be answered before the whole object was sent: the body is not read then.
+    assert_eq!(means_with(&*api("s3"), 412, &HeaderMap::new(), None), "eee");
+}
+
+/// Returns the failure of an answer with this body, as an operator sees it.
+fn said(api: &dyn Api, status: u16, code: &str) -> String {
+    let status = StatusCode::from_u16(status).unwrap();
+    let base = HttpEndpoint::parse(None, "http://c.example").unwrap().base;
+    let (headers, batch) = (HeaderMap::new(), batch(10, &["{}"]));
+    let body = format!("<Error><Code>{code}</Code></Error>");
+    let reply = Reply {
+        status,
+        headers: &headers,
+        by_status: meaning(&base, api.path(), status, &headers),
+        body: Some(body.as_bytes()),
+        is_too_long: false,
+        path: api.path(),
+        base: &base,
+    };
+    let Outcome::Failed(failure) = api.judge(reply, &Sent::of(&batch)) else {
+        panic!("{code} is a failure")
+    };
+    failure.message
+}
+
+#[test]
+fn s3_names_the_code_of_an_error_and_the_setting_for_a_server_without_conditions() {
+    let said = |name: &str, status, code| said(&*api(name), status, code);
+    let conflict = said("s3", 409, "ConditionalRequestConflict");
+    assert!(conflict.ends_with("answered 409 Conflict (ConditionalRequestConflict)"), "{conflict}");
+    assert!(said("s3", 503, "SlowDown").ends_with("(SlowDown)"));
+    assert!(said("s3", 501, "NotImplemented").contains("set conditional_writes = false"));
+    assert!(!said("s3_unconditional", 501, "NotImplemented").contains("conditional_writes"));
+    assert!(!said("s3", 503, "SlowDown").contains("conditional_writes"));
 }

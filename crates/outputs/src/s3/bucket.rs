@@ -80,7 +80,7 @@ impl Keys {
     }
 }
 
-pub(super) struct Bucket {
+pub(crate) struct Bucket {
     pub(super) address: Address,
     /// The compression of objects.
     pub(super) compression: Compression,
@@ -262,8 +262,9 @@ impl Api for Bucket {
         Encoded::new(body_for(&batch), batch.events)
     }
 
-    /// 412 says that there is an object with this name, which nobody else gives. Nothing is ever
-    /// wrong with single events, so any other error is retried.
+    /// The answer 412 to `If-None-Match` says that there is an object with this name, which nobody
+    /// else gives. 409 says that another request for it is under way, which may still fail. Nothing
+    /// is ever wrong with single events, so any error but 412 is retried.
     fn judge(&self, reply: Reply<'_>, sent: &Sent) -> Outcome {
         let code = reply.body.and_then(code);
         if let Some(tokens) = self.tokens() {
@@ -273,7 +274,9 @@ impl Api for Bucket {
                 tokens.refused();
             }
         }
-        if reply.status == StatusCode::PRECONDITION_FAILED {
+        let is_existing =
+            reply.status == StatusCode::PRECONDITION_FAILED && !reply.has_type_of_page();
+        if is_existing && self.address.conditional {
             let (end, events) = (sent.claim.end, sent.events);
             return Outcome::Judged(vec![Part { end, events, verdict: Verdict::Existing }]);
         }
