@@ -203,6 +203,7 @@ fn s3(rng: &mut Rng, calm: Calm) -> Row {
         9 => s3::Mood::Cut,
         10 => s3::Mood::Page,
         11 => s3::Mood::FailsWith200,
+        12 => s3::Mood::Races { time: Duration::from_secs(1), stores: moods.bool() },
         _ => s3::Mood::Stores,
     });
     let files = s3::Keys::new();

@@ -6,7 +6,7 @@ use std::io::Read as _;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use base64::prelude::{BASE64_STANDARD, Engine as _};
 use ring::{digest, hmac};
@@ -48,6 +48,10 @@ pub(crate) enum Mood {
     Cut,
     /// The fake does as for `Stores`, and never answers.
     Silent,
+    /// The fake answers after this time, if the object is new: with `stores`, as for `Stores`, and
+    /// otherwise it stores nothing and answers 500. To a request for the same object that comes
+    /// before, it answers 409, as S3 does if conditional writes race.
+    Races { time: Duration, stores: bool },
     /// The fake stores nothing, and answers 200 with a web page.
     Page,
     /// The fake stores nothing, and answers 200 with an error document.
@@ -68,6 +72,8 @@ pub(crate) struct Store {
     pub(crate) puts: usize,
     /// How many times an object came that was there already.
     pub(crate) again: usize,
+    /// The end of the last request that takes long to store an object, by the name of the object.
+    under_way: BTreeMap<String, Instant>,
     /// The headers `x-amz-storage-class` of the requests.
     pub(crate) classes: Vec<String>,
     /// The headers `x-amz-security-token` of the requests.
@@ -165,7 +171,10 @@ impl S3 {
                 Mood::Page => return stored().body("\n<html>sign in</html>"),
                 Mood::HangsUp(false) => return Answer::hang_up(),
                 Mood::Stores | Mood::StoresAndFails | Mood::HangsUp(true) => {}
-                Mood::Cut | Mood::Unconditional | Mood::Silent => {}
+                Mood::Cut | Mood::Unconditional | Mood::Silent | Mood::Races { .. } => {}
+            }
+            if store.under_way.get(&name).is_some_and(|until| Instant::now() < *until) {
+                return error(409, "ConditionalRequestConflict");
             }
             let is_there = store.objects.contains_key(&name);
             if is_there {
@@ -177,12 +186,19 @@ impl S3 {
                 let is_same = lines(&store.objects[&name]) == lines(&request.body);
                 assert!(is_same, "{name} came with other lines");
             } else {
+                if let Mood::Races { time, stores } = mood {
+                    store.under_way.insert(name.clone(), Instant::now() + time);
+                    if !stores {
+                        return error(500, "InternalError").after(time);
+                    }
+                }
                 store.order.push(name.clone());
                 store.objects.insert(name, request.body.clone());
             }
             match mood {
-                Mood::Stores if is_there => error(412, "PreconditionFailed"),
+                Mood::Stores | Mood::Races { .. } if is_there => error(412, "PreconditionFailed"),
                 Mood::Stores | Mood::Unconditional => stored(),
+                Mood::Races { time, .. } => stored().after(time),
                 Mood::StoresAndFails => error(500, "InternalError"),
                 Mood::HangsUp(_) => Answer::hang_up(),
                 Mood::Silent => Answer::never(),

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use super::front::{Manners, Own};
 use super::{Copies, Made, Making, Promise, Stand, front, lock};
@@ -30,9 +31,20 @@ pub(super) fn make(making: &mut Making<'_>) -> Made {
     let manners = Manners { fails: false, aside: true, own: &OWN, ..front::manners(making) };
     let (own, mut moods) = (Own::default(), making.rng());
     let in_mood = Arc::clone(&own);
+    // A copy draws whether writes race, so that it moves no other draw.
+    let races = moods.clone().u32(..3) == 0;
+    let ledger = Arc::clone(&making.ledger);
     let mood = move || match in_mood.load(Ordering::SeqCst) {
         true if conditional => {
-            [Mood::FailsWith200, Mood::StoresAndFails, Mood::Cut, Mood::Page][moods.usize(..4)]
+            let all = [Mood::FailsWith200, Mood::StoresAndFails, Mood::Cut, Mood::Page];
+            let mood = all[moods.usize(..4)];
+            if races && matches!(mood, Mood::StoresAndFails | Mood::Cut) {
+                let time = Duration::from_secs(moods.u64(2..25));
+                *lock(&ledger.unsettled) = kernel::now() + time;
+                Mood::Races { time, stores: moods.bool() }
+            } else {
+                mood
+            }
         }
         _ if conditional => Mood::Stores,
         _ => Mood::Unconditional,
