@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::{Ending, Operator};
 use crate::consumers::Steady;
 use crate::events::{Event, Marks, Serial, identify};
+use crate::judging::Losses;
 use crate::kernel;
 use crate::kernel::disk;
 use crate::kernel::net::Fault;
@@ -916,7 +917,52 @@ impl Operator<'_> {
             return;
         }
         self.consumers[0].answers(None);
-        self.come_soon(&failing, "although its store takes it again");
+        if self.come_soon(&failing, "although its store takes it again") && !self.setup.on_disk {
+            self.drain_beside_failing();
+        }
+    }
+
+    /// Ends a relay with a queue in memory while its store fails on some events and takes all
+    /// others. In the drain, all others come. Those that do not are lost, and each is counted.
+    fn drain_beside_failing(&mut self) {
+        if !self.rests() || !self.has_life() {
+            return;
+        }
+        self.consumers[0].answers(Some(Steady::Fails));
+        let (mut failing, mut others) = (Vec::new(), Vec::new());
+        // The last one is not set aside when the drain begins.
+        for round in 0..5 {
+            let event = self.maker(Marks { refused: 0, failing: 1000 }).event();
+            if self.post(std::slice::from_ref(&event)) == Answer::Status(200) {
+                failing.push(event.serial);
+            }
+            others.extend(self.posted(20).into_iter().map(|event| event.serial));
+            self.wait(seconds(if round < 4 { 4 } else { 0 }));
+        }
+        let (mut before, mut after) = (Losses::default(), Losses::default());
+        if let Some(metrics) = self.metrics() {
+            before.add_metrics(&metrics);
+        }
+        let from = self.log.len();
+        self.stop(Why::Signal);
+        after.add_last_line(&String::from_utf8_lossy(&self.log[from..]));
+        let name = self.setup.outputs[0].name.clone();
+        let lost = after.of(&name).saturating_sub(before.of(&name));
+        let missing = |it: &Self, serials: &[Serial]| {
+            serials.iter().filter(|serial| !it.has(0, **serial)).count() as u64
+        };
+        let (failed, left) = (missing(self, &failing), missing(self, &others));
+        kernel::trace(format_args!("a drain: {failed} and {left} have not come, {lost} are lost"));
+        if left > 0 {
+            let what = format!("{left} events are left over that the store takes");
+            self.faults.push(format!("drain: output {name}: {what}"));
+        }
+        if lost != failed + left {
+            let what = format!("{lost} are counted as lost in a drain");
+            let text = format!("{failed} events on which the store fails have not come, {what}");
+            self.faults.push(format!("counters: output {name}: {text}"));
+        }
+        self.start();
     }
 
     /// Posts more events than fit into a queue of 2 MiB. Returns true if each is accepted, and
