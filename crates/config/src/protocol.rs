@@ -38,6 +38,11 @@ pub trait OutputSettings: fmt::Debug + PartialEq + Send + Sync + Sized + 'static
     /// contain each such section: `"tls = {}"`. Required keys may be left out.
     const SAMPLE: &'static str;
 
+    /// The bytes of memory that the batches under way take at most with the default settings,
+    /// besides the largest event: as a rule `concurrency` × `batch.max_bytes`, and what the page of
+    /// the guarantees adds for the type. `check` adds them up.
+    const MEMORY: u64;
+
     /// The reason why a config can have only one output of this type, as a part of the error
     /// message. For example, `"writes to stdout"` gives the message `output[0] writes to stdout
     /// already, allowed: one output of type stdout`. `None`: a config can have any number of
@@ -104,6 +109,8 @@ pub struct OutputType {
     pub name: &'static str,
     /// The lines of TOML from which the config reference is generated: `OutputSettings::SAMPLE`.
     pub sample: &'static str,
+    /// The memory that the batches under way take at most: `OutputSettings::MEMORY`.
+    pub memory: u64,
     /// The reason why a config can have only one output of this type: `OutputSettings::ONLY_ONE`.
     pub(super) only_one: Option<&'static str>,
     /// `true` if the output collects events for minutes: `OutputSettings::COLLECTS`.
@@ -124,6 +131,7 @@ impl OutputType {
         Self {
             name: S::TYPE,
             sample: S::SAMPLE,
+            memory: S::MEMORY,
             only_one: S::ONLY_ONE,
             collects: S::COLLECTS,
             batch_bytes: S::BATCH_BYTES,

@@ -58,6 +58,7 @@ pub(crate) struct Settings {
 impl OutputSettings for Settings {
     const TYPE: &'static str = "ibm_cloud_logs";
     const SAMPLE: &'static str = "tls = {}\ntrusted_profile = {}";
+    const MEMORY: u64 = 4 * 2_000_000;
     const BATCH_BYTES: BatchBytes =
         BatchBytes { default: REQUEST_BYTES_MAX, max: Some(REQUEST_BYTES_MAX) };
 

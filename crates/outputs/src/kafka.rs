@@ -46,6 +46,7 @@ pub(crate) enum MessageKey {
 impl OutputSettings for Settings {
     const TYPE: &'static str = "kafka";
     const SAMPLE: &'static str = "tls = {}\nsasl = {}";
+    const MEMORY: u64 = 8 * (4 << 20);
 
     fn read(t: &mut Table<'_, '_>) -> Option<Self> {
         let topic = Kafka::read_topic(t);

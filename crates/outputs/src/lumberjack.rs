@@ -54,6 +54,7 @@ pub(crate) struct Settings {
 impl OutputSettings for Settings {
     const TYPE: &'static str = "lumberjack";
     const SAMPLE: &'static str = "tls = {}";
+    const MEMORY: u64 = 4 << 20;
 
     fn read(t: &mut Table<'_, '_>) -> Option<Self> {
         let level = t.count("compression_level", 3, 0..=9, "of zlib; 0: events are not compressed");

@@ -53,6 +53,7 @@ pub(crate) struct Settings {
 impl OutputSettings for Settings {
     const TYPE: &'static str = "relp";
     const SAMPLE: &'static str = "tls = {}";
+    const MEMORY: u64 = 4 << 20;
 
     fn read(t: &mut Table<'_, '_>) -> Option<Self> {
         let messages = Messages::read(t);

@@ -70,6 +70,7 @@ enum Credentials {
 impl OutputSettings for Settings {
     const TYPE: &'static str = "s3";
     const SAMPLE: &'static str = "tls = {}";
+    const MEMORY: u64 = (2 * 64 + 4) << 20;
     const COLLECTS: bool = true;
 
     fn read(t: &mut Table<'_, '_>) -> Option<Self> {

@@ -105,6 +105,7 @@ struct Metadata {
 impl OutputSettings for Settings {
     const TYPE: &'static str = "splunk_hec";
     const SAMPLE: &'static str = "tls = {}";
+    const MEMORY: u64 = 4_000_000;
 
     /// Splunk's limit for a request's body (`max_content_length` in limits.conf) is 1 MB in older
     /// versions, and in Splunk Cloud. It can be set to up to 800 MB.

@@ -45,6 +45,7 @@ pub(crate) struct Settings {
 impl OutputSettings for Settings {
     const TYPE: &'static str = "stdout";
     const SAMPLE: &'static str = "";
+    const MEMORY: u64 = 0;
     const ONLY_ONE: Option<&'static str> = Some("writes to stdout");
 
     fn read(t: &mut Table<'_, '_>) -> Option<Self> {

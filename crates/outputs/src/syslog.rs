@@ -44,6 +44,7 @@ pub enum Framing {
 impl OutputSettings for Settings {
     const TYPE: &'static str = "syslog";
     const SAMPLE: &'static str = "tls = {}";
+    const MEMORY: u64 = 0;
 
     fn read(t: &mut Table<'_, '_>) -> Option<Self> {
         let framing = t.choice(

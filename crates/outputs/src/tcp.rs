@@ -26,6 +26,7 @@ pub(crate) struct Settings {
 impl OutputSettings for Settings {
     const TYPE: &'static str = "tcp";
     const SAMPLE: &'static str = "tls = {}";
+    const MEMORY: u64 = 0;
 
     fn read(t: &mut Table<'_, '_>) -> Option<Self> {
         let format = LineFormat::read(t);

@@ -16,6 +16,8 @@ impl OutputSettings for Stdout {
 
     const SAMPLE: &'static str = "";
 
+    const MEMORY: u64 = 0;
+
     fn read(_: &mut Table<'_, '_>) -> Option<Self> {
         Some(Self)
     }

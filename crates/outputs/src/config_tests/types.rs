@@ -19,6 +19,7 @@ struct Bucket {
 impl OutputSettings for Bucket {
     const TYPE: &'static str = "bucket";
     const SAMPLE: &'static str = "tls = {}";
+    const MEMORY: u64 = 0;
     const ONLY_ONE: Option<&'static str> = Some("fills the bucket");
 
     fn read(t: &mut Table<'_, '_>) -> Option<Self> {

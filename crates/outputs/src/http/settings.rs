@@ -32,6 +32,7 @@ pub(crate) enum HttpFormat {
 impl OutputSettings for Settings {
     const TYPE: &'static str = "http";
     const SAMPLE: &'static str = "tls = {}\nbasic_auth = {}";
+    const MEMORY: u64 = 4 * (4 << 20);
 
     fn read(t: &mut Table<'_, '_>) -> Option<Self> {
         let keys = HttpKeys::of_requests(Compression::None, true);
