@@ -17,7 +17,7 @@ use std::{fmt, fs, io};
 use rustix::fs::{AtFlags, Dir, FallocateFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::{Errno, retry_on_intr};
 
-use crate::named_file;
+use crate::{mutant, named_file};
 use direct::Direct;
 
 mod direct;
@@ -318,7 +318,11 @@ pub fn make(path: &Path) -> Result<(), OpenError> {
 /// Makes a directory if it is missing, and syncs its parent directory, so that the new directory
 /// survives a power loss.
 fn make_directory(path: &Path) -> io::Result<()> {
-    make_with(path, &|around| match fs::File::open(around)?.sync_all() {
+    make_with(path, &|around| match mutant!(
+        "directory-not-synced",
+        fs::File::open(around)?.sync_all(),
+        Ok(())
+    ) {
         // Some file systems can't sync a directory.
         Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
         synced => synced,

@@ -9,6 +9,7 @@
 pub mod disk;
 pub mod fate;
 pub mod lock;
+pub mod mutants;
 pub mod named_file;
 pub mod position;
 pub mod release;

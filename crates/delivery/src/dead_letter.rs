@@ -19,6 +19,7 @@ use tokio::time::Instant;
 
 use audit::time::rfc3339;
 use base::lock::lock;
+use base::mutant;
 use base::release::Format;
 use config::Config;
 use queue::lines;
@@ -178,7 +179,7 @@ impl Writing {
             Ok(Ok(written)) => written,
             Ok(Err(_)) => Written::failed("the thread that writes dead letters has ended"),
             Err(_) => {
-                drop(lock(&self.lines).take());
+                mutant!("dead-letter-after-the-loss", drop(lock(&self.lines).take()));
                 Written::failed(SILENT)
             }
         }

@@ -3,6 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use base::mutant;
 use telemetry::AttemptError;
 
 /// The longest pause that a consumer can ask for with `Retry-After`. If a consumer asks for more,
@@ -29,7 +30,8 @@ pub struct Failure {
 impl Failure {
     /// Makes a failure after which the delivery pauses as the section `retry` of the config says.
     pub fn new(reason: AttemptError, message: impl Into<String>) -> Self {
-        let server_error = reason == AttemptError::Status5xx;
+        let server_error =
+            mutant!("server-error-stops-the-output", reason == AttemptError::Status5xx, false);
         let message = message.into();
         Self { reason, message, retry_after: None, elsewhere: false, server_error }
     }

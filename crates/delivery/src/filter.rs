@@ -22,8 +22,8 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 
 use audit::request::{Reader, Request};
-use base::named_file;
 use base::position::Position;
+use base::{mutant, named_file};
 use config::Rejected;
 use transform::policy::{FILE_BYTES_MAX, Level, Located, Matcher, Policy, Problem, Users};
 use transform::redact;
@@ -401,7 +401,7 @@ impl Filter {
     /// Returns the verdict on an event that the rules do not choose, and forgets the event: if
     /// earlier rules have chosen it, nobody knows whether the consumer has it.
     fn dropped(&mut self, position: Position) -> Verdict {
-        self.forget(position..position.next());
+        mutant!("new-rules-leave-it-known", self.forget(position..position.next()));
         Verdict::Dropped
     }
 

@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::retry::Retry;
+use base::mutant;
 
 /// The longest pause while the relay drains, even if the consumer asks for more with `Retry-After`.
 /// The drain has 20 s by default, and what a queue in memory holds after that is lost, so the relay
@@ -64,7 +65,7 @@ impl Pacing {
     /// Notes that the drain has begun, and ends the current pause.
     pub(super) fn shorten(&mut self) {
         self.is_shortened = true;
-        self.paused_until = None;
+        mutant!("drain-waits-out-a-pause", self.paused_until = None);
     }
 
     /// Ends the pause: its time is over, or the output waited for a new event and this event has
@@ -79,7 +80,9 @@ impl Pacing {
     pub(crate) fn failed(&mut self, asked: Option<Duration>) -> Duration {
         let now = Instant::now();
         let until = match self.paused_until {
-            Some(until) => asked.map_or(until, |asked| until.max(now + self.shortened(asked))),
+            Some(until) => asked.map_or(until, |asked| {
+                until.max(now + mutant!("drain-with-retry-after", self.shortened(asked), asked))
+            }),
             None => now + self.next_wait(asked),
         };
         self.is_serial = true;

@@ -20,6 +20,7 @@ use super::rate::Rate;
 use super::tapped::Tapping;
 use crate::filter;
 use crate::filter::Filter;
+use base::mutant;
 
 /// A connection that has lasted for this time proves that the consumer is up. The proof is needed
 /// if an earlier connection broke before anything was accepted on it, or ended with a failure that
@@ -333,7 +334,11 @@ impl<C: Connect> Delivery<C> {
                     self.rate.sent(batch.bytes);
                     link.send(batch);
                 }
-                if self.ledger.filtering.is_full() {
+                if mutant!(
+                    "s3-too-large-events-stop-the-object",
+                    self.ledger.filtering.is_full(),
+                    false
+                ) {
                     link.flush();
                 }
             }
@@ -380,7 +385,7 @@ impl<C: Connect> Delivery<C> {
         if !ledger.in_flight.has(State::OnWire) && ledger.in_flight.cursor().is_closed() {
             // The queue is closed, so suspects are not decided before the next start, which sends
             // them first. The claims that wait for this decision become final now.
-            ledger.finish_held();
+            mutant!("drain-waits-for-held-events", ledger.finish_held());
         }
         let paused = ledger.pacing.paused_until;
         let may_shorten = ledger.may_hurry();

@@ -14,6 +14,7 @@
 use std::time::Duration;
 
 use super::failure::Failure;
+use base::mutant;
 
 /// At this number of suspects, the next new event is tried only after [`PAUSE_MANY`]. If as many
 /// claims wait because of server errors, no new event is taken to be compared with them.
@@ -104,7 +105,11 @@ impl Search {
 
     /// Notes that an attempt has failed, and that no other address is left to be asked at once.
     pub(super) fn round_failed(&mut self) {
-        self.others |= std::mem::take(&mut self.passed_over);
+        mutant!(
+            "round-forgets-the-500-before-it",
+            self.others |= std::mem::take(&mut self.passed_over),
+            self.passed_over = false
+        );
     }
 
     /// Notes that the events of a claim were found to be at fault, so that no other events are
@@ -136,7 +141,11 @@ impl Search {
         if self.round == Some(Round::Compared) {
             self.set_round(Round::Fresh);
         }
-        self.others |= std::mem::take(&mut self.took_others);
+        mutant!(
+            "dropped-event-spends-the-turn",
+            self.others |= std::mem::take(&mut self.took_others),
+            self.took_others = false
+        );
     }
 
     /// Returns how many new events are taken at most to learn whether the consumer accepts them.

@@ -29,6 +29,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use base::mutant;
+
 /// The number of refusals of an event alone after which the event is given up. If a broken backend
 /// answers every second request, an event is refused 8 times in a row by chance in 1 of 256 cases.
 /// The relay then usually knows already that the address refuses at random ([`TRIES_OF_DOUBT`]).
@@ -123,7 +125,9 @@ impl Conduct {
     /// Returns `true` if the consumer has accepted something that was sent after the answer with
     /// this number: it works.
     fn works_since(&self, number: u64) -> bool {
-        self.accepted_since.is_some_and(|accepted| accepted >= number)
+        self.accepted_since.is_some_and(|accepted| {
+            mutant!("proof-from-before-the-refusal", accepted >= number, true)
+        })
     }
 
     /// Returns `true` if the consumer has accepted something since `earlier` was noted, or if
@@ -268,7 +272,7 @@ impl Trial {
             if self.proven == 0 || works {
                 (self.proven, self.errors_since) = (self.proven + 1, Some(number));
             }
-            self.proven >= ERRORS_MIN_ORDERED
+            mutant!("errors-of-an-outage-set-aside", self.proven, self.errors) >= ERRORS_MIN_ORDERED
         } else {
             let least = if now.is_ordered { ERRORS_MIN_ORDERED } else { ERRORS_MIN };
             self.errors >= least && works
@@ -431,7 +435,8 @@ impl Retrial {
             // The event was set aside because of server errors. The consumer may refuse everything
             // by now.
             let first = *self.refused_at.get_or_insert(number);
-            return still_works && conduct.works_since(first);
+            return still_works
+                && mutant!("refusals-set-aside-need-no-proof", conduct.works_since(first), true);
         }
         still_works
     }
@@ -440,6 +445,13 @@ impl Retrial {
     /// about the one where they count so far. If that one is away, they count at this one from now
     /// on, once it has accepted something.
     fn is_counted_at(&mut self, consumer: usize, conduct: &Conduct) -> bool {
+        mutant!(
+            "tries-of-another-address",
+            {},
+            if self.consumer != Some(consumer) {
+                (self.consumer, self.conduct) = (Some(consumer), *conduct);
+            }
+        );
         if self.consumer != Some(consumer) {
             self.elsewhere = self.elsewhere.saturating_add(1);
             self.consumer = self.consumer.filter(|_| self.elsewhere <= ELSEWHERE_MAX);

@@ -44,6 +44,7 @@ pub(crate) use settings::Settings;
 
 use super::setup::{IntoConnector, Setup};
 use api::Api;
+use base::mutant;
 use client::Client;
 use delivery::endpoints::{Endpoints, Probed, ResolvedAddress, Watch};
 use delivery::failure::Failure;
@@ -133,7 +134,12 @@ impl Connect for HttpConnector {
     }
 
     fn is_ordered(&self) -> bool {
-        self.client.config.concurrency == 1 && !self.client.api.judges_events()
+        self.client.config.concurrency == 1
+            && !mutant!(
+                "probes-do-not-come-again",
+                self.client.api.judges_events(),
+                self.client.api.wraps_events()
+            )
     }
 
     fn files(&self) -> Option<Arc<dyn Files>> {

@@ -23,6 +23,7 @@ use super::iam;
 use super::iam::{Credentials, Iam, IamSettings};
 use super::setup::{IntoConnector, Setup};
 use audit::time::nanos;
+use base::mutant;
 use config::{BatchBytes, Compression, HttpClient, HttpKeys, OutputSettings, Target};
 use config_table::table::{TABLE, Table, optional, required, whole};
 use delivery::endpoints::Probed;
@@ -299,7 +300,14 @@ impl Api for Singles {
         } else if status == StatusCode::FORBIDDEN {
             failure.message.push_str(&format!(": {FORBIDDEN}"));
         }
-        Outcome::Failed(failure)
+        mutant!(
+            "ibm-account-refuses-events",
+            Outcome::Failed(failure),
+            match status.as_u16() {
+                401 | 403 | 404 | 408 | 415 | 429 | 500.. => Outcome::Failed(failure),
+                _ => Outcome::Refused(failure),
+            }
+        )
     }
 }
 

@@ -17,6 +17,7 @@ use super::event_fields::{EventFields, unescaped};
 use super::http::HttpConnector;
 use super::http::api::{Api, Encoded, Reply, RequestHead, TestRequest};
 use super::setup::{IntoConnector, Setup};
+use base::mutant;
 use config::{Compression, HttpClient, HttpKeys, OutputSettings, Target};
 use config_table::table::{Table, optional};
 use delivery::prepared::Connector;
@@ -246,7 +247,11 @@ impl Api for Format {
     fn acknowledged(&self, reply: &Reply<'_>) -> Result<(), String> {
         match (reply.status.as_u16(), reply.body) {
             (204, _) => Ok(()),
-            (200, Some(body)) if !reply.is_page() && !is_error(body) => Ok(()),
+            (200, Some(body))
+                if !reply.is_page() && mutant!("loki-error-with-200", !is_error(body), true) =>
+            {
+                Ok(())
+            }
             (260, _) => Err("Loki blocks the tenant's writes, and has stored nothing".to_owned()),
             _ => Err("the answer is not that of the push API".to_owned()),
         }

@@ -18,6 +18,7 @@ use super::http::api::{
     write_events,
 };
 use super::setup::{IntoConnector, Setup};
+use base::mutant;
 use client::ask::JSON;
 use config::{BatchBytes, Compression, HttpClient, HttpKeys, OutputSettings, Target};
 use config_table::table::Table;
@@ -163,7 +164,11 @@ impl Api for Logs {
     /// OTLP asks for 200 and an `ExportLogsServiceResponse`. Receivers that are in use also answer
     /// other statuses 2xx, such as 201 and 204, and leave the body empty.
     fn acknowledged(&self, reply: &Reply<'_>) -> Result<(), String> {
-        let is_understood = !reply.has_type_of_page() && rejected_in(reply).is_some();
+        let is_understood = mutant!(
+            "otlp-201-again-and-again",
+            !reply.has_type_of_page(),
+            reply.status.as_u16() == 200
+        ) && rejected_in(reply).is_some();
         let what = || "the answer is not an ExportLogsServiceResponse".to_owned();
         is_understood.then_some(()).ok_or_else(what)
     }
@@ -177,7 +182,7 @@ impl Api for Logs {
         let Reply { status, base, .. } = reply;
         let message = format!("{base}: answered {status}: {refused} of {} rejected", sent.events);
         let failure = Failure::new(AttemptError::Item, message);
-        if refused == sent.events {
+        if mutant!("otlp-all-rejected-is-final", refused == sent.events, false) {
             // Nothing was stored. Either a receiver that rejects everything is misconfigured, which
             // costs no event, or the event was alone in its request.
             return Outcome::Refused(failure);

@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use super::http::service::{Question, Service, ServiceError};
 use base::lock::lock;
+use base::mutant;
 use delivery::failure::Failure;
 use delivery::retry::Retry;
 use telemetry::AttemptError;
@@ -98,7 +99,11 @@ impl<T> State<T> {
     /// Notes that a consumer has refused the token. Returns `true` if the task is to ask for a new
     /// one at once: see [`Tokens::refused`].
     fn refused(&mut self) -> bool {
-        let pause = if self.was_refused { REFUSED_AGAIN_PAUSE } else { REFUSED_PAUSE };
+        let pause = if self.was_refused {
+            mutant!("ibm-renews-a-token-once", REFUSED_AGAIN_PAUSE, Duration::MAX)
+        } else {
+            REFUSED_PAUSE
+        };
         let is_old = self.began.is_some_and(|began| began.elapsed() >= pause);
         let asks = is_old && self.failure.is_none();
         if asks {
@@ -251,7 +256,10 @@ impl<I: Issuer> Tokens<I> {
 /// the request, so its events are not the cause of a server error.
 fn no_token(server: &str, failure: &Failure) -> Failure {
     let message = format!("no {server} token: {}", failure.message);
-    Failure { server_error: false, ..Failure::new(failure.reason, message) }
+    Failure {
+        server_error: mutant!("server-error-of-the-issuer", false, failure.server_error),
+        ..Failure::new(failure.reason, message)
+    }
 }
 
 impl<I: Issuer> Shared<I> {

@@ -24,6 +24,7 @@ use super::notes;
 use super::notes::Notes;
 use super::outputs::{Departed, DropCount, Output, show_start, signed};
 use base::lock::lock;
+use base::mutant;
 use base::position::Position;
 use config::{Acknowledge, BATCH_OVERHEAD, WhenFull};
 use telemetry::{Loss, QueueMetrics, State as Told};
@@ -255,7 +256,13 @@ impl MemoryState {
         let (gone, going): (Vec<_>, Vec<_>) = needed.partition(|(_, cursor)| cursor.gone);
         let is_missed = gone.iter().any(|(_, cursor)| cursor.outstanding(record).events > 0);
         let nobody = going.is_empty() && gone.is_empty();
-        if is_missed || nobody { Err(Refused::Undelivered) } else { Ok(()) }
+        if mutant!("ended-output-under-delivered", is_missed, false)
+            || mutant!("reload-under-delivered", nobody, false)
+        {
+            Err(Refused::Undelivered)
+        } else {
+            Ok(())
+        }
     }
 
     /// Sends the result to the sender of a record, if the sender waits for it. No required output
@@ -397,7 +404,11 @@ impl MemoryState {
             }
             // Every required output that still runs has finished a spare record.
             if !is_spare {
-                dropped.count(metrics);
+                mutant!(
+                    "drop-counts-what-all-have",
+                    dropped.count(metrics),
+                    metrics.dropped.drop_oldest.increment(record.events)
+                );
             }
         }
         // The events that an output has finished are counted above, by claims that are forgotten
@@ -681,7 +692,7 @@ impl Queue {
         let state = self.shared.lock();
         let metrics = &self.shared.metrics;
         metrics.bytes.set((state.bytes + state.aside) as f64);
-        metrics.needed.set(state.needed() as f64);
+        metrics.needed.set(mutant!("spare-bytes-are-pressure", state.needed(), state.bytes) as f64);
         metrics.held.set(state.records.iter().map(|record| record.events).sum::<u64>() as f64);
         for (_, cursor) in &state.cursors {
             state.backlog(cursor).show(&cursor.output.metrics);
@@ -977,7 +988,7 @@ impl Cursor {
         drop(guard);
         if batch.is_none() {
             // The claims after this one may be finished, and the queue may be empty now.
-            self.shared.progress.notify_waiters();
+            mutant!("drain-waits-for-a-dropped-claim", self.shared.progress.notify_waiters());
         }
         batch
     }
@@ -1065,7 +1076,14 @@ impl Cursor {
     pub fn notes(&self) -> Notes {
         let (notes, end) = {
             let state = self.shared.lock();
-            (Arc::clone(&state.cursors[self.index].notes), state.next)
+            (
+                mutant!(
+                    "s3-reload-stores-twice",
+                    Arc::clone(&state.cursors[self.index].notes),
+                    notes::Memory::default()
+                ),
+                state.next,
+            )
         };
         let (shared, of) = (Arc::clone(&self.shared), Arc::clone(&notes));
         let settled = move || {

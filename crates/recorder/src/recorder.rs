@@ -25,7 +25,7 @@ use super::witness::{ANSWERS_WITHIN, Answered, Heard, Witnesses};
 use super::{hashes, off, outcome, store};
 use base::disk::Disk;
 use base::position::Position;
-use base::release;
+use base::{mutant, release};
 use evidence_log::entry::{Alarm, Entry, QUEUE, RANGE_MAX, Running, Started, now};
 use evidence_log::layout::{DIRECTORY, Tampered};
 use evidence_log::lines::{Range, Record, SALT_BYTES, Salt};
@@ -350,7 +350,7 @@ impl Work {
             }
             self.end_of_questions();
             // This answer may have been about an earlier checkpoint.
-            self.ask_witnesses();
+            mutant!("last-checkpoint-not-cosigned", self.ask_witnesses());
         }
     }
 
@@ -477,7 +477,7 @@ impl Work {
         let last = store.last_accepted()?;
         let is_set_back = last.is_some_and(|last| last > end.get());
         let (mut known, later) = store.lines()?;
-        if is_set_back {
+        if mutant!("stale-hashes-lose-events", is_set_back, false) {
             // The hashes are those of other events at the same positions.
             hashes::keep_aside(&**disk)?;
             known = None;
@@ -657,7 +657,10 @@ impl Work {
         }
         // The queue notes what it gives up before the cursor passes it.
         let given_up = self.setup.cursor.take_given_up().into_iter();
-        self.unproven.extend(given_up.map(|range| range.start.get()..range.end.get()));
+        mutant!(
+            "dropped-room-is-a-loss",
+            self.unproven.extend(given_up.map(|range| range.start.get()..range.end.get()))
+        );
         if let Some(batch) = &batch {
             self.hash(batch);
         }
@@ -791,7 +794,9 @@ impl Work {
     /// Makes hashes and entries durable, and finishes their claims. With `signs`, also signs a
     /// checkpoint if the log has grown.
     fn write(&mut self, signs: bool) {
-        if signs && let Err(error) = self.check_files() {
+        if mutant!("evidence-removed-unnoticed", signs, false)
+            && let Err(error) = self.check_files()
+        {
             return self.failed(EvidenceError::Write, &error);
         }
         self.close();

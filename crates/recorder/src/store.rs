@@ -15,6 +15,7 @@ use std::sync::Arc;
 
 use super::bound::{Bound, Sizes};
 use base::disk::{Access, Disk, File, named, replace};
+use base::mutant;
 use evidence_log::entry::{Alarm, Entry, end_in_queue, last_end, now};
 use evidence_log::journal::{Chain, JOURNAL_BYTES_MAX, Own};
 use evidence_log::layout::{
@@ -403,7 +404,11 @@ impl Store {
     fn compare_with_known(&mut self) -> io::Result<()> {
         let Some(known) = known(&*self.disk, &self.origin)? else { return Ok(()) };
         let Head { size, .. } = self.newest.head;
-        if known.size <= size && root_at(&self.nodes(), known.size)? == known.root {
+        if mutant!(
+            "evidence-cut-unnoticed",
+            known.size <= size && root_at(&self.nodes(), known.size)? == known.root,
+            true
+        ) {
             return Ok(());
         }
         tracing::error!(

@@ -10,6 +10,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use super::store::Store;
+use base::mutant;
 use client::ask::{Answer, Target};
 use client::tls;
 use config::ClientTls;
@@ -113,7 +114,9 @@ impl Question {
         };
         let again = Self { checkpoint: newest, ..self };
         match (contradiction, has) {
-            (Some(why), _) if self.is_doubted => Err(why),
+            (Some(why), _) if mutant!("witness-believed-at-once", self.is_doubted, true) => {
+                Err(why)
+            }
             // The answer may have come from a gateway. The relay asks as if it knew nothing of the
             // witness, which then gives its size.
             (Some(_), _) => Ok(Some(Self { old: 0, round: 1, is_doubted: true, ..again })),

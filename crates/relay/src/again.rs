@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use base::mutant;
+
 /// The first and the longest pause between two attempts.
 const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(30));
 
@@ -60,7 +62,11 @@ impl Again {
     /// Nothing is lost if the future is dropped.
     pub(crate) async fn due(&self) {
         match &self.0 {
-            Some(waiting) => tokio::time::sleep_until(waiting.next).await,
+            Some(waiting) => mutant!(
+                "reload-waits-for-another-sighup",
+                tokio::time::sleep_until(waiting.next).await,
+                std::future::pending().await
+            ),
             None => std::future::pending().await,
         }
     }

@@ -36,6 +36,7 @@ use std::sync::Arc;
 
 use tokio::sync::{mpsc, oneshot};
 
+use base::mutant;
 use config::Config;
 
 pub mod admin;
@@ -133,6 +134,11 @@ async fn serve(
             // after a signal.
             error = parts.outputs.ended() => {
                 tracing::error!(error, "an output has ended for good: the relay drains and exits with 1");
+                mutant!(
+                    "ended-output-skips-the-drain",
+                    {},
+                    parts.config.drain_timeout = std::time::Duration::ZERO
+                );
                 break Err(Error::Ended(error));
             }
             Some(()) = reload.recv() => parts.file.again.end(),
@@ -149,7 +155,7 @@ async fn serve(
         // its last wait is over.
         tokio::select! {
             biased;
-            () = &mut stopped => break Ok(()),
+            () = &mut stopped, if mutant!("reload-deaf-to-sigterm", true, false) => break Ok(()),
             error = failures.wait() => break Err(Error::Ended(error)),
             prepared = parts.prepare() => parts.reload(prepared).await,
         }
@@ -159,7 +165,7 @@ async fn serve(
     let result = tokio::select! {
         drained = drain(parts) => result.and(drained),
         () = aborted => {
-            abandon(&queue, ephemeral, lives).await;
+            mutant!("second-signal-hides-losses", abandon(&queue, ephemeral, lives).await);
             Err(Error::ended("ended at once by a second signal".to_owned()))
         }
     };

@@ -15,6 +15,7 @@ use tokio_util::task::TaskTracker;
 use super::error::Refused;
 use crate::admin;
 use crate::listener::{Gate, Listener, Settings};
+use base::mutant;
 use client::net;
 use process::Failures;
 use telemetry::Telemetry;
@@ -223,7 +224,11 @@ impl Listeners {
     /// address until the next reload. Returns the last part of the error message, which says
     /// whether the old address is open.
     fn reopen(&mut self, config: &config::Listener, settings: Arc<Settings>) -> String {
-        let socket = net::bind(config.address);
+        let socket = mutant!(
+            "reload-listens-nowhere",
+            net::bind(config.address),
+            Err(io::ErrorKind::AddrInUse.into())
+        );
         let listener = socket.and_then(|socket| self.listener(config, settings, socket));
         let opened = listener.map(|listener| self.accept(listener));
         match opened {

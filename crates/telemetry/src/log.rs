@@ -29,6 +29,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 use tracing_subscriber::{Layer, reload};
 
 use base::lock::lock;
+use base::mutant;
 use base::words::escape;
 use config::{Log, LogFormat};
 
@@ -432,7 +433,11 @@ impl Write for Line<'_> {
     /// Adds one whole line to the queue. The formatter calls this function once for each line.
     fn write(&mut self, line: &[u8]) -> io::Result<usize> {
         let bytes = if self.to.escapes { escaped(line) } else { line.to_vec() };
-        self.to.queue.push(bytes, self.rank);
+        mutant!(
+            "stderr-that-nobody-reads",
+            self.to.queue.push(bytes, self.rank),
+            io::stderr().write_all(&bytes)?
+        );
         Ok(line.len())
     }
 

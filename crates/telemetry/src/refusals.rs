@@ -15,6 +15,7 @@ use crate::status;
 use crate::status::RefusalTimes;
 use crate::status::thresholds::{ATTEMPTS, PATIENCE, PATIENCE_WITH_RETRY_AFTER};
 use base::lock::lock;
+use base::mutant;
 
 /// The greatest number of characters in [`LastRejected::message`]. The relay's own messages are
 /// shorter, and quote at most one word that a client has chosen.
@@ -235,7 +236,11 @@ impl Refusals {
 
     /// Returns the last request that was refused for good; `None` if there was none yet.
     pub fn last_for_good(&self) -> Option<LastRejected> {
-        lock(&self.0).for_good.clone()
+        mutant!(
+            "refusal-hides-a-final-one",
+            lock(&self.0).for_good.clone(),
+            lock(&self.0).any.clone().filter(|last| last.reason.is_for_good())
+        )
     }
 
     /// Returns the last TLS handshake of a sender that failed; `None` if none failed yet.

@@ -39,7 +39,7 @@ const SEED: &str = "SIM_SEED";
 const USAGE: &str = "\
 usage: sim run [--seeds FROM..TO] [--with TEXT] [--jobs N] [--all]
                                                run seeds; the first fault ends it, but for --all
-       sim seed N [--trace]                    run one seed, and print what happened
+       sim seed N [--trace] [--mutant NAME]    run one seed, and print what happened
        sim same FROM..TO                       run each seed twice, and compare the traces
        sim shrink N                            the shortest history of a seed that still fails
        sim mutants [NAME...] [--seeds FROM..TO] [--with TEXT] [--most N] [--jobs N]
@@ -55,7 +55,7 @@ fn main() -> ExitCode {
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let is_fine = match words.as_slice() {
         ["run", options @ ..] => runs::run(options),
-        ["seed", seed, options @ ..] => runs::show(seed, options.contains(&"--trace")),
+        ["seed", seed, options @ ..] => runs::show(seed, options),
         ["same", seeds] => runs::same(seeds),
         ["shrink", seed] => runs::shrink(seed),
         ["mutants", words @ ..] => mutants::run(words),

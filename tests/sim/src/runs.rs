@@ -6,14 +6,14 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::RecvTimeoutError;
-use std::sync::{Mutex, mpsc};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use serde::Deserialize;
 use tempfile::TempDir;
 
-use crate::kernel;
 use crate::plan::Plan;
+use crate::{kernel, mutants};
 
 /// The greatest number of lives and commands of the program in a seed.
 pub(crate) const LIVES: usize = 12;
@@ -33,7 +33,11 @@ pub(crate) struct Verdict {
 
 /// The copies of the relay's library that the lives of a seed load, and room for the files of
 /// seeds. The directory is in memory, if the machine has one.
-pub(crate) struct Stage(TempDir);
+pub(crate) struct Stage {
+    directory: Arc<TempDir>,
+    /// The mutant that the library is, if it was built with mutants; `None` if it is none of them.
+    mutant: Option<String>,
+}
 
 impl Stage {
     /// Copies the library.
@@ -49,13 +53,18 @@ impl Stage {
             fs::copy(library, copy)
                 .unwrap_or_else(|error| panic!("{}: {error}", library.display()));
         }
-        Self(directory)
+        Self { directory: Arc::new(directory), mutant: None }
     }
 
     /// The library that cargo has built beside this program.
     pub(crate) fn of_this_build() -> Self {
         let program = std::env::current_exe().expect("this program");
         Self::new(&program.with_file_name("libsimulated_relay.so"))
+    }
+
+    /// The same library as one of the mutants that it has.
+    pub(crate) fn with_mutant(&self, name: &str) -> Self {
+        Self { directory: Arc::clone(&self.directory), mutant: Some(name.to_owned()) }
     }
 
     /// Runs a seed without these actions. `worker` names its directory.
@@ -66,13 +75,15 @@ impl Stage {
         left_out: &[usize],
         trace: bool,
     ) -> (Option<Verdict>, String) {
-        let directory = self.0.path().join(format!("worker-{worker}"));
+        let directory = self.directory.path().join(format!("worker-{worker}"));
         fs::remove_dir_all(&directory).ok();
         fs::create_dir(&directory).expect("a writable directory");
         let left_out: Vec<String> = left_out.iter().map(ToString::to_string).collect();
         let mut command = Command::new(std::env::current_exe().expect("this program"));
         command.env_clear().env(crate::SEED, seed.to_string());
-        command.env("SIM_LIBRARIES", self.0.path()).env("SIM_LEFT_OUT", left_out.join(","));
+        command.env("SIM_LIBRARIES", self.directory.path());
+        command.env("SIM_LEFT_OUT", left_out.join(","));
+        command.envs(self.mutant.as_ref().map(|name| ("KUBE_AUDIT_FORWARDER_MUTANT", name)));
         if trace {
             command.env("SIM_TRACE", "1");
         }
@@ -225,12 +236,16 @@ pub(crate) fn run(options: &[&str]) -> bool {
     failed.is_empty()
 }
 
-/// Runs a seed, and prints its history, its faults and perhaps its trace.
-pub(crate) fn show(seed: &str, trace: bool) -> bool {
+/// Runs a seed, as a mutant if the options name one, and prints its history, its faults and perhaps
+/// its trace.
+pub(crate) fn show(seed: &str, options: &[&str]) -> bool {
     let seed = seed.parse().expect("a number");
     kernel::fix_addresses();
-    let stage = Stage::of_this_build();
-    let (verdict, errors) = stage.run(0, seed, &[], trace);
+    let stage = match option(options, "--mutant") {
+        Some(name) => mutants::stage_of(name).unwrap_or_else(|error| panic!("{error}")),
+        None => Stage::of_this_build(),
+    };
+    let (verdict, errors) = stage.run(0, seed, &[], options.contains(&"--trace"));
     print!("{errors}");
     history(seed, &[]);
     println!("{verdict:#?}");

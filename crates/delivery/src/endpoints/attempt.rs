@@ -11,6 +11,7 @@ use super::address::ResolvedAddress;
 use super::circuit::{Fault, UNANSWERED_MAX};
 use super::set::Endpoints;
 use crate::failure::Failure;
+use base::mutant;
 use telemetry::AttemptError;
 
 /// The results of `check --connect` for one output. Each entry has the name of an address, and the
@@ -130,7 +131,7 @@ impl Attempt {
     pub fn patience(&self) -> Duration {
         let request = self.set.timeouts.request;
         match self.set.lock().may_another_answer(self.address.id) {
-            true => request.min(UNANSWERED_MAX),
+            true => mutant!("mute-address-keeps-the-lanes", request.min(UNANSWERED_MAX), request),
             false => request,
         }
     }

@@ -17,6 +17,8 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use base::mutant;
+
 /// The shortest hold. A consumer that restarts is away for a few seconds, and returning to it costs
 /// a TCP stream a new connection, so the relay does not return at once.
 pub(super) const HOLD_MIN: Duration = Duration::from_secs(10);
@@ -184,7 +186,9 @@ impl Circuit {
     /// no delivery has tried the address; deliveries may use such an address.
     pub(super) fn name(&self) -> &'static str {
         match self.state {
-            CircuitState::Closed if !self.proven && self.failed.is_none() => "unknown",
+            CircuitState::Closed if !self.proven && self.failed.is_none() => {
+                mutant!("untried-address-is-up", "unknown", "up")
+            }
             CircuitState::Closed => "up",
             CircuitState::HalfOpen { .. } => "back, on trial",
             CircuitState::Open(_) => "down",

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use super::api::{Api, Outcome, Reply, Sent};
 use super::url::BaseUrl;
 use crate::transport::connection::io_reason;
+use base::mutant;
 use client::ask::NoAnswer;
 use delivery::failure::{Failure, RETRY_AFTER_MAX};
 use telemetry::AttemptError;
@@ -93,7 +94,7 @@ pub(super) fn early(
 ) -> Outcome {
     let (status, headers) = (response.status(), response.headers());
     let by_status = meaning(base, path, status, headers);
-    if matches!(by_status, Outcome::Accepted) {
+    if mutant!("early-2xx", matches!(by_status, Outcome::Accepted), false) {
         let what = format!(
             "{base}: answered {status} before it had the whole request, which is no acknowledgement"
         );
@@ -117,7 +118,9 @@ pub(super) async fn judge(
 ) -> (Outcome, bool) {
     let answer = read(response, api.answer_bytes(), deadline).await;
     let reply = answer.reply(base, path);
-    let outcome = match reply.status.is_success().then(|| api.acknowledged(&reply)) {
+    let outcome = match mutant!("web-page-acknowledges", reply.status.is_success(), false)
+        .then(|| api.acknowledged(&reply))
+    {
         Some(Err(what)) => reply.unclear(&what),
         Some(Ok(())) | None => api.judge(reply, sent),
     };

@@ -17,6 +17,7 @@ use super::pool::{Lane, PooledConnection, exchange};
 use super::request::{compressed, content_encoding};
 use super::url::{BaseUrl, HttpEndpoint};
 use super::wire::Progress;
+use base::mutant;
 use client::ask::{USER_AGENT, chain};
 use config::Strategy;
 use delivery::checkpoints::{Checkpoint, Fate};
@@ -188,7 +189,9 @@ impl Client {
         let Exchanged { attempt, sent_at, mut outcome, mut connection } = done;
         if let Outcome::Taken(number) = outcome {
             match &mut connection {
-                Some(open) if open.confirmations.has(number) => {
+                Some(open)
+                    if mutant!("splunk-number-twice", open.confirmations.has(number), false) =>
+                {
                     outcome = Outcome::Failed(Failure::new(AttemptError::Acknowledgement, AGAIN));
                     // The unconfirmed requests on the connection become doubts, and are sent again.
                     connection = None;
@@ -341,7 +344,10 @@ impl Client {
         let call =
             Call { connection: connection.id, host: &endpoint.authority, target, head, extra };
         let mut own = self.api.request_headers(&call)?;
-        own.extend(cookie.map(|cookie| (header::COOKIE, cookie)));
+        mutant!(
+            "splunk-without-cookies",
+            own.extend(cookie.map(|cookie| (header::COOKIE, cookie)))
+        );
         connection.busy = true;
         let marks = connection.progress.begin();
         let upload = Upload {

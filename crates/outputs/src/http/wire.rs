@@ -24,6 +24,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::transport::socket::{SharedSocket, Socket};
 use base::lock::lock;
+use base::mutant;
 
 /// Before each write of a request except the first, the relay looks for an early answer, that is,
 /// one that came before the whole request was sent. At most this many bytes of such an answer are
@@ -142,6 +143,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> WatchedStream<S> {
             state.end.is_some_and(|end| self.shared.acknowledged().is_ok_and(|bytes| bytes >= end));
         state.last = is_whole;
         state.answered.get_or_insert(is_whole);
+        mutant!("endless-interim-answers", {}, state.end.iter_mut().for_each(|end| *end -= 1));
     }
 
     /// Reads, before a write, an answer that has already arrived. The answer came before the whole

@@ -13,6 +13,7 @@ use std::sync::{Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 
 use base::lock::lock;
+use base::mutant;
 use queue::{Claim, Notes, Position};
 
 /// The greatest number of ranges that are kept. There are more only if the queue's files have not
@@ -25,8 +26,8 @@ pub(super) struct Range {
     first: u64,
     last: u64,
     /// `true` if this plan knows that the server has the object. It is written because older
-    /// programs can't read a range without it, and it is never read.
-    #[serde(skip_deserializing)]
+    /// programs can't read a range without it, and [`Plan::load`] does not believe it.
+    #[serde(default)]
     stored: bool,
 }
 
@@ -97,6 +98,7 @@ impl Plan {
         // If somebody has removed the events of the directory, positions begin at 0 again.
         let end = notes.end().get();
         ranges.retain(|range| range.last < end);
+        mutant!("s3-trusts-an-old-mark", ranges.iter_mut().for_each(|range| range.stored = false));
         Ok(Self { ranges: Mutex::new(ranges), saving: Mutex::default(), notes })
     }
 
@@ -152,6 +154,7 @@ impl Plan {
         match text.and_then(|text| self.notes.store(&text)) {
             Ok(()) => *is_told = false,
             Err(error) => {
+                mutant!("s3-stops-without-notes", {}, std::panic::resume_unwind(Box::new(error)));
                 if !std::mem::replace(&mut *is_told, true) {
                     tracing::warn!(
                         %error,

@@ -21,6 +21,7 @@ use crate::contract::{Origin, Take, now};
 use crate::segment;
 use crate::segment::{Check, FIRST_RECORD, Found, LogOffset, SegmentHeader};
 use base::disk::{Access, File};
+use base::mutant;
 use base::position::Position;
 
 /// The greatest number of bytes of old lines that a reader reads: it begins at most this far before
@@ -83,7 +84,14 @@ impl Before {
             byte: place.byte.saturating_sub(BYTES_MAX),
             since: now().saturating_sub(within),
         };
-        Self { shared, limits, at: from, spot: None, pieces: VecDeque::new(), reading: None }
+        Self {
+            shared,
+            limits,
+            at: mutant!("look-back-of-duplicates", from, Position::START),
+            spot: None,
+            pieces: VecDeque::new(),
+            reading: None,
+        }
     }
 
     /// Returns the next piece, and the position and the age of its first line. `None` if all pieces

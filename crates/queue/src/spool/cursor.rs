@@ -22,6 +22,7 @@ use crate::notes::Notes;
 use crate::outputs::Output;
 use crate::segment::{FIRST_RECORD, LogOffset, RECORD_HEADER};
 use crate::shelf::Shelf;
+use base::mutant;
 use base::position::Position;
 use telemetry::Loss;
 
@@ -273,7 +274,11 @@ impl CursorState {
     pub(super) fn oldest(&self) -> Option<u64> {
         let claimed = self.claims.iter().next().map(|entry| entry.note.received);
         claimed.or_else(|| {
-            self.ahead.pieces.iter().find(|piece| !piece.is_gap()).map(|piece| piece.received)
+            self.ahead
+                .pieces
+                .iter()
+                .find(|piece| mutant!("lag-since-1970", !piece.is_gap(), true))
+                .map(|piece| piece.received)
         })
     }
 
@@ -346,7 +351,7 @@ impl CursorState {
         }
         self.forget_pieces_of(dropped.clone());
         // The read that is under way may be of the dropped segment.
-        self.ahead.epoch += 1;
+        mutant!("read-of-a-dropped-segment", self.ahead.epoch += 1);
         let read = self.claims.read;
         let mut missed = dropped.end.saturating_since(dropped.start.max(read));
         let unread = dropped.start.max(read)..dropped.end;
@@ -687,7 +692,9 @@ impl Shared {
                 let read = Claim { start: loaded.from, end };
                 let Resend::Wanted { claim, alone } = &mut cursor.resend else { return };
                 let claim = *claim;
-                if claim.start != read.start || claim.end > read.end {
+                if mutant!("part-takes-the-read-of-the-whole", claim.start != read.start, false)
+                    || claim.end > read.end
+                {
                     return;
                 }
                 if claim != read && loaded.pieces.iter().any(Piece::is_gap) {
@@ -755,7 +762,10 @@ impl Shared {
         cursor.claims.forget_done();
         cursor.forget_counted();
         let is_new = state.writing.saving.touch();
-        if is_new || state.writing.saving.unsaved >= UNSAVED_MAX || state.can_reclaim() {
+        if mutant!("cursors-wait-for-traffic", is_new, false)
+            || state.writing.saving.unsaved >= UNSAVED_MAX
+            || state.can_reclaim()
+        {
             self.wakes.upkeep.notify_one();
         }
         if state.can_seal_for_room() {
@@ -827,7 +837,11 @@ impl Cursor {
     /// Starts the read `job` on a thread that may block. Does nothing if another read is under way.
     fn load(&mut self, mut job: Job) {
         if self.loading.is_none() {
-            job.patient = self.failing.is_none_or(|since| since.elapsed() < PATIENCE);
+            job.patient = mutant!(
+                "failed-read-loses-events",
+                self.failing.is_none_or(|since| since.elapsed() < PATIENCE),
+                false
+            );
             let (epoch, shared) = (job.epoch, Arc::clone(&self.shared));
             let loading = tokio::task::spawn_blocking(move || shared.read(&job));
             self.loading = Some((epoch, AbortOnDropHandle::new(loading)));
@@ -1089,7 +1103,7 @@ impl Cursor {
         if counts {
             cursor.record_end(state.log.end.position, &state.log.holes);
         }
-        if cursor.unrecorded.is_some() {
+        if mutant!("late-end-of-an-output-is-not-recorded", cursor.unrecorded.is_some(), false) {
             let until = if counts { state.log.end.position } else { cursor.claims.watermark() };
             state.log.left.entry(cursor.output.name.clone()).or_insert(until);
         }
@@ -1110,7 +1124,8 @@ impl Cursor {
     /// Changes how long segments are kept although all outputs have finished them. See
     /// [`crate::Cursor::keep`].
     pub fn keep(&self, keeps: Duration) {
-        self.shared.lock().log.cursors[self.index].output.keeps = keeps;
+        self.shared.lock().log.cursors[self.index].output.keeps =
+            mutant!("look-back-finds-nothing", keeps, Duration::ZERO);
         self.shared.wake();
     }
 
@@ -1120,7 +1135,7 @@ impl Cursor {
         self.with(|cursor| {
             let history = &mut cursor.history;
             if std::mem::replace(&mut history.selection, selection) != selection {
-                history.since = history.since.max(from);
+                mutant!("look-back-over-other-rules", history.since = history.since.max(from));
             }
         });
     }

@@ -25,6 +25,7 @@ use crate::contract::{Append, Refused, Ticket};
 use crate::segment::{BLOCK, FIRST_RECORD, RECORD_HEADER};
 use audit::LevelCounts;
 use base::disk::{File, SEGMENTS};
+use base::mutant;
 
 /// The file of a large request body is synced each time after this many bytes of lines were
 /// written. With rarer syncs, the page cache would fill with data that is not on the disk yet. One
@@ -282,7 +283,9 @@ impl Shared {
         let missing = wanted.saturating_sub(usable + state.reclaimable());
         if missing > 0 {
             let Some(chosen) = self.choose(state, missing)? else { return Ok(Room::Dropped) };
-            if std::mem::replace(&mut state.writing.bodies.has_dropper, true) && !*is_dropper {
+            if std::mem::replace(&mut state.writing.bodies.has_dropper, true)
+                && mutant!("large-bodies-drop-each-other", !*is_dropper, false)
+            {
                 return Err(Refused::Full);
             }
             *is_dropper = true;

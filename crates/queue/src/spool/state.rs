@@ -28,6 +28,7 @@ use crate::segment::{
     BLOCK, Check, FIRST_RECORD, LogOffset, RECORD_HEADER, RecordHeader, Scan, Seed,
 };
 use base::disk::File;
+use base::mutant;
 use base::position::Position;
 use config::{BATCH_OVERHEAD, WhenFull};
 use telemetry::QueueMetrics;
@@ -326,7 +327,7 @@ impl SpoolState {
     /// is so if the queue is full, no batch waits, and every required output has finished all
     /// events.
     pub(super) fn can_seal_for_room(&self) -> bool {
-        self.writing.told_full
+        mutant!("full-queue-never-empties", self.writing.told_full, false)
             && self.writing.waiting.is_empty()
             && self.log.required_watermark() == self.log.end.position
             && self.log.segments.back().is_some_and(|last| last.active)
@@ -656,7 +657,10 @@ impl LogState {
         while let Some(hole) = self.holes.iter().find(|hole| hole.start == end.position) {
             end = LogOffset { position: hole.end, byte: end.byte + hole.bytes };
         }
-        self.unrecorded().for_each(|(_, it)| it.leave(dropped.clone(), end));
+        mutant!(
+            "settled-events-of-a-drop-come-back-as-lost",
+            self.unrecorded().for_each(|(_, it)| it.leave(dropped.clone(), end))
+        );
         match self.given_up.last_mut() {
             Some(last) if last.end == dropped.start => last.end = dropped.end,
             _ => self.given_up.push(dropped),

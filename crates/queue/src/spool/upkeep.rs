@@ -19,6 +19,7 @@ use crate::cursors::Cursors;
 use crate::segment;
 use base::disk::{File, SEGMENTS, SPARES, named};
 use base::lock::lock;
+use base::mutant;
 use base::position::Position;
 
 /// The time between two saves of the cursors file while it is out of date.
@@ -443,7 +444,16 @@ impl Upkeep {
         }
         let again = which == Reclaim::All || Instant::now() >= self.again_at;
         let stuck = writing.accounting.stuck().iter().filter(|_| again);
-        let removed = stuck.chain(writing.accounting.pending_delete()).copied();
+        let pending = mutant!(
+            "stuck-segment",
+            writing.accounting.pending_delete(),
+            if writing.accounting.stuck().is_empty() {
+                writing.accounting.pending_delete()
+            } else {
+                &[]
+            }
+        );
+        let removed = stuck.chain(pending).copied();
         let keeps_end = writing.health.note_is_unknown;
         let removed = removed.filter(|(first, _)| !keeps_end || *first < log.end.position);
         let spare = |file| spares.iter().find(|(of, _)| *of == file).map(|(_, spare)| *spare);

@@ -23,6 +23,7 @@ use crate::segment::{BLOCK, FIRST_RECORD, LogOffset, RecordHeader, Seed, Segment
 use crate::synced::{Synced, SyncedFile};
 use base::disk::{Access, File, SEGMENTS, named};
 use base::lock::lock;
+use base::mutant;
 
 /// A block of zeros, for padding.
 const ZEROS: [u8; 4096] = [0; 4096];
@@ -337,7 +338,7 @@ impl Writer {
                 received: waiting.received,
                 length: lines.len() as u64,
                 events: waiting.append.events,
-                group: first,
+                group: mutant!("unfinished-group-is-damage", first, place.position),
                 crc: seed.crc(lines),
             };
             records.push((at, header));

@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use audit::pieces::{Pieces, Store};
 use audit::{Invalid, LevelCounts};
+use base::mutant;
 use queue::{Append, Incoming, Queue, Refused, Ticket};
 use transform::volume::{Seen, Volume};
 
@@ -108,7 +109,7 @@ impl Large {
 
     /// Returns the number of bytes of this body that are in memory here; see [`Pieces::held`].
     pub(super) fn held(&self) -> usize {
-        self.pieces.held()
+        mutant!("large-event-counts-twice", self.pieces.held(), 2 * self.pieces.held())
     }
 
     /// Takes the next bytes of the body, and decodes and stores the pieces that are complete.

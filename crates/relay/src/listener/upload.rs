@@ -21,6 +21,7 @@ use tokio::time::{Instant, timeout_at};
 use super::answer::{Answer, Refusal};
 use super::connection::{LINGER_TIME, LINGER_TIME_SLOW};
 use super::terms::{Bounds, Terms};
+use base::mutant;
 use telemetry::Rejection;
 
 /// The longest time for which the relay waits for more bytes of the body of a refused request. The
@@ -175,6 +176,10 @@ impl Arriving {
     /// of the body have arrived in all, or when the body arrives too slowly (see [`REFUSED_TIME`]).
     /// Returns an error, the refusal 408, only if `limits.body_timeout` has passed.
     async fn discard(&mut self, terms: &Terms, max: u64) -> Result<(), Refusal> {
+        mutant!("refused-bodies-keep-their-place", {}, {
+            while self.sent <= max && matches!(self.next(terms).await, Ok(Some(_))) {}
+            return Ok(());
+        });
         let refused = terms.connection.refused();
         let latest = self.deadline;
         let (mut counted, mut deadline) = (self.sent, Instant::now() + REFUSED_TIME);

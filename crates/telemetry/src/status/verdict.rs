@@ -11,6 +11,7 @@ use super::thresholds::{
     PATIENCE_WITH_RETRY_AFTER, QUEUE_NEARLY_FULL, SILENCE, SLOW_ANSWERS, STALLED_LATELY,
 };
 use super::{Address, Certificate, Output, Queue, Status};
+use base::mutant;
 
 /// How good or bad the state of the relay, or of a part of it, is. The order is from good to bad.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -642,7 +643,12 @@ fn refusals(status: &Status, found: &mut Findings) -> bool {
         // Returns `None` if there was no such time, and `true` if it was lately or its end is
         // unknown.
         let lately = |longest: f64, ended: Option<f64>| {
-            is_long(longest).then(|| ended.is_none_or(|ended| ended < GIVEN_UP_LATELY))
+            mutant!(
+                "page-green-after-refusals",
+                is_long(longest),
+                times.seconds.is_some_and(is_long)
+            )
+            .then(|| ended.is_none_or(|ended| ended < GIVEN_UP_LATELY))
         };
         let shut = lately(times.longest_shut_seconds, times.long_shut_ended_seconds_ago);
         let any = lately(times.longest_seconds, times.long_ended_seconds_ago);
