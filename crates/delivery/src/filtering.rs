@@ -14,6 +14,7 @@ use super::lines::{Lines, events, line};
 use super::offload::{has_large_event, offload};
 use super::tapped::Tapping;
 use crate::filter::{Changes, EventView, Filter, Seen, Verdict};
+use base::mutant;
 use evidence_log::tlog::merkle::Hash;
 use queue::{Batch, Claim, Cursor, Disposition, Fate, Position, SentLine, lines};
 use telemetry::OutputMetrics;
@@ -361,11 +362,11 @@ impl Filtering {
     fn begin_batch(&mut self, batch: &Batch) {
         let Batch { claim, events, .. } = *batch;
         self.unmark(self.next.min(claim.start)..claim.end);
-        if claim.start > self.next {
+        if mutant!("dropped-events-stay-known", claim.start > self.next, false) {
             self.forget(self.next..claim.start);
         }
         self.next = self.next.max(claim.end);
-        if events < claim.end - claim.start {
+        if mutant!("partly-dropped-claim-stays-known", events < claim.end - claim.start, false) {
             self.forget(claim.start..claim.end);
         }
     }

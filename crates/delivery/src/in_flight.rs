@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::trial::Trial;
+use base::mutant;
 use base::position::Position;
 use queue::{Batch, Claim, Cursor, Disposition, Redelivery, Take};
 
@@ -227,7 +228,11 @@ impl InFlight {
     /// Returns the position of the first claim that is neither accepted nor given up; `None` if
     /// there is none.
     fn first_open(&self) -> Option<Position> {
-        let open = [State::OnWire, State::Pending, State::Suspect];
+        let open = [
+            State::OnWire,
+            mutant!("final-before-refused-ones", State::Pending, State::Suspect),
+            State::Suspect,
+        ];
         open.into_iter().filter_map(|state| self.set(state).first()).min().copied()
     }
 
@@ -411,7 +416,7 @@ impl InFlight {
     /// start begins at the first event that is not final, and must not begin inside an object of
     /// `s3`, which can't be made again from its second half.
     pub(super) fn begin_together(&mut self) {
-        self.together.get_or_insert_default();
+        mutant!("object-ends-in-parts", self.together.get_or_insert_default());
     }
 
     /// Makes the claims final that were finished since [`InFlight::begin_together`].
@@ -518,6 +523,11 @@ impl InFlight {
         for state in [State::OnWire, State::Held, State::Burying] {
             self.claims(state).into_iter().for_each(|claim| self.cursor.release(claim));
         }
+        mutant!(
+            "reload-forgets-held-claims",
+            {},
+            self.table.retain(|_, (state, _)| *state != State::Held)
+        );
         let mut claims: Vec<_> = self.table.values().map(|(_, work)| work.claim).collect();
         if self.cursor.is_in_order() {
             self.cursor.rewind();

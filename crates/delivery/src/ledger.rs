@@ -21,6 +21,7 @@ use super::retry::Retry;
 use super::search::{PAUSE_MANY, SUSPECTS_MAX, Search};
 use super::trial;
 use super::trial::{Answer, Circumstances, Conducts, Next};
+use base::mutant;
 use base::position::Position;
 use config::{BatchLimits, Rejected};
 use queue::{Batch, Claim, Cursor, Redelivery, Take};
@@ -413,7 +414,11 @@ impl Ledger {
     /// be sent. The output now pauses. After the pause, another suspect is sent again.
     fn next_round(&mut self) {
         let suspects = self.in_flight.count(State::Suspect);
-        let next = self.search.rotate(suspects);
+        let next = self.search.rotate(mutant!(
+            "only-the-first-suspect-is-tried",
+            suspects,
+            suspects.min(1)
+        ));
         if let Some(suspect) = self.in_flight.nth(State::Suspect, next) {
             self.in_flight.change(suspect.claim, State::Pending);
         }
@@ -646,7 +651,11 @@ impl Ledger {
                 // Events that the consumer has taken but will not confirm are sent in a request of
                 // their own.
                 Verdict::Unconfirmed => works.into_iter().for_each(|work| {
-                    self.again(work.with_remainder(false));
+                    self.again(work.with_remainder(mutant!(
+                        "splunk-taken-shares-requests",
+                        false,
+                        true
+                    )));
                 }),
                 Verdict::Partly { refused, failure } => {
                     self.refused_partly(works, refused, &failure, consumer);
@@ -801,6 +810,13 @@ impl Ledger {
         self.search.refused();
         let verdict = work.trial.refused(&mut self.conducts, consumer, work.events, now);
         let Err(work) = self.halve(work) else { return };
+        mutant!(
+            "refused-at-random",
+            {},
+            if matches!(verdict, trial::Verdict::SetAside | trial::Verdict::AtOnce) {
+                return self.give_up(work, u64::MAX, failure);
+            }
+        );
         match verdict {
             _ if self.rules.keeps_all => {
                 self.again(work);
@@ -836,7 +852,12 @@ impl Ledger {
         let (conducts, is_ordered) = (&self.conducts, self.rules.is_ordered);
         let is_alone = |work: &Work| work.trial.is_alone_in_trouble(conducts, consumer, is_ordered);
         let compares = failure.server_error && !self.rules.collects && works.iter().all(is_alone);
-        if failure.server_error && !self.rules.collects {
+        if mutant!(
+            "errors-at-the-last-address-only",
+            failure.server_error,
+            failure.server_error && !failure.elsewhere
+        ) && !self.rules.collects
+        {
             let now = self.circumstances();
             let mut is_at_fault = true;
             for work in &mut works {
@@ -1156,7 +1177,7 @@ impl Ledger {
     /// aside now.
     pub(crate) fn hurry(&mut self) {
         self.pacing.shorten();
-        self.aside.hurry();
+        mutant!("drain-forgets-events-set-aside", self.aside.hurry());
     }
 
     /// Hands over events that are given up or set aside, to be written (see [`GivenUp::bury`]).

@@ -33,6 +33,7 @@ use super::encode::{Encode, Encoded};
 use super::session;
 use super::session::{READ_BYTES, Session};
 use base::lock::lock;
+use base::mutant;
 use delivery::checkpoints::Checkpoint;
 use delivery::endpoints::{Attempt, Endpoints, Probed, Watch};
 use delivery::failure::Failure;
@@ -328,7 +329,7 @@ impl<E: Encode> StreamLink<E> {
         {
             let end = self.session.wire.socket().written();
             self.sent.push_back(SentBatch { end, ..written });
-            self.session.ready.push_back(Event::Room);
+            mutant!("stream-room-only-when-final", self.session.ready.push_back(Event::Room));
         }
         Ok(())
     }
@@ -443,7 +444,13 @@ impl<E: Encode + Sync> Link for StreamLink<E> {
     fn send(&mut self, batch: Batch) {
         let claim = batch.claim;
         match self.encode(batch) {
-            Err(what) => self.session.refuse(Some(claim), what),
+            Err(what) => {
+                mutant!("too-long-breaks-the-stream", self.session.refuse(Some(claim), what), {
+                    let failure = self.session.failure(AttemptError::Protocol, what);
+                    let broken = self.broken(failure);
+                    self.session.ready.push_back(broken);
+                })
+            }
             // Every event was given up and nothing is on the wire, so the claim is final at once.
             Ok(encoded) if encoded.pieces.is_empty() && self.sent.is_empty() => {
                 self.session.ready.push_back(report(Some(claim), encoded.parts));

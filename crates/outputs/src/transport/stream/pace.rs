@@ -1,5 +1,7 @@
 //! The limit for what a stream has under way, so that every consumer makes progress.
 
+use base::mutant;
+
 /// The limit for bytes that are sent and not yet final. All connections of an output, which exist
 /// one after the other, share one value.
 ///
@@ -51,7 +53,14 @@ impl Pace {
     /// not fit in the rest of the limit must wait until all bytes before it are final. If the batch
     /// were sent earlier, it could break every connection before these bytes are final.
     pub(super) fn may_begin(&self, bytes: u64) -> bool {
-        self.limit.is_none_or(|limit| self.window == 0 || self.window + bytes <= limit)
+        self.limit.is_none_or(|limit| {
+            self.window == 0
+                || mutant!(
+                    "stream-sends-large-after-break",
+                    self.window + bytes <= limit,
+                    self.window < limit
+                )
+        })
     }
 
     /// Notes that this number of bytes was written to the connection.
@@ -67,7 +76,9 @@ impl Pace {
         self.since_break += bytes;
         let Some(limit) = self.limit.filter(|_| all && self.window > 0) else { return };
         self.window = 0;
-        if self.since_break > self.broke_after {
+        if mutant!("orderly-ends-keep-the-limit", self.since_break, self.final_bytes)
+            > self.broke_after
+        {
             // A limit beyond 1 TiB limits nothing: no replay window holds that many bytes.
             self.limit = limit.checked_mul(2).filter(|doubled| *doubled < 1 << 40);
         }
