@@ -33,6 +33,9 @@ cd "$source"
 unset CARGO_ENCODED_RUSTFLAGS
 for name in $(env | sed -n 's/^\([A-Z_]*C\(XX\)\{0,1\}FLAGS[A-Za-z0-9_]*\)=.*/\1/p'); do unset "$name"; done
 for name in $(env | sed -n 's/^\(CARGO_PROFILE_[A-Z0-9_]*\)=.*/\1/p'); do unset "$name"; done
+# A profile of a running relay has the names of its functions and their lines. Both are moved out of
+# the program below, into a file beside it.
+export CARGO_PROFILE_RELEASE_DEBUG=line-tables-only
 host=$(rustc -vV | sed -n 's/^host: //p')
 # The target is named although it is this machine's own. Otherwise build scripts and macros would be
 # linked statically like the program.
@@ -60,12 +63,12 @@ case $features in
   export OPENSSL_STATIC OPENSSL_LIB_DIR OPENSSL_INCLUDE_DIR
   ;;
 esac
-set -- --profile shipped --locked --target "$host" --target-dir "$directory"
+set -- --release --locked --target "$host" --target-dir "$directory"
 for program in $programs; do set -- "$@" --package "$program"; done
 for feature in $features; do set -- "$@" --features "kube-audit-forwarder/$feature"; done
 cargo build "$@"
 mkdir -p "$directory/static"
-for program in $programs; do cp "$directory/$host/shipped/$program" "$directory/static/"; done
+for program in $programs; do cp "$directory/$host/release/$program" "$directory/static/"; done
 cd "$directory/static"
 objcopy --only-keep-debug kube-audit-forwarder kube-audit-forwarder.debug
 "$source/deploy/dependencies.py" "$features" "$host" >dependencies
