@@ -330,15 +330,7 @@ impl GivenUp {
                         self.set_aside(batch, kept, doomed.reason, parts);
                         continue;
                     }
-                    let cursor = parts.in_flight.cursor();
-                    let (lines, mut disposition) = match doomed.reason.cause {
-                        Cause::TooLong => {
-                            parts.filtering.too_long(batch, cursor, &parts.health.metrics)
-                        }
-                        Cause::Refused | Cause::TooOld | Cause::Unreadable => {
-                            parts.filtering.originals(batch, cursor)
-                        }
-                    };
+                    let (lines, mut disposition) = parts.letters(batch, doomed.reason.cause);
                     disposition.lost = disposition.lost.min(lost_max);
                     self.end_with(Of::Claim(claim), disposition, lines, doomed.reason, parts);
                 }
@@ -399,8 +391,7 @@ impl GivenUp {
             parts.health.given_up(1, *cause, LostAs::Unwritten, text);
             return Self::settle(of, Disposition::lost(1), true, parts);
         }
-        let batch = kept.batch(position, line);
-        let (lines, disposition) = parts.filtering.originals(batch, parts.in_flight.cursor());
+        let (lines, disposition) = parts.letters(kept.batch(position, line), reason.cause);
         self.end_with(of, disposition, lines, reason, parts);
     }
 
@@ -529,6 +520,21 @@ pub(crate) struct Parts<'a> {
     pub aside: &'a mut Aside,
     pub(super) filtering: &'a mut Filtering,
     pub health: &'a mut Health,
+}
+
+impl Parts<'_> {
+    /// Takes a batch that is given up because of `cause`. Returns the lines for the dead letters:
+    /// as they were received, or redacted if the events are too long for the protocol. Also returns
+    /// how many of the events are lost, dropped by the filter, or duplicates.
+    fn letters(&mut self, batch: Batch, cause: Cause) -> (Vec<Bytes>, Disposition) {
+        let Self { in_flight, filtering, health, .. } = self;
+        match cause {
+            Cause::TooLong => filtering.too_long(batch, in_flight.cursor(), &health.metrics),
+            Cause::Refused | Cause::TooOld | Cause::Unreadable => {
+                filtering.originals(batch, in_flight.cursor())
+            }
+        }
+    }
 }
 
 /// Returns the number of events in these lines.
