@@ -38,7 +38,7 @@ pub trait OutputSettings: fmt::Debug + PartialEq + Send + Sync + Sized + 'static
     /// contain each such section: `"tls = {}"`. Required keys may be left out.
     const SAMPLE: &'static str;
 
-    /// The bytes of memory that the batches under way take at most with the default settings,
+    /// The bytes of memory that unanswered batches take at most with the default settings,
     /// besides the largest event: as a rule `concurrency` × `batch.max_bytes`, and what the page of
     /// the guarantees adds for the type. `check` adds them up.
     const MEMORY: u64;
@@ -109,7 +109,7 @@ pub struct OutputType {
     pub name: &'static str,
     /// The lines of TOML from which the config reference is generated: `OutputSettings::SAMPLE`.
     pub sample: &'static str,
-    /// The memory that the batches under way take at most: `OutputSettings::MEMORY`.
+    /// The memory that unanswered batches take at most: `OutputSettings::MEMORY`.
     pub memory: u64,
     /// The reason why a config can have only one output of this type: `OutputSettings::ONLY_ONE`.
     pub(super) only_one: Option<&'static str>,

@@ -584,6 +584,7 @@ mod tests {
         assert_eq!((position, &line[..]), (given_up, &b"{}\n"[..]));
         assert_eq!(trying.expect("its file was read").claim.start, tried);
     }
+
     /// Another address is to be asked about the second event at once. The first one is older and
     /// due as well.
     #[tokio::test]

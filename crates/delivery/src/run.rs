@@ -138,8 +138,8 @@ impl<C: Connect> Delivery<C> {
             retire: orders.retire.clone(),
         });
         let filter = filter.map(|rules| Filter::new(rules, seen));
-        let needs_positions = connector.tells_positions() || cursor.is_recorded();
-        cursor.tell_origins(filter.is_some() || needs_positions);
+        let tells_positions = connector.tells_positions();
+        cursor.tell_origins(filter.is_some() || tells_positions || cursor.is_recorded());
         let sends_lists = connector.sends_lists() && filter.is_none();
         cursor.take_lists(sends_lists);
         cursor.keep(filter.as_ref().and_then(Filter::window).unwrap_or_default());

@@ -93,7 +93,7 @@ pub(crate) struct Settings {
 impl OutputSettings for Settings {
     const TYPE: &'static str = "elasticsearch";
     const SAMPLE: &'static str = "tls = {}\nbasic_auth = {}";
-    const MEMORY: u64 = 4 * (12 << 20);
+    const MEMORY: u64 = 4 * ((4 + 8) << 20);
     /// Elastic's rules and dashboards ask for ECS. Bodies as objects contradict each other's types
     /// in one index, and have more fields than an index may have.
     const FORM: Form =

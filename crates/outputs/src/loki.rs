@@ -88,7 +88,7 @@ enum Timestamp {
 impl OutputSettings for Settings {
     const TYPE: &'static str = "loki";
     const SAMPLE: &'static str = "tls = {}\nbasic_auth = {}";
-    const MEMORY: u64 = 16 * (4 << 20);
+    const MEMORY: u64 = 4 * 4 * (4 << 20);
 
     fn read(t: &mut Table<'_, '_>) -> Option<Self> {
         let keys = HttpKeys::of_requests(Compression::Gzip, true);

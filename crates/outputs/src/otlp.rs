@@ -56,7 +56,7 @@ pub(crate) struct Settings {
 impl OutputSettings for Settings {
     const TYPE: &'static str = "otlp";
     const SAMPLE: &'static str = "tls = {}\nbasic_auth = {}";
-    const MEMORY: u64 = 16 * 4_000_000;
+    const MEMORY: u64 = 4 * 4 * 4_000_000;
 
     fn read(t: &mut Table<'_, '_>) -> Option<Self> {
         let keys = HttpKeys::of_requests(Compression::Gzip, true);

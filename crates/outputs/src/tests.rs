@@ -32,11 +32,9 @@ pub(crate) fn batch(start: u64, events: &[impl AsRef<str>]) -> Batch {
     let bytes = pieces.iter().map(|piece| piece.len() as u64).sum();
     let events = events.len() as u64;
     let claim = Claim::of(start, start + events);
-    let origin = Origin { first: claim.start, events, age: Duration::ZERO, received: 0 };
-    let origins = pieces.iter().enumerate();
-    let origins =
-        origins.map(|(at, _)| Origin { first: claim.start + at as u64, events: 1, ..origin });
-    Batch { claim, events, bytes, origins: origins.collect(), pieces }
+    let origin =
+        |at| Origin { first: claim.start + at, events: 1, age: Duration::ZERO, received: 0 };
+    Batch { claim, events, bytes, pieces, origins: (0..events).map(origin).collect() }
 }
 
 /// Reads the answers `said`, which arrive in pieces of `step` bytes. Returns how many events they

@@ -363,7 +363,7 @@ pub struct SentLine {
 
 impl Fates {
     /// Notes that the events at these positions are lost.
-    pub fn lose(&mut self, positions: &[Position]) {
+    pub(crate) fn lose(&mut self, positions: &[Position]) {
         self.not_delivered.extend(positions.iter().map(|position| (*position, Fate::Lost)));
         self.not_delivered.sort_unstable_by_key(|(position, _)| *position);
     }

@@ -2,7 +2,6 @@
 //! answers that mean the same for all.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use hyper::header::HeaderValue;
 use hyper::{HeaderMap, StatusCode, header};
@@ -13,9 +12,7 @@ use super::url::HttpEndpoint;
 use crate::setup::Setup;
 use crate::tests::{batch, output};
 use crate::{elasticsearch, http, ibm_cloud_logs, loki, otlp, s3, splunk_hec};
-use base::position::Position;
 use delivery::link::Verdict;
-use queue::Origin;
 use telemetry::Telemetry;
 
 const TYPES: [&str; 6] = ["http", "loki", "otlp", "elasticsearch", "splunk", "ibm_cloud_logs"];
@@ -73,10 +70,7 @@ fn means_with(api: &dyn Api, status: u16, headers: &HeaderMap, body: Option<&[u8
         StatusCode::from_u16(status).unwrap(),
         HttpEndpoint::parse(None, "http://c.example").unwrap().base,
     );
-    let mut batch = batch(10, &["{}", "{}", "{}"]);
-    batch.origins =
-        vec![Origin { first: Position::new(10), events: 3, age: Duration::ZERO, received: 0 }];
-    let sent = Sent::of(&batch);
+    let sent = Sent::of(&batch(10, &["{}", "{}", "{}"]));
     let reply = Reply {
         status,
         headers,
@@ -354,7 +348,7 @@ fn s3_stores_an_object_whole_or_says_that_it_is_there() {
         (200, false, XML, "SlowDown", "failed"),
         (200, true, "text/html", PAGE, "failed"),
         (200, true, "", PAGE, "failed"),
-        // Another request for the same object is under way, and may fail yet: it is not there.
+        // Another request for the same object has not ended, and may fail: it is not there.
         (409, false, XML, "ConditionalRequestConflict", "failed"),
         (409, false, XML, "OperationAborted", "failed"),
         (409, false, "", "", "failed"),

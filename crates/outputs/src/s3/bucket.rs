@@ -268,8 +268,8 @@ impl Api for Bucket {
     }
 
     /// The answer 412 to `If-None-Match` says that there is an object with this name, which nobody
-    /// else gives. 409 says that another request for it is under way, which may still fail. Nothing
-    /// is ever wrong with single events, so any error but 412 is retried.
+    /// else gives. 409 says that another request for it has not ended, and it may still fail.
+    /// Nothing is ever wrong with single events, so any error but 412 is retried.
     fn judge(&self, reply: Reply<'_>, sent: &Sent) -> Outcome {
         let code = reply.body.and_then(code);
         if let Some(tokens) = self.tokens() {

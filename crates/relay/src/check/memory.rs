@@ -40,13 +40,12 @@ pub fn memory(checked: &Checked, limit: Option<u64>) -> Option<Problem> {
     })
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "kafka"))]
 mod tests {
     use super::*;
 
     /// Any shipped config may run in the pods of the manifests.
     #[test]
-    #[cfg(feature = "kafka")]
     fn no_shipped_config_allows_more_memory_than_the_manifests_do() {
         let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
         let manifests = ["base/deployment.yaml", "overlays/durable/statefulset.yaml"];
