@@ -23,6 +23,7 @@ use super::reason::Reason;
 use super::trial::{Answer, Retrial};
 use base::position::Position;
 use queue::{Batch, Claim, Cursor, Origin, Shelf};
+use telemetry::Cause;
 
 /// The maximum number of events that are set aside at the same time. At this number, or at the
 /// limit of bytes, the oldest one is given up for each further one.
@@ -224,20 +225,29 @@ impl Aside {
         events > 0 && (events >= EVENTS_MAX || self.bytes + bytes > self.bytes_max)
     }
 
-    /// Takes the event that was set aside first and is not on the wire, to give it up; `None` if
-    /// there is none.
-    pub(super) fn take_oldest(&mut self) -> Option<(Position, Kept)> {
-        let waits = self.events.iter().filter(|(_, (stage, _))| matches!(stage, Stage::Waits));
-        let oldest = waits.min_by_key(|(_, (_, kept))| kept.retrial.since);
-        let position = *oldest?.0;
-        Some((position, self.take_waiting(position)?))
+    /// Dooms the events that were set aside first and are not on the wire, until there is room for
+    /// one more event of this size.
+    pub(super) fn make_room(&mut self, bytes: u64) {
+        while self.is_full(bytes) {
+            let waits = self.events.iter().filter(|(_, (stage, _))| matches!(stage, Stage::Waits));
+            let oldest = waits.min_by_key(|(_, (_, kept))| kept.retrial.since);
+            let Some(position) = oldest.map(|(position, _)| *position) else { return };
+            let Some(kept) = self.take_waiting(position) else { return };
+            let why = format!("{}, and no more events can be set aside", kept.answer);
+            self.doom(position, kept, Reason::new(Cause::Refused, &why));
+        }
     }
 
-    /// Returns the events that were set aside longer ago than this and are not on the wire.
-    pub(super) fn older_than(&self, age: Duration) -> Vec<Position> {
+    /// Dooms the events that were set aside longer ago than `age` and are not on the wire.
+    pub(super) fn doom_older(&mut self, age: Duration, reason: &Reason) {
         let waits = self.events.iter().filter(|(_, (stage, _))| matches!(stage, Stage::Waits));
         let old = waits.filter(|(_, (_, kept))| kept.retrial.since.elapsed() >= age);
-        old.map(|(position, _)| *position).collect()
+        let old: Vec<_> = old.map(|(position, _)| *position).collect();
+        for position in old {
+            if let Some(kept) = self.take_waiting(position) {
+                self.doom(position, kept, reason.clone());
+            }
+        }
     }
 
     /// Begins to write the file of an event whose claim is to be final; `None` if there is no
@@ -426,7 +436,12 @@ impl Aside {
         if let Some(line) = self.events.get(&position).and_then(|(_, kept)| kept.line.clone()) {
             return Line::Is(line);
         }
-        self.end_of_read();
+        // A loop that always has an answer of the consumer to look at does not get to `readable`.
+        if let Reading::Under(of, task) = &mut self.reading
+            && let Some(read) = task.now_or_never()
+        {
+            self.reading = Reading::Done(*of, Read::of(read));
+        }
         match std::mem::take(&mut self.reading) {
             Reading::Done(of, read) if of == position => match read {
                 Ok(Read { line, more, reason }) => {
@@ -453,16 +468,6 @@ impl Aside {
                 self.reading = Reading::Under(position, task);
                 Line::NotYet
             }
-        }
-    }
-
-    /// Takes the content of a file that has been read by now. A loop that always has an answer of
-    /// the consumer to look at does not get to [`Aside::readable`].
-    fn end_of_read(&mut self) {
-        if let Reading::Under(position, task) = &mut self.reading
-            && let Some(read) = task.now_or_never()
-        {
-            self.reading = Reading::Done(*position, Read::of(read));
         }
     }
 

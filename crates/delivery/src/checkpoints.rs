@@ -90,7 +90,7 @@ pub(super) struct Checkpoints {
     /// `true`: the newest checkpoint is to be sent, even if no newer one is published.
     is_owed: bool,
     /// `true`: the link has a checkpoint and has not reported its result yet.
-    is_under_way: bool,
+    pub(super) is_under_way: bool,
     /// The time before which no checkpoint is sent; `None` if there is no such limit.
     waits_until: Option<Instant>,
     /// The pause after the next failure.
@@ -115,16 +115,6 @@ impl Checkpoints {
             is_told: false,
             warned_at: None,
         }
-    }
-
-    /// Returns `true` if this output sends checkpoints.
-    pub(super) fn are_sent(&self) -> bool {
-        self.published.is_some()
-    }
-
-    /// Returns `true` if the link has a checkpoint and has not reported its result yet.
-    pub(super) fn is_under_way(&self) -> bool {
-        self.is_under_way
     }
 
     /// Waits until a checkpoint can be sent, but at least until `not_before`. Waits for ever if the

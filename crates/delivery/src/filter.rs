@@ -302,7 +302,7 @@ impl Filter {
         if rules.matches.is_empty() && policies.is_empty() {
             return 0;
         }
-        seen::fingerprint(&format!("{} {}", rules.criteria, as_text(policies)))
+        seen::hash(format!("{} {}", rules.criteria, as_text(policies)).as_bytes())[0]
     }
 
     /// Returns the time within which a second event with the same bytes is a duplicate; `None` if

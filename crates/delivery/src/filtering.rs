@@ -252,11 +252,6 @@ impl Filtering {
         offload(takes_long, || self.judge_and_hash(batch))
     }
 
-    /// Returns `true` if a tap may want to see the lines of the next batch.
-    pub(super) fn is_tapped(&self) -> bool {
-        self.tapping.is_open()
-    }
-
     /// Returns the events of a batch that are to be sent, as [`Filtering::pass`] does. Copies some
     /// of them, before they get their form, if a tap is open.
     pub(super) fn pass_to_send(&mut self, batch: Batch, cursor: &Cursor) -> Batch {
@@ -453,15 +448,19 @@ impl Filtering {
 
     /// Notes that the claim is final. Counts its changed events in the metrics. Returns how many of
     /// its events the filter dropped, and how many were duplicates. Events that were too large are
-    /// in neither number.
+    /// in neither number. With evidence, also returns the lines that were sent, if the filter has
+    /// changed or dropped any event of the claim.
     fn finish(&mut self, claim: Claim, metrics: &OutputMetrics) -> Disposition {
-        let sent = self.sent_of(claim);
+        let positions = claim.start..claim.end;
+        let sent: Vec<_> = self.sent.range(positions.clone()).map(|(_, line)| *line).collect();
+        let is_plain = self.marks.of.range(positions).next().is_none()
+            && sent.iter().all(|line| !line.is_changed);
         let mut disposition = self.dispose(claim, |Changes { lowered, redacted, trimmed }| {
             metrics.fates.filtered.lowered.increment(lowered.into());
             metrics.fates.filtered.redacted.increment(redacted.into());
             metrics.fates.filtered.trimmed.increment(trimmed.into());
         });
-        disposition.fates.sent = sent;
+        disposition.fates.sent = if is_plain { Vec::new() } else { sent };
         disposition
     }
 
@@ -487,16 +486,6 @@ impl Filtering {
             }
         }
         disposition
-    }
-
-    /// Returns the lines of a claim that were sent, if the filter has changed or dropped any of its
-    /// events. Otherwise, and without evidence, returns nothing.
-    fn sent_of(&self, claim: Claim) -> Vec<SentLine> {
-        let positions = claim.start..claim.end;
-        let sent: Vec<_> = self.sent.range(positions.clone()).map(|(_, line)| *line).collect();
-        let is_plain = self.marks.of.range(positions).next().is_none()
-            && sent.iter().all(|line| !line.is_changed);
-        if is_plain { Vec::new() } else { sent }
     }
 
     /// Notes that no event of the claim was delivered: the claim was given up, or the queue dropped

@@ -86,7 +86,7 @@ struct Doomed {
 }
 
 /// The events that are being written.
-enum Of {
+pub(super) enum Of {
     /// A claim of the queue, which becomes final.
     Claim(Claim),
     /// An event that was set aside, which is settled.
@@ -171,29 +171,21 @@ impl GivenUp {
         std::mem::take(&mut self.needs_lines)
     }
 
-    /// Decides to give up a claim for `reason`. It is given up later, when its lines are in memory.
-    /// At most `lost_max` of its events then count as lost. If the consumer has some of them and
-    /// nobody knows which, all events become dead letters.
+    /// Decides to give up a claim for `reason`, or to set its one event aside: then `aside` is the
+    /// record of the event. Both happen later, when the claim's lines are in memory. At most
+    /// `lost_max` of its events then count as lost. If the consumer has some of them and nobody
+    /// knows which, all events become dead letters.
     pub(crate) fn add(
         &mut self,
         work: Work,
+        aside: Option<Kept>,
         lost_max: u64,
         reason: Reason,
         in_flight: &mut InFlight,
     ) {
         let Work { claim, events, .. } = work;
         in_flight.bury(work);
-        self.doomed.push_back(Doomed { claim, events, aside: None, lost_max, reason });
-    }
-
-    /// Decides to set a claim of one event aside. `kept` is its record, and `reason` the consumer's
-    /// answer.
-    pub(super) fn add_aside(&mut self, work: Work, kept: Kept, in_flight: &mut InFlight) {
-        let reason = Reason { cause: Cause::Refused, text: Arc::clone(&kept.answer) };
-        let claim = work.claim;
-        in_flight.bury(work);
-        let aside = Some(kept);
-        self.doomed.push_back(Doomed { claim, events: 1, aside, lost_max: 1, reason });
+        self.doomed.push_back(Doomed { claim, events, aside, lost_max, reason });
     }
 
     /// Forgets the claims in `doomed`: they are to be given up, but their lines are not yet handed
@@ -235,15 +227,14 @@ impl GivenUp {
         }
     }
 
-    /// Decides, after a failure, to give up the events that were set aside at least
-    /// `retry.max_elapsed` ago.
-    pub(super) fn take_old_aside(&mut self, failure: &Failure, aside: &mut Aside) {
-        let Some(tried) = &self.tried else { return };
-        for position in aside.older_than(tried.max_elapsed) {
-            if let Some(kept) = aside.take_waiting(position) {
-                aside.doom(position, kept, Self::too_old(tried, &failure.message));
-            }
+    /// Decides, after a failure, to give up all events that wait to be sent again and are too old:
+    /// they were first sent, or set aside, at least `retry.max_elapsed` ago.
+    pub(super) fn take_all_old(&mut self, failure: &Failure, parts: &mut Parts<'_>) {
+        for state in [State::Pending, State::Suspect] {
+            self.take_old(state, failure, parts.in_flight);
         }
+        let Some(tried) = &self.tried else { return };
+        parts.aside.doom_older(tried.max_elapsed, &Self::too_old(tried, &failure.message));
     }
 
     /// Notes that there is no connection any more, because of `failure`. This counts as a failed
@@ -358,12 +349,8 @@ impl GivenUp {
         };
         let (position, received) = (claim.start, parts.in_flight.cursor().received(claim));
         let event = queue::Aside { bytes: line.len() as u64, received };
-        while !self.keeps_all
-            && parts.aside.is_full(event.bytes)
-            && let Some((oldest, kept)) = parts.aside.take_oldest()
-        {
-            let why = format!("{}, and no more events can be set aside", kept.answer);
-            parts.aside.doom(oldest, kept, Reason::new(Cause::Refused, &why));
+        if !self.keeps_all {
+            parts.aside.make_room(event.bytes);
         }
         kept.event = event;
         let text = line.strip_suffix(b"\n").unwrap_or(line);
@@ -395,34 +382,12 @@ impl GivenUp {
         self.end_with(of, disposition, lines, reason, parts);
     }
 
-    /// Gives up the lost events of a claim. `disposition` counts the events of the claim that the
-    /// consumer did not get, and `lines` has the lines of those that are, or may be, lost. The
-    /// lines are handed over to be written as dead letters, and the claim becomes final after that.
-    /// If dead letters are not kept, or no event is lost, the claim becomes final at once.
-    pub(super) fn end_claim(
-        &mut self,
-        claim: Claim,
-        disposition: Disposition,
-        lines: Vec<Bytes>,
-        reason: Reason,
-        parts: &mut Parts<'_>,
-    ) {
-        self.end_with(Of::Claim(claim), disposition, lines, reason, parts);
-    }
-
-    /// Does the same for an event that was set aside.
-    pub(super) fn end_aside(
-        &mut self,
-        (position, kept): (Position, &Kept),
-        disposition: Disposition,
-        lines: Vec<Bytes>,
-        reason: Reason,
-        parts: &mut Parts<'_>,
-    ) {
-        self.end_with(Of::Aside(position, kept.event), disposition, lines, reason, parts);
-    }
-
-    fn end_with(
+    /// Gives up the lost events of a claim, or an event that was set aside. `disposition` counts
+    /// the events that the consumer did not get, and `lines` has the lines of those that are, or
+    /// may be, lost. The lines are handed over to be written as dead letters, and the claim becomes
+    /// final after that. If dead letters are not kept, or no event is lost, it becomes final at
+    /// once.
+    pub(super) fn end_with(
         &mut self,
         of: Of,
         disposition: Disposition,
@@ -466,7 +431,7 @@ impl GivenUp {
                 aside.add(claim.start, *kept, line);
                 health.aside(aside, Some(claim.start));
             }
-            Of::SetAside(claim, ..) => in_flight.return_buried(claim),
+            Of::SetAside(claim, ..) => in_flight.release(claim),
         }
     }
 

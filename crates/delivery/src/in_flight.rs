@@ -28,11 +28,10 @@ use queue::{Batch, Claim, Cursor, Disposition, Redelivery, Take};
 /// finish              answered                  (final)
 /// bury                answered                  Burying
 /// redeliver           Pending                   OnWire
-/// release_held        Held                      Pending
+/// release             Held, Burying             Pending
 /// change              Suspect                   Pending
 /// change              Pending, Suspect, OnWire  Burying
 /// finish_claim        Held, OnWire, Burying     (final)
-/// return_buried       Burying                   Pending
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum State {
@@ -227,23 +226,13 @@ impl InFlight {
 
     /// Returns the position of the first claim that is neither accepted nor given up; `None` if
     /// there is none.
-    fn first_open(&self) -> Option<Position> {
+    pub(super) fn first_open(&self) -> Option<Position> {
         let open = [
             State::OnWire,
             mutant!("final-before-refused-ones", State::Pending, State::Suspect),
             State::Suspect,
         ];
         open.into_iter().filter_map(|state| self.set(state).first()).min().copied()
-    }
-
-    /// Returns `true` if a suspect is before this claim in the queue.
-    pub(super) fn has_suspect_before(&self, claim: Claim) -> bool {
-        self.set(State::Suspect).first().is_some_and(|first| *first < claim.start)
-    }
-
-    /// Returns `true` if a claim before this one in the queue is neither accepted nor given up.
-    pub(super) fn has_open_before(&self, claim: Claim) -> bool {
-        self.first_open().is_some_and(|first| first < claim.start)
     }
 
     /// Returns the held claims that can become final, because every claim before them is accepted
@@ -321,7 +310,8 @@ impl InFlight {
     /// returned, and the second stays on the wire. `events` is the number of events of the first
     /// part that were sent; `None` if the report does not say it.
     pub(super) fn front_on_wire(&mut self, claim: Claim, events: Option<u64>) -> Option<Work> {
-        let whole = self.on_wire_at(claim.start)?.claim;
+        let (State::OnWire, work) = self.table.get(&claim.start)? else { return None };
+        let whole = work.claim;
         let cut = self.cursor.split_at(whole, claim.end);
         let work = self.remove(whole.start)?;
         let Some((front, rest)) = cut else { return Some(work) };
@@ -352,20 +342,8 @@ impl InFlight {
         found
     }
 
-    /// Returns the claim on the wire whose first event has the position `start`; `None` if there is
-    /// no such claim.
-    pub(super) fn on_wire_at(&self, start: Position) -> Option<&Work> {
-        let (state, work) = self.table.get(&start)?;
-        (*state == State::OnWire).then_some(work)
-    }
-
-    /// Notes that the consumer has taken the request with this claim, and will confirm its events
-    /// later. The claim stays on the wire.
-    pub(super) fn stay_taken(&mut self, work: Work) {
-        self.put(State::OnWire, Work { is_taken: true, ..work });
-    }
-
-    /// Puts a claim that has been cut off another one back on the wire.
+    /// Puts a claim back on the wire: it has been cut off another one, or its events will be
+    /// confirmed later.
     pub(crate) fn stay(&mut self, work: Work) {
         self.put(State::OnWire, work);
     }
@@ -446,15 +424,10 @@ impl InFlight {
         self.put(State::Burying, work);
     }
 
-    /// Makes a held claim `Pending`, to send it again.
-    pub(super) fn release_held(&mut self, claim: Claim) {
+    /// Makes a claim `Pending`, to send it again: it is held, or its event could not be set aside.
+    pub(super) fn release(&mut self, claim: Claim) {
         self.cursor.release(claim);
         self.change(claim, State::Pending);
-    }
-
-    /// Makes a claim `Pending` whose event could not be set aside.
-    pub(super) fn return_buried(&mut self, claim: Claim) {
-        self.release_held(claim);
     }
 
     /// Splits a claim into two claims, which are both `Pending`. Returns the claim if it can't be

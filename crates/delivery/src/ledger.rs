@@ -2,8 +2,10 @@
 //! of each claim when the link reports something. The loop in `run` does the waiting.
 
 use std::cmp::Reverse;
+use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -11,7 +13,7 @@ use super::aside::{Aside, Kept};
 use super::dead_letter::{DeadLetters, Written};
 use super::failure::Failure;
 use super::filtering::{Filtering, INSPECTED_BYTES_MAX, Settled, TOO_LARGE};
-use super::given_up::{GivenUp, Parts};
+use super::given_up::{GivenUp, Of, Parts};
 use super::health::Health;
 use super::in_flight::{InFlight, Sent, State, Work};
 use super::link::{Part, Verdict};
@@ -24,7 +26,7 @@ use super::trial::{Answer, Circumstances, Conducts, Next};
 use base::mutant;
 use base::position::Position;
 use config::{BatchLimits, Rejected};
-use queue::{Batch, Claim, Cursor, Redelivery, Take};
+use queue::{Batch, Claim, Cursor, Disposition, Redelivery, Take};
 use telemetry::{AttemptError, Cause};
 
 /// The reason for giving up events that are too long for the output's protocol.
@@ -77,7 +79,7 @@ pub(super) struct Ledger {
     /// The bytes of the events that the filter has kept back since the delivery last sent an event.
     /// At `INSPECTED_BYTES_MAX`, the loop yields to the runtime, and the number starts again at
     /// zero. The number is set to this limit, too, if more events are to be given up.
-    inspected_bytes: u64,
+    pub(super) inspected_bytes: u64,
 }
 
 /// The settings of a delivery that come from the config and the protocol.
@@ -186,13 +188,18 @@ impl Ledger {
         // The search for refused events needs the result of every claim. A pause only needs to know
         // that the consumer takes requests again.
         let waits_for_answer = match self.search.is_active() {
-            true => self.in_flight.has(State::OnWire) || self.aside.is_on_wire(),
+            true => self.is_on_wire(),
             false => {
                 let awaits = self.in_flight.awaits_answer() || self.aside.is_on_wire();
                 self.pacing.is_serial && awaits
             }
         };
         !self.given_up.is_full() && !self.filtering.is_full() && !waits_for_answer
+    }
+
+    /// Returns `true` if an event is on the wire: of a claim, or one that is set aside.
+    pub(super) fn is_on_wire(&self) -> bool {
+        self.in_flight.has(State::OnWire) || self.aside.is_on_wire()
     }
 
     /// Returns the moment of the next try of an event that is set aside; `None` if there is none,
@@ -205,16 +212,6 @@ impl Ledger {
     /// Returns `true` if events that are set aside may be tried: the queue is not closed.
     fn may_try(&self) -> bool {
         !self.in_flight.cursor().is_closed()
-    }
-
-    /// Returns `true` if the loop should yield to the runtime, because it has inspected many bytes
-    /// and has sent nothing. In that case, the count of inspected bytes starts again at zero.
-    pub(super) fn take_turn_over(&mut self) -> bool {
-        let is_over = self.inspected_bytes >= INSPECTED_BYTES_MAX;
-        if is_over {
-            self.inspected_bytes = 0;
-        }
-        is_over
     }
 
     /// Returns the next batch to send; `None` if nothing may be sent now, or if there is nothing to
@@ -342,7 +339,7 @@ impl Ledger {
             bytes: room.bytes.min(self.rules.limits.max_bytes),
             events: room.events.min(self.rules.limits.max_events),
         };
-        let lists = self.rules.sends_lists && !self.filtering.is_tapped();
+        let lists = self.rules.sends_lists && !self.filtering.tapping.is_open();
         if !self.in_flight.has(State::Suspect) {
             if !self.in_flight.has(State::OnWire) {
                 self.search.end();
@@ -388,7 +385,7 @@ impl Ledger {
         } else if let Some(held) = held.filter(|_| errors != Some(0)) {
             // The consumer may fail on every event that waits.
             self.filtering.released(held);
-            self.in_flight.release_held(held);
+            self.in_flight.release(held);
             other = held;
         } else if fewest.is_none() {
             return None;
@@ -440,14 +437,8 @@ impl Ledger {
         self.finish_all(self.in_flight.held_before_all_open());
     }
 
-    /// Makes all held claims final, because the claims before them will not be decided in this
-    /// delivery.
-    pub(super) fn finish_held(&mut self) {
-        self.finish_all(self.in_flight.claims(State::Held));
-    }
-
     /// Makes these held claims final at once.
-    fn finish_all(&mut self, claims: Vec<Claim>) {
+    pub(super) fn finish_all(&mut self, claims: Vec<Claim>) {
         if claims.is_empty() {
             return;
         }
@@ -476,8 +467,7 @@ impl Ledger {
     fn finish(&mut self, claim: Claim) {
         match self.filtering.settle(claim, false, &self.health.metrics) {
             Some(Settled::Without(disposition, lines)) => {
-                let reason = Reason::new(Cause::TooLong, TOO_LARGE);
-                self.given_up.end_claim(claim, disposition, lines, reason, parts!(self));
+                self.too_large(Of::Claim(claim), disposition, lines);
             }
             Some(Settled::Final(disposition)) => self.in_flight.finish_claim(claim, disposition),
             None => {}
@@ -492,9 +482,13 @@ impl Ledger {
             Some(Settled::Final(disposition)) => (disposition, Vec::new()),
             None => return,
         };
+        self.too_large(Of::Aside(position, kept.event), disposition, lines);
+    }
+
+    /// Gives up the events that are too large for the filter. `lines` has their lines.
+    fn too_large(&mut self, of: Of, disposition: Disposition, lines: Vec<Bytes>) {
         let reason = Reason::new(Cause::TooLong, TOO_LARGE);
-        let event = (position, kept);
-        self.given_up.end_aside(event, disposition, lines, reason, parts!(self));
+        self.given_up.end_with(of, disposition, lines, reason, parts!(self));
     }
 
     /// Makes a claim `Pending`, to send it again. The filter's decisions about its events are
@@ -509,14 +503,14 @@ impl Ledger {
     fn give_up(&mut self, work: Work, lost_max: u64, failure: &Failure) {
         self.filtering.released(work.claim);
         let reason = Reason::new(Cause::Refused, &failure.message);
-        self.given_up.add(work, lost_max, reason, &mut self.in_flight);
+        self.given_up.add(work, None, lost_max, reason, &mut self.in_flight);
     }
 
     /// Decides to give up a claim of events that the protocol can't carry.
     fn too_long(&mut self, work: Work) {
         self.filtering.released(work.claim);
         let reason = Reason::new(Cause::TooLong, TOO_LONG);
-        self.given_up.add(work, u64::MAX, reason, &mut self.in_flight);
+        self.given_up.add(work, None, u64::MAX, reason, &mut self.in_flight);
     }
 
     /// Decides to set each event of a claim aside that was sent. If nothing may be given up, and no
@@ -532,7 +526,8 @@ impl Ledger {
             }
             let retrial = event.trial.set_aside(answer, &self.conducts, consumer);
             let kept = Kept::new(retrial, &failure.message, event.attempts);
-            self.given_up.add_aside(event, kept, &mut self.in_flight);
+            let reason = Reason { cause: Cause::Refused, text: Arc::clone(&kept.answer) };
+            self.given_up.add(event, Some(kept), 1, reason, &mut self.in_flight);
         }
     }
 
@@ -553,7 +548,8 @@ impl Ledger {
             return self.aside_accepted(claim.start, &kept, consumer);
         }
         for work in self.in_flight.answered(claim, None) {
-            let waits = self.in_flight.has_open_before(work.claim);
+            let first = self.in_flight.first_open();
+            let waits = first.is_some_and(|first| first < work.claim.start);
             let was_late = work.attempts > 1;
             self.accepted(work, consumer, waits, was_late);
         }
@@ -575,7 +571,7 @@ impl Ledger {
     /// for an earlier claim. `was_late`: later events may have been sent before this claim.
     fn accepted(&mut self, work: Work, consumer: usize, waits: bool, was_late: bool) {
         let (claim, batch, is_ordered) = (work.claim, work.batch, self.rules.is_ordered);
-        self.works(consumer, work.sent_at, work.trial.was_refused_alone());
+        self.works(consumer, work.sent_at, work.trial.refusals > 0);
         self.health.delivered(work.events, work.attempts);
         self.filtering.tapping.accepted(claim, work.events);
         if is_ordered && work.is_overtaken {
@@ -588,8 +584,7 @@ impl Ledger {
                 Some(Settled::Final(disposition)) => self.in_flight.finish(work, disposition),
                 Some(Settled::Without(disposition, lines)) => {
                     self.in_flight.stay(work);
-                    let reason = Reason::new(Cause::TooLong, TOO_LARGE);
-                    self.given_up.end_claim(claim, disposition, lines, reason, parts!(self));
+                    self.too_large(Of::Claim(claim), disposition, lines);
                 }
             }
         }
@@ -599,7 +594,7 @@ impl Ledger {
             let later = held.filter(|held| held.claim > claim && held.batch < batch);
             for later in later.map(|held| held.claim).collect::<Vec<_>>() {
                 self.filtering.released(later);
-                self.in_flight.release_held(later);
+                self.in_flight.release(later);
             }
             self.in_flight.overtake(claim, batch);
         }
@@ -610,7 +605,7 @@ impl Ledger {
     /// yet: a consumer that takes everything and confirms nothing does not work.
     pub(super) fn on_taken(&mut self, claim: Claim) {
         for work in self.in_flight.answered(claim, None) {
-            self.in_flight.stay_taken(work);
+            self.in_flight.stay(Work { is_taken: true, ..work });
         }
     }
 
@@ -638,7 +633,9 @@ impl Ledger {
                         self.health.metrics.existing.increment(events);
                     }
                     for work in works {
-                        let waits = self.in_flight.has_suspect_before(work.claim);
+                        let suspect = self.in_flight.first(State::Suspect);
+                        let waits =
+                            suspect.is_some_and(|first| first.claim.start < work.claim.start);
                         let was_refused = work.trial.is_refused() && work.events == 1;
                         self.accepted(work, consumer, waits, was_refused);
                     }
@@ -673,7 +670,7 @@ impl Ledger {
                 self.health.down(&failure);
             }
             self.pause(&failure);
-            self.take_all_old(&failure);
+            self.given_up.take_all_old(&failure, parts!(self));
         }
     }
 
@@ -696,7 +693,13 @@ impl Ledger {
                 };
                 match (is_at_fault, is_refused) {
                     (true, true) if took_others => self.give_up(work, u64::MAX, &failure),
-                    (true, true) => self.refused_each(work, &failure, consumer),
+                    (true, true) => {
+                        for mut event in self.cut(work) {
+                            // The consumer judges each event, so suspects may share a request.
+                            event.is_remainder = true;
+                            self.refused_alone(event, &failure, consumer);
+                        }
+                    }
                     (true, false) => {
                         self.set_aside(work, Answer::ServerError, &failure, consumer);
                     }
@@ -750,16 +753,6 @@ impl Ledger {
             let lost = left.min(work.events);
             left -= lost;
             self.give_up(work, lost, failure);
-        }
-    }
-
-    /// Notes that `consumer` refuses each event of a claim that it has judged, and that it took no
-    /// event of the batch.
-    fn refused_each(&mut self, work: Work, failure: &Failure, consumer: usize) {
-        for mut event in self.cut(work) {
-            // The consumer judges each event, so suspects may share a request.
-            event.is_remainder = true;
-            self.refused_alone(event, failure, consumer);
         }
     }
 
@@ -902,7 +895,7 @@ impl Ledger {
         self.search.round_failed();
         self.health.failed(failure);
         self.pause(failure);
-        self.take_all_old(failure);
+        self.given_up.take_all_old(failure, parts!(self));
     }
 
     /// Divides a request that the consumer answers with server errors: of several claims each is
@@ -943,7 +936,7 @@ impl Ledger {
     fn aside_accepted(&mut self, position: Position, kept: &Kept, consumer: usize) {
         let (output, tries, at) = (&self.health.name, kept.retrial.tries, position.get());
         tracing::debug!(output, position = at, tries, "an event that was set aside is accepted");
-        self.works(consumer, kept.sent_at, kept.retrial.was_refused());
+        self.works(consumer, kept.sent_at, kept.retrial.refusals > 0);
         self.health.delivered(1, kept.attempts);
         let claim = Claim { start: position, end: position.next() };
         self.filtering.tapping.accepted(claim, 1);
@@ -1021,7 +1014,7 @@ impl Ledger {
         if failure.elsewhere {
             self.aside.try_next(position);
         }
-        self.take_all_old(failure);
+        self.given_up.take_all_old(failure, parts!(self));
     }
 
     /// Puts an event that is set aside back, to be tried again.
@@ -1115,34 +1108,9 @@ impl Ledger {
     /// nothing if another address is to be tried at once.
     pub(super) fn all_failed(&mut self, failure: &Failure) {
         if !failure.elsewhere {
-            self.take_all_old(failure);
+            self.given_up.take_all_old(failure, parts!(self));
             self.given_up.all_failed(failure);
         }
-    }
-
-    /// Decides to give up the claims that wait to be sent again and are too old: they were first
-    /// sent at least `retry.max_elapsed` ago.
-    fn take_all_old(&mut self, failure: &Failure) {
-        for state in [State::Pending, State::Suspect] {
-            self.given_up.take_old(state, failure, &mut self.in_flight);
-        }
-        self.given_up.take_old_aside(failure, &mut self.aside);
-    }
-
-    /// Notes that a connection was made. `is_eager` is `true` if the protocol connects before it
-    /// has an event to send. Only in this case can the connection itself show that the consumer is
-    /// up.
-    pub(super) fn on_connected(&mut self, is_eager: bool) {
-        self.given_up.connected();
-        if is_eager && self.pacing.connected() {
-            self.health.succeeded();
-        }
-    }
-
-    /// Notes that the connection has lasted long enough to show that the consumer is up.
-    pub(super) fn on_proven(&mut self) {
-        self.pacing.proven();
-        self.health.succeeded();
     }
 
     // ---- Waits ----
@@ -1184,14 +1152,6 @@ impl Ledger {
     /// Returns `true` if there is more to do.
     pub(super) fn bury(&mut self) -> bool {
         self.given_up.bury(parts!(self))
-    }
-
-    /// Hands over events that are given up, while there is a connection. If there is more to do,
-    /// the loop yields to the runtime before it continues.
-    pub(super) fn bury_beside_sending(&mut self) {
-        if self.bury() {
-            self.inspected_bytes = INSPECTED_BYTES_MAX;
-        }
     }
 
     /// Gives up the next events of the queue if they are too old. Called while there is no

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::checkpoints::Checkpoints;
 use super::dead_letter::DeadLetters;
 use super::failure::Failure;
-use super::filtering::Filtering;
+use super::filtering::{Filtering, INSPECTED_BYTES_MAX};
 use super::health::Health;
 use super::in_flight::State;
 use super::ledger::{Ledger, Rules};
@@ -229,7 +229,12 @@ impl<C: Connect> Delivery<C> {
                     continue;
                 }
             };
-            self.ledger.on_connected(C::EAGER);
+            self.ledger.given_up.connected();
+            // Only a protocol that connects before it has an event to send learns from a connection
+            // that the consumer is up.
+            if C::EAGER && self.ledger.pacing.connected() {
+                self.ledger.health.succeeded();
+            }
             let ended = self.drive(link).await;
             let failure = match &ended {
                 Ended::Broken(failure) | Ended::Gone(Some(failure)) => Some(failure),
@@ -313,10 +318,11 @@ impl<C: Connect> Delivery<C> {
         // has until this moment to finish the claims that it has.
         let mut leave_at = None;
         loop {
-            self.ledger.bury_beside_sending();
+            if self.ledger.bury() {
+                self.ledger.inspected_bytes = INSPECTED_BYTES_MAX;
+            }
             self.ledger.finish_decided();
-            let awaits = self.ledger.in_flight.has(State::OnWire) || self.ledger.aside.is_on_wire();
-            if leave_at.is_some() && !awaits {
+            if leave_at.is_some() && !self.ledger.is_on_wire() {
                 link.close().await;
                 return Ended::Retired;
             }
@@ -378,14 +384,18 @@ impl<C: Connect> Delivery<C> {
         let takes_checkpoint = leave_at.is_none() && self.has_turn_for_checkpoint(link);
         let Orders { draining, stop, retire, .. } = &self.orders;
         let (ledger, checkpoints) = (&mut self.ledger, &mut self.checkpoints);
-        let yields = ledger.take_turn_over();
+        let yields = ledger.inspected_bytes >= INSPECTED_BYTES_MAX;
         if yields {
+            ledger.inspected_bytes = 0;
             tokio::task::yield_now().await;
         }
         if !ledger.in_flight.has(State::OnWire) && ledger.in_flight.cursor().is_closed() {
             // The queue is closed, so suspects are not decided before the next start, which sends
             // them first. The claims that wait for this decision become final now.
-            mutant!("drain-waits-for-held-events", ledger.finish_held());
+            mutant!(
+                "drain-waits-for-held-events",
+                ledger.finish_all(ledger.in_flight.claims(State::Held))
+            );
         }
         let paused = ledger.pacing.paused_until;
         let may_shorten = ledger.may_hurry();
@@ -422,7 +432,8 @@ impl<C: Connect> Delivery<C> {
             () = until(next_try) => Wake::Again,
             () = until(closed_until) => Wake::Again,
             () = until(proves_at) => {
-                ledger.on_proven();
+                ledger.pacing.proven();
+                ledger.health.succeeded();
                 Wake::Again
             }
             // This arm comes after the end of a pause, during which no checkpoint is sent.
@@ -433,16 +444,7 @@ impl<C: Connect> Delivery<C> {
     /// Returns `true` if the link can take a checkpoint now. A consumer that has just failed gets
     /// its events first.
     fn has_turn_for_checkpoint(&self, link: &C::Link) -> bool {
-        self.checkpoints.are_sent()
-            && !self.ledger.in_flight.has(State::Pending)
-            && link.takes_checkpoint()
-    }
-
-    /// Returns `true` if no event is on the wire, and none waits to be sent again.
-    fn sends_nothing(&self) -> bool {
-        let in_flight = &self.ledger.in_flight;
-        let on_wire = in_flight.has(State::OnWire) || self.ledger.aside.is_on_wire();
-        !on_wire && !in_flight.has(State::Pending)
+        !self.ledger.in_flight.has(State::Pending) && link.takes_checkpoint()
     }
 
     /// Tells the ledger what the link has reported. Returns the reason if the link has ended;
@@ -464,7 +466,9 @@ impl<C: Connect> Delivery<C> {
             Event::Refused(claim, failure) => self.ledger.on_refused(claim, &failure, consumer),
             Event::Failed(claim, failure) => self.ledger.on_failed(claim, &failure, consumer),
             Event::Broken { failure, .. }
-                if self.checkpoints.is_under_way() && self.sends_nothing() =>
+                if self.checkpoints.is_under_way
+                    && !self.ledger.is_on_wire()
+                    && !self.ledger.in_flight.has(State::Pending) =>
             {
                 self.checkpoints.failed(&failure);
                 return Some(Ended::BrokenBeside);

@@ -217,7 +217,7 @@ pub(super) struct Trial {
     /// The number of the first refusal.
     refused_at: Option<u64>,
     /// The number of refusals that count against a single event.
-    refusals: u32,
+    pub(super) refusals: u32,
     /// The number of server errors.
     pub errors: u32,
     /// The number of the server error since which the consumer must have accepted something: the
@@ -305,11 +305,6 @@ impl Trial {
         self.refused_at.is_some()
     }
 
-    /// Returns `true` if a refusal counts against the claim's event.
-    pub(super) fn was_refused_alone(&self) -> bool {
-        self.refusals > 0
-    }
-
     /// Ends the trial in the queue: the event is set aside, because `consumer` has turned it down
     /// with this answer.
     pub(crate) fn set_aside(self, answer: Answer, conducts: &Conducts, consumer: usize) -> Retrial {
@@ -355,7 +350,7 @@ pub(super) struct Retrial {
     /// The number of tries that count.
     pub tries: u32,
     /// The number of the counted tries that the consumer has refused.
-    refusals: u32,
+    pub(super) refusals: u32,
     /// The number of the first refusal, at any address; 0 if it was before this delivery. No
     /// refusal counts before the consumer has accepted something that was sent after it.
     refused_at: Option<u64>,
@@ -511,11 +506,6 @@ impl Retrial {
     /// that this process sends is sent after that.
     pub(super) fn refused_before(&mut self) {
         (self.answer, self.refused_at) = (Answer::Refused, Some(0));
-    }
-
-    /// Returns `true` if the consumer has refused the event at least once.
-    pub(crate) fn was_refused(&self) -> bool {
-        self.refusals > 0
     }
 
     /// Sets the moment of the next try. After a server error, and after an answer that does not

@@ -130,7 +130,9 @@ impl Attempt {
     /// answer. The result changes when another address fails, or works again.
     pub fn patience(&self) -> Duration {
         let request = self.set.timeouts.request;
-        match self.set.lock().may_another_answer(self.address.id) {
+        let table = self.set.lock();
+        let mut others = table.all().filter(|(_, _, other)| other.id != self.address.id);
+        match others.any(|(_, _, other)| other.circuit.may_answer()) {
             true => mutant!("mute-address-keeps-the-lanes", request.min(UNANSWERED_MAX), request),
             false => request,
         }

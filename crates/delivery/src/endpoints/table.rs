@@ -48,7 +48,7 @@ pub(super) struct AddressTable {
 }
 
 /// A configured endpoint (host and port) and its addresses.
-struct EndpointEntry {
+pub(super) struct EndpointEntry {
     endpoint: Endpoint,
     /// The moment of the resolver's last answer for the endpoint's host name; `None` before the
     /// first answer. After the first answer, all addresses of the endpoint have an IP address.
@@ -189,7 +189,7 @@ impl AddressTable {
 
     /// Returns every address in the order of the list, with its endpoint and the index of the
     /// endpoint in the config.
-    fn all(&self) -> impl Iterator<Item = (usize, &EndpointEntry, &AddressEntry)> {
+    pub(super) fn all(&self) -> impl Iterator<Item = (usize, &EndpointEntry, &AddressEntry)> {
         self.entries.iter().enumerate().flat_map(|(index, entry)| {
             entry.addresses.iter().map(move |address| (index, entry, address))
         })
@@ -276,12 +276,6 @@ impl AddressTable {
     /// Notes that a delivery begins at an address. Returns `true` if the delivery is a trial.
     pub(super) fn take(&mut self, address: &ResolvedAddress) -> bool {
         self.address(address).is_some_and(|address| address.circuit.take())
-    }
-
-    /// Returns `true` if an address other than the one with the id `id` may be used, and is not
-    /// known to leave requests unanswered.
-    pub(super) fn may_another_answer(&self, id: usize) -> bool {
-        self.all().any(|(_, _, address)| address.id != id && address.circuit.may_answer())
     }
 
     /// Notes that a delivery or a connection failed at an address because of `fault`. The result

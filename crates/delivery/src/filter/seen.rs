@@ -200,7 +200,8 @@ fn entry(entries: &VecDeque<Entry>, first: u32, number: u32) -> Option<&Entry> {
     entries.get(usize::try_from(number.wrapping_sub(first)).ok()?)
 }
 
-fn hash(event: &[u8]) -> Hash {
+/// Returns the first 128 bits of the SHA-256 of an event, or of another text.
+pub(super) fn hash(event: &[u8]) -> Hash {
     let digest = digest::digest(&digest::SHA256, event);
     let mut words = digest.as_ref().chunks_exact(8).map(|word| {
         let mut bytes = [0; 8];
@@ -208,11 +209,6 @@ fn hash(event: &[u8]) -> Hash {
         u64::from_le_bytes(bytes)
     });
     [words.next().unwrap_or(0), words.next().unwrap_or(0)]
-}
-
-/// Returns the first 64 bits of the SHA-256 of a text.
-pub(super) fn fingerprint(text: &str) -> u64 {
-    hash(text.as_bytes())[0]
 }
 
 fn millis(duration: Duration) -> u64 {

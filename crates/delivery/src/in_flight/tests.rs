@@ -187,7 +187,7 @@ fn random_transitions_keep_the_table_and_the_queue_in_step() {
                     model[index].0 = State::Pending;
                 }
                 (4, Some((State::Held, claim))) => {
-                    in_flight.release_held(claim);
+                    in_flight.release(claim);
                     model[index].0 = State::Pending;
                 }
                 (5, Some((State::Suspect, claim))) => {
