@@ -166,11 +166,6 @@ impl CursorState {
         }
         left
     }
-
-    /// Returns `true` if the output is required and had joined before the record was appended.
-    fn is_needed_for(&self, record: &Record) -> bool {
-        self.output.required && self.joined <= record.first
-    }
 }
 
 impl MemoryState {
@@ -252,7 +247,9 @@ impl MemoryState {
     /// permanently before it finished the whole record. Second: all required outputs that were to
     /// get the record have left the queue, or are not required any more.
     fn verdict(cursors: &Slab<CursorState>, record: &mut Record) -> Result<(), Refused> {
-        let needed = cursors.iter().filter(|(_, cursor)| cursor.is_needed_for(record));
+        let needed = cursors
+            .iter()
+            .filter(|(_, cursor)| cursor.output.required && cursor.joined <= record.first);
         let (gone, going): (Vec<_>, Vec<_>) = needed.partition(|(_, cursor)| cursor.gone);
         let is_missed = gone.iter().any(|(_, cursor)| cursor.outstanding(record).events > 0);
         let nobody = going.is_empty() && gone.is_empty();

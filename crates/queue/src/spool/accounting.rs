@@ -237,18 +237,14 @@ impl Accounting {
         self.pending_delete.push((first, size));
     }
 
-    /// Notes that the file of a segment, which was removed from the log before, is now deleted. The
-    /// bytes of this file do not count any more.
-    pub(super) fn deleted(&mut self, (first, size): Removed) {
+    /// Notes that the file of a segment, which was removed from the log before, is now deleted, or
+    /// could not be deleted. Its bytes count until it is deleted.
+    pub(super) fn deleted(&mut self, (first, size): Removed, is_deleted: bool) {
         self.forget(first);
-        self.files -= size;
-    }
-
-    /// Notes that the file of a segment, which was removed from the log before, could not be
-    /// deleted. The bytes of this file still count.
-    pub(super) fn not_deleted(&mut self, (first, size): Removed) {
-        self.forget(first);
-        self.stuck.push((first, size));
+        match is_deleted {
+            true => self.files -= size,
+            false => self.stuck.push((first, size)),
+        }
     }
 
     /// Removes a segment from the lists of files that are to be deleted.

@@ -291,12 +291,6 @@ impl CursorState {
         unrecorded.map_or(unfinished, |place| place.min(unfinished))
     }
 
-    /// Returns what the cursors file notes of the events before the output's `place`. The output
-    /// gets all events from this place on again after a start.
-    pub(super) fn history_before(&self, place: Position) -> History {
-        History { since: self.history.since.min(place), ..self.history }
-    }
-
     /// Notes that an event was not delivered. No event that was handed out so far counts as sent
     /// after a start: one that was kept back as a duplicate of the undelivered event was not sent
     /// either.
@@ -397,11 +391,6 @@ impl CursorState {
             position: piece.end(),
             byte: piece.first_byte + piece.bytes(),
         })
-    }
-
-    /// Returns the number of bytes of the lines that were read ahead and are in memory.
-    fn ahead_bytes(&self) -> u64 {
-        self.ahead.pieces.iter().map(|piece| piece.lines.len() as u64).sum()
     }
 
     /// Moves the cursor past a gap. Counts these events as lost for this output, unless they were
@@ -901,7 +890,9 @@ impl Cursor {
             if state.writing.saving.is_dirty && !was_dirty {
                 self.shared.wake();
             }
-            let low = state.log.cursors[self.index].ahead_bytes() < state.log.chunk / 2;
+            let pieces = state.log.cursors[self.index].ahead.pieces.iter();
+            let in_memory: u64 = pieces.map(|piece| piece.lines.len() as u64).sum();
+            let low = in_memory < state.log.chunk / 2;
             let ahead = low.then(|| state.log.read_on(self.index));
             (batch, ahead)
         };

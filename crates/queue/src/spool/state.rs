@@ -22,7 +22,7 @@ use super::upkeep::Written;
 use super::{AHEAD_BYTES, CHUNK_MAX, CHUNK_MIN, HANGS, HOLES_MAX, TAIL_BYTES, needed};
 use crate::contract::{Append, Backlog, Refused, now};
 use crate::cursors;
-use crate::cursors::{Contents, Hole};
+use crate::cursors::{Contents, History, Hole};
 use crate::outputs::{Departed, DropCount};
 use crate::segment::{
     BLOCK, Check, FIRST_RECORD, LogOffset, RECORD_HEADER, RecordHeader, Scan, Seed,
@@ -748,7 +748,9 @@ impl LogState {
         }
         let history = |cursor: &CursorState| {
             let place = outputs.get(&cursor.output.name)?;
-            Some((cursor.output.name.clone(), cursor.history_before(place.position)))
+            // The output gets all events from this place on again after a start.
+            let since = cursor.history.since.min(place.position);
+            Some((cursor.output.name.clone(), History { since, ..cursor.history }))
         };
         let histories = self.outputs().filter_map(history).collect();
         Contents { end: self.end, outputs, holes: self.holes.clone(), histories }

@@ -478,10 +478,7 @@ impl Upkeep {
     fn remove(&self, file: Removed) -> io::Result<()> {
         let outcome = self.delete(&segment::file_name(file.0));
         let mut state = self.shared.lock();
-        match &outcome {
-            Ok(()) => state.writing.accounting.deleted(file),
-            Err(_) => state.writing.accounting.not_deleted(file),
-        }
+        state.writing.accounting.deleted(file, outcome.is_ok());
         self.shared.log_not_full(&mut state);
         outcome
     }

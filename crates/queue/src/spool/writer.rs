@@ -211,7 +211,16 @@ impl Writer {
         if let Some(size) = first.opens {
             let needed = FIRST_RECORD + group.iter().map(Waiting::needed).sum::<u64>();
             match self.open_segment(size, needed.min(size)) {
-                Ok(made) if made < size => self.turn_away(made - needed),
+                // The disk had room only for a smaller segment than the one for which the batches
+                // were planned. This group fits; the batches that still wait are refused.
+                Ok(made) if made < size => {
+                    let behind = {
+                        let mut state = self.shared.lock();
+                        state.writing.accounting.clear_line(made - needed);
+                        state.writing.clear_line()
+                    };
+                    refuse_all(behind);
+                }
                 Ok(_) => self.shared.lock().writing.accounting.opened(),
                 Err(error) => {
                     return self.refuse(group, "no room for a new segment", &error, false);
@@ -304,19 +313,6 @@ impl Writer {
         }
         self.shared.metrics.spool.sync.record(started.elapsed().as_secs_f64());
         Ok(())
-    }
-
-    /// Refuses all waiting batches. The disk had room only for a smaller segment than the one for
-    /// which these batches were planned. The group of batches that is just being written fits, and
-    /// is not refused. `free`: the number of bytes that are still free in the smaller segment after
-    /// this group.
-    fn turn_away(&self, free: u64) {
-        let behind = {
-            let mut state = self.shared.lock();
-            state.writing.accounting.clear_line(free);
-            state.writing.clear_line()
-        };
-        refuse_all(behind);
     }
 
     /// Writes a group of batches after the last record of the active segment, and syncs the file.
