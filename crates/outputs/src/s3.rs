@@ -194,7 +194,10 @@ impl Settings {
     /// Makes the bucket, which knows the requests and their answers.
     pub(crate) fn bucket(&self, setup: &Setup<'_>) -> Arc<Bucket> {
         let keys = match &self.credentials {
-            Credentials::Files(files) => Keys::of_files(files.clone()),
+            Credentials::Files(files) => {
+                let files = files.clone();
+                Keys::Files { files, read: None.into(), used: None.into() }
+            }
             Credentials::WebIdentity(role) => Keys::WebIdentity(Tokens::new(Sts {
                 service: Service::beside(&self.client, &role.url, setup.output),
                 role: role.clone(),

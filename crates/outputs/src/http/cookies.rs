@@ -97,7 +97,13 @@ fn parse(header: &[u8], path: &str, https: bool) -> Option<(Cookie, bool)> {
         match key.to_ascii_lowercase().as_slice() {
             b"secure" if !https => return None,
             b"path" if value.starts_with('/') => cookie_path = value,
-            b"max-age" => age_is_over = is_past_age(value).or(age_is_over),
+            b"max-age" => {
+                let digits = value.strip_prefix('-').unwrap_or(value);
+                if !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit()) {
+                    let is_zero = digits.bytes().all(|byte| byte == b'0');
+                    age_is_over = Some(is_zero || value.starts_with('-'));
+                }
+            }
             b"expires" => {
                 // Older servers write `01-Jan-1970`, with four digits.
                 let date = httpdate::parse_http_date(value)
@@ -123,13 +129,6 @@ fn pair(text: &[u8]) -> (&[u8], Option<&[u8]>) {
         }
         None => (text.trim_ascii(), None),
     }
-}
-
-/// Returns whether a cookie with this `Max-Age` has expired; `None` if the value is not a number.
-fn is_past_age(value: &str) -> Option<bool> {
-    let digits = value.strip_prefix('-').unwrap_or(value);
-    let is_number = !digits.is_empty() && digits.bytes().all(|byte| byte.is_ascii_digit());
-    is_number.then(|| value.starts_with('-') || digits.bytes().all(|byte| byte == b'0'))
 }
 
 #[cfg(test)]

@@ -67,11 +67,6 @@ struct Exchanged {
     connection: Option<PooledConnection>,
 }
 
-/// Returns the error message for a request that has made no progress for `limit`.
-fn no_answer(limit: Duration) -> String {
-    format!("no answer and no progress for {} s", limit.as_secs_f64())
-}
-
 impl Client {
     /// Sends a batch to the address whose turn it is, on the open connection to it that `lane`
     /// holds, or on a new one. Returns the id of the address, and the outcome.
@@ -82,7 +77,12 @@ impl Client {
         };
         let (mut sent, bytes) = (Sent::of(&batch), batch.bytes);
         let made = async {
-            self.ask_first(&expanded, attempt.address()).await?;
+            let address = attempt.address();
+            if let Some(test) = self.api.asks_first()
+                && let Some(endpoint) = expanded.endpoints.get(address.endpoint)
+            {
+                self.test_with(test, address, &expanded, endpoint).await?;
+            }
             let encoded = self.api.encode(batch, queue, self.room.limits.max_bytes);
             debug_assert!(encoded.events > 0, "a request carries at least one event");
             self.room.note(bytes, &encoded, &sent);
@@ -304,7 +304,10 @@ impl Client {
                     }
                     return Err(failed(reason, &chain(&error)));
                 }
-                Err(limit) => return Err(failed(AttemptError::Timeout, &no_answer(limit))),
+                Err(limit) => {
+                    let what = format!("no answer and no progress for {} s", limit.as_secs_f64());
+                    return Err(failed(AttemptError::Timeout, &what));
+                }
             };
             connection.take_up_cookies(response.headers(), &endpoint.target(&head.path));
             if !marks.was_whole() {
@@ -316,15 +319,11 @@ impl Client {
             let deadline = since + attempt.patience();
             let judged = answer::judge(&*self.api, asked, response, sent, deadline);
             let (outcome, is_whole) = judged.await;
-            *pooled = Some(connection).filter(|it| is_whole && self.may_stay(it, &outcome));
+            let is_needed = matches!(outcome, Outcome::Taken(_)) || !connection.is_free();
+            let may_stay = is_needed || !connection.is_over(&self.endpoints);
+            *pooled = Some(connection).filter(|_| is_whole && may_stay);
             return Ok(outcome);
         }
-    }
-
-    /// Returns `true` if a connection may be used again after a request with this outcome.
-    fn may_stay(&self, connection: &PooledConnection, outcome: &Outcome) -> bool {
-        let is_needed = matches!(outcome, Outcome::Taken(_)) || !connection.is_free();
-        is_needed || !connection.is_over(&self.endpoints)
     }
 
     /// Makes the next request on a connection, which is busy from then on. `extra` are the headers

@@ -119,8 +119,7 @@ impl HttpLink {
     fn tidy(&mut self) -> Option<Instant> {
         let endpoints = &self.client.endpoints;
         let version = endpoints.version();
-        self.idle.iter_mut().for_each(|lane| lane.tidy(endpoints, version));
-        self.idle.iter().filter_map(Lane::first_expiry).min()
+        self.idle.iter_mut().filter_map(|lane| lane.tidy(endpoints, version)).min()
     }
 
     /// Asks which requests are confirmed, with the idle lanes whose turn it is. Returns when it is

@@ -140,13 +140,16 @@ impl Lane {
 
     /// Closes the idle connections that have reached their age limit and, if the addresses have
     /// changed since the last call, those whose address has left the output. `version` is that of
-    /// the addresses now.
-    pub(super) fn tidy(&mut self, endpoints: &Endpoints, version: u64) {
+    /// the addresses now. Returns the earliest time when another one reaches its age limit, of
+    /// those on which no request waits for its confirmation; `None` if none has an age limit.
+    pub(super) fn tidy(&mut self, endpoints: &Endpoints, version: u64) -> Option<Instant> {
         let changed = std::mem::replace(&mut self.tidied, version) != version;
         self.close_if(|connection| match changed {
             true => connection.is_over(endpoints),
             false => connection.has_expired(),
         });
+        let free = self.idle.iter().filter(|connection| connection.is_free());
+        free.filter_map(|connection| connection.expiry).min()
     }
 
     /// Closes the idle connections that `is_over` returns `true` for, and on which no request waits
@@ -168,12 +171,5 @@ impl Lane {
             connection.confirmations.asked().is_some_and(|asked| asked <= time)
         };
         self.idle.extract_if(.., is_due).collect()
-    }
-
-    /// Returns the earliest time when an idle connection reaches its age limit, of those on which
-    /// no request waits for its confirmation; `None` if none of them has an age limit.
-    pub(super) fn first_expiry(&self) -> Option<Instant> {
-        let free = self.idle.iter().filter(|connection| connection.is_free());
-        free.filter_map(|connection| connection.expiry).min()
     }
 }

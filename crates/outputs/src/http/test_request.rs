@@ -73,7 +73,7 @@ impl Client {
 
     /// Sends a test request to an address. Returns the failure unless the answer says that the
     /// consumer would take events.
-    async fn test_with(
+    pub(super) async fn test_with(
         &self,
         test: TestRequest,
         address: &ResolvedAddress,
@@ -94,22 +94,6 @@ impl Client {
                 }
             }
         })
-    }
-
-    /// Sends the request of [`Api::asks_first`] to an address, if there is one. Returns the failure
-    /// if the address must not get events now.
-    ///
-    /// [`Api::asks_first`]: super::api::Api::asks_first
-    pub(super) async fn ask_first(
-        &self,
-        expanded: &Expanded,
-        address: &ResolvedAddress,
-    ) -> Result<(), Failure> {
-        let endpoint = expanded.endpoints.get(address.endpoint);
-        match self.api.asks_first().zip(endpoint) {
-            Some((test, endpoint)) => self.test_with(test, address, expanded, endpoint).await,
-            None => Ok(()),
-        }
     }
 
     /// Sends a request without events to an address, on a connection of its own, and returns the

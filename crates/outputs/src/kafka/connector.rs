@@ -128,7 +128,10 @@ impl KafkaConnector {
         };
         // Such an error does not name the cause, but an earlier error of librdkafka may.
         let is_vague = matches!(trouble.reason, AttemptError::Connect | AttemptError::Timeout);
-        let said = link.last_trouble().filter(|_| is_vague);
+        while let Ok(report) = link.reports.try_recv() {
+            drop(link.on_report(Some(report)));
+        }
+        let said = link.trouble.take().filter(|_| is_vague);
         Err(said.unwrap_or_else(|| self.shared.failure(&trouble)))
     }
 }
@@ -263,15 +266,6 @@ struct GivenUp {
 }
 
 impl KafkaLink {
-    /// Returns the last error that librdkafka reported while the producer looked for the topic;
-    /// `None` if there was none.
-    fn last_trouble(&mut self) -> Option<Failure> {
-        while let Ok(report) = self.reports.try_recv() {
-            drop(self.on_report(Some(report)));
-        }
-        self.trouble.take()
-    }
-
     /// Gives the producer up: no more batches are sent to it. `failure` is the cause, and `refused`
     /// is `true` if an event was refused. The link then waits a short time for missing results
     /// before it ends. Batches that have no result by then are sent again through another producer.
@@ -330,11 +324,6 @@ impl KafkaLink {
                 claim.is_none().then_some(Event::Checkpoint(Fate::Failed(failure)))
             }
         }
-    }
-
-    fn check_interval(&self) -> Duration {
-        self.shared.output.timeouts.connect.min(self.shared.output.timeouts.request)
-            / PROGRESS_CHECKS
     }
 
     /// Checks whether messages were acknowledged since the last check. If none was acknowledged for
@@ -414,7 +403,9 @@ impl Link for KafkaLink {
             if idle && self.outdated {
                 return Event::Gone(None);
             }
-            let check = self.progress.checked + self.check_interval();
+            let timeouts = &self.shared.output.timeouts;
+            let interval = timeouts.connect.min(timeouts.request) / PROGRESS_CHECKS;
+            let check = self.progress.checked + interval;
             let event = tokio::select! {
                 biased;
                 report = self.reports.recv() => self.on_report(report),

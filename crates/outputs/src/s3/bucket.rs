@@ -75,12 +75,6 @@ pub(super) enum Keys {
     WebIdentity(Tokens<Sts>),
 }
 
-impl Keys {
-    pub(super) fn of_files(files: KeyFiles) -> Self {
-        Self::Files { files, read: ArcSwapOption::empty(), used: ArcSwapOption::empty() }
-    }
-}
-
 pub(crate) struct Bucket {
     pub(super) address: Address,
     /// The compression of objects.

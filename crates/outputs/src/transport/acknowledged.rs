@@ -336,7 +336,14 @@ impl<P: Protocol> AcknowledgedLink<P> {
         self.encoding = None;
         match (claim, encoded) {
             (Some(claim), Ok(frames)) => self.begin(claim, frames),
-            (None, Ok(frames)) => self.begin_checkpoint(frames),
+            // The protocol has left the checkpoint out because of its length.
+            (None, Ok(frames)) if frames.events() == 0 => {
+                self.session.refuse(None, "it is too long".to_owned());
+            }
+            (None, Ok(frames)) => {
+                self.in_flight.add_checkpoint();
+                self.write(1, frames.bytes);
+            }
             (claim, Err(what)) => self.session.refuse(claim, what),
         }
     }
@@ -346,16 +353,6 @@ impl<P: Protocol> AcknowledgedLink<P> {
         self.in_flight.add(claim, frames.parts.end(claim), &mut self.session.ready);
         self.sent += events;
         self.write(events, frames.bytes);
-    }
-
-    /// Begins to write the frame of a checkpoint. A checkpoint without a frame is refused: the
-    /// protocol has left it out because of its length.
-    fn begin_checkpoint(&mut self, frames: Frames) {
-        if frames.events() == 0 {
-            return self.session.refuse(None, "it is too long".to_owned());
-        }
-        self.in_flight.add_checkpoint();
-        self.write(1, frames.bytes);
     }
 
     /// Begins to write frames that hold this number of events. Frames without an event, of a batch
@@ -408,7 +405,8 @@ impl<P: Protocol> AcknowledgedLink<P> {
         }
         let late = self.is_awaiting().then(|| self.session.progress + self.session.patience());
         let unwritable = self.unwritable.as_ref().map(|(_, until)| *until);
-        [late, self.session.age_wake(), unwritable].into_iter().flatten().min()
+        let age = self.session.expiry.filter(|_| !self.session.leaving);
+        [late, age, unwritable].into_iter().flatten().min()
     }
 }
 

@@ -77,7 +77,7 @@ pub(super) struct Session {
     pub(super) used: Instant,
     /// When the connection reaches its age limit, which is `timeouts.max_connection_age` with a
     /// random difference of at most 10 %; `None` without such a limit.
-    expiry: Option<Instant>,
+    pub(super) expiry: Option<Instant>,
     /// `true` if the connection is *leaving*.
     pub(super) leaving: bool,
     /// `true` if the consumer has accepted anything on this connection.
@@ -236,12 +236,6 @@ impl Session {
     /// (`idle_timeout` or the age limit); `None` if it has no limit.
     pub(super) fn idle_wake(&self) -> Option<Instant> {
         [self.idle_end(), self.expiry].into_iter().flatten().min()
-    }
-
-    /// Returns the time when the connection reaches its age limit. Returns `None` if it has no age
-    /// limit, or if the link already takes no more batches because the connection is to end.
-    pub(super) fn age_wake(&self) -> Option<Instant> {
-        self.expiry.filter(|_| !self.leaving)
     }
 
     /// Polls a timer that is ready at the time `wake`. If `wake` is `None`, the result is always
