@@ -287,9 +287,20 @@ impl Admin {
     fn metrics(&self) -> Response<Full<Bytes>> {
         self.scrapes.send_modify(|count| *count += 1);
         self.queue.observe();
-        self.observe_addresses();
+        let shown = self.shown.load();
+        for output in &shown.outputs {
+            let addresses = output.status.addresses();
+            self.telemetry.output_addresses(&output.name, addresses.iter().map(|it| it.state));
+        }
+        // Before its first attempt, an output is neither up nor down.
+        let was_tried = |name: &str| {
+            shown.outputs.iter().filter(|output| output.name == name).any(|output| {
+                let snapshot = output.status.snapshot();
+                snapshot.up || snapshot.down_since.is_some()
+            })
+        };
         let metrics = self.telemetry.render_states_of(|metric, place, name| {
-            self.has(place, name) && (metric != OutputMetrics::up || self.was_tried(name))
+            self.has(place, name) && (metric != OutputMetrics::up || was_tried(name))
         });
         let mut response = text(StatusCode::OK, metrics);
         let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
@@ -311,28 +322,13 @@ impl Admin {
         }
     }
 
-    /// Sets the gauges that count the addresses of each output.
-    fn observe_addresses(&self) {
-        for output in &self.shown.load().outputs {
-            let addresses = output.status.addresses();
-            self.telemetry.output_addresses(&output.name, addresses.iter().map(|it| it.state));
-        }
-    }
-
-    /// Returns `true` if the output `name` has made an attempt, so that it is either up or down.
-    fn was_tried(&self, name: &str) -> bool {
-        self.shown.load().outputs.iter().any(|output| {
-            let snapshot = output.status.snapshot();
-            output.name == name && (snapshot.up || snapshot.down_since.is_some())
-        })
-    }
-
     /// Returns the response to `/readyz`. With the parameter `verbose`, its body lists every check.
     /// The status is 503 only during the start and the drain. A full queue or a dead output does
     /// not lead to 503. If it did, Kubernetes would remove the pod from its Service. Senders would
     /// then get connection errors, and not the answer to retry later.
     fn ready(&self, request: &Request<Incoming>) -> Response<Full<Bytes>> {
-        let verbose = request.uri().query().is_some_and(|query| query.split('&').any(is_verbose));
+        let asks = |parameter: &str| parameter == "verbose" || parameter.starts_with("verbose=");
+        let verbose = request.uri().query().is_some_and(|query| query.split('&').any(asks));
         let mut reasons = Vec::new();
         if !self.started.load(Ordering::Relaxed) {
             reasons.push("starting");
@@ -428,12 +424,6 @@ fn no_page(_: &Caller, request: &Request<Incoming>) -> Responding {
     let what = "no such page: / /metrics /livez /healthz /readyz /readyz?verbose /status \
                 /status/history /status/volume /evidence/ /tap\n";
     route::page(text(StatusCode::NOT_FOUND, what.to_owned()))
-}
-
-/// Returns `true` if this parameter of a URL's query is `verbose` or `verbose=…`, which asks
-/// `/readyz` to list all of its checks.
-fn is_verbose(parameter: &str) -> bool {
-    parameter == "verbose" || parameter.starts_with("verbose=")
 }
 
 /// Adds the header of a response that describes the present state: caches must not store it.

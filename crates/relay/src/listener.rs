@@ -178,6 +178,9 @@ impl Listener {
     /// Accepts connections and starts a task for each of them. Returns when this listener is
     /// closed, or when all listeners are closed.
     pub async fn serve(self, gate: Arc<Gate>) {
+        use io::ErrorKind::{
+            ConnectionAborted as Aborted, ConnectionRefused as Refused, ConnectionReset as Reset,
+        };
         let mut failing = false;
         loop {
             if gate.given_way() > GIVEN_WAY_MAX {
@@ -193,7 +196,8 @@ impl Listener {
                     failing = false;
                     self.open(stream, peer, &gate);
                 }
-                Err(error) if is_of_the_connection(&error) => {}
+                // The error concerns only this connection, which has ended already.
+                Err(error) if matches!(error.kind(), Aborted | Reset | Refused) => {}
                 Err(error) => {
                     self.metrics.connection_refused(RefusedConnection::AcceptFailed);
                     if !std::mem::replace(&mut failing, true) {
@@ -239,14 +243,4 @@ impl Listener {
             aborted.run_until_cancelled(session.run(stream, handshake)).await;
         });
     }
-}
-
-/// Returns `true` if an error of accept(2) concerns only one connection, which has already ended.
-/// The listener can then accept the next connection without a pause.
-fn is_of_the_connection(error: &io::Error) -> bool {
-    use io::ErrorKind as Kind;
-    matches!(
-        error.kind(),
-        Kind::ConnectionAborted | Kind::ConnectionReset | Kind::ConnectionRefused
-    )
 }

@@ -18,9 +18,7 @@ use process::restrict;
 use queue::{Backlog, Queue};
 use telemetry::status::thresholds::held;
 use telemetry::status::{self, Status, verdict};
-use telemetry::{
-    Certificate, Counter, Gauge, LastRejected, LastTlsFailure, Quantiles, ReloadMetrics,
-};
+use telemetry::{Certificate, Counter, Gauge, LastRejected, Quantiles, ReloadMetrics};
 
 impl Admin {
     /// Returns what `/status` answers: the state, with the relay's judgement of it.
@@ -99,7 +97,11 @@ impl Admin {
             last_rejected: refusals.last().as_ref().map(rejected),
             last_final_refusal: refusals.last_for_good().as_ref().map(rejected),
             refused_connections: refused_connections(refusals.connections()),
-            last_tls_failure: refusals.last_tls_failure().as_ref().map(tls_failure),
+            last_tls_failure: refusals.last_tls_failure().map(|last| status::TlsFailure {
+                listener: last.listener.to_string(),
+                reason: last.reason.name().to_owned(),
+                seconds_ago: last.at.elapsed().as_secs_f64(),
+            }),
         }
     }
 
@@ -333,14 +335,6 @@ fn rejected(last: &LastRejected) -> status::Rejected {
         reason: last.reason.name().to_owned(),
         code: last.code,
         message: last.message.clone(),
-        seconds_ago: last.at.elapsed().as_secs_f64(),
-    }
-}
-
-fn tls_failure(last: &LastTlsFailure) -> status::TlsFailure {
-    status::TlsFailure {
-        listener: last.listener.to_string(),
-        reason: last.reason.name().to_owned(),
         seconds_ago: last.at.elapsed().as_secs_f64(),
     }
 }

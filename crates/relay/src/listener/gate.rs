@@ -6,6 +6,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use hyper_util::rt::TokioExecutor;
 use hyper_util::server::conn::auto;
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -14,7 +15,7 @@ use super::buffer::Pool;
 use super::connection::{Deadlines, Registry};
 use super::in_flight::InFlight;
 use super::large::Sizes;
-use super::terms::{Bounds, Shared, decoding};
+use super::terms::{Bounds, DECODING_KIB, Shared};
 use queue::Queue;
 use telemetry::Telemetry;
 
@@ -100,7 +101,7 @@ impl Gate {
             in_flight: InFlight::new(telemetry.in_flight()),
             volume: Arc::clone(telemetry.volume()),
             pool: Arc::new(Pool::default()),
-            decoding: decoding(),
+            decoding: Arc::new(Semaphore::new(DECODING_KIB as usize)),
             bounds: ArcSwap::from_pointee(bounds(limits, queue_config)),
             closing: CancellationToken::new(),
             cut: CancellationToken::new(),

@@ -68,11 +68,16 @@ impl<'a> Reservation<'a> {
     pub(super) fn set(&mut self, total: usize) -> Result<(), Refusal> {
         let total = total as u64;
         if total > self.bytes && !self.in_flight.add(total - self.bytes, self.max) {
-            return Err(if total > self.max {
-                event_too_large(self.max)
-            } else {
-                Refusal::in_flight_full()
-            });
+            if total <= self.max {
+                return Err(Refusal::in_flight_full());
+            }
+            let message = format!(
+                "one event is too large for limits.max_in_flight ({} bytes): raise \
+                 limits.max_in_flight",
+                self.max
+            );
+            let status = StatusCode::PAYLOAD_TOO_LARGE;
+            return Err(Refusal::new(status, Rejection::TooLarge, message));
         }
         self.in_flight.give_back(self.bytes.saturating_sub(total));
         self.bytes = total;
@@ -84,13 +89,6 @@ impl Drop for Reservation<'_> {
     fn drop(&mut self) {
         self.in_flight.give_back(self.bytes);
     }
-}
-
-fn event_too_large(max: u64) -> Refusal {
-    let message = format!(
-        "one event is too large for limits.max_in_flight ({max} bytes): raise limits.max_in_flight"
-    );
-    Refusal::new(StatusCode::PAYLOAD_TOO_LARGE, Rejection::TooLarge, message)
 }
 
 #[cfg(test)]

@@ -22,12 +22,6 @@ use transform::volume::Volume;
 /// that is larger than the limit is decoded alone.
 pub(super) const DECODING_KIB: u32 = 16 * 1024;
 
-/// Makes the semaphore that limits how much is decoded at the same time. It has [`DECODING_KIB`]
-/// permits, one for each KiB.
-pub(super) fn decoding() -> Arc<Semaphore> {
-    Arc::new(Semaphore::new(DECODING_KIB as usize))
-}
-
 /// The limits for requests, from the config. A reload replaces them; a request keeps the limits
 /// that were valid when it began.
 pub(super) struct Bounds {
