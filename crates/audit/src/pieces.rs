@@ -179,7 +179,10 @@ impl Pieces {
         for step in bytes.chunks(self.piece_bytes) {
             self.window.extend(step);
             if self.part == Part::Unknown {
-                self.skip_blanks();
+                // Much white space before the body takes no memory.
+                let body = &self.window[LIST_HEAD.len()..];
+                let blanks = body.iter().position(|byte| !byte.is_ascii_whitespace());
+                self.drop_front(blanks.unwrap_or(body.len()));
                 if self.waiting() > self.frame_max() {
                     self.recognise();
                 }
@@ -230,14 +233,6 @@ impl Pieces {
     /// decoded yet.
     fn waiting(&self) -> usize {
         self.window.len() - LIST_HEAD.len()
-    }
-
-    /// Removes the white space at the beginning of the body from the window, so that much white
-    /// space takes no memory.
-    fn skip_blanks(&mut self) {
-        let body = &self.window[LIST_HEAD.len()..];
-        let blanks = body.iter().position(|byte| !byte.is_ascii_whitespace());
-        self.drop_front(blanks.unwrap_or(body.len()));
     }
 
     /// Decides from the first bytes of the body if the body is a list of events or JSON lines. If

@@ -12,15 +12,11 @@ pub struct Member<'a> {
     pub key: &'a [u8],
     /// The bytes of the value as written, without white space around it.
     pub value: &'a [u8],
-    has_escapes: bool,
+    /// `true` if the key is written with escapes.
+    pub has_escapes: bool,
 }
 
 impl<'a> Member<'a> {
-    /// Returns `true` if the key is written with escapes.
-    pub fn has_escapes(&self) -> bool {
-        self.has_escapes
-    }
-
     /// Returns the text of the key with its escapes resolved, as [`key`] does. The walk has met the
     /// escapes of the key already, so they are not searched again.
     pub fn name(&self) -> Cow<'a, [u8]> {

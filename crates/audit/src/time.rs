@@ -127,7 +127,10 @@ fn parts(time: &[u8]) -> Option<Parts<'_>> {
         let digits = rest.iter().take_while(|byte| byte.is_ascii_digit()).count();
         (fraction, offset) = rest.split_at_checked(digits).filter(|_| digits > 0)?;
     }
-    (is_moment(moment) && is_offset(offset)).then_some(Parts { moment, fraction, offset })
+    let is_difference = has_shape(offset, b"+00:00") || has_shape(offset, b"-00:00");
+    let is_offset = offset == b"Z"
+        || (is_difference && number(&offset[1..3]) < 24 && number(&offset[4..]) < 60);
+    (is_moment(moment) && is_offset).then_some(Parts { moment, fraction, offset })
 }
 
 /// Returns `true` if a text has the shape of a pattern: at each `0` of the pattern the text has a
@@ -164,12 +167,6 @@ fn is_moment(text: &[u8]) -> bool {
         && number(&text[11..13]) < 24
         && number(&text[14..16]) < 60
         && number(&text[17..]) < 60
-}
-
-/// Returns `true` if `text` is `Z` or a difference from UTC in hours and minutes, such as `+02:00`.
-fn is_offset(text: &[u8]) -> bool {
-    let is_difference = has_shape(text, b"+00:00") || has_shape(text, b"-00:00");
-    text == b"Z" || (is_difference && number(&text[1..3]) < 24 && number(&text[4..]) < 60)
 }
 
 #[cfg(test)]

@@ -196,8 +196,7 @@ fn changed(asked: &Asked<'_>, change: &Change<'_>) -> Option<Changed> {
     let plan = change.redaction.and_then(|redaction| redaction.plan(event, request, look));
     let without_bodies = change.without_bodies || change.level == Some(Level::Metadata);
     let omits = change.omit_managed_fields && !without_bodies && may_have_managed_fields(event);
-    let additions: Vec<_> =
-        change.annotations.into_iter().flat_map(Annotations::additions).collect();
+    let additions: Vec<_> = change.annotations.into_iter().flat_map(|it| &it.additions).collect();
     if change.level.is_none()
         && !without_bodies
         && !omits
@@ -422,7 +421,7 @@ impl<'a> Reader<'a, '_> {
         if let Some(plan) = self.plan {
             let stays = match plan.bodies {
                 Bodies::Stay => true,
-                Bodies::Secret => redaction::is_known_of_secrets(body),
+                Bodies::Secret => body == b"null" || redaction::is_known(body, true),
                 Bodies::Go => body == b"null",
             };
             if !stays {

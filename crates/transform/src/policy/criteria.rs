@@ -192,7 +192,10 @@ impl Criteria {
             |text: &str| (!names.has_prefixes && !is_resource(text)).then(|| no_resource(text));
         let of_group = |text: &str| no_form(text).or_else(|| doubt_of_resource(text));
         let of_core = |text: &str| of_group(text).or_else(|| doubt_of_core(text));
-        let resources = self.resources.iter().enumerate().filter(|(_, of)| !of.is_of_metrics());
+        // The resources of `external.metrics.k8s.io` are named like the metrics, so their names
+        // have no fixed form.
+        let is_of_metrics = |of: &GroupResources| of.group.ends_with("metrics.k8s.io");
+        let resources = self.resources.iter().enumerate().filter(|(_, of)| !is_of_metrics(of));
         let resources = resources.map(|(index, of)| {
             let path = [Step::Field("resources"), Step::Item(index), Step::Field("resources")];
             let doubt = if of.group.is_empty() { &of_core as &Doubt<'_> } else { &of_group };
@@ -344,12 +347,6 @@ impl Criteria {
 }
 
 impl GroupResources {
-    /// Returns `true` if the group is one of those that serve metrics as resources. The resources
-    /// of `external.metrics.k8s.io` are named like the metrics, so their names have no fixed form.
-    fn is_of_metrics(&self) -> bool {
-        self.group.ends_with("metrics.k8s.io")
-    }
-
     /// Returns `true` if the object is of one of these kinds and has one of these names. `is_named`
     /// says whether a list contains the name of the object. It is called only if the kind matches
     /// and the list is not empty.

@@ -14,7 +14,7 @@ pub(super) static TRUNCATED: Addition = Addition {
 /// Constant annotations that are added to every event, already written as JSON.
 #[derive(Debug)]
 pub struct Annotations {
-    additions: Vec<Addition>,
+    pub(super) additions: Vec<Addition>,
 }
 
 /// An annotation to add: its key, and the whole member `"key":"value"` as JSON.
@@ -38,10 +38,6 @@ impl Annotations {
             Addition { key: key.into(), member: member.into() }
         };
         Self { additions: constants.into_iter().map(addition).collect() }
-    }
-
-    pub(super) fn additions(&self) -> impl Iterator<Item = &Addition> {
-        self.additions.iter()
     }
 }
 

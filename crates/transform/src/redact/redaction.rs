@@ -229,17 +229,11 @@ pub(super) fn managed_fields<'w>(request: &Request<'_>) -> Vec<Wish<'w>> {
     bodies.flatten().map(|path| Wish::new(path, With::Drop, Why::Lowered)).collect()
 }
 
-/// Returns `true` if this body of a request about Secrets has a known shape, so that the secret
-/// parts in it can be found. A body of any other shape is removed as a whole.
-pub(super) fn is_known_of_secrets(body: &[u8]) -> bool {
-    body == b"null" || is_known(body, true)
-}
-
 /// Returns `true` if the value `object` is a JSON object that has only known members. A known
 /// member has a name that a Secret has, and a value of the expected kind. `is_body` is `true` for a
 /// whole body, which may also have the members of a list, a Status or DeleteOptions. It is `false`
 /// for an item of a list, which may have only the members of a Secret.
-fn is_known(object: &[u8], is_body: bool) -> bool {
+pub(super) fn is_known(object: &[u8], is_body: bool) -> bool {
     object.first() == Some(&b'{')
         && scan::members(object).all(|member| {
             let is_plain = !matches!(member.value.first(), Some(b'{' | b'['));
@@ -288,7 +282,13 @@ pub(super) fn quotes<'w>(status: &[u8]) -> Vec<Wish<'w>> {
                     has_reason = true;
                     is_others |= !text().is_some_and(|reason| is_the_servers(&reason));
                 }
-                b"message" => is_others |= text().is_some_and(|message| is_a_webhooks(&message)),
+                // A webhook can choose the reason and the text of its message, but kube-apiserver
+                // puts these words before the text.
+                b"message" => {
+                    is_others |= text().is_some_and(|message| {
+                        memchr::memmem::find(&message, b"admission webhook ").is_some()
+                    });
+                }
                 _ => {}
             }
         }
@@ -315,12 +315,6 @@ fn is_the_servers(reason: &[u8]) -> bool {
             | b"Timeout"
             | b"TooManyRequests"
     )
-}
-
-/// Returns `true` if the message is from an admission webhook. A webhook can choose the reason and
-/// the text of its message, but kube-apiserver puts `admission webhook` before the text.
-fn is_a_webhooks(message: &[u8]) -> bool {
-    memchr::memmem::find(message, b"admission webhook ").is_some()
 }
 
 /// Returns `true` if the body is a Status, which is the server's message about a request.

@@ -81,13 +81,6 @@ impl<'p> Wish<'p> {
                 _ => false,
             }
     }
-
-    /// Returns `true` if a JSON Patch operation (RFC 6902) at the path `pointer` concerns the value
-    /// to which this wish leads. The operation may be about that value, about a part of it, or
-    /// about a larger value that contains it.
-    fn concerns(&self, pointer: &[Vec<u8>]) -> bool {
-        self.rest.iter().zip(pointer).all(|(step, name)| step.leads_to(Some(name)))
-    }
 }
 
 /// A range of the event's bytes, and the bytes that replace the range.
@@ -245,7 +238,11 @@ fn concerned<'w, 'p>(operation: &[u8], wishes: &'w [Wish<'p>]) -> Option<Vec<&'w
         if matches!(&*name, b"path" | b"from") {
             has_path |= *name == *b"path";
             let place = pointer(&text::string(member.value)?)?;
-            found.extend(others.extract_if(.., |wish| wish.concerns(&place)));
+            // A wish about the value at the place, about a part of it, or about a larger value that
+            // contains it.
+            found.extend(others.extract_if(.., |wish| {
+                wish.rest.iter().zip(&place).all(|(step, name)| step.leads_to(Some(name)))
+            }));
         }
     }
     has_path.then_some(found)

@@ -46,7 +46,8 @@ impl Edits {
 
     /// Adds the member `annotations`, whose keys lose their dots.
     pub(super) fn annotations(&mut self, event: &[u8], member: Member<'_>) {
-        if has_dots(member.value) {
+        let value = member.value;
+        if value.first() == Some(&b'{') && memchr::memchr2(b'.', b'\\', value).is_some() {
             self.list.push((place(event, member.value), With::DotlessKeys));
         }
     }
@@ -72,11 +73,6 @@ impl Edits {
     }
 }
 
-/// Returns `true` if the value is an object that may have a dot in one of its keys.
-fn has_dots(value: &[u8]) -> bool {
-    value.first() == Some(&b'{') && memchr::memchr2(b'.', b'\\', value).is_some()
-}
-
 /// Appends the object to `out`, with `_` for each `.` in its keys. A key stays as it is if the
 /// object has the new key already, or if an earlier key has got it.
 fn write_without_dots(object: &[u8], out: &mut Vec<u8>) {
@@ -97,7 +93,7 @@ fn write_few_without_dots(object: &[u8], out: &mut Vec<u8>) -> bool {
     let mut written = Object::begin(out);
     for (index, member) in scan::members(object).enumerate() {
         let (earlier, free) = places.split_at_mut(index.min(FEW));
-        let Some(place) = free.first_mut().filter(|_| !member.has_escapes()) else { return false };
+        let Some(place) = free.first_mut().filter(|_| !member.has_escapes) else { return false };
         let out = written.key(member.key);
         // Behind the key are its quote and a colon.
         let end = out.len() - 2;
