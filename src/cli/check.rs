@@ -44,7 +44,11 @@ pub(super) fn run(arguments: &Arguments, named: &ConfigFile) -> Result<(), u8> {
     let elsewhere = arguments.elsewhere;
     let (checked, mistakes) = in_time(move || {
         let checked = looked_at(config::read(&text, outputs::TYPES), elsewhere);
-        let mistakes = mistakes_in_policies(&checked);
+        // `report` prints a policy file that is missing, or is not a regular file, as a problem of
+        // the config.
+        let policies = checked.policies.iter().filter(|policy| named_file::is_regular(policy));
+        let mistakes = policies.filter_map(|policy| filter::read_policy(policy).err()).flatten();
+        let mistakes: Vec<_> = mistakes.collect();
         (checked, mistakes)
     })?;
     let reported = report(&checked, &name);
@@ -66,14 +70,6 @@ pub(super) fn run(arguments: &Arguments, named: &ConfigFile) -> Result<(), u8> {
     let parts = checked.config.as_ref().map(parts).unwrap_or_default();
     eprintln!("ok{parts}");
     Ok(())
-}
-
-/// Returns every mistake in the audit policy files that the config names. A policy file that does
-/// not exist, or is not a regular file, is skipped here, because `report` prints it as a problem of
-/// the config.
-fn mistakes_in_policies(checked: &Checked) -> Vec<String> {
-    let policies = checked.policies.iter().filter(|policy| named_file::is_regular(policy));
-    policies.filter_map(|policy| filter::read_policy(policy).err()).flatten().collect()
 }
 
 /// Looks at the files and directories that the config names, and returns `checked` with their

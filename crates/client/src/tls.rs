@@ -348,7 +348,12 @@ impl Client {
                 let listed = certificates(file, pem)?;
                 Some((roots(file, &listed)?, listed))
             }
-            _ => Some((system_roots(), Vec::new())),
+            _ => {
+                // A bad certificate of the system is ignored: the others can still be used.
+                let mut roots = RootCertStore::empty();
+                roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+                Some((roots, Vec::new()))
+            }
         };
         let verifier = |(roots, listed)| {
             let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), provider());
@@ -600,14 +605,6 @@ fn roots(file: &Path, certificates: &[CertificateDer<'static>]) -> Result<RootCe
         roots.add(certificate.clone()).map_err(|error| unusable(file, error))?;
     }
     Ok(roots)
-}
-
-/// Returns the usable root certificates of the operating system. A bad certificate among them is
-/// ignored, because the others can still be used.
-fn system_roots() -> RootCertStore {
-    let mut roots = RootCertStore::empty();
-    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
-    roots
 }
 
 /// Returns a certificate's notAfter of RFC 5280 §4.1.2.5, in seconds since 1970. Returns `None` if

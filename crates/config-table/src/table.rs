@@ -723,17 +723,14 @@ impl<'c, 'a> Table<'c, 'a> {
         key: Key,
         read: impl FnOnce(&mut Self) -> T,
     ) -> Option<T> {
-        let mut table = self.begin_optional(&key)?;
+        let found = self.take(&key)?;
+        let table = found.value.as_table().cloned();
+        let table = table.ok_or_else(|| other_type(&found.value, "a table"));
+        let mut table =
+            self.usable(&found, table).map(|table| self.child(key.name, None, table))?;
         let value = read(&mut table);
         table.refuse_rest(&|_| None);
         Some(value)
-    }
-
-    fn begin_optional(&mut self, key: &Key) -> Option<Self> {
-        let found = self.take(key)?;
-        let table = found.value.as_table().cloned();
-        let table = table.ok_or_else(|| other_type(&found.value, "a table"));
-        self.usable(&found, table).map(|table| self.child(key.name, None, table))
     }
 
     /// Takes all tables `[[name]]` out of this table, calls `read` for each of them, and returns

@@ -184,18 +184,14 @@ fn warn_of_plain_credentials(
          better: https://"
     );
     let mut keys = t.cx.secrets_below(&t.path);
-    if headers.iter().any(|(name, value)| is_credential(name) || value.files().next().is_some()) {
+    let words = ["authorization", "cookie", "token", "secret", "password", "api-key", "apikey"];
+    let is_secret = |name: &str| words.iter().any(|word| name.contains(word));
+    if headers.iter().any(|(name, value)| is_secret(name) || value.files().next().is_some()) {
         keys.push(t.path_of("headers"));
     }
     for key in keys {
         t.cx.problem_at(&key, &key, &*message, Severity::Warning);
     }
-}
-
-/// Returns `true` if a header of this name, in lower case, has a credential as its value.
-fn is_credential(header: &str) -> bool {
-    let words = ["authorization", "cookie", "token", "secret", "password", "api-key", "apikey"];
-    words.iter().any(|word| header.contains(word))
 }
 
 fn bearer_token_file(t: &mut Table<'_, '_>) -> Option<PathBuf> {

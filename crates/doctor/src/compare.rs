@@ -32,12 +32,6 @@ pub fn is_of_batch(reason: &str) -> bool {
     Rejection::named(reason).is_some_and(Rejection::is_of_batch)
 }
 
-/// Returns `true` if only batches are refused with this reason, and the answer has `Retry-After`,
-/// so that kube-apiserver sends the batch again.
-pub fn comes_back(reason: &str) -> bool {
-    is_of_batch(reason) && !Rejection::named(reason).is_some_and(Rejection::is_for_good)
-}
-
 /// The result of a comparison.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Comparison {
@@ -224,6 +218,10 @@ fn retried(
         false => known.max(total(relays.iter().map(of_relay))),
     };
     let mut lately = relays.iter().flat_map(rejected_in_interval);
+    // The answer to such a batch has `Retry-After`, so kube-apiserver sends it again.
+    let comes_back = |reason: &str| {
+        is_of_batch(reason) && !Rejection::named(reason).is_some_and(Rejection::is_for_good)
+    };
     let has_retry_after = lately.any(|(reason, count)| count > 0 && comes_back(&reason));
     let patience = if has_retry_after { PATIENCE_WITH_RETRY_AFTER } else { PATIENCE_MAX };
     let young = apiservers.iter().map(|it| generated_within(BATCH_WAIT + patience, it));

@@ -98,12 +98,6 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// Returns `true` if there are kube-apiservers, and each of them is a file.
-    fn has_only_files(&self) -> bool {
-        let is_file = |source: &Source| matches!(source, Source::File(_));
-        self.cluster.is_none() && !self.apiservers.is_empty() && self.apiservers.iter().all(is_file)
-    }
-
     /// Makes the source of a kube-apiserver. A URL without a path gets the path of the metrics.
     pub fn apiserver(target: Target) -> Source {
         let path = target.given().unwrap_or("/metrics").to_owned();
@@ -128,8 +122,10 @@ impl Plan {
 ///
 /// Nothing is kept anywhere, so the future can be dropped at any time.
 pub async fn examine(plan: Plan, waiting: impl Fn(&str)) -> (Findings, Verdict) {
-    let has_only_files = plan.has_only_files();
     let Plan { apiservers, cluster, instances, relays, interval, webhook, probe } = plan;
+    let is_file = |source: &Source| matches!(source, Source::File(_));
+    let has_only_files =
+        cluster.is_none() && !apiservers.is_empty() && apiservers.iter().all(is_file);
     let interval = if has_only_files { interval.min(OF_FILES) } else { interval };
     let urls: Vec<(Target, String)> = relays.iter().filter_map(Source::url).collect();
     let mut checks = Vec::new();

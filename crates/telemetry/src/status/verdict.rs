@@ -675,16 +675,6 @@ fn refusals(status: &Status, found: &mut Findings) -> bool {
     both.iter().any(|times| times.seconds.is_some())
 }
 
-/// Returns the runbook for evidence that could not be recorded for this reason.
-fn runbook_of_evidence(reason: &str) -> &'static str {
-    match reason {
-        "rolled_back" => "KubeAuditForwarderEvidenceRolledBack",
-        "tampered" => "KubeAuditForwarderEvidenceTampered",
-        "witness" => "KubeAuditForwarderWitnessAway",
-        _ => "KubeAuditForwarderEvidenceNotWritten",
-    }
-}
-
 fn evidence(status: &Status, found: &mut Findings) {
     let Some(evidence) = &status.evidence else { return };
     for (reason, _) in evidence.errors.iter().filter(|(_, count)| **count > 0) {
@@ -692,20 +682,22 @@ fn evidence(status: &Status, found: &mut Findings) {
         // A checkpoint or a cosignature after an error shows that it is over. If the age of the
         // error is not known, the error counts as present.
         let is_since = |ago: Option<f64>| ago.zip(error).is_some_and(|(ago, error)| ago < error);
-        let bad = |text: &str| (State::Bad, text.to_owned());
         let state_of = |is_over: bool| if is_over { State::Note } else { State::Warn };
-        let (state, text) = match reason.as_str() {
-            "rolled_back" => bad(
-                "A witness knows a newer log: the queue's directory was set back (rolled_back).",
-            ),
+        let (state, text, runbook) = match reason.as_str() {
+            "rolled_back" => {
+                let text = "A witness knows a newer log: the queue's directory was set back (rolled_back).";
+                (State::Bad, text.to_owned(), "KubeAuditForwarderEvidenceRolledBack")
+            }
             "tampered" => {
-                bad("Files of the queue or of its evidence were changed or removed (tampered).")
+                let text =
+                    "Files of the queue or of its evidence were changed or removed (tampered).";
+                (State::Bad, text.to_owned(), "KubeAuditForwarderEvidenceTampered")
             }
             "witness" => {
                 let is_over = evidence.witnesses.iter().all(|it| is_since(it.last_seconds_ago));
                 let text = "A witness does not cosign (witness).";
                 let text = if is_over { "A witness did not cosign for a time." } else { text };
-                (state_of(is_over), text.to_owned())
+                (state_of(is_over), text.to_owned(), "KubeAuditForwarderWitnessAway")
             }
             other => {
                 let is_over = is_since(evidence.last_checkpoint_seconds_ago);
@@ -713,10 +705,10 @@ fn evidence(status: &Status, found: &mut Findings) {
                     true => format!("Evidence could not be recorded for a time ({other})."),
                     false => format!("Evidence cannot be recorded ({other})."),
                 };
-                (state_of(is_over), text)
+                (state_of(is_over), text, "KubeAuditForwarderEvidenceNotWritten")
             }
         };
-        let advice = format!("The log says more. Runbook: {}.", runbook_of_evidence(reason));
+        let advice = format!("The log says more. Runbook: {runbook}.");
         found.add(state, "evidence", text, &advice);
     }
 }

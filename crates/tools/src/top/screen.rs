@@ -380,7 +380,11 @@ fn hour(history: &History, status: &Status, frame: &mut Frame<'_>, title_area: R
         .and_then(|it| Some((message(&it.name), history.outputs.get(&it.name)?)))
         .map(|(name, it)| (name, points(&it.delivered_events_per_second)));
     let values = accepted.iter().chain(delivered.iter().flat_map(|(_, points)| points));
-    let top = ceiling(values.map(|(_, value)| *value).fold(0.0, f64::max));
+    // The axis ends at 1, 2 or 5 times a power of ten.
+    let greatest = values.map(|(_, value)| *value).fold(1.0, f64::max);
+    let power = 10_f64.powf(greatest.log10().floor());
+    let mut ends = [1.0, 2.0, 5.0, 10.0].into_iter().map(|step| step * power);
+    let top = ends.find(|end| *end >= greatest).unwrap_or(1.0);
     let mut title = vec![
         Span::styled(format!("last {shown}, events/s: "), QUIET),
         Span::styled("accepted", ACCEPTED),
@@ -403,17 +407,6 @@ fn hour(history: &History, status: &Status, frame: &mut Frame<'_>, title_area: R
         scaled(top),
     ]);
     frame.render_widget(Chart::new(sets).x_axis(across).y_axis(up), area);
-}
-
-/// Returns the end of an axis that shows `value`: the smallest number of the form 1, 2 or 5 times a
-/// power of ten that is at least `value` and at least 1.
-fn ceiling(value: f64) -> f64 {
-    let power = 10_f64.powf(value.max(1.0).log10().floor());
-    [1.0, 2.0, 5.0, 10.0]
-        .into_iter()
-        .map(|step| step * power)
-        .find(|it| *it >= value)
-        .unwrap_or(1.0)
 }
 
 /// Returns the state of an output in a few words, and how bad it is.
