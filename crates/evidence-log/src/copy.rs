@@ -3,8 +3,8 @@
 //! # What is copied
 //!
 //! The newest checkpoint decides. The copy has its note, the tiles and entries that it covers and
-//! nothing behind them, and the line hashes of the events before its end. It has neither the
-//! journal nor the queue.
+//! nothing behind them, and the line hashes of the events before its end. It has neither the queue
+//! nor the files beside the log.
 //!
 //! # What the relay does meanwhile
 //!

@@ -166,10 +166,10 @@ pub enum Alarm {
         /// The number of events.
         count: u64,
     },
-    /// The journal was not written with the key of this log, so it was set aside.
+    /// A journal, which earlier versions had, was set aside: nothing in it counts.
     Journal,
-    /// Files of the log were removed, or replaced by others: entries that were signed, the journal,
-    /// or the checkpoint.
+    /// Files of the log were removed, or replaced by others: entries that were signed, or the
+    /// checkpoint.
     Removed,
 }
 

@@ -10,8 +10,9 @@ use base::disk::{Access, Disk, File};
 /// The name of the directory of the log, below that of the queue.
 pub const DIRECTORY: &str = "evidence";
 
-/// The name of the journal, below the directory of the log.
-pub(super) const JOURNAL: &str = "journal";
+/// The name of a file in which earlier versions kept the entries that no checkpoint covered, below
+/// the directory of the log.
+pub const JOURNAL: &str = "journal";
 
 /// The file in the queue's directory, beside the log, which says that a witness has contradicted
 /// the log. It has two lines: the origin and the reason.
@@ -21,7 +22,8 @@ pub const ROLLED_BACK: &str = "evidence-rolled-back";
 /// log is shorter than this checkpoint, somebody has cut or removed it.
 pub const KNOWN: &str = "evidence-checkpoint";
 
-/// The file in the queue's directory, beside the log, that says how far the log was durable.
+/// The file in the queue's directory, beside the log, that is signed over all entries that are
+/// durable. It is a checkpoint with further lines.
 pub const HEAD: &str = "evidence-head";
 
 /// The file in the queue's directory, beside the log, with the positions of the events that came in

@@ -1,5 +1,5 @@
-//! The log of the evidence, as files: what an entry says, where its tiles, line hashes and journal
-//! are, how a log is read from outside and copied, and transparency logs themselves ([`tlog`]).
+//! The log of the evidence, as files: what an entry says, where its tiles and line hashes are, how
+//! a log is read from outside and copied, and transparency logs themselves ([`tlog`]).
 //!
 //! The recorder writes these files and `verify` reads them; this crate is what the two agree on. It
 //! promises that a byte has one reading, and that a reader is bounded whatever a file holds. It
@@ -8,7 +8,7 @@
 
 pub mod copy;
 pub mod entry;
-pub mod journal;
+pub mod head;
 pub mod layout;
 pub mod lines;
 pub mod reader;
@@ -20,11 +20,10 @@ use base::release::Format;
 
 pub use layout::{DIRECTORY, LineFile};
 
-/// The format of the evidence, for `--version`: that of the entries, the journal and the files of
-/// line hashes. Version 2 has MACs in the journal, and the files beside the log; version 3 also has
-/// `evidence-head` there. The formats of checkpoints and tiles are those of the C2SP
-/// specifications.
-pub const FORMAT: Format = Format { name: "evidence", reads: &[1, 2, 3], writes: 3 };
+/// The format of the evidence, for `--version`: that of the entries, the files of line hashes, and
+/// the files beside the log. Up to version 3 the entries that no checkpoint covered were in a
+/// journal. The formats of checkpoints and tiles are those of the C2SP specifications.
+pub const FORMAT: Format = Format { name: "evidence", reads: &[1, 2, 3, 4], writes: 4 };
 
 /// The signed time of a cosignature may be at most this many seconds ahead of the relay's clock.
 pub const AHEAD_MAX: u64 = 60;

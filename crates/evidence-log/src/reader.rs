@@ -5,16 +5,16 @@ use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::{fs, io};
 
-use super::journal::JOURNAL_BYTES_MAX;
+use super::head::{HEAD_BYTES_MAX, HeadFile};
 pub use super::layout::Files;
 use super::layout::{
-    DIRECTORY, JOURNAL, KNOWN, LINES, LineFile, ROLLED_BACK, ROLLED_BACK_MAX, if_there,
+    DIRECTORY, HEAD, KNOWN, LINES, LineFile, ROLLED_BACK, ROLLED_BACK_MAX, if_there,
 };
 use super::lines::{FILE_BYTES_MAX, Range, Record};
-use super::{entry, journal, layout, lines};
+use super::{entry, layout, lines};
 use crate::tlog::checkpoint::Signed;
 use crate::tlog::malformed::Malformed;
-use crate::tlog::merkle::{Hash, Head, Nodes};
+use crate::tlog::merkle::{Frontier, Hash, Head, Nodes, root_at};
 use crate::tlog::note::NOTE_BYTES_MAX;
 use crate::tlog::tile;
 use crate::tlog::tile::{CHECKPOINT, Content, Tile, WIDTH};
@@ -30,17 +30,17 @@ pub struct Directory(PathBuf);
 
 impl Directory {
     /// Finds the log in a directory: the log itself, or `evidence` in it. A log that was never
-    /// signed has only a journal.
+    /// published has only tiles.
     ///
     /// # Errors
     ///
-    /// Neither of the two has a checkpoint or a journal.
+    /// Neither of the two has a checkpoint or tiles.
     pub fn find(directory: &Path) -> io::Result<Self> {
         // A symlink that was named is followed, and none below it.
         let named = directory.canonicalize().unwrap_or_else(|_| directory.to_owned());
         let places = [named.join(DIRECTORY), named];
         let has = |place: &Path, name| place.join(name).symlink_metadata().is_ok();
-        let found = [CHECKPOINT, JOURNAL].iter().find_map(|name| {
+        let found = [CHECKPOINT, "tile"].iter().find_map(|name| {
             places.iter().find(|place| has(place, name)).map(|place| Self(place.clone()))
         });
         found.ok_or_else(|| {
@@ -79,15 +79,18 @@ impl Directory {
         queue.canonicalize().is_ok_and(|queue| self.0 == queue.join(DIRECTORY))
     }
 
-    /// Returns the entries of the journal, with their indices. No checkpoint covered them when they
-    /// were written, but a checkpoint that was read later may do so.
+    /// Returns the content of the file [`HEAD`] beside the log. `None` if there is none, as in a
+    /// copy of the log, or if an earlier version has written it, which did not sign it.
     ///
     /// # Errors
     ///
-    /// The journal can't be read.
-    pub fn journal(&self) -> io::Result<Vec<(u64, Vec<u8>)>> {
-        let journal = self.read(JOURNAL, JOURNAL_BYTES_MAX).map_err(named(JOURNAL))?;
-        Ok(journal::entries(&journal.unwrap_or_default()))
+    /// The file can't be read.
+    pub fn head(&self) -> io::Result<Option<Vec<u8>>> {
+        // A log that was kept aside has the file with it.
+        let around = self.0.parent().filter(|_| self.0.ends_with(DIRECTORY)).unwrap_or(&self.0);
+        let file = open(around, HEAD).map_err(named(HEAD))?;
+        let content = file.map(|file| read_from(&file, HEAD_BYTES_MAX).map_err(named(HEAD)));
+        Ok(content.transpose()?.filter(|content| !content.starts_with(b"{")))
     }
 
     /// Returns the reason that a witness gave against the log of this origin; `None` if no witness
@@ -305,8 +308,10 @@ impl ReadError {
 pub struct Log<'a> {
     /// The files of the log.
     pub files: &'a dyn Files,
-    /// The checkpoint.
+    /// The checkpoint, or the note of a [`HeadFile`].
     pub signed: Signed,
+    /// The last entries, if they are not in the tiles.
+    behind: Vec<Vec<u8>>,
 }
 
 impl<'a> Log<'a> {
@@ -319,7 +324,34 @@ impl<'a> Log<'a> {
         let failed = |error| ReadError::File { path: CHECKPOINT.to_owned(), error };
         let note = files.read(CHECKPOINT, NOTE_BYTES_MAX).map_err(failed)?;
         let note = note.ok_or(ReadError::NoCheckpoint)?;
-        Ok(Self { files, signed: Signed::parse(&note).map_err(ReadError::Checkpoint)? })
+        let signed = Signed::parse(&note).map_err(ReadError::Checkpoint)?;
+        Ok(Self { files, signed, behind: Vec::new() })
+    }
+
+    /// Reads the log in a directory up to the file [`HEAD`] beside it, if there is one, and
+    /// otherwise up to its checkpoint.
+    ///
+    /// # Errors
+    ///
+    /// There is no checkpoint, or it can't be read.
+    pub fn newest(directory: &'a Directory) -> Result<Self, ReadError> {
+        let log = Self::open(directory)?;
+        let head = directory.head().ok().flatten().and_then(|file| HeadFile::parse(&file).ok());
+        let head = head.filter(|head| head.signed.checkpoint.origin == log.origin());
+        Ok(head.and_then(|head| log.up_to(head)).unwrap_or(log))
+    }
+
+    /// Returns the log up to the end of a file [`HEAD`]. `None` if this is not behind the
+    /// checkpoint.
+    pub fn up_to(&self, head: HeadFile) -> Option<Self> {
+        let HeadFile { signed, tiles, mut entries, .. } = head;
+        if signed.checkpoint.head.size <= self.size() {
+            return None;
+        }
+        // The checkpoint may be newer than the tiles that the file names.
+        let covered = usize::try_from(self.size().saturating_sub(tiles)).ok()?;
+        let behind = entries.split_off(covered.min(entries.len()));
+        Some(Self { files: self.files, signed, behind })
     }
 
     /// Returns the number of entries up to the checkpoint, and the root over them.
@@ -330,6 +362,11 @@ impl<'a> Log<'a> {
     /// Returns the number of entries up to the checkpoint.
     pub fn size(&self) -> u64 {
         self.head().size
+    }
+
+    /// Returns the number of entries that are in the tiles.
+    pub fn tiled(&self) -> u64 {
+        self.size().saturating_sub(self.behind.len() as u64)
     }
 
     /// Returns the name of the log.
@@ -359,12 +396,16 @@ impl<'a> Log<'a> {
 
     /// Returns each entry up to the checkpoint, with its index. After an error no entry follows.
     pub fn entries(&self) -> impl Iterator<Item = Result<(u64, Vec<u8>), ReadError>> {
-        let bundles = (0..self.size().div_ceil(WIDTH)).flat_map(|index| match self.bundle(index) {
-            Ok(entries) => (index * WIDTH..).zip(entries).map(Ok).collect(),
-            Err(error) => vec![Err(error)],
-        });
+        let bundles =
+            (0..self.tiled().div_ceil(WIDTH)).flat_map(|index| match self.bundle(index) {
+                Ok(entries) => (index * WIDTH..).zip(entries).map(Ok).collect(),
+                Err(error) => vec![Err(error)],
+            });
+        let behind = (self.tiled()..).zip(self.behind.iter().cloned()).map(Ok);
         let mut has_failed = false;
-        bundles.take_while(move |entry| !std::mem::replace(&mut has_failed, entry.is_err()))
+        bundles
+            .chain(behind)
+            .take_while(move |entry| !std::mem::replace(&mut has_failed, entry.is_err()))
     }
 
     /// Returns the position after the last event that came in, or was lost from the queue,
@@ -374,21 +415,39 @@ impl<'a> Log<'a> {
     ///
     /// A bundle is missing or can't be read.
     pub fn end_in_queue(&self) -> Result<Option<u64>, ReadError> {
-        entry::end_in_queue(self.size(), |index| self.bundle(index))
+        match entry::last_end(&self.behind) {
+            None => entry::end_in_queue(self.tiled(), |index| self.bundle(index)),
+            end => Ok(end),
+        }
     }
 
     /// Returns the entries of a bundle, up to the checkpoint.
     fn bundle(&self, index: u64) -> Result<Vec<Vec<u8>>, ReadError> {
-        let width = self.size().saturating_sub(index * WIDTH).min(WIDTH);
+        let width = self.tiled().saturating_sub(index * WIDTH).min(WIDTH);
         let tile = Tile { content: Content::Entries, index, width };
         self.tile(tile, |bytes| {
             Ok(tile::entries(bytes, width)?.into_iter().map(<[u8]>::to_vec).collect())
         })
     }
 
+    /// Returns the root over the first `size` entries.
+    ///
+    /// # Errors
+    ///
+    /// A tile is missing or can't be read, or the log is shorter.
+    pub fn root_at(&self, size: u64) -> io::Result<Hash> {
+        let nodes = self.nodes();
+        let Some(behind) = size.checked_sub(self.tiled()) else { return root_at(&nodes, size) };
+        let mut frontier = Frontier::read(&nodes, self.tiled())?;
+        let behind = self.behind.get(..usize::try_from(behind).unwrap_or(usize::MAX));
+        let behind = behind.ok_or_else(|| io::Error::other("the log is shorter"))?;
+        behind.iter().for_each(|entry| frontier.push(Hash::of_leaf(entry), &mut |_, _| {}));
+        Ok(frontier.root())
+    }
+
     /// Returns the hashes of the log's tree, read from the tiles.
     pub fn nodes(&self) -> impl Nodes {
-        tile::Tiles::new(self.size(), |tile| {
+        tile::Tiles::new(self.tiled(), |tile| {
             self.hashes(tile).map_err(|error| match &error {
                 ReadError::File { error: cause, .. } => io::Error::new(cause.kind(), error),
                 ReadError::NoCheckpoint | ReadError::Checkpoint(_) => io::Error::other(error),

@@ -1,19 +1,17 @@
 //! The files of line hashes below `lines/`: they are appended to, and the oldest are deleted.
 //!
 //! A size on the disk is not believed, because somebody else may have written to a file. The sizes
-//! of an earlier run are those in `evidence-head`. Behind them, only the hashes of entries count
-//! that came later than that file.
+//! of an earlier run are those in `evidence-head`. No entry is about the hashes behind them.
 
 use std::io;
 use std::sync::Arc;
 
-use super::bound::Sizes;
 use base::disk::{Access, Disk, File};
 use evidence_log::entry::now;
-use evidence_log::layout::{DIRECTORY, LINES, LineFile, if_there, path, read_all, read_exact};
+use evidence_log::head::Sizes;
+use evidence_log::layout::{DIRECTORY, LINES, LineFile, if_there, path, read_all};
 use evidence_log::lines;
 use evidence_log::lines::{FILE_BYTES_MAX, Record};
-use evidence_log::tlog::merkle::Hash;
 
 /// The size of a file is `evidence.max_bytes` divided by this number, within [`FILE_BYTES`].
 const FILES: u64 = 16;
@@ -41,9 +39,9 @@ pub(crate) struct Hashes {
 
 impl Hashes {
     /// Finds the files of earlier runs. `known` has the sizes when the log was durable the last
-    /// time; `None` if nobody knows them. `later` has the roots of the entries since then; `None`
-    /// if the relay ended in order, so that there are none. The rest of each file is cut off. The
-    /// second value is `true` if no crash explains the rest, or if something is missing.
+    /// time; `None` if nobody knows them. The rest of each file is cut off. `has_ended`: the relay
+    /// ended in order, so that there is no rest. The second value is `true` if no crash explains
+    /// the rest, or if something is missing.
     ///
     /// # Errors
     ///
@@ -52,10 +50,9 @@ impl Hashes {
         disk: Arc<dyn Disk>,
         max_bytes: u64,
         known: Option<&Sizes>,
-        later: Option<Vec<Hash>>,
+        has_ended: bool,
     ) -> io::Result<(Self, bool)> {
-        let slack = later.as_ref().map_or(0, |_| FILE_BYTES_MAX as u64);
-        let mut later = later.unwrap_or_default();
+        let slack = if has_ended { 0 } else { FILE_BYTES_MAX as u64 };
         disk.make_directory(&path(LINES))?;
         let mut names: Vec<_> =
             disk.list(&path(LINES))?.iter().filter_map(|name| LineFile::parse(name)).collect();
@@ -73,7 +70,6 @@ impl Hashes {
             let is_newest = ends.is_none_or(|(_, newest)| name >= newest);
             let end = match known {
                 None => lines::whole_bytes(&read_all(&*file, FILE_BYTES_MAX)?),
-                Some(_) if is_newest => explained(&*file, size.unwrap_or_default(), &mut later)?,
                 Some(_) => size.unwrap_or_default(),
             };
             // Only the newest file can have what a crash has interrupted.
@@ -226,25 +222,6 @@ impl Hashes {
     }
 }
 
-/// Returns the offset behind the last record that has one of these roots, searched from the offset
-/// `from` on; `from` if there is none. Removes each root that is found.
-fn explained(file: &dyn File, from: u64, roots: &mut Vec<Hash>) -> io::Result<u64> {
-    let (mut at, mut end) = (from, from);
-    while !roots.is_empty()
-        && let Some(record) = lines::record_at(at, |buffer, at| read_exact(file, buffer, at))?
-    {
-        let mut bytes = Vec::new();
-        record.write(&mut bytes);
-        at += bytes.len() as u64;
-        let root = record.range.root();
-        if let Some(found) = roots.iter().position(|known| *known == root) {
-            roots.swap_remove(found);
-            end = at;
-        }
-    }
-    Ok(end)
-}
-
 /// Renames the directory of line hashes, because they belong to other events than those in the
 /// queue.
 ///
@@ -265,6 +242,7 @@ mod tests {
 
     use super::*;
     use evidence_log::lines::{Range, SALT_BYTES, Salt};
+    use evidence_log::tlog::merkle::Hash;
     use testing::simulated_disk::{Operation, SimulatedDisk};
 
     fn record(first: u64, count: usize) -> Record {
@@ -273,7 +251,7 @@ mod tests {
     }
 
     fn open(disk: &SimulatedDisk, max_bytes: u64) -> Hashes {
-        let opened = Hashes::open(Arc::new(disk.clone()), max_bytes, None, Some(Vec::new()));
+        let opened = Hashes::open(Arc::new(disk.clone()), max_bytes, None, false);
         opened.expect("no fault is set").0
     }
 
@@ -334,7 +312,7 @@ mod tests {
             assert_eq!(known.len(), 2, "{known:?}");
             let disk: Arc<dyn Disk> = Arc::new(disk);
             let (found, is_tampered) =
-                Hashes::open(disk, 1 << 20, Some(&known), Some(Vec::new())).expect("no fault");
+                Hashes::open(disk, 1 << 20, Some(&known), false).expect("no fault");
             assert_eq!((found.sizes(), is_tampered), (&known, false), "{fault:?}");
         }
     }
@@ -342,7 +320,7 @@ mod tests {
     /// Method: the relay is killed after two records were bound and a third one was written. Then
     /// somebody adds copies of records, holes, and files.
     #[test]
-    fn sizes_that_no_entry_explains_are_cut_off_and_do_not_count() {
+    fn sizes_that_the_relay_did_not_give_are_cut_off_and_do_not_count() {
         let newest = "evidence/lines/00000000000000000005";
         let older = "evidence/lines/00000000000000000001";
         let made = || {
@@ -358,18 +336,19 @@ mod tests {
             hashes.commit().expect("no fault is set");
             (disk, known)
         };
-        let root = record(14, 3).range.root();
-        let look = |disk: &SimulatedDisk, known: &Sizes, later: Vec<Hash>| {
-            let disk: Arc<dyn Disk> = Arc::new(disk.clone());
+        let look = |disk: &SimulatedDisk, known: &Sizes, has_ended: bool| {
+            let opened: Arc<dyn Disk> = Arc::new(disk.clone());
             let (found, is_tampered) =
-                Hashes::open(disk, 1 << 20, Some(known), Some(later)).expect("no fault is set");
-            (found.files.values().sum::<u64>(), is_tampered)
+                Hashes::open(opened, 1 << 20, Some(known), has_ended).expect("no fault is set");
+            let sum = found.files.values().sum::<u64>();
+            assert_eq!(disk.bytes_in("evidence/lines"), sum);
+            (sum, is_tampered)
         };
         let (disk, known) = made();
-        let whole = disk.bytes_in("evidence/lines");
-        assert_eq!(look(&disk, &known, vec![root]), (whole, false), "as the kill has left it");
         let bound = known.values().sum::<u64>();
-        assert_eq!(look(&disk, &known, Vec::new()), (bound, false), "no entry was written");
+        assert_eq!(look(&disk, &known, false), (bound, false), "as the kill has left it");
+        let (disk, known) = made();
+        assert_eq!(look(&disk, &known, true), (bound, true), "no kill has left it");
         let append = |disk: &SimulatedDisk, name: &str, more: &[u8]| {
             let file = disk.open(name, Access::Write).expect("it is there");
             let end = file.bytes().expect("no fault is set");
@@ -380,21 +359,19 @@ mod tests {
         let copy = disk.contents(newest);
         append(&disk, newest, &copy);
         append(&disk, newest, &[0; 5000]);
-        assert_eq!(look(&disk, &known, vec![root]), (whole, false));
-        assert_eq!(disk.bytes_in("evidence/lines"), whole);
+        assert_eq!(look(&disk, &known, false), (bound, false));
         // No crash leaves anything in an older file, or takes anything away.
         let (disk, known) = made();
         append(&disk, older, &copy);
-        assert_eq!(look(&disk, &known, vec![root]), (whole, true));
+        assert_eq!(look(&disk, &known, false), (bound, true));
         let (disk, known) = made();
         disk.remove(older).expect("it is there");
-        let rest = whole - known.values().next().expect("there are two");
-        assert_eq!(look(&disk, &known, vec![root]), (rest, true));
+        let rest = bound - known.values().next().expect("there are two");
+        assert_eq!(look(&disk, &known, false), (rest, true));
         let (disk, known) = made();
         let hole = disk.open(newest, Access::Write).expect("it is there");
         hole.truncate(FILE_BYTES_MAX as u64 * 2).expect("no fault is set");
-        assert_eq!(look(&disk, &known, vec![root]), (whole, true));
-        assert_eq!(disk.bytes_in("evidence/lines"), whole);
+        assert_eq!(look(&disk, &known, false), (bound, true));
     }
 
     /// Method: no event comes in, and an output catches up: all hashes are of lines that were sent.

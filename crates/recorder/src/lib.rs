@@ -12,12 +12,11 @@
 //!
 //! | floor | files | what they know |
 //! |---|---|---|
-//! | 1 | `bound` `outcome` | how far the log was durable · entries about events that outputs have finished |
+//! | 1 | `outcome` | entries about events that outputs have finished |
 //! | 2 | `hashes` `off` `originals` `store` | the files of line hashes · the positions without evidence · whether a line is the one that came in · the files of the log, and the order in which they are written |
 //! | 3 | `witness` | who cosigns checkpoints |
 //! | 4 | `recorder` | the thread |
 
-mod bound;
 mod hashes;
 pub mod off;
 pub mod originals;

@@ -108,7 +108,7 @@ mod tests {
     #[test]
     fn the_ranges_are_those_between_off_and_on_whatever_starts_are_between() {
         let disk = SimulatedDisk::new(1);
-        replace(&disk, "evidence/journal", b"journal").expect("no fault is set");
+        replace(&disk, "evidence/checkpoint", b"checkpoint").expect("no fault is set");
         turned_off(&disk, 500).expect("no fault is set");
         turned_off(&disk, 700).expect("no fault is set");
         let (first, second) = (500..900, 1000..1001);
@@ -129,7 +129,7 @@ mod tests {
     #[test]
     fn the_file_stays_short() {
         let disk = SimulatedDisk::new(1);
-        replace(&disk, "evidence/journal", b"journal").expect("no fault is set");
+        replace(&disk, "evidence/checkpoint", b"checkpoint").expect("no fault is set");
         for at in 0..1000 {
             turned_off(&disk, at * 10).expect("no fault is set");
             turned_on(&disk, at * 10 + 5).expect("no fault is set");

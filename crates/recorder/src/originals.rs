@@ -244,7 +244,7 @@ mod tests {
         let disk: Arc<dyn Disk> = Arc::new(SimulatedDisk::new(1));
         let originals = Originals::new(Arc::clone(&disk), telemetry.evidence());
         originals.decide(compares);
-        (originals, Hashes::open(disk, 1 << 20, None, None).expect("no fault is set").0)
+        (originals, Hashes::open(disk, 1 << 20, None, true).expect("no fault is set").0)
     }
 
     /// Method: ranges of random lengths in files of 64 KiB, and records of lines that were sent

@@ -87,6 +87,8 @@ enum Order {
 /// The deadlines for the last work.
 #[derive(Debug, Clone, Copy)]
 struct Times {
+    /// After a start, witnesses may contradict the log until this time.
+    asks: Instant,
     /// Events are recorded until this time.
     records: Instant,
     /// Witnesses may cosign the last checkpoint until this time.
@@ -131,7 +133,8 @@ impl Recorder {
         let Self { orders, thread } = self;
         // A third of the time is for the last checkpoint, and for its cosignatures.
         let now = Instant::now();
-        let times = Times { records: now + within / 3 * 2, cosigns: now + within / 6 * 5 };
+        let asks = now + within / 3;
+        let times = Times { asks, records: now + within / 3 * 2, cosigns: now + within / 6 * 5 };
         let ended = async move {
             orders.send(Order::Stop(running, times)).await.ok();
             tokio::task::spawn_blocking(|| thread.join()).await
@@ -309,12 +312,12 @@ impl Work {
     async fn end(mut self, last: Option<(Running, Times)>) {
         let times = last.as_ref().map(|(_, times)| *times);
         if let Some(times) = times {
-            self.record_until(times.records).await;
-            if self.state.log().is_some_and(|log| log.asks_until.is_some()) {
-                self.hear_until(times.records).await;
-                // There is no more time for a witness that has not answered.
-                self.state.log_mut().into_iter().for_each(|log| log.asks_until = None);
+            if self.is_asking() {
+                self.hear_until(times.asks).await;
             }
+            // There is no more time for a witness that has not answered.
+            self.state.log_mut().into_iter().for_each(|log| log.asks_until = None);
+            self.record_until(times.records).await;
         }
         // The last event comes before the end.
         self.close();
@@ -396,9 +399,12 @@ impl Work {
             return at;
         }
         let Some(log) = self.state.log() else { return Instant::now() + PAUSE };
-        let signs_at = log.asks_until.unwrap_or(self.checkpoint_at);
+        let (signs_at, commits_at) = match log.asks_until {
+            Some(until) => (until, None),
+            None => (self.checkpoint_at, self.commit_at),
+        };
         let witness = log.witnesses.again_at(log.store.signed());
-        let others = [self.commit_at, witness].into_iter().flatten();
+        let others = [commits_at, witness].into_iter().flatten();
         others.fold(signs_at.min(self.heartbeat_at), Instant::min)
     }
 
@@ -422,13 +428,19 @@ impl Work {
             self.add(Entry::Heartbeat { at: now() });
         }
         self.end_of_questions();
-        let is_due = |log: &Log| log.store.is_full() || begun >= self.checkpoint_at;
-        let signs = self.state.log().is_some_and(|it| it.asks_until.is_none() && is_due(it));
-        if signs || self.taken.bytes >= COMMIT_BYTES || self.commit_at.is_some_and(|at| begun >= at)
-        {
+        let signs = begun >= self.checkpoint_at;
+        let is_full = self.taken.bytes >= COMMIT_BYTES
+            || self.state.log().is_some_and(|log| log.store.is_full());
+        if signs || is_full || self.commit_at.is_some_and(|at| begun >= at) {
             self.write(signs);
         }
         self.ask_witnesses();
+    }
+
+    /// Returns `true` if nothing is signed yet, because the witnesses are asked about the log that
+    /// was found.
+    fn is_asking(&self) -> bool {
+        self.state.log().is_some_and(|log| log.asks_until.is_some())
     }
 
     /// Returns the time before which nothing is tried, because an attempt has failed.
@@ -476,14 +488,14 @@ impl Work {
         note(&store.alarms, &mut self.state, metrics);
         let last = store.last_accepted()?;
         let is_set_back = last.is_some_and(|last| last > end.get());
-        let (mut known, later) = store.lines()?;
+        let (mut known, has_ended) = store.lines()?;
         if mutant!("stale-hashes-lose-events", is_set_back, false) {
             // The hashes are those of other events at the same positions.
             hashes::keep_aside(&**disk)?;
             known = None;
         }
         let (hashes, is_foreign) =
-            Hashes::open(Arc::clone(disk), settings.max_bytes, known.as_ref(), later)?;
+            Hashes::open(Arc::clone(disk), settings.max_bytes, known, has_ended)?;
         if is_foreign {
             tracing::error!(
                 "files below evidence/lines were removed, or have other sizes than the relay gave \
@@ -491,15 +503,15 @@ impl Work {
             );
             store.is_tampered();
         }
-        store.bind(0, hashes.sizes())?;
         note(&store.alarms, &mut self.state, metrics);
         let mut next = last.unwrap_or(begin.get());
         if store.alarms.contains(&Alarm::Removed) && last.is_none() && begin.get() > 0 {
             // Nothing that is left says which of these events had an entry.
             (next, off) = (0, Some(0..begin.get()));
-        } else if let Some(cut) = store.cut_until.map(|cut| cut.min(end.get())) {
-            // Their lines in the queue may not be those that came in.
-            off = Some(next..cut).filter(|cut| !cut.is_empty());
+        }
+        if store.is_cut && next < end.get() {
+            // They may have had entries, and their lines in the queue may be others by now.
+            off = Some(next..end.get());
         }
         if is_set_back {
             tracing::error!(
@@ -520,9 +532,9 @@ impl Work {
         Ok(Log { store, hashes, next, witnesses, asks_until })
     }
 
-    /// Checks whether the files are still there. If only the checkpoint or the journal was removed
-    /// or replaced, writes both again. If more is gone, opens the log again, which continues with
-    /// what is left.
+    /// Checks whether the files are still there. If only the checkpoint or `evidence-head` was
+    /// removed or replaced, writes both again. If more is gone, opens the log again, which
+    /// continues with what is left.
     fn check_files(&mut self) -> io::Result<()> {
         let Some(Log { store, hashes, .. }) = self.state.log_mut() else { return Ok(()) };
         if !hashes.is_there()? {
@@ -540,8 +552,8 @@ impl Work {
         let is_restored = store.restore()?;
         tracing::error!(
             is_restored,
-            "the checkpoint or the journal below evidence/ was removed or replaced while the relay \
-             runs; find out who could write to the directory"
+            "the checkpoint below evidence/, or evidence-head, was removed or replaced while the \
+             relay runs; find out who could write to the directory"
         );
         if is_restored {
             self.setup.metrics.failed(EvidenceError::Tampered);
@@ -792,8 +804,11 @@ impl Work {
     }
 
     /// Makes hashes and entries durable, and finishes their claims. With `signs`, also signs a
-    /// checkpoint if the log has grown.
+    /// checkpoint if the log has grown. Does nothing while the witnesses are asked.
     fn write(&mut self, signs: bool) {
+        if self.is_asking() {
+            return;
+        }
         if mutant!("evidence-removed-unnoticed", signs, false)
             && let Err(error) = self.check_files()
         {
@@ -803,7 +818,7 @@ impl Work {
         self.record_finished();
         let Some(log) = self.state.log_mut() else { return };
         let keys = &self.setup.keys;
-        if let Err(error) = log.commit() {
+        if let Err(error) = log.commit(keys) {
             return self.failed(EvidenceError::Write, &error);
         }
         let size = log.store.head().size;
@@ -813,7 +828,7 @@ impl Work {
         }
         self.setup.cursor.recorded(&std::mem::take(&mut self.fates.entered));
         self.setup.metrics.grew(size);
-        if !signs || log.asks_until.is_some() {
+        if !signs {
             return;
         }
         match log.store.sign(keys) {
@@ -895,15 +910,14 @@ impl Log {
 
     /// Makes hashes and entries durable. Then deletes the oldest line hashes if they take too much
     /// room, about which an entry is durable before.
-    fn commit(&mut self) -> io::Result<()> {
+    fn commit(&mut self, keys: &[SigningKey]) -> io::Result<()> {
         self.hashes.commit()?;
         let oldest = self.hashes.give_up_oldest();
         if !oldest.is_empty() {
             let below = self.hashes.begins_at();
             self.store.push(Entry::Pruned { at: now(), below }.bytes())?;
         }
-        self.store.commit()?;
-        self.store.bind(self.next, self.hashes.sizes())?;
+        self.store.commit(self.hashes.sizes(), keys)?;
         self.hashes.remove(&oldest);
         Ok(())
     }

@@ -1,25 +1,29 @@
 //! The files of an evidence log, and the order in which they are written.
 //!
-//! Entries go to the *journal* first, which is synced. A checkpoint is made of them in this order:
-//! the tiles and bundles are written and synced, the checkpoint is signed, and its file replaces
-//! the one before. Only then does a new journal begin. After a crash at any moment the journal has
-//! every entry that no checkpoint covers, and what a checkpoint covers is in the tiles.
+//! A *commit* makes entries durable: it signs a note over the whole log and replaces the file
+//! `evidence-head` beside the log by it, with the entries that are not in the tiles yet. A
+//! *checkpoint* publishes what is durable, in this order: the tiles and bundles are written and
+//! synced, the checkpoint is signed, and its file replaces the one before. So after a crash at any
+//! moment `evidence-head` has every entry that no checkpoint covers, and what a checkpoint covers
+//! is in the tiles. If there are many entries, the tiles are also written without a checkpoint, so
+//! that the file stays small.
 //!
-//! Somebody else may have written to the files while the relay was stopped. Of the journal only
-//! those entries count whose MACs are right. A copy of the newest checkpoint is kept beside the
-//! directory of the log, so that a log that was removed or cut is noticed. The file `evidence-head`
-//! beside it does the same for the journal.
+//! Somebody else may have written to the files while the relay was stopped. If the tiles and
+//! entries are not those that `evidence-head` was signed over, the log ends with the newest
+//! checkpoint, and an alarm says so. A copy of the newest checkpoint is kept beside the directory
+//! of the log, so that a log that was removed or cut is noticed even without `evidence-head`.
 
 use std::io;
 use std::sync::Arc;
 
-use super::bound::{Bound, Sizes};
-use base::disk::{Access, Disk, File, named, replace};
+use base::disk::{Access, Disk, named, replace};
 use base::mutant;
 use evidence_log::entry::{Alarm, Entry, end_in_queue, last_end, now};
-use evidence_log::journal::{Chain, JOURNAL_BYTES_MAX, Own};
+use evidence_log::head::{HEAD_BYTES_MAX, HeadFile, Sizes};
+use evidence_log::layout;
 use evidence_log::layout::{
-    DIRECTORY, Files, KNOWN, ROLLED_BACK, ROLLED_BACK_MAX, Tampered, if_there, path, read, read_all,
+    DIRECTORY, Files, HEAD, JOURNAL, KNOWN, ROLLED_BACK, ROLLED_BACK_MAX, Tampered, if_there, path,
+    read, read_exact,
 };
 use evidence_log::tlog::checkpoint::{Checkpoint, Signed};
 use evidence_log::tlog::key::SigningKey;
@@ -29,14 +33,14 @@ use evidence_log::tlog::tile;
 use evidence_log::tlog::tile::{
     CHECKPOINT, Content, ENTRY_BYTES_MAX, Growing, Tile, WIDTH, last_tiles,
 };
-use evidence_log::{journal, layout};
 
-/// The file with the entries that no checkpoint covers yet.
-const JOURNAL_PATH: &str = "evidence/journal";
-
-/// The maximum size in bytes of the entries that no checkpoint covers. The log takes no more
-/// entries until there is a checkpoint.
+/// The maximum size in bytes of the entries that are not in the tiles. The log takes no more
+/// entries until they are.
 const PENDING_MAX: usize = 8 << 20;
+
+/// The tiles are written when the entries that are not in them have this many bytes, also without a
+/// checkpoint. Each commit writes these entries again.
+const TILES_EVERY: usize = 64 << 10;
 
 /// The beginning of the name of a directory with the log of an earlier origin.
 const ASIDE: &str = "evidence-until-";
@@ -44,37 +48,28 @@ const ASIDE: &str = "evidence-until-";
 /// The beginning of the name of a journal that was set aside. Its time in milliseconds follows.
 const REFUSED: &str = "journal-refused-";
 
-/// The newest of these journals are kept, at most this many.
-const REFUSED_MAX: usize = 4;
-
 /// The files of an evidence log.
 pub(crate) struct Store {
     disk: Arc<dyn Disk>,
     origin: String,
-    /// Covers all entries, also those without a checkpoint.
-    frontier: Frontier,
+    /// Covers all entries, also those that are not durable yet.
+    tree: Tree,
     newest: Newest,
+    /// The size and the root of the log that is in the tiles.
+    tiled: Head,
+    /// The number of entries that `evidence-head` takes from the tiles.
+    needed: u64,
     pending: Pending,
-    /// The journal that is being written. `None` if it must be begun again, as after a start,
-    /// because its end may be torn.
-    journal: Option<Open>,
-    /// The keys of the MACs. While the signing key is being replaced, this is derived from
-    /// the new key, which is known both before and after the change.
-    key: journal::Key,
-    /// The content of `evidence-head` when the log was opened; `None` if it was missing or wrong.
-    found: Option<Bound>,
-    /// `true`: `evidence-head` is missing because nothing of this version was written yet.
-    is_unbound: bool,
-    /// The number of entries in `evidence-head`, if this process has written it.
-    bound: Option<u64>,
-    /// Entries about events before this position were in the journal and are gone.
-    pub(super) cut_until: Option<u64>,
+    /// The content of `evidence-head`; `None` if the next commit has to write the file anyway.
+    written: Option<Vec<u8>>,
+    /// The sizes of the files of line hashes when the log was opened; `None` if they are not known.
+    lines: Option<Sizes>,
+    /// `true`: a version of the program that had a journal has left one, which nobody needs.
+    has_journal: bool,
+    /// `true`: entries were signed and are gone, or `evidence-head` is.
+    pub(super) is_cut: bool,
     /// The alarms about changes by somebody else, found when the log was opened.
     pub(super) alarms: Vec<Alarm>,
-    /// The tiles over all entries that are not in files of the newest checkpoint.
-    tiles: Growing,
-    /// The last bundle of the newest checkpoint, if it is partial.
-    bundle: Vec<u8>,
 }
 
 /// The newest checkpoint.
@@ -92,24 +87,23 @@ struct Newest {
     remembered: u64,
 }
 
-/// The entries that no checkpoint covers.
+/// The entries that are not in the tiles.
 #[derive(Default)]
 struct Pending {
     entries: Vec<Vec<u8>>,
     bytes: usize,
-    /// The number of these entries that are in the journal and synced.
+    /// The number of these entries that are durable.
     synced: usize,
 }
 
-/// The journal that is being written.
-#[derive(Debug, Clone)]
-struct Open {
-    file: Arc<dyn File>,
-    /// The number of its bytes.
-    bytes: u64,
-    /// The first bytes.
-    header: Vec<u8>,
-    chain: Chain,
+/// The tree over entries.
+#[derive(Default)]
+struct Tree {
+    frontier: Frontier,
+    /// The tiles that are not in files, or are partial.
+    tiles: Growing,
+    /// The last bundle in a file, if it is partial.
+    bundle: Vec<u8>,
 }
 
 impl Store {
@@ -125,55 +119,87 @@ impl Store {
         disk.make_directory(DIRECTORY)?;
         // An earlier process may have been killed between a rename and its sync.
         disk.sync_directory(DIRECTORY)?;
-        let key = keys.last().ok_or_else(|| io::Error::other("there is no signing key"))?;
-        let head = Head { size: 0, root: Hash::of_nothing() };
-        let note = signed(origin, head, keys)?;
+        let newest = Newest::read(&*disk, origin, keys)?;
+        let head = read(&*disk, HEAD, HEAD_BYTES_MAX)?;
+        let head = head.and_then(|file| HeadFile::parse(&file).ok());
+        let head = head.filter(|HeadFile { signed, .. }| {
+            signed.checkpoint.origin == origin && is_signed(&signed.note, keys)
+        });
+        let has_head = head.is_some();
+        let found = head.map(|head| continued(&*disk, head, newest.head)).transpose()?.flatten();
+        let (is_found, (tree, entries, lines)) = match found {
+            Some((tree, entries, lines)) => (true, (tree, entries, Some(lines))),
+            None => (false, (newest.tree(&*disk)?, Vec::new(), None)),
+        };
+        let tiled = tree.head();
         let mut store = Self {
             disk,
             origin: origin.to_owned(),
-            frontier: Frontier::default(),
-            newest: Newest { head, note, before: 0, is_published: true, remembered: 0 },
+            tree,
+            newest,
+            tiled,
+            needed: tiled.size,
             pending: Pending::default(),
-            journal: None,
-            key: journal::Key::of(key),
-            found: None,
-            is_unbound: false,
-            bound: None,
-            cut_until: None,
+            written: None,
+            lines,
+            has_journal: false,
+            is_cut: false,
             alarms: Vec::new(),
-            tiles: Growing::default(),
-            bundle: Vec::new(),
         };
-        let journal = store.read_journal()?;
-        let macs: Vec<_> = keys.iter().map(journal::Key::of).collect();
-        let own = journal.as_ref().and_then(|it| journal::written_by(&macs, origin, it));
-        let begins_at = own.as_ref().map(|own| own.head.size);
-        // Beside the journal of an earlier version, the file would be from before a downgrade.
-        let is_ours = |_: &Bound| own.as_ref().is_none_or(|own| own.has_head);
-        store.found = Bound::read(&*store.disk, &macs, origin)?.filter(is_ours);
-        match store.read(CHECKPOINT, NOTE_BYTES_MAX)? {
-            Some(note) => store.load(&note, keys, begins_at)?,
-            None => store.check_is_new(begins_at)?,
-        }
-        store.newest.remembered = store.newest.head.size;
-        let is_cut = store.is_cut(own.as_ref());
-        store.is_unbound = store.found.is_none() && own.as_ref().is_none_or(|own| !own.has_head);
-        for entry in store.journalled(journal.as_deref(), own)? {
+        for entry in entries {
             store.push(entry)?;
         }
+        store.pending.synced = store.pending.entries.len();
+        if !is_found {
+            let is_older = store.is_of_older_version()?;
+            if has_head || store.newest.head.size > 0 && !is_older {
+                store.note_cut();
+            }
+        }
         store.compare_with_known()?;
-        if is_cut {
-            store.cut_until = store.found.as_ref().map(|found| found.next);
-            tracing::error!(
-                found = store.head().size,
-                known = store.found.as_ref().map(|found| found.entries),
-                "entries of the evidence that no checkpoint covers are gone: evidence/journal was \
-                 cut or replaced by an older one, or evidence-head was removed; find out who could \
-                 write to the directory"
-            );
-            store.is_tampered();
+        if store.newest.head.size == 0 {
+            // The checkpoint was removed, or there was none yet. This adds nothing to what was
+            // signed.
+            store.sign(keys)?;
         }
         Ok(store)
+    }
+
+    /// Notes that the log does not have what `evidence-head` was signed over, or that this file is
+    /// missing beside a checkpoint.
+    fn note_cut(&mut self) {
+        self.is_cut = true;
+        tracing::error!(
+            found = self.newest.head.size,
+            "entries of the evidence that no checkpoint covers are gone: evidence-head or files \
+             below evidence/ were removed or replaced by others; find out who could write to the \
+             directory"
+        );
+        self.is_tampered();
+    }
+
+    /// Looks for a journal, in which earlier versions kept the entries that no checkpoint covered.
+    /// It is not read any more. If it may have such entries, it is set aside, with an alarm.
+    fn is_of_older_version(&mut self) -> io::Result<bool> {
+        let name = path(JOURNAL);
+        let Some(file) = if_there(self.disk.open(&name, Access::Read))? else { return Ok(false) };
+        // In each version these bytes are the size of the log before the first entry.
+        let mut begin = [0; 8];
+        let begin = read_exact(&*file, &mut begin, 8).map(|()| u64::from_be_bytes(begin));
+        self.has_journal = begin.is_ok_and(|begin| begin < self.newest.head.size);
+        if !self.has_journal {
+            let aside = path(&format!("{REFUSED}{}", now()));
+            self.disk.rename(&name, &aside)?;
+            self.disk.sync_directory(DIRECTORY)?;
+            self.alarms.push(Alarm::Journal);
+            tracing::error!(
+                aside,
+                "evidence/journal was set aside, and nothing in it is signed. An earlier version of \
+                 the relay that did not end in good order leaves it; if none ran here, find out \
+                 who could write to the directory"
+            );
+        }
+        Ok(true)
     }
 
     /// Notes that files of the log were removed, cut or replaced, unless another alarm says that
@@ -184,52 +210,21 @@ impl Store {
         }
     }
 
-    /// Returns `true` if the log once had entries that neither the checkpoint covers nor the
-    /// journal has. `own` is the journal, if the relay has written it.
-    fn is_cut(&self, own: Option<&Own>) -> bool {
-        match (&self.found, own) {
-            (Some(found), Some(own)) if found.entries > own.head.size => {
-                own.mac(found.entries).is_none_or(|mac| !found.is_at(mac))
-            }
-            (Some(found), _) => found.entries > self.newest.head.size,
-            (None, own) => own.is_some_and(|own| own.has_head),
-        }
-    }
-
-    /// Returns the sizes that the files of line hashes must have; `None` if they are not known.
-    /// Further hashes may only be those of the roots that are returned too. Instead of the roots,
-    /// returns `None` if there can't be any, because the relay has ended in order.
+    /// Returns the sizes that the files of line hashes must have; `None` if they are not known. The
+    /// second value is `true` if the relay has ended in order, so that nothing is behind them.
     ///
     /// # Errors
     ///
     /// A bundle can't be read.
-    pub(crate) fn lines(&self) -> io::Result<(Option<Sizes>, Option<Vec<Hash>>)> {
-        let (size, signed) = (self.head().size, self.newest.head.size);
-        let known = self.found.as_ref().map_or(0, |found| found.entries);
+    pub(crate) fn lines(&self) -> io::Result<(Option<&Sizes>, bool)> {
         let last = match self.pending.entries.last() {
-            None if signed > 0 => self.entries_of((signed - 1) / WIDTH, signed)?.pop(),
+            None if self.tiled.size > 0 => {
+                entries_of(&*self.disk, (self.tiled.size - 1) / WIDTH, self.tiled.size)?.pop()
+            }
             last => last.cloned(),
         };
         let last = last.and_then(|last| Entry::parse(&last).ok());
-        let has_ended = known == size && matches!(last, Some(Entry::Stop(_)));
-        let sizes = self.found.as_ref().map(Bound::sizes);
-        if has_ended {
-            return Ok((sizes, None));
-        }
-        let known = usize::try_from(known.saturating_sub(signed)).unwrap_or(usize::MAX);
-        let later = self.pending.entries.iter().skip(known);
-        let roots = later.filter_map(|entry| Entry::parse(entry).ok()?.root()).collect();
-        Ok((sizes, Some(roots)))
-    }
-
-    /// Returns the content of the journal; `None` if there is none. If the journal is longer than
-    /// any that the relay writes, returns an empty content, which counts as written by somebody
-    /// else.
-    fn read_journal(&self) -> io::Result<Option<Vec<u8>>> {
-        let file = if_there(self.disk.open(JOURNAL_PATH, Access::Read))?;
-        let Some(file) = file else { return Ok(None) };
-        let fits = file.bytes()? <= JOURNAL_BYTES_MAX as u64;
-        if fits { read_all(&*file, JOURNAL_BYTES_MAX).map(Some) } else { Ok(Some(Vec::new())) }
+        Ok((self.lines.as_ref(), self.lines.is_some() && matches!(last, Some(Entry::Stop(_)))))
     }
 
     /// Returns the content of a file; `None` if there is none.
@@ -237,178 +232,11 @@ impl Store {
         read(&*self.disk, &path(name), max)
     }
 
-    /// Returns the tree over the entries that the newest checkpoint covers.
-    fn nodes(&self) -> impl Nodes {
-        nodes(&*self.disk, self.newest.head.size)
-    }
-
-    /// Returns the entries of a bundle of a log of `size` entries. Fails if an entry does not have
-    /// the hash that is in the tile of the same index.
-    fn entries_of(&self, index: u64, size: u64) -> io::Result<Vec<Vec<u8>>> {
-        let width = size.saturating_sub(index * WIDTH).min(WIDTH);
-        let tile = Tile { content: Content::Entries, index, width };
-        let bundle = tile_of(&*self.disk, tile)?;
-        let hashes = tile_of(&*self.disk, Tile { content: Content::Hashes(0), ..tile })?;
-        let entries = tile::entries(&bundle, width)?;
-        let hashes = tile::hashes(&hashes, width)?;
-        if entries.iter().zip(&hashes).any(|(entry, hash)| Hash::of_leaf(entry) != *hash) {
-            let name = path(&tile.path());
-            return Err(io::Error::other(format!("{name} has an entry that is not in the tree")));
-        }
-        Ok(entries.into_iter().map(<[u8]>::to_vec).collect())
-    }
-
-    /// Loads the checkpoint that was signed last. `begins_at` is the index of the first entry in
-    /// the journal, if the relay has written the journal.
-    fn load(&mut self, note: &[u8], keys: &[SigningKey], begins_at: Option<u64>) -> io::Result<()> {
-        let wrong = |what: String| io::Error::other(format!("{}: {what}", path(CHECKPOINT)));
-        let Signed { checkpoint, note } =
-            Signed::parse(note).map_err(|error| wrong(error.to_string()))?;
-        if !keys.iter().any(|key| matches!(note.check(key.verifier()), Check::Valid(_))) {
-            return Err(wrong(
-                "it was not signed by the key in evidence.key_file (or next_key_file)".to_owned(),
-            ));
-        }
-        let size = checkpoint.head.size;
-        // A journal begins at the end of a checkpoint that was signed.
-        if let Some(index) = begins_at.filter(|index| *index > size) {
-            return Err(io::Error::other(Tampered(format!(
-                "{}: it covers {size} entries, and the journal continues from entry {index}: an \
-                 older checkpoint was put back",
-                path(CHECKPOINT)
-            ))));
-        }
-        for tile in last_tiles(size) {
-            let bytes = tile_of(&*self.disk, tile)?;
-            match tile.content {
-                Content::Entries => {
-                    self.entries_of(tile.index, size)?;
-                    self.bundle = if tile.width == WIDTH { Vec::new() } else { bytes };
-                }
-                Content::Hashes(level) => {
-                    self.tiles.go_on(level, tile.index, tile::hashes(&bytes, tile.width)?);
-                }
-            }
-        }
-        self.frontier = Frontier::read(&nodes(&*self.disk, size), size)?;
-        if self.frontier.root() != checkpoint.head.root {
-            return Err(wrong("its root is not that of the tiles".to_owned()));
-        }
-        let newest = &mut self.newest;
-        (newest.head, newest.note, newest.before) = (checkpoint.head, note, size);
-        Ok(())
-    }
-
-    /// Checks that a log without a checkpoint is new. A log that began a second time would sign
-    /// other roots for the same sizes. `begins_at` is the index of the first entry in the journal,
-    /// if the relay has written the journal: before its first checkpoint, a log has a journal from
-    /// entry 0 on.
-    fn check_is_new(&self, begins_at: Option<u64>) -> io::Result<()> {
-        let names = |directory| if_there(self.disk.list(&path(directory)));
-        let has_files = |names: Option<Vec<String>>| names.is_some_and(|names| !names.is_empty());
-        if begins_at != Some(0)
-            && (has_files(names("tile/0")?) || has_files(names("tile/0/000.p")?))
-        {
-            let missing = path(CHECKPOINT);
-            let what = format!("the log has tiles, and {missing} is missing");
-            return Err(io::Error::other(Tampered(what)));
-        }
-        Ok(())
-    }
-
-    /// Returns the entries of the journal that the checkpoint does not cover. `own` has the entries
-    /// and the checkpoint of a journal that the relay has written. Any other journal is set aside,
-    /// and none of its entries counts.
-    fn journalled(&mut self, journal: Option<&[u8]>, own: Option<Own>) -> io::Result<Vec<Vec<u8>>> {
-        let Some(journal) = journal else {
-            // The journal is written before the first checkpoint, and is always there after that.
-            if self.newest.head.size > 0 {
-                tracing::error!(
-                    "evidence/journal was removed: entries of the last seconds before the relay \
-                     ended may be gone; find out who could write to the directory"
-                );
-                self.alarms.push(Alarm::Removed);
-            }
-            return Ok(Vec::new());
-        };
-        if let Some(Own { head, mut entries, .. }) = own {
-            if self.follows(head.size, &entries)? == Some(head.root) {
-                let covered = self.newest.head.size - head.size;
-                let covered = usize::try_from(covered).unwrap_or(usize::MAX);
-                return Ok(entries.split_off(covered.min(entries.len())));
-            }
-        } else if self.covers(journal)? {
-            // The checkpoint proves these entries. The journal may be that of an earlier version,
-            // or of a key that is not used any more.
-            return Ok(Vec::new());
-        }
-        self.set_aside(journal)?;
-        Ok(Vec::new())
-    }
-
-    /// Returns the root over the first `base` entries of the log. Returns `None` unless `entries`
-    /// follow these and agree with the log up to the checkpoint.
-    fn follows(&self, base: u64, entries: &[Vec<u8>]) -> io::Result<Option<Hash>> {
-        let Head { size, root } = self.newest.head;
-        let covered = size.checked_sub(base).and_then(|covered| usize::try_from(covered).ok());
-        let Some(covered) = covered.and_then(|covered| entries.get(..covered)) else {
-            return Ok(None);
-        };
-        let mut frontier = Frontier::read(&self.nodes(), base)?;
-        let begin = frontier.root();
-        covered.iter().for_each(|entry| frontier.push(Hash::of_leaf(entry), &mut |_, _| {}));
-        Ok((frontier.root() == root).then_some(begin))
-    }
-
-    /// Returns `true` if the checkpoint covers every entry of a journal and ends with the last one.
-    fn covers(&self, journal: &[u8]) -> io::Result<bool> {
-        let entries = journal::entries(journal);
-        let Some(first) = entries.first().map(|(index, _)| *index) else { return Ok(false) };
-        let is_row = entries.iter().zip(first..).all(|((index, _), expected)| *index == expected);
-        let end = first.checked_add(entries.len() as u64);
-        let entries: Vec<_> = entries.into_iter().map(|(_, entry)| entry).collect();
-        Ok(is_row && end == Some(self.newest.head.size) && self.follows(first, &entries)?.is_some())
-    }
-
-    /// Renames a journal that the relay did not write, and deletes the oldest of such journals.
-    fn set_aside(&mut self, journal: &[u8]) -> io::Result<()> {
-        let mut names = self.disk.list(DIRECTORY)?;
-        names.retain(|name| name.starts_with(REFUSED));
-        names.sort_unstable();
-        for name in names.iter().rev().skip(REFUSED_MAX - 1) {
-            self.disk.remove(&path(name))?;
-        }
-        let aside = path(&format!("{REFUSED}{}", now()));
-        self.disk.rename(JOURNAL_PATH, &aside)?;
-        self.disk.sync_directory(DIRECTORY)?;
-        self.alarms.push(Alarm::Journal);
-        if journal::is_without_macs(journal) {
-            tracing::error!(
-                aside,
-                "evidence/journal has no MACs: it was set aside, and nothing in it is signed. An \
-                 earlier version of the relay that did not end in good order writes such a \
-                 journal; if none ran here, find out who could write to the directory"
-            );
-        } else {
-            tracing::error!(
-                aside,
-                "evidence/journal was not written with the key of this log, or not for the \
-                 checkpoint beside it: it was set aside, and nothing in it is signed; find out \
-                 who could write to the directory"
-            );
-        }
-        Ok(())
-    }
-
     /// Compares the log with the copy of the newest checkpoint beside its directory.
     fn compare_with_known(&mut self) -> io::Result<()> {
         let Some(known) = known(&*self.disk, &self.origin)? else { return Ok(()) };
-        let Head { size, .. } = self.newest.head;
-        if mutant!(
-            "evidence-cut-unnoticed",
-            known.size <= size && root_at(&self.nodes(), known.size)? == known.root,
-            true
-        ) {
+        let size = self.head().size;
+        if mutant!("evidence-cut-unnoticed", self.root_at(known.size)? == Some(known.root), true) {
             return Ok(());
         }
         tracing::error!(
@@ -424,26 +252,19 @@ impl Store {
         Ok(())
     }
 
-    /// Notes beside the log how far it is durable, which is after [`Store::commit`]. `next` is the
-    /// position after the last event that has an entry, and `sizes` are those of the files of line
-    /// hashes. Beside a log that has no such note yet, there must be one before the first journal.
-    ///
-    /// # Errors
-    ///
-    /// The disk refuses. The next call tries again.
-    pub(crate) fn bind(&mut self, next: u64, sizes: &Sizes) -> io::Result<()> {
-        let (entries, mac) = match &self.journal {
-            Some(Open { chain, .. }) => (self.head().size, chain.last),
-            None if self.is_unbound => (self.newest.head.size, [0; _]),
-            // The newest checkpoint covers all entries.
-            None => return Ok(()),
+    /// Returns the root over the first entries of the log, also those that are not in the tiles;
+    /// `None` if it has fewer.
+    fn root_at(&self, size: u64) -> io::Result<Option<Hash>> {
+        let nodes = nodes(&*self.disk, self.tiled.size);
+        let Some(behind) = size.checked_sub(self.tiled.size) else {
+            return root_at(&nodes, size).map(Some);
         };
-        if self.bound != Some(entries) {
-            let bound = Bound::new(&self.origin, (entries, mac), next, sizes);
-            bound.write(&*self.disk, &self.key)?;
-            (self.bound, self.is_unbound) = (Some(entries), false);
-        }
-        Ok(())
+        let mut frontier = Frontier::read(&nodes, self.tiled.size)?;
+        let behind = self.pending.entries.get(..usize::try_from(behind).unwrap_or(usize::MAX));
+        Ok(behind.map(|behind| {
+            behind.iter().for_each(|it| frontier.push(Hash::of_leaf(it), &mut |_, _| {}));
+            frontier.root()
+        }))
     }
 
     /// Writes a copy of the newest checkpoint beside the directory of the log, unless it is there
@@ -474,34 +295,30 @@ impl Store {
                 return Ok(false);
             }
         }
-        let Some(Open { bytes, header, .. }) = &self.journal else { return Ok(true) };
-        let file = if_there(self.disk.open(JOURNAL_PATH, Access::Read))?;
-        let Some(file) = file else { return Ok(false) };
-        let mut found = vec![0; header.len()];
-        let read = file.read_at(&mut found, 0)?;
-        Ok(file.bytes()? == *bytes && read == header.len() && found == *header)
+        let Some(written) = &self.written else { return Ok(true) };
+        Ok(read(&*self.disk, HEAD, HEAD_BYTES_MAX)?.as_ref() == Some(written))
     }
 
-    /// Writes the file of the newest checkpoint again, and prepares a new journal with all entries
-    /// that no checkpoint covers. Returns `false`, and does nothing, if the tiles are not there.
+    /// Writes the file of the newest checkpoint again, and lets the next commit write
+    /// `evidence-head`. Returns `false`, and does nothing, if the tiles are not there.
     ///
     /// # Errors
     ///
     /// The disk refuses.
     pub(crate) fn restore(&mut self) -> io::Result<bool> {
-        let Head { size, root } = self.newest.head;
-        let has_tiles = root_at(&self.nodes(), size).is_ok_and(|found| found == root);
-        if size == 0 || !has_tiles {
+        let Head { size, root } = self.tiled;
+        let has_tiles = root_at(&nodes(&*self.disk, size), size).is_ok_and(|found| found == root);
+        if self.newest.head.size == 0 || !has_tiles {
             return Ok(false);
         }
         self.publish(&self.newest.note.clone())?;
-        (self.journal, self.pending.synced) = (None, 0);
+        self.written = None;
         Ok(true)
     }
 
     /// Returns the number of entries, and the root over them.
     pub(crate) fn head(&self) -> Head {
-        Head { size: self.frontier.size(), root: self.frontier.root() }
+        self.tree.head()
     }
 
     /// Returns the position after the last event that has come in, or was lost from the queue,
@@ -511,14 +328,14 @@ impl Store {
     ///
     /// A bundle can't be read.
     pub(super) fn last_accepted(&self) -> io::Result<Option<u64>> {
-        let size = self.newest.head.size;
+        let size = self.tiled.size;
         match last_end(&self.pending.entries) {
-            None => end_in_queue(size, |index| self.entries_of(index, size)),
+            None => end_in_queue(size, |index| entries_of(&*self.disk, index, size)),
             end => Ok(end),
         }
     }
 
-    /// Returns `true` if the log takes no more entries until there is a checkpoint.
+    /// Returns `true` if the log takes no more entries until a commit has written tiles.
     pub(crate) fn is_full(&self) -> bool {
         self.pending.bytes >= PENDING_MAX
     }
@@ -532,52 +349,40 @@ impl Store {
         if entry.len() > ENTRY_BYTES_MAX {
             return Err(io::Error::other("an entry is longer than 65535 bytes"));
         }
-        let made = &mut |level, hash| self.tiles.push(level, hash);
-        self.frontier.push(Hash::of_leaf(&entry), made);
+        let Tree { frontier, tiles, .. } = &mut self.tree;
+        frontier.push(Hash::of_leaf(&entry), &mut |level, hash| tiles.push(level, hash));
         self.pending.bytes += entry.len();
         self.pending.entries.push(entry);
         Ok(())
     }
 
-    /// Makes all entries durable.
+    /// Makes all entries durable, and signs `evidence-head` over them. `sizes` are those of the
+    /// files of line hashes.
     ///
     /// # Errors
     ///
-    /// The disk refuses. The entries stay, and the next call writes them to a new journal.
-    pub(crate) fn commit(&mut self) -> io::Result<()> {
+    /// The disk refuses. The entries stay, and the next call writes them again.
+    pub(crate) fn commit(&mut self, sizes: &Sizes, keys: &[SigningKey]) -> io::Result<()> {
         let Pending { entries, synced, .. } = &mut self.pending;
-        if *synced == entries.len() {
-            return Ok(());
+        if self.written.is_none() || *synced < entries.len() {
+            let checkpoint = Checkpoint { origin: self.origin.clone(), head: self.tree.head() };
+            let content = HeadFile::content(&checkpoint, entries, sizes, keys)?;
+            self.written = None;
+            replace(&*self.disk, HEAD, &content)?;
+            self.written = Some(content);
+            *synced = entries.len();
+            let obsolete = std::mem::replace(&mut self.needed, self.tiled.size);
+            self.remove_partial_tiles(obsolete);
+            if self.has_journal {
+                self.disk.remove(&path(JOURNAL))?;
+                self.has_journal = false;
+            }
         }
-        let Some(mut open) = self.journal.take() else { return self.begin_journal() };
-        let mut records = Vec::new();
-        let first = self.newest.head.size + *synced as u64;
-        for (index, entry) in (first..).zip(entries.iter().skip(*synced)) {
-            open.chain.push(index, entry, &mut records);
-        }
-        open.file.write_at(&[&records], open.bytes)?;
-        open.file.sync()?;
-        open.bytes += records.len() as u64;
-        self.journal = Some(open);
-        *synced = entries.len();
-        Ok(())
+        if self.pending.bytes >= TILES_EVERY { self.write_tiles() } else { Ok(()) }
     }
 
-    /// Writes a new journal with all pending entries.
-    fn begin_journal(&mut self) -> io::Result<()> {
-        let (mut chain, header) = Chain::begin(self.key.clone(), &self.origin, self.newest.head);
-        let mut journal = header.clone();
-        for (index, entry) in (self.newest.head.size..).zip(&self.pending.entries) {
-            chain.push(index, entry, &mut journal);
-        }
-        replace(&*self.disk, JOURNAL_PATH, &journal)?;
-        let file = self.disk.open(JOURNAL_PATH, Access::Write)?;
-        self.journal = Some(Open { file, bytes: journal.len() as u64, header, chain });
-        self.pending.synced = self.pending.entries.len();
-        Ok(())
-    }
-
-    /// Signs a checkpoint over all entries, and returns it. Returns `None` if there is one already.
+    /// Signs a checkpoint over all entries, which must be durable, and returns it. Returns `None`
+    /// if there is one already.
     ///
     /// # Errors
     ///
@@ -587,16 +392,12 @@ impl Store {
         if head == self.newest.head {
             return Ok(None);
         }
-        self.commit()?;
-        let bundle = self.write_tiles()?;
+        self.write_tiles()?;
         let note = signed(&self.origin, head, keys)?;
         self.publish(&note)?;
         let newest = &mut self.newest;
         let obsolete = std::mem::replace(&mut newest.before, newest.head.size);
         (newest.head, newest.note) = (head, note.clone());
-        (self.pending, self.bundle) = (Pending::default(), bundle);
-        // The next entries begin a new journal. Until then the old one has nothing that is needed.
-        self.journal = None;
         self.remove_partial_tiles(obsolete);
         Ok(Some(note))
     }
@@ -632,7 +433,8 @@ impl Store {
     ///
     /// A tile can't be read, or the tiles are not those of the checkpoint.
     pub(crate) fn prove(&self, old: u64) -> io::Result<Vec<Hash>> {
-        let (nodes, head) = (self.nodes(), self.newest.head);
+        let head = self.newest.head;
+        let nodes = nodes(&*self.disk, head.size);
         let proof = consistency(&nodes, old, head.size)?;
         let old = Head { size: old, root: root_at(&nodes, old)? };
         match extends(old, head, &proof) {
@@ -659,45 +461,156 @@ impl Store {
         Ok(())
     }
 
-    /// Writes the tiles and bundles that have changed since the newest checkpoint. Returns the last
-    /// bundle if it is partial, and otherwise an empty vector.
-    fn write_tiles(&mut self) -> io::Result<Vec<u8>> {
+    /// Writes the tiles and bundles over the entries that are not in them. These must be durable,
+    /// so that no later start gives other content to a tile.
+    fn write_tiles(&mut self) -> io::Result<()> {
         let disk = &*self.disk;
-        let whole = self.tiles.whole.iter().map(|(tile, hashes)| (*tile, hashes.as_slice()));
-        for (tile, hashes) in whole.chain(self.tiles.partial()) {
+        let Tree { frontier, tiles, bundle } = &mut self.tree;
+        if self.tiled.size == frontier.size() {
+            return Ok(());
+        }
+        let whole = tiles.whole.iter().map(|(tile, hashes)| (*tile, hashes.as_slice()));
+        for (tile, hashes) in whole.chain(tiles.partial()) {
             let bytes: Vec<u8> = hashes.iter().flat_map(|hash| hash.0).collect();
             write_tile(disk, tile, &bytes)?;
         }
-        let mut bundle = self.bundle.clone();
-        let mut end = self.newest.head.size;
+        let (mut last, mut end) = (bundle.clone(), self.tiled.size);
         for entry in &self.pending.entries {
-            tile::push_entry(entry, &mut bundle)?;
+            tile::push_entry(entry, &mut last)?;
             end += 1;
             if end.is_multiple_of(WIDTH) {
                 let tile = Tile { content: Content::Entries, index: end / WIDTH - 1, width: WIDTH };
-                write_tile(disk, tile, &bundle)?;
-                bundle.clear();
+                write_tile(disk, tile, &last)?;
+                last.clear();
             }
         }
-        if !bundle.is_empty() {
+        if !last.is_empty() {
             let (index, width) = (end / WIDTH, end % WIDTH);
-            write_tile(disk, Tile { content: Content::Entries, index, width }, &bundle)?;
+            write_tile(disk, Tile { content: Content::Entries, index, width }, &last)?;
         }
-        self.tiles.whole.clear();
-        Ok(bundle)
+        tiles.whole.clear();
+        *bundle = last;
+        self.tiled = Head { size: frontier.size(), root: frontier.root() };
+        self.pending = Pending::default();
+        Ok(())
     }
 
-    /// Deletes the partial tiles of a checkpoint of this size, which nobody needs any more. A tile
-    /// that can't be deleted does no harm.
+    /// Deletes the partial tiles of a log of this size, unless a checkpoint or `evidence-head`
+    /// needs them. A tile that can't be deleted does no harm.
     fn remove_partial_tiles(&self, size: u64) {
-        let needed: Vec<_> =
-            [self.newest.before, self.newest.head.size].into_iter().flat_map(last_tiles).collect();
+        let newest = &self.newest;
+        let sizes = [newest.before, newest.head.size, self.needed, self.tiled.size];
+        let needed: Vec<_> = sizes.into_iter().flat_map(last_tiles).collect();
         for tile in last_tiles(size).filter(|tile| tile.width < WIDTH && !needed.contains(tile)) {
             if let Err(error) = self.disk.remove(&path(&tile.path())) {
                 tracing::debug!(%error, "a partial tile of the evidence can't be deleted");
             }
         }
     }
+}
+
+impl Newest {
+    /// Reads the checkpoint that was published last.
+    fn read(disk: &dyn Disk, origin: &str, keys: &[SigningKey]) -> io::Result<Self> {
+        let wrong = |what: String| io::Error::other(format!("{}: {what}", path(CHECKPOINT)));
+        let (head, note) = match read(disk, &path(CHECKPOINT), NOTE_BYTES_MAX)? {
+            Some(note) => {
+                let signed = Signed::parse(&note).map_err(|error| wrong(error.to_string()))?;
+                if !is_signed(&signed.note, keys) {
+                    return Err(wrong(
+                        "it was not signed by the key in evidence.key_file (or next_key_file)"
+                            .to_owned(),
+                    ));
+                }
+                (signed.checkpoint.head, signed.note)
+            }
+            None => {
+                let head = Head { size: 0, root: Hash::of_nothing() };
+                (head, signed(origin, head, keys)?)
+            }
+        };
+        Ok(Self { head, note, before: head.size, is_published: true, remembered: head.size })
+    }
+
+    /// Reads the tree that the checkpoint covers. Without a checkpoint, the log must not have
+    /// tiles: a log that began a second time would sign other roots for the same sizes.
+    fn tree(&self, disk: &dyn Disk) -> io::Result<Tree> {
+        if self.head.size > 0 {
+            let tree = Tree::read(disk, self.head.size)?;
+            return match tree.head() == self.head {
+                true => Ok(tree),
+                false => {
+                    let name = path(CHECKPOINT);
+                    Err(io::Error::other(format!("{name}: its root is not that of the tiles")))
+                }
+            };
+        }
+        let names = |directory| if_there(disk.list(&path(directory)));
+        let has_files = |names: Option<Vec<String>>| names.is_some_and(|names| !names.is_empty());
+        if has_files(names("tile/0")?) || has_files(names("tile/0/000.p")?) {
+            let missing = path(CHECKPOINT);
+            let what = format!("the log has tiles, and {missing} is missing");
+            return Err(io::Error::other(Tampered(what)));
+        }
+        Ok(Tree::default())
+    }
+}
+
+impl Tree {
+    fn head(&self) -> Head {
+        Head { size: self.frontier.size(), root: self.frontier.root() }
+    }
+
+    /// Reads the tree over the first entries of a log.
+    fn read(disk: &dyn Disk, size: u64) -> io::Result<Self> {
+        let mut tree = Self::default();
+        for tile in last_tiles(size) {
+            let bytes = tile_of(disk, tile)?;
+            match tile.content {
+                Content::Entries => {
+                    entries_of(disk, tile.index, size)?;
+                    tree.bundle = if tile.width == WIDTH { Vec::new() } else { bytes };
+                }
+                Content::Hashes(level) => {
+                    tree.tiles.go_on(level, tile.index, tile::hashes(&bytes, tile.width)?);
+                }
+            }
+        }
+        tree.frontier = Frontier::read(&nodes(disk, size), size)?;
+        Ok(tree)
+    }
+}
+
+/// The tree that is in the tiles, the entries behind it, and the files of line hashes.
+type Continued = (Tree, Vec<Vec<u8>>, Sizes);
+
+/// Returns the log of `evidence-head`. `None` if its tiles and entries are not those of its root,
+/// or if it does not extend the checkpoint.
+fn continued(disk: &dyn Disk, head: HeadFile, checkpoint: Head) -> io::Result<Option<Continued>> {
+    let HeadFile { signed, tiles, mut entries, sizes } = head;
+    // The tiles that it names may be gone if the checkpoint is newer than they are.
+    let size = tiles.max(checkpoint.size);
+    let covered = usize::try_from(size - tiles).unwrap_or(usize::MAX);
+    if covered > entries.len() {
+        return Ok(None);
+    }
+    entries.drain(..covered);
+    let root = root_at(&nodes(disk, size), checkpoint.size);
+    let (root, tree) = match root.and_then(|root| Ok((root, Tree::read(disk, size)?))) {
+        Ok(read) => read,
+        // Files are missing or wrong, and the disk has not refused.
+        Err(error) if error.get_ref().is_some() && !Tampered::is(&error) => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let mut frontier = tree.frontier.clone();
+    entries.iter().for_each(|entry| frontier.push(Hash::of_leaf(entry), &mut |_, _| {}));
+    let is_whole = root == checkpoint.root && frontier.root() == signed.checkpoint.head.root;
+    Ok(is_whole.then_some((tree, entries, sizes)))
+}
+
+/// Returns `true` if one of these keys has signed the note.
+fn is_signed(note: &Note, keys: &[SigningKey]) -> bool {
+    keys.iter().any(|key| matches!(note.check(key.verifier()), Check::Valid(_)))
 }
 
 /// Signs a checkpoint.
@@ -758,20 +671,7 @@ fn check_is_free(disk: &dyn Disk, origin: &str) -> io::Result<()> {
 /// Renames the directory of a log if the log is of another origin. Its checkpoint must match the
 /// tiles beside it, so that a checkpoint put there by mistake does not end the log.
 fn keep_aside(disk: &dyn Disk, origin: &str) -> io::Result<()> {
-    let Some(note) = read(disk, &path(CHECKPOINT), NOTE_BYTES_MAX)? else {
-        // A witness may have contradicted the log of another origin before its first checkpoint.
-        let mark = read(disk, ROLLED_BACK, ROLLED_BACK_MAX)?.unwrap_or_default();
-        let of = String::from_utf8_lossy(&mark);
-        return match of.split_once('\n') {
-            Some((before, _))
-                if before != origin
-                    && if_there(disk.open(JOURNAL_PATH, Access::Read))?.is_some() =>
-            {
-                rename_aside(disk, before, origin)
-            }
-            _ => Ok(()),
-        };
-    };
+    let Some(note) = read(disk, &path(CHECKPOINT), NOTE_BYTES_MAX)? else { return Ok(()) };
     // A checkpoint that can't be read is reported when the log is opened.
     let Ok(Signed { checkpoint, .. }) = Signed::parse(&note) else { return Ok(()) };
     if checkpoint.origin == origin {
@@ -785,18 +685,18 @@ fn keep_aside(disk: &dyn Disk, origin: &str) -> io::Result<()> {
             checkpoint.origin
         )));
     }
-    rename_aside(disk, &checkpoint.origin, origin)
-}
-
-/// Renames the directory of the log of the origin `before`.
-fn rename_aside(disk: &dyn Disk, before: &str, origin: &str) -> io::Result<()> {
     let aside = format!("{ASIDE}{}", now());
     tracing::warn!(
-        before,
+        before = checkpoint.origin,
         origin,
         aside,
         "evidence.origin has changed: a new log begins, and the old one is kept aside"
     );
+    // It has entries that are in no other file.
+    if if_there(disk.rename(HEAD, &path(HEAD)))?.is_some() {
+        disk.sync_directory("")?;
+        disk.sync_directory(DIRECTORY)?;
+    }
     disk.rename(DIRECTORY, &aside)?;
     disk.sync_directory("")
 }
@@ -820,6 +720,22 @@ fn tile_of(disk: &dyn Disk, tile: Tile) -> io::Result<Vec<u8>> {
 /// Returns the tree over the first `size` entries.
 fn nodes(disk: &dyn Disk, size: u64) -> impl Nodes {
     tile::Tiles::new(size, move |tile| tile::hashes(&tile_of(disk, tile)?, tile.width))
+}
+
+/// Returns the entries of a bundle of a log of `size` entries. Fails if an entry does not have the
+/// hash that is in the tile of the same index.
+fn entries_of(disk: &dyn Disk, index: u64, size: u64) -> io::Result<Vec<Vec<u8>>> {
+    let width = size.saturating_sub(index * WIDTH).min(WIDTH);
+    let tile = Tile { content: Content::Entries, index, width };
+    let bundle = tile_of(disk, tile)?;
+    let hashes = tile_of(disk, Tile { content: Content::Hashes(0), ..tile })?;
+    let entries = tile::entries(&bundle, width)?;
+    let hashes = tile::hashes(&hashes, width)?;
+    if entries.iter().zip(&hashes).any(|(entry, hash)| Hash::of_leaf(entry) != *hash) {
+        let name = path(&tile.path());
+        return Err(io::Error::other(format!("{name} has an entry that is not in the tree")));
+    }
+    Ok(entries.into_iter().map(<[u8]>::to_vec).collect())
 }
 
 fn write_tile(disk: &dyn Disk, tile: Tile, bytes: &[u8]) -> io::Result<()> {

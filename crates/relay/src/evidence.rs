@@ -67,8 +67,7 @@ pub(crate) fn reader(
 
 /// Returns the position after the last event whose entry is covered by the log's newest checkpoint.
 /// `None` if the log can't be read, has another origin, or has a checkpoint that none of the
-/// configured keys has signed. Entries after the checkpoint are in the journal, which may be
-/// forged, so their events are read once more.
+/// configured keys has signed. The events of later entries are read once more.
 fn recorded_until(directory: Directory, settings: &config::Evidence) -> Option<u64> {
     let log = Log::open(&directory).ok()?;
     let Signed { checkpoint, note } = &log.signed;

@@ -6,7 +6,6 @@ use std::io;
 use std::ops::Range;
 
 use super::events::Events;
-use super::hashes::Found;
 use super::log::Check;
 use super::matching::{Class, DIFFERENCES_MAX, Differences, Line, Place, Reason};
 use super::positions::Positions;
@@ -114,10 +113,7 @@ pub(super) fn read_again(
         return Ok(());
     }
     match comparison {
-        Some(comparison) => {
-            comparison.add_pending(check, events)?;
-            comparison.add_journal(&check.journal.entries, events)?;
-        }
+        Some(comparison) => comparison.add_pending(check, events)?,
         None => events.count_accepted(check.request, &mut check.report),
     }
     let without = events.history.off.len_within(events.period.clone());
@@ -305,26 +301,6 @@ impl Comparison {
         if unknown > 0 {
             let text = format!("{unknown} lines left, and their hashes are gone");
             check.report.unchecked.push(text);
-        }
-        Ok(())
-    }
-
-    /// Adds the lines of the entries that no checkpoint covers.
-    fn add_journal(&mut self, journal: &[Entry], events: &mut Events<'_>) -> io::Result<()> {
-        for entry in journal {
-            let found = if let Entry::Accepted { first, root, .. } = entry {
-                events.hashes.range(None, *first, *root)
-            } else if let Entry::Delivered(entry) = entry
-                && let Delivered { output, first, root: Some(root), .. } = entry
-                && self.find(output).is_some()
-            {
-                events.hashes.range(Some(output), *first, *root)
-            } else {
-                continue;
-            };
-            if let Found::Range(range) = found {
-                range.lines.iter().try_for_each(|hash| self.add_newer(*hash, range.first))?;
-            }
         }
         Ok(())
     }

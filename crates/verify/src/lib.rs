@@ -8,8 +8,8 @@
 //!
 //! Nothing is written but temporary files (see `compare`). A directory may be a copy, or the one
 //! that a relay writes to meanwhile. Therefore the order of reading matters: the stored lines come
-//! first, then the places of the outputs, the journal, the checkpoint, and last all that the
-//! checkpoint covers. Only that is proven. An event that is not covered is called newer, and is
+//! first, then the places of the outputs, the checkpoint, the newer one beside the log, and last
+//! all that these cover. Only that is proven. An event that is not covered is called newer, and is
 //! never a fault and never a pass.
 //!
 //! Three values share the work. A check (`log`) owns the files of one log and what its checkpoints
@@ -264,11 +264,7 @@ impl Place {
             let unchecked = &mut check.report.unchecked;
             let outputs = self.beside.as_ref().map(Queue::places);
             let outputs = outputs.and_then(|it| queue::seen(it, unchecked)).unwrap_or_default();
-            let journal = self.files.journal().unwrap_or_else(|error| {
-                check.finding(&error);
-                Vec::new()
-            });
-            let log = check.log(&self.files, journal, &mut events);
+            let log = check.log(&self.files, &mut events);
             let size = log.as_ref().map_or(0, Log::size);
             let waits = self.live.is_some_and(|end| {
                 check.entries == Entries::Torn

@@ -43,14 +43,14 @@ impl Deadline {
     /// Waits until a checkpoint covers the events before this position. Returns `false` if none
     /// has come in time.
     pub(super) fn wait_for_events(self, files: &Directory, end: u64) -> bool {
-        let covered = || Log::open(files).ok()?.end_in_queue().ok()?;
+        let covered = || Log::newest(files).ok()?.end_in_queue().ok()?;
         self.wait(|| end == 0 || covered().is_some_and(|covered| end <= covered))
     }
 
     /// Waits until a checkpoint covers more entries than this. Returns `false` if none has come in
     /// time.
     pub(super) fn wait_for_entries(self, files: &Directory, size: u64) -> bool {
-        self.wait(|| Log::open(files).is_ok_and(|log| log.size() > size))
+        self.wait(|| Log::newest(files).is_ok_and(|log| log.size() > size))
     }
 
     /// Waits until `has_come` returns `true`. Returns `false` if that does not happen in time.

@@ -8,11 +8,16 @@ use super::events::Events;
 use super::report::{Report, time};
 use super::request::Request;
 use super::runs::{Row, Said};
+use base::disk::named;
 use evidence_log::entry::{Entry, Stamp, Started, now};
+use evidence_log::head::HeadFile;
+use evidence_log::layout::HEAD;
 use evidence_log::reader::{Directory, Files, Log, ReadError, is_foreign};
 use evidence_log::tlog::checkpoint::{Checkpoint, Signed};
-use evidence_log::tlog::merkle::{Frontier, Hash, Head, root_at};
-use evidence_log::tlog::tile::{BUNDLE_BYTES_MAX, Content, Growing, Tile, WIDTH, last_tiles};
+use evidence_log::tlog::merkle::{Frontier, Hash, Head};
+use evidence_log::tlog::tile::{
+    BUNDLE_BYTES_MAX, CHECKPOINT, Content, Growing, Tile, WIDTH, last_tiles,
+};
 
 /// The maximum number of faults of a published log. After that, no further entries are fetched.
 const FAULTS_MAX: u64 = 1000;
@@ -27,15 +32,6 @@ pub(crate) enum Ending {
     /// The relay was killed, or the directory is a copy of one in use: more events may have come
     /// in.
     Open,
-}
-
-/// The journal. It is not signed, so it proves nothing.
-#[derive(Default)]
-pub(crate) struct Journal {
-    /// The entries that no checkpoint covers.
-    pub entries: Vec<Entry>,
-    /// `true`: the journal begins after the end of the log, and entries between them are missing.
-    has_gap: bool,
 }
 
 /// Whether the entries are those over which the checkpoint was signed.
@@ -59,9 +55,12 @@ pub(crate) struct Check<'a> {
     pub directory: Option<&'a Directory>,
     /// The time at which the check began, if a relay is using the directory or publishing the log.
     live_at: Option<u64>,
-    pub journal: Journal,
+    /// The published checkpoint.
+    published: Option<Signed>,
+    /// The number of entries that are newer than the published checkpoint.
+    uncosigned: u64,
     pub entries: Entries,
-    /// `true`: the consumer has a checkpoint over more entries than the log has.
+    /// `true`: there is a checkpoint over more entries than the log has.
     pub goes_on: bool,
     /// The time of the newest cosignature of each witness, in seconds since 1970.
     pub cosigned: BTreeMap<String, u64>,
@@ -74,9 +73,20 @@ impl<'a> Check<'a> {
         directory: Option<&'a Directory>,
         is_live: bool,
     ) -> Self {
-        let (report, journal, entries) = Default::default();
-        let (live_at, goes_on, cosigned) = (is_live.then(now), false, BTreeMap::new());
-        Self { request, report, directory, live_at, journal, entries, goes_on, cosigned }
+        let (report, published, entries) = Default::default();
+        let (goes_on, uncosigned, cosigned) = Default::default();
+        let live_at = is_live.then(now);
+        Self {
+            request,
+            report,
+            directory,
+            live_at,
+            published,
+            uncosigned,
+            entries,
+            goes_on,
+            cosigned,
+        }
     }
 
     /// Returns `true` if the entries are those that the checkpoint was signed over.
@@ -85,20 +95,17 @@ impl<'a> Check<'a> {
     }
 
     /// Checks the checkpoint, the tiles and the entries of the log, and tells the entries to
-    /// `events`. `journal` has the entries that no checkpoint covers yet. Returns the log if it has
-    /// a checkpoint.
-    pub(crate) fn log(
-        &mut self,
-        files: &'a dyn Files,
-        journal: Vec<(u64, Vec<u8>)>,
-        events: &mut Events<'a>,
-    ) -> Option<Log<'a>> {
+    /// `events`. Returns the log if it has a checkpoint.
+    pub(crate) fn log(&mut self, files: &'a dyn Files, events: &mut Events<'a>) -> Option<Log<'a>> {
         self.report.counts.checkpoints.all += 1;
         let log = Log::open(files).map_err(|error| self.no_log(&error)).ok()?;
-        // Line hashes are durable before the checkpoint over their entries, so they are read after
-        // it.
+        let own = &log.signed.clone();
+        self.published = Some(own.clone());
+        self.remembered(own);
+        let log = self.up_to_head(log);
+        // Line hashes are durable before anything is signed over their entries, so they are read
+        // after it.
         events.hashes.read();
-        let own = &log.signed;
         match self.directory.map_or(Ok(None), |it| it.rolled_back(log.origin())) {
             Ok(None) => {}
             Ok(Some(why)) => {
@@ -122,13 +129,86 @@ impl<'a> Check<'a> {
             self.report.counts.checkpoints.good += 1;
             self.hear_witnesses(own);
         }
-        let size = log.size();
-        self.journal.has_gap = journal.first().is_some_and(|(first, _)| *first > size);
-        let newer = (size..).zip(journal.into_iter().skip_while(|(index, _)| *index < size));
-        let newer = newer.take_while(|(expected, (index, _))| expected == index);
-        let newer = newer.map_while(|(_, (_, entry))| Entry::parse(&entry).ok());
-        self.journal.entries = newer.collect();
         Some(log)
+    }
+
+    /// Compares the checkpoint with the copy of the newest one beside the log, which the relay
+    /// writes after it.
+    fn remembered(&mut self, Signed { checkpoint: own, .. }: &Signed) {
+        let known = self.directory.and_then(Directory::remembered).map(|known| known.checkpoint);
+        let is_newer =
+            |known: &Checkpoint| known.origin == own.origin && known.head.size > own.head.size;
+        if self.live_at.is_none() && known.as_ref().is_some_and(is_newer) {
+            self.report.unchecked.push(
+                "evidence-checkpoint beside the log is newer than checkpoint: an older checkpoint \
+                 was put back, or the files were copied while the relay was running"
+                    .to_owned(),
+            );
+        }
+    }
+
+    /// Returns the log up to the file beside it that is signed over all durable entries, if this is
+    /// right and the files of the entries are there; otherwise the log as it was published.
+    fn up_to_head(&mut self, log: Log<'a>) -> Log<'a> {
+        let file = match self.directory.map_or(Ok(None), Directory::head) {
+            Ok(Some(file)) => file,
+            Ok(None) => return log,
+            Err(error) => {
+                self.finding(&error);
+                return log;
+            }
+        };
+        let size = log.size();
+        let found = self.head_of(&file, &log).and_then(|newest| {
+            let Some(newest) = newest else { return Ok(None) };
+            let bundle = last_tiles(newest.tiled()).next().map(|bundle| newest.files.tile(bundle));
+            let root = newest.root_at(newest.size());
+            match bundle.transpose().and_then(|bundle| Ok((bundle, root?))) {
+                Ok((bundle, root)) if bundle != Some(None) => {
+                    if root != newest.head().root {
+                        return Err(format!("{HEAD} was signed over other entries"));
+                    }
+                    contains(CHECKPOINT, log.head(), &newest).map(|()| Some(newest))
+                }
+                _ => {
+                    // The files may have been copied one after the other.
+                    self.goes_on = true;
+                    if self.live_at.is_none() {
+                        self.report.unchecked.push(format!(
+                            "the entries from {size} on: {HEAD} covers {} entries, and their files \
+                             are missing. Was the directory copied while the relay was running? \
+                             `evidence copy` makes a whole copy",
+                            newest.size()
+                        ));
+                    }
+                    Ok(None)
+                }
+            }
+        });
+        match found {
+            Ok(newest) => newest.unwrap_or(log),
+            Err(text) => {
+                self.report.fault(text);
+                log
+            }
+        }
+    }
+
+    /// Reads the file beside the log that is signed over all durable entries. Returns the log up to
+    /// there, if that is behind the checkpoint, or what is wrong.
+    fn head_of(&self, file: &[u8], log: &Log<'a>) -> Result<Option<Log<'a>>, String> {
+        let head = HeadFile::parse(file).map_err(|error| format!("{HEAD}: {error}"))?;
+        let Checkpoint { origin, .. } = &head.signed.checkpoint;
+        if origin != log.origin() {
+            return Err(format!("{HEAD} is of {origin}, and the log is that of {}", log.origin()));
+        }
+        self.request.signed_by_key(HEAD, &head.signed)?;
+        let own = head.signed.checkpoint.head;
+        match log.up_to(head) {
+            // It was read before the relay replaced it, or copied before the checkpoint.
+            None => contains(HEAD, own, log).map(|()| None),
+            newest => Ok(newest),
+        }
     }
 
     /// Reports that the log has no checkpoint, or that it can't be read.
@@ -164,12 +244,15 @@ impl<'a> Check<'a> {
         for (url, note) in &self.request.witnessed {
             self.newest_of_witness(url, note, log);
         }
-        self.judge_witnesses(&log.signed);
+        if let Some(published) = self.published.take() {
+            self.judge_witnesses(&published);
+            self.uncosigned = log.size().saturating_sub(published.checkpoint.head.size);
+        }
     }
 
     /// Returns how the log ends.
     pub(crate) fn ending(&self, events: &Events<'_>) -> Ending {
-        let is_last = self.is_whole() && !self.goes_on && self.journal.entries.is_empty();
+        let is_last = self.is_whole() && !self.goes_on;
         match is_last && events.history.runs.is_stopped() {
             // A relay that was started again may not have signed its start yet.
             _ if self.live_at.is_some() => Ending::Live,
@@ -239,8 +322,12 @@ impl<'a> Check<'a> {
                 }
                 Err(error) => self.report.fault(format_args!("entry {index} is none: {error}")),
             }
-            let made = &mut |level, hash| tiles.push(level, hash);
-            frontier.push(Hash::of_leaf(&bytes), made);
+            let is_tiled = index < log.tiled();
+            frontier.push(Hash::of_leaf(&bytes), &mut |level, hash| {
+                if is_tiled {
+                    tiles.push(level, hash);
+                }
+            });
             for (tile, hashes) in tiles.whole.drain(..) {
                 let is_same = self.compare_tile(log, tile, &hashes, true);
                 if !is_same && self.directory.is_none() {
@@ -255,7 +342,7 @@ impl<'a> Check<'a> {
         for (tile, hashes) in tiles.partial() {
             self.compare_tile(log, tile, hashes, is_stopped);
         }
-        if let Err(error) = self.compare_older(log.size()) {
+        if let Err(error) = self.compare_older(log.tiled()) {
             self.finding(&error);
         }
         let is_signed = frontier.root() == log.head().root;
@@ -350,7 +437,8 @@ impl<'a> Check<'a> {
                 for width in widths.filter(|width| (1..newer.width).contains(width)) {
                     let tile = Tile { width, ..newer };
                     let path = tile.path();
-                    if let Some(older) = files.read(&path, BUNDLE_BYTES_MAX)?
+                    let older = files.read(&path, BUNDLE_BYTES_MAX).map_err(named(&path))?;
+                    if let Some(older) = older
                         && tile.of_wider(&grown, newer.width).is_ok_and(|part| part != older)
                     {
                         let text = format!("{path} is not the beginning of {}", newer.path());
@@ -362,7 +450,7 @@ impl<'a> Check<'a> {
         Ok(())
     }
 
-    /// Judges the losses, and the statements that only the journal makes.
+    /// Judges the losses, and the statements that no witness has seen.
     pub(crate) fn judge(&mut self, events: &mut Events<'_>) {
         for error in std::mem::take(&mut events.hashes.unread) {
             self.finding(&error);
@@ -371,7 +459,7 @@ impl<'a> Check<'a> {
             return;
         }
         events.losses(self.request, &mut self.report);
-        self.unproven(events);
+        self.tell_uncosigned();
         if self.directory.is_none() {
             let text = "the line hashes are not published: no line was compared";
             self.report.notes.push(text.to_owned());
@@ -401,27 +489,19 @@ impl<'a> Check<'a> {
         self.live_at.is_some_and(|at| is_asked(at) && events.history.runs.is_silent(at))
     }
 
-    /// Reports the statements that only the journal makes. It is not signed: whoever can write to
-    /// the directory can put anything in it.
-    fn unproven(&mut self, events: &Events<'_>) {
-        let ending = self.ending(events);
-        if self.journal.has_gap && ending != Ending::Live {
-            let text = "the journal goes on behind more entries than the checkpoint covers: an \
-                        older checkpoint was put back, or the files were copied while the relay \
-                        was running";
-            self.report.found(ending == Ending::Stopped, text);
+    /// Reports the entries that no witness can have cosigned, because they are newer than the
+    /// published checkpoint.
+    fn tell_uncosigned(&mut self) {
+        if self.request.witnesses.is_empty() || self.uncosigned == 0 {
+            return;
         }
-        let newer = self.journal.entries.len();
-        if newer > 0 {
-            let last = events.history.runs.last_checkpoint();
-            let text = format!(
-                "{newer} entries of the journal are newer than {last}. They are not signed and prove \
-                 nothing"
-            );
-            match self.live_at.is_some() {
-                true => self.report.notes.push(text),
-                false => self.report.unchecked.push(text),
-            }
+        let text = format!(
+            "{} entries are newer than the checkpoint: the key has signed them, and no witness",
+            self.uncosigned
+        );
+        match self.live_at.is_some() {
+            true => self.report.notes.push(text),
+            false => self.report.unchecked.push(text),
         }
     }
 }
@@ -430,7 +510,7 @@ impl<'a> Check<'a> {
 /// wrong.
 pub(crate) fn contains(name: &str, kept: Head, log: &Log<'_>) -> Result<(), String> {
     let size = kept.size;
-    match root_at(&log.nodes(), size) {
+    match log.root_at(size) {
         Ok(root) if root == kept.root => Ok(()),
         Ok(_) => Err(format!(
             "{name} has another root for the first {size} entries than the log: there are two logs \

@@ -33,7 +33,7 @@ pub fn published(files: &dyn Files, request: &Request) -> io::Result<Report> {
         Err(ReadError::File { error, .. }) => return Err(error),
     }
     let (mut check, mut events) = (Check::new(request, None, true), Events::of(None));
-    if let Some(log) = check.log(files, Vec::new(), &mut events) {
+    if let Some(log) = check.log(files, &mut events) {
         check.given(&log, &[]);
         read_again(&mut check, &mut events, &log, None)?;
         check.judge(&mut events);

@@ -6,8 +6,6 @@ use std::path::Path;
 use super::compare::Comparison;
 use super::events::Events;
 use super::log::{Check, Ending};
-use super::positions::Positions;
-use evidence_log::entry::{Delivered, Entry};
 use evidence_log::tlog::merkle::{Hash, Hasher};
 use queue::inspect;
 use queue::inspect::Seen;
@@ -94,9 +92,7 @@ impl Check<'_> {
         }
     }
 
-    /// Checks that the log gives the fate of every event before the place of each output. A fate
-    /// that is only in the journal is not proven, but is not a fault either: a running relay signs
-    /// it soon.
+    /// Checks that the log gives the fate of every event before the place of each output.
     fn places(&mut self, events: &Events<'_>, places: &Places) {
         let (ending, history) = (self.ending(events), &events.history);
         if ending == Ending::Live {
@@ -110,15 +106,13 @@ impl Check<'_> {
             let open = open.flat_map(|range| output.passed_over.missing_in(range));
             let next = history.next();
             let newer = (1..*place).contains(&next).then_some(next..*place);
-            let explained = self.explained(name);
             for range in open.chain(newer) {
                 let count = range.end - range.start;
                 let text = format!(
                     "the queue says that {name} is finished with {count} events, and the log does \
                      not: the end of the log was cut off, or the queue's cursors were changed"
                 );
-                let is_proven = !explained.missing_in(range.clone()).is_empty();
-                if ending == Ending::Stopped && is_proven {
+                if ending == Ending::Stopped {
                     self.report.faults.add_at(range.start, None, text);
                 } else {
                     let text = format!("position {}: {text}, or they are newer", range.start);
@@ -126,15 +120,6 @@ impl Check<'_> {
                 }
             }
         }
-    }
-
-    /// Returns the events of which the journal says that the output has finished them.
-    fn explained(&self, name: &str) -> Positions {
-        let of_output = self.journal.entries.iter().filter(|entry| {
-            matches!(entry, Entry::Delivered(Delivered { output, .. })
-                | Entry::Lost { output, first: Some(_), .. } if output == name)
-        });
-        of_output.map(Entry::range).collect()
     }
 }
 

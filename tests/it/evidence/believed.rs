@@ -104,10 +104,10 @@ fn look(recorded: &Recorded, round: usize) {
     assert_not_accused(&check_lines(recorded, recorded.spool.path(), &after, &no_wait), round);
 }
 
-/// Method: the only checkpoint is the one of the start. Whatever is in the journal when the relay
-/// is killed is not signed.
+/// Method: the only checkpoint is the one of the start, and the relay is killed. What was durable
+/// is signed. Then somebody changes it.
 #[test]
-fn what_only_the_journal_says_is_not_proven() {
+fn what_no_checkpoint_covers_yet_is_proven_and_a_change_of_it_is_a_fault() {
     let mut recorded = Recorded::new();
     let config =
         recorded.config("").replace("checkpoint_interval = \"1s\"", "checkpoint_interval = \"1h\"");
@@ -116,18 +116,26 @@ fn what_only_the_journal_says_is_not_proven() {
     wait_until("the first checkpoint", PATIENCE, || checkpoint.exists());
     recorded.post(&relay, 1, 200);
     relay.wait_until_delivered(PATIENCE);
-    let journal = recorded.log().join("journal");
-    wait_until("the journal", PATIENCE, || {
-        let journal = std::fs::read(&journal).unwrap_or_default();
-        memchr::memmem::find(&journal, b"\"delivered\"").is_some()
+    let head = recorded.spool.path().join("evidence-head");
+    wait_until("the entries", PATIENCE, || {
+        let entries = std::fs::read(&head).unwrap_or_default();
+        memchr::memmem::find(&entries, b"\"delivered\"").is_some()
     });
     relay.kill();
     let files = TempDir::new().unwrap();
     let file = export(&recorded, &files);
     let checked = check_lines(&recorded, recorded.spool.path(), &file, &[]);
-    let newer = ["newer 200", "NOT CHECKED", "events 0/0 found", "extra 0"];
-    checked.assert(2, &newer);
-    assert!(!checked.text.contains("proven: bytes"), "{}", checked.text);
+    checked.assert(0, &["checkpoints 1/1 valid", "events 200/200 found", "proven: bytes"]);
+    // Without this file only the checkpoint is proven.
+    let mut content = std::fs::read(&head).unwrap();
+    std::fs::remove_file(&head).unwrap();
+    let newer = ["NOT CHECKED", "events 0/0 found", "extra 0"];
+    check_lines(&recorded, recorded.spool.path(), &file, &[]).assert(2, &newer);
+    let last = content.len() - 2;
+    content[last] ^= 1;
+    std::fs::write(&head, &content).unwrap();
+    let changed = check_lines(&recorded, recorded.spool.path(), &file, &[]);
+    changed.assert(1, &["FAULT", "evidence-head was signed over other entries"]);
 }
 
 /// Method: a relay is stopped in its tracks (SIGSTOP) for longer than a heartbeat, and another one

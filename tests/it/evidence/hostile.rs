@@ -267,7 +267,7 @@ fn an_answer_that_is_no_file_accuses_nobody() {
 #[test]
 fn a_special_file_in_a_log_is_named_and_never_read() {
     let mut recorded = Recorded::new();
-    // The queue keeps the events, and the journal is there after a kill.
+    // The queue keeps the events after a kill.
     recorded.sink = HttpSink::start(|_| Answer::status(503));
     let mut relay = Relay::start(&recorded.config(""));
     recorded.post(&relay, 1, 300);
@@ -301,7 +301,7 @@ fn a_special_file_in_a_log_is_named_and_never_read() {
         "evidence/tile/0/",
         "evidence/tile/entries/",
         "evidence/lines/",
-        "evidence/journal",
+        "evidence-head",
         "evidence-rolled-back",
         "segments/",
         "cursors",

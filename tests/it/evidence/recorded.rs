@@ -345,7 +345,7 @@ fn a_quiet_relay_says_that_it_lives_and_a_reload_is_recorded() {
     recorded.verify();
 }
 
-/// Method: a directory has the name of the file that the next journal needs. Events must be
+/// Method: a directory has the name of the file that the next commit needs. Events must be
 /// accepted and delivered nevertheless, and the log must have them once the disk works again.
 #[test]
 fn events_are_forwarded_while_no_evidence_can_be_written() {
@@ -353,7 +353,7 @@ fn events_are_forwarded_while_no_evidence_can_be_written() {
     let relay = Relay::start(&recorded.config(""));
     recorded.post(&relay, 1, 100);
     recorded.wait_until_signed();
-    let obstacle = recorded.log().join("journal.new");
+    let obstacle = recorded.spool.path().join("evidence-head.new");
     std::fs::create_dir(&obstacle).unwrap();
     recorded.post(&relay, 2, 100);
     relay.wait_for_log("the evidence can't be written, trying again", PATIENCE);
@@ -382,7 +382,7 @@ fn delivered_events_without_evidence_stay_in_the_queue_over_a_crash() {
     let mut relay = Relay::start(&recorded.config(""));
     recorded.post(&relay, 1, 100);
     recorded.wait_until_signed();
-    let obstacle = recorded.log().join("journal.new");
+    let obstacle = recorded.spool.path().join("evidence-head.new");
     std::fs::create_dir(&obstacle).unwrap();
     for seed in 2..8 {
         // More than a segment.
@@ -410,7 +410,7 @@ fn delivered_events_whose_room_was_needed_are_without_evidence_and_not_lost() {
         let mut relay = Relay::start(&config);
         recorded.post(&relay, 1, 100);
         recorded.wait_until_signed();
-        let obstacle = recorded.log().join("journal.new");
+        let obstacle = recorded.spool.path().join("evidence-head.new");
         std::fs::create_dir(&obstacle).unwrap();
         for seed in 2..42 {
             recorded.post(&relay, seed, 50);
@@ -645,7 +645,7 @@ fn the_admin_address_serves_the_log_and_no_line_hash() {
     for hidden in [
         &format!("lines/{line_hashes}"),
         "lines/",
-        "journal",
+        "../evidence-head",
         "",
         "tile/0/000",
         "tile/0/001",

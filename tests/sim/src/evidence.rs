@@ -473,8 +473,7 @@ pub(crate) fn time_of(word: &str) -> Option<Duration> {
 /// Returns the files of the log whose change must be noticed, below its directory, in order. Not
 /// among them are:
 ///
-/// - journals: "`evidence verify` has no private key, and can't check the MACs"
-///   (evidence-format.md). The checkpoint of a stopped relay covers their entries.
+/// - `evidence-head` beside the log: the checkpoint of a stopped relay covers the same entries.
 /// - line hashes that were set aside, because they are those of other events.
 /// - partial tiles that the newest checkpoint does not need. They stay for readers of the one
 ///   before it.

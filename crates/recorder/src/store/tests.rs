@@ -1,6 +1,7 @@
 //! The log on a disk that fails, and in the hands of somebody else.
 
 use super::*;
+use evidence_log::tlog::key::Kind;
 use evidence_log::tlog::merkle::{extends, root};
 use testing::simulated_disk::{SimulatedDisk, is_crash};
 
@@ -11,17 +12,25 @@ fn key() -> SigningKey {
 }
 
 fn open(disk: &SimulatedDisk, key: &SigningKey) -> io::Result<Store> {
-    let mut store = Store::open(Arc::new(disk.clone()), ORIGIN, std::slice::from_ref(key))?;
-    store.bind(0, &Sizes::new())?;
-    Ok(store)
+    Store::open(Arc::new(disk.clone()), ORIGIN, std::slice::from_ref(key))
+}
+
+fn commit(store: &mut Store, key: &SigningKey) -> io::Result<()> {
+    store.commit(&Sizes::new(), std::slice::from_ref(key))
+}
+
+/// Makes all entries durable, and publishes a checkpoint over them.
+fn sign(store: &mut Store, key: &SigningKey) -> io::Result<Option<Note>> {
+    commit(store, key)?;
+    store.sign(std::slice::from_ref(key))
 }
 
 /// Returns all entries of a store.
 pub(crate) fn entries(store: &Store) -> Vec<Vec<u8>> {
-    let size = store.newest.head.size;
-    let bundles =
-        (0..size.div_ceil(WIDTH)).map(|at| store.entries_of(at, size).expect("it is whole"));
-    bundles.flatten().chain(store.pending.entries.iter().cloned()).collect()
+    let size = store.tiled.size;
+    let bundle = |at| entries_of(&*store.disk, at, size).expect("it is whole");
+    let bundles = (0..size.div_ceil(WIDTH)).flat_map(bundle);
+    bundles.chain(store.pending.entries.iter().cloned()).collect()
 }
 
 /// A log under random faults and crashes, beside a list of the entries that must be in it.
@@ -35,8 +44,9 @@ struct Model {
     /// The checkpoints that somebody may have seen.
     seen: Vec<Head>,
     made: u64,
-    /// The maximum number of entries that a step makes.
+    /// The maximum number of entries that a step makes, and about that of their bytes.
     entries_max: usize,
+    bytes_max: usize,
 }
 
 impl Model {
@@ -48,6 +58,7 @@ impl Model {
             Err(error) => panic!("the log can't be opened: {error}"),
         };
         assert_eq!(store.alarms.as_slice(), [], "nobody else has written");
+        self.assert_tiles();
         let found = entries(&store);
         assert!(found.len() >= self.durable, "{} of {}", found.len(), self.durable);
         assert_eq!(found, self.entries[..found.len()]);
@@ -64,27 +75,52 @@ impl Model {
         Some(store)
     }
 
+    /// Checks that each tile and bundle on the disk is one of the log, also those that nobody
+    /// needs.
+    fn assert_tiles(&self) {
+        let leaves: Vec<_> = self.entries.iter().map(|entry| Hash::of_leaf(entry)).collect();
+        for name in self.disk.names() {
+            let tile = name.strip_prefix("evidence/").and_then(Tile::parse);
+            let Some(Tile { content, index, width }) = tile else { continue };
+            let (bytes, begin) = (self.disk.contents(&name), index * WIDTH);
+            let index = |at: u64| usize::try_from(at).expect("a few");
+            let numbers = index(begin)..index(begin + width);
+            match content {
+                Content::Entries => {
+                    let found = tile::entries(&bytes, width).expect("it is whole");
+                    assert!(numbers.map(|at| &self.entries[at]).eq(found), "{name}");
+                }
+                Content::Hashes(level) => {
+                    let found = tile::hashes(&bytes, width).expect("it is whole");
+                    let below = 256_usize.pow(level);
+                    let hash = |at| root(leaves[at * below..(at + 1) * below].iter().copied());
+                    assert!(numbers.map(hash).eq(found), "{name}");
+                }
+            }
+        }
+    }
+
     /// Does something at random. Returns an error of the disk.
     fn step(&mut self, store: &mut Store) -> io::Result<()> {
         match self.rng.u8(..10) {
             0..6 => {
                 for _ in 0..self.rng.usize(1..=self.entries_max) {
                     self.made += 1;
-                    let length = self.rng.usize(..40);
+                    let length = self.rng.usize(..self.bytes_max);
                     let entry = [self.made.to_be_bytes().to_vec(), vec![b'x'; length]].concat();
                     self.entries.push(entry.clone());
                     store.push(entry)?;
                 }
             }
             6..8 => {
-                store.commit()?;
+                commit(store, &self.key)?;
                 self.durable = self.entries.len();
-                store.bind(self.made, &Sizes::new())?;
+                self.assert_tiles();
             }
             _ => {
                 // The checkpoint may be visible although an error followed.
                 let head = store.head();
-                let signed = store.sign(std::slice::from_ref(&self.key));
+                let signed = sign(store, &self.key);
                 if let Ok(Some(note)) = &signed {
                     let of_note = Checkpoint::of_text(note.text()).expect("it is one");
                     assert_eq!(of_note.head, head);
@@ -102,12 +138,13 @@ impl Model {
 
 /// Lets a log live and crash `lives` times, under random faults. Each start checks that nothing is
 /// missing, and that there is no alarm.
-fn live(seed: u64, lives: usize, entries_max: usize, operations: u64) {
+fn live(seed: u64, lives: usize, (entries_max, bytes_max): (usize, usize), operations: u64) {
     println!("seed {seed}");
     let rng = fastrand::Rng::with_seed(seed);
     let (disk, key) = (SimulatedDisk::new(seed), key());
     let (entries, seen) = (Vec::new(), Vec::new());
-    let mut model = Model { rng, disk, key, entries, durable: 0, seen, made: 0, entries_max };
+    let (durable, made) = (0, 0);
+    let mut model = Model { rng, disk, key, entries, durable, seen, made, entries_max, bytes_max };
     for _ in 0..lives {
         model.disk.calm();
         let Some(mut store) = model.open() else {
@@ -132,25 +169,33 @@ fn live(seed: u64, lives: usize, entries_max: usize, operations: u64) {
     }
     model.disk.calm();
     let mut store = model.open().expect("no crash is set");
-    store.sign(std::slice::from_ref(&model.key)).expect("no fault is set");
+    sign(&mut store, &model.key).expect("no fault is set");
     assert_eq!(store.newest.head, store.head());
+    model.assert_tiles();
 }
 
 #[test]
 fn what_was_signed_stays_whatever_the_disk_does() {
-    (0..60).for_each(|seed| live(seed, 6, 60, 120));
+    (0..60).for_each(|seed| live(seed, 6, (60, 40), 120));
+}
+
+/// Method: entries are so long that tiles are written between two checkpoints, too.
+#[test]
+fn tiles_without_a_checkpoint_are_those_of_the_log() {
+    (0..10).for_each(|seed| live(seed, 10, (4, 30_000), 80));
 }
 
 /// Method: 800 short lives, so that there are crashes at each step of writing.
 #[test]
 fn no_crash_is_an_alarm() {
-    (0..40).for_each(|seed| live(seed, 20, 3, 50));
+    (0..40).for_each(|seed| live(seed, 20, (3, 40), 50));
 }
 
-/// Method: the checkpoint is removed, and replaced by an older one. A log that continued would sign
-/// another root for a size that was signed before.
+/// Method: the checkpoint is removed, and replaced by an older one. As long as `evidence-head` is
+/// there, the log goes on where it was. Without it, a log without a checkpoint could sign another
+/// root for a size that was signed before.
 #[test]
-fn a_log_whose_checkpoint_was_set_back_is_not_gone_on_with() {
+fn a_log_whose_checkpoint_was_set_back_goes_on_where_it_was_or_not_at_all() {
     let (disk, key) = (SimulatedDisk::new(1), key());
     let name = "evidence/checkpoint";
     let mut notes = Vec::new();
@@ -159,22 +204,31 @@ fn a_log_whose_checkpoint_was_set_back_is_not_gone_on_with() {
         for entry in 0..10_u8 {
             store.push(vec![round, entry]).expect("it is short");
         }
-        store.sign(std::slice::from_ref(&key)).expect("no fault is set");
+        sign(&mut store, &key).expect("no fault is set");
         store.push(vec![round]).expect("it is short");
-        store.commit().expect("no fault is set");
+        commit(&mut store, &key).expect("no fault is set");
         notes.push(disk.contents(name));
     }
-    let newest = notes.pop().expect("there are three");
-    for note in notes {
-        replace(&disk, name, &note).expect("no fault is set");
-        let error = open(&disk, &key).map(|store| store.head()).expect_err("it is older");
-        assert!(error.to_string().contains("older checkpoint was put back"), "{error}");
+    for note in &notes {
+        replace(&disk, name, note).expect("no fault is set");
+        let store = open(&disk, &key).expect("it is whole");
+        assert_eq!((store.head().size, store.alarms.as_slice()), (33, &[][..]));
     }
+    let (newest, head) = (disk.contents(name), disk.contents(HEAD));
+    disk.remove(HEAD).expect("it is there");
+    replace(&disk, name, &notes[1]).expect("no fault is set");
+    let store = open(&disk, &key).expect("it is whole");
+    assert_eq!((store.head().size, store.alarms.as_slice()), (21, &[Alarm::Removed][..]));
     disk.remove(name).expect("it is there");
     let error = open(&disk, &key).map(|store| store.head()).expect_err("it is gone");
-    assert!(error.to_string().contains("is missing"), "{error}");
+    assert!(Tampered::is(&error) && error.to_string().contains("is missing"), "{error}");
     replace(&disk, name, &newest).expect("no fault is set");
+    replace(&disk, HEAD, &head).expect("no fault is set");
     assert_eq!(open(&disk, &key).expect("it is whole").head().size, 33);
+    disk.remove(name).expect("it is there");
+    assert_eq!(open(&disk, &key).expect("it is whole").head().size, 33);
+    let again = Signed::parse(&disk.contents(name)).expect("it was written again");
+    assert_eq!(again.checkpoint.head.size, 33);
 }
 
 #[test]
@@ -182,7 +236,7 @@ fn a_log_of_another_key_or_with_other_hashes_is_not_gone_on_with() {
     let (disk, own) = (SimulatedDisk::new(1), key());
     let mut store = open(&disk, &own).expect("it is empty");
     store.push(b"entry".to_vec()).expect("it is short");
-    store.sign(std::slice::from_ref(&own)).expect("no fault is set");
+    sign(&mut store, &own).expect("no fault is set");
     assert!(open(&disk, &key()).is_err());
     assert_eq!(open(&disk, &own).expect("it is its own").head().size, 1);
     for name in disk.names().into_iter().filter(|name| name.starts_with("evidence/tile/")) {
@@ -196,281 +250,221 @@ fn a_log_of_another_key_or_with_other_hashes_is_not_gone_on_with() {
 struct Killed {
     disk: SimulatedDisk,
     key: SigningKey,
-    /// The number of entries that the checkpoint covers, and of all entries.
-    signed: u64,
-    size: u64,
+    /// The content of `evidence-head` after the checkpoint, and that at the end.
+    older: Vec<u8>,
+    newest: Vec<u8>,
 }
 
 impl Killed {
+    /// The number of entries that the checkpoint covers, and of all entries.
+    const SIGNED: u64 = 10;
+    const SIZE: u64 = 13;
+
     fn new() -> Self {
-        let killed = Self { disk: SimulatedDisk::new(1), key: key(), signed: 10, size: 13 };
-        let mut store = killed.open();
+        // Each of them has the same files.
+        let key = SigningKey::of_seed(ORIGIN, Kind::Note, &[7; 32]).expect("it is a name");
+        let disk = SimulatedDisk::new(1);
+        let mut store = open(&disk, &key).expect("it is new");
         (0..10).for_each(|entry| store.push(vec![entry]).expect("it is short"));
-        store.sign(std::slice::from_ref(&killed.key)).expect("no fault is set");
+        sign(&mut store, &key).expect("no fault is set");
         store.remember().expect("no fault is set");
+        let older = disk.contents(HEAD);
         (10..13).for_each(|entry| store.push(vec![entry]).expect("it is short"));
-        store.commit().expect("no fault is set");
-        killed
+        commit(&mut store, &key).expect("no fault is set");
+        let newest = disk.contents(HEAD);
+        Self { disk, key, older, newest }
     }
 
     fn open(&self) -> Store {
         open(&self.disk, &self.key).expect("it can be opened")
     }
 
-    fn journal(&self) -> Vec<u8> {
-        self.disk.contents(JOURNAL_PATH)
+    /// Puts other bytes into a file, as somebody else does.
+    fn put(&self, name: &str, bytes: &[u8]) {
+        replace(&self.disk, name, bytes).expect("no fault is set");
     }
 
-    /// Puts other bytes into the file of the journal, as somebody else does.
-    fn put(&self, journal: &[u8]) {
-        replace(&self.disk, JOURNAL_PATH, journal).expect("no fault is set");
+    /// Removes the files whose names begin like this.
+    fn remove(&self, beginning: &str) {
+        let names = self.disk.names().into_iter();
+        for name in names.filter(|name| name.starts_with(beginning)) {
+            self.disk.remove(&name).expect("it is there");
+        }
     }
 
-    /// Opens the log, and checks that nothing in the journal counts, that the journal was kept, and
-    /// that the next start has no alarm.
-    fn assert_refused(&self, why: &str) {
-        let journal = self.journal();
+    /// Opens the log, and checks that it ends with the checkpoint and that an alarm says so, which
+    /// the next start does not raise again.
+    fn assert_cut(&self, why: &str) {
         let mut store = self.open();
-        assert_eq!(store.alarms.as_slice(), [Alarm::Journal], "{why}");
-        assert_eq!(store.head().size, self.signed, "{why}");
-        let aside = self.disk.names().into_iter().filter(|name| name.contains(REFUSED)).max();
-        assert_eq!(self.disk.contents(&aside.expect("it was kept")), journal, "{why}");
+        let found = (store.head().size, store.alarms.as_slice(), store.is_cut);
+        assert_eq!(found, (Self::SIGNED, &[Alarm::Removed][..], true), "{why}");
         store.push(b"alarm".to_vec()).expect("it is short");
-        store.sign(std::slice::from_ref(&self.key)).expect("no fault is set");
-        assert_eq!(self.open().alarms, [], "{why}");
+        commit(&mut store, &self.key).expect("no fault is set");
+        let store = self.open();
+        assert_eq!((store.head().size, store.alarms.as_slice()), (Self::SIGNED + 1, &[][..]));
     }
 }
 
-/// Makes a journal with these entries, as somebody can who has a key.
-fn made(key: &SigningKey, origin: &str, head: Head, entries: &[(u64, Vec<u8>)]) -> Vec<u8> {
-    let (mut chain, mut journal) = Chain::begin(journal::Key::of(key), origin, head);
-    entries.iter().for_each(|(index, entry)| chain.push(*index, entry, &mut journal));
-    journal
-}
-
-/// Makes a journal without MACs, as earlier versions of the program did.
-fn without_macs(entries: &[(u64, Vec<u8>)]) -> Vec<u8> {
-    let mut journal = Vec::new();
-    for (index, entry) in entries {
-        let checksum = crc32c::crc32c_append(crc32c::crc32c(&index.to_be_bytes()), entry);
-        journal.extend(u32::try_from(entry.len()).expect("it is short").to_be_bytes());
-        journal.extend(checksum.to_be_bytes());
-        journal.extend(index.to_be_bytes());
-        journal.extend(entry);
-    }
-    journal
+/// Returns the content of the file over this log, as somebody can make it who has the key.
+fn made(key: &SigningKey, origin: &str, head: Head, entries: &[&[u8]]) -> Vec<u8> {
+    let checkpoint = Checkpoint { origin: origin.to_owned(), head };
+    let entries: Vec<_> = entries.iter().map(|entry| entry.to_vec()).collect();
+    let keys = std::slice::from_ref(key);
+    HeadFile::content(&checkpoint, &entries, &Sizes::new(), keys).expect("they are short")
 }
 
 #[test]
-fn the_entries_of_a_killed_relay_are_there_and_a_torn_end_is_no_alarm() {
+fn the_entries_of_a_killed_relay_are_there_if_the_key_has_signed_them() {
     let killed = Killed::new();
-    let journal = killed.journal();
-    let records = journal::entries(&journal);
-    assert_eq!(records.len(), 3);
-    let last = journal.len() - (16 + 32 + 1);
-    for end in last..=journal.len() {
-        killed.put(&journal[..end]);
-        let store = killed.open();
-        assert_eq!(store.alarms.as_slice(), [], "cut at {end}");
-        assert_eq!(store.head().size, if end == journal.len() { 13 } else { 12 }, "cut at {end}");
-    }
-    // A byte of the last record did not reach the disk.
-    for at in last..journal.len() {
-        let mut torn = journal.clone();
-        torn[at] ^= 0x20;
-        killed.put(&torn);
-        let store = killed.open();
-        assert_eq!((store.alarms.as_slice(), store.head().size), (&[][..], 12), "byte {at}");
-    }
-    killed.put(&journal);
-    assert_eq!(killed.open().head().size, killed.size);
-}
-
-#[test]
-fn a_journal_that_the_key_did_not_write_for_this_checkpoint_counts_nothing() {
-    let head = |killed: &Killed| killed.open().signed();
-    let entry = |index: u64| (index, b"forged".to_vec());
-    type Attack<'a> = (&'a str, &'a dyn Fn(&Killed) -> Vec<u8>);
-    let attacks: &[Attack<'_>] = &[
-        ("another key", &|killed| made(&key(), ORIGIN, head(killed), &[entry(10)])),
-        ("another origin", &|killed| made(&killed.key, "other", head(killed), &[entry(10)])),
-        ("another index", &|killed| made(&killed.key, ORIGIN, head(killed), &[entry(11)])),
-        ("a record behind the last one", &|killed| {
-            let forged = made(&key(), ORIGIN, head(killed), &[entry(13)]);
-            let header = made(&key(), ORIGIN, head(killed), &[]).len();
-            [&killed.journal(), &forged[header..]].concat()
-        }),
-        ("a record taken out", &|killed| {
-            let journal = killed.journal();
-            let header = made(&killed.key, ORIGIN, head(killed), &[]).len();
-            [&journal[..header], &journal[header + 49..]].concat()
-        }),
-        ("two records in another order", &|killed| {
-            let journal = killed.journal();
-            let (first, second) = journal.split_at(journal.len() - 49);
-            let (rest, first) = first.split_at(first.len() - 49);
-            [rest, second, first].concat()
-        }),
-        ("the root of another log", &|killed| {
-            let other = Head { size: 10, root: Hash::of(&[b"other"]) };
-            made(&killed.key, ORIGIN, other, &[entry(10)])
-        }),
-        ("an older one", &|killed| {
-            let nothing = Head { size: 0, root: Hash::of_nothing() };
-            let entries: Vec<_> = (0..9).map(|index| (u64::from(index), vec![index])).collect();
-            made(&killed.key, ORIGIN, nothing, &entries)
-        }),
-        ("one of a log that went another way", &|killed| {
-            let nothing = Head { size: 0, root: Hash::of_nothing() };
-            let entries: Vec<_> = (0..20).map(entry).collect();
-            made(&killed.key, ORIGIN, nothing, &entries)
-        }),
-        ("one without MACs", &|_| without_macs(&[entry(10)])),
-        ("nothing", &|_| Vec::new()),
-        ("other bytes", &|_| b"other bytes".repeat(100)),
-    ];
-    for (why, attack) in attacks {
-        let killed = Killed::new();
-        killed.put(&attack(&killed));
-        killed.assert_refused(why);
-    }
-}
-
-/// Method: the checkpoint covers the entries of a journal that an earlier version, or a key that is
-/// not used any more, has written.
-#[test]
-fn a_journal_that_the_checkpoint_covers_needs_no_mac() {
+    let store = killed.open();
+    assert_eq!((store.head().size, store.alarms.as_slice()), (Killed::SIZE, &[][..]));
+    let head = store.head();
+    let own: [&[u8]; 3] = [&[10], &[11], &[12]];
     let nothing = Head { size: 0, root: Hash::of_nothing() };
-    let entries: Vec<_> = (0..10).map(|index| (u64::from(index), vec![index])).collect();
-    let journals = [
-        made(&key(), ORIGIN, nothing, &entries),
-        without_macs(&entries),
-        without_macs(&entries[4..]),
-    ];
-    for journal in journals {
-        let killed = Killed::new();
-        killed.put(&journal);
-        let store = killed.open();
-        assert_eq!((store.alarms.as_slice(), store.head().size), (&[][..], 10));
+    let forged: [&[u8]; 3] = [&[10], &[11], b"forged"];
+    let changed = |from: usize, to: u8| {
+        let mut file = killed.newest.clone();
+        let at = file.len() - from;
+        file[at] = to;
+        file
+    };
+    let text = |from, to| String::from_utf8_lossy(&killed.newest).replace(from, to).into_bytes();
+    for (why, file) in [
+        ("another key", made(&key(), ORIGIN, head, &own)),
+        ("another origin", made(&killed.key, "other", head, &own)),
+        ("another root", made(&killed.key, ORIGIN, Head { size: 13, ..nothing }, &own)),
+        ("another entry", made(&killed.key, ORIGIN, head, &forged)),
+        ("an entry less", made(&killed.key, ORIGIN, head, &own[1..])),
+        ("an entry in another place", made(&killed.key, ORIGIN, head, &[own[1], own[0], own[2]])),
+        ("more entries", made(&killed.key, ORIGIN, Head { size: 14, ..head }, &own)),
+        ("a log that is shorter than the checkpoint", made(&killed.key, ORIGIN, nothing, &[])),
+        ("the checkpoint", killed.disk.contents("evidence/checkpoint")),
+        ("a changed entry", changed(1, 13)),
+        ("a length that was changed", changed(2, 2)),
+        ("a torn file", killed.newest[..killed.newest.len() - 1].to_vec()),
+        ("more line hashes", text("tiles 10\n", "tiles 10\n00000000000000000000 7\n")),
+        ("fewer tiles", text("tiles 10\n", "tiles 9\n")),
+        ("a file of an earlier version", br#"{"origin":"example.org/relay-0"}"#.to_vec()),
+        ("nothing", Vec::new()),
+        ("other bytes", b"other bytes\n\n".repeat(100)),
+    ] {
+        let attacked = Killed::new();
+        attacked.put(HEAD, &file);
+        attacked.assert_cut(why);
     }
-    for journal in [without_macs(&entries[..9]), without_macs(&entries[4..7])] {
+    let attacked = Killed::new();
+    attacked.disk.remove(HEAD).expect("it is there");
+    attacked.assert_cut("it was removed");
+    // Somebody who has kept a copy can put it back, up to the checkpoint.
+    killed.put(HEAD, &killed.older);
+    let store = killed.open();
+    assert_eq!((store.head().size, store.alarms.as_slice()), (Killed::SIGNED, &[][..]));
+}
+
+/// Method: the entries behind the checkpoint are so long that they are in tiles, each of which is
+/// removed or changed.
+#[test]
+fn tiles_behind_the_checkpoint_that_were_changed_are_an_alarm() {
+    let long = || {
         let killed = Killed::new();
-        killed.put(&journal);
-        killed.assert_refused("it is older than the checkpoint");
+        let mut store = killed.open();
+        store.push(vec![b'x'; ENTRY_BYTES_MAX]).expect("it is short enough");
+        commit(&mut store, &killed.key).expect("no fault is set");
+        store.push(vec![1]).expect("it is short");
+        commit(&mut store, &killed.key).expect("no fault is set");
+        killed
+    };
+    let killed = long();
+    assert_eq!(killed.open().head().size, Killed::SIZE + 2);
+    let names = killed.disk.names().into_iter();
+    let tiles: Vec<_> = names.filter(|name| name.ends_with(".p/14")).collect();
+    assert_eq!(tiles.len(), 2, "{:?}", killed.disk.names());
+    for tile in tiles {
+        let killed = long();
+        killed.disk.remove(&tile).expect("it is there");
+        killed.assert_cut(&tile);
+        let killed = long();
+        killed.disk.flip(&tile, 5, 1);
+        killed.assert_cut(&tile);
     }
 }
 
 /// Method: the relay is killed with the old key, with both keys, and then has only the next one.
 #[test]
-fn the_journal_is_believed_while_a_key_is_followed_by_the_next_one() {
+fn the_log_goes_on_while_a_key_is_followed_by_the_next_one() {
     let disk = SimulatedDisk::new(1);
     let texts = [(); 2].map(|()| SigningKey::generate(ORIGIN).expect("random numbers").1);
     let [old, next] = texts.map(|text| move || SigningKey::parse(&text).expect("it is a key"));
     for (keys, size) in [(vec![old()], 0), (vec![old(), next()], 2), (vec![next()], 4)] {
         let mut store = Store::open(Arc::new(disk.clone()), ORIGIN, &keys).expect("it is whole");
-        store.bind(0, &Sizes::new()).expect("no fault is set");
         assert_eq!((store.alarms.as_slice(), store.head().size), (&[][..], size));
         store.push(vec![1]).expect("it is short");
+        store.commit(&Sizes::new(), &keys).expect("no fault is set");
         store.sign(&keys).expect("no fault is set");
         store.push(vec![2]).expect("it is short");
-        store.commit().expect("no fault is set");
-        store.bind(0, &Sizes::new()).expect("no fault is set");
+        store.commit(&Sizes::new(), &keys).expect("no fault is set");
     }
 }
 
+/// Method: a version with a journal has ended in order, or was killed with entries in its journal.
 #[test]
-fn only_the_newest_of_the_refused_journals_are_kept() {
-    let killed = Killed::new();
-    for at in 0..10 {
-        killed.put(format!("attempt {at}").as_bytes());
-        assert_eq!(killed.open().alarms, [Alarm::Journal]);
-        // The name has the time in milliseconds.
-        let at = now();
-        while now() == at {
-            std::hint::spin_loop();
-        }
+fn the_journal_of_an_earlier_version_is_an_alarm_if_it_may_have_entries() {
+    let journal = |begin: u64| [b"\xFFKAFJRN\x03".as_slice(), &begin.to_be_bytes()].concat();
+    for (journal, alarms) in [
+        (journal(9), &[][..]),
+        (journal(10), &[Alarm::Journal]),
+        (journal(11), &[Alarm::Journal]),
+        (b"short".to_vec(), &[Alarm::Journal]),
+    ] {
+        let killed = Killed::new();
+        killed.put("evidence/journal", &journal);
+        killed.put(HEAD, br#"{"origin":"example.org/relay-0"}"#);
+        let mut store = killed.open();
+        assert_eq!((store.alarms.as_slice(), store.head().size), (alarms, Killed::SIGNED));
+        store.push(vec![1]).expect("it is short");
+        commit(&mut store, &killed.key).expect("no fault is set");
+        assert_eq!(killed.open().alarms, []);
+        let names = killed.disk.names();
+        assert!(!names.contains(&"evidence/journal".to_owned()));
+        assert_eq!(names.iter().any(|name| name.contains(REFUSED)), !alarms.is_empty());
     }
-    let mut kept = killed.disk.names();
-    kept.retain(|name| name.contains(REFUSED));
-    kept.sort_unstable();
-    let contents: Vec<_> = kept.iter().map(|name| killed.disk.contents(name)).collect();
-    assert_eq!(contents, [6, 7, 8, 9].map(|at| format!("attempt {at}").into_bytes()));
-}
-
-/// Method: the journal is cut behind each record, replaced by one of an earlier moment, or the file
-/// beside the log that says how long it was is removed. A file that is behind it is no alarm.
-#[test]
-fn a_journal_that_was_cut_is_an_alarm() {
-    let killed = Killed::new();
-    let (before, behind) = (killed.journal(), killed.disk.contents(layout::HEAD));
-    let mut store = killed.open();
-    store.push(b"more".to_vec()).expect("it is short");
-    store.commit().expect("no fault is set");
-    store.bind(700, &Sizes::new()).expect("no fault is set");
-    let whole = killed.journal();
-    let assert_found = |journal: &[u8], alarms: &[Alarm], cut: Option<u64>| {
-        killed.put(journal);
-        let store = killed.open();
-        assert_eq!((store.alarms.as_slice(), store.cut_until), (alarms, cut), "{}", journal.len());
-    };
-    assert_found(&whole, &[], None);
-    let header = 80;
-    let ends = (header..whole.len()).filter(|end| {
-        let found = journal::entries(&whole[..*end]).len();
-        journal::entries(&whole[..end - 1]).len() < found || *end == header
-    });
-    let ends: Vec<_> = ends.collect();
-    assert_eq!(ends.len(), 4, "the header, and the border behind each of three records");
-    for end in ends {
-        assert_found(&whole[..end], &[Alarm::Removed], Some(700));
-    }
-    assert_found(&before, &[Alarm::Removed], Some(700));
-    killed.disk.remove(layout::HEAD).expect("it is there");
-    assert_found(&whole, &[Alarm::Removed], None);
-    // A crash between the two files.
-    replace(&killed.disk, layout::HEAD, &behind).expect("no fault is set");
-    assert_found(&whole, &[], None);
 }
 
 /// Method: files of a log are removed, or replaced by older ones, while no relay runs.
 #[test]
 fn a_log_that_is_shorter_than_the_queue_knows_is_an_alarm() {
-    let remove = |killed: &Killed, beginning: &str| {
-        let names = killed.disk.names().into_iter();
-        for name in names.filter(|name| name.starts_with(beginning)) {
-            killed.disk.remove(&name).expect("it is there");
-        }
-    };
     // Another log with this key is longer than the one that is known.
     let killed = Killed::new();
-    remove(&killed, "evidence/");
+    killed.remove("evidence");
+    killed.put(KNOWN, &{
+        let other = Killed::new();
+        let mut store = other.open();
+        store.push(b"more".to_vec()).expect("it is short");
+        let keys = std::slice::from_ref(&killed.key);
+        signed(ORIGIN, store.head(), keys).expect("it is a name").to_string().into_bytes()
+    });
     let mut store = killed.open();
+    assert_eq!((store.alarms.as_slice(), store.head().size), (&[Alarm::Removed][..], 0));
     (20..40).for_each(|entry| store.push(vec![entry]).expect("it is short"));
-    store.sign(std::slice::from_ref(&killed.key)).expect("no fault is set");
+    sign(&mut store, &killed.key).expect("no fault is set");
     assert_eq!(killed.open().alarms, [Alarm::Removed]);
 
-    // The journal was removed, and entries with it.
+    // The log was removed, and not the file beside it.
     let killed = Killed::new();
-    remove(&killed, "evidence/journal");
+    killed.remove("evidence/");
     let store = killed.open();
-    assert_eq!(
-        (store.alarms.as_slice(), store.head().size),
-        (&[Alarm::Removed][..], killed.signed)
-    );
+    assert_eq!((store.alarms.as_slice(), store.head().size), (&[Alarm::Removed][..], 0));
+    assert!(store.is_cut);
 
-    // The older checkpoint was signed, and its tiles are there.
+    // Both are older, and the tiles of the checkpoint are still there.
     let killed = Killed::new();
     let older = killed.disk.contents("evidence/checkpoint");
     let mut store = killed.open();
     store.push(b"more".to_vec()).expect("it is short");
-    store.sign(std::slice::from_ref(&killed.key)).expect("no fault is set");
+    sign(&mut store, &killed.key).expect("no fault is set");
     store.remember().expect("no fault is set");
-    store.push(b"still more".to_vec()).expect("it is short");
-    store.commit().expect("no fault is set");
-    replace(&killed.disk, "evidence/checkpoint", &older).expect("no fault is set");
-    let error = open(&killed.disk, &killed.key).map(|store| store.head()).expect_err("it is older");
-    assert!(Tampered::is(&error), "{error}");
-    remove(&killed, "evidence/journal");
+    killed.put("evidence/checkpoint", &older);
+    killed.put(HEAD, &killed.newest);
     let store = killed.open();
-    assert_eq!((store.alarms.as_slice(), store.head().size), (&[Alarm::Removed][..], 10));
+    assert_eq!((store.alarms.as_slice(), store.head().size), (&[Alarm::Removed][..], Killed::SIZE));
 }

@@ -16,9 +16,9 @@ fn dying(config: &str, calls: &str, nth: u32) -> Relay {
 }
 
 /// Method: in each life the relay is killed at a random call that writes, syncs or renames a file:
-/// of the queue, the journal, the line hashes, the tiles and the checkpoint. The witness has seen
-/// every checkpoint that was visible for long enough, and must take every later one. At the end
-/// each acknowledged event must be stored and in the log.
+/// of the queue, the line hashes, the newest entries, the tiles and the checkpoint. The witness has
+/// seen every checkpoint that was visible for long enough, and must take every later one. At the
+/// end each acknowledged event must be stored and in the log.
 #[test]
 fn no_kill_at_any_step_loses_an_event_or_contradicts_a_checkpoint() {
     let seed = fastrand::u64(..);

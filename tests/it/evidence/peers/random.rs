@@ -460,12 +460,9 @@ fn change_log(log: &Spool, older: &Spool, rng: &mut Rng) -> Option<String> {
         .files()
         .into_iter()
         .filter(|(path, file)| {
-            // The journal proves nothing, so nothing in it can be wrong. The relay checks it at its
-            // next start.
-            let is_journal = path.ends_with("journal");
             // A kill leaves such a file, which nobody reads.
             let is_new = path.extension() == Some("new".as_ref());
-            path.starts_with("evidence") && !is_journal && !is_new && !file.bytes.is_empty()
+            path.starts_with("evidence") && !is_new && !file.bytes.is_empty()
         })
         .collect();
     let (path, file) = rng.choice(&files)?;

@@ -250,8 +250,8 @@ pub(super) const ROWS: &[Row] = &[
             let sink = HttpSink::accepting();
             scene.start(&to_sink(sink.address(), &evidence));
             scene.calm();
-            // A directory has the name of the file that the next journal needs.
-            let obstacle = directory.path().join("queue/evidence/journal.new");
+            // A directory has the name of the file that the next commit needs.
+            let obstacle = directory.path().join("queue/evidence-head.new");
             std::fs::create_dir(obstacle).expect("a writable directory");
             scene.trouble();
         },
