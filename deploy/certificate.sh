@@ -1,8 +1,8 @@
 #!/bin/sh
-# Makes the certificate of the HTTPS listener: a key, and a request for the Service's names and
-# cluster IP, which Kubernetes signs. The script stores them as the Secret audit-webhook (tls.crt,
-# tls.key, ca.crt). Run again, it makes and stores a new certificate. The relays use it within a
-# minute or two, without a restart and without losing a connection.
+# Makes the certificate of the HTTPS listener: a key, and a request for the names and cluster IPs of
+# both Services, SERVICE and SERVICE-https, which Kubernetes signs. The script stores them as the
+# Secret audit-webhook (tls.crt, tls.key, ca.crt). Run again, it makes and stores a new certificate.
+# The relays use it within a minute or two, without a restart and without losing a connection.
 #
 #   deploy/certificate.sh
 #
@@ -44,6 +44,9 @@ addresses=$("$KUBECTL" get service "$SERVICE" -n "$NAMESPACE" -o 'jsonpath={.spe
 case $addresses in
 "" | None) fail "the Service $SERVICE has no cluster IP" ;;
 esac
+# Version 0.1.0 of the manifests has no second Service.
+more=$("$KUBECTL" get service "$SERVICE-https" -n "$NAMESPACE" --ignore-not-found \
+  -o 'jsonpath={.spec.clusterIPs[*]}')
 
 # The signer requires a node's subject. Clients verify the names below it.
 {
@@ -60,13 +63,16 @@ keyUsage = critical, digitalSignature, keyEncipherment
 extendedKeyUsage = serverAuth
 subjectAltName = @names
 [names]
-DNS.1 = $SERVICE.$NAMESPACE.svc
-DNS.2 = $SERVICE.$NAMESPACE.svc.cluster.local
-DNS.3 = $SERVICE.$NAMESPACE
-DNS.4 = $SERVICE
 END
   number=0
-  for address in $addresses; do
+  for name in "$SERVICE" "$SERVICE-https"; do
+    for end in ".$NAMESPACE.svc" ".$NAMESPACE.svc.cluster.local" ".$NAMESPACE" ""; do
+      number=$((number + 1))
+      printf 'DNS.%d = %s\n' "$number" "$name$end"
+    done
+  done
+  number=0
+  for address in $addresses $more; do
     number=$((number + 1))
     printf 'IP.%d = %s\n' "$number" "$address"
   done

@@ -27,10 +27,12 @@ NAMESPACE=${NAMESPACE:-ibm-kube-audit}
 POLICY=${POLICY:-default}
 TIMEOUT=${TIMEOUT:-300}
 SERVICE=kube-audit-forwarder
+# The Service with the port of HTTPS.
+HTTPS=$SERVICE-https
 PULL_SECRET=all-icr-io
 HERE=$(dirname "$0")
 # The path of the webhook below kube-apiserver's own address.
-PROXY=/api/v1/namespaces/$NAMESPACE/services/https:$SERVICE:https/proxy/post
+PROXY=/api/v1/namespaces/$NAMESPACE/services/https:$HTTPS:https/proxy/post
 
 say() { printf '%s\n' "$*" >&2; }
 fail() { say "connect.sh: $*"; exit 1; }
@@ -60,6 +62,8 @@ wait_for_pods() {
   workload=$("$KUBECTL" get deployment,statefulset -n "$NAMESPACE" -o name) || fail "no access to $NAMESPACE"
   workload=$(printf '%s\n' "$workload" | grep -x ".*/$SERVICE") ||
     fail "no $SERVICE in the namespace $NAMESPACE; apply the manifests or the chart first"
+  "$KUBECTL" get service "$HTTPS" -n "$NAMESPACE" -o name >/dev/null ||
+    fail "no Service $HTTPS in the namespace $NAMESPACE, which is new after version 0.1.0; see docs/operating/upgrade.md"
   for each in $workload; do
     "$KUBECTL" rollout status -n "$NAMESPACE" "$each" --timeout "${TIMEOUT}s" >&2
   done
@@ -123,7 +127,7 @@ own() {
   # The example's block, which is the end of the file, gives way to those of the addresses.
   sed -e "s/^  namespace: .*/  namespace: $NAMESPACE/" -e '/^        # One block/,$d' "$HERE/control-plane.yaml" |
     cat - "$directory/blocks" | "$KUBECTL" apply -f - >&2
-  address=$("$KUBECTL" get service "$SERVICE" -n "$NAMESPACE" -o 'jsonpath={.spec.clusterIP}')
+  address=$("$KUBECTL" get service "$HTTPS" -n "$NAMESPACE" -o 'jsonpath={.spec.clusterIP}')
   ca=$("$KUBECTL" get secret audit-webhook -n "$NAMESPACE" -o 'jsonpath={.data.ca\.crt}')
   [ -n "$ca" ] || fail "the Secret audit-webhook has no ca.crt: the CA that signed the certificate is not known here"
   wait_for_https

@@ -294,7 +294,12 @@ EFFECTS = [
     (
         {"service": {"annotations": {"a": "b"}}},
         {"Service"},
-        lambda it: only(it, "Service")["metadata"]["annotations"] == {"a": "b"},
+        lambda it: [one["metadata"]["annotations"] for one in of_kind(it, "Service")] == [{"a": "b"}, {"a": "b"}],
+    ),
+    (
+        {"service": {"ports": "two"}},
+        {"Service"},
+        lambda it: not list(manifests.proxy_problems(it, manifests.TWO_PORTS)),
     ),
     ({"podDisruptionBudget": {"enabled": False}}, {"PodDisruptionBudget"}, lambda it: not of_kind(it, "PodDisruptionBudget")),
     (
@@ -561,11 +566,38 @@ def notes_problems(helm, directory):
             ["3 relays", "statefulset/kube-audit-forwarder"],
             ["is of no registry", "No config was given"],
         ),
+        ({"service": {"ports": "two"}}, [], []),
     ):
         text = only(helm.objects(values, chart=chart, namespace="elsewhere"), "Notes")["text"]
-        wanted = [*present, "-n elsewhere", "/namespaces/elsewhere/services/https:kube-audit-forwarder:https/proxy/post"]
+        objects = helm.objects(values, namespace="elsewhere")
+        paths = re.findall(r"/api/v1/\S+", text)
+        routes = [manifests.service_proxy(objects, path) for path in paths]
+        if routes != [("http", 3000), ("http", 3000), ("https", 4443)]:
+            yield f"NOTES.txt has the paths {paths}, which lead to {routes}"
+        wanted = [*present, "-n elsewhere"]
         yield from (f"NOTES.txt does not say {words!r}: {text}" for words in wanted if words not in text)
         yield from (f"NOTES.txt says {words!r}: {text}" for words in absent if words in text)
+
+
+def kept_ports_problems(helm, directory):
+    """Yields a problem unless a Service in the cluster keeps its number of ports.
+
+    `helm template` asks no cluster. In a copy of the chart the answer comes from a value, in which
+    the schema allows anything.
+    """
+    chart = directory / "kept"
+    shutil.copytree(CHART, chart)
+    helpers = chart / "templates/_helpers.tpl"
+    asked = 'lookup "v1" "Service" .Release.Namespace "kube-audit-forwarder"'
+    assert helpers.read_text().count(asked) == 1
+    helpers.write_text(helpers.read_text().replace(asked, ".Values.global.found"))
+    for routes in (manifests.ROUTES, manifests.TWO_PORTS):
+        ports = "one" if routes is manifests.ROUTES else "two"
+        before = only(helm.objects({"service": {"ports": ports}}), "Service", manifests.NAME)
+        after = helm.objects({"global": {"found": before}}, chart=chart)
+        yield from (f"a Service with the ports {ports}: {it}" for it in manifests.proxy_problems(after, routes))
+        moved = helm.objects({"global": {"found": before}, "service": {"ports": "one"}}, chart=chart)
+        yield from (f"ports one over {ports}: {it}" for it in manifests.proxy_problems(moved))
 
 
 def page_problems(helm, directory):
@@ -621,7 +653,7 @@ def self_test(helm, kubectl, directory):
     for number, (file, old, new) in enumerate(
         (
             ("templates/workload.yaml", '"replicas" $values.replicas', '"replicas" 1'),
-            ("templates/service.yaml", "{{ toYaml $service }}", ""),
+            ("templates/service.yaml", "list $http $https", "list $http"),
             ("manifests/deployment.yaml", "drop: [ALL]", "drop: [NET_RAW]"),
             ("templates/poddisruptionbudget.yaml", '"maxUnavailable" .Values', '"minAvailable" .Values'),
         )
@@ -654,6 +686,7 @@ def main():
             found += schema_problems(helm)
             found += package_problems(helm, directory)
             found += notes_problems(helm, directory)
+            found += kept_ports_problems(helm, directory)
             found += page_problems(helm, directory)
             found += relay_problems(helm, relay)
             found += self_test(helm, kubectl, directory)

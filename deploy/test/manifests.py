@@ -4,9 +4,10 @@
 
 Each KUBECTL renders them with its `kustomize`. All must render the same, and none may say a word on
 stderr, such as a warning of a deprecated field. The script checks the result against the schemas of several versions of Kubernetes, and for faults that no schema shows:
-selectors that match nothing, ports that do not exist, files that are not mounted, a config that the
-program RELAY refuses, too little memory, a drain that is cut off, a pod that Pod Security would not
-admit at some step of docs/replace-haproxy.md. No pod anywhere in the repository may have privileges
+selectors that match nothing, ports that do not exist, URLs that kube-apiserver's service proxy
+refuses, files that are not mounted, a config that the program RELAY refuses, too little memory, a
+drain that is cut off, a pod that Pod Security would not admit at some step of
+docs/replace-haproxy.md. No pod anywhere in the repository may have privileges
 that `pod_security.weaknesses` knows. At the end each check is shown a manifest with a fault that it
 must find.
 
@@ -158,6 +159,7 @@ def workload_problems(documents, relay):
     yield from selector_problems(documents, labels, container)
     config = yield from config_problems(documents, pod, container, relay)
     if config is not None:
+        yield from route_problems(documents, config)
         yield from volume_problems(documents, workload, container, config)
         yield from limit_problems(container, config)
         yield from drain_problems(pod, container, config)
@@ -238,18 +240,12 @@ def probe_problems(container):
 
 def selector_problems(documents, labels, container):
     ports = ports_of(container)
-    services = of_kind(documents, "Service")
-    if not any(service["metadata"]["name"] == NAME for service in services):
-        yield f"no Service {NAME}"
-    for service in services:
+    for service in of_kind(documents, "Service"):
         if not selects(service["spec"]["selector"], labels):
             yield f"{called(service)} selects no pod of ours"
-        named = {port["name"]: (port["port"], port["targetPort"]) for port in service["spec"]["ports"]}
-        if named != {"http": (80, 3000), "https": (443, 4443)}:
-            yield f"{called(service)} has the ports {named}"
-        for name, (_, target) in named.items():
-            if ports.get(name) != target:
-                yield f"{called(service)}: no container listens on {target}"
+        for port in service["spec"]["ports"]:
+            if port["targetPort"] not in ports.values():
+                yield f"{called(service)}: no container listens on {port['targetPort']}"
     budgets = of_kind(documents, "PodDisruptionBudget")
     if not budgets:
         yield "no PodDisruptionBudget"
@@ -275,6 +271,111 @@ def selector_problems(documents, labels, container):
         namespaces = peer.get("namespaceSelector", {}).get("matchExpressions", [{}])[0].get("values", [])
         if label != {"app.kubernetes.io/name": "prometheus"} or "monitoring" not in namespaces:
             yield f"the policies let {peer} to the admin port"
+
+
+def service_proxy(documents, path):
+    """Returns the scheme and the port of the pod to which kube-apiserver's service proxy sends a
+    request for a path, or why it answers 503.
+
+    This is ResourceLocation of Kubernetes (pkg/registry/core/service/storage/storage.go). A Service
+    is named as NAME, NAME:PORT or SCHEME:NAME:PORT. A number stands for the name of that port. The
+    endpoints' ports have the names of the Service's ports. The wanted name must be equal to one of
+    them; where the path names no port, it is empty.
+    """
+    parts = re.fullmatch(r"/api/v1/namespaces/([^/]+)/services/([^/]+)/proxy(/.*)?", path)
+    namespace, wanted = parts[1], parts[2]
+    words = wanted.split(":")
+    scheme = words.pop(0) if len(words) == 3 else ""
+    name, port = (*words, "")[:2]
+    if len(words) > 2 or not name or scheme not in ("", "http", "https"):
+        return f"invalid service request {wanted!r}"
+    services = [it for it in of_kind(documents, "Service") if identity(it)[1:] == (namespace, name)]
+    if not services:
+        return f"services {name!r} not found"
+    spec = services[0]["spec"]
+    if port.isdecimal():
+        named = [it.get("name", "") for it in spec["ports"] if it["port"] == int(port)]
+        if not named:
+            return f"no service port {port} found for service {name!r}"
+        port = named[0]
+    pods = [it["spec"]["template"]["metadata"] for it in of_kind(documents, "Deployment", "StatefulSet")]
+    if any(selects(spec["selector"], pod["labels"]) for pod in pods):
+        for it in spec["ports"]:
+            if it.get("name", "") == port:
+                return scheme or "http", it["targetPort"]
+    return f"no endpoints available for service {wanted!r}"
+
+
+# How a URL may name the Services, and where it leads. The first is that of IBM Cloud's tutorial for
+# HAProxy.
+ROUTES = {
+    NAME: ("http", 3000),
+    f"{NAME}:80": ("http", 3000),
+    f"http:{NAME}:80": ("http", 3000),
+    f"http:{NAME}:": ("http", 3000),
+    f"https:{NAME}-https:https": ("https", 4443),
+    f"https:{NAME}-https:443": ("https", 4443),
+    f"http:{NAME}:http": f"no endpoints available for service 'http:{NAME}:http'",
+    f"https:{NAME}:https": f"no endpoints available for service 'https:{NAME}:https'",
+    f"https:{NAME}:443": f"no service port 443 found for service '{NAME}'",
+}
+# The same for who keeps the Service of version 0.1.0 (deploy/two-ports).
+TWO_PORTS = ROUTES | {
+    NAME: f"no endpoints available for service '{NAME}'",
+    f"http:{NAME}:": f"no endpoints available for service 'http:{NAME}:'",
+    f"http:{NAME}:http": ("http", 3000),
+    f"https:{NAME}:https": ("https", 4443),
+    f"https:{NAME}:443": ("https", 4443),
+}
+
+
+def proxy_path(name, namespace=NAMESPACE):
+    return f"/api/v1/namespaces/{namespace}/services/{name}/proxy/post"
+
+
+def proxy_problems(documents, routes=ROUTES):
+    """Yields the URLs that kube-apiserver's service proxy takes otherwise than `routes` says."""
+    namespace = of_kind(documents, "Service")[0]["metadata"].get("namespace")
+    for name, expected in routes.items():
+        found = service_proxy(documents, proxy_path(name, namespace))
+        if found != expected:
+            yield f"the service proxy: services/{name} gives {found}"
+
+
+def route_problems(documents, config):
+    """Checks the service proxy's ways, and that a listener of the relay speaks the scheme."""
+    yield from proxy_problems(documents)
+    speaks = {int(it["address"].rpartition(":")[2]): "https" if it.get("tls") else "http" for it in config["listener"]}
+    for scheme, port in {it for it in ROUTES.values() if isinstance(it, tuple)}:
+        if speaks.get(port) != scheme:
+            yield f"port {port} does not speak {scheme}"
+
+
+def shown_paths():
+    """Yields each path of a Service of ours that a page or connect.sh gives to kube-apiserver."""
+    shown = re.compile(rf"/api/v1/namespaces/[^/\s]+/services/(?:https?:)?{NAME}[^/\s]*/proxy/post")
+    for page in sorted((REPOSITORY / "docs").rglob("*.md")):
+        yield from ((str(page.relative_to(REPOSITORY)), path) for path in shown.findall(page.read_text()))
+    assigned = re.findall(r"^(?:NAMESPACE|SERVICE|HTTPS|PROXY)=.*", (DEPLOY / "connect.sh").read_text(), re.MULTILINE)
+    script = "\n".join((*assigned, 'printf %s "$PROXY"'))
+    said = subprocess.run(["sh", "-euc", script], capture_output=True, text=True, check=True, env={})
+    yield "deploy/connect.sh", said.stdout
+
+
+def shown_problems(rendered):
+    """Yields the paths that the pages and connect.sh show, and that lead to no relay.
+
+    The page about upgrades also shows URLs that work only with deploy/two-ports.
+    """
+    count = 0
+    for where, path in shown_paths():
+        count += 1
+        names = ("base", "two-ports") if where == "docs/operating/upgrade.md" else ("base",)
+        found = [service_proxy(rendered[name], path) for name in names]
+        if not any(isinstance(it, tuple) for it in found):
+            yield f"{where}: {path}: {found[0]}"
+    if count < 8:
+        yield f"only {count} URLs are shown"
 
 
 CONTROL_PLANE = sorted(
@@ -483,12 +584,14 @@ def way_back_problems(documents, base):
         yield "the Deployment selects relays"
     container = pod["containers"][0]
     bound = re.search(r"^\s*bind :(\d+)$", config["data"]["haproxy.cfg"], re.MULTILINE)
+    # HAProxy takes no HTTPS, so only the Service of HTTP may send to it.
     for service in of_kind(base, "Service"):
-        if not selects(service["spec"]["selector"], labels):
-            yield f"{called(service)} does not send to HAProxy"
-        targets = {port["port"]: port["targetPort"] for port in service["spec"]["ports"]}
-        if targets[80] != ports_of(container).get("http") or targets[80] != int(bound[1]):
-            yield f"{called(service)} sends to {targets[80]}"
+        http = service["metadata"]["name"] == NAME
+        if selects(service["spec"]["selector"], labels) != http:
+            yield f"{called(service)} {'does not send' if http else 'sends'} to HAProxy"
+        target = service["spec"]["ports"][0]["targetPort"]
+        if http and (target != ports_of(container).get("http") or target != int(bound[1])):
+            yield f"{called(service)} sends to {target}"
     if pod["volumes"] != [{"name": "config", "configMap": {"name": config["metadata"]["name"]}}]:
         yield f"the volumes are {pod['volumes']}"
     mounts = {mount["mountPath"]: mount["name"] for mount in container["volumeMounts"]}
@@ -496,15 +599,40 @@ def way_back_problems(documents, base):
         yield f"HAProxy reads /usr/local/etc/haproxy/haproxy.cfg, mounted is {mounts}"
 
 
-def tutorial_service_problems(service, base):
-    """Checks deploy/way-back/service.yaml: the tutorial's Service, at the address of ours."""
-    yield from schema_problems([service])
-    ours = of_kind(base, "Service")[0]
-    if identity(service) != identity(ours) or service["spec"]["selector"] != ours["spec"]["selector"]:
-        yield "it is not the Service of deploy/base"
-    # A URL without a port needs one port without a name.
-    if [(port["port"], port["targetPort"], port.get("name")) for port in service["spec"]["ports"]] != [(80, 3000, None)]:
-        yield f"its ports are {service['spec']['ports']}"
+# What the tutorial's Service has; Kubernetes adds the type ClusterIP to it.
+TUTORIAL_SERVICE = {
+    "selector": {"app": NAME},
+    "ports": [{"protocol": "TCP", "port": 80, "targetPort": 3000}],
+    "type": "ClusterIP",
+}
+
+
+def tutorial_service_problems(base):
+    """Yields a problem unless ours is the tutorial's Service, so that applying it changes nothing."""
+    ours = [it for it in of_kind(base, "Service") if identity(it)[1:] == (NAMESPACE, NAME)]
+    if [it["spec"] for it in ours] != [TUTORIAL_SERVICE]:
+        yield f"the Service {NAME} is not the tutorial's: {ours}"
+
+
+def two_ports_problems(kubectl, rendered):
+    """Checks deploy/two-ports: with it, each overlay differs in the Service alone, and a webhook of
+    version 0.1.0 goes on. Adds what it makes of deploy/base to `rendered`.
+    """
+    for name in [name for name, documents in rendered.items() if of_kind(documents, "Namespace")]:
+        place = DEPLOY / "base" if name == "base" else DEPLOY / "overlays" / name
+        with tempfile.TemporaryDirectory() as directory:
+            # The paths of a kustomization are relative.
+            up = "../" * (len(pathlib.Path(directory).resolve().parts) - 1)
+            lines = {"resources": [f"{up}{place}"], "components": [f"{up}{DEPLOY}/two-ports"]}
+            (pathlib.Path(directory) / "kustomization.yaml").write_text(yaml.safe_dump(lines))
+            with_it = render(kubectl, pathlib.Path(directory).resolve())
+        yield from (f"{name}, two-ports: {it}" for it in schema_problems(of_kind(with_it, "Service")))
+        yield from (f"{name}, two-ports: {it}" for it in proxy_problems(with_it, TWO_PORTS))
+        changed = [called(it) for it, other in zip(with_it, rendered[name], strict=True) if it != other]
+        if changed != [f"Service {NAME}"]:
+            yield f"{name}, two-ports: changes {changed}"
+        if name == "base":
+            rendered["two-ports"] = with_it
 
 
 def job_problems(documents, pod, base):
@@ -589,6 +717,11 @@ def broken(documents):
     def container(change):
         return pod(lambda spec: change(spec["containers"][0]))
 
+    def second_service(change):
+        wrong = copy.deepcopy(documents)
+        change(of_kind(wrong, "Service")[1])
+        return wrong
+
     def config(old, new):
         def change(document):
             assert old in document["data"]["relay.toml"], old
@@ -624,7 +757,11 @@ def broken(documents):
     yield "selects no pod", fault(
         "PodDisruptionBudget", lambda it: it["spec"]["selector"]["matchLabels"].update(app="haproxy")
     )
-    yield "has the ports", fault("Service", lambda it: it["spec"]["ports"][1].update(targetPort=443))
+    yield "no container listens", fault("Service", lambda it: it["spec"]["ports"][0].update(targetPort=80))
+    yield "services/kube-audit-forwarder gives", fault("Service", lambda it: it["spec"]["ports"][0].update(name="http"))
+    yield "services/kube-audit-forwarder:80 gives", fault("Service", lambda it: it["spec"]["ports"][0].update(port=8080))
+    yield "services/https:kube-audit-forwarder-https:https gives", second_service(lambda it: it["spec"]["ports"][0].pop("name"))
+    yield "does not speak", config('address = "0.0.0.0:3000"', 'address = "0.0.0.0:3000"\ntls = { certificate = "/certificates/tls.crt", private_key = "/certificates/tls.key", optional = true }')
     yield "others than", fault("NetworkPolicy", lambda it: it["spec"]["ingress"][0]["from"].pop())
     yield "a subPath", container(lambda it: it["volumeMounts"][0].update(subPath="relay.toml"))
     yield "not optional", pod(lambda it: it["volumes"][1]["secret"].pop("optional"))
@@ -668,8 +805,9 @@ def main():
         print(f"deploy/{name}: {', '.join(called(document) for document in versions[0])}")
     if {"runAsUser", "runAsGroup"} & set(pod_of(rendered["way-back-openshift"])["securityContext"]):
         found.append("way-back-openshift: OpenShift's SCC refuses fixed IDs")
-    service = yaml.safe_load((DEPLOY / "way-back/service.yaml").read_text())
-    found += [f"way-back/service.yaml: {problem}" for problem in tutorial_service_problems(service, rendered["base"])]
+    found += tutorial_service_problems(rendered["base"])
+    found += two_ports_problems(kubectls[0], rendered)
+    found += shown_problems(rendered)
     found += every_pod_problems(rendered)
     for file in sorted((DEPLOY / "jobs").glob("*.yaml")):
         documents = list(yaml.safe_load_all(file.read_text()))
@@ -686,6 +824,8 @@ def main():
         if not any(expected in problem for problem in seen):
             found.append(f"nothing is said of a manifest with the fault {expected!r}: {seen}")
     found += [f"{kubectl} does not warn of `bases`" for kubectl in kubectls if silent_about_bases(kubectl)]
+    if not list(tutorial_service_problems(rendered["two-ports"])) or not list(proxy_problems(rendered["two-ports"])):
+        found.append("nothing is said of a Service with two ports")
     if not list(openshift_problems(rendered["base"])):
         found.append("nothing is said of fixed users on OpenShift")
     if found:

@@ -14,6 +14,19 @@ prints it. The files there are copies of those in deploy/base and deploy/overlay
 {{- end -}}
 {{- end -}}
 
+{{/*
+Not empty if the Service kube-audit-forwarder has the two ports of version 0.1.0. With service.ports
+empty, a Service that is in the cluster keeps its number of ports: the webhook's URL may name them.
+*/}}
+{{- define "relay.twoPorts" -}}
+{{- $ports := .Values.service.ports -}}
+{{- if not $ports -}}
+{{- $found := lookup "v1" "Service" .Release.Namespace "kube-audit-forwarder" | default dict -}}
+{{- $ports = ternary "two" "one" (gt (len (dig "spec" "ports" list $found)) 1) -}}
+{{- end -}}
+{{- if eq $ports "two" -}}true{{- end -}}
+{{- end -}}
+
 {{/* The bytes of a quantity of Kubernetes (10Gi) or a size of the config (8GiB). */}}
 {{- define "relay.bytes" -}}
 {{- $units := dict "" 1.0 "k" 1e3 "M" 1e6 "G" 1e9 "T" 1e12 "P" 1e15 "E" 1e18 "Ki" 1024.0 "Mi" 1048576.0 "Gi" 1073741824.0 "Ti" 1099511627776.0 "Pi" 1125899906842624.0 "Ei" 1152921504606846976.0 -}}

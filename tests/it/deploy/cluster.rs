@@ -198,7 +198,8 @@ mod peers {
         relay.wait_for_listeners(2);
         let port = relay.listeners()[1].1.port();
         let ca = cluster.path("ca.crt");
-        // The certificate has four names and two addresses, and a sender may use each of them.
+        // The certificate has four names and two addresses of each of the two Services, and a
+        // sender may use each of them.
         let batch = numbered::list(0, 0..10);
         let body = cluster.path("batch.json");
         std::fs::write(&body, &batch).unwrap();
@@ -209,6 +210,12 @@ mod peers {
             "kube-audit-forwarder",
             "10.96.0.17",
             "[fd00::17]",
+            "kube-audit-forwarder-https.ibm-kube-audit.svc",
+            "kube-audit-forwarder-https.ibm-kube-audit.svc.cluster.local",
+            "kube-audit-forwarder-https.ibm-kube-audit",
+            "kube-audit-forwarder-https",
+            "10.96.0.18",
+            "[fd00::18]",
         ];
         for host in hosts {
             let answer = curl(&ca, &format!("https://{host}/post"), port, &body);
@@ -261,6 +268,8 @@ mod peers {
     #[test]
     fn certificate_sh_keeps_the_type_of_a_secret_that_is_there() {
         let cluster = Cluster::new();
+        // It makes no difference that the manifests are those of version 0.1.0.
+        std::fs::write(cluster.path("two-ports"), "").unwrap();
         std::fs::write(cluster.path("type"), "Opaque").unwrap();
         succeeded(&cluster.certificate());
         assert_eq!(std::fs::read_to_string(cluster.path("type")).unwrap(), "Opaque");

@@ -6,9 +6,9 @@ use crate::deploy::cluster::{Cluster, curl, succeeded};
 use crate::support::prelude::*;
 use crate::support::tally::Tallying;
 
-/// The path below kube-apiserver's address, as `deploy/base/service.yaml` makes it.
+/// The path below kube-apiserver's address, as `deploy/base/service-https.yaml` makes it.
 const PROXY: &str =
-    "/api/v1/namespaces/ibm-kube-audit/services/https:kube-audit-forwarder:https/proxy/post";
+    "/api/v1/namespaces/ibm-kube-audit/services/https:kube-audit-forwarder-https:https/proxy/post";
 
 /// A cluster with a relay whose HTTPS listener opens when the cluster gives it a certificate.
 struct Connected {
@@ -100,6 +100,10 @@ fn connect_sh_leaves_the_webhook_alone_where_no_relay_answers() {
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(said.contains("no relay answers") && said.contains("no endpoints"), "{said}");
     assert_eq!(it.read("webhook"), "Server: the old one\n");
+    std::fs::write(it.cluster.path("two-ports"), "").unwrap();
+    let output = it.cluster.script("deploy/connect.sh", &["ibm-cloud", "prod"]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("no Service kube-audit-forwarder-https"), "{said}");
     std::fs::write(it.cluster.path("empty"), "").unwrap();
     let output = it.cluster.script("deploy/connect.sh", &["ibm-cloud", "prod"]);
     let said = String::from_utf8_lossy(&output.stderr);
@@ -127,7 +131,7 @@ fn connect_sh_prints_the_file_for_a_kube_apiserver_of_ones_own() {
     assert!(it.cluster.openssl(&decoded).status.success());
     let body = it.cluster.path("batch.json");
     std::fs::write(&body, numbered::list(0, 0..10)).unwrap();
-    assert_eq!(value("server: "), "https://10.96.0.17/post");
+    assert_eq!(value("server: "), "https://10.96.0.18/post");
     let answer = curl(&ca, &value("server: "), it.port, &body);
     assert_eq!(String::from_utf8_lossy(&answer.stdout).trim(), "{\"accepted\":10}", "{answer:?}");
     let policy = it.read("policy.yaml");
