@@ -149,7 +149,8 @@ program() {
   archive "$new/$folder-linux-$arch-debug.tar.gz" "$work/debug-$flavour"
 }
 
-# The image, from the same Containerfile and the same files as `podman build` from a clone.
+# The image, from the same Containerfile and the same files as `podman build` from a clone. IMAGES
+# gets its tag and digest in the form that IBM Cloud's Terraform module kube-audit takes.
 image() {
   local flavour=$1 folder context=$work/context-$1 about store
   folder=$(name_of "$flavour")-$version
@@ -168,8 +169,9 @@ image() {
     --timestamp "$epoch" --identity-label=false "${about[@]}" \
     --file "$context/deploy/Containerfile" --tag "$folder" "$context" >/dev/null \
     2>"$work/bud.log" || { cat "$work/bud.log" >&2; fail "the image can't be built"; }
-  "${store[@]}" push --quiet "$folder" "oci:$work/oci-$flavour:$version" \
+  "${store[@]}" push --quiet --digestfile "$work/digest" "$folder" "oci:$work/oci-$flavour:$version" \
     2>"$work/push.log" || { cat "$work/push.log" >&2; fail "the image can't be written"; }
+  echo "$folder-linux-$arch.oci.tar $revision@$(cat "$work/digest")" >>"$new/IMAGES"
   archive "$new/$folder-linux-$arch.oci.tar" "$work/oci-$flavour"
 }
 

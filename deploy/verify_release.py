@@ -12,6 +12,7 @@ not from beside the files: docs/operating/releases.md. It needs Python 3.9 and O
 3. Of each program, the SBOM names the crates that the program itself records, and no other.
 4. Of each image, the SBOM names all files and no other, and each has its checksum. The program is
    the one in the archive.
+5. IMAGES has the commit and the digest of each image.
 
 It prints a line for each of these and ends with status 0. At the first fault it says what is wrong
 and ends with status 1; then do not use any of the files.
@@ -134,6 +135,21 @@ def image_of(archive):
         return found
 
 
+def check_images(directory, names):
+    """Checks that IMAGES has the tag, which is the commit, and the digest of each image."""
+    if "IMAGES" not in names:
+        return "an earlier release, without the file IMAGES"
+    (revision,) = re.findall(r"^revision: ([0-9a-f]{40})$", (directory / "BUILDINFO").read_text(), re.MULTILINE)
+    wanted = []
+    for name in sorted(name for name in names if name.endswith(".oci.tar")):
+        with tarfile.open(directory / name) as layout:
+            (entry,) = json.load(layout.extractfile("index.json"))["manifests"]
+        wanted.append(f"{name} {revision}@{entry['digest']}")
+    found = (directory / "IMAGES").read_text().splitlines()
+    check(found == wanted, f"IMAGES and the images differ in {sorted(set(found) ^ set(wanted)) or 'their order'}")
+    return f"IMAGES has the tags and digests of {len(wanted)} images"
+
+
 def check_flavour(directory, stem, names):
     """Checks one program, its image and its SBOM, and returns how many crates and files they have."""
     for suffix in (".cdx.json", ".oci.tar"):
@@ -166,6 +182,7 @@ def verify(key, directory):
     print(f"ok: SHA256SUMS is signed by {key}")
     names = check_files(directory, sums)
     print(f"ok: all {len(names)} files are there, are those that were signed, and no other is")
+    print(f"ok: {check_images(directory, names)}")
     archives = sorted(name for name in names if re.search(r"-linux-[a-z0-9]+\.tar\.gz$", name))
     check(archives, "the release has no program")
     for name in archives:

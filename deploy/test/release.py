@@ -260,6 +260,12 @@ class Release:
             self.sbom(features, name)
             self.recorded(flavour, features)
         self.chart()
+        # The form that the Terraform module kube-audit of IBM Cloud checks.
+        for line in (self.directory / "IMAGES").read_text().splitlines():
+            file, value = line.split(" ")
+            check((self.directory / file).is_file(), line)
+            check(re.fullmatch("[a-f0-9]{40}@sha256:[a-f0-9]{64}", value), line)
+            check(value.startswith(f"{self.revision}@"), line)
         about = (self.directory / "BUILDINFO").read_text()
         for text in (f"version: {self.version}\n", f"revision: {self.revision}\n", "\nrustc: "):
             check(text in about, about)

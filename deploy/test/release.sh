@@ -133,6 +133,12 @@ verified_by_command() {
   copy && cp -f --remove-destination "$release"/$NAME-kafka-*.oci.tar "$bad/$image"
   sign_again "$work/ed25519.key" "$bad"
   unverified "${bom%.cdx.json}: SBOM and image differ in /usr/bin/$NAME" "$key" "$bad"
+  # IMAGES has another commit. A release of before it has no such file.
+  copy && sed 's/ [0-9a-f]*@/ 0123456789012345678901234567890123456789@/' "$release/IMAGES" >"$work/changed"
+  mv -f "$work/changed" "$bad/IMAGES" && sign_again "$work/ed25519.key" "$bad"
+  unverified "IMAGES and the images differ in" "$key" "$bad"
+  copy && rm "$bad/IMAGES" && sign_again "$work/ed25519.key" "$bad"
+  verify "$key" "$bad"
   copy && rm "$bad/$bom" && sign_again "$work/ed25519.key" "$bad"
   unverified "$bom is missing" "$key" "$bad"
   rm -rf "$bad"
