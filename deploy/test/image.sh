@@ -67,7 +67,7 @@ build() {
 inside() {
   local root=$1 work=$2 config=$2/config spool=$2/spool
   ip link set lo up
-  mkdir -p "$config" "$spool" "$work/consumer" "$work/ca" "$root"/{proc,consumer}
+  mkdir -p "$config" "$spool" "$work/consumer" "$work/ca" "$work/secret" "$root"/{proc,consumer,certificates}
   touch "$root/etc/resolv.conf" "$root/etc/hosts"
   cat >"$work/relay.sh" <<END
 #!/bin/sh
@@ -77,19 +77,34 @@ END
   chmod +x "$work/relay.sh"
   relay=("$work/relay.sh")
 
-  say "as it is: events to stdout"
+  say "as it is, and in the pod of the Cloud Logs app: events to stdout, HTTPS with its Secret"
+  certificates "$work/ca"
   mount --bind "$root" "$root"
   mount -o remount,bind,ro "$root"
   mount -t proc proc "$root/proc"
+  # The Secret is optional. Without it the volume is empty.
+  mount -o bind,ro "$work/secret" "$root/certificates"
   "${relay[@]}" >"$work/events" 2>"$work/log" &
   local pid=$!
   wait_for "healthcheck" "${relay[@]}" healthcheck
-  post http://127.0.0.1:3000/
+  post http://127.0.0.1:3000/post
   wait_for "400 lines" lines "$work/events" 400
+  if post https://127.0.0.1:4443/post --insecure 2>/dev/null; then fail "HTTPS without a certificate"; fi
+  # As kubelet brings it: the files of a version, which one link swaps in at once.
+  mkdir "$work/secret/..1"
+  for file in crt key; do
+    cp "$work/ca/in-hosts.example.$file" "$work/secret/..1/tls.$file"
+    ln -s "..data/tls.$file" "$work/secret/tls.$file"
+  done
+  chmod 644 "$work/secret/..1"/*
+  ln -s ..1 "$work/secret/..data"
+  wait_for "the HTTPS listener" curl --silent --insecure --noproxy '*' https://127.0.0.1:4443/
+  # kube-apiserver's service proxy does not verify the certificate.
+  post https://127.0.0.1:4443/post --insecure
+  wait_for "800 lines" lines "$work/events" 800
   ends "$pid" "$work/log"
 
   say "DNS, TLS and a queue on disk"
-  certificates "$work/ca"
   cp "$work/ca/ca.crt" "$work/consumer/"
   # The image's own bundle, with the test's CA at its end. The relay must find this bundle if the
   # config names no `ca`.
@@ -156,9 +171,11 @@ END
 
 lines() { [ "$(wc -l <"$1")" = "$2" ]; }
 
+# Posts a batch to a URL, with options of curl.
 post() {
   local answer
-  answer=$(curl --silent --show-error --noproxy '*' --max-time 60 --json @tests/corpus/01-batch400-metadata.json "$1")
+  answer=$(curl --silent --show-error --noproxy '*' --max-time 60 --json @tests/corpus/01-batch400-metadata.json "$@") ||
+    return 1
   [ "$answer" = '{"accepted":400}' ] || fail "the relay answered $answer"
 }
 

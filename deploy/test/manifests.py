@@ -614,6 +614,63 @@ def tutorial_service_problems(base):
         yield f"the Service {NAME} is not the tutorial's: {ours}"
 
 
+# What IBM Cloud's tutorial for Cloud Logs gives to the pod of its app, and the two forms of its
+# Service: today's, and that of older clusters.
+APP = "ibmcloud-kube-audit"
+APP_POD = {
+    "containers": [
+        {
+            "name": APP,
+            "ports": [{"containerPort": 3000}, {"containerPort": 4443}],
+            "securityContext": {
+                "allowPrivilegeEscalation": False,
+                "runAsNonRoot": True,
+                "capabilities": {"drop": ["ALL"]},
+                "seccompProfile": {"type": "RuntimeDefault"},
+            },
+            "volumeMounts": [{"mountPath": "/certificates", "name": "certificates", "readOnly": True}],
+        }
+    ],
+    "volumes": [{"name": "certificates", "secret": {"secretName": "audit-webhook", "optional": True}}],
+}
+APP_PORTS = [
+    ([{"name": "http", "port": 80, "targetPort": 3000}, {"name": "https", "port": 443, "targetPort": 4443}],
+     {f"http:{APP}-service:http": "http", f"https:{APP}-service:https": "https"}),
+    ([{"port": 80, "targetPort": 3000}], {f"{APP}-service": "http"}),
+]
+
+
+def app_problems(page, config):
+    """Checks that the image's own config fits the pod of the app, and that the page changes nothing
+    of it but the image and the number of replicas.
+    """
+    container = APP_POD["containers"][0]
+    speaks = {int(it["address"].rpartition(":")[2]): it.get("tls") for it in config["listener"]}
+    if sorted(speaks) != [port["containerPort"] for port in container["ports"]] or speaks[3000] is not None:
+        yield f"the image's config listens on {sorted(speaks)}"
+    wanted = {"certificate": "/certificates/tls.crt", "private_key": "/certificates/tls.key", "optional": True}
+    if speaks.get(4443) != wanted:
+        yield f"the image's config has the certificate {speaks.get(4443)}"
+    for violation in pod_security.violations(APP_POD):
+        yield f"pod security: {violation}"
+    metadata = {"namespace": NAMESPACE, "labels": {"app": APP}}
+    for ports, urls in APP_PORTS:
+        spec = {"selector": {"app": APP}, "ports": ports}
+        service = {"kind": "Service", "metadata": metadata | {"name": f"{APP}-service"}, "spec": spec}
+        deployment = {"kind": "Deployment", "metadata": metadata | {"name": APP}, "spec": {"template": {"metadata": metadata}}}
+        for name, scheme in urls.items():
+            found = service_proxy([service, deployment], proxy_path(name))
+            if found not in ((scheme, port) for port, tls in speaks.items() if (scheme == "https") == (tls is not None)):
+                yield f"services/{name} gives {found}"
+    changes = [words for words in commands_of(page) if words[0] == "kubectl" and f"deployment/{APP}" in words]
+    verbs = {word for words in changes for word in words[1:2]}
+    if verbs != {"scale", "rollout", "set", "port-forward"}:
+        yield f"the page does {sorted(verbs)} with the Deployment"
+    images = [words[-1] for words in changes if words[1] == "set"]
+    if [image.partition("=")[0] for image in images] != [container["name"]]:
+        yield f"the page sets the images {images}"
+
+
 def two_ports_problems(kubectl, rendered):
     """Checks deploy/two-ports: with it, each overlay differs in the Service alone, and a webhook of
     version 0.1.0 goes on. Adds what it makes of deploy/base to `rendered`.
@@ -819,6 +876,11 @@ def main():
     page = (REPOSITORY / "docs/replace-haproxy.md").read_text()
     found += [f"docs/replace-haproxy.md: {problem}" for problem in moving_in_problems(page, rendered)]
     found += moving_in_self_test(page, rendered)
+    page = (REPOSITORY / "docs/replace-cloud-logs-app.md").read_text()
+    config = tomllib.loads((REPOSITORY / "config/stdout.toml").read_text())
+    found += [f"docs/replace-cloud-logs-app.md: {problem}" for problem in app_problems(page, config)]
+    if not list(app_problems(page, config | {"listener": config["listener"][:1]})):
+        found.append("nothing is said of an image without HTTPS")
     for expected, documents in broken(rendered["base"]):
         seen = list(problems(documents, relay, VERSIONS[-1:]))
         if not any(expected in problem for problem in seen):
