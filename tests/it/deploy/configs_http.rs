@@ -117,6 +117,38 @@ fn haproxy_replacement_keeps_what_haproxy_would_have_lost() {
     relay.finish(Backlog::Empty);
 }
 
+/// The consumer is as strict as Site24x7 may be: it takes only what kube-apiserver itself would
+/// send, at the path that ends with the token.
+#[test]
+fn site24x7_sends_what_kube_apiserver_would_to_a_path_with_the_token() {
+    let certificates = Certificates::new();
+    let tls = Some(certificates.server_config(&certificates.server, false));
+    let options = Options { tls, ..Options::default() };
+    let sink = HttpSink::with(options, |request| {
+        let body: Value = serde_json::from_slice(&request.body).unwrap_or_default();
+        let is_list = body["kind"] == "EventList" && body["apiVersion"] == "audit.k8s.io/v1";
+        let count = body["items"].as_array().map_or(0, Vec::len);
+        let is_plain = request.header("content-type") == Some("application/json")
+            && request.header("content-encoding").is_none()
+            && request.header("authorization").is_none();
+        let path = request.target == "/event/receiver/s3cr3t-t0ken";
+        let taken = path && is_list && is_plain && (1..=400).contains(&count);
+        Answer::status(if taken { 200 } else { 400 })
+    });
+    let directory = TempDir::new().unwrap();
+    let token = directory.path().join("token");
+    std::fs::write(&token, "s3cr3t-t0ken\n").unwrap();
+    let host = format!("localhost:{}", sink.address().port());
+    let substitutions = [("logc.site24x7.com", host.as_str()), ("/secrets/token", text(&token))];
+    let relay = Relay::with(&shipped("site24x7.toml", &substitutions))
+        .variable("SSL_CERT_FILE", text(&certificates.ca))
+        .start();
+    let events = post_the_corpus(relay.address());
+    relay.wait_until_delivered(PATIENCE);
+    assert_same_set(&accepted_events(&sink), &events);
+    relay.finish(Backlog::Empty);
+}
+
 fn https_mtls(certificates: &Certificates, port: u16) -> Relay {
     let address = format!("localhost:{port}");
     let config = shipped(
