@@ -23,6 +23,7 @@ import tomllib
 import yaml
 
 sys.dont_write_bytecode = True
+import api
 import manifests
 import pod_security
 from manifests import DEPLOY, NAMESPACE, REPOSITORY, called, identity, of_kind, pod_of
@@ -59,17 +60,17 @@ class Helm:
         command = [self.program, *map(str, arguments)]
         return subprocess.run(command, capture_output=True, text=True, env=self.environment, **options)
 
-    def template(self, values, chart=CHART, namespace=NAMESPACE):
+    def template(self, values, chart=CHART, namespace=NAMESPACE, more=()):
         """Returns the rendered objects, or the text of Helm's error."""
         file = self.directory / "values.yaml"
         file.write_text(yaml.safe_dump(values))
-        done = self.run("template", "any-name", chart, "--namespace", namespace, "--values", file)
+        done = self.run("template", "any-name", chart, "--namespace", namespace, "--values", file, *more)
         if done.returncode != 0 or done.stderr:
             return done.stderr
         return sorted((it for it in yaml.safe_load_all(done.stdout) if it), key=identity)
 
-    def objects(self, values, chart=CHART, namespace=NAMESPACE):
-        objects = self.template(values, chart, namespace)
+    def objects(self, values, chart=CHART, namespace=NAMESPACE, more=()):
+        objects = self.template(values, chart, namespace, more)
         if isinstance(objects, str):
             raise SystemExit(f"helm template, {values}: {objects}")
         return objects
@@ -580,23 +581,16 @@ def notes_problems(helm, directory):
 
 
 def kept_ports_problems(helm, directory):
-    """Yields a problem unless a Service in the cluster keeps its number of ports.
-
-    `helm template` asks no cluster. In a copy of the chart the answer comes from a value, in which
-    the schema allows anything.
-    """
-    chart = directory / "kept"
-    shutil.copytree(CHART, chart)
-    helpers = chart / "templates/_helpers.tpl"
-    asked = 'lookup "v1" "Service" .Release.Namespace "kube-audit-forwarder"'
-    assert helpers.read_text().count(asked) == 1
-    helpers.write_text(helpers.read_text().replace(asked, ".Values.global.found"))
-    for routes in (manifests.ROUTES, manifests.TWO_PORTS):
-        ports = "one" if routes is manifests.ROUTES else "two"
+    """Yields a problem unless a Service in the cluster keeps its number of ports."""
+    for ports, routes in (("one", manifests.ROUTES), ("two", manifests.TWO_PORTS)):
         before = only(helm.objects({"service": {"ports": ports}}), "Service", manifests.NAME)
-        after = helm.objects({"global": {"found": before}}, chart=chart)
+        with api.Api(api.live(before, False)) as cluster:
+            config = directory / "kubeconfig"
+            config.write_text(cluster.kubeconfig)
+            asking = ("--dry-run=server", "--kubeconfig", config)
+            after = helm.objects({}, more=asking)
+            moved = helm.objects({"service": {"ports": "one"}}, more=asking)
         yield from (f"a Service with the ports {ports}: {it}" for it in manifests.proxy_problems(after, routes))
-        moved = helm.objects({"global": {"found": before}, "service": {"ports": "one"}}, chart=chart)
         yield from (f"ports one over {ports}: {it}" for it in manifests.proxy_problems(moved))
 
 

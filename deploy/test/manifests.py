@@ -30,6 +30,7 @@ import yaml
 
 # No directory of compiled Python beside the manifests.
 sys.dont_write_bytecode = True
+import api
 import pod_security
 
 DEPLOY = pathlib.Path(__file__).resolve().parent.parent
@@ -692,6 +693,26 @@ def two_ports_problems(kubectl, rendered):
             rendered["two-ports"] = with_it
 
 
+def apply_problems(kubectl, rendered):
+    """Checks what `kubectl apply` makes of the Service of the tutorial, and of that of version 0.1.0,
+    as docs/operating/upgrade.md says.
+    """
+
+    def of(name):
+        return next(it for it in rendered[name] if identity(it) == ("Service", NAMESPACE, NAME))
+
+    one, two = of("base"), of("two-ports")
+    for what, before, applied, new, expected in (
+        ("over the tutorial's, which was created", one, False, one, one),
+        ("over that of 0.1.0", two, True, one, one),
+        ("over that of 0.1.0, which was created", two, False, one, two),
+        ("with two-ports over that of 0.1.0", two, True, two, two),
+    ):
+        ports = api.applied(kubectl, api.live(before, applied), new)["spec"]["ports"]
+        if ports != expected["spec"]["ports"]:
+            yield f"kubectl apply {what} gives the ports {ports}"
+
+
 def job_problems(documents, pod, base):
     """Checks a Job of deploy/jobs, which runs in the namespace and with the account of deploy/base."""
     yield from schema_problems(documents)
@@ -864,6 +885,7 @@ def main():
         found.append("way-back-openshift: OpenShift's SCC refuses fixed IDs")
     found += tutorial_service_problems(rendered["base"])
     found += two_ports_problems(kubectls[0], rendered)
+    found += apply_problems(kubectls[0], rendered)
     found += shown_problems(rendered)
     found += every_pod_problems(rendered)
     for file in sorted((DEPLOY / "jobs").glob("*.yaml")):
