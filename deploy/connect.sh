@@ -4,32 +4,47 @@
 # empty batch the way that kube-apiserver takes, and only then turns the audit webhook to them.
 #
 #   deploy/connect.sh ibm-cloud CLUSTER
-#       sets the webhook of an IBM Cloud cluster, and refreshes its master. Copies the credentials
-#       for icr.io from the namespace default first. Prints the webhook of before, for the way back.
+#       sets the webhook of an IBM Cloud cluster, for which you need the role Administrator,
+#       refreshes its master, waits until the refresh is done, and then for a first real event.
+#       Copies the credentials for icr.io from the namespace default first. Prints the webhook of
+#       before, for the way back, and at a later run what has changed, such as the cluster's CA.
+#       The webhook gets the client certificate of a service ID, which this script makes: the
+#       certificate of a person stops working on the day on which that person leaves.
 #
 #   deploy/connect.sh own ADDRESS… >audit-webhook.yaml
 #       for a kube-apiserver of your own, whose nodes have these addresses: lets them through to the
 #       relays by a NetworkPolicy (deploy/control-plane.yaml), and prints the file for its option
 #       --audit-webhook-config-file.
 #
-# The script needs openssl and kubectl; for ibm-cloud also ibmcloud and jq, logged in. Run again, it
-# does the same again. The environment may change these values:
+# The script needs openssl and kubectl; for ibm-cloud also curl, jq, and ibmcloud, logged in. Run
+# again, it does the same again. The environment may change these values:
 #
 #   KUBECTL     kubectl          or oc: then `ibmcloud oc` takes the place of `ibmcloud ks`
 #   NAMESPACE   ibm-kube-audit
 #   POLICY      default          the audit policy of the IBM Cloud cluster, or verbose
-#   TIMEOUT     300              seconds to wait for the pods, and for the HTTPS listener
+#   IDENTITY    service-id       whose client certificate the webhook gets; own: that of whoever is
+#                                logged in
+#   SERVICE_ID  kube-audit-forwarder-CLUSTER, the name of the service ID
+#   TIMEOUT     300              seconds to wait for the pods, for the HTTPS listener, for the
+#                                rights of the service ID, and for the first event
+#   REFRESH     1800             seconds to wait until the master is refreshed
+#   PAUSE       5                seconds between two questions while it waits
 set -eu
 umask 077
 
 KUBECTL=${KUBECTL:-kubectl}
 NAMESPACE=${NAMESPACE:-ibm-kube-audit}
 POLICY=${POLICY:-default}
+IDENTITY=${IDENTITY:-service-id}
 TIMEOUT=${TIMEOUT:-300}
+REFRESH=${REFRESH:-1800}
+PAUSE=${PAUSE:-5}
 SERVICE=kube-audit-forwarder
 # The Service with the port of HTTPS.
 HTTPS=$SERVICE-https
 PULL_SECRET=all-icr-io
+# A ConfigMap with what the webhook was set to, for the next run.
+STATE=$SERVICE-webhook
 HERE=$(dirname "$0")
 # The path of the webhook below kube-apiserver's own address.
 PROXY=/api/v1/namespaces/$NAMESPACE/services/https:$HTTPS:https/proxy/post
@@ -40,7 +55,14 @@ usage() { say "usage: deploy/connect.sh ibm-cloud CLUSTER | own ADDRESS…; the 
 
 # Private keys are only in this directory and in Secrets, and never on a command line.
 directory=$(mktemp -d)
-trap 'rm -rf "$directory"' EXIT
+# What the end undoes: the process that forwards a port, and the key of the service ID.
+forward="" api_key=""
+end() {
+  [ -z "$forward" ] || kill "$forward" 2>/dev/null || true
+  [ -z "$api_key" ] || delete_api_key
+  rm -rf "$directory"
+}
+trap end EXIT
 trap 'exit 1' HUP INT TERM
 
 needs() {
@@ -86,31 +108,203 @@ wait_for_https() {
   say "the relays answer at $PROXY"
 }
 
-ibm_cloud() {
-  needs jq ibmcloud
-  cluster=$1
-  case ${KUBECTL##*/} in oc) kind=oc ;; *) kind=ks ;; esac
-  pull_secret
-  wait_for_pods
-  KUBECTL=$KUBECTL NAMESPACE=$NAMESPACE "$HERE/certificate.sh"
-  wait_for_https
-  ibmcloud "$kind" cluster ca get --cluster "$cluster" --output json >"$directory/ca.json"
+# The role Administrator is needed from here to the end, and this command needs it too.
+cluster_ca() {
+  ibmcloud "$kind" cluster ca get --cluster "$cluster" --output json >"$directory/ca.json" 2>"$directory/said" ||
+    fail "the CA of $cluster is refused; you need the role Administrator for the cluster, and to be logged in: $(cat "$directory/said")"
   jq -er .caCert "$directory/ca.json" | openssl base64 -d -A >"$directory/ca.pem"
-  ibmcloud "$kind" cluster config --cluster "$cluster" --admin --output json >"$directory/config.json"
+  openssl x509 -in "$directory/ca.pem" -noout || fail "the cluster's CA is no certificate"
+  openssl x509 -in "$directory/ca.pem" -noout -checkend 7776000 >/dev/null ||
+    say "warning: the cluster's CA expires within 90 days; rotate it, and run this script again"
+  status=$(ibmcloud "$kind" cluster ca status --cluster "$cluster") || fail "the status of the CA is refused"
+  say "the cluster's CA: $status"
+  case $status in
+  *"in progress"*) fail "the cluster's CA is being changed; run this script again when that is complete" ;;
+  esac
+}
+
+# A deleted key does not end the client certificate that was made with it.
+delete_api_key() {
+  ibmcloud iam service-api-key-delete "$api_key" "$id" --force >/dev/null 2>&1 ||
+    say "warning: delete the API key $api_key of the service ID $name yourself"
+  api_key=""
+}
+
+# The first of those that have the name, or nothing.
+id_of() { jq -r 'if type == "array" then .[0] else . end | .id // empty' "$1"; }
+
+# Gets the kubeconfig of a service ID, which is logged in beside you: with a home of its own.
+service_id() {
+  name=${SERVICE_ID:-kube-audit-forwarder-$cluster}
+  ibmcloud iam service-id "$name" --output json >"$directory/id.json" 2>/dev/null || : >"$directory/id.json"
+  id=$(id_of "$directory/id.json")
+  if [ -z "$id" ]; then
+    ibmcloud iam service-id-create "$name" --description "client certificate of the audit webhook of $cluster" \
+      --output json >"$directory/id.json" 2>"$directory/said" ||
+      fail "no service ID can be made; ask for the right to make one, give the name of one as SERVICE_ID, or set IDENTITY=own: $(cat "$directory/said")"
+    id=$(id_of "$directory/id.json")
+    [ -n "$id" ] || fail "ibmcloud says no ID of the new service ID"
+    say "made the service ID $name; keep it and its policy as long as the webhook is used"
+  fi
+  # It is refused where the service ID has the policy already. Whether it has, is seen below.
+  ibmcloud iam service-policy-create "$id" --roles Administrator,Manager --service-name containers-kubernetes \
+    --service-instance "$cluster_id" >"$directory/policy" 2>&1 || true
+  ibmcloud iam service-api-key-create "$name-$$" "$id" --description "deleted at the end of connect.sh" \
+    --file "$directory/key.json" >/dev/null || fail "the service ID $name gets no API key"
+  api_key=$name-$$
+  mkdir -p "$directory/home/.bluemix/plugins"
+  plugins=${IBMCLOUD_HOME:-$HOME}/.bluemix/plugins
+  for each in config.json container-service; do
+    [ ! -e "$plugins/$each" ] || cp -R "$plugins/$each" "$directory/home/.bluemix/plugins/"
+  done
+  rm -rf "$directory/home/.bluemix/plugins/container-service/clusters"
+  IBMCLOUD_HOME=$directory/home ibmcloud login --apikey "@$directory/key.json" --no-region >"$directory/said" 2>&1 ||
+    fail "the service ID $name can't log in: $(cat "$directory/said")"
+  # Rights that have just been given take a minute or two.
+  waited=0
+  until IBMCLOUD_HOME=$directory/home ibmcloud "$kind" cluster config --cluster "$cluster_id" --admin \
+    --output json >"$directory/config.json" 2>"$directory/said"; do
+    [ "$waited" -lt "$TIMEOUT" ] ||
+      fail "the service ID $name gets no client certificate: $(cat "$directory/said"); its policy: $(cat "$directory/policy")"
+    waited=$((waited + PAUSE))
+    sleep "$PAUSE"
+  done
+  delete_api_key
+}
+
+# The certificate and the key with which kube-apiserver comes to the service proxy.
+client_certificate() {
+  who=$(ibmcloud target --output json | jq -r '.user.user_email // .user.display_name // "you"') || who=you
+  case $IDENTITY/$who in
+  service-id/ServiceId-* | own/ServiceId-*) say "the webhook gets the client certificate of $who, who is logged in" ;;
+  service-id/*) service_id ;;
+  own/*)
+    say "warning: the webhook gets the client certificate of $who. Events stop, and nothing says so, on the day on which $who leaves or loses the role. IDENTITY=service-id prevents it"
+    ;;
+  *) fail "IDENTITY is service-id or own, not $IDENTITY" ;;
+  esac
+  [ -s "$directory/config.json" ] ||
+    ibmcloud "$kind" cluster config --cluster "$cluster" --admin --output json >"$directory/config.json"
   for part in certificate key; do
     jq -er ".users[0].user.\"client-$part-data\"" "$directory/config.json" |
       openssl base64 -d -A >"$directory/client-$part.pem"
   done
-  openssl x509 -in "$directory/ca.pem" -noout || fail "the cluster's CA is no certificate"
   openssl x509 -in "$directory/client-certificate.pem" -noout || fail "the client's certificate is none"
   openssl pkey -in "$directory/client-key.pem" -noout || fail "the client's key is none"
+}
+
+# What one certificate is, in a line.
+of_certificate() {
+  openssl x509 -in "$1" -noout -fingerprint -sha256 -enddate | sed -e 's/^.*Fingerprint=//' -e 's/^notAfter=/until /' |
+    tr '\n' ' ' | sed 's/ $//'
+}
+
+# Prints what is new since this script ran last, and keeps what it has set now. Nothing of it is
+# secret.
+tell_changes() {
+  ca=$(of_certificate "$directory/ca.pem")
+  client=$(of_certificate "$directory/client-certificate.pem")
+  "$KUBECTL" get configmap "$STATE" -n "$NAMESPACE" --ignore-not-found -o json >"$directory/state.json"
+  for what in "ca=$ca" "client=$client" "url=$url" "policy=$POLICY"; do
+    key=${what%%=*}
+    now=${what#*=}
+    before=$(jq -r --arg key "$key" '.data[$key] // empty' "$directory/state.json" 2>/dev/null) || before=""
+    case $before in
+    "$now") say "unchanged: $key ($now)" ;;
+    "") say "set: $key ($now)" ;;
+    *) say "changed: $key (before: $before; now: $now)" ;;
+    esac
+  done
+  jq -n --arg name "$STATE" --arg namespace "$NAMESPACE" --arg ca "$ca" --arg client "$client" --arg url "$url" \
+    --arg policy "$POLICY" '{apiVersion: "v1", kind: "ConfigMap", metadata: {$name, $namespace}, data: {$ca, $client, $url, $policy}}' |
+    "$KUBECTL" apply -f - >&2
+}
+
+# Waits until the master is as it was before the refresh, and prints each step that it takes.
+wait_for_refresh() {
+  waited=0 told="" began=""
+  while [ "$waited" -lt "$REFRESH" ]; do
+    ibmcloud "$kind" cluster get --cluster "$cluster" --output json >"$directory/cluster.json" ||
+      fail "the state of the master is refused; the webhook is set"
+    state=$(jq -r '.masterState // .lifecycle.masterState // "unknown"' "$directory/cluster.json")
+    status=$(jq -r '.masterStatus // .lifecycle.masterStatus // ""' "$directory/cluster.json")
+    [ "$told" = "$state $status" ] || say "the master: $state. $status"
+    told="$state $status"
+    case $state in
+    # A refresh that has just been asked for is not seen at once.
+    deployed) [ -z "$began" ] && [ "$waited" -lt 60 ] || return 0 ;;
+    *fail* | *cancel*) fail "the master's refresh has failed ($state): $status" ;;
+    *) began=yes ;;
+    esac
+    waited=$((waited + PAUSE))
+    sleep "$PAUSE"
+  done
+  fail "the master is not refreshed after $REFRESH s: $told. The webhook is set; look for events later"
+}
+
+# The events that the relays have accepted, as their metrics say.
+events() {
+  total=0
+  for pod in $("$KUBECTL" get pods -n "$NAMESPACE" -l "app.kubernetes.io/name=$SERVICE" -o name); do
+    : >"$directory/forward"
+    "$KUBECTL" port-forward -n "$NAMESPACE" "$pod" :9090 >"$directory/forward" 2>&1 &
+    forward=$!
+    tries=0 port=""
+    while [ -z "$port" ] && [ "$tries" -lt 10 ]; do
+      port=$(sed -n 's/^Forwarding from 127\.0\.0\.1:\([0-9]*\) .*/\1/p' "$directory/forward")
+      tries=$((tries + 1))
+      [ -n "$port" ] || sleep 1
+    done
+    count=$(curl --silent --fail --noproxy '*' --max-time 10 "http://127.0.0.1:${port:-1}/metrics" |
+      sed -n 's/^kube_audit_forwarder_event_total //p')
+    kill "$forward" 2>/dev/null || true
+    wait "$forward" 2>/dev/null || true
+    forward=""
+    [ -n "$count" ] || return 1
+    total=$((total + count))
+  done
+  echo "$total"
+}
+
+# Nothing is sent for it: an event that arrives now is one of kube-apiserver.
+wait_for_event() {
+  before=$(events) || fail "the metrics of the relays can't be read; the webhook is set, look at the status page"
+  waited=0
+  while [ "$waited" -lt "$TIMEOUT" ]; do
+    now=$(events) || now=$before
+    # A relay that has started again counts from 0.
+    if [ "$now" -ne "$before" ]; then
+      say "events arrive: $now accepted"
+      return 0
+    fi
+    waited=$((waited + PAUSE))
+    sleep "$PAUSE"
+  done
+  fail "the webhook is set, and the master refreshed, but no event came within $TIMEOUT s; see docs/operating/troubleshooting.md"
+}
+
+ibm_cloud() {
+  needs curl jq ibmcloud
+  cluster=$1
+  case ${KUBECTL##*/} in oc) kind=oc ;; *) kind=ks ;; esac
+  cluster_ca
+  cluster_id=$(ibmcloud "$kind" cluster get --cluster "$cluster" --output json | jq -er .id) || fail "$cluster has no ID"
+  pull_secret
+  wait_for_pods
+  KUBECTL=$KUBECTL NAMESPACE=$NAMESPACE "$HERE/certificate.sh"
+  wait_for_https
+  client_certificate
+  url=https://127.0.0.1:2040$PROXY
   say "the webhook until now:"
   ibmcloud "$kind" cluster master audit-webhook get --cluster "$cluster" >&2 || say "none"
   ibmcloud "$kind" cluster master audit-webhook set --cluster "$cluster" --policy "$POLICY" \
-    --remote-server "https://127.0.0.1:2040$PROXY" --ca-cert "$directory/ca.pem" \
+    --remote-server "$url" --ca-cert "$directory/ca.pem" \
     --client-cert "$directory/client-certificate.pem" --client-key "$directory/client-key.pem" >&2
+  tell_changes
   ibmcloud "$kind" cluster master refresh --cluster "$cluster" >&2
-  say "the webhook is set; events come when the master is refreshed, which takes some minutes"
+  say "the webhook is set; the master is being refreshed, which takes some minutes"
+  wait_for_refresh
+  wait_for_event
 }
 
 own() {

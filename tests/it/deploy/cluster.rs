@@ -70,13 +70,14 @@ fn a_kill_loses_nothing(user: u32, setpriv: &[&str]) {
 /// were made, and the Secret as pods see it.
 pub(super) struct Cluster {
     directory: TempDir,
-    /// How many seconds a script waits for what does not come.
-    pub(super) timeout: &'static str,
+    /// What the scripts are told by the environment.
+    pub(super) variables: BTreeMap<&'static str, &'static str>,
 }
 
 impl Cluster {
     pub(super) fn new() -> Self {
-        let cluster = Self { directory: TempDir::new().unwrap(), timeout: "60" };
+        let variables = BTreeMap::from([("TIMEOUT", "60"), ("PAUSE", "1")]);
+        let cluster = Self { directory: TempDir::new().unwrap(), variables };
         for name in ["ca", "foreign-ca"] {
             let subject = format!("/CN={name}");
             let (key, certificate) = (format!("{name}.key"), format!("{name}.crt"));
@@ -86,8 +87,8 @@ impl Cluster {
             assert!(made.status.success(), "{made:?}");
         }
         // A Secret that is optional and absent is an empty volume (`mount`). `temporary` is the
-        // directory for the script's temporary files.
-        for directory in ["mount", "temporary"] {
+        // directory for the script's temporary files, and `home` that of whoever runs it.
+        for directory in ["mount", "temporary", "home"] {
             std::fs::create_dir(cluster.path(directory)).unwrap();
         }
         cluster
@@ -109,8 +110,8 @@ impl Cluster {
         self.script("deploy/certificate.sh", &[])
     }
 
-    /// Runs a script of `deploy/` against this cluster, which waits at most 60 s for anything. The
-    /// script must leave no temporary file.
+    /// Runs a script of `deploy/` against this cluster, which waits at most 60 s for anything
+    /// unless `variables` say otherwise. The script must leave no temporary file.
     pub(super) fn script(&self, script: &str, arguments: &[&str]) -> Output {
         let peers = repository().join("tests/peers");
         let path = std::env::var("PATH").unwrap();
@@ -120,7 +121,9 @@ impl Cluster {
             .env("PATH", format!("{}:{path}", text(&peers)))
             .env("CLUSTER", self.directory.path())
             .env("TMPDIR", self.path("temporary"))
-            .env("TIMEOUT", self.timeout)
+            .env("HOME", self.path("home"))
+            .env_remove("IBMCLOUD_HOME")
+            .envs(&self.variables)
             .output()
             .unwrap();
         let left = std::fs::read_dir(self.path("temporary")).unwrap().count();

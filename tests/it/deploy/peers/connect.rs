@@ -21,9 +21,13 @@ struct Connected {
 impl Connected {
     fn new() -> Self {
         let cluster = Cluster::new();
-        let subject = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=admin"];
-        let files = ["-keyout", "client.key", "-out", "client.crt"];
-        assert!(cluster.openssl(&[&subject[..], &files[..]].concat()).status.success());
+        for name in ["client", "service"] {
+            let (subject, key, crt) =
+                (format!("/CN={name}"), format!("{name}.key"), format!("{name}.crt"));
+            let options = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", &subject];
+            let files = ["-keyout", &key, "-out", &crt];
+            assert!(cluster.openssl(&[&options[..], &files[..]].concat()).status.success());
+        }
         std::fs::write(cluster.path("webhook"), "Server: the old one\n").unwrap();
         let consumer = Tallying::tcp();
         // The port must be known before the listener opens: the fake kubectl asks for it.
@@ -37,7 +41,23 @@ impl Connected {
         let config = format!("{BASE}{tls}{}", consumer.output("out", ""));
         let relay = Relay::with(&config).listeners(1).start();
         std::fs::write(cluster.path("port"), port.to_string()).unwrap();
+        std::fs::write(cluster.path("admin"), relay.admin().port().to_string()).unwrap();
+        std::fs::write(cluster.path("event.json"), numbered::list(0, 0..1)).unwrap();
         Self { cluster, consumer, relay, port }
+    }
+
+    /// Runs the script for the cluster `prod` of IBM Cloud. Returns its exit status and what it
+    /// said.
+    fn ibm_cloud(&self) -> (Option<i32>, String) {
+        let output = self.cluster.script("deploy/connect.sh", &["ibm-cloud", "prod"]);
+        assert!(!self.cluster.path("api-key").exists(), "the service ID's API key is left");
+        assert_eq!(std::fs::read_dir(self.cluster.path("home")).unwrap().count(), 0);
+        (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+
+    /// Has the stand-in of the cluster or of `ibmcloud` behave as the name says.
+    fn set(&self, name: &str) {
+        std::fs::write(self.cluster.path(name), "").unwrap();
     }
 
     fn read(&self, name: &str) -> String {
@@ -58,25 +78,41 @@ fn connect_sh_turns_the_webhook_of_ibm_cloud_to_relays_that_answer() {
     let secret = r#"{"apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/dockerconfigjson",
         "metadata": {"name": "all-icr-io", "namespace": "default", "uid": "1"}, "data": {"a": "Yg=="}}"#;
     std::fs::write(it.cluster.path("all-icr-io-default.json"), secret).unwrap();
-    let output = it.cluster.script("deploy/connect.sh", &["ibm-cloud", "prod"]);
-    succeeded(&output);
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(said.contains("Server: the old one"), "the way back is not shown: {said}");
+    // The service ID gets its rights a moment after its policy.
+    it.set("rights-late");
+    let (status, said) = it.ibm_cloud();
+    assert_eq!(status, Some(0), "{said}");
+    for expected in [
+        "Server: the old one",
+        "made the service ID kube-audit-forwarder-prod",
+        "the master: updating. Refresh in progress.",
+        "the master: deployed. Ready",
+        "events arrive: ",
+        "set: policy (default)",
+    ] {
+        assert!(said.contains(expected), "{expected}: {said}");
+    }
     assert_eq!(it.read("webhook"), format!("Server: https://127.0.0.1:2040{PROXY}\n"));
-    for (given, file) in
-        [("ca-cert", "ca.crt"), ("client-cert", "client.crt"), ("client-key", "client.key")]
-    {
+    let given =
+        [("ca-cert", "ca.crt"), ("client-cert", "service.crt"), ("client-key", "service.key")];
+    for (given, file) in given {
         assert_eq!(it.read(&format!("webhook--{given}")), it.read(file), "{given}");
     }
     let order = [
+        "ibmcloud ks cluster ca get",
+        "ibmcloud ks cluster ca status",
         "create -f -",
         "rollout status",
         "certificate approve",
         "create --raw",
+        "ibmcloud iam service-id-create",
+        "ibmcloud iam service-api-key-delete",
         "ibmcloud ks cluster master audit-webhook set",
         "ibmcloud ks cluster master refresh",
+        "port-forward",
     ];
     assert!(order.map(|begin| it.call(begin)).is_sorted(), "{}", it.cluster.calls());
+    assert!(!it.cluster.calls().contains("the-secret"), "a key is on a command line");
     // The credentials are those of the namespace default, without what belongs to the old object.
     let created: Value = serde_json::from_str(&it.read("created.json")).unwrap();
     let expected = serde_json::json!({
@@ -84,7 +120,101 @@ fn connect_sh_turns_the_webhook_of_ibm_cloud_to_relays_that_answer() {
         "metadata": {"name": "all-icr-io", "namespace": "ibm-kube-audit"}, "data": {"a": "Yg=="}
     });
     assert_eq!(created, expected);
-    // The trial sends no event.
+    // The only events are those of the stand-in of kube-apiserver: the script sends none.
+    let forwarded = it.cluster.calls().matches("port-forward").count();
+    assert!(it.relay.metrics().value("event_total", &[]) <= forwarded as f64);
+    it.relay.finish(Backlog::Empty);
+}
+
+/// The cluster's CA has changed, and the service ID is there already.
+#[test]
+fn connect_sh_says_what_has_changed_since_it_ran_last() {
+    let it = Connected::new();
+    let (status, said) = it.ibm_cloud();
+    assert_eq!(status, Some(0), "{said}");
+    for end in ["crt", "key"] {
+        let (old, new) = (format!("ca.{end}"), format!("foreign-ca.{end}"));
+        std::fs::rename(it.cluster.path(&new), it.cluster.path(&old)).unwrap();
+    }
+    let (status, said) = it.ibm_cloud();
+    assert_eq!(status, Some(0), "{said}");
+    for expected in ["changed: ca (before: ", "unchanged: client (", "unchanged: url (https://"] {
+        assert!(said.contains(expected), "{expected}: {said}");
+    }
+    assert_eq!(it.read("webhook--ca-cert"), it.read("ca.crt"));
+    let calls = it.cluster.calls();
+    assert_eq!(calls.matches("ibmcloud iam service-id-create").count(), 1, "{calls}");
+    it.relay.finish(Backlog::Empty);
+}
+
+/// What the provider refuses is said with its reason, and the webhook stays as it was.
+#[test]
+fn connect_sh_stops_where_the_provider_refuses() {
+    let mut it = Connected::new();
+    it.cluster.variables.insert("TIMEOUT", "5");
+    let refusals = [
+        ("no-administrator", "you need the role Administrator for the cluster"),
+        ("ca-in-progress", "run this script again when that is complete"),
+        ("no-service-ids", "set IDENTITY=own: You are not authorized to create a service ID."),
+        ("no-rights", "gets no client certificate: The specified service ID is not authorized."),
+    ];
+    for (refusal, expected) in refusals {
+        // The HTTPS listener may take longer than this test's time limit to open.
+        if refusal == "no-service-ids" {
+            it.cluster.variables.insert("TIMEOUT", "60");
+        }
+        if refusal == "no-rights" {
+            it.cluster.variables.insert("TIMEOUT", "5");
+        }
+        it.set(refusal);
+        let (status, said) = it.ibm_cloud();
+        std::fs::remove_file(it.cluster.path(refusal)).unwrap();
+        assert_eq!(status, Some(1), "{refusal}: {said}");
+        assert!(said.contains(expected), "{refusal}: {said}");
+        assert_eq!(it.read("webhook"), "Server: the old one\n", "{refusal}");
+        // Who lacks the role learns it before anything is asked of the cluster or changed in it.
+        let changes = it.cluster.calls().contains("certificate approve");
+        assert_eq!(changes, refusal.starts_with("no-s") || refusal == "no-rights", "{refusal}");
+    }
+    it.relay.finish(Backlog::Empty);
+}
+
+#[test]
+fn connect_sh_warns_where_the_webhook_gets_the_certificate_of_a_person() {
+    let mut it = Connected::new();
+    it.cluster.variables.insert("IDENTITY", "own");
+    let (status, said) = it.ibm_cloud();
+    assert_eq!(status, Some(0), "{said}");
+    let warning = "the client certificate of person@example.com. Events stop";
+    assert!(said.contains(warning), "{said}");
+    assert_eq!(it.read("webhook--client-cert"), it.read("client.crt"));
+    // Whoever is logged in may be a service ID already, which needs no other one.
+    for identity in ["own", "service-id"] {
+        it.cluster.variables.insert("IDENTITY", identity);
+        it.set("is-service-id");
+        let (status, said) = it.ibm_cloud();
+        assert_eq!(status, Some(0), "{said}");
+        assert!(said.contains("of ServiceId-77, who is logged in"), "{said}");
+        assert!(!said.contains("Events stop"), "{said}");
+    }
+    assert!(!it.cluster.calls().contains("service-id-create"));
+    it.relay.finish(Backlog::Empty);
+}
+
+/// The script does not end well before an event has come.
+#[test]
+fn connect_sh_fails_where_the_refresh_fails_or_no_event_comes() {
+    let mut it = Connected::new();
+    it.set("refresh-fails");
+    let (status, said) = it.ibm_cloud();
+    assert_eq!(status, Some(1), "{said}");
+    assert!(said.contains("refresh has failed (update_failed): Refresh failed."), "{said}");
+    std::fs::remove_file(it.cluster.path("refresh-fails")).unwrap();
+    std::fs::remove_file(it.cluster.path("event.json")).unwrap();
+    it.cluster.variables.insert("TIMEOUT", "5");
+    let (status, said) = it.ibm_cloud();
+    assert_eq!(status, Some(1), "{said}");
+    assert!(said.contains("no event came within 5 s"), "{said}");
     assert_eq!(it.relay.metrics().value("event_total", &[]), 0.0);
     it.relay.finish(Backlog::Empty);
     assert!(it.consumer.tally.arrivals().is_empty());
@@ -94,19 +224,16 @@ fn connect_sh_turns_the_webhook_of_ibm_cloud_to_relays_that_answer() {
 fn connect_sh_leaves_the_webhook_alone_where_no_relay_answers() {
     let mut it = Connected::new();
     std::fs::remove_file(it.cluster.path("port")).unwrap();
-    it.cluster.timeout = "3";
-    let output = it.cluster.script("deploy/connect.sh", &["ibm-cloud", "prod"]);
-    assert_eq!(output.status.code(), Some(1));
-    let said = String::from_utf8_lossy(&output.stderr);
+    it.cluster.variables.insert("TIMEOUT", "5");
+    let (status, said) = it.ibm_cloud();
+    assert_eq!(status, Some(1));
     assert!(said.contains("no relay answers") && said.contains("no endpoints"), "{said}");
     assert_eq!(it.read("webhook"), "Server: the old one\n");
-    std::fs::write(it.cluster.path("two-ports"), "").unwrap();
-    let output = it.cluster.script("deploy/connect.sh", &["ibm-cloud", "prod"]);
-    let said = String::from_utf8_lossy(&output.stderr);
+    it.set("two-ports");
+    let (_, said) = it.ibm_cloud();
     assert!(said.contains("no Service kube-audit-forwarder-https"), "{said}");
-    std::fs::write(it.cluster.path("empty"), "").unwrap();
-    let output = it.cluster.script("deploy/connect.sh", &["ibm-cloud", "prod"]);
-    let said = String::from_utf8_lossy(&output.stderr);
+    it.set("empty");
+    let (_, said) = it.ibm_cloud();
     assert!(said.contains("apply the manifests or the chart first"), "{said}");
     it.relay.finish(Backlog::Empty);
 }
