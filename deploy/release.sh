@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Makes the files of a release from the commit that is checked out: programs, images, Helm chart,
-# SBOMs, checksums and their signature. docs/operating/releases.md describes each file, and how to
-# verify it. The same commit gives the same bytes on machines with the same packages, which
-# BUILDINFO lists.
+# Makes the files of a release from the commit that is checked out: programs, packages, images, Helm
+# chart, SBOMs, provenance, checksums and their signature. docs/operating/releases.md describes each
+# file, and how to verify it. The same commit gives the same bytes on machines with the same
+# packages, which BUILDINFO lists.
 set -euo pipefail
 
 usage() {
@@ -24,7 +24,6 @@ say() { printf -- '-- %s\n' "$*" >&2; }
 fail() { echo "release.sh: $*" >&2; exit 1; }
 
 NAME=kube-audit-forwarder
-SOURCE_URL=https://github.com/kube-audit-forwarder/kube-audit-forwarder
 
 version="" output="" key="" programs=""
 flavours=(default kafka)
@@ -65,6 +64,7 @@ umask 022
 export LC_ALL=C TZ=UTC
 unset GZIP TAR_OPTIONS XZ_OPT
 
+SOURCE_URL=$(sed -n 's/^repository = "\(.*\)"$/\1/p' Cargo.toml)
 of_cargo=$(sed -n 's/^version = "\(.*\)"$/\1/p' Cargo.toml | head -n 1)
 [ "$version" = "$of_cargo" ] || fail "the version in Cargo.toml is $of_cargo, not $version"
 revision=$(git rev-parse HEAD)
@@ -145,6 +145,8 @@ program() {
   mkdir -m 755 "$work/tar-$flavour/$folder/config"
   install -m 644 config/*.toml "$work/tar-$flavour/$folder/config/"
   archive "$new/$folder-linux-$arch.tar.gz" "$work/tar-$flavour"
+  deploy/deb.sh "$found/$NAME" "$(name_of "$flavour")" "$version" "$arch" "$epoch" \
+    "$new/$(name_of "$flavour")_${version}_$arch.deb"
   install -m 644 "$found/$NAME.debug" "$work/debug-$flavour/"
   archive "$new/$folder-linux-$arch-debug.tar.gz" "$work/debug-$flavour"
 }
@@ -202,7 +204,7 @@ buildinfo() {
   # zlib compresses the list of crates in the programs.
   python3 -c 'import platform, zlib; print("python3:", platform.python_version(), "zlib", zlib.ZLIB_RUNTIME_VERSION)'
   local package
-  for package in binutils ca-certificates g++ gzip libc6-dev libssl-dev make pkgconf tar; do
+  for package in binutils ca-certificates dpkg g++ gzip libc6-dev libssl-dev make pkgconf tar; do
     dpkg-query -W -f "\${Package}: \${Version}\n" "$package"
   done
 }
@@ -242,6 +244,8 @@ done
 chart
 buildinfo >"$new/BUILDINFO"
 install -m 644 deploy/verify_release.py "$new/"
+deploy/provenance.py "$version" "$revision" "$SOURCE_URL" "$new" >"$work/PROVENANCE.json"
+install -m 644 "$work/PROVENANCE.json" "$new/"
 (cd "$new" && sha256sum -- * >"$work/SHA256SUMS" && mv "$work/SHA256SUMS" .)
 if [ -n "$key" ]; then
   sign "$new/SHA256SUMS"

@@ -11,8 +11,9 @@ not from beside the files: docs/operating/releases.md. It needs Python 3.9 and O
 2. SHA256SUMS names all files of the directory and no other, and each has its checksum.
 3. Of each program, the SBOM names the crates that the program itself records, and no other.
 4. Of each image, the SBOM names all files and no other, and each has its checksum. The program is
-   the one in the archive.
+   the one in the archive, and so is that of the package for Debian.
 5. IMAGES has the commit and the digest of each image.
+6. PROVENANCE.json has the commit, and the checksum of each other file.
 
 It prints a line for each of these and ends with status 0. At the first fault it says what is wrong
 and ends with status 1; then do not use any of the files.
@@ -113,6 +114,19 @@ def program_of(archive):
         return files.extractfile(found[0]).read()
 
 
+def program_of_package(package):
+    """Returns the program in a package for Debian: an archive of ar(1) with a compressed data.tar."""
+    check(package[:8] == b"!<arch>\n", "the package is no archive")
+    offset = 8
+    while offset < len(package):
+        name, size = package[offset : offset + 16].strip(b" /"), int(package[offset + 48 : offset + 58])
+        if name == b"data.tar.gz":
+            with tarfile.open(fileobj=io.BytesIO(package[offset + 60 : offset + 60 + size])) as files:
+                return files.extractfile(f"./usr/bin/{NAME}").read()
+        offset += 60 + size + size % 2
+    raise Fault("the package has no data.tar.gz")
+
+
 def image_of(archive):
     """Returns the checksum of each file of an image, by its path."""
     with tarfile.open(fileobj=io.BytesIO(archive)) as layout:
@@ -150,6 +164,23 @@ def check_images(directory, names):
     return f"IMAGES has the tags and digests of {len(wanted)} images"
 
 
+def check_provenance(directory, names, sums):
+    """Checks that PROVENANCE.json is about the other files and the commit of BUILDINFO."""
+    if "PROVENANCE.json" not in names:
+        return "an earlier release, without the file PROVENANCE.json"
+    statement = json.loads((directory / "PROVENANCE.json").read_text())
+    found = {it["name"]: it["digest"]["sha256"] for it in statement["subject"]}
+    wanted = dict(reversed(line.split("  ")) for line in sums.decode().splitlines())
+    del wanted["PROVENANCE.json"]
+    different = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
+    check(not different, f"PROVENANCE.json and the files differ in {', '.join(different)}")
+    (revision,) = re.findall(r"^revision: ([0-9a-f]{40})$", (directory / "BUILDINFO").read_text(), re.MULTILINE)
+    dependencies = statement["predicate"]["buildDefinition"]["resolvedDependencies"]
+    commits = [it["digest"]["gitCommit"] for it in dependencies if "gitCommit" in it["digest"]]
+    check(commits == [revision], f"PROVENANCE.json has the commit {commits}, not {revision}")
+    return f"PROVENANCE.json says that the {len(found)} other files were made of the commit {revision}"
+
+
 def check_flavour(directory, stem, names):
     """Checks one program, its image and its SBOM, and returns how many crates and files they have."""
     for suffix in (".cdx.json", ".oci.tar"):
@@ -170,6 +201,10 @@ def check_flavour(directory, stem, names):
     different = sorted(name for name in files.keys() | image.keys() if files.get(name) != image.get(name))
     check(not different, f"{stem}: SBOM and image differ in {', '.join(different)}")
     check(image.get(f"/usr/bin/{NAME}") == sha256(program), f"{stem}: the image has another program")
+    package = re.sub(r"-([0-9][^-]*)-linux-", r"_\1_", stem) + ".deb"
+    if package in names:
+        inside = program_of_package((directory / package).read_bytes())
+        check(inside == program, f"{package}: the package has another program than the archive")
     return len(crates), len(files)
 
 
@@ -182,13 +217,14 @@ def verify(key, directory):
     print(f"ok: SHA256SUMS is signed by {key}")
     names = check_files(directory, sums)
     print(f"ok: all {len(names)} files are there, are those that were signed, and no other is")
-    print(f"ok: {check_images(directory, names)}")
     archives = sorted(name for name in names if re.search(r"-linux-[a-z0-9]+\.tar\.gz$", name))
     check(archives, "the release has no program")
     for name in archives:
         stem = name[: -len(".tar.gz")]
         crates, files = check_flavour(directory, stem, names)
         print(f"ok: {stem}: the SBOM has the {crates} crates of the program and the {files} files of the image")
+    print(f"ok: {check_images(directory, names)}")
+    print(f"ok: {check_provenance(directory, names, sums)}")
 
 
 def main():

@@ -69,6 +69,14 @@ sign_again() (
   openssl pkeyutl -sign -inkey "$1" -rawin -in SHA256SUMS | base64 -w 0 >SHA256SUMS.sig
 )
 
+# Makes the checksums in PROVENANCE.json of the release in $1 those of its files.
+provenance_again() (
+  cd "$1"
+  jq --rawfile sums <(sha256sum -- *) '.subject[] |= (.name as $name | .digest.sha256 =
+    ($sums | split("\n")[] | select(endswith("  " + $name)) | split("  ")[0]))' PROVENANCE.json >"$work/changed"
+  mv -f "$work/changed" PROVENANCE.json
+)
+
 # Verifies the release in $1, of the Ed25519 key $work/ed25519, by the documented command: as it is,
 # and after changes of many kinds.
 verified_by_command() {
@@ -137,8 +145,18 @@ verified_by_command() {
   copy && sed 's/ [0-9a-f]*@/ 0123456789012345678901234567890123456789@/' "$release/IMAGES" >"$work/changed"
   mv -f "$work/changed" "$bad/IMAGES" && sign_again "$work/ed25519.key" "$bad"
   unverified "IMAGES and the images differ in" "$key" "$bad"
-  copy && rm "$bad/IMAGES" && sign_again "$work/ed25519.key" "$bad"
+  copy && rm "$bad/IMAGES" "$bad/PROVENANCE.json" && sign_again "$work/ed25519.key" "$bad"
   verify "$key" "$bad"
+  # The package has another program than the archive.
+  copy && cp -f --remove-destination "$(echo "$release"/$NAME-kafka_*.deb)" "$(echo "$bad"/${NAME}_*.deb)"
+  provenance_again "$bad" && sign_again "$work/ed25519.key" "$bad"
+  unverified "the package has another program than the archive" "$key" "$bad"
+  # The provenance is of another commit, or not of these files.
+  copy && changed '(.predicate.buildDefinition.resolvedDependencies[].digest | select(.gitCommit)).gitCommit = "0"' \
+    PROVENANCE.json && sign_again "$work/ed25519.key" "$bad"
+  unverified "PROVENANCE.json has the commit ['0'], not" "$key" "$bad"
+  copy && changed 'del(.subject[0])' PROVENANCE.json && sign_again "$work/ed25519.key" "$bad"
+  unverified "PROVENANCE.json and the files differ in BUILDINFO" "$key" "$bad"
   copy && rm "$bad/$bom" && sign_again "$work/ed25519.key" "$bad"
   unverified "$bom is missing" "$key" "$bad"
   rm -rf "$bad"
@@ -198,9 +216,63 @@ verified() (
   rm -rf "$work/verified"
 )
 
+# Publishes the release $1 of the public key $2 in a registry of this machine, and uses it as users
+# do: by the tags and digests, and by the chart. $3 is the command helm.
+published() {
+  local release=$1 key=$2 helm=$3 version=$4 commit digest name place
+  commit=$(git rev-parse HEAD)
+  mkdir "$work/registry"
+  printf 'version: 0.1\nstorage: {filesystem: {rootdirectory: %s}}\nhttp: {addr: "127.0.0.1:0"}\n' \
+    "$work/registry" >"$work/registry.yml"
+  docker-registry serve "$work/registry.yml" >"$work/registry.log" 2>&1 &
+  registry=$!
+  for _ in $(seq 100); do
+    place=$(sed -n 's/.*listening on \(127\.0\.0\.1:[0-9]*\).*/\1/p' "$work/registry.log" | head -n 1)
+    [ -z "$place" ] || break
+    sleep 0.1
+  done
+  [ -n "$place" ] || fail "the registry does not start: $(cat "$work/registry.log")"
+  refused "usage:" deploy/publish.sh "$release" "$key"
+  refused "NOT VERIFIED" deploy/publish.sh "$release" "$work/other.key" "$place/org" --plain-http
+  HELM=$helm deploy/publish.sh "$release" "$key" "$place/org" --plain-http
+  # Once more: everything is there already.
+  HELM=$helm deploy/publish.sh "$release" "$key" "$place/org" --plain-http
+  for name in $NAME $NAME-kafka; do
+    digest=$(sed -n "s/^$name-[0-9].* $commit@//p" "$release/IMAGES")
+    # By the version, by the commit, and as the Terraform module names it: the commit with the
+    # digest.
+    for tag in "$version" "$commit"; do
+      [ "$(skopeo inspect --tls-verify=false --format '{{.Digest}}' "docker://$place/org/$name:$tag")" = "$digest" ] ||
+        fail "$name:$tag is not $digest"
+    done
+    skopeo inspect --tls-verify=false "docker://$place/org/$name@$digest" >/dev/null
+  done
+  (cd "$work" && "$helm" pull --plain-http "oci://$place/org/charts/$NAME" --version "$version")
+  cmp "$work/$NAME-$version.tgz" "$release/$NAME-$version.tgz" || fail "the registry has another chart"
+  # A tag that names another image is not moved.
+  skopeo copy --quiet --dest-tls-verify=false --src-tls-verify=false \
+    "docker://$place/org/$NAME-kafka:$version" "docker://$place/org/$NAME:$version"
+  refused "a tag is never moved" deploy/publish.sh "$release" "$key" "$place/org" --plain-http
+  kill "$registry"
+  wait "$registry" || true
+  registry=""
+}
+
+# What the workflow of a release runs, in a clone with the tag.
+of_tag() {
+  local version=$1 place="$work/a clone elsewhere"
+  refused "the tag 1 is not v and a version" "$place/deploy/release-of-tag.sh" 1
+  refused "RELEASE_KEY is empty" "$place/deploy/release-of-tag.sh" "v$version"
+  RELEASE_KEY=$(cat "$work/ed25519.key") "$place/deploy/release-of-tag.sh" "v$version" \
+    --programs "$work/programs" >/dev/null
+  cmp "$place/target/release.pub" "$work/ed25519.pub"
+  grep -q "^## $version" "$place/target/notes.md" || fail "the notes are not about $version"
+  diff -r "$work/first" "$place/target/release-of-tag" || fail "the release of the tag has other bytes"
+}
+
 package() {
-  local directory python=$2 helm=$3 version flavour arch
-  directory=$(realpath "$1")
+  local directory python=$2 helm version flavour arch
+  directory=$(realpath "$1") helm=$(realpath "$3")
   version=$(sed -n 's/^version = "\(.*\)"$/\1/p' Cargo.toml | head -n 1)
   case $(uname -m) in x86_64) arch=amd64 ;; *) arch=arm64 ;; esac
   openssl genpkey -algorithm ED25519 -out "$work/ed25519.key"
@@ -253,6 +325,14 @@ package() {
   "$python" tests/peers/sbom.py "$work/first"/*.cdx.json
   python3 deploy/test/release.py "$work/first" "$version" "$work/programs" "$helm"
 
+  say "the package for Debian"
+  deploy/test/deb.sh "$work/first/${NAME}_${version}_$arch.deb"
+
+  say "a registry has what was published"
+  published "$work/first" "$work/ed25519.pub" "$helm" "$version"
+  say "the release of a tag"
+  of_tag "$version"
+
   say "the released image"
   deploy/test/image.sh "$work/first/$NAME-$version-linux-$arch.oci.tar"
   say "the packages of a release are the same in two runs, verify, and work"
@@ -276,7 +356,8 @@ rebuild() {
 
 cd "$(dirname "$(realpath "$0")")/../.."
 work=$(mktemp -d)
-trap 'rm -rf "$work"' EXIT
+registry=""
+trap '[ -z "$registry" ] || kill "$registry"; rm -rf "$work"' EXIT
 case $#:${1:-} in
 4:package) package "$2" "$3" "$4" ;;
 3:rebuild) rebuild "$2" "$3" ;;

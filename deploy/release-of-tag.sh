@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# Makes, signs and verifies the release of a tag, in a fresh Debian with Rust: what the workflow
+# release.yml runs.
+#
+#   RELEASE_KEY="$(cat release.key)" deploy/release-of-tag.sh v0.1.0 [OPTION OF release.sh...]
+#
+# The files are in target/release-of-tag, the public key in target/release.pub, and the lines of
+# CHANGELOG.md about this version in target/notes.md.
+set -euo pipefail
+umask 077
+fail() { echo "release-of-tag.sh: $*" >&2; exit 1; }
+
+tag=${1:?usage: deploy/release-of-tag.sh TAG [OPTION...]}
+shift
+version=${tag#v}
+[ "$tag" = "v$version" ] || fail "the tag $tag is not v and a version"
+[ -n "${RELEASE_KEY:-}" ] || fail "RELEASE_KEY is empty: a release that nobody can verify is not published"
+cd "$(dirname "$(realpath "$0")")/.."
+
+mkdir -p target
+notes=$(awk -v head="## $version" 'index($0, "## ") == 1 { on = index($0, head) == 1 && length($0) >= length(head) } on' CHANGELOG.md)
+[ -n "$notes" ] || fail "CHANGELOG.md has nothing about $version"
+printf '%s\n' "$notes" >target/notes.md
+
+# What Debian's image with Rust has not.
+if [ -z "$(command -v buildah || true)" ]; then
+  apt-get update -q
+  DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends buildah ca-certificates
+fi
+
+# The key is a file only as long as it is used, and only for this user.
+key=$(mktemp)
+trap 'rm -f "$key"' EXIT
+printf '%s\n' "$RELEASE_KEY" >"$key"
+unset RELEASE_KEY
+openssl pkey -in "$key" -pubout -out target/release.pub
+deploy/release.sh "$version" --key "$key" --output target/release-of-tag "$@"
+deploy/verify_release.py target/release.pub target/release-of-tag
