@@ -196,7 +196,7 @@ DURABLE_CONFIG = f'{CONFIG}\n[queue]\ndirectory = "{manifests.SPOOL}"\n'
 # Values, the kinds of objects that they may change or add, and what must be true of the result.
 EFFECTS = [
     ({"config": CONFIG}, {"ConfigMap"}, lambda it: only(it, "ConfigMap")["data"] == {"relay.toml": CONFIG}),
-    ({"image": {"digest": DIGEST}}, {"Deployment"}, lambda it: container_of(it)["image"] == f"{manifests.NAME}@{DIGEST}"),
+    ({"image": {"digest": DIGEST}}, {"Deployment"}, lambda it: container_of(it)["image"] == f"ghcr.io/{manifests.NAME}/{manifests.NAME}@{DIGEST}"),
     (
         {"image": {"repository": "icr.io/a/b", "tag": "1.2"}},
         {"Deployment"},

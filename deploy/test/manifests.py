@@ -223,7 +223,7 @@ def every_pod_problems(rendered):
 
 def image_problems(container):
     version = tomllib.loads((REPOSITORY / "Cargo.toml").read_text())["workspace"]["package"]["version"]
-    if not re.fullmatch(rf"(\S+/)?{NAME}:{re.escape(version)}", container["image"]):
+    if not re.fullmatch(rf"\S+/{NAME}:{re.escape(version)}", container["image"]):
         yield f"the image is {container['image']}, the version {version}"
 
 

@@ -190,6 +190,7 @@ mod docs {
     mod moving_in;
     pub(crate) mod pages;
     mod profiles;
+    mod published;
     pub(crate) mod reference;
     mod sizing;
     mod status_json;

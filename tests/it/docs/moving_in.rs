@@ -42,7 +42,7 @@ pub(super) fn commands(section: &Page) -> Vec<String> {
 }
 
 /// The way of a new user from a fresh clone to events takes as many commands and edits as the page
-/// says: at most 6 and 1. No command hides another one.
+/// says: at most 5 and 1. No command hides another one.
 #[test]
 fn the_ways_from_a_clone_to_events_are_as_short_as_the_page_says() {
     let page = Page::read("docs/operating/kubernetes.md");
@@ -51,8 +51,8 @@ fn the_ways_from_a_clone_to_events_are_as_short_as_the_page_says() {
         ("### With Helm", "[with Helm](#with-helm)"),
         ("### With kubectl", "[with kubectl](#with-kubectl)"),
         (
-            "### With a released image and chart",
-            "[with a released image and chart](#with-a-released-image-and-chart)",
+            "### With an image of your own",
+            "[with an image of your own](#with-an-image-of-your-own)",
         ),
         (
             "### On a cluster of your own",
@@ -69,18 +69,18 @@ fn the_ways_from_a_clone_to_events_are_as_short_as_the_page_says() {
         let edits = way.text.matches("**Edit**").count();
         let row = format!("| {link} | {} | {edits} |", commands.len());
         assert!(table.text.contains(&row), "{heading}: {row}: {commands:#?}");
-        assert!(commands.len() <= 6 && edits <= 1, "{row}");
+        assert!(commands.len() <= 5 && edits <= 1, "{row}");
         // The last command shows the events.
         let last = commands.last().expect("commands");
         assert!(last.contains("port-forward") && last.ends_with(" 9090"), "{last}");
         assert!(commands.iter().any(|it| it.starts_with("deploy/connect.sh ")), "{row}");
     }
     for (path, words) in [
-        ("README.md", "five commands and one edit"),
-        ("docs/start.md", "five commands and one edit"),
+        ("README.md", "three commands and one\nedit"),
+        ("docs/start.md", "three commands and one edit"),
     ] {
         assert!(Page::read(path).text.contains(words), "{path}");
-        assert_eq!(commands(&section(&page, "### With Helm")).len(), 5);
+        assert_eq!(commands(&section(&page, "### With Helm")).len(), 3);
     }
 }
 
