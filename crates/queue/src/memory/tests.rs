@@ -157,6 +157,24 @@ fn abandon_counts_what_each_output_has_not_got() {
     assert_eq!(value(&telemetry, "error_total{plugin=\"p\"}"), 3);
 }
 
+/// One event is set aside by two outputs. One of them is then removed, and the other delivers it.
+#[test]
+fn an_event_that_is_set_aside_needs_room_until_it_is_settled_or_its_output_leaves() {
+    let (queue, telemetry) = queue(10_000, WhenFull::Reject, Acknowledge::Queued);
+    let [stays, leaves] = ["o", "p"].map(|name| join(&queue, &telemetry, name));
+    store(&queue, &names("a"), "room");
+    for cursor in [&stays, &leaves] {
+        cursor.set_aside(cursor.next(ALL, false).expect("a").claim, 100);
+    }
+    assert_eq!((queue.needed(), queue.held()), (200, (200, 0)));
+    assert_eq!(leaves.remove(true), 1, "it is lost for this output");
+    assert_eq!(queue.needed(), 100);
+    let event = Aside { bytes: 100, received: now() };
+    stays.settle_aside(Position::START, event, Disposition::default());
+    assert_eq!((queue.needed(), queue.held()), (0, (0, 0)));
+    assert_eq!(queue.abandon(), [("o".to_owned(), 0)]);
+}
+
 /// Adds an output, and returns its counters too.
 fn join_counted(
     queue: &Queue,

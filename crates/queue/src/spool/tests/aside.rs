@@ -18,3 +18,25 @@ fn an_event_that_is_set_aside_is_kept_for_the_next_start_and_told_so() {
     let kept = outcomes.iter().map(|outcome| (outcome.name.as_str(), outcome.kept));
     assert!(kept.clone().any(|it| it == ("out", 2)), "{:?}", kept.collect::<Vec<_>>());
 }
+
+/// The file of an event is written before its claim is final. The process is killed in between.
+#[test]
+fn an_event_whose_claim_was_not_final_comes_from_the_log_alone() {
+    let config = settings(1 << 20, 64 << 10, WhenFull::Reject);
+    let open = |disk| Scene::open(disk, &config, &[("out", true)], |_| {});
+    let mut scene = open(SimulatedDisk::new(1));
+    (0..3).for_each(|_| scene.send(100).expect("there is room"));
+    let cursor = &mut scene.cursors[0];
+    let claims = [(); 2].map(|()| {
+        let batch = cursor.next(Take { events: 1, ..ALL }).expect("three events");
+        cursor.shelf().store(batch.claim.start, b"{}").expect("the disk is well");
+        batch.claim
+    });
+    cursor.set_aside(claims[0]);
+    scene.work(Chore::Save);
+    let mut scene = open(scene.disk);
+    let found = scene.cursors[0].take_aside();
+    assert_eq!(found, [(claims[0].start, 2)], "the other one is in the log");
+    scene.deliver_to(0);
+    assert_eq!(scene.counts[0].delivered(), 2);
+}
