@@ -7,6 +7,7 @@ use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 use std::time::UNIX_EPOCH;
 
+use rustix::process::{Resource, Rlimit};
 use tempfile::TempDir;
 
 use super::*;
@@ -322,6 +323,25 @@ async fn what_is_taken_away_or_changed_below_it_costs_no_letter() {
     fs::remove_dir_all(scene.path()).unwrap();
     scene.write_safely(&events(3..4, 10)).await;
     assert_eq!(scene.events(), events(3..4, 10));
+}
+
+/// The file can't be longer than the process may write, so that a part of the letter is written.
+/// Method: the limit holds for the process, which is that of this test alone.
+#[tokio::test]
+async fn a_letter_that_is_only_partly_written_is_cut_off_before_it_is_written_elsewhere() {
+    let scene = Scene::new();
+    let all = [event(0, 3000), event(1, 3500)];
+    scene.write_safely(&all[..1]).await;
+    // Without a handler, the signal at the limit ends the process.
+    let at_limit = tokio::signal::unix::SignalKind::from_raw(25);
+    let _handler = tokio::signal::unix::signal(at_limit).unwrap();
+    let limit = rustix::process::getrlimit(Resource::Fsize);
+    let lower = Rlimit { current: Some(4000), ..limit };
+    rustix::process::setrlimit(Resource::Fsize, lower).unwrap();
+    let written = scene.write(&all[1..]).await;
+    rustix::process::setrlimit(Resource::Fsize, limit).unwrap();
+    assert_eq!(written, Written { events: 1, error: None });
+    assert_eq!((scene.files().len(), scene.events()), (2, all.to_vec()));
 }
 
 #[tokio::test]

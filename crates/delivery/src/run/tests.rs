@@ -823,6 +823,22 @@ async fn a_retry_after_is_waited_for_up_to_five_minutes() {
     }
 }
 
+/// The event gets 500 twice, so that a new one ends the pause after that. The consumer then asks
+/// for a pause, which no new event ends.
+#[tokio::test(start_paused = true)]
+async fn a_new_event_does_not_end_the_pause_that_a_consumer_asks_for() {
+    let asked = Duration::from_secs(60);
+    let mut answers = [Answer::Fail, Answer::Fail, Answer::FailFor(asked)].into_iter();
+    let mut bench = Bench::requests(move |_| answers.next().unwrap_or(Answer::Accept));
+    bench.append(&["a"]);
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    bench.append(&["b"]);
+    bench.drained().await;
+    let attempts = bench.attempts();
+    assert!(attempts[3] - attempts[2] >= asked, "{attempts:?}");
+    bench.finish().await;
+}
+
 #[tokio::test(start_paused = true)]
 async fn failures_of_many_requests_at_once_are_one_reason_to_wait() {
     let mut failures = 0;

@@ -188,6 +188,19 @@ async fn tries_at_one_address_prove_nothing_about_another() {
     }
 }
 
+/// A reload has changed the output. Its consumer refuses everything, and may have the number that
+/// the consumer of the delivery before had.
+#[tokio::test(start_paused = true)]
+async fn a_new_delivery_needs_its_own_proof_before_a_refusal_counts() {
+    let mut retrial = set_aside(Answer::Refused, &mut working()).inherited();
+    let mut conducts = Conducts::default();
+    for _ in 0..10 * TRIES {
+        tokio::time::sleep_until(retrial.due).await;
+        let next = retrial.turned_down(Answer::Refused, &mut conducts, 0, PLAIN);
+        assert_eq!((next, retrial.tries), (Next::Wait, 1));
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_event_that_every_address_turns_down_is_given_up() {
     let now = Circumstances { server_errors: Duration::from_secs(60), ..PLAIN };

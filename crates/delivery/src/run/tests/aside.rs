@@ -463,7 +463,8 @@ async fn an_event_whose_address_has_gone_stops_no_other() {
     }
 }
 
-/// More events than the limit are answered with server errors: the oldest are given up.
+/// More events than the limit are answered with server errors: one is given up for each, the oldest
+/// first.
 #[tokio::test(start_paused = true)]
 async fn the_oldest_event_makes_room_for_one_more() {
     let setting = Setting { window: 4, ordered: false, ..Setting::default() };
@@ -472,6 +473,7 @@ async fn the_oldest_event_makes_room_for_one_more() {
         bench.append(&[format!("bad{number}")]);
         bench.append(&[format!("good{number}")]);
         tokio::time::sleep(Duration::from_secs(5)).await;
+        assert_eq!(bench.lost(), (number + 1).saturating_sub(EVENTS_MAX) as u64);
     }
     let aside = bench.status.snapshot().aside.expect("they wait");
     assert_eq!(aside.events, EVENTS_MAX as u64);
