@@ -829,3 +829,32 @@ impl<T: AsyncRead + AsyncWrite + Unpin> AsyncWrite for Watched<T> {
         Poll::Ready(Ok(()))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use telemetry::Telemetry;
+
+    /// A drain or a reload tells the connection to end while its request waits for the queue.
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_is_to_end_has_time_for_the_answer_to_its_last_request() {
+        let registry = Arc::new(Registry::default());
+        let peer = ([127, 0, 0, 1], 1).into();
+        let sender = Sender { listener: "l".into(), peer, refused: Arc::default() };
+        let place = registry.open(1, Telemetry::new().listener("l"), sender).expect("a place");
+        let long = Duration::from_secs(60);
+        let verdict = || {
+            registry.enforce(Deadlines { header: long, idle: long });
+            place.connection.lock().verdict
+        };
+        place.connection.established(false);
+        let in_time = place.connection.begin_request(false, Instant::now());
+        place.connection.leave();
+        tokio::time::advance(10 * FAREWELL).await;
+        assert_eq!(verdict(), None, "its request may still be accepted");
+        place.connection.end_request(in_time, false, Instant::now());
+        assert_eq!(verdict(), None, "the answer is on its way");
+        tokio::time::advance(FAREWELL).await;
+        assert_eq!(verdict(), Some(Verdict::Close));
+    }
+}

@@ -96,6 +96,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_a_body_does_not_hold_any_more_is_free_again() {
+        let in_flight = InFlight::new(Gauge::default());
+        let mut share = Reservation::new(&in_flight, 100);
+        for held in [100, 20, 100, 60] {
+            share.set(held).expect("there is room");
+            assert_eq!(in_flight.is_full(100), held == 100);
+        }
+        drop(share);
+        assert!(!in_flight.is_full(1), "nothing is left");
+    }
+
+    #[test]
     fn the_last_byte_of_max_in_flight_is_taken_and_no_more() {
         let in_flight = InFlight::new(Gauge::default());
         assert!(in_flight.add(60, 100) && in_flight.add(40, 100) && in_flight.is_full(100));
