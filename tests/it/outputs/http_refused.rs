@@ -91,6 +91,22 @@ fn several_bad_events_cost_themselves_alone_and_in_parallel_requests() {
     bad_events_cost_only_themselves(422, &[49, 50, 51], ten);
 }
 
+/// A balancer chooses a backend for each connection, and every second backend refuses one event.
+#[test]
+fn an_event_that_is_refused_alone_reaches_the_backend_of_another_connection() {
+    let batch = generated_batch(0, 50, 1200);
+    let bad = events_of(&batch).remove(20);
+    let sink = HttpSink::start(move |request| {
+        let refuses = request.connection % 2 == 0 && events_in(request).contains(&bad);
+        Answer::status(if refuses { 400 } else { 200 })
+    });
+    let relay = Relay::start(&to_sink(sink.address(), "concurrency = 1\n"));
+    assert_eq!(relay.post(&batch).status, 200);
+    relay.wait_until_delivered(PATIENCE);
+    assert_eq!((of_output(&relay, "output_events_total"), lost(&relay)), (50.0, 0.0));
+    relay.finish(Backlog::Empty);
+}
+
 #[test]
 fn a_limit_by_bytes_makes_batches_smaller_and_costs_only_what_exceeds_it_alone() {
     for concurrency in [1, 4] {

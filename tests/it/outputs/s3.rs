@@ -109,6 +109,42 @@ fn an_object_has_the_same_end_after_a_crash() {
     relay.finish(Backlog::Empty);
 }
 
+/// Method: the server stores an object, its answer is lost, and the relay is killed. The next relay
+/// is told to stop when it has read some of the object's events: each claim has one event that the
+/// filter keeps, so that the output rests after it. A part of the object would have another name.
+#[test]
+fn no_part_of_an_object_that_may_be_stored_is_stored_when_the_relay_stops() {
+    let calm = Arc::new(AtomicBool::new(false));
+    let is_calm = Arc::clone(&calm);
+    let server = S3::start(move || match is_calm.load(Ordering::SeqCst) {
+        true => Mood::Stores,
+        false => Mood::HangsUp(true),
+    });
+    let (keys, spool) = (Keys::new(), TempDir::new().unwrap());
+    let more = "object_age = \"4s\"\nbatch = { max_events = 10 }\n\
+                [[output.filter.match]]\nverbs = [\"get\"]";
+    let config = durable(&keys.output(server.address(), more), &spool);
+    let mut relay = Relay::start(&config);
+    let mut events = Vec::new();
+    for number in 0..40 {
+        let rare =
+            format!(r#"{{"level":"Metadata","auditID":"{number}","stage":"Panic","verb":"get"}}"#);
+        assert_eq!(relay.post(&generated_batch(number, 9, 700)).status, 200);
+        assert_eq!(relay.post(rare.as_bytes()).status, 200);
+        events.push(rare.into_bytes());
+    }
+    wait_until("an object", PATIENCE, || !server.store().objects.is_empty());
+    relay.kill();
+    calm.store(true, Ordering::SeqCst);
+    let mut relay = Relay::start(&config);
+    std::thread::sleep(Duration::from_millis(500));
+    relay.stop();
+    let relay = Relay::start(&config);
+    relay.wait_until_delivered(PATIENCE);
+    assert_are(&lines_of(&server), &events);
+    relay.finish(Backlog::Empty);
+}
+
 /// Method: objects end at an age of 24 hours, and an order to stop comes after a second. The events
 /// must be stored by then, whether the queue is in memory or on disk.
 #[test]
