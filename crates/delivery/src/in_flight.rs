@@ -224,19 +224,21 @@ impl InFlight {
         self.table.get(&start).map(|(_, work)| work)
     }
 
-    /// Returns the position of the first claim that is neither accepted nor given up; `None` if
-    /// there is none.
+    /// Returns the position of the first claim that is neither held nor final; `None` if there is
+    /// none. A claim that is `Burying` is one of them: a reload takes it back, and the next
+    /// delivery sends it, so what is behind it may have to be sent again after it.
     pub(super) fn first_open(&self) -> Option<Position> {
         let open = [
             State::OnWire,
             mutant!("final-before-refused-ones", State::Pending, State::Suspect),
             State::Suspect,
+            State::Burying,
         ];
         open.into_iter().filter_map(|state| self.set(state).first()).min().copied()
     }
 
-    /// Returns the held claims that can become final, because every claim before them is accepted
-    /// or given up.
+    /// Returns the held claims that can become final, because every claim before them is accepted,
+    /// or was given up and is final.
     pub(super) fn held_before_all_open(&self) -> Vec<Claim> {
         if !self.has(State::Held) {
             return Vec::new();

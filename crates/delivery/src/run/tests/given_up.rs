@@ -323,3 +323,25 @@ async fn halves_that_are_given_up_unread_count_each_event_once() {
     assert_eq!((bench.delivered(), bench.lost()), (0, 4));
     bench.finish().await;
 }
+
+/// An ordered output holds the second event, which was accepted before the first one. A reload
+/// comes while the first one is on the wire, and its connection ends when the event is too old. It
+/// is then given up, or sent by the next delivery, with the second one behind it.
+#[tokio::test(start_paused = true)]
+async fn an_event_that_a_reload_saves_from_being_given_up_keeps_its_place() {
+    let seconds = Duration::from_secs;
+    let (latency, max_elapsed) = (seconds(2), Some(seconds(5)));
+    let replaced = vec![Duration::from_millis(7500)];
+    let setting = Setting { window: 1, latency, max_elapsed, replaced, ..Setting::default() };
+    let answers = [Answer::Fail, Answer::Fail, Answer::Accept, Answer::Gone(true)];
+    let mut answers = answers.into_iter();
+    let mut bench =
+        Bench::start::<false>(&setting, move |_| answers.next().unwrap_or(Answer::Accept));
+    bench.append(&["a"]);
+    tokio::time::sleep(seconds(3)).await;
+    bench.append(&["b"]);
+    bench.drained().await;
+    let (seen, lost) = (bench.seen(), bench.lost());
+    assert!(lost == 1 || in_order(&seen, &bench.appended), "{seen:?}, {lost} lost");
+    bench.finish().await;
+}
