@@ -61,9 +61,16 @@ fn wait_for_aside(relay: &Relay, count: u32) {
     });
 }
 
+/// Method: compares the longest wait of an event with that of a run without such events, because
+/// other tests may keep the machine busy for seconds.
 #[test]
 fn poisoned_events_refuse_no_batch_and_hold_up_no_other_event() {
     let batches = batches();
+    let healthy = HttpSink::start(|_| Answer::status(200));
+    let relay = Relay::start(&to_sink(healthy.address(), &format!("[queue]\n{QUEUE}")));
+    let usual = post_all(&relay, &batches);
+    relay.wait_until_delivered(PATIENCE);
+    relay.finish(Backlog::Empty);
     // An ordered output (`concurrency = 1`) pauses once for each such event.
     for (count, concurrency) in [(1, 1), (1, 4), (100, 4)] {
         let poison = Poison::of(&batches, count);
@@ -71,7 +78,8 @@ fn poisoned_events_refuse_no_batch_and_hold_up_no_other_event() {
         let more = format!("concurrency = {concurrency}\n[queue]\n{QUEUE}");
         let relay = Relay::start(&to_sink(sink.address(), &more));
         let lag = post_all(&relay, &batches);
-        assert!(lag < 5.0, "{lag} s, {count} events, {concurrency}");
+        let most = 5.0 + 3.0 * usual;
+        assert!(lag < most, "{lag} s of {most} s, {count} events, {concurrency}");
         wait_for_aside(&relay, count);
         let metrics = relay.metrics();
         assert_eq!(metrics.value("requests_rejected_total", &[("reason", "queue_full")]), 0.0);
@@ -100,8 +108,7 @@ fn what_is_set_aside_on_disk_survives_a_kill_a_reload_and_a_stop() {
         to_sink(sink.address(), &more)
     };
     let mut relay = Relay::start(&config(4));
-    let lag = post_all(&relay, &batches);
-    assert!(lag < 5.0, "{lag} s");
+    post_all(&relay, &batches);
     wait_for_aside(&relay, count);
     let files = || std::fs::read_dir(spool.path().join("set-aside")).unwrap().count();
     assert_eq!(files(), count as usize);
@@ -143,13 +150,19 @@ fn the_oldest_event_becomes_a_dead_letter_when_no_more_can_be_set_aside() {
     for batch in &batches {
         wait_until("the batch is accepted", PATIENCE, || relay.post(batch).status == 200);
     }
-    wait_until("the queue is empty", PATIENCE * 3, || {
-        of_output(&relay, "output_backlog_events") == 0.0
+    // One scrape has all of it: an event may be given up between two.
+    let output = [("output", "consumer")];
+    let mut seen = (0.0, 0.0);
+    wait_until("each bad event is set aside, or a dead letter", PATIENCE * 3, || {
+        let metrics = relay.metrics();
+        let value = |name: &str| metrics.value(name, &output);
+        let letters = value("dead_letter_events_total");
+        seen = (value("output_aside_events"), letters);
+        seen.0 + letters == 1000.0 && value("output_events_total") == 1000.0
     });
-    let (kept, given_up) = (aside(&relay), lost(&relay));
+    let (kept, given_up) = seen;
     assert!(kept > 100.0 && given_up > 100.0, "{kept} are set aside, {given_up} given up");
-    assert_eq!(of_output(&relay, "output_events_total"), 1000.0);
-    assert_eq!(of_output(&relay, "dead_letter_events_total"), given_up);
+    assert_eq!(lost(&relay), given_up);
     poison.works.store(true, Ordering::SeqCst);
     relay.wait_until_delivered(PATIENCE * 3);
     assert_eq!(of_output(&relay, "output_events_total"), 1000.0 + kept);
