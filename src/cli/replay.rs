@@ -30,6 +30,10 @@ const TELL: Duration = Duration::from_secs(5);
 /// The greatest number of the replay's messages for the user that wait to be printed.
 const NOTES: usize = 256;
 
+/// The same for a log that is followed, and the time between two lines about its bad lines after
+/// the first ones.
+const TELL_CALMLY: Duration = Duration::from_secs(60);
+
 /// The greatest number of bad lines that are printed.
 const BAD_LINES_SHOWN: u64 = 10;
 
@@ -48,6 +52,10 @@ pub(super) struct Arguments {
     /// the events are sent that at least one of its outputs has not finished
     #[arg(required = true, value_name = "FILE|DIR")]
     files: Vec<PathBuf>,
+    /// Follow one log as it grows and is rotated, until SIGTERM. Whatever a retry can mend is tried
+    /// without an end, and one request is under way at a time
+    #[arg(long, requires = "resume", conflicts_with_all = ["output", "even_if_running", "attempts", "concurrency"])]
+    follow: bool,
     /// Of a directory, send only the events that this output has not finished
     #[arg(long, value_name = "NAME")]
     output: Option<String>,
@@ -63,9 +71,9 @@ pub(super) struct Arguments {
     /// Keep the progress in this file, and go on from it if the file exists
     #[arg(long, value_name = "FILE")]
     resume: Option<PathBuf>,
-    /// What to do with a line that is no audit event
-    #[arg(long, value_name = "WHAT", default_value = "stop")]
-    on_bad_line: BadLine,
+    /// What to do with a line that is no audit event [default: stop; with --follow: skip]
+    #[arg(long, value_name = "WHAT")]
+    on_bad_line: Option<BadLine>,
     #[command(flatten)]
     requests: Requests,
     #[command(flatten)]
@@ -151,7 +159,10 @@ pub(super) fn check(files: &[PathBuf]) -> Result<(), u8> {
 
 pub(super) fn run(arguments: &Arguments) -> Result<(), u8> {
     let wrong = |what: String| super::wrong(escape::message(&what));
-    check(&arguments.files)?;
+    // A log that is followed need not be there yet.
+    if !arguments.follow {
+        check(&arguments.files)?;
+    }
     let Tls { ca, certificate, key, .. } = &arguments.tls;
     for file in [ca, certificate, key].into_iter().flatten().filter(|_| is_https(arguments)) {
         input(file, "the PEM file")?;
@@ -184,13 +195,14 @@ fn settings(arguments: &Arguments) -> Settings {
         rate: arguments.rate,
         batch_events: arguments.requests.batch as usize,
         batch_bytes: arguments.requests.batch_bytes,
-        concurrency: arguments.requests.concurrency as usize,
+        concurrency: if arguments.follow { 1 } else { arguments.requests.concurrency as usize },
         resume: arguments.resume.clone(),
-        on_bad_line: match arguments.on_bad_line {
-            BadLine::Stop => OnBadLine::Stop,
-            BadLine::Skip => OnBadLine::Skip,
+        on_bad_line: match (arguments.on_bad_line, arguments.follow) {
+            (Some(BadLine::Stop), _) | (None, false) => OnBadLine::Stop,
+            (Some(BadLine::Skip), _) | (None, true) => OnBadLine::Skip,
         },
         only_looks: false,
+        follows: arguments.follow,
     }
 }
 
@@ -220,7 +232,10 @@ fn client(arguments: &Arguments, stop: CancellationToken) -> Result<Client, Stri
     });
     let token = token.transpose()?;
     let Requests { attempts, backoff: pause, .. } = arguments.requests;
-    let retry = Retry { attempts, pause };
+    let retry = match arguments.follow {
+        true => Retry::unlimited(pause),
+        false => Retry { attempts, pause, ..Retry::default() },
+    };
     Client::new(&arguments.url, tls, token.as_deref(), retry, stop)
 }
 
@@ -231,11 +246,12 @@ async fn send(
     stop: CancellationToken,
 ) -> Result<(), u8> {
     let mut display = Display::new(replay.file_bytes());
+    display.follows = arguments.follow;
     let (progress, ended) =
         shown_run(replay, To::Relay(Arc::new(client)), &mut display, stop).await?;
     print(&display.summary(progress))?;
     match ended {
-        Some(Ok(())) if progress.is_nothing() => {
+        Some(Ok(())) if progress.is_nothing() && !arguments.follow => {
             Err(failed("no event was sent: each line that was read is bad"))
         }
         Some(Ok(())) => Ok(()),
@@ -263,6 +279,7 @@ pub(super) fn look(
         resume: None,
         on_bad_line: OnBadLine::Skip,
         only_looks: true,
+        follows: false,
     });
     let replay = replay.map_err(|error| super::wrong(escape::message(&error.to_string())))?;
     let mut display = Display::new(replay.file_bytes());
@@ -403,6 +420,11 @@ struct Display {
     replayed: String,
     /// The number of bad lines so far. Only the first ones are printed.
     bad_lines: u64,
+    /// The number of bad lines of which nothing was printed yet, and the time at which such lines
+    /// were counted last.
+    untold: (u64, Instant),
+    /// `true`: a log is followed.
+    follows: bool,
 }
 
 impl Display {
@@ -416,8 +438,17 @@ impl Display {
             None => ProgressBar::new_spinner().with_style(style("{spinner} {elapsed}  {msg}")),
         };
         let now = Instant::now();
-        let (told, replayed) = ((now, 0), String::new());
-        Self { bar, file_bytes, begun: now, told, from: None, replayed, bad_lines: 0 }
+        Self {
+            bar,
+            file_bytes,
+            begun: now,
+            told: (now, 0),
+            from: None,
+            replayed: String::new(),
+            bad_lines: 0,
+            untold: (0, now),
+            follows: false,
+        }
     }
 
     fn note(&mut self, note: &Note) {
@@ -425,6 +456,7 @@ impl Display {
             Note::BadLine { span, what } => {
                 self.bad_lines += 1;
                 if self.bad_lines > BAD_LINES_SHOWN {
+                    self.untold.0 += 1;
                     return;
                 }
                 format!("{}: skipped: {}", spot(span), escape::message(what))
@@ -437,8 +469,12 @@ impl Display {
             }
             Note::Retrying { span, failed } => {
                 let Failed { what, attempt, attempts, pause } = failed;
+                let of = match *attempts {
+                    u32::MAX => String::new(),
+                    attempts => format!(" of {attempts}"),
+                };
                 format!(
-                    "{}: {what}; attempt {attempt} of {attempts}, the next in {:.1} s",
+                    "{}: {what}; attempt {attempt}{of}, the next in {:.1} s",
                     spot(span),
                     pause.as_secs_f64(),
                 )
@@ -452,6 +488,9 @@ impl Display {
     }
 
     fn look(&mut self, progress: Progress) {
+        if self.follows && self.untold.1.elapsed() >= TELL_CALMLY {
+            self.tell_bad_lines();
+        }
         let rate = rate(progress.accepted, self.begun.elapsed());
         let sent = format!("{} events  {}/s", HumanCount(progress.accepted), HumanCount(rate));
         if self.from.is_none() && progress.file_bytes > 0 {
@@ -470,7 +509,7 @@ impl Display {
             return;
         }
         let (at, before) = self.told;
-        if at.elapsed() < TELL {
+        if at.elapsed() < if self.follows { TELL_CALMLY } else { TELL } {
             return;
         }
         let rate = self::rate(progress.accepted - before, at.elapsed());
@@ -502,10 +541,16 @@ impl Display {
         format!(", {} left", HumanDuration(Duration::from_secs_f64(left)))
     }
 
-    fn clear(&self) {
+    fn clear(&mut self) {
         self.bar.finish_and_clear();
-        if let Some(more @ 1..) = self.bad_lines.checked_sub(BAD_LINES_SHOWN) {
-            eprintln!("{more} more bad lines were skipped");
+        self.tell_bad_lines();
+    }
+
+    /// Prints the number of bad lines that were not printed one by one.
+    fn tell_bad_lines(&mut self) {
+        let more = std::mem::replace(&mut self.untold, (0, Instant::now())).0;
+        if more > 0 {
+            self.bar.suspend(|| eprintln!("{more} more bad lines were skipped"));
         }
     }
 
@@ -515,8 +560,12 @@ impl Display {
             0 => String::new(),
             events => format!("accepted before: {events}\n"),
         };
+        let gaps = match self.follows {
+            true => format!("gaps: {}\n", progress.gaps),
+            false => String::new(),
+        };
         format!(
-            "sent: {}\naccepted: {}\n{before}bad lines: {}\nbytes: {}\nseconds: {:.1}\nevents per second: {}\n{}",
+            "sent: {}\naccepted: {}\n{before}bad lines: {}\n{gaps}bytes: {}\nseconds: {:.1}\nevents per second: {}\n{}",
             progress.sent,
             progress.accepted,
             progress.bad_lines,

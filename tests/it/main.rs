@@ -145,6 +145,7 @@ mod operate {
     mod reload;
     mod replay;
     mod replay_directory;
+    mod replay_follow;
     mod restrict;
     mod secrets;
     mod seen;

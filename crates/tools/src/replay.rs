@@ -14,6 +14,7 @@
 //! | 1 | `self` `client` `packing` `resume` `wrapping` | the run · requests · compression · the resume file · records around events |
 //! | 2 | `line` `spool` | a line of a log · a queue's directory |
 //! | 3 | `input` | what is read |
+//! | 4 | `follow` | a log that grows and is rotated |
 
 use std::collections::VecDeque;
 use std::num::NonZeroU32;
@@ -33,6 +34,7 @@ use ::client::ask::Connection;
 use base::position::Position;
 
 pub mod client;
+mod follow;
 mod input;
 mod line;
 pub mod packing;
@@ -109,6 +111,9 @@ pub struct Settings {
     /// `true`: the batches are JSON lines, for [`To::Look`]. Of a directory, all stored events are
     /// read, whether or not an output has finished them.
     pub only_looks: bool,
+    /// `true`: the only file is a log that is followed through its rotations until a stop is
+    /// requested. Each batch is sent only after the resume file has the one before it.
+    pub follows: bool,
 }
 
 /// The receiver of the batches.
@@ -173,9 +178,9 @@ pub enum Note {
         /// The reason for the failure, and the pause before the next request.
         failed: Failed,
     },
-    /// A remark about a queue's directory, such as damage in it.
+    /// A remark about a queue's directory, such as damage in it, or about a log that is followed.
     Remark {
-        /// The path of the directory.
+        /// The path of the directory or log.
         directory: PathBuf,
         /// The text of the remark.
         what: String,
@@ -197,6 +202,8 @@ pub struct Progress {
     pub bytes: u64,
     /// The number of lines that were skipped because they are not events.
     pub bad_lines: u64,
+    /// The number of gaps in a log that is followed: places at which events may be lost.
+    pub gaps: u64,
     /// The number of bytes of the inputs that are done. The bytes of a file are counted as they are
     /// on disk (compressed, for a compressed file), and those of a queue as its lines. Every event
     /// in these bytes is accepted, and every bad line in them was skipped. For a compressed file,
@@ -245,6 +252,9 @@ impl Replay {
     ///
     /// [`Unusable`] names the input or the file that cannot be used.
     pub fn new(settings: Settings) -> Result<Self, Unusable> {
+        if settings.follows {
+            return Self::following(settings);
+        }
         let mut directories = Vec::new();
         for file in &settings.files {
             directories.push(is_directory(file)?);
@@ -289,9 +299,44 @@ impl Replay {
         Ok(Self { settings, frontier: Frontier::new(state, spools) })
     }
 
-    /// Returns what the operator should know before the events of queues are sent, one sentence for
-    /// each line: which events are sent, and which outputs get some of them a second time.
+    /// Does the same for a log that is followed.
+    fn following(settings: Settings) -> Result<Self, Unusable> {
+        let ([log], Some(file)) = (&*settings.files, &settings.resume) else {
+            let what = "--follow needs exactly one file, and --resume FILE";
+            return Err(Unusable(what.to_owned()));
+        };
+        follow::check(log).map_err(Unusable)?;
+        let mut state = State::load(file).map_err(Unusable)?;
+        if state.files.len() > 2 || state.files.iter().any(|read| read.queue.is_some()) {
+            return Err(Unusable(format!(
+                "the resume file {} is not of a log that was followed: name another file for \
+                 --resume",
+                file.display()
+            )));
+        }
+        let cannot = |what: &str, path: &Path, error: std::io::Error| {
+            Unusable(format!("cannot {what} {}: {error}", path.display()))
+        };
+        if state.files.is_empty() {
+            state.files = follow::begin(log).map_err(|error| cannot("read", log, error))?;
+        }
+        state.save(file).map_err(|error| cannot("write", file, error))?;
+        let mut frontier = Frontier::new(state, vec![None]);
+        (frontier.at.0, frontier.follows) = (0, true);
+        Ok(Self { settings, frontier })
+    }
+
+    /// Returns what the operator should know before the events are sent, one sentence for each
+    /// line: which events of queues are sent, and which outputs get some of them a second time; at
+    /// which place of a log the first run begins.
     pub fn remarks(&self) -> Vec<String> {
+        let known = self.frontier.state.files.last().filter(|_| self.settings.follows);
+        if let Some(log) = known.filter(|read| !read.is_begun()) {
+            return vec![format!(
+                "{}: begins with its first line; what was rotated before is not sent",
+                log.path.display()
+            )];
+        }
         let inputs = self.settings.files.iter().zip(&self.frontier.spools);
         let spools = inputs.filter_map(|(path, spool)| Some((path, spool.as_ref()?)));
         spools.flat_map(|(path, spool)| spool.remarks(path)).collect()
@@ -305,9 +350,9 @@ impl Replay {
     }
 
     /// Returns the size of all inputs together, in bytes. `None` if an input has no size, such as a
-    /// pipe.
+    /// pipe or a log that is followed.
     pub fn file_bytes(&self) -> Option<u64> {
-        self.sizes().sum()
+        self.sizes().sum::<Option<u64>>().filter(|_| !self.settings.follows)
     }
 
     /// Returns the size of each input in bytes. The size of a queue is that of the lines that are
@@ -346,11 +391,12 @@ impl Replay {
         };
         let (sender, items) = mpsc::channel(1);
         let for_reader = notes.clone();
+        let read_all = if settings.follows { follow::read_all } else { input::read_all };
         // The thread ends when `items` is dropped. A thread that hangs in a read is left behind,
         // and ends with the process.
         let reading = std::thread::Builder::new()
             .name("replay-reader".to_owned())
-            .spawn(move || input::read_all(&plan, &sender, &for_reader));
+            .spawn(move || read_all(&plan, &sender, &for_reader));
         let running = Running {
             to,
             notes,
@@ -414,6 +460,8 @@ struct Frontier {
     at: (usize, u64),
     /// For each input: the queue if it is a queue's directory, and `None` if it is a file.
     spools: Vec<Option<Arc<Spool>>>,
+    /// `true`: the only input is a log that is followed, whose files have the index 0.
+    follows: bool,
 }
 
 impl Frontier {
@@ -422,7 +470,8 @@ impl Frontier {
         let start = |spool: &Arc<Spool>| spool.start.get();
         let begin = spools.get(last).and_then(Option::as_ref).map(start);
         let lines = begin.or_else(|| state.files.last().map(|read| read.lines));
-        Self { state, first: 0, sent: VecDeque::new(), at: (last, lines.unwrap_or(0)), spools }
+        let at = (last, lines.unwrap_or(0));
+        Self { state, first: 0, sent: VecDeque::new(), at, spools, follows: false }
     }
 
     /// Returns the queue of an input; `None` if the input is a file.
@@ -466,11 +515,16 @@ impl Frontier {
             offset,
             lines,
         };
+        self.state.events += done.events;
+        if self.follows {
+            resume::go_on(&mut self.state.files, read, done.gaps > 0);
+            self.at = (0, lines);
+            return Some(done);
+        }
         match self.state.files.get_mut(file) {
             Some(there) => *there = read,
             None => self.state.files.push(read),
         }
-        self.state.events += done.events;
         // The reader also reports the ends of the files that an earlier run has sent. These ends
         // lie before the frontier.
         self.at = self.at.max((file, lines));
@@ -622,6 +676,10 @@ type Lane = std::pin::Pin<Box<dyn Future<Output = Done> + Send>>;
 /// failure to read, only the failed request is reported. The resume file is written once more at
 /// the end.
 ///
+/// With a log that is followed, the loop ends when `stop` is cancelled, without a trouble. A batch
+/// is sent only after the resume file has everything before it, so that a kill repeats one batch at
+/// most.
+///
 /// The frontier never passes a request that was not accepted. Therefore a later run with the same
 /// resume file may send events twice, but it never leaves out an event.
 struct Running<'l> {
@@ -654,11 +712,16 @@ impl Running<'_> {
             if is_over && self.lanes.is_empty() {
                 break;
             }
+            if self.settings.follows {
+                self.saver.save(self.settings.resume.as_ref(), &self.frontier.state);
+            }
             let may_send =
                 trouble.is_none() && next.as_ref().is_some_and(|next| self.has_room(next));
             tokio::select! {
                 Some(done) = self.lanes.next() => {
-                    let met = self.done(done).err();
+                    // With `--follow`, a request that a stop has cut off is no trouble.
+                    let is_asked = self.settings.follows && self.stop.is_cancelled();
+                    let met = self.done(done).err().filter(|_| !is_asked);
                     let is_first = trouble.as_ref().is_none_or(|trouble| trouble.finishes);
                     trouble = if is_first { met.or(trouble) } else { trouble };
                 }
@@ -684,7 +747,10 @@ impl Running<'_> {
                         self.send(batch);
                     }
                 }
-                () = self.stop.cancelled(), if trouble.is_none() => {
+                () = self.stop.cancelled(), if self.settings.follows && reading => {
+                    (reading, next) = (false, None);
+                }
+                () = self.stop.cancelled(), if !self.settings.follows && trouble.is_none() => {
                     trouble = Some(Trouble::here("interrupted".to_owned()));
                 }
                 written = self.saver.written() => {
@@ -711,8 +777,12 @@ impl Running<'_> {
     }
 
     /// Returns `true` if three limits allow the batch to be sent now: the number of requests under
-    /// way, the number of their bytes, and the number of requests after the frontier.
+    /// way, the number of their bytes, and the number of requests after the frontier. With a log
+    /// that is followed, the resume file must have the frontier too.
     fn has_room(&self, batch: &Batch) -> bool {
+        if self.settings.follows && self.saver.saved.as_ref() != Some(&self.frontier.state) {
+            return false;
+        }
         let (lanes, concurrency) = (self.lanes.len(), self.settings.concurrency);
         let fits = self.in_flight_bytes + batch.body.len() <= IN_FLIGHT_BYTES_MAX;
         lanes < concurrency
@@ -788,6 +858,7 @@ impl Running<'_> {
             let before: u64 = self.sizes.iter().take(done.end.file).sum();
             self.progress.send_modify(|progress| {
                 progress.bad_lines += done.bad_lines;
+                progress.gaps += done.gaps;
                 progress.file_bytes = before + done.end.bytes_read;
             });
         }

@@ -53,12 +53,21 @@ pub struct Retry {
     /// The pause before the second attempt. Each later pause is 1.5 times as long as the one
     /// before.
     pub pause: Duration,
+    /// The longest pause, without its random part.
+    pub pause_max: Duration,
+}
+
+impl Retry {
+    /// The retries of a log that is followed: without an end, with pauses of 30 s at most.
+    pub fn unlimited(pause: Duration) -> Self {
+        Self { attempts: u32::MAX, pause, pause_max: Duration::from_secs(25) }
+    }
 }
 
 impl Default for Retry {
     /// Returns the values that kube-apiserver's webhook uses.
     fn default() -> Self {
-        Self { attempts: 5, pause: Duration::from_secs(10) }
+        Self { attempts: 5, pause: Duration::from_secs(10), pause_max: Duration::MAX }
     }
 }
 
@@ -84,7 +93,7 @@ pub struct Failed {
     pub what: String,
     /// The number of the attempt, counted from 1.
     pub attempt: u32,
-    /// The greatest number of attempts for the batch.
+    /// The greatest number of attempts for the batch; `u32::MAX`: there is no limit.
     pub attempts: u32,
     /// The time until the next request.
     pub pause: Duration,
@@ -191,8 +200,8 @@ impl Client {
         events: u64,
         failed: impl Fn(Failed),
     ) -> Result<(), Failure> {
-        let Retry { attempts, mut pause } = self.retry;
-        let mut attempt = 1;
+        let Retry { attempts, pause, pause_max } = self.retry;
+        let (mut pause, mut attempt) = (pause.min(pause_max), 1);
         loop {
             let told = |what: &str, pause| {
                 failed(Failed { what: what.to_owned(), attempt, attempts, pause });
@@ -210,8 +219,8 @@ impl Client {
             if self.stop.run_until_cancelled(tokio::time::sleep(jittered)).await.is_none() {
                 return Err(Failure::Stopped);
             }
-            pause = pause.mul_f64(MULTIPLIER);
-            attempt += 1;
+            pause = pause.mul_f64(MULTIPLIER).min(pause_max);
+            attempt = attempt.saturating_add(1);
         }
     }
 

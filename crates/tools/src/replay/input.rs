@@ -44,7 +44,7 @@ const KEPT_BYTES_MAX: usize = 1024 * 1024;
 
 /// The greatest number of bad lines in a batch. At this number, the reader hands out the batch,
 /// even if the batch is not full or has no events. The frontier can then move past these lines.
-const BAD_LINES_MAX: u64 = 1000;
+pub(super) const BAD_LINES_MAX: u64 = 1000;
 
 /// The end of the message about a line at which a replay stops.
 const SKIP_LINE: &str = "with --on-bad-line skip such lines are counted and left out";
@@ -53,7 +53,7 @@ const SKIP_LINE: &str = "with --on-bad-line skip such lines are counted and left
 const SKIP_REST: &str = "with --on-bad-line skip the rest of such a file is left out";
 
 /// The file name that means standard input.
-const STDIN: &str = "-";
+pub(super) const STDIN: &str = "-";
 
 /// A point between two lines of the inputs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -97,6 +97,8 @@ pub(super) struct Batch {
     pub(super) bad_lines: u64,
     /// The damage that was found in a queue's directory since the previous batch.
     pub(super) damage: Damage,
+    /// The number of gaps in a log that is followed, since the previous batch.
+    pub(super) gaps: u64,
 }
 
 /// The damage in a part of a queue's directory.
@@ -135,7 +137,7 @@ pub(super) struct Plan {
 }
 
 /// The reason why reading has ended before the end of the last file.
-enum Ended {
+pub(super) enum Ended {
     /// A line cannot be read or is not an event. `line` is its number, and `what` says why.
     Failed { line: u64, what: String },
     /// The replay takes no items any more, so reading further would be useless.
@@ -175,11 +177,11 @@ pub(super) fn read_all(plan: &Plan, items: &mpsc::Sender<Item>, notes: &mpsc::Se
 
 /// The state of the reader thread. `cut_short` is the number of files that could not be read to
 /// their ends.
-struct Reader<'a> {
-    plan: &'a Plan,
-    items: &'a mpsc::Sender<Item>,
-    notes: &'a mpsc::Sender<Note>,
-    cut_short: u64,
+pub(super) struct Reader<'a> {
+    pub(super) plan: &'a Plan,
+    pub(super) items: &'a mpsc::Sender<Item>,
+    pub(super) notes: &'a mpsc::Sender<Note>,
+    pub(super) cut_short: u64,
 }
 
 impl Reader<'_> {
@@ -212,7 +214,7 @@ impl Reader<'_> {
                         Ahead::Other => Err(what),
                     })
                 }
-                Ok(Next::TooLong) => Err(format!("longer than {LINE_BYTES_MAX} bytes")),
+                Ok(Next::TooLong) => Err(longer()),
                 Err(error) => {
                     let what = format!("cannot read further: {}", text.packing.explain(&error));
                     batch.flush(self.items)?;
@@ -251,7 +253,7 @@ impl Reader<'_> {
     /// `found` is the range of the events in the line, or says why the line is bad; `number` is the
     /// line's number, or its position in a queue. Returns `false` if the line is bad and was
     /// skipped. `Err` if the line is bad and stops the replay.
-    fn add(
+    pub(super) fn add(
         &mut self,
         batch: &mut Batch,
         path: &Path,
@@ -327,8 +329,8 @@ impl Reader<'_> {
         Ok(())
     }
 
-    /// Sends a note about a queue's directory to the operator.
-    fn remark(&self, directory: &Path, what: String) {
+    /// Sends a note about a queue's directory, or a log that is followed, to the operator.
+    pub(super) fn remark(&self, directory: &Path, what: String) {
         let directory = directory.to_owned();
         self.notes.blocking_send(Note::Remark { directory, what }).ok();
     }
@@ -381,7 +383,7 @@ impl Events<'_, '_> {
             return Ok(());
         }
         let found = match std::mem::take(&mut self.is_too_long) {
-            true => Err(format!("longer than {LINE_BYTES_MAX} bytes")),
+            true => Err(longer()),
             false => line::find(&mut self.line),
         };
         let number = self.next.lines;
@@ -452,7 +454,7 @@ impl Batch {
 
     /// Sends the request to the replay, even if the request has no events, and begins a new
     /// request. `Err` if the replay takes no more requests.
-    fn flush(&mut self, items: &mpsc::Sender<Item>) -> Result<(), Ended> {
+    pub(super) fn flush(&mut self, items: &mpsc::Sender<Item>) -> Result<(), Ended> {
         let next = Self { end: self.end, as_lines: self.as_lines, ..Self::default() };
         let mut full = std::mem::replace(self, next);
         if full.events > 0 {
@@ -467,7 +469,7 @@ impl Batch {
 
 /// The result of reading one line with [`Text::next`].
 #[derive(Debug, PartialEq, Eq)]
-enum Next {
+pub(super) enum Next {
     /// A line was read.
     Line,
     /// The line is longer than `LINE_BYTES_MAX` bytes, and was skipped.
@@ -488,6 +490,11 @@ enum Ahead {
     Other,
 }
 
+/// Returns the message about a line that is too long.
+pub(super) fn longer() -> String {
+    format!("longer than {LINE_BYTES_MAX} bytes")
+}
+
 /// Returns the message about a JSON document that is too long, which begins with this line.
 fn too_long(line: &[u8]) -> String {
     let filter = if line.starts_with(b"[") { ".[]" } else { ".items[]? // ." };
@@ -498,7 +505,7 @@ fn too_long(line: &[u8]) -> String {
 }
 
 /// The text of one file, read line by line.
-struct Text {
+pub(super) struct Text {
     reader: Box<dyn BufRead + Send>,
     /// What was read from `reader` ahead of `place`, from `ahead_at` on.
     ahead: Vec<u8>,
@@ -508,11 +515,11 @@ struct Text {
     /// The number of bytes that were read from the file, as they are on disk (compressed, for a
     /// compressed file).
     bytes_read: Arc<AtomicU64>,
-    packing: Packing,
+    pub(super) packing: Packing,
     /// `true`: the last line that was read has no line break at its end, so it may be incomplete.
     is_torn: bool,
     /// The point in the file after the last line that was read.
-    place: Place,
+    pub(super) place: Place,
 }
 
 impl Text {
@@ -543,14 +550,19 @@ impl Text {
         Ok(text)
     }
 
-    /// Opens a file at its beginning, and finds out whether it is compressed.
+    /// Opens a file at its beginning.
     fn at_start(path: &Path, file: usize) -> io::Result<Self> {
-        let bytes_read = Arc::<AtomicU64>::default();
         let source: Box<dyn Read + Send> = if path.as_os_str() == STDIN {
             Box::new(io::stdin())
         } else {
             Box::new(File::open(path)?)
         };
+        Self::of(source, file)
+    }
+
+    /// Begins to read a file from `source`, and finds out whether it is compressed.
+    pub(super) fn of(source: Box<dyn Read + Send>, file: usize) -> io::Result<Self> {
+        let bytes_read = Arc::<AtomicU64>::default();
         let counted = Counted { source, bytes: Arc::clone(&bytes_read) };
         let mut raw = BufReader::with_capacity(BUFFER, counted);
         let mut magic = Vec::with_capacity(MAGIC_BYTES);
@@ -587,22 +599,48 @@ impl Text {
                 self.reader = Box::new(BufReader::with_capacity(BUFFER, counted));
             }
             Packing::Plain | Packing::Gzip | Packing::Zstd => {
-                let Some(mut left) = resumed.offset.checked_sub(self.place.offset) else {
+                let Some(left) = resumed.offset.checked_sub(self.place.offset) else {
                     return Ok(false);
                 };
-                while left > 0 {
-                    let available = self.reader.fill_buf()?.len();
-                    if available == 0 {
-                        return Ok(false);
-                    }
-                    let used = usize::try_from(left).unwrap_or(usize::MAX).min(available);
-                    self.reader.consume(used);
-                    left -= used as u64;
+                if !self.skip(left)? {
+                    return Ok(false);
                 }
             }
         }
         (self.place.offset, self.place.lines) = (resumed.offset, resumed.lines);
         Ok(true)
+    }
+
+    /// Skips this many bytes of the text. Returns `false` if the text has fewer.
+    pub(super) fn skip(&mut self, mut left: u64) -> io::Result<bool> {
+        while left > 0 {
+            let available = self.reader.fill_buf()?.len();
+            if available == 0 {
+                return Ok(false);
+            }
+            let used = usize::try_from(left).unwrap_or(usize::MAX).min(available);
+            self.reader.consume(used);
+            left -= used as u64;
+        }
+        Ok(true)
+    }
+
+    /// Reads ahead until the next line is there with its line break, and returns `true` then;
+    /// `false` if the text ends before, and may go on later.
+    pub(super) fn has_line(&mut self) -> io::Result<bool> {
+        if memchr::memchr(b'\n', self.available()?).is_some() {
+            return Ok(true);
+        }
+        self.ahead.drain(..std::mem::take(&mut self.ahead_at));
+        loop {
+            let more = self.reader.fill_buf()?;
+            let (used, is_whole) = (more.len(), memchr::memchr(b'\n', more).is_some());
+            self.ahead.extend_from_slice(more);
+            self.reader.consume(used);
+            if used == 0 || is_whole || self.ahead.len() > LINE_BYTES_MAX {
+                return Ok(used > 0);
+            }
+        }
     }
 
     /// Returns the bytes that come next; none at the end of the text.
@@ -662,7 +700,7 @@ impl Text {
 
     /// Reads the next line into `line`, and adds a `\n` if the last line of the text has none. A
     /// line that is too long is read to its end, but only its beginning is kept.
-    fn next(&mut self, line: &mut Vec<u8>) -> io::Result<Next> {
+    pub(super) fn next(&mut self, line: &mut Vec<u8>) -> io::Result<Next> {
         line.clear();
         if line.capacity() > KEPT_BYTES_MAX {
             *line = Vec::new();

@@ -77,7 +77,7 @@ impl Queue {
 
 /// The record in the resume file about one input, which is a file or a queue's directory: how much
 /// of it has been accepted.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Read {
     /// The path of the file or directory, for people who read the resume file. The program only
     /// shows the path in an error.
@@ -103,8 +103,27 @@ pub(super) struct State {
     /// The number of events that have been accepted in all runs together.
     pub(super) events: u64,
     /// The files of which a part was accepted, in the order of the command line. All files but the
-    /// last have been read to their ends.
+    /// last have been read to their ends. Of a log that is followed, the file with the place and
+    /// the one before it.
     pub(super) files: Vec<Read>,
+}
+
+/// Notes in `files`, the record of a log that is followed, how much of a file has been accepted.
+/// `is_after_gap` is `true` if the file does not follow directly on the one of the last record.
+pub(super) fn go_on(files: &mut Vec<Read>, read: Read, is_after_gap: bool) {
+    match files.last_mut() {
+        Some(last) if last.head == read.head || !last.is_begun() || is_after_gap => *last = read,
+        _ => files.push(read),
+    }
+    files.drain(..files.len().saturating_sub(2));
+}
+
+impl Read {
+    /// Returns `false` if the record stands for a file that is not known yet: the one after the
+    /// file of the record before it.
+    pub(super) fn is_begun(&self) -> bool {
+        self.head != Head::default()
+    }
 }
 
 impl Default for State {

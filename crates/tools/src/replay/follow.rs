@@ -1,0 +1,644 @@
+//! Follows the audit.log of a kube-apiserver through its rotations, in one thread and for as long
+//! as somebody takes the events.
+//!
+//! The log is a live file and the rotated files beside it, in the order of their names (`Age`). A
+//! place in it is a file and an offset. A file is recognised by the beginning of its text (`Head`),
+//! never by its name or inode alone. So a rename, a compression and a copy with truncation
+//! (`copytruncate`) look alike: what is read next is the rest of the file that has this beginning,
+//! and then the file after it. A file is left only when the one after it has text, and is read to
+//! its end once more after that was seen, because a line may have come in between.
+//!
+//! There is no inotify: it does not see everything on network file systems and bind mounts, and
+//! five looks a second cost nothing. If no file has the place, events may be lost. This is reported
+//! and counted, and the oldest file that is newer is read next.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io;
+use std::io::{BufRead, BufReader, Read};
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+
+use super::input::{self, Batch, Ended, Item, Next, Plan, Reader, STDIN, Text};
+use super::packing::{MAGIC_BYTES, Packing};
+use super::resume::{self, Head};
+use super::{Note, OnBadLine, Span, Unit, line};
+use audit::EVENT_HEAD;
+
+/// The time between two looks at the log when it has no further line.
+const POLL: Duration = Duration::from_millis(200);
+
+/// The number of looks in which no file has the place before it counts as lost. While files are
+/// renamed, one look may miss a file.
+const GONE_LOOKS: u32 = 10;
+
+/// The reason why something cannot be followed.
+const NO_LOG: &str = "--follow needs the log into which kube-apiserver writes, a plain file";
+
+/// The age of a file of the log, by its name. An older file is less.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+enum Age {
+    /// Rotated at this time: `audit-2026-11-20T10-00-00.000.log` of kube-apiserver itself, or
+    /// `audit.log-20261120` of logrotate's `dateext`.
+    At(String),
+    /// Rotated so many times: `audit.log.2`.
+    Rotated(std::cmp::Reverse<u64>),
+    /// The file into which kube-apiserver writes.
+    Live,
+}
+
+impl Age {
+    /// Returns the age of the file `name` of the log `live`, or `None` if the file is not of this
+    /// log. Neither name has the ending of a compression.
+    fn of(name: &str, live: &str) -> Option<Self> {
+        if name == live {
+            return Some(Self::Live);
+        }
+        let dot = live.rfind('.').unwrap_or(live.len());
+        let (stem, extension) = live.split_at(dot);
+        let rest = name.strip_prefix(stem)?;
+        let rest = rest.strip_prefix(extension).or_else(|| rest.strip_suffix(extension))?;
+        match rest.split_at_checked(1)? {
+            (".", number) => number.parse().ok().map(std::cmp::Reverse).map(Self::Rotated),
+            ("-", time) => {
+                let is_time = |byte: u8| byte.is_ascii_digit() || b"-T.".contains(&byte);
+                let has_digit = time.starts_with(|first: char| first.is_ascii_digit());
+                (has_digit && time.bytes().all(is_time)).then(|| Self::At(time.to_owned()))
+            }
+            _ => None,
+        }
+    }
+}
+
+/// A file of the log that has text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Found {
+    path: PathBuf,
+    /// The numbers of the device and the inode.
+    inode: (u64, u64),
+    head: Head,
+}
+
+/// What is read next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Wanted {
+    /// The rest of the file with the place.
+    Rest,
+    /// The file after the one with the place.
+    Next,
+    /// The oldest file after the one before the place's: that one is not known, or is gone.
+    Newer,
+}
+
+/// The result of a search for what is wanted.
+#[derive(Debug, PartialEq, Eq)]
+enum Choice<T> {
+    File(T),
+    /// It is not there yet.
+    Later,
+    /// No file has the place.
+    Gone,
+}
+
+/// Chooses a file from those of the log, the oldest first. `known` is the record of the place.
+fn choose<'f>(files: &'f [Found], known: &[resume::Read], wanted: Wanted) -> Choice<&'f Found> {
+    let position = |read: &resume::Read| files.iter().rposition(|file| file.head == read.head);
+    let (last, before) = match known {
+        [.., before, last] => (Some(last), Some(before)),
+        _ => (known.last(), None),
+    };
+    let from = match wanted {
+        _ if files.is_empty() => return Choice::Later,
+        Wanted::Newer => before.and_then(position).map_or(0, |at| at + 1),
+        Wanted::Rest | Wanted::Next => match last.and_then(position) {
+            Some(at) => at + usize::from(wanted == Wanted::Next),
+            None => return Choice::Gone,
+        },
+    };
+    files.get(from).map_or(Choice::Later, Choice::File)
+}
+
+/// Returns the files of the log that have text, the oldest first. A compressed file does not count
+/// beside the plain file from which it is made, because it may not be complete yet.
+fn files(log: &Path) -> io::Result<Vec<Found>> {
+    let live = log.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let directory = log.parent().filter(|parent| !parent.as_os_str().is_empty());
+    let mut ages = BTreeMap::new();
+    let entries = match std::fs::read_dir(directory.unwrap_or(Path::new("."))) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries?,
+    };
+    for entry in entries {
+        let path = entry?.path();
+        let Some(name) = path.file_name().and_then(|name| name.to_str()) else { continue };
+        let plain = name.strip_suffix(".gz").or_else(|| name.strip_suffix(".zst"));
+        let Some(age) = Age::of(plain.unwrap_or(name), live) else { continue };
+        if plain.is_none() || !ages.contains_key(&age) {
+            ages.insert(age, path);
+        }
+    }
+    let mut found = Vec::new();
+    for (age, path) in ages {
+        match beginning(&path, age == Age::Live) {
+            Ok(file) => found.extend(file),
+            // It was renamed or deleted meanwhile.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => {
+                return Err(io::Error::new(error.kind(), format!("{}: {error}", path.display())));
+            }
+        }
+    }
+    Ok(found)
+}
+
+/// Returns what is known of a file of the log, or `None` if it has no text. The live file has none
+/// before its first line is complete.
+fn beginning(path: &Path, is_live: bool) -> io::Result<Option<Found>> {
+    let file = File::open(path)?;
+    let about = file.metadata()?;
+    if !about.is_file() {
+        return Ok(None);
+    }
+    let mut raw = BufReader::with_capacity(Head::BYTES_MAX, file);
+    let magic = raw.fill_buf()?;
+    let magic = magic.get(..MAGIC_BYTES.min(magic.len())).unwrap_or_default().to_vec();
+    let text = Packing::of(&magic).open(raw, Head::BYTES_MAX)?;
+    let mut line = Vec::new();
+    let read = text.take(Head::BYTES_MAX as u64).read_until(b'\n', &mut line);
+    if read.is_err() {
+        // A damaged file is there nevertheless. The reader finds out what can be read of it.
+        line = magic;
+    }
+    if !line.ends_with(b"\n") && line.len() < Head::BYTES_MAX {
+        // The reader ends a last line without a line break in the same way.
+        line.push(b'\n');
+        if is_live || line.len() == 1 {
+            return Ok(None);
+        }
+    }
+    let inode = (about.dev(), about.ino());
+    Ok(Some(Found { path: path.to_owned(), inode, head: Head::of(&line) }))
+}
+
+/// Checks that a log can be followed: it is a plain file, or is not there yet. `Err` says why not.
+pub(super) fn check(log: &Path) -> Result<(), String> {
+    let mut magic = Vec::new();
+    let read = std::fs::metadata(log).and_then(|about| match about.is_file() {
+        true => File::open(log)?.take(MAGIC_BYTES as u64).read_to_end(&mut magic).map(|_| true),
+        false => Ok(false),
+    });
+    match read {
+        Ok(true) if Packing::of(&magic) == Packing::Plain => Ok(()),
+        Ok(_) => Err(NO_LOG.to_owned()),
+        Err(error) if error.kind() == io::ErrorKind::NotFound && log != Path::new(STDIN) => Ok(()),
+        Err(error) => Err(format!("{NO_LOG}: {}: {error}", log.display())),
+    }
+}
+
+/// Returns the record of the place at the beginning of the live file: after everything that was
+/// rotated before.
+pub(super) fn begin(log: &Path) -> io::Result<Vec<resume::Read>> {
+    let read = |head| resume::Read { path: log.to_owned(), head, ..resume::Read::default() };
+    let files = files(log)?;
+    let rotated = files.iter().rfind(|file| file.path.file_name() != log.file_name());
+    Ok(rotated.map(|file| file.head).into_iter().chain([Head::default()]).map(read).collect())
+}
+
+/// The bytes of a file, for as long as it begins as it did. Whoever truncates the file and writes
+/// it again ends it with that.
+struct Source {
+    file: Arc<File>,
+    beginning: Arc<[u8]>,
+}
+
+impl Source {
+    /// Returns `true` if the file begins as it did.
+    fn is_same(&self) -> io::Result<bool> {
+        let mut now = vec![0; self.beginning.len()];
+        Ok(self.file.read_at(&mut now, 0)? == now.len() && *now == *self.beginning)
+    }
+}
+
+impl Read for Source {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = (&*self.file).read(buffer)?;
+        // Bytes that were read before this check are not of a text that came after it.
+        Ok(if self.is_same()? { read } else { 0 })
+    }
+}
+
+/// A file of the log while it is read.
+struct Open {
+    path: PathBuf,
+    inode: (u64, u64),
+    source: Source,
+    text: Text,
+}
+
+impl Open {
+    /// Opens a file at the place `at`, or at its beginning if `at` is `None` or does not lie after
+    /// a line of this file. Then the machine has lost the end of the file, and has written another
+    /// one.
+    fn new(found: &Found, at: Option<&resume::Read>) -> io::Result<Self> {
+        let file = Arc::new(File::open(&found.path)?);
+        let (about, mut beginning) = (file.metadata()?, vec![0; Head::BYTES_MAX]);
+        let read = file.read_at(&mut beginning, 0)?;
+        let line = memchr::memchr(b'\n', &beginning).map_or(read, |end| end + 1);
+        beginning.truncate(line.min(read));
+        let beginning: Arc<[u8]> = beginning.into();
+        let source = || Source { file: Arc::clone(&file), beginning: Arc::clone(&beginning) };
+        let mut text = Text::of(Box::new(source()), 0)?;
+        if let Some(at) = at.filter(|at| at.offset > 0) {
+            let mut before = [0];
+            let is_read = file.read_at(&mut before, at.offset - 1)? == 1;
+            let is_after_line = is_read && (before == *b"\n" || at.offset == about.len());
+            if text.packing == Packing::Plain && !is_after_line || !text.skip(at.offset)? {
+                return Self::new(found, None);
+            }
+            (text.place.offset, text.place.lines) = (at.offset, at.lines);
+        }
+        text.place.head = found.head;
+        let inode = (about.dev(), about.ino());
+        Ok(Self { path: found.path.clone(), inode, source: source(), text })
+    }
+}
+
+/// Runs the reader thread of a log that is followed. It ends when nobody receives `items` any more,
+/// or after [`Item::Failed`].
+pub(super) fn read_all(plan: &Plan, items: &mpsc::Sender<Item>, notes: &mpsc::Sender<Note>) {
+    let Some(log) = plan.settings.files.first() else { return };
+    let known = plan.resumed.clone();
+    let is_begun = known.last().is_some_and(resume::Read::is_begun);
+    let mut follower = Follower {
+        log,
+        reader: Reader { plan, items, notes, cut_short: 0 },
+        known,
+        wanted: if is_begun { Wanted::Rest } else { Wanted::Newer },
+        gone: 0,
+        gap: false,
+        batch: Batch::default(),
+        line: Vec::new(),
+    };
+    if let Err(Ended::Failed { line, what }) = follower.run() {
+        items.blocking_send(Item::Failed { file: 0, line, what }).ok();
+    }
+}
+
+/// The state of the reader thread.
+struct Follower<'a> {
+    log: &'a Path,
+    reader: Reader<'a>,
+    /// The record of the place, with the file before it, as in the resume file.
+    known: Vec<resume::Read>,
+    wanted: Wanted,
+    /// The number of looks in which no file has had the place, one after the other.
+    gone: u32,
+    /// `true`: events may be missing before the file that is opened next.
+    gap: bool,
+    batch: Batch,
+    line: Vec<u8>,
+}
+
+impl Follower<'_> {
+    /// Reads one file after the other, and never ends by itself.
+    fn run(&mut self) -> Result<(), Ended> {
+        let mut next = None;
+        loop {
+            let mut open = match next.take() {
+                Some(open) => open,
+                None => self.wait()?,
+            };
+            self.enter(&open)?;
+            next = self.read(&mut open)?;
+        }
+    }
+
+    /// Waits until what is wanted is there.
+    fn wait(&mut self) -> Result<Open, Ended> {
+        loop {
+            if let Some(open) = self.find()? {
+                return Ok(open);
+            }
+            self.pause()?;
+        }
+    }
+
+    fn pause(&self) -> Result<(), Ended> {
+        std::thread::park_timeout(POLL);
+        if self.reader.items.is_closed() { Err(Ended::Unwanted) } else { Ok(()) }
+    }
+
+    /// Looks once for what is wanted, and opens it. The choice is made a second time after the
+    /// file was opened, because files may be renamed at any time.
+    fn find(&mut self) -> Result<Option<Open>, Ended> {
+        let found = files(self.log).map_err(|error| self.failed(&error))?;
+        let found = match choose(&found, &self.known, self.wanted) {
+            Choice::File(found) => found,
+            Choice::Later => {
+                self.gone = 0;
+                return Ok(None);
+            }
+            Choice::Gone => {
+                self.gone += 1;
+                if self.gone > GONE_LOOKS {
+                    self.lose();
+                }
+                return Ok(None);
+            }
+        };
+        self.gone = 0;
+        let place = self.known.last().filter(|_| self.wanted == Wanted::Rest);
+        let open = Open::new(found, place).and_then(|open| Ok((open, files(self.log)?)));
+        match open {
+            Ok((open, again)) => {
+                let again = choose(&again, &self.known, self.wanted);
+                let is_sure = again == Choice::File(found) && open.inode == found.inode;
+                Ok(is_sure.then_some(open))
+            }
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(self.failed(&error)),
+        }
+    }
+
+    /// Reports that no file has the place any more. The oldest file that is newer is wanted then.
+    fn lose(&mut self) {
+        let (lines, offset) = self.known.last().map_or((0, 0), |read| (read.lines, read.offset));
+        let what = "is gone from the log: the events behind it, up to the oldest file that is newer, \
+                    are not sent";
+        self.reader.remark(self.log, format!("error: line {lines} (byte {offset}) {what}"));
+        (self.gone, self.gap, self.wanted) = (0, true, Wanted::Newer);
+    }
+
+    /// Hands out the place at which the reading of a file begins, before any event of it, so that
+    /// a later run finds this file.
+    fn enter(&mut self, open: &Open) -> Result<(), Ended> {
+        let place = open.text.place;
+        let before = self.known.last().filter(|_| self.wanted == Wanted::Rest);
+        let name = open.path.display();
+        if before.is_some_and(|before| before.offset > place.offset) {
+            let what = format!("the place is not behind a line of {name}, which is sent again");
+            self.reader.remark(self.log, what);
+        }
+        if self.gap {
+            self.reader.remark(self.log, format!("goes on with the beginning of {name}"));
+            self.batch.gaps += 1;
+        }
+        let record = self.record(open);
+        resume::go_on(&mut self.known, record, self.gap);
+        (self.gap, self.wanted) = (false, Wanted::Next);
+        self.batch.end = place;
+        self.batch.flush(self.reader.items)
+    }
+
+    fn record(&self, open: &Open) -> resume::Read {
+        let input::Place { head, offset, lines, .. } = open.text.place;
+        resume::Read { path: self.log.to_owned(), head, offset, lines, queue: None }
+    }
+
+    /// Reads a file until it has ended for good. Returns the file after it; `None` if it must be
+    /// looked for.
+    fn read(&mut self, open: &mut Open) -> Result<Option<Open>, Ended> {
+        let mut next = None;
+        loop {
+            loop {
+                match open.text.has_line() {
+                    Ok(true) => self.line(open)?,
+                    Ok(false) => break,
+                    Err(error) => return self.damaged(open, &error).map(|()| None),
+                }
+            }
+            if next.is_some() {
+                // A line that has no end by now gets none, unless it is an event as it is.
+                return self.line(open).map(|()| next);
+            }
+            if self.batch.events + self.batch.bad_lines > 0 {
+                self.batch.flush(self.reader.items)?;
+            }
+            let record = self.record(open);
+            resume::go_on(&mut self.known, record, false);
+            if !open.source.is_same().map_err(|error| self.failed(&error))? {
+                self.wanted = Wanted::Rest;
+                return Ok(None);
+            }
+            let live = std::fs::metadata(self.log);
+            if live.map_or(true, |live| (live.dev(), live.ino()) != open.inode) {
+                next = self.find()?;
+            }
+            if next.is_none() {
+                self.pause()?;
+            }
+        }
+    }
+
+    /// Reads the next line of a file, if there is one, and adds its event to the batch.
+    fn line(&mut self, open: &mut Open) -> Result<(), Ended> {
+        let number = open.text.place.lines + 1;
+        let mut found = match open.text.next(&mut self.line) {
+            Ok(Next::End) => return Ok(()),
+            Ok(Next::Line) => line::find(&mut self.line),
+            Ok(Next::TooLong) => Err(input::longer()),
+            Err(error) => return Err(self.failed(&error)),
+        };
+        let (batch, log) = (&mut self.batch, self.log);
+        if found.is_err()
+            && let Some(at) = memchr::memmem::rfind(&self.line, EVENT_HEAD).filter(|at| *at > 0)
+        {
+            // A kube-apiserver that has crashed within a line goes on in the same line.
+            let mut event = self.line.split_off(at);
+            if let Ok(range) = line::find(&mut event) {
+                self.reader.add(batch, log, &[], found, number)?;
+                (found, self.line) = (Ok(range), event);
+            }
+        }
+        self.reader.add(batch, log, &self.line, found, number)?;
+        batch.end = open.text.place;
+        if batch.bad_lines >= input::BAD_LINES_MAX {
+            batch.flush(self.reader.items)?;
+        }
+        Ok(())
+    }
+
+    /// Leaves out the rest of a compressed file that cannot be read further, or stops at it.
+    fn damaged(&mut self, open: &Open, error: &io::Error) -> Result<(), Ended> {
+        let packing = open.text.packing;
+        let what = format!("cannot read further: {}", packing.explain(error));
+        let line = open.text.place.lines + 1;
+        let skips = self.reader.plan.settings.on_bad_line == OnBadLine::Skip;
+        if skips && packing != Packing::Plain {
+            let span = Span::new(&open.path, Unit::Line, line..=line);
+            self.reader.notes.blocking_send(Note::CutShort { span, what }).ok();
+            self.batch.gaps += 1;
+            return self.batch.flush(self.reader.items);
+        }
+        self.batch.flush(self.reader.items)?;
+        Err(Ended::Failed { line, what })
+    }
+
+    fn failed(&self, error: &io::Error) -> Ended {
+        let line = self.known.last().map_or(0, |read| read.lines) + 1;
+        Ended::Failed { line, what: format!("cannot read further: {error}") }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn write(directory: &Path, name: &str, text: &[u8]) {
+        std::fs::write(directory.join(name), text).unwrap();
+    }
+
+    fn gzip(text: &[u8]) -> Vec<u8> {
+        use std::io::Write as _;
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        encoder.write_all(text).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    fn names(directory: &Path) -> Vec<String> {
+        let found = files(&directory.join("audit.log")).unwrap();
+        let name = |found: &Found| found.path.file_name().unwrap().to_str().unwrap().to_owned();
+        found.iter().map(name).collect()
+    }
+
+    #[test]
+    fn the_files_of_a_log_are_found_from_the_oldest_to_the_live_one() {
+        let schemes: [&[&str]; 4] = [
+            &["audit-2026-11-19T23-59-59.999.log", "audit-2026-11-20T10-00-00.000.log.gz"],
+            &["audit.log.10.gz", "audit.log.9.zst", "audit.log.2", "audit.log.1"],
+            &["audit.log-20261119.gz", "audit.log-20261120", "audit.log-20261120-1763596800"],
+            &["audit.2.log.gz", "audit.1.log"],
+        ];
+        for scheme in schemes {
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path();
+            for name in scheme.iter().rev().chain(&["audit.log"]) {
+                let text = format!("{name}\n");
+                let is_packed = name.ends_with(".gz");
+                write(
+                    path,
+                    name,
+                    &if is_packed { gzip(text.as_bytes()) } else { text.into_bytes() },
+                );
+            }
+            assert_eq!(names(path), [scheme, &["audit.log"]].concat());
+            // None of these is a file of this log with text.
+            for other in ["audit.log.", "audit-.log", "audit-old.log", "audits.log", "audit.log.x"]
+            {
+                write(path, other, b"x\n");
+            }
+            write(path, "audit.log.77", b"");
+            write(path, "audit.log.78.gz", &gzip(b""));
+            std::fs::create_dir(path.join("audit.log.79")).unwrap();
+            assert_eq!(names(path), [scheme, &["audit.log"]].concat());
+        }
+    }
+
+    #[test]
+    fn a_file_that_is_being_compressed_is_read_as_it_was_and_a_live_line_when_it_is_whole() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path();
+        let packed = gzip(b"one\n");
+        write(path, "audit.log.1", b"one\n");
+        write(path, "audit.log.1.gz", &packed[..packed.len() / 2]);
+        write(path, "audit.log", b"no line break");
+        assert_eq!(names(path), ["audit.log.1"]);
+        let plain = files(&path.join("audit.log")).unwrap();
+        write(path, "audit.log.1.gz", &packed);
+        std::fs::remove_file(path.join("audit.log.1")).unwrap();
+        let packed = files(&path.join("audit.log")).unwrap();
+        assert_eq!(packed.len(), 1);
+        assert_eq!(packed[0].head, plain[0].head, "the same text");
+        // A rotated file gets no further line break, so its last line is one without it.
+        write(path, "audit.log.1.gz", &gzip(b"one"));
+        assert_eq!(files(&path.join("audit.log")).unwrap()[0].head, plain[0].head);
+    }
+
+    fn found(name: &str) -> Found {
+        let head = Head::of(name.trim_end_matches(" copy").as_bytes());
+        Found { path: name.into(), inode: (0, 0), head }
+    }
+
+    fn read(name: &str) -> resume::Read {
+        resume::Read { head: found(name).head, ..resume::Read::default() }
+    }
+
+    #[test]
+    fn the_place_is_found_by_the_text_and_what_follows_by_the_order() {
+        let [a, b, c] = ["a", "b", "c"].map(found);
+        let all = [a.clone(), b.clone(), c.clone()];
+        for (known, wanted, expected) in [
+            (vec![read("a"), read("b")], Wanted::Rest, Choice::File(&b)),
+            (vec![read("b")], Wanted::Next, Choice::File(&c)),
+            (vec![read("b"), read("c")], Wanted::Next, Choice::Later),
+            // The file with the place is gone; what is before it was sent.
+            (vec![read("a"), read("x")], Wanted::Rest, Choice::Gone),
+            (vec![read("a"), read("x")], Wanted::Next, Choice::Gone),
+            (vec![read("a"), read("x")], Wanted::Newer, Choice::File(&b)),
+            (vec![read("c"), read("x")], Wanted::Newer, Choice::Later),
+            (vec![read("y"), read("x")], Wanted::Newer, Choice::File(&a)),
+            // A first run, with and without rotated files.
+            (vec![read("b"), resume::Read::default()], Wanted::Newer, Choice::File(&c)),
+            (vec![resume::Read::default()], Wanted::Newer, Choice::File(&a)),
+        ] {
+            assert_eq!(choose(&all, &known, wanted), expected, "{known:?} {wanted:?}");
+        }
+        // A copy that is being made does not stand for the live file, nor is that one after it.
+        let copied = [a, found("c copy"), c];
+        assert_eq!(choose(&copied, &[read("c")], Wanted::Rest), Choice::File(&copied[2]));
+        assert_eq!(choose(&copied, &[read("c")], Wanted::Next), Choice::Later);
+        // No file at all is no proof that one is gone.
+        assert_eq!(choose(&[], &[read("c")], Wanted::Rest), Choice::Later);
+    }
+
+    #[test]
+    fn a_file_that_was_cut_off_and_written_again_ends_where_it_was_cut_off() {
+        let directory = tempfile::tempdir().unwrap();
+        let log = directory.path().join("audit.log");
+        write(directory.path(), "audit.log", b"one\ntwo\nthr");
+        let mut open = Open::new(&files(&log).unwrap()[0], None).unwrap();
+        let mut line = Vec::new();
+        for wanted in ["one\n", "two\n"] {
+            assert!(open.text.has_line().unwrap());
+            assert_eq!(open.text.next(&mut line).unwrap(), Next::Line);
+            assert_eq!(line, wanted.as_bytes());
+        }
+        assert!(!open.text.has_line().unwrap());
+        assert!(open.source.is_same().unwrap());
+        let place = resume::Read { offset: 8, lines: 2, ..read("") };
+        // It is written again beyond the place before anybody looks.
+        write(directory.path(), "audit.log", b"other\nevents\nhere\n");
+        assert!(!open.text.has_line().unwrap());
+        assert!(!open.source.is_same().unwrap());
+        assert_eq!(open.text.place.offset, 8);
+        // The copy has the rest.
+        write(directory.path(), "audit.log.1", b"one\ntwo\nthree\n");
+        let mut copy = Open::new(&files(&log).unwrap()[0], Some(&place)).unwrap();
+        assert!(copy.text.has_line().unwrap());
+        copy.text.next(&mut line).unwrap();
+        assert_eq!((line.as_slice(), copy.text.place.lines), (&b"three\n"[..], 3));
+        // A place within a line is not a place of this file.
+        let place = resume::Read { offset: 6, ..place };
+        let open = Open::new(&files(&log).unwrap()[0], Some(&place)).unwrap();
+        assert_eq!(open.text.place.offset, 0);
+    }
+
+    #[test]
+    fn the_record_of_a_place_has_the_file_before_it_and_no_file_that_is_gone() {
+        let mut files = vec![resume::Read::default()];
+        let mut known = |name: &str, is_after_gap| {
+            resume::go_on(&mut files, read(name), is_after_gap);
+            files.iter().map(|it| it.head).collect::<Vec<_>>()
+        };
+        let heads = |names: &[&str]| names.iter().map(|it| found(it).head).collect::<Vec<_>>();
+        assert_eq!(known("a", false), heads(&["a"]));
+        assert_eq!(known("a", false), heads(&["a"]));
+        assert_eq!(known("b", false), heads(&["a", "b"]));
+        assert_eq!(known("c", false), heads(&["b", "c"]));
+        assert_eq!(known("e", true), heads(&["b", "e"]));
+    }
+}
