@@ -91,6 +91,27 @@ fn a_command_over_two_lines_counts_once() {
     assert_eq!(found.len(), 2, "{found:?}");
 }
 
+/// Each table of the page has as many steps on the right as on the left, or fewer, and what stands
+/// there exists.
+#[test]
+fn no_tutorial_has_fewer_steps_than_we_have() {
+    let page = Page::read("docs/tutorials.md");
+    let mut tables = 0;
+    for section in page.text.split("\n## ").skip(1) {
+        let heading = section.lines().next().expect("a heading");
+        let rows = section.lines().filter(|line| line.starts_with("| ")).skip(1);
+        let rows = rows.map(|line| line.trim_matches('|').split(" | ").map(str::trim));
+        let cells: Vec<Vec<&str>> = rows.map(Iterator::collect).collect();
+        let ours = cells.iter().filter(|row| row.get(1).is_some_and(|it| !it.is_empty())).count();
+        assert!(ours > 0 && ours <= cells.len(), "{heading}: {ours} of {}", cells.len());
+        tables += 1;
+        for word in section.split(['`', ' ']).filter(|word| word.starts_with("deploy/")) {
+            assert!(repository().join(word).exists(), "{heading}: {word}");
+        }
+    }
+    assert_eq!(tables, 6);
+}
+
 /// kube-apiserver would take the policy that the page gives it, and records who did what, without
 /// bodies.
 #[test]
