@@ -28,7 +28,7 @@
 #   TIMEOUT     300              seconds to wait for the pods, for the HTTPS listener, for the
 #                                rights of the service ID, and for the first event
 #   REFRESH     1800             seconds to wait until the master is refreshed
-#   PAUSE       5                seconds between two questions while it waits
+#   PAUSE       5                seconds between two checks while it waits
 set -eu
 umask 077
 
@@ -85,7 +85,7 @@ wait_for_pods() {
   workload=$(printf '%s\n' "$workload" | grep -x ".*/$SERVICE") ||
     fail "no $SERVICE in the namespace $NAMESPACE; apply the manifests or the chart first"
   "$KUBECTL" get service "$HTTPS" -n "$NAMESPACE" -o name >/dev/null ||
-    fail "no Service $HTTPS in the namespace $NAMESPACE, which is new after version 0.1.0; see docs/operating/upgrade.md"
+    fail "no Service $HTTPS in the namespace $NAMESPACE, which these manifests, of version 0.1.0, do not have; see docs/operating/upgrade.md"
   for each in $workload; do
     "$KUBECTL" rollout status -n "$NAMESPACE" "$each" --timeout "${TIMEOUT}s" >&2
   done
@@ -97,13 +97,13 @@ wait_for_https() {
   printf '{"kind":"EventList","apiVersion":"audit.k8s.io/v1","metadata":{},"items":[]}' >"$directory/empty.json"
   waited=0
   until answer=$("$KUBECTL" create --raw "$PROXY" -f "$directory/empty.json" 2>&1); do
-    [ "$waited" -lt "$TIMEOUT" ] || fail "no relay answers at $PROXY: $answer"
+    [ "$waited" -lt "$TIMEOUT" ] || fail "no relay answers at $PROXY within $TIMEOUT s: $answer; see docs/operating/troubleshooting.md"
     waited=$((waited + 2))
     sleep 2
   done
   case $answer in
   *'"accepted":0'*) ;;
-  *) fail "it is no relay that answers at $PROXY: $answer" ;;
+  *) fail "something other than a relay answers at $PROXY: $answer" ;;
   esac
   say "the relays answer at $PROXY"
 }
@@ -111,12 +111,12 @@ wait_for_https() {
 # The role Administrator is needed from here to the end, and this command needs it too.
 cluster_ca() {
   ibmcloud "$kind" cluster ca get --cluster "$cluster" --output json >"$directory/ca.json" 2>"$directory/said" ||
-    fail "the CA of $cluster is refused; you need the role Administrator for the cluster, and to be logged in: $(cat "$directory/said")"
+    fail "cannot read the CA of $cluster; you need the role Administrator for the cluster, and must be logged in: $(cat "$directory/said")"
   jq -er .caCert "$directory/ca.json" | openssl base64 -d -A >"$directory/ca.pem"
-  openssl x509 -in "$directory/ca.pem" -noout || fail "the cluster's CA is no certificate"
+  openssl x509 -in "$directory/ca.pem" -noout || fail "the cluster's CA is not a certificate"
   openssl x509 -in "$directory/ca.pem" -noout -checkend 7776000 >/dev/null ||
     say "warning: the cluster's CA expires within 90 days; rotate it, and run this script again"
-  status=$(ibmcloud "$kind" cluster ca status --cluster "$cluster") || fail "the status of the CA is refused"
+  status=$(ibmcloud "$kind" cluster ca status --cluster "$cluster") || fail "cannot read the status of the CA"
   say "the cluster's CA: $status"
   case $status in
   *"in progress"*) fail "the cluster's CA is being changed; run this script again when that is complete" ;;
@@ -141,16 +141,16 @@ service_id() {
   if [ -z "$id" ]; then
     ibmcloud iam service-id-create "$name" --description "client certificate of the audit webhook of $cluster" \
       --output json >"$directory/id.json" 2>"$directory/said" ||
-      fail "no service ID can be made; ask for the right to make one, give the name of one as SERVICE_ID, or set IDENTITY=own: $(cat "$directory/said")"
+      fail "cannot create a service ID; ask for the right to create one, name an existing one in SERVICE_ID, or set IDENTITY=own: $(cat "$directory/said")"
     id=$(id_of "$directory/id.json")
-    [ -n "$id" ] || fail "ibmcloud says no ID of the new service ID"
+    [ -n "$id" ] || fail "ibmcloud printed no ID for the new service ID"
     say "made the service ID $name; keep it and its policy as long as the webhook is used"
   fi
   # It is refused where the service ID has the policy already. Whether it has, is seen below.
   ibmcloud iam service-policy-create "$id" --roles Administrator,Manager --service-name containers-kubernetes \
     --service-instance "$cluster_id" >"$directory/policy" 2>&1 || true
   ibmcloud iam service-api-key-create "$name-$$" "$id" --description "deleted at the end of connect.sh" \
-    --file "$directory/key.json" >/dev/null || fail "the service ID $name gets no API key"
+    --file "$directory/key.json" >/dev/null || fail "cannot create an API key for the service ID $name"
   api_key=$name-$$
   mkdir -p "$directory/home/.bluemix/plugins"
   plugins=${IBMCLOUD_HOME:-$HOME}/.bluemix/plugins
@@ -179,7 +179,7 @@ client_certificate() {
   service-id/ServiceId-* | own/ServiceId-*) say "the webhook gets the client certificate of $who, who is logged in" ;;
   service-id/*) service_id ;;
   own/*)
-    say "warning: the webhook gets the client certificate of $who. Events stop, and nothing says so, on the day on which $who leaves or loses the role. IDENTITY=service-id prevents it"
+    say "warning: the webhook gets the client certificate of $who. Events stop without a warning when $who leaves or loses the role. IDENTITY=service-id prevents it"
     ;;
   *) fail "IDENTITY is service-id or own, not $IDENTITY" ;;
   esac
@@ -189,8 +189,8 @@ client_certificate() {
     jq -er ".users[0].user.\"client-$part-data\"" "$directory/config.json" |
       openssl base64 -d -A >"$directory/client-$part.pem"
   done
-  openssl x509 -in "$directory/client-certificate.pem" -noout || fail "the client's certificate is none"
-  openssl pkey -in "$directory/client-key.pem" -noout || fail "the client's key is none"
+  openssl x509 -in "$directory/client-certificate.pem" -noout || fail "the client certificate is invalid"
+  openssl pkey -in "$directory/client-key.pem" -noout || fail "the client key is invalid"
 }
 
 # What one certificate is, in a line.
@@ -217,7 +217,7 @@ tell_changes() {
   done
   jq -n --arg name "$STATE" --arg namespace "$NAMESPACE" --arg ca "$ca" --arg client "$client" --arg url "$url" \
     --arg policy "$POLICY" '{apiVersion: "v1", kind: "ConfigMap", metadata: {$name, $namespace}, data: {$ca, $client, $url, $policy}}' |
-    "$KUBECTL" apply -f - >&2
+    "$KUBECTL" apply -f - >&2 || say "warning: the ConfigMap $STATE can't be written; the next run can't say what has changed"
 }
 
 # Waits until the master is as it was before the refresh, and prints each step that it takes.
@@ -225,7 +225,7 @@ wait_for_refresh() {
   waited=0 told="" began=""
   while [ "$waited" -lt "$REFRESH" ]; do
     ibmcloud "$kind" cluster get --cluster "$cluster" --output json >"$directory/cluster.json" ||
-      fail "the state of the master is refused; the webhook is set"
+      fail "cannot read the state of the master; the webhook is set, and the refresh may still be running"
     state=$(jq -r '.masterState // .lifecycle.masterState // "unknown"' "$directory/cluster.json")
     status=$(jq -r '.masterStatus // .lifecycle.masterStatus // ""' "$directory/cluster.json")
     [ "$told" = "$state $status" ] || say "the master: $state. $status"
@@ -239,7 +239,7 @@ wait_for_refresh() {
     waited=$((waited + PAUSE))
     sleep "$PAUSE"
   done
-  fail "the master is not refreshed after $REFRESH s: $told. The webhook is set; look for events later"
+  fail "the master is still not refreshed after $REFRESH s: $told. The webhook is set; check later whether events arrive"
 }
 
 # The events that the relays have accepted, as their metrics say.
@@ -288,21 +288,21 @@ ibm_cloud() {
   cluster=$1
   case ${KUBECTL##*/} in oc) kind=oc ;; *) kind=ks ;; esac
   cluster_ca
-  cluster_id=$(ibmcloud "$kind" cluster get --cluster "$cluster" --output json | jq -er .id) || fail "$cluster has no ID"
+  cluster_id=$(ibmcloud "$kind" cluster get --cluster "$cluster" --output json | jq -er .id) || fail "cannot read the ID of $cluster"
   pull_secret
   wait_for_pods
   KUBECTL=$KUBECTL NAMESPACE=$NAMESPACE "$HERE/certificate.sh"
   wait_for_https
   client_certificate
   url=https://127.0.0.1:2040$PROXY
-  say "the webhook until now:"
+  say "the webhook before this run:"
   ibmcloud "$kind" cluster master audit-webhook get --cluster "$cluster" >&2 || say "none"
   ibmcloud "$kind" cluster master audit-webhook set --cluster "$cluster" --policy "$POLICY" \
     --remote-server "$url" --ca-cert "$directory/ca.pem" \
     --client-cert "$directory/client-certificate.pem" --client-key "$directory/client-key.pem" >&2
-  tell_changes
   ibmcloud "$kind" cluster master refresh --cluster "$cluster" >&2
   say "the webhook is set; the master is being refreshed, which takes some minutes"
+  tell_changes
   wait_for_refresh
   wait_for_event
 }
@@ -310,10 +310,10 @@ ibm_cloud() {
 own() {
   for address; do
     case $address in
-    *[!0-9a-fA-F.:]*) fail "$address is no address" ;;
+    *[!0-9a-fA-F.:]*) fail "$address is not an IP address" ;;
     *:*) printf '        - ipBlock:\n            cidr: %s/128\n' "$address" ;;
     *.*.*.*) printf '        - ipBlock:\n            cidr: %s/32\n' "$address" ;;
-    *) fail "$address is no address" ;;
+    *) fail "$address is not an IP address" ;;
     esac
   done >"$directory/blocks"
   wait_for_pods
@@ -339,7 +339,7 @@ contexts:
     context: {cluster: relay}
 current-context: relay
 END
-  say "give this file to kube-apiserver with --audit-webhook-config-file, beside --audit-policy-file"
+  say "name the printed file in the option --audit-webhook-config-file of kube-apiserver, and a policy in --audit-policy-file"
 }
 
 needs openssl "$KUBECTL"
