@@ -325,9 +325,6 @@ package() {
   "$python" tests/peers/sbom.py "$work/first"/*.cdx.json
   python3 deploy/test/release.py "$work/first" "$version" "$work/programs" "$helm"
 
-  say "the package for Debian"
-  deploy/test/deb.sh "$work/first/${NAME}_${version}_$arch.deb"
-
   say "a registry has what was published"
   published "$work/first" "$work/ed25519.pub" "$helm" "$version"
   say "the release of a tag"
