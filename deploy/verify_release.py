@@ -149,11 +149,17 @@ def image_of(archive):
         return found
 
 
+def revision_of(directory):
+    """Returns the commit of which the release was made, as BUILDINFO says."""
+    (revision,) = re.findall(r"^revision: ([0-9a-f]{40})$", (directory / "BUILDINFO").read_text(), re.MULTILINE)
+    return revision
+
+
 def check_images(directory, names):
     """Checks that IMAGES has the tag, which is the commit, and the digest of each image."""
     if "IMAGES" not in names:
         return "an earlier release, without the file IMAGES"
-    (revision,) = re.findall(r"^revision: ([0-9a-f]{40})$", (directory / "BUILDINFO").read_text(), re.MULTILINE)
+    revision = revision_of(directory)
     wanted = []
     for name in sorted(name for name in names if name.endswith(".oci.tar")):
         with tarfile.open(directory / name) as layout:
@@ -174,7 +180,7 @@ def check_provenance(directory, names, sums):
     del wanted["PROVENANCE.json"]
     different = sorted(name for name in found.keys() | wanted.keys() if found.get(name) != wanted.get(name))
     check(not different, f"PROVENANCE.json and the files differ in {', '.join(different)}")
-    (revision,) = re.findall(r"^revision: ([0-9a-f]{40})$", (directory / "BUILDINFO").read_text(), re.MULTILINE)
+    revision = revision_of(directory)
     dependencies = statement["predicate"]["buildDefinition"]["resolvedDependencies"]
     commits = [it["digest"]["gitCommit"] for it in dependencies if "gitCommit" in it["digest"]]
     check(commits == [revision], f"PROVENANCE.json has the commit {commits}, not {revision}")

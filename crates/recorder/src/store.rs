@@ -179,7 +179,8 @@ impl Store {
     }
 
     /// Looks for a journal, in which earlier versions kept the entries that no checkpoint covered.
-    /// It is not read any more. If it may have such entries, it is set aside, with an alarm.
+    /// The journal is not read any more. If it may have such entries, it is set aside, with an
+    /// alarm.
     fn is_of_older_version(&mut self) -> io::Result<bool> {
         let name = path(JOURNAL);
         let Some(file) = if_there(self.disk.open(&name, Access::Read))? else { return Ok(false) };
@@ -692,7 +693,7 @@ fn keep_aside(disk: &dyn Disk, origin: &str) -> io::Result<()> {
         aside,
         "evidence.origin has changed: a new log begins, and the old one is kept aside"
     );
-    // It has entries that are in no other file.
+    // The file `evidence-head` has entries that are in no other file.
     if if_there(disk.rename(HEAD, &path(HEAD)))?.is_some() {
         disk.sync_directory("")?;
         disk.sync_directory(DIRECTORY)?;

@@ -205,7 +205,7 @@ impl<'a> Check<'a> {
         self.request.signed_by_key(HEAD, &head.signed)?;
         let own = head.signed.checkpoint.head;
         match log.up_to(head) {
-            // It was read before the relay replaced it, or copied before the checkpoint.
+            // The head was read before the relay replaced it, or copied before the checkpoint.
             None => contains(HEAD, own, log).map(|()| None),
             newest => Ok(newest),
         }

@@ -83,7 +83,7 @@ struct Found {
     head: Head,
 }
 
-/// What is read next.
+/// The file that is read next.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Wanted {
     /// The rest of the file with the place.
@@ -98,7 +98,7 @@ enum Wanted {
 #[derive(Debug, PartialEq, Eq)]
 enum Choice<T> {
     File(T),
-    /// It is not there yet.
+    /// The wanted file is not there yet.
     Later,
     /// No file has the place.
     Gone,
@@ -145,7 +145,7 @@ fn files(log: &Path) -> io::Result<Vec<Found>> {
     for (age, path) in ages {
         match beginning(&path, age == Age::Live) {
             Ok(file) => found.extend(file),
-            // It was renamed or deleted meanwhile.
+            // The file was renamed or deleted after the list was read.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             Err(error) => {
                 return Err(io::Error::new(error.kind(), format!("{}: {error}", path.display())));
@@ -610,7 +610,7 @@ mod tests {
         assert!(!open.text.has_line().unwrap());
         assert!(open.source.is_same().unwrap());
         let place = resume::Read { offset: 8, lines: 2, ..read("") };
-        // It is written again beyond the place before anybody looks.
+        // The file is written again beyond the place before anybody looks.
         write(directory.path(), "audit.log", b"other\nevents\nhere\n");
         assert!(!open.text.has_line().unwrap());
         assert!(!open.source.is_same().unwrap());
