@@ -30,7 +30,7 @@ from manifests import DEPLOY, NAMESPACE, REPOSITORY, called, identity, of_kind, 
 
 CHART = DEPLOY / "chart"
 
-IBM_IMAGE = {"image": {"repository": "icr.io/my-namespace/kube-audit-forwarder", "pullSecrets": ["all-icr-io"]}}
+IBM_IMAGE = {"image": {"pullSecrets": ["all-icr-io"]}}
 WITH_NAMESPACE = {"namespace": {"create": True}}
 DURABLE = {"durable": {"enabled": True}}
 OPENSHIFT = {"openshift": True}
@@ -561,11 +561,11 @@ def notes_problems(helm, directory):
         'text: {{ tpl (.Files.Get "NOTES.txt") . | toJson }}\n'
     )
     for values, present, absent in (
-        ({}, ["deployment/kube-audit-forwarder", "is of no registry", "No config was given"], ["statefulset"]),
+        ({}, ["deployment/kube-audit-forwarder", "No config was given"], ["statefulset"]),
         (
             IBM_IMAGE | DURABLE | {"config": DURABLE_CONFIG, "replicas": 3},
             ["3 relays", "statefulset/kube-audit-forwarder"],
-            ["is of no registry", "No config was given"],
+            ["No config was given"],
         ),
         ({"service": {"ports": "two"}}, [], []),
     ):
