@@ -140,10 +140,14 @@ impl Admin {
             last_seconds_ago: at.map(ago),
         };
         let ages = metrics.error_ages().into_iter();
+        // The log grows, a checkpoint is signed, a witness cosigns it: read in the reverse order, no
+        // answer has a cosignature of a checkpoint that it does not show.
+        let witnesses = self.telemetry.witnesses().into_iter().map(witness).collect();
+        let last_checkpoint_seconds_ago = metrics.checkpoint.time().map(ago);
         status::Evidence {
             size: metrics.size.count(),
-            last_checkpoint_seconds_ago: metrics.checkpoint.time().map(ago),
-            witnesses: self.telemetry.witnesses().into_iter().map(witness).collect(),
+            last_checkpoint_seconds_ago,
+            witnesses,
             errors: counted_if_any(metrics.errors.counts()),
             last_errors_seconds_ago: ages
                 .map(|(reason, age)| (reason.to_owned(), age.as_secs_f64()))
