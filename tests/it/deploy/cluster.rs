@@ -2,7 +2,7 @@
 //! without privileges, and with certificates that `deploy/certificate.sh` makes and rotates while
 //! it runs.
 
-use std::os::unix::fs::{MetadataExt as _, PermissionsExt, chown};
+use std::os::unix::fs::{MetadataExt as _, PermissionsExt, chown, symlink};
 use std::process::{Command, Output};
 
 use crate::support::prelude::*;
@@ -66,8 +66,8 @@ fn a_kill_loses_nothing(user: u32, setpriv: &[&str]) {
     }
 }
 
-/// A cluster that consists of `tests/peers/kubectl`. The directory holds its CAs, the calls that
-/// were made, and the Secret as pods see it.
+/// A cluster that consists of `tests/peers/kubectl`, which is also `oc`. The directory holds its
+/// CAs, the calls that were made, and the Secret as pods see it.
 pub(super) struct Cluster {
     directory: TempDir,
     /// What the scripts are told by the environment.
@@ -87,10 +87,12 @@ impl Cluster {
             assert!(made.status.success(), "{made:?}");
         }
         // A Secret that is optional and absent is an empty volume (`mount`). `temporary` is the
-        // directory for the script's temporary files, and `home` that of whoever runs it.
-        for directory in ["mount", "temporary", "home"] {
+        // directory for the script's temporary files, `home` that of whoever runs it, and `bin` has
+        // the stand-in under its other name.
+        for directory in ["mount", "temporary", "home", "bin"] {
             std::fs::create_dir(cluster.path(directory)).unwrap();
         }
+        symlink(repository().join("tests/peers/kubectl"), cluster.path("bin/oc")).unwrap();
         cluster
     }
 
@@ -118,7 +120,7 @@ impl Cluster {
         let output = Command::new(repository().join(script))
             .args(arguments)
             .env("KUBECTL", peers.join("kubectl"))
-            .env("PATH", format!("{}:{path}", text(&peers)))
+            .env("PATH", format!("{}:{}:{path}", text(&self.path("bin")), text(&peers)))
             .env("CLUSTER", self.directory.path())
             .env("TMPDIR", self.path("temporary"))
             .env("HOME", self.path("home"))

@@ -64,6 +64,16 @@ impl Connected {
         std::fs::read_to_string(self.cluster.path(name)).unwrap()
     }
 
+    /// The webhook goes to the relays, with the certificate of the service ID.
+    fn has_set_the_webhook(&self) {
+        assert_eq!(self.read("webhook"), format!("Server: https://127.0.0.1:2040{PROXY}\n"));
+        let given =
+            [("ca-cert", "ca.crt"), ("client-cert", "service.crt"), ("client-key", "service.key")];
+        for (given, file) in given {
+            assert_eq!(self.read(&format!("webhook--{given}")), self.read(file), "{given}");
+        }
+    }
+
     /// Returns the place of a call in the order of calls.
     fn call(&self, begin: &str) -> usize {
         let calls = self.cluster.calls();
@@ -92,12 +102,7 @@ fn connect_sh_turns_the_webhook_of_ibm_cloud_to_relays_that_answer() {
     ] {
         assert!(said.contains(expected), "{expected}: {said}");
     }
-    assert_eq!(it.read("webhook"), format!("Server: https://127.0.0.1:2040{PROXY}\n"));
-    let given =
-        [("ca-cert", "ca.crt"), ("client-cert", "service.crt"), ("client-key", "service.key")];
-    for (given, file) in given {
-        assert_eq!(it.read(&format!("webhook--{given}")), it.read(file), "{given}");
-    }
+    it.has_set_the_webhook();
     let order = [
         "ibmcloud ks cluster ca get",
         "ibmcloud ks cluster ca status",
@@ -123,6 +128,29 @@ fn connect_sh_turns_the_webhook_of_ibm_cloud_to_relays_that_answer() {
     // The only events are those of the stand-in of kube-apiserver: the script sends none.
     let forwarded = it.cluster.calls().matches("port-forward").count();
     assert!(it.relay.metrics().value("event_total", &[]) <= forwarded as f64);
+    it.relay.finish(Backlog::Empty);
+}
+
+/// With `KUBECTL=oc` the machine needs no kubectl, and no command for clusters without OpenShift.
+#[test]
+fn connect_sh_uses_the_commands_of_openshift_and_no_others() {
+    let mut it = Connected::new();
+    it.set("only-oc");
+    let (status, said) = it.ibm_cloud();
+    assert_ne!(status, Some(0), "a call of kubectl has to fail: {said}");
+    std::fs::remove_file(it.cluster.path("names")).unwrap();
+    std::fs::remove_file(it.cluster.path("calls")).unwrap();
+    it.cluster.variables.insert("KUBECTL", "oc");
+    let (status, said) = it.ibm_cloud();
+    assert_eq!(status, Some(0), "{said}");
+    it.has_set_the_webhook();
+    let names = it.read("names");
+    assert!(names.lines().all(|name| name == "oc"), "{names}");
+    let calls = it.cluster.calls();
+    for expected in ["cluster ca get", "cluster config", "cluster master audit-webhook set"] {
+        assert!(calls.contains(&format!("ibmcloud oc {expected} ")), "{expected}: {calls}");
+    }
+    assert!(!calls.contains("ibmcloud ks "), "{calls}");
     it.relay.finish(Backlog::Empty);
 }
 
