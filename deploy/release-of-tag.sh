@@ -4,8 +4,9 @@
 #
 #   RELEASE_KEY="$(cat release.key)" deploy/release-of-tag.sh v0.1.0 [OPTION OF release.sh...]
 #
-# The files are in target/release-of-tag, the public key in target/release.pub, and the lines of
-# CHANGELOG.md about this version in target/notes.md.
+# The commit has the public key, deploy/release.pub, since users take it from a clone. The files are
+# in target/release-of-tag, that key in target/release.pub, and the lines of CHANGELOG.md about this
+# version in target/notes.md.
 set -euo pipefail
 umask 077
 fail() { echo "release-of-tag.sh: $*" >&2; exit 1; }
@@ -18,6 +19,18 @@ version=${tag#v}
 cd "$(dirname "$(realpath "$0")")/.."
 
 mkdir -p target
+# The key is a file only as long as it is used, and only for this user.
+key=$(mktemp)
+trap 'rm -f "$key"' EXIT
+printf '%s\n' "$RELEASE_KEY" >"$key"
+unset RELEASE_KEY
+remedy="openssl pkey -in release.key -pubout -out deploy/release.pub, and commit it"
+git show HEAD:deploy/release.pub >target/release.pub 2>/dev/null ||
+  fail "the commit has no deploy/release.pub, with which users verify the release: $remedy"
+ours=$(openssl pkey -in "$key" -pubout) || fail "RELEASE_KEY is not a private key"
+[ "$(openssl pkey -pubin -in target/release.pub -pubout || true)" = "$ours" ] ||
+  fail "deploy/release.pub is not the public half of RELEASE_KEY: $remedy"
+
 notes=$(awk -v head="## $version" 'index($0, "## ") == 1 { on = index($0, head) == 1 && length($0) >= length(head) } on' CHANGELOG.md)
 [ -n "$notes" ] || fail "CHANGELOG.md has nothing about $version"
 printf '%s\n' "$notes" >target/notes.md
@@ -28,11 +41,5 @@ if [ -z "$(command -v buildah || true)" ]; then
   DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends buildah ca-certificates
 fi
 
-# The key is a file only as long as it is used, and only for this user.
-key=$(mktemp)
-trap 'rm -f "$key"' EXIT
-printf '%s\n' "$RELEASE_KEY" >"$key"
-unset RELEASE_KEY
-openssl pkey -in "$key" -pubout -out target/release.pub
 deploy/release.sh "$version" --key "$key" --output target/release-of-tag "$@"
 deploy/verify_release.py target/release.pub target/release-of-tag

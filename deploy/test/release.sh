@@ -258,16 +258,34 @@ published() {
   registry=""
 }
 
+# Commits in a clone what stands before a release: the key of releases, or none, and the head of the
+# lines about this version in the CHANGELOG.
+prepared() {
+  local place=$1 version=$2 key=${3:-}
+  if [ -n "$key" ]; then cp "$key" "$place/deploy/release.pub"; else rm -f "$place/deploy/release.pub"; fi
+  grep -q "^## $version" "$place/CHANGELOG.md" || sed -i "s/^## Unreleased$/&\n\n## $version/" "$place/CHANGELOG.md"
+  git -C "$place" add --all
+  git -C "$place" -c user.name=test -c user.email=test@example.com commit --quiet --allow-empty --message "a release"
+}
+
 # What the workflow of a release runs, in a clone with the tag.
 of_tag() {
-  local version=$1 place="$work/a clone elsewhere"
+  local version=$1 place="$work/a clone elsewhere" key
   refused "the tag 1 is not v and a version" "$place/deploy/release-of-tag.sh" 1
   refused "RELEASE_KEY is empty" "$place/deploy/release-of-tag.sh" "v$version"
-  RELEASE_KEY=$(cat "$work/ed25519.key") "$place/deploy/release-of-tag.sh" "v$version" \
-    --programs "$work/programs" >/dev/null
+  key=$(cat "$work/ed25519.key")
+  prepared "$place" "$version"
+  RELEASE_KEY=$key refused "no deploy/release.pub" "$place/deploy/release-of-tag.sh" "v$version"
+  prepared "$place" "$version" "$work/ecdsa.pub"
+  RELEASE_KEY=$key refused "not the public half of RELEASE_KEY" "$place/deploy/release-of-tag.sh" "v$version"
+  RELEASE_KEY=none refused "RELEASE_KEY is not a private key" "$place/deploy/release-of-tag.sh" "v$version"
+  prepared "$place" "$version" "$work/ed25519.pub"
+  RELEASE_KEY=$key "$place/deploy/release-of-tag.sh" "v$version" --programs "$work/programs" >/dev/null
   cmp "$place/target/release.pub" "$work/ed25519.pub"
   grep -q "^## $version" "$place/target/notes.md" || fail "the notes are not about $version"
-  diff -r "$work/first" "$place/target/release-of-tag" || fail "the release of the tag has other bytes"
+  "$place/deploy/release.sh" "$version" --programs "$work/programs" --output "$work/of-tag" \
+    --key "$work/ed25519.key" >/dev/null
+  diff -r "$work/of-tag" "$place/target/release-of-tag" || fail "the release of the tag has other bytes"
 }
 
 package() {
