@@ -2,7 +2,7 @@
 # Makes, signs and verifies the release of a tag, in a fresh Debian with Rust: what the workflow
 # release.yml runs.
 #
-#   RELEASE_KEY="$(cat release.key)" deploy/release-of-tag.sh v0.1.0 [OPTION OF release.sh...]
+#   RELEASE_KEY="$(cat release.key)" deploy/release-of-tag.sh v0.2.0 [OPTION OF release.sh...]
 #
 # The commit has the public key, deploy/release.pub, since users take it from a clone. The files are
 # in target/release-of-tag, that key in target/release.pub, and the lines of CHANGELOG.md about this

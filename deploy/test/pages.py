@@ -82,7 +82,7 @@ def wanted(deployment):
     """Returns the writes that the page promises, in their order."""
     path = api.path_of(deployment)
     namespace = f"/api/v1/namespaces/{NAMESPACE}"
-    image = "ghcr.io/kube-audit-forwarder/kube-audit-forwarder:0.1.0"
+    image = "ghcr.io/kube-audit-forwarder/kube-audit-forwarder:0.2.0"
     yield "PATCH", f"{path}/scale", {"spec": {"replicas": 2}}
     containers = {"$setElementOrder/containers": [{"name": APP}], "containers": [{"image": image, "name": APP}]}
     yield "PATCH", path, {"spec": {"template": {"spec": containers}}}

@@ -1,6 +1,6 @@
 //! One line names the place where this project is published: `repository` in Cargo.toml. Pages,
-//! manifests and scripts name places below it. With `KUBE_AUDIT_FORWARDER_BLESS=1` these tests
-//! write the names of that line into them.
+//! manifests and scripts name places below it, and the version: `version` in the same file. With
+//! `KUBE_AUDIT_FORWARDER_BLESS=1` these tests write what those lines say into them.
 
 use crate::support::generated::assert_file;
 use crate::support::prelude::*;
@@ -48,6 +48,60 @@ fn published(text: &str, owner: &str) -> String {
     made + rest
 }
 
+/// What stands before the version of this project where that has to be the present one: image tags,
+/// downloads, tags of git, the chart, and what the program prints. A page that speaks of an earlier
+/// version says "version 0.1.0" or "release 0.1.0", which is not among them.
+const BEFORE_VERSION: [&str; 16] = [
+    "kube-audit-forwarder:",
+    "kube-audit-forwarder-",
+    "kube-audit-forwarder_",
+    "kube-audit-forwarder ",
+    "charts/kube-audit-forwarder --version ",
+    "`--version ",
+    "releases/download/v",
+    "gh release download v",
+    "release-of-tag.sh v",
+    "tag `v",
+    "tag such as v",
+    "the version, such as ",
+    "\n   deploy/release.sh ",
+    "target/release-",
+    "newTag: ",
+    "· version ",
+];
+
+/// The same in the chart's own file.
+const BEFORE_VERSION_OF_THE_CHART: [&str; 2] = ["\nversion: ", "\nappVersion: "];
+
+/// Returns the length of the version with which the text begins, such as that of `0.2.0`, or `None`
+/// if it begins otherwise.
+fn version_length(text: &str) -> Option<usize> {
+    let end = text.find(|it: char| !it.is_ascii_digit() && it != '.').unwrap_or(text.len());
+    let found = text.get(..end)?.trim_end_matches('.');
+    let parts: Vec<&str> = found.split('.').collect();
+    (parts.len() == 3 && parts.iter().all(|part| !part.is_empty())).then_some(found.len())
+}
+
+/// Writes the version behind each of these words that a version follows. Returns the text, and how
+/// many places it has.
+fn versioned(text: &str, before: &[&str], version: &str) -> (String, usize) {
+    let mut text = text.to_owned();
+    let mut places = 0;
+    for word in before {
+        let mut parts = text.split(word);
+        let mut made = parts.next().unwrap_or_default().to_owned();
+        for part in parts {
+            let old = version_length(part);
+            places += usize::from(old.is_some());
+            made.push_str(word);
+            made.push_str(if old.is_some() { version } else { "" });
+            made.push_str(part.get(old.unwrap_or(0)..).unwrap_or_default());
+        }
+        text = made;
+    }
+    (text, places)
+}
+
 fn files(place: &Path) -> Vec<PathBuf> {
     if place.is_file() {
         return vec![place.to_owned()];
@@ -67,6 +121,39 @@ fn each_published_place_is_below_the_repository_of_cargo_toml() {
         named += usize::from(text.contains("ghcr.io/") || text.contains("github.com/"));
     }
     assert!(named > 10, "{named} files name a place");
+}
+
+#[test]
+fn each_version_of_what_is_published_is_that_of_cargo_toml() {
+    let version = env!("CARGO_PKG_VERSION");
+    let mut count = 0;
+    // What the changelog says of a version stays as it is.
+    for place in PLACES.iter().filter(|place| **place != "CHANGELOG.md") {
+        for file in files(&repository().join(place)) {
+            let Ok(text) = std::fs::read_to_string(&file) else { continue };
+            let path = text_below(&file);
+            let (mut made, mut places) = versioned(&text, &BEFORE_VERSION, version);
+            if path == "deploy/chart/Chart.yaml" {
+                let (chart, found) = versioned(&made, &BEFORE_VERSION_OF_THE_CHART, version);
+                assert_eq!(found, 2, "{path}");
+                (made, places) = (chart, places + found);
+            }
+            assert_file(&path, &made);
+            count += places;
+        }
+    }
+    assert!(count > 40, "{count} places name the version");
+}
+
+#[test]
+fn a_download_gets_the_version_and_what_is_said_of_an_earlier_one_stays() {
+    let text = "x/releases/download/v0.1.0/kube-audit-forwarder-0.1.0-linux-amd64.tar.gz \
+                ghcr.io/o/kube-audit-forwarder:0.1.0. Since version 0.1.0 newTag: 0.1.0\n\
+                kube-audit-forwarder-0 kube-audit-forwarder:1 other:0.1.0";
+    let expected = "x/releases/download/v1.2.3/kube-audit-forwarder-1.2.3-linux-amd64.tar.gz \
+                    ghcr.io/o/kube-audit-forwarder:1.2.3. Since version 0.1.0 newTag: 1.2.3\n\
+                    kube-audit-forwarder-0 kube-audit-forwarder:1 other:0.1.0";
+    assert_eq!(versioned(text, &BEFORE_VERSION, "1.2.3"), (expected.to_owned(), 4));
 }
 
 fn text_below(file: &Path) -> String {
