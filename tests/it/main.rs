@@ -185,6 +185,7 @@ mod docs {
     mod dependencies;
     mod documents;
     mod examples;
+    mod first_commands;
     mod layers;
     mod links;
     mod metrics;

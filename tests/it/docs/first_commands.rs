@@ -1,0 +1,183 @@
+//! The commands of the README and of docs/start.md that fetch the program and show it at work are
+//! run as they stand there. Stand-ins take the place of podman, sudo and the network, and refuse
+//! all other arguments. The commands that need a cluster are run by deploy/test/chart.py,
+//! deploy/test/manifests.py and tests/it/deploy/peers/connect.rs, those of the package by
+//! deploy/test/deb.sh, and those of docs/replace-cloud-logs-app.md by deploy/test/pages.py.
+
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Command, Output};
+
+use super::moving_in::commands;
+use super::pages::Page;
+use crate::support::binary;
+use crate::support::prelude::*;
+use crate::support::setup::start;
+
+const VERSION: &str = env!("CARGO_PKG_VERSION");
+const BATCH: &str = "tests/corpus/01-batch400-metadata.json";
+
+/// Commands of the two pages that another test runs: how they begin, the file of the test, and
+/// words of that file.
+const ELSEWHERE: [(&str, &str, &str); 4] = [
+    ("kube-audit-forwarder check relay.toml", "tests/it/docs/pages.rs", "check relay.toml --else"),
+    (
+        "kube-audit-forwarder config --config",
+        "tests/it/docs/pages.rs",
+        "config --config relay.toml",
+    ),
+    ("kube-audit-forwarder demo", "tests/it/operate/demo.rs", "\"demo\""),
+    ("kube-audit-forwarder run --config", "tests/it/support/relay.rs", "--config"),
+];
+
+/// Commands that no test runs, because they build the program for minutes, or are `./test` itself.
+const NOT_RUN: [&str; 3] = ["cargo run --release", "cargo install --locked --path .", "./test "];
+
+/// What begins a command that [`Reader::run`] can run.
+const HERE: [&str; 5] =
+    ["podman run ", "curl ", "tar -xzf ", "sudo install ", "kube-audit-forwarder-"];
+
+/// A user in an empty directory, with a relay for what the pages send to ports 3000 and 9090.
+struct Reader {
+    directory: TempDir,
+    relay: Relay,
+}
+
+impl Reader {
+    fn new(relay: Relay) -> Self {
+        let reader = Self { directory: TempDir::new().unwrap(), relay };
+        let home = env!("CARGO_PKG_REPOSITORY");
+        let image = home.replace("https://github.com/", "ghcr.io/");
+        let folder = format!("kube-audit-forwarder-{VERSION}");
+        let archive = format!("{folder}-linux-amd64.tar.gz");
+        for directory in ["bin", "here", "released", "installed"] {
+            std::fs::create_dir(reader.path(directory)).unwrap();
+        }
+        // The layout of deploy/release.sh.
+        let released = reader.path("released").join(&folder);
+        std::fs::create_dir(&released).unwrap();
+        std::fs::copy(binary(), released.join("kube-audit-forwarder")).unwrap();
+        for file in ["LICENSE", "CHANGELOG.md"] {
+            std::fs::copy(repository().join(file), released.join(file)).unwrap();
+        }
+        let packed = Command::new(program("tar"))
+            .args(["-I", "gzip -1", "-cf", text(&reader.path(&archive)), &folder])
+            .current_dir(reader.path("released"))
+            .status()
+            .unwrap();
+        assert!(packed.success());
+        let ports = "--publish 3000:3000 --publish 9090:9090";
+        reader.stand_in("podman", &format!("[ \"$*\" = 'run --rm {ports} {image}:{VERSION}' ]"));
+        let at = format!("{folder}/kube-audit-forwarder");
+        let installs = format!("install -m 755 {at} /usr/local/bin/");
+        let installed = text(&reader.path("installed")).to_owned();
+        let install =
+            format!("[ \"$*\" = '{installs}' ] && exec install -m 755 \"$4\" {installed}/");
+        reader.stand_in("sudo", &install);
+        let (batch, real) = (repository().join(BATCH), program("curl"));
+        let curl = format!(
+            "case \"$*\" in\n\
+             '-LO {home}/releases/download/v{VERSION}/{archive}') cp {} . ;;\n\
+             '-LO {home}/raw/main/{BATCH}') cp {} . ;;\n\
+             *http://127.0.0.1:*) exec {} --noproxy '*' --fail \"$@\" ;;\n\
+             *) exit 6 ;;\nesac",
+            text(&reader.path(&archive)),
+            text(&batch),
+            text(&real)
+        );
+        reader.stand_in("curl", &curl);
+        reader
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn stand_in(&self, name: &str, script: &str) {
+        let file = self.path("bin").join(name);
+        std::fs::write(&file, format!("#!/bin/sh\n{script}\n")).unwrap();
+        std::fs::set_permissions(&file, PermissionsExt::from_mode(0o755)).unwrap();
+    }
+
+    /// Runs a command of a page. The ports on which the page's relay listens become those of ours,
+    /// and the unpacked program only says its version: its ports may be taken on this machine.
+    fn run(&self, command: &str) -> Output {
+        let mut command = command
+            .replace("127.0.0.1:3000", &self.relay.address().to_string())
+            .replace("127.0.0.1:9090", &self.relay.admin().to_string());
+        if command.starts_with("kube-audit-forwarder-") {
+            command.push_str(" --version");
+        }
+        let path = std::env::var("PATH").unwrap();
+        Command::new("bash")
+            .args(["-euo", "pipefail", "-c", &command])
+            .current_dir(self.path("here"))
+            .env("PATH", format!("{}:{path}", text(&self.path("bin"))))
+            .output()
+            .unwrap()
+    }
+
+    /// Runs the page's commands that are not run elsewhere. Returns them with what they print.
+    fn follow(&self, page: &str) -> Vec<(String, String)> {
+        let mut done = Vec::new();
+        for command in commands(&Page::read(page)) {
+            let is_elsewhere = ELSEWHERE.iter().any(|(begin, ..)| command.starts_with(begin));
+            if is_elsewhere || NOT_RUN.iter().any(|begin| command.starts_with(begin)) {
+                continue;
+            }
+            let is_here = HERE.iter().any(|begin| command.starts_with(begin));
+            assert!(is_here, "{page}: no test runs this command: {command}");
+            let output = self.run(&command);
+            assert!(output.status.success(), "{page}: {command}: {output:?}");
+            done.push((command, String::from_utf8_lossy(&output.stdout).into_owned()));
+        }
+        done
+    }
+}
+
+/// The container's ports that the README publishes are those of the config in the image.
+#[test]
+fn the_readme_publishes_the_ports_of_the_built_in_config() {
+    let config = std::fs::read_to_string(repository().join("config/stdout.toml")).unwrap();
+    for port in [3000, 9090] {
+        assert!(config.contains(&format!("address = \"0.0.0.0:{port}\"")), "{port}");
+    }
+}
+
+#[test]
+fn what_is_run_elsewhere_is_run_there() {
+    for (begin, file, words) in ELSEWHERE {
+        let test = std::fs::read_to_string(repository().join(file));
+        let test = test.unwrap_or_else(|error| panic!("{file}: {error}"));
+        assert!(test.contains(words), "{file} does not run {begin}");
+    }
+}
+
+/// It needs curl and tar.
+mod peers {
+    use super::*;
+
+    #[test]
+    fn the_first_commands_of_a_user_do_what_the_pages_say() {
+        let (relay, _consumer) = start("", "");
+        let reader = Reader::new(relay);
+        let done = reader.follow("README.md");
+        let prints = |begin: &str| -> &str {
+            let mut all = done.iter().filter(|(command, _)| command.starts_with(begin));
+            let Some((_, printed)) = all.next() else { panic!("{begin}: {done:?}") };
+            printed.trim()
+        };
+        assert!(
+            prints("kube-audit-forwarder-").starts_with(&format!("kube-audit-forwarder {VERSION}"))
+        );
+        assert_eq!(prints("curl -H "), "{\"accepted\":400}");
+        assert_eq!(prints("curl -s "), "kube_audit_forwarder_event_total 400");
+        prints("podman run ");
+        assert!(!reader.follow("docs/start.md").is_empty());
+        assert!(reader.path("installed/kube-audit-forwarder").is_file());
+        // The stand-ins are strict.
+        for wrong in ["podman run x", "sudo install x", "curl -LO https://example.com/x"] {
+            assert!(!reader.run(wrong).status.success(), "{wrong}");
+        }
+        reader.relay.finish(Backlog::Empty);
+    }
+}
