@@ -1,10 +1,15 @@
-"""Runs the commands of docs/replace-cloud-logs-app.md, in the order of the page.
+"""Runs the commands of docs/replace-cloud-logs-app.md, in the order of the page, and has kubectl
+read each of its commands on the other pages.
 
     pages.py KUBECTL
 
 KUBECTL is the real kubectl, against the stand-in of api.py. Each command must end well and ask for
 exactly the writes that the page promises: two replicas, the image and nothing else of the pod, the
 pod of before, and the credentials for the image.
+
+A command of kubectl or oc on any page runs without a cluster. It must get as far as the connection,
+so kubectl knows its options and has read the files of deploy/ that it names. `oc adm` is not read,
+because kubectl has no such commands.
 """
 
 import copy
@@ -12,6 +17,7 @@ import json
 import os
 import pathlib
 import re
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -112,17 +118,54 @@ def bare(value):
     return [bare(inner) for inner in value] if isinstance(value, list) else value
 
 
+def command_lines(page):
+    """Yields the lines of the page's blocks of shell."""
+    blocks = re.findall(r"^[ ]*```sh\n(.*?)^[ ]*```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    for block in blocks:
+        yield from (line.strip() for line in block.replace("\\\n", " ").splitlines())
+
+
+def without_cluster(kubectl):
+    """Runs each command of kubectl on the pages without a cluster. Returns their number."""
+    count = 0
+    with tempfile.TemporaryDirectory() as name:
+        directory = pathlib.Path(name)
+        for folder in ("deploy", "tests"):
+            (directory / folder).symlink_to(REPOSITORY / folder)
+        # The user's own files.
+        for file in ("api-key", "ca.crt", "token", "audit-webhook.yaml"):
+            (directory / file).write_text("any")
+        pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "any"}}
+        (directory / "haproxy-before.json").write_text(json.dumps(pod))
+        options = ["--server", "http://127.0.0.1:1"]
+        environment = {"HOME": name, "KUBECONFIG": "/dev/null", "PATH": os.defpath}
+        for page in [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]:
+            for line in command_lines(page):
+                found = re.match(r"(?:kubectl|oc) (?!adm |proxy )(.*)", line)
+                if not found:
+                    continue
+                words = shlex.split(found[1], comments=True)
+                end = next((it for it, word in enumerate(words) if word in ("|", ">", "&&", ";")), None)
+                command = [kubectl, *options, *words[:end]]
+                done = subprocess.run(
+                    command, input="{}", capture_output=True, text=True, env=environment, cwd=name, timeout=120
+                )
+                if "refused" not in done.stderr:
+                    raise SystemExit(f"{page}: {line}: {done.stderr}{done.stdout}")
+                count += 1
+    return count
+
+
 def main():
     (kubectl,) = sys.argv[1:]
-    page = (REPOSITORY / PAGE).read_text()
-    blocks = re.findall(r"^```sh\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
-    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    run = [line for line in lines if not any(word in line for word in ELSEWHERE)]
+    kubectl = pathlib.Path(kubectl).resolve()
+    read = without_cluster(kubectl)
+    run = [line for line in command_lines(REPOSITORY / PAGE) if not any(word in line for word in ELSEWHERE)]
     documents = list(objects())
     with tempfile.TemporaryDirectory() as name, api.Api(*documents, texts={"/metrics": METRICS}) as cluster:
         directory = pathlib.Path(name)
         wrapper = directory / "kubectl"
-        wrapper.write_text(WRAPPER.format(pathlib.Path(kubectl).resolve()))
+        wrapper.write_text(WRAPPER.format(kubectl))
         wrapper.chmod(0o755)
         (directory / "config").write_text(cluster.kubeconfig)
         environment = {"HOME": name, "KUBECONFIG": str(directory / "config"), "PATH": f"{name}:{os.defpath}"}
@@ -137,7 +180,9 @@ def main():
     expected = list(wanted(documents[0]))
     if found != expected:
         raise SystemExit(f"{PAGE} asks for\n{found}\nin place of\n{expected}")
-    print(f"{len(run)} commands of {PAGE} ask for {len(found)} writes, as the page says")
+    if read < 60:
+        raise SystemExit(f"only {read} commands of kubectl were found on the pages")
+    print(f"kubectl reads {read} commands of the pages; {len(run)} commands of {PAGE} ask for {len(found)} writes, as the page says")
 
 
 if __name__ == "__main__":
