@@ -878,6 +878,12 @@ rules:
                 uri,
                 format!("{exec}\\u0026command=-H\\u0026command=Authorization%3A+Bearer+{SECRET}\""),
             ),
+            (uri, format!("{exec}\\u0026env=DB={SECRET}\\u0026env=LD_PRELOAD=%2F{SECRET}\"")),
+            (uri, format!("{exec}\\u0026%65n%76=A%3D{SECRET}\"")),
+            (uri, format!("/api/v1/namespaces/a/pods/b/attach?env={SECRET}\"")),
+            (uri, format!("/api/v1/namespaces/a/services/b/proxy/exec?a=b\\u0026env=A={SECRET}\"")),
+            (uri, format!("/elsewhere?secret={SECRET}\\u0026X-Amz-Signature={SECRET}\"")),
+            (uri, format!("/oauth2callback/a?code={SECRET}\\u0026state=b\"")),
         ]
         .iter()
         .map(|(from, to)| of(from, to))

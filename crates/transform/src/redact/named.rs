@@ -1,13 +1,16 @@
 //! Finds credentials by the name that precedes them, as in `token=…` and `--password …`.
 //!
 //! Names are compared without regard to case, `-` and `_`, and also if they are in brackets:
-//! `ID-Token`, `accessToken`, `token[]` and `user[token]` are all found.
+//! `ID-Token`, `accessToken`, `token[]` and `user[token]` are all found. The value of an
+//! environment variable (`env=NAME=…`) is a credential whatever the variable's name is: secrets are
+//! what such variables are used for.
 
 use std::ops::Range;
 
 use super::text::REDACTED;
 
-/// The names of credentials in URIs and selectors, in lower case, without `-` and `_`.
+/// The names of credentials anywhere, in lower case, without `-` and `_`. In a selector, only these
+/// count, because the keys of labels are words such as `env` and `secret`.
 const NAMES: [&[u8]; 11] = [
     b"token",
     b"accesstoken",
@@ -22,11 +25,26 @@ const NAMES: [&[u8]; 11] = [
     b"apikey",
 ];
 
-/// More names of credentials. Outside of a command, such as in a URI, they do not count. In a
-/// command, a longer name also counts if it ends in a name from this list or from [`NAMES`] that
-/// follows a `_`, `-` or `.`, as `AWS_SECRET_ACCESS_KEY` does.
+/// More names of credentials in URIs and commands. There, a longer name also counts if it ends in a
+/// name from this list or from [`NAMES`] that follows a `_`, `-` or `.`, as `AWS_SECRET_ACCESS_KEY`
+/// does.
 const OF_COMMANDS: [&[u8]; 7] =
     [b"pass", b"passphrase", b"pwd", b"secret", b"secretkey", b"secretaccesskey", b"privatekey"];
+
+/// More names of credentials in URIs: OAuth's code, signatures of URLs that give access by
+/// themselves, and sessions. A longer name does not count: `error_code` is none.
+const OF_URIS: [&[u8]; 7] = [
+    b"code",
+    b"sig",
+    b"signature",
+    b"xamzsignature",
+    b"xgoogsignature",
+    b"sessionid",
+    b"jsessionid",
+];
+
+/// The URI parameter with an environment variable, as in `env=NAME=VALUE`.
+const ENV: &[u8] = b"env";
 
 /// Words that may stand between a name and its credential, as in `Authorization: Bearer …`.
 const SCHEMES: [&[u8]; 5] = [b"bearer", b"basic", b"token", b"digest", b"apikey"];
@@ -51,19 +69,25 @@ const IS_BOUND: [bool; 256] = {
 
 /// Finds the first `NAME=VALUE` in the text in which NAME is the name of a credential and VALUE is
 /// neither empty nor redacted already. Returns the range of the value, which includes everything up
-/// to the end of the text; `None` if there is no such pair.
+/// to the end of the text; `None` if there is no such pair. Of a variable in `env`, the name is not
+/// part of the value, because variables such as `LD_PRELOAD` decide which code runs.
 pub(super) fn assigned(text: &[u8]) -> Option<Range<usize>> {
     memchr::memchr_iter(b'=', text).find_map(|equals| {
         let before = text.get(..equals)?.trim_ascii_end();
         let before = before.strip_suffix(b"!").unwrap_or(before).trim_ascii_end();
         let start =
             before.iter().rposition(|byte| IS_BOUND[usize::from(*byte)]).map_or(0, |at| at + 1);
-        if !is_name(before.get(start..)?) {
+        let name = before.get(start..)?;
+        let is_env = has_part(name, |name| is_one_of(name, &[&[ENV]]));
+        if !is_env
+            && !has_part(name, |name| is_name_of_command(name) || is_one_of(name, &[&OF_URIS]))
+        {
             return None;
         }
         let behind = text.get(equals + 1..)?;
         let value = behind.iter().position(|byte| !matches!(byte, b'=' | b' '))?;
-        value_of(text, equals + 1 + value..text.len())
+        let name = if is_env { variable(behind.get(value..)?) } else { 0 };
+        value_of(text, equals + 1 + value + name..text.len())
     })
 }
 
@@ -85,7 +109,8 @@ pub(super) fn selected(text: &[u8], mut found: impl FnMut(Range<usize>)) {
         let is_operator = |byte: &u8| b" =!<>(".contains(byte);
         let Some(length) = one[lead..].iter().position(is_operator) else { continue };
         let key = &one[lead..lead + length];
-        if !is_name(key.rsplit(|byte| *byte == b'/').next().unwrap_or_default()) {
+        let name = key.rsplit(|byte| *byte == b'/').next().unwrap_or_default();
+        if !has_part(name, |name| is_one_of(name, &[&NAMES])) {
             continue;
         }
         let behind = lead + length;
@@ -245,11 +270,18 @@ fn is_scheme(word: &[u8]) -> bool {
     SCHEMES.iter().any(|scheme| unquoted(word).eq_ignore_ascii_case(scheme))
 }
 
-/// Returns `true` if `name` is the name of a credential. In a name with brackets, such as
-/// `user[token]`, each part is compared.
-fn is_name(name: &[u8]) -> bool {
-    let mut names = name.split(|byte| matches!(byte, b'[' | b']'));
-    names.any(|name| is_one_of(name.trim_ascii(), &[&NAMES]))
+/// Returns `true` if `is` holds for `name` or, in a name with brackets, such as `user[token]`, for
+/// one of its parts.
+fn has_part(name: &[u8], is: impl Fn(&[u8]) -> bool) -> bool {
+    name.split(|byte| matches!(byte, b'[' | b']')).any(|name| is(name.trim_ascii()))
+}
+
+/// Returns the length of `NAME=` at the begin of `NAME=VALUE`; 0 if the text begins with no plain
+/// name of a variable.
+fn variable(text: &[u8]) -> usize {
+    let is_name = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'_' | b'-' | b'.');
+    let end = text.iter().position(|byte| !is_name(byte)).filter(|end| *end > 0);
+    end.filter(|end| text.get(*end) == Some(&b'=')).map_or(0, |end| end + 1)
 }
 
 /// Returns `true` if `name` is the name of a credential in a command: a known name, or a longer
@@ -336,8 +368,22 @@ mod tests {
         // Reading each of these would take time quadratic in its length if every name were compared
         // from its beginning.
         for one in [
-            "a", "-", "_", "=", ":", "token", "--token ", "token=", "'", "token='", "a://", "[",
+            "a",
+            "-",
+            "_",
+            "=",
+            ":",
+            "token",
+            "--token ",
+            "token=",
+            "'",
+            "token='",
+            "a://",
+            "[",
             "(",
+            "a_b-c.d_e-f=",
+            "[a_b]=",
+            "env=",
         ] {
             let text = one.repeat((1 << 20) / one.len());
             Command::default().part(text.as_bytes(), |_| {});

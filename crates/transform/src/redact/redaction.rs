@@ -1,9 +1,10 @@
 //! Decides which parts of an event must not leave the relay: those that the rules for its object
 //! name, and those that are always redacted.
 //!
-//! Four things are always redacted: the contents and annotations of Secrets; the bodies of requests
-//! that make or check tokens, and of OpenShift's OAuth objects; credentials in a request's URI; and
-//! JSON Web Tokens anywhere (`web_token`). Of a body about Secrets, a part is kept only if the
+//! Five things are always redacted: the contents and annotations of Secrets; the bodies of requests
+//! that make or check tokens, and of OpenShift's OAuth objects; the environment variables of
+//! requests for ephemeral containers; credentials in a request's URI; and JSON Web Tokens anywhere
+//! (`web_token`). Of a body about Secrets, a part is kept only if the
 //! shape of the body is known; a body of any other shape is dropped as a whole.
 //!
 //! If something in a body must not leave, the server's message about that body must not leave
@@ -18,7 +19,7 @@ use memchr::memmem::Finder;
 
 use super::look::Look;
 use super::path::{Path, Step, With, is_of_admission};
-use super::rule::{Compiled, Rule, in_lists};
+use super::rule::{COPY, Compiled, Rule, in_lists};
 use super::text;
 use super::walk::{Child, Why, Wish};
 use audit::request::{Object, Request};
@@ -82,6 +83,11 @@ impl Redaction {
             is_quotable |= rule.of_bodies;
             let wish = |path| Wish::new(path, rule.with, Why::Redacted);
             wishes.extend(rule.paths.iter().map(|path| wish(path)));
+        }
+        if request.object.as_ref().is_some_and(|it| *it.subresource == *b"ephemeralcontainers") {
+            (applies, is_quotable) = (true, true);
+            let wish = |path| Wish::new(path, With::Drop, Why::Redacted);
+            wishes.extend(OF_EPHEMERAL.iter().map(|path| wish(path)));
         }
         if is_quotable {
             let wish = |path: &'static [Step; 2]| Wish::new(path, With::Drop, Why::Redacted);
@@ -176,6 +182,17 @@ static SECRET: LazyLock<Vec<Path>> = LazyLock::new(|| {
         &[Step::Known(b"metadata"), Step::Known(b"annotations"), Step::Any],
     ];
     in_bodies(&BODIES, &inside)
+});
+
+/// The paths to the values of environment variables in requests for ephemeral containers, which
+/// `kubectl debug --env` sets as `kubectl exec --env` does in a URI. The response has the whole pod
+/// with its other containers.
+static OF_EPHEMERAL: LazyLock<Vec<Path>> = LazyLock::new(|| {
+    let env = [Step::Known(b"env"), Step::Any, Step::Known(b"value")];
+    let of_pod = [&[Step::Known(b"spec"), Step::Any, Step::Any], &env[..]].concat();
+    // The object of the subresource before Kubernetes 1.22.
+    let before = [&[Step::Known(b"ephemeralContainers"), Step::Any], &env[..]].concat();
+    in_bodies(&BODIES, &[&of_pod, &before, &COPY])
 });
 
 /// The path to the annotations that hold the patches of mutating webhooks. kube-apiserver records

@@ -92,7 +92,7 @@ impl Compiled {
 }
 
 /// The path to the annotation in which `kubectl apply` and similar tools keep a copy of the object.
-const COPY: [Step; 3] =
+pub(super) const COPY: [Step; 3] =
     [Step::Known(b"metadata"), Step::Known(b"annotations"), Step::CopyOfTheObject];
 
 /// Returns the two full paths for `inside`, a path that begins at an object: one leads into the

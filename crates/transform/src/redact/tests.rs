@@ -333,6 +333,27 @@ fn secrets_and_tokens_never_leave_without_any_rule() {
 }
 
 #[test]
+fn the_variables_of_ephemeral_containers_lose_their_values() {
+    let redaction = rules(&[]);
+    let change = Change { redaction: Some(&redaction), ..Change::default() };
+    for row in [
+        r#"{"spec":{"ephemeralContainers":[{"name":"d","env":[{"name":"A"«,"value":"s"»},{"name":"B","valueFrom":{}}],"command":["sh"]}]}}"#,
+        r#"{"spec":{"$setElementOrder/ephemeralContainers":[{"name":"d"}],"ephemeralContainers":[{"\u0065nv":[{«"value":"s"»}]}]}}"#,
+        r#"{"kind":"Pod","metadata":{"annotations":{«"kubectl.kubernetes.io/last-applied-configuration":"s"»}},"spec":{"containers":[{"env":[{"name":"A"«,"value":"s"»}]}],"initContainers":[{"env":[{"name":"A"«,"value":"s"»}]}]}}"#,
+        r#"{"kind":"EphemeralContainers","ephemeralContainers":[{"env":[{"name":"A"«,"value":"s"»}]}]}"#,
+        r#"[{"op":"add","path":"/spec/ephemeralContainers/-"«,"value":{"env":[{"value":"s"}]}»},{"op":"remove","path":"/metadata/x"}]"#,
+    ] {
+        let (before, after) = marked(row);
+        for body in ["requestObject", "responseObject"] {
+            let [before, after] =
+                [&before, &after].map(|value| format!(r#","{body}":{value},"x":1"#));
+            becomes("/pods/ephemeralcontainers", &change, &before, &after);
+            becomes("pods", &change, &before, &before);
+        }
+    }
+}
+
+#[test]
 fn what_admission_records_of_a_body_goes_with_what_is_secret_in_it() {
     let redaction = rules(&[
         ("configmaps", "requestObject.data", With::Sha256),

@@ -2,10 +2,12 @@
 //! else: values of names such as `token`, and JSON Web Tokens anywhere.
 //!
 //! The URI is read as the server reads it: percent-encoding hides neither the name of a parameter
-//! nor a token. Names are looked for in the query, within its parameters (`labelSelector=token=…`,
-//! a URI inside the URI, the words of a `command` that is to run in a pod), and in the path
-//! (`/a;token=…`). Two kinds of credentials are not found: one under an unknown name that is
-//! not a JSON Web Token, and one that is encoded twice, because the URI is decoded once.
+//! nor a token. Nothing depends on the path or the object: a parameter counts in a request for
+//! exec, for a proxy, or for what no server knows. Names are looked for in the query, within its
+//! parameters (`labelSelector=token=…`, a URI inside the URI, the words of a `command` that is to
+//! run in a pod), and in the path (`/a;token=…`). Two kinds of credentials are not found: one under
+//! an unknown name that is not a JSON Web Token, and one that is encoded twice, because the URI is
+//! decoded once.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -61,20 +63,43 @@ pub(super) fn secrets(uri: &[u8]) -> Vec<Range<usize>> {
     found
 }
 
-/// The ends, in lower case, of the names after which [`secrets`] looks for a credential: those of
-/// `named`, `command`, `labelSelector` and `fieldSelector`.
-const ENDS: [&[u8; 4]; 8] =
-    [b"cret", b"ctor", b"ikey", b"mand", b"oken", b"sswd", b"tion", b"word"];
+/// Returns `true` if a name after which [`secrets`] looks for a credential may end in these four
+/// letters, in lower case: those of `named`, `command`, `labelSelector` and `fieldSelector`. A name
+/// of three letters may follow the last digit of an escape.
+fn is_end(letters: &[u8; 4]) -> bool {
+    matches!(
+        letters,
+        b"6env"
+            | b"6pwd"
+            | b"6sig"
+            | b"code"
+            | b"cret"
+            | b"ctor"
+            | b"ekey"
+            | b"ikey"
+            | b"mand"
+            | b"oken"
+            | b"onid"
+            | b"pass"
+            | b"rase"
+            | b"skey"
+            | b"sswd"
+            | b"tion"
+            | b"tkey"
+            | b"ture"
+            | b"word"
+    )
+}
 
 /// Returns `true` if it is certain at a glance that [`secrets`] finds nothing in a URI, except for
 /// JSON Web Tokens that begin with `eyJ` in plain letters. `raw` is the URI as a JSON string has
 /// it, with its escapes. The URIs of usual requests are plain, so that they are neither copied nor
 /// split into parts.
 ///
-/// A name before an equals sign is not that of a credential if its last four letters are not in
-/// [`ENDS`]. Brackets separate names, so a URI with names and brackets is not plain. The only
+/// A name before an equals sign is not that of a credential if its last four letters are no
+/// [end](is_end). Brackets separate names, so a URI with names and brackets is not plain. The only
 /// escape in a plain URI is that of `&`, which ends a parameter. Its digits may count as letters of
-/// the next name, but only if that name is shorter than every name of a credential.
+/// the next name, but only if that name has three letters or fewer.
 pub(super) fn is_plain(raw: &[u8]) -> bool {
     if raw.len() > BYTES_MAX {
         return false;
@@ -88,7 +113,7 @@ pub(super) fn is_plain(raw: &[u8]) -> bool {
                 let before = raw.get(..at).and_then(<[u8]>::last_chunk::<4>);
                 before.is_some_and(|end| {
                     end.iter().all(u8::is_ascii_alphanumeric)
-                        && !ENDS.contains(&&end.map(|byte| byte.to_ascii_lowercase()))
+                        && !is_end(&end.map(|byte| byte.to_ascii_lowercase()))
                 })
             }
             Some(b'\\') => behind.starts_with(br"\u0026"),
@@ -252,13 +277,51 @@ mod tests {
     }
 
     #[test]
+    fn the_values_of_environment_variables_are_found_and_their_names_stay() {
+        for row in [
+            "/p/exec?command=sh&env=DB=«s→REDACTED»&container=c",
+            "/p/attach?env=A=«s→REDACTED»&env=LD_PRELOAD=«/t.so→REDACTED»&env=C=«x=y→REDACTED»",
+            "/p/portforward?%65nv=A%3D«%73→REDACTED»&%45%4E%56=A=«s→REDACTED»&x=1",
+            "/p/exec?env%3DA%3d«s→REDACTED»&+env+=A=«s+t→REDACTED»",
+            "/p//exec?env[]=A=«s→REDACTED»&env[0]=A.b-c=«s→REDACTED»",
+            // Without a plain name nobody knows where the value begins.
+            "/p/exec?env=«s→REDACTED»&env==«s→REDACTED»",
+            "/p/exec?env=«%7B%22name%22:%22A%22,%22value%22:%22b%3Dc%22%7D→REDACTED»",
+            "/p/exec?env=«A+B=s→REDACTED»&env=«A%00=s→REDACTED»",
+            // kube-apiserver does not know these, and logs them all the same.
+            "/p/exec?a=b;env=A=«s;env=B=t→REDACTED»&c",
+            "/x/proxy/y/exec?env=A=«s→REDACTED»",
+            "/healthz?u=/p/exec?env=A=«s→REDACTED»",
+            "/p;env=A=«s→REDACTED»/exec",
+        ] {
+            assert_redacted(row);
+        }
+    }
+
+    #[test]
+    fn more_names_count_in_a_uri_than_in_a_selector() {
+        for row in [
+            "/a?secret=«s→REDACTED»&Pass=«s→REDACTED»&pwd=«s→REDACTED»&pass-phrase=«s→REDACTED»",
+            "/a?my_token=«s→REDACTED»&X-Amz-Security-Token=«s→REDACTED»&db.password=«s→REDACTED»",
+            "/a?secretAccessKey=«s→REDACTED»&secret_key=«s→REDACTED»&privateKey=«s→REDACTED»",
+            "/cb?code=«s→REDACTED»&state=x&sig=«s→REDACTED»&signature=«s→REDACTED»",
+            "/a?X-Amz-Credential=a&X-Amz-Signature=«s→REDACTED»&X-Goog-Signature=«s→REDACTED»",
+            "/a;jsessionid=«s→REDACTED»/b?session_id=«s→REDACTED»&%73%65cret=«s→REDACTED»",
+        ] {
+            assert_redacted(row);
+        }
+    }
+
+    #[test]
     fn other_uris_are_left_alone() {
         for uri in [
             "",
             "/api/v1/pods?limit=500&continue=eyJ2IjoibWV0YS5rOHMuaW8&resourceVersion=1",
             "/a?token=",
             "/a?token",
-            "/a?mytoken=s&tokens=t&token_type=u",
+            "/a?mytoken=s&tokens=t&token_type=u&error_code=5&codes=6&environment=A=s&key=x",
+            "/a?labelSelector=env=prod,secret%3Da,code!=b&fieldSelector=env%3Dx&continue=s",
+            "/a?env&env=&env=A=&=&resourceVersion=1&limit=5&watch=true",
             "/token/s",
             "/a=b/token=",
             "/a?labelSelector=token,!token,app%3Dtoken&fieldSelector=metadata.name%3Dtoken",
@@ -279,7 +342,8 @@ mod tests {
             list(
                 r"
 /a|?|&|\u0026|=|=s|%3d|\u003d|+| |!|[|]|-|_|&token=s|&Id-Token=s|&authorization=s|&password=s
-&passwd=s|&clientSecret=s|&api_key=s|&command=--pwd|&command=token:s|&labelSelector=token
+&passwd=s|&clientSecret=s|&api_key=s|&env=A=s|env=s|pwd|sig|code|secret|&secretKey=s|&privatekey=s
+&secretaccesskey=s|&passphrase=s|&pass=s|&X-Amz-Signature=s|&sessionid=s|env|&command=--pwd|&command=token:s|&labelSelector=token
 &fieldSelector=token|token|passwd|apikey|command|a|ab|abc|abcd|1|limit=1|watch=true|://u:p@h|ä|\n
 ",
             )

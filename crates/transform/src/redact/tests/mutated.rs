@@ -16,6 +16,7 @@ eyJh.eyJz.Sig|eyJh.eyJz|yJ|\u0065yJh.eyJz.Sig|eyJh\u002eeyJz.Sig|\u0026|\u00e9|\
 ?token[a]b12345=s|?user[token]=s|?t%6fken=s|?token =s|?token!=s|?+token+=s|?labelSelector=token
 ?fieldSelector=a.token=s|?LabelSelector=token+in+(s)|?command=--password&command=s
 ?container=c&command=env&command=PGPASSWORD=s|/a;passwd=s/b|/a=b|objectRef
+?env=A=s|?x=1\u0026env=A=s|?%65nv=A%3Ds|?x=1\u0026sig=s|?X-Amz-Signature=s|?my_secret=s|?code=s
 ",
     )
 });
