@@ -35,6 +35,15 @@ pub struct Request<'a> {
     pub object: Option<Object<'a>>,
 }
 
+/// Returns the code of the response that an event tells of; `None` if it tells of none, as at the
+/// stage RequestReceived, or if the code has not three digits.
+pub fn code(event: &[u8]) -> Option<u16> {
+    let [status] = scan::firsts(event, ["responseStatus"]);
+    let [code] = scan::firsts(status?, ["code"]);
+    let digits = code.filter(|code| code.len() == 3 && code.iter().all(u8::is_ascii_digit))?;
+    std::str::from_utf8(digits).ok()?.parse().ok()
+}
+
 /// The value of `requestURI`, with its JSON escapes as written. The escapes are resolved only when
 /// a caller needs the URI, because few callers do, and because escapes are frequent: kube-apiserver
 /// writes `\u0026` for `&`.

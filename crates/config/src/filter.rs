@@ -4,6 +4,7 @@
 //! says how.
 
 use std::collections::BTreeMap;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -300,6 +301,15 @@ fn criteria(t: &mut Table<'_, '_>, may_be_empty: bool, is_exempt: bool) -> Optio
             "what the request is about",
         ))
         .map(|tables| t.read_tables(tables, |t| kinds(t, is_exempt)));
+    let code = t.words(
+        optional(
+            "code",
+            "array of strings",
+            "any, or none yet",
+            "of the response, like \"404\" or \"500-599\"; in unless never 401 and 403",
+        ),
+        |text| codes(text, is_exempt),
+    );
     let criteria = Criteria {
         users,
         user_groups,
@@ -307,6 +317,7 @@ fn criteria(t: &mut Table<'_, '_>, may_be_empty: bool, is_exempt: bool) -> Optio
         resources: resources.unwrap_or_default(),
         namespaces,
         non_resource_urls,
+        code: code.unwrap_or_default(),
     };
     if is_empty {
         t.cx.error(&t.path, "is empty, allowed: at least one criterion, or leave it out");
@@ -322,6 +333,30 @@ fn criteria(t: &mut Table<'_, '_>, may_be_empty: bool, is_exempt: bool) -> Optio
     mistakes.iter().for_each(|mistake| report(mistake, Severity::Error));
     criteria.doubts(&Names::CONFIG).iter().for_each(|doubt| report(doubt, Severity::Warning));
     (mistakes.is_empty() && !is_empty).then_some(criteria)
+}
+
+/// The codes of requests that were denied. No event is dropped because it has one of them.
+const DENIED: [u16; 2] = [401, 403];
+
+/// Parses a code, or a range of codes. `is_exempt` is `true` in `unless`, where events are dropped
+/// by their code.
+fn codes(text: &str, is_exempt: bool) -> Result<RangeInclusive<u16>, String> {
+    let number = |text: &str| {
+        let is_code = text.len() == 3 && text.bytes().all(|byte| byte.is_ascii_digit());
+        text.parse::<u16>().ok().filter(|code| is_code && *code >= 100)
+    };
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    let codes = number(first).zip(number(last)).filter(|(first, last)| first <= last);
+    let (first, last) =
+        codes.ok_or("is not a code, allowed: three digits, or a range such as 500-599")?;
+    if is_exempt && DENIED.iter().any(|code| (first..=last).contains(code)) {
+        return Err(
+            "has 401 or 403, allowed: codes that are not those of a denied request, which \
+                    always leaves"
+                .to_owned(),
+        );
+    }
+    Ok(first..=last)
 }
 
 /// Reads one table of `resources`: an API group, its resources and, unless `is_exempt`, names of

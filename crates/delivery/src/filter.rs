@@ -364,7 +364,7 @@ impl Filter {
             event_bytes_max: rules.bytes_max,
             ..Change::default()
         };
-        let located = Located::new(request);
+        let located = Located::of_event(event, request);
         let mut matches = rules.matches.iter().enumerate();
         if !matches.all(|(list, matcher)| matcher.first(&located, of(users, list)).is_some()) {
             return self.dropped(position);

@@ -432,6 +432,36 @@ fn filter_events(filter: &str, events: &[String]) -> (Vec<String>, Relay) {
     (got.collect(), relay)
 }
 
+/// Method: the same request with every code, and before there is one.
+#[test]
+fn events_leave_by_their_code_and_those_without_one_match_none() {
+    const STATUS: &str = r#"{"metadata":{},"code":201}"#;
+    let recorded = recorded_binding();
+    assert!(recorded.contains(STATUS));
+    let of = |status: &str| recorded.replacen(STATUS, status, 1);
+    let code = |code: &str| of(&format!(r#"{{"metadata":{{}},"code":{code}}}"#));
+    let [created, absent, denied] = ["201", "404", "403"].map(code);
+    // None of these has a code. Whoever looks for one in a body finds another.
+    let none =
+        ["null", "{}", r#"{"code":"404"}"#, r#"{"code":4040}"#, r#"{"details":{"code":404}}"#];
+    let none = none.map(of);
+    let all = [&[created.clone(), absent.clone(), denied.clone()], &none[..]].concat();
+    let left = |table: &str| {
+        let (got, relay) = filter_events(&format!("filter.match = {{ {table} }}\n"), &all);
+        relay.finish(Backlog::Empty);
+        got
+    };
+    assert_eq!(left("code = ['404']"), std::slice::from_ref(&absent));
+    assert_eq!(left("code = ['400-499', '500']"), [absent.clone(), denied.clone()]);
+    assert_eq!(
+        left("code = ['400-499'], unless = { code = ['404'] }"),
+        std::slice::from_ref(&denied)
+    );
+    let others = [&[denied], &none[..]].concat();
+    assert_eq!(left("unless = { verbs = ['create'], code = ['200-299', '404'] }"), others);
+    assert_eq!(left("unless = { verbs = ['get'], code = ['200-299', '404'] }"), all);
+}
+
 #[test]
 fn a_namespace_in_the_body_hides_no_cluster_wide_object_from_a_policy() {
     let policy = repository().join("tests/policies/quiet-namespace.yaml");

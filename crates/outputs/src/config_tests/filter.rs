@@ -1,6 +1,7 @@
 //! `[filter]` and `[output.filter]`: how they are read and merged, and where their mistakes are
 //! reported.
 
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use super::{OUTPUT, assert_problems, config};
@@ -83,6 +84,33 @@ fn what_is_wrong_in_an_exemption_is_told_where_it_stands() {
     let tables = |count: usize| format!("[filter]\nmatch = [{}]\n", one.repeat(count));
     assert_eq!(filter(&tables(341)).matches[0].len(), 341);
     assert_problems(&tables(342), "2:9: filter.match: has 1026 tables, with unless, allowed: ");
+}
+
+#[test]
+fn codes_are_numbers_and_ranges_and_no_denied_request_is_dropped_by_its_code() {
+    let code = |code: &[RangeInclusive<u16>]| Criteria { code: code.into(), ..Criteria::default() };
+    let read = filter(
+        "[output.filter]\nmatch = { code = ['401', '400-599'], unless = { code = ['404', '200-299'] } }\n",
+    );
+    let unless = vec![code(&[404..=404, 200..=299])];
+    assert_eq!(read.matches, [vec![Match { criteria: code(&[401..=401, 400..=599]), unless }]]);
+    for wrong in ["40", "4000", "+40", "099", "4xx", "500-", "-500", "599-500", "400-499-500", ""] {
+        assert_problems(
+            &format!("[filter]\nmatch = {{ code = ['{wrong}'] }}\n"),
+            &format!(
+                "2:19: filter.match[0].code[0]: {wrong:?} is not a code, allowed: three digits, or"
+            ),
+        );
+    }
+    for denied in ["401", "403", "400-499", "403-599", "100-401"] {
+        assert_problems(
+            &format!("[filter]\nmatch = {{ unless = {{ users = ['a'], code = ['{denied}'] }} }}\n"),
+            &format!(
+                "2:45: filter.match[0].unless[0].code[0]: {denied:?} has 401 or 403, allowed: codes"
+            ),
+        );
+    }
+    filter("[filter]\nmatch = { unless = { code = ['100-400', '402', '404-999'] } }\n");
 }
 
 #[test]

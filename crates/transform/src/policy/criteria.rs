@@ -5,6 +5,7 @@
 //! rules.
 
 use std::fmt;
+use std::ops::RangeInclusive;
 
 use percent_encoding::percent_decode;
 use serde::Serialize;
@@ -35,6 +36,9 @@ pub struct Criteria {
     /// one of these. A path that ends in `*` stands for every path that begins with the text before
     /// the `*`.
     pub non_resource_urls: Vec<String>,
+    /// Codes of responses, in ranges. If the list is not empty, the event must have one of these
+    /// codes. The rule of a policy has none, because kube-apiserver decides before it answers.
+    pub code: Vec<RangeInclusive<u16>>,
 }
 
 /// One table of the config's `match`. A request matches if it meets the criteria, and the criteria

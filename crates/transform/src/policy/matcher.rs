@@ -6,13 +6,15 @@
 //! about an object, or about a path. It intersects this set with the sets of the request's user and
 //! groups, verb, API group, resource and namespace, one after the other. Only the rules that are
 //! left are compared one by one, and only for what no table holds: subresources, names of objects,
-//! paths, and which API group a resource is of. The search allocates memory only if the request's
-//! URI has escapes, and to remember a user. A table is skipped if no rule that is left uses its
-//! criterion. The namespace is last, because reading it from the URL takes longest. Prefixes of
-//! users and namespaces, and exemptions (`unless`), are compared rule by rule.
+//! paths, codes, and which API group a resource is of. The search allocates memory only if the
+//! request's URI has escapes, and to remember a user. A table is skipped if no rule that is left
+//! uses its criterion. The namespace is last, because reading it from the URL takes longest.
+//! Prefixes of users and namespaces, and exemptions (`unless`), are compared rule by rule. A code
+//! is read from the event itself, and only if nothing else excludes a rule with codes.
 
 use std::cell::OnceCell;
 use std::collections::HashMap;
+use std::ops::RangeInclusive;
 
 use foldhash::fast::FixedState;
 use percent_encoding::percent_decode;
@@ -20,7 +22,7 @@ use percent_encoding::percent_decode;
 use super::criteria::{Criteria, GroupResources, Match, has, is_path, name, prefix};
 use super::rule::RULES_MAX;
 use super::users::{ListId, Users};
-use audit::request::{Location, Request, Text, User};
+use audit::request::{Location, Request, Text, User, code};
 
 const WORDS_MAX: usize = RULES_MAX / 64;
 
@@ -53,7 +55,7 @@ pub struct Matcher {
 }
 
 /// The criteria of one rule that the tables do not decide: which resource is of which API group,
-/// subresources, names of objects, and paths.
+/// subresources, names of objects, paths, and codes.
 #[derive(Debug, Default)]
 struct Rest {
     /// `true`: the rule keeps the events that it matches, and therefore also matches an object
@@ -65,6 +67,7 @@ struct Rest {
     users: Vec<String>,
     /// Namespaces with at least one prefix; empty if the table of namespaces decides.
     namespaces: Vec<String>,
+    code: Vec<RangeInclusive<u16>>,
     /// The requests that are exempt from this rule.
     unless: Option<Box<Matcher>>,
 }
@@ -200,6 +203,10 @@ impl Matcher {
 #[derive(Debug)]
 pub struct Located<'r> {
     request: &'r Request<'r>,
+    /// The event itself; empty if it is not known.
+    event: &'r [u8],
+    /// The code of the response.
+    code: OnceCell<Option<u16>>,
     /// The namespace and the name of the request's object.
     location: OnceCell<Option<Location<'r>>>,
     /// The path, with its percent-encoding resolved.
@@ -207,13 +214,23 @@ pub struct Located<'r> {
 }
 
 impl<'r> Located<'r> {
-    /// Makes a value of which no part is read yet.
+    /// Makes a value of which no part is read yet. No code is known.
     pub fn new(request: &'r Request<'r>) -> Self {
-        Self { request, location: OnceCell::new(), path: OnceCell::new() }
+        Self::of_event(&[], request)
+    }
+
+    /// Makes a value of which no part is read yet, with the event that describes the request.
+    pub fn of_event(event: &'r [u8], request: &'r Request<'r>) -> Self {
+        let (code, location, path) = (OnceCell::new(), OnceCell::new(), OnceCell::new());
+        Self { request, event, code, location, path }
     }
 
     pub(super) fn request(&self) -> &'r Request<'r> {
         self.request
+    }
+
+    fn code(&self) -> Option<u16> {
+        *self.code.get_or_init(|| code(self.event))
     }
 
     fn location(&self) -> Option<&Location<'_>> {
@@ -373,6 +390,7 @@ impl Rest {
             paths: paths.cloned().collect(),
             users: split(users, has_prefixes).1,
             namespaces: split(namespaces, has_prefixes).1,
+            code: criteria.code.clone(),
             unless: None,
         }
     }
@@ -384,6 +402,8 @@ impl Rest {
             && (self.namespaces.is_empty()
                 || location().map_or(self.keeps, |namespace| begins(namespace, &self.namespaces)))
             && self.matches_kind(located)
+            && (self.code.is_empty()
+                || located.code().is_some_and(|code| self.code.iter().any(|of| of.contains(&code))))
             && self
                 .unless
                 .as_ref()

@@ -270,6 +270,7 @@ impl Problems {
             resources: resources.map(|entry| self.group_resources(entry)).collect(),
             namespaces: self.texts(&fields, "namespaces"),
             non_resource_urls: self.texts(&fields, "nonResourceURLs"),
+            code: Vec::new(),
         };
         for mistake in criteria.mistakes(&Names::POLICY) {
             self.note(place_of(node, &mistake.path), mistake.what);

@@ -89,6 +89,7 @@ fn criteria() -> impl Strategy<Value = Criteria> {
             resources,
             namespaces,
             non_resource_urls,
+            code: Vec::new(),
         },
     )
 }
