@@ -58,6 +58,7 @@ fn at_a_low_rate_every_event_counts_and_the_figures_are_exact() {
         [("prod".to_owned(), hour["bytes"].as_u64().unwrap(), 23)]
     );
     assert_eq!(rows(&volume, "deprecated"), []);
+    assert_eq!(rows(&volume, "code")[0].0, "");
     for row in hour["by"]["user"]["rows"].as_array().unwrap() {
         assert_eq!((&row["bytes_error"], &row["events_error"]), (&json!(0), &json!(0)));
     }

@@ -17,7 +17,8 @@ pub(super) type Names = [Option<Box<str>>; DIMENSIONS.len()];
 
 /// The members of an event that are read beside its annotations, in the order in which
 /// kube-apiserver writes them. All are before the bodies.
-const MEMBERS: [&str; 6] = ["level", "requestURI", "verb", "user", "userAgent", "objectRef"];
+const MEMBERS: [&str; 7] =
+    ["level", "requestURI", "verb", "user", "userAgent", "objectRef", "responseStatus"];
 
 /// Returns the names of an event, which is valid JSON.
 pub(super) fn names(event: &[u8], redaction: &Redaction) -> Names {
@@ -48,12 +49,16 @@ pub(super) fn names(event: &[u8], redaction: &Redaction) -> Names {
 /// The values of [`MEMBERS`] in an event.
 type Values<'e> = [Option<&'e [u8]>; MEMBERS.len()];
 
-fn request([level, uri, verb, user, _, object]: Values<'_>) -> Request<'_> {
+fn request([level, uri, verb, user, _, object, _]: Values<'_>) -> Request<'_> {
     Request::of([level, None, uri, verb, user, object])
 }
 
 /// Returns the names of an event with this request and these values.
-fn of(request: &Request<'_>, [.., agent, object]: Values<'_>, annotations: Option<&[u8]>) -> Names {
+fn of(
+    request: &Request<'_>,
+    [.., agent, object, status]: Values<'_>,
+    annotations: Option<&[u8]>,
+) -> Names {
     let text = |value: Option<&[u8]>| name(&value.and_then(scan::string).unwrap_or_default());
     let user = name(request.user.as_ref().map_or(b"", |user| &user.name));
     let verb = name(&request.verb);
@@ -78,6 +83,11 @@ fn of(request: &Request<'_>, [.., agent, object]: Values<'_>, annotations: Optio
         let removed = text(of_annotation("k8s.io/removed-release"));
         [&*user, &*resource, &*version, &*removed].join(PARTS).into()
     });
+    let [code] = scan::firsts(status.unwrap_or_default(), ["code"]);
+    let code = code.map_or("", |code| match std::str::from_utf8(code) {
+        Ok(code) if code.len() == 3 && code.bytes().all(|byte| byte.is_ascii_digit()) => code,
+        _ => "other",
+    });
     // In the order of `DIMENSIONS`.
     [
         Some([&*user, &*verb, &*resource].join(PARTS).into()),
@@ -88,6 +98,7 @@ fn of(request: &Request<'_>, [.., agent, object]: Values<'_>, annotations: Optio
         Some(text(agent).into()),
         Some(name(&request.level).into()),
         deprecated,
+        Some(code.into()),
     ]
 }
 
@@ -119,7 +130,7 @@ mod tests {
         names.iter().map(|name| name.as_deref().unwrap_or("none").replace(PARTS, " ")).collect()
     }
 
-    const EVENT: &str = r#"{"kind":"Event","level":"RequestResponse","auditID":"1","stage":"ResponseComplete","requestURI":"/apis/apps/v1/namespaces/prod/deployments/web/scale?token=s3cret","verb":"update","user":{"username":"system:serviceaccount:a:b","groups":["g"]},"userAgent":"helm/v3","objectRef":{"resource":"deployments","namespace":"prod","name":"web","apiGroup":"apps","apiVersion":"v1","subresource":"scale"},"responseObject":{"annotations":{"k8s.io/deprecated":"true"},"stageTimestamp":"x"},"requestReceivedTimestamp":"t","stageTimestamp":"t","annotations":{"k8s.io/deprecated":"true","k8s.io/removed-release":"1.40"}}"#;
+    const EVENT: &str = r#"{"kind":"Event","level":"RequestResponse","auditID":"1","stage":"ResponseComplete","requestURI":"/apis/apps/v1/namespaces/prod/deployments/web/scale?token=s3cret","verb":"update","user":{"username":"system:serviceaccount:a:b","groups":["g"]},"userAgent":"helm/v3","objectRef":{"resource":"deployments","namespace":"prod","name":"web","apiGroup":"apps","apiVersion":"v1","subresource":"scale"},"responseStatus":{"metadata":{},"code":409},"responseObject":{"annotations":{"k8s.io/deprecated":"true"},"stageTimestamp":"x"},"requestReceivedTimestamp":"t","stageTimestamp":"t","annotations":{"k8s.io/deprecated":"true","k8s.io/removed-release":"1.40"}}"#;
 
     #[test]
     fn an_event_counts_by_what_it_says() {
@@ -134,8 +145,16 @@ mod tests {
                 "helm/v3",
                 "RequestResponse",
                 "system:serviceaccount:a:b deployments.apps/scale v1 1.40",
+                "409",
             ]
         );
+        // There are at most a thousand names of codes, whatever is in the event.
+        for (code, name) in
+            [("200", "200"), ("-20", "other"), ("2000", "other"), (r#""404""#, "other")]
+        {
+            assert_eq!(named(&EVENT.replace("409", code), &[])[8], name);
+        }
+        assert_eq!(named(&EVENT.replace(r#","code":409"#, ""), &[])[8], "");
         let current = EVENT.replace(
             r#","annotations":{"k8s.io/deprecated":"true","k8s.io/removed-release":"1.40"}}"#,
             "}",

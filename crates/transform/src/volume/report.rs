@@ -18,8 +18,8 @@ const ROWS: usize = 20;
 /// The names of the dimensions by which volume is counted. A cause is the user, the verb and the
 /// resource together. `deprecated` has the user, the resource, its version and the release that
 /// removes it, of requests for deprecated APIs; other events do not count there.
-pub const DIMENSIONS: [&str; 8] =
-    ["cause", "user", "verb", "resource", "namespace", "agent", "level", "deprecated"];
+pub const DIMENSIONS: [&str; 9] =
+    ["cause", "user", "verb", "resource", "namespace", "agent", "level", "deprecated", "code"];
 
 /// The spans of time before now, with their names.
 pub const SPANS: [(&str, Duration); 2] =

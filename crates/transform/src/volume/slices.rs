@@ -19,10 +19,11 @@ use super::summary::Summary;
 
 /// The greatest number of names of each dimension in the slice that collects. A hash table of a
 /// power of two is full at 7/8.
-const ROOMS: [usize; DIMENSIONS.len()] = [224, 448, 28, 224, 112, 224, 14, 28];
+const ROOMS: [usize; DIMENSIONS.len()] = [224, 448, 28, 224, 112, 224, 14, 28, 28];
 
 /// The greatest number of bytes of memory that each dimension takes in a slice that has ended.
-const SLICE_BYTES: [usize; DIMENSIONS.len()] = [9216, 6144, 2048, 3584, 3072, 3584, 768, 2048];
+const SLICE_BYTES: [usize; DIMENSIONS.len()] =
+    [9216, 6144, 2048, 3584, 3072, 3584, 768, 2048, 1792];
 
 /// For each of [`SPANS`], the length of a slice that has ended. The slice that collects has the
 /// length of the first. A span meets at most 7 slices of an hour, or 13 of a day.
@@ -191,7 +192,7 @@ mod tests {
         for minutes in (0..27 * 60).step_by(5) {
             let samples = (0..300).map(|_| {
                 number += 1;
-                let parts = [3, 1, 1, 1, 1, 1, 1, 4];
+                let parts = [3, 1, 1, 1, 1, 1, 1, 4, 1];
                 let names = parts.map(|parts| Some(longest(number, parts)));
                 let weight = Weight { sum: [1000.0, 1.0], ..Weight::default() };
                 (names, weight)
