@@ -2,8 +2,9 @@
 //!
 //! A rule of an advice is one of these:
 //!
-//! - it drops reads of one user (the kubelets count as one), of kinds of objects or of paths. It
-//!   names all of them, and only those of which no read is above the [floor];
+//! - it drops reads of one user (the kubelets count as one), of kinds of objects or of paths, or
+//!   writes of one component of the cluster. It names all of them, and only those of which no
+//!   request is above the [floor];
 //! - it lowers all reads to Metadata, or everything.
 //!
 //! Two rules that drop never match the same event, so the largest ones are the fewest. Each of the
@@ -69,24 +70,32 @@ impl Advice {
     }
 }
 
-/// Returns the cells that may be dropped, by user, and apart for kinds and paths, because a rule is
-/// about one or the other. A cell of which a rule would be wrong or doubtful is left out.
+/// Returns the cells that may be dropped, by user and verbs, and apart for kinds and paths, because
+/// a rule is about one or the other. A cell of which a rule would be wrong or doubtful is left out.
 fn units(survey: &Survey) -> Vec<Unit<'_>> {
-    let mut units: BTreeMap<(&str, bool), Unit<'_>> = BTreeMap::new();
-    for cell @ (cause, _) in survey.cells.iter().filter(|(_, cell)| !cell.is_kept) {
+    let mut units: BTreeMap<(&str, &[&str], bool), Unit<'_>> = BTreeMap::new();
+    let is_trusted = |cause: &Cause| {
+        survey.is_openshift || is_read(cause) || !floor::needs_openshift(&cause.who)
+    };
+    let cells = survey.cells.iter().filter(|(cause, cell)| !cell.is_kept && is_trusted(cause));
+    for cell @ (cause, _) in cells {
         let policy = Policy::read(&format!("{HEAD}{}", dropping(&[cell])));
         if policy.is_ok_and(|policy| policy.doubts().is_empty()) {
-            units.entry((&cause.who, cause.group.is_none())).or_default().push(cell);
+            units.entry((&cause.who, cause.verbs, cause.group.is_none())).or_default().push(cell);
         }
     }
     units.into_values().collect()
 }
 
+fn is_read(cause: &Cause) -> bool {
+    *cause.verbs == floor::READS
+}
+
 /// Returns the rule that drops a unit. Values are JSON, which is YAML too.
 fn dropping(unit: &[(&Cause, &Cell)]) -> String {
-    let (mut who, mut kinds) = ("", BTreeMap::<_, Vec<&str>>::new());
+    let (mut who, mut verbs, mut kinds) = ("", &[][..], BTreeMap::<_, Vec<&str>>::new());
     for (cause, _) in unit {
-        who = &cause.who;
+        (who, verbs) = (&cause.who, cause.verbs);
         kinds.entry(&cause.group).or_default().push(&cause.what);
     }
     let field = if who == NODES { "userGroups" } else { "users" };
@@ -97,13 +106,14 @@ fn dropping(unit: &[(&Cause, &Cell)]) -> String {
             format!("resources: {}", json!(kinds.collect::<Vec<_>>()))
         }
     };
-    let (who, reads) = (json!([who]), json!(floor::READS));
-    format!("- level: None\n  {field}: {who}\n  verbs: {reads}\n  {what}\n")
+    let (who, verbs) = (json!([who]), json!(verbs));
+    format!("- level: None\n  {field}: {who}\n  verbs: {verbs}\n  {what}\n")
 }
 
-/// Returns the bytes that dropping these cells saves beyond the lowering.
+/// Returns the bytes that dropping these cells saves beyond the lowering, which is of reads first.
 fn beyond(lowering: usize, unit: &[(&Cause, &Cell)]) -> u64 {
-    unit.iter().map(|(_, cell)| cell.bytes[lowering.min(1)]).sum()
+    let is_lowered = |cause: &Cause| lowering > usize::from(!is_read(cause));
+    unit.iter().map(|(cause, cell)| cell.bytes[usize::from(is_lowered(cause))]).sum()
 }
 
 impl Survey {
@@ -157,9 +167,15 @@ impl<'s> Plan<'s> {
         for unit in &self.units {
             let events = grouped(unit.iter().map(|(_, cell)| cell.events).sum());
             let saved = part(beyond(self.lowering, unit));
-            let who = unit.first().map_or("", |(cause, _)| &cause.who);
+            let Some((cause, _)) = unit.first() else { continue };
+            let (who, verbs) = (&cause.who, cause.verbs.join(" and "));
+            let (what, whom) = match is_read(cause) {
+                true => ("reads", String::new()),
+                false => (&*verbs, format!("# Concerns {}.\n", floor::concerned(who))),
+            };
             text += &format!(
-                "# Saves {saved}: {events} events. No longer seen: reads of these by {who}.\n{}",
+                "# Saves {saved}: {events} events. No longer seen: {what} of these by {who}.\n\
+                 {whom}{}",
                 dropping(unit)
             );
         }

@@ -1,7 +1,10 @@
 //! The floor of an advice: the events that it never drops, so that they stay at least at the level
 //! Metadata. The floor is fixed, and no option lowers it.
 //!
-//! - requests that change something: every verb but get, list and watch;
+//! - requests that change something, but for [three](verbs) that say nothing about what somebody
+//!   did: updates of Leases, `create` and `patch` of events in the core group, and
+//!   `deletecollection` of anything but events. These are dropped of the cluster's own
+//!   [components](is_component) only;
 //! - Secrets and ConfigMaps;
 //! - RBAC: everything in `rbac.authorization.k8s.io` and `authorization.openshift.io`;
 //! - tokens: `serviceaccounts/token`, TokenReviews, what else is in `authentication.k8s.io`, and
@@ -12,11 +15,20 @@
 //! - `system:anonymous`, the group `system:unauthenticated`, and requests without a user;
 //! - requests whose URL is not that of the object in the event, or of an object that it lacks.
 //!
-//! Deletes of events change something, and are therefore among them.
+//! Deletes of events, also all at once, change something and are therefore among them.
+//!
+//! # Whose namespace begins with `openshift-`
+//!
+//! On OpenShift nobody but a cluster's administrator makes such a namespace: requests for projects
+//! of such names are refused. On other clusters everybody may who may make namespaces, and could
+//! hide a service account in one. So service accounts of such namespaces count as components only
+//! if the input [shows](shows_openshift) that the cluster is OpenShift, and each rule about one
+//! says what it rests on. A cluster on which somebody has installed OpenShift's kinds looks the
+//! same, which is why the rule says it.
 
 use std::sync::LazyLock;
 
-use audit::request::Request;
+use audit::request::{Request, code};
 use audit::scan;
 use transform::policy::GroupResources;
 use transform::redact;
@@ -31,9 +43,67 @@ const GROUPS: [&str; 3] =
 /// The subresources by which a client reaches into pods, or gets a token.
 const SUBRESOURCES: [&str; 5] = ["token", "exec", "attach", "portforward", "proxy"];
 
-/// Returns `true` if the request changes nothing.
-pub(super) fn is_read(request: &Request<'_>) -> bool {
-    READS.iter().any(|read| *request.verb == *read.as_bytes())
+/// Returns the verbs of the rule that may drop requests like this one; `None` if no rule may.
+pub(super) fn verbs(request: &Request<'_>) -> Option<&'static [&'static str]> {
+    if READS.iter().any(|read| *request.verb == *read.as_bytes()) {
+        return Some(&READS);
+    }
+    let object = request.object.as_ref().filter(|object| object.subresource.is_empty())?;
+    match (&*request.verb, &*object.group, &*object.resource) {
+        (b"update", b"coordination.k8s.io", b"leases") => Some(&["update"]),
+        (b"create" | b"patch", b"", b"events") => Some(&["create", "patch"]),
+        (b"deletecollection", _, resource) if resource != b"events" => Some(&["deletecollection"]),
+        _ => None,
+    }
+}
+
+/// The names of kubelets. They count as the group `system:nodes`.
+pub(super) const KUBELET: &[u8] = b"system:node:";
+
+/// The namespaces of the service accounts that are components.
+const KUBE_SYSTEM: &str = "system:serviceaccount:kube-system:";
+const OPENSHIFT: &str = "system:serviceaccount:openshift-";
+
+/// Returns `true` if a user of this name is a component of the cluster whose writes may be dropped,
+/// and never a person or an account of a tenant. `system:admin` is the administrator's own name on
+/// OpenShift and k3s, and `system:bootstrap:…` is whoever has a token to join a node.
+pub(super) fn is_component(name: &[u8]) -> bool {
+    let is_of = |prefix: &str| name.starts_with(prefix.as_bytes());
+    match is_of("system:serviceaccount:") {
+        true => is_of(KUBE_SYSTEM) || is_of(OPENSHIFT),
+        false => {
+            let others = ["system:admin", "system:anonymous", "system:unauthenticated"];
+            is_of("system:")
+                && !is_of("system:bootstrap")
+                && !others.iter().any(|other| *name == *other.as_bytes())
+        }
+    }
+}
+
+/// Returns `true` if rules about this component need an input that shows OpenShift.
+pub(super) fn needs_openshift(name: &str) -> bool {
+    name.starts_with(OPENSHIFT)
+}
+
+/// Says whom a rule about the writes of this component concerns.
+pub(super) fn concerned(name: &str) -> &'static str {
+    match name {
+        "system:nodes" => "the kubelets, as members of the group system:nodes",
+        _ if name.starts_with(KUBE_SYSTEM) => "a service account of kube-system",
+        _ if needs_openshift(name) => {
+            "a service account of a namespace openshift-…; delete\n# this rule where others than the \
+             administrators may make such namespaces"
+        }
+        _ => "a component of the control plane",
+    }
+}
+
+/// Returns `true` if only a cluster of OpenShift has this event: an object of `config.openshift.io`
+/// was shown. Without its kinds, which only an administrator can install, the answer would be 404.
+pub(super) fn shows_openshift(event: &[u8], request: &Request<'_>) -> bool {
+    let is_config = |group: &[u8]| group == b"config.openshift.io";
+    request.object.as_ref().is_some_and(|object| is_config(&object.group))
+        && code(event) == Some(200)
 }
 
 /// Returns `true` if no advice may drop the event.
@@ -51,14 +121,19 @@ pub(super) fn is_above(event: &[u8], request: &Request<'_>) -> bool {
             || is_in(&SUBRESOURCES, &object.subresource)
             || !has_location
     });
-    let [impersonated, status] = scan::firsts(event, ["impersonatedUser", "responseStatus"]);
-    let code = status.filter(|status| status.first() == Some(&b'{'));
-    let code = code.and_then(|status| scan::member(status, "code"));
-    !is_read(request)
+    // The group of administrators, in which kube-apiserver's own requests to itself are, too.
+    let is_master = request.user.as_ref().is_some_and(|user| {
+        *user.name != *b"system:apiserver"
+            && user.groups.iter().any(|group| **group == *b"system:masters")
+    });
+    let [impersonated] = scan::firsts(event, ["impersonatedUser"]);
+    let verbs = verbs(request);
+    verbs.is_none()
+        || verbs != Some(&READS) && is_master
         || is_of_nobody
         || is_sensitive
         || impersonated.is_some_and(|user| user != b"null")
-        || matches!(code, Some(b"401" | b"403"))
+        || matches!(code(event), Some(401 | 403))
 }
 
 /// The kinds of objects whose bodies hold secrets. A policy that records bodies keeps these

@@ -1,8 +1,9 @@
-//! Gathers what an advice is made from: how many bytes each user's reads of each kind of object, or
-//! of each path, take, and how many bytes the bodies of events take.
+//! Gathers what an advice is made from: how many bytes each user's requests for each kind of
+//! object, or for each path, take, and how many bytes the bodies of events take.
 //!
-//! A *cell* is one user with one kind of object, or with one path. The kubelets, which are the
-//! group `system:nodes`, count as one user. A cell of which a read is above the [floor] is kept: no
+//! A *cell* is one user's reads of one kind of object or of one path, or the writes of one
+//! component of the cluster that an advice may drop. The kubelets, which are the group
+//! `system:nodes`, count as one user. A cell of which a request is above the [floor] is kept: no
 //! advice drops anything of it.
 //!
 //! The number of cells is limited. Events of cells that come after the limit are never dropped.
@@ -29,25 +30,27 @@ pub(super) const NODES: &str = "system:nodes";
 /// so gets no rule by this name.
 const NODE: &[u8] = b"system:node";
 
-/// One user, and what the user reads.
+/// One user, and what the user reads or writes.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Cause {
     /// The name of the user, or [`NODES`].
     pub(super) who: String,
+    /// The verbs, as [`floor::verbs`] has them.
+    pub(super) verbs: &'static [&'static str],
     /// The API group of a kind of object; `None` for a path.
     pub(super) group: Option<String>,
     /// The resource with its subresource, as in `pods/log`, or the path.
     pub(super) what: String,
 }
 
-/// The reads of one cause.
+/// The requests of one cause.
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Cell {
-    /// `true`: at least one read is above the floor, so none of them may be dropped.
+    /// `true`: at least one request is above the floor, so none of them may be dropped.
     pub(super) is_kept: bool,
-    /// The number of all reads.
+    /// The number of all requests.
     pub(super) events: u64,
-    /// The bytes of all reads, as they were recorded and at the level Metadata.
+    /// The bytes of all requests, as they were recorded and at the level Metadata.
     pub(super) bytes: [u64; 2],
 }
 
@@ -62,6 +65,8 @@ pub struct Survey {
     pub(super) bodies: [u64; 3],
     /// The highest level of an event; `None` without events.
     pub(super) top: Option<Level>,
+    /// `true`: an event [shows](floor::shows_openshift) that the cluster is OpenShift.
+    pub(super) is_openshift: bool,
 }
 
 impl Survey {
@@ -75,21 +80,26 @@ impl Survey {
         let bytes = sent_bytes(event);
         self.total.count(bytes);
         self.top = self.top.max(Level::of(&request.level).or(Some(Level::RequestResponse)));
-        let is_read = floor::is_read(request);
+        let verbs = floor::verbs(request);
+        let is_read = verbs == Some(&floor::READS);
+        self.is_openshift = self.is_openshift || floor::shows_openshift(event, request);
         let object = request.object.as_ref();
         let is_secret = object.is_some_and(|object| {
             floor::SECRET_KINDS.iter().any(|of| of.matches(object, |_| true))
         });
         let kind = if is_secret { 0 } else { 2 - usize::from(is_read) };
         self.bodies[kind] += bytes.saturating_sub(lowered) as u64;
-        let Some(user) = request.user.as_ref().filter(|_| is_read) else { return };
+        let (Some(user), Some(verbs)) = (request.user.as_ref(), verbs) else { return };
         let is_kept = floor::is_above(event, request);
         let is_node = user.groups.iter().any(|group| **group == *NODES.as_bytes());
         // A rule for the name of a member of the nodes would match what counts for the group.
-        let own = (!user.name.starts_with(NODE)).then_some((&*user.name, is_kept || is_node));
-        for (who, is_kept) in own.into_iter().chain(is_node.then_some((NODES.as_bytes(), is_kept)))
-        {
-            let Some(cause) = cause(request, who) else { continue };
+        let own = !user.name.starts_with(NODE) && (is_read || floor::is_component(&user.name));
+        let own = own.then_some((&*user.name, is_kept || is_node));
+        // Kubelets delete nothing but by name. Who else is in their group is a person.
+        let is_kubelet = user.name.starts_with(floor::KUBELET) && *verbs != ["deletecollection"];
+        let of_nodes = (NODES.as_bytes(), is_kept || !is_read && !is_kubelet);
+        for (who, is_kept) in own.into_iter().chain(is_node.then_some(of_nodes)) {
+            let Some(cause) = cause(request, who, verbs) else { continue };
             if self.cells.len() >= CELLS_MAX && !self.cells.contains_key(&cause) {
                 continue;
             }
@@ -102,18 +112,18 @@ impl Survey {
 }
 
 /// Returns the cause of a request of this user or group; `None` if no rule can name it.
-fn cause(request: &Request<'_>, who: &[u8]) -> Option<Cause> {
+fn cause(request: &Request<'_>, who: &[u8], verbs: &'static [&'static str]) -> Option<Cause> {
     let who = usable(who).filter(|who| !who.is_empty())?;
     let Some(object) = &request.object else {
         let path: Vec<u8> = percent_decode(&request.uri.path()).collect();
-        return Some(Cause { who, group: None, what: usable(&path)? });
+        return Some(Cause { who, verbs, group: None, what: usable(&path)? });
     };
     let part = |text| usable(text).filter(|text| !text.contains('/'));
     let (mut what, sub) = (part(&object.resource)?, part(&object.subresource)?);
     if !sub.is_empty() {
         what = format!("{what}/{sub}");
     }
-    Some(Cause { who, group: Some(part(&object.group)?), what })
+    Some(Cause { who, verbs, group: Some(part(&object.group)?), what })
 }
 
 /// Returns a text that a rule can name as it is; `None` if it is too long, has `*`, or has
