@@ -169,11 +169,22 @@ fn keys(t: &mut Table<'_, '_>, of_type: Option<Form>) -> Option<Section> {
     refuse_empty(t, "match", matches.as_ref());
     let matches = matches.map(|tables| t.read_tables(tables, of_match));
     let redact = redact.map(|tables| t.read_tables(tables, redaction));
-    let matches = whole(matches.map(|tables| tables.into_iter().collect()))?;
+    let matches: Option<Vec<Match>> = whole(matches.map(|tables| tables.into_iter().collect()))?;
     let redact = whole(redact.map(|tables| tables.into_iter().collect()))?;
-    let count = matches.iter().flatten().map(|of: &Match| 1 + of.unless.len()).sum::<usize>();
+    let count = matches.iter().flatten().map(|of| 1 + of.unless.len()).sum::<usize>();
     if count > RULES_MAX {
         t.error("match", format!("has {count} tables, with unless, allowed: up to {RULES_MAX}"));
+    }
+    let lets_denied = |code: u16| {
+        let lets = |codes: &[RangeInclusive<u16>]| {
+            codes.is_empty() || codes.iter().any(|range| range.contains(&code))
+        };
+        matches.iter().flatten().any(|of| lets(&of.criteria.code))
+    };
+    if matches.as_ref().is_some_and(|all| !all.is_empty()) && !DENIED.into_iter().all(lets_denied) {
+        let message = "has no table for the code 401 or 403: events of denied requests do not \
+                       leave; add \"401\" and \"403\" to a code, unless that is what you want";
+        t.warn("match", message);
     }
     let filter = Filter {
         matches: matches.into_iter().collect(),

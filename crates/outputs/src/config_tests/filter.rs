@@ -4,7 +4,7 @@
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use super::{OUTPUT, assert_problems, config};
+use super::{OUTPUT, assert_problems, checked, config};
 use config::*;
 use transform::policy::{Criteria, GroupResources, Match};
 use transform::redact;
@@ -111,6 +111,22 @@ fn codes_are_numbers_and_ranges_and_no_denied_request_is_dropped_by_its_code() {
         );
     }
     filter("[filter]\nmatch = { unless = { code = ['100-400', '402', '404-999'] } }\n");
+}
+
+#[test]
+fn a_match_that_keeps_denied_requests_to_itself_is_warned_of() {
+    for drops in ["{ code = ['500-599'] }", "[{ code = ['401'] }, { code = ['404'] }]"] {
+        assert_problems(
+            &format!("[filter]\nmatch = {drops}\n"),
+            "2:9: filter.match: warning: has no table for the code 401 or 403",
+        );
+    }
+    for keeps in
+        ["[{ code = ['401'] }, { code = ['403'] }]", "[{ code = ['404'] }, { verbs = ['a'] }]"]
+    {
+        let checked = checked(&format!("{OUTPUT}[filter]\nmatch = {keeps}\n"));
+        assert!(checked.problems.is_empty(), "{keeps}: {:?}", checked.problems);
+    }
 }
 
 #[test]
