@@ -127,6 +127,7 @@ mod filter {
 mod operate {
     mod admin;
     mod alerts;
+    mod apiservers;
     mod check;
     mod check_warnings;
     mod command_line;

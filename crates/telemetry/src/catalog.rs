@@ -17,9 +17,9 @@ use tokio::time::Instant;
 
 use super::declare::{DEFAULTS, Each, Handle, Kind, Label, Metric, catalog, full_name};
 use super::labels::{
-    AddressStates, AttemptError, ByResult, Code, Dropped, EvidenceError, Filtered, LISTENER,
-    Levels, OUTPUT, PLACE, PLUGIN, REVISION, ROLE, RefusedConnection, Rejection, TlsFailure,
-    VERSION, WITNESS,
+    APISERVER, AddressStates, AttemptError, ByResult, Code, Dropped, EvidenceError, Filtered,
+    LISTENER, Levels, OUTPUT, PLACE, PLUGIN, REVISION, ROLE, RefusedConnection, Rejection,
+    TlsFailure, VERSION, WITNESS,
 };
 use super::recent::RecentTimes;
 use super::refusals::Refusals;
@@ -352,6 +352,21 @@ catalog! {
                 reason `in_flight_full`.",
             action: "Near the limit: raise `limits.max_in_flight`, and the memory limit with it, \
                 or add replicas. Slow senders and a slow disk keep it high too.",
+        }
+    }
+
+    "Listeners and sources"
+    /// The metric of one kube-apiserver.
+    pub(super) struct ApiserverMetrics [APISERVER] {
+        pub(super) last_heard: Gauge = "apiserver_last_heard_timestamp_seconds" {
+            help: "When this kube-apiserver's own events were last accepted here.",
+            unit: "seconds since 1970",
+            meaning: "Each kube-apiserver from Kubernetes 1.26 on updates its Lease `apiserver-…` \
+                in `kube-system` every 10 s; the time is that of the last such event. A series \
+                ends after an hour without one. There is no series if the audit policy leaves out \
+                updates of Leases; then it cannot be told whether a kube-apiserver is silent.",
+            action: "Compare the newest value over all relays of one kube-apiserver with that of \
+                the others: kube-apiserver may send to any relay.",
         }
     }
 

@@ -29,6 +29,13 @@ pub(crate) const PLACE: Label =
 /// The label for the side of the connection that presented a certificate: `server` or `client`.
 pub(super) const ROLE: Label = Label { name: "role", values: Values::Fixed(&["server", "client"]) };
 
+/// The label that names a kube-apiserver. A hash has no character that a client has chosen.
+pub(super) const APISERVER: Label = described(
+    "apiserver",
+    "the first 8 hexadecimal digits of the SHA-256 of the name of kube-apiserver's Lease, which \
+     `/status` shows beside them; at most 16 at a time",
+);
+
 /// The label that names a witness of the evidence.
 pub(super) const WITNESS: Label = described("witness", "the name in the witness's key");
 

@@ -127,7 +127,23 @@ impl Telemetry {
         let (since, batches) = self.refusals.of_batches();
         self.refusing.since.set(since);
         self.refusing.requests.set(batches as f64);
+        self.show_apiservers();
         page::page(&self.registry, is_known)
+    }
+
+    /// Sets the metric about each kube-apiserver, and removes it for those that are forgotten. The
+    /// time is counted back from now, so that a clock that was set changes no age.
+    fn show_apiservers(&self) {
+        let (heard, now) = (self.volume.apiservers(), now());
+        for it in &heard {
+            let labels = [labels::APISERVER.with(&it.id)];
+            let metrics = catalog::ApiserverMetrics::register(&self.registry, labels);
+            metrics.last_heard.set(now - it.silent.as_secs_f64());
+        }
+        let is_heard = |labels: &registry::Labels| {
+            heard.iter().any(|it| labels.iter().any(|(_, id)| *id == it.id))
+        };
+        self.registry.keep(catalog::ApiserverMetrics::last_heard, is_heard);
     }
 
     /// Notes what the processes before this one have left. Only the first call has an effect.

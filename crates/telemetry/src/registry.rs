@@ -80,7 +80,7 @@ impl Gauge {
 pub(crate) type Labels = Vec<(&'static str, String)>;
 
 /// The cells of the counters and gauges, by their metric's full name and their labels. Also the
-/// exporter, which keeps the histograms. A series is never removed.
+/// exporter, which keeps the histograms. A series is removed by [`Registry::keep`] alone.
 pub(crate) struct Registry {
     cells: Mutex<BTreeMap<&'static str, BTreeMap<Labels, Arc<AtomicU64>>>>,
     pub(super) exporter: PrometheusRecorder,
@@ -123,6 +123,14 @@ impl Registry {
         labels: &[(&'static str, &str)],
     ) -> Histogram {
         self.exporter.register_histogram(&key(name, owned(labels)), &METADATA)
+    }
+
+    /// Removes the series of a counter or gauge whose labels `is_kept` does not accept. Handles of
+    /// a removed series change nothing any more.
+    pub(crate) fn keep(&self, name: &str, is_kept: impl Fn(&Labels) -> bool) {
+        if let Some(series) = lock(&self.cells).get_mut(name) {
+            series.retain(|labels, _| is_kept(labels));
+        }
     }
 
     /// Returns the series of a counter or gauge, sorted by their labels. A value is the bits that

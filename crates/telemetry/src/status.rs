@@ -34,6 +34,8 @@ pub struct Status {
     /// The events lost or refused for good, by the queue and by all outputs.
     #[serde(flatten)]
     pub losses: Losses,
+    /// The kube-apiservers that this relay has heard in the last hour, sorted by name; at most 16.
+    pub apiservers: Vec<Apiserver>,
     /// The listeners, in the order of the config.
     pub listeners: Vec<Listener>,
     /// The sources, in the order of the config.
@@ -236,6 +238,19 @@ pub struct TlsFailure {
     pub reason: String,
     /// The age of the failure, in seconds.
     pub seconds_ago: f64,
+}
+
+/// A kube-apiserver that this relay has heard.
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Apiserver {
+    /// The name of its Lease in `kube-system`.
+    pub name: String,
+    /// The value of the label `apiserver` of `apiserver_last_heard_timestamp_seconds`.
+    pub id: String,
+    /// The age of the last update of its Lease that was accepted, in seconds. kube-apiserver makes
+    /// one every 10 s.
+    pub last_heard_seconds_ago: f64,
 }
 
 /// A listener.

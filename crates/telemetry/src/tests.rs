@@ -5,6 +5,7 @@ use tokio::time::Instant;
 use super::declare::{Kind, Metric, PREFIX, Values};
 use super::*;
 use audit::LevelCounts;
+use transform::volume::Seen;
 
 /// The declaration of the metric with this name.
 fn find(name: &str) -> Option<&'static Metric> {
@@ -108,7 +109,37 @@ fn everything_of(telemetry: &Telemetry) -> impl Sized {
     telemetry.output_addresses("o", ["up"].into_iter());
     let handles = (telemetry.in_flight(), telemetry.queue(), telemetry.output("o"));
     let others = (telemetry.dead_letters_dropped(), telemetry.reloads(), telemetry.taps());
+    hear(telemetry);
     (handles, others, telemetry.evidence(), telemetry.witness("w"))
+}
+
+/// Accepts the event of a kube-apiserver that updates its own Lease.
+fn hear(telemetry: &Telemetry) {
+    let event = br#"{"requestURI":"/apis/coordination.k8s.io/v1/namespaces/kube-system/leases/apiserver-12345678","verb":"update","user":{"username":"system:apiserver"},"objectRef":{"resource":"leases","apiGroup":"coordination.k8s.io"},"responseStatus":{"code":200}}
+"#;
+    let mut seen = Seen::default();
+    telemetry.volume().look(event, None, 1, &mut seen);
+    telemetry.volume().count(seen);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_kube_apiserver_has_a_time_for_an_hour() {
+    let telemetry = Telemetry::new();
+    let age = || {
+        let at = telemetry.render();
+        let (_, at) = at.split_once("last_heard_timestamp_seconds{apiserver=\"48d74d77\"} ")?;
+        Some(now() - at.lines().next()?.parse::<f64>().unwrap())
+    };
+    assert_eq!(age(), None);
+    hear(&telemetry);
+    tokio::time::advance(Duration::from_secs(3599)).await;
+    let first = age().unwrap();
+    // The clock of the wall is not paused.
+    assert!((3598.0..3700.0).contains(&first), "{first}");
+    hear(&telemetry);
+    assert!(age().is_some_and(|age| (-1.0..100.0).contains(&age)));
+    tokio::time::advance(Duration::from_secs(3600)).await;
+    assert_eq!(age(), None);
 }
 
 #[test]

@@ -22,6 +22,11 @@
 //!   Its bodies are skipped.
 //! - Memory is limited to 1 MiB (`slices` counts it). Nothing is written to a file.
 //!
+//! # The kube-apiservers
+//!
+//! Each batch is also searched for the events that a kube-apiserver makes about itself, whether or
+//! not the volume is counted ([`apiservers`]).
+//!
 //! # What is shown
 //!
 //! The values of an event are redacted before they count: by what is always redacted, and by the
@@ -33,7 +38,7 @@
 //! | 2 | `facts` | the names in an event |
 //! | 3 | `sample` | which bytes are drawn |
 //! | 4 | `summary` | the heaviest names, and the most of others |
-//! | 5 | `slices` | an hour and a day, in slices |
+//! | 5 | `apiservers` `slices` | when each kube-apiserver was last heard · an hour and a day, in slices |
 
 use std::sync::{Arc, Mutex};
 
@@ -42,6 +47,7 @@ use tokio::time::Instant;
 use crate::redact::Redaction;
 use base::lock::lock;
 
+pub mod apiservers;
 mod facts;
 pub mod report;
 mod sample;
@@ -50,14 +56,19 @@ mod summary;
 
 pub use sample::Seen;
 
+use apiservers::{Apiserver, Apiservers};
 use report::Report;
 use sample::Pace;
 use slices::Slices;
 
 /// The volume that a relay has accepted, by cause. Listeners and sources add to it. By default it
-/// counts nothing until it is [turned on](Volume::turn).
+/// counts nothing until it is [turned on](Volume::turn); kube-apiservers are always heard.
 #[derive(Default)]
-pub struct Volume(Mutex<Option<Counting>>);
+pub struct Volume {
+    /// `None` while nothing is counted.
+    counting: Mutex<Option<Counting>>,
+    apiservers: Apiservers,
+}
 
 /// The counters of a volume that is turned on, and how often an event is read for them.
 struct Counting {
@@ -71,7 +82,7 @@ impl Volume {
     /// redaction has changed, all names are forgotten, because earlier ones may be among them that
     /// the new one redacts.
     pub fn turn(&self, redaction: Option<Redaction>) {
-        let (mut counting, now) = (lock(&self.0), Instant::now());
+        let (mut counting, now) = (lock(&self.counting), Instant::now());
         if counting.as_ref().map(|counting| &*counting.redaction) == redaction.as_ref() {
             return;
         }
@@ -89,7 +100,8 @@ impl Volume {
         if lines.is_empty() {
             return;
         }
-        let counting = lock(&self.0)
+        apiservers::find(lines, list, &mut seen.apiservers);
+        let counting = lock(&self.counting)
             .as_mut()
             .map(|it| (Arc::clone(&it.redaction), it.pace.stride(lines.len(), Instant::now())));
         let Some((redaction, stride)) = counting else { return };
@@ -102,18 +114,25 @@ impl Volume {
     }
 
     /// Counts a batch that was accepted, unless the redaction has changed since it was sampled.
-    pub fn count(&self, seen: Seen) {
-        if let (Some(redaction), Some(counting)) = (&seen.redaction, &mut *lock(&self.0))
+    pub fn count(&self, mut seen: Seen) {
+        self.apiservers.hear(std::mem::take(&mut seen.apiservers));
+        if let (Some(redaction), Some(counting)) = (&seen.redaction, &mut *lock(&self.counting))
             && Arc::ptr_eq(redaction, &counting.redaction)
         {
             counting.slices.count(seen, Instant::now());
         }
     }
 
+    /// Returns the kube-apiservers that were heard in the last hour, sorted by name. If there is
+    /// none, it is not known which there are: the audit policy may leave out updates of Leases.
+    pub fn apiservers(&self) -> Vec<Apiserver> {
+        self.apiservers.list()
+    }
+
     /// Returns the figures of the last hour and the last 24 hours.
     pub fn report(&self) -> Report {
         // The lock is held only for a copy.
-        let slices = lock(&self.0).as_ref().map(|counting| counting.slices.clone());
+        let slices = lock(&self.counting).as_ref().map(|counting| counting.slices.clone());
         slices.map_or_else(Report::default, |mut slices| slices.report(Instant::now()))
     }
 }

@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::support::corpus::{lease_update, list_of};
 use crate::support::generated;
 use crate::support::prelude::*;
 
@@ -181,6 +182,8 @@ fn started(config: &str, listeners: usize) -> (Relay, Value) {
     let relay = Relay::with(config).listeners(listeners).start();
     let plain = relay.listeners()[0].1;
     assert_eq!(http::post(plain, "/", "application/json", b"no JSON").unwrap().status, 400);
+    let update = list_of(&[lease_update("apiserver-wlv32tlttr4jl3gtroqexyxapa")]);
+    assert_accepted(&http::post(plain, "/", "application/json", &update).unwrap(), 1);
     // A request without TLS is a failed handshake for the listener with TLS.
     let with_tls = relay.listeners().get(1).map(|(_, address)| *address);
     if let Some(address) = with_tls {
@@ -196,8 +199,8 @@ fn started(config: &str, listeners: usize) -> (Relay, Value) {
 }
 
 /// Method: a relay that has one of each: a listener with TLS (so there are certificates), a refused
-/// request, and a source where Kafka is built in. A second relay has what contradicts a source:
-/// evidence, with a witness.
+/// request, a kube-apiserver, and a source where Kafka is built in. A second relay has what
+/// contradicts a source: evidence, with a witness.
 #[test]
 fn the_page_of_the_status_lists_the_fields_that_a_relay_shows() {
     let certificates = Certificates::new();

@@ -30,6 +30,23 @@ pub(crate) fn corpus() -> Vec<Body> {
     bodies
 }
 
+/// Returns the recorded event of a kube-apiserver that updates its own Lease, of this name.
+pub(crate) fn lease_update(name: &str) -> String {
+    const RECORDED: &str = "apiserver-wlv32tlttr4jl3gtroqexyxapa";
+    let bodies = corpus();
+    let events = bodies.iter().flat_map(|body| events_of(&body.bytes));
+    let mut events = events.filter_map(|event| String::from_utf8(event).ok());
+    let path = format!("/leases/{RECORDED}\",\"verb\":\"update\"");
+    let event = events.find(|it| it.contains(&path) && it.contains("\"code\":200"));
+    event.expect("a recorded update").replace(RECORDED, name)
+}
+
+/// Returns the EventList of these events.
+pub(crate) fn list_of(events: &[String]) -> Vec<u8> {
+    let head = r#"{"kind":"EventList","apiVersion":"audit.k8s.io/v1","metadata":{},"items":["#;
+    format!("{head}{}]}}\n", events.join(",")).into_bytes()
+}
+
 /// Returns a log that kube-apiserver wrote itself. It is JSON lines, and each event carries `kind`
 /// and `apiVersion`.
 pub(crate) fn audit_log() -> Vec<u8> {

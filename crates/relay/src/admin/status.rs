@@ -19,6 +19,7 @@ use queue::{Backlog, Queue};
 use telemetry::status::thresholds::held;
 use telemetry::status::{self, Status, verdict};
 use telemetry::{Certificate, Counter, Gauge, LastRejected, Quantiles, ReloadMetrics};
+use transform::volume::apiservers::Apiserver;
 
 impl Admin {
     /// Returns what `/status` answers: the state, with the relay's judgement of it.
@@ -47,6 +48,7 @@ impl Admin {
                 earlier_last_lost: time(earlier.last_lost),
                 dead_letters_dropped_events: metrics.dead_letters_dropped().events.get(),
             },
+            apiservers: self.apiservers(),
             listeners: self.listeners(),
             sources: self.sources(),
             queue: self.queue(),
@@ -153,6 +155,15 @@ impl Admin {
                 .map(|(reason, age)| (reason.to_owned(), age.as_secs_f64()))
                 .collect(),
         }
+    }
+
+    fn apiservers(&self) -> Vec<status::Apiserver> {
+        let apiserver = |it: Apiserver| status::Apiserver {
+            name: it.name,
+            id: it.id,
+            last_heard_seconds_ago: it.silent.as_secs_f64(),
+        };
+        self.telemetry.volume().apiservers().into_iter().map(apiserver).collect()
     }
 
     fn listeners(&self) -> Vec<status::Listener> {

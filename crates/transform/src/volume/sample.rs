@@ -28,6 +28,8 @@ pub struct Seen {
     pub(super) redaction: Option<Arc<Redaction>>,
     pub(super) bytes: u64,
     pub(super) events: u64,
+    /// The names of the kube-apiservers whose own events the batch has.
+    pub(super) apiservers: Vec<Box<str>>,
     /// The names of sampled events, and what they stand for.
     pub(super) samples: Vec<(Names, Weight)>,
 }
@@ -121,7 +123,7 @@ pub(super) fn draw(
 }
 
 /// Returns where the event that holds this byte begins, and where the next one does.
-fn bounds(lines: &[u8], list: Option<&[u32]>, at: usize) -> (usize, usize) {
+pub(super) fn bounds(lines: &[u8], list: Option<&[u32]>, at: usize) -> (usize, usize) {
     let Some(list) = list else {
         let start = memchr::memrchr(b'\n', &lines[..at]).map_or(0, |found| found + 1);
         let end = memchr::memchr(b'\n', &lines[at..]);
