@@ -366,7 +366,8 @@ catalog! {
                 ends after an hour without one. There is no series if the audit policy leaves out \
                 updates of Leases; then it cannot be told whether a kube-apiserver is silent.",
             action: "Compare the newest value over all relays of one kube-apiserver with that of \
-                the others: kube-apiserver may send to any relay.",
+                the others: kube-apiserver may send to any relay. The alert \
+                `KubeAuditForwarderApiserverSilent` does.",
         }
     }
 

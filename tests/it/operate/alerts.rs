@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 use std::process::Command;
 
+use crate::support::corpus::{lease_update, list_of};
 use crate::support::prelude::*;
 use crate::support::prometheus::{Prometheus, Rule, Sample};
 use crate::support::s3::{Keys, Mood, S3};
@@ -218,6 +219,7 @@ mod peers {
             Relay::start(&(config(&certificates, &certificates.server, &siem, &lines) + &evidence));
         let prometheus = Prometheus::start(relay.admin());
         assert_eq!(post(&relay, &generated_batch(1, 100, 900)), 200);
+        assert_eq!(post(&relay, &list_of(&[lease_update("apiserver-12345678")])), 200);
         relay.wait_until_delivered(PATIENCE);
         let rules = prometheus.rules();
         assert_eq!(rules.len(), values(&read("monitoring/rules.yaml"), "alert:").len());

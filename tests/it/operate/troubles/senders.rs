@@ -1,6 +1,7 @@
 //! Senders that are refused, cannot connect, or do not send.
 
 use super::*;
+use crate::support::corpus::{lease_update, list_of};
 
 /// A relay with these tables, to which good batches are sent in the calm time.
 fn relay(scene: &mut Scene, tables: &str) -> HttpSink {
@@ -91,11 +92,37 @@ fn begun(address: SocketAddr, count: usize, length: usize, sent: usize) -> Vec<C
     (0..count).map(|_| one()).collect()
 }
 
+/// Three kube-apiservers of which one falls silent.
+fn one_silent(scene: &mut Scene) {
+    let sink = HttpSink::accepting();
+    scene.start(&to_sink(sink.address(), ""));
+    let stream = |numbers: std::ops::Range<u8>| {
+        let update = |number| lease_update(&format!("apiserver-{number}aaaaaaa"));
+        let body = list_of(&numbers.map(update).collect::<Vec<_>>());
+        move |address, seed| {
+            _ = send(address, seed, 5);
+            _ = send_body(address, "/audit", &body);
+        }
+    };
+    scene.sends(stream(0..3));
+    scene.calm();
+    scene.sends(stream(0..2));
+    scene.trouble();
+}
+
 const REJECTED: &str = "Requests were rejected permanently in the last five minutes";
 
 const REFUSED: &str = "requests of a sender are refused";
 
 pub(super) const ROWS: &[Row] = &[
+    Row {
+        name: "one of three kube-apiservers is silent",
+        run: one_silent,
+        says: ("good", "Every output works"),
+        fires: "ApiserverSilent",
+        before: &[],
+        logs: "",
+    },
     Row {
         name: "every sender has a wrong token",
         run: |scene| without_token(scene, true),
