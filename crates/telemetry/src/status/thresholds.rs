@@ -24,6 +24,10 @@ pub fn held(lag_max: Duration) -> Duration {
 /// audit events all the time.
 pub const SILENCE: f64 = 900.0;
 
+/// A kube-apiserver is silent if it was heard this time, in seconds, before another one was heard
+/// last. It makes an event that names it every 10 s, and sends a batch after 30 s at the latest.
+pub const APISERVER_SILENT: f64 = 300.0;
+
 /// The part of the queue's capacity above which the queue is nearly full.
 pub const QUEUE_NEARLY_FULL: f64 = 0.8;
 
@@ -79,6 +83,7 @@ mod tests {
         let (warn, bad) = CERTIFICATE_DAYS;
         for (alert, part) in [
             ("NothingReceived", format!("offset {}m)", SILENCE / 60.0)),
+            ("ApiserverSilent", format!(") > {APISERVER_SILENT} < 3600")),
             ("QueueFullWithinAnHour", format!("[15m], {}) >", FULL_WITHIN)),
             ("QueueFullWithinAnHour", format!("> {}", FORECAST_FILL)),
             ("QueueNearlyFull", format!("> {}", QUEUE_NEARLY_FULL)),

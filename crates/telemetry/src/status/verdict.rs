@@ -7,7 +7,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::thresholds::{
-    ALL_DROPPED, CERTIFICATE_DAYS, FULL_WITHIN, MEMORY_NEARLY_USED, PATIENCE,
+    ALL_DROPPED, APISERVER_SILENT, CERTIFICATE_DAYS, FULL_WITHIN, MEMORY_NEARLY_USED, PATIENCE,
     PATIENCE_WITH_RETRY_AFTER, QUEUE_NEARLY_FULL, SILENCE, SLOW_ANSWERS, STALLED_LATELY,
 };
 use super::{Address, Certificate, Output, Queue, Status};
@@ -118,6 +118,7 @@ pub fn judge(status: &Status) -> Verdict {
         output(it, &mut found);
     }
     senders(status, &mut found);
+    apiservers(status, &mut found);
     evidence(status, &mut found);
     process(status, &mut found);
     if found.0.iter().all(|it| it.state <= State::Note) {
@@ -539,6 +540,25 @@ fn senders(status: &Status, found: &mut Findings) {
         let advice = "Every cluster makes audit events all the time. Runbook: \
             KubeAuditForwarderNothingReceived.";
         found.add(State::Warn, "relay", "No event has come for more than 15 minutes.", advice);
+    }
+}
+
+/// Judges whether one of several kube-apiservers is silent. It is a note only, because a relay
+/// cannot know what the others get: kube-apiserver may send all that it has to one of them.
+fn apiservers(status: &Status, found: &mut Findings) {
+    let newest = status.apiservers.iter().map(|it| it.last_heard_seconds_ago);
+    let newest = newest.fold(f64::INFINITY, f64::min);
+    for it in &status.apiservers {
+        if it.last_heard_seconds_ago - newest > APISERVER_SILENT {
+            let text = format!(
+                "This relay heard nothing of the kube-apiserver {} for five minutes in which it \
+                 heard another one.",
+                it.name
+            );
+            let advice = "If no other relay hears it either, look at the audit webhook of that \
+                kube-apiserver. Runbook: KubeAuditForwarderApiserverSilent.";
+            found.add(State::Note, "relay", text, advice);
+        }
     }
 }
 
@@ -1196,6 +1216,25 @@ mod tests {
             assert!(advice.starts_with(if words.starts_with("the") { "Repl" } else { "The" }));
             assert!(advice.contains(words), "{advice}");
         }
+    }
+
+    #[test]
+    fn a_kube_apiserver_is_noted_that_is_silent_while_others_are_heard() {
+        let texts = |ages: &[f64]| {
+            let verdict = judged(|status| {
+                let apiserver =
+                    |age: &f64| json!({ "name": format!("a{age}"), "last_heard_seconds_ago": age });
+                status["apiservers"] = ages.iter().map(apiserver).collect();
+            });
+            assert_eq!(verdict.state, State::Good, "another relay may hear it: {verdict:?}");
+            verdict.findings.into_iter().skip(1).map(|it| it.text).collect::<Vec<_>>()
+        };
+        for quiet in [&[][..], &[900.0], &[900.0, 920.0, 1200.0], &[9.0, 309.0]] {
+            assert_eq!(texts(quiet), [""; 0], "{quiet:?}");
+        }
+        let said = texts(&[9.0, 310.0, 40.0]);
+        assert!(said.len() == 1 && said[0].starts_with("This relay heard nothing of"), "{said:?}");
+        assert!(said[0].contains("kube-apiserver a310 "), "{said:?}");
     }
 
     /// A runbook's name alone is no advice.

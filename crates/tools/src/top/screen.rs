@@ -271,6 +271,7 @@ fn flow(status: &Status, width: u16) -> Vec<Line<'static>> {
     let mut lines = vec![incoming(status)];
     lines.extend(queue(status, width));
     lines.push(lost(status));
+    lines.extend(apiservers(status));
     lines.extend(status.evidence.as_ref().map(evidence));
     lines
 }
@@ -344,6 +345,18 @@ fn lost(status: &Status) -> Line<'static> {
         }
     }
     Line::from(vec![name("lost"), Span::styled(lost, look(state).0)])
+}
+
+/// Returns the line about kube-apiservers; `None` if the events do not tell which there are.
+fn apiservers(status: &Status) -> Option<Line<'static>> {
+    let ages = status.apiservers.iter().map(|it| it.last_heard_seconds_ago);
+    let longest = ages.max_by(f64::total_cmp)?;
+    let text = format!(
+        "{} kube-apiservers heard · the longest silent one {}",
+        status.apiservers.len(),
+        ago(longest)
+    );
+    Some(Line::from(vec![name("senders"), text.into()]))
 }
 
 fn evidence(evidence: &Evidence) -> Line<'static> {

@@ -112,6 +112,13 @@ function refusedConnections(refused, elapsed) {
     + `${reason.replace('_', ' ')}, last ${ago(it.last_seconds_ago + elapsed)}`).join('; ');
 }
 
+// The kube-apiservers that were heard: "3 heard, the longest silent one 8 s ago".
+function apiservers(all, elapsed) {
+  const ages = all.map((it) => it.last_heard_seconds_ago + elapsed);
+  return ages.length === 0 ? 'not told by the events'
+    : `${figure(ages.length)} heard, the longest silent one ${ago(Math.max(...ages))}`;
+}
+
 function drawProcess(status, elapsed) {
   const { memory_bytes: memory, memory_limit_bytes: limit, reloads: { success, error } } = status;
   const last = (it) => ago((it.last_seconds_ago ?? 0) + elapsed);
@@ -124,6 +131,7 @@ function drawProcess(status, elapsed) {
       limit !== null && memory > NEARLY * limit ? 'warn' : 'good'],
     ['Config applied', result(success)],
     ['Config refused', result(error), error.count > 0 ? 'warn' : 'good'],
+    ['kube-apiservers', apiservers(status.apiservers ?? [], elapsed)],
     ['Connections refused', refusedConnections(status.refused_connections, elapsed) || 'none',
       Object.keys(status.refused_connections).length > 0 ? 'warn' : 'good'],
     ['Lines of log dropped', figure(status.log_dropped_lines)],
