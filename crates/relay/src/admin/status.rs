@@ -142,8 +142,8 @@ impl Admin {
             last_seconds_ago: at.map(ago),
         };
         let ages = metrics.error_ages().into_iter();
-        // The log grows, a checkpoint is signed, a witness cosigns it: read in the reverse order, no
-        // answer has a cosignature of a checkpoint that it does not show.
+        // The log grows, a checkpoint is signed, a witness cosigns it. Read in the reverse order,
+        // no cosignature is newer than the checkpoint beside it.
         let witnesses = self.telemetry.witnesses().into_iter().map(witness).collect();
         let last_checkpoint_seconds_ago = metrics.checkpoint.time().map(ago);
         status::Evidence {
