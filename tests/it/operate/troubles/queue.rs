@@ -51,7 +51,7 @@ pub(super) const ROWS: &[Row] = &[
         run: |scene| filled(scene, 20, "[queue]\nmax_bytes = \"64KiB\"\n"),
         says: ("bad", ": senders get 429"),
         fires: "QueueNearlyFull",
-        before: &[],
+        before: &["QueueFullWithinAnHour"],
         logs: "queue full",
     },
     Row {
@@ -61,7 +61,7 @@ pub(super) const ROWS: &[Row] = &[
         },
         says: ("bad", "Events are being lost or refused for good now"),
         fires: "EventsLost",
-        before: &[],
+        before: &["QueueFullWithinAnHour"],
         logs: "queue full: the oldest events are dropped and counted",
     },
     Row {
@@ -71,7 +71,7 @@ pub(super) const ROWS: &[Row] = &[
         },
         says: ("bad", "Events are being lost or refused for good now"),
         fires: "EventsLost",
-        before: &[],
+        before: &["QueueFullWithinAnHour"],
         logs: "queue full: new events are dropped and counted",
     },
     Row {
