@@ -11,7 +11,6 @@
 //! make any event: with up to [`NAMES_MAX`] invented names, or with the name of a kube-apiserver,
 //! to hide that it is silent.
 
-use std::fmt::Write as _;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{LazyLock, Mutex};
 use std::time::Duration;
@@ -95,11 +94,7 @@ impl Apiservers {
 
 fn id(name: &str) -> String {
     let digest = digest(&SHA256, name.as_bytes());
-    digest.as_ref().iter().take(4).fold(String::new(), |mut id, byte| {
-        // A String takes everything.
-        _ = write!(id, "{byte:02x}");
-        id
-    })
+    digest.as_ref().iter().take(4).map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Adds the names of the kube-apiservers whose events are among these lines to `found`. `list` is
@@ -131,9 +126,8 @@ fn name(event: &[u8]) -> Option<Box<str>> {
     let hash = location.name().strip_prefix(b"apiserver-").filter(|_| is_own)?;
     let is_hash = (8..=64).contains(&hash.len())
         && hash.iter().all(|it| matches!(it, b'a'..=b'z' | b'0'..=b'9' | b'-'));
-    let [impersonated, status] = scan::firsts(event, ["impersonatedUser", "responseStatus"]);
-    let code = scan::member(status?, "code")?;
-    let is_success = matches!(code, [b'2', b'0'..=b'9', b'0'..=b'9']);
+    let [impersonated] = scan::firsts(event, ["impersonatedUser"]);
+    let is_success = request::code(event).is_some_and(|code| (200..300).contains(&code));
     let counts = is_hash && impersonated.is_none() && is_success;
     String::from_utf8(location.name().to_vec()).ok().filter(|_| counts).map(Into::into)
 }
