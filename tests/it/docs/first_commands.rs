@@ -32,7 +32,7 @@ const ELSEWHERE: [(&str, &str, &str); 4] = [
 /// Commands that no test runs, because they build the program for minutes, or are `./test` itself.
 const NOT_RUN: [&str; 3] = ["cargo run --release", "cargo install --locked --path .", "./test "];
 
-/// What begins a command that [`Reader::run`] can run.
+/// The beginnings of the commands that [`Reader::run`] can run.
 const HERE: [&str; 5] =
     ["podman run ", "curl ", "tar -xzf ", "sudo install ", "kube-audit-forwarder-"];
 
@@ -152,7 +152,7 @@ fn what_is_run_elsewhere_is_run_there() {
     }
 }
 
-/// It needs curl and tar.
+/// These tests need curl and tar.
 mod peers {
     use super::*;
 

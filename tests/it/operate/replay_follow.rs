@@ -50,6 +50,18 @@ impl Place {
         Self { directory: TempDir::new().unwrap(), url }
     }
 
+    /// Returns a log of ten events, of which each was sent before the command was stopped, and
+    /// their consumer.
+    fn with_ten_sent() -> (Self, HttpSink) {
+        let sink = HttpSink::accepting();
+        let place = Self::new(&sink);
+        place.append(&lines(0..10));
+        let running = place.follow();
+        wait_for_events(&sink, 10);
+        stop(running);
+        (place, sink)
+    }
+
     fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
@@ -363,12 +375,7 @@ fn a_line_without_an_end_is_skipped_and_hides_no_event() {
 
 #[test]
 fn the_rest_of_a_damaged_file_is_left_out_and_counted() {
-    let sink = HttpSink::accepting();
-    let place = Place::new(&sink);
-    place.append(&lines(0..10));
-    let running = place.follow();
-    wait_for_events(&sink, 10);
-    stop(running);
+    let (place, sink) = Place::with_ten_sent();
     place.append(&lines(10..2000));
     place.rename("audit.log", "audit.log.1");
     compress(&place.path("audit.log.1"));
@@ -388,12 +395,7 @@ fn the_rest_of_a_damaged_file_is_left_out_and_counted() {
 
 #[test]
 fn a_machine_that_has_lost_the_end_of_its_log_gets_that_file_sent_again() {
-    let sink = HttpSink::accepting();
-    let place = Place::new(&sink);
-    place.append(&lines(0..10));
-    let running = place.follow();
-    wait_for_events(&sink, 10);
-    stop(running);
+    let (place, sink) = Place::with_ten_sent();
     std::fs::write(place.path("audit.log"), [lines(0..8), lines(10..30)].concat()).unwrap();
     let running = place.follow();
     wait_for_events(&sink, 38);

@@ -175,7 +175,7 @@ fn connect_sh_says_what_has_changed_since_it_ran_last() {
     it.relay.finish(Backlog::Empty);
 }
 
-/// What the provider refuses is said with its reason, and the webhook stays as it was.
+/// If the provider refuses something, the script says why, and the webhook stays as it was.
 #[test]
 fn connect_sh_stops_where_the_provider_refuses() {
     let mut it = Connected::new();
@@ -200,7 +200,7 @@ fn connect_sh_stops_where_the_provider_refuses() {
         assert_eq!(status, Some(1), "{refusal}: {said}");
         assert!(said.contains(expected), "{refusal}: {said}");
         assert_eq!(it.read("webhook"), "Server: the old one\n", "{refusal}");
-        // Who lacks the role learns it before anything is asked of the cluster or changed in it.
+        // A missing role is reported before the script asks or changes anything in the cluster.
         let changes = it.cluster.calls().contains("certificate approve");
         assert_eq!(changes, refusal.starts_with("no-s") || refusal == "no-rights", "{refusal}");
     }
