@@ -442,22 +442,29 @@ fn without(said: &str) -> usize {
     lines.filter_map(|(before, _)| before.split_whitespace().last()?.parse::<usize>().ok()).sum()
 }
 
-/// Returns true if the only faults are about events without evidence, and before each of them the
-/// disk has refused writes, or was slow: "If evidence can't be written, forwarding goes on,
-/// segments stay until the queue is full".
+/// Returns true if the only faults are about events without evidence or about silence, and the disk
+/// has refused writes, or was slow, before or during each of them: "If evidence can't be written,
+/// forwarding goes on, segments stay until the queue is full". A fault about silence begins with
+/// the time of the entry before it, which may be earlier than the trouble of the disk.
 fn is_excused(operator: &Operator<'_>, said: &str) -> bool {
-    let is_excuse = |at: Duration| {
-        let has_refused = operator.disk_refused.is_some_and(|trouble| trouble <= at + WRITTEN);
+    let is_excuse = |from: Duration, until: Duration| {
+        let has_refused = operator.disk_refused.is_some_and(|trouble| trouble <= until + WRITTEN);
         let mut slow = operator.disk_slow.iter();
-        has_refused || slow.any(|(from, until)| (*from..*until + SYNCED).contains(&at))
+        has_refused || slow.any(|(begin, end)| *begin <= until && from < *end + SYNCED)
     };
     let mut faults = said.lines().filter(|line| line.starts_with("FAULT")).peekable();
     faults.peek().is_some()
         && faults.all(|line| {
-            let at = line.split_whitespace().find_map(time_of);
             let is_of_disk = line.contains(WITHOUT) || line.contains(SILENT);
-            is_of_disk && at.is_some_and(is_excuse)
+            let from = line.split_whitespace().find_map(time_of);
+            is_of_disk && from.is_some_and(|from| is_excuse(from, from + silence(line)))
         })
+}
+
+/// Returns how long a fault says that nothing was recorded; zero for faults about something else.
+fn silence(fault: &str) -> Duration {
+    let seconds = fault.split_once(SILENT).and_then(|(_, rest)| rest.split_whitespace().next());
+    Duration::from_secs(seconds.and_then(|seconds| seconds.parse().ok()).unwrap_or(0))
 }
 
 /// Reads a time of the first day, such as `2026-06-01T12:00:35.861Z:`, as a simulated time.
