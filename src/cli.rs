@@ -288,11 +288,11 @@ pub fn run_with(arguments: impl IntoIterator<Item = OsString>) -> u8 {
         Command::Metrics => print(&telemetry::reference()),
         Command::Completions { shell } => documents::completions(shell, command),
         Command::Man { directory } => documents::man(directory.as_deref(), command),
-        Command::Healthcheck(relay) => healthcheck::run(relay.url(), file),
+        Command::Healthcheck(relay) => healthcheck::run(&relay, file),
         Command::Doctor(arguments) => doctor::run(&arguments, file),
         Command::Top(arguments) => top::run(&arguments, file),
         Command::Volume(arguments) => volume::run(&arguments, file),
-        Command::Drain { relay, seconds } => drain::run(relay.url(), seconds, file),
+        Command::Drain { relay, seconds } => drain::run(&relay, seconds, file),
         Command::Tap(arguments) => tap::run(&arguments, file),
     };
     result.err().unwrap_or(0)

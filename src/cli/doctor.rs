@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 
+use super::healthcheck::Credentials;
 use super::{healthcheck, input, interval, print};
 use client::ask::Target;
 use doctor::judge::Kind;
@@ -35,6 +36,8 @@ pub(super) struct Arguments {
     /// relay says about itself; may be repeated [default: admin.address of the config]
     #[arg(long, value_name = "URL|FILE")]
     relay: Vec<String>,
+    #[command(flatten)]
+    credentials: Credentials,
     /// The time between the two samples, 0s to 1h; not waited for if each kube-apiserver is a file
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = interval)]
     interval: Duration,
@@ -130,15 +133,12 @@ fn relays(arguments: &Arguments, file: Option<&Path>) -> Result<Vec<Source>, u8>
     for (place, text) in (1..).zip(&arguments.relay) {
         let source = match Path::new(text).is_file() {
             true => Source::File(text.into()),
-            false => Plan::relay(target("--relay", place, text)?),
+            false => Plan::relay(arguments.credentials.with(target("--relay", place, text)?)?),
         };
         add(&mut relays, source);
     }
     if relays.is_empty() {
-        let mut url = healthcheck::url_of(None, file)?;
-        url.set_path("");
-        let target = Target::new(url.as_str());
-        relays.push(Plan::relay(target.map_err(|what| wrong("admin.address", what))?));
+        relays.push(Plan::relay(arguments.credentials.page(None, file, "/status")?.target));
     }
     Ok(relays)
 }

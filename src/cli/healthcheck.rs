@@ -2,16 +2,20 @@
 //! has, and exits with 0 if the answer is 200. It is meant for images without a shell. It says
 //! which address it asked, and what the answer was; all of this goes to stderr.
 
+use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::Args;
 use hyper::{Method, StatusCode};
 use url::{Position, Url};
 
-use super::{FAILED, WRONG, failed, read, wrong};
+use super::{FAILED, WRONG, cannot_read, failed, read, wrong};
+use client::ask;
 use client::ask::Target;
+use client::tls::{Chain, Client};
+use config::ClientTls;
 
 /// The time limit for one request to the relay, including the lookup of the host name.
 /// `healthcheck` sends one request, `drain` may send many. A relay responds within milliseconds.
@@ -21,6 +25,9 @@ const TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The path at which a relay says whether it is ready.
 const READY: &str = "/readyz";
+
+/// The path at which a relay says whether it has delivered its events.
+pub(super) const DRAINED: &str = "/drained";
 
 /// The greatest number of bytes in a response body. The body that a relay sends has only a few
 /// lines.
@@ -33,39 +40,230 @@ const LINES_MAX: usize = 50;
 /// `--relay` too.
 #[derive(Args)]
 pub(super) struct Relay {
-    /// http://HOST:PORT of the relay's admin address [default: admin.address of the config]
+    /// http://HOST:PORT or https://HOST:PORT of the relay's admin address [default: admin.address
+    /// of the config]
     url: Option<String>,
     /// The same as URL
     #[arg(long, value_name = "URL", conflicts_with = "url")]
     relay: Option<String>,
+    #[command(flatten)]
+    pub(super) credentials: Credentials,
+}
+
+/// What a relay's admin address may ask for.
+#[derive(Args, Clone, Default)]
+pub(super) struct Credentials {
+    /// The file with the bearer token for the relay's admin address [default: the one in the
+    /// config, if the config names the relay]
+    #[arg(long, value_name = "FILE")]
+    pub(super) token_file: Option<PathBuf>,
+    /// PEM file with the CA of the admin address [default: the system's CAs, or the certificate in
+    /// the config, if the config names the relay]
+    #[arg(long, value_name = "FILE")]
+    ca: Option<PathBuf>,
+    /// PEM file with the client certificate, if the admin address asks for one
+    #[arg(long, value_name = "FILE", requires = "private_key")]
+    certificate: Option<PathBuf>,
+    /// PEM file with the private key of the client certificate
+    #[arg(long, value_name = "FILE", requires = "certificate")]
+    private_key: Option<PathBuf>,
 }
 
 impl Relay {
-    pub(super) fn of(url: &str) -> Self {
-        Self { url: Some(url.to_owned()), relay: None }
+    pub(super) fn of(url: &str, token_file: Option<PathBuf>) -> Self {
+        let credentials = Credentials { token_file, ..Credentials::default() };
+        Self { url: Some(url.to_owned()), relay: None, credentials }
     }
 
     /// Returns the URL; `None` if the config names the relay.
-    pub(super) fn url(&self) -> Option<&str> {
+    fn url(&self) -> Option<&str> {
         self.url.as_deref().or(self.relay.as_deref())
+    }
+
+    /// Returns a page, such as `/status`, of this relay. Without a URL, `file` is the config that
+    /// names the relay. `Err` is the exit status.
+    pub(super) fn page(&self, file: Option<&Path>, path: &str) -> Result<Page, u8> {
+        self.credentials.page(self.url(), file, path)
     }
 }
 
-/// Asks the relay at this URL whether it is ready. If `url` is `None`, the config names the relay.
-/// `Ok` means that the answer was 200; `Err` is the exit status for all other cases.
-pub(super) fn run(url: Option<&str>, file: Option<&Path>) -> Result<(), u8> {
-    let url = url_of(url, file)?;
+/// A page of a relay, and the credentials for it.
+#[derive(Clone)]
+pub(super) struct Page {
+    pub(super) url: Url,
+    pub(super) target: Target,
+}
+
+impl Page {
+    /// Returns another page of the same relay.
+    pub(super) fn at(&self, path: &str) -> Self {
+        let mut page = self.clone();
+        page.url.set_query(None);
+        page.url.set_path(path);
+        page
+    }
+
+    /// Returns the page with a bearer token. `Err` is the exit status.
+    pub(super) fn with_token(self, token: &str) -> Result<Self, u8> {
+        let Self { url, target } = self;
+        let target = target.with_token(token).map_err(|what| wrong(format_args!("{url}: {what}")));
+        Ok(Self { url, target: target? })
+    }
+
+    /// Sends a GET request. Returns the status and the body of the response; `None` if the response
+    /// takes longer than [`TIMEOUT`]. `Err` says why there is no complete response, or that the
+    /// body has more than `body_max` bytes.
+    pub(super) async fn ask(
+        &self,
+        body_max: usize,
+    ) -> Option<Result<(StatusCode, String), String>> {
+        let asked = async {
+            let path = &self.url[Position::BeforePath..Position::AfterQuery];
+            let asked = self.target.open(Method::GET, path, None).await;
+            let mut reply = asked.map_err(|error| match error.reason {
+                why if why.contains("CertificateRequired") => {
+                    format!("{why}: the relay asks for a client certificate, --certificate")
+                }
+                why => why,
+            })?;
+            let status = reply.status;
+            match reply.read(body_max).await {
+                Ok((body, true)) => Ok((status, String::from_utf8_lossy(&body).into_owned())),
+                Ok((_, false)) => Err(format!("{status}, and then more than {body_max} bytes")),
+                Err(error) => Err(format!("{status}, and then: {error}")),
+            }
+        };
+        tokio::time::timeout(TIMEOUT, asked).await.ok()
+    }
+}
+
+/// Writes the URL.
+impl fmt::Display for Page {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.url.fmt(f)
+    }
+}
+
+/// Returns the message about a status other than 200, with what the operator can do.
+pub(super) fn refused(status: StatusCode, body: &str) -> String {
+    let why = match status {
+        StatusCode::UNAUTHORIZED => ask::shown(body.as_bytes()) + "; --token-file names its file",
+        _ => String::new(),
+    };
+    format!("{status}{why}")
+}
+
+impl Credentials {
+    /// Returns the page at `path` of the relay at `url`. If `url` is `None`, the config in `file`
+    /// names the relay. `Err` is the exit status.
+    pub(super) fn page(
+        &self,
+        url: Option<&str>,
+        file: Option<&Path>,
+        path: &str,
+    ) -> Result<Page, u8> {
+        let page = match url {
+            Some(url) => self.given(url)?,
+            None => self.configured(file, path)?,
+        };
+        Ok(page.at(path))
+    }
+
+    /// Returns a page of the relay at this URL, with its path, or with `/readyz` if it has none.
+    fn given(&self, url: &str) -> Result<Page, u8> {
+        let parsed = parse(url).map_err(|what| wrong(format_args!("{url}: {what}")))?;
+        let token = self.token_file.as_deref();
+        self.open(parsed, self.ca.as_deref(), Vec::new(), token)
+    }
+
+    /// Returns the relay that a config names, at the address that serves the page at `path`.
+    /// Mistakes in other sections of the config are ignored: a relay that runs keeps the config
+    /// that it has, even if the file is wrong now.
+    fn configured(&self, file: Option<&Path>, path: &str) -> Result<Page, u8> {
+        let (text, name) = read(file)?;
+        let admin = config::admin_of(&text).map_err(|problems| {
+            problems.iter().for_each(|problem| eprintln!("{}", problem.render(&name)));
+            WRONG
+        })?;
+        let probe = admin.probe_address.filter(|_| matches!(path, READY | DRAINED));
+        let (key, address) = match probe {
+            Some(address) => ("admin.probe_address", address),
+            None => ("admin.address", admin.address),
+        };
+        if address.port() == 0 {
+            return Err(wrong(format_args!(
+                "{name}: {key} has port 0, so the kernel chooses the port: give the URL"
+            )));
+        }
+        let tls = admin.tls.as_ref().filter(|_| probe.is_none());
+        let scheme = if tls.is_some() { "https" } else { "http" };
+        let url = format!("{scheme}://{}", reachable(address));
+        let url = Url::parse(&url).map_err(|error| wrong(format_args!("{url}: {error}")))?;
+        // A relay without a token yet says so itself.
+        let token = admin.bearer_token_file.filter(|token| token.is_file());
+        let token = self.token_file.as_deref().or(token.as_deref());
+        let Some(tls) = tls else { return self.open(url, None, Vec::new(), token) };
+        // Nobody gives a certificate the address at which the relay asks itself.
+        let chain = Chain::read(&tls.certificate).map_err(failed)?;
+        self.open(url, self.ca.as_deref().or(Some(&tls.certificate)), chain.names(), token)
+    }
+
+    /// Adds the credentials for the server of a URL.
+    fn open(
+        &self,
+        url: Url,
+        ca: Option<&Path>,
+        names: Vec<String>,
+        token: Option<&Path>,
+    ) -> Result<Page, u8> {
+        let target = Target::of(&url).map_err(|what| wrong(format_args!("{url}: {what}")))?;
+        let target = self.add_to(target, ca, names, token)?;
+        Ok(Page { url, target })
+    }
+
+    /// Returns the server of a URL that the command line has, with the credentials.
+    pub(super) fn with(&self, target: Target) -> Result<Target, u8> {
+        self.add_to(target, self.ca.as_deref(), Vec::new(), self.token_file.as_deref())
+    }
+
+    fn add_to(
+        &self,
+        mut target: Target,
+        ca: Option<&Path>,
+        names: Vec<String>,
+        token: Option<&Path>,
+    ) -> Result<Target, u8> {
+        if target.is_https() {
+            let identity = self.certificate.clone().zip(self.private_key.clone());
+            let config = ClientTls { ca: ca.map(Path::to_owned), identity, ..ClientTls::default() };
+            let client = Client::read(&config, &[b"http/1.1"], None).map_err(failed)?;
+            target = target.with_credentials(client, names, None).map_err(failed)?;
+        }
+        let Some(file) = token else { return Ok(target) };
+        let token = config::read_token_of_command(file);
+        let token = token.map_err(|error| cannot_read(file, "the token", &error))?;
+        target.with_token(&token).map_err(|what| wrong(format_args!("{}: {what}", file.display())))
+    }
+}
+
+/// Asks a relay whether it is ready. `Ok` means that the answer was 200; `Err` is the exit status
+/// for all other cases.
+pub(super) fn run(relay: &Relay, file: Option<&Path>) -> Result<(), u8> {
+    let page = match relay.url() {
+        Some(url) => relay.credentials.given(url)?,
+        None => relay.page(file, READY)?,
+    };
     let late = || Err(format!("no answer within {} s", TIMEOUT.as_secs()));
-    match block_on(ask_in_time(&url, ANSWER_MAX))?.unwrap_or_else(late) {
-        Ok((StatusCode::OK, _)) if url.path() != READY => {
-            eprintln!("ok: {url}");
+    match block_on(page.ask(ANSWER_MAX))?.unwrap_or_else(late) {
+        Ok((StatusCode::OK, _)) if page.url.path() != READY => {
+            eprintln!("ok: {page}");
             Ok(())
         }
         Ok((status, body)) => {
             let is_ready = status == StatusCode::OK;
             match is_ready {
-                true => eprintln!("ready: {url}"),
-                false => eprintln!("{url}: {status}"),
+                true => eprintln!("ready: {page}"),
+                false => eprintln!("{page}: {status}"),
             }
             // The body of `/readyz?verbose` has a line for each check.
             let lines =
@@ -73,17 +271,7 @@ pub(super) fn run(url: Option<&str>, file: Option<&Path>) -> Result<(), u8> {
             lines.take(LINES_MAX).for_each(|line| eprintln!("{}", line.escape_debug()));
             if is_ready { Ok(()) } else { Err(FAILED) }
         }
-        Err(error) => Err(failed(format_args!("{url}: {error}"))),
-    }
-}
-
-/// Parses the given URL, and sets its path to `/readyz` if it has none. If `url` is `None`, returns
-/// the URL of `/readyz` at the admin address of the config. `Err` is the exit status if the URL or
-/// the config is wrong.
-pub(super) fn url_of(url: Option<&str>, file: Option<&Path>) -> Result<Url, u8> {
-    match url {
-        Some(text) => parse(text).map_err(|what| wrong(format_args!("{text}: {what}"))),
-        None => configured(file),
+        Err(error) => Err(failed(format_args!("{page}: {error}"))),
     }
 }
 
@@ -99,33 +287,13 @@ pub(super) fn block_on<T>(asked: impl Future<Output = T>) -> Result<T, u8> {
     Ok(result)
 }
 
-/// Sends a GET request with [`ask`], and returns the result of [`ask`]; `None` if the response
-/// takes longer than [`TIMEOUT`].
-pub(super) async fn ask_in_time(
-    url: &Url,
-    body_max: usize,
-) -> Option<Result<(StatusCode, String), String>> {
-    tokio::time::timeout(TIMEOUT, ask(url, body_max)).await.ok()
-}
-
-/// Returns the URL of a page, such as `/status`, at the admin address that `url` or the config
-/// names. `Err` is the exit status.
-pub(super) fn page(url: Option<&str>, file: Option<&Path>, path: &str) -> Result<Url, u8> {
-    let mut url = url_of(url, file)?;
-    url.set_query(None);
-    url.set_path(path);
-    Ok(url)
-}
-
 /// Parses a URL from the command line. A URL without a path gets the path `/readyz`. `Err` says
 /// what is wrong with the URL.
 fn parse(text: &str) -> Result<Url, String> {
-    const ALLOWED: &str = "allowed: http://HOST:PORT or http://HOST:PORT/PATH";
+    const ALLOWED: &str = "allowed: http://HOST:PORT or https://HOST:PORT, with or without a path";
     let mut url = Url::parse(text).map_err(|error| format!("is not a URL ({error}), {ALLOWED}"))?;
-    match url.scheme() {
-        "http" => {}
-        "https" => return Err(format!("the admin address speaks plain HTTP, {ALLOWED}")),
-        _ => return Err(format!("is not an http:// URL, {ALLOWED}")),
+    if !matches!(url.scheme(), "http" | "https") {
+        return Err(format!("is not an http:// or https:// URL, {ALLOWED}"));
     }
     if !url.username().is_empty() || url.password().is_some() {
         return Err(format!("the admin address takes no user name or password, {ALLOWED}"));
@@ -140,24 +308,6 @@ fn parse(text: &str) -> Result<Url, String> {
     Ok(url)
 }
 
-/// Returns the URL of `/readyz` at the admin address that a config names. Mistakes in other
-/// settings of the config are ignored: a relay that runs keeps the config that it has, even if the
-/// file is wrong now. `Err` is the exit status.
-fn configured(file: Option<&Path>) -> Result<Url, u8> {
-    let (text, name) = read(file)?;
-    let address = config::admin_address(&text).map_err(|problems| {
-        problems.iter().for_each(|problem| eprintln!("{}", problem.render(&name)));
-        WRONG
-    })?;
-    if address.port() == 0 {
-        return Err(wrong(format_args!(
-            "{name}: admin.address has port 0, so the kernel chooses the port: give the URL"
-        )));
-    }
-    let url = format!("http://{}{READY}", reachable(address));
-    Url::parse(&url).map_err(|error| wrong(format_args!("{url}: {error}")))
-}
-
 /// Returns the address to connect to for a relay that listens on `address`. `0.0.0.0` and `::` mean
 /// all addresses of the machine; for them, the result is the loopback address with the same port.
 fn reachable(address: SocketAddr) -> SocketAddr {
@@ -167,20 +317,6 @@ fn reachable(address: SocketAddr) -> SocketAddr {
     };
     let ip = if address.ip().is_unspecified() { loopback } else { address.ip() };
     SocketAddr::new(ip, address.port())
-}
-
-/// Sends a GET request to `url`. Returns the status and the body of the response. `Err` says why
-/// there is no complete response, or that the body has more than `body_max` bytes.
-async fn ask(url: &Url, body_max: usize) -> Result<(StatusCode, String), String> {
-    let path = &url[Position::BeforePath..Position::AfterQuery];
-    let asked = Target::of(url)?.open(Method::GET, path, None).await;
-    let mut reply = asked.map_err(|error| error.reason)?;
-    let status = reply.status;
-    match reply.read(body_max).await {
-        Ok((body, true)) => Ok((status, String::from_utf8_lossy(&body).into_owned())),
-        Ok((_, false)) => Err(format!("{status}, and then more than {body_max} bytes")),
-        Err(error) => Err(format!("{status}, and then: {error}")),
-    }
 }
 
 #[cfg(test)]

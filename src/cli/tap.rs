@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::io::{IsTerminal as _, Write as _};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
@@ -17,6 +17,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 use url::Position;
 
+use super::healthcheck::Page;
 use super::{cannot_read, failed, healthcheck, read, wrong};
 use audit::time;
 use base::words::{escape, grouped};
@@ -54,9 +55,6 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "N", default_value_t = 100,
           value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(super) sample: u32,
-    /// The file with the token [default: admin.tap_token_file of the config]
-    #[arg(long, value_name = "FILE")]
-    pub(super) token_file: Option<PathBuf>,
     /// One line of text for each event, or the redacted event as JSON
     #[arg(long, value_name = "FORMAT", default_value = "short")]
     pub(super) format: Format,
@@ -99,11 +97,12 @@ pub(super) struct Request {
 pub(super) fn request(arguments: &Arguments, file: Option<&Path>) -> Result<Request, u8> {
     Conditions::parse(&arguments.matches)
         .map_err(|error| wrong(format_args!("--match {error}")))?;
-    let mut url = healthcheck::page(arguments.relay.url(), file, "/tap")?;
-    let token = token(arguments, file)?;
+    let page = arguments.relay.page(file, "/tap")?;
+    let Page { mut url, target } = match configured_token(arguments, file)? {
+        Some(token) => page.with_token(&token)?,
+        None => page,
+    };
     let shown = url.to_string();
-    let target = Target::of(&url).and_then(|target| target.with_token(&token));
-    let target = target.map_err(|what| wrong(format_args!("{shown}: {what}")))?;
     {
         let mut query = url.query_pairs_mut();
         query.append_pair("sample", &arguments.sample.to_string());
@@ -118,21 +117,18 @@ pub(super) fn request(arguments: &Arguments, file: Option<&Path>) -> Result<Requ
     Ok(Request { target, path, shown })
 }
 
-/// Returns the token from `--token-file`, or from the file that the config names.
-fn token(arguments: &Arguments, file: Option<&Path>) -> Result<String, u8> {
-    let (named, token) = match &arguments.token_file {
-        Some(named) => (Some(named.clone()), config::read_token_of_command(named)),
-        None => {
-            let named = config::tap_token_file(&read(file)?.0);
-            let token = named.as_deref().map_or(Ok(String::new()), config::read_token);
-            (named, token)
-        }
-    };
-    let Some(named) = named else {
+/// Returns the token of the file that the config names, unless `--token-file` names one.
+fn configured_token(arguments: &Arguments, file: Option<&Path>) -> Result<Option<String>, u8> {
+    if arguments.relay.credentials.token_file.is_some() {
+        return Ok(None);
+    }
+    let admin = config::admin_of(&read(file)?.0).ok();
+    let Some(named) = admin.and_then(|admin| admin.tap_token_file) else {
         let what = "tap needs --token-file FILE, or a config with admin.tap_token_file (--config)";
         return Err(wrong(what));
     };
-    token.map_err(|error| cannot_read(&named, "the token", &error))
+    let token = config::read_token(&named);
+    token.map(Some).map_err(|error| cannot_read(&named, "the token", &error))
 }
 
 /// A message to the thread that writes to stdout.

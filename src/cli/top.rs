@@ -24,6 +24,7 @@ use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use url::Url;
 
+use super::healthcheck::Page;
 use super::{Heard, failed, healthcheck, print};
 use base::words::escape;
 use telemetry::status::{History, Status};
@@ -91,17 +92,17 @@ enum Message {
 
 /// Shows the relay until a key or a signal ends the command. `Err` is the exit status.
 pub(super) fn run(arguments: &Arguments, file: Option<&Path>) -> Result<(), u8> {
-    let url = healthcheck::page(arguments.relay.url(), file, "/status")?;
+    let page = arguments.relay.page(file, "/status")?;
     if arguments.once || !std::io::stdout().is_terminal() {
-        return once(&url, arguments.by.as_deref());
+        return once(&page, arguments.by.as_deref());
     }
     let (told, messages) = mpsc::sync_channel(MESSAGES_MAX);
     let stop = CancellationToken::new();
-    let base = base(&url);
+    let base = base(&page.url);
     let (every, telling, stopped) = (arguments.interval, told.clone(), stop.clone());
     let by = arguments.by.clone();
     let asking = std::thread::Builder::new().name("ask".to_owned()).spawn(move || {
-        healthcheck::block_on(ask_often(&url, by.as_deref(), every, &telling, &stopped))
+        healthcheck::block_on(ask_often(&page, by.as_deref(), every, &telling, &stopped))
     });
     let asking = asking.map_err(|error| failed(format_args!("cannot start a thread: {error}")))?;
     let shown = match ratatui::try_init() {
@@ -129,11 +130,11 @@ fn base(url: &Url) -> String {
 }
 
 /// Prints the screen once. `Err` is the exit status; it is 1 if the relay does not answer.
-fn once(url: &Url, by: Option<&str>) -> Result<(), u8> {
-    let failed = |error: String| failed(format_args!("{url}: {}", escape::message(&error)));
-    let mut view = View::new(&base(url), true);
+fn once(page: &Page, by: Option<&str>) -> Result<(), u8> {
+    let failed = |error: String| failed(format_args!("{page}: {}", escape::message(&error)));
+    let mut view = View::new(&base(&page.url), true);
     let (status, earlier) =
-        healthcheck::block_on(async { Ok((answer(url).await?, earlier(url, by).await)) })?
+        healthcheck::block_on(async { Ok((answer(page).await?, earlier(page, by).await)) })?
             .map_err(failed)?;
     view.answered(status);
     match earlier {
@@ -165,7 +166,7 @@ fn text_of(buffer: &Buffer) -> String {
 
 /// Asks the relay until `stop` is cancelled, a signal comes, or nobody takes the answers.
 async fn ask_often(
-    url: &Url,
+    page: &Page,
     by: Option<&str>,
     every: Duration,
     told: &mpsc::SyncSender<Message>,
@@ -175,10 +176,10 @@ async fn ask_often(
     let mut last_history: Option<Instant> = None;
     loop {
         let asked = async {
-            let status = answer(url).await;
+            let status = answer(page).await;
             let is_due = last_history.is_none_or(|at| at.elapsed() >= HISTORY);
             let history = match (&status, is_due) {
-                (Ok(_), true) => earlier(url, by).await,
+                (Ok(_), true) => earlier(page, by).await,
                 _ => None,
             };
             (status, history)
@@ -225,8 +226,8 @@ async fn unless_ended<T>(
 }
 
 /// Asks for the relay's state. `Err` says why there is none.
-async fn answer(url: &Url) -> Result<Status, String> {
-    match get(url).await? {
+async fn answer(page: &Page) -> Result<Status, String> {
+    match get(page).await? {
         Some(status) => Ok(status),
         None => Err("not the status of a relay: 404".to_owned()),
     }
@@ -234,14 +235,12 @@ async fn answer(url: &Url) -> Result<Status, String> {
 
 /// Asks for the relay's last hour or, with `--by`, for the volume of the last hour by cause.
 /// `None`: there is no answer.
-async fn earlier(url: &Url, by: Option<&str>) -> Option<Message> {
-    let mut url = url.clone();
+async fn earlier(page: &Page, by: Option<&str>) -> Option<Message> {
     let Some(by) = by else {
-        url.set_path("/status/history");
-        return get(&url).await.ok().map(|it| Message::History(it.map(Box::new)));
+        let history = get(&page.at("/status/history")).await;
+        return history.ok().map(|it| Message::History(it.map(Box::new)));
     };
-    url.set_path("/status/volume");
-    let report = get::<Report>(&url).await.ok()?.unwrap_or_default();
+    let report = get::<Report>(&page.at("/status/volume")).await.ok()?.unwrap_or_default();
     Some(Message::Volume(match report.spans.get("1h") {
         Some(hour) => top::table(hour, by),
         None => vec!["no volume is counted (volume.enabled)".to_owned()],
@@ -249,14 +248,14 @@ async fn earlier(url: &Url, by: Option<&str>) -> Option<Message> {
 }
 
 /// Asks for a JSON document; `None` if the relay does not have it.
-pub(super) async fn get<T: DeserializeOwned>(url: &Url) -> Result<Option<T>, String> {
-    let asked = healthcheck::ask_in_time(url, ANSWER_MAX).await;
+pub(super) async fn get<T: DeserializeOwned>(page: &Page) -> Result<Option<T>, String> {
+    let asked = page.ask(ANSWER_MAX).await;
     match asked.unwrap_or_else(|| Err("no answer in time".to_owned()))? {
         (StatusCode::OK, body) => serde_json::from_str(&body)
             .map(Some)
             .map_err(|error| format!("not the status of a relay: {error}")),
         (StatusCode::NOT_FOUND, _) => Ok(None),
-        (status, _) => Err(status.to_string()),
+        (status, body) => Err(healthcheck::refused(status, &body)),
     }
 }
 

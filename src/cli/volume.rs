@@ -5,6 +5,7 @@ use std::path::Path;
 
 use clap::Args;
 
+use super::healthcheck::Credentials;
 use super::top::get;
 use super::{failed, healthcheck, print, wrong};
 use base::words::escape;
@@ -13,13 +14,15 @@ use transform::volume::report::{DIMENSIONS, Report, SPANS};
 
 #[derive(Args)]
 pub(super) struct Arguments {
-    /// http://HOST:PORT of the admin addresses of relays, which are added up [default:
-    /// admin.address of the config]
+    /// http://HOST:PORT or https://HOST:PORT of the admin addresses of relays, which are added up
+    /// [default: admin.address of the config]
     #[arg(value_name = "URL")]
     urls: Vec<String>,
     /// The same as URL; may be repeated
     #[arg(long, value_name = "URL")]
     relay: Vec<String>,
+    #[command(flatten)]
+    credentials: Credentials,
     /// Count by this. A cause is a user, a verb and a resource together
     #[arg(long, value_name = "NAME", default_value = "cause", value_parser = DIMENSIONS)]
     by: String,
@@ -38,12 +41,12 @@ pub(super) fn run(arguments: &Arguments, file: Option<&Path>) -> Result<(), u8> 
     let named = arguments.urls.iter().chain(&arguments.relay);
     let urls = named.clone().map(|url| Some(url.as_str()));
     for url in urls.chain(named.clone().next().is_none().then_some(None)) {
-        let url = healthcheck::page(url, file, "/status/volume")?;
-        if !asked.insert(url.clone()) {
-            return Err(wrong(format_args!("{url} is named twice")));
+        let page = arguments.credentials.page(url, file, "/status/volume")?;
+        if !asked.insert(page.url.clone()) {
+            return Err(wrong(format_args!("{page} is named twice")));
         }
-        let told = |what: &str| failed(format_args!("{url}: {}", escape::message(what)));
-        let report = healthcheck::block_on(get::<Report>(&url))?.map_err(|error| told(&error))?;
+        let told = |what: &str| failed(format_args!("{page}: {}", escape::message(what)));
+        let report = healthcheck::block_on(get::<Report>(&page))?.map_err(|error| told(&error))?;
         let report = report.filter(|report| report.enabled).ok_or_else(|| {
             told("nothing is counted: its config has volume.enabled = false, or it is too old")
         })?;

@@ -126,6 +126,7 @@ mod filter {
 /// The commands, metrics, log, alerts, pages, reload and shutdown that an operator works with.
 mod operate {
     mod admin;
+    mod admin_access;
     mod alerts;
     mod apiservers;
     mod check;

@@ -7,6 +7,7 @@
 mod verify;
 
 use std::io;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, UNIX_EPOCH};
@@ -21,6 +22,7 @@ use rustls::{
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use verify::{Clients, Servers};
+use x509_parser::extensions::GeneralName;
 
 use audit::time::rfc3339;
 use base::named_file;
@@ -484,6 +486,32 @@ impl Chain {
         let Some(leaf) = self.0.first() else { return true };
         let Ok((_, parsed)) = x509_parser::parse_x509_certificate(leaf) else { return true };
         !matches!(parsed.subject_alternative_name(), Ok(None))
+    }
+
+    /// Returns the DNS names and IP addresses of the first certificate. There are none if it cannot
+    /// be parsed.
+    pub fn names(&self) -> Vec<String> {
+        let Some(leaf) = self.0.first() else { return Vec::new() };
+        let Ok((_, parsed)) = x509_parser::parse_x509_certificate(leaf) else { return Vec::new() };
+        let Ok(Some(names)) = parsed.subject_alternative_name() else { return Vec::new() };
+        let name = |name: &GeneralName<'_>| match name {
+            GeneralName::DNSName(name) => Some((*name).to_owned()),
+            GeneralName::IPAddress(bytes) => match <[u8; 4]>::try_from(*bytes) {
+                Ok(bytes) => Some(IpAddr::from(bytes).to_string()),
+                Err(_) => Some(IpAddr::from(<[u8; 16]>::try_from(*bytes).ok()?).to_string()),
+            },
+            GeneralName::OtherName(..)
+            | GeneralName::RFC822Name(_)
+            | GeneralName::X400Address(_)
+            | GeneralName::DirectoryName(_)
+            | GeneralName::EDIPartyName(_)
+            | GeneralName::URI(_)
+            | GeneralName::RegisteredID(_)
+            | GeneralName::Invalid(..) => None,
+        };
+        // Nobody connects to a name with a wildcard.
+        let names = names.value.general_names.iter().filter_map(name);
+        names.map(|name| name.replacen("*.", "any.", 1)).collect()
     }
 
     /// Returns the numbers of the certificates, counted from 1, that another certificate has issued

@@ -2,7 +2,7 @@
 //!
 //! The function [`read`] does this. A table of the file has a module here, with three parts: the
 //! struct of its settings, the reading of its keys, and the checks for keys that contradict each
-//! other. The small tables `[admin]`, `[volume]` and `[shutdown]` are read in this file.
+//! other. The small tables `[volume]` and `[shutdown]` are read in this file.
 //!
 //! This crate promises that the values of a [`Config`] are typed and checked, so that no part of
 //! the relay checks them again. It imports `config-table`, `transform` (policies and rules of a
@@ -23,14 +23,14 @@
 //! | 1 | `targets` | addresses of outputs |
 //! | 2 | `compression` `delivery` `filter` `log` `messages` `process` `protocol` `tls` | sections, and the interface for types of output |
 //! | 3 | `kafka` `listener` `output` `stream` | tables, and keys that several types of output share |
-//! | 4 | `http` `queue` | keys that the HTTP outputs share · a table that depends on the outputs |
+//! | 4 | `admin` `http` `queue` | tables with the keys of a listener or an output · keys that the HTTP outputs share |
 //! | 5 | `dead_letter` `evidence` `limits` `source` | tables that depend on the queue |
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+mod admin;
 mod compression;
 mod dead_letter;
 mod delivery;
@@ -54,6 +54,7 @@ mod tls;
 use config_table::table::Table;
 use config_table::{print, reader, table, values};
 
+pub use admin::Admin;
 pub use compression::Compression;
 pub use config_table::problem::{Content, Named, Problem, Severity};
 pub use config_table::template::{
@@ -197,30 +198,20 @@ pub fn read_with(
     Checked { config, problems, files, policies, named, effective, places }
 }
 
-/// Returns the key `admin.address` of a config file, of which only the section `[admin]` is read.
-/// The commands that ask a running relay, such as `healthcheck` and `top`, then find it even if its
-/// config file has a mistake in another section now.
+/// Reads only the section `[admin]` of a config file. The commands that ask a running relay, such
+/// as `healthcheck` and `top`, then find it even if its config file has a mistake in another
+/// section now.
 ///
 /// # Errors
 ///
-/// If the address cannot be read, returns the problems of the section `[admin]` and the syntax
-/// errors of the file.
-pub fn admin_address(text: &str) -> Result<SocketAddr, Vec<Problem>> {
+/// If the section cannot be read, returns its problems and the syntax errors of the file.
+pub fn admin_of(text: &str) -> Result<Admin, Vec<Problem>> {
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let env = |name: &str| std::env::var(name).ok();
     let (cx, table) = reader::Context::new(text, &env);
-    let (address, _) = admin(&mut Table::root(&cx, table));
+    let (_, admin) = admin::read(&mut Table::root(&cx, table));
     let as_error = |problem| Problem { severity: Severity::Error, ..problem };
-    address.ok_or_else(|| cx.problems().into_iter().map(as_error).collect())
-}
-
-/// Returns the key `admin.tap_token_file` of a config file, of which only the section `[admin]` is
-/// read, as [`admin_address`] does. Returns `None` if the key is absent or cannot be read.
-pub fn tap_token_file(text: &str) -> Option<PathBuf> {
-    let text = text.strip_prefix('\u{feff}').unwrap_or(text);
-    let env = |name: &str| std::env::var(name).ok();
-    let (cx, table) = reader::Context::new(text, &env);
-    admin(&mut Table::root(&cx, table)).1
+    admin.ok_or_else(|| cx.problems().into_iter().map(as_error).collect())
 }
 
 /// Returns the config reference, which the command `config --reference` prints: a Markdown table of
@@ -252,12 +243,9 @@ pub struct Config {
     /// The section `[evidence]`: the log that proves which events came in. `None`: there is no such
     /// log.
     pub evidence: Option<Evidence>,
-    /// The key `admin.address`: the address at which the relay serves metrics, health checks and
-    /// its status page.
-    pub admin: SocketAddr,
-    /// The key `admin.tap_token_file`: the file with the token that a tap needs. `None`: nobody can
-    /// open a tap.
-    pub tap_token_file: Option<PathBuf>,
+    /// The section `[admin]`: the address at which the relay serves metrics, health checks and its
+    /// status page, and who may ask there.
+    pub admin: Admin,
     /// The section `[log]`: the level and the format of the log.
     pub log: Log,
     /// The key `volume.enabled`: whether the relay counts who causes the bytes that come in.
@@ -315,7 +303,7 @@ fn whole<'a>(
                    queue.directory; a change needs a restart";
     let key = table::optional("evidence", table::TABLE, "no evidence", meaning);
     let evidence = t.optional_section(key, evidence::read);
-    let (admin, tap_token_file) = admin(&mut t);
+    let (admin_addresses, admin) = admin::read(&mut t);
     let volume = t.section("volume", volume);
     let log = t.section("log", log::read);
     let (restrict, workers, state_directory) = t.section("process", process::read);
@@ -329,10 +317,11 @@ fn whole<'a>(
     queue::contradictions(cx, &queue, &outputs);
     evidence::contradictions(cx, matches!(evidence, Some(Some(_))));
     source::contradictions(cx, &queue, &sources);
-    listener::contradictions(cx, &listeners, admin);
+    listener::contradictions(cx, &listeners, &admin_addresses);
+    admin::contradictions(cx, &admin_addresses);
     output::contradictions(cx, &outputs, evidence.is_some());
     output::warn_of_large_events(cx, &outputs);
-    let own = listener::own_addresses(&listeners, admin);
+    let own = listener::own_addresses(&listeners, &admin_addresses);
     targets::warn(cx, &own, outputs.iter().filter_map(output::Draft::targets));
     dead_letter::warn_without_directory(cx, &dead_letter, &outputs);
 
@@ -345,38 +334,12 @@ fn whole<'a>(
         dead_letter,
         evidence: table::whole(evidence)?,
         admin: admin?,
-        tap_token_file,
         volume,
         log: log?,
         restrict,
         workers,
         state_directory,
         drain_timeout,
-    })
-}
-
-/// Reads the section `[admin]`. Returns the value of `address` or its default, and the value of
-/// `tap_token_file`. The first is `None` if the value is wrong; the problem is recorded.
-fn admin(t: &mut Table<'_, '_>) -> (Option<SocketAddr>, Option<PathBuf>) {
-    t.section("admin", |t| {
-        let address = t.word_or(
-            ("address", "IP:PORT", "metrics, health and status page; GET only"),
-            "127.0.0.1:9090",
-            None,
-            values::socket_address,
-        );
-        let token = t.file(
-            table::optional(
-                "tap_token_file",
-                "path",
-                "no taps",
-                "its presence lets whoever has the token look at the events that leave, redacted \
-                 and sampled (GET /tap); blanks around the token aside",
-            ),
-            Content::ListenerToken,
-            true,
-        );
-        (address, token)
     })
 }
 
@@ -412,7 +375,7 @@ pub fn sample(types: &[OutputType]) -> String {
     let outputs: String = types.iter().map(output).collect();
     format!(
         "{filter}\n[[listener]]\ntls = {{}}\n{outputs}[[source]]\ntype = 'kafka'\ntls = {{}}\n\
-         sasl = {{}}\n[queue]\nacknowledge = 'delivered'\n[evidence]\n"
+         sasl = {{}}\n[queue]\nacknowledge = 'delivered'\n[evidence]\n[admin]\ntls = {{}}\n"
     )
 }
 

@@ -75,7 +75,7 @@ pub(crate) fn read(t: &mut Table<'_, '_>) -> Draft {
     );
     let tls = t.optional_section(
         optional("tls", TABLE, "plain HTTP", "its presence makes it HTTPS (h2 and http/1.1)"),
-        read_tls,
+        |t| read_tls(t, true),
     );
     if bearer_token_file.is_some() && tls.is_none() {
         // client-go leaves token, password and client certificate out if the server's URL is not
@@ -92,10 +92,11 @@ pub(crate) fn read(t: &mut Table<'_, '_>) -> Draft {
     (bound, read())
 }
 
-/// Reads the keys of the section `[listener.tls]`. Returns `None` if a required key is missing or
-/// wrong; the problem is recorded.
-fn read_tls(t: &mut Table<'_, '_>) -> Option<ListenerTls> {
-    let must_exist = !t.is_true("optional");
+/// Reads the keys of the section `[listener.tls]`, or of `[admin.tls]` with `has_optional` false:
+/// the admin address opens with the relay. Returns `None` if a required key is missing or wrong;
+/// the problem is recorded.
+pub(super) fn read_tls(t: &mut Table<'_, '_>, has_optional: bool) -> Option<ListenerTls> {
+    let must_exist = !(has_optional && t.is_true("optional"));
     let certificate = t.file(
         required("certificate", "path", "PEM chain, the leaf first"),
         Content::Certificate,
@@ -117,11 +118,8 @@ fn read_tls(t: &mut Table<'_, '_>) -> Option<ListenerTls> {
         Content::Authorities,
         must_exist,
     );
-    let optional = t.flag(
-        "optional",
-        false,
-        "true: no error while the files are absent; the listener opens when they appear",
-    );
+    let meaning = "true: no error while the files are absent; the listener opens when they appear";
+    let optional = has_optional && t.flag("optional", false, meaning);
     let min_version = tls::min_version(t);
     Some(ListenerTls {
         certificate: certificate?,
@@ -136,33 +134,39 @@ fn read_tls(t: &mut Table<'_, '_>) -> Option<ListenerTls> {
 /// address comes with the path of its key, such as `listener[0].address`.
 pub(super) fn own_addresses(
     listeners: &[Draft],
-    admin: Option<SocketAddr>,
+    admin: &[(&'static str, SocketAddr)],
 ) -> Vec<(String, SocketAddr)> {
     let listeners = listeners.iter().enumerate().filter_map(|(index, (address, _))| {
         Some((format!("listener[{index}].address"), (*address)?))
     });
-    listeners.chain(admin.map(|address| ("admin.address".to_owned(), address))).collect()
+    listeners.chain(admin.iter().map(|(key, address)| ((*key).to_owned(), *address))).collect()
 }
 
-/// Reports each listener whose address conflicts with that of an earlier listener or with the admin
-/// address: the kernel cannot bind both. An address with port 0 never conflicts, because the kernel
-/// chooses a free port.
-pub(super) fn contradictions(cx: &Context<'_>, listeners: &[Draft], admin: Option<SocketAddr>) {
+/// Returns the message about an address that conflicts with that of the key `other`.
+pub(super) fn conflict(other: &str) -> String {
+    format!("can't be bound beside {other}, allowed: another port, or another address")
+}
+
+/// Reports each listener whose address conflicts with that of an earlier listener or with one of
+/// the section `[admin]`: the kernel cannot bind both. An address with port 0 never conflicts,
+/// because the kernel chooses a free port.
+pub(super) fn contradictions(
+    cx: &Context<'_>,
+    listeners: &[Draft],
+    admin: &[(&'static str, SocketAddr)],
+) {
     for (index, (address, _)) in listeners.iter().enumerate() {
         let Some(address) = address.filter(|address| address.port() != 0) else { continue };
         let path = format!("listener[{index}].address");
         let first =
             listeners.iter().position(|(other, _)| other.is_some_and(|it| meets(it, address)));
-        let conflict = |other: &str| {
-            format!("can't be bound beside {other}, allowed: another port, or another address")
-        };
         if let Some(first) = first.filter(|first| *first < index) {
             cx.error(&path, conflict(&format!("listener[{first}].address")));
         }
-        if admin.is_some_and(|admin| meets(admin, address)) {
-            match cx.is_set("admin.address") {
-                true => cx.error("admin.address", conflict(&path)),
-                false => cx.error(&path, conflict("the default of admin.address")),
+        for (key, _) in admin.iter().filter(|(_, admin)| meets(*admin, address)) {
+            match cx.is_set(key) {
+                true => cx.error(key, conflict(&path)),
+                false => cx.error(&path, conflict(&format!("the default of {key}"))),
             }
         }
     }
@@ -170,7 +174,7 @@ pub(super) fn contradictions(cx: &Context<'_>, listeners: &[Draft], admin: Optio
 
 /// Returns `true` if the kernel refuses to bind one of these addresses while the other is bound.
 /// The address `[::]` also takes the port for IPv4, unless `net.ipv6.bindv6only` is 1.
-fn meets(one: SocketAddr, other: SocketAddr) -> bool {
+pub(super) fn meets(one: SocketAddr, other: SocketAddr) -> bool {
     let covers = |it: SocketAddr, other: SocketAddr| {
         it.ip().is_unspecified() && (it.is_ipv6() || other.is_ipv4())
     };

@@ -212,7 +212,15 @@ resource = { "k8s.cluster.name" = "prod" }
 max_bytes = "64MiB"
 [admin]
 address = "[::]:0"
+probe_address = "[::]:9091"
+bearer_token_file = "DIR/token"
+metrics_token_file = "DIR/token"
 tap_token_file = "DIR/token"
+[admin.tls]
+certificate = "DIR/crt"
+private_key = "DIR/key"
+client_ca = "DIR/ca"
+min_version = "1.3"
 [volume]
 enabled = false
 [log]

@@ -1,12 +1,13 @@
-//! Serves metrics, health, status and the status page on the admin address. The admin address is
-//! separate from the addresses of the listeners, and takes no events.
+//! Serves metrics, health, status and the status page on the admin address, and health on the probe
+//! address too. These addresses are separate from those of the listeners, and take no events.
 //!
 //! | floor | files | what they know |
 //! |---|---|---|
-//! | 1 | `self` `all_dropped` `page` `places` | what all answers share · filters that drop everything · the status page · where the relay runs |
-//! | 2 | `evidence` `history` `tap` | the files of the evidence · the last hours · taps |
-//! | 3 | `route` | the layers of which the routes are made |
-//! | 4 | `sampling` `status` | the values of every 10 s · `/status` |
+//! | 1 | `self` `all_dropped` `page` `places` | what all answers share · filters that drop everything · the status page · places for connections |
+//! | 2 | `access` `evidence` `history` | who may ask · the files of the evidence · the last hours |
+//! | 3 | `tap` | taps |
+//! | 4 | `route` | the layers of which the routes are made |
+//! | 5 | `sampling` `status` | the values of every 10 s · `/status` |
 
 use std::convert::Infallible;
 use std::fmt::Write;
@@ -25,14 +26,15 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode, header};
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::Instant;
+use tokio_util::either::Either;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tower::{Service, ServiceBuilder};
 
-use crate::listener::Token;
+use crate::listener::handshake;
 use crate::source;
 use base::lock::lock;
 use delivery::Status;
@@ -40,6 +42,7 @@ use delivery::tap::Taps;
 use queue::Queue;
 use telemetry::{OutputMetrics, Telemetry};
 
+mod access;
 mod all_dropped;
 mod evidence;
 mod history;
@@ -50,8 +53,11 @@ mod sampling;
 mod status;
 mod tap;
 
+pub use access::Access;
+
+use access::{Audience, Refused};
 use history::History;
-use places::Places;
+use places::{Place, Places};
 use route::{Headers, Responding, Route};
 
 /// The longest time that a client may take to send the complete head of a request. The time begins
@@ -66,6 +72,9 @@ const CONNECTION_TIME: Duration = Duration::from_secs(300);
 
 /// The time for which an answer to `/metrics` may be on its way before the process ends.
 const ANSWER: Duration = Duration::from_secs(1);
+
+/// The value of the label `listener` for the certificate of the admin address.
+const ADMIN: &str = "admin";
 
 /// The state that the admin pages (`/metrics`, `/readyz`, `/status`) show. The module `relay`
 /// shares this value with the admin server and updates it.
@@ -93,6 +102,9 @@ pub struct Admin {
     evidence: Option<PathBuf>,
     /// The route `/tap`.
     tap: tap::Door,
+    /// Who may ask. A reload replaces it.
+    access: ArcSwap<Access>,
+    refused: Refused,
 }
 
 /// The parts of the config in force that the pages show, in the order of the config. All are empty
@@ -127,6 +139,8 @@ pub struct Output {
 struct Caller {
     admin: Arc<Admin>,
     peer: SocketAddr,
+    /// `true`: the connection is to the probe address.
+    is_probe: bool,
     turn: tap::Turn,
     /// Owns the tasks of the taps.
     tracker: TaskTracker,
@@ -167,6 +181,8 @@ impl Admin {
             host: rustix::system::uname().nodename().to_string_lossy().into_owned(),
             evidence,
             tap: tap::Door::new(taps),
+            access: ArcSwap::default(),
+            refused: Refused::default(),
         }
     }
 
@@ -183,10 +199,23 @@ impl Admin {
         self.shown.store(Arc::new(Shown { outputs, listeners, sources, queue }));
     }
 
-    /// Sets the token that opens taps. With `None`, nobody can open one. If the token has changed,
-    /// the open taps end.
-    pub fn tap_token(&self, token: Option<Token>) {
-        self.tap.lock_with(token);
+    /// Returns who may ask now.
+    pub fn access(&self) -> Arc<Access> {
+        self.access.load_full()
+    }
+
+    /// Sets who may ask from the next request on. If the token for taps has changed, the open taps
+    /// end. If another certificate is asked of clients, the open connections end.
+    pub fn admit(&self, mut access: Access) {
+        self.tap.lock_with(access.tap.take());
+        if let Some(not_after) = access.not_after() {
+            self.telemetry.certificate_expiry("listener", ADMIN, "server", not_after);
+        }
+        let has_changed = self.access.load().asked() != access.asked();
+        let before = self.access.swap(Arc::new(access));
+        if has_changed {
+            before.revoked.cancel();
+        }
     }
 
     /// Notes that all outputs, listeners and sources are open: `/readyz` answers 200 from now on,
@@ -222,9 +251,14 @@ impl Admin {
         }
     }
 
-    /// Answers requests for admin pages on `socket` until `stop` is cancelled. Then ends all
-    /// connections and returns.
-    pub async fn serve(self: Arc<Self>, socket: TcpListener, stop: CancellationToken) {
+    /// Answers requests on `socket` until `stop` is cancelled: for probes alone if it is the probe
+    /// address, and otherwise for all admin pages. Then ends all connections and returns.
+    pub async fn serve(
+        self: Arc<Self>,
+        socket: TcpListener,
+        is_probe: bool,
+        stop: CancellationToken,
+    ) {
         let places = Arc::<Places>::default();
         let tracker = TaskTracker::new();
         loop {
@@ -241,43 +275,15 @@ impl Admin {
                     continue;
                 }
             };
-            let (place, turn, stop) = (places.take(), tap::Turn::default(), stop.clone());
-            let routes = routes(Arc::new(Caller {
+            let caller = Arc::new(Caller {
                 admin: Arc::clone(&self),
                 peer,
-                turn: turn.clone(),
+                is_probe,
+                turn: tap::Turn::default(),
                 tracker: tracker.clone(),
                 stop: stop.clone(),
-            }));
-            tracker.spawn(async move {
-                let service = service_fn(|request| {
-                    place.asked();
-                    routes.clone().call(request)
-                });
-                let serving = http1::Builder::new()
-                    .timer(TokioTimer::new())
-                    .header_read_timeout(HEAD_TIMEOUT)
-                    .max_buf_size(16 * 1024)
-                    .serve_connection(TokioIo::new(stream), service);
-                // An error is ignored, because the client caused it: the client has gone, or has
-                // not sent HTTP.
-                let mut serving = std::pin::pin!(serving);
-                tokio::select! {
-                    biased;
-                    () = turn.begun() => {}
-                    () = stop.cancelled() => return,
-                    () = place.lost.cancelled() => return,
-                    () = tokio::time::sleep(CONNECTION_TIME) => return,
-                    _ = &mut serving => return,
-                }
-                // The connection is a tap now, which has limits of its own and ends by itself at
-                // the stop.
-                place.leave();
-                tokio::select! {
-                    _ = serving => {}
-                    () = turn.over() => {}
-                }
             });
+            tracker.spawn(caller.serve(stream, places.take()));
         }
         tracker.close();
         tracker.wait().await;
@@ -318,6 +324,7 @@ impl Admin {
         let shown = self.shown.load();
         match place {
             "output" => shown.outputs.iter().any(|it| it.name == name),
+            _ if name == ADMIN => self.access.load().not_after().is_some(),
             _ => shown.listeners.iter().any(|it| it.tls && it.label == name),
         }
     }
@@ -366,6 +373,69 @@ impl Admin {
         body.push_str(&format!("readyz check {verdict}\n"));
         text(status, body)
     }
+
+    /// Returns the response to `/drained`: 200 if no required output has a backlog, and otherwise
+    /// 503 with a line for each of them. An output that is not required does not hold back senders,
+    /// and a paused one delivers nothing, so that nobody has to wait for their backlogs.
+    fn drained(&self) -> Response<Full<Bytes>> {
+        let mut body = String::new();
+        for (name, events) in self.waiting().into_iter().filter(|(_, events)| *events > 0) {
+            // Writing to a `String` cannot fail.
+            writeln!(body, "{events} events for the output {name}").ok();
+        }
+        match body.is_empty() {
+            true => text(StatusCode::OK, "ok\n".to_owned()),
+            false => text(StatusCode::SERVICE_UNAVAILABLE, body),
+        }
+    }
+}
+
+impl Caller {
+    /// Answers the requests of one connection until it ends.
+    async fn serve(self: Arc<Self>, stream: TcpStream, place: Place) {
+        let access = self.admin.access();
+        let routes = routes(Arc::clone(&self));
+        let service = service_fn(|request| {
+            place.asked();
+            routes.clone().call(request)
+        });
+        let serving = async {
+            let stream = match access.tls().filter(|_| !self.is_probe) {
+                None => Either::Left(stream),
+                Some(tls) => match handshake(tls, stream, HEAD_TIMEOUT).await {
+                    Ok(stream) => Either::Right(stream),
+                    Err(why) => {
+                        why.iter().for_each(|why| self.admin.refused.note(self.peer, why));
+                        return;
+                    }
+                },
+            };
+            let serving = http1::Builder::new()
+                .timer(TokioTimer::new())
+                .header_read_timeout(HEAD_TIMEOUT)
+                .max_buf_size(16 * 1024)
+                .serve_connection(TokioIo::new(stream), service);
+            // An error is ignored, because the client caused it: the client has gone, or has not
+            // sent HTTP.
+            serving.await.ok();
+        };
+        let mut serving = std::pin::pin!(serving);
+        tokio::select! {
+            biased;
+            () = self.turn.begun() => {}
+            () = self.stop.cancelled() => return,
+            () = place.lost.cancelled() => return,
+            () = access.revoked.cancelled() => return,
+            () = tokio::time::sleep(CONNECTION_TIME) => return,
+            () = &mut serving => return,
+        }
+        // The connection is a tap now, which has limits of its own and ends by itself at the stop.
+        place.leave();
+        tokio::select! {
+            () = serving => {}
+            () = self.turn.over() => {}
+        }
+    }
 }
 
 /// Returns the service of one connection. A request comes in from above, and its response goes back
@@ -379,21 +449,33 @@ fn routes(
     Error = Infallible,
     Future = impl Future<Output = Result<Response<tap::Answer>, Infallible>> + Send,
 > + Clone {
-    let route = |path, respond| Route { caller: Arc::clone(&caller), path, respond };
+    use Audience::{Everybody, Probes, Readers, Scrapers};
+    let route =
+        |audience, path, respond| Route { caller: Arc::clone(&caller), audience, path, respond };
+    let evidence = route(Readers, "/evidence/*", evidence);
+    let metrics = |caller: &Caller, _: &_| route::page(caller.admin.metrics());
+    let ready = |caller: &Caller, request: &_| route::page(caller.admin.ready(request));
+    let drained = |caller: &Caller, _: &_| route::page(caller.admin.drained());
+    let status = |caller: &Caller, _: &_| route::page(json(caller.admin.status()));
+    let history = |caller: &Caller, _: &_| caller.admin.history_response();
+    let volume = |caller: &Caller, _: &_| caller.admin.volume_response();
     ServiceBuilder::new()
         .layer_fn(|inner| Headers { add: believed, inner })
-        .layer(route("/evidence/*", evidence))
+        .layer(evidence)
         .layer_fn(|inner| Headers { add: for_now, inner })
-        .layer(route("/", |_, _| route::page(page::response())))
-        .layer(route("/tap", tap))
-        .layer(route("/metrics", |caller, _| route::page(caller.admin.metrics())))
-        .layer(route("/readyz", |caller, request| route::page(caller.admin.ready(request))))
-        .layer(route("/livez", alive))
-        .layer(route("/healthz", alive))
-        .layer(route("/status", |caller, _| route::page(json(caller.admin.status()))))
-        .layer(route("/status/history", |caller, _| caller.admin.history_response()))
-        .layer(route("/status/volume", |caller, _| caller.admin.volume_response()))
-        .service(route("*", no_page))
+        // The page itself is the same for all relays. What it shows comes from `/status`.
+        .layer(route(Everybody, "/", |_, _| route::page(page::response())))
+        // A tap has a token of its own.
+        .layer(route(Everybody, "/tap", tap))
+        .layer(route(Scrapers, "/metrics", metrics))
+        .layer(route(Probes, "/readyz", ready))
+        .layer(route(Probes, "/drained", drained))
+        .layer(route(Probes, "/livez", alive))
+        .layer(route(Probes, "/healthz", alive))
+        .layer(route(Readers, "/status", status))
+        .layer(route(Readers, "/status/history", history))
+        .layer(route(Readers, "/status/volume", volume))
+        .service(route(Probes, "*", no_page))
 }
 
 /// Responds with the lines of a tap, or with the reason why there are none.
@@ -415,14 +497,21 @@ fn alive(_: &Caller, _: &Request<Incoming>) -> Responding {
 }
 
 /// Responds to a request that no route is for.
-fn no_page(_: &Caller, request: &Request<Incoming>) -> Responding {
+fn no_page(caller: &Caller, request: &Request<Incoming>) -> Responding {
     if request.method() != Method::GET {
         let mut response = text(StatusCode::METHOD_NOT_ALLOWED, "GET only\n".to_owned());
         response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("GET"));
         return route::page(response);
     }
-    let what = "no such page: / /metrics /livez /healthz /readyz /readyz?verbose /status \
-                /status/history /status/volume /evidence/ /tap\n";
+    let what = match caller.is_probe {
+        true => {
+            "no such page at the probe address: /livez /healthz /readyz /readyz?verbose /drained\n"
+        }
+        false => {
+            "no such page: / /metrics /livez /healthz /readyz /readyz?verbose /drained /status \
+             /status/history /status/volume /evidence/ /tap\n"
+        }
+    };
     route::page(text(StatusCode::NOT_FOUND, what.to_owned()))
 }
 

@@ -16,7 +16,7 @@ use crate::listener::Settings;
 use crate::source::Sources;
 use base::named_file;
 use client::tls;
-use client::tls::{Chain, TlsError};
+use client::tls::{Chain, Server, TlsError};
 use config::{Checked, Config, Content, Named, Problem, Restrict, Severity};
 use delivery::{DeadLetters, filter};
 use evidence_log::tlog::key::SigningKey;
@@ -80,6 +80,9 @@ pub fn rest(checked: &Checked, config: &Config) -> Vec<Problem> {
         if let Err(error) = Settings::read(listener, None) {
             refused(format!("listener[{index}]"), error);
         }
+    }
+    if let Some(Err(error)) = config.admin.tls.as_ref().map(|tls| Server::read(tls, None)) {
+        refused("admin.tls".to_owned(), error.to_string());
     }
     let telemetry = Arc::new(Telemetry::new());
     let dead_letters = DeadLetters::new(&telemetry);

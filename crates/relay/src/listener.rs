@@ -47,6 +47,7 @@ mod token;
 mod upload;
 
 pub use gate::Gate;
+pub use handshake::handshake;
 pub use settings::Settings;
 pub use token::Token;
 

@@ -105,12 +105,16 @@ impl Parts {
     }
 
     /// Starts the relay's own tasks.
-    pub(super) fn start_tasks(&self, admin_socket: TcpListener) {
+    pub(super) fn start_tasks(&self, admin: TcpListener, probes: Option<TcpListener>) {
         let Tasks { failures, running, stop } = &self.tasks;
         let deadlines = Arc::clone(&self.gate).enforce_deadlines(stop.clone());
         self.tasks.spawn("the task that keeps the connections' deadlines", deadlines);
-        let admin = Arc::clone(&self.admin).serve(admin_socket, stop.clone());
+        let admin = Arc::clone(&self.admin).serve(admin, false, stop.clone());
         self.tasks.spawn("the task that serves the admin address", admin);
+        if let Some(probes) = probes {
+            let probes = Arc::clone(&self.admin).serve(probes, true, stop.clone());
+            self.tasks.spawn("the task that serves the probe address", probes);
+        }
         let upkeep = upkeep(Arc::clone(&self.telemetry), self.queue.clone(), stop.clone());
         self.tasks.spawn("the task that folds histograms and watches the disk", upkeep);
         let reports = self.telemetry.reports().tell(stop.clone());

@@ -1,11 +1,11 @@
 //! The plans for a new config, and the files that must be read before it is applied.
 
-use std::path::PathBuf;
+use std::sync::Arc;
 
 use super::error::Refused;
 use super::listeners;
 use super::outputs::NamedFiles;
-use crate::listener::Token;
+use crate::admin::Access;
 use crate::source;
 use base::staged::Staged;
 
@@ -13,7 +13,9 @@ use base::staged::Staged;
 pub(crate) struct Plan {
     pub listeners: Vec<listeners::Planned>,
     pub sources: Vec<source::Planned>,
-    pub tap_token_file: Option<PathBuf>,
+    pub admin: config::Admin,
+    /// Who may ask at the admin address before the plan is in force.
+    pub access: Arc<Access>,
 }
 
 /// The contents of the files that a plan names. None of it is in use yet.
@@ -22,13 +24,13 @@ pub(super) struct ReadFiles {
     pub staged: Vec<Staged>,
     /// The settings of each listener.
     pub settings: Vec<listeners::Read>,
-    /// The token that opens taps.
-    pub(super) tap_token: Option<Token>,
+    /// Who may ask at the admin address.
+    pub(super) access: Access,
 }
 
 impl Plan {
     /// Reads and checks the files of the planned listeners and sources, the files of `outputs`, and
-    /// the token that opens taps. Blocks the thread.
+    /// those of the admin address. Blocks the thread.
     pub(crate) fn read(&self, outputs: Vec<NamedFiles>) -> Result<ReadFiles, Refused> {
         let stage = |(name, files): NamedFiles| {
             files.stage().map_err(|error| Refused::File(format!("output {name}: {error}")))
@@ -38,8 +40,7 @@ impl Plan {
         let staged = of_outputs.chain(of_sources).collect::<Result<_, _>>()?;
         let settings = self.listeners.iter().map(listeners::Planned::read);
         let settings = settings.collect::<Result<_, _>>()?;
-        let token = self.tap_token_file.as_deref().map(Token::read).transpose();
-        let refused = |error| Refused::File(format!("admin.tap_token_file: {error}"));
-        Ok(ReadFiles { staged, settings, tap_token: token.map_err(refused)? })
+        let access = Access::read(&self.admin, Some(&self.access)).map_err(Refused::File)?;
+        Ok(ReadFiles { staged, settings, access })
     }
 }

@@ -13,7 +13,7 @@ use super::parts::Parts;
 use super::plan::{Plan, ReadFiles};
 use super::waiting::in_time;
 use super::{listeners, open_files, outputs};
-use crate::listener::Token;
+use crate::admin::Access;
 use crate::source;
 use base::named_file;
 use base::staged::Staged;
@@ -31,7 +31,7 @@ pub(crate) struct Prepared {
     files: Vec<Staged>,
     sources: Vec<source::Planned>,
     listeners: Vec<listeners::StagedListener>,
-    tap_token: Option<Token>,
+    access: Access,
 }
 
 impl Parts {
@@ -49,13 +49,13 @@ impl Parts {
     /// only when the relay itself ends.
     pub(crate) async fn prepare(&mut self) -> Result<Prepared, Refused> {
         let (config, mut outputs, plan, read) = self.stage().await?;
-        let ReadFiles { staged: files, settings, tap_token } = read;
+        let ReadFiles { staged: files, settings, access } = read;
         let Plan { listeners, sources, .. } = plan;
         let taken = self.listeners.leaving(&listeners);
         let listeners = listeners::bind(listeners, settings, &taken)?;
         self.outputs.join(&mut outputs).await?;
         self.sources.close_leaving(&sources).await;
-        Ok(Prepared { config, outputs, files, sources, listeners, tap_token })
+        Ok(Prepared { config, outputs, files, sources, listeners, access })
     }
 
     /// Reads and checks a config and the files that it names. If the config or a file cannot be
@@ -86,7 +86,8 @@ impl Parts {
         let plan = Plan {
             listeners: self.listeners.plan(&config.listeners),
             sources: self.sources.plan(&config.sources, max_body, &self.telemetry),
-            tap_token_file: config.tap_token_file.clone(),
+            admin: config.admin.clone(),
+            access: self.admin.access(),
         };
         let files = outputs::files_of(&outputs);
         let (read, plan) = in_time(deadline, move || (plan.read(files), plan)).await?;
@@ -141,9 +142,9 @@ impl Parts {
     ///
     /// The listeners that could not be opened. The rest of the new config is in force.
     async fn put_in_force(&mut self, prepared: Prepared) -> Result<(), String> {
-        let Prepared { mut config, outputs, files, sources, listeners, tap_token } = prepared;
+        let Prepared { mut config, outputs, files, sources, listeners, access } = prepared;
         open_files::fit(&mut config);
-        self.admin.tap_token(tap_token);
+        self.admin.admit(access);
         files.into_iter().for_each(|staged| staged());
         telemetry::change_log(config.log);
         self.queue.apply(&config.queue);
@@ -162,15 +163,19 @@ impl Parts {
     }
 
     /// Replaces the settings in `config` that cannot change without a restart by the settings in
-    /// use: the admin address, the section `[evidence]`, `process.restrict` and, if
+    /// use: the admin addresses, the section `[evidence]`, `process.restrict` and, if
     /// `queue.directory` has changed, all settings of the queue. If `queue.directory` has changed,
     /// also lowers `limits.max_body` to the value in use if it is larger, and returns `Err` if
     /// `config` has sources that the queue in use cannot serve.
     fn keep_what_cannot_change(&self, config: &mut Config) -> Result<(), Refused> {
         let now = &self.config;
-        if config.admin != now.admin {
+        if config.admin.address != now.admin.address {
             tracing::warn!(key = "admin.address", "has changed, which needs a restart");
-            config.admin = now.admin;
+            config.admin.address = now.admin.address;
+        }
+        if config.admin.probe_address != now.admin.probe_address {
+            tracing::warn!(key = "admin.probe_address", "has changed, which needs a restart");
+            config.admin.probe_address = now.admin.probe_address;
         }
         if config.evidence != now.evidence {
             tracing::warn!(key = "evidence", "has changed, which needs a restart");

@@ -44,7 +44,8 @@ pub(crate) async fn start(
     let plan = Plan {
         listeners: listeners::plan_start(&config.listeners),
         sources: Sources::default().plan(&config.sources, config.limits.max_body, &telemetry),
-        tap_token_file: config.tap_token_file.clone(),
+        admin: config.admin.clone(),
+        access: Arc::default(),
     };
     let (files, reloads) = (outputs::files_of(&outputs), telemetry.reloads());
     let (file, read, plan) = in_time(Instant::now() + named_file::WAIT_MAX, move || {
@@ -53,9 +54,11 @@ pub(crate) async fn start(
         (file, plan.read(files), plan)
     })
     .await?;
-    let ReadFiles { staged, settings, tap_token } = read?;
+    let ReadFiles { staged, settings, access } = read?;
     staged.into_iter().for_each(|staged| staged());
-    let admin_socket = bind(config.admin, "admin.address")?;
+    let admin_socket = bind(config.admin.address, "admin.address")?;
+    let probe_socket = config.admin.probe_address.map(|it| bind(it, "admin.probe_address"));
+    let probe_socket = probe_socket.transpose()?;
     let admin =
         admin_socket.local_addr().map_err(|error| Error::Run(format!("admin.address: {error}")))?;
     let Plan { listeners, sources, .. } = plan;
@@ -70,10 +73,13 @@ pub(crate) async fn start(
     }
     dead_letters.reconfigure(&config);
     let mut parts = Parts::new(config, file, telemetry, queue, dead_letters, evidence);
-    parts.admin.tap_token(tap_token);
+    parts.admin.admit(access);
     parts.count_volume();
     tracing::info!(address = %admin, "admin listening");
-    parts.start_tasks(admin_socket);
+    if let Some(address) = probe_socket.as_ref().and_then(|socket| socket.local_addr().ok()) {
+        tracing::info!(%address, "probes listening");
+    }
+    parts.start_tasks(admin_socket, probe_socket);
     parts.outputs.commit(outputs);
     parts.listeners.commit(listeners).await.map_err(Error::Run)?;
     parts.sources.commit(sources, &parts.queue);

@@ -2,7 +2,10 @@
 
 use crate::cli::table;
 use base::words::escape;
-use config::{Acknowledge, Checked, Config, Listener, Output, Severity, WhenFull, show_size};
+use config::{
+    Acknowledge, Admin, Checked, Config, Listener, ListenerTls, Output, Severity, WhenFull,
+    show_size,
+};
 use outputs::syslog;
 use outputs::syslog::Framing;
 
@@ -81,20 +84,39 @@ fn parts(config: &Config, rows: &mut Vec<[String; 3]>) {
         };
         rows.push(row("evidence", &evidence.origin, &witnesses));
     }
-    rows.push(row("admin", config.admin, "plain HTTP"));
+    rows.push(row("admin", config.admin.address, &of_admin(&config.admin)));
+    if let Some(address) = config.admin.probe_address {
+        rows.push(row("admin", address, "plain HTTP, probes only"));
+    }
+}
+
+fn of_admin(admin: &Admin) -> String {
+    let mut text = of_tls(admin.tls.as_ref());
+    for (file, pages) in [
+        (&admin.bearer_token_file, "bearer token"),
+        (&admin.metrics_token_file, "bearer token for metrics"),
+        (&admin.tap_token_file, "bearer token for taps"),
+    ] {
+        let Some(file) = file else { continue };
+        text.push_str(&format!(", {pages}"));
+        if !file.exists() {
+            text.push_str(" that does not exist yet");
+        }
+    }
+    text
+}
+
+fn of_tls(tls: Option<&ListenerTls>) -> String {
+    let Some(tls) = tls else { return "plain HTTP".to_owned() };
+    let optional = if tls.optional { ", opens when its certificate exists" } else { "" };
+    match tls.client_ca {
+        Some(_) => format!("TLS, with a client certificate{optional}"),
+        None => format!("TLS{optional}"),
+    }
 }
 
 fn of_listener(listener: &Listener) -> String {
-    let mut text = match &listener.tls {
-        None => "plain HTTP".to_owned(),
-        Some(tls) => {
-            let optional = if tls.optional { ", opens when its certificate exists" } else { "" };
-            match tls.client_ca {
-                Some(_) => format!("TLS, with a client certificate{optional}"),
-                None => format!("TLS{optional}"),
-            }
-        }
-    };
+    let mut text = of_tls(listener.tls.as_ref());
     if listener.bearer_token_file.is_some() {
         text.push_str(", bearer token");
     }

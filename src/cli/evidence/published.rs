@@ -33,9 +33,9 @@ impl Published {
     ///
     /// # Errors
     ///
-    /// A text that says what is wrong with the URL.
-    pub(super) fn new(url: &str) -> Result<Self, String> {
-        Self::with(url, "/evidence")
+    /// The runtime cannot start.
+    pub(super) fn new(target: Target) -> Result<Self, String> {
+        Self::with(target, "/evidence")
     }
 
     /// Makes a log of which the server has only the checkpoint, at `BASE/ORIGIN-HASH/checkpoint`.
@@ -43,17 +43,17 @@ impl Published {
     ///
     /// # Errors
     ///
-    /// As for [`Published::new`].
+    /// A text that says what is wrong with the URL, or why the runtime cannot start.
     pub(super) fn at_witness(url: &str, origin: &str) -> Result<Self, String> {
-        let published = Self::with(url, "")?;
+        let published = Self::with(Target::new(url)?, "")?;
         let Hash(hash) = Hash::of(&[origin.as_bytes()]);
         let hash: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
         let base = format!("{}/{hash}", published.base);
         Ok(Self { base, ..published })
     }
 
-    fn with(url: &str, default: &str) -> Result<Self, String> {
-        let target = Target::new(url)?.plain();
+    fn with(target: Target, default: &str) -> Result<Self, String> {
+        let target = target.plain();
         let base = target.given().unwrap_or(default).trim_end_matches('/').to_owned();
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
         let runtime = runtime.map_err(|error| format!("cannot start the runtime: {error}"))?;

@@ -11,11 +11,13 @@ use indicatif::{HumanBytes, ProgressBar, ProgressStyle};
 use super::published::Published;
 use super::witness;
 use super::witness::Witnesses;
+use crate::cli::healthcheck::Credentials;
 use crate::cli::{FAILED, WRONG, input, print};
 use audit::time;
 use base::disk::named;
 use base::named_file;
 use base::words::escape;
+use client::ask::Target;
 use evidence_log::tlog::key::VerifierKey;
 use verify::Request;
 use verify::report::Report;
@@ -42,6 +44,8 @@ pub(in crate::cli) struct Arguments {
     /// which the log's files are
     #[arg(long, value_name = "URL", conflicts_with = "directory")]
     url: Option<String>,
+    #[command(flatten)]
+    credentials: Credentials,
     /// A proof that `evidence prove` has printed, which needs no directory
     #[arg(long, value_name = "FILE", conflicts_with_all = ["directory", "url"])]
     proof: Option<PathBuf>,
@@ -123,8 +127,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<(), u8> {
             Ok(report) => Ok(report),
         },
         (None, Some(url)) => {
-            let published =
-                Published::new(url).map_err(|why| wrong(format!("--url {url}: {why}")))?;
+            let of_url = |why| wrong(format!("--url {url}: {why}"));
+            let target = arguments.credentials.with(Target::new(url).map_err(of_url)?)?;
+            let published = Published::new(target).map_err(of_url)?;
             verify::published(&published, &request)
         }
     };

@@ -153,11 +153,10 @@ fn take(
     look: &mut dyn FnMut(&[u8]),
 ) -> Result<(u64, Option<String>), u8> {
     let tap = tap::Arguments {
-        relay: healthcheck::Relay::of(url),
+        relay: healthcheck::Relay::of(url, arguments.token_file.clone()),
         matches: Vec::new(),
         output: arguments.output.clone(),
         sample: SAMPLE,
-        token_file: arguments.token_file.clone(),
         format: tap::Format::Json,
         limit: None,
     };

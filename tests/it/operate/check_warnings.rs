@@ -306,3 +306,25 @@ fn one_mistake_is_one_error() {
         assert!(said[0].contains(words), "{words}: {}", said[0]);
     }
 }
+
+/// Method: the real program checks configs whose admin address asks for client certificates, and
+/// one whose addresses cannot be bound together.
+#[test]
+fn an_admin_address_that_no_probe_can_reach_is_warned_of() {
+    let certificates = Certificates::new();
+    let tls = |more: &str| {
+        let pair = certificates.server.tls();
+        let pair = pair.trim_end().trim_end_matches('}');
+        format!("{LISTENER}{OUTPUT}[admin]\n{pair}, {more} }}\n")
+    };
+    let with_ca = tls(&format!("client_ca = \"{}\"", text(&certificates.ca)));
+    assert_warned(&with_ca, &[("admin.tls", "better: admin.probe_address")]);
+    assert_warned(&format!("{with_ca}probe_address = \"127.0.0.1:9091\"\n"), &[]);
+    assert_warned(&tls("min_version = \"1.3\""), &[]);
+    let directory = TempDir::new().unwrap();
+    let both = "[admin]\naddress = \"127.0.0.1:9090\"\nprobe_address = \"0.0.0.0:9090\"\n";
+    std::fs::write(directory.path().join("relay.toml"), format!("{LISTENER}{OUTPUT}{both}"))
+        .unwrap();
+    let checked = said(&["check", "relay.toml"], directory.path());
+    checked.assert(2, &["admin.probe_address: can't be bound beside admin.address"]);
+}

@@ -60,5 +60,5 @@ fn drain_asks_where_the_config_says_and_tells_when_nobody_answers() {
     std::fs::write(&file, format!("admin = {{ address = \"0.0.0.0:{port}\" }}\n")).unwrap();
     let variables = [("KUBE_AUDIT_FORWARDER_CONFIG", file.to_str().unwrap())];
     let said = Said::of(run_command_with(&["drain"], Path::new("/"), &variables));
-    said.assert(1, &[&format!("http://127.0.0.1:{port}/status: cannot connect")]);
+    said.assert(1, &[&format!("http://127.0.0.1:{port}/drained: cannot connect")]);
 }

@@ -181,7 +181,6 @@ fn who_does_not_answer_is_not_ready_after_3_seconds() {
 #[test]
 fn a_wrong_url_is_wrong_usage() {
     for (url, said) in [
-        ("https://127.0.0.1:9090", "plain HTTP"),
         ("127.0.0.1:9090", "http://HOST:PORT"),
         ("localhost:9090", "http://HOST:PORT"),
         ("http://", "http://HOST:PORT"),

@@ -141,7 +141,7 @@ impl Builder {
         let file = self.file.unwrap_or(own);
         let mut command = launched(&self.launcher);
         command.args(["run", "--config", text(&file)]).envs(self.variables);
-        Relay::spawn(command, self.stdout, directory, Shape::of(&self.config).required_outputs)
+        Relay::spawn(command, self.stdout, directory, Shape::of(&self.config))
     }
 }
 
@@ -163,6 +163,8 @@ fn launched<S: AsRef<std::ffi::OsStr>>(launcher: &[S]) -> Command {
 struct Shape {
     listeners: usize,
     required_outputs: Vec<String>,
+    /// The file of the token for metrics.
+    metrics_token: Option<PathBuf>,
 }
 
 impl Shape {
@@ -174,7 +176,9 @@ impl Shape {
             output.get("required").and_then(toml::Value::as_bool) != Some(false)
         };
         let name = |output: &toml::Value| output.get("name")?.as_str().map(str::to_owned);
+        let metrics_token = table.get("admin").and_then(|admin| admin.get("metrics_token_file"));
         Self {
+            metrics_token: metrics_token.and_then(toml::Value::as_str).map(PathBuf::from),
             listeners: array("listener").unwrap_or_default().len(),
             required_outputs: outputs.iter().filter(required).filter_map(name).collect(),
         }
@@ -194,6 +198,7 @@ pub(crate) struct Relay {
     readers: Vec<JoinHandle<()>>,
     exited: Option<ExitStatus>,
     required_outputs: Vec<String>,
+    metrics_token: Option<PathBuf>,
     /// Each listener's address as configured and as bound, in the order of the log.
     listeners: Vec<(String, SocketAddr)>,
     admin: Option<SocketAddr>,
@@ -225,12 +230,7 @@ impl Relay {
         }
     }
 
-    fn spawn(
-        mut command: Command,
-        stdout: Stdout,
-        directory: TempDir,
-        required_outputs: Vec<String>,
-    ) -> Self {
+    fn spawn(mut command: Command, stdout: Stdout, directory: TempDir, shape: Shape) -> Self {
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the binary runs");
         let log = Arc::new(Mutex::new(Vec::new()));
@@ -264,7 +264,8 @@ impl Relay {
             held,
             readers,
             exited: None,
-            required_outputs,
+            required_outputs: shape.required_outputs,
+            metrics_token: shape.metrics_token,
             listeners: Vec::new(),
             admin: None,
         }
@@ -293,8 +294,10 @@ impl Relay {
             self.listeners =
                 of("listening").map(|fields| (configured(fields), address(fields))).collect();
             self.admin = of("admin listening").next().map(address);
+            // The admin address may ask for more than the harness has.
+            let probes = of("probes listening").next().map(address);
             let listening = self.listeners.len() >= listeners
-                && self.admin.is_some_and(|admin| {
+                && probes.or(self.admin).is_some_and(|admin| {
                     http::get(admin, "/readyz").is_ok_and(|answer| answer.status == 200)
                 });
             (listening || self.has_exited()).then_some(listening)
@@ -331,7 +334,13 @@ impl Relay {
 
     /// Scrapes `/metrics`.
     pub(crate) fn metrics(&self) -> Metrics {
-        let response = http::get(self.admin(), "/metrics").expect("an answer of /metrics");
+        let token = self.metrics_token.as_ref().and_then(|file| std::fs::read_to_string(file).ok());
+        let bearer = format!("Bearer {}", token.as_deref().unwrap_or_default().trim());
+        let headers = [("Connection", "close"), ("Authorization", bearer.as_str())];
+        let headers = if token.is_some() { &headers[..] } else { &headers[..1] };
+        let client = http::Client::connect(self.admin());
+        let response = client.and_then(|mut it| it.request("GET", "/metrics", headers, b""));
+        let response = response.expect("an answer of /metrics");
         assert_eq!(response.status, 200, "/metrics: {}", response.text());
         Metrics::parse(&response.text())
     }

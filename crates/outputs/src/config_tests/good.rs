@@ -28,7 +28,7 @@ fn the_embedded_config_is_one() {
     assert_eq!(checked.files, [] as [PathBuf; 0]);
     let config = checked.config.unwrap();
     assert_eq!(config.listeners[0].label, "127.0.0.1:3000");
-    assert_eq!(config.admin, "127.0.0.1:9090".parse().unwrap());
+    assert_eq!(config.admin.address, "127.0.0.1:9090".parse().unwrap());
     assert_eq!(config.outputs[0].name, "stdout");
     assert_eq!(config.outputs[0].kind, stdout_as(LineFormat::Ndjson));
 }

@@ -16,6 +16,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use tokio::task::JoinHandle;
 use tower::{Layer, Service};
 
+use super::access::{Audience, Refusal};
 use super::tap::Answer;
 use super::{Caller, text};
 
@@ -62,13 +63,15 @@ impl Future for Made {
     }
 }
 
-/// A layer that answers `GET` for one path, and leaves all other requests to the layers below. A
-/// path that ends with `*` means all paths that begin as it does.
+/// A layer that answers `GET` for one path, if the caller belongs to the page's audience, and
+/// leaves all other requests to the layers below. A path that ends with `*` means all paths that
+/// begin as it does. At the probe address, only the pages for probes are there.
 ///
 /// As a service, which is the one below all layers, it answers every request.
 #[derive(Clone)]
 pub(super) struct Route {
     pub(super) caller: Arc<Caller>,
+    pub(super) audience: Audience,
     pub(super) path: &'static str,
     pub(super) respond: fn(&Caller, &Request<Incoming>) -> Responding,
 }
@@ -121,11 +124,17 @@ where
             Some(beginning) => path.starts_with(beginning),
             None => path == self.route.path,
         };
-        if is_for && request.method() == Method::GET {
-            Either::Left(self.route.call(request))
-        } else {
-            Either::Right(self.rest.call(request))
+        let Route { caller, audience, .. } = &self.route;
+        let is_here = *audience == Audience::Probes || !caller.is_probe;
+        if !is_for || !is_here || request.method() != Method::GET {
+            return Either::Right(self.rest.call(request));
         }
+        let Some(what) = caller.admin.access.load().refusal(*audience, request.headers()) else {
+            return Either::Left(self.route.call(request));
+        };
+        caller.admin.refused.note(caller.peer, what);
+        let refusal = Refusal(StatusCode::UNAUTHORIZED, what.to_owned());
+        Either::Left(page(refusal.response()))
     }
 }
 

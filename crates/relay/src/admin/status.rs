@@ -216,6 +216,21 @@ impl Admin {
         self.telemetry.certificates().into_iter().filter(is_here).map(certificate).collect()
     }
 
+    /// Returns the name of each required output that is not paused, and the number of events that
+    /// wait for it.
+    pub(super) fn waiting(&self) -> Vec<(String, u64)> {
+        let outputs = self.outputs().into_iter().filter(|it| it.required && !it.health.paused);
+        let events = |it: &status::Output| {
+            it.backlog.backlog_events + it.aside.as_ref().map_or(0, |aside| aside.events)
+        };
+        outputs
+            .map(|it| {
+                let events = events(&it);
+                (it.name, events)
+            })
+            .collect()
+    }
+
     fn outputs(&self) -> Vec<status::Output> {
         let backlogs = self.queue.backlogs();
         let output = |output: &Output| {

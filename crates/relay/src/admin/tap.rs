@@ -8,7 +8,6 @@
 //! The response is a stream of lines, each a JSON object with one of these members: `tap` (the
 //! first line), `event` with `output`, `skipped`, `heartbeat`, `end` (the last line).
 
-use std::net::SocketAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll};
@@ -21,10 +20,11 @@ use hyper::header::HeaderValue;
 use hyper::{Request, Response, StatusCode, header};
 use serde_json::json;
 use tokio::sync::mpsc;
-use tokio::time::{Instant, MissedTickBehavior};
+use tokio::time::MissedTickBehavior;
 use tokio_util::sync::CancellationToken;
 
-use super::{Caller, text};
+use super::Caller;
+use super::access::Refusal;
 use crate::listener::Token;
 use base::lock::lock;
 use base::words::escape;
@@ -61,14 +61,10 @@ const FRAME_BYTES: usize = 32 * 1024;
 /// at most [`FRAME_BYTES`], or one event.
 const FRAMES: usize = 2;
 
-/// The shortest time between two log lines about refused requests for a tap.
-const REFUSED_LOG: Duration = Duration::from_secs(10);
-
 /// The route `/tap` of one relay: its token, and what it needs to open taps.
 pub(super) struct Door {
     taps: Arc<Taps>,
     key: Mutex<Option<Key>>,
-    refused: Mutex<Refused>,
 }
 
 /// The token that opens taps.
@@ -76,13 +72,6 @@ struct Key {
     token: Token,
     /// Cancelled when the token is replaced or removed: the taps that it has opened then end.
     revoked: CancellationToken,
-}
-
-/// The refused requests that are not in the log yet.
-#[derive(Default)]
-struct Refused {
-    count: u64,
-    logged: Option<Instant>,
 }
 
 /// The reason why a tap has ended, for its last line and for the log.
@@ -187,7 +176,7 @@ impl Wish {
 
 impl Door {
     pub(super) fn new(taps: Arc<Taps>) -> Self {
-        Self { taps, key: Mutex::default(), refused: Mutex::default() }
+        Self { taps, key: Mutex::default() }
     }
 
     /// Sets the token that opens taps. With `None`, nobody can open one. If the token has changed,
@@ -214,7 +203,7 @@ impl Door {
         names: &[String],
         caller: &Caller,
     ) -> Response<Answer> {
-        let opened = self.admitted(request, caller.peer).and_then(|revoked| {
+        let opened = self.admitted(request, caller).and_then(|revoked| {
             let wish = Wish::of(request.uri().query().unwrap_or_default());
             let wish = wish.map_err(|what| Refusal(StatusCode::BAD_REQUEST, what))?;
             if let Some(name) = wish.output.as_ref().filter(|name| !names.contains(name)) {
@@ -242,7 +231,7 @@ impl Door {
     fn admitted(
         &self,
         request: &Request<Incoming>,
-        peer: SocketAddr,
+        caller: &Caller,
     ) -> Result<CancellationToken, Refusal> {
         let given = request.headers().get(header::AUTHORIZATION).map(|value| value.as_bytes());
         let right = |key: &Key| key.token.matches(given).then(|| key.revoked.clone());
@@ -256,23 +245,8 @@ impl Door {
             Some(None) if given.is_some() => "the bearer token is wrong",
             Some(None) => "a bearer token is required, that of admin.tap_token_file",
         };
-        self.note_refused(peer);
+        caller.admin.refused.note(caller.peer, what);
         Err(Refusal(StatusCode::UNAUTHORIZED, what.to_owned()))
-    }
-
-    /// Logs a request without the right token, unless one was logged a moment ago.
-    fn note_refused(&self, peer: SocketAddr) {
-        let mut refused = lock(&self.refused);
-        refused.count += 1;
-        let is_due = refused.logged.is_none_or(|logged| logged.elapsed() >= REFUSED_LOG);
-        if !is_due {
-            return;
-        }
-        let requests = std::mem::take(&mut refused.count);
-        refused.logged = Some(Instant::now());
-        drop(refused);
-        let peer = peer.to_string();
-        tracing::warn!(peer, requests, "tap refused: the bearer token is wrong or missing");
     }
 
     /// Starts the task of a tap, and returns the response whose lines the task writes.
@@ -328,25 +302,6 @@ impl Door {
         let headers = response.headers_mut();
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/x-ndjson"));
         headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
-        response
-    }
-}
-
-/// The status and the words with which a request for a tap is refused.
-struct Refusal(StatusCode, String);
-
-impl Refusal {
-    fn response(self) -> Response<Full<Bytes>> {
-        let Self(status, what) = self;
-        let mut response = text(status, format!("{what}\n"));
-        let header = match status {
-            StatusCode::UNAUTHORIZED => Some((header::WWW_AUTHENTICATE, "Bearer")),
-            StatusCode::SERVICE_UNAVAILABLE => Some((header::RETRY_AFTER, "10")),
-            _ => None,
-        };
-        if let Some((name, value)) = header {
-            response.headers_mut().insert(name, HeaderValue::from_static(value));
-        }
         response
     }
 }

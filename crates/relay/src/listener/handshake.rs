@@ -8,7 +8,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::{AlertDescription, CertificateError, Error, PeerIncompatible};
+use rustls::{AlertDescription, CertificateError, Error, PeerIncompatible, ServerConfig};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_rustls::TlsAcceptor;
@@ -151,6 +151,21 @@ impl Handshake {
             }
         }
     }
+}
+
+/// Makes the handshake of a connection with the admin address, within `limit`.
+///
+/// # Errors
+///
+/// Why the handshake failed; `None` if no byte has come before the end of the connection or of
+/// `limit`.
+pub async fn handshake(
+    settings: Arc<ServerConfig>,
+    stream: TcpStream,
+    limit: Duration,
+) -> Result<TlsStream<TcpStream>, Option<Cow<'static, str>>> {
+    let accepted = accept(TlsAcceptor::from(settings), stream, limit).await;
+    accepted.map_err(|failure| failure.map(|failure| failure.words))
 }
 
 /// Makes the handshake of a connection, within `limit`.

@@ -1,12 +1,13 @@
-//! The bearer token that a listener or a tap asks for.
+//! The bearer token that a listener or the admin address asks for.
 
+use std::io;
 use std::path::Path;
 
 use subtle::ConstantTimeEq;
 
 use config::read_token;
 
-/// The bearer token that requests to a listener, or requests for a tap, must carry.
+/// The bearer token that requests to a listener or to the admin address must carry.
 pub struct Token(String);
 
 impl Token {
@@ -16,9 +17,20 @@ impl Token {
     ///
     /// The file cannot be read, is empty, or contains bytes that no header can carry.
     pub fn read(file: &Path) -> Result<Self, String> {
-        read_token(file)
-            .map(Self)
-            .map_err(|error| format!("cannot read the bearer token in {}: {error}", file.display()))
+        read_token(file).map(Self).map_err(|error| unreadable(file, &error))
+    }
+
+    /// Reads the token from a file, as [`Token::read`] does; `None` if the file does not exist.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Token::read`].
+    pub fn read_if_there(file: &Path) -> Result<Option<Self>, String> {
+        match read_token(file) {
+            Ok(token) => Ok(Some(Self(token))),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(unreadable(file, &error)),
+        }
     }
 
     /// Returns `true` if `authorization`, the value of an `Authorization` header, contains this
@@ -37,4 +49,8 @@ impl Token {
     pub fn is_same(&self, other: &Self) -> bool {
         self.0.as_bytes().ct_eq(other.0.as_bytes()).into()
     }
+}
+
+fn unreadable(file: &Path, error: &io::Error) -> String {
+    format!("cannot read the bearer token in {}: {error}", file.display())
 }

@@ -781,8 +781,8 @@ async fn what_needs_a_restart_stays_and_the_rest_is_in_force() {
     assert_eq!(relay.reload(&moved).await, None);
     let now = &relay.parts.config;
     assert_eq!(
-        (now.admin, &now.queue, now.restrict),
-        (before.admin, &before.queue, before.restrict)
+        (&now.admin, &now.queue, now.restrict),
+        (&before.admin, &before.queue, before.restrict)
     );
     assert_eq!(now.limits.max_body, 1 << 20, "no more than the queue in use takes");
     assert_eq!(now.limits.max_connections, 7);

@@ -1001,6 +1001,56 @@ fn a_relay_that_is_gone_is_missed_and_one_that_is_back_is_noticed() {
 }
 
 #[test]
+fn a_token_opens_the_page_and_stays_in_its_memory() {
+    let (sink, directory) = (TcpSink::start(), TempDir::new().unwrap());
+    let file = directory.path().join("token");
+    std::fs::write(&file, "p4ge-token\n").unwrap();
+    let admin =
+        format!("admin = {{ address = \"127.0.0.1:0\", bearer_token_file = \"{}\" }}", text(&file));
+    let config = crate::support::setup::config(&sink, "", "");
+    let relay = Relay::start(&config.replace("admin = { address = \"127.0.0.1:0\" }", &admin));
+    assert_accepted(&relay.post(&generated_batch(1, 40, 1600)), 40);
+    let browser = open(&relay);
+    wait_for_text(&browser, "#locked", "admin.bearer_token_file");
+    assert_eq!((browser.text("#gone"), browser.text("#facts")), (String::new(), String::new()));
+    assert!(browser.run("return document.title").as_str().unwrap().starts_with("locked"));
+    assert_readable(&browser);
+    assert_fits(&browser);
+    // The page asks nothing until somebody gives a token.
+    let give = |token: &str| {
+        browser.run("document.querySelector('#token').focus()");
+        token.chars().for_each(|char| browser.press(char));
+        browser.run("document.querySelector('#locked button').click()");
+    };
+    give("wrong");
+    wait_for_text(&browser, "#locked", "the bearer token is wrong");
+    give("p4ge-token");
+    wait_for_text(&browser, "#in-words", "40 accepted");
+    assert_eq!(browser.text("#locked"), "");
+    wait_until("a chart", SEEN, || points(&browser) >= 2);
+
+    // Nothing that outlives the page has the token, and a reload asks for it again.
+    let kept = "return JSON.stringify([{ ...localStorage }, { ...sessionStorage }, document.cookie, \
+                location.href, document.querySelector('#token').value])";
+    let kept = browser.run(kept);
+    assert!(!kept.as_str().unwrap().contains("p4ge"), "{kept}");
+    browser.run("location.reload()");
+    wait_for_text(&browser, "#locked", "admin.bearer_token_file");
+    give("p4ge-token");
+    wait_for_text(&browser, "#in-words", "40 accepted");
+
+    // A token that is replaced no longer shows anything.
+    std::fs::write(&file, "other-token\n").unwrap();
+    relay.signal(libc::SIGHUP);
+    wait_for_text(&browser, "#locked", "the bearer token is wrong");
+    assert_eq!(browser.text("#main"), "");
+    for request in browser.requests() {
+        assert!(!request.contains("p4ge"), "{request}");
+    }
+    relay.finish(Backlog::Empty);
+}
+
+#[test]
 fn the_page_is_sent_with_a_policy_that_allows_nothing_else() {
     let sink = TcpSink::start();
     let relay = Relay::start(&crate::support::setup::config(&sink, "", ""));

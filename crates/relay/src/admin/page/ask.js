@@ -8,12 +8,16 @@ let answer = null;        // the last answer of /status
 let answeredAt = 0;       // when it came, by performance.now()
 let answeredTime = null;  // when it came, by the clock
 let failure = null;       // why the last question has no answer
+let token = '';           // the bearer token: here alone, and gone when the page is
+let locked = null;        // why the token does not open the relay
 let asking = false;
 let timer;
 
 function draw() {
   const silence = (performance.now() - answeredAt) / 1000;
   show(at('gone'), failure !== null);
+  show(at('locked'), locked !== null);
+  if (locked) say(at('locked-words'), locked);
   if (failure) {
     const last = () => `Its last answer, which this page shows, came at ${clock(answeredTime)}.`;
     say(at('gone-words'), answer ? last() : failure);
@@ -23,7 +27,7 @@ function draw() {
   at('main').toggleAttribute('data-stale', failure !== null);
   show(at('main'), answer !== null);
   if (!answer) {
-    document.title = 'no answer · kube-audit-forwarder';
+    document.title = `${locked ? 'locked' : 'no answer'} · kube-audit-forwarder`;
     return;
   }
   // Ages do not grow while the relay is gone: nobody knows what has happened since.
@@ -44,8 +48,13 @@ function draw() {
 }
 
 async function question(path) {
-  const options = { cache: 'no-store', redirect: 'error', signal: AbortSignal.timeout(PATIENCE) };
-  const response = await fetch(path, options);
+  const headers = token ? { Authorization: `Bearer ${token}` } : {};
+  const signal = AbortSignal.timeout(PATIENCE);
+  const response = await fetch(path, { headers, cache: 'no-store', redirect: 'error', signal });
+  if (response.status === 401) {
+    const why = (await response.text()).trim();
+    throw Object.assign(new Error(why), { name: 'Locked' });
+  }
   if (!response.ok) throw new Error(`it answered ${response.status}`);
   return response.json();
 }
@@ -75,7 +84,9 @@ async function ask() {
     if (answer && answer.start_time_seconds !== status.start_time_seconds) historyDue = 0;
     if (answer) compare(answer, status);
     [answer, answeredAt, answeredTime, failure] = [status, performance.now(), new Date(), null];
+    locked = null;
   } catch (error) {
+    if (error.name === 'Locked') return lock(error.message);
     failure = error.name === 'TimeoutError' ? 'no answer in time' : error.message || String(error);
   }
   draw();
@@ -83,6 +94,20 @@ async function ask() {
   asking = false;
   timer = setTimeout(ask, document.hidden ? EVERY_HIDDEN : EVERY);
 }
+
+// Shows nothing of the relay any more, and asks it nothing until somebody gives a token.
+function lock(why) {
+  [answer, failure, locked, asking] = [null, null, `${why}.`, false];
+  draw();
+  at('token').focus();
+}
+
+at('locked').addEventListener('submit', (event) => {
+  event.preventDefault();
+  token = at('token').value.trim();
+  at('token').value = '';
+  ask();
+});
 
 // The choice of the span survives a reload of the page, where the browser stores anything.
 function chooseSpan(seconds) {
@@ -111,7 +136,7 @@ for (const button of at('spans').querySelectorAll('input')) {
 setRoles(at('main'));
 makeCharts();
 document.addEventListener('visibilitychange', () => {
-  if (!document.hidden) ask();
+  if (!document.hidden && !locked) ask();
 });
 setInterval(() => {
   if (!document.hidden && (answer || failure)) draw();

@@ -1,0 +1,105 @@
+//! `[admin]`: the address of metrics, health checks and the status page, and who may ask there.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use super::listener::{self, ListenerTls};
+use config_table::problem::Content;
+use config_table::reader::Context;
+use config_table::table::{TABLE, Table, optional, whole};
+use config_table::values;
+
+/// The section `[admin]`: the address at which the relay serves metrics, health checks and its
+/// status page, and the tokens that it asks for.
+///
+/// A file of `bearer_token_file` or `metrics_token_file` may be absent. Until it exists, nobody
+/// gets what it protects. A relay without a token must not stop the relay of events.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Admin {
+    /// The address that the relay binds. Port 0 lets the kernel choose one.
+    pub address: SocketAddr,
+    /// A second address, without TLS, that serves only `/livez`, `/healthz`, `/readyz` and
+    /// `/drained`.
+    pub probe_address: Option<SocketAddr>,
+    /// The settings of HTTPS; `None`: `address` speaks plain HTTP.
+    pub tls: Option<ListenerTls>,
+    /// The file with the token for everything but the probes, `/metrics`, `/tap` and the empty
+    /// status page. `None`: these pages need no token.
+    pub bearer_token_file: Option<PathBuf>,
+    /// The file with a token for `/metrics`; the token of `bearer_token_file` opens it too. `None`:
+    /// `/metrics` needs no token.
+    pub metrics_token_file: Option<PathBuf>,
+    /// The file with the token that a tap needs. `None`: nobody can open a tap.
+    pub tap_token_file: Option<PathBuf>,
+}
+
+/// The result of reading the section: the addresses to bind, each with its key, and all settings;
+/// `None` if one of them is wrong.
+pub(super) type Draft = (Vec<(&'static str, SocketAddr)>, Option<Admin>);
+
+/// The key of [`Admin::address`].
+pub(super) const ADDRESS: &str = "admin.address";
+
+const PROBE_ADDRESS: &str = "admin.probe_address";
+
+/// Reads the section `[admin]`. Problems are recorded.
+pub(super) fn read(t: &mut Table<'_, '_>) -> Draft {
+    t.section("admin", |t| {
+        let address = t.word_or(
+            ("address", "IP:PORT", "metrics, health and status page; GET only"),
+            "127.0.0.1:9090",
+            None,
+            values::socket_address,
+        );
+        let meaning = "a second address with /livez, /healthz, /readyz and /drained alone, without \
+                       TLS: for probes that have no client certificate";
+        let key = optional("probe_address", "IP:PORT", "address alone", meaning);
+        let probe_address = t.word(key, values::socket_address);
+        let token = |t: &mut Table<'_, '_>, key, default, meaning, must_exist| {
+            t.file(optional(key, "path", default, meaning), Content::ListenerToken, must_exist)
+        };
+        let meaning = "the token for everything that may name a user: /status, /status/history, \
+                       /status/volume, /evidence/ and what the status page shows; while the file \
+                       is absent, nobody gets them";
+        let bearer_token_file = token(t, "bearer_token_file", "no token needed", meaning, false);
+        let meaning = "a token for /metrics, which that of bearer_token_file opens too; while both \
+                       files are absent, nobody gets it";
+        let metrics_token_file = token(t, "metrics_token_file", "no token needed", meaning, false);
+        let meaning = "its presence lets whoever has the token look at the events that leave, \
+                       redacted and sampled (GET /tap); blanks around the token aside";
+        let tap_token_file = token(t, "tap_token_file", "no taps", meaning, true);
+        let tls = t.optional_section(
+            optional("tls", TABLE, "plain HTTP", "its presence makes address HTTPS"),
+            |t| listener::read_tls(t, false),
+        );
+        let asks = |tls: &ListenerTls| tls.client_ca.is_some();
+        if tls.as_ref().and_then(Option::as_ref).is_some_and(asks) && probe_address.is_none() {
+            let message = "the kubelet and healthcheck present no client certificate, so the \
+                           probes at admin.address fail, better: admin.probe_address for them";
+            t.warn("tls", message);
+        }
+        let bound = [(ADDRESS, address), (PROBE_ADDRESS, probe_address)];
+        let bound = bound.into_iter().filter_map(|(key, address)| Some((key, address?))).collect();
+        let read = || {
+            Some(Admin {
+                address: address?,
+                probe_address,
+                tls: whole(tls)?,
+                bearer_token_file,
+                metrics_token_file,
+                tap_token_file,
+            })
+        };
+        (bound, read())
+    })
+}
+
+/// Reports addresses of `[admin]` that the kernel cannot bind together.
+pub(super) fn contradictions(cx: &Context<'_>, bound: &[(&'static str, SocketAddr)]) {
+    if let [(key, one), (other_key, other)] = bound
+        && one.port() != 0
+        && listener::meets(*one, *other)
+    {
+        cx.error(other_key, listener::conflict(key));
+    }
+}

@@ -1,0 +1,211 @@
+//! Who may ask at the admin address: its TLS settings, its tokens, and the pages that need them.
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::header::HeaderValue;
+use hyper::{HeaderMap, Response, StatusCode, header};
+use rustls::ServerConfig;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::text;
+use crate::listener::Token;
+use base::lock::lock;
+use client::tls::Server;
+
+/// The shortest time between two log lines about refused requests and handshakes.
+const REFUSED_LOG: Duration = Duration::from_secs(10);
+
+/// Who gets a page.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Audience {
+    /// Everybody, at the probe address too.
+    Probes,
+    /// Everybody. The page names no user, or asks for a token itself.
+    Everybody,
+    /// Everybody who has the token for metrics or that of the readers.
+    Scrapers,
+    /// Everybody who has the token of the readers: the page may name a user.
+    Readers,
+}
+
+/// The TLS settings and the tokens of the admin address, as the config and its files have them. A
+/// reload replaces all of them at once.
+#[derive(Default)]
+pub struct Access {
+    tls: Option<Arc<Server>>,
+    /// The settings for the next handshake: those of `tls`, with HTTP/1.1 as the only protocol.
+    rustls: Option<Arc<ServerConfig>>,
+    readers: Lock,
+    scrapers: Lock,
+    /// The token that opens taps; `None`: nobody can open one.
+    pub(super) tap: Option<Token>,
+    /// This token is cancelled when the connections that these settings let in must end.
+    pub(super) revoked: CancellationToken,
+}
+
+/// What opens a page.
+#[derive(Default)]
+enum Lock {
+    /// Nothing is needed.
+    #[default]
+    Open,
+    /// A token. `None`: its file does not exist yet, and nothing opens the page.
+    Token(Option<Token>),
+}
+
+impl Lock {
+    fn read(key: &str, file: Option<&Path>) -> Result<Self, String> {
+        let Some(file) = file else { return Ok(Self::Open) };
+        let token = Token::read_if_there(file).map_err(|error| format!("{key}: {error}"))?;
+        if token.is_none() {
+            let file = file.display().to_string();
+            tracing::warn!(
+                key,
+                file,
+                "the file does not exist: nobody gets the admin pages that need its token; they \
+                 open when the file is there"
+            );
+        }
+        Ok(Self::Token(token))
+    }
+
+    fn opens_to(&self, given: Option<&[u8]>) -> bool {
+        match self {
+            Self::Open => true,
+            Self::Token(token) => token.as_ref().is_some_and(|token| token.matches(given)),
+        }
+    }
+}
+
+impl Access {
+    /// Reads the files that `[admin]` names. If neither the certificate files nor the TLS config
+    /// have changed since `current` was read, keeps its TLS settings. Blocks on the disk.
+    ///
+    /// # Errors
+    ///
+    /// A text that names the key, the file and its fault. The file of `bearer_token_file` or
+    /// `metrics_token_file` may be absent.
+    pub fn read(config: &config::Admin, current: Option<&Self>) -> Result<Self, String> {
+        let before = current.and_then(|current| current.tls.as_ref());
+        let tls = config.tls.as_ref().map(|tls| Server::read(tls, before)).transpose();
+        let tls = tls.map_err(|error| format!("admin.tls: {error}"))?;
+        let is_same = |tls: &Arc<Server>| before.is_some_and(|before| Arc::ptr_eq(before, tls));
+        let rustls = match &tls {
+            Some(tls) if is_same(tls) => current.and_then(|current| current.rustls.clone()),
+            Some(tls) => {
+                let mut rustls = ServerConfig::clone(&tls.settings());
+                rustls.alpn_protocols = vec![b"http/1.1".to_vec()];
+                Some(Arc::new(rustls))
+            }
+            None => None,
+        };
+        let tap = config.tap_token_file.as_deref().map(Token::read).transpose();
+        let mut access = Self {
+            tls,
+            rustls,
+            readers: Lock::read("admin.bearer_token_file", config.bearer_token_file.as_deref())?,
+            scrapers: Lock::read("admin.metrics_token_file", config.metrics_token_file.as_deref())?,
+            tap: tap.map_err(|error| format!("admin.tap_token_file: {error}"))?,
+            revoked: CancellationToken::new(),
+        };
+        if let Some(current) = current.filter(|current| current.asked() == access.asked()) {
+            access.revoked = current.revoked.clone();
+        }
+        Ok(access)
+    }
+
+    /// Returns the settings of the next TLS handshake; `None`: the address speaks plain HTTP.
+    pub(super) fn tls(&self) -> Option<Arc<ServerConfig>> {
+        self.rustls.clone()
+    }
+
+    /// Returns the end of the certificate's validity, in seconds since 1970; `None`: there is no
+    /// certificate.
+    pub(super) fn not_after(&self) -> Option<i64> {
+        self.tls.as_ref()?.not_after()
+    }
+
+    /// Returns what a connection has shown in its TLS handshake: `None` without TLS, and otherwise
+    /// the CA of its client certificate. Connections may stay open under other settings that ask
+    /// for the same.
+    pub(super) fn asked(&self) -> Option<Option<&[u8]>> {
+        self.tls.as_ref().map(|tls| tls.client_ca())
+    }
+
+    /// Returns the reason why a request for a page with this audience is refused; `None`: it is
+    /// not.
+    pub(super) fn refusal(&self, audience: Audience, headers: &HeaderMap) -> Option<&'static str> {
+        let given = headers.get(header::AUTHORIZATION).map(|value| value.as_bytes());
+        let is_reader = || match &self.readers {
+            // Without a token of the readers, only that for metrics opens `/metrics`.
+            Lock::Open => audience == Audience::Readers,
+            readers @ Lock::Token(_) => readers.opens_to(given),
+        };
+        let (is_open, lock, key) = match audience {
+            Audience::Probes | Audience::Everybody => return None,
+            Audience::Scrapers => (
+                self.scrapers.opens_to(given) || is_reader(),
+                &self.scrapers,
+                "a bearer token is required, that of admin.metrics_token_file",
+            ),
+            Audience::Readers => (
+                is_reader(),
+                &self.readers,
+                "a bearer token is required, that of admin.bearer_token_file",
+            ),
+        };
+        match (is_open, lock) {
+            (true, _) => None,
+            (false, Lock::Token(None)) => {
+                Some("the file with the bearer token does not exist yet, so that nobody gets this")
+            }
+            (false, _) if given.is_some() => Some("the bearer token is wrong"),
+            (false, _) => Some(key),
+        }
+    }
+}
+
+/// The status and the words with which a request is refused.
+pub(super) struct Refusal(pub(super) StatusCode, pub(super) String);
+
+impl Refusal {
+    pub(super) fn response(self) -> Response<Full<Bytes>> {
+        let Self(status, what) = self;
+        let mut response = text(status, format!("{what}\n"));
+        let header = match status {
+            StatusCode::UNAUTHORIZED => Some((header::WWW_AUTHENTICATE, "Bearer")),
+            StatusCode::SERVICE_UNAVAILABLE => Some((header::RETRY_AFTER, "10")),
+            _ => None,
+        };
+        if let Some((name, value)) = header {
+            response.headers_mut().insert(name, HeaderValue::from_static(value));
+        }
+        response
+    }
+}
+
+/// Logs refused requests and handshakes, with a limit, so that nobody can fill the log.
+#[derive(Default)]
+pub(super) struct Refused(Mutex<(u64, Option<Instant>)>);
+
+impl Refused {
+    /// Logs that the request or the handshake of `peer` was refused, unless another one was logged
+    /// a moment ago.
+    pub(super) fn note(&self, peer: SocketAddr, what: &str) {
+        let mut refused = lock(&self.0);
+        refused.0 += 1;
+        if refused.1.is_some_and(|logged| logged.elapsed() < REFUSED_LOG) {
+            return;
+        }
+        let (count, _) = std::mem::replace(&mut *refused, (0, Some(Instant::now())));
+        drop(refused);
+        let peer = peer.to_string();
+        tracing::warn!(peer, count, reason = what, "refused at the admin address");
+    }
+}

@@ -1,0 +1,309 @@
+//! Who may ask at the admin address: tokens, TLS, the probe address, and the commands that ask.
+
+use std::io;
+
+use crate::support::http::Response;
+use crate::support::prelude::*;
+
+const READER: &str = "r3ader-token";
+const SCRAPER: &str = "scrap3r-token";
+
+/// The pages that may name a user.
+const NAMES: [&str; 4] = ["/status", "/status/history", "/status/volume", "/evidence/checkpoint"];
+
+/// The pages that everybody gets.
+const OPEN: [&str; 5] = ["/livez", "/healthz", "/readyz", "/readyz?verbose", "/drained"];
+
+/// A directory for tokens, and a config whose `[admin]` names files in it.
+struct Setup {
+    directory: TempDir,
+    sink: TcpSink,
+}
+
+impl Setup {
+    fn new() -> Self {
+        Self { directory: TempDir::new().unwrap(), sink: TcpSink::start() }
+    }
+
+    fn file(&self, name: &str) -> String {
+        text(&self.directory.path().join(name)).to_owned()
+    }
+
+    fn write(&self, name: &str, token: &str) {
+        // The relay must not read half a token.
+        let beside = self.directory.path().join("new");
+        std::fs::write(&beside, format!("{token}\n")).unwrap();
+        std::fs::rename(beside, self.directory.path().join(name)).unwrap();
+    }
+
+    /// Returns a config with these keys in `[admin]`.
+    fn config(&self, admin: &str) -> String {
+        let admin = format!("admin = {{ address = \"127.0.0.1:0\", {admin} }}");
+        let base = BASE.replace("admin = { address = \"127.0.0.1:0\" }", &admin);
+        format!("{base}{}", self.sink.output("out", ""))
+    }
+
+    /// Returns the keys of both tokens.
+    fn both(&self) -> String {
+        format!(
+            "bearer_token_file = \"{}\", metrics_token_file = \"{}\"",
+            self.file("reader"),
+            self.file("scraper")
+        )
+    }
+}
+
+fn ask(client: io::Result<Client>, path: &str, token: Option<&str>) -> Response {
+    let bearer = token.map(|token| format!("Bearer {token}"));
+    let headers = bearer.as_ref().map(|bearer| [("Authorization", bearer.as_str())]);
+    client.unwrap().request("GET", path, headers.as_ref().map_or(&[], |it| it), b"").unwrap()
+}
+
+fn get(relay: &Relay, path: &str, token: Option<&str>) -> u16 {
+    ask(Client::connect(relay.admin()), path, token).status
+}
+
+/// Checks who gets the pages that may name a user: those who have `token`, and nobody else. A log
+/// of evidence that is not there is answered by 404.
+#[track_caller]
+fn assert_names_need(relay: &Relay, token: &str) {
+    for path in NAMES {
+        for wrong in [None, Some("wrong"), Some("r3ader-toke"), Some("r3ader-token-")] {
+            let wrong = wrong.filter(|wrong| *wrong != token);
+            let refused = ask(Client::connect(relay.admin()), path, wrong);
+            assert_eq!(refused.status, 401, "{path} {wrong:?}");
+            assert_eq!(refused.header("www-authenticate"), Some("Bearer"), "{path}");
+            assert!(!refused.text().contains("out"), "{}", refused.text());
+        }
+        let found = if path.starts_with("/evidence") { 404 } else { 200 };
+        assert_eq!(get(relay, path, Some(token)), found, "{path}");
+    }
+}
+
+#[test]
+fn what_names_a_user_needs_the_token_and_probes_need_none() {
+    let setup = Setup::new();
+    setup.write("reader", READER);
+    setup.write("scraper", SCRAPER);
+    let mut relay = Relay::start(&unrestricted(&setup.config(&setup.both())));
+    assert_accepted(&relay.post(&generated_batch(1, 20, 600)), 20);
+    assert_names_need(&relay, READER);
+    wait_until("the delivery", PATIENCE, || get(&relay, "/drained", None) == 200);
+    for path in OPEN {
+        for token in [None, Some("wrong"), Some(READER)] {
+            assert_eq!(get(&relay, path, token), 200, "{path} {token:?}");
+        }
+    }
+    // The token of the readers opens the metrics too, and that of the scraper nothing else.
+    for (token, status) in
+        [(None, 401), (Some("wrong"), 401), (Some(SCRAPER), 200), (Some(READER), 200)]
+    {
+        assert_eq!(get(&relay, "/metrics", token), status, "{token:?}");
+    }
+    assert_eq!(get(&relay, "/status", Some(SCRAPER)), 401);
+    // The page is the same for all relays, and says nothing of this one.
+    let page = ask(Client::connect(relay.admin()), "/", None);
+    assert_eq!(page.status, 200);
+    assert!(!page.text().contains("127.0.0.1"), "it names an address");
+    // Taps have a token of their own.
+    assert_eq!(get(&relay, "/tap", Some(READER)), 404);
+    let refused = relay.log_fields().into_iter();
+    let refused = refused.filter(|line| line["message"] == "refused at the admin address");
+    assert_eq!(refused.count(), 1, "nobody can fill the log");
+    assert!(!relay.log_text().contains("r3ader"), "{}", relay.log_text());
+
+    // Another token, and none, hold from the next request on, also on an open connection.
+    let mut open = Client::connect(relay.admin()).unwrap();
+    let old = [("Authorization", "Bearer r3ader-token")];
+    assert_eq!(open.request("GET", "/status", &old, b"").unwrap().status, 200);
+    setup.write("reader", "another");
+    wait_until("the other token", PATIENCE, || get(&relay, "/status", Some("another")) == 200);
+    assert_names_need(&relay, "another");
+    assert_eq!(open.request("GET", "/status", &old, b"").unwrap().status, 401);
+    setup.write("reader", "");
+    relay.wait_for_log("config not reloaded, going on with the one in use", PATIENCE);
+    assert_names_need(&relay, "another");
+    setup.write("reader", READER);
+    std::fs::write(relay.config_file(), unrestricted(&setup.config(""))).unwrap();
+    relay.signal(libc::SIGHUP);
+    wait_until("a config without tokens", PATIENCE, || get(&relay, "/status", None) == 200);
+    relay.stop();
+}
+
+#[test]
+fn without_the_file_of_a_token_nobody_gets_what_it_protects_and_events_flow() {
+    let setup = Setup::new();
+    let config = setup.config(&setup.both());
+    let mut relay = Relay::start(&config);
+    let told = relay.log_fields().into_iter().find(|line| line["key"] == "admin.bearer_token_file");
+    assert!(told.is_some(), "{}", relay.log_text());
+    assert_accepted(&relay.post(&generated_batch(1, 20, 600)), 20);
+    wait_until("the delivery", PATIENCE, || get(&relay, "/drained", None) == 200);
+    assert_eq!(setup.sink.count(), 20);
+    for path in NAMES.into_iter().chain(["/metrics"]) {
+        for token in [None, Some(""), Some("x")] {
+            let refused = ask(Client::connect(relay.admin()), path, token);
+            assert_eq!(refused.status, 401, "{path}");
+            assert!(refused.text().contains("does not exist yet"), "{}", refused.text());
+        }
+    }
+    OPEN.into_iter().for_each(|path| assert_eq!(get(&relay, path, None), 200, "{path}"));
+    let directory = TempDir::new().unwrap();
+    let file = directory.path().join("relay.toml");
+    std::fs::write(&file, &config).unwrap();
+    let checked = said(&["check", text(&file)], Path::new("/"));
+    checked.assert(0, &["bearer token that does not exist yet"]);
+    setup.write("reader", READER);
+    wait_until("the token", PATIENCE, || get(&relay, "/status", Some(READER)) == 200);
+    assert_names_need(&relay, READER);
+    assert_eq!(get(&relay, "/metrics", None), 401);
+    assert_eq!(get(&relay, "/metrics", Some(READER)), 200);
+    relay.stop();
+}
+
+/// The config of a relay with HTTPS and client certificates at its admin address.
+fn closed(setup: &Setup, certificates: &Certificates, server: &Pair) -> String {
+    let (certificate, key) = (text(&server.certificate), text(&server.key));
+    let tls = format!(
+        "probe_address = \"127.0.0.1:0\", bearer_token_file = \"{}\", tls = {{ certificate = \
+         \"{certificate}\", private_key = \"{key}\", client_ca = \"{}\" }}",
+        setup.file("reader"),
+        text(&certificates.ca),
+    );
+    unrestricted(&setup.config(&tls))
+}
+
+#[test]
+fn https_asks_for_a_client_certificate_and_the_probe_address_for_nothing() {
+    let (setup, certificates) = (Setup::new(), Certificates::new());
+    setup.write("reader", READER);
+    let relay = Relay::start(&closed(&setup, &certificates, &certificates.server));
+    let probes = relay.wait_for_log("probes listening", PATIENCE);
+    let probes: SocketAddr = probes["address"].as_str().unwrap().parse().unwrap();
+    let with =
+        |pair: Option<&Pair>| Client::connect_tls(relay.admin(), certificates.client_config(pair));
+    let own = Some(&certificates.client);
+    for pair in [None, Some(&certificates.wrong_client), Some(&certificates.expired_client)] {
+        let refused = with(pair).and_then(|mut it| it.request("GET", "/livez", &[], b""));
+        assert!(refused.is_err(), "{refused:?}");
+    }
+    let plain = Client::connect(relay.admin()).unwrap().request("GET", "/livez", &[], b"");
+    assert!(plain.is_err(), "{plain:?}");
+    let told = relay.wait_for_log("refused at the admin address", PATIENCE);
+    assert!(told["reason"].as_str().unwrap().contains("client certificate"), "{told}");
+    assert_eq!(ask(with(own), "/status", Some(READER)).status, 200);
+    assert_eq!(ask(with(own), "/status", None).status, 401);
+
+    for path in OPEN {
+        assert_eq!(ask(Client::connect(probes), path, None).status, 200, "{path}");
+    }
+    for path in NAMES.into_iter().chain(["/", "/metrics", "/tap"]) {
+        let refused = ask(Client::connect(probes), path, Some(READER));
+        assert_eq!(refused.status, 404, "{path}");
+        assert!(refused.text().contains("probe address"), "{}", refused.text());
+    }
+
+    // The certificate is renewed without a restart, and its end is among the metrics.
+    let metrics = || {
+        let text = ask(with(own), "/metrics", None).text();
+        Metrics::parse(&text)
+    };
+    let labels = [("listener", "admin"), ("role", "server")];
+    let before = metrics().value("tls_certificate_expiry_timestamp_seconds", &labels);
+    let mut open = with(own).unwrap();
+    assert_eq!(open.request("GET", "/livez", &[], b"").unwrap().status, 200);
+    let next = certificates.server_for(30);
+    std::fs::copy(&next.key, &certificates.server.key).unwrap();
+    std::fs::copy(&next.certificate, &certificates.server.certificate).unwrap();
+    wait_until("the next certificate", PATIENCE, || {
+        metrics().value("tls_certificate_expiry_timestamp_seconds", &labels) < before
+    });
+    assert_eq!(open.request("GET", "/livez", &[], b"").unwrap().status, 200, "it stays open");
+
+    // With another CA, the connections that the old one let in end.
+    let other = closed(&setup, &certificates, &certificates.server)
+        .replace(text(&certificates.ca), text(&certificates.wrong_ca));
+    std::fs::write(relay.config_file(), other).unwrap();
+    relay.signal(libc::SIGHUP);
+    wait_until("the other CA", PATIENCE, || {
+        with(own).and_then(|mut it| it.request("GET", "/livez", &[], b"")).is_err()
+    });
+    assert!(open.is_closed_by_server());
+    drop(relay);
+}
+
+/// Runs each command that asks a relay, with these arguments. Returns what they have said.
+fn commands(url: &[&str], relay: &[&str], more: &[&str], key: &str) -> Vec<(String, Said)> {
+    let commands: [&[&str]; 5] = [
+        &["healthcheck"],
+        &["drain", "--seconds", "30"],
+        &["top", "--once"],
+        &["volume"],
+        &["doctor", "--interval", "0s"],
+    ];
+    let run = |command: &[&str], url: &[&str]| {
+        let arguments = [command, url, more].concat();
+        (command[0].to_owned(), said(&arguments, Path::new("/")))
+    };
+    let mut all: Vec<_> = commands
+        .into_iter()
+        .map(|command| run(command, if command[0] == "doctor" { relay } else { url }))
+        .collect();
+    if let [url] = url {
+        all.push(run(&["evidence", "verify", "--url", url, "--key", key], &[]));
+    }
+    all
+}
+
+#[test]
+fn every_command_gets_through_the_door_with_what_it_asks_for() {
+    let (setup, certificates, spool) = (Setup::new(), Certificates::new(), Spool::new());
+    setup.write("reader", READER);
+    let key_file = setup.file("key");
+    let made =
+        said(&["evidence", "keygen", "--origin", "door", "--out", &key_file], Path::new("/"));
+    let key = made.assert(0, &[]).stdout.trim_end();
+    let evidence = format!(
+        "[evidence]\norigin = \"door\"\nkey_file = \"{key_file}\"\n\
+         checkpoint_interval = \"1s\"\n"
+    );
+    let whole = closed(&setup, &certificates, &certificates.server);
+    let mut relay = Relay::start(&format!("{whole}{}{evidence}", spool.queue("")));
+    assert_accepted(&relay.post(&generated_batch(1, 20, 600)), 20);
+    relay.wait_for_log("probes listening", PATIENCE);
+    let url = format!("https://localhost:{}", relay.admin().port());
+    let reader = setup.file("reader");
+    let (ca, client) = (text(&certificates.ca), &certificates.client);
+    let identity = ["--certificate", text(&client.certificate), "--private-key", text(&client.key)];
+    let whole = [&["--ca", ca, "--token-file", &reader], identity.as_slice()].concat();
+    let signed = || {
+        let mut client =
+            Client::connect_tls(relay.admin(), certificates.client_config(Some(client))).unwrap();
+        let bearer = format!("Bearer {READER}");
+        let headers = [("Authorization", bearer.as_str())];
+        client.request("GET", "/evidence/checkpoint", &headers, b"").unwrap().status == 200
+    };
+    wait_until("a checkpoint", PATIENCE, signed);
+    for (_, said) in commands(&[&url], &["--relay", &url], &whole, key) {
+        said.assert(0, &[]);
+        assert!(!said.stderr.contains("401") && !said.stderr.contains("TLS"), "{said:?}");
+    }
+    // Without the token, the commands that show names say what is missing. The others need none.
+    let without = [&["--ca", ca], identity.as_slice()].concat();
+    for (command, said) in commands(&[&url], &["--relay", &url], &without, key) {
+        match command.as_str() {
+            "healthcheck" | "drain" => said.assert(0, &[]),
+            "doctor" => said.assert(2, &["401"]),
+            "evidence" => said.assert(2, &["401"]),
+            _ => said.assert(1, &["401", "admin.bearer_token_file", "--token-file"]),
+        };
+    }
+    // Without the CA, or without the certificate, nobody gets in.
+    for (more, why) in
+        [(&whole[2..], "TLS: invalid peer certificate"), (&whole[..4], "--certificate")]
+    {
+        let (_, said) = commands(&[&url], &["--relay", &url], more, key).remove(2);
+        said.assert(1, &[why]);
+    }
+    relay.stop();
+}
