@@ -11,10 +11,12 @@
 #       The webhook gets the client certificate of a service ID, which this script makes: the
 #       certificate of a person stops working on the day on which that person leaves.
 #
+#       Makes the tokens of the relays' admin port (the Secret kube-audit-forwarder-admin), too.
+#
 #   deploy/connect.sh own ADDRESS… >audit-webhook.yaml
 #       for a kube-apiserver of your own, whose nodes have these addresses: lets them through to the
-#       relays by a NetworkPolicy (deploy/control-plane.yaml), and prints the file for its option
-#       --audit-webhook-config-file.
+#       relays by a NetworkPolicy (deploy/control-plane.yaml), makes the tokens of the admin port,
+#       and prints the file for the option --audit-webhook-config-file.
 #
 # The script needs openssl and kubectl; for ibm-cloud also curl, jq, and ibmcloud, logged in. Run
 # again, it does the same again. The environment may change these values:
@@ -43,6 +45,8 @@ SERVICE=kube-audit-forwarder
 # The Service with the port of HTTPS.
 HTTPS=$SERVICE-https
 PULL_SECRET=all-icr-io
+# The Secret with the tokens of the admin port.
+ADMIN=$SERVICE-admin
 # A ConfigMap with what the webhook was set to, for the next run.
 STATE=$SERVICE-webhook
 HERE=$(dirname "$0")
@@ -242,6 +246,22 @@ wait_for_refresh() {
   fail "the master is still not refreshed after $REFRESH s: $told. The webhook is set; check later whether events arrive"
 }
 
+# Makes the tokens of the relays' admin port, unless they exist, and reads the one for metrics. The
+# pods take a new Secret within a minute or two.
+admin_tokens() {
+  if ! "$KUBECTL" get secret "$ADMIN" -n "$NAMESPACE" >/dev/null 2>&1; then
+    for key in token metrics-token; do
+      (umask 077 && openssl rand -hex 32 | tr -d '\n' >"$directory/$key")
+    done
+    "$KUBECTL" create secret generic "$ADMIN" -n "$NAMESPACE" --from-file="token=$directory/token" \
+      --from-file="metrics-token=$directory/metrics-token" >&2
+    "$KUBECTL" label secret "$ADMIN" -n "$NAMESPACE" "app=$SERVICE" "app.kubernetes.io/name=$SERVICE" >&2
+    say "the tokens of the admin port are in the Secret $ADMIN"
+  fi
+  metrics_token=$("$KUBECTL" get secret "$ADMIN" -n "$NAMESPACE" -o 'go-template={{index .data "metrics-token" | base64decode}}') ||
+    fail "the Secret $ADMIN has no metrics-token; see docs/operating/kubernetes.md, \"The admin port\""
+}
+
 # The events that the relays have accepted, as their metrics say.
 events() {
   total=0
@@ -255,7 +275,9 @@ events() {
       tries=$((tries + 1))
       [ -n "$port" ] || sleep 1
     done
-    count=$(curl --silent --fail --noproxy '*' --max-time 10 "http://127.0.0.1:${port:-1}/metrics" |
+    # The token stays out of the list of processes.
+    count=$(printf 'header = "Authorization: Bearer %s"\n' "$metrics_token" |
+      curl --config - --silent --fail --noproxy '*' --max-time 10 "http://127.0.0.1:${port:-1}/metrics" |
       sed -n 's/^kube_audit_forwarder_event_total //p')
     kill "$forward" 2>/dev/null || true
     wait "$forward" 2>/dev/null || true
@@ -268,8 +290,14 @@ events() {
 
 # Nothing is sent for it: an event that arrives now is one of kube-apiserver.
 wait_for_event() {
-  before=$(events) || fail "the metrics of the relays can't be read; the webhook is set, look at the status page"
   waited=0
+  # kubelet brings a relay the new tokens within a minute or two.
+  until before=$(events); do
+    [ "$waited" -lt "$TIMEOUT" ] ||
+      fail "the metrics of the relays can't be read; the webhook is set, look at the status page"
+    waited=$((waited + PAUSE))
+    sleep "$PAUSE"
+  done
   while [ "$waited" -lt "$TIMEOUT" ]; do
     now=$(events) || now=$before
     # A relay that has started again counts from 0.
@@ -291,6 +319,7 @@ ibm_cloud() {
   cluster_id=$(ibmcloud "$kind" cluster get --cluster "$cluster" --output json | jq -er .id) || fail "cannot read the ID of $cluster"
   pull_secret
   wait_for_pods
+  admin_tokens
   KUBECTL=$KUBECTL NAMESPACE=$NAMESPACE "$HERE/certificate.sh"
   wait_for_https
   client_certificate
@@ -317,6 +346,7 @@ own() {
     esac
   done >"$directory/blocks"
   wait_for_pods
+  admin_tokens
   KUBECTL=$KUBECTL NAMESPACE=$NAMESPACE "$HERE/certificate.sh"
   # The example's block, which is the end of the file, gives way to those of the addresses.
   sed -e "s/^  namespace: .*/  namespace: $NAMESPACE/" -e '/^        # One block/,$d' "$HERE/control-plane.yaml" |

@@ -9,6 +9,7 @@ checks of manifests.py. The schema of the values must refuse a key that it does 
 it stands. At the end the comparison is shown charts with a fault that it must find.
 """
 
+import base64
 import copy
 import json
 import pathlib
@@ -102,7 +103,7 @@ def custom_problems(documents):
 
     The lists hold the fields that are used here, not all of the API.
     """
-    endpoint = {"port", "path", "interval", "scrapeTimeout"}
+    endpoint = {"port", "path", "interval", "scrapeTimeout", "authorization"}
     rule = {"alert", "expr", "for", "labels", "annotations"}
     for document in documents:
         spec = document.get("spec", {})
@@ -230,8 +231,17 @@ EFFECTS = [
     (
         {"secrets": {"certificate": "tls", "consumer": "ca"}},
         {"Deployment"},
-        lambda it: [one["secret"] for one in pod_of(it)["volumes"] if "secret" in one]
-        == [{"secretName": "tls", "optional": True}, {"secretName": "ca", "optional": True}],
+        lambda it: secrets_of(it)[:2] == [{"secretName": "tls", "optional": True}, {"secretName": "ca", "optional": True}],
+    ),
+    (
+        {"admin": {"tokenSecret": "doors"}},
+        {"Deployment"},
+        lambda it: secrets_of(it)[2] == {"secretName": "doors", "optional": True},
+    ),
+    (
+        {"admin": {"tokenSecret": "doors", "createTokens": True}, "monitoring": {"monitor": "ServiceMonitor"}},
+        {"Deployment", "Secret", "Service", "ServiceMonitor"},
+        lambda it: tokens_fit(it, "doors"),
     ),
     (
         {"evidence": {"keySecret": "keys"}},
@@ -351,6 +361,25 @@ EFFECTS = [
         lambda it: "security.openshift.io/scc.podSecurityLabelSync" in only(it, "Namespace")["metadata"]["labels"],
     ),
 ]
+
+
+def secrets_of(documents):
+    return [one["secret"] for one in pod_of(documents)["volumes"] if "secret" in one]
+
+
+def tokens_fit(documents, name):
+    """Returns whether the Secret has two random tokens, which the relays and Prometheus ask for."""
+    data = only(documents, "Secret", name)["data"]
+    tokens = [base64.b64decode(data[key]).decode() for key in ("token", "metrics-token")]
+    admin = tomllib.loads(only(documents, "ConfigMap")["data"]["relay.toml"])["admin"]
+    mount = next(it for it in container_of(documents)["volumeMounts"] if it["name"] == "admin")["mountPath"]
+    credentials = only(documents, "ServiceMonitor")["spec"]["endpoints"][0]["authorization"]["credentials"]
+    return (
+        all(len(token) == 48 for token in tokens)
+        and tokens[0] != tokens[1]
+        and [admin["bearer_token_file"], admin["metrics_token_file"]] == [f"{mount}/token", f"{mount}/metrics-token"]
+        and credentials == {"name": name, "key": "metrics-token"}
+    )
 
 
 def service_monitor_fits(documents):

@@ -38,7 +38,14 @@ impl Connected {
              certificate = \"{0}/tls.crt\"\nprivate_key = \"{0}/tls.key\"\noptional = true\n",
             text(&mount)
         );
-        let config = format!("{BASE}{tls}{}", consumer.output("out", ""));
+        let admin = format!(
+            "admin = {{ address = \"127.0.0.1:0\", bearer_token_file = \"{0}/token\", \
+             metrics_token_file = \"{0}/metrics-token\" }}",
+            text(&cluster.path("admin-tokens"))
+        );
+        std::fs::create_dir(cluster.path("admin-tokens")).unwrap();
+        let base = BASE.replace("admin = { address = \"127.0.0.1:0\" }", &admin);
+        let config = format!("{base}{tls}{}", consumer.output("out", ""));
         let relay = Relay::with(&config).listeners(1).start();
         std::fs::write(cluster.path("port"), port.to_string()).unwrap();
         std::fs::write(cluster.path("admin"), relay.admin().port().to_string()).unwrap();
@@ -53,6 +60,22 @@ impl Connected {
         assert!(!self.cluster.path("api-key").exists(), "the service ID's API key is left");
         assert_eq!(std::fs::read_dir(self.cluster.path("home")).unwrap().count(), 0);
         (output.status.code(), String::from_utf8_lossy(&output.stderr).into_owned())
+    }
+
+    /// Ends the relay. The script may have failed before it made the tokens.
+    fn finish(self) {
+        let token = self.cluster.path("admin-tokens/metrics-token");
+        if !token.exists() {
+            std::fs::write(&token, "made-by-the-test").unwrap();
+        }
+        let answers = || {
+            let bearer = format!("Bearer {}", std::fs::read_to_string(&token).unwrap());
+            let mut client = Client::connect(self.relay.admin()).unwrap();
+            let headers = [("Authorization", bearer.as_str())];
+            client.request("GET", "/metrics", &headers, b"").unwrap().status == 200
+        };
+        wait_until("the token", PATIENCE, answers);
+        self.relay.finish(Backlog::Empty);
     }
 
     /// Has the stand-in of the cluster or of `ibmcloud` behave as the name says.
@@ -97,6 +120,7 @@ fn connect_sh_turns_the_webhook_of_ibm_cloud_to_relays_that_answer() {
         "made the service ID kube-audit-forwarder-prod",
         "the master: updating. Refresh in progress.",
         "the master: deployed. Ready",
+        "the tokens of the admin port are in the Secret kube-audit-forwarder-admin",
         "events arrive: ",
         "set: policy (default)",
     ] {
@@ -118,6 +142,15 @@ fn connect_sh_turns_the_webhook_of_ibm_cloud_to_relays_that_answer() {
     ];
     assert!(order.map(|begin| it.call(begin)).is_sorted(), "{}", it.cluster.calls());
     assert!(!it.cluster.calls().contains("the-secret"), "a key is on a command line");
+    let tokens = ["token", "metrics-token"].map(|name| it.read(&format!("admin-tokens/{name}")));
+    assert_ne!(tokens[0], tokens[1]);
+    for token in tokens {
+        assert_eq!(token.len(), 64, "{token}");
+        assert!(!it.cluster.calls().contains(&token), "a token is on a command line");
+        assert!(!said.contains(&token), "a token is shown");
+    }
+    let mut admin = Client::connect(it.relay.admin()).unwrap();
+    assert_eq!(admin.request("GET", "/status", &[], b"").unwrap().status, 401);
     // The credentials are those of the namespace default, without what belongs to the old object.
     let created: Value = serde_json::from_str(&it.read("created.json")).unwrap();
     let expected = serde_json::json!({
@@ -128,7 +161,7 @@ fn connect_sh_turns_the_webhook_of_ibm_cloud_to_relays_that_answer() {
     // The only events are those of the stand-in of kube-apiserver: the script sends none.
     let forwarded = it.cluster.calls().matches("port-forward").count();
     assert!(it.relay.metrics().value("event_total", &[]) <= forwarded as f64);
-    it.relay.finish(Backlog::Empty);
+    it.finish();
 }
 
 /// With `KUBECTL=oc` the machine needs no kubectl, and no command for clusters without OpenShift.
@@ -151,7 +184,7 @@ fn connect_sh_uses_the_commands_of_openshift_and_no_others() {
         assert!(calls.contains(&format!("ibmcloud oc {expected} ")), "{expected}: {calls}");
     }
     assert!(!calls.contains("ibmcloud ks "), "{calls}");
-    it.relay.finish(Backlog::Empty);
+    it.finish();
 }
 
 /// The cluster's CA has changed, and the service ID is there already.
@@ -172,7 +205,7 @@ fn connect_sh_says_what_has_changed_since_it_ran_last() {
     assert_eq!(it.read("webhook--ca-cert"), it.read("ca.crt"));
     let calls = it.cluster.calls();
     assert_eq!(calls.matches("ibmcloud iam service-id-create").count(), 1, "{calls}");
-    it.relay.finish(Backlog::Empty);
+    it.finish();
 }
 
 /// If the provider refuses something, the script says why, and the webhook stays as it was.
@@ -204,7 +237,7 @@ fn connect_sh_stops_where_the_provider_refuses() {
         let changes = it.cluster.calls().contains("certificate approve");
         assert_eq!(changes, refusal.starts_with("no-s") || refusal == "no-rights", "{refusal}");
     }
-    it.relay.finish(Backlog::Empty);
+    it.finish();
 }
 
 #[test]
@@ -226,7 +259,7 @@ fn connect_sh_warns_where_the_webhook_gets_the_certificate_of_a_person() {
         assert!(!said.contains("Events stop"), "{said}");
     }
     assert!(!it.cluster.calls().contains("service-id-create"));
-    it.relay.finish(Backlog::Empty);
+    it.finish();
 }
 
 /// The script does not end well before an event has come.
@@ -244,8 +277,9 @@ fn connect_sh_fails_where_the_refresh_fails_or_no_event_comes() {
     assert_eq!(status, Some(1), "{said}");
     assert!(said.contains("no event came within 5 s"), "{said}");
     assert_eq!(it.relay.metrics().value("event_total", &[]), 0.0);
-    it.relay.finish(Backlog::Empty);
-    assert!(it.consumer.tally.arrivals().is_empty());
+    let consumer = std::mem::replace(&mut it.consumer, Tallying::tcp());
+    it.finish();
+    assert!(consumer.tally.arrivals().is_empty());
 }
 
 #[test]
@@ -263,7 +297,7 @@ fn connect_sh_leaves_the_webhook_alone_where_no_relay_answers() {
     it.set("empty");
     let (_, said) = it.ibm_cloud();
     assert!(said.contains("apply the manifests or the chart first"), "{said}");
-    it.relay.finish(Backlog::Empty);
+    it.finish();
 }
 
 /// The printed file has the address and the CA with which a sender reaches the relay over HTTPS.
@@ -298,7 +332,7 @@ fn connect_sh_prints_the_file_for_a_kube_apiserver_of_ones_own() {
         let output = it.cluster.script("deploy/connect.sh", &["own", wrong]);
         assert_eq!(output.status.code(), Some(1), "{wrong}");
     }
-    it.relay.finish(Backlog::Empty);
+    it.finish();
 }
 
 #[test]
