@@ -12,6 +12,7 @@ pub mod lock;
 pub mod mutants;
 pub mod named_file;
 pub mod position;
+pub mod random;
 pub mod release;
 pub mod staged;
 pub mod words;

@@ -5,10 +5,8 @@
 
 use std::{fmt, io};
 
-use ring::rand::{SecureRandom as _, SystemRandom};
-
-use base::disk;
 use base::disk::Disk;
+use base::{disk, random};
 
 /// The name of the file that holds the identity: 32 hexadecimal digits and a line break.
 pub(crate) const FILE: &str = "identity";
@@ -32,8 +30,7 @@ impl Identity {
     /// The operating system gives no random numbers.
     pub fn random() -> io::Result<Self> {
         let mut bytes = [0; 16];
-        let filled = SystemRandom::new().fill(&mut bytes);
-        filled.map_err(|_| io::Error::other("the operating system gives no random numbers"))?;
+        random::fill(&mut bytes)?;
         Ok(Self(u128::from_le_bytes(bytes)))
     }
 

@@ -12,7 +12,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use ring::rand::{SecureRandom as _, SystemRandom};
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
@@ -25,7 +24,7 @@ use super::witness::{ANSWERS_WITHIN, Answered, Heard, Witnesses};
 use super::{hashes, off, outcome, store};
 use base::disk::Disk;
 use base::position::Position;
-use base::{mutant, release};
+use base::{mutant, random, release};
 use evidence_log::entry::{Alarm, Entry, QUEUE, RANGE_MAX, Running, Started, now};
 use evidence_log::layout::{DIRECTORY, Tampered};
 use evidence_log::lines::{Range, Record, SALT_BYTES, Salt};
@@ -931,7 +930,7 @@ impl Log {
 /// at the start, so there were some.
 fn salt() -> Salt {
     let mut salt = [0; SALT_BYTES];
-    SystemRandom::new().fill(&mut salt).expect("the start has got random numbers");
+    random::fill(&mut salt).expect("the start has got random numbers");
     Salt(salt)
 }
 

@@ -9,11 +9,11 @@ use std::str::FromStr;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use ring::hkdf::{HKDF_SHA256, Prk, Salt};
-use ring::rand::{SecureRandom as _, SystemRandom};
 use ring::signature::{ED25519, Ed25519KeyPair, KeyPair as _, UnparsedPublicKey};
 
 use super::malformed::Malformed;
 use super::merkle::Hash;
+use base::random;
 
 /// The beginning of the text of a signing key.
 const PRIVATE: &str = "PRIVATE+KEY+";
@@ -152,8 +152,8 @@ impl SigningKey {
     pub fn generate(name: &str) -> Result<(Self, String), Malformed> {
         check_name(name)?;
         let mut seed = [0; KEY_BYTES];
-        let filled = SystemRandom::new().fill(&mut seed);
-        filled.map_err(|_| Malformed("the operating system gives no random numbers"))?;
+        random::fill(&mut seed)
+            .map_err(|_| Malformed("the operating system gives no random numbers"))?;
         let key = Self::of_seed(name, Kind::Note, &seed)?;
         let secret = [&[Kind::Note as u8], seed.as_slice()].concat();
         let text = format!("{PRIVATE}{name}+{:08x}+{}\n", key.verifier.id, STANDARD.encode(secret));
