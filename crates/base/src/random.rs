@@ -2,7 +2,7 @@
 
 use std::io;
 
-use ring::rand::{SecureRandom as _, SystemRandom};
+use aws_lc_rs::rand::{SecureRandom as _, SystemRandom};
 
 /// Fills `bytes` with random numbers that nobody can predict.
 ///

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use aws_lc_rs::hmac;
 use bytes::Bytes;
-use ring::hmac;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -35,8 +35,9 @@ const PURPOSE: &str = "evidence config 1";
 /// The recorder of a running relay, and what it records about the config.
 pub(crate) struct Evidence {
     recorder: Recorder,
-    /// The key of the config's digest.
-    digest: hmac::Key,
+    /// The key of the config's digest. It is boxed because it has 768 bytes, which each future that
+    /// holds it would have too.
+    digest: Box<hmac::Key>,
     /// How the relay runs since the last reload.
     running: Running,
     /// The newest checkpoint. This receiver never marks a checkpoint as seen, so that each clone
@@ -136,7 +137,7 @@ pub(crate) async fn begin(
     let deadline = Instant::now() + named_file::WAIT_MAX;
     let keys = in_time(deadline, move || read_keys(&of_key)).await?.map_err(failed)?;
     let secret = keys.first().map(|key| key.derive(PURPOSE)).unwrap_or_default();
-    let digest = hmac::Key::new(hmac::HMAC_SHA256, &secret);
+    let digest = Box::new(hmac::Key::new(hmac::HMAC_SHA256, &secret));
     let running = recorder::running(config_digest(&digest, config, named), &settings);
     let running_kept = running.clone();
     let originals = Arc::new(Originals::new(Arc::clone(&disk), metrics.clone()));

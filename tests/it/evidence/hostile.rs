@@ -4,10 +4,10 @@
 use std::os::unix::fs::symlink;
 use std::process::{Command, Stdio};
 
+use aws_lc_rs::digest;
+use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair as _};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use ring::digest;
-use ring::signature::{Ed25519KeyPair, KeyPair as _};
 
 use super::recorded::Recorded;
 use super::verify::Checked;

@@ -45,7 +45,7 @@ fn connects_with(
 ) -> bool {
     let mut roots = rustls::RootCertStore::empty();
     roots.add(chain(&certificates.ca)[0].clone()).unwrap();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = rustls::ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[version])
         .unwrap()
@@ -245,7 +245,7 @@ fn client_of(
     let mut roots = rustls::RootCertStore::empty();
     roots.add(chain(&certificates.ca)[0].clone()).unwrap();
     let key = rustls::pki_types::PrivateKeyDer::from_pem_file(&pair.key).unwrap();
-    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = rustls::ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[version])
         .unwrap()

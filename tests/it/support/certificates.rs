@@ -177,7 +177,7 @@ impl Certificates {
 }
 
 fn provider() -> Arc<rustls::crypto::CryptoProvider> {
-    Arc::new(rustls::crypto::ring::default_provider())
+    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
 }
 
 fn authority(at: &Path, name: &str) -> (PathBuf, Issuer<'static, KeyPair>) {

@@ -8,8 +8,8 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
+use aws_lc_rs::{digest, hmac};
 use base64::prelude::{BASE64_STANDARD, Engine as _};
-use ring::{digest, hmac};
 use tempfile::TempDir;
 
 use super::http_sink::{Answer, HttpSink, Keeper, Request};

@@ -9,10 +9,10 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use aws_lc_rs::digest::SHA256;
+use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair as _, UnparsedPublicKey};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use ring::digest::SHA256;
-use ring::signature::{ED25519, Ed25519KeyPair, KeyPair as _, UnparsedPublicKey};
 
 use crate::support::http_sink::{Answer, HttpSink, Request};
 use crate::support::server::Options;
@@ -66,7 +66,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 fn sha256(parts: &[&[u8]]) -> Hash {
-    let hash = ring::digest::digest(&SHA256, &parts.concat());
+    let hash = aws_lc_rs::digest::digest(&SHA256, &parts.concat());
     hash.as_ref().try_into().expect("32 bytes")
 }
 

@@ -21,8 +21,8 @@ use std::collections::VecDeque;
 use std::ops::Range;
 use std::time::Duration;
 
+use aws_lc_rs::digest;
 use hashbrown::HashTable;
-use ring::digest;
 use tokio::time::Instant;
 
 use base::position::Position;

@@ -6,10 +6,10 @@
 use std::fmt;
 use std::str::FromStr;
 
+use aws_lc_rs::hkdf::{HKDF_SHA256, Prk, Salt};
+use aws_lc_rs::signature::{ED25519, Ed25519KeyPair, KeyPair as _, UnparsedPublicKey};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use ring::hkdf::{HKDF_SHA256, Prk, Salt};
-use ring::signature::{ED25519, Ed25519KeyPair, KeyPair as _, UnparsedPublicKey};
 
 use super::malformed::Malformed;
 use super::merkle::Hash;

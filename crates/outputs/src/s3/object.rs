@@ -4,9 +4,9 @@ use std::io;
 use std::io::Write as _;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use aws_lc_rs::digest;
 use bytes::Bytes;
 use flate2::write::GzEncoder;
-use ring::digest;
 use tokio::time::Instant;
 
 use super::plan::Range;

@@ -2,8 +2,8 @@
 
 use std::time::SystemTime;
 
+use aws_lc_rs::{digest, hmac};
 use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, percent_encode};
-use ring::{digest, hmac};
 
 use audit::time::rfc3339;
 

@@ -4,13 +4,13 @@
 
 use std::sync::LazyLock;
 
+use aws_lc_rs::digest;
 use base64::Engine;
 use base64::prelude::BASE64_STANDARD;
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::header::HeaderValue;
 use hyper::{Response, header};
-use ring::digest;
 
 use telemetry::status::thresholds::{ALL_DROPPED, MEMORY_NEARLY_USED, QUEUE_NEARLY_FULL};
 

@@ -11,6 +11,8 @@
 use std::borrow::Cow;
 use std::ops::Range;
 
+use aws_lc_rs::digest::{SHA256, digest};
+
 use super::path::{STEPS_MAX, Step, With};
 use super::text;
 use audit::scan;
@@ -362,7 +364,7 @@ impl Removal {
 /// it is written.
 fn sha256(value: &[u8]) -> Vec<u8> {
     let text = text::string(value);
-    let digest = ring::digest::digest(&ring::digest::SHA256, text.as_deref().unwrap_or(value));
+    let digest = digest(&SHA256, text.as_deref().unwrap_or(value));
     let mut quoted = Vec::with_capacity(2 * digest.as_ref().len() + 9);
     quoted.extend(b"\"sha256:");
     for byte in digest.as_ref() {

@@ -15,8 +15,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{LazyLock, Mutex};
 use std::time::Duration;
 
+use aws_lc_rs::digest::{SHA256, digest};
 use memchr::memmem::Finder;
-use ring::digest::{SHA256, digest};
 use tokio::time::Instant;
 
 use super::sample::bounds;
