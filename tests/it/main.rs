@@ -26,6 +26,7 @@ mod ingest {
     mod kafka_source;
     mod large_bodies;
     mod limits;
+    mod post_quantum;
     mod tls;
     mod tls_failures;
 
@@ -33,6 +34,7 @@ mod ingest {
     mod peers {
         #[cfg(feature = "kafka")]
         mod kafka_broker;
+        mod post_quantum;
     }
 }
 

@@ -20,6 +20,7 @@ pub(crate) mod falco;
 pub(crate) mod filesystem;
 pub(crate) mod generated;
 pub(crate) mod h2;
+pub(crate) mod hello;
 pub(crate) mod http;
 pub(crate) mod http_sink;
 pub(crate) mod ibm;
