@@ -4,7 +4,10 @@
 //! be parsed, or does not fit the others, the settings in use stay in use. Reading files blocks;
 //! callers do it off the runtime's threads.
 
+mod accept;
 mod verify;
+
+pub use accept::ServerSettings;
 
 use std::io;
 use std::net::IpAddr;
@@ -204,7 +207,7 @@ pub struct Made<C, R> {
 }
 
 /// The TLS settings of a listener.
-pub type Server = Made<ListenerTls, ServerConfig>;
+pub type Server = Made<ListenerTls, ServerSettings>;
 
 /// The TLS settings of an output, or of any other client.
 pub type Client = Made<ClientTls, ClientConfig>;
@@ -264,11 +267,8 @@ impl Server {
         let chain = certificates(&config.certificate, &contents[0])?;
         let key = private_key(&config.private_key, &contents[1])?;
         let not_after = chain.first().and_then(not_after);
-        let builder = ServerConfig::builder_with_provider(provider())
-            .with_protocol_versions(versions(config.min_version))
-            .map_err(|error| unusable(&config.certificate, error))?;
-        let builder = match &config.client_ca {
-            None => builder.with_no_client_auth(),
+        let clients = match &config.client_ca {
+            None => None,
             Some(file) => {
                 let listed = certificates(file, &contents[2])?;
                 let roots = Arc::new(roots(file, &listed)?);
@@ -276,13 +276,23 @@ impl Server {
                     .build()
                     .map_err(|error| content(file, error.to_string()))?;
                 let algorithms = provider().signature_verification_algorithms;
-                builder.with_client_cert_verifier(Arc::new(Clients { algorithms, webpki, listed }))
+                Some(Arc::new(Clients { algorithms, webpki, listed }))
             }
         };
-        let mut rustls = builder
-            .with_single_cert(chain, key)
-            .map_err(|source| no_pair(&config.certificate, &config.private_key, source))?;
-        rustls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+        let rustls = ServerSettings::new(&provider(), |provider| {
+            let builder = ServerConfig::builder_with_provider(provider)
+                .with_protocol_versions(versions(config.min_version))
+                .map_err(|error| unusable(&config.certificate, error))?;
+            let builder = match &clients {
+                None => builder.with_no_client_auth(),
+                Some(clients) => builder.with_client_cert_verifier(Arc::<Clients>::clone(clients)),
+            };
+            let mut rustls = builder
+                .with_single_cert(chain.clone(), key.clone_key())
+                .map_err(|source| no_pair(&config.certificate, &config.private_key, source))?;
+            rustls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+            Ok(rustls)
+        })?;
         Ok(Self { config: config.clone(), made_of: contents, rustls: Arc::new(rustls), not_after })
     }
 

@@ -402,7 +402,7 @@ impl Caller {
         let serving = async {
             let stream = match access.tls().filter(|_| !self.is_probe) {
                 None => Either::Left(stream),
-                Some(tls) => match handshake(tls, stream, HEAD_TIMEOUT).await {
+                Some(tls) => match handshake(&tls, stream, HEAD_TIMEOUT).await {
                     Ok(stream) => Either::Right(stream),
                     Err(why) => {
                         why.iter().for_each(|why| self.admin.refused.note(self.peer, why));

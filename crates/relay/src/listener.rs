@@ -21,7 +21,6 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::net::{TcpListener, TcpStream};
-use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 
 use client::net;
@@ -223,7 +222,7 @@ impl Listener {
         // An error is ignored, because a socket also works without these options.
         net::tune_accepted(&stream).ok();
         let handshake = self.settings.load().tls.as_ref().map(|tls| Handshake {
-            acceptor: TlsAcceptor::from(tls.settings()),
+            settings: tls.settings(),
             limit: rules.deadlines.header,
             metrics: self.metrics.clone(),
             sender,

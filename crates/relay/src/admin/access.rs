@@ -9,14 +9,13 @@ use bytes::Bytes;
 use http_body_util::Full;
 use hyper::header::HeaderValue;
 use hyper::{HeaderMap, Response, StatusCode, header};
-use rustls::ServerConfig;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use super::text;
 use crate::listener::Token;
 use base::lock::lock;
-use client::tls::Server;
+use client::tls::{Server, ServerSettings};
 
 /// The shortest time between two log lines about refused requests and handshakes.
 const REFUSED_LOG: Duration = Duration::from_secs(10);
@@ -40,7 +39,7 @@ pub(super) enum Audience {
 pub struct Access {
     tls: Option<Arc<Server>>,
     /// The settings for the next handshake: those of `tls`, with HTTP/1.1 as the only protocol.
-    rustls: Option<Arc<ServerConfig>>,
+    rustls: Option<Arc<ServerSettings>>,
     readers: Lock,
     scrapers: Lock,
     /// The token that opens taps; `None`: nobody can open one.
@@ -98,11 +97,7 @@ impl Access {
         let is_same = |tls: &Arc<Server>| before.is_some_and(|before| Arc::ptr_eq(before, tls));
         let rustls = match &tls {
             Some(tls) if is_same(tls) => current.and_then(|current| current.rustls.clone()),
-            Some(tls) => {
-                let mut rustls = ServerConfig::clone(&tls.settings());
-                rustls.alpn_protocols = vec![b"http/1.1".to_vec()];
-                Some(Arc::new(rustls))
-            }
+            Some(tls) => Some(Arc::new(tls.settings().with_alpn(&[b"http/1.1"]))),
             None => None,
         };
         let tap = config.tap_token_file.as_deref().map(Token::read).transpose();
@@ -121,7 +116,7 @@ impl Access {
     }
 
     /// Returns the settings of the next TLS handshake; `None`: the address speaks plain HTTP.
-    pub(super) fn tls(&self) -> Option<Arc<ServerConfig>> {
+    pub(super) fn tls(&self) -> Option<Arc<ServerSettings>> {
         self.rustls.clone()
     }
 

@@ -8,14 +8,13 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use rustls::{AlertDescription, CertificateError, Error, PeerIncompatible, ServerConfig};
+use rustls::{AlertDescription, CertificateError, Error, PeerIncompatible};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
-use tokio_rustls::TlsAcceptor;
 use tokio_rustls::server::TlsStream;
 
 use super::sender::Sender;
-use client::tls::{handshake_error, not_after};
+use client::tls::{ServerSettings, handshake_error, not_after};
 use telemetry::{ListenerMetrics, Telemetry, TlsFailure};
 
 /// The beginnings of HTTP requests without TLS, and of h2 without TLS (RFC 9113 §3.4).
@@ -121,7 +120,7 @@ fn is_closed(error: &io::Error) -> bool {
 
 /// The TLS handshake of one connection, and where it is noted how the handshake went.
 pub(super) struct Handshake {
-    pub(super) acceptor: TlsAcceptor,
+    pub(super) settings: Arc<ServerSettings>,
     /// The longest time that the handshake may take.
     pub(super) limit: Duration,
     pub(super) metrics: ListenerMetrics,
@@ -133,7 +132,7 @@ impl Handshake {
     /// Makes the handshake. Notes when the sender's certificate expires or, if the handshake has
     /// failed and the sender had sent at least one byte, why it failed. `None` if it failed.
     pub(super) async fn make(self, stream: TcpStream) -> Option<TlsStream<TcpStream>> {
-        match accept(self.acceptor, stream, self.limit).await {
+        match accept(&self.settings, stream, self.limit).await {
             Ok(stream) => {
                 let leaf = stream.get_ref().1.peer_certificates().and_then(<[_]>::first);
                 if let Some(not_after) = leaf.and_then(not_after) {
@@ -160,11 +159,11 @@ impl Handshake {
 /// Why the handshake failed; `None` if no byte has come before the end of the connection or of
 /// `limit`.
 pub async fn handshake(
-    settings: Arc<ServerConfig>,
+    settings: &ServerSettings,
     stream: TcpStream,
     limit: Duration,
 ) -> Result<TlsStream<TcpStream>, Option<Cow<'static, str>>> {
-    let accepted = accept(TlsAcceptor::from(settings), stream, limit).await;
+    let accepted = accept(settings, stream, limit).await;
     accepted.map_err(|failure| failure.map(|failure| failure.words))
 }
 
@@ -175,7 +174,7 @@ pub async fn handshake(
 /// The reason why the handshake failed; `None` if no byte has come before the end of the connection
 /// or of `limit`: load balancers and browsers connect before they need it.
 async fn accept(
-    acceptor: TlsAcceptor,
+    settings: &ServerSettings,
     stream: TcpStream,
     limit: Duration,
 ) -> Result<TlsStream<TcpStream>, Option<Failure>> {
@@ -185,7 +184,7 @@ async fn accept(
         Ok(Ok(0) | Err(_)) | Err(_) => return Err(None),
         Ok(Ok(seen)) => first.get(..seen).unwrap_or_default(),
     };
-    match tokio::time::timeout_at(end, acceptor.accept(stream)).await {
+    match tokio::time::timeout_at(end, settings.accept(stream)).await {
         Ok(accepted) => accepted.map_err(|error| Some(Failure::of(&error, seen))),
         Err(_) => {
             let words = "the sender has not completed the handshake within limits.header_timeout";
