@@ -57,8 +57,8 @@ fn build() -> String {
     let target = repository().join(target);
     let mut script = Command::new(repository().join("deploy/static-binary.sh"));
     script.args(["", text(&target), "hot-path"]).current_dir(repository());
-    // The test has the environment variables of a package's build. With them, ring and every crate
-    // that needs it would be built again.
+    // The test has the environment variables of a package's build. With them, crates whose build
+    // looks at these variables would be built again.
     for (name, _) in std::env::vars_os() {
         if ["CARGO_PKG_", "CARGO_MANIFEST_"].iter().any(|of| name.to_string_lossy().starts_with(of))
         {

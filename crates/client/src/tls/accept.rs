@@ -21,7 +21,7 @@ use tokio_rustls::server::TlsStream;
 
 /// The rustls settings of a server, for both kinds of clients.
 pub struct ServerSettings {
-    /// For clients that have X25519MLKEM768.
+    /// For clients that have X25519MLKEM768, which every provider here has.
     hybrid: Arc<ServerConfig>,
     /// For all others.
     other: Arc<ServerConfig>,
@@ -35,11 +35,18 @@ impl ServerSettings {
         build: impl Fn(Arc<CryptoProvider>) -> Result<ServerConfig, E>,
     ) -> Result<Self, E> {
         let other = build(Arc::clone(provider))?;
-        let kx_groups = HYBRID.to_vec();
+        let has = |name| provider.kx_groups.iter().any(|group| group.name() == name);
+        let kx_groups = HYBRID.into_iter().filter(|group| has(group.name())).collect();
         let mut hybrid = build(Arc::new(CryptoProvider { kx_groups, ..(**provider).clone() }))?;
         hybrid.session_storage = Arc::clone(&other.session_storage);
         hybrid.ticketer = Arc::clone(&other.ticketer);
         Ok(Self { hybrid: Arc::new(hybrid), other: Arc::new(other) })
+    }
+
+    /// Returns `true` if only what FIPS 140-3 approves is used, in a module that is made for it.
+    #[cfg(all(test, feature = "fips"))]
+    pub(super) fn fips(&self) -> bool {
+        self.hybrid.fips() && self.other.fips()
     }
 
     /// Returns the settings with another list of protocols for ALPN.
@@ -66,7 +73,8 @@ impl ServerSettings {
     }
 }
 
-/// The groups for a client that has X25519MLKEM768. TLS 1.2 does not have it.
+/// The groups for a client that has X25519MLKEM768, if the provider has them: with the feature
+/// `fips` it has no X25519. X25519MLKEM768 is not for TLS 1.2.
 static HYBRID: [&dyn SupportedKxGroup; 4] =
     [X25519MLKEM768, &ForTls12(X25519), &ForTls12(SECP256R1), &ForTls12(SECP384R1)];
 

@@ -113,3 +113,29 @@ fn the_error_of_a_handshake_says_what_is_wrong_with_the_peers_certificate() {
     }
     assert_eq!(handshake_error(&io::Error::other("reset")), "reset");
 }
+
+/// Run it with `cargo test --package client --features fips`, which needs CMake and Go.
+#[cfg(feature = "fips")]
+#[test]
+fn with_the_feature_fips_listeners_and_outputs_use_nothing_else() {
+    let (certificate, key) = pair();
+    let directory = tempfile::tempdir().unwrap();
+    let [certificate, private_key] =
+        [("tls.crt", certificate), ("tls.key", key)].map(|(name, content)| {
+            let file = directory.path().join(name);
+            std::fs::write(&file, content).unwrap();
+            file
+        });
+    let listener = ListenerTls {
+        certificate,
+        private_key,
+        client_ca: None,
+        optional: false,
+        min_version: TlsVersion::V1_2,
+    };
+    assert!(Server::read(&listener, None).unwrap().settings().fips());
+    let client = Client::of_contents(&ClientTls::default(), &[], Vec::new()).unwrap();
+    assert!(client.settings().fips());
+    let groups = provider().kx_groups.iter().map(|group| group.name()).collect::<Vec<_>>();
+    assert_eq!(groups.first(), Some(&rustls::NamedGroup::X25519MLKEM768), "{groups:?}");
+}
