@@ -293,7 +293,7 @@ fn parse(text: &str) -> Result<Url, String> {
     const ALLOWED: &str = "allowed: http://HOST:PORT or https://HOST:PORT, with or without a path";
     let mut url = Url::parse(text).map_err(|error| format!("is not a URL ({error}), {ALLOWED}"))?;
     if !matches!(url.scheme(), "http" | "https") {
-        return Err(format!("is not an http:// or https:// URL, {ALLOWED}"));
+        return Err(format!("is not an http:// URL, {ALLOWED}"));
     }
     if !url.username().is_empty() || url.password().is_some() {
         return Err(format!("the admin address takes no user name or password, {ALLOWED}"));

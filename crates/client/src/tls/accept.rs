@@ -6,9 +6,8 @@
 //! 1.3. If it has sent no key for this group, it is asked for one (RFC 8446 §4.1.4), which takes
 //! another round trip. OpenSSL from 3.5 on and Go from 1.24 on choose in the same way.
 
-use std::fmt;
-use std::io;
 use std::sync::Arc;
+use std::{fmt, io};
 
 use rustls::crypto::aws_lc_rs::kx_group::{SECP256R1, SECP384R1, X25519, X25519MLKEM768};
 use rustls::crypto::{ActiveKeyExchange, CryptoProvider, SupportedKxGroup};

@@ -48,7 +48,7 @@ function draw() {
 }
 
 async function question(path) {
-  const headers = token ? { Authorization: `Bearer ${token}` } : {};
+  const headers = token ? { Authorization: `bearer ${token}` } : {};
   const signal = AbortSignal.timeout(PATIENCE);
   const response = await fetch(path, { headers, cache: 'no-store', redirect: 'error', signal });
   if (response.status === 401) {
