@@ -27,8 +27,8 @@ pub struct ServerSettings {
 }
 
 impl ServerSettings {
-    /// Makes the settings by `build`, with which only the groups differ. Both have the same
-    /// sessions, so a client that resumes one needs no luck.
+    /// Makes both settings by `build`. Only their groups differ, and they share the sessions that
+    /// clients may resume.
     pub(super) fn new<E>(
         provider: &Arc<CryptoProvider>,
         build: impl Fn(Arc<CryptoProvider>) -> Result<ServerConfig, E>,
