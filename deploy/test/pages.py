@@ -133,7 +133,7 @@ def without_cluster(kubectl):
         for folder in ("deploy", "tests"):
             (directory / folder).symlink_to(REPOSITORY / folder)
         # The user's own files.
-        for file in ("api-key", "ca.crt", "token", "audit-webhook.yaml"):
+        for file in ("api-key", "ca.crt", "token", "metrics-token", "audit-webhook.yaml"):
             (directory / file).write_text("any")
         pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "any"}}
         (directory / "haproxy-before.json").write_text(json.dumps(pod))
