@@ -452,7 +452,6 @@ fn routes(
     use Audience::{Everybody, Probes, Readers, Scrapers};
     let route =
         |audience, path, respond| Route { caller: Arc::clone(&caller), audience, path, respond };
-    let evidence = route(Readers, "/evidence/*", evidence);
     let metrics = |caller: &Caller, _: &_| route::page(caller.admin.metrics());
     let ready = |caller: &Caller, request: &_| route::page(caller.admin.ready(request));
     let drained = |caller: &Caller, _: &_| route::page(caller.admin.drained());
@@ -461,7 +460,7 @@ fn routes(
     let volume = |caller: &Caller, _: &_| caller.admin.volume_response();
     ServiceBuilder::new()
         .layer_fn(|inner| Headers { add: believed, inner })
-        .layer(evidence)
+        .layer(route(Readers, "/evidence/*", evidence))
         .layer_fn(|inner| Headers { add: for_now, inner })
         // The page itself is the same for all relays. What it shows comes from `/status`.
         .layer(route(Everybody, "/", |_, _| route::page(page::response())))

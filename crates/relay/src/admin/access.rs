@@ -94,12 +94,8 @@ impl Access {
         let before = current.and_then(|current| current.tls.as_ref());
         let tls = config.tls.as_ref().map(|tls| Server::read(tls, before)).transpose();
         let tls = tls.map_err(|error| format!("admin.tls: {error}"))?;
-        let is_same = |tls: &Arc<Server>| before.is_some_and(|before| Arc::ptr_eq(before, tls));
-        let rustls = match &tls {
-            Some(tls) if is_same(tls) => current.and_then(|current| current.rustls.clone()),
-            Some(tls) => Some(Arc::new(tls.settings().with_alpn(&[b"http/1.1"]))),
-            None => None,
-        };
+        // These settings share the sessions that clients may resume with those of `tls`.
+        let rustls = tls.as_ref().map(|tls| Arc::new(tls.settings().with_alpn(&[b"http/1.1"])));
         let tap = config.tap_token_file.as_deref().map(Token::read).transpose();
         let mut access = Self {
             tls,
