@@ -285,9 +285,7 @@ fn the_events_that_leave_a_running_relay_are_an_input() {
     let place = Place::new(b"");
     place.write("token", b"t4p-s3cret\n");
     let token = place.0.path().join("token");
-    let admin =
-        format!("admin = {{ address = \"127.0.0.1:0\", tap_token_file = \"{}\" }}", text(&token));
-    let base = BASE.replace("admin = { address = \"127.0.0.1:0\" }", &admin);
+    let base = with_admin(BASE, &format!("tap_token_file = \"{}\"", text(&token)));
     let relay = Relay::start(&format!("{base}{}{}", one.output("one", ""), two.output("two", "")));
     let url = format!("http://{}", relay.admin());
     let words =

@@ -38,9 +38,7 @@ impl Setup {
 
     /// Returns a config with these keys in `[admin]`.
     fn config(&self, admin: &str) -> String {
-        let admin = format!("admin = {{ address = \"127.0.0.1:0\", {admin} }}");
-        let base = BASE.replace("admin = { address = \"127.0.0.1:0\" }", &admin);
-        format!("{base}{}", self.sink.output("out", ""))
+        format!("{}{}", with_admin(BASE, admin), self.sink.output("out", ""))
     }
 
     /// Returns the keys of both tokens.

@@ -21,9 +21,7 @@ struct Tapped {
 /// Returns the config of a relay with these outputs, whose token is in this directory.
 fn config(directory: &Path, outputs: &str) -> String {
     let file = directory.join("token");
-    let admin =
-        format!("admin = {{ address = \"127.0.0.1:0\", tap_token_file = \"{}\" }}", text(&file));
-    let base = BASE.replace("admin = { address = \"127.0.0.1:0\" }", &admin);
+    let base = with_admin(BASE, &format!("tap_token_file = \"{}\"", text(&file)));
     assert!(base.contains("tap_token_file"));
     format!("{base}{outputs}")
 }

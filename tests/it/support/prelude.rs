@@ -24,7 +24,7 @@ pub(crate) use super::metrics::Metrics;
 pub(crate) use super::needs::needs;
 pub(crate) use super::peers::{Security, program};
 pub(crate) use super::relay::{
-    BASE, Backlog, Relay, run_command, run_command_with, spawn_command, unrestricted,
+    BASE, Backlog, Relay, run_command, run_command_with, spawn_command, unrestricted, with_admin,
 };
 pub(crate) use super::requests::{
     QUICK, accepted_events, assert_in_order, assert_none_missing, assert_same_set, events_in,

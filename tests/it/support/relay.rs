@@ -32,6 +32,13 @@ pub(crate) fn unrestricted(config: &str) -> String {
     config.replace("process = { restrict = \"best_effort\" }\n", "")
 }
 
+/// Returns this config, which begins as [`BASE`] does, with these keys in `[admin]` too.
+pub(crate) fn with_admin(config: &str, keys: &str) -> String {
+    let address = "admin = { address = \"127.0.0.1:0\" }";
+    assert!(config.contains(address), "{config}");
+    config.replace(address, &format!("admin = {{ address = \"127.0.0.1:0\", {keys} }}"))
+}
+
 /// Returns the revision that the program under test was built with. The variable is the same for
 /// the tests, because cargo builds both in one run.
 pub(crate) fn revision() -> &'static str {

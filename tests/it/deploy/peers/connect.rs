@@ -39,12 +39,11 @@ impl Connected {
             text(&mount)
         );
         let admin = format!(
-            "admin = {{ address = \"127.0.0.1:0\", bearer_token_file = \"{0}/token\", \
-             metrics_token_file = \"{0}/metrics-token\" }}",
+            "bearer_token_file = \"{0}/token\", metrics_token_file = \"{0}/metrics-token\"",
             text(&cluster.path("admin-tokens"))
         );
         std::fs::create_dir(cluster.path("admin-tokens")).unwrap();
-        let base = BASE.replace("admin = { address = \"127.0.0.1:0\" }", &admin);
+        let base = with_admin(BASE, &admin);
         let config = format!("{base}{tls}{}", consumer.output("out", ""));
         let relay = Relay::with(&config).listeners(1).start();
         std::fs::write(cluster.path("port"), port.to_string()).unwrap();

@@ -1005,10 +1005,9 @@ fn a_token_opens_the_page_and_stays_in_its_memory() {
     let (sink, directory) = (TcpSink::start(), TempDir::new().unwrap());
     let file = directory.path().join("token");
     std::fs::write(&file, "p4ge-token\n").unwrap();
-    let admin =
-        format!("admin = {{ address = \"127.0.0.1:0\", bearer_token_file = \"{}\" }}", text(&file));
+    let token = format!("bearer_token_file = \"{}\"", text(&file));
     let config = crate::support::setup::config(&sink, "", "");
-    let relay = Relay::start(&config.replace("admin = { address = \"127.0.0.1:0\" }", &admin));
+    let relay = Relay::start(&with_admin(&config, &token));
     assert_accepted(&relay.post(&generated_batch(1, 40, 1600)), 40);
     let browser = open(&relay);
     wait_for_text(&browser, "#locked", "admin.bearer_token_file");
