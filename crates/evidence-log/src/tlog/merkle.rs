@@ -2,7 +2,7 @@
 
 use std::{fmt, io};
 
-use aws_lc_rs::digest::{Context, SHA256};
+use aws_lc_rs::digest::{Context, SHA256, digest};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::de::Error as _;
@@ -13,6 +13,10 @@ pub const HASH_BYTES: usize = 32;
 
 /// The maximum number of hashes in a proof: a tree has at most 2^63 entries.
 pub const PROOF_MAX: usize = 63;
+
+/// Parts of at most this many bytes together are joined, and then hashed at once. A hasher for
+/// parts takes memory from the allocator, which costs more than the hash of so few bytes.
+const JOINED_MAX: usize = 128;
 
 /// A SHA-256 hash. It is shown and read in base64 with padding.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -44,9 +48,31 @@ impl Hasher {
 impl Hash {
     /// Returns the SHA-256 hash of the parts, one directly after the other.
     pub fn of(parts: &[&[u8]]) -> Self {
-        let mut hasher = Hasher::default();
-        parts.iter().for_each(|part| hasher.update(part));
-        hasher.finish()
+        let length = parts.iter().map(|part| part.len()).sum();
+        let mut joined = [0; JOINED_MAX];
+        match (parts, joined.get_mut(..length)) {
+            ([bytes], _) => Self::of_bytes(bytes),
+            (_, Some(joined)) => {
+                let mut rest = &mut *joined;
+                for part in parts {
+                    let (to, behind) = rest.split_at_mut(part.len());
+                    to.copy_from_slice(part);
+                    rest = behind;
+                }
+                Self::of_bytes(joined)
+            }
+            (_, None) => {
+                let mut hasher = Hasher::default();
+                parts.iter().for_each(|part| hasher.update(part));
+                hasher.finish()
+            }
+        }
+    }
+
+    fn of_bytes(bytes: &[u8]) -> Self {
+        let mut hash = [0; HASH_BYTES];
+        hash.copy_from_slice(digest(&SHA256, bytes).as_ref());
+        Self(hash)
     }
 
     /// Returns the hash of a log's entry in the tree.
