@@ -318,7 +318,7 @@ fn filtered(work: &Work, keys: &str, policy: &str) -> impl FnMut() -> usize {
             let claimed = open.cursors[0].next(TAKE).expect("it was appended");
             for piece in &claimed.pieces {
                 let Some(filter) = &mut filter else { break };
-                let mut events = filter.events(piece);
+                let mut events = filter.events(audit::Events::of(piece, None));
                 while let Some((event, request, known)) = events.next() {
                     changed.clear();
                     let age = Duration::ZERO;

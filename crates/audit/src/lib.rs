@@ -24,6 +24,7 @@ use bytes::Bytes;
 mod event;
 #[cfg(target_arch = "x86_64")]
 mod fast;
+mod list;
 pub mod pieces;
 pub mod request;
 pub mod scan;
@@ -32,6 +33,7 @@ pub mod time;
 
 #[cfg(target_arch = "x86_64")]
 pub use fast::Isa;
+pub use list::{Events, ListEnds};
 
 /// The only accepted API group and version of events. The beta versions ended with Kubernetes 1.24.
 pub const API_VERSION: &str = "audit.k8s.io/v1";
@@ -162,10 +164,6 @@ pub fn scan_in_place(isa: Isa, body_and_room: &mut [u8]) -> Option<Split> {
     Some(Split { lines, events: events.len() as u64, levels })
 }
 
-/// For each event of a JSON list, the offset of the byte after the event, which is a comma, or `]`
-/// after the last event. The offsets count from the first byte of the first event.
-pub type ListEnds = Box<[u32]>;
-
 /// Does the same as [`decode_in_place`], but leaves a list of events as it was received, if it can.
 /// For such a list, the second value is `Some`. A list can be left as it is if the scanner
 /// recognises it and its events have at least [`KEPT_EVENT_BYTES`] bytes on average.
@@ -180,11 +178,12 @@ pub fn decode_keeping_list(body_and_room: &mut [u8]) -> Result<(Split, Option<Li
         && let Some(Span { start, .. }) = events.first().copied()
     {
         let kept = body.len() >= events.len() * KEPT_EVENT_BYTES;
-        let ends = kept.then(|| events.iter().map(|event| event.end - start).collect());
+        let ends = || events.iter().map(|event| event.end - start).collect();
         let lines = match kept {
             true => lines_of(&events),
             false => end_lines(body_and_room, &events),
         };
+        let ends = kept.then(ends);
         return Ok((Split { lines, events: events.len() as u64, levels }, ends));
     }
     decode_in_place(body_and_room).map(|split| (split, None))
@@ -381,11 +380,11 @@ mod tests {
             if let Some(ends) = ends {
                 assert!(list[..body.len()] == body, "{name} is unchanged");
                 let text = &mut list[split.lines.clone()];
-                for end in &ends {
-                    assert!(matches!(text[*end as usize], b',' | b']'), "{name}");
-                    text[*end as usize] = b'\n';
+                for end in ends.iter() {
+                    assert!(matches!(text[end], b',' | b']'), "{name}");
+                    text[end] = b'\n';
                 }
-                assert_eq!(ends.len() as u64, split.events, "{name}");
+                assert_eq!(ends.offsets().len() as u64, split.events, "{name}");
             }
             assert!(list[split.lines.clone()] == lines[split.lines], "{name}");
         }

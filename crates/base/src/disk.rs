@@ -18,6 +18,7 @@ use rustix::fs::{AtFlags, Dir, FallocateFlags, FileType, Mode, OFlags, Stat};
 use rustix::io::{Errno, retry_on_intr};
 
 use crate::{mutant, named_file};
+pub use direct::Aligned;
 use direct::Direct;
 
 mod direct;

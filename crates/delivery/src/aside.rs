@@ -513,7 +513,7 @@ impl Kept {
         let queue::Aside { received, .. } = self.event;
         let origin = Origin { first: position, events: 1, age: self.event.age(), received };
         let bytes = line.len() as u64;
-        Batch { claim, events: 1, bytes, pieces: vec![line], origins: vec![origin] }
+        Batch { events: 1, bytes, pieces: vec![line], origins: vec![origin], ..Batch::of(claim) }
     }
 
     /// Returns `true` if the consumer answers the event with server errors.

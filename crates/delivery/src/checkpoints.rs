@@ -60,11 +60,11 @@ impl Checkpoint {
     pub fn batch(&self) -> Batch {
         let first = Position::START;
         Batch {
-            claim: Claim { start: first, end: first },
             events: 1,
             bytes: self.line.len() as u64,
             pieces: vec![self.line.clone()],
             origins: vec![Origin { first, events: 1, age: Duration::ZERO, received: 0 }],
+            ..Batch::of(Claim { start: first, end: first })
         }
     }
 }

@@ -189,19 +189,19 @@ fn policy_of(file: &Path, content: io::Result<Vec<u8>>) -> Result<Policy, Vec<St
     })
 }
 
-/// An iterator over events that are stored as lines. It returns each event together with the
-/// request that the event describes, and with the number of bytes that are [known](Reader::known).
+/// An iterator over the events of a text. It returns each event together with the request that the
+/// event describes, and with the number of bytes that are [known](Reader::known).
 pub enum Events<'a> {
     /// The request is read from each event.
     Read(Reader<'a>),
     /// Every event is returned with an empty request, because no rule of the filter needs the
-    /// request. The first field has the lines that are not returned yet.
-    Split(&'a [u8], Request<'a>),
+    /// request.
+    Split(audit::Events<'a>, Request<'a>),
 }
 
 impl<'a> Events<'a> {
-    /// Returns the next event, without the line break at its end, its request, and how many of its
-    /// bytes are [known](Reader::known); `None` after the last event.
+    /// Returns the next event, without the byte after it, its request, and how many of its bytes
+    /// are [known](Reader::known); `None` after the last event.
     #[allow(
         clippy::should_implement_trait,
         reason = "an iterator could not lend the request until the next call"
@@ -212,11 +212,7 @@ impl<'a> Events<'a> {
                 let event = reader.advance()?;
                 Some((event, reader.request(), reader.known()))
             }
-            Self::Split(lines, none) => {
-                let (event, rest) = lines.split_at_checked(memchr::memchr(b'\n', lines)?)?;
-                *lines = rest.get(1..)?;
-                Some((event, none, 0))
-            }
+            Self::Split(events, none) => Some((events.next()?, none, 0)),
         }
     }
 }
@@ -339,17 +335,17 @@ impl Filter {
         }
     }
 
-    /// Returns an iterator over the events in `lines`, for [`Filter::judge`]. The requests in the
+    /// Returns an iterator over the events of a text, for [`Filter::judge`]. The requests in the
     /// events are read only if a rule of the filter needs them.
-    pub fn events<'a>(&self, lines: &'a [u8]) -> Events<'a> {
+    pub fn events<'a>(&self, events: audit::Events<'a>) -> Events<'a> {
         let Self { rules, policies, .. } = self;
         let asks = !rules.matches.is_empty()
             || !policies.is_empty()
             || rules.redaction.is_some()
             || rules.form.managed_fields == ManagedFields::Drop;
         match asks {
-            true => Events::Read(Reader::new(lines)),
-            false => Events::Split(lines, Request::default()),
+            true => Events::Read(Reader::of(events)),
+            false => Events::Split(events, Request::default()),
         }
     }
 

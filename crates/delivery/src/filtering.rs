@@ -1,11 +1,13 @@
 //! Decides which events of a claim are sent, and in which form, if the output has a filter.
 //!
-//! A batch goes through the filter each time that it is sent, and comes out as lines again. Long
-//! runs of unchanged lines are not copied. The filter's decision about an event is kept as a
-//! *mark*, under the event's position, until the event's claim is final. Only then is the decision
-//! counted, so it counts once, however many times the event was sent.
+//! A batch goes through the filter each time that it is sent, and comes out as lines again, or as
+//! parts of a list if the output sends lists. Long runs of unchanged events are not copied. The
+//! filter's decision about an event is kept as a *mark*, under the event's position, until the
+//! event's claim is final. Only then is the decision counted, so it counts once, however many times
+//! the event was sent.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::iter;
 use std::ops::Range;
 
 use bytes::Bytes;
@@ -14,6 +16,7 @@ use super::lines::{Lines, events, line};
 use super::offload::{has_large_event, offload};
 use super::tapped::Tapping;
 use crate::filter::{Changes, EventView, Filter, Seen, Verdict};
+use audit::Events;
 use base::mutant;
 use evidence_log::tlog::merkle::Hash;
 use queue::{Batch, Claim, Cursor, Disposition, Fate, Position, SentLine, lines};
@@ -52,6 +55,8 @@ const TOO_LARGE_BYTES_MAX: u64 = 4 * 1024 * 1024;
 /// [`originals`]: Filtering::originals
 pub(super) struct Filtering {
     filter: Option<Filter>,
+    /// `true`: batches are sent as parts of JSON lists, where the filter has changed them too.
+    sends_lists: bool,
     marks: Marks,
     /// The buffer into which the filter writes one changed event.
     changed: Vec<u8>,
@@ -151,10 +156,17 @@ impl Marks {
 
 impl Filtering {
     /// Makes the filtering of an output, for the events that `cursor` hands out from now on.
-    /// `filter` is `None` if the output has no filter.
-    pub(crate) fn new(filter: Option<Filter>, cursor: &Cursor, tapping: Tapping) -> Self {
+    /// `filter` is `None` if the output has no filter. `sends_lists`: the batches that are sent are
+    /// parts of JSON lists.
+    pub(crate) fn new(
+        filter: Option<Filter>,
+        cursor: &Cursor,
+        tapping: Tapping,
+        sends_lists: bool,
+    ) -> Self {
         Self {
             filter,
+            sends_lists,
             marks: Marks::default(),
             changed: Vec::new(),
             next: cursor.position(),
@@ -269,12 +281,12 @@ impl Filtering {
     /// Copies lines of a batch that no filter changes. If the queue has dropped some events of the
     /// claim, and the batch does not say which, nothing is copied.
     fn copy_lines(&mut self, batch: &Batch) {
-        let Batch { claim, events, pieces, origins, .. } = batch;
+        let Batch { claim, events, origins, .. } = batch;
         if origins.is_empty() && *events < claim.end - claim.start {
             return;
         }
         let counted = (0..if origins.is_empty() { *events } else { 0 }).map(|at| claim.start + at);
-        for (event, position) in lines(pieces).zip(counted.chain(batch.positions())) {
+        for (event, position) in batch.events().zip(counted.chain(batch.positions())) {
             if !self.tapping.is_copying() {
                 return;
             }
@@ -303,12 +315,13 @@ impl Filtering {
     fn judge(&mut self, batch: Batch) -> Batch {
         let Some(filter) = &mut self.filter else { return batch };
         let Self { changed, tapping, .. } = self;
-        let Batch { claim, pieces, origins, .. } = batch;
+        let Batch { claim, pieces, ends, origins, .. } = batch;
         let gives_form = filter.gives_form();
-        let mut lines = Lines::default();
-        for (piece, origin) in pieces.into_iter().zip(&origins) {
+        let mut lines = Lines::new(self.sends_lists);
+        let ends = ends.iter().map(Option::as_ref).chain(iter::repeat(None));
+        for ((piece, ends), origin) in pieces.iter().zip(ends).zip(&origins) {
             let (mut run, mut end, mut next) = (0, 0, origin.first);
-            let mut events = filter.events(&piece);
+            let mut events = filter.events(Events::of(piece, ends));
             while let Some((event, request, known)) = events.next() {
                 let (start, position) = (end, next);
                 (end, next) = (start + event.len() + 1, position.next());
@@ -329,7 +342,7 @@ impl Filtering {
                     lines.count(position, origin);
                     continue;
                 };
-                lines.pass(&piece, run, start);
+                lines.pass(piece, run, start);
                 run = end;
                 if matches!(mark, Mark::Changed(_)) {
                     lines.add(if self.is_formless { filter.before_form(event) } else { changed });
@@ -340,14 +353,14 @@ impl Filtering {
                 }
                 self.marks.note(position, mark);
             }
-            lines.pass(&piece, run, piece.len());
+            lines.pass(piece, run, piece.len());
         }
         if changed.capacity() > CHANGED_BYTES_KEPT {
             *changed = Vec::new();
         }
         let (events, pieces, origins) = lines.end();
         let bytes = pieces.iter().map(|piece| piece.len() as u64).sum();
-        Batch { claim, events, bytes, pieces, origins }
+        Batch { claim, events, bytes, pieces, ends: Vec::new(), origins }
     }
 
     /// Prepares the filter for a batch. The batch may have gone through the filter before, so
@@ -376,7 +389,7 @@ impl Filtering {
         }
         // The batch may never have gone through the filter.
         self.pass(batch.clone(), cursor);
-        let mut lines = Lines::default();
+        let mut lines = Lines::new(false);
         for (piece, origin) in batch.pieces.iter().zip(&batch.origins) {
             let mut run = 0;
             for (position, start, end) in events(piece, origin) {
@@ -531,7 +544,7 @@ mod tests {
         let batch = cursor.next(Take { bytes: 1, events: 1 }).unwrap();
         let rules = Rules::new(&config.outputs[0].filter, config::Rejected::Retry);
         let filter = Filter::new(Arc::new(rules), None);
-        (Filtering::new(Some(filter), &cursor, Tapping::default()), batch, cursor)
+        (Filtering::new(Some(filter), &cursor, Tapping::default(), false), batch, cursor)
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 1)]

@@ -95,7 +95,8 @@ pub(crate) struct Rules {
     /// `true` if a request carries many batches. The link then counts the retries, and batches that
     /// go back are sent again together.
     pub collects: bool,
-    /// `true` if the requests are JSON lists of events, and no filter reads the events.
+    /// `true` if the requests are JSON lists of events, so that lists are taken from the queue as
+    /// they were received.
     pub sends_lists: bool,
 }
 
@@ -339,7 +340,7 @@ impl Ledger {
             bytes: room.bytes.min(self.rules.limits.max_bytes),
             events: room.events.min(self.rules.limits.max_events),
         };
-        let lists = self.rules.sends_lists && !self.filtering.tapping.is_open();
+        let lists = self.rules.sends_lists;
         if !self.in_flight.has(State::Suspect) {
             if !self.in_flight.has(State::OnWire) {
                 self.search.end();

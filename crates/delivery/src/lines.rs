@@ -2,10 +2,10 @@
 
 use bytes::Bytes;
 
-use queue::{Origin, Position};
+use queue::{Origin, Position, is_list};
 
-/// An unchanged run of lines with fewer bytes than this is copied into one buffer with the changed
-/// lines next to it, unless the run is a whole piece. Otherwise, the vectored write would get many
+/// An unchanged run of events with fewer bytes than this is copied into one buffer with the changed
+/// ones next to it, unless the run is a whole piece. Otherwise, the vectored write would get many
 /// short buffers, and would be slow.
 const PASSED_ON_MIN: usize = 32 * 1024;
 
@@ -34,10 +34,11 @@ pub fn events<'a>(
     })
 }
 
-/// The lines of one batch that have passed the filter, in pieces. Long unchanged runs of lines, and
-/// pieces without any change, stay in their buffers. Other lines are copied into new buffers.
-#[derive(Default)]
+/// The events of one batch that have passed the filter, in pieces. Long unchanged runs of events,
+/// and pieces without any change, stay in their buffers. Others are copied into new buffers.
 pub struct Lines {
+    /// The byte after each copied event: a line break or, for an output that sends lists, a comma.
+    behind: u8,
     pieces: Vec<Bytes>,
     /// The copied lines that are not in `pieces` yet.
     copied: Vec<u8>,
@@ -48,26 +49,52 @@ pub struct Lines {
 }
 
 impl Lines {
-    /// Adds the bytes `start..end` of a piece, which must be whole lines, without a change.
-    pub fn pass(&mut self, piece: &Bytes, start: usize, end: usize) {
-        let run = start..end;
-        if run.len() < PASSED_ON_MIN && run.len() < piece.len() {
-            self.copy(piece.get(run).unwrap_or_default());
-        } else if !run.is_empty() {
-            self.seal();
-            self.pieces.push(piece.slice(run));
+    /// Makes a value without events. `as_list`: copied events become parts of a JSON list.
+    pub fn new(as_list: bool) -> Self {
+        Self {
+            behind: if as_list { b',' } else { b'\n' },
+            pieces: Vec::new(),
+            copied: Vec::new(),
+            events: 0,
+            origins: Vec::new(),
         }
     }
 
-    /// Adds a changed event, and a line break after it.
-    pub fn add(&mut self, event: &[u8]) {
-        self.copied.extend_from_slice(event);
-        self.copy(b"\n");
+    /// Adds the bytes `start..end` of a piece, which must be whole events, each with the byte after
+    /// it, without a change. Only an output that sends lists has pieces that are lists.
+    pub fn pass(&mut self, piece: &Bytes, start: usize, end: usize) {
+        let run = start..end;
+        if run.len() >= PASSED_ON_MIN || run.len() == piece.len() {
+            if !run.is_empty() {
+                self.seal();
+                self.pieces.push(piece.slice(run));
+            }
+            return;
+        }
+        let from = self.copied.len();
+        self.copied.extend_from_slice(piece.get(run).unwrap_or_default());
+        let copy = self.copied.get_mut(from..).unwrap_or_default();
+        if self.behind == b',' && !is_list(piece) {
+            for byte in &mut *copy {
+                *byte = if *byte == b'\n' { b',' } else { *byte };
+            }
+        }
+        // The last event of a list has `]` behind it.
+        if let Some(last) = copy.last_mut() {
+            *last = self.behind;
+        }
+        self.seal_if_full();
     }
 
-    /// Adds a copy of the bytes up to the end of a line.
-    fn copy(&mut self, bytes: &[u8]) {
-        self.copied.extend_from_slice(bytes);
+    /// Adds a changed event, and the byte after it.
+    pub fn add(&mut self, event: &[u8]) {
+        self.copied.extend_from_slice(event);
+        self.copied.push(self.behind);
+        self.seal_if_full();
+    }
+
+    /// Makes the copied events a piece, if they are many.
+    fn seal_if_full(&mut self) {
         if self.copied.len() >= COPIED_BYTES {
             self.seal();
             // A batch that has filled a buffer will fill the next one too.

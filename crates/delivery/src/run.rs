@@ -140,11 +140,13 @@ impl<C: Connect> Delivery<C> {
         let filter = filter.map(|rules| Filter::new(rules, seen));
         let tells_positions = connector.tells_positions();
         cursor.tell_origins(filter.is_some() || tells_positions || cursor.is_recorded());
-        let sends_lists = connector.sends_lists() && filter.is_none();
+        // The evidence hashes the lines that the filter sends.
+        let hashes = filter.is_some() && cursor.is_recorded();
+        let sends_lists = connector.sends_lists() && !hashes;
         cursor.take_lists(sends_lists);
         cursor.keep(filter.as_ref().and_then(Filter::window).unwrap_or_default());
         let tapping = Tapping::new(orders.taps.clone(), &config.name);
-        let filtering = Filtering::new(filter, &cursor, tapping);
+        let filtering = Filtering::new(filter, &cursor, tapping, sends_lists);
         let rules = Rules::new(&config, connector.is_ordered(), C::COLLECTS, sends_lists);
         let (draining, place) = (orders.draining.clone(), (cursor, aside));
         let mut ledger =

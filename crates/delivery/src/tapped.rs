@@ -52,11 +52,6 @@ impl Tapping {
         Self { taps, output: output.into(), ..Self::default() }
     }
 
-    /// Returns `true` if any tap is open.
-    pub(crate) fn is_open(&self) -> bool {
-        self.taps.as_ref().is_some_and(|taps| taps.is_open())
-    }
-
     /// Begins to copy the events of a claim that is to be sent. Returns `false` if no tap asks for
     /// them; the other functions need not be called then.
     pub(crate) fn begin(&mut self, claim: Claim) -> bool {

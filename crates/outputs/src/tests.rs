@@ -34,7 +34,8 @@ pub(crate) fn batch(start: u64, events: &[impl AsRef<str>]) -> Batch {
     let claim = Claim::of(start, start + events);
     let origin =
         |at| Origin { first: claim.start + at, events: 1, age: Duration::ZERO, received: 0 };
-    Batch { claim, events, bytes, pieces, origins: (0..events).map(origin).collect() }
+    let origins = (0..events).map(origin).collect();
+    Batch { events, bytes, pieces, origins, ..Batch::of(claim) }
 }
 
 /// Reads the answers `said`, which arrive in pieces of `step` bytes. Returns how many events they

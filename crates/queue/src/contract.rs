@@ -3,6 +3,7 @@
 //! in files.
 
 use std::fmt;
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -21,8 +22,8 @@ pub struct Append {
     /// The events of the batch, each followed by one `\n`; if `list` is `Some`, by a comma or `]`.
     pub lines: Bytes,
     /// `Some`: the events are a part of a JSON list, as it was received: each is followed by a
-    /// comma, and the last by `]`. The values are the offsets of these bytes in `lines`. Only a
-    /// queue that asks for lists ([`Queue::keeps_lists`](super::Queue::keeps_lists)) gets them.
+    /// comma, and the last by `]`. Only a queue that asks for lists
+    /// ([`Queue::keeps_list`](super::Queue::keeps_list)) gets them.
     pub list: Option<ListEnds>,
     /// The number of events, which is the number of lines.
     pub events: u64,
@@ -160,10 +161,14 @@ pub struct Take {
 }
 
 impl Take {
-    /// Returns how many bytes, and how many events, at the front of these lines are within the
-    /// limits. It is at least one event, even if this event alone is larger than the limits.
-    pub(super) fn front_of(self, lines: &[u8]) -> (usize, u64) {
-        self.front(memchr::memchr_iter(b'\n', lines))
+    /// Returns how many bytes, and how many events, at the front of this text are within the
+    /// limits. It is at least one event, even if this event alone is larger than the limits. The
+    /// text is lines, or a part of a list with these ends.
+    pub(super) fn front_of(self, text: &[u8], ends: Option<&ListEnds>) -> (usize, u64) {
+        match ends {
+            Some(ends) => self.front(ends.iter()),
+            None => self.front(memchr::memchr_iter(b'\n', text)),
+        }
     }
 
     /// Does the same as [`Take::front_of`], for events that end before these offsets.
@@ -197,7 +202,7 @@ impl Claim {
     }
 
     /// Returns the positions as plain numbers, for tests.
-    pub fn numbers(self) -> std::ops::Range<u64> {
+    pub fn numbers(self) -> Range<u64> {
         self.start.get()..self.end.get()
     }
 }
@@ -216,6 +221,9 @@ pub struct Batch {
     /// ended by `\n`. After [`Cursor::next_as`](super::Cursor::next_as) it may be a part of a list
     /// ([`is_list`]).
     pub pieces: Vec<Bytes>,
+    /// For each piece that is a part of a list, the ends of its events; `None` for a piece of
+    /// lines. Pieces of lines at the end may have no element.
+    pub ends: Vec<Option<ListEnds>>,
     /// The origins (positions and times) of the lines, in their order. The queue returns one origin
     /// for each piece. Empty unless [`Cursor::tell_origins`](super::Cursor::tell_origins) has asked
     /// for origins.
@@ -225,15 +233,37 @@ pub struct Batch {
 impl Batch {
     /// Makes a batch that has no lines yet.
     pub fn of(claim: Claim) -> Self {
-        Self { claim, events: 0, bytes: 0, pieces: Vec::new(), origins: Vec::new() }
+        Self {
+            claim,
+            events: 0,
+            bytes: 0,
+            pieces: Vec::new(),
+            ends: Vec::new(),
+            origins: Vec::new(),
+        }
     }
 
-    /// Adds the lines of `events` events at the end.
-    pub fn push(&mut self, events: u64, lines: Bytes, origin: Option<Origin>) {
+    /// Adds `events` events at the end: lines, or a part of a list with these ends.
+    pub fn push(
+        &mut self,
+        events: u64,
+        (text, ends): (Bytes, Option<ListEnds>),
+        origin: Option<Origin>,
+    ) {
+        if ends.is_some() {
+            self.ends.resize(self.pieces.len(), None);
+            self.ends.push(ends);
+        }
         self.events += events;
-        self.bytes += lines.len() as u64;
-        self.pieces.push(lines);
+        self.bytes += text.len() as u64;
+        self.pieces.push(text);
         self.origins.extend(origin);
+    }
+
+    /// Returns the events in order, each without the byte after it.
+    pub fn events(&self) -> impl Iterator<Item = &[u8]> {
+        let ends = self.ends.iter().map(Option::as_ref).chain(std::iter::repeat(None));
+        self.pieces.iter().zip(ends).flat_map(|(piece, ends)| audit::Events::of(piece, ends))
     }
 
     /// Returns the position of each line, in the order of the lines. The batch must have origins.
@@ -256,6 +286,21 @@ impl Batch {
 /// commas between them, and one more byte at the end, a comma or `]`. Other pieces end with `\n`.
 pub fn is_list(piece: &[u8]) -> bool {
     !piece.ends_with(b"\n")
+}
+
+/// Returns a copy of a list, or of a part of one, as lines: a line break is behind each event.
+pub(crate) fn lines_of(list: &[u8], ends: &ListEnds) -> Bytes {
+    let mut lines = list.to_vec();
+    ends.end_lines(&mut lines);
+    Bytes::from(lines)
+}
+
+/// Returns the number of the events at these positions among those from the position `first` on.
+pub(crate) fn numbers(first: Position, positions: Range<Position>) -> Range<usize> {
+    let number = |position: Position| {
+        usize::try_from(position.saturating_since(first)).unwrap_or(usize::MAX)
+    };
+    number(positions.start)..number(positions.end)
 }
 
 /// Returns the events of a batch in order, each without its line break. `pieces` are the lines of

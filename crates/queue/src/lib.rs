@@ -245,12 +245,13 @@ impl Queue {
         self.spool().map(spool::Queue::places).unwrap_or_default()
     }
 
-    /// Returns `true` if the queue is in memory and every output sends JSON lists. A list that is
-    /// appended as it was received ([`Append::list`]) is then sent without a copy.
-    pub fn keeps_lists(&self) -> bool {
+    /// Returns `true` if a body of this many bytes may be appended as the list that was received
+    /// ([`Append::list`]), because every output sends JSON lists. The list is then sent without a
+    /// copy. A queue in files does not take long lists.
+    pub fn keeps_list(&self, bytes: usize) -> bool {
         match self {
             Self::Memory(queue) => queue.keeps_lists(),
-            Self::Spool(_) => false,
+            Self::Spool(queue) => queue.keeps_list(bytes),
         }
     }
 
@@ -496,12 +497,12 @@ impl Cursor {
 
     /// Does the same as [`Cursor::next`]. If `lists` is `true`, a piece of the batch may be a part
     /// of a JSON list as it was received ([`is_list`]). Only a queue that keeps lists has such
-    /// pieces ([`Queue::keeps_lists`]).
+    /// pieces ([`Queue::keeps_list`]).
     #[must_use]
     pub fn next_as(&mut self, take: Take, lists: bool) -> Option<Batch> {
         match self {
             Self::Memory(cursor) => cursor.next(take, lists),
-            Self::Spool(cursor) => cursor.next(take),
+            Self::Spool(cursor) => cursor.next_as(take, lists),
         }
     }
 
@@ -648,11 +649,9 @@ impl Cursor {
     }
 
     /// Sets whether this output sends JSON lists ([`Cursor::next_as`]). Before the first call of
-    /// this function it sends lines. A queue in files holds lines only.
+    /// this function it sends lines.
     pub fn take_lists(&self, takes: bool) {
-        if let Self::Memory(cursor) = self {
-            cursor.with(|state| state.takes_lists = takes);
-        }
+        either!(self, cursor => cursor.with(|state| state.takes_lists = takes));
     }
 
     /// Returns how many events were acknowledged and dropped without a position since the last

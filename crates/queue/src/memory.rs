@@ -594,7 +594,7 @@ impl Queue {
     }
 
     /// Returns `true` if JSON lists can be appended as they were received. See
-    /// [`super::Queue::keeps_lists`].
+    /// [`super::Queue::keeps_list`].
     pub fn keeps_lists(&self) -> bool {
         self.shared.lock().cursors.iter().all(|(_, cursor)| cursor.takes_lists)
     }

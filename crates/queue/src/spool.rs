@@ -55,6 +55,7 @@ use cursor::CursorState;
 pub use incoming::Incoming;
 use incoming::IncomingFile;
 use state::{LogState, Segment, SpoolState, TailRecord, Waiting};
+use writer::GROUP_BYTES;
 
 /// The greatest size of the tail in bytes. The tail is the newest records, which are kept in memory
 /// as well as in files.
@@ -390,6 +391,13 @@ impl Queue {
         let opens = opens?;
         state.writing.accounting.plan(needed, opens);
         Ok(shared.join_line(state, append, None, opens))
+    }
+
+    /// Returns `true` if a body of this many bytes may be appended as a list. See
+    /// [`super::Queue::keeps_list`].
+    pub fn keeps_list(&self, bytes: usize) -> bool {
+        needed(bytes as u64) <= GROUP_BYTES
+            && self.shared.lock().log.cursors.iter().all(|(_, cursor)| cursor.takes_lists)
     }
 
     /// Returns `true` while the queue counts as full. See [`super::Queue::is_full`].

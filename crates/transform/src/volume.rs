@@ -45,6 +45,7 @@ use std::sync::{Arc, Mutex};
 use tokio::time::Instant;
 
 use crate::redact::Redaction;
+use audit::ListEnds;
 use base::lock::lock;
 
 pub mod apiservers;
@@ -94,12 +95,13 @@ impl Volume {
         *counting = redaction.map(begin);
     }
 
-    /// Samples the lines of a batch, or of a part of one. `seen` gets the result. `list` has the
-    /// offsets of the bytes after the events, if these are not line breaks.
-    pub fn look(&self, lines: &[u8], list: Option<&[u32]>, events: u64, seen: &mut Seen) {
+    /// Samples the lines of a batch, or of a part of one. `seen` gets the result. `list` is `Some`
+    /// if the events are a JSON list, as it was received.
+    pub fn look(&self, lines: &[u8], list: Option<&ListEnds>, events: u64, seen: &mut Seen) {
         if lines.is_empty() {
             return;
         }
+        let list = list.map(ListEnds::offsets);
         apiservers::find(lines, list, &mut seen.apiservers);
         let counting = lock(&self.counting)
             .as_mut()

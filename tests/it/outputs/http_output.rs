@@ -90,6 +90,40 @@ fn every_format_and_compression_carries_the_corpus_over_four_connections() {
     every_format_carries_the_corpus(&LISTS, 4);
 }
 
+/// Method: the corpus goes through a relay whose outputs send lists, so that lists stay as they
+/// were received, and through one that sends lines. Both have the same filter: one that changes
+/// nothing, one that changes some events, or one that drops some. The consumers get the same events
+/// in the same order.
+#[test]
+fn a_filter_does_to_a_list_what_it_does_to_lines() {
+    let filters = ["annotate = {}", "redact = []", "match = { verbs = ['get', 'create'] }"];
+    let through = |formats: &[&str], filter: &str, is_on_disk: bool| {
+        let sinks: Vec<_> = formats.iter().map(|_| HttpSink::accepting()).collect();
+        let mut config = BASE.to_owned();
+        for (format, sink) in formats.iter().zip(&sinks) {
+            let keys = format!("concurrency = 1\nformat = \"{format}\"\nfilter.{filter}\n");
+            config.push_str(&sink.output(&format.replace('_', "-"), &keys));
+        }
+        let directory = TempDir::new().unwrap();
+        if is_on_disk {
+            config.push_str(&format!("[queue]\ndirectory = {:?}\n", directory.path()));
+        }
+        let relay = Relay::start(&config);
+        post_corpus(&relay);
+        relay.wait_until_delivered(PATIENCE);
+        relay.finish(Backlog::Empty);
+        sinks.iter().map(accepted_events).collect::<Vec<_>>()
+    };
+    for (filter, is_on_disk) in filters.iter().flat_map(|filter| [(filter, false), (filter, true)])
+    {
+        let lines = through(&["ndjson"], filter, is_on_disk).remove(0);
+        assert!(lines.len() > 100, "{filter}: {} events", lines.len());
+        for list in through(&LISTS, filter, is_on_disk) {
+            assert!(list == lines, "{filter}, on disk: {is_on_disk}");
+        }
+    }
+}
+
 #[test]
 fn a_list_is_sent_as_it_was_received_and_as_lines_to_an_output_that_joins() {
     let (list, lines) = (HttpSink::accepting(), HttpSink::accepting());

@@ -17,23 +17,23 @@ use std::borrow::Cow;
 
 use super::quotes::{Masks, Search, WINDOW};
 use super::{Object, Request, Text, Uri, User, quotes};
-use crate::scan;
 use crate::scan::Member;
+use crate::{Events, scan};
 
 /// The number of clients that a reader remembers. This number is enough, because a few clients
 /// cause most of the events of a batch.
 const CLIENTS: usize = 64;
 
-/// Reads the events of a text, which has one event in each line. Returns the events one after the
-/// other, each with the request to kube-apiserver that it describes.
+/// Reads the events of a text. Returns the events one after the other, each with the request to
+/// kube-apiserver that it describes.
 ///
 /// The request is the same that [`request`](super::request) returns for the event. Events that are
 /// written as kube-apiserver writes them need no allocation, except for the groups of a client that
 /// is not known yet.
 #[derive(Debug)]
 pub struct Reader<'a> {
-    /// The lines that are not read yet. Each line ends with `\n`.
-    lines: &'a [u8],
+    /// The events that are not read yet.
+    events: Events<'a>,
     /// The request of the last event. If `current` is `Some`, its user was moved here from
     /// `clients`. Before another user is moved in, this user must be moved back.
     request: Request<'a>,
@@ -80,10 +80,15 @@ impl<'a> Reader<'a> {
     /// Makes a reader of `lines`: events that are valid JSON without raw line breaks, each followed
     /// by one `\n`.
     pub fn new(lines: &'a [u8]) -> Self {
+        Self::of(Events::of(lines, None))
+    }
+
+    /// Makes a reader of events that are valid JSON without raw line breaks.
+    pub fn of(events: Events<'a>) -> Self {
         let mut clients = Vec::new();
         clients.resize_with(CLIENTS, Client::default);
         Self {
-            lines,
+            events,
             request: Request::default(),
             clients,
             current: None,
@@ -93,8 +98,8 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// Returns the next event, without its `\n`, and the event's request; `None` after the last
-    /// event.
+    /// Returns the next event, without the byte after it, and the event's request; `None` after the
+    /// last event.
     pub fn read(&mut self) -> Option<(&'a [u8], &Request<'a>)> {
         let event = self.advance()?;
         Some((event, &self.request))
@@ -105,17 +110,11 @@ impl<'a> Reader<'a> {
         &self.request
     }
 
-    /// Reads the next event and returns it, without its `\n`; `None` after the last event.
+    /// Reads the next event and returns it, without the byte after it; `None` after the last event.
     pub fn advance(&mut self) -> Option<&'a [u8]> {
-        let lines = self.lines;
-        if lines.is_empty() {
-            return None;
-        }
         // The end is found before the event is read, so that the CPU can begin with the next event
         // while it still reads this one.
-        let end = memchr::memchr(b'\n', lines).unwrap_or(lines.len());
-        let event = lines.get(..end).unwrap_or_default();
-        self.lines = lines.get(end + 1..).unwrap_or_default();
+        let event = self.events.next()?;
         #[cfg(target_arch = "x86_64")]
         let is_usual = match self.avx2 {
             Some(avx2) => avx2.run(Usual { reader: self, event }),

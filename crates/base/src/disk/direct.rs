@@ -71,6 +71,11 @@ impl Direct {
     }
 
     fn write_aligned(&self, file: &fs::File, pieces: &[&[u8]], mut offset: u64) -> io::Result<()> {
+        if let [piece] = pieces
+            && piece.as_ptr().addr().is_multiple_of(ALIGNMENT)
+        {
+            return write_pieces(file, pieces, offset);
+        }
         let mut guard = lock(&self.buffer);
         let buffer = match &mut *guard {
             Some(buffer) => buffer,
@@ -91,6 +96,27 @@ impl Direct {
             }
         }
         write_pieces(file, &[&buffer[..filled]], offset)
+    }
+}
+
+/// Memory that begins at a block. A direct write from it needs no copy. At first it is zeros, which
+/// take no memory until they are written to.
+#[derive(Debug)]
+pub struct Aligned(MmapMut);
+
+impl Aligned {
+    /// Takes memory of this many bytes.
+    ///
+    /// # Errors
+    ///
+    /// The kernel gives no memory.
+    pub fn new(bytes: usize) -> io::Result<Self> {
+        Ok(Self(MmapMut::map_anon(bytes)?))
+    }
+
+    /// Returns the whole memory.
+    pub fn bytes(&mut self) -> &mut [u8] {
+        &mut self.0
     }
 }
 
@@ -136,6 +162,11 @@ mod tests {
         file.sync().expect("the disk is well");
         let mut wanted = before;
         wanted[offset..offset + length].copy_from_slice(&bytes);
+        assert!(fs::read(&path).expect("it can be read") == wanted);
+        let mut aligned = Aligned::new(3 * ALIGNMENT).expect("memory");
+        aligned.bytes().fill(b'+');
+        file.write_at(&[&aligned.bytes()[ALIGNMENT..]], 0).expect("the disk is well");
+        wanted[..2 * ALIGNMENT].fill(b'+');
         assert!(fs::read(&path).expect("it can be read") == wanted);
         file.write_at(&[b"abc"], 7).expect("what is not aligned is written too");
         wanted[7..10].copy_from_slice(b"abc");

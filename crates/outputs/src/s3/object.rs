@@ -235,7 +235,7 @@ pub(super) fn cut(batch: Batch, at: Position) -> (Option<Batch>, Option<Batch>) 
             batch.origins.iter().filter_map(|it| within(it, claim)).collect();
         let events = origins.iter().map(|origin| origin.events).sum();
         let bytes = pieces.iter().map(|piece| piece.len() as u64).sum();
-        Batch { claim, events, bytes, pieces, origins }
+        Batch { events, bytes, pieces, origins, ..Batch::of(claim) }
     };
     (Some(part(Claim { start, end: at }, front)), Some(part(Claim { start: at, end }, back)))
 }
@@ -269,7 +269,8 @@ mod tests {
             }
         }
         let bytes = pieces.iter().map(|piece| piece.len() as u64).sum();
-        Batch { claim: Claim::of(0, 20), events: positions.len() as u64, bytes, pieces, origins }
+        let events = positions.len() as u64;
+        Batch { events, bytes, pieces, origins, ..Batch::of(Claim::of(0, 20)) }
     }
 
     /// Cuts batches with and without gaps at each position. Both parts together must be the batch,

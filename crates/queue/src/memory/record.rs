@@ -6,7 +6,7 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use crate::contract::{Append, Claim, Refused, Take, now};
+use crate::contract::{Append, Claim, Refused, Take, lines_of, now, numbers};
 use audit::{LevelCounts, ListEnds};
 use base::position::Position;
 use config::BATCH_OVERHEAD;
@@ -131,7 +131,7 @@ impl Record {
         let marks = match &mut self.places {
             Places::Lines(marks) => marks,
             Places::List(ends) => {
-                return ends.get(line - 1).map_or(self.lines.len(), |end| *end as usize + 1);
+                return ends.offset(line);
             }
         };
         if marks.is_empty() {
@@ -158,26 +158,29 @@ impl Record {
     }
 
     /// Returns the events of this batch whose positions are in `start..end`, as lines. If `lists`
-    /// is `true` and the batch is a JSON list, returns a part of this list.
-    pub(super) fn slice(&mut self, start: Position, end: Position, lists: bool) -> Bytes {
+    /// is `true` and the batch is a JSON list, returns a part of this list, with its ends.
+    pub(super) fn slice(
+        &mut self,
+        start: Position,
+        end: Position,
+        lists: bool,
+    ) -> (Bytes, Option<ListEnds>) {
         if !lists {
             self.end_lines();
         }
         let (from, to) = (self.offset(start), self.offset(end));
-        self.lines.slice(from..to)
+        let ends = match &self.places {
+            Places::Lines(_) => None,
+            Places::List(ends) => Some(ends.part(numbers(self.first, start..end))),
+        };
+        (self.lines.slice(from..to), ends)
     }
 
     /// Makes lines of a JSON list: a line break replaces the byte after each event. The list itself
     /// may be on its way to a consumer, so that it is copied.
     fn end_lines(&mut self) {
         let Places::List(ends) = &self.places else { return };
-        let mut lines = self.lines.to_vec();
-        for end in ends {
-            if let Some(byte) = lines.get_mut(*end as usize) {
-                *byte = b'\n';
-            }
-        }
-        self.lines = Bytes::from(lines);
+        self.lines = lines_of(&self.lines, ends);
         self.places = Places::Lines(Vec::new());
     }
 
@@ -186,14 +189,11 @@ impl Record {
     /// this event alone is larger than the limits.
     pub(super) fn cut(&mut self, start: Position, take: Take) -> Position {
         let from = self.offset(start);
-        let (_, events) = match &self.places {
-            Places::Lines(_) => take.front_of(&self.lines[from..]),
-            Places::List(ends) => {
-                let before = usize::try_from(start.saturating_since(self.first));
-                let ends = ends.iter().skip(before.unwrap_or(usize::MAX));
-                take.front(ends.filter_map(|end| (*end as usize).checked_sub(from)))
-            }
+        let ends = match &self.places {
+            Places::Lines(_) => None,
+            Places::List(ends) => Some(ends.part(numbers(self.first, start..self.end()))),
         };
+        let (_, events) = take.front_of(&self.lines[from..], ends.as_ref());
         (start + events).clamp(start + 1, self.end())
     }
 }

@@ -121,6 +121,8 @@ pub(crate) struct CursorState {
     pub(super) gone: bool,
     /// `true`: batches of this output contain the position and the age of each piece of lines.
     pub(crate) tells_origins: bool,
+    /// `true`: the output sends JSON lists ([`crate::Cursor::take_lists`]).
+    pub(crate) takes_lists: bool,
     /// Notified when the log has grown, so that the output can take more events.
     pub(super) readable: Arc<Notify>,
 }
@@ -210,6 +212,7 @@ impl CursorState {
             gone: false,
             // The queue's own tests always check the origins.
             tells_origins: cfg!(test),
+            takes_lists: false,
             readable: Arc::new(Notify::new()),
         }
     }
@@ -461,7 +464,7 @@ fn batch_of(claim: Claim, parts: impl Iterator<Item = Piece>, tells_origins: boo
     let mut batch = Batch::of(claim);
     for part in parts {
         let origin = now.map(|now| origin(&part, now));
-        batch.push(part.events, part.lines, origin);
+        batch.push(part.events, part.text(false), origin);
     }
     batch
 }
@@ -478,8 +481,9 @@ fn left(claim: Claim, gaps: &[Hole]) -> u64 {
 
 impl SpoolState {
     /// Claims the next events of the cursor `index` that are in memory: at most `take`, but at
-    /// least one event. Gaps before them are passed. `None` if no event is in memory.
-    fn next(&mut self, index: usize, take: Take) -> Option<Batch> {
+    /// least one event. Gaps before them are passed. `None` if no event is in memory. If `lists` is
+    /// `true`, the batch may hold parts of JSON lists ([`crate::Cursor::next_as`]).
+    fn next(&mut self, index: usize, take: Take, lists: bool) -> Option<Batch> {
         let Self { log, writing } = self;
         let mut taken: Option<(Batch, Note)> = None;
         let now = log.cursors[index].tells_origins.then(now);
@@ -523,7 +527,7 @@ impl SpoolState {
             cursor.claims.read = part.end();
             batch.claim.end = part.end();
             let origin = now.map(|now| origin(&part, now));
-            batch.push(part.events, part.lines, origin);
+            batch.push(part.events, part.text(lists), origin);
             note.bytes = batch.bytes;
             cursor.ahead.byte = note.first_byte + note.bytes;
             if !whole {
@@ -877,7 +881,13 @@ impl Cursor {
 
     /// Claims the next events that are in memory, and returns them. `None` if no event is in
     /// memory, or if the relay drains. See [`crate::Cursor::next`].
+    #[cfg(test)]
     pub fn next(&mut self, take: Take) -> Option<Batch> {
+        self.next_as(take, false)
+    }
+
+    /// Does the same as [`crate::Cursor::next_as`].
+    pub fn next_as(&mut self, take: Take, lists: bool) -> Option<Batch> {
         let (batch, ahead) = {
             let mut state = self.shared.lock();
             if state.log.is_closed_for(self.index) {
@@ -886,7 +896,7 @@ impl Cursor {
             let cursor = &mut state.log.cursors[self.index];
             cursor.resend = Resend::Idle;
             let was_dirty = state.writing.saving.is_dirty;
-            let batch = state.next(self.index, take);
+            let batch = state.next(self.index, take, lists);
             if state.writing.saving.is_dirty && !was_dirty {
                 self.shared.wake();
             }

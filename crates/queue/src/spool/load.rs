@@ -11,9 +11,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytes::Bytes;
 
 use super::{Segment, Shared, TailRecord, quarantine_bytes};
-use crate::contract::{Originals, Take};
+use crate::contract::{Originals, Take, lines_of, numbers};
 use crate::segment;
 use crate::segment::{Check, Damage, Found, LogOffset, RECORD_HEADER, RecordHeader, Scan};
+use audit::ListEnds;
 use base::disk;
 use base::disk::{Disk, File, QUARANTINE, named};
 use base::position::Position;
@@ -44,8 +45,11 @@ pub(super) struct Piece {
     /// The byte number of the first line: the number of bytes of all lines in the log before this
     /// line.
     pub(super) first_byte: u64,
-    /// The lines of this part of the log. Empty if the lines are missing (a gap).
+    /// The events of this part of the log, each with one byte after it. Empty if the lines are
+    /// missing (a gap).
     pub(super) lines: Bytes,
+    /// `Some`: the events are a part of a JSON list, as it was received.
+    pub(super) ends: Option<ListEnds>,
     /// If the lines are missing (a gap), the number of bytes that they had; else 0.
     missing: u64,
     /// `true`: the lines count as missing because somebody has changed them.
@@ -74,11 +78,24 @@ impl Piece {
         self.lines.len() as u64 + self.missing
     }
 
+    /// Returns the events as lines. If `lists` is `true`, a part of a JSON list is returned as it
+    /// is, with its ends.
+    pub(super) fn text(self, lists: bool) -> (Bytes, Option<ListEnds>) {
+        match self.ends {
+            Some(ends) if !lists => (lines_of(&self.lines, &ends), None),
+            ends => (self.lines, ends),
+        }
+    }
+
     /// Cuts off the first events and returns them: as many events as `take` allows, but at least
     /// one. `self` keeps the events after them.
     pub(super) fn cut(&mut self, take: Take) -> Self {
-        let (bytes, events) = take.front_of(&self.lines);
+        let (bytes, events) = take.front_of(&self.lines, self.ends.as_ref());
         let front = Self { events, lines: self.lines.split_to(bytes), ..self.clone() };
+        let cut = usize::try_from(events).unwrap_or(usize::MAX);
+        let part = |numbers| self.ends.as_ref().map(|ends| ends.part(numbers));
+        let (front, rest) = (Self { ends: part(0..cut), ..front }, part(cut..usize::MAX));
+        self.ends = rest;
         let line =
             if self.spot.line == 0 { self.spot.offset + RECORD_HEADER } else { self.spot.line };
         self.first += events;
@@ -89,28 +106,28 @@ impl Piece {
     }
 }
 
-/// Returns the lines of the events at these `positions`, from a record that is in memory. Positions
-/// outside the record are ignored.
+/// Returns the events at these `positions`, from a record that is in memory. Positions outside the
+/// record are ignored.
 pub(super) fn piece_of(record: &TailRecord, positions: Range<Position>) -> Piece {
     let (start, end) =
         (positions.start.max(record.first.position), positions.end.min(record.end()));
-    let offset = |position: Position| {
-        let line = usize::try_from(position - record.first.position).unwrap_or(usize::MAX);
-        match line {
-            0 => 0,
-            _ if position == record.end() => record.lines.len(),
-            line => memchr::memchr_iter(b'\n', &record.lines)
-                .nth(line - 1)
-                .map_or(record.lines.len(), |end| end + 1),
-        }
+    let numbers = numbers(record.first.position, start..end);
+    let offset = |line: usize, position: Position| match (&record.ends, line) {
+        (_, 0) => 0,
+        _ if position == record.end() => record.lines.len(),
+        (Some(ends), line) => ends.offset(line),
+        (None, line) => memchr::memchr_iter(b'\n', &record.lines)
+            .nth(line - 1)
+            .map_or(record.lines.len(), |end| end + 1),
     };
-    let (from, to) = (offset(start), offset(end));
+    let (from, to) = (offset(numbers.start, start), offset(numbers.end, end));
     let line = if from == 0 { 0 } else { record.offset + RECORD_HEADER + from as u64 };
     Piece {
         first: start,
         events: end - start,
         first_byte: record.first.byte + from as u64,
         lines: record.lines.slice(from..to),
+        ends: record.ends.as_ref().map(|ends| ends.part(numbers)),
         missing: 0,
         is_tampered: false,
         received: record.received,
@@ -423,6 +440,7 @@ impl<'a> Reader<'a> {
                 events: until.position - first,
                 first_byte: until.byte - missing,
                 lines: Bytes::new(),
+                ends: None,
                 missing,
                 is_tampered: false,
                 received: 0,
@@ -453,7 +471,7 @@ impl<'a> Reader<'a> {
     fn take(&mut self, record: &segment::Record, lines: &Bytes) {
         let header = record.header;
         let segment = self.job.segment.first.position;
-        let whole = TailRecord::new(segment, record.offset, header, lines.clone());
+        let whole = TailRecord::new(segment, record.offset, header, (lines.clone(), None));
         let piece = piece_of(&whole, self.at.position..self.job.to.unwrap_or(header.end()));
         let begins = LogOffset { position: piece.first, byte: piece.first_byte };
         self.miss(begins, piece.spot);
@@ -494,6 +512,7 @@ impl<'a> Reader<'a> {
                 events,
                 first_byte,
                 lines,
+                ends: None,
                 missing: 0,
                 is_tampered: false,
                 received: header.received,

@@ -27,6 +27,7 @@ use crate::outputs::{Departed, DropCount};
 use crate::segment::{
     BLOCK, Check, FIRST_RECORD, LogOffset, RECORD_HEADER, RecordHeader, Scan, Seed,
 };
+use audit::ListEnds;
 use base::disk::File;
 use base::mutant;
 use base::position::Position;
@@ -241,8 +242,10 @@ pub(super) struct TailRecord {
     pub(super) first: LogOffset,
     /// The number of events in the record.
     pub(super) events: u64,
-    /// The events of the record, each followed by one `\n`.
+    /// The events of the record, each followed by one `\n`; if `ends` is `Some`, by a comma or `]`.
     pub(super) lines: Bytes,
+    /// `Some`: the events are a part of a JSON list, as it was received. The file has lines.
+    pub(super) ends: Option<ListEnds>,
     /// The time when the batch was received, in ms since 1970.
     pub(super) received: u64,
     /// The first position of the segment that the record is in.
@@ -912,10 +915,15 @@ impl Segment {
 impl TailRecord {
     /// Makes the value from a record's header and lines. `offset` is the place of its header in the
     /// file of the segment that begins at the position `segment`.
-    pub(super) fn new(segment: Position, offset: u64, header: RecordHeader, lines: Bytes) -> Self {
+    pub(super) fn new(
+        segment: Position,
+        offset: u64,
+        header: RecordHeader,
+        (lines, ends): (Bytes, Option<ListEnds>),
+    ) -> Self {
         let RecordHeader { first, first_byte, received, events, .. } = header;
         let first = LogOffset { position: first, byte: first_byte };
-        Self { first, events, lines, received, segment, offset }
+        Self { first, events, lines, ends, received, segment, offset }
     }
 
     /// Returns the position after the record's last event.
@@ -925,7 +933,8 @@ impl TailRecord {
 
     /// Returns the number of bytes of memory that the record takes.
     pub(super) fn weight(&self) -> u64 {
-        self.lines.len() as u64 + BATCH_OVERHEAD
+        let ends = self.ends.as_ref().map_or(0, |ends| size_of_val(ends.offsets()));
+        (self.lines.len() + ends) as u64 + BATCH_OVERHEAD
     }
 }
 

@@ -12,7 +12,7 @@ use super::writer::{Step, Writer};
 use super::*;
 use crate::contract::{Disposition, Take};
 use crate::tests::{Counts, outputs, value, values};
-use audit::LevelCounts;
+use audit::{LevelCounts, ListEnds};
 use base::position::Position;
 use testing::simulated_disk::SimulatedDisk;
 use testing::{Failing, is_alone, seeds};
@@ -131,6 +131,16 @@ impl Scene {
 fn settings(max_bytes: u64, segment_bytes: u64, when_full: WhenFull) -> config::Queue {
     let config = config::read(config::EMBEDDED, testing_config::TYPES).config.expect("it is right");
     config::Queue { max_bytes, segment_bytes, when_full, ..config.queue }
+}
+
+/// Makes a batch of these lines. If `is_list` is `true`, it is a JSON list as it was received.
+fn append(mut lines: Vec<u8>, events: u64, is_list: bool) -> Append {
+    let ends = memchr::memchr_iter(b'\n', &lines).map(|end| u32::try_from(end).expect("it fits"));
+    let list = is_list.then(|| ListEnds::from_iter(ends));
+    for end in list.iter().flat_map(ListEnds::iter) {
+        lines[end] = if end + 1 == lines.len() { b']' } else { b',' };
+    }
+    Append { lines: Bytes::from(lines), events, levels: LevelCounts::default(), list }
 }
 
 /// Appends an event's line to `lines`: its number and letters, `length` bytes in all.

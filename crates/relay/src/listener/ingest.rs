@@ -114,7 +114,7 @@ impl Batch<'_> {
         };
         body.whole_at = Some(Instant::now());
         let (Intake { rest, large, .. }, volume) = (read, &self.shared.volume);
-        let keeps_list = rest.len() >= LIST_MIN && self.shared.queue.keeps_lists();
+        let keeps_list = rest.len() >= LIST_MIN && self.shared.queue.keeps_list(rest.len());
         let whole = match large {
             None if rest.len() <= INLINE_MAX => decode(rest, keeps_list, volume)?,
             None => {

@@ -160,7 +160,7 @@ impl Whole {
     pub(super) fn in_memory(batch: Append, volume: &Volume) -> Self {
         let Append { ref lines, ref list, events, .. } = batch;
         let (bytes, mut seen) = (lines.len() as u64, Seen::default());
-        volume.look(lines, list.as_deref(), events, &mut seen);
+        volume.look(lines, list.as_ref(), events, &mut seen);
         Self { events, bytes, seen, batch: Batch::Memory(batch) }
     }
 

@@ -406,9 +406,13 @@ impl Simulation {
     /// Compares a batch that an output has taken with the log.
     fn compare(&mut self, batch: &Batch) {
         assert_eq!(batch.events, batch.claim.end - batch.claim.start);
-        assert!(batch.pieces.iter().all(|piece| piece.ends_with(b"\n")), "whole lines");
-        let got = batch.pieces.concat();
+        let ends = batch.ends.iter().map(Option::is_some).chain(std::iter::repeat(false));
+        for (piece, is_list) in batch.pieces.iter().zip(ends) {
+            assert_eq!(crate::is_list(piece), is_list, "whole events");
+        }
+        let got: Vec<u8> = batch.events().flat_map(|event| [event, b"\n"].concat()).collect();
         assert_eq!(batch.bytes, got.len() as u64);
+        assert_eq!(batch.bytes, batch.pieces.iter().map(|piece| piece.len() as u64).sum::<u64>());
         let mut wanted = Vec::with_capacity(got.len());
         for position in batch.claim.numbers() {
             if self.log[index(position)].is_none() {
@@ -422,7 +426,8 @@ impl Simulation {
         assert_eq!(batch.origins.len(), batch.pieces.len());
         let mut next = batch.claim.start;
         for (origin, piece) in batch.origins.iter().zip(&batch.pieces) {
-            let events = piece.iter().filter(|byte| **byte == b'\n').count() as u64;
+            // No event of the test has one of these bytes.
+            let events = piece.iter().filter(|byte| b"\n,]".contains(byte)).count() as u64;
             assert_eq!((origin.first, origin.events), (next, events), "{:?}", batch.claim);
             next += events;
         }
@@ -576,12 +581,8 @@ impl Simulation {
             write_line(number, *length, &mut lines);
         }
         let (bytes, events) = (lines.len() as u64, lengths.len() as u64);
-        let append = Append {
-            lines: Bytes::from(lines),
-            events,
-            levels: LevelCounts::default(),
-            list: None,
-        };
+        let is_list = needed(bytes) <= GROUP_BYTES && self.rng.bool();
+        let append = append(lines, events, is_list);
         let before = self.segments();
         let fault = self.state().writing.health.error.is_some();
         let queue = self.process().queue.clone();
@@ -796,7 +797,11 @@ impl Simulation {
 
     /// Lets an output take its next claim. Returns false if there was none.
     fn next(&mut self, chosen: usize, take: Take) -> bool {
-        let got = self.process().cursors[chosen].next(take);
+        let lists = self.rng.bool();
+        let got = self.process().cursors[chosen].next_as(take, lists);
+        if let Some(batch) = &got {
+            assert!(lists || batch.ends.is_empty(), "lines were asked for");
+        }
         let cursor = &self.process().cursors[chosen];
         let (ready, job) = (cursor.is_ready(), cursor.job(false));
         let output = &self.outputs[chosen];
