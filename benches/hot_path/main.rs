@@ -25,10 +25,12 @@ use base::position::Position;
 use bytes::Bytes;
 use config::Rejected;
 use delivery::filter::{EventView, Filter, Rules};
+use delivery::{DeadLetters, HandOver, Orders};
 use futures_util::FutureExt as _;
 use queue::{Append, Cursor, Disposition, Output, Queue, Take};
 use relay::listener::{Gate, Listener, Settings};
 use telemetry::Telemetry;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use transform::policy::Policy;
 use transform::redact::Redaction;
 use transform::volume::{Seen, Volume};
@@ -79,6 +81,12 @@ fn main() {
         "filter presets" => filter("redact = []", 0, recorded(1)),
         "volume of batches" => volume(&recorded(1)),
         "filter presets of bodies" => filter("redact = []", 0, recorded(2)),
+        "disk" => disk(&recorded(1)),
+        "http" => deliver("type = 'http'\nurls = ['http://ADDRESS']", &recorded(1)),
+        "http with presets" => {
+            deliver("type = 'http'\nurls = ['http://ADDRESS']\nfilter.redact = []", &recorded(1))
+        }
+        "tcp" => deliver("type = 'tcp'\naddresses = ['ADDRESS']", &recorded(1)),
         _ => panic!("no phase {phase}"),
     };
     let (bytes, events) = pass();
@@ -215,6 +223,88 @@ fn requests(body: &File) -> Pass {
     })
 }
 
+/// A pass that appends a batch to a queue on disk, waits until it is synced, and lets an output
+/// claim it and finish the claim. The queue is in the directory for temporary files.
+fn disk(body: &File) -> Pass {
+    let mut buffer = vec![0; BUFFER];
+    let bytes = read(body, &mut buffer);
+    buffer.truncate(bytes);
+    let batch = audit::decode(buffer).expect("a recorded body");
+
+    let directory = std::env::temp_dir().join("queue");
+    let config = format!("{CONFIG}[queue]\ndirectory = {directory:?}\n");
+    let config = config::read(&config, outputs::TYPES).config.expect("a valid config");
+    let (queue, mut cursor) = opened(&config.queue, &Telemetry::new());
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    Box::new(move || {
+        let lines = Bytes::clone(&batch.lines);
+        let append = Append { lines, events: batch.events, levels: batch.levels, list: None };
+        let mut ticket = queue.append(append).expect("room");
+        runtime.block_on(ticket.acknowledged()).unwrap();
+        let claimed = black_box(cursor.next(TAKE)).expect("it is queued");
+        cursor.acknowledge(claimed.claim, Disposition::default());
+        (bytes, batch.events)
+    })
+}
+
+/// The number of events in each pass of [`deliver`]. They fit into the buffers of the sockets, so
+/// that the number of writes and reads does not depend on the time.
+const DELIVERED: usize = 100;
+
+/// A pass that appends the first events of a body to a queue in memory, as a list that was received
+/// if the output takes lists, and waits until a consumer has all of them. The output with these
+/// settings and its consumer run in the thread of the pass.
+fn deliver(settings: &str, body: &File) -> Pass {
+    let mut buffer = vec![0; BUFFER];
+    let bytes = read(body, &mut buffer);
+    buffer.truncate(bytes);
+    let batch = audit::decode(buffer).expect("a recorded body");
+    let ends = memchr::memchr_iter(b'\n', &batch.lines);
+    let mut lines = batch.lines[..=ends.take(DELIVERED).last().unwrap()].to_vec();
+    lines.pop();
+    lines.iter_mut().filter(|byte| **byte == b'\n').for_each(|byte| *byte = b',');
+    let list = [audit::LIST_HEAD, &lines, b"]}\n?"].concat();
+
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let consumer = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
+    let settings = settings.replace("ADDRESS", &consumer.local_addr().unwrap().to_string());
+    let config = CONFIG.replace("type = 'stdout'", &settings);
+    let config = config::read(&config, outputs::TYPES).config.expect("a valid config");
+    let telemetry = Arc::new(Telemetry::new());
+    let (queue, cursor) = opened(&config.queue, &telemetry);
+    let letters = DeadLetters::new(&telemetry);
+    let output = outputs::prepare(&config.outputs[0], &telemetry, &letters);
+    let is_http = settings.contains("http");
+    runtime.spawn(output.run(HandOver::begin(cursor), Orders::default()));
+    let (mut peer, _) = runtime.block_on(consumer.accept()).unwrap();
+    let mut read = vec![0; BUFFER];
+    Box::new(move || {
+        let mut list = list.clone();
+        let (split, ends) = audit::decode_keeping_list(&mut list).expect("a list");
+        let keeps = queue.keeps_list(list.len());
+        if let (false, Some(ends)) = (keeps, &ends) {
+            ends.end_lines(&mut list[split.lines.clone()]);
+        }
+        let lines = Bytes::from(list).slice(split.lines);
+        let length = lines.len();
+        let (events, list) = (split.events, ends.filter(|_| keeps));
+        let mut ticket =
+            queue.append(Append { lines, events, levels: split.levels, list }).expect("room");
+        ticket.acknowledged().now_or_never().expect("it is queued").unwrap();
+        runtime.block_on(async {
+            // A request has a head and a tail, too.
+            let mut got = 0;
+            while got < length || is_http && !read[..got].ends_with(b"]}\n") {
+                got += peer.read(&mut read[got..]).await.unwrap();
+            }
+            if is_http {
+                peer.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await.unwrap();
+            }
+        });
+        (length, events)
+    })
+}
+
 /// A pass that asks a filter about every event of a body. `settings` are the keys of the filter;
 /// `rules` is the number of rules of its policy, or 0 for no policy.
 fn filter(settings: &str, rules: usize, body: File) -> Pass {
@@ -232,7 +322,7 @@ fn filter(settings: &str, rules: usize, body: File) -> Pass {
     let mut filter = Filter::new(Arc::new(filter), None);
     let (mut changed, position) = (Vec::new(), Position::default());
     Box::new(move || {
-        let mut events = filter.events(&batch.lines);
+        let mut events = filter.events(audit::Events::of(&batch.lines, None));
         while let Some((event, request, known)) = events.next() {
             changed.clear();
             let asked = EventView { event, request, known, position, age: Duration::ZERO };

@@ -18,6 +18,11 @@
     reason = "a test that cannot go on panics, and says what it saw"
 )]
 
+/// What it costs to deliver events.
+mod deliver {
+    mod instructions;
+}
+
 /// How events come in: requests, listeners, limits, the Kafka source, and what decoding costs.
 mod ingest {
     mod answers;

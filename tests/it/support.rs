@@ -25,6 +25,7 @@ pub(crate) mod http;
 pub(crate) mod http_sink;
 pub(crate) mod ibm;
 pub(crate) mod ibm_relay;
+pub(crate) mod instructions;
 #[cfg(feature = "kafka")]
 pub(crate) mod kafka;
 pub(crate) mod letters;

@@ -1,0 +1,31 @@
+//! What it costs to filter, to store and to deliver a batch, without a clock: the instructions of
+//! `benches/hot_path`, counted by valgrind.
+//!
+//! The kernel's instructions are not counted. The outputs send lists of 100 events, and their
+//! consumer runs in the same thread. On a CPU without AVX2 nothing is counted, and `./test` says so
+//! at its end.
+
+use crate::support::instructions::{Figure, compare, has_avx2};
+
+/// The committed numbers. A failing test prints the new row.
+const FIGURES: [Figure; 8] = [
+    Figure { phase: "filter by verb", passes: 20, instructions: 1 },
+    Figure { phase: "filter by policy", passes: 20, instructions: 1 },
+    Figure { phase: "filter presets", passes: 20, instructions: 1 },
+    Figure { phase: "filter presets of bodies", passes: 20, instructions: 1 },
+    Figure { phase: "disk", passes: 200, instructions: 1 },
+    Figure { phase: "http", passes: 200, instructions: 1 },
+    Figure { phase: "http with presets", passes: 200, instructions: 1 },
+    Figure { phase: "tcp", passes: 200, instructions: 1 },
+];
+
+/// They need peers, or root.
+mod peers {
+    use super::*;
+
+    /// Method: as for decoding.
+    #[test]
+    fn filters_the_disk_and_outputs_take_the_instructions_that_are_committed() {
+        compare(FIGURES.iter().filter(|_| has_avx2()));
+    }
+}
