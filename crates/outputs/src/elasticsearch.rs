@@ -109,6 +109,7 @@ impl OutputSettings for Settings {
             let key = optional("api_key_file", "path", "none", meaning);
             (index, t.file(key, config::Content::Token, true))
         });
+        // elastic/elasticsearch#146526, which was open in April 2026, asks for zstd.
         if client.as_ref().is_some_and(|client| client.compression == Compression::Zstd) {
             t.error("compression", "is not read by the server, allowed: \"none\", \"gzip\"");
         }

@@ -109,6 +109,7 @@ impl OutputSettings for Settings {
             (tenant, timestamp.map(|timestamp| Format { labels, timestamp, metadata }))
         });
         let mut client = client?;
+        // pkg/loghttp/push/push.go of Loki (main, August 2026): gzip, deflate and snappy.
         if client.compression == Compression::Zstd {
             t.error("compression", "is not read by Loki, allowed: \"none\", \"gzip\"");
         }
@@ -207,40 +208,40 @@ impl Api for Format {
 
     fn encode(&self, batch: Batch, _: Identity, max_bytes: u64) -> Encoded {
         let mut streams: [Vec<u8>; VERBS.len()] = Default::default();
-        let (mut size, mut events, mut entry) = (FRAME.0.len() + FRAME.1.len(), 0, Vec::new());
+        let (mut size, mut events) = (FRAME.0.len() + FRAME.1.len(), 0);
         for (event, (_, received)) in lines(&batch.pieces).zip(batch.places()) {
             let fields = EventFields::of(event);
             let verb = fields.verb.map(unescaped).unwrap_or_default();
             let known = VERBS.iter().position(|known| *known == verb);
             let index = known.unwrap_or(VERBS.len() - 1);
             let (verb, stream) = (VERBS[index], &mut streams[index]);
-            entry.clear();
-            if stream.is_empty() {
-                self.begin_stream(verb, &mut entry);
-            } else {
-                entry.push(b',');
-            }
-            self.write_entry(event, &fields, received, &mut entry);
+            let before = stream.len();
             // A new stream also needs room for its end and a comma.
             let end = if stream.is_empty() { STREAM_END.len() + 1 } else { 0 };
-            if events > 0 && (size + entry.len() + end) as u64 > max_bytes {
+            if stream.is_empty() {
+                self.begin_stream(verb, stream);
+            } else {
+                stream.push(b',');
+            }
+            self.write_entry(event, &fields, received, stream);
+            let added = stream.len() - before + end;
+            if events > 0 && (size + added) as u64 > max_bytes {
+                stream.truncate(before);
                 break;
             }
-            size += entry.len() + end;
-            stream.extend_from_slice(&entry);
+            size += added;
             events += 1;
         }
-        let mut body = Vec::with_capacity(size);
-        body.extend_from_slice(FRAME.0);
-        for stream in streams.iter().filter(|stream| !stream.is_empty()) {
-            if body.len() > FRAME.0.len() {
-                body.push(b',');
+        let mut parts = vec![FRAME.0.to_vec()];
+        for mut stream in streams.into_iter().filter(|stream| !stream.is_empty()) {
+            if parts.len() > 1 {
+                parts.push(b",".to_vec());
             }
-            body.extend_from_slice(stream);
-            body.extend_from_slice(STREAM_END);
+            stream.extend_from_slice(STREAM_END);
+            parts.push(stream);
         }
-        body.extend_from_slice(FRAME.1);
-        Encoded::new(body, events)
+        parts.push(FRAME.1.to_vec());
+        Encoded::of_parts(parts, events)
     }
 
     /// Loki answers 204. A 200 is believed if its body is not a web page, and reports no error.
@@ -300,17 +301,18 @@ impl Format {
             Timestamp::Received => None,
         };
         let time = time.unwrap_or(received.saturating_mul(1_000_000));
-        body.extend_from_slice(format!("[\"{time}\",").as_bytes());
+        body.extend_from_slice(b"[\"");
+        body.extend_from_slice(itoa::Buffer::new().format(time).as_bytes());
+        body.extend_from_slice(b"\",");
         write_string(event, body);
         if self.metadata {
             body.extend_from_slice(b",{");
             let begin = body.len();
             for (name, value) in metadata(fields) {
-                let end = value.floor_char_boundary(METADATA_VALUE_BYTES_MAX);
-                let value = value.get(..end).unwrap_or_default();
-                if !value.is_empty() {
-                    write_member(name, value, body);
-                }
+                write_metadata(name, value.unwrap_or_default(), body);
+            }
+            if let Some(code) = fields.code {
+                write_metadata("code", itoa::Buffer::new().format(code).as_bytes(), body);
             }
             // Each member begins with a comma, which the first one must not have.
             if body.len() > begin {
@@ -322,23 +324,33 @@ impl Format {
     }
 }
 
-/// Returns the structured metadata of an event: names and values. A member that the event does not
-/// have is an empty text.
-fn metadata<'a>(fields: &EventFields<'a>) -> [(&'static str, std::borrow::Cow<'a, str>); METADATA] {
-    let code = fields.code.map(|code| code.to_string()).unwrap_or_default();
-    let text = |member: Option<&'a [u8]>| member.map(unescaped).unwrap_or_default();
+/// Returns the texts of an event that are structured metadata: names and values, as written.
+fn metadata<'a>(fields: &EventFields<'a>) -> [(&'static str, Option<&'a [u8]>); METADATA - 1] {
     [
-        ("level", text(fields.level)),
-        ("stage", text(fields.stage)),
-        ("user", text(fields.username)),
-        ("user_agent", text(fields.user_agent)),
-        ("request_uri", text(fields.request_uri)),
-        ("api_group", text(fields.object.api_group)),
-        ("resource", text(fields.object.resource)),
-        ("namespace", text(fields.object.namespace)),
-        ("name", text(fields.object.name)),
-        ("code", code.into()),
+        ("level", fields.level),
+        ("stage", fields.stage),
+        ("user", fields.username),
+        ("user_agent", fields.user_agent),
+        ("request_uri", fields.request_uri),
+        ("api_group", fields.object.api_group),
+        ("resource", fields.object.resource),
+        ("namespace", fields.object.namespace),
+        ("name", fields.object.name),
     ]
+}
+
+/// Writes a text of the metadata, with a comma before it. `written` is the bytes between its quotes
+/// in the event, with escapes as written. An empty text is left out.
+fn write_metadata(name: &str, written: &[u8], body: &mut Vec<u8>) {
+    if written.len() > METADATA_VALUE_BYTES_MAX || memchr::memchr(b'\\', written).is_some() {
+        let value = unescaped(written);
+        let end = value.floor_char_boundary(METADATA_VALUE_BYTES_MAX);
+        write_member(name, value.get(..end).unwrap_or_default(), body);
+    } else if !written.is_empty() {
+        for part in [b",\"", name.as_bytes(), b"\":\"", written, b"\""] {
+            body.extend_from_slice(part);
+        }
+    }
 }
 
 /// Writes a member of a JSON object, with a comma before it.

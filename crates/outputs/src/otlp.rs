@@ -11,13 +11,13 @@ use std::sync::Arc;
 use hyper::StatusCode;
 use serde::Deserialize;
 
-use super::event_fields::{EventFields, unescaped};
+use super::event_fields::EventFields;
 use super::http::HttpConnector;
 use super::http::api::{
-    Api, Encoded, JsonNumber, Outcome, Reply, RequestHead, Sent, TestRequest, body_for,
-    write_events,
+    Api, Encoded, JsonNumber, Outcome, Reply, RequestHead, Sent, TestRequest, write_events,
 };
 use super::setup::{IntoConnector, Setup};
+use audit::scan;
 use base::mutant;
 use client::ask::JSON;
 use config::{BatchBytes, Compression, HttpClient, HttpKeys, OutputSettings, Target};
@@ -41,9 +41,9 @@ const SCOPE: &str = base::release::NAME;
 /// `SEVERITY_NUMBER_INFO`. An audit event is information, whatever its audit level is.
 const SEVERITY: u64 = 9;
 
-/// The room in a request for the lengths of its `ScopeLogs` and its `ResourceLogs`, in bytes. They
-/// are known only after the last record. A length of 5 bytes is enough for 32 GiB.
-const LENGTHS: u64 = 2 * 5;
+/// The room in a request for the keys and the lengths of its `ScopeLogs` and its `ResourceLogs`, in
+/// bytes. They are known only after the last record. A length of 5 bytes is enough for 32 GiB.
+const HEADS: u64 = 2 * (1 + 5);
 
 /// The settings of an output of `type = "otlp"`, as read from the config.
 #[derive(Debug, Clone, PartialEq)]
@@ -59,6 +59,7 @@ impl OutputSettings for Settings {
     const MEMORY: u64 = 4 * 4 * 4_000_000;
 
     fn read(t: &mut Table<'_, '_>) -> Option<Self> {
+        // OTLP 1.x demands no compression and gzip of each receiver, and nothing else.
         let keys = HttpKeys::of_requests(Compression::Gzip, true);
         let (client, resource) = HttpClient::read(t, &keys, |t| {
             let meaning = "attributes of the resource, such as \"k8s.cluster.name\"";
@@ -136,29 +137,30 @@ impl Api for Logs {
 
     /// Writes an `ExportLogsServiceRequest`.
     fn encode(&self, batch: Batch, _: Identity, max_bytes: u64) -> Encoded {
-        let mut body = body_for(&batch);
-        let mut events = 0;
-        // The only `ResourceLogs`.
-        write_message(1, &mut body, |body| {
-            write_message(1, body, |body| {
-                for (name, value) in &self.resource {
-                    write_attribute(1, name, value, body);
-                }
-            });
-            // The only `ScopeLogs`.
-            write_message(2, body, |body| {
-                write_message(1, body, |body| {
-                    write_bytes(1, SCOPE.as_bytes(), body);
-                    write_bytes(2, env!("CARGO_PKG_VERSION").as_bytes(), body);
-                });
-                let bytes = max_bytes.saturating_sub(LENGTHS);
-                let room = Take { bytes, events: u64::MAX };
-                events = write_events(&batch, room, body, |event, _, received, body| {
-                    write_message(2, body, |body| write_record(event, received, body));
-                });
-            });
+        let (mut resource, mut scope) = (Vec::new(), Vec::new());
+        write_message(1, &mut resource, |body| {
+            for (name, value) in &self.resource {
+                write_attribute(1, name, value.as_bytes(), body);
+            }
         });
-        Encoded::new(body, events)
+        write_message(1, &mut scope, |body| {
+            write_bytes(1, SCOPE.as_bytes(), body);
+            write_bytes(2, env!("CARGO_PKG_VERSION").as_bytes(), body);
+        });
+        let bytes = max_bytes.saturating_sub(HEADS + (resource.len() + scope.len()) as u64);
+        let room = Take { bytes, events: u64::MAX };
+        let mut records = Vec::with_capacity(usize::try_from(2 * batch.bytes).unwrap_or_default());
+        let events = write_events(&batch, room, &mut records, |event, _, received, body| {
+            write_message(2, body, |body| write_record(event, received, body));
+        });
+        // The lengths of the only `ResourceLogs` and of its only `ScopeLogs` are known only now.
+        let mut head = Vec::new();
+        let inner = (scope.len() + records.len()) as u64;
+        write_length(1, resource.len() as u64 + length_of(inner), &mut head);
+        head.append(&mut resource);
+        write_length(2, inner, &mut head);
+        head.append(&mut scope);
+        Encoded::of_parts([head, records], events)
     }
 
     /// OTLP asks for 200 and an `ExportLogsServiceResponse`. Receivers that are in use also answer
@@ -202,9 +204,9 @@ fn write_record(event: &[u8], received: u64, body: &mut Vec<u8>) {
     write_key(2, VARINT, body);
     write_varint(SEVERITY, body);
     if let Some(level) = fields.level {
-        write_bytes(3, unescaped(level).as_bytes(), body);
+        write_bytes(3, &scan::key(level), body);
     }
-    write_message(5, body, |body| write_bytes(1, event, body));
+    write_text(5, event, body);
     for (name, value) in [
         ("k8s.audit.event.level", fields.level),
         ("k8s.audit.event.stage", fields.stage),
@@ -219,7 +221,7 @@ fn write_record(event: &[u8], received: u64, body: &mut Vec<u8>) {
         ("k8s.user.username", fields.username),
     ] {
         if let Some(value) = value {
-            write_attribute(6, name, &unescaped(value), body);
+            write_attribute(6, name, &scan::key(value), body);
         }
     }
     if let Some(code) = fields.code {
@@ -233,9 +235,7 @@ fn write_record(event: &[u8], received: u64, body: &mut Vec<u8>) {
             // An `ArrayValue`, of one `AnyValue` for each group.
             write_message(5, body, |body| {
                 for group in groups {
-                    write_message(1, body, |body| {
-                        write_bytes(1, unescaped(group).as_bytes(), body)
-                    });
+                    write_text(1, &scan::key(group), body);
                 }
             });
         });
@@ -244,8 +244,17 @@ fn write_record(event: &[u8], received: u64, body: &mut Vec<u8>) {
 }
 
 /// Writes an attribute with a text as a `KeyValue`.
-fn write_attribute(field: u8, name: &str, value: &str, body: &mut Vec<u8>) {
-    write_key_value(field, name, body, |body| write_bytes(1, value.as_bytes(), body));
+fn write_attribute(field: u8, name: &str, value: &[u8], body: &mut Vec<u8>) {
+    let text = length_of(value.len() as u64);
+    write_length(field, length_of(name.len() as u64) + length_of(text), body);
+    write_bytes(1, name.as_bytes(), body);
+    write_text(2, value, body);
+}
+
+/// Writes an `AnyValue` that is a text.
+fn write_text(field: u8, text: &[u8], body: &mut Vec<u8>) {
+    write_length(field, length_of(text.len() as u64), body);
+    write_bytes(1, text, body);
 }
 
 /// Writes a `KeyValue`. `write` writes the fields of its `AnyValue`.
@@ -287,9 +296,19 @@ fn write_fixed64(field: u8, number: u64, body: &mut Vec<u8>) {
 }
 
 fn write_bytes(field: u8, bytes: &[u8], body: &mut Vec<u8>) {
-    write_key(field, BYTES, body);
-    write_varint(bytes.len() as u64, body);
+    write_length(field, bytes.len() as u64, body);
     body.extend_from_slice(bytes);
+}
+
+/// Writes the beginning of a field that is bytes or a message: its key and its length.
+fn write_length(field: u8, length: u64, body: &mut Vec<u8>) {
+    write_key(field, BYTES, body);
+    write_varint(length, body);
+}
+
+/// Returns the length of a whole field that is bytes or a message of this length.
+fn length_of(length: u64) -> u64 {
+    1 + u64::from((length | 1).ilog2() / 7 + 1) + length
 }
 
 /// Writes a field that is a message. `write` writes the fields of the message. The length of the
@@ -460,6 +479,8 @@ mod tests {
             (0, &b"\x00"[..]),
             (127, b"\x7f"),
             (128, b"\x80\x01"),
+            (16_383, b"\xff\x7f"),
+            (16_384, b"\x80\x80\x01"),
             (300, b"\xac\x02"),
             (u64::MAX, b"\xff\xff\xff\xff\xff\xff\xff\xff\xff\x01"),
         ] {
@@ -467,6 +488,9 @@ mod tests {
             write_varint(number, &mut written);
             assert_eq!(written, wanted);
             assert_eq!(read_varint(&mut written.as_slice()), Some(number));
+            if number < u64::MAX {
+                assert_eq!(length_of(number), 1 + wanted.len() as u64 + number);
+            }
         }
     }
 }

@@ -347,7 +347,12 @@ pub(crate) struct Encoded {
 impl Encoded {
     /// Makes a body that carries `events` events of a batch.
     pub(crate) fn new(body: Vec<u8>, events: u64) -> Self {
-        Self { body: Pieces::of(vec![Bytes::from(body)]), events }
+        Self::of_parts([body], events)
+    }
+
+    /// Makes a body that is in several parts, which are not joined in memory.
+    pub(crate) fn of_parts(parts: impl IntoIterator<Item = Vec<u8>>, events: u64) -> Self {
+        Self { body: Pieces::of(parts.into_iter().map(Bytes::from).collect()), events }
     }
 }
 
