@@ -14,7 +14,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::io::Write;
+use std::io::{BufWriter, Write};
 
 use bytes::{Buf, BytesMut};
 use flate2::Compression;
@@ -37,6 +37,10 @@ const EVENT_BYTES_MAX: usize = i32::MAX as usize;
 /// compression takes less time than the change of threads.
 const LARGE: u64 = 64 * 1024;
 
+/// The bytes that the compressor gets at a time. Without this buffer it would get the four parts of
+/// each JSON frame one by one, which costs as much as half of the compression.
+const COMPRESSED_BYTES: usize = 64 * 1024;
+
 /// The length of an ACK frame in bytes.
 const ACK_BYTES: usize = 6;
 
@@ -57,7 +61,7 @@ impl OutputSettings for Settings {
     const MEMORY: u64 = 4 << 20;
 
     fn read(t: &mut Table<'_, '_>) -> Option<Self> {
-        let level = t.count("compression_level", 3, 0..=9, "of zlib; 0: events are not compressed");
+        let level = t.count("compression_level", 1, 0..=9, "of zlib; 0: events are not compressed");
         let meaning = "events that may be unacknowledged; after a break they are sent again";
         let window = Stream::read_window(t, 2048, meaning);
         let stream = Stream::read(t);
@@ -162,9 +166,10 @@ fn window(batch: &Batch, level: u32) -> io::Result<Frames> {
         json(batch, &mut out, &mut frames)?
     } else {
         out.extend_from_slice(b"2C\0\0\0\0");
-        let mut encoder = ZlibEncoder::new(out, Compression::new(level));
+        let encoder = ZlibEncoder::new(out, Compression::new(level));
+        let mut encoder = BufWriter::with_capacity(COMPRESSED_BYTES, encoder);
         let events = json(batch, &mut encoder, &mut frames)?;
-        out = encoder.finish()?;
+        out = encoder.into_inner().map_err(io::IntoInnerError::into_error)?.finish()?;
         let length = u32::try_from(out.len() - 12).map_err(io::Error::other)?;
         out[8..12].copy_from_slice(&length.to_be_bytes());
         events

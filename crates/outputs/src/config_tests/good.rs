@@ -164,7 +164,7 @@ type = "lumberjack"
 required = true
 checkpoints = false
 pause = false
-compression_level = 3
+compression_level = 1
 window = 2048
 {STREAM}{COMMON}
 [[output]]
