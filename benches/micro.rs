@@ -1,11 +1,11 @@
-//! The cost of single parts: the queue in memory, the encoding for syslog, filters, the queue on
-//! disk and its start.
+//! The cost of single parts: the queue in memory, the encoding for syslog, filters, compression,
+//! the queue on disk and its start.
 //!
-//! Run it with `cargo bench --bench micro`; part of a name after `--` selects benches, and
-//! `filters` selects the table of filters. Time is the CPU time of this process, with all its
-//! threads and the kernel's work for them. Other work of the machine and the speed of its disk do
-//! not count. `cargo bench --bench spool` measures how long a batch waits for the disk, and
-//! decoding has a bench of its own.
+//! Run it with `cargo bench --bench micro`; part of a name after `--` selects benches, `filters`
+//! selects the table of filters, and `compression` those of compression. Time is the CPU time of
+//! this process, with all its threads and the kernel's work for them. Other work of the machine and
+//! the speed of its disk do not count. `cargo bench --bench spool` measures how long a batch waits
+//! for the disk, and decoding has a bench of its own.
 //!
 //! The files are in the same place as those of the spool's bench.
 
@@ -31,6 +31,8 @@ use tempfile::TempDir;
 use tokio::runtime::Runtime;
 use transform::policy::Policy;
 
+#[path = "common/compression.rs"]
+mod compression;
 #[path = "common/figures.rs"]
 mod figures;
 #[path = "common/policy.rs"]
@@ -97,8 +99,11 @@ fn main() {
         .measurement_time(Duration::from_secs(3))
         .configure_from_args();
     let only = std::env::args().skip(1).find(|argument| !argument.starts_with('-'));
-    if only.is_none_or(|only| only == "filters") {
+    if only.as_ref().is_none_or(|only| only == "filters") {
         filters();
+    }
+    if only.is_none_or(|only| only == "compression") {
+        compression::compression();
     }
     memory(&mut criterion);
     syslog(&mut criterion);
