@@ -17,7 +17,7 @@ use crate::process::thread_cpu;
 /// The bytes of a record before its lines. Groups of records start at multiples of a block
 /// (docs/internals/spool-format.md).
 const RECORD_HEADER: usize = 56;
-const BLOCK: u64 = 4096;
+pub(crate) const BLOCK: u64 = 4096;
 
 /// The largest size of the file for raw writes, in bytes. The raw writes end where the file ends.
 const RAW_FILE_MAX: u64 = 4 << 30;
@@ -25,7 +25,7 @@ const RAW_FILE_MAX: u64 = 4 << 30;
 /// The most bytes that one call writes. More in one call is slower: with 20 MiB per call, the
 /// kernel took 0.7 CPU s/GB instead of 0.15 on the machine where this was measured (a virtual
 /// machine whose large free pages belong to the host).
-const PIECE: usize = 1 << 20;
+pub(crate) const PIECE: usize = 1 << 20;
 
 /// The `f_type` of tmpfs (statfs(2)).
 const TMPFS: i64 = 0x0102_1994;

@@ -7,7 +7,7 @@ use std::process::Command;
 /// The median, the least and the most of the values of some rounds.
 pub(crate) struct Spread {
     pub(crate) median: f64,
-    least: f64,
+    pub(crate) least: f64,
     pub(crate) most: f64,
 }
 
@@ -35,19 +35,32 @@ pub(crate) fn spread(mut values: Vec<f64>) -> Spread {
 /// Returns the machine, the commit and the time of a measurement, as Markdown.
 pub(crate) fn machine() -> String {
     let cores = std::thread::available_parallelism().map_or(0, usize::from);
-    let read = |file: &str| std::fs::read_to_string(file).unwrap_or_default();
-    let cpuinfo = read("/proc/cpuinfo");
-    let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("?");
-    let kernel = read("/proc/sys/kernel/osrelease");
-    let commit =
-        first_line(Command::new("git").args(["describe", "--always", "--dirty", "--abbrev=10"]));
+    let kernel = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     format!(
-        "- {cores} cores, {}, Linux {}\n- kube-audit-forwarder {}, commit {commit}\n- {}\n",
-        model.trim_start_matches([' ', '\t', ':']),
+        "- {cores} cores, {}, Linux {}\n- kube-audit-forwarder {}, commit {}\n- {}\n",
+        cpu_model(),
         kernel.trim(),
         env!("CARGO_PKG_VERSION"),
-        httpdate::fmt_http_date(std::time::SystemTime::now()),
+        commit(),
+        now(),
     )
+}
+
+/// Returns the name of the CPU.
+pub(crate) fn cpu_model() -> String {
+    let cpuinfo = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")).unwrap_or("?");
+    model.trim_start_matches([' ', '\t', ':']).to_owned()
+}
+
+/// Returns the commit of the repository, which ends with `-dirty` if files differ from it.
+pub(crate) fn commit() -> String {
+    first_line(Command::new("git").args(["describe", "--always", "--dirty", "--abbrev=10"]))
+}
+
+/// Returns the date and the time.
+pub(crate) fn now() -> String {
+    httpdate::fmt_http_date(std::time::SystemTime::now())
 }
 
 pub(crate) fn first_line(command: &mut Command) -> String {

@@ -70,7 +70,7 @@ impl Outcome {
 
     /// Like [`Self::percentile`], but in thousandths.
     pub(crate) fn permille(&self, permille: usize) -> Duration {
-        self.answers[(self.answers.len() * permille / 1000).min(self.answers.len() - 1)]
+        self::permille(&self.answers, permille)
     }
 
     /// Returns the delay within which `percent` per cent of the paced requests were sent.
@@ -81,7 +81,12 @@ impl Outcome {
 
 /// Returns the value at this percentage of sorted durations.
 pub(crate) fn percentile(sorted: &[Duration], percent: usize) -> Duration {
-    sorted[(sorted.len() * percent / 100).min(sorted.len() - 1)]
+    permille(sorted, 10 * percent)
+}
+
+/// Returns the value at this number of thousandths of sorted durations.
+pub(crate) fn permille(sorted: &[Duration], permille: usize) -> Duration {
+    sorted[(sorted.len() * permille / 1000).min(sorted.len() - 1)]
 }
 
 impl Load<'_> {
@@ -203,7 +208,7 @@ impl Load<'_> {
 
 /// Turns off the 50 µs by which the kernel may let this thread sleep too long (prctl(2),
 /// PR_SET_TIMERSLACK).
-fn sleep_exactly() {
+pub(crate) fn sleep_exactly() {
     let task = std::fs::read_link("/proc/thread-self").expect("Linux");
     let thread = task.file_name().expect("PID/task/TID").display();
     std::fs::write(format!("/proc/{thread}/timerslack_ns"), "1").expect("a thread may");

@@ -80,8 +80,9 @@ impl Wire {
 pub(crate) struct Sink {
     address: SocketAddr,
     shared: Arc<Shared>,
-    /// The bytes of some events (see [`work::lines_of_list`]), and how many events these are. Both
-    /// are 1 if the sink counts bytes.
+    /// The bytes of some events (see [`work::lines_of_list`]), and what the sink counts for them:
+    /// how many events these are, or their bytes behind a filter. Both are 1 if the sink counts
+    /// bytes.
     counted: (u64, u64),
     accepting: Option<JoinHandle<()>>,
 }
@@ -179,6 +180,12 @@ impl Sink {
     /// have arrived, and 0 only when everything has. In between they are off by less than a body.
     pub(crate) fn count_events_of(&mut self, work: &Work) {
         self.counted = (work.lines(), work.events);
+    }
+
+    /// From now on, takes what arrives as bodies of this work that a filter has changed. Must be
+    /// called when exactly one body has arrived. All of them must be changed by as many bytes.
+    pub(crate) fn learn_filter(&mut self, work: &Work) {
+        self.counted = (work.lines(), self.shared.arrived.load(Ordering::Relaxed));
     }
 
     /// Tells a sink that does not see it that this many events have arrived since the last

@@ -1,10 +1,12 @@
 //! The aims, and the table that compares them with the figures.
 
 use crate::figures::Spread;
+use crate::fixed;
 use crate::fixed::FixedRates;
+use crate::idle::Idle;
 use crate::proxy::{Buffering, Mode, Route, Through};
 use crate::report::{Answers, Comparison, Saturated, Throughput, Value, line, over};
-use crate::{fixed, report};
+use crate::run::Fixed;
 
 /// The results of all parts of the measurement with one work.
 pub(crate) struct Measured {
@@ -24,27 +26,41 @@ enum Rate {
 use Rate::{Events, Saturation};
 
 const HTTP: Through = Through::Relay(Route::Http, Mode::Memory);
+const POLICY: Through = Through::Relay(Route::Http, Mode::Policy);
+const REDACT: Through = Through::Relay(Route::Http, Mode::Redact);
 const TCP: Through = Through::Relay(Route::Tcp, Mode::Memory);
 const SYSLOG: Through = Through::Relay(Route::Syslog, Mode::Memory);
+const TLS: Through = Through::Relay(Route::Tls, Mode::Memory);
 const HTTP_DISK: Through = Through::Relay(Route::Http, Mode::Disk);
 const TCP_DISK: Through = Through::Relay(Route::Tcp, Mode::Disk);
+const HTTP_EVIDENCE: Through = Through::Relay(Route::Http, Mode::Evidence);
 
 /// The aims for the CPU time as a multiple of HAProxy's on the same work: the beginning of the
 /// work's name, the relay, the rate, and the aim.
-const CPU: [(&str, Through, Rate, f64); 12] = [
+const CPU: [(&str, Through, Rate, f64); 13] = [
     ("metadata", HTTP, Saturation, 1.4),
-    ("metadata", HTTP, Events(100_000), 1.35),
-    ("metadata", TCP, Saturation, 1.6),
-    ("metadata", TCP, Events(100_000), 1.2),
+    ("metadata", HTTP, Events(100_000), 1.25),
+    ("metadata", TCP, Saturation, 1.35),
+    ("metadata", TCP, Events(100_000), 1.25),
     ("metadata", SYSLOG, Saturation, 1.9),
-    ("metadata", HTTP_DISK, Saturation, 1.7),
+    ("metadata", TLS, Saturation, 0.7),
+    ("metadata", HTTP_DISK, Saturation, 2.0),
     ("metadata", HTTP_DISK, Events(100_000), 2.1),
     ("metadata", TCP_DISK, Saturation, 1.7),
     ("metadata", TCP_DISK, Events(100_000), 2.0),
     ("generated", HTTP, Saturation, 1.7),
     ("single", HTTP, Saturation, 0.6),
-    ("single", HTTP, Events(15_000), 0.75),
+    ("single", HTTP, Events(15_000), 0.9),
 ];
+
+/// The aims for the CPU time as a multiple of that of the same relay without its filter.
+const CPU_FILTER: [(Through, f64); 2] = [(POLICY, 1.12), (REDACT, 1.25)];
+
+/// The aim for the CPU seconds for each GB that evidence adds to `HTTP_DISK`.
+const CPU_EVIDENCE: f64 = 0.5;
+
+/// The rate of the aims for filters and for evidence beside saturation, in events per second.
+const RATE: u32 = 100_000;
 
 /// The aim for the CPU time of `HTTP` at saturation as a multiple of an nginx that buffers
 /// requests.
@@ -60,6 +76,9 @@ const P99_ON_DISK: f64 = 5.0;
 /// The aims for memory at idle, and beyond the queue and the requests in flight, in MiB.
 const RSS_IDLE: f64 = 12.0;
 const RSS_BEYOND: f64 = 32.0;
+
+/// The aim for the memory of an idle connection that has carried a batch, in KiB.
+const CONNECTION: f64 = 64.0;
 
 /// A table of aims.
 struct Table(String);
@@ -79,27 +98,29 @@ impl Table {
 
 /// Returns the aims and what was reached: medians, with the least and the most value. What was not
 /// measured is left out.
-pub(crate) fn in_short(measured: &[Measured]) -> String {
-    let mut table = Table(String::from(
-        "\n### In short\n\n| what | work | aim | measured | reached |\n|---|---|---|---|---|\n",
-    ));
+pub(crate) fn in_short(measured: &[Measured], idle: &Idle) -> String {
+    let mut table =
+        Table(String::from("| what | work | aim | measured | reached |\n|---|---|---|---|---|\n"));
     for measured in measured {
         add_cpu(&mut table, measured);
+        add_more(&mut table, measured);
         add_p99(&mut table, measured);
     }
     add_rss(&mut table, measured);
+    for row in idle.rows.iter().filter(|row| matches!(row.through, Through::Relay(..))) {
+        let what = format!("RSS of an idle connection after a batch, KiB, {}", row.through.name());
+        table.add(&what, idle.work, CONNECTION, &over(&row.samples, |it| it.each), 1);
+    }
     table.0
 }
 
 fn add_cpu(table: &mut Table, measured: &Measured) {
     let Measured { throughput, fixed, .. } = measured;
     let work = throughput.work.name;
-    let nginx = throughput.of(Through::Buffering(Buffering::Nginx));
-    if let (Some(relay), Some(nginx), true) =
-        (throughput.of(HTTP), nginx, work.starts_with("metadata"))
+    let nginx = Through::Buffering(Buffering::Nginx);
+    if let Some(ratio) = throughput.compare(HTTP, nginx, |it, nginx| it / nginx)
+        && work.starts_with("metadata")
     {
-        let ratio =
-            report::ratio(&relay.samples, &nginx.samples, |it| it.cpu.total() / it.gigabytes);
         let what = format!("CPU ÷ nginx that buffers, {}, at saturation", HTTP.name());
         table.add(&what, work, CPU_NGINX, &ratio, 2);
     }
@@ -116,6 +137,31 @@ fn add_cpu(table: &mut Table, measured: &Measured) {
         let Some(ratio) = ratio else { continue };
         table.add(&format!("CPU ÷ HAProxy, {}, {at}", through.name()), work, *aim, &ratio, 2);
     }
+}
+
+/// Adds what filters and evidence add to the same relay without them.
+fn add_more(table: &mut Table, measured: &Measured) {
+    let Measured { throughput, fixed, .. } = measured;
+    let work = throughput.work.name;
+    if !work.starts_with("metadata") {
+        return;
+    }
+    let mut add = |what: &str, aim, through: Through, without, value: fn(f64, f64) -> f64| {
+        let of_fixed = |it: &Fixed, other: &Fixed| value(fixed::cpu(it), fixed::cpu(other));
+        let ratios = [
+            ("at saturation".to_owned(), throughput.compare(through, without, value)),
+            (format!("at {RATE} events/s"), fixed.compare(through, without, RATE, of_fixed)),
+        ];
+        for (at, ratio) in ratios {
+            let Some(ratio) = ratio else { continue };
+            table.add(&format!("{what}, {}, {at}", through.name()), work, aim, &ratio, 2);
+        }
+    };
+    for (through, aim) in CPU_FILTER {
+        add("CPU ÷ the same without filter", aim, through, HTTP, |it, without| it / without);
+    }
+    let what = "CPU s/GB more than without evidence";
+    add(what, CPU_EVIDENCE, HTTP_EVIDENCE, HTTP_DISK, |it, disk| it - disk);
 }
 
 fn add_p99(table: &mut Table, measured: &Measured) {
@@ -144,7 +190,7 @@ fn add_rss(table: &mut Table, measured: &[Measured]) {
     });
     let has_aims = |row: &Saturated| match row.through {
         Through::Relay(route, mode) => mode == Mode::Memory && !route.is_further(),
-        Through::Haproxy(_) | Through::Buffering(_) => false,
+        Through::Haproxy(_) | Through::Buffering(_) | Through::Loop | Through::Floor => false,
     };
     let rows: Vec<(&str, &Saturated)> = rows.filter(|(_, row)| has_aims(row)).collect();
     let mut add = |what: &str, aim: f64, value: Value, only: Option<Through>| {

@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use crate::figures::Spread;
+use crate::floor;
 use crate::proxy::Through;
-use crate::report::{line, over, ratio};
+use crate::report::{Column, Detail, column, compare, over, table};
 use crate::run::Fixed;
 use crate::work::Work;
 
@@ -44,44 +45,77 @@ impl FixedRates {
         events: u32,
         value: fn(&Fixed) -> f64,
     ) -> Option<Spread> {
-        let row = self.of(through, events)?;
-        let haproxy = self.of(through.haproxy(), events).expect("each relay has its HAProxy");
-        Some(ratio(&row.samples, &haproxy.samples, value))
+        self.compare(through, through.haproxy(), events, |it, other| value(it) / value(other))
+    }
+
+    /// Compares two proxies at the same rate within each round, or returns `None` if one of them
+    /// was not measured at this rate.
+    pub(crate) fn compare(
+        &self,
+        through: Through,
+        other: Through,
+        events: u32,
+        value: impl Fn(&Fixed, &Fixed) -> f64,
+    ) -> Option<Spread> {
+        let (row, other) = (self.of(through, events)?, self.of(other, events)?);
+        Some(compare(&row.samples, &other.samples, value))
+    }
+
+    /// Returns the rates in events per second, each once.
+    pub(crate) fn rates(&self) -> Vec<u32> {
+        let first = self.rows.first().map(|row| row.through);
+        let rows = self.rows.iter().filter(|row| Some(row.through) == first);
+        rows.map(|row| row.events).collect()
+    }
+
+    /// Adds HAProxy to the floor on disk, whose samples have the writer alone.
+    pub(crate) fn complete_floor(&mut self) {
+        for events in self.rates() {
+            let (floor, haproxy) = (Through::Floor, Through::Floor.haproxy());
+            let (Some(writer), Some(haproxy)) = (self.of(floor, events), self.of(haproxy, events))
+            else {
+                continue;
+            };
+            let pairs = haproxy.samples.iter().zip(&writer.samples);
+            let samples = pairs.map(|(haproxy, writer)| floor::at_rate(haproxy, writer)).collect();
+            let mut rows = self.rows.iter_mut();
+            let row = rows.find(|row| row.through == floor && row.events == events);
+            row.expect("found before").samples = samples;
+        }
     }
 
     /// Returns a table for each rate.
-    pub(crate) fn tables(&self, work: &Work) -> String {
-        let Some(first) = self.rows.first().map(|row| row.through) else { return String::new() };
-        let rates = self.rows.iter().filter(|row| row.through == first).map(|row| row.events);
-        rates.map(|events| self.table(work, events)).collect()
+    pub(crate) fn tables(&self, work: &Work, detail: Detail) -> String {
+        self.rates().into_iter().map(|events| self.table(work, events, detail)).collect()
     }
 
-    fn table(&self, work: &Work, events: u32) -> String {
-        let mut text = format!(
-            "\n### {}: {events} events/s ({} requests/s)\n\n\
-             | through | CPU s/GB | ÷ HAProxy | CPU % of a core | p50 ms | p99 ms \
-             | p50 · p99 ÷ HAProxy | waits/request | sent late, p99 ms | refused |\n\
-             |---|---|---|---|---|---|---|---|---|---|\n",
-            work.name,
-            f64::from(events) / work.events as f64,
-        );
-        for row in self.rows.iter().filter(|row| row.events == events) {
-            let over = |value: fn(&Fixed) -> f64, digits| over(&row.samples, value).show(digits);
-            let ratio = |value| self.ratio(row.through, events, value).expect("this row is there");
-            text += &line(&[
-                row.through.name(),
-                over(cpu, 3),
-                ratio(cpu).show(2),
-                over(|it| it.cpu / it.seconds * 100.0, 2),
-                over(p50, 2),
-                over(p99, 2),
-                format!("{:.2} · {:.2}", ratio(p50).median, ratio(p99).median),
-                over(|it| it.waits, 2),
-                over(|it| milliseconds(it.answers.late_p99), 2),
-                row.samples.iter().map(|it| it.answers.refused).sum::<u64>().to_string(),
-            ]);
-        }
-        text
+    fn table(&self, work: &Work, events: u32, detail: Detail) -> String {
+        let over =
+            |row: &Held, value: fn(&Fixed) -> f64, digits| over(&row.samples, value).show(digits);
+        let ratio =
+            |row: &Held, value| self.ratio(row.through, events, value).expect("this row is there");
+        let late: fn(&Fixed) -> f64 = |it| milliseconds(it.answers.late_p99);
+        let columns: [Column<'_, Held>; 10] = [
+            column("through", |row: &Held| row.through.name()),
+            column("CPU s/GB", |row: &Held| over(row, cpu, 3)),
+            column("÷ HAProxy", |row: &Held| ratio(row, cpu).show(2)),
+            column("CPU % of a core", |row: &Held| over(row, |it| it.cpu / it.seconds * 100.0, 2)),
+            column("p50 ms", |row: &Held| over(row, p50, 2)),
+            column("p99 ms", |row: &Held| over(row, p99, 2)),
+            column("p50 · p99 ÷ HAProxy", |row: &Held| {
+                format!("{:.2} · {:.2}", ratio(row, p50).median, ratio(row, p99).median)
+            }),
+            column("waits/request", |row: &Held| over(row, |it| it.waits, 2)),
+            column("sent late, p99 ms", move |row: &Held| over(row, late, 2)).detail(),
+            column("refused", |row: &Held| {
+                row.samples.iter().map(|it| it.answers.refused).sum::<u64>().to_string()
+            })
+            .detail(),
+        ];
+        let rate = f64::from(events) / work.events as f64;
+        let rows = self.rows.iter().filter(|row| row.events == events);
+        format!("\n### {}: {events} events/s ({rate} requests/s)\n\n", work.name)
+            + &table(rows, &columns, detail)
     }
 }
 

@@ -24,13 +24,20 @@
 //! Without options, a run measures saturation and half load, and takes less than 10 minutes. The
 //! fixed rates take another 5 minutes and are measured by `--only fixed` or `--full`.
 //!
+//! `--page` measures everything that benches/RESULTS.md and docs/operating/sizing.md show in one
+//! run, and prints the conditions once and then the tables of that page. It adds the relay with a
+//! policy and with redaction, beside the same relay without (`--mode memory,policy,redact`), and
+//! the memory of idle connections (`--only connections`).
+//!
 //! Everything that is compared takes its turn in each round. The tables hold medians over the
 //! rounds, with the least and the most value; a ratio to HAProxy is the median of the ratios within
 //! each round. A relay that speaks TLS is compared with a HAProxy that speaks TLS on both sides.
 //!
 //! An nginx and a HAProxy that have the whole body of a request before they pass it on stand beside
 //! the relay from HTTP to HTTP with the queue in memory: a proxy that passes bytes through, as the
-//! HAProxy of the first row does, cannot send a batch again.
+//! HAProxy of the first row does, cannot send a batch again. So do two floors, which show how much
+//! of the CPU time is the relay's own: a loop of read and write in memory, and on disk HAProxy and
+//! a thread that writes and syncs the same bytes (`floor.rs`).
 //!
 //! Routes with compression, and routes to consumers that acknowledge each event (lumberjack, RELP,
 //! Kafka, Elasticsearch, Splunk, IBM Cloud Logs, S3, Loki, OTLP), are measured at saturation only,
@@ -64,13 +71,20 @@ use std::time::Instant;
 use clap::{Parser, ValueEnum};
 
 mod aims;
+#[path = "../common/disk.rs"]
+mod disk;
 #[path = "../common/figures.rs"]
 mod figures;
 mod fixed;
+mod floor;
+mod idle;
 #[path = "../common/interrupt.rs"]
 mod interrupt;
 #[path = "../common/load.rs"]
 mod load;
+mod page;
+#[path = "../common/policy.rs"]
+mod policy;
 #[path = "../common/process.rs"]
 mod process;
 mod proxy;
@@ -86,8 +100,9 @@ mod work;
 
 use aims::Measured;
 use fixed::FixedRates;
+use idle::Idle;
 use proxy::{Buffering, Form, Mode, Route, Through};
-use report::{Answers, Throughput};
+use report::{Answers, Detail, Throughput};
 use tls::Tls;
 use work::Work;
 
@@ -106,7 +121,7 @@ struct Arguments {
     /// Only these routes through the relay. Without it: the first four
     #[arg(long, value_delimiter = ',')]
     output: Vec<Route>,
-    /// Only these modes of the relay. Without it: all but no-volume
+    /// Only these modes of the relay. Without it: all but no-volume, policy and redact
     #[arg(long, value_delimiter = ',')]
     mode: Vec<Mode>,
     /// Only these parts. Without it: saturation and half-load
@@ -119,6 +134,9 @@ struct Arguments {
     /// minutes, unless other options choose from it
     #[arg(long)]
     full: bool,
+    /// Everything that benches/RESULTS.md has, as that page has it: 7 minutes for each round
+    #[arg(long, conflicts_with_all = ["full", "only"])]
+    page: bool,
     /// Parallel connections of the load
     #[arg(long, default_value_t = 8)]
     senders: usize,
@@ -131,6 +149,9 @@ struct Arguments {
     /// Directory for the queue on disk; not on tmpfs
     #[arg(long, default_value = env!("CARGO_TARGET_TMPDIR"))]
     directory: PathBuf,
+    /// The HAProxy that is compared
+    #[arg(long, default_value_os_t = proxy::program("haproxy"))]
+    haproxy: PathBuf,
     /// Another binary of the relay than the one built for this bench
     #[arg(long, default_value = env!("CARGO_BIN_EXE_kube-audit-forwarder"))]
     relay: PathBuf,
@@ -151,6 +172,8 @@ enum Part {
     HalfLoad,
     /// Rates that do not depend on the proxy
     Fixed,
+    /// The memory of idle connections
+    Connections,
 }
 
 /// The runs of one work. Without `--full` the plan leaves out runs for which ten minutes are too
@@ -166,16 +189,23 @@ struct Plan {
 }
 
 impl Plan {
-    fn all() -> [Self; 4] {
+    /// Returns the plans of the four works. Those of benches/RESULTS.md differ for two of them.
+    fn all(page: bool) -> [Self; 4] {
         let (all, none) = (|_, _| true, |_, _| false);
-        let most = |route, mode| {
+        let most = |route, mode: Mode| {
             let streams = matches!(route, Route::Tcp | Route::Syslog | Route::Tls);
-            route == Route::Http || streams && mode == Mode::Memory
+            route == Route::Http && !mode.filters() || streams && mode == Mode::Memory
         };
-        let plain = |route, mode| {
+        let few = |route, mode| {
+            matches!((route, mode), (Route::Http, Mode::Memory | Mode::Disk))
+                || matches!((route, mode), (Route::Tcp | Route::Syslog | Route::Tls, Mode::Memory))
+        };
+        let plain = |route, mode: Mode| {
             matches!((route, mode), (Route::Http | Route::Tcp, Mode::Memory | Mode::Disk))
                 || matches!((route, mode), (Route::Http, Mode::Evidence | Mode::NoVolume))
+                || mode.filters()
         };
+        let others: fn(Route, Mode) -> bool = if page { few } else { most };
         let first = |route, mode| (route, mode) == (Route::Http, Mode::Memory);
         let plan =
             |work, saturated, paced| Self { work, saturated, paced, fixed: none, rates: &[] };
@@ -185,8 +215,8 @@ impl Plan {
                 rates: &[4_000, 20_000, 100_000],
                 ..plan(Work::metadata(), all, most)
             },
-            plan(Work::responses(), most, none),
-            plan(Work::generated(), most, none),
+            plan(Work::responses(), others, none),
+            plan(Work::generated(), others, none),
             Self { fixed: first, rates: &[1_000, 15_000], ..plan(Work::single(), most, most) },
         ]
     }
@@ -196,6 +226,7 @@ impl Plan {
             Part::Saturation => self.saturated,
             Part::HalfLoad => self.paced,
             Part::Fixed => self.fixed,
+            Part::Connections => |_, _| false,
         }
     }
 }
@@ -203,10 +234,17 @@ impl Plan {
 impl Arguments {
     fn wants(&self, part: Part) -> bool {
         if self.only.is_empty() {
-            self.full || part != Part::Fixed
+            self.full || self.page || matches!(part, Part::Saturation | Part::HalfLoad)
         } else {
             self.only.contains(&part)
         }
+    }
+
+    /// True if the options ask for this route and this mode.
+    fn has(&self, route: Route, mode: Mode) -> bool {
+        let usual = mode != Mode::NoVolume && (!mode.filters() || self.page);
+        let has_mode = if self.mode.is_empty() { usual } else { self.mode.contains(&mode) };
+        has_mode && (self.output.is_empty() || self.output.contains(&route))
     }
 
     /// Returns the runs to make of a part. Each HAProxy comes before the first relay that is
@@ -223,15 +261,14 @@ impl Arguments {
                     || part == Part::Saturation
                         && *mode == Mode::Memory
                         && (self.kafka || *route != Route::Kafka);
-                // Evidence costs the same whatever the output is.
+                // Evidence costs the same whatever the output is. A filter has to change all bodies
+                // of a work by as many bytes, which only the plan knows.
                 let possible = possible
-                    && (*mode != Mode::Evidence || matches!(route, Route::Http | Route::Tcp));
-                let wanted = possible
-                    && (self.output.is_empty() || self.output.contains(route))
-                    && (self.mode.is_empty() && *mode != Mode::NoVolume
-                        || self.mode.contains(mode));
-                let named = !route.is_further() || self.output.contains(route);
-                if !wanted || !(full || named && planned(*route, *mode)) {
+                    && (*mode != Mode::Evidence || matches!(route, Route::Http | Route::Tcp))
+                    && (!mode.filters() || *route == Route::Http);
+                let wanted = possible && self.has(*route, *mode);
+                let named = !route.is_further() || self.output.contains(route) || self.page;
+                if !wanted || !(full && !mode.filters() || named && planned(*route, *mode)) {
                     continue;
                 }
                 let relay = Through::Relay(*route, *mode);
@@ -242,6 +279,10 @@ impl Arguments {
                 if relay == Through::Relay(Route::Http, Mode::Memory) {
                     let buffering = [Buffering::Nginx, Buffering::Haproxy];
                     chosen.extend(buffering.map(Through::Buffering));
+                    chosen.push(Through::Loop);
+                }
+                if relay == Through::Relay(Route::Http, Mode::Disk) && part != Part::HalfLoad {
+                    chosen.push(Through::Floor);
                 }
             }
         }
@@ -250,16 +291,21 @@ impl Arguments {
 }
 
 fn main() {
+    if floor::run_if_asked() {
+        return;
+    }
     let mut arguments = Arguments::parse();
     if !arguments.bench {
         eprintln!("nothing measured: run it by `cargo bench --bench side_by_side`");
         return;
     }
     interrupt::watch();
+    // The relay raises this limit too. This process has two sockets for each connection.
+    ::process::raise_open_files().expect("a limit that can be raised");
     let begun = Instant::now();
     print!("{}", report::conditions(&arguments));
     println!("- load average before: {}", figures::load_average());
-    let mut plans = Vec::from(Plan::all());
+    let mut plans = Vec::from(Plan::all(arguments.page));
     plans.retain(|plan| plan.work.name.contains(&arguments.work));
     let kafka = Through::Relay(Route::Kafka, Mode::Memory);
     let chosen = |plan| arguments.choose(plan, Part::Saturation);
@@ -274,24 +320,65 @@ fn main() {
         arguments.kafka = false;
     }
     let tls = Tls::new();
-    let mut measured = Vec::new();
-    for plan in plans {
-        let [mut saturated, paced, fixed] = [Part::Saturation, Part::HalfLoad, Part::Fixed]
-            .map(|part| arguments.choose(&plan, part));
-        if !arguments.wants(Part::Saturation) {
-            saturated.clone_from(&paced);
-        }
-        let throughput = saturate(plan.work, &saturated, &tls, &arguments);
-        print!("{}", throughput.table(&arguments));
-        let answers = pace(&throughput, &paced, &tls, &arguments);
-        print!("{}", answers.table(throughput.work.name));
-        let fixed = hold(&throughput.work, &fixed, plan.rates, &tls, &arguments);
-        print!("{}", fixed.tables(&throughput.work));
-        measured.push(Measured { throughput, answers, fixed });
+    let measured: Vec<Measured> =
+        plans.into_iter().map(|plan| measure(plan, &tls, &arguments)).collect();
+    let idle = keep(&tls, &arguments);
+    let load = figures::load_average();
+    let ended = format!("- load average after: {load}\n- {} s in all", begun.elapsed().as_secs());
+    if arguments.page {
+        println!("{ended}\n- {} requests were refused", page::refused(&measured));
+        print!("{}", page::page(&measured, &idle, arguments.replay_window));
+    } else {
+        print!("{}", idle.table());
+        print!("\n### In short\n\n{}", aims::in_short(&measured, &idle));
+        println!("\n{ended}");
     }
-    print!("{}", aims::in_short(&measured));
-    println!("\n- load average after: {}", figures::load_average());
-    println!("- {} s in all", begun.elapsed().as_secs());
+}
+
+/// Measures all parts of a plan. The tables are printed at once, or to stderr if they will be part
+/// of a page, so that a run that does not come to its end has shown them.
+fn measure(plan: Plan, tls: &Tls, arguments: &Arguments) -> Measured {
+    let show = |text: &str| if arguments.page { eprint!("{text}") } else { print!("{text}") };
+    let [mut saturated, paced, fixed] =
+        [Part::Saturation, Part::HalfLoad, Part::Fixed].map(|part| arguments.choose(&plan, part));
+    if !arguments.wants(Part::Saturation) {
+        saturated.clone_from(&paced);
+    }
+    let mut throughput = saturate(plan.work, &saturated, tls, arguments);
+    throughput.complete_floor();
+    show(&throughput.table(arguments));
+    let answers = pace(&throughput, &paced, tls, arguments);
+    show(&answers.table(throughput.work.name, Detail::All));
+    let mut fixed = hold(&throughput.work, &fixed, plan.rates, tls, arguments);
+    fixed.complete_floor();
+    show(&fixed.tables(&throughput.work, Detail::All));
+    let measured = Measured { throughput, answers, fixed };
+    show(&page::filters(&measured));
+    measured
+}
+
+/// Measures the memory of idle connections, if that is wanted.
+fn keep(tls: &Tls, arguments: &Arguments) -> Idle {
+    let work = Work::metadata();
+    let wants = |through: Through| {
+        let mut relays = idle::THROUGHS
+            .into_iter()
+            .filter(|it| matches!(it, Through::Relay(route, mode) if arguments.has(*route, *mode)));
+        relays.any(|relay| through == relay || through == relay.haproxy())
+    };
+    let mut idle = Idle { work: work.name, rows: Vec::new() };
+    if arguments.wants(Part::Connections) && work.name.contains(&arguments.work) {
+        let throughs = idle::THROUGHS.into_iter().filter(|through| wants(*through));
+        idle.rows = throughs.map(|through| idle::Row { through, samples: Vec::new() }).collect();
+    }
+    for round in 1..=arguments.pairs {
+        for row in &mut idle.rows {
+            let name = row.through.name();
+            eprintln!("idle connections, {round}/{}, {name}", arguments.pairs);
+            row.samples.push(run::keep(&work, row.through, tls, arguments));
+        }
+    }
+    idle
 }
 
 fn saturate(work: Work, throughs: &[Through], tls: &Tls, arguments: &Arguments) -> Throughput {

@@ -8,15 +8,18 @@ use std::time::{Duration, Instant};
 use clap::ValueEnum;
 use tempfile::TempDir;
 
-use crate::Arguments;
 use crate::process::Process;
 use crate::relay::Relay;
 use crate::sink::{TOPIC, Wire};
 use crate::tls::Tls;
+use crate::{Arguments, floor, policy};
 
 /// The relay's `queue.max_bytes`, in MiB. It is more than twice the bytes of a replay window, which
 /// the report shows.
 pub(crate) const QUEUE_MIB: u32 = 4096;
+
+/// The rules of the policy in [`Mode::Policy`].
+const RULES: usize = 20;
 
 /// The longest wait for a start.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -91,12 +94,24 @@ pub(crate) enum Mode {
     Memory,
     /// Once in the queue in memory; the volume is not counted (`volume.enabled = false`)
     NoVolume,
+    /// Once in the queue in memory; the output has a policy of 20 rules, of which the last matches
+    Policy,
+    /// Once in the queue in memory; the output redacts with the presets
+    Redact,
     /// Once synced to `queue.directory` (`synced`)
     Disk,
     /// In files, with evidence
     Evidence,
     /// Once the consumer has acknowledged (`delivered`), the queue in memory
     Delivered,
+}
+
+impl Mode {
+    /// True for the modes with a filter. They are there for what it costs beside [`Self::Memory`]:
+    /// they are measured from HTTP to HTTP only.
+    pub(crate) fn filters(self) -> bool {
+        matches!(self, Self::Policy | Self::Redact)
+    }
 }
 
 /// The form in which the load sends its requests.
@@ -124,6 +139,10 @@ pub(crate) enum Buffering {
 pub(crate) enum Through {
     Haproxy(Form),
     Buffering(Buffering),
+    /// The floor in memory: see [`floor`].
+    Loop,
+    /// The floor on disk: see [`floor`]. It is a HAProxy and a writer, and no program alone.
+    Floor,
     Relay(Route, Mode),
 }
 
@@ -137,6 +156,8 @@ impl Through {
             Self::Buffering(Buffering::Haproxy) => {
                 return "HAProxy that buffers requests".to_owned();
             }
+            Self::Loop => return "floor: a loop of read and write".to_owned(),
+            Self::Floor => return "floor: HAProxy + pwritev + fdatasync".to_owned(),
             Self::Relay(route, mode) => (route, mode),
         };
         let route = match route {
@@ -161,18 +182,20 @@ impl Through {
         let mode = match mode {
             Mode::Memory => "memory",
             Mode::NoVolume => "memory, no volume",
+            Mode::Policy => "memory, policy of 20 rules",
+            Mode::Redact => "memory, redact presets",
             Mode::Disk => "disk",
             Mode::Evidence => "disk, evidence",
             Mode::Delivered => "delivered",
         };
-        format!("relay {route}, {mode}")
+        format!("{route}, {mode}")
     }
 
     /// Returns the form of the requests that this proxy gets.
-    pub(crate) fn form(self) -> Form {
+    pub(crate) const fn form(self) -> Form {
         match self {
             Self::Haproxy(form) => form,
-            Self::Buffering(_) => Form::Plain,
+            Self::Buffering(_) | Self::Loop | Self::Floor => Form::Plain,
             Self::Relay(Route::Tls, _) => Form::Tls,
             Self::Relay(Route::GzipIn, _) => Form::Gzip,
             Self::Relay(_, _) => Form::Plain,
@@ -185,7 +208,7 @@ impl Through {
 
     /// Returns the HAProxy that this proxy is compared with. It gets the same bytes from the load,
     /// and passes them on as they are.
-    pub(crate) fn haproxy(self) -> Self {
+    pub(crate) const fn haproxy(self) -> Self {
         Self::Haproxy(self.form())
     }
 
@@ -207,11 +230,24 @@ impl Through {
 
     /// True if the bytes that the relay counts as its queue are in memory.
     pub(crate) fn counts_memory(self) -> bool {
-        matches!(self, Self::Relay(_, Mode::Memory | Mode::NoVolume | Mode::Delivered))
+        matches!(self, Self::Relay(..)) && !self.on_disk()
     }
 
     pub(crate) fn on_disk(self) -> bool {
         matches!(self, Self::Relay(_, Mode::Disk | Mode::Evidence))
+    }
+
+    /// True if a filter makes events longer or shorter.
+    pub(crate) fn changes_bytes(self) -> bool {
+        matches!(self, Self::Relay(_, Mode::Redact))
+    }
+
+    /// Returns the same relay without its filter, or `None` if it has none.
+    pub(crate) fn without_filter(self) -> Option<Self> {
+        match self {
+            Self::Relay(route, mode) => mode.filters().then_some(Self::Relay(route, Mode::Memory)),
+            Self::Haproxy(_) | Self::Buffering(_) | Self::Loop | Self::Floor => None,
+        }
     }
 
     /// True if an answer takes at least the replay window.
@@ -235,11 +271,16 @@ impl Proxy {
     ) -> Self {
         match through {
             Through::Haproxy(_) => {
-                start_haproxy(consumer, through.tls().then_some(tls), Buffers::AreSmall)
+                let tls = through.tls().then_some(tls);
+                start_haproxy(&arguments.haproxy, consumer, tls, Buffers::AreSmall)
             }
             Through::Buffering(Buffering::Haproxy) => {
-                start_haproxy(consumer, None, Buffers::HoldRequests)
+                start_haproxy(&arguments.haproxy, consumer, None, Buffers::HoldRequests)
             }
+            Through::Loop => {
+                start_peer("none", |address, _| floor::loop_between(address, consumer))
+            }
+            Through::Floor => unreachable!("its writer is no proxy"),
             Through::Buffering(Buffering::Nginx) => start_nginx(consumer),
             Through::Relay(route, mode) => start_relay(route, mode, consumer, tls, arguments),
         }
@@ -313,7 +354,8 @@ fn start_relay(
     }
     let stream =
         format!("addresses = ['{consumer}']\nreplay_window = '{}ms'", arguments.replay_window);
-    let http = format!("type = 'http'\nurls = ['http://{consumer}/']");
+    let http = format!("type = 'http'\nurls = ['http://{consumer}/']")
+        + &filter(mode, &secret.path().join("policy.yaml"));
     let file = secret.path().join("secret");
     std::fs::write(&file, "secret\n").expect("a writable directory");
     let file = file.display();
@@ -362,6 +404,20 @@ fn start_relay(
     Proxy::Relay { relay, delivered: mode == Mode::Delivered, _queue: directory, _secret: secret }
 }
 
+/// Returns the keys of an output with the filter of this mode. `policy` is where its policy goes.
+fn filter(mode: Mode, policy: &Path) -> String {
+    match mode {
+        Mode::Policy => {
+            std::fs::write(policy, policy::of(RULES)).expect("a writable directory");
+            format!("\nfilter.policy = '{}'", policy.display())
+        }
+        Mode::Redact => "\nfilter.redact = []".to_owned(),
+        Mode::Memory | Mode::NoVolume | Mode::Disk | Mode::Evidence | Mode::Delivered => {
+            String::new()
+        }
+    }
+}
+
 /// Makes a key in a directory, and returns the keys of the config that use it.
 fn evidence(relay: &Path, directory: &Path) -> String {
     let key = directory.join("key");
@@ -406,7 +462,12 @@ enum Buffers {
 /// Starts HAProxy with the config of the forwarder that the relay replaces, on every core, which is
 /// its default, and with TLS on both sides if `tls` is given. Its log goes to /dev/null. `./test`
 /// installs it.
-fn start_haproxy(consumer: SocketAddr, tls: Option<&Tls>, buffers: Buffers) -> Proxy {
+fn start_haproxy(
+    program: &Path,
+    consumer: SocketAddr,
+    tls: Option<&Tls>,
+    buffers: Buffers,
+) -> Proxy {
     let (bind, server) = match tls {
         None => (String::new(), ""),
         Some(tls) => (format!("ssl crt {}", tls.both().display()), "ssl verify none"),
@@ -436,7 +497,7 @@ backend consumer
 "
         );
         std::fs::write(file, config).expect("a writable directory");
-        let mut command = Command::new(haproxy());
+        let mut command = Command::new(program);
         // -db runs HAProxy as one process in the foreground, without children.
         command.args(["-db", "-f"]).arg(file);
         command
@@ -499,6 +560,11 @@ fn start_peer(name: &str, prepare: impl Fn(SocketAddr, &Path) -> Command) -> Pro
         // A proxy ends at once if another program has taken the port.
         while process.child().try_wait().expect("our child").is_none() && Instant::now() < end {
             if TcpStream::connect(address).is_ok() {
+                // The one that answers may be the other program.
+                std::thread::sleep(Duration::from_millis(20));
+                if process.child().try_wait().expect("our child").is_some() {
+                    break;
+                }
                 return Proxy::Peer { process, address, _directory: directory };
             }
             std::thread::sleep(Duration::from_millis(5));
@@ -507,13 +573,9 @@ fn start_peer(name: &str, prepare: impl Fn(SocketAddr, &Path) -> Command) -> Pro
     panic!("the proxy with {name} does not start");
 }
 
-/// Returns HAProxy's path.
-pub(crate) fn haproxy() -> PathBuf {
-    program("haproxy")
-}
-
-/// Returns a program's path. Debian installs these in a directory that only root has in PATH.
-fn program(name: &str) -> PathBuf {
+/// Returns the path of an installed program. Debian installs these in a directory that only root
+/// has in PATH.
+pub(crate) fn program(name: &str) -> PathBuf {
     let debian = Path::new("/usr/sbin").join(name);
     if debian.exists() { debian } else { name.into() }
 }

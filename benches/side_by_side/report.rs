@@ -1,24 +1,37 @@
 //! Medians, spreads and ratios as Markdown.
 
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use crate::disk::Disk;
 use crate::figures::{Spread, spread};
 use crate::proxy::Through;
 use crate::run::{Paced, Saturation};
 use crate::sink::Wire;
 use crate::work::Work;
-use crate::{Arguments, figures, proxy};
+use crate::{Arguments, figures, floor, proxy};
 
 /// Returns the conditions of the measurement: the machine, the versions, the options and the time.
 pub(crate) fn conditions(arguments: &Arguments) -> String {
-    let haproxy = figures::first_line(Command::new(proxy::haproxy()).arg("-v"));
+    let version = |command: &mut Command| figures::first_line(command);
+    let nginx = Command::new(proxy::program("nginx")).arg("-v").output();
+    let nginx = nginx.map(|output| output.stderr).unwrap_or_default();
     format!(
-        "{}- {haproxy}\n\
+        "{}- {}, {}, {}\n\
+         - {}, with {}; {}\n\
+         - files: {}\n\
          - {} rounds, {} s each run, {} s at a fixed rate, {} senders, {} where an answer takes \
          the replay window\n\
          - queue.max_bytes {} MiB, replay_window {} ms\n",
         figures::machine(),
+        version(Command::new("rustc").arg("--version")),
+        if cfg!(debug_assertions) { "with debug assertions" } else { "optimised" },
+        if cfg!(feature = "kafka") { "with Kafka" } else { "without Kafka" },
+        haproxy(&arguments.haproxy),
+        openssl(&arguments.haproxy),
+        String::from_utf8_lossy(&nginx).trim_end(),
+        Disk::new(&arguments.directory).describe(),
         arguments.pairs,
         arguments.seconds,
         arguments.fixed_seconds,
@@ -27,6 +40,67 @@ pub(crate) fn conditions(arguments: &Arguments) -> String {
         proxy::QUEUE_MIB,
         arguments.replay_window,
     )
+}
+
+/// Returns the name of this HAProxy and its version.
+pub(crate) fn haproxy(program: &Path) -> String {
+    let line = figures::first_line(Command::new(program).arg("-v"));
+    let version = line.split(' ').find(|word| word.starts_with(|it: char| it.is_ascii_digit()));
+    format!("HAProxy {}", version.unwrap_or("of an unknown version"))
+}
+
+/// Returns the TLS library that this HAProxy runs with.
+fn openssl(haproxy: &Path) -> String {
+    let output = Command::new(haproxy).arg("-vv").output().map(|output| output.stdout);
+    let text = String::from_utf8_lossy(&output.unwrap_or_default()).into_owned();
+    let line = text.lines().find_map(|line| line.strip_prefix("Running on OpenSSL version : "));
+    line.unwrap_or("an unknown TLS library").to_owned()
+}
+
+/// How many columns a table has.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Detail {
+    /// All.
+    All,
+    /// Those of benches/RESULTS.md.
+    Page,
+}
+
+/// A column of a table: its title, and the text of a row's cell.
+pub(crate) struct Column<'a, R> {
+    title: &'static str,
+    /// False for a column that benches/RESULTS.md does not have.
+    on_page: bool,
+    cell: Box<dyn Fn(&R) -> String + 'a>,
+}
+
+pub(crate) fn column<'a, R>(
+    title: &'static str,
+    cell: impl Fn(&R) -> String + 'a,
+) -> Column<'a, R> {
+    Column { title, on_page: true, cell: Box::new(cell) }
+}
+
+impl<R> Column<'_, R> {
+    /// Returns a column that benches/RESULTS.md does not have.
+    pub(crate) fn detail(self) -> Self {
+        Self { on_page: false, ..self }
+    }
+}
+
+/// Returns a table as Markdown.
+pub(crate) fn table<'a, R: 'a>(
+    rows: impl Iterator<Item = &'a R>,
+    columns: &[Column<'_, R>],
+    detail: Detail,
+) -> String {
+    let columns = || columns.iter().filter(|it| it.on_page || detail == Detail::All);
+    let titles: Vec<String> = columns().map(|it| it.title.to_owned()).collect();
+    let mut text = line(&titles) + "|" + &"---|".repeat(titles.len()) + "\n";
+    for row in rows {
+        text += &line(&columns().map(|it| (it.cell)(row)).collect::<Vec<_>>());
+    }
+    text
 }
 
 /// Returns one figure of a run.
@@ -38,8 +112,12 @@ pub(crate) fn over<T>(samples: &[T], value: impl Fn(&T) -> f64) -> Spread {
 
 /// Returns the spread of the ratios within each round.
 pub(crate) fn ratio<T>(samples: &[T], others: &[T], value: impl Fn(&T) -> f64) -> Spread {
-    let pairs = samples.iter().zip(others);
-    spread(pairs.map(|(sample, other)| value(sample) / value(other)).collect())
+    compare(samples, others, |sample, other| value(sample) / value(other))
+}
+
+/// Returns the spread of a comparison within each round.
+pub(crate) fn compare<T>(samples: &[T], others: &[T], value: impl Fn(&T, &T) -> f64) -> Spread {
+    spread(samples.iter().zip(others).map(|(sample, other)| value(sample, other)).collect())
 }
 
 pub(crate) fn line(cells: &[String]) -> String {
@@ -75,47 +153,79 @@ impl Throughput {
 
     /// Returns the CPU time as a multiple of HAProxy's for the same work.
     pub(crate) fn ratio(&self, row: &Saturated) -> Spread {
-        let haproxy = self.of(row.through.haproxy()).expect("each relay has its HAProxy");
-        ratio(&row.samples, &haproxy.samples, |it| it.cpu.total() / it.gigabytes)
+        let ratio = self.compare(row.through, row.through.haproxy(), |it, other| it / other);
+        ratio.expect("each relay has its HAProxy")
     }
 
+    /// Compares the CPU seconds for each GB of two proxies within each round, or returns `None` if
+    /// one of them was not measured.
+    pub(crate) fn compare(
+        &self,
+        through: Through,
+        other: Through,
+        value: impl Fn(f64, f64) -> f64,
+    ) -> Option<Spread> {
+        let (row, other) = (self.of(through)?, self.of(other)?);
+        Some(compare(&row.samples, &other.samples, |it, other| value(cpu(it), cpu(other))))
+    }
+
+    /// Adds HAProxy to the floor on disk, whose samples have the writer alone.
+    pub(crate) fn complete_floor(&mut self) {
+        let floor = Through::Floor;
+        let (Some(writer), Some(haproxy)) = (self.of(floor), self.of(floor.haproxy())) else {
+            return;
+        };
+        let pairs = haproxy.samples.iter().zip(&writer.samples);
+        let samples = pairs.map(|(it, writer)| floor::at_saturation(it, writer)).collect();
+        let row = self.rows.iter_mut().find(|row| row.through == floor);
+        row.expect("found before").samples = samples;
+    }
+
+    /// Returns the table and a text about the replay window.
     pub(crate) fn table(&self, arguments: &Arguments) -> String {
         if self.rows.is_empty() {
             return String::new();
         }
-        let mut text = format!(
-            "\n### {} ({} bytes): at saturation\n\n\
-             | through | CPU s/GB | of it user | ÷ HAProxy | CPU s/M events | MB/s | 1000 events/s \
-             | RSS idle MiB | RSS peak MiB | RSS beyond queue and in flight MiB \
-             | load s/GB | sink s/GB | refused |\n\
-             |---|---|---|---|---|---|---|---|---|---|---|---|---|\n",
-            self.work.name,
-            self.work.body.len(),
-        );
-        for row in &self.rows {
-            let over = |value: Value, digits| over(&row.samples, value).show(digits);
-            let counts = row.through.counts_memory();
-            text += &line(&[
-                row.through.name(),
-                over(|it| it.cpu.total() / it.gigabytes, 3),
-                over(|it| it.cpu.user / it.gigabytes, 3),
-                self.ratio(row).show(2),
-                over(|it| it.cpu.total() * 1e6 / it.events as f64, 2),
-                over(|it| it.gigabytes * 1e3 / it.seconds, 0),
-                over(|it| it.events as f64 / 1e3 / it.seconds, 0),
-                over(|it| it.rss_idle, 1),
-                over(|it| it.rss_peak, 1),
-                if counts { over(|it| it.rss_beyond, 1) } else { none() },
-                over(|it| it.load_cpu / it.gigabytes, 3),
-                over(|it| it.sink_cpu / it.gigabytes, 3),
-                row.samples.iter().map(|it| it.refused).sum::<u64>().to_string(),
-            ]);
-        }
-        text + &self.replay_window(arguments.replay_window)
+        let (name, bytes) = (self.work.name, self.work.body.len());
+        format!("\n### {name} ({bytes} bytes): at saturation\n\n")
+            + &self.table_of(|_| true, Detail::All)
+            + &self.replay_window(arguments.replay_window)
+    }
+
+    /// Returns the table of some of the proxies.
+    pub(crate) fn table_of(&self, wanted: impl Fn(Through) -> bool, detail: Detail) -> String {
+        let over = |row: &Saturated, value: Value, digits| over(&row.samples, value).show(digits);
+        let columns: [Column<'_, Saturated>; 13] = [
+            column("through", |row: &Saturated| row.through.name()),
+            column("CPU s/GB", |row: &Saturated| over(row, cpu, 3)),
+            column("of it user", |row: &Saturated| over(row, |it| it.cpu.user / it.gigabytes, 3))
+                .detail(),
+            column("÷ HAProxy", |row: &Saturated| self.ratio(row).show(2)),
+            column("CPU s/M events", |row: &Saturated| {
+                over(row, |it| it.cpu.total() * 1e6 / it.events as f64, 2)
+            })
+            .detail(),
+            column("MB/s", |row: &Saturated| over(row, |it| it.gigabytes * 1e3 / it.seconds, 0)),
+            column("1000 events/s", |row: &Saturated| {
+                over(row, |it| it.events as f64 / 1e3 / it.seconds, 0)
+            })
+            .detail(),
+            column("RSS idle MiB", |row: &Saturated| over(row, |it| it.rss_idle, 1)),
+            column("RSS peak MiB", |row: &Saturated| over(row, |it| it.rss_peak, 1)),
+            column("RSS beyond queue and in flight MiB", |row: &Saturated| {
+                if row.through.counts_memory() { over(row, |it| it.rss_beyond, 1) } else { none() }
+            }),
+            column("load s/GB", |row: &Saturated| over(row, |it| it.load_cpu / it.gigabytes, 3))
+                .detail(),
+            column("sink s/GB", |row: &Saturated| over(row, |it| it.sink_cpu / it.gigabytes, 3))
+                .detail(),
+            column("refused", |row: &Saturated| row.refused().to_string()).detail(),
+        ];
+        table(self.rows.iter().filter(|row| wanted(row.through)), &columns, detail)
     }
 
     /// Returns a text about the part of the queue that the replay window takes.
-    fn replay_window(&self, milliseconds: u32) -> String {
+    pub(crate) fn replay_window(&self, milliseconds: u32) -> String {
         let streams = self.rows.iter().filter(|row| row.through.wire() == Wire::Stream);
         let speeds =
             streams.map(|row| over(&row.samples, |it| it.gigabytes * 1e9 / it.seconds).most);
@@ -129,7 +239,16 @@ impl Throughput {
     }
 }
 
+/// Returns the CPU seconds for each GB.
+pub(crate) fn cpu(run: &Saturation) -> f64 {
+    run.cpu.total() / run.gigabytes
+}
+
 impl Saturated {
+    pub(crate) fn refused(&self) -> u64 {
+        self.samples.iter().map(|it| it.refused).sum()
+    }
+
     /// Returns the requests per second.
     fn rate(&self) -> f64 {
         over(&self.samples, |it| it.requests as f64 / it.seconds).median
@@ -158,6 +277,12 @@ pub(crate) enum Comparison {
     EachAtHalf,
     /// Both get half of the rate of the slower one.
     SameRate,
+}
+
+impl Pace {
+    pub(crate) fn refused(&self) -> u64 {
+        self.samples.iter().map(|it| it.refused).sum()
+    }
 }
 
 impl Answers {
@@ -196,43 +321,47 @@ impl Answers {
         rows.find(|it| it.through == haproxy && it.half_of == half_of)
     }
 
-    pub(crate) fn table(&self, name: &str) -> String {
+    pub(crate) fn table(&self, name: &str, detail: Detail) -> String {
         if self.rows.is_empty() {
             return String::new();
         }
-        let mut text = format!(
-            "\n### {name}: answers at half load\n\n\
-             | through | requests/s | half of what … took | p50 ms | p99 ms | p99.9 ms \
-             | p50 · p99 · p99.9 ÷ HAProxy at its half | the same ÷ HAProxy at the same rate \
-             | sent late, p99 ms | refused |\n\
-             |---|---|---|---|---|---|---|---|---|---|\n"
-        );
-        for row in &self.rows {
-            let over = |value: fn(&Paced) -> f64, digits| over(&row.samples, value).show(digits);
-            let ratios = |haproxy: Option<&Pace>| {
-                let Some(haproxy) = haproxy else { return none() };
-                let quantiles: [fn(&Paced) -> Duration; 3] =
-                    [|it| it.p50, |it| it.p99, |it| it.p999];
-                let medians = quantiles.map(|quantile| {
-                    let value = |it: &Paced| quantile(it).as_secs_f64();
-                    format!("{:.2}", ratio(&row.samples, &haproxy.samples, value).median)
-                });
-                medians.join(" · ")
-            };
-            text += &line(&[
-                row.through.name(),
-                format!("{:.0}", row.rate),
-                if row.half_of == row.through { "itself".to_owned() } else { row.half_of.name() },
-                over(|it| it.p50.as_secs_f64() * 1e3, 2),
-                over(|it| it.p99.as_secs_f64() * 1e3, 2),
-                over(|it| it.p999.as_secs_f64() * 1e3, 2),
-                ratios(self.haproxy(row, Comparison::EachAtHalf)),
-                ratios(self.haproxy(row, Comparison::SameRate)),
-                over(|it| it.late_p99.as_secs_f64() * 1e3, 2),
-                row.samples.iter().map(|it| it.refused).sum::<u64>().to_string(),
-            ]);
-        }
-        text
+        let over = |row: &Pace, value: fn(&Paced) -> Duration, digits| {
+            over(&row.samples, |it| value(it).as_secs_f64() * 1e3).show(digits)
+        };
+        let ratios = |row: &Pace, comparison| {
+            let Some(haproxy) = self.haproxy(row, comparison) else { return none() };
+            let quantiles: [fn(&Paced) -> Duration; 3] = [|it| it.p50, |it| it.p99, |it| it.p999];
+            let medians = quantiles.map(|quantile| {
+                let value = |it: &Paced| quantile(it).as_secs_f64();
+                format!("{:.2}", ratio(&row.samples, &haproxy.samples, value).median)
+            });
+            medians.join(" · ")
+        };
+        let half_of = |row: &Pace| {
+            if row.half_of == row.through { "itself".to_owned() } else { row.half_of.name() }
+        };
+        let columns: [Column<'_, Pace>; 10] = [
+            column("through", |row: &Pace| row.through.name()),
+            column("requests/s", |row: &Pace| format!("{:.0}", row.rate)),
+            column("half of what … took", half_of),
+            column("p50 ms", |row: &Pace| over(row, |it| it.p50, 2)),
+            column("p99 ms", |row: &Pace| over(row, |it| it.p99, 2)),
+            column("p99.9 ms", |row: &Pace| over(row, |it| it.p999, 2)).detail(),
+            column("p50 · p99 · p99.9 ÷ HAProxy at its half", |row: &Pace| {
+                ratios(row, Comparison::EachAtHalf)
+            })
+            .detail(),
+            column("p50 · p99 · p99.9 ÷ HAProxy at the same rate", |row: &Pace| {
+                ratios(row, Comparison::SameRate)
+            }),
+            column("sent late, p99 ms", |row: &Pace| over(row, |it| it.late_p99, 2)).detail(),
+            column("refused", |row: &Pace| row.refused().to_string()).detail(),
+        ];
+        // The page has HAProxy at the rates of the others only as what they are compared with.
+        let on_page =
+            |row: &Pace| row.half_of == row.through || row.through != row.through.haproxy();
+        let rows = self.rows.iter().filter(|row| detail == Detail::All || on_page(row));
+        format!("\n### {name}: answers at half load\n\n") + &table(rows, &columns, detail)
     }
 
     /// Returns the proxies that got half of their own rate, with the p99 of their answers in

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
 
+use crate::floor::Writer;
 use crate::load::{Load, Outcome, Until};
 use crate::process::Cpu;
 use crate::proxy::{Proxy, Through};
@@ -30,6 +31,12 @@ const LOOK: Duration = Duration::from_millis(100);
 /// This costs a hundredth of a core. The senders would wait for the next question only if a relay
 /// delivered [`AHEAD_MAX`] in this time, which is 0.8 GB/s.
 const TELL: Duration = Duration::from_millis(10);
+
+/// The number of connections of a run with idle ones, and how long they are idle before the memory
+/// is measured. A relay frees the buffer of a connection after 2 s, and HAProxy closes connections
+/// after 10 s.
+pub(crate) const KEPT: usize = 1000;
+const KEPT_IDLE: Duration = Duration::from_secs(4);
 
 /// The results of a run at saturation.
 pub(crate) struct Saturation {
@@ -75,6 +82,15 @@ pub(crate) struct Fixed {
     pub(crate) answers: Paced,
 }
 
+/// The results of a run with idle connections.
+pub(crate) struct Kept {
+    /// The resident memory after the start, in MiB.
+    pub(crate) rss_idle: f64,
+    /// The resident memory that each connection adds which has carried one request and is idle, in
+    /// KiB.
+    pub(crate) each: f64,
+}
+
 /// Everything between the senders and the sink.
 struct Run<'a> {
     work: &'a Work,
@@ -91,13 +107,17 @@ struct Run<'a> {
     sink: Sink,
 }
 
-/// Makes a run in which each sender sends the next request as soon as its last one is answered.
+/// Makes a run in which each sender sends the next request as soon as its last one is answered. For
+/// [`Through::Floor`] the result is that of the writer alone.
 pub(crate) fn saturate(
     work: &Work,
     through: Through,
     tls: &Tls,
     arguments: &Arguments,
 ) -> Saturation {
+    if through == Through::Floor {
+        return Writer::start(work, arguments).saturate(arguments);
+    }
     let mut run = Run::start(work, through, tls, arguments);
     std::thread::sleep(IDLE);
     let rss_idle = run.proxy.process().memory("VmRSS:");
@@ -149,7 +169,8 @@ pub(crate) fn pace(
     paced
 }
 
-/// Makes a run at each of these fixed rates in turn, in requests per second.
+/// Makes a run at each of these fixed rates in turn, in requests per second. For [`Through::Floor`]
+/// the results are those of the writer alone.
 pub(crate) fn hold(
     work: &Work,
     through: Through,
@@ -157,15 +178,22 @@ pub(crate) fn hold(
     tls: &Tls,
     arguments: &Arguments,
 ) -> Vec<Fixed> {
+    let requests = |per_second: f64| {
+        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "small")]
+        let requests = (per_second * arguments.fixed_seconds).ceil() as u64;
+        requests.max(FIXED_REQUESTS_MIN)
+    };
+    if through == Through::Floor {
+        let mut writer = Writer::start(work, arguments);
+        return rates.iter().map(|&rate| writer.hold(requests(rate), rate)).collect();
+    }
     // The events of a stream are final for the relay when the replay window is over. They are
     // forgotten before the CPU time is read. All proxies get the same time for it.
     let settle = Duration::from_millis(2 * u64::from(arguments.replay_window));
     let mut run = Run::start(work, through, tls, arguments);
     run.warm_up(tls);
     let held = rates.iter().map(|&per_second| {
-        #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "small")]
-        let requests = (per_second * arguments.fixed_seconds).ceil() as u64;
-        let requests = requests.max(FIXED_REQUESTS_MIN);
+        let requests = requests(per_second);
         let before = run.proxy.process().threads();
         let (load, _) = run.send(Until::Paced { requests, per_second });
         std::thread::sleep(settle);
@@ -183,6 +211,30 @@ pub(crate) fn hold(
     let held = held.collect();
     run.end();
     held
+}
+
+/// Makes a run in which [`KEPT`] connections carry one request each and are then idle.
+pub(crate) fn keep(work: &Work, through: Through, tls: &Tls, arguments: &Arguments) -> Kept {
+    let mut run = Run::start(work, through, tls, arguments);
+    std::thread::sleep(IDLE);
+    let rss_idle = run.proxy.process().memory("VmRSS:");
+    run.warm_up(tls);
+    std::thread::sleep(KEPT_IDLE);
+    let before = run.proxy.process().memory("VmRSS:");
+    let mut kept = Vec::new();
+    for _ in 0..KEPT {
+        // HAProxy closes a connection that waits too long for its handshake or its request.
+        let mut connection = run.connect(1, tls);
+        let load = run.load().run_on(&mut connection, Until::Requests(1));
+        run.events += load.requests * work.events;
+        kept.append(&mut connection);
+    }
+    run.proxy.wait_until_empty(run.events);
+    std::thread::sleep(KEPT_IDLE);
+    let more = run.proxy.process().memory("VmRSS:") - before;
+    run.connections.append(&mut kept);
+    run.end();
+    Kept { rss_idle, each: more * 1024.0 / KEPT as f64 }
 }
 
 impl Paced {
@@ -214,28 +266,41 @@ impl<'a> Run<'a> {
         Self { work, through, arguments, events: 0, before: 0, connections, proxy, sink }
     }
 
-    fn load(&self) -> Load<'_> {
+    fn senders(&self) -> usize {
         let arguments = self.arguments;
+        if self.through.answers_late() { arguments.waiting_senders } else { arguments.senders }
+    }
+
+    fn load(&self) -> Load<'_> {
         Load {
             work: self.work,
             address: self.proxy.address(),
-            senders: if self.through.answers_late() {
-                arguments.waiting_senders
-            } else {
-                arguments.senders
-            },
+            senders: self.senders(),
             sink: &self.sink,
             ahead_max: AHEAD_MAX,
         }
     }
 
-    /// Connects the senders, and sends some requests.
-    fn warm_up(&mut self, tls: &Tls) {
+    /// Makes this many connections to the proxy.
+    fn connect(&self, connections: usize, tls: &Tls) -> Vec<Box<dyn Stream>> {
         let through = self.through;
         let wrap = |stream| -> Box<dyn Stream> {
             if through.tls() { Box::new(tls.connect(stream)) } else { Box::new(stream) }
         };
-        self.connections = self.load().connect(wrap);
+        Load { senders: connections, ..self.load() }.connect(wrap)
+    }
+
+    /// Connects the senders, and sends some requests.
+    fn warm_up(&mut self, tls: &Tls) {
+        let through = self.through;
+        let mut connections = self.connect(self.senders(), tls);
+        if through.changes_bytes() {
+            let one = self.load().run_on(&mut connections[..1], Until::Requests(1));
+            self.events += one.requests * self.work.events;
+            self.proxy.wait_until_empty(self.events);
+            self.sink.learn_filter(self.work);
+        }
+        self.connections = connections;
         let requests = 8 * self.connections.len() as u64;
         self.send(Until::Requests(requests));
         if through.wire() == Wire::Stream {
