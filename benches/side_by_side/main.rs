@@ -27,7 +27,8 @@
 //! `--page` measures everything that benches/RESULTS.md and docs/operating/sizing.md show in one
 //! run, and prints the conditions once and then the tables of that page. It adds the relay with a
 //! policy and with redaction, beside the same relay without (`--mode memory,policy,redact`), and
-//! the memory of idle connections (`--only connections`).
+//! the memory of idle connections (`--only connections`). `--chart FILE` makes a picture of the CPU
+//! time.
 //!
 //! Everything that is compared takes its turn in each round. The tables hold medians over the
 //! rounds, with the least and the most value; a ratio to HAProxy is the median of the ratios within
@@ -71,6 +72,7 @@ use std::time::Instant;
 use clap::{Parser, ValueEnum};
 
 mod aims;
+mod chart;
 #[path = "../common/disk.rs"]
 mod disk;
 #[path = "../common/figures.rs"]
@@ -137,6 +139,9 @@ struct Arguments {
     /// Everything that benches/RESULTS.md has, as that page has it: 7 minutes for each round
     #[arg(long, conflicts_with_all = ["full", "only"])]
     page: bool,
+    /// Writes the CPU time into this file, as a chart in SVG
+    #[arg(long, value_name = "FILE")]
+    chart: Option<PathBuf>,
     /// Parallel connections of the load
     #[arg(long, default_value_t = 8)]
     senders: usize,
@@ -332,6 +337,10 @@ fn main() {
         print!("{}", idle.table());
         print!("\n### In short\n\n{}", aims::in_short(&measured, &idle));
         println!("\n{ended}");
+    }
+    if let Some(file) = &arguments.chart {
+        let written = std::fs::write(file, chart::svg(&measured, &arguments));
+        written.unwrap_or_else(|error| panic!("{}: {error}", file.display()));
     }
 }
 
