@@ -1,4 +1,5 @@
-//! The profiles of `.config/nextest.toml`: which tests they run.
+//! The profiles of `.config/nextest.toml`, which say which tests run, and those of `Cargo.toml`,
+//! which say how the program is built.
 
 use crate::support::{files, repository};
 
@@ -18,5 +19,30 @@ fn the_profile_all_leaves_out_no_test() {
         // A consumer's process is a "test" that other tests start by its name.
         let ignored = ignored.find(|line| !line.contains("no test, but"));
         assert_eq!(ignored, None, "{file}: an ignored test runs nowhere");
+    }
+}
+
+/// The optimisation at link time takes the level of the package with the program for all crates.
+/// With "s" there, no loop of the relay used the wide registers of the CPU, and redaction cost four
+/// times as much, while the code whose instructions are counted had another level.
+#[test]
+fn what_has_a_program_is_built_with_the_level_of_the_release() {
+    let manifest = |file: &str| -> toml::Table {
+        std::fs::read_to_string(repository().join(file)).unwrap().parse().unwrap()
+    };
+    let release = &manifest("Cargo.toml")["profile"]["release"];
+    assert_eq!(release["opt-level"].as_integer(), Some(2));
+    let manifests: Vec<_> = files().into_iter().filter(|it| it.ends_with("Cargo.toml")).collect();
+    assert!(manifests.len() > 10, "{manifests:?}");
+    for file in manifests {
+        let folder = std::path::Path::new(&file).parent().unwrap();
+        let main = repository().join(folder).join("src/main.rs");
+        let manifest = manifest(&file);
+        let Some(name) = manifest.get("package").and_then(|package| package["name"].as_str()) else {
+            continue;
+        };
+        let has_program = manifest.contains_key("bin") || main.exists();
+        let own = release["package"].get(name).and_then(|package| package.get("opt-level"));
+        assert!(!has_program || own.is_none(), "{name} is built with opt-level {own:?}");
     }
 }
