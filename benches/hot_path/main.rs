@@ -82,10 +82,13 @@ fn main() {
         "volume of batches" => volume(&recorded(1)),
         "filter presets of bodies" => filter("redact = []", 0, recorded(2)),
         "disk" => disk(&recorded(1)),
-        "http" => deliver("type = 'http'\nurls = ['http://ADDRESS']", &recorded(1)),
-        "http with presets" => {
-            deliver("type = 'http'\nurls = ['http://ADDRESS']\nfilter.redact = []", &recorded(1))
+        "http" => {
+            deliver("type = 'http'\nconcurrency = 1\nurls = ['http://ADDRESS']", &recorded(1))
         }
+        "http with presets" => deliver(
+            "type = 'http'\nconcurrency = 1\nurls = ['http://ADDRESS']\nfilter.redact = []",
+            &recorded(1),
+        ),
         "tcp" => deliver("type = 'tcp'\naddresses = ['ADDRESS']", &recorded(1)),
         _ => panic!("no phase {phase}"),
     };
@@ -263,7 +266,7 @@ fn deliver(settings: &str, body: &File) -> Pass {
     let mut lines = batch.lines[..=ends.take(DELIVERED).last().unwrap()].to_vec();
     lines.pop();
     lines.iter_mut().filter(|byte| **byte == b'\n').for_each(|byte| *byte = b',');
-    let list = [audit::LIST_HEAD, &lines, b"]}\n?"].concat();
+    let mut list = [audit::LIST_HEAD, &lines, b"]}\n?"].concat();
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let consumer = runtime.block_on(tokio::net::TcpListener::bind("127.0.0.1:0")).unwrap();
@@ -274,28 +277,36 @@ fn deliver(settings: &str, body: &File) -> Pass {
     let (queue, cursor) = opened(&config.queue, &telemetry);
     let letters = DeadLetters::new(&telemetry);
     let output = outputs::prepare(&config.outputs[0], &telemetry, &letters);
+    if let Some(files) = output.files() {
+        files.stage().unwrap()();
+    }
     let is_http = settings.contains("http");
     runtime.spawn(output.run(HandOver::begin(cursor), Orders::default()));
-    let (mut peer, _) = runtime.block_on(consumer.accept()).unwrap();
-    let mut read = vec![0; BUFFER];
+    let (split, ends) = audit::decode_keeping_list(&mut list).expect("a list");
+    let keeps = queue.keeps_list(list.len());
+    if let (false, Some(ends)) = (keeps, &ends) {
+        ends.end_lines(&mut list[split.lines.clone()]);
+    }
+    let (length, events) = (split.lines.len(), split.events);
+    let (lines, levels) = (Bytes::from(list).slice(split.lines), split.levels);
+    let append = Append { lines, events, levels, list: ends.filter(|_| keeps) };
+    let (mut peer, mut read) = (None, vec![0; BUFFER]);
     Box::new(move || {
-        let mut list = list.clone();
-        let (split, ends) = audit::decode_keeping_list(&mut list).expect("a list");
-        let keeps = queue.keeps_list(list.len());
-        if let (false, Some(ends)) = (keeps, &ends) {
-            ends.end_lines(&mut list[split.lines.clone()]);
-        }
-        let lines = Bytes::from(list).slice(split.lines);
-        let length = lines.len();
-        let (events, list) = (split.events, ends.filter(|_| keeps));
-        let mut ticket =
-            queue.append(Append { lines, events, levels: split.levels, list }).expect("room");
+        let mut ticket = queue.append(append.clone()).expect("room");
         ticket.acknowledged().now_or_never().expect("it is queued").unwrap();
         runtime.block_on(async {
+            // The output connects when it has something to send.
+            let peer = match &mut peer {
+                Some(peer) => peer,
+                none => none.insert(consumer.accept().await.unwrap().0),
+            };
             // A request has a head and a tail, too.
             let mut got = 0;
             while got < length || is_http && !read[..got].ends_with(b"]}\n") {
-                got += peer.read(&mut read[got..]).await.unwrap();
+                match peer.read(&mut read[got..]).await.unwrap() {
+                    0 => panic!("the output has closed its connection"),
+                    more => got += more,
+                }
             }
             if is_http {
                 peer.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await.unwrap();

@@ -38,7 +38,8 @@ fn what_has_a_program_is_built_with_the_level_of_the_release() {
         let folder = std::path::Path::new(&file).parent().unwrap();
         let main = repository().join(folder).join("src/main.rs");
         let manifest = manifest(&file);
-        let Some(name) = manifest.get("package").and_then(|package| package["name"].as_str()) else {
+        let Some(name) = manifest.get("package").and_then(|package| package["name"].as_str())
+        else {
             continue;
         };
         let has_program = manifest.contains_key("bin") || main.exists();

@@ -32,8 +32,8 @@ struct Counted {
 }
 
 /// Counts the instructions of these phases. A number that is more than 2 % above the committed one
-/// fails. So does one that is more than 10 % below it, because a cost that fell unnoticed could rise
-/// again unnoticed.
+/// fails. So does one that is more than 10 % below it, because a cost that fell unnoticed could
+/// rise again unnoticed.
 pub(crate) fn compare<'a>(figures: impl Iterator<Item = &'a Figure>) {
     let program = build();
     let (mut rows, mut wrong) = (Vec::new(), Vec::new());
@@ -64,6 +64,9 @@ fn build() -> String {
     let target =
         std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);
     let target = repository().join(target);
+    // The tests are processes, and two scripts at once would take each other's files.
+    let lock = std::fs::File::create(target.join("hot-path.lock")).unwrap();
+    lock.lock().unwrap();
     let mut script = Command::new(repository().join("deploy/static-binary.sh"));
     script.args(["", text(&target), "hot-path"]).current_dir(repository());
     // The test has the environment variables of a package's build. With them, crates whose build
