@@ -8,7 +8,7 @@
 set -euo pipefail
 
 # The limit tells when something large comes in by accident.
-MAX_BYTES=$((19 * 1024 * 1024))
+MAX_BYTES=$((20 * 1024 * 1024))
 
 say() { printf '\n-- %s\n' "$*"; }
 fail() { echo "image.sh: $*" >&2; exit 1; }
