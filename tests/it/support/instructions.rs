@@ -2,6 +2,7 @@
 //! committed numbers. The program is built as the static release is. A build takes the same number
 //! of instructions on a busy machine as on an idle one.
 
+use std::fs::File;
 use std::process::{Command, Output};
 
 use super::needs::needs;
@@ -35,7 +36,7 @@ struct Counted {
 /// fails. So does one that is more than 10 % below it, because a cost that fell unnoticed could
 /// rise again unnoticed.
 pub(crate) fn compare<'a>(figures: impl Iterator<Item = &'a Figure>) {
-    let program = build();
+    let (program, _alone) = build();
     let (mut rows, mut wrong) = (Vec::new(), Vec::new());
     for figure in figures {
         let counted = count(&program, figure);
@@ -58,14 +59,14 @@ pub(crate) fn has_avx2() -> bool {
 }
 
 /// Builds the program as the static release is built, and gives its path. `./test` has built it
-/// before the tests, by the same script.
-fn build() -> String {
+/// before the tests, by the same script. Nobody else builds it until the file is closed.
+fn build() -> (String, File) {
     needs("valgrind");
     let target =
         std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| "target".into(), PathBuf::from);
     let target = repository().join(target);
-    // The tests are processes, and two scripts at once would take each other's files.
-    let lock = std::fs::File::create(target.join("hot-path.lock")).unwrap();
+    // The tests are processes, and a script replaces the program that another test counts.
+    let lock = File::create(target.join("hot-path.lock")).unwrap();
     lock.lock().unwrap();
     let mut script = Command::new(repository().join("deploy/static-binary.sh"));
     script.args(["", text(&target), "hot-path"]).current_dir(repository());
@@ -78,7 +79,7 @@ fn build() -> String {
         }
     }
     run(&mut script);
-    text(&target.join("static/hot-path")).to_owned()
+    (text(&target.join("static/hot-path")).to_owned(), lock)
 }
 
 /// Runs a phase under callgrind, and returns the counts of one pass.
