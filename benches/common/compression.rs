@@ -1,4 +1,4 @@
-//! What compression costs: the CPU time and the bytes of the formats that outputs send, at some of
+//! The cost of compression: the CPU time and the bytes of the formats that outputs send, at some of
 //! their levels.
 
 use std::hint::black_box;

@@ -121,6 +121,14 @@ fn read(file: &File, buffer: &mut [u8]) -> usize {
     bytes
 }
 
+/// Reads, checks and splits a body. Returns its batch, and the length of the body in bytes.
+fn decoded(body: &File) -> (audit::Batch, usize) {
+    let mut buffer = vec![0; BUFFER];
+    let bytes = read(body, &mut buffer);
+    buffer.truncate(bytes);
+    (audit::decode(buffer).expect("a recorded body"), bytes)
+}
+
 /// Checks and splits a body as the relay does.
 fn accepted(body: &mut [u8]) -> Split {
     audit::decode_in_place(body).expect("a recorded body")
@@ -157,10 +165,7 @@ fn opened(config: &config::Queue, telemetry: &Telemetry) -> (Queue, Cursor) {
 /// already. An output then claims as many events, as much as `take` at a time, and finishes each
 /// claim.
 fn queue(body: &File, batches: u64, take: Take) -> Pass {
-    let mut buffer = vec![0; BUFFER];
-    let bytes = read(body, &mut buffer);
-    buffer.truncate(bytes);
-    let batch = audit::decode(buffer).expect("a recorded body");
+    let (batch, bytes) = decoded(body);
 
     let config = config::read(CONFIG, outputs::TYPES).config.expect("a valid config");
     let (queue, mut cursor) = opened(&config.queue, &Telemetry::new());
@@ -229,10 +234,7 @@ fn requests(body: &File) -> Pass {
 /// A pass that appends a batch to a queue on disk, waits until it is synced, and lets an output
 /// claim it and finish the claim. The queue is in the directory for temporary files.
 fn disk(body: &File) -> Pass {
-    let mut buffer = vec![0; BUFFER];
-    let bytes = read(body, &mut buffer);
-    buffer.truncate(bytes);
-    let batch = audit::decode(buffer).expect("a recorded body");
+    let (batch, bytes) = decoded(body);
 
     let directory = std::env::temp_dir().join("queue");
     let config = format!("{CONFIG}[queue]\ndirectory = {directory:?}\n");
@@ -258,14 +260,11 @@ const DELIVERED: usize = 100;
 /// if the output takes lists, and waits until a consumer has all of them. The output with these
 /// settings and its consumer run in the thread of the pass.
 fn deliver(settings: &str, body: &File) -> Pass {
-    let mut buffer = vec![0; BUFFER];
-    let bytes = read(body, &mut buffer);
-    buffer.truncate(bytes);
-    let batch = audit::decode(buffer).expect("a recorded body");
+    let (batch, _) = decoded(body);
     let ends = memchr::memchr_iter(b'\n', &batch.lines);
     let mut lines = batch.lines[..=ends.take(DELIVERED).last().unwrap()].to_vec();
     lines.pop();
-    lines.iter_mut().filter(|byte| **byte == b'\n').for_each(|byte| *byte = b',');
+    audit::separate(&mut lines);
     let mut list = [audit::LIST_HEAD, &lines, b"]}\n?"].concat();
 
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -319,10 +318,7 @@ fn deliver(settings: &str, body: &File) -> Pass {
 /// A pass that asks a filter about every event of a body. `settings` are the keys of the filter;
 /// `rules` is the number of rules of its policy, or 0 for no policy.
 fn filter(settings: &str, rules: usize, body: File) -> Pass {
-    let mut buffer = vec![0; BUFFER];
-    let bytes = read(&body, &mut buffer);
-    buffer.truncate(bytes);
-    let batch = audit::decode(buffer).expect("a recorded body");
+    let (batch, _) = decoded(&body);
 
     let config = format!("{CONFIG}[output.filter]\n{settings}\n");
     let config = config::read(&config, outputs::TYPES).config.expect("a valid config");
@@ -346,10 +342,7 @@ fn filter(settings: &str, rules: usize, body: File) -> Pass {
 /// A pass that counts the volume of a body. Nothing has come in before it, so that every event is
 /// sampled.
 fn volume(body: &File) -> Pass {
-    let mut buffer = vec![0; BUFFER];
-    let bytes = read(body, &mut buffer);
-    buffer.truncate(bytes);
-    let batch = audit::decode(buffer).expect("a recorded body");
+    let (batch, _) = decoded(body);
     Box::new(move || {
         let (volume, mut seen) = (Volume::default(), Seen::default());
         volume.turn(Redaction::new(&[]).ok());

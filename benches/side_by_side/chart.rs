@@ -25,7 +25,7 @@ const EARLIER: [(&str, f64, f64); 3] = [
 // The layout, in pixels.
 const WIDTH: f64 = 960.0;
 const MARGIN: f64 = 24.0;
-/// Where the bars begin and where the longest whisker ends.
+/// The bars begin at `LEFT`, and the longest whisker ends at `RIGHT`.
 const LEFT: f64 = 330.0;
 const RIGHT: f64 = 860.0;
 const ROW: f64 = 24.0;

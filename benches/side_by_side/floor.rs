@@ -108,8 +108,8 @@ struct Order {
     limit: u64,
 }
 
-/// What the writer has done for an order. In a pipe it is its numbers in this order, times in
-/// nanoseconds.
+/// The writer's report about an order. It goes through a pipe as its numbers in the order of the
+/// fields, times in nanoseconds.
 struct Done {
     groups: u64,
     elapsed: Duration,

@@ -18,7 +18,7 @@
     reason = "a test that cannot go on panics, and says what it saw"
 )]
 
-/// What it costs to deliver events.
+/// The cost of delivering events.
 mod deliver {
     mod instructions;
 }

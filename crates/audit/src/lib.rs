@@ -33,7 +33,7 @@ pub mod time;
 
 #[cfg(target_arch = "x86_64")]
 pub use fast::Isa;
-pub use list::{Events, ListEnds};
+pub use list::{Events, ListEnds, separate};
 
 /// The only accepted API group and version of events. The beta versions ended with Kubernetes 1.24.
 pub const API_VERSION: &str = "audit.k8s.io/v1";
@@ -178,12 +178,11 @@ pub fn decode_keeping_list(body_and_room: &mut [u8]) -> Result<(Split, Option<Li
         && let Some(Span { start, .. }) = events.first().copied()
     {
         let kept = body.len() >= events.len() * KEPT_EVENT_BYTES;
-        let ends = || events.iter().map(|event| event.end - start).collect();
+        let ends = kept.then(|| events.iter().map(|event| event.end - start).collect());
         let lines = match kept {
             true => lines_of(&events),
             false => end_lines(body_and_room, &events),
         };
-        let ends = kept.then(ends);
         return Ok((Split { lines, events: events.len() as u64, levels }, ends));
     }
     decode_in_place(body_and_room).map(|split| (split, None))

@@ -1,4 +1,4 @@
-//! Where the events of a text begin and end, if the text is lines, or a part of a JSON list.
+//! The two forms of a text of events: lines, and a part of a JSON list.
 
 use std::ops::Range;
 use std::slice::Iter;
@@ -66,6 +66,14 @@ impl ListEnds {
     /// beginning of the whole list.
     pub fn offsets(&self) -> &[u32] {
         self.all.get(self.events.clone()).unwrap_or_default()
+    }
+}
+
+/// Makes parts of a JSON list of lines: a comma replaces each line break. An event has no line break
+/// inside.
+pub fn separate(lines: &mut [u8]) {
+    for byte in lines {
+        *byte = if *byte == b'\n' { b',' } else { *byte };
     }
 }
 

@@ -7,7 +7,6 @@
 //! the event was sent.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::iter;
 use std::ops::Range;
 
 use bytes::Bytes;
@@ -315,11 +314,9 @@ impl Filtering {
     fn judge(&mut self, batch: Batch) -> Batch {
         let Some(filter) = &mut self.filter else { return batch };
         let Self { changed, tapping, .. } = self;
-        let Batch { claim, pieces, ends, origins, .. } = batch;
         let gives_form = filter.gives_form();
         let mut lines = Lines::new(self.sends_lists);
-        let ends = ends.iter().map(Option::as_ref).chain(iter::repeat(None));
-        for ((piece, ends), origin) in pieces.iter().zip(ends).zip(&origins) {
+        for ((piece, ends), origin) in batch.texts().zip(&batch.origins) {
             let (mut run, mut end, mut next) = (0, 0, origin.first);
             let mut events = filter.events(Events::of(piece, ends));
             while let Some((event, request, known)) = events.next() {
@@ -358,7 +355,7 @@ impl Filtering {
         if changed.capacity() > CHANGED_BYTES_KEPT {
             *changed = Vec::new();
         }
-        let (events, pieces, origins) = lines.end();
+        let (claim, (events, pieces, origins)) = (batch.claim, lines.end());
         let bytes = pieces.iter().map(|piece| piece.len() as u64).sum();
         Batch { claim, events, bytes, pieces, ends: Vec::new(), origins }
     }

@@ -75,9 +75,7 @@ impl Lines {
         self.copied.extend_from_slice(piece.get(run).unwrap_or_default());
         let copy = self.copied.get_mut(from..).unwrap_or_default();
         if self.behind == b',' && !is_list(piece) {
-            for byte in &mut *copy {
-                *byte = if *byte == b'\n' { b',' } else { *byte };
-            }
+            audit::separate(copy);
         }
         // The last event of a list has `]` behind it.
         if let Some(last) = copy.last_mut() {

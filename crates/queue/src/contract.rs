@@ -262,8 +262,13 @@ impl Batch {
 
     /// Returns the events in order, each without the byte after it.
     pub fn events(&self) -> impl Iterator<Item = &[u8]> {
+        self.texts().flat_map(|(piece, ends)| audit::Events::of(piece, ends))
+    }
+
+    /// Returns each piece, with the ends of its events if it is a part of a list.
+    pub fn texts(&self) -> impl Iterator<Item = (&Bytes, Option<&ListEnds>)> {
         let ends = self.ends.iter().map(Option::as_ref).chain(std::iter::repeat(None));
-        self.pieces.iter().zip(ends).flat_map(|(piece, ends)| audit::Events::of(piece, ends))
+        self.pieces.iter().zip(ends)
     }
 
     /// Returns the position of each line, in the order of the lines. The batch must have origins.

@@ -1,4 +1,4 @@
-//! What it costs to filter, to store and to deliver a batch, without a clock: the instructions of
+//! The cost of filtering, storing and delivering a batch, without a clock: the instructions of
 //! `benches/hot_path`, counted by valgrind.
 //!
 //! The kernel's instructions are not counted. The outputs send lists of 100 events, and their

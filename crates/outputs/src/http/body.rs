@@ -141,9 +141,7 @@ impl Pieces {
             let start = copy.len();
             copy.extend_from_slice(&piece);
             if gets_commas {
-                for byte in copy.get_mut(start..).unwrap_or_default() {
-                    *byte = if *byte == b'\n' { b',' } else { *byte };
-                }
+                audit::separate(copy.get_mut(start..).unwrap_or_default());
             }
         }
         let piece = copy.split().freeze();
