@@ -47,3 +47,16 @@ fn what_has_a_program_is_built_with_the_level_of_the_release() {
         assert!(!has_program || own.is_none(), "{name} is built with opt-level {own:?}");
     }
 }
+
+/// Without this feature, zlib-rs is built for a CPU without AVX2 and PCLMULQDQ, and gzip costs a
+/// third more.
+#[test]
+fn gzip_uses_the_instructions_of_the_cpu_that_it_runs_on() {
+    let manifest = std::fs::read_to_string(repository().join("Cargo.toml")).unwrap();
+    let manifest: toml::Table = manifest.parse().unwrap();
+    let flate2 = &manifest["workspace"]["dependencies"]["flate2"];
+    let features = flate2["features"].as_array().expect("a list of features");
+    assert!(features.iter().any(|it| it.as_str() == Some("runtime_detection")), "{features:?}");
+    // The feature is for the crate that is behind flate2.
+    assert!(features.iter().any(|it| it.as_str() == Some("zlib-rs")), "{features:?}");
+}
