@@ -259,7 +259,7 @@ admin_tokens() {
     say "the tokens of the admin port are in the Secret $ADMIN"
   fi
   metrics_token=$("$KUBECTL" get secret "$ADMIN" -n "$NAMESPACE" -o 'go-template={{index .data "metrics-token" | base64decode}}') ||
-    fail "the Secret $ADMIN has no metrics-token; see docs/operating/kubernetes.md, \"The admin port\""
+    fail "the Secret $ADMIN has no metrics-token; see docs/operating/admin-port.md"
 }
 
 # The events that the relays have accepted, as their metrics say.

@@ -23,6 +23,6 @@ cp -r docs "$copy/docs"
 sed '/^edit-url-template/d' book.toml >"$copy/book.toml"
 find "$copy/docs" -maxdepth 1 -name '*.md' -exec sed -i "s#](\.\./#]($repository/#g" {} +
 find "$copy/docs" -mindepth 2 -name '*.md' -exec sed -i "s#](\.\./\.\./#]($repository/#g" {} +
-mv "$copy/docs/runbooks/README.md" "$copy/docs/runbooks/index.md"
-find "$copy/docs" -name '*.md' -exec sed -i "s#](\([a-z./]*\)runbooks/README\.md#](\1runbooks/index.md#g" {} +
+for page in "$copy"/docs/*/README.md; do mv "$page" "${page%README.md}index.md"; done
+find "$copy/docs" -name '*.md' -exec sed -i "s#](\([a-z./-]*\)README\.md#](\1index.md#g" {} +
 mdbook build "$copy" --dest-dir "$(realpath "$target")/book"

@@ -5,7 +5,7 @@
 //! `right` itself, and nothing else of it is compiled. With it, the process does what is wrong at
 //! the place whose name is in the variable `KUBE_AUDIT_FORWARDER_MUTANT`, so that a simulation or a
 //! unit test can show whether it notices. `tests/sim/mutants.toml` says of each name what the
-//! mistake was, and `docs/internals/testing.md` how they are run.
+//! mistake was, and `tests/sim/README.md` how they are run.
 //!
 //! The right code keeps its form, and the wrong one is as short as it can be: a condition, a
 //! constant, a statement that is missing.

@@ -126,6 +126,6 @@ impl Sasl {
 #[cfg(not(feature = "kafka"))]
 pub fn without_kafka(t: &Table<'_, '_>) {
     let message = "this binary was built without kafka: build it, or the image, with the \
-                   feature kafka (docs/operating/kafka.md)";
+                   feature kafka (docs/destinations/kafka.md)";
     t.error("type", message);
 }

@@ -20,7 +20,7 @@
 //! Tests ask for the rest: the generated page of the config (`docs/reference/config.md`), and a row
 //! in the code map for the new file. No test asks for these: a row in
 //! `tests/it/outputs/faults/outputs.rs`, so that the faults strike the protocol's consumer too, and
-//! a row in the table of `docs/concepts/outputs.md`.
+//! a row in the table of `docs/destinations/choose.md`.
 //!
 //! A protocol knows no delivery loop, and of the other files only those on floors below its own.
 //!

@@ -1,5 +1,5 @@
-//! The page for auditors: each of its commands runs as it stands there, in their order, against
-//! running relays, a witness, and what a consumer has stored.
+//! The pages on which auditors check a log: each command runs as it stands there, in their order,
+//! against running relays, a witness, and what a consumer has stored.
 
 use std::os::unix::fs::PermissionsExt as _;
 use std::process::{Command, Stdio};
@@ -9,7 +9,13 @@ use super::pages::Page;
 
 use crate::support::prelude::*;
 
-const PAGE: &str = "docs/operating/auditors.md";
+/// The pages whose commands run, in this order.
+const PAGES: [&str; 4] = [
+    "docs/prove/verify.md",
+    "docs/prove/one-event.md",
+    "docs/prove/checkpoints.md",
+    "docs/prove/witnesses.md",
+];
 
 /// A relay whose output `archive` gets events and checkpoints.
 struct Logged {
@@ -79,7 +85,7 @@ impl Logged {
     }
 }
 
-/// Runs a command of the page with bash. Returns the exit status, and what was printed.
+/// Runs a command of a page with bash. Returns the exit status, and what was printed.
 fn run(command: &str, place: &Path) -> (i32, String) {
     let path = format!("{}:{}", text(&place.join("bin")), std::env::var("PATH").unwrap());
     let output = Command::new("bash")
@@ -94,7 +100,7 @@ fn run(command: &str, place: &Path) -> (i32, String) {
 }
 
 #[test]
-fn each_command_of_the_page_works_against_a_running_relay() {
+fn each_command_of_the_pages_works_against_a_running_relay() {
     let scratch = TempDir::new().unwrap();
     let place = scratch.path();
     std::fs::create_dir(place.join("bin")).unwrap();
@@ -107,7 +113,7 @@ fn each_command_of_the_page_works_against_a_running_relay() {
     first.post(1);
     first.wait_until_signed(2);
     std::fs::create_dir(place.join("kept")).unwrap();
-    std::fs::write(place.join("kept/2026-11-15"), first.checkpoint().unwrap()).unwrap();
+    std::fs::write(place.join("kept/2026-11-20"), first.checkpoint().unwrap()).unwrap();
     first.post(2);
     other.post(3);
     first.wait_until_signed(2);
@@ -127,8 +133,8 @@ fn each_command_of_the_page_works_against_a_running_relay() {
     }
     assert_ne!(first.verifier, other.verifier);
 
-    let found = commands(&Page::read(PAGE));
-    assert!(found.len() >= 12, "{found:#?}");
+    let found: Vec<String> = PAGES.iter().flat_map(|page| commands(&Page::read(page))).collect();
+    assert!(found.len() >= 11, "{found:#?}");
     for command in &found {
         let command = command
             .replace("/var/lib/kube-audit-forwarder", text(first.spool.path()))
@@ -152,7 +158,7 @@ fn each_command_of_the_page_works_against_a_running_relay() {
             assert_eq!(status, 0, "{command}: {said}");
         }
     }
-    let mode = std::fs::metadata(place.join("evidence-2026-11-22")).unwrap().permissions().mode();
+    let mode = std::fs::metadata(place.join("evidence-2026-11-27")).unwrap().permissions().mode();
     assert_eq!(mode & 0o777, 0o700);
     let stored = std::fs::read_to_string(place.join("kept/stored")).unwrap();
     assert!(stored.starts_with("example.org/prod-eu/relay-0\n"), "{stored}");

@@ -69,7 +69,7 @@ fn policy_file(directory: &Path, policy: &str) -> String {
 
 /// Returns the recipes of the page by their headings: the policy, if there is one, and the config.
 fn recipes() -> BTreeMap<String, (Option<String>, String)> {
-    let page = std::fs::read_to_string(repository().join("docs/reference/recipes.md")).unwrap();
+    let page = std::fs::read_to_string(repository().join("docs/filters/recipes.md")).unwrap();
     let block = |text: &str, language: &str| {
         let (_, rest) = text.split_once(&format!("```{language}\n"))?;
         Some(rest.split_once("```").unwrap().0.to_owned())
@@ -108,14 +108,14 @@ fn is_write(event: &Value) -> bool {
 fn every_recipe_is_tested() {
     let names: Vec<String> = recipes().into_keys().collect();
     let tested = [
-        "Leases",
-        "Of Secrets",
-        "One SIEM",
-        "A consumer that",
-        "The security",
-        "Writes",
-        "Everything but",
-        "Without what",
+        "Drop Leases",
+        "Lower Secrets",
+        "Name the cluster",
+        "Stay below",
+        "Feed the security",
+        "Send writes",
+        "Drop what the cluster itself reads",
+        "Drop what the cluster itself writes",
     ];
     assert_eq!(names.len(), tested.len(), "{names:?}");
     assert!(tested.iter().all(|it| names.iter().any(|name| name.starts_with(it))), "{names:?}");
@@ -123,7 +123,7 @@ fn every_recipe_is_tested() {
 
 #[test]
 fn recipe_leases_and_health_probes_stay() {
-    let (got, relay) = run_recipe("Leases");
+    let (got, relay) = run_recipe("Drop Leases");
     let is_noise = |event: &Value| {
         let path = event["requestURI"].as_str().unwrap().split('?').next().unwrap();
         event["objectRef"]["resource"] == "leases"
@@ -140,7 +140,7 @@ fn recipe_leases_and_health_probes_stay() {
 
 #[test]
 fn recipe_what_the_cluster_itself_reads_stays_unless_it_is_about_secrets() {
-    let (got, relay) = run_recipe("Everything but");
+    let (got, relay) = run_recipe("Drop what the cluster itself reads");
     let is_exempt = |event: &Value| {
         let user = event["user"]["username"].as_str().unwrap_or_default();
         let of = &event["objectRef"];
@@ -162,7 +162,7 @@ fn recipe_what_the_cluster_itself_reads_stays_unless_it_is_about_secrets() {
 
 #[test]
 fn recipe_what_the_cluster_itself_writes_stays_if_it_succeeded() {
-    let (got, relay) = run_recipe("Without what");
+    let (got, relay) = run_recipe("Drop what the cluster itself writes");
     let is_exempt = |event: &Value| {
         let code = event["responseStatus"]["code"].as_u64().unwrap_or_default();
         let users = ["system:kube-controller-manager", "system:apiserver"];
@@ -277,7 +277,7 @@ fn a_star_alone_in_a_match_is_anybody_and_anything() {
 
 #[test]
 fn recipe_writes_leave_once_each() {
-    let (got, relay) = run_recipe("Writes");
+    let (got, relay) = run_recipe("Send writes");
     let is_wanted = |event: &Value| {
         is_write(event) && ["ResponseComplete", "Panic"].contains(&event["stage"].as_str().unwrap())
     };
@@ -290,7 +290,7 @@ fn recipe_writes_leave_once_each() {
 
 #[test]
 fn recipe_of_secrets_only_metadata_leaves() {
-    let (got, relay) = run_recipe("Of Secrets");
+    let (got, relay) = run_recipe("Lower Secrets");
     let all = all_events();
     assert_eq!(got.len(), all.len());
     let mut lowered = 0;
@@ -320,7 +320,7 @@ fn recipe_of_secrets_only_metadata_leaves() {
 
 #[test]
 fn recipe_the_security_team_gets_writes_to_rbac_and_whatever_happens_to_secrets() {
-    let (got, relay) = run_recipe("The security");
+    let (got, relay) = run_recipe("Feed the security");
     let is_wanted = |event: &Value| {
         let of = &event["objectRef"];
         is_write(event) && of["apiGroup"] == "rbac.authorization.k8s.io"
@@ -344,7 +344,7 @@ fn recipe_the_security_team_gets_writes_to_rbac_and_whatever_happens_to_secrets(
 
 #[test]
 fn recipe_every_event_says_which_cluster_it_is_of() {
-    let (got, relay) = run_recipe("One SIEM");
+    let (got, relay) = run_recipe("Name the cluster");
     // The output deduplicates, so each event of the corpus leaves once.
     let all = all_events();
     let distinct: BTreeSet<&Vec<u8>> = all.iter().collect();
@@ -371,7 +371,7 @@ fn recipe_every_event_says_which_cluster_it_is_of() {
 
 #[test]
 fn recipe_no_message_is_larger_than_its_consumer_takes() {
-    let (got, relay) = run_recipe("A consumer that");
+    let (got, relay) = run_recipe("Stay below");
     let all = all_events();
     assert_eq!(got.len(), all.len());
     let mut trimmed = 0;

@@ -58,9 +58,10 @@ fn share_after(told: &Value) -> f64 {
     bytes(&told["policies"][0]["after"]) / bytes(&told["total"])
 }
 
-/// Returns the page about both commands.
+/// Returns the pages about both commands.
 fn page() -> String {
-    std::fs::read_to_string(repository().join("docs/operating/policy-cost.md")).unwrap()
+    let read = |name| std::fs::read_to_string(repository().join("docs/filters").join(name));
+    ["policy-cost.md", "policy-advise.md"].map(|name| read(name).unwrap()).concat()
 }
 
 fn lines(events: &[Vec<u8>]) -> Vec<u8> {

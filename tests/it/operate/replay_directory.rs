@@ -741,7 +741,7 @@ fn the_job_of_a_volume_that_is_left_over_fits_the_relays() {
 /// is used with other addresses and directories, and with the consumer of the test.
 #[test]
 fn one_output_alone_gets_what_it_has_not_finished_as_the_page_says() {
-    const PAGE: &str = "docs/operating/replay.md";
+    const PAGE: &str = "docs/operating/replay-queue.md";
     let place = left(300);
     let sink = HttpSink::accepting();
     let config = block_on(PAGE, "toml", "only-siem.toml")

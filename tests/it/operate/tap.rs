@@ -792,7 +792,7 @@ fn the_command_finds_the_relay_and_the_token_by_the_config() {
 
 /// Prints the CPU time that the relay takes for 20,000 events per second, in batches of 400 events
 /// of 1,500 bytes, without a tap, with one whose reader reads, and with four that nobody reads.
-/// docs/internals/measurements.md has what this has found.
+/// benches/HISTORY.md has what this has found.
 #[test]
 #[ignore = "no test, but a measurement, which people start"]
 fn cpu_of_a_relay_with_and_without_taps() {

@@ -1,5 +1,5 @@
 //! `config/detector.toml`: the trail to its store, and a copy to a detector that answers 200 before
-//! it has judged. The detector is [`Falco`], and the page `docs/operating/detectors.md` says what
+//! it has judged. The detector is [`Falco`], and the page `docs/destinations/detector.md` says what
 //! these tests show.
 
 use crate::support::falco::{BODIES_MAX, DEFAULTS, Falco, Limits};

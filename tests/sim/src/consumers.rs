@@ -82,9 +82,9 @@ impl Kind {
 pub(crate) enum Longest {
     /// `max_message_bytes`: a longer message is "rejected, never cut" (config.md).
     Message(usize),
-    /// `filter.max_event_bytes`: "a larger event loses `responseObject`, and `requestObject` too if
-    /// that is not enough, and gets the annotation `audit.k8s.io/truncated`. If it is still too
-    /// large, it is rejected" (filters.md).
+    /// `filter.max_event_bytes`: "the relay removes the first of these that makes the event small
+    /// enough"; an event that is too large even without them "is treated as if the consumer had
+    /// refused it for good" (filters/size.md).
     Event(usize),
 }
 
@@ -164,11 +164,11 @@ pub(crate) enum Copies {
     /// As [`Copies::Once`], and events of equal bytes are one event.
     OnceMerged,
     /// As [`Copies::Once`], but a changed filter, or a range that could not be saved before the
-    /// relay's end, may store an event again (s3.md, "Each event is in one object").
+    /// relay's end, may store an event again (s3.md, "When an event counts as delivered").
     OnceByRange,
     AtLeastOnce,
     /// As [`Copies::AtLeastOnce`]; even if nothing is wrong, what left in a request with an event
-    /// that the store refuses comes twice (outputs.md, "If an answer names an event"), or a later
+    /// that the store refuses comes twice (splunk_hec.md, "What goes wrong"), or a later
     /// event that shows whether the store takes anything (guarantees.md, 2).
     AgainBesideRefused,
 }

@@ -163,7 +163,7 @@ impl Check {
     ///
     /// - The relay says that "the evidence has more events than the queue", if only the queue's
     ///   files are older; and to `evidence verify`, positions that are used twice are a fault.
-    /// - "Without a witness the relay can't notice" that all is older (evidence.md); then a
+    /// - "Without a witness the relay can't notice" that all is older (prove/trouble.md); then a
     ///   checkpoint that somebody has kept shows it. A witness that has a newer checkpoint than the
     ///   copy ends the log.
     fn look_at_restored(&self, operator: &mut Operator<'_>, book: &Book, restored: &Restored) {
@@ -191,7 +191,7 @@ impl Check {
     }
 
     /// Starts the relay once more. It notices a log that was set back, and the removal of a file
-    /// below its hands (evidence.md).
+    /// below its hands (prove/trouble.md).
     fn start_again(&self, operator: &mut Operator<'_>) {
         let is_set_back = matches!(self.change, Way::SetBack | Way::SetBackWithCheckpoint);
         let is_whole = matches!(self.change, Way::LineRemoved | Way::LineChanged);

@@ -37,7 +37,7 @@ const NAMED_MAX: usize = 5;
 const ANSWER: Duration = Duration::from_secs(25);
 
 /// The time that a refused event may take: "eight times over at least three seconds"
-/// (guarantees.md), or 8 s of server errors, as the outputs here have it, and a pause before.
+/// (refused-events.md), or 8 s of server errors, as the outputs here have it, and a pause before.
 const REFUSAL: Duration = Duration::from_secs(12);
 
 /// How long the place of an output, and what was dropped, may be unsaved (queue-and-disk.md).
@@ -139,7 +139,7 @@ pub(crate) struct View<'a> {
     pub(crate) consumer: usize,
     pub(crate) promise: Promise,
     /// True for `tcp`, `syslog` and `stdout`, which "know only what the peer's kernel has"
-    /// (outputs.md).
+    /// (tcp.md).
     pub(crate) is_unconfirmed: bool,
     /// True for these, `lumberjack` and `relp`, which have one connection after the other.
     pub(crate) is_stream: bool,
@@ -157,10 +157,11 @@ pub(crate) struct View<'a> {
     pub(crate) counted_letters: &'a [Letter],
     pub(crate) counted: Counted,
     /// Returns true for the bytes of an event that the consumer refuses for good, or fails on for
-    /// ever. Such an event may "leave the order" (guarantees.md), and becomes a dead letter.
+    /// ever. Such an event loses "its place in the order" (refused-events.md), and becomes a dead
+    /// letter.
     pub(crate) refuses: &'a dyn Fn(&[u8]) -> bool,
     /// True if a consumer without acknowledgements died, or its connections were reset: "a consumer
-    /// that reads events and dies before it has stored them loses those events" (outputs.md).
+    /// that reads events and dies before it has stored them loses those events" (tcp.md).
     pub(crate) consumer_died: bool,
     /// The limit that the output has for the length of an event.
     pub(crate) longest: Option<Longest>,
@@ -396,8 +397,8 @@ impl<'a> World<'a> {
     }
 
     /// Returns true if the output was not in the config at a time, but is in that of the next life:
-    /// "If the relay ends before the output has left, and the next start's config names it again,
-    /// it continues at its place" (queue-and-disk.md).
+    /// "If the relay ends before the output has finished, and the next start's config names it
+    /// again, it continues at its place" (queue-and-disk.md).
     fn has_come_back(&self, seen: &Seen<'_>, at: Duration) -> bool {
         let name = seen.view.output;
         let is_there = |epoch: &&Epoch| epoch.config.output(name).is_some();
@@ -464,11 +465,11 @@ impl<'a> World<'a> {
     }
 
     /// Returns true if the end of the process that had the event may have taken it along,
-    /// uncounted: "a process that is killed can count nothing", and so is "the count itself, when a
-    /// process ends before it was scraped" and nobody reads its log; with the queue in memory,
-    /// `queued` "survives anything but the end of this process", and `delivered` survives it for
-    /// required outputs (guarantees.md). With a directory nothing is lost: `synced` survives
-    /// "`kill -9` and a power cut".
+    /// uncounted: "a process that is killed can count nothing", and "the count of a loss" is gone
+    /// if "the process ends before Prometheus has read it"; with the queue in memory, `queued`
+    /// "survives anything but the end of this process", and `delivered` survives it for required
+    /// outputs (guarantees.md). With a directory nothing is lost: `synced` survives "`kill -9` and
+    /// a power cut".
     fn may_have_died(&self, seen: &Seen<'_>, stored: Stored) -> bool {
         let is_kept = |config: &Config| {
             let is_delivered = config.acknowledge == Acknowledge::Delivered;
@@ -486,15 +487,16 @@ impl<'a> World<'a> {
     }
 
     /// Returns true if the event came in after a copy of the queue's directory was made, and before
-    /// the directory was set back to it: "what the copy does not have is gone" (queue-and-disk.md).
+    /// the directory was set back to it: "Events accepted since the copy and not yet
+    /// delivered are lost" (queue-directory.md).
     fn may_be_set_back(&self, stored: Stored) -> bool {
         let mut times = self.truth.set_back.iter();
         times.any(|(copied, ended)| (*copied..=*ended).contains(&stored.from))
     }
 
     /// Returns true if the event was in a copy of the queue's directory, came first after that was
-    /// put back, and `other` came before: "what was still to be delivered in the copy comes then,
-    /// behind what has left meanwhile" (queue-and-disk.md).
+    /// put back, and `other` came before: "Events that were still queued in the copy are
+    /// delivered, possibly a second time, after newer ones" (queue-directory.md).
     fn came_back(&self, seen: &Seen<'_>, serial: Serial, other: Serial, at: Duration) -> bool {
         let Some(stored) = self.stored.get(&serial) else { return false };
         let Some(before) = seen.first_at(other) else { return false };
@@ -503,8 +505,8 @@ impl<'a> World<'a> {
     }
 
     /// Returns true if a full queue may have dropped the event, and a kill came within a second of
-    /// the arrival of `other`: "What a full queue has dropped in that second comes after all"
-    /// (queue-and-disk.md).
+    /// the arrival of `other`: "Events that a full queue dropped in that second are delivered
+    /// after all" (queue-and-disk.md).
     fn is_dropped_no_more(&self, seen: &Seen<'_>, serial: Serial, other: Serial) -> bool {
         let Some(stored) = self.stored.get(&serial) else { return false };
         let Some(before) = seen.first_at(other) else { return false };
@@ -620,8 +622,8 @@ pub(crate) fn reasons(world: &World<'_>, seen: &Seen<'_>) -> Vec<Fault> {
 }
 
 /// Returns how often events may be counted as missing that nobody was promised: "If the disk
-/// refuses that, too, a power loss may take these events, and they count as lost" (queue.md). Each
-/// life counts them again.
+/// refuses that, too, a power loss may take these events, and they count as lost"
+/// (queue/README.md). Each life counts them again.
 fn unsynced(world: &World<'_>) -> usize {
     let is_loss = |death: &&Death| death.kind == Kind::PowerLoss;
     let losses = world.truth.deaths.iter().filter(is_loss).filter_map(|death| death.ended);
@@ -889,9 +891,10 @@ impl Latest {
 ///   beside the new one.
 /// - What comes from a copy of the queue's directory comes behind what has left since it was made,
 ///   and what a full queue has dropped may come behind what has left since, after a kill.
-/// - "A changed filter also works on events that already wait" (filters.md), and on those that
-///   wait for their acknowledgement. So an event that a filter has kept back may come after one
-///   that was accepted later, if that one comes again behind it or a filter keeps that one back.
+/// - A changed filter also works on "events that are already in the queue" (filters/README.md), and
+///   on those that wait for their acknowledgement. So an event that a filter has kept back may come
+///   after one that was accepted later, if that one comes again behind it or a filter keeps that
+///   one back.
 fn out_of_order(world: &World<'_>, seen: &Seen<'_>, places: &[usize], all: bool) -> Vec<Fault> {
     let serial_at = |place: &usize| seen.serials.get(*place).copied().flatten();
     let mut copies: BTreeMap<Serial, usize> = BTreeMap::new();
@@ -984,8 +987,8 @@ fn copies(truth: &Truth, known: &Known) -> usize {
     truth.attempts_of(known).filter(|attempt| attempt.fate() != Fate::Refused).count()
 }
 
-/// `elasticsearch` and `s3`: "what is stored is not stored again"; `loki`: "entries of equal time,
-/// labels and line once" (outputs.md). Requests of unknown fate may be copies of their own.
+/// `elasticsearch` and `s3`: what is stored is not stored again; `loki`: "entries of equal time,
+/// labels and line once" (loki.md). Requests of unknown fate may be copies of their own.
 pub(crate) fn once(world: &World<'_>, seen: &Seen<'_>) -> Vec<Fault> {
     let mut faults = Vec::new();
     for (serial, (_, arrived)) in &seen.first {
@@ -1012,8 +1015,8 @@ pub(crate) fn once(world: &World<'_>, seen: &Seen<'_>) -> Vec<Fault> {
 }
 
 /// Returns how often the event may have become a part of another object, until it arrived last:
-/// "Between two attempts, events of the object were […] dropped from a full queue, or changed or
-/// kept back by a filter that a reload changed", or "the directory was set back to an older copy",
+/// "Between two attempts, events of the object were […] dropped from a full queue, […] or changed
+/// or dropped by another filter", or "the directory was set back to an older copy",
 /// or "a range could not be saved before a kill" (s3.md).
 fn other_ranges(world: &World<'_>, seen: &Seen<'_>, serial: Serial) -> usize {
     let last = seen.serials.iter().rposition(|it| *it == Some(serial));
@@ -1111,13 +1114,13 @@ pub(crate) fn progress(world: &World<'_>, seen: &Seen<'_>, calm: Calm) -> Vec<Fa
     vec![seen.fault("progress", text)]
 }
 
-/// "A break at the wrong moment makes events come twice" (guarantees.md): while nothing is wrong,
-/// nothing comes twice that came then. With `deduplicate`, nothing comes again that came in this
-/// life of the relay, also if a sender repeats it.
+/// "A connection that breaks at the wrong moment causes duplicates" (guarantees.md): while nothing
+/// is wrong, nothing comes twice that came then. With `deduplicate`, nothing comes again that came
+/// in this life of the relay, also if a sender repeats it.
 pub(crate) fn repeats(world: &World<'_>, seen: &Seen<'_>, calm: Calm) -> Vec<Fault> {
     let mut came = BTreeMap::new();
-    // "With concurrency = 1 ... it sends it a later event: after it has refused a single event ...
-    // the later event comes again" (guarantees.md, 2).
+    // "With concurrency = 1 ... the relay sends it a later event: after it has refused a single
+    // event ... it gets the later one again" (guarantees.md, 2).
     let Promise { copies: kind, ordered, .. } = seen.view.promise;
     let is_repeated = ordered || kind == Copies::AgainBesideRefused;
     let mut refused = if is_repeated { refused_at(world, seen) } else { Vec::new() };

@@ -171,7 +171,7 @@ pub(crate) fn run(seed: u64, left_out: &BTreeSet<usize>, libraries: Vec<PathBuf>
     let mut others = 0;
     let mut another = || {
         // The cluster sends on: a refused event is given up only once its consumer has accepted
-        // another one (guarantees.md, "When a refusal counts").
+        // another one (refused-events.md, "When a refusal counts").
         others += 1;
         let senders = Senders::start(seed, &[Profile::shipper(1000 + others)], &target, &book);
         std::thread::sleep(Duration::from_secs(20));

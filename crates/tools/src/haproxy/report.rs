@@ -86,7 +86,7 @@ impl Report {
         let [decide, no_effect, carried] = VERDICTS.map(|(verdict, _)| self.count(verdict));
         let mut lines = vec![format!(
             "{name}: {decide} to decide, {no_effect} without effect, {carried} carried over. \
-             docs/replace-haproxy.md says what the relay has instead."
+             docs/migrate-haproxy.md says what the relay has instead."
         )];
         lines.push(printable(&self.validity));
         let is_shown = |verdict| verdict <= last && self.count(verdict) > 0;

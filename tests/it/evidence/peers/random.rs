@@ -145,7 +145,7 @@ impl Cluster {
     }
 
     /// Puts a backup in the place of the directory of a relay that is not running, as
-    /// docs/operating/evidence.md says: with a new origin and a new key.
+    /// docs/prove/trouble.md says: with a new origin and a new key.
     fn restore(&mut self, at: usize) {
         let Some(backup) = self.sources[at].backup.take() else { return };
         self.had.restores += 1;

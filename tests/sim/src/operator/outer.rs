@@ -83,7 +83,7 @@ impl Operator<'_> {
     }
 
     /// With `rejected.action = "retry"` an event that is too long "is never given up; everything
-    /// after it waits" (guarantees.md). What was sent before it is not sent again.
+    /// after it waits" (refused-events.md). What was sent before it is not sent again.
     pub(super) fn outlast_too_long(&mut self, consumer: usize) {
         if self.process.is_none() {
             return;
@@ -117,8 +117,8 @@ impl Operator<'_> {
         }
     }
 
-    /// An object ends "earlier […] if many of its events are larger than `filter.max_event_bytes`"
-    /// (s3.md): the output does not stand still until its object is as old as it may be.
+    /// An object ends "earlier […] if many events exceed `filter.max_event_bytes`" (s3.md): the
+    /// output does not stand still until its object is as old as it may be.
     pub(super) fn too_large(&mut self, consumer: usize) {
         if self.process.is_none() {
             return;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{Fault, Letter, Seen, World, identify};
 
-/// "An event is given up only if the consumer refuses it alone eight times" (guarantees.md).
+/// "An event is given up only if the consumer refuses it alone eight times" (refused-events.md).
 const REFUSALS_MIN: usize = 8;
 
 /// The number of server errors to the event alone after which it may be given up.

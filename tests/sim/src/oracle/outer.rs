@@ -23,7 +23,7 @@ fn fault(rule: &'static str, text: String) -> Fault {
 }
 
 /// No event is longer than the output's limit: a longer message is "rejected, never cut"
-/// (config.md), and so is an event that is still too large without its bodies (filters.md).
+/// (config.md), and so is an event that is too large even without its bodies (filters/size.md).
 pub(super) fn lengths(_: &World<'_>, seen: &Seen<'_>) -> Vec<Fault> {
     let Some(Longest::Message(most) | Longest::Event(most)) = seen.view.longest else {
         return Vec::new();
@@ -36,7 +36,7 @@ pub(super) fn lengths(_: &World<'_>, seen: &Seen<'_>) -> Vec<Fault> {
 }
 
 /// Returns true if the line may be what `filter.max_event_bytes` leaves of an event: it fits, and
-/// has "the annotation `audit.k8s.io/truncated`" (filters.md).
+/// has "the annotation `audit.k8s.io/truncated`" (filters/size.md).
 pub(super) fn is_trimmed(longest: Option<Longest>, line: &[u8], sent: &[u8]) -> bool {
     let Some(Longest::Event(most)) = longest else { return false };
     let is_marked = || memchr::memmem::find(line, b"\"audit.k8s.io/truncated\":").is_some();
@@ -133,9 +133,9 @@ pub(super) fn is_of_another_output(
 }
 
 /// Returns true if an event that is too long was accepted before this one, and may not be given up:
-/// "everything after it waits" (guarantees.md), and "to learn whether a consumer takes anything,
-/// the relay sends it a later event […] after it has refused a single event" (the same, 2). The
-/// relay itself refuses this one.
+/// "everything after it waits" (refused-events.md), and "to learn whether a consumer takes
+/// anything, the relay sends it a later event: after it has refused a single event" (guarantees.md,
+/// 2). The relay itself refuses this one.
 pub(super) fn waits_behind(world: &World<'_>, seen: &Seen<'_>, serial: Serial) -> bool {
     let Some(longest) = seen.view.longest else { return false };
     let Some(stored) = world.stored.get(&serial) else { return false };

@@ -67,10 +67,10 @@ impl<'a> Room<'a> {
     /// Returns true if there may have been no room for the body of this request. An event stays
     /// `lingers` in the queue after it came last.
     ///
-    /// "Events before the watermarks of all outputs leave the queue" (queue.md): an event that
-    /// waits keeps what was accepted after it. On disk a segment leaves as a whole, and no batch
-    /// spans two, so half of the room may be lost. One segment is written to, one is ready, and one
-    /// is being deleted.
+    /// "Events before the watermarks of all outputs leave the queue" (queue/README.md): an event
+    /// that waits keeps what was accepted after it. On disk a segment leaves as a whole, and no
+    /// batch spans two, so half of the room may be lost. One segment is written to, one is ready,
+    /// and one is being deleted.
     fn may_be_full(&self, attempt: &Attempt, lingers: Duration) -> bool {
         let (truth, begun) = (self.world.truth, attempt.begun);
         let until = attempt.ended.map_or(self.world.now, |(at, _)| at);
