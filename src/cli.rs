@@ -404,7 +404,7 @@ fn in_time<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Resu
         Err(RecvTimeoutError::Timeout) => {
             let (limit, names) = (named_file::WAIT_MAX, named_file::names_under_way());
             let why =
-                format!("the file system has not answered within {limit:?}: cannot read {names}");
+                format!("the file system has not responded within {limit:?}: cannot read {names}");
             Err(failed(why))
         }
         // The thread has panicked, which is a fault of the program.
@@ -487,7 +487,7 @@ fn run(file: Option<&Path>) -> Result<(), u8> {
             }
         }
     }
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), config = name, "starting");
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), config = name, "the relay is starting");
     let result = restricted.and_then(|state| {
         state.tell();
         run_relay(file, config.clone())

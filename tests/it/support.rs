@@ -32,6 +32,7 @@ pub(crate) mod letters;
 pub(crate) mod loki;
 pub(crate) mod lumberjack_server;
 pub(crate) mod lumberjack_sink;
+pub(crate) mod messages;
 pub(crate) mod metrics;
 pub(crate) mod middleman;
 pub(crate) mod moment;

@@ -297,7 +297,11 @@ impl RealDisk {
             Err(Errno::OPNOTSUPP) => {
                 if !self.grows.swap(true, Ordering::Relaxed) {
                     let directory = self.root.display();
-                    tracing::info!(%directory, "the file system cannot reserve space: a full disk shows only when the relay writes");
+                    tracing::info!(
+                        %directory,
+                        "cannot reserve disk space for the queue on this file system: a full disk \
+                         is noticed only when a write fails"
+                    );
                 }
                 file.set_len(bytes)
             }

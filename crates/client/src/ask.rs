@@ -517,7 +517,8 @@ impl Target {
         }
         let encoding = reply.headers.get(header::CONTENT_ENCODING);
         if self.is_plain && encoding.is_some_and(|encoding| encoding != "identity") {
-            return Err(error("the answer is compressed, which nobody has asked for".to_owned()));
+            let what = "the answer is compressed, although the request did not ask for it";
+            return Err(error(what.to_owned()));
         }
         let mut read = 0;
         while let Some(part) = reply.part(WAIT).await.map_err(error)? {

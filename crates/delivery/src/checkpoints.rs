@@ -162,7 +162,10 @@ impl Checkpoints {
                 self.waits_until =
                     (!self.interval.is_zero()).then(|| Instant::now() + self.interval);
                 if std::mem::take(&mut self.is_told) {
-                    tracing::info!(output = self.output, "checkpoints leave again");
+                    tracing::info!(
+                        output = self.output,
+                        "evidence checkpoints are sent to the output again"
+                    );
                 }
             }
             Fate::Failed(failure) => self.failed(&failure),
@@ -198,8 +201,8 @@ impl Checkpoints {
             tracing::warn!(
                 output = self.output,
                 error = %failure,
-                "the newest checkpoint can't be sent, trying again with later ones; events are \
-                 sent as before"
+                "cannot send the newest evidence checkpoint to the output, retrying: the delivery \
+                 of events does not wait for it"
             );
         }
     }

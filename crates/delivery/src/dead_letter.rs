@@ -232,7 +232,8 @@ impl DeadLetters {
         };
         if tokio::time::timeout(CLOSING, ended).await.is_err() {
             tracing::error!(
-                "the disk of the dead letters does not answer: the last dead letters may not be written"
+                "the disk of the dead letters does not respond at the end of the relay: the last \
+                 dead letters may be lost"
             );
         }
     }
@@ -308,7 +309,11 @@ impl DeadLetters {
 /// Logs the error if a writing thread could not be started.
 fn tell(started: io::Result<()>) {
     if let Err(error) = started {
-        tracing::error!(%error, "cannot start the thread that writes dead letters");
+        tracing::error!(
+            %error,
+            "cannot start the thread that writes dead letters: rejected events are lost and \
+             counted until it can be started"
+        );
     }
 }
 
@@ -322,11 +327,16 @@ fn write_all(
     let directory = directory.display();
     match files.look() {
         Ok(0) => {}
-        Ok(files) => tracing::info!(%directory, files, "dead-letter files found"),
+        Ok(files) => tracing::info!(
+            %directory,
+            files,
+            "dead letters from earlier runs are in their directory: replay or delete them"
+        ),
         Err(error) => tracing::error!(
             %directory,
             %error,
-            "dead letters can't be written, rejected events will be dropped and counted"
+            "cannot use the directory of the dead letters: rejected events are lost and counted \
+             until the relay can write to it"
         ),
     }
     while let Some(first) = queue.blocking_recv() {

@@ -160,7 +160,10 @@ impl Health {
     pub fn new(config: &config::Output, metrics: OutputMetrics, status: Arc<Status>) -> Self {
         metrics.paused.set(f64::from(u8::from(config.pause)));
         if config.pause {
-            tracing::warn!(output = config.name, "output paused by the config: its events wait");
+            tracing::warn!(
+                output = config.name,
+                "output paused by the config: its events wait in the queue until `pause` is removed"
+            );
         }
         Self {
             name: config.name.clone(),
@@ -208,8 +211,8 @@ impl Health {
                 position,
                 error,
                 events,
-                "the consumer answers an event with a server error and takes others: the event is \
-                 set aside and tried again, and later events are delivered before it"
+                "the consumer responds to one event with a server error but accepts others: the \
+                 event is set aside and retried, and later events are delivered before it"
             );
         } else {
             tracing::info!(
@@ -217,8 +220,8 @@ impl Health {
                 position,
                 error,
                 events,
-                "the consumer refuses an event and takes others: the event is set aside and tried \
-                 again"
+                "the consumer refuses one event but accepts others: the event is set aside and \
+                 retried"
             );
         }
     }

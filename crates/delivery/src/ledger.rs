@@ -1166,7 +1166,12 @@ impl Ledger {
     pub(super) fn on_written(&mut self, written: Written) {
         if let Some(error) = self.given_up.end(written, parts!(self)) {
             let output = &self.health.name;
-            tracing::error!(output, error, "an event can't be set aside, and waits in the queue");
+            tracing::error!(
+                output,
+                error,
+                "cannot write the file of an event to set aside: the event stays in the queue and \
+                 is sent again; check the disk of queue.directory"
+            );
             self.pause(&Failure::new(AttemptError::Item, error));
         }
     }

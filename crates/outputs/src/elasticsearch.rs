@@ -407,8 +407,8 @@ impl Api for Bulk {
             tracing::warn!(
                 output = self.output,
                 index = self.index,
-                "the consumer keeps documents in its failure store, because they do not fit the \
-                 data stream: they count as delivered"
+                "Elasticsearch puts documents into its failure store because they do not fit the \
+                 data stream: they count as delivered; check the mapping of the data stream"
             );
         }
         let mut parts = Parts::default();

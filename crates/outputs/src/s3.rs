@@ -213,12 +213,15 @@ impl IntoConnector for Settings {
         let bucket = self.bucket(setup);
         let api = Arc::clone(&bucket) as Arc<dyn Api>;
         let http = HttpConnector::new(&self.client, api, setup);
-        Box::new(S3Connector { http, bucket, limits: self.limits, begin: None, plan: None })
+        let (output, limits) = (Arc::from(setup.output.name.as_str()), self.limits);
+        Box::new(S3Connector { output, http, bucket, limits, begin: None, plan: None })
     }
 }
 
 /// The connector of an `s3` output. It makes links that use one plan, one after the other.
 struct S3Connector {
+    /// The name of the output, for the log.
+    output: Arc<str>,
     http: HttpConnector,
     bucket: Arc<Bucket>,
     limits: Limits,
@@ -267,8 +270,8 @@ impl Connect for S3Connector {
         let plan = match &self.plan {
             Some(plan) => Arc::clone(plan),
             None => {
-                let notes = begin.notes.clone();
-                let loaded = tokio::task::spawn_blocking(move || Plan::load(notes)).await;
+                let (output, notes) = (Arc::clone(&self.output), begin.notes.clone());
+                let loaded = tokio::task::spawn_blocking(move || Plan::load(output, notes)).await;
                 let plan = loaded.map_err(|error| failed(error.to_string()))?.map_err(|error| {
                     failed(format!("cannot read the ranges of the last objects: {error}"))
                 })?;

@@ -166,7 +166,8 @@ impl<I: Issuer> Tokens<I> {
                 while AssertUnwindSafe(shared.renew()).catch_unwind().await.is_err() {
                     tracing::error!(
                         server = shared.issuer.service().base(),
-                        "the task that renews the {} token has panicked, starting it again",
+                        "the task that renews the {} token has panicked: it is restarted, please \
+                         report this bug",
                         I::NAME
                     );
                     tokio::time::sleep(RESTART_PAUSE).await;
@@ -292,11 +293,12 @@ impl<I: Issuer> Shared<I> {
         let server = self.issuer.service().base();
         let failed_before = self.state.borrow().failure.is_some();
         match &result {
-            Ok(_) if failed_before => tracing::info!(server, "{} gives tokens again", I::NAME),
+            Ok(_) if failed_before => tracing::info!(server, "{} issues tokens again", I::NAME),
             Err(failure) if !failed_before => tracing::warn!(
                 server,
                 %failure,
-                "{} gives no token, asking again until it does",
+                "cannot get a token from {}, retrying: the output cannot send without a valid \
+                 token",
                 I::NAME
             ),
             Ok(_) | Err(_) => {}

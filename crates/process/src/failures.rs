@@ -25,7 +25,7 @@ impl Failures {
     pub fn report(&self, error: String) {
         tracing::error!(
             error,
-            "a part that the relay needs has ended: the relay drains and exits with 1"
+            "a task that the relay needs has failed: the relay drains and exits with 1"
         );
         self.first.send_if_modified(|first| {
             let is_first = first.is_none();

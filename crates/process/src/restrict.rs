@@ -279,7 +279,10 @@ impl State {
     pub fn tell(&self) {
         let (restrict, seccomp) = (self.restrict.name(), self.seccomp);
         if self.restrict == Restrict::Off {
-            return tracing::info!(restrict, "the process may do what its user may do");
+            return tracing::info!(
+                restrict,
+                "process.restrict is off: the relay runs without a sandbox"
+            );
         }
         let paths = |may| {
             let paths = self.allowed.iter().filter(|it| it.2 == may);
@@ -293,7 +296,7 @@ impl State {
                 seccomp,
                 read,
                 write,
-                "the process has given up what it does not need"
+                "the relay runs in a sandbox: Landlock and seccomp refuse what it does not need"
             ),
             Some(missing) => tracing::info!(
                 restrict,
@@ -302,7 +305,8 @@ impl State {
                 seccomp,
                 read,
                 write,
-                "the process could not give up all that it does not need"
+                "the sandbox of the relay is incomplete: the kernel or the container runtime does \
+                 not allow all of process.restrict"
             ),
         }
     }

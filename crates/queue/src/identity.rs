@@ -47,16 +47,16 @@ impl Identity {
             Ok(None) => {}
             Err(error) => tracing::warn!(
                 %error,
-                "the file `identity` of the queue can't be read: a new one is made, and events \
-                 that are sent again now may be stored twice"
+                "cannot read the file `identity` in queue.directory: a new one is made, and \
+                 consumers may store events twice that are sent again"
             ),
         }
         let identity = Self::random()?;
         if let Err(error) = disk::replace(disk, FILE, format!("{identity}\n").as_bytes()) {
             tracing::warn!(
                 %error,
-                "the file `identity` of the queue can't be written: events that are sent again \
-                 after the next start may be stored twice"
+                "cannot write the file `identity` in queue.directory: consumers may store events \
+                 twice that are sent again after the next start"
             );
         }
         Ok(identity)

@@ -77,7 +77,8 @@ impl State {
                 tracing::error!(
                     file = name,
                     %error,
-                    "a file of the queue can't be read at the start, trying again for half a minute"
+                    "cannot read a file of the queue at the start, retrying for half a minute: \
+                     check the disk of queue.directory"
                 );
             }
             std::thread::sleep(PAUSE);
@@ -158,7 +159,12 @@ impl File for PatientFile {
             && self.is_dead()
         {
             *lock(&self.state.dead) = Some(errno);
-            tracing::error!(file = self.name, error = %errno, "nothing of this file can be read");
+            tracing::error!(
+                file = self.name,
+                error = %errno,
+                "no part of a file of the queue can be read, so the relay does not start: check \
+                 the disk of queue.directory"
+            );
         }
         read
     }

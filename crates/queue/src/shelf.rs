@@ -103,8 +103,8 @@ impl Shelf {
             Err(error) if error.kind() != io::ErrorKind::NotFound => tracing::warn!(
                 file,
                 %error,
-                "the file of an event that was set aside can't be deleted: the event is sent again \
-                 after the next start"
+                "cannot delete the file of an event that is no longer set aside: the event is sent \
+                 again after the next start"
             ),
             _ => {}
         }
@@ -138,7 +138,12 @@ pub(crate) fn tidy(disk: &dyn Disk) -> io::Result<()> {
     };
     for file in names.iter().filter(|file| file.ends_with(UNFINISHED)) {
         if let Err(error) = disk.remove(&format!("{ASIDE}/{file}")) {
-            tracing::warn!(file, %error, "an unfinished file can't be deleted");
+            tracing::warn!(
+                file,
+                %error,
+                "cannot delete an unfinished file in set-aside/: nothing is lost, but it takes up \
+                 disk space"
+            );
         }
     }
     Ok(())
@@ -171,7 +176,12 @@ pub(super) fn remove_all(disk: &dyn Disk, output: &str, events: &[(Position, u64
     for (position, _) in events {
         let file = name(output, *position);
         if let Err(error) = disk.remove(&file) {
-            tracing::warn!(file, %error, "the file of an event that was set aside can't be deleted");
+            tracing::warn!(
+                file,
+                %error,
+                "cannot delete a file in set-aside/ that no output needs: nothing is lost, but it \
+                 takes up disk space"
+            );
         }
     }
 }

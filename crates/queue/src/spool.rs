@@ -646,10 +646,13 @@ impl Queue {
         match tokio::time::timeout(CLOSING, ended).await {
             Ok(Ok(Ok(()))) => {}
             Ok(_) => tracing::error!(
-                "the thread that writes the queue has panicked: the cursors are not written, outputs may get some events again"
+                "the thread that writes the queue has panicked: the cursors (the outputs' \
+                 positions in the queue) are not saved, so some events may be sent twice after the \
+                 next start"
             ),
             Err(_) => tracing::error!(
-                "the disk does not answer: the cursors are not written, outputs may get some events again"
+                "the queue's disk does not respond: the cursors (the outputs' positions in the \
+                 queue) are not saved, so some events may be sent twice after the next start"
             ),
         }
     }

@@ -165,10 +165,10 @@ impl Originals {
         };
         if is_due {
             tracing::error!(
-                first = first.get(),
+                first_position = first.get(),
                 events = changed.len(),
-                "events were changed in the files of the queue: they are not sent, and count as \
-                 lost"
+                "events in the files of the queue were changed and do not match the evidence: they \
+                 are not sent, and count as lost; find out who can write to queue.directory"
             );
         }
     }

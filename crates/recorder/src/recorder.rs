@@ -121,7 +121,10 @@ impl Recorder {
     /// the disk hangs.
     pub fn reloaded(&self, running: Running) {
         if self.orders.try_send(Order::Reload(running)).is_err() {
-            tracing::warn!("a reload is not recorded in the evidence");
+            tracing::warn!(
+                "this reload of the config is missing in the evidence, because the disk of \
+                 queue.directory does not respond"
+            );
         }
     }
 
@@ -140,7 +143,10 @@ impl Recorder {
         };
         // If the thread has panicked, it has reported that.
         if tokio::time::timeout(within, ended).await.is_err() {
-            tracing::error!("the evidence is not complete yet: it goes on at the next start");
+            tracing::error!(
+                "the relay ends before the evidence of the last events is written: the next start \
+                 continues with it"
+            );
         }
     }
 }
@@ -154,7 +160,7 @@ impl Drop for NoticePanic {
             self.0.failed(EvidenceError::Write);
             tracing::error!(
                 "the thread that records the evidence has panicked: there is no evidence of later \
-                 events until the relay is started again"
+                 events until you restart the relay"
             );
         }
     }
@@ -497,8 +503,8 @@ impl Work {
             Hashes::open(Arc::clone(disk), settings.max_bytes, known, has_ended)?;
         if is_foreign {
             tracing::error!(
-                "files below evidence/lines were removed, or have other sizes than the relay gave \
-                 them: what it did not write is cut off; find out who could write to the directory"
+                "files in evidence/lines were removed or have the wrong size: data in them that \
+                 the relay did not write is cut off; find out who can write to queue.directory"
             );
             store.is_tampered();
         }
@@ -516,8 +522,9 @@ impl Work {
             tracing::error!(
                 evidence = next,
                 queue = end.get(),
-                "the evidence has more events than the queue: the queue's directory was set back, \
-                 and positions are given twice"
+                "the evidence has more events than the queue, because queue.directory was restored \
+                 from an older copy: position numbers are used twice; stop the relay and set a new \
+                 evidence.origin and key"
             );
             next = end.get();
         }
@@ -539,9 +546,9 @@ impl Work {
         if !hashes.is_there()? {
             hashes.reopen()?;
             tracing::error!(
-                "the newest file below evidence/lines was removed or replaced while the relay runs: \
-                 the events whose line hashes it had can't be checked any more; find out who could \
-                 write to the directory"
+                "the newest file in evidence/lines was removed or replaced while the relay was \
+                 running: the events in it can no longer be verified; find out who can write to \
+                 queue.directory"
             );
             self.setup.metrics.failed(EvidenceError::Tampered);
         }
@@ -551,8 +558,8 @@ impl Work {
         let is_restored = store.restore()?;
         tracing::error!(
             is_restored,
-            "the checkpoint below evidence/, or evidence-head, was removed or replaced while the \
-             relay runs; find out who could write to the directory"
+            "the evidence checkpoint or the file evidence-head was removed or replaced while the \
+             relay was running: find out who can write to queue.directory"
         );
         if is_restored {
             self.setup.metrics.failed(EvidenceError::Tampered);
@@ -617,8 +624,9 @@ impl Work {
         tracing::error!(
             origin = self.setup.settings.origin,
             reason = why,
-            "the evidence was set back, or another relay writes a log with its origin: nothing is \
-             recorded and signed under this origin any more, events are forwarded without evidence"
+            "the evidence was restored from an older copy, or another relay uses the same \
+             evidence.origin: events are forwarded, but without evidence until you set a new \
+             evidence.origin and key"
         );
         self.setup.originals.decide(false);
         self.state = State::RolledBack;
@@ -647,7 +655,10 @@ impl Work {
         let at = entry.at();
         if let Err(error) = log.store.push(entry.bytes()) {
             // An entry is never so long.
-            tracing::error!(%error, "an entry of the evidence can't be made");
+            tracing::error!(
+                %error,
+                "an entry of the evidence log is too long and is left out: please report this bug"
+            );
         }
         let instant = Instant::now();
         // The entry about an event that has waited has an old time, so it does not show that the
@@ -730,8 +741,8 @@ impl Work {
             tracing::error!(
                 position = first,
                 events = count,
-                "the evidence has nothing about these events: it was off, or could not be written \
-                 before the queue needed their room, or the queue's files are damaged"
+                "some events have no evidence: it was off, or could not be written before the \
+                 queue needed their room, or files of the queue are damaged"
             );
             match is_off {
                 true => self.add(Entry::Alarm { at: now(), what: Alarm::Off { first, count } }),
@@ -865,11 +876,15 @@ impl Work {
             match matches!(reason, EvidenceError::Tampered) {
                 true => tracing::error!(
                     %error,
-                    "files of the evidence were removed or replaced: nothing is recorded until they \
-                     are put back, or until the config has a new origin and key; find out who could \
-                     write to the directory"
+                    "files of the evidence were removed or replaced: nothing is recorded until you \
+                     put them back, or set a new evidence.origin and key; find out who can write \
+                     to queue.directory"
                 ),
-                false => tracing::error!(%error, "the evidence can't be written, trying again"),
+                false => tracing::error!(
+                    %error,
+                    "the evidence can't be written, retrying each second: events are still \
+                     forwarded, but without evidence until this is fixed"
+                ),
             }
         }
     }

@@ -171,9 +171,9 @@ impl Store {
         self.is_cut = true;
         tracing::error!(
             found = self.newest.head.size,
-            "entries of the evidence that no checkpoint covers are gone: evidence-head or files \
-             below evidence/ were removed or replaced by others; find out who could write to the \
-             directory"
+            "the newest entries of the evidence log, which no checkpoint covers, are missing: \
+             evidence-head or files in evidence/ were removed or replaced; find out who can write \
+             to queue.directory"
         );
         self.is_tampered();
     }
@@ -195,9 +195,9 @@ impl Store {
             self.alarms.push(Alarm::Journal);
             tracing::error!(
                 aside,
-                "evidence/journal was set aside, and nothing in it is signed. An earlier version of \
-                 the relay that did not end in good order leaves it; if none ran here, find out \
-                 who could write to the directory"
+                "evidence/journal was set aside and is not used: an older version of the relay \
+                 leaves it when it is killed; if no older version ran here, find out who can write \
+                 to queue.directory"
             );
         }
         Ok(true)
@@ -243,9 +243,9 @@ impl Store {
         tracing::error!(
             known = known.size,
             found = size,
-            "entries of the evidence that were signed are gone: files below evidence/ were removed, \
-             or replaced by older ones. Keep a copy of the directory, compare it with a checkpoint \
-             that a consumer or a witness has, and find out who could write to it"
+            "signed entries of the evidence log are missing: files in evidence/ were removed or \
+             replaced by older ones; keep a copy of the directory, compare it with a checkpoint \
+             that a consumer or a witness has, and find out who can write to it"
         );
         if !self.alarms.contains(&Alarm::Removed) {
             self.alarms.push(Alarm::Removed);
@@ -644,7 +644,12 @@ fn known(disk: &dyn Disk, origin: &str) -> io::Result<Option<Head>> {
         }
         Err(error) => {
             let file = KNOWN;
-            tracing::error!(%error, file, "the copy of the newest checkpoint can't be read");
+            tracing::error!(
+                %error,
+                file,
+                "cannot read the copy of the newest evidence checkpoint: if files of the evidence \
+                 were removed, the relay may not notice it"
+            );
             Ok(None)
         }
     }
@@ -691,7 +696,8 @@ fn keep_aside(disk: &dyn Disk, origin: &str) -> io::Result<()> {
         before = checkpoint.origin,
         origin,
         aside,
-        "evidence.origin has changed: a new log begins, and the old one is kept aside"
+        "evidence.origin has changed: a new evidence log begins, and the old one is kept in \
+         another directory"
     );
     // The file `evidence-head` has entries that are in no other file.
     if if_there(disk.rename(HEAD, &path(HEAD)))?.is_some() {

@@ -6,7 +6,7 @@
 use std::io;
 use std::time::Duration;
 
-use tokio::task::JoinSet;
+use tokio::task::{Id, JoinSet};
 use tokio::time::Instant;
 
 use super::store::Store;
@@ -135,8 +135,10 @@ struct Witness {
     errors: EvidenceMetrics,
     /// The size of the newest checkpoint that the witness has, as far as the relay knows.
     has: u64,
-    /// `true`: a request is under way.
+    /// `true`: a request is in progress.
     is_asked: bool,
+    /// The task of its last request; `None` if it was not asked yet.
+    task: Option<Id>,
     /// `true`: the witness has answered a request, if only with a refusal.
     has_answered: bool,
     /// The newest checkpoint that it has cosigned since the start.
@@ -175,6 +177,7 @@ impl Witnesses {
                 errors: errors.clone(),
                 has: size,
                 is_asked: false,
+                task: None,
                 has_answered: false,
                 cosigned: None,
                 again_at: Instant::now(),
@@ -225,7 +228,7 @@ impl Witnesses {
             let old = witness.has.min(checkpoint.head.size);
             let question = Question { checkpoint, old, round: 1, is_doubted: false };
             match witness.question(at, question, store) {
-                Ok(asked) => _ = self.asked.spawn(asked),
+                Ok(asked) => witness.task = Some(self.asked.spawn(asked).id()),
                 Err(error) => witness.is_away(&error.to_string(), true),
             }
         }
@@ -237,7 +240,15 @@ impl Witnesses {
             match self.asked.join_next().await {
                 Some(Ok(answered)) => return answered,
                 // A request that has panicked is not repeated.
-                Some(Err(error)) => tracing::error!(%error, "a request to a witness has failed"),
+                Some(Err(error)) => {
+                    let asked = self.all.iter().find(|it| it.task == Some(error.id()));
+                    tracing::error!(
+                        witness = asked.map(|it| it.key.name()),
+                        %error,
+                        "a bug ended the request to a witness: it is not asked again until you \
+                         restart the relay; please report this bug"
+                    );
+                }
                 None => std::future::pending().await,
             }
         }
@@ -295,7 +306,7 @@ impl Witnesses {
                 }
                 match next.map(|question| witness.question(at, question, store)) {
                     Some(Ok(asked)) => {
-                        self.asked.spawn(asked);
+                        witness.task = Some(self.asked.spawn(asked).id());
                         return Heard::Nothing;
                     }
                     Some(Err(error)) => (error.to_string(), true),
@@ -352,7 +363,10 @@ impl Witness {
             self.metrics.cosigned(at);
         }
         if std::mem::take(&mut self.told) {
-            tracing::info!(witness = self.key.name(), "the witness cosigns again");
+            tracing::info!(
+                witness = self.key.name(),
+                "the witness cosigns evidence checkpoints again"
+            );
         }
     }
 
@@ -364,7 +378,7 @@ impl Witness {
             tracing::warn!(
                 witness = self.key.name(),
                 reason = what,
-                "the witness has not cosigned the newest checkpoint, trying again"
+                "the witness has not cosigned the newest evidence checkpoint, retrying"
             );
         }
     }

@@ -351,8 +351,8 @@ pub fn outside(checked: &Checked, in_use: &[PathBuf]) -> Vec<Problem> {
         .chain(directories.map(|named| (named.key.clone(), &named.path)))
         .map(|(key, path)| {
             let message = format!(
-                "{} is outside of what this process has kept at its start (process.restrict), \
-                 allowed: what is in the directories of the old config's files, or a restart",
+                "{} is in a directory that this process may no longer open (process.restrict): \
+                 restart the relay, or use a directory of the old config's files",
                 path.display()
             );
             checked.problem(&key, message, Severity::Error)

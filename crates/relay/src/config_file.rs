@@ -103,7 +103,11 @@ impl ConfigFile {
     pub(super) fn fails_again(&mut self, error: Option<String>) {
         if self.again.failed() {
             let error = error.unwrap_or_else(|| "its address is still in use".to_owned());
-            tracing::warn!(error, "a listener still can't be opened, trying again");
+            tracing::warn!(
+                error,
+                "a listener still cannot open its address, retrying: stop the program that uses \
+                 the address, or change it in the config"
+            );
         }
     }
 }

@@ -40,7 +40,10 @@ pub(crate) async fn drain(mut parts: Parts) -> Result<(), Error> {
     parts.listeners.close();
     parts.outputs.hurry();
     parts.sources.close().await;
-    tracing::info!(timeout = format!("{timeout:?}"), "draining");
+    tracing::info!(
+        timeout = format!("{timeout:?}"),
+        "shutting down: the outputs have shutdown.drain_timeout to finish their deliveries"
+    );
     let half = Instant::now() + timeout / 2;
     let cut = async {
         tokio::time::sleep_until(half).await;
@@ -95,7 +98,12 @@ pub(crate) async fn abandon(queue: &Queue, ephemeral: bool, lives: Option<Arc<Li
             Left::Lost(events) => lost += events,
             Left::Kept(0) => {}
             Left::Kept(events) => {
-                tracing::info!(output, events, "events not delivered yet, kept for the next start");
+                tracing::info!(
+                    output,
+                    events,
+                    "the output has not delivered all events: they are kept in the queue for the \
+                     next start"
+                );
             }
         }
     }
@@ -122,8 +130,15 @@ pub(super) fn tell_totals(queue: &Queue, telemetry: &Telemetry) {
     }
     let accepted = telemetry.queue().accepted.events.get();
     if lost > 0 {
-        tracing::error!(accepted, delivered, lost, kept, outputs = each, "ended");
+        tracing::error!(
+            accepted,
+            delivered,
+            lost,
+            kept,
+            outputs = each,
+            "the relay has ended, and has lost accepted events"
+        );
     } else {
-        tracing::info!(accepted, delivered, lost, kept, outputs = each, "ended");
+        tracing::info!(accepted, delivered, lost, kept, outputs = each, "the relay has ended");
     }
 }

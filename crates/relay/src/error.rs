@@ -50,8 +50,8 @@ pub enum Refused {
     /// restricted itself at its start. Each of them is logged. The operator must restart the relay,
     /// or name another place.
     #[error(
-        "the config names files outside of what this process has kept at its start \
-         (process.restrict): a restart of the relay takes the config in"
+        "the config names files that this process may no longer open (process.restrict): restart \
+         the relay to apply the config"
     )]
     Outside,
     /// The config file, or a file that it names, cannot be read or used. The operator must correct
@@ -67,7 +67,7 @@ pub enum Refused {
     #[error("{0}")]
     Join(String),
     /// The file system has not responded within the time limit. The next reload tries again.
-    #[error("the file system has not answered within {} s: cannot read {files}", named_file::WAIT_MAX.as_secs())]
+    #[error("the file system has not responded within {} s: cannot read {files}", named_file::WAIT_MAX.as_secs())]
     Hangs {
         /// The names of the files that were being read.
         files: String,

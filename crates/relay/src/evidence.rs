@@ -96,8 +96,8 @@ async fn switched(
     Ok(noted.await?.unwrap_or_else(|error| {
         tracing::error!(
             %error,
-            "the queue's directory can't note that evidence was turned on or off: the evidence may \
-             not say which events came in without it"
+            "cannot save in queue.directory that evidence was turned on or off: the evidence may \
+             not show which events arrived while it was off"
         );
         Vec::new()
     }))

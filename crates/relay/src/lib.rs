@@ -97,7 +97,10 @@ pub async fn run(
     signals: Signals<impl Future<Output = ()>, impl Future<Output = ()>>,
 ) -> Result<(), Error> {
     if let Err(error) = process::raise_open_files() {
-        tracing::warn!(%error, "cannot raise the limit of open files");
+        tracing::warn!(
+            %error,
+            "cannot raise the limit of open files: the relay continues with the limit that it has"
+        );
     }
     open_files::fit(&mut config);
     // Some kernels and sandboxes do not have this setting of the process.
@@ -133,7 +136,10 @@ async fn serve(
             // An output that has ended for good ends the process. The other outputs are drained as
             // after a signal.
             error = parts.outputs.ended() => {
-                tracing::error!(error, "an output has ended for good: the relay drains and exits with 1");
+                tracing::error!(
+                    error,
+                    "an output has failed and cannot continue: the relay drains and exits with 1"
+                );
                 mutant!(
                     "ended-output-skips-the-drain",
                     {},

@@ -201,7 +201,11 @@ impl Listener {
                 Err(error) => {
                     self.metrics.connection_refused(RefusedConnection::AcceptFailed);
                     if !std::mem::replace(&mut failing, true) {
-                        tracing::error!(listener = &*self.label, %error, "cannot accept connections, trying again");
+                        tracing::error!(
+                            listener = &*self.label,
+                            %error,
+                            "a listener cannot accept connections, retrying"
+                        );
                     }
                     let pause = tokio::time::sleep(ACCEPT_PAUSE);
                     self.closing.run_until_cancelled(pause).await;

@@ -186,7 +186,10 @@ impl Listeners {
         let mut gone = Vec::new();
         for Slot { config, open, .. } in before.into_iter().flatten() {
             let Some(Open { listener, accepting }) = open else { continue };
-            tracing::info!(listener = config.label, "not listening any more");
+            tracing::info!(
+                listener = config.label,
+                "listener closed, because the config has removed or changed it"
+            );
             listener.close();
             gone.push((config, listener.settings()));
             drop(listener);
@@ -265,7 +268,10 @@ impl Listeners {
     ) -> io::Result<Option<Open>> {
         let Some(settings) = settings else {
             if open.is_none() {
-                tracing::info!(listener = config.label, "waiting for its certificate");
+                tracing::info!(
+                    listener = config.label,
+                    "listener not open yet: it waits for its certificate and key files"
+                );
             }
             return Ok(open);
         };
@@ -277,7 +283,8 @@ impl Listeners {
                 }
                 tracing::info!(
                     listener = config.label,
-                    "TLS or client_ca is replaced, so connections end after their request"
+                    "the TLS settings of a listener have changed: each open connection is closed \
+                     after its current request"
                 );
                 listener.revoke();
                 listener.successor(settings, &self.gate)

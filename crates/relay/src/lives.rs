@@ -74,7 +74,11 @@ impl Lives {
             Ok(Ok(Err(error))) => error.to_string(),
             Ok(Err(_)) | Err(_) => "no answer".to_owned(),
         };
-        tracing::warn!(error, "the next start will not know how this process ended");
+        tracing::warn!(
+            error,
+            "cannot write the file that records how this process ends: the next start will not \
+             know whether it was killed"
+        );
         None
     }
 
@@ -85,7 +89,7 @@ impl Lives {
         let Some(Life { seen, ended, mut earlier }) = life else { return };
         if !ended {
             earlier.last_killed = seen;
-            tracing::warn!("the process before this one was killed, or its machine has failed");
+            tracing::warn!("the previous process of the relay was killed, or its machine failed");
         }
         self.telemetry.follow(earlier);
     }
@@ -130,7 +134,8 @@ impl Lives {
         let written = tokio::task::spawn_blocking(move || self.write(true, uncounted));
         if !matches!(tokio::time::timeout(WAIT, written).await, Ok(Ok(Ok(())))) {
             tracing::warn!(
-                "the end could not be noted: the next start will say that it was a kill"
+                "cannot record that this process ends normally: the next start will report that it \
+                 was killed"
             );
         }
     }

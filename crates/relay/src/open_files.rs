@@ -23,8 +23,8 @@ pub(crate) fn fit(config: &mut Config) {
             open_files = max,
             configured,
             max_connections = room,
-            "the limit of open files is too low for limits.max_connections, which is lowered: \
-             raise the limit (LimitNOFILE of systemd, or that of the container runtime)"
+            "the limit of open files is too low, so limits.max_connections is lowered: raise the \
+             limit (LimitNOFILE of systemd, or that of the container runtime)"
         );
         config.limits.max_connections = room;
     }

@@ -144,7 +144,7 @@ impl Outputs {
             if leaves(self) {
                 tracing::info!(
                     output = name,
-                    "the reload waits until the earlier output of this name has left"
+                    "the reload waits until the removed output with the same name has stopped"
                 );
             }
             // The task of a removed output takes some seconds to end if its consumer hangs.

@@ -123,14 +123,18 @@ impl Parts {
             Ok(Ok(())) => tracing::info!("config reloaded"),
             Ok(Err(error)) => tracing::error!(
                 error,
-                "config reloaded except for a listener, which is tried again: free its address"
+                "config reloaded except for a listener, which cannot open its address: stop the \
+                 program that uses it; retrying"
             ),
             Err(error) => {
                 let mut error = error.to_string();
                 if self.file.again.is_waiting() {
                     error.push_str("; it is tried again");
                 }
-                tracing::error!(error, "config not reloaded, going on with the one in use");
+                tracing::error!(
+                    error,
+                    "config not reloaded: the relay continues with the config in use"
+                );
             }
         }
     }
@@ -170,24 +174,39 @@ impl Parts {
     fn keep_what_cannot_change(&self, config: &mut Config) -> Result<(), Refused> {
         let now = &self.config;
         if config.admin.address != now.admin.address {
-            tracing::warn!(key = "admin.address", "has changed, which needs a restart");
+            tracing::warn!(
+                key = "admin.address",
+                "admin.address has changed: restart the relay to apply it"
+            );
             config.admin.address = now.admin.address;
         }
         if config.admin.probe_address != now.admin.probe_address {
-            tracing::warn!(key = "admin.probe_address", "has changed, which needs a restart");
+            tracing::warn!(
+                key = "admin.probe_address",
+                "admin.probe_address has changed: restart the relay to apply it"
+            );
             config.admin.probe_address = now.admin.probe_address;
         }
         if config.evidence != now.evidence {
-            tracing::warn!(key = "evidence", "has changed, which needs a restart");
+            tracing::warn!(
+                key = "evidence",
+                "the section [evidence] has changed: restart the relay to apply it"
+            );
             config.evidence.clone_from(&now.evidence);
         }
         if config.restrict != now.restrict {
-            tracing::warn!(key = "process.restrict", "has changed, which needs a restart");
+            tracing::warn!(
+                key = "process.restrict",
+                "process.restrict has changed: restart the relay to apply it"
+            );
             config.restrict = now.restrict;
         }
         config.state_directory.clone_from(&now.state_directory);
         if config.queue.directory != now.queue.directory {
-            tracing::warn!(key = "queue.directory", "has changed, which needs a restart");
+            tracing::warn!(
+                key = "queue.directory",
+                "queue.directory has changed: restart the relay to apply it"
+            );
             // The queue's directory decides what nearly every other key of the queue means, so all
             // of the queue's settings stay as they are.
             config.queue = now.queue.clone();

@@ -30,7 +30,10 @@ pub(crate) async fn in_time<T: Send + 'static>(
         return done;
     }
     let files = named_file::names_under_way();
-    tracing::warn!(files, "the file system does not answer: waiting for the config's files");
+    tracing::warn!(
+        files,
+        "the file system does not respond: waiting for files that the config names"
+    );
     let hangs = |_| Err(Refused::Hangs { files: named_file::names_under_way() });
     tokio::time::timeout_at(deadline, done).await.unwrap_or_else(hangs)
 }

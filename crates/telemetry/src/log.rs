@@ -168,9 +168,20 @@ fn tell_panic(panic: &PanicHookInfo<'_>) {
     let said = panic.payload_as_str().unwrap_or("no message");
     let backtrace = Backtrace::capture();
     if backtrace.status() == BacktraceStatus::Captured {
-        tracing::error!(thread, location, panic = said, %backtrace, "panicked");
+        tracing::error!(
+            thread,
+            location,
+            panic = said,
+            %backtrace,
+            "a thread of the relay has panicked: please report this bug"
+        );
     } else {
-        tracing::error!(thread, location, panic = said, "panicked");
+        tracing::error!(
+            thread,
+            location,
+            panic = said,
+            "a thread of the relay has panicked: please report this bug"
+        );
     }
     if let Some(lines) = LINES.get() {
         lines.flush(LAST_WORDS);

@@ -96,15 +96,34 @@ impl Loss {
             Self::NotRequired => {
                 "the queue needs room: the oldest events of an output that is not required are dropped and counted"
             }
-            Self::Damaged => "the queue is damaged here, going on after the damage",
-            Self::Missing => "events are missing in the queue, lost and counted",
-            Self::GivenUp(..) => "events given up and counted",
-            Self::Removed => {
-                "events not delivered to the output that was removed, lost and counted"
+            Self::Damaged => {
+                "a part of the queue's files is damaged and skipped: events in it that were not \
+                 delivered count as lost"
             }
-            Self::Undelivered => "events not delivered in time, lost and counted",
+            Self::Missing => {
+                "events are missing in the files of the queue: they are lost and counted"
+            }
+            Self::GivenUp(_, LostAs::Dropped) => {
+                "events given up by an output: they are lost and counted"
+            }
+            Self::GivenUp(_, LostAs::DeadLetter) => {
+                "events given up by an output: they are in the dead letters, and counted as lost; \
+                 fix the cause, then replay them"
+            }
+            Self::GivenUp(_, LostAs::Unwritten) => {
+                "events given up by an output: they are lost and counted, \
+                 because they could not be kept as dead letters"
+            }
+            Self::Removed => {
+                "an output was removed before it had delivered all events: they are lost and \
+                 counted"
+            }
+            Self::Undelivered => {
+                "the relay ended before it had delivered all events: they are lost and counted"
+            }
             Self::DeadLetters => {
-                "dead_letter.max_bytes is used up, the oldest dead letters are deleted and counted"
+                "the dead letters have reached dead_letter.max_bytes: the oldest are deleted and \
+                 counted"
             }
         }
     }
@@ -167,11 +186,21 @@ impl State {
     /// Writes the log line of this state. `changes` is the number of changes since the line before.
     fn write(&self, changes: u64) {
         match self {
-            Self::QueueFull { bytes, when_full } => {
-                tracing::warn!(bytes, when_full, changes, "queue full");
-            }
+            Self::QueueFull { bytes, when_full } if when_full == "reject" => tracing::warn!(
+                bytes,
+                when_full,
+                changes,
+                "queue full: new events are not accepted (senders get 429) until the outputs have \
+                 delivered others"
+            ),
+            Self::QueueFull { bytes, when_full } => tracing::warn!(
+                bytes,
+                when_full,
+                changes,
+                "queue full: events are dropped until the outputs have delivered others"
+            ),
             Self::QueueHasRoom { bytes } => {
-                tracing::info!(bytes, changes, "queue below 80 %");
+                tracing::info!(bytes, changes, "queue has room again: it is below 80 %");
             }
             Self::DiskRefuses { error } => tracing::error!(
                 error,
@@ -182,9 +211,9 @@ impl State {
             Self::DiskHangs { seconds } => tracing::error!(
                 seconds,
                 changes,
-                "the queue's disk does not answer: senders get 503 until it does"
+                "the queue's disk does not respond: senders get 503 until it does"
             ),
-            Self::DiskAnswers => tracing::info!(changes, "the queue's disk answers again"),
+            Self::DiskAnswers => tracing::info!(changes, "the queue's disk responds again"),
         }
     }
 }
@@ -345,7 +374,7 @@ impl Line {
                 let (cause, fate, message) = (loss.cause(), loss.fate(), loss.message());
                 let detail = detail.as_deref();
                 if *loss == Loss::Damaged {
-                    tracing::error!(place = detail, places = events, total, "{message}");
+                    tracing::error!(file = detail, count = events, total, "{message}");
                 } else if *loss == Loss::Missing {
                     tracing::error!(output, events, total, position = detail, "{message}");
                 } else {

@@ -10,11 +10,11 @@ use super::tampered::{forge, with_consumer_away};
 use crate::support::prelude::*;
 
 /// The log lines of the ERRORs that these tests expect.
-const CUT: &str = "entries of the evidence that no checkpoint covers are gone: evidence-head or files \
-                   below evidence/ were removed or replaced by others";
-const GONE: &str = "entries of the evidence that were signed are gone: files below evidence/ were \
-                    removed, or replaced by older ones. Keep a copy of the directory, compare it \
-                    with a checkpoint that a consumer or a witness has, and find out who could \
+const CUT: &str = "the newest entries of the evidence log, which no checkpoint covers, are \
+                   missing: evidence-head or files in evidence/ were removed or replaced";
+const GONE: &str = "signed entries of the evidence log are missing: files in evidence/ were \
+                    removed or replaced by older ones; keep a copy of the directory, compare it \
+                    with a checkpoint that a consumer or a witness has, and find out who can \
                     write to it";
 
 /// Returns the entries that a checkpoint covers; none while there is no whole log.
@@ -273,7 +273,7 @@ fn a_log_that_is_removed_while_the_relay_runs_is_an_alarm() {
         wait_for_checkpoint(&recorded.log(), "an alarm", || !alarms(&recorded.spool).is_empty());
         recorded.post(&relay, 2, 50);
         wait_until_covered(&recorded.spool, 150);
-        assert_error(&relay, "was removed or replaced while the relay runs");
+        assert_error(&relay, "was removed or replaced while the relay was running");
         relay.finish(Backlog::Empty);
         let found = alarms(&recorded.spool);
         assert_eq!((found[0].0.as_str(), found.last()), ("removed", Some(&off(0, 100))));
@@ -490,7 +490,7 @@ fn a_file_that_vanishes_under_the_relay_is_an_alarm_and_is_written_again() {
     }
     let events = recorded.events.len() as u64;
     wait_until_covered(&recorded.spool, events);
-    assert_error(&relay, "was removed or replaced while the relay runs");
+    assert_error(&relay, "was removed or replaced while the relay was running");
     relay.finish(Backlog::Empty);
     assert!(alarms(&recorded.spool).iter().all(|alarm| *alarm == of("removed")));
     assert_whole(&recorded.spool, 0, events);

@@ -436,7 +436,7 @@ fn warnings(relay: &Relay) -> usize {
     let fields = relay.log_fields();
     let is_one = |line: &&Value| {
         let message = line["message"].as_str().unwrap_or_default();
-        message.starts_with("the newest checkpoint can't be sent")
+        message.starts_with("cannot send the newest evidence checkpoint to the output")
     };
     fields.iter().filter(is_one).count()
 }

@@ -356,7 +356,7 @@ fn events_are_forwarded_while_no_evidence_can_be_written() {
     let obstacle = recorded.spool.path().join("evidence-head.new");
     std::fs::create_dir(&obstacle).unwrap();
     recorded.post(&relay, 2, 100);
-    relay.wait_for_log("the evidence can't be written, trying again", PATIENCE);
+    relay.wait_for_log(messages::EVIDENCE_NOT_WRITTEN, PATIENCE);
     relay.wait_until_delivered(PATIENCE);
     recorded.post(&relay, 3, 100);
     relay.wait_until_delivered(PATIENCE);
@@ -418,7 +418,7 @@ fn delivered_events_whose_room_was_needed_are_without_evidence_and_not_lost() {
             if seed == 2 {
                 // The relay writes evidence about once a second. Before it has failed, it may keep
                 // what it has read of all later events in memory.
-                relay.wait_for_log("the evidence can't be written, trying again", PATIENCE);
+                relay.wait_for_log(messages::EVIDENCE_NOT_WRITTEN, PATIENCE);
             }
         }
         if is_killed {
@@ -426,7 +426,7 @@ fn delivered_events_whose_room_was_needed_are_without_evidence_and_not_lost() {
             std::thread::sleep(Duration::from_millis(1500));
             relay.kill();
             relay = Relay::start(&config);
-            relay.wait_for_log("the evidence can't be written, trying again", PATIENCE);
+            relay.wait_for_log(messages::EVIDENCE_NOT_WRITTEN, PATIENCE);
             relay.wait_until_delivered(PATIENCE);
         }
         std::fs::remove_dir(&obstacle).unwrap();
@@ -502,7 +502,8 @@ fn a_new_origin_begins_a_new_log_and_keeps_the_old_one_aside() {
     let config = config.replace(&format!("{key}\""), &format!("{}\"", next.display()));
     let relay = Relay::start(&config);
     relay.wait_for_log(
-        "evidence.origin has changed: a new log begins, and the old one is kept aside",
+        "evidence.origin has changed: a new evidence log begins, and the old one is kept in \
+         another directory",
         PATIENCE,
     );
     relay.finish(Backlog::Empty);
@@ -517,7 +518,7 @@ fn a_new_origin_begins_a_new_log_and_keeps_the_old_one_aside() {
     assert_eq!(verified(&aside, &recorded.verifier, &[]).as_ref(), Ok(&old));
     // The old origin is not taken again, and neither log is touched.
     let relay = Relay::start(&recorded.config(""));
-    relay.wait_for_log("the evidence can't be written, trying again", PATIENCE);
+    relay.wait_for_log(messages::EVIDENCE_NOT_WRITTEN, PATIENCE);
     relay.finish(Backlog::Empty);
     assert_eq!(verified(&aside, &recorded.verifier, &[]), Ok(old));
     assert_eq!(verified(&recorded.log(), &verifier, &[]), Ok(new));

@@ -52,8 +52,8 @@ fn changed_events_of_the_queue_are_lost_and_not_sent() {
     is_there.store(true, Ordering::Relaxed);
     let relay = Relay::start(&config);
     relay.wait_until_delivered(PATIENCE);
-    let text =
-        "events were changed in the files of the queue: they are not sent, and count as lost";
+    let text = "events in the files of the queue were changed and do not match the evidence: they \
+                are not sent, and count as lost; find out who can write to queue.directory";
     relay.wait_for_log(text, PATIENCE);
     let metrics = relay.metrics();
     assert_eq!(metrics.count("error_total", &[("plugin", "consumer")]), 2);

@@ -51,14 +51,14 @@ fn a_witness_cosigns_each_checkpoint_and_may_be_away() {
     recorded.wait_until_signed();
     relay.wait_until_delivered(PATIENCE);
     wait_until("an error", PATIENCE, || errors(&relay, "witness") > 0);
-    let told = "the witness has not cosigned the newest checkpoint, trying again";
+    let told = "the witness has not cosigned the newest evidence checkpoint, retrying";
     relay.wait_for_log(told, PATIENCE);
     assert!(!is_cosigned(&witness, &recorded));
     // Checkpoints that the witness has not seen are signed meanwhile.
     recorded.post(&relay, 3, 300);
     recorded.wait_until_signed();
     witness.come_back();
-    relay.wait_for_log("the witness cosigns again", PATIENCE);
+    relay.wait_for_log("the witness cosigns evidence checkpoints again", PATIENCE);
     wait_for_checkpoint(&recorded.log(), "a cosignature", || is_cosigned(&witness, &recorded));
 
     // The checkpoint over the stop is cosigned too, unless that takes longer than the 3 s that a
@@ -139,7 +139,7 @@ fn a_log_that_was_set_back_is_not_gone_on_with() {
         }
         wait_until("the alarm", PATIENCE, || errors(&relay, "rolled_back") == 1);
         wait_until("the log line", PATIENCE, || {
-            relay.log_text().contains("the evidence was set back")
+            relay.log_text().contains(messages::EVIDENCE_ROLLED_BACK)
         });
         let signed = checkpoint(&older);
         if is_there {
@@ -373,7 +373,7 @@ fn a_409_that_is_not_of_the_protocol_ends_no_log() {
     assert_eq!(errors(&relay, "rolled_back"), 0);
     assert!(relay.log_text().contains("text/x.tlog.size"), "the log says what is missing");
     is_away.store(false, Ordering::Relaxed);
-    relay.wait_for_log("the witness cosigns again", PATIENCE);
+    relay.wait_for_log("the witness cosigns evidence checkpoints again", PATIENCE);
     relay.finish(Backlog::Empty);
 }
 
@@ -384,8 +384,8 @@ fn a_cosignature_of_the_future_does_not_count() {
     let mut witness = Witness::ahead(&recorded.verifier, 3_000_000_000);
     let relay = Relay::start(&(recorded.config("") + &witness.config()));
     recorded.post(&relay, 1, 50);
-    relay
-        .wait_for_log("the witness has not cosigned the newest checkpoint, trying again", PATIENCE);
+    let told = "the witness has not cosigned the newest evidence checkpoint, retrying";
+    relay.wait_for_log(told, PATIENCE);
     recorded.wait_until_signed();
     assert!(relay.log_text().contains("the time of its cosignature is in the future"));
     assert!(errors(&relay, "witness") > 0);
@@ -396,7 +396,7 @@ fn a_cosignature_of_the_future_does_not_count() {
     witness.go_away();
     witness.ahead = 0;
     witness.come_back();
-    relay.wait_for_log("the witness cosigns again", PATIENCE);
+    relay.wait_for_log("the witness cosigns evidence checkpoints again", PATIENCE);
     relay.finish(Backlog::Empty);
 }
 

@@ -728,7 +728,7 @@ fn a_body_under_way_at_the_end_is_503_at_half_of_the_drain() {
     });
     let before = Counted::of(&relay);
     relay.signal(libc::SIGTERM);
-    relay.wait_for_log("draining", PATIENCE);
+    relay.wait_for_log(messages::DRAINS, PATIENCE);
     finishing.send(&body[body.len() - 10..]).unwrap();
     let response = finishing.read_response().unwrap();
     assert_accepted(&response, 1);

@@ -171,7 +171,8 @@ fn a_message_without_events_is_counted_told_and_passed_over() {
     let answered = |code| metrics.value("requests_total", &[("listener", "topic"), ("code", code)]);
     assert_eq!((answered("200"), answered("400"), answered("413")), (3.0, 4.0, 1.0));
     let told = relay.wait_for_log(
-        "message holds no audit events or is too large, skipped and counted",
+        "a Kafka message is too large or has no valid audit events: it is skipped, and its events \
+         are lost and counted",
         PATIENCE,
     );
     assert_eq!((&told["topic"], &told["partition"]), (&"audit".into(), &0.into()), "{told}");
@@ -216,7 +217,7 @@ fn a_full_queue_stops_the_reading_and_not_the_membership() {
         consumer.output("lines", "")
     );
     let relay = Relay::start(&config);
-    relay.wait_for_log("queue full", PATIENCE);
+    relay.wait_for_log(messages::FULL, PATIENCE);
     // The pause outlasts the moment in which the source pauses its partitions.
     std::thread::sleep(Duration::from_secs(2));
     let held = relay.metrics().value("queue_bytes", &[]);
@@ -275,11 +276,11 @@ fn end_in_order() -> Option<()> {
     put(&cluster, 2, 100..2000);
     wait_until_taken(&relay);
     relay.signal(libc::SIGTERM);
-    relay.wait_for_log("draining", PATIENCE);
+    relay.wait_for_log(messages::DRAINS, PATIENCE);
     consumer.set_open(true);
     let status = relay.wait_at_most(PATIENCE * 2);
     assert_eq!(status.code(), Some(0), "{}", relay.log_text());
-    let told = relay.wait_for_log("ended", PATIENCE);
+    let told = relay.wait_for_log(messages::ENDED, PATIENCE);
     assert_eq!(told["lost"], 0, "{told}");
     was_never_put_out(&relay).then_some(())?;
     let committed: i64 = cluster.committed().values().sum();
@@ -519,7 +520,7 @@ fn a_reload_puts_no_source_onto_a_queue_on_disk() {
     let config = format!("{BASE}{memory}{}{output}", cluster.source(""));
     std::fs::write(relay.config_file(), config).unwrap();
     relay.signal(libc::SIGHUP);
-    let told = relay.wait_for_log("config not reloaded, going on with the one in use", PATIENCE);
+    let told = relay.wait_for_log(messages::NOT_RELOADED, PATIENCE);
     let error = told["error"].as_str().expect("why");
     assert!(error.contains("[[source]]") && error.contains("queue.directory"), "{error}");
     let status = http::get(relay.admin(), "/status").unwrap().json();

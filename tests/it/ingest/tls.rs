@@ -573,7 +573,7 @@ fn a_bearer_token_that_changes_is_asked_for_anew() {
     assert!(took.iter().min() < Some(&Duration::from_secs(3)), "{took:?}");
     // An empty file lets nobody in without a token: the last token stays in use.
     std::fs::write(&file, "\n").unwrap();
-    relay.wait_for_log("config not reloaded, going on with the one in use", PATIENCE);
+    relay.wait_for_log(messages::NOT_RELOADED, PATIENCE);
     assert_eq!((status("second"), status("")), (200, 401));
     let log = relay.log_lines().join("\n");
     assert!(!log.contains("second"), "the token is in the log");

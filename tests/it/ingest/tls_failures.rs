@@ -11,7 +11,7 @@ use crate::support::prelude::*;
 use crate::support::setup::start;
 
 const LINE: &str = "a sender cannot connect: the TLS handshake fails";
-const REFUSED: &str = "requests of a sender are refused";
+const REFUSED: &str = "requests from a sender are refused";
 
 /// Returns the keys of a listener with TLS.
 fn tls(certificates: &Certificates, more: &str) -> String {

@@ -8,6 +8,9 @@ use crate::support::prelude::*;
 const READER: &str = "r3ader-token";
 const SCRAPER: &str = "scrap3r-token";
 
+/// The line of the log about a request or a handshake that was refused.
+const REFUSED: &str = "a request or TLS handshake at the admin address was refused";
+
 /// The pages that may name a user.
 const NAMES: [&str; 4] = ["/status", "/status/history", "/status/volume", "/evidence/checkpoint"];
 
@@ -106,7 +109,7 @@ fn what_names_a_user_needs_the_token_and_probes_need_none() {
     // Taps have a token of their own.
     assert_eq!(get(&relay, "/tap", Some(READER)), 404);
     let refused = relay.log_fields().into_iter();
-    let refused = refused.filter(|line| line["message"] == "refused at the admin address");
+    let refused = refused.filter(|line| line["message"] == REFUSED);
     assert_eq!(refused.count(), 1, "nobody can fill the log");
     assert!(!relay.log_text().contains("r3ader"), "{}", relay.log_text());
 
@@ -119,7 +122,7 @@ fn what_names_a_user_needs_the_token_and_probes_need_none() {
     assert_names_need(&relay, "another");
     assert_eq!(open.request("GET", "/status", &old, b"").unwrap().status, 401);
     setup.write("reader", "");
-    relay.wait_for_log("config not reloaded, going on with the one in use", PATIENCE);
+    relay.wait_for_log(messages::NOT_RELOADED, PATIENCE);
     assert_names_need(&relay, "another");
     setup.write("reader", READER);
     std::fs::write(relay.config_file(), unrestricted(&setup.config(""))).unwrap();
@@ -187,7 +190,7 @@ fn https_asks_for_a_client_certificate_and_the_probe_address_for_nothing() {
     }
     let plain = Client::connect(relay.admin()).unwrap().request("GET", "/livez", &[], b"");
     assert!(plain.is_err(), "{plain:?}");
-    let told = relay.wait_for_log("refused at the admin address", PATIENCE);
+    let told = relay.wait_for_log(REFUSED, PATIENCE);
     assert!(told["reason"].as_str().unwrap().contains("client certificate"), "{told}");
     assert_eq!(ask(with(own), "/status", Some(READER)).status, 200);
     assert_eq!(ask(with(own), "/status", None).status, 401);

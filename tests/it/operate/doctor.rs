@@ -121,7 +121,7 @@ fn events_that_an_output_gives_up_are_lost_with_their_number_and_the_remedy() {
     let config = to_sink(nobody(), more).replace("retry = {", "retry = { max_elapsed = \"1s\",");
     let relay = Relay::start(&config);
     assert_eq!(relay.post(&generated_batch(1, 10, 700)).status, 200);
-    relay.wait_for_log("events given up and counted", PATIENCE);
+    relay.wait_for_log(messages::GIVEN_UP, PATIENCE);
     let admin = url(relay.admin());
     let said = doctor(&["--relay", &admin]);
     said.assert("LOST – 10 events lost at output consumer of http://");

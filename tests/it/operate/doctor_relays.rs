@@ -295,7 +295,7 @@ fn losses_before_a_restart_of_a_relay_with_a_directory_are_unknown_and_never_ok(
     let mut relay = Relay::start(&losing);
     assert_eq!(relay.metrics().value("queue_earlier_events", &[]), 0.0);
     assert_eq!(relay.post(&generated_batch(1, 10, 700)).status, 200);
-    relay.wait_for_log("events given up and counted", PATIENCE);
+    relay.wait_for_log(messages::GIVEN_UP, PATIENCE);
     let (code, json) = doctor(&[&admin(&relay)], &[]);
     assert_eq!((code, &json["lost"]), (Some(1), &10.into()), "{json:#}");
     relay.stop();

@@ -38,7 +38,7 @@ fn finding(relay: &Relay, begin: &str) -> Option<String> {
 
 const KILLED_IN_MEMORY: &str = "What was in memory when the last process was killed at ";
 const KILLED_ON_DISK: &str = "The last process was killed at ";
-const KILLED_IN_LOG: &str = "the process before this one was killed, or its machine has failed";
+const KILLED_IN_LOG: &str = "the previous process of the relay was killed, or its machine failed";
 const LOST_BEFORE: &str = "Before the last restart, ";
 
 #[test]
@@ -55,12 +55,12 @@ fn what_a_pod_takes_with_it_is_lost_counted_scraped_and_the_exit_status_is_1() {
     });
     assert_conservation(&scraped, &["consumer"]);
     assert_eq!(relay.wait().code(), Some(1));
-    let told = relay.wait_for_log("events not delivered in time, lost and counted", PATIENCE);
+    let told = relay.wait_for_log(messages::UNDELIVERED, PATIENCE);
     assert_eq!((told["output"].as_str(), told["events"].as_u64()), (Some("consumer"), Some(10)));
     let last = last_words(&relay);
     assert_eq!(
         (&last["message"], &last["lost"], &last["kept"]),
-        (&"ended".into(), &10.into(), &0.into())
+        (&messages::ENDED_WITH_LOSSES.into(), &10.into(), &0.into())
     );
 
     // Only the container has started again: the events are delivered, so they were not lost.
@@ -80,7 +80,7 @@ fn an_ephemeral_queue_goes_on_delivering_until_the_drain_is_over() {
     let mut relay = Relay::start(&to_sink(consumer.address(), &queue));
     assert_eq!(relay.post(&generated_batch(1, 10, 900)).status, 200);
     relay.signal(libc::SIGTERM);
-    relay.wait_for_log("draining", PATIENCE);
+    relay.wait_for_log(messages::DRAINS, PATIENCE);
     consumer.reopen();
     assert_eq!(relay.wait().code(), Some(0));
     assert_eq!(accepted_events(&consumer).len(), 10);

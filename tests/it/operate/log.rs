@@ -127,7 +127,7 @@ fn a_log_that_is_read_again_goes_on_and_says_how_many_lines_are_missing() {
     assert!(accepted(1) < sent, "{} of {sent}", accepted(1));
     relay.settle(Backlog::Empty);
     relay.stop();
-    relay.wait_for_log("ended", PATIENCE);
+    relay.wait_for_log(messages::ENDED, PATIENCE);
     for line in relay.log_lines() {
         let parsed: Result<Value, _> = serde_json::from_str(&line);
         assert!(parsed.is_ok(), "{line}");

@@ -27,7 +27,7 @@ fn sum(lines: &[Value], field: &str) -> u64 {
 
 /// Waits for the end of the log, and returns the fields of its very last line.
 fn last_line(relay: &Relay) -> Value {
-    wait_until("the log's end", PATIENCE, || relay.log_text().contains("\"ended\""));
+    wait_until("the log's end", PATIENCE, || relay.log_text().contains(messages::ENDED));
     let line: Value = serde_json::from_str(relay.log_lines().last().unwrap()).expect("JSON");
     line["fields"].clone()
 }
@@ -85,16 +85,17 @@ fn what_a_full_queue_drops_is_said_with_the_numbers_and_never_that_it_is_kept() 
         let dropped = sum(&told, "events");
         assert_eq!(Some(dropped), told.last().unwrap()["total"].as_u64());
         assert!(dropped >= before, "{dropped} of {before}");
+        let full = "queue full: events are dropped until the outputs have delivered others";
         let states = [lines(&relay, "WARN"), lines(&relay, "INFO")].concat();
-        let full = with_message(&states, "queue full").len() as u64;
+        let full = with_message(&states, full).len() as u64;
         // A drop makes room, so that the queue may be below 80 % whenever its state is logged.
-        let room = with_message(&states, "queue below 80 %").len() as u64;
+        let room = with_message(&states, messages::HAS_ROOM).len() as u64;
         assert!(full <= most && full + room > 0, "{full} and {room} of {most}");
         assert!(!relay.log_text().contains("events are kept"), "{}", relay.log_text());
         let ended = last_line(&relay);
-        assert_eq!(ended["message"], "ended");
+        assert_eq!(ended["message"], messages::ENDED_WITH_LOSSES);
         assert_eq!(ended["accepted"].as_u64(), Some(accepted), "{ended}");
-        let at_the_end = with_message(&errors, "events not delivered in time, lost and counted");
+        let at_the_end = with_message(&errors, messages::UNDELIVERED);
         let lost = dropped + sum(&at_the_end, "events");
         assert_eq!(ended["lost"].as_u64(), Some(lost), "all of its life: {ended}");
         let kept = if queue.contains("directory") { accepted - lost } else { 0 };
@@ -111,7 +112,7 @@ fn what_retry_max_elapsed_gives_up_is_said_and_never_that_it_is_kept() {
     let config = dead_end(more).replace("retry = {", "retry = { max_elapsed = \"1s\",");
     let mut relay = Relay::start(&config);
     assert_eq!(relay.post(&generated_batch(1, 10, 1000)).status, 200);
-    let told = relay.wait_for_log("events given up and counted", PATIENCE);
+    let told = relay.wait_for_log(messages::GIVEN_UP, PATIENCE);
     assert_eq!((told["events"].as_u64(), told["total"].as_u64()), (Some(10), Some(10)), "{told}");
     assert_eq!((&told["cause"], &told["fate"]), (&"retry.max_elapsed".into(), &"dropped".into()));
     relay.stop();
@@ -130,7 +131,7 @@ fn a_removed_outputs_backlog_is_said_when_it_is_lost_by_a_reload_and_by_a_restar
     let second = format!(
         "{one}[[output]]\nname = \"second\"\ntype = \"http\"\nurls = [\"http://{away}/\"]\n"
     );
-    let message = "events not delivered to the output that was removed, lost and counted";
+    let message = messages::REMOVED;
     let mut relay = Relay::start(&second);
     assert_eq!(relay.post(&generated_batch(1, 10, 1000)).status, 200);
     wait_until("the batch", PATIENCE, || accepted_events(&consumer).len() == 10);

@@ -199,19 +199,18 @@ mod peers {
         std::fs::write(relay.config_file(), &bad).unwrap();
         relay.signal(libc::SIGHUP);
         let errors = || relay.reloads("error");
-        let waits = "the file system does not answer: waiting for the config's files";
+        let waits = "the file system does not respond: waiting for files that the config names";
         wait_until("the log says what it waits for", WAITED, || relay.log_text().contains(waits));
         assert_eq!(errors(), 0.0);
         assert_eq!(relay.post(&generated_batch(1, 10, 600)).status, 200);
         wait_until("the reload is given up", WAITED, || errors() == 1.0);
-        let said = "the file system has not answered within 30";
+        let said = "the file system has not responded within 30";
         assert!(begun.elapsed() >= Duration::from_secs(30), "{:?}", begun.elapsed());
         assert!(begun.elapsed() < WAITED, "{:?}", begun.elapsed());
         // Another attempt would say after five seconds that it waits.
         std::thread::sleep(Duration::from_secs(8));
         assert_eq!(relay.log_text().matches(waits).count(), 1, "{}", relay.log_text());
-        let error =
-            relay.wait_for_log("config not reloaded, going on with the one in use", PATIENCE);
+        let error = relay.wait_for_log(messages::NOT_RELOADED, PATIENCE);
         let error = error["error"].as_str().unwrap().to_owned();
         assert!(error.contains(said) && error.contains(text(&token)), "{error}");
         relay.wait_until_delivered(PATIENCE);

@@ -358,7 +358,7 @@ fn a_config_that_cannot_be_used_changes_nothing() {
         format!("{good}[[listener]]\naddress = \"{}\"\n", taken.local_addr().unwrap()),
     ]) {
         relay.reload(&bad, "error");
-        relay.wait_for_log("config not reloaded, going on with the one in use", PATIENCE);
+        relay.wait_for_log(messages::NOT_RELOADED, PATIENCE);
         sent.push(post(&mut client, number..number + 1));
     }
     std::fs::remove_file(relay.config_file()).unwrap();
@@ -465,10 +465,8 @@ fn bounds_change_and_what_cannot_is_said() {
         .replace("admin = { address = \"127.0.0.1:0\"", "admin = { address = \"127.0.0.3:0\"");
     relay.reload(&moved, "success");
     for key in ["queue.directory", "admin.address"] {
-        let is_it = |fields: &Value| {
-            fields["key"] == key && fields["message"] == "has changed, which needs a restart"
-        };
-        wait_until(key, PATIENCE, || relay.log_fields().iter().any(is_it));
+        let message = format!("{key} has changed: restart the relay to apply it");
+        assert_eq!(relay.wait_for_log(&message, PATIENCE)["key"], key);
     }
     assert_eq!(std::fs::read_dir(other.path()).unwrap().count(), 0);
     assert_eq!(relay.post(&big).status, 200);
@@ -650,7 +648,8 @@ fn a_listener_whose_address_is_taken_is_tried_again_and_the_rest_is_in_force() {
     let wanted = config("0.0.0.0", &outputs);
     relay.reload(&wanted, "error");
     let said = relay.wait_for_log(
-        "config reloaded except for a listener, which is tried again: free its address",
+        "config reloaded except for a listener, which cannot open its address: stop the program \
+         that uses it; retrying",
         PATIENCE,
     );
     let error = said["error"].as_str().unwrap().to_owned();

@@ -139,7 +139,8 @@ fn a_restricted_relay_delivers_by_every_type_of_output() {
     let letters = consumers.files.path().join("not/there/yet");
     config.push_str(&format!("[dead_letter]\ndirectory = {letters:?}\n"));
     let relay = consumers.ibm.relay(&config).start();
-    let told = relay.wait_for_log("the process has given up what it does not need", PATIENCE);
+    let told = "the relay runs in a sandbox: Landlock and seccomp refuse what it does not need";
+    let told = relay.wait_for_log(told, PATIENCE);
     assert_eq!(told["restrict"], "required", "{told}");
     let paths = |field: &str| told[field].as_str().unwrap().split(' ').collect::<Vec<_>>();
     assert!(paths("write").contains(&text(&letters)), "{told}");
@@ -227,7 +228,7 @@ fn a_reload_that_names_a_path_outside_changes_nothing_and_a_restart_takes_it_in(
         "name = \"another\"",
         &format!("name = \"another\"\nheaders = {{ x = \"${{file:{}}}\" }}", text(&token)),
     );
-    let not_reloaded = "config not reloaded, going on with the one in use";
+    let not_reloaded = messages::NOT_RELOADED;
     for (round, (config, key, path)) in [
         (&with_token, "listener[1].bearer_token_file", &token),
         (&with_letters, "dead_letter.directory", &letters),
@@ -249,7 +250,7 @@ fn a_reload_that_names_a_path_outside_changes_nothing_and_a_restart_takes_it_in(
         assert!(message.contains(text(path)) && message.contains("process.restrict"), "{message}");
         let refused = said.last().unwrap();
         assert_eq!(refused["message"], not_reloaded);
-        assert!(refused["error"].as_str().unwrap().contains("a restart"), "{refused}");
+        assert!(refused["error"].as_str().unwrap().contains("restart the relay"), "{refused}");
         // Nothing of the config is in force.
         assert!(!relay.metrics().text.contains("another"), "{}", relay.metrics().text);
     }
@@ -261,7 +262,8 @@ fn a_reload_that_names_a_path_outside_changes_nothing_and_a_restart_takes_it_in(
     wait_until("the added output", PATIENCE, || another.count() > 0);
     // A change of the setting itself waits for a restart.
     relay.reload(&both.replace("required", "off"), "success");
-    let change = relay.wait_for_log("has changed, which needs a restart", PATIENCE);
+    let change = "process.restrict has changed: restart the relay to apply it";
+    let change = relay.wait_for_log(change, PATIENCE);
     assert_eq!(change["key"], "process.restrict");
     assert_eq!(shown(&relay)["setting"], "required");
     relay.stop();
@@ -278,7 +280,7 @@ fn without_the_setting_nothing_is_given_up() {
     let default = unrestricted(BASE);
     for config in [default.clone(), base("off")] {
         let relay = Relay::start(&format!("{config}{}", sink.output("out", "")));
-        relay.wait_for_log("the process may do what its user may do", PATIENCE);
+        relay.wait_for_log("process.restrict is off: the relay runs without a sandbox", PATIENCE);
         let none =
             json!({"setting": "off", "landlock_abi": null, "seccomp": false, "missing": null});
         assert_eq!(shown(&relay), none);
@@ -316,8 +318,9 @@ mod peers {
             let relay = Relay::with(&format!("{}{output}", base("best_effort")))
                 .launcher(&launcher)
                 .start();
-            let told = relay
-                .wait_for_log("the process could not give up all that it does not need", PATIENCE);
+            let told = "the sandbox of the relay is incomplete: the kernel or the container \
+                        runtime does not allow all of process.restrict";
+            let told = relay.wait_for_log(told, PATIENCE);
             assert!(told["missing"].as_str().unwrap().contains(missing), "{told}");
             let status = shown(&relay);
             assert_eq!(status["landlock_abi"].is_number(), abi, "{status}");

@@ -199,7 +199,7 @@ fn a_token_that_breaks_the_url_is_not_quoted() {
         to_http(&urls, "").replace("format = \"json\"", "format = \"json\", level = \"trace\"");
     let relay = place.start(&config);
     std::fs::write(place.token(), "sEcReT:sEcReT/").unwrap();
-    relay.wait_for_log("config not reloaded, going on with the one in use", PATIENCE);
+    relay.wait_for_log(messages::NOT_RELOADED, PATIENCE);
     assert_eq!(relay.post(&generated_batch(1, 3, 900)).status, 200);
     relay.wait_until_delivered(PATIENCE);
     assert_hides(&shown(&relay), TRACE);

@@ -56,8 +56,8 @@ fn idle_connections_leave_descriptors_for_probes_deliveries_and_reloads() {
     let config = to_sink(sink.address(), "");
     let relay = Relay::with(&config).launcher(&["prlimit", "--nofile=64:64"]).start();
     let told = relay.wait_for_log(
-        "the limit of open files is too low for limits.max_connections, which is lowered: raise \
-         the limit (LimitNOFILE of systemd, or that of the container runtime)",
+        "the limit of open files is too low, so limits.max_connections is lowered: raise the limit \
+         (LimitNOFILE of systemd, or that of the container runtime)",
         PATIENCE,
     );
     assert_eq!((&told["open_files"], &told["configured"]), (&64.into(), &4096.into()), "{told}");

@@ -30,12 +30,15 @@ fn told_lost(relay: &Relay) -> (Vec<(String, u64)>, Option<u64>) {
     let fields = relay.log_fields();
     let of =
         |message: &'static str| fields.iter().filter(move |fields| fields["message"] == message);
-    let lost = of("events not delivered in time, lost and counted")
+    let lost = of(messages::UNDELIVERED)
         .map(|fields| {
             (fields["output"].as_str().unwrap().to_owned(), fields["events"].as_u64().unwrap())
         })
         .collect();
-    (lost, of("ended").next().and_then(|fields| fields["lost"].as_u64()))
+    let has_ended = |fields: &&Value| {
+        fields["message"].as_str().is_some_and(|message| message.starts_with(messages::ENDED))
+    };
+    (lost, fields.iter().find(has_ended).and_then(|fields| fields["lost"].as_u64()))
 }
 
 #[test]
@@ -120,7 +123,7 @@ fn requests_get_503_during_the_drain_and_a_stuck_sender_gets_it_at_half_of_the_t
     wait_until("its bytes", PATIENCE, || relay.metrics().sum("received_bytes_total") >= 100.0);
     let begun = Instant::now();
     relay.signal(libc::SIGTERM);
-    relay.wait_for_log("draining", PATIENCE);
+    relay.wait_for_log(messages::DRAINS, PATIENCE);
     let assert_refused = |answer: &Response| {
         assert_eq!((answer.status, answer.header("connection")), (503, Some("close")));
         assert!(answer.header("retry-after").is_some());
@@ -179,7 +182,7 @@ fn a_consumer_that_comes_back_during_the_drain_gets_everything() {
     let batch = generated_batch(1, 100, 900);
     assert_eq!(relay.post(&batch).status, 200);
     relay.signal(libc::SIGTERM);
-    relay.wait_for_log("draining", PATIENCE);
+    relay.wait_for_log(messages::DRAINS, PATIENCE);
     sink.reopen();
     assert_eq!(relay.wait().code(), Some(0));
     assert_same_set(&accepted_events(&sink), &events_of(&batch));
@@ -211,7 +214,7 @@ fn a_second_signal_ends_at_once() {
         let mut relay = Relay::start(&to_sink(hung.address(), &drain("60s")));
         assert_eq!(relay.post(&generated_batch(1, 10, 900)).status, 200);
         relay.signal(first);
-        relay.wait_for_log("draining", PATIENCE);
+        relay.wait_for_log(messages::DRAINS, PATIENCE);
         // A signal within 10 ms of the first counts as the same signal, sent twice.
         std::thread::sleep(Duration::from_millis(100));
         let begun = Instant::now();
@@ -222,7 +225,7 @@ fn a_second_signal_ends_at_once() {
         let lost = vec![("consumer".to_owned(), 10)];
         assert_eq!(told, (lost, Some(10)), "what is lost is said, however it ends");
         let said = messages(&relay);
-        assert_eq!(said.last().map(String::as_str), Some("ended"));
+        assert_eq!(said.last().map(String::as_str), Some(messages::ENDED_WITH_LOSSES));
         assert_eq!(said.iter().filter(|it| *it == "the relay has failed").count(), 1, "{said:#?}");
     }
 }
@@ -255,7 +258,7 @@ fn delivered_waiters_get_their_200_or_503_before_the_end() {
         clients.push(client);
     }
     relay.signal(libc::SIGTERM);
-    relay.wait_for_log("draining", PATIENCE);
+    relay.wait_for_log(messages::DRAINS, PATIENCE);
     held.store(false, Ordering::SeqCst);
     let answers: Vec<_> =
         clients.iter_mut().map(|client| client.read_response().unwrap()).collect();
@@ -405,7 +408,8 @@ fn in_a_reload_that_waits(hung: &HttpSink, live: &HttpSink, new: &HttpSink, more
     relay.wait_for_log("config reloaded", PATIENCE);
     let again = format!("{base}{}{}", new.output("new", ""), live.output("hung", ""));
     ask_for(&relay, &again);
-    relay.wait_for_log("the reload waits until the earlier output of this name has left", PATIENCE);
+    let waits = "the reload waits until the removed output with the same name has stopped";
+    relay.wait_for_log(waits, PATIENCE);
     // If the reload came into force, the new output would get this batch as well.
     assert_eq!(relay.post(&generated_batch(2, 10, 900)).status, 200);
     relay
@@ -433,9 +437,9 @@ fn a_signal_is_heard_while_a_reload_waits_for_an_output_that_leaves() {
         assert_eq!(relay.wait().code(), Some(directory.is_none().into()));
         let said = messages(&relay);
         let at = |message: &str| said.iter().position(|it| it == message);
-        let drains = at("draining").expect("it drains");
+        let drains = at(messages::DRAINS).expect("it drains");
         // Without the signal, the removed output would take ten seconds to leave.
-        let left = at("events not delivered to the output that was removed, lost and counted");
+        let left = at(messages::REMOVED);
         assert!(left.is_none_or(|left| drains < left), "{said:#?}");
         let reloads = said.iter().filter(|message| *message == "config reloaded").count();
         assert_eq!(reloads, 1, "the second is given up: {said:#?}");
@@ -452,12 +456,12 @@ fn a_signal_is_heard_while_a_reload_waits_for_an_output_that_leaves() {
             continue;
         };
         assert_eq!((lost, sum), (vec![], Some(0)), "{said:#?}");
+        let is_kept = "the output has not delivered all events: they are kept in the queue for the \
+                       next start";
         let kept: Vec<_> = relay
             .log_fields()
             .iter()
-            .filter(|fields| {
-                fields["message"] == "events not delivered yet, kept for the next start"
-            })
+            .filter(|fields| fields["message"] == is_kept)
             .map(|fields| (fields["output"].clone(), fields["events"].clone()))
             .collect();
         assert_eq!(kept, [("hung".into(), 20.into())]);
@@ -466,7 +470,8 @@ fn a_signal_is_heard_while_a_reload_waits_for_an_output_that_leaves() {
         let queue = format!("[queue]\ndirectory = \"{}\"\n", text(directory.path()));
         let again = Relay::start(&format!("{base}{hung}{queue}"));
         again.wait_until_delivered(PATIENCE);
-        let gone = "the config does not name this output any more: its backlog is lost and counted";
+        let gone =
+            "an output of the last run is no longer in the config: its backlog counts as lost";
         assert!(!messages(&again).iter().any(|message| message == gone), "{}", again.log_text());
         let expected = [&all[..], &all].concat();
         assert_same_set(&accepted_events(&live), &expected);
@@ -480,7 +485,7 @@ fn a_second_signal_ends_at_once_what_the_first_has_interrupted_in_a_reload() {
     let (live, new) = (HttpSink::accepting(), HttpSink::accepting());
     let mut relay = in_a_reload_that_waits(&hung, &live, &new, &drain("100s"));
     relay.signal(libc::SIGTERM);
-    relay.wait_for_log("draining", PATIENCE);
+    relay.wait_for_log(messages::DRAINS, PATIENCE);
     // A signal within 10 ms of the first counts as the same signal, sent twice.
     std::thread::sleep(Duration::from_millis(100));
     relay.signal(libc::SIGTERM);

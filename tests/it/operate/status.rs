@@ -377,7 +377,7 @@ fn an_output_that_fails_and_works_in_turn_has_a_steady_state() {
     });
     let relay = Relay::start(&to_sink(sink.address(), IN_TURN));
     assert_eq!(output(&relay)["unsteady"], false);
-    let steady = Value::from("Output consumer fails and works again, in turn.");
+    let steady = Value::from("Output consumer keeps failing and recovering.");
     wait_until("several turns", PATIENCE, || {
         post(&relay, 0..1);
         output(&relay)["unsteady"] == true

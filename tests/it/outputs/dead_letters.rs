@@ -279,7 +279,7 @@ mod peers {
                 post(1.0);
             }
             let unwritten = |fields: &Value| {
-                fields["message"] == "events given up and counted"
+                fields["message"].as_str().is_some_and(|it| it.starts_with(messages::GIVEN_UP))
                     && fields["error"].as_str().is_some_and(|error| error.contains("No space left"))
             };
             wait_until("the reason", PATIENCE, || relay.log_fields().iter().any(unwritten));

@@ -70,7 +70,7 @@ fn the_next_gets_what_the_first_leaves_unanswered(first: &HttpSink, second: &Htt
         true => assert!(arrived == sent, "{} of {} in order", arrived.len(), sent.len()),
         false => assert_same_set(&arrived, &sent),
     }
-    let told = relay.wait_for_log("address down, passed over", PATIENCE);
+    let told = relay.wait_for_log(messages::ADDRESS_DOWN, PATIENCE);
     assert_eq!(told["address"], first.address().to_string());
     let states: Vec<_> = addresses(&relay).iter().map(|it| it["state"].clone()).collect();
     assert!(states[0] == "down" || states[0] == "back, on trial", "{states:?}");
@@ -139,7 +139,7 @@ fn an_address_that_acknowledges_nothing_is_down_and_the_next_one_gets_its_events
     let sent = post_batches(&relay, 0..30, 5, 900);
     relay.wait_until_delivered(PATIENCE * 2);
     assert!(good.events() == sent, "{} of {} in order", good.events().len(), sent.len());
-    let told = relay.wait_for_log("address down, passed over", PATIENCE);
+    let told = relay.wait_for_log(messages::ADDRESS_DOWN, PATIENCE);
     assert_eq!(told["address"], silent.address().to_string());
     assert_eq!(errors_by_reason(&relay), BTreeMap::from([("timeout".to_owned(), 1.0)]));
     relay.finish(Backlog::Empty);
@@ -315,7 +315,7 @@ fn an_address_that_never_finishes_its_handshake_is_passed_over() {
     relay.wait_until_delivered(PATIENCE);
     good.wait_for_count(sent.len(), PATIENCE);
     assert_eq!(good.lines(), sent);
-    let told = relay.wait_for_log("address down, passed over", PATIENCE);
+    let told = relay.wait_for_log(messages::ADDRESS_DOWN, PATIENCE);
     assert_eq!(told["address"], addresses[0]);
     // The address is probed while it is down, and each probe tries the handshake.
     wait_until("probes", PATIENCE, || silent.history().len() > 2);

@@ -245,7 +245,7 @@ fn headers_and_credentials_arrive_and_changed_files_are_taken_up() {
     // A file that is gone, or whose content no header can hold, changes nothing.
     std::fs::remove_file(&token).unwrap();
     file("password", "two\nlines\n\n");
-    relay.wait_for_log("config not reloaded, going on with the one in use", PATIENCE);
+    relay.wait_for_log(messages::NOT_RELOADED, PATIENCE);
     let (bearer, _) = post(1_000_000);
     assert_eq!(bearer.header("authorization"), Some("Bearer second-token"));
     relay.finish(Backlog::Empty);

@@ -65,9 +65,9 @@ fn bad_events_cost_only_themselves(status: u16, bad: &[usize], more: &str) {
     );
     let requests = of_output(&relay, "output_retries_total");
     assert!(requests <= count * 30.0, "{requests} requests more for {count} bad events");
-    relay.wait_for_log("events given up and counted", PATIENCE);
+    relay.wait_for_log(messages::GIVEN_UP, PATIENCE);
     let told = messages(&relay, "ERROR");
-    assert!(told.iter().all(|message| message == "events given up and counted"), "{told:?}");
+    assert!(told.iter().all(|message| message == messages::GIVEN_UP), "{told:?}");
     // The first has a line at once, and those after it have one every ten seconds.
     let most = 1 + begun.elapsed().as_secs() / 10;
     assert!(told.len() as u64 <= most, "{} of {most}", told.len());
@@ -238,8 +238,8 @@ fn an_event_that_is_answered_with_500_stops_no_other_and_is_shown() {
     let error = aside["error"].as_str().unwrap();
     assert!(error.contains(&sink.address().to_string()) && error.contains("500"), "{error}");
     assert_eq!(lost(&relay), 0.0);
-    let told = "the consumer answers an event with a server error and takes others: the event is \
-                set aside and tried again, and later events are delivered before it";
+    let told = "the consumer responds to one event with a server error but accepts others: the \
+                event is set aside and retried, and later events are delivered before it";
     relay.wait_for_log(told, PATIENCE);
     relay.wait_until_delivered(PATIENCE);
     assert_none_missing(&accepted_events(&sink), &good);

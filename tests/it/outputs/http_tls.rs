@@ -277,7 +277,7 @@ fn changed_certificates_are_taken_up_at_the_next_handshake() {
     said("xpired");
     // For a moment, key and certificate don't fit. The old pair stays in use, and nothing breaks.
     copy(&files.client.certificate, "client.crt");
-    relay.wait_for_log("config not reloaded, going on with the one in use", PATIENCE);
+    relay.wait_for_log(messages::NOT_RELOADED, PATIENCE);
     assert_eq!(sink.count(), 0);
     copy(&files.client.key, "client.key");
     let changed = Instant::now();

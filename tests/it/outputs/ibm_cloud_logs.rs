@@ -175,7 +175,7 @@ fn without_a_token_events_wait_and_the_reason_is_told() {
     write_secret(&key.file(), &Credential::key("1"));
     relay.wait_until_delivered(PATIENCE);
     assert_same_set(&ibm.memory().stored, &sent);
-    relay.wait_for_log("IAM gives tokens again", PATIENCE);
+    relay.wait_for_log("IAM issues tokens again", PATIENCE);
     ibm.assert_hides_secrets(&relay);
     relay.finish(Backlog::Empty);
 }

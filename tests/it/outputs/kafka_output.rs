@@ -250,7 +250,7 @@ fn an_event_that_brokers_refuse_is_given_up_alone_and_only_after_another_was_tak
     assert_eq!(relay.post(&list(0, 5..6)).status, 200);
     relay.wait_until_delivered(PATIENCE);
     assert_eq!(relay.metrics().value("error_total", &[("plugin", "topic")]), 1.0);
-    let told = relay.wait_for_log("events given up and counted", PATIENCE);
+    let told = relay.wait_for_log(messages::GIVEN_UP, PATIENCE);
     assert!(told["error"].as_str().unwrap().contains("message of "), "{told}");
     let numbers: BTreeSet<u64> =
         ids(&cluster.records(5, PATIENCE)).iter().map(|id| id.number).collect();
@@ -270,6 +270,6 @@ fn an_end_with_brokers_away_is_bounded_and_counts_what_is_lost() {
     post(&relay, 1..2, 5);
     let took = relay.stop();
     assert!(took < Duration::from_secs(15), "{took:?}");
-    let told = relay.wait_for_log("ended", PATIENCE);
+    let told = relay.wait_for_log(messages::ENDED_WITH_LOSSES, PATIENCE);
     assert_eq!(told["lost"], 5, "{told}");
 }

@@ -438,7 +438,7 @@ fn a_disk_that_refuses_the_notes_keeps_no_event_back() {
         relay.wait_until_delivered(PATIENCE);
     }
     assert_are(&lines_of(&server), &events);
-    let said = "the range of an object can't be saved";
+    let said = "cannot save the state of the current S3 object";
     let told = || relay.log_lines().iter().filter(|line| line.contains(said)).count();
     wait_until("the line", PATIENCE, || told() > 0);
     assert_eq!(told(), 1, "{}", relay.log_text());

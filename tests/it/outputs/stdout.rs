@@ -113,9 +113,10 @@ fn a_pipe_that_nobody_reads_does_not_keep_the_end_from_coming_and_the_loss_is_co
     assert_eq!(relay.wait().code(), Some(1));
     assert!(before.elapsed() < Duration::from_secs(10), "{:?}", before.elapsed());
     let lost = f64::from(accepted) - delivered;
-    let told = relay.wait_for_log("events not delivered in time, lost and counted", PATIENCE);
+    let told = relay.wait_for_log(messages::UNDELIVERED, PATIENCE);
     assert_eq!((told["output"].as_str(), told["events"].as_f64()), (Some("stdout"), Some(lost)));
-    assert_eq!(relay.wait_for_log("ended", PATIENCE)["lost"].as_f64(), Some(lost));
+    let ended = relay.wait_for_log(messages::ENDED_WITH_LOSSES, PATIENCE);
+    assert_eq!(ended["lost"].as_f64(), Some(lost));
 }
 
 #[test]
@@ -156,7 +157,7 @@ fn a_pipe_that_closes_while_the_relay_drains_ends_it_with_1_and_at_once() {
     // The batch is larger than the pipe, so the drain waits for the reader.
     post_batch(&relay, 1, 300, 1000);
     relay.signal(libc::SIGTERM);
-    relay.wait_for_log("draining", PATIENCE);
+    relay.wait_for_log(messages::DRAINS, PATIENCE);
     let began = Instant::now();
     drop(relay.take_stdout());
     assert_eq!(relay.wait().code(), Some(1));

@@ -621,7 +621,7 @@ fn the_end_waits_until_what_was_sent_is_final_and_counts_what_is_not() {
     assert_eq!(relay.wait().code(), Some(0));
     sink.wait_until_left();
     assert!(sink.lines() == expected);
-    assert_eq!(relay.wait_for_log("ended", PATIENCE)["lost"], 0);
+    assert_eq!(relay.wait_for_log(messages::ENDED, PATIENCE)["lost"], 0);
 }
 
 /// Method: the consumer stands still, and its kernel takes bytes from each new connection. A

@@ -142,13 +142,13 @@ fn kube_apiserver_gets_everything_through_after_an_outage_of_a_minute() {
     assert_eq!(metrics.value("event_total", &[]), 4000.0);
     assert_eq!(metrics.sum("error_total"), 0.0);
     // The lines come a moment after what they are about.
-    for message in ["queue full", "queue below 80 %"] {
+    for message in [messages::FULL, messages::HAS_ROOM] {
         relay.wait_for_log(message, PATIENCE);
     }
     let told = relay.log_fields();
     let said = |message: &str| told.iter().filter(|fields| fields["message"] == message).count();
-    assert!((1..=3).contains(&said("queue full")), "{}", said("queue full"));
-    assert!((1..=3).contains(&said("queue below 80 %")), "{}", said("queue below 80 %"));
+    assert!((1..=3).contains(&said(messages::FULL)), "{}", said(messages::FULL));
+    assert!((1..=3).contains(&said(messages::HAS_ROOM)), "{}", said(messages::HAS_ROOM));
     relay.finish(Backlog::Empty);
 }
 

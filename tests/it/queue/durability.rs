@@ -64,7 +64,7 @@ fn a_stop_with_a_backlog_waits_for_nobody_and_the_next_start_delivers_it_once() 
     assert!(took < Duration::from_secs(8), "{took:?}");
     let told = relay.log_text();
     assert!(!told.contains("lost and counted"), "nothing is lost: {told}");
-    assert_eq!(relay.wait_for_log("ended", PATIENCE)["lost"], 0, "{told}");
+    assert_eq!(relay.wait_for_log(messages::ENDED, PATIENCE)["lost"], 0, "{told}");
 
     let relay = Relay::start(&config);
     let metrics = relay.metrics();
@@ -97,7 +97,7 @@ fn a_stop_with_a_consumer_that_hangs_gives_up_in_time_and_loses_nothing() {
     // The consumer may still answer requests that are on the wire, so this end takes its time.
     let took = relay.stop();
     assert!(took < Duration::from_secs(8), "{took:?}");
-    assert_eq!(relay.wait_for_log("ended", PATIENCE)["lost"], 0, "{}", relay.log_text());
+    assert_eq!(relay.wait_for_log(messages::ENDED, PATIENCE)["lost"], 0, "{}", relay.log_text());
     let relay = Relay::start(&config);
     relay.finish(Backlog::Empty);
     let expected: Vec<Vec<u8>> = (0..100).map(|number| event(Id { sender: 0, number })).collect();
@@ -147,9 +147,8 @@ fn an_output_that_is_new_joins_at_the_end() {
     assert_eq!(of_output(&metrics, "output_start_events", "old"), 500.0);
     assert_eq!(of_output(&metrics, "output_start_events", "new"), 0.0);
     let told = relay.log_fields();
-    let told = told
-        .iter()
-        .find(|fields| fields["message"] == "the output is new and begins with the next event");
+    let begins = "the output is new: it gets the events that arrive from now on";
+    let told = told.iter().find(|fields| fields["message"] == begins);
     assert_eq!(told.expect("it is said")["output"], "new");
     post(&relay, 500..700);
     old.reopen();

@@ -39,5 +39,5 @@ pub(crate) use super::tally::Tallying;
 pub(crate) use super::tcp_sink::{Framing, TcpSink};
 pub(crate) use super::witness::Witness;
 pub(crate) use super::{
-    PATIENCE, binary, free_port, http, numbered, repository, text, wait_for, wait_until,
+    PATIENCE, binary, free_port, http, messages, numbered, repository, text, wait_for, wait_until,
 };

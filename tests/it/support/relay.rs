@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
+use super::messages;
 use super::metrics::{Metrics, assert_conservation, conservation};
 use super::needs::needs;
 use super::{PATIENCE, binary, http, text, try_wait_for, wait_for, wait_until};
@@ -542,7 +543,7 @@ impl Relay {
         self.signal(libc::SIGTERM);
         let status = self.wait_at_most(PATIENCE * 2);
         let log = self.log_text();
-        let lost = log.contains("events not delivered in time, lost and counted");
+        let lost = log.contains(messages::UNDELIVERED);
         assert_eq!(status.code(), Some(lost.into()), "exit after SIGTERM: {status}\n{log}");
         begun.elapsed()
     }

@@ -33,9 +33,8 @@ impl Losses {
 
     /// Adds what the last line of a log says. Returns false if there is no such line.
     pub(crate) fn add_last_line(&mut self, log: &str) -> bool {
-        let Some(line) = log.lines().rev().find(|line| line.contains(" ended accepted=")) else {
-            return false;
-        };
+        let is_last = |line: &&str| line.contains(" the relay has ended");
+        let Some(line) = log.lines().rev().find(is_last) else { return false };
         let Some((_, outputs)) = line.split_once("outputs=\"") else { return false };
         for part in outputs.trim_end_matches('"').split("; ") {
             let Some((name, numbers)) = part.split_once(": ") else { continue };

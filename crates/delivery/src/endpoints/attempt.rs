@@ -190,7 +190,13 @@ impl Attempt {
         if noted.tells {
             let (reason, error) = (failure.reason.name(), &failure.message);
             let (output, address) = (&self.set.output, &self.address);
-            tracing::warn!(output, %address, reason, error, "address down, passed over");
+            tracing::warn!(
+                output,
+                %address,
+                reason,
+                error,
+                "address down, the output uses its other addresses"
+            );
         }
         if noted.opened {
             self.set.wake();

@@ -59,7 +59,8 @@ impl Watch {
                 while AssertUnwindSafe(set.watch(&probe)).catch_unwind().await.is_err() {
                     tracing::error!(
                         output = set.output,
-                        "the task that watches addresses has panicked, starting it again"
+                        "the task that checks which addresses of the output are up has panicked: \
+                         it is restarted, please report this bug"
                     );
                     tokio::time::sleep(RESTART_PAUSE).await;
                 }

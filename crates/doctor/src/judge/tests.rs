@@ -387,7 +387,7 @@ fn the_relays_own_findings_are_passed_on_word_for_word_and_no_verdict_is_better(
             |it| it.intake.last_event_seconds_ago = Some(901.0),
             Kind::SoFar,
             "relay r",
-            "No event has come for more than 15 minutes",
+            "No event has arrived for more than 15 minutes",
         ),
         (
             |it| it.evidence = serde_json::from_value(json!({ "errors": { "write": 1 } })).unwrap(),

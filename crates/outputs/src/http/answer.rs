@@ -96,7 +96,8 @@ pub(super) fn early(
     let by_status = meaning(base, path, status, headers);
     if mutant!("early-2xx", matches!(by_status, Outcome::Accepted), false) {
         let what = format!(
-            "{base}: answered {status} before it had the whole request, which is no acknowledgement"
+            "{base}: answered {status} before it had the whole request, which is not an \
+             acknowledgement"
         );
         return Outcome::Failed(Failure::new(AttemptError::Protocol, what));
     }

@@ -71,8 +71,8 @@ const REST: Duration = Duration::from_millis(50);
 const SMALL_BYTES: u64 = 64 * 1024;
 
 /// The message of a failure that sends the events of an object back to the queue.
-const INCOMPLETE: &str = "the relay ends before all events of an object that may be stored already \
-                          have come: they stay in the queue";
+const INCOMPLETE: &str = "the relay ends before it has all events of an object that may already be \
+                          stored: they stay in the queue";
 
 /// The claim of an object that holds a checkpoint, and no events.
 const NO_EVENTS: Claim = Claim { start: Position::START, end: Position::START };

@@ -8,7 +8,7 @@
 //! hash of the lines, tells the server whether it is the same one.
 
 use std::io;
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use serde::{Deserialize, Serialize};
 
@@ -65,6 +65,8 @@ pub(super) enum Place {
 /// The ranges of an output's objects. Links of the same output use one plan, one after the other.
 #[derive(Debug)]
 pub(super) struct Plan {
+    /// The name of the output, for the log.
+    output: Arc<str>,
     /// The ranges, in the order of the queue. No two overlap.
     ranges: Mutex<Vec<Range>>,
     /// Held while the ranges are changed and saved, and never by an async task. The value is `true`
@@ -80,14 +82,15 @@ impl Plan {
     ///
     /// The notes can't be read. If they are damaged, the plan is empty instead: events may then be
     /// stored twice, and none is lost.
-    pub(super) fn load(notes: Notes) -> io::Result<Self> {
+    pub(super) fn load(output: Arc<str>, notes: Notes) -> io::Result<Self> {
         let text = match notes.load() {
             Ok(text) => text,
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {
                 tracing::warn!(
+                    output = &*output,
                     %error,
-                    "the ranges of objects that were being stored are not known any more: \
-                     events of these objects are stored again, in other objects"
+                    "the saved state of unfinished S3 objects is damaged: their events are stored \
+                     again, in other objects"
                 );
                 None
             }
@@ -99,7 +102,7 @@ impl Plan {
         let end = notes.end().get();
         ranges.retain(|range| range.last < end);
         mutant!("s3-trusts-an-old-mark", ranges.iter_mut().for_each(|range| range.stored = false));
-        Ok(Self { ranges: Mutex::new(ranges), saving: Mutex::default(), notes })
+        Ok(Self { output, ranges: Mutex::new(ranges), saving: Mutex::default(), notes })
     }
 
     fn lock(&self) -> MutexGuard<'_, Vec<Range>> {
@@ -157,9 +160,10 @@ impl Plan {
                 mutant!("s3-stops-without-notes", {}, std::panic::resume_unwind(Box::new(error)));
                 if !std::mem::replace(&mut *is_told, true) {
                     tracing::warn!(
+                        output = &*self.output,
                         %error,
-                        "the range of an object can't be saved: if the relay is killed now, events \
-                         of this object may be stored twice"
+                        "cannot save the state of the current S3 object: if the relay is killed \
+                         now, its events may be stored twice"
                     );
                 }
             }
@@ -177,7 +181,7 @@ mod tests {
 
     #[test]
     fn an_event_belongs_to_the_object_that_was_planned_for_it() {
-        let plan = Plan::load(Notes::empty()).unwrap();
+        let plan = Plan::load(Arc::from("o"), Notes::empty()).unwrap();
         let place = |position| plan.place(Position::new(position));
         let planned = |end| Place::Planned(Position::new(end));
         assert_eq!(place(0), Place::Free);
@@ -195,12 +199,12 @@ mod tests {
     #[test]
     fn the_next_plan_does_not_know_which_objects_the_server_has() {
         let notes = Notes::empty();
-        let plan = Plan::load(notes.clone()).unwrap();
+        let plan = Plan::load(Arc::from("o"), notes.clone()).unwrap();
         plan.begin(range(0, 10));
         plan.stored(range(0, 10));
         plan.begin(range(10, 20));
         assert_eq!(plan.place(Position::START), Place::Stored(Position::new(10)));
-        let next = Plan::load(notes).unwrap();
+        let next = Plan::load(Arc::from("o"), notes).unwrap();
         assert_eq!(next.place(Position::START), Place::Planned(Position::new(10)));
     }
 }

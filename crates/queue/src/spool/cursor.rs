@@ -855,14 +855,23 @@ impl Cursor {
             Ok(Err(error)) => {
                 if self.failing.is_none() && self.may_tell() {
                     let output = self.shared.lock().log.cursors[self.index].output.name.clone();
-                    tracing::error!(output, %error, "a segment of the queue can't be read, trying again for half a minute");
+                    tracing::error!(
+                        output,
+                        %error,
+                        "cannot read a segment of the queue, retrying for half a minute: after \
+                         that, its events count as lost; check the disk of queue.directory"
+                    );
                 }
                 self.failing.get_or_insert_with(Instant::now);
                 tokio::time::sleep(PAUSE).await;
             }
             Err(panic) => {
                 if self.may_tell() {
-                    tracing::error!(%panic, "a file of the queue could not be read, trying again");
+                    tracing::error!(
+                        %panic,
+                        "the task that reads a file of the queue has failed, retrying: please \
+                         report this bug"
+                    );
                 }
                 tokio::time::sleep(PAUSE).await;
             }

@@ -237,7 +237,11 @@ impl Incoming {
     /// Counts and logs an error of the disk. Returns the refusal for the sender.
     fn refuse(&self, error: &io::Error) -> Refused {
         self.shared.metrics.spool.write_errors.increment(1);
-        tracing::warn!(%error, "a large body can't be stored while it arrives, its sender gets 503");
+        tracing::warn!(
+            %error,
+            "cannot write a large request body to the queue's disk while it arrives: its sender \
+             gets 503 and has to send it again"
+        );
         Refused::Disk
     }
 }

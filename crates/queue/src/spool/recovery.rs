@@ -113,7 +113,8 @@ pub(super) fn open(
     let identity = Identity::of(&reading).map_err(failed("make", identity::FILE))?;
     if contents.is_none() && !log.segments.is_empty() {
         tracing::warn!(
-            "the cursors file is missing or damaged: every output starts at the oldest event"
+            "the cursors file is missing or damaged: every output starts again at the oldest event \
+             in the queue, so events may be sent twice, and none is lost"
         );
     }
     let quarantined = AtomicU64::new(disk::sizes(&*disk, QUARANTINE).1);
@@ -233,7 +234,7 @@ fn not_taken(disk: &dyn Disk) -> io::Result<Vec<(String, u64)>> {
             tracing::info!(
                 file = path,
                 bytes,
-                "a large body was arriving when the process ended: it was not \
+                "a large request body was arriving when the last process ended: it was not \
                  acknowledged, and its file is deleted"
             );
         }
@@ -259,7 +260,10 @@ fn count_removed(
         let aside = aside.get(name).into_iter().flatten();
         let aside = aside.filter(|(position, _)| *position < place.position).count() as u64;
         let events = (state.log.end.position - place.position).saturating_sub(dropped) + aside;
-        tracing::info!(output = name, "the config does not name this output any more");
+        tracing::info!(
+            output = name,
+            "an output of the last run is no longer in the config: its backlog counts as lost"
+        );
         telemetry.removed(name, events);
         state.log.departed.leave(name, signed(events), 0);
         let claim = Claim { start: place.position, end: state.log.end.position };
@@ -290,12 +294,21 @@ fn begin(cursor: &mut CursorState, backlog: Backlog) {
     cursor.output.show_aside(cursor.aside);
     if cursor.aside > 0 {
         let (output, events) = (&cursor.output.name, cursor.aside);
-        tracing::info!(output, events, "events that were set aside are tried again");
+        tracing::info!(
+            output,
+            events,
+            "the output retries the events that were set aside before this start"
+        );
     }
     if backlog.events > 0 {
         let (output, events, position) =
             (&cursor.output.name, backlog.events, cursor.claims.read.get());
-        tracing::info!(output, events, position, "the output goes on with its backlog");
+        tracing::info!(
+            output,
+            events,
+            position,
+            "the output continues with the events that were not delivered before this start"
+        );
     }
 }
 
@@ -358,14 +371,16 @@ fn join(
                 tracing::info!(
                     output = name,
                     position = state.log.end.position.get(),
-                    "the output is new and begins with the next event"
+                    "the output is new: it gets the events that arrive from now on"
                 );
                 state.log.end
             }
             None => {
                 tracing::warn!(
                     output = name,
-                    "half of the cursors file is damaged, and may have named this output: it starts at the oldest event"
+                    "half of the cursors file is damaged, and it may have had the position of this \
+                     output: the output starts at the oldest event in the queue, so events may be \
+                     sent twice, and none is lost"
                 );
                 oldest
             }
@@ -581,7 +596,8 @@ fn judge_last(
         tracing::info!(
             segment,
             offset,
-            "the last write was not finished and not acknowledged: it is cut off"
+            "an unfinished write at the end of the queue is discarded: it was not acknowledged, so \
+             no accepted event is lost"
         );
     }
     // The cut gives back room that was reserved and not used. The sync is for the records of case
@@ -595,7 +611,12 @@ fn judge_last(
     if let Err(error) = cut.and_then(|()| write_again(&*file, unsynced)).and(file.sync()) {
         // Case 20.
         let segment = segment::file_name(first);
-        tracing::warn!(segment, %error, "the last segment can't be cut to its length and synced");
+        tracing::warn!(
+            segment,
+            %error,
+            "cannot truncate and sync the last segment of the queue: it is kept as it is, and new \
+             events go into a new segment"
+        );
     }
     last.offset = kept;
     Ok(end)

@@ -239,7 +239,8 @@ impl Upkeep {
         if let Err(error) = saved.and_then(|()| self.reclaim(Reclaim::Old)) {
             tracing::error!(
                 %error,
-                "the cursors can't be written, outputs may get some events again"
+                "cannot save the cursors (the outputs' positions in the queue) at the end of the \
+                 relay: some events may be sent twice after the next start"
             );
         }
     }
@@ -312,7 +313,11 @@ impl Upkeep {
         let failed = self.save().inspect_err(|error| {
             self.shared.metrics.spool.write_errors.increment(1);
             if !self.told_unsaved {
-                tracing::warn!(%error, "the cursors can't be written, trying again");
+                tracing::warn!(
+                    %error,
+                    "cannot save the cursors (the outputs' positions in the queue), retrying: \
+                     after a crash, some events would be sent twice"
+                );
             }
         });
         self.told_unsaved = failed.is_err();
@@ -528,13 +533,13 @@ impl Upkeep {
                     tracing::warn!(
                         files,
                         %error,
-                        "files of the queue that no output needs can't be deleted: they take room, \
-                         and the queue goes on without that room, trying again"
+                        "cannot delete files that the queue no longer needs, retrying: until then, \
+                         the queue has less room for events"
                     );
                 }
             }
             None if files == 0 && std::mem::take(&mut self.told_stuck) => {
-                tracing::info!("the files of the queue that could not be deleted are gone");
+                tracing::info!("the queue has deleted the files that it could not delete before");
             }
             None => {}
         }
@@ -555,7 +560,8 @@ impl Upkeep {
             if !self.told_kept {
                 tracing::warn!(
                     %error,
-                    "segments that are delivered can't be deleted, trying again"
+                    "cannot delete segments whose events are all delivered, retrying: until then, \
+                     they take up disk space"
                 );
             }
         });

@@ -67,8 +67,8 @@ impl Lock {
             tracing::warn!(
                 key,
                 file,
-                "the file does not exist: nobody gets the admin pages that need its token; they \
-                 open when the file is there"
+                "a token file of the admin address does not exist: pages that need its token are \
+                 refused until you create the file"
             );
         }
         Ok(Self::Token(token))
@@ -154,7 +154,7 @@ impl Access {
         match (is_open, lock) {
             (true, _) => None,
             (false, Lock::Token(None)) => {
-                Some("the file with the bearer token does not exist yet, so that nobody gets this")
+                Some("the file with the bearer token does not exist yet, so this page is refused")
             }
             (false, _) if given.is_some() => Some("the bearer token is wrong"),
             (false, _) => Some(key),
@@ -197,6 +197,11 @@ impl Refused {
         let (count, _) = std::mem::replace(&mut *refused, (0, Some(Instant::now())));
         drop(refused);
         let peer = peer.to_string();
-        tracing::warn!(peer, count, reason = what, "refused at the admin address");
+        tracing::warn!(
+            peer,
+            count,
+            reason = what,
+            "a request or TLS handshake at the admin address was refused"
+        );
     }
 }

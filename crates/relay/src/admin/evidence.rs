@@ -46,7 +46,12 @@ pub(super) fn response(log: Option<&Path>, path: &str) -> Response<Full<Bytes>> 
         }
         Ok(None) => text(StatusCode::NOT_FOUND, "the log has no such file\n".to_owned()),
         Err(error) => {
-            tracing::warn!(%error, path, "a file of the evidence can't be read");
+            tracing::warn!(
+                %error,
+                path,
+                "cannot read a file of the evidence that was requested at the admin address: the \
+                 response is 500"
+            );
             let said = "the file can't be read, and the relay's log says why\n".to_owned();
             text(StatusCode::INTERNAL_SERVER_ERROR, said)
         }

@@ -54,9 +54,17 @@ impl Admin {
                 tokio::task::spawn_blocking(move || admin.history.add(now, &admin.sample())).await;
             match sampled {
                 Ok(all_dropped) => all_dropped.iter().for_each(|output| {
-                    tracing::warn!(output, "the filter has dropped every event for five minutes");
+                    tracing::warn!(
+                        output,
+                        "the filter of the output has dropped every event for five minutes: check \
+                         its rules"
+                    );
                 }),
-                Err(error) => tracing::error!(%error, "no sample for /status/history"),
+                Err(error) => tracing::error!(
+                    %error,
+                    "cannot take a sample of the metrics for /status/history, so it has a gap: \
+                     please report this bug"
+                ),
             }
         }
     }

@@ -50,7 +50,7 @@ impl Refusal {
     }
 
     pub(super) fn in_flight_full() -> Self {
-        let message = "too many bytes of requests are under way, try again later";
+        let message = "too many bytes of requests are in progress, try again later";
         Self::new(StatusCode::TOO_MANY_REQUESTS, Rejection::InFlightFull, message)
     }
 

@@ -679,7 +679,7 @@ impl<T: AsyncRead + AsyncWrite + Unpin> Watched<T> {
     fn start_own_answer(&mut self, status: u16) {
         let metrics = self.connection.metrics();
         let (rejection, message) = match status {
-            408 => (Rejection::Timeout, "the head of the request came too slowly"),
+            408 => (Rejection::Timeout, "the head of the request arrived too slowly"),
             431 => (
                 Rejection::Invalid,
                 "the head of the request is larger than 64 KiB or has more than 100 headers",

@@ -70,7 +70,7 @@ impl Sender {
         if let Some([requests, of_many]) = refused.requests.count(*peer, reason) {
             tracing::warn!(
                 %listener, %peer, code, reason, error, requests, requests_of_many_senders = of_many,
-                "requests of a sender are refused"
+                "requests from a sender are refused"
             );
         }
     }
@@ -82,7 +82,7 @@ impl Sender {
         if let Some([connections, of_many]) = refused.connections.count(*peer, reason) {
             tracing::warn!(
                 %listener, %peer, reason, connections, connections_of_many_senders = of_many,
-                "connections of a sender are closed: limits.max_connections is reached"
+                "connections from a sender are closed: limits.max_connections is reached"
             );
         }
     }

@@ -145,7 +145,7 @@ impl Arriving {
             };
             match frame {
                 Err(_) => {
-                    let message = "the body came too slowly";
+                    let message = "the body arrived too slowly";
                     return Err(Refusal::new(
                         StatusCode::REQUEST_TIMEOUT,
                         Rejection::Timeout,

@@ -212,7 +212,11 @@ impl Source for Reader {
                     self.status.update(|status| status.last_error = Some(error.to_string()));
                     if told.is_none_or(|told| told.elapsed() >= REMIND) {
                         told = Some(Instant::now());
-                        tracing::warn!(source = self.name, %error, "cannot make a Kafka consumer, trying again");
+                        tracing::warn!(
+                            source = self.name,
+                            %error,
+                            "cannot create a Kafka consumer, retrying"
+                        );
                     }
                     let until = Instant::now() + AGAIN;
                     while Instant::now() < until && !orders.closing.is_cancelled() {
@@ -368,7 +372,11 @@ impl Context {
         for (partition, next) in behind {
             let added = offsets.add_partition_offset(&self.topic, partition, Offset::Offset(next));
             if let Err(error) = added {
-                tracing::warn!(source = self.source, %error, "an offset cannot be stored");
+                tracing::warn!(
+                    source = self.source,
+                    %error,
+                    "cannot store an offset for Kafka: some messages may be read twice"
+                );
             }
         }
         if let Err(error) = consumer.store_offsets(&offsets) {
@@ -400,7 +408,7 @@ impl Context {
         let unfinished: u64 = partitions.iter().map(|number| state.forget(*number)).sum();
         self.show_partitions(&state);
         drop(state);
-        tracing::info!(source = self.source, ?partitions, unfinished, "partitions given back");
+        tracing::info!(source = self.source, ?partitions, unfinished, "partitions revoked");
     }
 }
 
@@ -427,9 +435,19 @@ impl ClientContext for Context {
         }
         drop(state);
         if tells {
-            tracing::warn!(source = self.source, topic = self.topic, %error, "trouble with the brokers, trying again");
+            tracing::warn!(
+                source = self.source,
+                topic = self.topic,
+                %error,
+                "error from the Kafka brokers, retrying"
+            );
         } else {
-            tracing::debug!(source = self.source, topic = self.topic, %error, "trouble with the brokers");
+            tracing::debug!(
+                source = self.source,
+                topic = self.topic,
+                %error,
+                "error from the Kafka brokers"
+            );
         }
     }
 }
@@ -508,7 +526,7 @@ impl Intake<'_> {
         drop(state);
         if was_troubled {
             self.reader.status.update(|status| status.last_error = None);
-            tracing::info!(source = self.reader.name, "reading again");
+            tracing::info!(source = self.reader.name, "reading messages from Kafka again");
         }
         // The partition was given back after the message was fetched: another reader will read it.
         let Some(assignment) = ours else { return };
@@ -585,7 +603,8 @@ impl Intake<'_> {
             error,
             skipped,
             total,
-            "message holds no audit events or is too large, skipped and counted"
+            "a Kafka message is too large or has no valid audit events: it is skipped, and its \
+             events are lost and counted"
         );
     }
 
@@ -711,7 +730,10 @@ impl Session<'_> {
                 break;
             }
             if !closing && self.changes.has_changed().unwrap_or(false) {
-                tracing::info!(source = self.intake.reader.name, "files changed, reconnecting");
+                tracing::info!(
+                    source = self.intake.reader.name,
+                    "files with Kafka credentials changed, reconnecting"
+                );
                 break;
             }
             if !self.has_room(closing) {

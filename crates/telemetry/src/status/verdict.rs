@@ -70,7 +70,7 @@ const RUNBOOKS: &str =
 /// The cause of refused connections, and the advice.
 const AT_LIMIT: &str = "limits.max_connections is reached";
 const FIND_CLIENTS: &str = "Find the clients that hold connections, such as those whose bodies \
-    come slowly, or raise limits.max_connections.";
+    arrive slowly, or raise limits.max_connections.";
 
 /// If the last connection was refused within this time, in seconds, connections are refused now.
 const REFUSING: f64 = 60.0;
@@ -271,7 +271,7 @@ fn queue(status: &Status, found: &mut Findings) {
     let queue = &status.queue;
     if let Some(fault) = &queue.fault {
         let text = format!("The queue cannot store events: {fault}. Senders get 503.");
-        let advice = "Mend the disk of queue.directory, or make room on it. kube-apiserver keeps \
+        let advice = "Fix the disk of queue.directory, or free space on it. kube-apiserver keeps \
             its events for about four minutes. Runbook: KubeAuditForwarderDiskRefused.";
         found.add(State::Bad, "queue", text, advice);
     }
@@ -292,7 +292,8 @@ fn queue(status: &Status, found: &mut Findings) {
     // A 429 may also be the answer of a queue that was full a moment ago.
     let in_flight_full = status.intake.in_flight_full_seconds_ago;
     if !queue.full && in_flight_full.is_some_and(|seconds| seconds < IN_FLIGHT_FULL_FOR) {
-        let text = "Senders get 429: the bodies under way have reached limits.max_in_flight.";
+        let text =
+            "Senders get 429: the request bodies in progress have reached limits.max_in_flight.";
         let advice = "Raise limits.max_in_flight and the memory limit, or add replicas. Runbook: \
             KubeAuditForwarderSendersWait.";
         found.add(State::Warn, "queue", text, advice);
@@ -326,7 +327,7 @@ fn more_room(status: &Status) -> String {
         status.outputs.iter().filter(|it| it.required).max_by_key(|it| it.backlog.backlog_bytes);
     match slowest.filter(|it| it.backlog.backlog_events > 0) {
         Some(it) => format!(
-            "Mend the consumer of the output {}, which has the largest backlog, or enlarge \
+            "Fix the consumer of the output {}, which has the largest backlog, or enlarge \
             queue.max_bytes.",
             it.name
         ),
@@ -368,7 +369,7 @@ fn is_place(text: &str) -> bool {
 fn output(it: &Output, found: &mut Findings) {
     let about = format!("output {}", it.name);
     if it.health.unsteady {
-        let text = format!("Output {} fails and works again, in turn.", it.name);
+        let text = format!("Output {} keeps failing and recovering.", it.name);
         let advice = "Its last error says why: the consumer may be overloaded, or fail on some of \
             the events. Runbook: KubeAuditForwarderOutputDown.";
         found.add(State::Warn, &about, text, advice);
@@ -408,13 +409,13 @@ fn output(it: &Output, found: &mut Findings) {
             ),
             false => format!("The backlog of the output {name} is growing."),
         };
-        let advice = "The consumer takes events more slowly than they come. Runbook: \
+        let advice = "The consumer accepts events more slowly than they arrive. Runbook: \
             KubeAuditForwarderOutputLags.";
         found.add(State::Warn, &about, text, advice);
     } else if is_stalling(it) {
         let text = format!("Output {}: a delivery has timed out in the last two minutes.", it.name);
-        let advice = "Look whether the consumer stands still: for a while, its kernel takes events \
-            that it does not read. Runbook: KubeAuditForwarderOutputLags.";
+        let advice = "Check whether the consumer has stopped reading: for a while, its kernel \
+            accepts events that it does not read. Runbook: KubeAuditForwarderOutputLags.";
         found.add(State::Warn, &about, text, advice);
     }
     if is_dropping_all(it) {
@@ -523,7 +524,7 @@ fn senders(status: &Status, found: &mut Findings) {
         found.add(State::Warn, &format!("listener {}", last.listener), text, advice);
     }
     for it in status.sources.iter().filter(|it| it.last_error.is_some()) {
-        let text = format!("Source {} has trouble.", it.name);
+        let text = format!("Source {} has an error.", it.name);
         found.add(State::Warn, &format!("source {}", it.name), text, "Its last error says why.");
     }
     let is_asked_again = refusals(status, found);
@@ -539,7 +540,7 @@ fn senders(status: &Status, found: &mut Findings) {
     } else if silence > SILENCE {
         let advice = "Every cluster makes audit events all the time. Runbook: \
             KubeAuditForwarderNothingReceived.";
-        found.add(State::Warn, "relay", "No event has come for more than 15 minutes.", advice);
+        found.add(State::Warn, "relay", "No event has arrived for more than 15 minutes.", advice);
     }
 }
 
@@ -551,8 +552,8 @@ fn apiservers(status: &Status, found: &mut Findings) {
     for it in &status.apiservers {
         if it.last_heard_seconds_ago - newest > APISERVER_SILENT {
             let text = format!(
-                "This relay heard nothing of the kube-apiserver {} for five minutes in which it \
-                 heard another one.",
+                "This relay received no events of the kube-apiserver {} for five minutes, but \
+                 received events of another one.",
                 it.name
             );
             let advice = "If no other relay hears it either, look at the audit webhook of that \
@@ -592,8 +593,9 @@ fn everything_refused(status: &Status, found: &mut Findings) -> bool {
         );
         (state, text)
     };
-    let advice = "The relay cannot count what never came, so `lost` does not have it. `doctor` \
-        compares with kube-apiserver's own count. Runbook: KubeAuditForwarderEverythingRefused.";
+    let advice = "The relay cannot count events that it never got, so they are not in `lost`. \
+        `doctor` compares with kube-apiserver's own count. Runbook: \
+        KubeAuditForwarderEverythingRefused.";
     found.add(state, SENDERS, text, advice);
     state == State::Bad
 }
@@ -619,7 +621,7 @@ fn refused_connections(status: &Status, found: &mut Findings) {
             _ => (
                 format!(
                     "New connections of senders {when} closed: {AT_LIMIT}, and each has a request \
-                     under way."
+                     in progress."
                 ),
                 FIND_CLIENTS,
             ),
@@ -639,9 +641,9 @@ fn slow_requests(status: &Status, found: &mut Findings) -> bool {
             && !status.intake.last_event_seconds_ago.is_some_and(is_since)
     });
     if is_slow {
-        let text = "Requests come too slowly (408), and no event was accepted since.";
+        let text = "Requests arrive too slowly (408), and no event was accepted since.";
         let advice = "They do not arrive within limits.body_timeout: look at the network and the \
-            proxies between. Runbook: KubeAuditForwarderSendersWait.";
+            proxies in between. Runbook: KubeAuditForwarderSendersWait.";
         found.add(State::Warn, "relay", text, advice);
     }
     is_slow
@@ -688,8 +690,9 @@ fn refusals(status: &Status, found: &mut Findings) -> bool {
             "Senders may have dropped events{when}, unless another replica took them: {what} for \
              longer than kube-apiserver repeats a batch (about four minutes)."
         );
-        let advice = "The relay cannot count what never came, so `lost` does not have it. `doctor` \
-            compares with kube-apiserver's own count. Runbook: KubeAuditForwarderSendersWait.";
+        let advice = "The relay cannot count events that it never got, so they are not in `lost`. \
+            `doctor` compares with kube-apiserver's own count. Runbook: \
+            KubeAuditForwarderSendersWait.";
         found.add(state, SENDERS, text, advice);
     }
     both.iter().any(|times| times.seconds.is_some())
@@ -705,7 +708,8 @@ fn evidence(status: &Status, found: &mut Findings) {
         let state_of = |is_over: bool| if is_over { State::Note } else { State::Warn };
         let (state, text, runbook) = match reason.as_str() {
             "rolled_back" => {
-                let text = "A witness knows a newer log: the queue's directory was set back (rolled_back).";
+                let text = "A witness knows a newer log: queue.directory was restored from an \
+                            older copy (rolled_back).";
                 (State::Bad, text.to_owned(), "KubeAuditForwarderEvidenceRolledBack")
             }
             "tampered" => {
@@ -752,7 +756,8 @@ fn process(status: &Status, found: &mut Findings) {
             KubeAuditForwarderReloadFailed.";
         found.add(State::Warn, "relay", text, advice);
     } else if refused.is_some_and(|refused| applied.is_none_or(|applied| refused < applied)) {
-        let text = "The last change of the config was refused; the relay runs with the one before.";
+        let text = "The last change of the config was refused; the relay continues with the \
+                    previous config.";
         let advice = "`check` and the log name the mistake. Runbook: \
             KubeAuditForwarderReloadFailed.";
         found.add(State::Warn, "relay", text, advice);
@@ -878,7 +883,7 @@ mod tests {
         };
         assert_eq!(phase(true), phase(false));
         assert_eq!(phase(true).state, State::Warn);
-        assert_eq!(phase(true).text, "Output siem fails and works again, in turn.");
+        assert_eq!(phase(true).text, "Output siem keeps failing and recovering.");
     }
 
     #[test]
@@ -1023,14 +1028,14 @@ mod tests {
         let verdict = judged(slow(3.0, 901.0));
         let texts: Vec<_> = verdict.findings.iter().map(|it| &*it.text).collect();
         assert!(texts.iter().any(|it| it.starts_with("No event was accepted")), "{texts:?}");
-        assert!(!texts.iter().any(|it| it.starts_with("No event has come")), "{texts:?}");
+        assert!(!texts.iter().any(|it| it.starts_with("No event has arrived")), "{texts:?}");
     }
 
     #[test]
     fn the_silence_of_a_relay_that_refuses_is_not_that_of_its_senders() {
         for (refusals, words) in [
             (json!({ "with_429": { "seconds": 9.0 } }), "No event was accepted for more"),
-            (json!({}), "No event has come for more"),
+            (json!({}), "No event has arrived for more"),
         ] {
             let verdict = judged(|status| {
                 status["last_event_seconds_ago"] = json!(901.0);

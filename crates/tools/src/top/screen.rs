@@ -640,7 +640,7 @@ fn help(frame: &mut Frame<'_>, area: Rect) {
         "",
         "The table shows outputs in trouble first: ✕ needs somebody now, ! is worth a look.",
         "",
-        "STATE     unsteady: it fails and works again, in turn",
+        "STATE     unsteady: it keeps failing and recovering",
         "EVENTS/S  events that the consumer has acknowledged, over the last minute",
         "BACKLOG   events that the consumer has not acknowledged yet",
         "LAG       the age of the oldest of them, from 1 s on",

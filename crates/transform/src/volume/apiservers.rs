@@ -71,8 +71,8 @@ impl Apiservers {
         if let Some(name) = beyond.filter(|_| !self.was_full.swap(true, Ordering::Relaxed)) {
             tracing::warn!(
                 apiserver = &*name,
-                "16 kube-apiservers were heard in the last hour, and further ones are not watched \
-                 for silence"
+                "events of more than 16 kube-apiservers arrived in the last hour: only 16 of them \
+                 are watched for silence"
             );
         }
     }

@@ -88,7 +88,7 @@ pub(super) const ROWS: &[Row] = &[
         says: ("bad", "refused for good now, for outputs that a reload has removed"),
         fires: "EventsLost",
         before: &[],
-        logs: "events not delivered to the output that was removed, lost and counted",
+        logs: messages::REMOVED,
     },
     Row {
         name: "a reload pauses an output",
@@ -183,7 +183,7 @@ pub(super) const ROWS: &[Row] = &[
         says: ("good", ""),
         fires: "Absent",
         before: &[],
-        logs: "ended",
+        logs: messages::ENDED,
     },
     Row {
         name: "a relay is restarted in order",
@@ -200,7 +200,7 @@ pub(super) const ROWS: &[Row] = &[
         says: ("good", ""),
         fires: "",
         before: &[],
-        logs: "ended",
+        logs: messages::ENDED,
     },
     Row {
         name: "the clock is an hour behind",

@@ -144,7 +144,7 @@ pub(super) const ROWS: &[Row] = &[
         says: ("warn", "What was in memory when the last process was killed"),
         fires: "Killed",
         before: &[],
-        logs: "the process before this one was killed",
+        logs: "the previous process of the relay was killed",
     },
     Row {
         name: "a kill leaves a queue on disk",
@@ -160,7 +160,7 @@ pub(super) const ROWS: &[Row] = &[
         says: ("good", "The last process was killed at"),
         fires: "",
         before: &[],
-        logs: "the process before this one was killed",
+        logs: "the previous process of the relay was killed",
     },
     Row {
         name: "a relay with a queue on disk is killed again and again",
@@ -178,7 +178,7 @@ pub(super) const ROWS: &[Row] = &[
         says: ("good", "The last process was killed at"),
         fires: "Killed",
         before: &[],
-        logs: "the process before this one was killed",
+        logs: "the previous process of the relay was killed",
     },
     Row {
         name: "a pod ends with what its queue has on an emptyDir",
@@ -204,7 +204,7 @@ pub(super) const ROWS: &[Row] = &[
         says: ("bad", "Events"),
         fires: "EventsLost",
         before: &["OutputDown", "OutputLags"],
-        logs: "events not delivered in time, lost and counted",
+        logs: messages::UNDELIVERED,
     },
     Row {
         name: "a segment is damaged at the start",
@@ -258,7 +258,7 @@ pub(super) const ROWS: &[Row] = &[
         says: ("warn", "Evidence cannot be recorded (write)"),
         fires: "EvidenceNotWritten",
         before: &[],
-        logs: "the evidence can't be written, trying again",
+        logs: messages::EVIDENCE_NOT_WRITTEN,
     },
     Row {
         name: "a volume is restored from a snapshot",
@@ -283,7 +283,7 @@ pub(super) const ROWS: &[Row] = &[
         says: ("bad", "A witness knows a newer log"),
         fires: "EvidenceRolledBack",
         before: &[],
-        logs: "the evidence was set back, or another relay writes a log with its origin",
+        logs: messages::EVIDENCE_ROLLED_BACK,
     },
     Row {
         name: "a witness is away",

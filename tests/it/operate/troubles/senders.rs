@@ -112,7 +112,7 @@ fn one_silent(scene: &mut Scene) {
 
 const REJECTED: &str = "Requests were rejected permanently in the last five minutes";
 
-const REFUSED: &str = "requests of a sender are refused";
+const REFUSED: &str = "requests from a sender are refused";
 
 pub(super) const ROWS: &[Row] = &[
     Row {
@@ -218,7 +218,7 @@ pub(super) const ROWS: &[Row] = &[
         says: ("bad", "New connections of senders are closed"),
         fires: "ConnectionsRefused",
         before: &[],
-        logs: "connections of a sender are closed",
+        logs: "connections from a sender are closed",
     },
     Row {
         name: "idle connections hold all places",
@@ -235,7 +235,7 @@ pub(super) const ROWS: &[Row] = &[
         says: ("warn", "limits.max_connections is reached"),
         fires: "ConnectionsRefused",
         before: &[],
-        logs: "connections of a sender are closed",
+        logs: "connections from a sender are closed",
     },
     Row {
         name: "the bodies under way reach the limit",
@@ -248,7 +248,7 @@ pub(super) const ROWS: &[Row] = &[
             scene.sends_events(100);
             scene.trouble();
         },
-        says: ("warn", "the bodies under way have reached limits.max_in_flight"),
+        says: ("warn", "the request bodies in progress have reached limits.max_in_flight"),
         fires: "SendersWait",
         before: &[],
         logs: REFUSED,
@@ -262,7 +262,7 @@ pub(super) const ROWS: &[Row] = &[
             scene.sends(|_, _| ());
             scene.trouble();
         },
-        says: ("warn", "No event has come for more than 15 minutes"),
+        says: ("warn", "No event has arrived for more than 15 minutes"),
         fires: "NothingReceived",
         before: &[],
         logs: "",

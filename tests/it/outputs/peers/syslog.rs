@@ -244,7 +244,7 @@ fn a_message_longer_than_the_limit_is_refused_and_counted_and_its_neighbours_pas
     assert_eq!(sink.lines(), passed);
     assert_eq!((lost(&relay), of_output(&relay, "output_events_total")), (3.0, 4.0));
     assert_eq!(of_output(&relay, "output_up"), 1.0);
-    let said = relay.wait_for_log("events given up and counted", PATIENCE);
+    let said = relay.wait_for_log(messages::GIVEN_UP, PATIENCE);
     assert_eq!(said["output"], "consumer");
     relay.finish(Backlog::Empty);
 }

@@ -494,7 +494,7 @@ fn a_disk_that_hangs_holds_up_neither_the_end_nor_what_is_safe() {
     scene.wait_for_live();
     assert_eq!(http::get(relay.admin(), "/readyz?verbose").unwrap().status, 200);
     relay.signal(libc::SIGTERM);
-    let ended = relay.wait_for_log("ended", Duration::from_secs(12));
+    let ended = relay.wait_for_log(messages::ENDED, Duration::from_secs(12));
     assert_eq!(ended["lost"], 0, "{}", relay.log_text());
     // The traced process can't end while strace delays its call.
     relay.kill_tracer();
@@ -513,7 +513,7 @@ fn a_disk_that_hangs_and_goes_on_is_told_in_the_log_once() {
     let relay = start_with(&scene.config(), "fdatasync:delay_enter=17000000:when=8", &[]);
     wait_until("a sync that hangs", PATIENCE, || {
         scene.post(&relay, 1);
-        relay.log_text().contains("does not answer")
+        relay.log_text().contains("does not respond")
     });
     let told = |message: &str| {
         let lines = relay.log_lines();
@@ -521,10 +521,10 @@ fn a_disk_that_hangs_and_goes_on_is_told_in_the_log_once() {
         let is_it = |line: &Value| line["fields"]["message"] == message;
         lines.filter(is_it).map(|line| line["level"].clone()).collect::<Vec<_>>()
     };
-    relay.wait_for_log("the queue's disk answers again", PATIENCE);
-    let hangs = told("the queue's disk does not answer: senders get 503 until it does");
+    relay.wait_for_log("the queue's disk responds again", PATIENCE);
+    let hangs = told("the queue's disk does not respond: senders get 503 until it does");
     assert_eq!(hangs, ["ERROR"]);
-    assert_eq!(told("the queue's disk answers again"), ["INFO"]);
+    assert_eq!(told("the queue's disk responds again"), ["INFO"]);
     scene.finish(relay);
 }
 

@@ -372,7 +372,7 @@ pub(crate) fn at_ease(world: &World<'_>, said: &Said, calm: Calm) -> Vec<Fault> 
     // was mended may still time out.
     let steady = Duration::from_secs(120);
     let is_settling = |text: &str| {
-        text.ends_with(" fails and works again, in turn.") && said.asked < calm.healed + steady
+        text.ends_with(" keeps failing and recovering.") && said.asked < calm.healed + steady
             || text.ends_with(": a delivery has timed out in the last two minutes.")
                 && said.asked < calm.healed + calm.limit() + steady
     };
