@@ -197,7 +197,7 @@ mod tests {
         let mut log = &*log;
         log.rewind().unwrap();
         log.read_to_string(&mut text).unwrap();
-        let line = "WARN relay::admin::sampling: the filter has dropped every event";
+        let line = "WARN relay::admin::sampling: the filter of the output has dropped";
         assert_eq!(text.matches(line).count(), 1, "{text}");
         assert!(text.contains("output=\"narrow\""), "{text}");
     }

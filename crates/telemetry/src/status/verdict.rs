@@ -1238,7 +1238,10 @@ mod tests {
             assert_eq!(texts(quiet), [""; 0], "{quiet:?}");
         }
         let said = texts(&[9.0, 310.0, 40.0]);
-        assert!(said.len() == 1 && said[0].starts_with("This relay heard nothing of"), "{said:?}");
+        assert!(
+            said.len() == 1 && said[0].starts_with("This relay received no events of"),
+            "{said:?}"
+        );
         assert!(said[0].contains("kube-apiserver a310 "), "{said:?}");
     }
 
@@ -1339,7 +1342,7 @@ mod tests {
 
     #[test]
     fn a_log_that_was_set_back_is_bad() {
-        assert_headline(State::Bad, "set back", |status| {
+        assert_headline(State::Bad, "an older copy", |status| {
             status["evidence"] = json!({ "errors": { "rolled_back": 1, "witness": 2 } });
         });
     }
