@@ -79,36 +79,37 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Run the relay; this is also the default without a command
+    /// Run the relay; the default if no command is given
     Run {
-        /// The TOML file, which may also be named by --config or KUBE_AUDIT_FORWARDER_CONFIG
+        /// The TOML file; --config and KUBE_AUDIT_FORWARDER_CONFIG are other ways to name it
         #[arg(value_name = "FILE")]
         file: Option<PathBuf>,
     },
-    /// Print every problem of a config and of the files that it names, or what it sets up; changes
-    /// nothing
+    /// Print every problem of a config and of the files that it names, or a summary if there is
+    /// none; changes nothing
     Check(check::Arguments),
     /// Print the config with every default filled in
     Config {
-        /// Print all keys with kind, default and meaning instead
+        /// Print a table of all keys instead: kind, default and meaning
         #[arg(long)]
         reference: bool,
     },
-    /// See the relay work: send events to a relay that this command starts, let its consumer go
-    /// away for a while, and count the events that arrive
+    /// Watch a relay at work: start one, send it events, stop its consumer for a while, and count
+    /// the events that arrive
     Demo(demo::Arguments),
     /// Send the events of audit logs to a relay, as kube-apiserver's webhook would have sent them
     Replay(replay::Arguments),
-    /// Turn the config of another forwarder into a config of this relay
+    /// Convert the config of another forwarder to a config of this relay
     #[command(subcommand)]
     Migrate(migrate::Command),
-    /// Look into the directory of a durable queue; changes nothing, and may run beside the relay
+    /// Inspect the directory of a durable queue; changes nothing, and may run while the relay runs
     #[command(subcommand)]
     Queue(queue::Command),
-    /// Make a key for the evidence, look into its log, and check that nothing is missing in it
+    /// Create an evidence key, read an evidence log, and verify that nothing is missing from it
     #[command(subcommand)]
     Evidence(evidence::Command),
-    /// Show which rule of an audit policy decides about an event, and why
+    /// Explain which rule of an audit policy decides about an event, count what a policy would
+    /// save, or suggest rules
     #[command(subcommand)]
     Policy(policy::Command),
     /// Print the reference of all metrics, as docs/reference/metrics.md has it
@@ -127,18 +128,17 @@ enum Command {
     },
     /// Ask a running relay whether it is ready: exit status 0 if it is, 1 and the reasons if not
     Healthcheck(healthcheck::Relay),
-    /// Say whether audit events are lost, where and why: compares what kube-apiserver counts with
-    /// what the relays count. Exit status 0 if nothing is lost, 1 if something is, 2 if that is not
-    /// known
+    /// Find out whether audit events are lost, where and why, by comparing the counters of
+    /// kube-apiserver and of the relays. Exit status 0 if nothing is lost, 1 if something is, 2 if
+    /// that is not known
     Doctor(doctor::Arguments),
-    /// Watch a running relay in the terminal: what is wrong, what comes in, what waits, and what
-    /// leaves
+    /// Watch a running relay in the terminal: its problems, its senders, its queue and its outputs
     Top(top::Arguments),
-    /// Print who causes the bytes that a relay accepts, or several: users, verbs, resources and
-    /// others, of the last hour or the last 24 hours
+    /// Print which users, verbs, resources and others cause the bytes that relays accept, over the
+    /// last hour or the last 24 hours
     Volume(volume::Arguments),
-    /// Wait until a running relay has delivered the events that it holds: exit status 0 when it
-    /// has, 1 if that takes too long
+    /// Wait until a running relay has delivered the events in its queue: exit status 0 when it has,
+    /// 1 if that takes too long
     Drain {
         #[command(flatten)]
         relay: healthcheck::Relay,
@@ -146,7 +146,7 @@ enum Command {
         #[arg(long, default_value_t = 60, value_name = "N")]
         seconds: u64,
     },
-    /// Show the events that leave a running relay, live: sampled and redacted. Needs
+    /// Show live the events that a running relay sends, sampled and redacted. Needs
     /// admin.tap_token_file in the relay's config
     Tap(tap::Arguments),
 }
@@ -170,7 +170,7 @@ const OR_DEFAULT: &str =
     "The TOML file; without one, a default with a listener on 127.0.0.1:3000 and output to stdout";
 
 /// The help of `--config` for commands that ask a relay.
-const FOR_THE_ADDRESS: &str = "The TOML file whose admin.address is asked if no URL is given";
+const FOR_THE_ADDRESS: &str = "The TOML file; its admin.address is used if no URL is given";
 
 /// The name of the option, and of its value among the values that clap has parsed.
 const CONFIG: &str = "config";

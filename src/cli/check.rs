@@ -22,14 +22,14 @@ use summary::Untried;
 
 #[derive(Args)]
 pub(super) struct Arguments {
-    /// The TOML file, which may also be named by --config or KUBE_AUDIT_FORWARDER_CONFIG
+    /// The TOML file; --config and KUBE_AUDIT_FORWARDER_CONFIG are other ways to name it
     #[arg(value_name = "FILE")]
     file: Option<PathBuf>,
-    /// Also connect to every output and source, TLS included, and ask consumers over HTTP if they
-    /// would take events
+    /// Also connect to every output and source, with TLS, and ask HTTP consumers whether they would
+    /// accept events
     #[arg(long)]
     connect: bool,
-    /// For a config of another machine: missing files and directories are warnings
+    /// Check a config for another machine: missing files and directories are only warnings
     #[arg(long, conflicts_with = "connect")]
     elsewhere: bool,
 }

@@ -21,7 +21,7 @@ const LINE: Duration = Duration::from_secs(1);
 
 #[derive(Args)]
 pub(super) struct Arguments {
-    /// For how many seconds events are sent
+    /// Send events for this many seconds
     #[arg(long, value_name = "N", default_value = "20", value_parser = clap::value_parser!(u64).range(1..=3600))]
     seconds: u64,
 }

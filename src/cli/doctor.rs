@@ -29,26 +29,27 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "FILE")]
     kubeconfig: Option<PathBuf>,
     /// The number of kube-apiservers behind each URL of --apiserver, or in the cluster of
-    /// --kubeconfig [default: as many as show up]
+    /// --kubeconfig [default: as many as are found]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=100))]
     instances: Option<u16>,
-    /// The URL of a relay's admin address, or a file with its saved metrics, which lack what the
-    /// relay says about itself; may be repeated [default: admin.address of the config]
+    /// The URL of a relay's admin address, or a file with its saved metrics, in which the relay's
+    /// own findings are missing; may be repeated [default: admin.address of the config]
     #[arg(long, value_name = "URL|FILE")]
     relay: Vec<String>,
     #[command(flatten)]
     credentials: Credentials,
-    /// The time between the two samples, 0s to 1h; not waited for if each kube-apiserver is a file
+    /// The time between the two samples, 0s to 1h; there is only one sample if each kube-apiserver
+    /// is a file
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = interval)]
     interval: Duration,
-    /// The kubeconfig that kube-apiserver has in --audit-webhook-config-file: try its URL and its
-    /// certificate, and whether it leads to one of the relays, with a request without events
+    /// The kubeconfig that kube-apiserver has in --audit-webhook-config-file: test its URL and its
+    /// certificate, and whether it leads to one of the relays, with a request that has no events
     #[arg(long, value_name = "FILE")]
     webhook: Option<PathBuf>,
     /// Send a few requests to kube-apiserver, and wait up to 45 s for their events at the relays
     #[arg(long, requires = "kubeconfig")]
     probe: bool,
-    /// Print one JSON object, and nothing else
+    /// Print only one JSON object
     #[arg(long)]
     json: bool,
 }

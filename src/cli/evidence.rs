@@ -27,7 +27,7 @@ const BUFFER: usize = 64 << 10;
 
 #[derive(Subcommand)]
 pub(super) enum Command {
-    /// Make a signing key, write it to a file, and print its verifier key
+    /// Create a signing key, write it to a file, and print its verifier key
     Keygen {
         /// The name of the log: evidence.origin in the config
         #[arg(long, value_name = "NAME")]
@@ -38,34 +38,36 @@ pub(super) enum Command {
     },
     /// Print the checkpoint and each entry of an evidence log
     Show {
-        /// The queue's directory, or evidence in it, or a copy of either
+        /// The queue's directory, its subdirectory evidence, or a copy of either
         #[arg(value_name = "DIR")]
         directory: PathBuf,
-        /// Print the entries as JSON lines, and nothing else
+        /// Print only the entries, as JSON lines
         #[arg(long)]
         json: bool,
     },
-    /// Print a proof that an event was accepted, as C2SP tlog-proof has it
+    /// Print a proof that an event was accepted, in the format C2SP tlog-proof
     Prove {
-        /// The queue's directory, or evidence in it, or a copy of either
+        /// The queue's directory, its subdirectory evidence, or a copy of either
         #[arg(value_name = "DIR")]
         directory: PathBuf,
         /// The position of the event in the queue
         #[arg(long, value_name = "N")]
         position: u64,
     },
-    /// Copy the evidence of a relay, which may be running, so that the copy is whole: the newest
-    /// checkpoint, all that it covers, and the line hashes. The events in the queue are not copied
+    /// Make a consistent copy of the evidence of a relay, which may be running: the newest
+    /// checkpoint, everything that it covers, and the line hashes. The events in the queue are not
+    /// copied
     Copy {
-        /// The queue's directory, or evidence in it, or a copy of either
+        /// The queue's directory, its subdirectory evidence, or a copy of either
         #[arg(value_name = "DIR")]
         directory: PathBuf,
         /// The new directory, which must not exist or must be empty
         #[arg(value_name = "TO")]
         to: PathBuf,
     },
-    /// Check that an evidence log is whole, and that a consumer has stored the lines that left:
-    /// exit status 0 if nothing is wrong, 1 if something is, 2 if not all of it could be checked
+    /// Verify that an evidence log is complete, and that a consumer has stored the lines that were
+    /// sent to it: exit status 0 if nothing is wrong, 1 if something is, 2 if not everything could
+    /// be checked
     Verify(Box<verify::Arguments>),
 }
 

@@ -61,7 +61,7 @@ pub(super) struct Credentials {
     /// the config, if the config names the relay]
     #[arg(long, value_name = "FILE")]
     ca: Option<PathBuf>,
-    /// PEM file with the client certificate, if the admin address asks for one
+    /// PEM file with the client certificate, if the admin address requires one
     #[arg(long, value_name = "FILE", requires = "private_key")]
     certificate: Option<PathBuf>,
     /// PEM file with the private key of the client certificate

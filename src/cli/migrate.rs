@@ -17,27 +17,27 @@ const UNDECIDED: u8 = 3;
 
 #[derive(Subcommand)]
 pub(super) enum Command {
-    /// Convert the haproxy.cfg of a forwarder, and report what became of each line
+    /// Convert the haproxy.cfg of a forwarder, and report what happened to each line
     ///
     /// The config goes to standard output, with the report as comments; the report goes to standard
-    /// error as well. What plain forwarders use is carried over. Somebody has to decide about every
-    /// other directive, because it may change what leaves, where it goes or who may send; only a
-    /// few are known to be without effect. If `haproxy` is on PATH, `haproxy -c` judges whether the
-    /// file is valid. Exit status 0 if there is nothing to decide or --force is given, 3 if there
-    /// is (the config is written all the same), 2 if the file cannot be read, if HAProxy would not
-    /// start with it, or if it forwards nothing.
+    /// error as well. The directives of plain forwarders are carried over. You have to decide about
+    /// every other directive, because it may change what is sent, where it goes or who may send;
+    /// only a few are known to have no effect. If `haproxy` is on PATH, `haproxy -c` checks whether
+    /// the file is valid. Exit status 0 if there is nothing to decide or --force is given, 3 if
+    /// there is (the config is written all the same), 2 if the file cannot be read, if HAProxy
+    /// would not start with it, or if it forwards nothing.
     Haproxy {
         /// The haproxy.cfg; `-` is standard input
         #[arg(value_name = "FILE")]
         file: PathBuf,
-        /// Exit with status 0 also if directives that matter are not carried over
+        /// Exit with status 0 even if directives that matter are not carried over
         #[arg(long)]
         force: bool,
         /// The frontend or listen section to convert, if there are several
         /// [default: the first]
         #[arg(long, value_name = "NAME")]
         frontend: Option<String>,
-        /// Keep the paths of certificates, for a relay on HAProxy's own machine; without it the
+        /// Keep the paths of certificates, for a relay on HAProxy's own machine; otherwise the
         /// paths are those at which the manifests mount Secrets
         #[arg(long)]
         keep_paths: bool,

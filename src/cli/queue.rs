@@ -21,7 +21,7 @@ const EVERY: Duration = Duration::from_millis(500);
 
 #[derive(Subcommand)]
 pub(super) enum Command {
-    /// Print each output's backlog, and what the directory holds
+    /// Print the backlog of each output, and the contents of the directory
     Inspect {
         /// The directory that queue.directory names in the config
         #[arg(value_name = "DIR")]

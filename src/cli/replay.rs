@@ -48,30 +48,30 @@ const LEAVING: Duration = Duration::from_millis(100);
 pub(super) struct Arguments {
     /// Audit logs, in the order in which to send them: JSON lines, plain or compressed with gzip or
     /// zstd, of kube-apiserver, OpenShift or `oc adm node-logs`; dead letters; what `queue export`
-    /// prints. `-` is standard input. A directory is the queue.directory of a relay that is gone:
-    /// the events are sent that at least one of its outputs has not finished
+    /// prints. `-` is standard input. A directory is the queue.directory of a relay that no longer
+    /// runs: the events that at least one of its outputs has not finished are sent
     #[arg(required = true, value_name = "FILE|DIR")]
     files: Vec<PathBuf>,
-    /// Follow one log as it grows and is rotated, until SIGTERM. Whatever a retry can mend is tried
-    /// without an end, and one request is under way at a time
+    /// Follow one log as it grows and is rotated, until SIGTERM. Errors that may pass are retried
+    /// without limit, and only one request is open at a time
     #[arg(long, requires = "resume", conflicts_with_all = ["output", "even_if_running", "attempts", "concurrency"])]
     follow: bool,
-    /// Of a directory, send only the events that this output has not finished
+    /// From a directory, send only the events that this output has not finished
     #[arg(long, value_name = "NAME")]
     output: Option<String>,
-    /// Read a directory even if a relay is running with it, which delivers these events itself
+    /// Read a directory even if a running relay uses it and delivers these events itself
     #[arg(long)]
     even_if_running: bool,
-    /// Where to POST them, such as http://127.0.0.1:3000/
+    /// The URL to POST the events to, such as http://127.0.0.1:3000/
     #[arg(long)]
     url: String,
     /// Send at most this many events per second [default: as many as the receiver takes]
     #[arg(long, value_name = "N", value_parser = rate_max)]
     rate: Option<NonZeroU32>,
-    /// Keep the progress in this file, and go on from it if the file exists
+    /// Keep the progress in this file, and resume from it if the file exists
     #[arg(long, value_name = "FILE")]
     resume: Option<PathBuf>,
-    /// What to do with a line that is no audit event [default: stop; with --follow: skip]
+    /// What to do with a line that is not an audit event [default: stop; with --follow: skip]
     #[arg(long, value_name = "WHAT")]
     on_bad_line: Option<BadLine>,
     #[command(flatten)]
@@ -95,11 +95,11 @@ struct Requests {
     /// Send at most this many requests at the same time; 1 keeps the order of the events
     #[arg(long, value_name = "N", default_value = "4", value_parser = clap::value_parser!(u32).range(1..=64))]
     concurrency: u32,
-    /// How often a request is tried before the replay stops
+    /// How many times a request is tried before the replay stops
     #[arg(long, value_name = "N", default_value = "5", value_parser = clap::value_parser!(u32).range(1..))]
     attempts: u32,
-    /// The pause before the second attempt; each further pause is 1.5 times as long as the one
-    /// before it, and up to a fifth longer at random
+    /// The pause before the second attempt; each further pause is 1.5 times as long, plus a random
+    /// part of up to a fifth
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = config::time)]
     backoff: Duration,
 }
@@ -128,7 +128,7 @@ struct Tls {
 enum BadLine {
     /// Send the lines before it, and stop
     Stop,
-    /// Count the line, print the first ten, and go on
+    /// Count the line, print the first ten, and continue
     Skip,
 }
 

@@ -44,18 +44,18 @@ const PRINTED: usize = 16;
 pub(super) struct Arguments {
     #[command(flatten)]
     pub(super) relay: healthcheck::Relay,
-    /// Show only events that fit: verb=delete, user=system:serviceaccount:*, namespace=prod,
-    /// resource=secrets, code>=400. All keys must hold; of a key that is repeated, one value
+    /// Show only events that match: verb=delete, user=system:serviceaccount:*, namespace=prod,
+    /// resource=secrets, code>=400. All keys must match; if a key is repeated, one of its values
     #[arg(long = "match", value_name = "KEY=VALUE")]
     pub(super) matches: Vec<String>,
-    /// Show only events that leave by this output
+    /// Show only events that this output sends
     #[arg(long, value_name = "NAME")]
     pub(super) output: Option<String>,
     /// Show at most this many events per second
     #[arg(long, value_name = "N", default_value_t = 100,
           value_parser = clap::value_parser!(u32).range(1..=1000))]
     pub(super) sample: u32,
-    /// One line of text for each event, or the redacted event as JSON
+    /// Print one line of text for each event, or the redacted event as JSON
     #[arg(long, value_name = "FORMAT", default_value = "short")]
     pub(super) format: Format,
     /// End after this many events

@@ -55,14 +55,14 @@ const COLUMNS: u16 = 120;
 pub(super) struct Arguments {
     #[command(flatten)]
     relay: healthcheck::Relay,
-    /// The time between two questions to the relay, 500ms to 1m
+    /// The time between two updates, 500ms to 1m
     #[arg(long, value_name = "TIME", default_value = "2s", value_parser = interval)]
     interval: Duration,
-    /// Show who causes the bytes that come in, in the place of the outputs. A cause is a user, a
-    /// verb and a resource together
+    /// Show who causes the incoming bytes, instead of the outputs. A cause is a user, a verb and a
+    /// resource together
     #[arg(long, value_name = "NAME", value_parser = DIMENSIONS)]
     by: Option<String>,
-    /// Print the screen once and end; also what happens if stdout is no terminal
+    /// Print the screen once and exit; the default if stdout is not a terminal
     #[arg(long)]
     once: bool,
 }

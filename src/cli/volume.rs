@@ -14,8 +14,8 @@ use transform::volume::report::{DIMENSIONS, Report, SPANS};
 
 #[derive(Args)]
 pub(super) struct Arguments {
-    /// http://HOST:PORT or https://HOST:PORT of the admin addresses of relays, which are added up
-    /// [default: admin.address of the config]
+    /// http://HOST:PORT or https://HOST:PORT of the admin addresses of relays, whose numbers are
+    /// added up [default: admin.address of the config]
     #[arg(value_name = "URL")]
     urls: Vec<String>,
     /// The same as URL; may be repeated

@@ -36,17 +36,17 @@ const RUNS_MAX: usize = 1000;
 
 #[derive(Args)]
 pub(in crate::cli) struct Arguments {
-    /// The queue's directory, or evidence in it, or a copy of either; may be repeated for several
-    /// relays with one store, and for a log that was kept aside
+    /// The queue's directory, its subdirectory evidence, or a copy of either; may be repeated for
+    /// several relays with one store, and for a log that was set aside
     #[arg(long, value_name = "DIR", required_unless_present_any = ["proof", "url"])]
     directory: Vec<PathBuf>,
-    /// The URL of a published log: http://HOST:PORT of a relay's admin address, or the URL below
-    /// which the log's files are
+    /// The URL of a published log: http://HOST:PORT of a relay's admin address, or the base URL of
+    /// the log's files
     #[arg(long, value_name = "URL", conflicts_with = "directory")]
     url: Option<String>,
     #[command(flatten)]
     credentials: Credentials,
-    /// A proof that `evidence prove` has printed, which needs no directory
+    /// A proof that `evidence prove` has printed; needs no directory
     #[arg(long, value_name = "FILE", conflicts_with_all = ["directory", "url"])]
     proof: Option<PathBuf>,
     /// The verifier key of the log, as `evidence keygen` has printed it; may be repeated
@@ -54,15 +54,15 @@ pub(in crate::cli) struct Arguments {
     key: Vec<String>,
     #[command(flatten)]
     witnesses: Witnesses,
-    /// A file with a checkpoint that somebody has kept; may be repeated
+    /// A file with a checkpoint that was kept elsewhere; may be repeated
     #[arg(long, value_name = "NOTE", conflicts_with = "proof")]
     checkpoint: Vec<PathBuf>,
     #[command(flatten)]
     stored: Stored,
-    /// Do not count it as a fault that events are lost by the log
+    /// Do not treat events that the log reports as lost as a fault
     #[arg(long)]
     allow_lost: bool,
-    /// Beside a running relay, do not wait for a checkpoint that covers the stored lines
+    /// If the relay is running, do not wait for a checkpoint that covers the stored lines
     #[arg(long)]
     no_wait: bool,
 }
@@ -77,20 +77,20 @@ struct Stored {
     /// Files with the lines that the consumer has stored: plain, gzip or zstd, in any order
     #[arg(long, value_name = "FILE", num_args = 1..)]
     events: Vec<PathBuf>,
-    /// Count only events that came in at this time or later, such as 2026-11-22T08:00:00Z
+    /// Count only events that were accepted at this time or later, such as 2026-11-22T08:00:00Z
     #[arg(long, value_name = "TIME", value_parser = time)]
     since: Option<u64>,
-    /// Count only events that came in until this time
+    /// Count only events that were accepted up to this time
     #[arg(long, value_name = "TIME", value_parser = time)]
     until: Option<u64>,
-    /// Lines that left within this time before the newest line that is stored need not be stored
-    /// yet, such as 30s or 5m: for consumers that write late, or to several files
+    /// Lines that were sent within this time before the newest stored line may still be missing,
+    /// such as 30s or 5m: for consumers that write late, or to several files
     #[arg(long, value_name = "TIME", value_parser = config::time, default_value = "30s")]
     settle: Duration,
 }
 
 fn time(text: &str) -> Result<u64, String> {
-    time::parse(text).ok_or_else(|| "is no time as RFC 3339 has it".to_owned())
+    time::parse(text).ok_or_else(|| "is not a time in the format of RFC 3339".to_owned())
 }
 
 /// Checks a log or a proof, and prints what was found.

@@ -14,8 +14,8 @@ pub(super) struct Witnesses {
     /// The verifier key of a witness that must have signed too; may be repeated
     #[arg(long, value_name = "VKEY")]
     pub(super) witness: Vec<String>,
-    /// The URL below which a witness serves the newest checkpoint that it has cosigned (its
-    /// monitoring prefix, by C2SP tlog-witness): the log must contain it; may be repeated
+    /// The URL at which a witness serves the newest checkpoint that it has cosigned (its monitoring
+    /// prefix in C2SP tlog-witness): the log must contain it; may be repeated
     #[arg(long, value_name = "URL", requires = "witness", conflicts_with = "proof")]
     witness_url: Vec<String>,
     /// The newest cosignature of each witness must be at most this old, such as 1h

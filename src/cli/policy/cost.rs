@@ -42,15 +42,15 @@ pub(in crate::cli) struct Arguments {
     /// Print JSON
     #[arg(long)]
     json: bool,
-    /// http://HOST:PORT of the admin address of a relay: look at the events that leave it, a sample
-    /// as of the command `tap`
+    /// http://HOST:PORT of the admin address of a relay: read a sample of the events that it sends,
+    /// as the command `tap` does
     #[arg(long, value_name = "URL", conflicts_with = "inputs", requires = "token_file")]
     relay: Option<String>,
-    /// Look at the relay for this long
+    /// Read from the relay for this long
     #[arg(long = "for", value_name = "TIME", default_value = "1m", requires = "relay",
           value_parser = config::time)]
     time: Duration,
-    /// Look at the events that leave by this output, if the relay has several
+    /// Read the events of this output, if the relay has several
     #[arg(long, value_name = "NAME", requires = "relay")]
     output: Option<String>,
     /// The file with the token of the relay's admin.tap_token_file
@@ -60,7 +60,7 @@ pub(in crate::cli) struct Arguments {
 
 #[derive(Args)]
 pub(in crate::cli) struct Aim {
-    /// The part of the bytes that the rules are to save, such as 60%
+    /// The percentage of bytes that the rules must save, such as 60%
     #[arg(long, value_name = "PERCENT", value_parser = percent)]
     cut: f64,
     /// The events, as `policy cost` takes them. `-` is standard input
