@@ -49,9 +49,9 @@ catalog! {
         pub events: Counter = "error_total" {
             help: "Events accepted and then lost or refused for good, by output; plugin \"queue\": events that no output can get.",
             unit: "events",
-            meaning: "The sender was told 200 for these events, and the output's consumer does not \
-                have them. Dead letters are counted here too. An optional output \
-                (`required = false`) may count events here in health.",
+            meaning: "The sender got a 200 for these events, and the output's consumer does not \
+                have them. Dead letters are counted here too. An optional output (`required = \
+                false`) may count events here although all is well.",
             action: "Look for the log lines at level `error`: they say how many events, for which \
                 output, and why. The alert `KubeAuditForwarderEventsLost` fires on any increase.",
         }
@@ -63,9 +63,9 @@ catalog! {
         pub events: Counter = "event_total" {
             help: "Events accepted.",
             unit: "events",
-            meaning: "Each accepted event counts once, whatever the number of outputs. Events of a \
-                batch that `queue.when_full = \"drop_newest\"` drops count as well. At rest, for \
-                every output: `event_total` + `output_start_events` = `output_events_total` + \
+            meaning: "Each accepted event counts once, regardless of the number of outputs. Events \
+                of a batch that `queue.when_full = \"drop_newest\"` drops count as well. At rest, \
+                for every output: `event_total` + `output_start_events` = `output_events_total` + \
                 `output_backlog_events` + `output_aside_events` + `error_total` of the output and \
                 of `queue` + `filtered_events_total` with the actions `dropped` and `duplicate`.",
             action: "If it stands still, no sender reaches the relay, or all are refused: look at \
@@ -76,16 +76,16 @@ catalog! {
         pub bytes: Counter = "accepted_bytes_total" {
             help: "Bytes of the accepted events' lines, as the queue stores them.",
             unit: "bytes",
-            meaning: "The rate says how fast the queue fills while a consumer is away. A batch \
+            meaning: "The rate says how fast the queue fills while a consumer is down. A batch \
                 that is sent twice and accepted once counts once.",
-            action: "Size the queue by it: `queue_capacity_bytes` divided by the rate of a busy \
-                day is the number of seconds that the queue lasts.",
+            action: "Use it to size the queue: `queue_capacity_bytes` divided by the rate of a \
+                busy day is the number of seconds that the queue lasts.",
         }
         pub levels: Levels = "level_total" {
             help: "Events accepted, by audit level.",
             unit: "events",
             meaning: "`other` is an event with an unknown level, or without one.",
-            action: "A rise of `RequestResponse` makes batches larger: look at the audit policy.",
+            action: "A rise in `RequestResponse` makes batches larger: look at the audit policy.",
         }
         pub last: Gauge = "last_event_timestamp_seconds" {
             help: "When the last batch was accepted; 0: none since the start.",
@@ -110,7 +110,7 @@ catalog! {
             help: "Bytes held by the queue, as queue.max_bytes counts them.",
             unit: "bytes",
             meaning: "In memory: the waiting events, and 256 bytes for each batch. With \
-                `queue.directory`: whole files, reserved space included, so that room comes back a \
+                `queue.directory`: whole files, reserved space included, so room is freed one \
                 segment at a time. Spare files, which become the next segments, do not count. \
                 Events that only an optional output needs, or that a deduplication window \
                 remembers, stay until their room is needed: `queue_needed_bytes` leaves them out.",
@@ -119,7 +119,7 @@ catalog! {
         pub needed: Gauge = "queue_needed_bytes" {
             help: "Bytes of the queue that required outputs need, or that can't be dropped.",
             unit: "bytes",
-            meaning: "The part of `queue_bytes` whose room new events can't have. Its share of \
+            meaning: "The part of `queue_bytes` that new events cannot use. Its share of \
                 `queue_capacity_bytes` is how full the queue is. With `queue.directory`, a file \
                 counts as long as a required output has not finished all its events; of the file \
                 that is written to, only the events that wait count. Files of large bodies that \
@@ -132,22 +132,22 @@ catalog! {
             help: "queue.max_bytes.",
             unit: "bytes",
             meaning: "The limit of `queue_bytes`. A reload may change it.",
-            action: "Nothing: it moves only with the config.",
+            action: "Nothing: it changes only with the config.",
         }
         pub durable: Gauge = "queue_durable" {
             help: "1 with a queue on disk, 0 with a queue in memory.",
             unit: "1 or 0",
             meaning: "A queue on disk (`queue.directory`) keeps its events when the process ends.",
-            action: "With 0, set `queue.directory`: a crash loses what waits in memory, and no \
-                counter is left that tells it.",
+            action: "With 0, set `queue.directory`: a crash loses the events in memory, and no \
+                counter is left to show it.",
         }
         pub earlier: Gauge = "queue_earlier_events" {
             help: "Events that earlier processes had accepted into the queue's directory.",
             unit: "events",
             meaning: "0 for a queue in memory, and in a new directory. The counters of those \
                 processes are gone, also `error_total`, which begins at 0 with each process.",
-            action: "Nothing: `doctor` tells by it that earlier losses are unknown. Prometheus \
-                remembers them.",
+            action: "Nothing: `doctor` uses it to say that earlier losses are unknown. Prometheus \
+                still has them.",
         }
         pub held: Gauge = "queue_events" {
             help: "Events held by the queue.",
@@ -157,7 +157,7 @@ catalog! {
             action: "As for `queue_needed_bytes`.",
         }
         pub writable: Gauge = "queue_writable" {
-            help: "0 while the queue can't store, whatever its fill.",
+            help: "0 while the queue cannot store events, however full it is.",
             unit: "1 or 0",
             meaning: "With 0, the disk refuses to write or sync, or has not answered for five \
                 seconds. Senders get 503. Stored events are still delivered. A queue in memory \
@@ -170,8 +170,8 @@ catalog! {
             unit: "events",
             meaning: "The queue was full, and `queue.when_full` is not `reject`. `error_total` \
                 counts the same loss for each required output that had not got the event.",
-            action: "Enlarge the queue, repair the consumer that holds it up, or set \
-                `queue.when_full = \"reject\"`, so that kube-apiserver sends the events again.",
+            action: "Enlarge the queue, fix the consumer that holds it up, or set `queue.when_full \
+                = \"reject\"`, so that kube-apiserver sends the events again.",
         }
     } with {
         /// The batches that the queue accepts.
@@ -234,7 +234,7 @@ catalog! {
             unit: "requests",
             meaning: "Documented statuses count one by one, all others by their class. A request \
                 that was sent again counts again. The messages of a source count here too.",
-            action: "429 and 503: the relay tells senders to come back later, see \
+            action: "429 and 503: the relay tells senders to try again later, see \
                 `requests_rejected_total`. Any other 4xx: the sender is configured wrongly, or it \
                 is not a kube-apiserver.",
         }
@@ -265,23 +265,23 @@ catalog! {
         pub refused: Each<RefusedConnection, Counter> = "connections_refused_total" {
             help: "Connections closed because limits.max_connections was reached, or not accepted, by reason.",
             unit: "connections",
-            meaning: "`all_busy`: a new connection was closed at once, because all others have a \
-                request under way; no other metric counts its request. `evicted`: a connection \
-                without a complete request head, or whose requests were all refused, made room \
-                for a new one. `accept_failed`: an attempt to accept failed, and is repeated every \
-                100 ms. For sources it stays 0.",
+            meaning: "`all_busy`: a new connection was closed at once, because all others were in \
+                the middle of a request; no other metric counts its request. `evicted`: a \
+                connection without a complete request head, or whose requests were all refused, \
+                made room for a new one. `accept_failed`: an attempt to accept failed, and is \
+                repeated every 100 ms. For sources it stays 0.",
             action: "`all_busy` and `evicted`: find the clients that hold connections, such as \
-                those whose bodies come slowly, or raise `limits.max_connections`. \
+                those whose bodies arrive slowly, or raise `limits.max_connections`. \
                 `accept_failed`: the log has the error; compare `process_open_fds` with \
-                `process_max_fds`. The log of a start or a reload says if the limit of open files \
-                has lowered `limits.max_connections`. The alert \
+                `process_max_fds`. At startup and at a reload, the log says if the limit on open \
+                files has lowered `limits.max_connections`. The alert \
                 `KubeAuditForwarderConnectionsRefused` fires after a minute.",
         }
         pub tls_failures: Each<TlsFailure, Counter> = "listener_tls_failures_total" {
             help: "TLS handshakes of senders that failed, by reason.",
             unit: "handshakes",
-            meaning: "A sender without a handshake sends no event, and no other metric counts it. \
-                A connection without a single byte, such as a health check, does not count. \
+            meaning: "A sender whose handshake fails sends no events, and no other metric counts \
+                it. A connection without a single byte, such as a health check, does not count. \
                 Without `listener.tls`, and for sources, it stays 0.",
             action: "The log has the address of the sender at level `warn`. `no_certificate`, \
                 `unknown_ca`, `expired`, `bad_certificate`: renew the sender's certificate, or \
@@ -315,7 +315,8 @@ catalog! {
                 `too_large`: raise `limits.max_body` now (`KubeAuditForwarderBatchTooLarge`). \
                 `invalid`, `unauthorized`, `not_found`, `method`, `media_type`: the sender has to \
                 be corrected (`KubeAuditForwarderRequestsRejected`, or \
-                `KubeAuditForwarderEverythingRefused` while nothing is accepted). `shutting_down`: a restart.",
+                `KubeAuditForwarderEverythingRefused` while nothing is accepted). `shutting_down`: \
+                a restart.",
         }
     }
 
@@ -326,8 +327,8 @@ catalog! {
             help: "When the first request was refused after the last accepted batch; 0: none.",
             unit: "seconds since 1970",
             meaning: "Only the reasons `queue_full`, `in_flight_full`, `too_large`, `disk` and \
-                `delivery_timeout` count. With any other reason, nobody knows whether the request \
-                had a batch: a health check with a wrong path is `not_found`, for example.",
+                `delivery_timeout` count. With any other reason, it is not known whether the \
+                request had a batch: a health check with a wrong path is `not_found`, for example.",
             action: "kube-apiserver gives up a batch about 90 s after its first refusal, and about \
                 four minutes after it if the refusals are 429 or 503 with `Retry-After`. \
                 `requests_rejected_total` has the reason.",
@@ -363,8 +364,8 @@ catalog! {
             unit: "seconds since 1970",
             meaning: "Each kube-apiserver from Kubernetes 1.26 on updates its Lease `apiserver-…` \
                 in `kube-system` every 10 s; the time is that of the last such event. A series \
-                ends after an hour without one. There is no series if the audit policy leaves out \
-                updates of Leases; then it cannot be told whether a kube-apiserver is silent.",
+                ends after an hour without one. The series is missing if the audit policy leaves \
+                out updates of Leases; then nothing shows whether a kube-apiserver is silent.",
             action: "Compare the newest value over all relays of one kube-apiserver with that of \
                 the others: kube-apiserver may send to any relay. The alert \
                 `KubeAuditForwarderApiserverSilent` does.",
@@ -378,7 +379,7 @@ catalog! {
             help: "Events acknowledged by the consumer, each once.",
             unit: "events",
             meaning: "An event that was sent twice counts once.",
-            action: "If it stands still while `output_backlog_events` grows, the consumer takes \
+            action: "If it stands still while `output_backlog_events` grows, the consumer accepts \
                 nothing: look at `output_errors_total`. If it grows and the consumer shows no \
                 events, the fault is in the consumer's own filters or index.",
         }
@@ -394,31 +395,31 @@ catalog! {
             unit: "attempts",
             meaning: "A failed attempt loses nothing: the events stay in the queue and are sent \
                 again.",
-            action: "`resolve`: the name or the DNS. `connect`, `timeout`: the consumer is away, \
-                or something between drops packets. `tls`: certificate, name or CA. `closed`, \
-                `protocol`: another protocol or port. `status_4xx`: token, path or format. \
-                `status_429`, `status_5xx`: the consumer is overloaded or broken. `item`: the \
-                consumer turns away single events; `last_error` in `/status` says why. \
-                `acknowledgement`: it did not confirm in time what it took, or a balancer without \
-                sticky sessions is in front of it. `check --config FILE --connect` tries the \
-                connection by hand.",
+            action: "`resolve`: the name or the DNS. `connect`, `timeout`: the consumer is down, \
+                or something on the network drops packets. `tls`: certificate, name or CA. \
+                `closed`, `protocol`: another protocol or port. `status_4xx`: token, path or \
+                format. `status_429`, `status_5xx`: the consumer is overloaded or broken. `item`: \
+                the consumer rejects single events; `last_error` in `/status` says why. \
+                `acknowledgement`: it did not confirm in time what it had accepted, or a balancer \
+                without sticky sessions is in front of it. `check --config FILE --connect` tries \
+                the connection by hand.",
         }
         pub aside: Gauge = "output_aside_events" {
             help: "Events that are set aside: the consumer does not take them, although it takes \
                 others.",
             unit: "events",
-            meaning: "Such an event has left the queue, holds up no other, and is tried again. It \
-                is given up after 8 refusals over some seconds, or after server errors for \
+            meaning: "Such an event has left the queue, delays no other event, and is tried again. \
+                It is given up after 8 refusals over some seconds, or after server errors for \
                 `rejected.after_server_errors`. It is not in `output_backlog_events`.",
             action: "`aside` in `/status` has the position of the first one, and the consumer's \
-                answer to it. The alert `KubeAuditForwarderEventsSetAside` fires after a quarter of \
-                an hour.",
+                answer to it. The alert `KubeAuditForwarderEventsSetAside` fires after a quarter \
+                of an hour.",
         }
         pub existing: Counter = "output_existing_events_total" {
             help: "Events that the consumer said it had already, from an earlier attempt.",
             unit: "events",
             meaning: "They count in `output_events_total` too: the consumer has them. Only \
-                consumers that tell events apart say so.",
+                consumers that recognise repeated events report them.",
             action: "A few after a restart or a broken connection are normal. If it grows all the \
                 time, answers get lost or come too late: look at `output_errors_total`.",
         }
@@ -426,7 +427,7 @@ catalog! {
             help: "Attempts after the first.",
             unit: "attempts",
             meaning: "A request that is sent to another address, because the first one has failed \
-                or not answered, counts here as well.",
+                or did not answer, counts here as well.",
             action: "A steady rise: look at `output_errors_total`. `timeout` means that consumers \
                 take longer for an answer than `timeouts.request`, or than 10 s while another \
                 address may answer.",
@@ -472,8 +473,8 @@ catalog! {
         pub events: Gauge = "output_backlog_events" {
             help: "Events not yet acknowledged by the consumer.",
             unit: "events",
-            meaning: "A few are normal. It grows while the consumer is away, or slower than the \
-                events come.",
+            meaning: "A few are normal. It grows while the consumer is down, or slower than events \
+                arrive.",
             action: "If it grows, compare the rates of `event_total` and `output_events_total`. \
                 Before an output is removed from the config, wait until it is 0: the rest counts \
                 as lost.",
@@ -481,18 +482,18 @@ catalog! {
         pub lag: Gauge = "output_lag_seconds" {
             help: "Age of the oldest event not yet acknowledged by the consumer.",
             unit: "seconds",
-            meaning: "0 if nothing waits. An output in health stays below a second, \
-                plus `replay_window` where there is one.",
-            action: "The consumer is away, too slow, or one of its addresses does not answer: look \
-                at the status page. The alert `KubeAuditForwarderOutputLags` fires after five \
+            meaning: "0 if nothing waits. A healthy output stays below a second, plus \
+                `replay_window` where there is one.",
+            action: "The consumer is down or too slow, or one of its addresses does not answer: \
+                look at the status page. The alert `KubeAuditForwarderOutputLags` fires after five \
                 minutes above `output_lag_max_seconds`.",
         }
         pub start: Gauge = "output_start_events" {
             help: "Backlog found at the start; for an output added since, minus what was accepted before it joined.",
             unit: "events",
-            meaning: "The term that makes the sum under `event_total` right for this output. It is \
+            meaning: "The term that balances the sum under `event_total` for this output. It is \
                 negative for an output that a reload has added.",
-            action: "Nothing: it moves only when the output joins.",
+            action: "Nothing: it changes only when the output is added.",
         }
     }
 
@@ -502,7 +503,7 @@ catalog! {
         pub delivery: Histogram = "output_delivery_seconds" {
             help: "From the acceptance of a batch to its acknowledgement by the consumer.",
             unit: "seconds",
-            meaning: "After an outage it shows how late the events are that were kept.",
+            meaning: "After an outage it shows how late the kept events are.",
             action: "Compare the outputs: if one alone is slow, its consumer is. As for \
                 `output_lag_seconds`.",
             buckets: &DELIVERY_SECONDS,
@@ -514,14 +515,14 @@ catalog! {
                 `retry.max_elapsed` has passed. They count in `error_total` as well, except those \
                 that the receiver of an otlp output has taken, if it rejects others of the same \
                 request and does not say which.",
-            action: "Repair the consumer, then send the letters again with `replay`. `jq -r .reason \
+            action: "Fix the consumer, then send the letters again with `replay`. `jq -r .reason \
                 FILE` lists the reasons.",
         }
         pub filtered: Filtered<Counter> = "filtered_events_total" {
             help: "Events that an output's settings keep back (dropped, duplicate) or change (lowered, trimmed, redacted), by output and action.",
             unit: "events",
-            meaning: "No error. `dropped` and `duplicate` did not leave; the other three left \
-                changed, and one event may be in several of them.",
+            meaning: "This is not an error. `dropped` and `duplicate` events were not sent; the \
+                other three were sent changed, and one event may count in several of them.",
             action: "If `dropped` is higher than expected, `policy explain` says which rule \
                 decides for an event. The alert `KubeAuditForwarderAllFiltered` fires if a filter \
                 drops every event.",
@@ -538,17 +539,17 @@ catalog! {
             help: "1 where events are kept until the consumer has them, 0 where they may be dropped.",
             unit: "1 or 0",
             meaning: "`output.required` in the config.",
-            action: "Nothing: it moves only with the config. Alerts use it to leave optional \
-                outputs out.",
+            action: "Nothing: it changes only with the config. Alerts use it to ignore optional \
+                outputs.",
             is_state: true,
         }
         pub lag_max: Gauge = "output_lag_max_seconds" {
             help: "Lag above which the output is late.",
             unit: "seconds",
-            meaning: "30 s, plus the time for which the output holds or collects events in health: \
+            meaning: "30 s, plus the time for which the output normally holds or collects events: \
                 `replay_window`, or `object_age` of `s3`. The relay itself and the alerts judge \
                 `output_lag_seconds` by it.",
-            action: "Nothing: it moves only with the config.",
+            action: "Nothing: it changes only with the config.",
             is_state: true,
         }
     }
@@ -561,7 +562,8 @@ catalog! {
             unit: "addresses",
             meaning: "`down` addresses are passed over while another one works. An `on_trial` \
                 address answers connections again, and has taken no events since it failed. No \
-                delivery has tried an `unknown` address yet. All are 0 for outputs without addresses of their own (`kafka`, `stdout`).",
+                delivery has tried an `unknown` address yet. All are 0 for outputs without \
+                addresses of their own (`kafka`, `stdout`).",
             action: "`addresses` in `/status` names the address and its last error. The alert \
                 `KubeAuditForwarderOutputAddressDown` fires after ten minutes.",
             is_state: true,
@@ -575,7 +577,7 @@ catalog! {
         pub events: Counter = "dead_letter_dropped_events_total" {
             help: "Events in the oldest dead-letter files, deleted to keep within dead_letter.max_bytes.",
             unit: "events",
-            meaning: "These events can't be sent again any more.",
+            meaning: "These events can no longer be sent again.",
             action: "Send dead letters again sooner, find out why the consumer refuses so many, or \
                 raise `dead_letter.max_bytes`.",
         }
@@ -608,14 +610,14 @@ catalog! {
             help: "Reloads of the config and of the files that it names, by result.",
             unit: "reloads",
             meaning: "A reload that finds nothing changed counts as well. After an `error` the \
-                relay continues with the config that it had. A reload that could not bind an address is \
-                tried again, and counts as one `error` until it succeeds.",
+                relay continues with the config that it had. A reload that could not bind an \
+                address is tried again, and counts as one `error` until it succeeds.",
             action: "On an `error` the log has `config not reloaded`, and each problem with line \
                 and key. Correct the file before the next restart: the relay would not start with \
                 it.",
         }
         pub last: ByResult<Gauge> = "config_last_reload_timestamp_seconds" {
-            help: "When the config was reloaded last, by result; 0: not since the start.",
+            help: "When the config was last reloaded, by result; 0: not since the start.",
             unit: "seconds since 1970",
             meaning: "If `error` is later than `success`, the file on disk is not what the relay \
                 runs with.",
@@ -638,7 +640,7 @@ catalog! {
         pub checkpoint: Gauge = "evidence_last_checkpoint_timestamp_seconds" {
             help: "When the last checkpoint of the evidence was signed; 0: not since the start.",
             unit: "seconds since 1970",
-            meaning: "What came in later is not proven yet.",
+            meaning: "Events that were accepted later are not proven yet.",
             action: "If it is older than `evidence.heartbeat_interval`, the log says why.",
         }
         pub errors: Each<EvidenceError, Counter> = "evidence_errors_total" {
@@ -646,13 +648,12 @@ catalog! {
             unit: "attempts",
             meaning: "Events are forwarded nevertheless. The queue keeps the events whose evidence \
                 is missing until it is full.",
-            action: "`write` and `sign`: repair or empty the disk of `queue.directory`, or repair \
-                what the log names. The alert `KubeAuditForwarderEvidenceNotWritten` fires at once. \
-                `witness`: see `evidence_witness_timestamp_seconds`. `rolled_back`: nothing is \
-                signed any more; the alert `KubeAuditForwarderEvidenceRolledBack` fires at once. \
+            action: "`write` and `sign`: fix or empty the disk of `queue.directory`, or fix what \
+                the log names. The alert `KubeAuditForwarderEvidenceNotWritten` fires at once. \
+                `witness`: see `evidence_witness_timestamp_seconds`. `rolled_back`: nothing more \
+                is signed; the alert `KubeAuditForwarderEvidenceRolledBack` fires at once. \
                 `tampered`: somebody has changed or removed files of the queue or of its evidence; \
-                the alert \
-                `KubeAuditForwarderEvidenceTampered` fires at once.",
+                the alert `KubeAuditForwarderEvidenceTampered` fires at once.",
         }
     } with {
         /// The time of the last error with each reason that has occurred.
@@ -663,7 +664,7 @@ catalog! {
     /// The metrics of one witness.
     pub struct WitnessMetrics [WITNESS] {
         pub last: Gauge = "evidence_witness_timestamp_seconds" {
-            help: "When the witness has cosigned a checkpoint last; 0: not since the start.",
+            help: "When the witness last cosigned a checkpoint; 0: not since the start.",
             unit: "seconds since 1970",
             meaning: "The time is the witness's own. Nobody can set the log back to before it \
                 without the witness's knowledge.",
@@ -677,11 +678,12 @@ catalog! {
     /// Taps, which show events to people.
     pub struct TapMetrics [] {
         pub taps: Gauge = "taps" {
-            help: "Taps that are open: people who look at the events that leave.",
+            help: "Open taps: people who watch the events that are sent.",
             unit: "taps",
             meaning: "At most 4. Always 0 without `admin.tap_token_file`. The log says who opens \
                 and closes each.",
-            action: "If none of your people looks, change the token: the open taps end.",
+            action: "If nobody in your team is watching, change the token: this ends the open \
+                taps.",
         }
         pub shown: Counter = "tap_shown_events_total" {
             help: "Events that were written to taps.",
@@ -707,23 +709,23 @@ catalog! {
             unit: "lines",
             meaning: "A slow log never holds up events: its lines are dropped instead. The log \
                 says how many are missing once it is read again.",
-            action: "Repair the program that reads stderr, or raise `log.level` to write fewer \
-                lines.",
+            action: "Fix the program that reads stderr, or raise `log.level` to write fewer lines.",
         }
         pub memory_limit: Gauge = "memory_limit_bytes" {
             help: "Memory that the process may use: the limit of its cgroup, or of its container; 0: no limit.",
             unit: "bytes",
             meaning: "Above it the kernel kills the process.",
-            action: "Nothing: it moves only with the container's settings. The alert \
+            action: "Nothing: it changes only with the container's settings. The alert \
                 `KubeAuditForwarderMemoryNearLimit` compares it with \
                 `process_resident_memory_bytes`.",
         }
         pub last_killed: Gauge = "last_killed_timestamp_seconds" {
-            help: "When the last process was killed that did not end in order, within 24 hours; 0: none, as far as is known.",
+            help: "When a process was last killed before its orderly end, within 24 hours; 0: \
+                none, as far as is known.",
             unit: "seconds since 1970",
             meaning: "Known to a few seconds, from a file in `process.state_directory`, by default \
-                `queue.directory`; 0 without either. What a killed process had in memory, and how \
-                much of it was accepted, nobody knows.",
+                `queue.directory`; 0 without either. Nobody knows what a killed process had in \
+                memory, and how much of that was accepted.",
             action: "Look for the reason with `kubectl describe pod`: mostly the memory limit \
                 (`OOMKilled`) or a probe. The alert `KubeAuditForwarderKilled` fires at once.",
         }
@@ -768,7 +770,7 @@ const PROCESS: &[Metric] = &[
         help: "Maximum number of open file descriptors.",
         unit: "descriptors",
         meaning: "The limit of `process_open_fds`.",
-        action: "Nothing: it moves only with the container's settings.",
+        action: "Nothing: it changes only with the container's settings.",
         ..OF_PROCESS
     },
     Metric {
@@ -784,7 +786,7 @@ const PROCESS: &[Metric] = &[
         help: "Maximum amount of virtual memory available in bytes.",
         unit: "bytes",
         meaning: "The limit `RLIMIT_AS` of the process.",
-        action: "Nothing: it moves only with the settings of the process.",
+        action: "Nothing: it changes only with the settings of the process.",
         ..OF_PROCESS
     },
     Metric {
@@ -802,7 +804,7 @@ const PROCESS: &[Metric] = &[
         help: "Start time of the process since unix epoch in seconds.",
         unit: "seconds since 1970",
         meaning: "Counters begin at 0 with the process.",
-        action: "If it moves, the relay was restarted: look at the previous log for the reason.",
+        action: "If it changes, the relay was restarted: look at the previous log for the reason.",
         ..OF_PROCESS
     },
     Metric {

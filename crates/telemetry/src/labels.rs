@@ -33,7 +33,7 @@ pub(super) const ROLE: Label = Label { name: "role", values: Values::Fixed(&["se
 pub(super) const APISERVER: Label = described(
     "apiserver",
     "the first 8 hexadecimal digits of the SHA-256 of the name of kube-apiserver's Lease, which \
-     `/status` shows beside them; at most 16 at a time",
+     `/status` shows next to it; at most 16 at a time",
 );
 
 /// The label that names a witness of the evidence.

@@ -63,7 +63,7 @@ pub struct Status {
 pub struct Process {
     /// The version of the program.
     pub version: String,
-    /// The commit of the program; `unknown` if its builder did not say.
+    /// The commit of the program; `unknown` if the build did not set it.
     pub revision: String,
     /// The name of the machine; in Kubernetes, of the pod.
     pub host: String,
@@ -75,10 +75,10 @@ pub struct Process {
     pub uptime_seconds: u64,
     /// The number of asynchronous tasks.
     pub tasks: u64,
-    /// `true`: all outputs, listeners and sources are open. From then on `/readyz` may answer 200,
-    /// until `stopping`.
+    /// `true`: all outputs, listeners and sources are open. From then until `stopping`, `/readyz`
+    /// may be ready.
     pub started: bool,
-    /// `true`: the orderly end of the relay has begun.
+    /// `true`: the orderly shutdown of the relay has begun.
     pub stopping: bool,
     /// Resident memory, in bytes.
     pub memory_bytes: u64,
@@ -86,7 +86,7 @@ pub struct Process {
     pub memory_limit_bytes: Option<u64>,
     /// Log lines that were not written, because stderr is read too slowly or not at all.
     pub log_dropped_lines: u64,
-    /// When an earlier process was killed that did not end in order, within 24 hours, such as
+    /// When an earlier process was last killed before its orderly end, within 24 hours, such as
     /// `2026-11-26T04:35:04Z`; `None` if none was. Known to a few seconds, from
     /// `process.state_directory` or `queue.directory`.
     pub last_killed: Option<String>,
@@ -103,18 +103,18 @@ pub struct Intake {
     pub in_flight_bytes: u64,
     /// Events accepted since the start (`event_total`).
     pub accepted_events: u64,
-    /// Events accepted in each second, over the last minute.
+    /// Events accepted per second, over the last minute.
     pub accepted_events_per_second: Option<f64>,
-    /// Bytes of bodies in each second, over the last minute.
+    /// Bytes of bodies per second, over the last minute.
     pub received_bytes_per_second: Option<f64>,
     /// The age of the last accepted batch, in seconds; `None` if there is none yet.
     pub last_event_seconds_ago: Option<f64>,
     /// Refused requests since the start, by reason, as in `requests_rejected_total`.
     pub rejected_requests: BTreeMap<String, u64>,
-    /// Requests answered 429 in each second, over the last minute.
+    /// Requests refused with 429 per second, over the last minute.
     pub refused_429_per_second: Option<f64>,
-    /// The age of the last answer 429 because of `limits.max_in_flight`, in seconds; `None` if
-    /// there was none.
+    /// The age of the last refusal with 429 because of `limits.max_in_flight`, in seconds; `None`
+    /// if there was none.
     pub in_flight_full_seconds_ago: Option<f64>,
     /// For how long the relay refused requests.
     pub refusals: Refusals,
@@ -134,11 +134,11 @@ pub struct Intake {
 #[serde(default)]
 pub struct Losses {
     /// Events lost or refused for good since the start (`error_total`), by the queue and all
-    /// outputs, removed ones too. 0 in health, unless an output has `required = false`.
+    /// outputs, removed ones too. Normally 0, unless an output has `required = false`.
     pub lost_events: u64,
     /// The age of the last of these losses, in seconds; `None` if there was none.
     pub last_lost_seconds_ago: Option<f64>,
-    /// Events lost in each second, over the last minute.
+    /// Events lost per second, over the last minute.
     pub lost_events_per_second: Option<f64>,
     /// Events that earlier processes have lost. They count for 24 hours after the last loss; known
     /// as `last_killed` is.
@@ -154,9 +154,9 @@ pub struct Losses {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Refusals {
-    /// Answers 429: the queue is full, or too many bytes are under way.
+    /// Requests refused with 429: the queue is full, or too many bytes are in flight.
     pub with_429: RefusalTimes,
-    /// Answers 503: the disk refuses writes, or the consumers are too slow.
+    /// Requests refused with 503: the disk refuses writes, or the consumers are too slow.
     pub with_503: RefusalTimes,
     /// Requests by POST that were refused for good, and TLS handshakes that failed.
     pub permanent: RefusalTimes,
@@ -185,8 +185,8 @@ impl Refusals {
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct RefusalTimes {
-    /// For how long requests have been refused without a pause of a minute; `None` if none was
-    /// refused in the last minute.
+    /// How long requests have been refused without a pause of a minute; `None` if none was refused
+    /// in the last minute.
     pub seconds: Option<f64>,
     /// The same, counted from the last accepted event; `None` if events are accepted.
     pub shut_seconds: Option<f64>,
@@ -194,12 +194,12 @@ pub struct RefusalTimes {
     pub longest_seconds: f64,
     /// The longest `shut_seconds` since the start.
     pub longest_shut_seconds: f64,
-    /// The age of the last refusal of a time that was longer than kube-apiserver repeats a batch;
+    /// The age of the last refusal of a period that was longer than kube-apiserver repeats a batch;
     /// `None` if there was none.
     pub long_ended_seconds_ago: Option<f64>,
-    /// The same, of a time without an accepted event.
+    /// The same, of a period without an accepted event.
     pub long_shut_ended_seconds_ago: Option<f64>,
-    /// The number of refusals in all such times without an accepted event.
+    /// The number of refusals in all such periods without an accepted event.
     pub long_shut_requests: u64,
 }
 
@@ -221,8 +221,8 @@ pub struct Rejected {
     pub reason: String,
     /// The HTTP status of the answer.
     pub code: u16,
-    /// The answer, at most 300 characters. Of the sender's words it has at most a wrong one, such
-    /// as its `kind`.
+    /// The answer, at most 300 characters. Of the sender's data it contains at most a wrong value,
+    /// such as that of `kind`.
     pub message: String,
     /// The age of the refusal, in seconds.
     pub seconds_ago: f64,
@@ -271,10 +271,10 @@ pub struct Listener {
     /// Answered requests by status, as in `requests_total`.
     pub requests: BTreeMap<String, u64>,
     /// The median of the time from the end of the body of an accepted batch to its answer, over the
-    /// last one to two minutes, at most 6.3 % wrong; `None` if none was accepted then.
+    /// last one to two minutes, accurate to 6.3 %; `None` if none was accepted then.
     pub latency_p50_seconds: Option<f64>,
-    /// The time that one of a hundred answers exceeds. Above 1 s the listener is slow, except with
-    /// `acknowledge = "delivered"`.
+    /// The 99th percentile: one answer in a hundred takes longer. Above 1 s the listener is slow,
+    /// except with `acknowledge = "delivered"`.
     pub latency_p99_seconds: Option<f64>,
 }
 
@@ -309,19 +309,19 @@ pub struct Queue {
     pub kind: String,
     /// Bytes in use, as `queue.max_bytes` counts them.
     pub bytes: u64,
-    /// The part of `bytes` whose room new events can't have; of `capacity_bytes`, how full the
-    /// queue is. `None` from an older relay.
+    /// The part of `bytes` that new events cannot use; its share of `capacity_bytes` is how full
+    /// the queue is. `None` from an older relay.
     pub needed_bytes: Option<u64>,
-    /// How fast `needed_bytes` has grown in the last one to five minutes, in each second; negative
-    /// if it shrinks. `None` in the first minute, and after a pause of the machine.
+    /// How fast `needed_bytes` has grown per second in the last one to five minutes; negative if it
+    /// shrinks. `None` in the first minute, and after a pause of the machine.
     pub growth_bytes_per_second: Option<f64>,
     /// The limit, `queue.max_bytes`.
     pub capacity_bytes: u64,
     /// Events in the queue.
     pub events: u64,
-    /// `true` from the moment at which a batch finds no room until a fifth of the queue is free.
+    /// `true` from the moment when a batch has no room until a fifth of the queue is free.
     pub full: bool,
-    /// For how long it is full; `None` if it is not.
+    /// How long it has been full; `None` if it is not.
     pub full_seconds: Option<f64>,
     /// The setting `queue.when_full`: `reject`, `drop_oldest` or `drop_newest`; `None` until the
     /// queue is open.
@@ -384,8 +384,8 @@ pub struct Output {
     /// The counts of an output since the start, and how long its events take.
     #[serde(flatten)]
     pub counts: Counts,
-    /// For how long the filter has dropped every event that came, to ten seconds; `None` if it lets
-    /// events through, or none comes.
+    /// How long the filter has dropped every event, to ten seconds; `None` if it passes events, or
+    /// none arrive.
     pub all_dropped_seconds: Option<f64>,
     /// The events that the consumer does not take, although it takes others; `None` if there are
     /// none.
@@ -408,8 +408,8 @@ pub struct Health {
     /// minutes, and has not kept its state for two minutes since.
     #[serde(deserialize_with = "or_default")]
     pub unsteady: bool,
-    /// For how long attempts have been failing, in seconds; `None` while the output is up, and
-    /// before the first attempt.
+    /// How long attempts have been failing, in seconds; `None` while the output is up, and before
+    /// the first attempt.
     pub down_seconds: Option<f64>,
     /// The text of the last error, even if it is over; `None` if there was none since the start.
     pub last_error: Option<String>,
@@ -433,12 +433,11 @@ pub struct Backlog {
     #[serde(deserialize_with = "or_default")]
     pub lag_seconds: f64,
     /// The lag above which the output is late (`output_lag_max_seconds`): 30 s, and the time for
-    /// which the output holds or collects events in health, such as `replay_window` or
-    /// `object_age`.
+    /// which the output normally holds or collects events, such as `replay_window` or `object_age`.
     #[serde(deserialize_with = "or_default")]
     pub lag_max_seconds: f64,
     /// `true`: `backlog_events` and `lag_seconds` have both grown for two minutes, and the lag is a
-    /// second longer than the output holds or collects events in health.
+    /// second longer than the output normally holds or collects events.
     #[serde(deserialize_with = "or_default")]
     pub growing: bool,
 }
@@ -450,14 +449,14 @@ pub struct Counts {
     /// Events that the consumer has acknowledged since the start, each once
     /// (`output_events_total`).
     pub delivered_events: u64,
-    /// The same in each second, over the last minute; `None` in the first seconds after a reload
-    /// has added the output.
+    /// The same per second, over the last minute; `None` in the first seconds after a reload has
+    /// added the output.
     pub delivered_events_per_second: Option<f64>,
-    /// Delivered events that the consumer said it had already (`output_existing_events_total`).
+    /// Delivered events that the consumer said it already had (`output_existing_events_total`).
     pub existing_events: u64,
     /// Bytes sent, repetitions included (`output_bytes_total`).
     pub sent_bytes: u64,
-    /// The same in each second, over the last minute.
+    /// The same per second, over the last minute.
     pub sent_bytes_per_second: Option<f64>,
     /// Attempts after the first (`output_retries_total`).
     pub retries: u64,
@@ -468,16 +467,16 @@ pub struct Counts {
     pub errors: BTreeMap<String, u64>,
     /// Events lost or refused for good (`error_total`).
     pub lost_events: u64,
-    /// The same in each second, over the last minute.
+    /// The same per second, over the last minute.
     pub lost_events_per_second: Option<f64>,
     /// The age of the last of these losses, in seconds; `None` if there was none.
     pub last_lost_seconds_ago: Option<f64>,
     /// The lost events that are in the dead letters.
     pub dead_letter_events: u64,
     /// The median of the time from a batch's acceptance to the consumer's acknowledgement, over the
-    /// last four to five minutes, at most 6.3 % wrong; `None` if nothing was acknowledged then.
+    /// last four to five minutes, accurate to 6.3 %; `None` if nothing was acknowledged then.
     pub latency_p50_seconds: Option<f64>,
-    /// The time that one of a hundred events exceeds.
+    /// The 99th percentile: one event in a hundred takes longer.
     pub latency_p99_seconds: Option<f64>,
 }
 
@@ -489,9 +488,9 @@ pub struct Aside {
     pub events: u64,
     /// The position of the first one.
     pub position: u64,
-    /// For how long the first one has been tried, in seconds.
+    /// How long the first one has been tried, in seconds.
     pub seconds: f64,
-    /// How often the first one was tried while the consumer worked.
+    /// How many times the first one was tried while the consumer worked.
     pub tries: u32,
     /// The consumer's last answer to the first one, with the address.
     pub error: String,
@@ -504,15 +503,15 @@ pub struct Aside {
 #[derive(Debug, Clone, Default, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Address {
-    /// The place of its URL or address in the config, from 0. The path of a URL is shown nowhere,
-    /// because it may hold a secret.
+    /// The index of its URL or address in the config, counted from 0. The path of a URL is never
+    /// shown, because it may contain a secret.
     pub endpoint: u64,
     /// Host and port, and the IP address of a name.
     pub address: String,
     /// `up`, `unknown` (not tried yet), `down`, or `back, on trial` (it answers again; one delivery
     /// at a time uses it, until one succeeds).
     pub state: String,
-    /// For how long, in seconds.
+    /// How long it has been in this state, in seconds.
     pub state_seconds: Option<f64>,
     /// `true`: the last delivery that succeeded was there.
     pub used: bool,
@@ -526,7 +525,7 @@ pub struct Address {
     /// The median of the time from sending to the acknowledgement, over the last four to five
     /// minutes, in seconds; for `tcp` and `syslog` including `replay_window`.
     pub latency_p50_seconds: Option<f64>,
-    /// The time that one of a hundred attempts exceeds.
+    /// The 99th percentile: one attempt in a hundred takes longer.
     pub latency_p99_seconds: Option<f64>,
     /// The text of the last error there.
     pub last_error: Option<String>,
@@ -542,10 +541,10 @@ pub struct Certificate {
     pub place: String,
     /// The name of the listener or output.
     pub name: String,
-    /// `server` or `client`: whose certificate this is.
+    /// `server` or `client`: the side that presents the certificate.
     pub role: String,
-    /// When the relay's own certificate ends, or the one that the peer presented last, also if a
-    /// consumer's has expired and was refused for that; in seconds since 1970.
+    /// When the relay's own certificate expires, or the one that the peer presented last, even if
+    /// it was refused because it has expired; in seconds since 1970.
     pub not_after_seconds: i64,
 }
 
