@@ -113,11 +113,13 @@ fn parts(config: &Config) -> String {
 
 /// Returns the text of an error without the address, which stands before the text already.
 fn without_address(error: &str, address: &str) -> String {
+    let error = error.strip_prefix(&format!("{address}: ")).unwrap_or(error);
     let address = address.split_once("://").map_or(address, |(_, address)| address);
-    let mut error = error.to_owned();
+    let mut error = error.replacen(&format!("no connection to {address} "), "no connection ", 1);
     for before in [" to", " with", " at"] {
         error = error.replacen(&format!("{before} {address}: "), ": ", 1);
     }
+    error = error.replacen(&format!(": {address}/bootstrap: "), ": ", 1);
     let (host, _) = address.rsplit_once(':').unwrap_or((address, ""));
     error.replacen(&format!("cannot resolve {host}: "), "cannot resolve the name: ", 1)
 }

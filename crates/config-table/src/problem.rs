@@ -17,6 +17,9 @@ pub struct Problem {
     pub message: String,
     /// The effect of the problem on the commands `run` and `check`.
     pub severity: Severity,
+    /// The name of the output that has the key. `None` if the key is not that of an output, or the
+    /// config has only one output.
+    pub output: Option<String>,
 }
 
 /// The effect of a [`Problem`] on the commands `run` and `check`.
@@ -37,15 +40,17 @@ pub enum Severity {
 
 impl Problem {
     /// Returns the problem as one line: `FILE:LINE:COLUMN: key.path: what is wrong, what is
-    /// allowed`. The message of a warning or of a missing file begins with `warning: `.
+    /// allowed`. The message of a warning or of a missing file begins with `warning: `. At the end
+    /// is the name of the output, because the index in `key.path` is counted from 0.
     pub fn render(&self, file: &str) -> String {
-        let Self { line, column, path, message, severity } = self;
+        let Self { line, column, path, message, severity, output } = self;
         let colon = if path.is_empty() { "" } else { ": " };
         let warning = match severity {
             Severity::Error | Severity::Fault => "",
             Severity::Warning | Severity::MissingFile => "warning: ",
         };
-        format!("{file}:{line}:{column}: {path}{colon}{warning}{message}")
+        let output = output.as_ref().map(|name| format!(" [output {name:?}]")).unwrap_or_default();
+        format!("{file}:{line}:{column}: {path}{colon}{warning}{message}{output}")
     }
 }
 

@@ -118,7 +118,7 @@ pub enum Wrong {
 pub type Read<T> = Result<T, Wrong>;
 
 /// The words that each warning about a string that a shell would expand contains.
-const NOT_EXPANDED: &str = ", which is not expanded here, ";
+const NOT_EXPANDED: &str = ", which is not expanded here: ";
 
 impl<'a> Context<'a> {
     /// Warns of each string in this table that a shell would expand and the relay does not: a
@@ -143,10 +143,10 @@ impl<'a> Context<'a> {
                 return;
             }
             DeValue::String(text) if text.starts_with("~/") => {
-                "begins with ~, which is not expanded here, better: the whole path"
+                "begins with ~, which is not expanded here: write the whole path"
             }
             DeValue::String(text) if values::names_a_variable(text) => {
-                "has a $ before a name, which is not expanded here, better: ${env:NAME}"
+                "has a $ before a name, which is not expanded here: write ${env:NAME}"
             }
             DeValue::String(_)
             | DeValue::Integer(_)
@@ -224,7 +224,7 @@ impl<'a> Context<'a> {
     /// is reported. The key then counts as one without a usable value.
     pub(crate) fn is_misspelt(&self, path: &str) {
         let is_consequence =
-            |it: &Problem| it.path == path && it.message.starts_with("is missing, ");
+            |it: &Problem| it.path == path && it.message.starts_with("is required");
         self.problems.borrow_mut().retain(|(_, problem)| !is_consequence(problem));
         if !self.is_set(path) {
             self.unknown.borrow_mut().insert(path.to_owned());
@@ -257,7 +257,7 @@ impl<'a> Context<'a> {
     /// Records a problem, even if its line has a syntax error.
     fn push(&self, at: usize, path: String, message: String, severity: Severity) {
         let (line, column) = self.place(at);
-        let problem = Problem { line, column, path, message, severity };
+        let problem = Problem { line, column, path, message, severity, output: None };
         self.problems.borrow_mut().push((at, problem));
     }
 
@@ -298,6 +298,18 @@ impl<'a> Context<'a> {
     fn spot(&self, path: &str) -> usize {
         let spots = self.spots.borrow();
         enclosing(path).find_map(|path| spots.get(path)).copied().unwrap_or_default()
+    }
+
+    /// Returns the line of the key or table `path`, counted from 1; `None` if the file does not set
+    /// it. Call this function only after the key was taken from its table.
+    pub fn line_of(&self, path: &str) -> Option<usize> {
+        self.spots.borrow().get(path).map(|at| self.place(*at).0)
+    }
+
+    /// Returns the path of a key for a message about another key: with the line, if the file sets
+    /// the key, such as `listener[0].address (line 2)`.
+    pub fn with_line(&self, path: &str) -> String {
+        self.line_of(path).map_or_else(|| path.to_owned(), |line| format!("{path} (line {line})"))
     }
 
     /// Returns `true` if the file sets the key at this path. Call this function only after the key
@@ -430,8 +442,7 @@ impl<'a> Context<'a> {
                 let file = shown(&found.value);
                 let message = match self.take_shell_warning(&found.path) {
                     Some(why) if error.kind() == ErrorKind::NotFound => {
-                        let why = why.replace("better: ", "allowed: ");
-                        format!("the file {file} is missing: it {why}")
+                        format!("the file {file} does not exist: it {why}")
                     }
                     _ => missing(&file, &error),
                 };
@@ -474,9 +485,9 @@ fn missing_part(error: &ExpandError) -> String {
 /// Returns the message about a file that can't be read; `file` is the file's name as TOML.
 fn missing(file: &str, error: &std::io::Error) -> String {
     if error.kind() == ErrorKind::NotFound {
-        return format!("the file {file} is missing, allowed: one that is there");
+        return format!("the file {file} does not exist");
     }
-    format!("the file {file} cannot be read: {error}, allowed: one that the relay may read")
+    format!("the file {file} cannot be read: {error}")
 }
 
 /// Returns the error for a value of the wrong type; `kind` says which values are allowed.

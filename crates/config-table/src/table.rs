@@ -113,6 +113,18 @@ fn kind(kind: &str, allowed: Option<String>) -> String {
     allowed.map_or_else(|| kind.to_owned(), |allowed| format!("{kind}, {allowed}"))
 }
 
+/// Returns a kind of values for an error message about a key that is not set: `a path`, `an array
+/// of strings`, or `one of "a", "b"` for a choice.
+fn wanted(kind: &str) -> String {
+    match kind.chars().next() {
+        Some('"') if kind.contains(" · ") => format!("one of {}", kind.replace(" · ", ", ")),
+        // A single string, and the form "IP:PORT", need no article.
+        Some('"' | 'I') => kind.to_owned(),
+        Some('a') => format!("an {kind}"),
+        Some(_) | None => format!("a {kind}"),
+    }
+}
+
 /// Returns the words of a choice in quotation marks, with `between` between them.
 fn listed(words: &[&str], between: &str) -> String {
     words.iter().map(|word| quoted(word)).collect::<Vec<_>>().join(between)
@@ -276,7 +288,7 @@ impl<'c, 'a> Table<'c, 'a> {
         self.declare(key, found.as_ref().map(|found| &found.value));
         if found.is_none() && matches!(key.absent, Absent::Required) {
             let path = self.path_of(key.name);
-            self.cx.error(&path, format!("is missing, allowed: {}", key.kind));
+            self.cx.error(&path, format!("is required: {}", wanted(&key.kind)));
             self.cx.unknown.borrow_mut().insert(path);
         }
         found
@@ -637,7 +649,7 @@ impl<'c, 'a> Table<'c, 'a> {
             let value = read(&found);
             let parsed = match parse_name(name) {
                 Ok(parsed) if map.contains_key(&parsed) => {
-                    Err("is there twice, allowed: once (case does not matter)".to_owned())
+                    Err("is there twice: remove one (upper and lower case are the same)".to_owned())
                 }
                 parsed => parsed,
             };
@@ -739,7 +751,7 @@ impl<'c, 'a> Table<'c, 'a> {
         let is_missing = !self.has_any(name);
         let values = self.sections_if_any(name, read);
         if is_missing {
-            self.cx.error(name, format!("is missing, allowed: one or more [[{name}]]"));
+            self.cx.error(name, format!("is required: one or more [[{name}]]"));
         }
         values
     }

@@ -147,7 +147,7 @@ impl fmt::Debug for Template {
 /// that it names, or the error message for the operator.
 fn part(inside: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<Part, String> {
     if inside.contains("${") {
-        return Err("a `${…}` cannot stand inside another one".to_owned());
+        return Err("a `${…}` cannot be inside another one".to_owned());
     }
     if let Some(path) = inside.strip_prefix("file:") {
         if path.is_empty() {
@@ -166,14 +166,14 @@ fn part(inside: &str, env: &dyn Fn(&str) -> Option<String>) -> Result<Part, Stri
     };
     let starts = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
     if !starts || !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
-        return Err("`${env:…}` has no name of a variable, allowed: letters, digits and `_`, \
-                    then `:-default` if need be"
+        return Err("`${env:…}` needs the name of a variable: letters, digits and `_`, then an \
+                    optional `:-default`"
             .to_owned());
     }
     // As in a shell, `:-` also replaces a variable that is set but empty.
     let value = env(name).filter(|value| default.is_none() || !value.is_empty());
     value.or(default.map(str::to_owned)).map(Part::Text).ok_or_else(|| {
-        format!("the variable {name} is not set, set it or write `${{env:{name}:-default}}`")
+        format!("the variable {name} is not set: set it, or write `${{env:{name}:-default}}`")
     })
 }
 
@@ -283,10 +283,10 @@ mod tests {
         for (source, expected) in [
             ("${HOST}", "an unknown `${…}`"),
             ("${env:HOST", "has no `}`"),
-            ("${env:}", "no name of a variable"),
-            ("${env:A-B}", "no name of a variable"),
-            ("${env:1A}", "no name of a variable"),
-            ("${env:A:-${env:HOST}}", "cannot stand inside another"),
+            ("${env:}", "needs the name of a variable"),
+            ("${env:A-B}", "needs the name of a variable"),
+            ("${env:1A}", "needs the name of a variable"),
+            ("${env:A:-${env:HOST}}", "cannot be inside another"),
             ("${file:}", "names no file"),
             ("${env:NOT_SET}", "NOT_SET is not set"),
             ("${env:NOT_SET} ${env:NOR_THIS}", "NOR_THIS is not set"),

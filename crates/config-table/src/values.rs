@@ -118,7 +118,8 @@ pub fn size(text: &str) -> Result<u64, String> {
 ///
 /// Returns a text that says what is wrong and what is allowed.
 pub fn rate(text: &str) -> Result<u64, String> {
-    let wrong = || "is not a size a second, allowed: at least 1kB/s, such as \"5MB/s\"".to_owned();
+    let wrong =
+        || "is not a size per second, allowed: at least 1kB/s, such as \"5MB/s\"".to_owned();
     let bytes = size(text.strip_suffix("/s").ok_or_else(wrong)?).map_err(|_| wrong())?;
     if bytes >= 1000 { Ok(bytes) } else { Err(wrong()) }
 }
@@ -305,7 +306,7 @@ pub fn output_name(text: &str) -> Result<String, String> {
         return Err("is not a name, allowed: 1 to 63 of a-z, 0-9 and -, not - first".to_owned());
     }
     if text == "queue" {
-        return Err("is what metrics call the queue itself, allowed: any other name".to_owned());
+        return Err("is the name of the queue itself in metrics: choose another name".to_owned());
     }
     Ok(text.to_owned())
 }
@@ -328,7 +329,7 @@ pub fn path_prefix(text: &str) -> Result<String, String> {
     let in_a_path = |c: char| c.is_ascii_graphic() && !"?#".contains(c);
     if !text.starts_with('/') || !text.chars().all(in_a_path) {
         return Err(
-            "is not a path, allowed: \"/\", then printable ASCII without space, ? and #".to_owned()
+            "must begin with \"/\" and have only printable ASCII without space, ? and #".to_owned()
         );
     }
     Ok(text.to_owned())
@@ -343,7 +344,8 @@ pub fn path_prefix(text: &str) -> Result<String, String> {
 pub fn printable(text: &str, bytes_max: usize) -> Result<String, String> {
     if text.is_empty() || text.len() > bytes_max || !text.chars().all(|c| c.is_ascii_graphic()) {
         return Err(format!(
-            "is not a word, allowed: 1 to {bytes_max} printable ASCII characters without space"
+            "is not a valid name, allowed: 1 to {bytes_max} printable ASCII characters without \
+             space"
         ));
     }
     Ok(text.to_owned())
@@ -399,7 +401,7 @@ pub fn header_name(text: &str) -> Result<String, String> {
         "is not a header name, allowed: letters, digits and !#$%&'*+-.^_`|~".to_owned()
     })?;
     if OURS.contains(&name.as_str()) {
-        return Err("is set by the forwarder itself, allowed: other headers".to_owned());
+        return Err("is set by the relay itself: use another header".to_owned());
     }
     Ok(name.as_str().to_owned())
 }

@@ -46,36 +46,36 @@ const PROBE_ADDRESS: &str = "admin.probe_address";
 pub(super) fn read(t: &mut Table<'_, '_>) -> Draft {
     t.section("admin", |t| {
         let address = t.word_or(
-            ("address", "IP:PORT", "metrics, health and status page; GET only"),
+            ("address", "IP:PORT", "address of metrics, health checks and status page; GET only"),
             "127.0.0.1:9090",
             None,
             values::socket_address,
         );
-        let meaning = "a second address with /livez, /healthz, /readyz and /drained alone, without \
-                       TLS: for probes that have no client certificate";
-        let key = optional("probe_address", "IP:PORT", "address alone", meaning);
+        let meaning = "second address without TLS, only for /livez, /healthz, /readyz and \
+                       /drained: for probes without a client certificate";
+        let key = optional("probe_address", "IP:PORT", "probes use address", meaning);
         let probe_address = t.word(key, values::socket_address);
         let token = |t: &mut Table<'_, '_>, key, default, meaning, must_exist| {
             t.file(optional(key, "path", default, meaning), Content::ListenerToken, must_exist)
         };
-        let meaning = "the token for everything that may name a user: /status, /status/history, \
-                       /status/volume, /evidence/ and what the status page shows; while the file \
-                       is absent, nobody gets them";
+        let meaning = "file with the token for everything that may name a user: /status, \
+                       /status/history, /status/volume, /evidence/ and what the status page shows; \
+                       while the file is absent, nobody has access";
         let bearer_token_file = token(t, "bearer_token_file", "no token needed", meaning, false);
-        let meaning = "a token for /metrics, which that of bearer_token_file opens too; while both \
-                       files are absent, nobody gets it";
+        let meaning = "file with a token for /metrics; the token of bearer_token_file gives access \
+                       too; while both files are absent, nobody has access";
         let metrics_token_file = token(t, "metrics_token_file", "no token needed", meaning, false);
-        let meaning = "its presence lets whoever has the token look at the events that leave, \
-                       redacted and sampled (GET /tap); blanks around the token aside";
+        let meaning = "if set, anyone with the token in this file can watch the events that are \
+                       sent, redacted and sampled (GET /tap)";
         let tap_token_file = token(t, "tap_token_file", "no taps", meaning, true);
         let tls = t.optional_section(
-            optional("tls", TABLE, "plain HTTP", "its presence makes address HTTPS"),
+            optional("tls", TABLE, "plain HTTP", "if present, address speaks HTTPS"),
             |t| listener::read_tls(t, false),
         );
         let asks = |tls: &ListenerTls| tls.client_ca.is_some();
         if tls.as_ref().and_then(Option::as_ref).is_some_and(asks) && probe_address.is_none() {
-            let message = "the kubelet and healthcheck present no client certificate, so the \
-                           probes at admin.address fail, better: admin.probe_address for them";
+            let message = "the kubelet and healthcheck present no client certificate, so probes of \
+                           admin.address fail: set admin.probe_address for them";
             t.warn("tls", message);
         }
         let bound = [(ADDRESS, address), (PROBE_ADDRESS, probe_address)];
@@ -100,6 +100,6 @@ pub(super) fn contradictions(cx: &Context<'_>, bound: &[(&'static str, SocketAdd
         && one.port() != 0
         && listener::meets(*one, *other)
     {
-        cx.error(other_key, listener::conflict(key));
+        cx.error(other_key, listener::conflict(&cx.with_line(key)));
     }
 }

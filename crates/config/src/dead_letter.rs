@@ -30,15 +30,15 @@ pub(crate) fn read(t: &mut Table<'_, '_>) -> DeadLetter {
         directory: t.directory(optional(
             "directory",
             "path",
-            "dead-letter/ below queue.directory",
-            "where rejected events go, as JSON lines; made 0700 if missing; without either \
-             directory they are dropped and counted",
+            "dead-letter/ in queue.directory",
+            "directory for rejected events, as JSON lines; created with mode 0700 if missing; \
+             without it and queue.directory, rejected events are dropped and counted as lost",
         )),
         max_bytes: t.size(
             "max_bytes",
             64 * MIB,
             DEAD_LETTER_MIN..,
-            "of all dead-letter files together; the oldest go first, counted",
+            "size of all dead-letter files together; the oldest are deleted first, and counted",
         ),
     }
 }
@@ -63,7 +63,7 @@ pub(super) fn warn_without_directory(
     if let Some(draft) = outputs.iter().find(asks) {
         let path = action(draft);
         let message = "needs dead_letter.directory or queue.directory: without either, rejected \
-                       events are dropped and counted";
+                       events are dropped and counted as lost";
         cx.problem_at(&path, &path, message, Severity::Warning);
     }
 }

@@ -67,27 +67,33 @@ pub(crate) fn retry(t: &mut Table<'_, '_>) -> Retry {
     let retry = Retry {
         initial_interval: t.time("initial_interval", millis(500), TIME_MIN.., "first wait"),
         max_interval: t.time("max_interval", secs(30), TIME_MIN.., "longest wait, before jitter"),
-        multiplier: t.number("multiplier", 2.0, 1.0.., "of each wait to the next"),
+        multiplier: t.number("multiplier", 2.0, 1.0.., "factor between a wait and the next one"),
         randomization_factor: t.number(
             "randomization_factor",
             0.5,
             0.0..=1.0,
-            "each wait is drawn from 1 ± this times the interval",
+            "each wait is a random value from 1 - this to 1 + this times the interval",
         ),
         max_elapsed: t.optional_time(
             "max_elapsed",
             TIME_MIN..,
             "for ever",
-            "what is not delivered so long after its first attempt is given up when the next one \
-             fails, as rejected.action says",
+            "events that are not delivered this long after their first attempt are given up when \
+             the next attempt fails, as rejected.action says",
         ),
     };
     let [initial, max] = ["initial_interval", "max_interval"].map(|name| t.path_of(name));
     if retry.initial_interval > retry.max_interval && t.cx.are_known(&[&initial, &max]) {
         if t.is_set("initial_interval") {
-            t.error("initial_interval", "is longer than max_interval, allowed: at most that");
+            t.error(
+                "initial_interval",
+                "is longer than max_interval: lower it, or raise max_interval",
+            );
         } else {
-            t.error("max_interval", "is shorter than initial_interval, allowed: at least that");
+            t.error(
+                "max_interval",
+                "is shorter than initial_interval: raise it, or lower initial_interval",
+            );
         }
     }
     retry
@@ -99,23 +105,24 @@ pub(crate) fn timeouts(t: &mut Table<'_, '_>) -> Timeouts {
             "connect",
             secs(5),
             TIME_MIN..,
-            "for the lookup of a name; and for TCP, proxy and TLS together, for each address; as long \
-             again for relp's open",
+            "time for the lookup of a name, and again for TCP, proxy and TLS together at each \
+             address; relp's open gets the same time once more",
         ),
         request: t.time(
             "request",
             secs(60),
             TIME_MIN..,
-            "without any progress towards an acknowledgement; longer than a slow consumer takes, \
-             or it gets the same batch again and again. At most 10 s while another address may \
-             answer (not tcp, syslog, kafka). http: as soon as the consumer's kernel has \
-             the whole request, until the end of the final answer's head",
+            "time without progress towards an acknowledgement; must be longer than a slow consumer \
+             takes, or the consumer gets the same batch again and again. At most 10 s while \
+             another address may answer (not tcp, syslog, kafka). http: from the moment when the \
+             consumer's kernel has the whole request to the end of the final answer's head",
         ),
         max_connection_age: unless_zero(t.time(
             "max_connection_age",
             Duration::ZERO,
             ..,
-            "then a connection is finished in order and dialled again, jittered; \"0s\": never",
+            "age at which a connection is finished in order and opened again, with jitter; \"0s\": \
+             never",
         )),
     }
 }
@@ -128,13 +135,13 @@ pub(crate) fn batch(t: &mut Table<'_, '_>, bytes: BatchBytes) -> BatchLimits {
             "max_bytes",
             bytes.default,
             (Bound::Included(1), max),
-            "of one request or one write; one larger event travels alone",
+            "bytes of one request or write; a larger event is sent alone",
         ),
         max_events: t.count(
             "max_events",
             5000,
             1..=u64::from(u32::MAX),
-            "of one request or one write",
+            "events of one request or write",
         ),
     }
 }
@@ -150,16 +157,15 @@ pub(crate) fn rejected(t: &mut Table<'_, '_>) -> (Option<Rejected>, Duration) {
             ("retry", Rejected::Retry),
         ],
         Some(Rejected::DeadLetter),
-        "for events that the consumer refuses for good; without a place for dead letters they \
-         are dropped; both are counted as errors",
+        "what happens to events that the consumer refuses for good; without a directory for dead \
+         letters they are dropped; both count as lost",
     );
     let after_server_errors = t.time(
         "after_server_errors",
         secs(3600),
         TIME_MIN..,
-        "an event that the consumer answers with a server error (5xx) for so long, while it takes \
-         others, is treated as refused; after a minute if the queue is nearly full, because the \
-         queue keeps what was accepted after the event",
+        "an event that the consumer answers with server errors (5xx) for this long, while it takes \
+         others, counts as refused",
     );
     (action, after_server_errors)
 }

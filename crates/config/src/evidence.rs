@@ -48,12 +48,12 @@ const WITNESSES_MAX: usize = 16;
 /// Reads the section `[evidence]`. Returns `None` if a value that has no default is wrong; the
 /// problem is recorded.
 pub(crate) fn read(t: &mut Table<'_, '_>) -> Option<Evidence> {
-    let meaning = "the private signing key, as evidence keygen writes it";
+    let meaning = "file with the private signing key, as `evidence keygen` writes it";
     let key_file = t.file(required("key_file", "path", meaning), Content::SigningKey, true);
-    let meaning = "the key that key_file will name next; until then both keys sign";
+    let meaning = "file with the key that will be in key_file next; until then both keys sign";
     let key = optional("next_key_file", "path", "one key", meaning);
     let next_key_file = t.file(key, Content::SigningKey, true);
-    let meaning = "the log's name: one relay, one directory, one origin";
+    let meaning = "name of the log; each relay and each directory has its own";
     let origin = t.word(required("origin", "string", meaning), |text| {
         check_name(text).map(|()| text.to_owned()).map_err(|_| {
             "is not an origin, allowed: 1 to 255 bytes without blanks, control characters and +"
@@ -70,13 +70,13 @@ pub(crate) fn read(t: &mut Table<'_, '_>) -> Option<Evidence> {
         "heartbeat_interval",
         secs(3600),
         secs(1)..,
-        "and at least this often when it does not grow",
+        "a checkpoint is signed at least this often when the log does not grow",
     );
     let max_bytes = t.size(
         "max_bytes",
         1024 * MIB,
         MIB..,
-        "of the hashes of lines, kept within twice this size; the oldest go first",
+        "size of the hashes of lines, which may become twice this; the oldest are deleted first",
     );
     Some(Evidence {
         witnesses: witnesses(t)?,
@@ -95,18 +95,19 @@ fn witnesses(t: &mut Table<'_, '_>) -> Option<Vec<Witness>> {
         "witness",
         "table, or array of tables",
         "none",
-        "each is asked to cosign every checkpoint, so that a log that was set back is noticed",
+        "each witness is asked to cosign every checkpoint, so that a rollback of the log is \
+         noticed",
     ));
     let witnesses = witnesses.map(|tables| t.read_tables(tables, witness)).unwrap_or_default();
     let witnesses = witnesses.into_iter().collect::<Option<Vec<_>>>()?;
     if witnesses.len() > WITNESSES_MAX {
-        t.cx.error(&t.path_of("witness"), "are more than 16, allowed: 1 to 16");
+        t.cx.error(&t.path_of("witness"), "has more than 16 witnesses, allowed: at most 16");
     }
     let mut names = BTreeSet::new();
     for (index, Witness { key, .. }) in witnesses.iter().enumerate() {
         if !names.insert(key.name()) {
             let spot = format!("{}[{index}].key", t.path_of("witness"));
-            t.cx.error(&spot, "has the name of another witness, allowed: a name only once");
+            t.cx.error(&spot, "has the same name as another witness: remove one of them");
         }
     }
     Some(witnesses)
@@ -114,13 +115,13 @@ fn witnesses(t: &mut Table<'_, '_>) -> Option<Vec<Witness>> {
 
 /// Reads one witness. Returns `None` if a value is wrong; the problem is recorded.
 fn witness(t: &mut Table<'_, '_>) -> Option<Witness> {
-    let meaning = "where add-checkpoint is asked for; its certificate needs a public authority";
+    let meaning = "URL for the requests add-checkpoint; its certificate must come from a public CA";
     let url =
         t.word(required("url", "URL", meaning), |text| values::url(text).map(|_| text.to_owned()));
     let meaning = "the verifier key of its cosignatures (Ed25519, type 0x04)";
     let key = t.word(required("key", "string", meaning), |text| {
         let key: VerifierKey = text.parse().map_err(|error| {
-            format!("is no verifier key ({error}), allowed: NAME+ID+BASE64 of the witness")
+            format!("is not a verifier key ({error}), allowed: NAME+ID+BASE64 of the witness")
         })?;
         match key.kind() {
             Kind::Cosignature => Ok(key),
@@ -136,6 +137,9 @@ fn witness(t: &mut Table<'_, '_>) -> Option<Witness> {
 /// there.
 pub(super) fn contradictions(cx: &Context<'_>, is_set: bool) {
     if is_set && !queue::is_durable(cx) {
-        cx.error("evidence", "needs queue.directory: what is in memory only can't be proven");
+        cx.error(
+            "evidence",
+            "needs queue.directory: events that are only in memory cannot be proven",
+        );
     }
 }

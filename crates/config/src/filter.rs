@@ -116,8 +116,12 @@ pub(crate) fn merged(all: &Section, own: Section, default: Form, index: Option<&
 /// recorded. `of_type` has the defaults of the keys of the form for an output, and is `None` for
 /// the whole file.
 pub(crate) fn filter(t: &mut Table<'_, '_>, of_type: Option<Form>) -> Option<Section> {
-    let key =
-        optional("filter", TABLE, "events leave as they are", "what leaves, and how much of it");
+    let key = optional(
+        "filter",
+        TABLE,
+        "events are sent unchanged",
+        "which events are sent, and how much of them",
+    );
     match t.optional_section(key, |t| keys(t, of_type)) {
         Some(filter) => filter,
         None => Some(Section::default()),
@@ -133,22 +137,22 @@ fn keys(t: &mut Table<'_, '_>, of_type: Option<Form>) -> Option<Section> {
             "max_event_bytes",
             "size, at least 1KiB",
             (None, "no limit"),
-            "larger events lose as little as helps of webhooks' patches, responseObject and \
-             requestObject; what is still larger is rejected",
+            "from larger events, as little as necessary of webhooks' patches, responseObject and \
+             requestObject is removed; events that are still larger are rejected",
         ),
         EVENT_BYTES_MIN..=64 * MIB,
     );
     let deduplicate = t.optional_time(
         "deduplicate",
         secs(1)..=WINDOW_MAX,
-        "everything leaves",
-        "events of the same bytes leave once in so long",
+        "all events are sent",
+        "events with the same bytes are sent only once within this time",
     );
     let annotate = t.word_map(
         (
             "annotate",
             "table of strings",
-            "added to each event's annotations, as kube-audit-forwarder/NAME",
+            "annotations that are added to each event, as kube-audit-forwarder/NAME",
         ),
         annotation_name,
         annotation_value,
@@ -158,13 +162,15 @@ fn keys(t: &mut Table<'_, '_>, of_type: Option<Form>) -> Option<Section> {
         "match",
         "table, or array of tables",
         "every event",
-        "only events that match one of these leave, by the criteria of a Policy's rule",
+        "only events that match one of these are sent; the criteria are those of a rule in a \
+         Policy",
     ));
     let redact = t.found_tables(optional(
         "redact",
         "table, or array of tables",
         "nothing",
-        "what of bodies does not leave; also if it is empty, what holds secrets of Kubernetes' own is redacted",
+        "parts of bodies that are not sent; even if it is empty, values with Kubernetes' own \
+         secrets are redacted",
     ));
     refuse_empty(t, "match", matches.as_ref());
     let matches = matches.map(|tables| t.read_tables(tables, of_match));
@@ -173,7 +179,10 @@ fn keys(t: &mut Table<'_, '_>, of_type: Option<Form>) -> Option<Section> {
     let redact = whole(redact.map(|tables| tables.into_iter().collect()))?;
     let count = matches.iter().flatten().map(|of| 1 + of.unless.len()).sum::<usize>();
     if count > RULES_MAX {
-        t.error("match", format!("has {count} tables, with unless, allowed: up to {RULES_MAX}"));
+        t.error(
+            "match",
+            format!("has {count} tables, those of unless included, allowed: at most {RULES_MAX}"),
+        );
     }
     let lets_denied = |code: u16| {
         let lets = |codes: &[RangeInclusive<u16>]| {
@@ -182,8 +191,8 @@ fn keys(t: &mut Table<'_, '_>, of_type: Option<Form>) -> Option<Section> {
         matches.iter().flatten().any(|of| lets(&of.criteria.code))
     };
     if matches.as_ref().is_some_and(|all| !all.is_empty()) && !DENIED.into_iter().all(lets_denied) {
-        let message = "has no table for the code 401 or 403: events of denied requests do not \
-                       leave; add \"401\" and \"403\" to a code, unless that is what you want";
+        let message = "matches no events with the code 401 or 403, so events of denied requests \
+                       are not sent: if you want them, add \"401\" and \"403\" to a code";
         t.warn("match", message);
     }
     let filter = Filter {
@@ -204,8 +213,8 @@ fn policy(t: &mut Table<'_, '_>) -> Option<PathBuf> {
             "policy",
             "path",
             "none",
-            "file with an audit.k8s.io/v1 Policy, applied to recorded events: they are dropped, or \
-             lowered to the level that it asks for",
+            "file with an audit.k8s.io/v1 Policy: events are dropped, or lowered to the level that \
+             it sets",
         ),
         Content::Policy,
         true,
@@ -224,7 +233,7 @@ fn form(
         "shape",
         &shapes,
         otherwise(&shapes, of_type.map(|form| form.shape)),
-        "schema of what leaves, applied last: the event as it is, the Elastic Common Schema, or \
+        "schema of the documents, applied last: the event itself, the Elastic Common Schema, or \
          OCSF's API Activity",
     );
     let words = [("keep", Bodies::Keep), ("string", Bodies::String), ("drop", Bodies::Drop)];
@@ -232,15 +241,16 @@ fn form(
         "bodies",
         &words,
         otherwise(&words, of_type.map(|form| form.bodies)),
-        "what becomes of requestObject and responseObject: they stay, become strings of their \
-         JSON, or are removed, together with webhooks' patches",
+        "requestObject and responseObject are kept, become strings of JSON, or are removed \
+         together with webhooks' patches",
     );
     let words = [("keep", ManagedFields::Keep), ("drop", ManagedFields::Drop)];
     let managed_fields = t.optional_choice(
         "managed_fields",
         &words,
         otherwise(&words, of_type.map(|form| form.managed_fields)),
-        "drop: metadata.managedFields is removed from the bodies, as omitManagedFields of a Policy does",
+        "drop: metadata.managedFields is removed from the bodies, as with omitManagedFields in a \
+         Policy",
     );
     (shape, bodies, managed_fields)
 }
@@ -257,7 +267,7 @@ fn otherwise<T: PartialEq>(words: &[(&str, T)], default: Option<T>) -> String {
 /// Records a problem if the array of tables `name` is empty.
 fn refuse_empty(t: &Table<'_, '_>, name: &str, found: Option<&Tables<'_>>) {
     if found.is_some_and(|found| found.tables.is_empty()) {
-        t.error(name, "is empty, allowed: at least one table, or leave it out");
+        t.error(name, "is empty: add a table, or remove the key");
     }
 }
 
@@ -268,7 +278,8 @@ fn of_match(t: &mut Table<'_, '_>) -> Option<Match> {
         "unless",
         "table, or array of tables",
         "none",
-        "events that match one of these do not match the table around it; same keys, without unless and resource_names",
+        "exemptions: events that match one of these do not match the table; same keys, except \
+         unless and resource_names",
     ));
     refuse_empty(t, "unless", unless.as_ref());
     let criteria = criteria(t, unless.is_some(), false);
@@ -290,26 +301,32 @@ fn criteria(t: &mut Table<'_, '_>, may_be_empty: bool, is_exempt: bool) -> Optio
         t.rename(in_a_policy, name);
     }
     let is_empty = t.is_empty() && !may_be_empty;
-    let meaning = "one of these asked; a * at its end is any rest, * alone is anybody";
-    let users = unless_any(words(t, "users", "anybody", meaning));
-    let meaning = "who asked is in one of these, like \"system:nodes\"; * alone is anybody";
-    let user_groups = unless_any(words(t, "user_groups", "anybody", meaning));
-    let verbs = unless_any(words(t, "verbs", "any", "like \"create\" or \"list\"; * alone is any"));
-    let meaning = "in the request's URL; \"\" is outside of all; a * at its end is any rest, * alone \
-                   is every object";
+    let meaning = "users who sent the request; a * at the end matches any rest, * alone matches \
+                   anyone";
+    let users = unless_any(words(t, "users", "anyone", meaning));
+    let meaning = "groups of the user, such as \"system:nodes\"; * alone matches anyone";
+    let user_groups = unless_any(words(t, "user_groups", "anyone", meaning));
+    let verbs = unless_any(words(
+        t,
+        "verbs",
+        "any",
+        "verbs, such as \"create\" or \"list\"; * alone matches any",
+    ));
+    let meaning = "namespaces in the URL of the request; \"\" matches requests without one; a * at \
+                   the end matches any rest, * alone matches every object";
     let namespaces = words(t, "namespaces", "any", meaning);
     let non_resource_urls = words(
         t,
         "non_resource_urls",
         "any",
-        "the path, of requests about no object; a * at its end is any rest",
+        "paths of requests that are not about resources; a * at the end matches any rest",
     );
     let resources = t
         .found_tables(optional(
             "resources",
             "table, or array of tables",
             "any",
-            "what the request is about",
+            "resources that the request is about",
         ))
         .map(|tables| t.read_tables(tables, |t| kinds(t, is_exempt)));
     let code = t.words(
@@ -317,7 +334,8 @@ fn criteria(t: &mut Table<'_, '_>, may_be_empty: bool, is_exempt: bool) -> Optio
             "code",
             "array of strings",
             "any, or none yet",
-            "of the response, like \"404\" or \"500-599\"; in unless never 401 and 403",
+            "status codes of the response, such as \"404\" or \"500-599\"; not 401 and 403 in \
+             unless",
         ),
         |text| codes(text, is_exempt),
     );
@@ -331,7 +349,7 @@ fn criteria(t: &mut Table<'_, '_>, may_be_empty: bool, is_exempt: bool) -> Optio
         code: code.unwrap_or_default(),
     };
     if is_empty {
-        t.cx.error(&t.path, "is empty, allowed: at least one criterion, or leave it out");
+        t.cx.error(&t.path, "is empty: add a criterion, or remove the table");
     }
     let mistakes = criteria.mistakes(&Names::CONFIG);
     let report = |Mistake { path, what }: &Mistake, severity| {
@@ -362,8 +380,8 @@ fn codes(text: &str, is_exempt: bool) -> Result<RangeInclusive<u16>, String> {
         codes.ok_or("is not a code, allowed: three digits, or a range such as 500-599")?;
     if is_exempt && DENIED.iter().any(|code| (first..=last).contains(code)) {
         return Err(
-            "has 401 or 403, allowed: codes that are not those of a denied request, which \
-                    always leaves"
+            "contains 401 or 403, the codes of denied requests, whose events are always sent, \
+             allowed: other codes"
                 .to_owned(),
         );
     }
@@ -379,7 +397,7 @@ fn kinds(t: &mut Table<'_, '_>, is_exempt: bool) -> GroupResources {
         None,
         |text| Ok(text.to_owned()),
     );
-    let meaning = "like \"pods\", \"pods/log\", \"pods/*\" (also pods), \"*/status\"";
+    let meaning = "resources, such as \"pods\", \"pods/log\", \"pods/*\" (also pods), \"*/status\"";
     let resources = words(t, "resources", "all of the group", meaning);
     let mut of =
         GroupResources { group: group.unwrap_or_default(), resources, ..Default::default() };
@@ -390,7 +408,7 @@ fn kinds(t: &mut Table<'_, '_>, is_exempt: bool) -> GroupResources {
         });
     } else {
         t.rename("resourceNames", "resource_names");
-        let meaning = "objects of these names only; * alone is any";
+        let meaning = "only objects with these names; * alone matches any";
         of.resource_names = unless_any(words(t, "resource_names", "any", meaning));
     }
     of
@@ -418,7 +436,7 @@ fn redaction(t: &mut Table<'_, '_>) -> Option<redact::Rule> {
         required(
             "fields",
             "array of strings",
-            "like \"requestObject.data.*\", where * is any member or element",
+            "paths, such as \"requestObject.data.*\", where * is any member or element",
         ),
         |text| checked(&[], &[text]),
     );
@@ -426,7 +444,8 @@ fn redaction(t: &mut Table<'_, '_>) -> Option<redact::Rule> {
         "with",
         &[("drop", With::Drop), ("sha256", With::Sha256)],
         Some(With::Drop),
-        "removed; or its hash in its place, which tells same from other, and by which short or known values can be guessed",
+        "drop: the value is removed; sha256: its hash replaces it, which shows equal values, and \
+         from which short or known values can be guessed",
     );
     let resources = resources.unwrap_or_default();
     Some(redact::Rule { resources, fields: fields?, with: with? })
@@ -461,7 +480,8 @@ fn annotation_name(text: &str) -> Result<String, String> {
         || !text.ends_with(is_end)
     {
         return Err(format!(
-            "is not a name, allowed: up to {ANNOTATION_CHARS_MAX} letters, digits, - _ and . with a letter or digit at both ends"
+            "is not a name, allowed: 1 to {ANNOTATION_CHARS_MAX} letters, digits, -, _ and ., with \
+             a letter or digit at both ends"
         ));
     }
     Ok(text.to_owned())

@@ -71,7 +71,7 @@ impl HttpKeys {
         Self {
             compression,
             compresses: "Content-Encoding of requests",
-            concurrency: "requests at once; 1 keeps the order",
+            concurrency: "requests at the same time; 1 keeps the order of the events",
             authorization,
         }
     }
@@ -113,11 +113,11 @@ impl HttpClient {
         } else if headers.contains_key("authorization") {
             t.error(
                 "headers",
-                "sets `authorization`, which this type of output sets itself, allowed: other headers",
+                "sets `authorization`, which this type of output sets itself: remove that header",
             );
         }
         if tls.is_some() && urls.as_ref().is_some_and(|urls| urls.iter().all(is_plain)) {
-            t.error("tls", "is for https, but all urls are http://, allowed: leave it out");
+            t.error("tls", "is for https, but all urls are http://: remove it, or use https://");
         }
         warn_of_plain_credentials(t, urls.as_deref().unwrap_or_default(), &headers);
         let read = || {
@@ -178,11 +178,11 @@ fn warn_of_plain_credentials(
     };
     let is_open =
         |url: &Template| parsed(url).is_some_and(|url| url.scheme() == "http" && !is_local(&url));
-    let Some(index) = urls.iter().position(is_open) else { return };
-    let message = format!(
-        "is sent over plain http:// (urls[{index}]), so that anybody in between can read it, \
-         better: https://"
-    );
+    if !urls.iter().any(is_open) {
+        return;
+    }
+    let message =
+        "is sent over plain http://, so anyone on the network path can read it: use https://";
     let mut keys = t.cx.secrets_below(&t.path);
     let words = ["authorization", "cookie", "token", "secret", "password", "api-key", "apikey"];
     let is_secret = |name: &str| words.iter().any(|word| name.contains(word));
@@ -190,7 +190,7 @@ fn warn_of_plain_credentials(
         keys.push(t.path_of("headers"));
     }
     for key in keys {
-        t.cx.problem_at(&key, &key, &*message, Severity::Warning);
+        t.cx.problem_at(&key, &key, message, Severity::Warning);
     }
 }
 
@@ -203,8 +203,7 @@ fn bearer_token_file(t: &mut Table<'_, '_>) -> Option<PathBuf> {
 }
 
 fn proxy(t: &mut Table<'_, '_>) -> Option<Template> {
-    let meaning =
-        "http://[USER:PASSWORD@]HOST[:PORT], which is asked for every connection (CONNECT)";
+    let meaning = "http://[USER:PASSWORD@]HOST[:PORT] of a proxy for every connection (CONNECT)";
     t.secret(optional("proxy", "URL", "none", meaning), values::proxy_url)
 }
 
@@ -214,7 +213,7 @@ fn basic_auth(t: &mut Table<'_, '_>) -> Option<Option<BasicAuth>> {
     t.optional_section(
         optional("basic_auth", TABLE, "none", "user and password for Authorization"),
         |t| {
-            let username = t.secret(required("username", "string", "user"), values::user_name);
+            let username = t.secret(required("username", "string", "user name"), values::user_name);
             let file = required("password_file", "path", "file with the password");
             let password_file = t.file(file, Content::Password, true);
             Some(BasicAuth { username: username?, password_file: password_file? })
@@ -227,11 +226,11 @@ fn basic_auth(t: &mut Table<'_, '_>) -> Option<Option<BasicAuth>> {
 fn contradictions_of_authorization(t: &Table<'_, '_>, headers: &BTreeMap<String, Template>) {
     let (basic, bearer) = ("basic_auth", "bearer_token_file");
     if t.is_set(basic) && t.is_set(bearer) {
-        t.error(basic, "contradicts bearer_token_file, allowed: one of the two");
+        t.error(basic, "conflicts with bearer_token_file: set only one of the two");
     }
     for name in [basic, bearer] {
         if t.is_set(name) && headers.contains_key("authorization") {
-            t.error(name, "contradicts the header `authorization`, allowed: one of the two");
+            t.error(name, "conflicts with the header `authorization`: set only one of the two");
         }
     }
 }

@@ -64,11 +64,11 @@ impl Kafka {
             required(
                 "brokers",
                 "array of host:port",
-                "the others of the cluster are found by them",
+                "some brokers of the cluster, which name the others",
             ),
             values::host_port,
         );
-        let topic = t.word(required("topic", "name", "it must exist"), values::topic);
+        let topic = t.word(required("topic", "name", "topic, which must exist"), values::topic);
         brokers.zip(topic)
     }
 
@@ -84,7 +84,8 @@ impl Kafka {
         let is_plain = matches!(&sasl, Some(Some(Sasl { mechanism: SaslMechanism::Plain, .. })));
         if is_plain && tls.is_none() {
             let path = format!("{}.mechanism", t.path_of("sasl"));
-            let message = "sends the password readable without tls, better: tls, or SCRAM-SHA-512";
+            let message = "sends the password in clear text without tls: set tls, or use \
+                           SCRAM-SHA-512";
             t.cx.problem_at(&path, &path, message, config_table::problem::Severity::Warning);
         }
         let ((brokers, topic), sasl) = (topic?, whole(sasl)?);
@@ -112,9 +113,9 @@ impl Sasl {
                 ("PLAIN", SaslMechanism::Plain),
             ],
             Some(SaslMechanism::ScramSha512),
-            "as the brokers want it; PLAIN sends the password as it is",
+            "mechanism that the brokers expect; PLAIN sends the password itself",
         );
-        let username = t.secret(required("username", "string", "user"), values::user_name);
+        let username = t.secret(required("username", "string", "user name"), values::user_name);
         let file = required("password_file", "path", "file with the password");
         let password_file = t.file(file, Content::Password, true);
         Some(Self { mechanism: mechanism?, username: username?, password_file: password_file? })

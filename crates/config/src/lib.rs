@@ -124,6 +124,9 @@ pub struct Checked {
     /// The line and the column of each value and table header in the config file. The map's key is
     /// the path of the config key or table, such as `output[0].name`.
     places: BTreeMap<String, (usize, usize)>,
+    /// The name of each output, with the path of its table, such as `output[0]`. `None`: the output
+    /// has no usable name.
+    outputs: Vec<(String, Option<String>)>,
 }
 
 impl Checked {
@@ -140,7 +143,8 @@ impl Checked {
     pub fn problem(&self, key: &str, message: impl Into<String>, severity: Severity) -> Problem {
         let place = reader::enclosing(key).find_map(|path| self.places.get(path));
         let (line, column) = place.copied().unwrap_or((1, 1));
-        Problem { line, column, path: key.to_owned(), message: message.into(), severity }
+        let (path, output) = (key.to_owned(), output::name_of(&self.outputs, key));
+        Problem { line, column, path, message: message.into(), severity, output }
     }
 
     /// Adds problems that were found after the reading, such as a broken certificate in a file that
@@ -184,7 +188,8 @@ pub fn read_with(
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let (cx, table) = reader::Context::new(text, env);
     cx.warn_of_shell("", &table);
-    let config = whole(&cx, table, types);
+    let mut outputs = Vec::new();
+    let config = whole(&cx, table, types, &mut outputs);
     let effective = print::effective(&cx.items.borrow());
     let is_complete = !cx.incomplete.get();
     let spots = cx.spots.borrow().clone();
@@ -192,10 +197,13 @@ pub fn read_with(
     let mut files = cx.files.take();
     files.sort_unstable();
     files.dedup();
-    let (policies, named, problems) = (cx.policies.take(), cx.named.take(), cx.problems());
+    let (policies, named, mut problems) = (cx.policies.take(), cx.named.take(), cx.problems());
+    for problem in &mut problems {
+        problem.output = output::name_of(&outputs, &problem.path);
+    }
     let failed = problems.iter().any(|problem| problem.severity == Severity::Error);
     let config = config.filter(|_| !failed && is_complete);
-    Checked { config, problems, files, policies, named, effective, places }
+    Checked { config, problems, files, policies, named, effective, places, outputs }
 }
 
 /// Reads only the section `[admin]` of a config file. The commands that ask a running relay, such
@@ -280,7 +288,7 @@ impl Config {
 
 /// Reads all tables of the config file, and records their problems in `cx`. If one of the problems
 /// is an error, the result must not be used. Returns `None` only if there is such an error or a
-/// missing `${file:…}`.
+/// missing `${file:…}`. The name of each output is added to `names`, with the path of its table.
 ///
 /// The order of the calls in this function is the order of the tables in the effective config and
 /// in the config reference.
@@ -288,6 +296,7 @@ fn whole<'a>(
     cx: &reader::Context<'a>,
     table: toml::de::DeTable<'a>,
     types: &[OutputType],
+    names: &mut Vec<(String, Option<String>)>,
 ) -> Option<Config> {
     let mut t = Table::root(cx, table);
     let has_input = t.has_any("listener") || t.has_any("source");
@@ -298,8 +307,9 @@ fn whole<'a>(
     let queue = t.section("queue", queue::read);
     let filter = filter::filter(&mut t, None);
     let outputs = t.sections("output", |t| output::read(t, types, &|| entries(types)));
+    names.extend(outputs.iter().map(|draft| (draft.path.clone(), draft.name.clone())));
     let dead_letter = t.section("dead_letter", dead_letter::read);
-    let meaning = "its presence turns on the log that proves which events came in; needs \
+    let meaning = "if present, the relay keeps a log that proves which events came in; needs \
                    queue.directory; a change needs a restart";
     let key = table::optional("evidence", table::TABLE, "no evidence", meaning);
     let evidence = t.optional_section(key, evidence::read);
@@ -312,7 +322,7 @@ fn whole<'a>(
 
     limits.max_body = limits::effective_max_body(cx, &limits, &queue);
     if !has_input && cx.are_known(&["listener", "source"]) {
-        cx.error("listener", "is missing, allowed: one or more [[listener]] or [[source]]");
+        cx.error("listener", "is required: one or more [[listener]] or [[source]]");
     }
     queue::contradictions(cx, &queue, &outputs);
     evidence::contradictions(cx, matches!(evidence, Some(Some(_))));
@@ -346,7 +356,7 @@ fn whole<'a>(
 /// Reads the section `[volume]`. Returns the value of `enabled`, or its default if the key is
 /// absent or wrong.
 fn volume(t: &mut Table<'_, '_>) -> bool {
-    let meaning = "count who causes the bytes that come in: users, verbs, resources (GET \
+    let meaning = "count which users, verbs and resources cause the incoming bytes (GET \
                    /status/volume)";
     t.flag("enabled", true, meaning)
 }
@@ -358,7 +368,7 @@ fn drain_timeout(t: &mut Table<'_, '_>) -> Duration {
         "drain_timeout",
         values::secs(20),
         ..,
-        "SIGTERM: time to answer what is under way and to empty the queue",
+        "time after SIGTERM to answer open requests and to empty the queue",
     )
 }
 
@@ -384,6 +394,6 @@ pub fn sample(types: &[OutputType]) -> String {
 fn entries(types: &[OutputType]) -> Vec<reader::Entry> {
     let text = sample(types);
     let (cx, table) = reader::Context::new(&text, &|_| None);
-    whole(&cx, table, types);
+    whole(&cx, table, types, &mut Vec::new());
     print::merged(cx.items.into_inner())
 }

@@ -53,9 +53,10 @@ pub(crate) fn read(t: &mut Table<'_, '_>, is_durable: bool) -> Limits {
         "max_body",
         "size, at least 1KiB",
         (Some(max_body), "`\"256MiB\"`, with queue.directory `\"1GiB\"`"),
-        "decompressed, and as sent; larger: 413. What takes effect is the smallest of it, max_in_flight and \
-         queue.max_bytes - 256 (with queue.directory: the smaller of it and queue.max_bytes / 2, and one \
-         event is smaller than max_in_flight)",
+        "largest body, both as sent and decompressed; larger: 413. The effective limit is the \
+         smallest of this, max_in_flight and queue.max_bytes - 256; with queue.directory it is the \
+         smaller of this and queue.max_bytes / 2, and each event must be smaller than \
+         max_in_flight",
     );
     Limits {
         max_body: t.size_of(key, KIB..).unwrap_or(max_body),
@@ -63,42 +64,43 @@ pub(crate) fn read(t: &mut Table<'_, '_>, is_durable: bool) -> Limits {
             "max_in_flight",
             256 * MIB,
             ROOM_MIN..,
-            "bytes of bodies in memory that are not yet in the queue or wait for their \
-             acknowledgement; beyond: 429",
+            "limit for the bytes of bodies in memory that are not yet in the queue or wait for \
+             their acknowledgement; above it: 429",
         ),
         max_connections: usize::try_from(t.count(
             "max_connections",
             4096,
             1..=CONNECTIONS_MAX,
-            "all listeners together; for one more, a request that is refused already gives way, \
-             else the connection that is longest without a whole head; a low limit of open files \
-             lowers it",
+            "connections of all listeners together; above it, a connection whose requests were \
+             refused is closed, or else the one that has been longest without a complete request \
+             head; a low limit on open files lowers it",
         ))
         .unwrap_or(usize::MAX),
         header_timeout: t.time(
             "header_timeout",
             secs(10),
             TIME_MIN..,
-            "from the first byte of a request's head to its end",
+            "time from the first byte of a request's head to its end",
         ),
         body_timeout: t.time(
             "body_timeout",
             secs(30),
             TIME_MIN..,
-            "the whole body must have arrived by then: 408; that of a refused request gets 2s, and \
-             2s more with each 128KiB",
+            "time for the whole body to arrive, else 408; the body of a refused request gets 2s, \
+             and 2s more for each 128KiB",
         ),
         idle_timeout: t.time(
             "idle_timeout",
             secs(300),
             TIME_MIN..,
-            "between requests of a kept connection",
+            "time between two requests on a connection",
         ),
         max_connection_age: unless_zero(t.time(
             "max_connection_age",
             secs(900),
             ..,
-            "then Connection: close or GOAWAY after the current answer, jittered; \"0s\": never",
+            "age at which a connection is closed after its current answer (Connection: close or \
+             GOAWAY), with jitter; \"0s\": never",
         )),
     }
 }

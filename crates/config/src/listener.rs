@@ -52,12 +52,16 @@ pub(super) type Draft = (Option<SocketAddr>, Option<Listener>);
 
 /// Reads one `[[listener]]`. Returns the parts that could be read; problems are recorded.
 pub(crate) fn read(t: &mut Table<'_, '_>) -> Draft {
-    let address = t
-        .word(required("address", "IP:PORT", "where to listen for POSTs of events"), |text| {
-            Ok((text.to_owned(), values::socket_address(text)?))
-        });
+    let address = t.word(
+        required("address", "IP:PORT", "address to listen on; events arrive there by POST"),
+        |text| Ok((text.to_owned(), values::socket_address(text)?)),
+    );
     let path_prefix = t.word_or(
-        ("path_prefix", "path", "POST to any path below it is ingest; others are 404"),
+        (
+            "path_prefix",
+            "path",
+            "events are accepted by POST at any path below it; other paths get 404",
+        ),
         "/",
         None,
         values::path_prefix,
@@ -67,21 +71,27 @@ pub(crate) fn read(t: &mut Table<'_, '_>) -> Draft {
             "bearer_token_file",
             "path",
             "no authentication",
-            "the token that senders need, blanks around it aside; kube-apiserver sends it over \
-             HTTPS only",
+            "file with the token that senders must present, without the blanks around it; \
+             kube-apiserver sends tokens only over HTTPS",
         ),
         Content::ListenerToken,
         true,
     );
     let tls = t.optional_section(
-        optional("tls", TABLE, "plain HTTP", "its presence makes it HTTPS (h2 and http/1.1)"),
+        optional(
+            "tls",
+            TABLE,
+            "plain HTTP",
+            "if present, the listener speaks HTTPS (h2 and http/1.1)",
+        ),
         |t| read_tls(t, true),
     );
     if bearer_token_file.is_some() && tls.is_none() {
         // client-go leaves token, password and client certificate out if the server's URL is not
         // https (clientcmd, `ClientConfig`).
         let message = "kube-apiserver sends no token over plain HTTP, so each of its batches is \
-                       answered 401, better: listener.tls, or no token and a NetworkPolicy";
+                       refused with 401: set listener.tls, or remove the token and use a \
+                       NetworkPolicy";
         t.warn("bearer_token_file", message);
     }
     let bound = address.as_ref().map(|(_, address)| *address);
@@ -112,13 +122,14 @@ pub(super) fn read_tls(t: &mut Table<'_, '_>, has_optional: bool) -> Option<List
             "client_ca",
             "path",
             "none",
-            "its presence requires a client certificate (mTLS) from a CA in it, or that is in it; \
-             once replaced, connections that the old one let in end after the request under way",
+            "if set, clients must present a certificate (mTLS) that is in this file or comes from \
+             a CA in it; when the file changes, connections accepted by the old one close after \
+             their current request",
         ),
         Content::Authorities,
         must_exist,
     );
-    let meaning = "true: no error while the files are absent; the listener opens when they appear";
+    let meaning = "true: the files may be absent; the listener opens when they appear";
     let optional = has_optional && t.flag("optional", false, meaning);
     let min_version = tls::min_version(t);
     Some(ListenerTls {
@@ -144,7 +155,7 @@ pub(super) fn own_addresses(
 
 /// Returns the message about an address that conflicts with that of the key `other`.
 pub(super) fn conflict(other: &str) -> String {
-    format!("can't be bound beside {other}, allowed: another port, or another address")
+    format!("uses the same port as {other}: choose another port, or another address")
 }
 
 /// Reports each listener whose address conflicts with that of an earlier listener or with one of
@@ -161,11 +172,11 @@ pub(super) fn contradictions(
         let first =
             listeners.iter().position(|(other, _)| other.is_some_and(|it| meets(it, address)));
         if let Some(first) = first.filter(|first| *first < index) {
-            cx.error(&path, conflict(&format!("listener[{first}].address")));
+            cx.error(&path, conflict(&cx.with_line(&format!("listener[{first}].address"))));
         }
         for (key, _) in admin.iter().filter(|(_, admin)| meets(*admin, address)) {
             match cx.is_set(key) {
-                true => cx.error(key, conflict(&path)),
+                true => cx.error(key, conflict(&cx.with_line(&path))),
                 false => cx.error(&path, conflict(&format!("the default of {key}"))),
             }
         }

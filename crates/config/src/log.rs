@@ -36,7 +36,7 @@ pub(crate) fn read(t: &mut Table<'_, '_>) -> Option<Log> {
             ("trace", Level::TRACE),
         ],
         Some(Level::INFO),
-        "debug: one line per request and delivery",
+        "least important level that is logged; debug has a line for each request and delivery",
     );
     let format = t.choice(
         "format",

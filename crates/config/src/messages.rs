@@ -22,8 +22,10 @@ impl Messages {
     /// Reads the keys of RFC 5424 messages, such as `facility` and `hostname`. Returns `None` if
     /// `hostname` or `app_name` is wrong; the problem is recorded.
     pub fn read(t: &mut Table<'_, '_>) -> Option<Self> {
-        let facility = t.choice("facility", &numbered(&FACILITIES), Some(16), "of each message");
-        let severity = t.choice("severity", &numbered(&SEVERITIES), Some(6), "of each message");
+        let facility =
+            t.choice("facility", &numbered(&FACILITIES), Some(16), "facility of each message");
+        let severity =
+            t.choice("severity", &numbered(&SEVERITIES), Some(6), "severity of each message");
         let hostname = t.word_or(
             ("hostname", "name", "HOSTNAME of each message"),
             &machine_name(),
@@ -58,8 +60,9 @@ impl Messages {
     /// [`OutputSettings::event_limit`]: super::OutputSettings::event_limit
     pub fn event_limit(&self) -> Option<&'static str> {
         (self.max_message_bytes == 0).then_some(
-            "rsyslog cuts messages above 8 KiB by default, and other receivers cut or garble long \
-             ones, allowed: a little less than the receiver's limit, or max_message_bytes",
+            "By default, rsyslog truncates messages over 8 KiB, and other receivers truncate or \
+             garble long ones. Set it to a little less than the receiver's limit, or set \
+             max_message_bytes",
         )
     }
 }

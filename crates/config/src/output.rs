@@ -14,9 +14,8 @@ use config_table::values;
 use config_table::values::BatchBytes;
 
 /// The message about checkpoints on an output that can't carry them.
-const NO_PLACE: &str = "is true, and this output has no place for a checkpoint, allowed: with type \
-                        tcp, stdout, lumberjack, relp, kafka, s3, and http with format ndjson or \
-                        audit_log";
+const NO_PLACE: &str = "this output cannot carry checkpoints, allowed: type tcp, stdout, \
+                        lumberjack, relp, kafka, s3, and http with format ndjson or audit_log";
 
 /// The settings of one `[[output]]` table.
 #[derive(Debug, Clone, PartialEq)]
@@ -59,7 +58,7 @@ pub(super) struct Draft {
     /// The path of the output's table in the file: `output[0]`.
     pub path: String,
     /// The name of the output. `None`: the key `name` is missing or wrong.
-    name: Option<String>,
+    pub name: Option<String>,
     /// The value of the key `required`; `true` if the key is absent or wrong.
     pub required: bool,
     /// The value of the key `checkpoints`; `false` if the key is absent or wrong.
@@ -85,6 +84,27 @@ impl Draft {
     pub(crate) fn targets(&self) -> Option<(&str, Vec<Target>)> {
         Some((&self.path, self.output.as_ref()?.kind.targets()))
     }
+
+    /// Returns the output for a message about another key: its name and line, such as `output
+    /// "siem" (line 5)`. Without a name, only the line is told.
+    pub(super) fn shown(&self, cx: &Context<'_>) -> String {
+        match (&self.name, cx.line_of(&self.path)) {
+            (Some(name), Some(line)) => format!("output {name:?} (line {line})"),
+            (None, Some(line)) => format!("the output in line {line}"),
+            (_, None) => self.path.clone(),
+        }
+    }
+}
+
+/// Returns the name of the output that has the key `path`, such as `output[1].tls.ca`. Returns
+/// `None` if `names` has only one output, if the output has no name, and for the key `name` itself.
+pub(super) fn name_of(names: &[(String, Option<String>)], path: &str) -> Option<String> {
+    let has = |output: &str| {
+        let key = path.strip_prefix(output);
+        key.is_some_and(|key| key.is_empty() || (key.starts_with('.') && key != ".name"))
+    };
+    let (_, name) = names.iter().find(|(output, _)| has(output))?;
+    name.clone().filter(|_| names.len() > 1)
 }
 
 /// Reads one table `[[output]]` of the config. Its key `type` must name one of `types`. Returns a
@@ -101,33 +121,33 @@ pub(crate) fn read(
         values::output_name,
     );
     let names: Vec<_> = types.iter().map(|it| it.name).zip(0..).collect();
-    let chosen: Option<usize> = t.choice("type", &names, None, "what it speaks");
+    let chosen: Option<usize> = t.choice("type", &names, None, "protocol of the consumer");
     let kind = chosen.and_then(|index| types.get(index)).copied();
     let required = t.flag(
         "required",
         true,
-        "false: events are kept for it as long as nothing else needs the room, then dropped for it \
-         alone, and counted; no 200 waits for it. At least one output is required",
+        "false: when other events need the room, events are dropped for this output alone, and \
+         counted; no 200 waits for it. At least one output must be required",
     );
     let checkpoints = t.flag(
         "checkpoints",
         false,
-        "the newest checkpoint of the evidence also leaves through it, on a line of its own; with \
-         type tcp, stdout, lumberjack, relp, kafka, s3, and http with format ndjson or audit_log",
+        "true: the newest checkpoint of the evidence is sent too, on a line of its own; for type \
+         tcp, stdout, lumberjack, relp, kafka, s3, and http with format ndjson or audit_log",
     );
     let pause = t.flag(
         "pause",
         false,
-        "true: nothing is sent, and events wait in the queue until a reload takes this away; also \
-         at the end of the process, so that a queue in memory loses them",
+        "true: nothing is sent, and events wait in the queue until a reload removes this key; at \
+         shutdown nothing is sent either, so a queue in memory loses them",
     );
     let rate_limit = t.word(
         optional(
             "rate_limit",
-            "size a second, at least \"1kB/s\"",
+            "size per second, at least \"1kB/s\"",
             "no limit",
-            "of the bytes of events that leave, before compression, attempts after the first \
-             included; for a consumer that comes back to a backlog",
+            "limit for the bytes of events that are sent, before compression, with repeated \
+             attempts; for a consumer that must catch up with a backlog",
         ),
         values::rate,
     );
@@ -182,11 +202,11 @@ fn contradictions_of_max_elapsed(
     let Some(limit) = max_elapsed else { return };
     let path = format!("{}.retry.max_elapsed", t.path);
     if rejected == Some(Rejected::Retry) {
-        t.cx.error(&path, "contradicts rejected.action = \"retry\", allowed with it: leave it out");
+        t.cx.error(&path, "conflicts with rejected.action = \"retry\": remove one of the two");
     }
     if let Some((key, age)) = collected_after.filter(|(_, age)| limit <= *age) {
         let least = values::show_time(age);
-        let message = format!("must be longer than {key}, allowed: more than {least}");
+        let message = format!("must be longer than {key} ({least})");
         t.cx.error(&path, message);
     }
 }
@@ -204,7 +224,7 @@ fn of_another_type(key: &str, type_name: Option<&str>, entries: &[Entry]) -> Opt
         return None;
     }
     let message =
-        |name| format!("type {name} has no key `{key}`, allowed: with type {}", owners.join(", "));
+        |name| format!("type {name} has no key `{key}`, which is for type {}", owners.join(", "));
     Some(type_name.map(message).unwrap_or_default())
 }
 
@@ -233,7 +253,7 @@ pub(super) fn warn_of_large_events(cx: &Context<'_>, outputs: &[Draft]) {
             && !cx.is_set("filter.max_event_bytes")
             && !cx.is_set(&key)
         {
-            cx.problem_at(&key, &key, format!("is not set: {limit}"), Severity::Warning);
+            cx.problem_at(&key, &key, format!("is not set. {limit}"), Severity::Warning);
         }
     }
 }
@@ -243,13 +263,14 @@ pub(super) fn warn_of_large_events(cx: &Context<'_>, outputs: &[Draft]) {
 /// `[evidence]` (`has_evidence`).
 pub(super) fn contradictions(cx: &Context<'_>, outputs: &[Draft], has_evidence: bool) {
     for draft in outputs.iter().filter(|draft| draft.checkpoints && !has_evidence) {
-        let message = "is true, and nothing makes checkpoints, allowed: with a section [evidence]";
+        let message = "needs a section [evidence], which makes the checkpoints";
         cx.error(&format!("{}.checkpoints", draft.path), message);
     }
     if let Some(first) = outputs.first()
         && outputs.iter().all(|draft| !draft.required)
     {
-        let message = "is false for every output, allowed: true for at least one, so that events are kept for it";
+        let message = "is false for every output: at least one output must be required, so that \
+                       events are kept for it";
         cx.error(&format!("{}.required", first.path), message);
     }
     for (index, draft) in outputs.iter().enumerate() {
@@ -257,15 +278,16 @@ pub(super) fn contradictions(cx: &Context<'_>, outputs: &[Draft], has_evidence: 
         if let Some(name) = &draft.name
             && let Some(first) = before.clone().find(|other| other.name.as_ref() == Some(name))
         {
-            let first = &first.path;
-            let message = format!("is the name of {first} already, allowed: a name of its own");
+            let message = format!("duplicate name, also used by {}", first.shown(cx));
             cx.error(&format!("{}.name", draft.path), message);
         }
         if let Some(OutputType { name, only_one: Some(what), .. }) = draft.kind
             && let Some(first) = before.clone().find(|it| it.kind.is_some_and(|it| it.name == name))
         {
-            let first = &first.path;
-            let message = format!("{first} {what} already, allowed: one output of type {name}");
+            let message = format!(
+                "{} {what} already: only one output of type {name} is allowed",
+                first.shown(cx)
+            );
             cx.error(&format!("{}.type", draft.path), message);
         }
     }

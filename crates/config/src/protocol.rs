@@ -44,9 +44,9 @@ pub trait OutputSettings: fmt::Debug + PartialEq + Send + Sync + Sized + 'static
     const MEMORY: u64;
 
     /// The reason why a config can have only one output of this type, as a part of the error
-    /// message. For example, `"writes to stdout"` gives the message `output[0] writes to stdout
-    /// already, allowed: one output of type stdout`. `None`: a config can have any number of
-    /// outputs of this type.
+    /// message. For example, `"writes to stdout"` gives the message `output "a" (line 5) writes to
+    /// stdout already: only one output of type stdout is allowed`. `None`: a config can have any
+    /// number of outputs of this type.
     const ONLY_ONE: Option<&'static str> = None;
 
     /// `true` if the output collects events for minutes before it sends them. A required output of

@@ -114,21 +114,21 @@ pub(crate) fn read(t: &mut Table<'_, '_>) -> Queue {
         "max_bytes",
         256 * MIB,
         ROOM_MIN..,
-        "memory that waiting events may take (a batch counts its bytes plus 256), or disk when \
-         directory is set: whole files, reserved space included, at least 256KiB",
+        "size of the queue: in memory, the waiting events and 256 bytes for each batch; on disk, \
+         whole files with reserved space, at least 256KiB",
     );
     let directory = t.directory(optional(
         "directory",
         "path",
         "memory only",
-        "where the queue lives on disk; made 0700 if missing",
+        "directory of the queue on disk; created with mode 0700 if missing",
     ));
     let ephemeral = t.flag(
         "ephemeral",
         false,
-        "the directory goes away with the pod (an emptyDir): the end of the process delivers what \
-         it can, and the rest counts as lost; the environment variable \
-         KUBE_AUDIT_FORWARDER_EPHEMERAL, `true` or `false`, wins over this key",
+        "true: the directory is deleted with the pod (an emptyDir), so at shutdown the relay \
+         delivers what it can and counts the rest as lost; the environment variable \
+         KUBE_AUDIT_FORWARDER_EPHEMERAL (`true` or `false`) overrides this key",
     );
     let ephemeral = match t.env(EPHEMERAL).as_deref() {
         Some("true") => true,
@@ -147,8 +147,8 @@ pub(crate) fn read(t: &mut Table<'_, '_>) -> Queue {
         "delivered_timeout",
         secs(25),
         TIME_MIN..,
-        "with \"delivered\": 503 after it (kube-apiserver gives up at 30 s); with a directory: \
-         503 after a batch has waited so long for its fdatasync",
+        "time that a batch may wait before it gets 503: with \"delivered\", for its delivery \
+         (kube-apiserver gives up after 30 s); with a directory, for its fdatasync",
     );
     let when_full = t.choice(
         "when_full",
@@ -158,13 +158,14 @@ pub(crate) fn read(t: &mut Table<'_, '_>) -> Queue {
             (WhenFull::DropNewest.name(), WhenFull::DropNewest),
         ],
         Some(WhenFull::Reject),
-        "429 with Retry-After, or 200 and a counted loss (not with \"delivered\")",
+        "a new batch gets 429 with Retry-After; or it gets 200, and the oldest or the new events \
+         are dropped and counted as lost (not with \"delivered\")",
     );
     let retry_after = t.time(
         "retry_after",
         secs(5),
         secs(1)..=secs(15),
-        "Retry-After of 429 and 503, drawn evenly from 0.6 to 1.6 times it",
+        "Retry-After of 429 and 503: a random value from 0.6 to 1.6 times this",
     );
     let segment_bytes = segment_bytes(t, max_bytes);
     Queue {
@@ -190,9 +191,9 @@ fn acknowledge(t: &mut Table<'_, '_>) -> Acknowledge {
             (Acknowledge::Synced.name(), Acknowledge::Synced),
         ],
         Some(default),
-        "when the sender gets its 200: once the batch is in the queue, once every required \
-         output has acknowledged it, or once it is synced to disk (fdatasync). \"synced\" needs a directory, \
-         and is the default and the only choice with one",
+        "when the sender gets its 200: once the batch is in the queue, once every required output \
+         has acknowledged it, or once it is synced to disk (fdatasync). \"synced\" needs a \
+         directory; with one it is the default and the only choice",
     );
     chosen.unwrap_or(default)
 }
@@ -210,7 +211,7 @@ fn segment_bytes(t: &mut Table<'_, '_>, max_bytes: u64) -> u64 {
         "segment_bytes",
         "size, 16KiB to max_bytes / 4",
         ((durable && limit_known).then_some(default), "the smaller of 64MiB and max_bytes / 4"),
-        "of one file of the queue; needs a directory",
+        "size of one file of the queue; needs a directory",
     );
     let least = if durable { SEGMENT_MIN } else { 0 };
     let segment_bytes = t.size_of(key, least..).unwrap_or(default);
@@ -222,8 +223,7 @@ fn segment_bytes(t: &mut Table<'_, '_>, max_bytes: u64) -> u64 {
         cx.error(&path, format!("is larger than queue.max_bytes / 4, allowed: at most {most}"));
     }
     if !durable && segment_bytes != default {
-        let only = values::show_size(default);
-        let message = format!("needs queue.directory, allowed without it: {only}, or leave it out");
+        let message = "needs queue.directory: set that key, or remove this one";
         cx.error(&path, message);
     }
     segment_bytes
@@ -238,8 +238,10 @@ pub(super) fn contradictions(cx: &Context<'_>, queue: &Queue, outputs: &[output:
             "queue.acknowledge",
             "needs queue.directory, allowed without it: \"queued\", \"delivered\"",
         ),
-        (true, Acknowledge::Queued | Acknowledge::Delivered) => cx
-            .error("queue.acknowledge", "contradicts queue.directory, allowed with it: \"synced\""),
+        (true, Acknowledge::Queued | Acknowledge::Delivered) => cx.error(
+            "queue.acknowledge",
+            "conflicts with queue.directory, allowed with it: \"synced\"",
+        ),
     }
 }
 
@@ -250,16 +252,16 @@ pub(super) fn contradictions(cx: &Context<'_>, queue: &Queue, outputs: &[output:
 /// event counts as delivered.
 fn contradictions_of_delivered(cx: &Context<'_>, queue: &Queue, outputs: &[output::Draft]) {
     if queue.when_full != WhenFull::Reject {
-        let message = "contradicts acknowledge = \"delivered\", allowed with it: \"reject\"";
+        let message = "conflicts with acknowledge = \"delivered\", allowed with it: \"reject\"";
         cx.error("queue.when_full", message);
     }
     let timeout_path = "queue.delivered_timeout";
     for draft in outputs.iter().filter(|draft| draft.required) {
         if let Some(kind) = draft.collects {
             let message = format!(
-                "\"delivered\" contradicts {} of type {kind}, which collects events for minutes \
-                 before they are delivered, allowed: \"queued\", or queue.directory",
-                draft.path
+                "\"delivered\" conflicts with {} of type {kind}, which collects events for minutes \
+                 before it delivers them: use \"queued\", or set queue.directory",
+                draft.shown(cx)
             );
             cx.error("queue.acknowledge", message);
             continue;
@@ -276,8 +278,10 @@ fn contradictions_of_delivered(cx: &Context<'_>, queue: &Queue, outputs: &[outpu
                 cx.error(&path, message);
             } else {
                 let least = values::show_time(time);
-                let message =
-                    format!("must be longer than {path} {because}, allowed: more than {least}");
+                let message = format!(
+                    "must be longer than {key} of {} {because}, allowed: more than {least}",
+                    draft.shown(cx)
+                );
                 cx.error(timeout_path, message);
             }
         }

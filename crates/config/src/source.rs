@@ -65,27 +65,32 @@ pub(super) type Draft = (Option<String>, Option<Source>);
 /// Reads one `[[source]]`. Returns the parts that could be read; problems are recorded.
 pub(crate) fn read(t: &mut Table<'_, '_>) -> Draft {
     let name = t.word(
-        required("name", "name", "the label `listener` in metrics; unique"),
+        required("name", "name", "value of the label `listener` in metrics; unique"),
         values::output_name,
     );
     let kind = t.choice("type", &[("kafka", ())], None, "where events come from");
     let topic = Kafka::read_topic(t);
     let group = t.word(
-        required("group", "name", "consumer group: its relays share the topic's partitions"),
+        required(
+            "group",
+            "name",
+            "consumer group; relays of the same group share the topic's partitions",
+        ),
         |text| values::printable(text, 255),
     );
     let max_in_flight = t.size(
         "max_in_flight",
         64 * MIB,
         ROOM_MIN..,
-        "bytes of messages taken that not every output has acknowledged: what a crash repeats",
+        "limit for the bytes of messages that not every required output has acknowledged; after a \
+         crash these are read again",
     );
     let session_timeout = t.time(
         "session_timeout",
         secs(10),
         secs(1)..=secs(1800),
-        "a relay that was killed is missed after so long, and the group's others take its partitions \
-         over; brokers allow 6s to 30m by default",
+        "time after which the partitions of a relay that was killed go to others of its group; by \
+         default, brokers allow 6s to 30m",
     );
     let cluster = Kafka::read(t, topic);
     #[cfg(not(feature = "kafka"))]
@@ -121,8 +126,8 @@ pub(super) fn contradictions(cx: &Context<'_>, queue: &Queue, sources: &[Draft])
     for (index, (name, _)) in sources.iter().enumerate() {
         let first = sources.iter().position(|(other, _)| other == name).filter(|_| name.is_some());
         if let Some(first) = first.filter(|first| *first < index) {
-            let message =
-                format!("is the name of source[{first}] already, allowed: a name of its own");
+            let first = cx.with_line(&format!("source[{first}].name"));
+            let message = format!("duplicate name, also used by {first}");
             cx.error(&format!("source[{index}].name"), message);
         }
     }
@@ -131,16 +136,16 @@ pub(super) fn contradictions(cx: &Context<'_>, queue: &Queue, sources: &[Draft])
         return;
     }
     if queue::is_durable(cx) {
-        let message = "contradicts [[source]]: offsets are committed when every output has the \
-                       events, and what the disk has would come again after a restart, allowed: \
-                       leave it out";
+        let message = "conflicts with [[source]]: offsets are committed only when every output has \
+                       the events, so after a restart the events on disk would be read from Kafka \
+                       again: remove queue.directory";
         cx.error("queue.directory", message);
     } else if queue.acknowledge != Acknowledge::Delivered {
         let why = "an offset would be committed before the outputs have the events, and a crash \
                    would lose them";
         match cx.is_set(path) {
             true => {
-                cx.error(path, format!("contradicts [[source]]: {why}, allowed: \"delivered\""))
+                cx.error(path, format!("conflicts with [[source]]: {why}, allowed: \"delivered\""))
             }
             false => {
                 cx.error("source[0]", format!("needs {path} = \"delivered\": otherwise {why}"))

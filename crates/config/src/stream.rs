@@ -40,7 +40,11 @@ impl Stream {
     /// replaced by its default or left out. Each problem is recorded.
     pub fn read(t: &mut Table<'_, '_>) -> Option<Self> {
         let addresses = t.words(
-            required("addresses", "array of host:port", "IPv6 in brackets"),
+            required(
+                "addresses",
+                "array of host:port",
+                "addresses of the consumer; IPv6 in brackets",
+            ),
             values::host_port,
         );
         let strategy = Strategy::read(t);
@@ -50,8 +54,8 @@ impl Stream {
             "idle_timeout",
             Duration::ZERO,
             ..,
-            "reconnect after so long without events, before a load balancer drops the connection; \
-             \"0s\": never",
+            "time without events after which the relay reconnects, before a load balancer drops \
+             the connection; \"0s\": never",
         ));
         let tls = ClientTls::read_optional(t);
         Some(Self { addresses: addresses?, strategy: strategy?, tls, keepalive, idle_timeout })
@@ -74,8 +78,8 @@ impl Stream {
             "replay_window",
             secs(1),
             ..=secs(300),
-            "what was sent is final when no reset came for so long after the peer's kernel had it; \
-             after a break everything younger is sent again",
+            "an event is delivered if the connection was not reset within this time after the \
+             peer's kernel received it; after a break, newer events are sent again",
         )
     }
 
@@ -111,12 +115,10 @@ impl Strategy {
     pub fn read(t: &mut Table<'_, '_>) -> Option<Self> {
         t.choice(
             "strategy",
-            &[
-                (Self::Failover.name(), Self::Failover),
-                (Self::RoundRobin.name(), Self::RoundRobin),
-            ],
+            &[(Self::Failover.name(), Self::Failover), (Self::RoundRobin.name(), Self::RoundRobin)],
             Some(Self::Failover),
-            "the first healthy one, in order; or the next one, for each request (http) or each connect",
+            "the first healthy address in the order of the config; or the next address for each \
+             request (http) or connection",
         )
     }
 }

@@ -51,16 +51,13 @@ pub(crate) fn warn<'o>(
             cx.problem_at(&key, &key, message, Severity::Warning);
         };
         for (index, target) in targets.iter().enumerate() {
-            let twice = targets.iter().take(index).find(|it| it.whole == target.whole);
-            if let Some(first) = twice {
-                let first = &first.key;
-                let message =
-                    format!("is a duplicate of {path}.{first}, better: each address once");
-                warn(&target.key, message);
+            if targets.iter().take(index).any(|it| it.whole == target.whole) {
+                warn(&target.key, "is the same address as one before it: remove it".to_owned());
             }
             if let Some((key, _)) = own.iter().find(|(_, address)| target.is(*address)) {
                 let message = format!(
-                    "leads back to the relay itself (its own {key}), better: a consumer's address"
+                    "leads back to the relay itself, to {}: use the address of a consumer",
+                    cx.with_line(key)
                 );
                 warn(&target.key, message);
             }

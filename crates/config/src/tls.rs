@@ -75,8 +75,8 @@ impl ClientTls {
             optional(
                 "server_name",
                 "name",
-                "the host dialled",
-                "SNI, and the name that is verified",
+                "the host of the address",
+                "name for SNI, which the certificate must have",
             ),
             values::server_name,
         );
@@ -91,12 +91,12 @@ impl ClientTls {
 pub(crate) fn min_version(t: &mut Table<'_, '_>) -> TlsVersion {
     let default = TlsVersion::V1_2;
     let words = [("1.2", TlsVersion::V1_2), ("1.3", TlsVersion::V1_3)];
-    t.choice("min_version", &words, Some(default), "lowest version of TLS").unwrap_or(default)
+    t.choice("min_version", &words, Some(default), "lowest TLS version").unwrap_or(default)
 }
 
 /// Returns the declaration of a section `tls` whose presence turns TLS on.
 fn tls_key() -> Key {
-    optional("tls", TABLE, "plain TCP", "its presence means TLS")
+    optional("tls", TABLE, "plain TCP", "if present, TLS is used")
 }
 
 /// Reads the key `ca`. Returns `None` if it is absent or wrong.
@@ -106,7 +106,7 @@ fn ca(t: &mut Table<'_, '_>) -> Option<PathBuf> {
             "ca",
             "path",
             "the system's roots",
-            "PEM bundle that the peer's chain must end in, or that has the peer's own certificate",
+            "PEM bundle with the CA of the peer's certificate, or with that certificate itself",
         ),
         Content::Authorities,
         true,
@@ -117,18 +117,23 @@ fn ca(t: &mut Table<'_, '_>) -> Option<PathBuf> {
 /// two is absent or wrong. One key without the other is recorded as a problem.
 fn identity(t: &mut Table<'_, '_>) -> Option<(PathBuf, PathBuf)> {
     let certificate = t.file(
-        optional("certificate", "path", "none", "PEM chain of the client, with private_key"),
+        optional(
+            "certificate",
+            "path",
+            "none",
+            "PEM chain of the client certificate; needs private_key",
+        ),
         Content::Certificate,
         true,
     );
     let private_key = t.file(
-        optional("private_key", "path", "none", "PEM key of certificate"),
+        optional("private_key", "path", "none", "PEM key of the client certificate"),
         Content::PrivateKey,
         true,
     );
     match (t.is_set("certificate"), t.is_set("private_key")) {
-        (true, false) => t.error("certificate", "needs its private_key, allowed: both or none"),
-        (false, true) => t.error("private_key", "needs its certificate, allowed: both or none"),
+        (true, false) => t.error("certificate", "needs private_key too: set both or neither"),
+        (false, true) => t.error("private_key", "needs certificate too: set both or neither"),
         (true, true) | (false, false) => {}
     }
     certificate.zip(private_key)
@@ -139,10 +144,11 @@ fn insecure_skip_verify(t: &mut Table<'_, '_>) -> bool {
     let insecure_skip_verify = t.flag(
         "insecure_skip_verify",
         false,
-        "true: any certificate will do; warned of at every start",
+        "true: any certificate is accepted; the relay warns at every start",
     );
     if insecure_skip_verify {
-        let message = "anybody in between can read and change the audit trail, better: ca";
+        let message = "certificates are not verified, so anyone on the network path can read or \
+                       change events: set ca instead";
         t.warn("insecure_skip_verify", message);
     }
     insecure_skip_verify

@@ -276,8 +276,8 @@ fn loki_and_otlp_take_only_what_their_consumers_take() {
         "loki",
         "tenant = 'a/b'\nheaders = { X-Scope-OrgID = 'a' }\ncompression = 'zstd'\ntimestamp = 'now'\n",
         r#"5:10: output[0].tenant: is not a tenant, allowed: 1 to 150 letters
-5:10: output[0].tenant: contradicts the header `x-scope-orgid`, allowed: one of the two
-7:15: output[0].compression: is not read by Loki, allowed: "none", "gzip"
+5:10: output[0].tenant: conflicts with the header `x-scope-orgid`: set only one of the two
+7:15: output[0].compression: is not supported by Loki, allowed: "none", "gzip"
 8:13: output[0].timestamp: "now" is unknown, allowed: "event", "received""#,
     );
     assert_in_output(
@@ -285,21 +285,21 @@ fn loki_and_otlp_take_only_what_their_consumers_take() {
         "[output.labels]\n1a = 'x'\n__b = 'x'\nverb = 'x'\nlog_type = 'x'\n\"a.b\" = 'x'\nc = ''\nd_1 = 'x'\n",
         r#"6:1: output[0].labels.1a: "1a" is not a label, allowed:
 7:1: output[0].labels.__b: "__b" is not a label, allowed:
-8:1: output[0].labels.verb: "verb" is set by the forwarder itself
-9:1: output[0].labels.log_type: "log_type" is set by the forwarder itself
+8:1: output[0].labels.verb: "verb" is set by the relay itself
+9:1: output[0].labels.log_type: "log_type" is set by the relay itself
 10:1: output[0].labels."a.b": "a.b" is not a label, allowed:
-11:5: output[0].labels.c: "" is not the value of a label, allowed:"#,
+11:5: output[0].labels.c: "" is not a valid label value, allowed:"#,
     );
     let labels: String = (0..14).map(|number| format!("l{number} = 'x'\n")).collect();
     assert_in_output(
         "loki",
         &format!("[output.labels]\n{labels}"),
-        "5:1: output[0].labels: are too many, allowed: at most 13",
+        "5:1: output[0].labels: has too many labels, allowed: at most 13",
     );
     assert_in_output(
         "otlp",
         "resource = { \"a b\" = 'x', c = 1 }\n",
-        r#"5:14: output[0].resource."a b": "a b" is not a word, allowed:
+        r#"5:14: output[0].resource."a b": "a b" is not a valid name, allowed:
 5:31: output[0].resource.c: is a"#,
     );
     let text = "[[output]]\nname = 'o'\ntype = 'otlp'\nurls = ['https://a/']\n";
@@ -310,7 +310,7 @@ fn loki_and_otlp_take_only_what_their_consumers_take() {
 #[test]
 fn nothing_is_said_of_the_sample_from_which_the_reference_is_made_but_what_is_missing() {
     for problem in read_with(&sample(TYPES), TYPES, &|_| None).problems {
-        let expected = ["is missing", "this binary was built without kafka"];
+        let expected = ["is required", "this binary was built without kafka"];
         let known = expected.iter().any(|known| problem.message.starts_with(known));
         assert!(known, "{problem:?}");
     }
@@ -350,8 +350,8 @@ fn unknown_keys_name_the_nearest_known_one() {
     );
     assert_problems(
         "[[listener]]\naddress = '0.0.0.0:1'\n[listener.tls.x]\n",
-        r"3:11: listener[0].tls.certificate: is missing
-3:11: listener[0].tls.private_key: is missing
+        r"3:11: listener[0].tls.certificate: is required
+3:11: listener[0].tls.private_key: is required
 3:15: listener[0].tls.x: unknown key",
     );
 }
@@ -391,8 +391,8 @@ fn another_type_of_value_is_refused() {
 2:1: listener: is a table, allowed: one or more [[listener]]
 3:11: listener[0].address: is an integer, allowed: a string
 4:1: output: is a table, allowed: one or more [[output]]
-4:1: output[0].name: is missing
-4:1: output[0].type: is missing",
+4:1: output[0].name: is required
+4:1: output[0].type: is required",
     );
     assert_problems(
         "[[listener]]\naddress = \"127.0.0.1:0\"\n[output.siem]\ntype = \"stdout\"\n",
@@ -400,7 +400,7 @@ fn another_type_of_value_is_refused() {
     );
     assert_problems(
         "listener = []\noutput = [1]\n",
-        r"1:12: listener: is missing, allowed: one or more [[listener]]
+        r"1:12: listener: is required: one or more [[listener]]
 2:11: output[0]: is an integer, allowed: one or more [[output]]",
     );
     assert_in_output(
@@ -425,22 +425,22 @@ fn another_type_of_value_is_refused() {
 
 #[test]
 fn what_is_required_is_missed_at_the_header() {
-    let missing = ["1:1: listener: is missing", "1:1: output: is missing"];
+    let missing = ["1:1: listener: is required", "1:1: output: is required"];
     let found: Vec<_> =
         read_with("", TYPES, &env).problems.iter().map(|it| it.render("")).collect();
     assert!(found.iter().zip(missing).all(|(found, it)| found.starts_with(&format!(":{it}"))));
     assert_problems(
         "[limits]\n[[listener]]\n  [listener.tls]\n[[output]]\n[[output]]\ntype = 'http'\nname = 'h'\n\
          basic_auth = {}\n[[output]]\ntype = 'syslog'\nname = 's'\n",
-        r"2:1: listener[0].address: is missing
-3:3: listener[0].tls.certificate: is missing
-3:3: listener[0].tls.private_key: is missing
-4:1: output[0].name: is missing
-4:1: output[0].type: is missing
-5:1: output[1].urls: is missing
-8:14: output[1].basic_auth.password_file: is missing
-8:14: output[1].basic_auth.username: is missing
-9:1: output[2].addresses: is missing",
+        r"2:1: listener[0].address: is required
+3:3: listener[0].tls.certificate: is required
+3:3: listener[0].tls.private_key: is required
+4:1: output[0].name: is required
+4:1: output[0].type: is required
+5:1: output[1].urls: is required
+8:14: output[1].basic_auth.password_file: is required
+8:14: output[1].basic_auth.username: is required
+9:1: output[2].addresses: is required",
     );
 }
 
@@ -511,8 +511,8 @@ fn words_that_are_none_say_which_are() {
         r#"5:12: output[0].facility: "local8" is unknown, did you mean "local0"?
 6:12: output[0].severity: "warn" is unknown, 
 7:11: output[0].framing: "" is unknown, allowed: "octet_counting", "newline"
-8:12: output[0].hostname: "a b" is not a word, allowed: 1 to 255 printable ASCII
-9:12: output[0].app_name: "" is not a word, allowed: 1 to 48 printable ASCII
+8:12: output[0].hostname: "a b" is not a valid name, allowed: 1 to 255 printable ASCII
+9:12: output[0].app_name: "" is not a valid name, allowed: 1 to 48 printable ASCII
 10:23: output[0].tls.server_name: "a b" is not a server name
 10:44: output[0].tls.min_version: "1.1" is unknown, did you mean "1.2"? Allowed: "1.2", "1.3""#,
     );
@@ -529,9 +529,9 @@ fn addresses_names_and_urls_are_checked() {
         "[[listener]]\naddress = ':3000'\npath_prefix = 'audit'\n[[listener]]\naddress = 'localhost:1'\n\
          path_prefix = ''\n",
         r#"2:11: listener[0].address: ":3000" is not IP:PORT, allowed: an address such as "0.0.0.0:3000"
-3:15: listener[0].path_prefix: "audit" is not a path, allowed: "/"
+3:15: listener[0].path_prefix: "audit" must begin with "/"
 5:11: listener[1].address: "localhost:1" is not IP:PORT
-6:15: listener[1].path_prefix: "" is not a path"#,
+6:15: listener[1].path_prefix: "" must begin with"#,
     );
     let mut text = String::new();
     for name in ["", "A", "-a", "a_b", "queue"] {
@@ -547,7 +547,7 @@ fn addresses_names_and_urls_are_checked() {
 12:13: output[2].addresses: 
 14:8: output[3].name: 
 16:13: output[3].addresses: 
-18:8: output[4].name: "queue" is what metrics call the queue
+18:8: output[4].name: "queue" is the name of the queue
 20:13: output[4].addresses: "#,
     );
     assert_problems(
@@ -581,7 +581,7 @@ fn headers_that_are_ours_or_none_are_refused() {
         "http",
         "headers = { Host = 'a', content-length = '1', Transfer-Encoding = 'a', connection = 'a', \
          content-type = 'a', content-encoding = 'a' }\n",
-        r#"5:13: output[0].headers.Host: "Host" is set by the forwarder itself
+        r#"5:13: output[0].headers.Host: "Host" is set by the relay itself
 5:25: output[0].headers.content-length: 
 5:47: output[0].headers.Transfer-Encoding: 
 5:72: output[0].headers.connection: 
@@ -602,28 +602,28 @@ fn keys_of_another_type_of_output_say_whose_they_are() {
     assert_in_output(
         "tcp",
         "urls = 1\nframing = 'newline'\nwindow = 1\nfoo = 1\n",
-        r"5:1: output[0].urls: type tcp has no key `urls`, allowed: with type http
-6:1: output[0].framing: type tcp has no key `framing`, allowed: with type syslog
-7:1: output[0].window: type tcp has no key `window`, allowed: with type lumberjack, relp
+        r"5:1: output[0].urls: type tcp has no key `urls`, which is for type http
+6:1: output[0].framing: type tcp has no key `framing`, which is for type syslog
+7:1: output[0].window: type tcp has no key `window`, which is for type lumberjack, relp
 8:1: output[0].foo: unknown key `foo`",
     );
     assert_in_output(
         "syslog",
         "format = 'ndjson'\nproxy = 1\n",
-        r"5:1: output[0].format: type syslog has no key `format`, allowed: with type http, tcp, stdout
-6:1: output[0].proxy: type syslog has no key `proxy`, allowed: with type http",
+        r"5:1: output[0].format: type syslog has no key `format`, which is for type http, tcp, stdout
+6:1: output[0].proxy: type syslog has no key `proxy`, which is for type http",
     );
     assert_in_output(
         "http",
         "addresses = []\nreplay_window = '1s'\n",
-        r"5:1: output[0].addresses: type http has no key `addresses`, allowed: with type tcp, syslog, lumberjack, relp
-6:1: output[0].replay_window: type http has no key `replay_window`, allowed: with type tcp, syslog",
+        r"5:1: output[0].addresses: type http has no key `addresses`, which is for type tcp, syslog, lumberjack, relp
+6:1: output[0].replay_window: type http has no key `replay_window`, which is for type tcp, syslog",
     );
     assert_in_output(
         "stdout",
         "strategy = 'failover'\n[output.tls]\n",
-        r"5:1: output[0].strategy: type stdout has no key `strategy`, allowed: with type http, tcp, syslog, lumberjack, relp
-6:9: output[0].tls: type stdout has no key `tls`, allowed: with type http, splunk_hec, elasticsearch, ibm_cloud_logs, s3, loki, otlp, tcp, syslog, lumberjack, relp",
+        r"5:1: output[0].strategy: type stdout has no key `strategy`, which is for type http, tcp, syslog, lumberjack, relp
+6:9: output[0].tls: type stdout has no key `tls`, which is for type http, splunk_hec, elasticsearch, ibm_cloud_logs, s3, loki, otlp, tcp, syslog, lumberjack, relp",
     );
 }
 
@@ -686,13 +686,13 @@ fn dead_letters_that_are_asked_for_without_a_place_are_warned_of_once() {
 #[test]
 fn a_receiver_with_a_limit_for_events_is_warned_of_until_the_limit_is_known() {
     for (lines, words) in [
-        ("type = 'loki'", "Loki refuses events above 256 KB"),
-        ("type = 'splunk_hec'\ntoken_file = '/proc/self/status'", "Splunk cuts events"),
-        ("type = 'ibm_cloud_logs'\napi_key_file = '/proc/self/status'", "IBM Cloud Logs takes"),
+        ("type = 'loki'", "Loki rejects events over 256 KB"),
+        ("type = 'splunk_hec'\ntoken_file = '/proc/self/status'", "Splunk acknowledges events"),
+        ("type = 'ibm_cloud_logs'\napi_key_file = '/proc/self/status'", "IBM Cloud Logs accepts"),
     ] {
         let output = format!("[[output]]\nname = 'a'\nurls = ['https://a/']\n{lines}\n");
         let key = "output[0].filter.max_event_bytes";
-        let warning = format!("1:1: {key}: warning: is not set: {words}");
+        let warning = format!("1:1: {key}: warning: is not set. {words}");
         assert_problems(&output, &warning);
         assert!(checked(&output).config.is_some(), "{lines}");
         assert_problems(&format!("{output}filter = {{ max_event_bytes = '1MiB' }}\n"), "");
@@ -719,7 +719,7 @@ fn max_elapsed_is_absent_unless_set_and_contradicts_to_retry_for_ever() {
     assert_in_output(
         "http",
         "rejected.action = 'retry'\nretry.max_elapsed = '1h'\n",
-        r#"6:21: output[0].retry.max_elapsed: contradicts rejected.action = "retry""#,
+        r#"6:21: output[0].retry.max_elapsed: conflicts with rejected.action = "retry""#,
     );
 }
 
@@ -731,7 +731,7 @@ fn at_least_one_output_is_required() {
     let none = [output("a", "required = false"), output("b", "required = false")].concat();
     assert_problems(
         &none,
-        "5:12: output[0].required: is false for every output, allowed: true for at least one",
+        "5:12: output[0].required: is false for every output: at least one output must",
     );
     assert_problems(
         &[output("a", "required = 1"), output("b", "required = false")].concat(),
@@ -751,29 +751,29 @@ fn contradictions_are_found() {
     assert_problems(
         "[[listener]]\naddress = '127.0.0.1:1'\n[[listener]]\naddress = '127.0.0.1:1'\n\
          [[listener]]\naddress = '127.0.0.1:9090'\n",
-        r"4:11: listener[1].address: can't be bound beside listener[0].address, allowed: another
-6:11: listener[2].address: can't be bound beside the default of admin.address",
+        r"4:11: listener[1].address: uses the same port as listener[0].address (line 2): choose
+6:11: listener[2].address: uses the same port as the default of admin.address",
     );
     assert_problems(
         "[[listener]]\naddress = '[::1]:1'\n[admin]\naddress = '[0::1]:1'\n",
-        "4:11: admin.address: can't be bound beside listener[0].address",
+        "4:11: admin.address: uses the same port as listener[0].address",
     );
     // Linux refuses these too: tried with bind(2).
     for other in ["0.0.0.0", "127.0.0.1", "[::1]"] {
         assert_problems(
             &format!("[[listener]]\naddress = '[::]:1'\n[admin]\naddress = '{other}:1'\n"),
-            "4:11: admin.address: can't be bound beside listener[0].address",
+            "4:11: admin.address: uses the same port as listener[0].address",
         );
     }
     config("[[listener]]\naddress = '[::1]:1'\n[admin]\naddress = '0.0.0.0:1'\n");
     assert_problems(
         "[queue]\nacknowledge = 'delivered'\nwhen_full = 'drop_oldest'\n",
-        r#"3:13: queue.when_full: contradicts acknowledge = "delivered""#,
+        r#"3:13: queue.when_full: conflicts with acknowledge = "delivered""#,
     );
     let output = "[[output]]\nname = 'a'\ntype = 'tcp'\naddresses = ['a:1']\n";
     assert_problems(
         &format!("[queue]\nacknowledge = 'delivered'\ndelivered_timeout = '1s'\n{output}"),
-        r#"3:21: queue.delivered_timeout: must be longer than output[0].replay_window with queue.acknowledge = "delivered", allowed: more than 1s"#,
+        r#"3:21: queue.delivered_timeout: must be longer than replay_window of output "a" (line 4) with queue.acknowledge = "delivered", allowed: more than 1s"#,
     );
     assert_problems(
         &format!("[queue]\nacknowledge = 'delivered'\n{output}replay_window = '25s'\n"),
@@ -782,8 +782,8 @@ fn contradictions_are_found() {
     config(&format!("[queue]\nacknowledge = 'queued'\n{output}replay_window = '25s'\n"));
     assert_problems(
         "[[output]]\nname = 'a'\ntype = 'stdout'\n[[output]]\nname = 'a'\ntype = 'stdout'\n",
-        r"5:8: output[1].name: is the name of output[0] already
-6:8: output[1].type: output[0] writes to stdout already",
+        r#"5:8: output[1].name: duplicate name, also used by output "a" (line 1)
+6:8: output[1].type: output "a" (line 1) writes to stdout already: only one"#,
     );
     assert_in_output(
         "tcp",
@@ -798,19 +798,19 @@ fn contradictions_are_found() {
     assert_in_output(
         "tcp",
         "[output.tls]\ninsecure_skip_verify = true\n",
-        "6:24: output[0].tls.insecure_skip_verify: warning: anybody in between",
+        "6:24: output[0].tls.insecure_skip_verify: warning: certificates are not verified",
     );
     let dir = files();
     let dir = dir.path().display();
     assert_in_output(
         "tcp",
         &format!("[output.tls]\ncertificate = '{dir}/crt'\n"),
-        "6:15: output[0].tls.certificate: needs its private_key",
+        "6:15: output[0].tls.certificate: needs private_key too",
     );
     assert_in_output(
         "tcp",
         &format!("[output.tls]\nprivate_key = '{dir}/key'\n"),
-        "6:15: output[0].tls.private_key: needs its certificate",
+        "6:15: output[0].tls.private_key: needs certificate too",
     );
     let basic = format!("basic_auth = {{ username = 'u', password_file = '{dir}/token' }}\n");
     let bearer = format!("bearer_token_file = '{dir}/token'\n");
@@ -818,17 +818,17 @@ fn contradictions_are_found() {
     assert_in_output(
         "http",
         &format!("{basic}{bearer}"),
-        "5:14: output[0].basic_auth: contradicts bearer_token_file",
+        "5:14: output[0].basic_auth: conflicts with bearer_token_file",
     );
     assert_in_output(
         "http",
         &format!("{bearer}{header}"),
-        "5:21: output[0].bearer_token_file: contradicts the header `authorization`",
+        "5:21: output[0].bearer_token_file: conflicts with the header `authorization`",
     );
     assert_in_output(
         "http",
         &format!("{basic}{header}"),
-        "5:14: output[0].basic_auth: contradicts the header `authorization`",
+        "5:14: output[0].basic_auth: conflicts with the header `authorization`",
     );
     let plain =
         "[[output]]\nname = 'a'\ntype = 'http'\nurls = ['http://a', 'HTTP://b']\n[output.tls]\n";
@@ -902,18 +902,18 @@ fn missing_files_are_no_errors_until_strict() {
                 basic_auth = { username = '${file:/no/8}', password_file = '/no/9' }\n\
                 tls = { ca = '/no/a', certificate = '/no/b', private_key = '/no/c' }\n";
     let expected = [
-        "3:21: listener[0].bearer_token_file: warning: the file \"/no/1\" is missing",
-        "5:15: listener[0].tls.certificate: warning: the file \"/no/2\" is missing",
-        "6:15: listener[0].tls.private_key: warning: the file \"/no/3\" is missing",
-        "7:13: listener[0].tls.client_ca: warning: the file \"/no/4\" is missing",
-        "11:9: output[0].urls[0]: warning: the file \"/no/5\" is missing",
-        "11:26: output[0].urls[1]: warning: the file \"/no/6\" is missing",
-        "12:17: output[0].headers.a: warning: the file \"/no/7\" is missing",
-        "13:27: output[0].basic_auth.username: warning: the file \"/no/8\" is missing",
-        "13:60: output[0].basic_auth.password_file: warning: the file \"/no/9\" is missing",
-        "14:14: output[0].tls.ca: warning: the file \"/no/a\" is missing",
-        "14:37: output[0].tls.certificate: warning: the file \"/no/b\" is missing",
-        "14:60: output[0].tls.private_key: warning: the file \"/no/c\" is missing",
+        "3:21: listener[0].bearer_token_file: warning: the file \"/no/1\" does not exist",
+        "5:15: listener[0].tls.certificate: warning: the file \"/no/2\" does not exist",
+        "6:15: listener[0].tls.private_key: warning: the file \"/no/3\" does not exist",
+        "7:13: listener[0].tls.client_ca: warning: the file \"/no/4\" does not exist",
+        "11:9: output[0].urls[0]: warning: the file \"/no/5\" does not exist",
+        "11:26: output[0].urls[1]: warning: the file \"/no/6\" does not exist",
+        "12:17: output[0].headers.a: warning: the file \"/no/7\" does not exist",
+        "13:27: output[0].basic_auth.username: warning: the file \"/no/8\" does not exist",
+        "13:60: output[0].basic_auth.password_file: warning: the file \"/no/9\" does not exist",
+        "14:14: output[0].tls.ca: warning: the file \"/no/a\" does not exist",
+        "14:37: output[0].tls.certificate: warning: the file \"/no/b\" does not exist",
+        "14:60: output[0].tls.private_key: warning: the file \"/no/c\" does not exist",
     ];
     assert_problems(text, &expected.join("\n"));
     let found = checked(text);
@@ -929,7 +929,7 @@ fn missing_files_are_no_errors_until_strict() {
     assert_eq!(found.files.len(), expected.len());
     assert_problems(
         "[log]\nlevel = '${file:/no/1}'\n",
-        r#"2:9: log.level: warning: the file "/no/1" is missing"#,
+        r#"2:9: log.level: warning: the file "/no/1" does not exist"#,
     );
     assert_eq!(checked("[log]\nlevel = '${file:/no/1}'\n").config, None);
 }
@@ -967,13 +967,13 @@ fn interpolation_is_for_values_and_never_shown_expanded() {
 4:1: limits."${env:HOST}": unknown key `"${env:HOST}"`
 6:9: log.level: "${env:BAD}" is unknown
 8:11: admin.address: "${env:BAD}" is not IP:PORT
-10:15: queue.retry_after: the variable NO is not set, set it or write `${env:NO:-default}`
+10:15: queue.retry_after: the variable NO is not set: set it, or write `${env:NO:-default}`
 11:13: queue.when_full: an unknown `${…}`, allowed: `${env:NAME}`
 13:8: output[0].name: "${env:BAD}_" is not a name
 15:9: output[0].urls[0]: is not a URL
 15:23: output[0].urls[1]: is not a URL (invalid port number)
 16:17: output[0].headers.x: is not a header value
-17:21: output[0].bearer_token_file: warning: the file "${env:BAD}" is missing"#,
+17:21: output[0].bearer_token_file: warning: the file "${env:BAD}" does not exist"#,
     );
     let shown = format!("{:?}{}", checked(text).problems, checked(text).effective());
     assert!(!shown.contains("hunter2"), "{shown}");
@@ -1007,6 +1007,6 @@ fn messages_are_single_lines_of_bounded_length() {
     assert!(message.chars().count() < 300 && !message.contains('\n'), "{message}");
     assert_problems(
         "[log]\nlevel = \"${file:/no\\n1}\"\n",
-        r#"2:9: log.level: warning: the file "/no\n1" is missing"#,
+        r#"2:9: log.level: warning: the file "/no\n1" does not exist"#,
     );
 }

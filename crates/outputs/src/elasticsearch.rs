@@ -111,11 +111,11 @@ impl OutputSettings for Settings {
         });
         // elastic/elasticsearch#146526, which was open in April 2026, asks for zstd.
         if client.as_ref().is_some_and(|client| client.compression == Compression::Zstd) {
-            t.error("compression", "is not read by the server, allowed: \"none\", \"gzip\"");
+            t.error("compression", "is not supported by the server, allowed: \"none\", \"gzip\"");
         }
         for name in ["bearer_token_file", "basic_auth"] {
             if api_key_file.is_some() && t.is_set(name) {
-                t.error(name, "contradicts api_key_file, allowed: one of the two");
+                t.error(name, "conflicts with api_key_file: set only one of the two");
             }
         }
         Some(Self { client: client?, index: index?, api_key_file })

@@ -70,8 +70,8 @@ impl OutputSettings for Settings {
                 let meaning = "file with the API key of a service ID; or use trusted_profile";
                 let key = optional("api_key_file", "path", "none", meaning);
                 let file = t.file(key, config::Content::Token, true);
-                let meaning = "URL of IAM, which gives the tokens; it is verified with tls.ca, or \
-                               with the system's roots";
+                let meaning = "URL of IAM, which issues the tokens; its certificate is verified \
+                               with tls.ca, or with the system's roots";
                 let iam = t.word_or(
                     ("iam_url", "URL", meaning),
                     "https://iam.cloud.ibm.com",
@@ -93,7 +93,8 @@ impl OutputSettings for Settings {
         if iam_url.as_ref().is_some_and(|url| url.starts_with("http:")) {
             t.warn(
                 "iam_url",
-                "is not https://, so that the API key and the tokens can be read on the way",
+                "is not https://, so anyone on the network path can read the API key and the \
+                 tokens",
             );
         }
         let meaning = "trusted profile that trusts the pod's service account; or use api_key_file";
@@ -101,10 +102,10 @@ impl OutputSettings for Settings {
             .optional_section(optional("trusted_profile", TABLE, "none", meaning), trusted_profile);
         match (t.is_set("api_key_file"), t.is_set("trusted_profile")) {
             (true, true) => {
-                t.error("trusted_profile", "contradicts api_key_file, allowed: one of the two");
+                t.error("trusted_profile", "conflicts with api_key_file: set only one of the two");
             }
             (false, false) => {
-                t.error("api_key_file", "is missing, allowed: a path, or trusted_profile instead");
+                t.error("api_key_file", "is required: a path; or set trusted_profile instead");
             }
             (true, false) | (false, true) => {}
         }
@@ -127,8 +128,8 @@ impl OutputSettings for Settings {
 
     fn event_limit(&self) -> Option<&'static str> {
         Some(
-            "IBM Cloud Logs takes records of up to 32 KB, and does not say what becomes of larger \
-             ones, allowed: \"30KiB\" or less",
+            "IBM Cloud Logs accepts records of up to 32 KB, and does not say what happens to \
+             larger ones. Set it to \"30KiB\" or less",
         )
     }
 }

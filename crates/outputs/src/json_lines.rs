@@ -26,7 +26,8 @@ impl LineFormat {
             "format",
             &[("ndjson", Self::Ndjson), ("audit_log", Self::AuditLog)],
             Some(Self::Ndjson),
-            "lines: each event as received, or with kind and apiVersion as in kube-apiserver's audit.log",
+            "JSON lines: each event as received, or with kind and apiVersion as in \
+             kube-apiserver's audit.log",
         )
     }
 

@@ -54,9 +54,10 @@ impl OutputSettings for Settings {
             "key",
             &[("audit_id", MessageKey::AuditId), ("none", MessageKey::None)],
             Some(MessageKey::AuditId),
-            "of each message: the event's auditID, which keeps its stages in one partition, or none",
+            "key of each message: the auditID, which keeps the stages of an event in one \
+             partition, or none",
         );
-        let meaning = "of the messages that are sent together; brokers and consumers keep it";
+        let meaning = "compression of messages that are sent together; brokers keep it";
         let compression = Compression::read(t, Compression::None, meaning);
         let cluster = Kafka::read(t, topic);
         #[cfg(not(feature = "kafka"))]

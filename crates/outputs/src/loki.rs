@@ -95,26 +95,26 @@ impl OutputSettings for Settings {
         let (client, (tenant, format)) = HttpClient::read(t, &keys, |t| {
             let meaning = "tenant, for the header X-Scope-OrgID";
             let tenant = t.secret(optional("tenant", "string", "none", meaning), tenant);
-            let meaning = "labels of each stream, besides log_type and verb; at most 13";
+            let meaning = "labels of each stream, in addition to log_type and verb; at most 13";
             let labels = t.word_map(("labels", "table of strings", meaning), label_name, label);
             if labels.len() > LABELS_MAX {
-                t.error("labels", format!("are too many, allowed: at most {LABELS_MAX}"));
+                t.error("labels", format!("has too many labels, allowed: at most {LABELS_MAX}"));
             }
             let words = [("event", Timestamp::Event), ("received", Timestamp::Received)];
-            let meaning = "time of an entry: that of the event's stage, or that of its acceptance \
-                           (for old events, which Loki may refuse for their age)";
+            let meaning = "time of an entry: the time of the event's stage, or of its acceptance \
+                           (for old events, which Loki may reject)";
             let timestamp = t.choice("timestamp", &words, Some(Timestamp::Event), meaning);
-            let meaning = "user, object and others as structured metadata of each entry";
+            let meaning = "true: user, object and others are structured metadata of each entry";
             let metadata = t.flag("metadata", true, meaning);
             (tenant, timestamp.map(|timestamp| Format { labels, timestamp, metadata }))
         });
         let mut client = client?;
         // pkg/loghttp/push/push.go of Loki (main, August 2026): gzip, deflate and snappy.
         if client.compression == Compression::Zstd {
-            t.error("compression", "is not read by Loki, allowed: \"none\", \"gzip\"");
+            t.error("compression", "is not supported by Loki, allowed: \"none\", \"gzip\"");
         }
         if t.is_set("tenant") && client.headers.contains_key(TENANT) {
-            let what = format!("contradicts the header `{TENANT}`, allowed: one of the two");
+            let what = format!("conflicts with the header `{TENANT}`: set only one of the two");
             t.error("tenant", what);
         }
         client.headers.extend(tenant.map(|tenant| (TENANT.to_owned(), tenant)));
@@ -127,8 +127,8 @@ impl OutputSettings for Settings {
 
     fn event_limit(&self) -> Option<&'static str> {
         Some(
-            "Loki refuses events above 256 KB, which are lost then, or dead letters, allowed: the \
-             max_line_size that Loki has, or \"256kB\"",
+            "Loki rejects events over 256 KB; they become dead letters or are lost. Set it to \
+             Loki's max_line_size, such as \"256kB\"",
         )
     }
 }
@@ -156,7 +156,7 @@ fn label_name(name: &str) -> Result<String, String> {
         );
     }
     if ["log_type", "verb"].contains(&name) {
-        return Err("is set by the forwarder itself, allowed: other labels".to_owned());
+        return Err("is set by the relay itself: use another label".to_owned());
     }
     Ok(name.to_owned())
 }
@@ -164,7 +164,7 @@ fn label_name(name: &str) -> Result<String, String> {
 fn label(value: &str) -> Result<String, String> {
     if !(1..=LABEL_BYTES_MAX).contains(&value.len()) || value.chars().any(char::is_control) {
         return Err(format!(
-            "is not the value of a label, allowed: 1 to {LABEL_BYTES_MAX} bytes without control \
+            "is not a valid label value, allowed: 1 to {LABEL_BYTES_MAX} bytes without control \
              characters"
         ));
     }

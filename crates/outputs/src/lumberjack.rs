@@ -61,7 +61,7 @@ impl OutputSettings for Settings {
     const MEMORY: u64 = 4 << 20;
 
     fn read(t: &mut Table<'_, '_>) -> Option<Self> {
-        let level = t.count("compression_level", 1, 0..=9, "of zlib; 0: events are not compressed");
+        let level = t.count("compression_level", 1, 0..=9, "level of zlib; 0: no compression");
         let meaning = "events that may be unacknowledged; after a break they are sent again";
         let window = Stream::read_window(t, 2048, meaning);
         let stream = Stream::read(t);

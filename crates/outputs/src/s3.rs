@@ -76,8 +76,8 @@ impl OutputSettings for Settings {
     fn read(t: &mut Table<'_, '_>) -> Option<Self> {
         let keys = HttpKeys {
             compression: Compression::Zstd,
-            compresses: "of objects",
-            concurrency: "without effect: one object is stored at a time",
+            compresses: "compression of objects",
+            concurrency: "has no effect: one object is stored at a time",
             authorization: false,
         };
         let (client, (address, credentials, limits)) = HttpClient::read(t, &keys, own);
@@ -100,24 +100,26 @@ impl OutputSettings for Settings {
 /// Reads the plain keys of this type. A part of the result is `None` if one of its values is wrong.
 fn own(t: &mut Table<'_, '_>) -> (Option<Address>, Option<Credentials>, Limits) {
     let bucket = t.word(required("bucket", "name", "bucket for the objects"), bucket_name);
-    let region = t.word(required("region", "name", "like \"eu-central-1\""), region_name);
-    let meaning = "beginning of the objects' names, like \"audit/prod\"";
+    let region =
+        t.word(required("region", "name", "region, such as \"eu-central-1\""), region_name);
+    let meaning = "beginning of the objects' names, such as \"audit/prod\"";
     let prefix = t.word_or(("prefix", "string", meaning), "", None, prefix);
-    let meaning = "the bucket is in the path of a URL; false: in the name of the host";
+    let meaning = "true: the bucket is in the path of the URL; false: in the host name";
     let path_style = t.flag("path_style", true, meaning);
-    let meaning = "an object is written only if there is none of its name (If-None-Match); \
-                   false: for a server that answers 501 to that, and may then write an object \
-                   twice";
+    let meaning = "true: an object is written only if no object has its name (If-None-Match); \
+                   false: for a server that does not support this (501), and may then store an \
+                   object twice";
     let conditional = t.flag("conditional_writes", true, meaning);
-    let meaning = "file with the ID of the access key; or web identity from the environment";
+    let meaning = "file with the ID of the access key; without it, web identity from the \
+                   environment";
     let id = t.file(optional(KEY_ID, "path", "none", meaning), Content::Token, true);
     let meaning = "file with the secret access key";
     let secret = t.file(optional(SECRET, "path", "none", meaning), Content::Token, true);
-    let meaning = "of an object's lines before compression, at which it ends; at most a \
+    let meaning = "bytes of lines, before compression, at which an object is complete; at most a \
                    quarter of queue.max_bytes";
     let bytes = t.size("object_bytes", 64 << 20, 1024..=(1 << 30), meaning);
     let (least, most) = (Duration::from_millis(100), Duration::from_secs(24 * 60 * 60));
-    let meaning = "of an object, at which it ends";
+    let meaning = "age at which an object is complete";
     let age = t.time("object_age", Duration::from_secs(300), least..=most, meaning);
     let credentials = credentials(t, (id, secret), region.as_deref());
     let address = bucket.zip(region).zip(prefix);
@@ -140,11 +142,11 @@ fn credentials(
 ) -> Option<Credentials> {
     let role = region.and_then(|region| Role::of(&|name| t.env(name), region));
     match (t.is_set(KEY_ID), t.is_set(SECRET)) {
-        (true, false) => t.error(SECRET, "is missing, it belongs to access_key_id_file"),
-        (false, true) => t.error(KEY_ID, "is missing, it belongs to secret_access_key_file"),
+        (true, false) => t.error(SECRET, "is required together with access_key_id_file"),
+        (false, true) => t.error(KEY_ID, "is required together with secret_access_key_file"),
         (false, false) if role.is_none() => t.error(
             KEY_ID,
-            "is missing, allowed: a path, and secret_access_key_file; or neither of them, and the \
+            "is required, with secret_access_key_file; or set neither key, and set the environment \
              variables AWS_ROLE_ARN and AWS_WEB_IDENTITY_TOKEN_FILE",
         ),
         (true, true) | (false, false) => {}
@@ -186,7 +188,7 @@ fn prefix(text: &str) -> Result<String, String> {
     let is_usable = |part: &str| !matches!(part, "" | "." | "..");
     match trimmed.split('/').all(is_usable) {
         true => Ok(trimmed.to_owned()),
-        false => Err("has a part that is empty, `.` or `..`, allowed: other parts".to_owned()),
+        false => Err("has a part that is empty, `.` or `..`: remove that part".to_owned()),
     }
 }
 

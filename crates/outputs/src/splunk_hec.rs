@@ -120,11 +120,11 @@ impl OutputSettings for Settings {
                 "acknowledge",
                 &[("indexed", Acknowledge::Indexed), ("accepted", Acknowledge::Accepted)],
                 Some(Acknowledge::Indexed),
-                "an event is delivered when the indexer says so, which the token must allow; or \
-                 already when Splunk has taken the request, which a crash of Splunk may undo",
+                "an event is delivered when the indexer confirms it, which the token must allow; \
+                 or as soon as Splunk accepts the request, and then a crash of Splunk may lose it",
             );
             let (least, most) = (Duration::from_millis(100), Duration::from_secs(60));
-            let meaning = "between two questions which requests are indexed";
+            let meaning = "time between two queries for the requests that are indexed";
             let interval = t.time("ack_interval", Duration::from_secs(2), least..=most, meaning);
             let (least, most) = (Duration::from_secs(1), Duration::from_secs(3600));
             let meaning = "events that are not indexed after this time are sent again";
@@ -133,7 +133,7 @@ impl OutputSettings for Settings {
         });
         let (token_file, acknowledge, ack_interval, ack_timeout, metadata) = own;
         if client.as_ref().is_some_and(|client| client.compression == Compression::Zstd) {
-            t.error("compression", "is not read by Splunk, allowed: \"none\", \"gzip\"");
+            t.error("compression", "is not supported by Splunk, allowed: \"none\", \"gzip\"");
         }
         if ack_timeout <= ack_interval {
             t.error("ack_timeout", "must be longer than ack_interval");
@@ -160,8 +160,8 @@ impl OutputSettings for Settings {
     fn event_limit(&self) -> Option<&'static str> {
         // Other sourcetypes are those of the operator, or of an add-on, which may set their limit.
         (self.metadata.sourcetype == SOURCETYPE).then_some(
-            "Splunk cuts events of the sourcetype _json at 10,000 bytes and acknowledges them, \
-             allowed: the TRUNCATE that its props.conf sets for the sourcetype, or 10000",
+            "Splunk acknowledges events of the sourcetype _json, but silently truncates them at \
+             10,000 bytes. Set it to TRUNCATE in Splunk's props.conf, or to 10000",
         )
     }
 }
@@ -208,7 +208,8 @@ fn plain(text: &str) -> Result<String, String> {
     match (1..=255).contains(&text.len()) && !text.chars().any(char::is_control) {
         true => Ok(text.to_owned()),
         false => {
-            Err("is not a text, allowed: 1 to 255 bytes without control characters".to_owned())
+            Err("is not a valid text, allowed: 1 to 255 bytes without control characters"
+                .to_owned())
         }
     }
 }

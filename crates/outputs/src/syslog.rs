@@ -51,7 +51,7 @@ impl OutputSettings for Settings {
             "framing",
             &[("octet_counting", Framing::OctetCounting), ("newline", Framing::Newline)],
             Some(Framing::OctetCounting),
-            "how messages are told apart (RFC 6587, RFC 5425)",
+            "how messages are separated (RFC 6587, RFC 5425)",
         );
         let messages = config::Messages::read(t);
         let replay_window = Stream::read_replay_window(t);

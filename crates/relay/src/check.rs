@@ -14,6 +14,7 @@ use rustls_pki_types::UnixTime;
 
 use crate::listener::Settings;
 use crate::source::Sources;
+use base::disk::OpenError;
 use base::named_file;
 use client::tls;
 use client::tls::{Chain, Server, TlsError};
@@ -60,8 +61,14 @@ pub fn directories(checked: &Checked, in_use: &[PathBuf]) -> Vec<Problem> {
             _ => (queue::place::of_dead_letters(&named.path), Severity::Fault),
         };
         if let Err(error) = looked {
-            let message =
-                format!("{error}, allowed: a directory that the relay can write to or create");
+            let message = match error {
+                OpenError::Io { remedy: "", .. } => {
+                    format!("{error}; name a directory that the relay can write to or create")
+                }
+                OpenError::Io { .. } | OpenError::Held(_) | OpenError::Newer { .. } => {
+                    error.to_string()
+                }
+            };
             problems.push(checked.problem(&named.key, message, severity));
         }
     }
@@ -123,7 +130,7 @@ impl Findings<'_> {
 
     /// Adds an error of the file that the config key `named` names. `what` says what is wrong.
     fn refuse(&mut self, named: &Named, what: impl std::fmt::Display) {
-        self.add(named, format!("{what}, allowed: {}", allowed(named)), Severity::Error);
+        self.add(named, format!("{what}, expected: {}", allowed(named)), Severity::Error);
     }
 
     /// Adds the error in `result`, if there is one, as a problem of the config key `named`. A
@@ -156,13 +163,12 @@ impl Findings<'_> {
                     let which = format!("certificate {} of {}", index + 1, named.path.display());
                     let (from, until) = &validity.words;
                     if validity.until < now() {
-                        let message = format!(
-                            "{which} has expired ({until}): {by} will refuse it, allowed: a certificate that is valid now"
-                        );
+                        let message =
+                            format!("{which} has expired ({until}), so {by} refuses it: renew it");
                         self.add(named, message, Severity::Fault);
                     } else if validity.from > now() {
                         let message = format!(
-                            "{which} is not valid yet ({from}): {by} will refuse it until then"
+                            "{which} is not valid before {from}: {by} refuses it until then"
                         );
                         self.add(named, message, Severity::Warning);
                     }
@@ -171,8 +177,8 @@ impl Findings<'_> {
         }
         if is_listener && !chain.has_names() {
             let message = format!(
-                "certificate 1 of {} has no subjectAltName, so that kube-apiserver and every other \
-                 client in Go refuses it, better: one that has the listener's names there",
+                "certificate 1 of {} has no subjectAltName, so kube-apiserver and every other Go \
+                 client refuse it: use a certificate with the listener's names in subjectAltName",
                 named.path.display()
             );
             self.add(named, message, Severity::Warning);
@@ -198,8 +204,8 @@ impl Findings<'_> {
         self.report(named, chain.roots(&named.path));
         for number in chain.leaves() {
             let message = format!(
-                "certificate {number} of {} is not that of a CA: it makes only a peer trusted that \
-                 presents this very certificate, better: the certificate of the CA that has issued it",
+                "certificate {number} of {} is not the certificate of a CA, so only a peer with \
+                 exactly this certificate is trusted: use the certificate of the CA that issued it",
                 named.path.display()
             );
             self.add(named, message, Severity::Warning);
@@ -254,8 +260,8 @@ impl Findings<'_> {
         let Some(secret) = self.secret(named) else { return };
         if let Some(mode) = mode_for_everybody(&named.path) {
             let message = format!(
-                "every user of this machine can read {} (mode {mode:04o}), and sign as the relay, \
-                 better: mode 0400 or 0440 (in a Secret volume: defaultMode)",
+                "every user of this machine can read {} (mode {mode:04o}) and sign as the relay: \
+                 set its mode to 0400 or 0440 (in a Secret volume: defaultMode)",
                 named.path.display()
             );
             self.add(named, message, Severity::Warning);
@@ -268,7 +274,7 @@ impl Findings<'_> {
                 if settings.is_none_or(|settings| settings.origin == name) {
                     return;
                 }
-                format!("it is the key of {name}, and evidence.origin is another name")
+                format!("it is the key of {name}, which is not evidence.origin")
             }
         };
         self.refuse(named, format_args!("{}: {error}", named.path.display()));
@@ -310,8 +316,8 @@ pub fn room(checked: &Checked) -> Option<Problem> {
     // Some virtual file systems have no size.
     (size > 0 && queue.max_bytes > size).then(|| {
         let message = format!(
-            "is larger than the file system of queue.directory, which has {} MiB, better: less \
-             than that, with room for evidence and dead letters",
+            "is larger than the file system of queue.directory, which has {} MiB: set less than \
+             that, with room for evidence and dead letters",
             size / (1024 * 1024)
         );
         checked.problem("queue.max_bytes", message, Severity::Warning)
@@ -323,7 +329,7 @@ pub fn kernel(checked: &Checked) -> Option<Problem> {
     let is_required = checked.config.as_ref()?.restrict == Restrict::Required;
     let lacking = is_required.then(restrict::lacking).flatten()?;
     let message = format!(
-        "is \"required\", but this machine has no {lacking}, allowed here: best_effort, off"
+        "is \"required\", but this machine has no {lacking}, allowed here: \"best_effort\", \"off\""
     );
     Some(checked.problem("process.restrict", message, Severity::Error))
 }

@@ -173,7 +173,7 @@ fn of_output(output: &Output) -> String {
     let syslog = output.kind.settings::<syslog::Settings>();
     if syslog.is_some_and(|it| it.framing == Framing::OctetCounting) {
         text.push_str(
-            ", each message behind its length (syslog-ng: source syslog(), not network())",
+            ", each message preceded by its length (syslog-ng: source syslog(), not network())",
         );
     }
     if !output.filter.is_empty() {

@@ -24,7 +24,7 @@ const CONFIG_HEAD: &str = "\
 KUBE_AUDIT_FORWARDER_BLESS=1 ./test it docs:: -->
 
 The config is one TOML file. This page has a section for each of its tables. `[[name]]` is a table
-that may be there several times, each with its own header.
+that can occur several times, each with its own header.
 
 - `kube-audit-forwarder check --config FILE` prints every problem of a file, with line and column.
 - `kube-audit-forwarder config --config FILE` prints the file with every default filled in.
@@ -34,9 +34,9 @@ A **size** is a number of bytes, or a string with a unit: `\"64MiB\"`, `\"4MB\"`
 is a string with a unit: `\"500ms\"`, `\"10s\"`, `\"5m\"`, `\"24h\"`. Each string may have
 `${env:NAME}` in it, `${env:NAME:-default}`, or `${file:PATH}`; `$${` is a literal `${`.
 
-A key that is **required** must be set. If the column *default* holds words instead of a value, the
-key has no default, and the words say how the relay behaves without it. The column *types* names the
-types of output that have a key; where it is empty, all of them have it.
+A key that is **required** must be set. If the column *default* has words instead of a value, the
+key has no default, and the words say how the relay behaves without it. The column *types* lists the
+types of output that have a key; if it is empty, all of them have it.
 ";
 
 /// One row of the table that `config --reference` prints.

@@ -571,8 +571,8 @@ fn checked(config: &str) -> (bool, String) {
 fn the_config_says_where_checkpoints_have_no_place() {
     let case = Case::new();
     let urls = "urls = [\"http://a.example:1/\"]\n";
-    let no_place = "this output has no place for a checkpoint, allowed: with type tcp, stdout, \
-                    lumberjack, relp, kafka, s3, and http with format ndjson or audit_log";
+    let no_place = "this output cannot carry checkpoints, allowed: type tcp, stdout, lumberjack, \
+                    relp, kafka, s3, and http with format ndjson or audit_log";
     for output in [
         output("syslog", "addresses = [\"a.example:1\"]"),
         output("http", urls),
@@ -591,7 +591,6 @@ fn the_config_says_where_checkpoints_have_no_place() {
     let without = good.split("[evidence]").next().unwrap();
     let (is_usable, said) = checked(without);
     assert!(!is_usable, "{said}");
-    let nothing = "output[0].checkpoints: is true, and nothing makes checkpoints, allowed: with a \
-                   section [evidence]";
+    let nothing = "output[0].checkpoints: needs a section [evidence], which makes the checkpoints";
     assert!(said.contains(nothing), "{said}");
 }

@@ -704,5 +704,5 @@ fn a_config_whose_key_or_queue_does_not_fit_is_refused() {
     std::fs::write(recorded.directory.path().join("key"), "no key").unwrap();
     let (status, said) = check(&good);
     assert_eq!(status, Some(2), "{said}");
-    assert!(said.contains("holds no signing key"), "{said}");
+    assert!(said.contains("is not a signing key"), "{said}");
 }

@@ -435,9 +435,9 @@ fn wrong_witnesses_are_named_by_check() {
     assert_eq!(status, 0, "{text}");
     for (config, what) in [
         (right.replace(&witness.verifier, &recorded.verifier), "is the key of a log"),
-        (right.replace(&witness.verifier, "witness"), "is no verifier key"),
+        (right.replace(&witness.verifier, "witness"), "is not a verifier key"),
         (right.replace(&witness.url, "witness.example"), "is not a URL"),
-        (right.clone() + &witness.config(), "has the name of another witness"),
+        (right.clone() + &witness.config(), "has the same name as another witness"),
     ] {
         let (status, text) = check(&config);
         assert_ne!(status, 0, "{text}");

@@ -31,7 +31,6 @@ fn assert_refused(config: &str, place: &str, words: &[&str]) {
     for word in words {
         assert!(said.contains(word), "no \"{word}\" in: {said}");
     }
-    assert!(said.contains(", allowed: "), "{said}");
 }
 
 fn listener_tls(certificate: &Path, key: &Path) -> String {
@@ -131,14 +130,14 @@ fn an_expired_certificate_is_found_and_a_relay_starts_with_it_all_the_same() {
     let files = Certificates::new();
     let Pair { certificate, key } = &files.expired_server;
     let place = "4:15: listener[0].tls.certificate";
-    let words = [text(certificate), "has expired", "2021", "kube-apiserver will refuse it"];
+    let words = [text(certificate), "has expired", "2021", "so kube-apiserver refuses it"];
     assert_refused(&(listener_tls(certificate, key) + OUTPUT), place, &words);
     let certificate = &files.expired_client.certificate;
     let tls = files.expired_client.tls();
     let config = format!(
         "{LISTENER}[[output]]\nname = \"out\"\ntype = \"http\"\nurls = [\"https://h/\"]\n{tls}"
     );
-    let words = [text(certificate), "has expired", "the consumer will refuse it"];
+    let words = [text(certificate), "has expired", "so the consumer refuses it"];
     assert_refused(&config, "7:23: output[0].tls.certificate", &words);
 
     let sink = TcpSink::start();
@@ -214,7 +213,7 @@ fn a_mandatory_file_that_is_missing_is_an_error_unless_the_config_is_for_elsewhe
          bearer_token_file = \"/no/such/token\"\n"
     );
     let place = "7:21: output[0].bearer_token_file";
-    assert_refused(&config, place, &["the file \"/no/such/token\" is missing"]);
+    assert_refused(&config, place, &["the file \"/no/such/token\" does not exist"]);
     assert_eq!(run(&["check", "--connect"], &config).0, Some(2));
     let (code, said) = run(&["check", "--elsewhere"], &config);
     assert_eq!(code, Some(0), "{said}");
@@ -252,26 +251,28 @@ fn addresses_that_are_named_twice_or_lead_back_are_warned_of() {
     for (config, expected) in [
         (
             http("\"http://h/a\", \"http://H:80/a\""),
-            "6:23: output[0].urls[1]: warning: is a duplicate of output[0].urls[0]",
+            "6:23: output[0].urls[1]: warning: is the same address as one before it: remove it",
         ),
         (
             tcp("\"h:1\", \"i:1\", \"H.:1\""),
-            "6:28: output[0].addresses[2]: warning: is a duplicate of output[0].addresses[0]",
+            "6:28: output[0].addresses[2]: warning: is the same address as one before it: remove it",
         ),
         (
             tcp("\"[::1]:1\", \"[0::1]:1\""),
-            "6:25: output[0].addresses[1]: warning: is a duplicate of output[0].addresses[0]",
+            "6:25: output[0].addresses[1]: warning: is the same address as one before it: remove it",
         ),
         (
             http("\"http://localhost:3000/\""),
-            "6:9: output[0].urls[0]: warning: leads back to the relay itself (its own listener[0].address)",
+            "6:9: output[0].urls[0]: warning: leads back to the relay itself, to \
+             listener[0].address (line 2)",
         ),
         (http("\"https://127.0.0.1:3000/x\""), "6:9: output[0].urls[0]: warning: leads back"),
         (http("\"http://0.0.0.0:3000/\""), "6:9: output[0].urls[0]: warning: leads back"),
         (tcp("\"[::]:3000\""), "6:14: output[0].addresses[0]: warning: leads back"),
         (
             tcp("\"h:1\", \"127.0.0.1:9090\""),
-            "6:21: output[0].addresses[1]: warning: leads back to the relay itself (its own admin.address)",
+            "6:21: output[0].addresses[1]: warning: leads back to the relay itself, to \
+             admin.address",
         ),
     ] {
         let (code, said) = run(&["check"], &config);
@@ -359,13 +360,13 @@ fn a_limit_of_the_receiver_that_the_config_does_not_know_is_told() {
         ("splunk_hec", format!("{URLS}token_file = \"{}\"\n", text(&token)), "10,000 bytes"),
         ("ibm_cloud_logs", format!("{URLS}api_key_file = \"{}\"\n", text(&token)), "32 KB"),
         ("loki", URLS.to_owned(), "256 KB"),
-        ("syslog", ADDRESSES.to_owned(), "rsyslog cuts messages above 8 KiB by default"),
-        ("relp", ADDRESSES.to_owned(), "or max_message_bytes"),
+        ("syslog", ADDRESSES.to_owned(), "By default, rsyslog truncates messages over 8 KiB"),
+        ("relp", ADDRESSES.to_owned(), "or set max_message_bytes"),
     ] {
         let config = format!("{LISTENER}[[output]]\nname = \"out\"\ntype = \"{kind}\"\n{more}");
         let (code, said) = run(&["check"], &config);
         assert_eq!(code, Some(0), "{said}");
-        let hint = "output[0].filter.max_event_bytes: warning: is not set: ";
+        let hint = "output[0].filter.max_event_bytes: warning: is not set. ";
         assert!(said.contains(hint) && said.contains(words), "{kind}: {said}");
         let (code, said) =
             run(&["check"], &format!("{config}filter.max_event_bytes = \"30KiB\"\n"));

@@ -196,8 +196,8 @@ mod peers {
                       echo 67108864 | tee /sys/fs/cgroup/memory.max \
                       >/sys/fs/cgroup/memory/memory.limit_in_bytes && exec \"$0\" \"$@\"";
         let words = ["unshare", "--mount", "sh", "-c", script];
-        let sum = "adds up, with the other settings, to 560 MiB (256 queue + 256 \
-                   limits.max_in_flight + 32 program + 16 outputs), and the memory limit is 64MiB";
+        let sum = "allows, together with the other settings, 560 MiB of memory (256 queue + 256 \
+                   limits.max_in_flight + 32 program + 16 outputs), but the memory limit is 64MiB";
         let consumer = HttpSink::accepting();
         let small = "[queue]\nmax_bytes = \"4MiB\"\n[limits]\nmax_in_flight = \"4MiB\"\n";
         for (config, is_told) in

@@ -94,7 +94,7 @@ filter.bodies = \"drop\"",
             (&[(404, "", ""), MAKES_NO_INDEX], Some("there is no index or data stream audit")),
             (&[(404, "", ""), (403, "", "")], Some("there is no index or data stream audit")),
             (&[(401, "", "")], Some("the credentials are missing or wrong")),
-            (&[(503, "", "")], Some("would not take events now")),
+            (&[(503, "", "")], Some("would not accept events now")),
             (&[(200, "text/html", "")], IS_PAGE),
             (&[(403, "text/html", "")], IS_PAGE),
             (&[(400, "", "")], NOT_UNDERSTOOD),
@@ -168,6 +168,9 @@ fn a_consumer_that_would_not_take_events_is_told_in_words() {
             let (code, said) = check(directory.path(), kind, &url, keys);
             assert_eq!(code, Some(if words.is_some() { 1 } else { 0 }), "{kind}, {told:?}: {said}");
             assert!(said.contains(words.unwrap_or(": ok")), "{kind}, {told:?}: {said}");
+            let line = said.lines().find(|line| line.starts_with("output consumer: ")).unwrap();
+            let base = format!("http://{}", sink.address());
+            assert_eq!(line.matches(&base).count(), 1, "the address once: {line}");
             assert!(!said.contains("s3cr3t") && !said.contains("/base"), "{said}");
             let asked = sink.requests();
             let asked: Vec<_> = asked

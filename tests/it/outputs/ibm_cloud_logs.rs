@@ -410,12 +410,12 @@ fn a_config_has_one_kind_of_credentials_and_keeps_to_the_limits() {
         "trusted_profile = {{ id = \"Profile-1\", token_file = \"{}\" }}",
         text(&key.file())
     );
-    refused("", "output[0].api_key_file: is missing, allowed: a path, or trusted_profile instead");
+    refused("", "output[0].api_key_file: is required: a path; or set trusted_profile instead");
     refused(
         &format!("{api_key}\n{profile}"),
-        "output[0].trusted_profile: contradicts api_key_file, allowed: one of the two",
+        "output[0].trusted_profile: conflicts with api_key_file: set only one of the two",
     );
-    refused("trusted_profile = { id = \"Profile-1\" }", "trusted_profile.token_file: is missing");
+    refused("trusted_profile = { id = \"Profile-1\" }", "trusted_profile.token_file: is required");
     refused("api_key_file = \"/nowhere/api-key\"", "output[0].api_key_file: ");
     let more = |more: &str| format!("{api_key}\n{more}");
     refused(&more("batch.max_bytes = \"2MiB\""), "output[0].batch.max_bytes: ");
@@ -435,5 +435,5 @@ fn a_config_has_one_kind_of_credentials_and_keeps_to_the_limits() {
     let warned = said.contains("output[0].iam_url: warning: is not https://");
     assert!(code == Some(0) && warned, "{said}");
     std::fs::write(key.file(), "\n").unwrap();
-    refused(&api_key, "api-key is empty, allowed: one line of printable text");
+    refused(&api_key, "api-key is empty, expected: one line of printable text");
 }

@@ -115,7 +115,7 @@ impl FromStr for VerifierKey {
         let wrong = Malformed("a verifier key is NAME+ID+KEY, as `evidence keygen` prints it");
         let (name, id, bytes) = parts(text).ok_or(wrong)?;
         let (kind, public) = bytes.split_first().ok_or(wrong)?;
-        let public = public.try_into().map_err(|_| Malformed("the key has not 32 bytes"))?;
+        let public = public.try_into().map_err(|_| Malformed("the key does not have 32 bytes"))?;
         let kind = Kind::of(*kind).ok_or(Malformed(
             "the key is neither one for Ed25519 notes (0x01) nor for cosignatures (0x04)",
         ))?;
@@ -167,9 +167,9 @@ impl SigningKey {
     /// The text can't be a name.
     pub fn of_seed(name: &str, kind: Kind, seed: &[u8; KEY_BYTES]) -> Result<Self, Malformed> {
         let pair = Ed25519KeyPair::from_seed_unchecked(seed);
-        let pair = pair.map_err(|_| Malformed("the key is no Ed25519 key"))?;
+        let pair = pair.map_err(|_| Malformed("the key is not an Ed25519 key"))?;
         let public = pair.public_key().as_ref().try_into();
-        let public = public.map_err(|_| Malformed("the key is no Ed25519 key"))?;
+        let public = public.map_err(|_| Malformed("the key is not an Ed25519 key"))?;
         let derived = Salt::new(HKDF_SHA256, DERIVE_SALT).extract(seed);
         Ok(Self { verifier: VerifierKey::new(name, kind, public)?, pair, derived })
     }
@@ -180,7 +180,7 @@ impl SigningKey {
     ///
     /// The text is not such a key. The error does not show the text.
     pub fn parse(text: &str) -> Result<Self, Malformed> {
-        let wrong = Malformed("it holds no signing key as `evidence keygen` writes it");
+        let wrong = Malformed("it is not a signing key as `evidence keygen` writes it");
         let key = text.trim().strip_prefix(PRIVATE).ok_or(wrong)?;
         let (name, id, secret) = parts(key).ok_or(wrong)?;
         let (kind, seed) = secret.split_first().ok_or(wrong)?;

@@ -317,8 +317,8 @@ fn the_reference_lists_each_key_once_for_each_meaning() {
         "| `queue.segment_bytes` | size, 16KiB to max_bytes / 4 | the smaller of 64MiB and max_bytes / 4 |",
         "| `listener.tls` | table | plain HTTP |",
         "| `output.retry.max_elapsed` | time, at least 1ms | for ever |",
-        "| `dead_letter.directory` | path | dead-letter/ below queue.directory |",
-        "| `filter` | table | events leave as they are |",
+        "| `dead_letter.directory` | path | dead-letter/ in queue.directory |",
+        "| `filter` | table | events are sent unchanged |",
         "| `output.filter.match.resources.group` | string | `\"\"` |",
         "| `dead_letter.max_bytes` | size, at least 1MiB | `\"64MiB\"` |",
     ] {

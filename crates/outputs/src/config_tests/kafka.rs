@@ -31,8 +31,8 @@ fn brokers_and_topic_are_enough() {
 fn what_is_wrong_is_told() {
     assert_in_kafka(
         "",
-        r"1:1: output[0].brokers: is missing, allowed: array of host:port
-1:1: output[0].topic: is missing, allowed: name",
+        r"1:1: output[0].brokers: is required: an array of host:port
+1:1: output[0].topic: is required: a name",
     );
     assert_in_kafka(
         "brokers = ['a']\ntopic = 'a/b'\nkey = 'auditID'\ncompression = 'lz4'\naddresses = []\n\
@@ -41,8 +41,8 @@ fn what_is_wrong_is_told() {
 5:9: output[0].topic: "a/b" is not a topic, allowed: 1 to 249 of a-z
 6:7: output[0].key: "auditID" is unknown, allowed: "audit_id", "none"
 7:15: output[0].compression: "lz4" is unknown, allowed: "none", "gzip", "zstd"
-8:1: output[0].addresses: type kafka has no key `addresses`, allowed: with type tcp, syslog
-9:8: output[0].sasl.password_file: is missing, allowed: path
+8:1: output[0].addresses: type kafka has no key `addresses`, which is for type tcp, syslog
+9:8: output[0].sasl.password_file: is required: a path
 9:22: output[0].sasl.mechanism: "GSSAPI" is unknown
 9:43: output[0].sasl.username: is not a user name"#,
     );
@@ -53,9 +53,8 @@ fn what_is_wrong_is_told() {
             "brokers = ['a:1']\ntopic = 't'\ntls = {{ certificate = '{dir}/crt', server_name = 'b' }}\n"
         ),
         &format!(
-            "6:23: output[0].tls.certificate: needs its private_key, allowed: both or none
-\
-             6:{}: output[0].tls.server_name: unknown key `server_name`, allowed: ca, ",
+            "6:23: output[0].tls.certificate: needs private_key too: set both or neither
+6:{}: output[0].tls.server_name: unknown key `server_name`, allowed: ca, ",
             31 + dir.to_string().len()
         ),
     );
@@ -64,14 +63,14 @@ fn what_is_wrong_is_told() {
             "brokers = ['a:1']\ntopic = 't'\n\
              sasl = {{ mechanism = 'PLAIN', username = 'u', password_file = '{dir}/key' }}\n"
         ),
-        "6:22: output[0].sasl.mechanism: warning: sends the password readable without tls",
+        "6:22: output[0].sasl.mechanism: warning: sends the password in clear text without tls",
     );
     assert_in_kafka(
         &format!(
             "brokers = ['a:1']\ntopic = 't'\ntls = {{ insecure_skip_verify = true }}\n\
              sasl = {{ mechanism = 'PLAIN', username = 'u', password_file = '{dir}/key' }}\n"
         ),
-        "6:32: output[0].tls.insecure_skip_verify: warning: anybody in between",
+        "6:32: output[0].tls.insecure_skip_verify: warning: certificates are not verified",
     );
 }
 
@@ -83,11 +82,13 @@ fn a_source_needs_delivered_and_its_own_name() {
     assert_in_source("", &format!("1:1: {missing} {why}"));
     assert_in_source(
         "[queue]\nacknowledge = 'queued'\n",
-        &format!("8:15: queue.acknowledge: contradicts [[source]]: {why}, allowed: \"delivered\""),
+        &format!(
+            "8:15: queue.acknowledge: conflicts with [[source]]: {why}, allowed: \"delivered\""
+        ),
     );
     assert_in_source(
         "[queue]\nmax_bytes = '1GiB'\ndirectory = '/no'\n",
-        "9:13: queue.directory: contradicts [[source]]",
+        "9:13: queue.directory: conflicts with [[source]]",
     );
     assert_in_source(
         "max_in_flight = '1XB'\n[queue]\nacknowledge = 'delivered'\n",
@@ -97,7 +98,7 @@ fn a_source_needs_delivered_and_its_own_name() {
         "[[source]]\nname = 's'\ntype = 'pulsar'\nbrokers = ['a:9092']\ntopic = 't'\ngroup = 'g'\n";
     assert_in_source(
         &format!("{second}{DELIVERED}"),
-        r#"8:8: source[1].name: is the name of source[0] already, allowed: a name of its own
+        r#"8:8: source[1].name: duplicate name, also used by source[0].name (line
 9:8: source[1].type: "pulsar" is unknown, allowed: "kafka""#,
     );
 }
@@ -108,7 +109,7 @@ fn a_config_needs_a_listener_or_a_source() {
         let text = format!("{nothing}[[output]]\nname = 'o'\ntype = 'stdout'\n");
         let checked = read_with(&text, TYPES, &super::env);
         let problems: Vec<_> = checked.problems.iter().map(|problem| &problem.message).collect();
-        assert_eq!(problems, ["is missing, allowed: one or more [[listener]] or [[source]]"]);
+        assert_eq!(problems, ["is required: one or more [[listener]] or [[source]]"]);
     }
     let text = format!(
         "[[source]]\nname = 's'\ntype = 'kafka'\nbrokers = ['a:1']\ntopic = 't'\ngroup = 'g'\n\

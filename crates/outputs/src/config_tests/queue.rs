@@ -9,7 +9,7 @@ use config::*;
 #[test]
 fn what_200_means_follows_from_where_the_queue_is() {
     const MEMORY: &str = "needs queue.directory, allowed without it: \"queued\", \"delivered\"";
-    const DISK: &str = "contradicts queue.directory, allowed with it: \"synced\"";
+    const DISK: &str = "conflicts with queue.directory, allowed with it: \"synced\"";
     for (directory, word, expected) in [
         ("", "queued", Ok(Acknowledge::Queued)),
         ("", "delivered", Ok(Acknowledge::Delivered)),
@@ -28,7 +28,7 @@ fn what_200_means_follows_from_where_the_queue_is() {
     assert_problems(
         "[queue]\ndirectory = '/no'\nacknowledge = 'delivered'\nwhen_full = 'drop_oldest'\n\
          delivered_timeout = '1s'\n[[output]]\nname = 'a'\ntype = 'tcp'\naddresses = ['a:1']\n",
-        "3:15: queue.acknowledge: contradicts queue.directory",
+        "3:15: queue.acknowledge: conflicts with queue.directory",
     );
     assert_problems(
         "[queue]\ndirectory = '/no'\nacknowledge = 'synched'\n",
@@ -46,7 +46,7 @@ fn a_directory_that_is_none_is_one_problem() {
         ("'${env:NO}'", "the variable NO is not set".to_owned()),
         ("1", "is an integer, allowed: a path".to_owned()),
         (&format!("'{dir}/crt'"), format!("\"{dir}/crt\" is a file, allowed: a directory")),
-        ("'${file:/no}'", "warning: the file \"/no\" is missing".to_owned()),
+        ("'${file:/no}'", "warning: the file \"/no\" does not exist".to_owned()),
     ] {
         let text = format!(
             "[queue]\nmax_bytes = '1GiB'\ndirectory = {directory}\nacknowledge = 'synced'\nsegment_bytes = '16KiB'\n"
@@ -106,7 +106,7 @@ fn a_queue_on_disk_has_room_for_a_few_files() {
 fn without_a_directory_the_size_of_its_files_is_none() {
     assert_problems(
         "[queue]\nsegment_bytes = '16KiB'\n",
-        "2:17: queue.segment_bytes: needs queue.directory, allowed without it: 64MiB, or leave it out",
+        "2:17: queue.segment_bytes: needs queue.directory: set that key, or remove this one",
     );
     assert_problems(
         "[queue]\nsegment_bytes = true\n",

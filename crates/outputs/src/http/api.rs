@@ -152,7 +152,7 @@ pub(crate) trait Api: Send + Sync + 'static {
             StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => {
                 format!("there is no such service at this URL (the request was for {})", reply.path)
             }
-            _ => "the consumer would not take events now".to_owned(),
+            _ => "the consumer would not accept events now".to_owned(),
         })
     }
 

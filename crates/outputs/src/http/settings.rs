@@ -46,10 +46,11 @@ impl OutputSettings for Settings {
                     ("audit_log", HttpFormat::AuditLog),
                 ],
                 Some(HttpFormat::EventList),
-                "body of a request: as kube-apiserver sends it, lines, an array, or the lines of audit.log",
+                "body of a request: an EventList, JSON lines, a JSON array, or lines as in \
+                 audit.log",
             );
-            let meaning = "whether a 2xx of type text/html is an acknowledgement, and not the \
-                sign-in page of a proxy";
+            let meaning = "true: a 2xx of type text/html is an acknowledgement, and not the \
+                           sign-in page of a proxy";
             (format, t.flag("accept_html", false, meaning))
         });
         Some(Self { client: client?, format: format?, accept_html })

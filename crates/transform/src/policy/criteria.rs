@@ -397,10 +397,9 @@ pub(super) fn prefix(value: &str) -> Option<&str> {
 }
 
 fn doubt_of_who(name: &str) -> Option<String> {
-    let better = if name == "*" { "leave the key out for all" } else { "whole names" };
-    name.contains('*').then(|| {
-        format!("{name:?} is compared as it is, because * has no meaning here, better: {better}")
-    })
+    let better = if name == "*" { "remove the key to match all" } else { "write whole names" };
+    name.contains('*')
+        .then(|| format!("{name:?} is compared literally, because * has no meaning here: {better}"))
 }
 
 /// Doubts the name of a user that is that of a group, or of all nodes.
@@ -413,7 +412,7 @@ fn doubt_of_user(name: &str) -> Option<String> {
         _ if GROUPS.split(' ').any(|group| group == name) => "it is a group",
         _ => return None,
     };
-    Some(format!("{name:?} is no user's name: {better}"))
+    Some(format!("{name:?} is not the name of a user: {better}"))
 }
 
 /// Doubts the name of a group that is that of a user.
@@ -426,28 +425,30 @@ fn doubt_of_group(name: &str) -> Option<String> {
         }
         _ => return None,
     };
-    Some(format!("{name:?} is no group's name: {better}"))
+    Some(format!("{name:?} is not the name of a group: {better}"))
 }
 
 fn doubt_of_verb(verb: &str) -> Option<String> {
     if verb.contains('*') {
-        let what = "* has no meaning in verbs, better: leave verbs out for all of them";
-        return Some(format!("{verb:?} matches no request: {what}"));
+        let what = "* has no meaning in verbs: remove verbs to match all of them";
+        return Some(format!("{verb:?} matches no request, because {what}"));
     }
     let lower = verb.to_ascii_lowercase();
-    (lower != verb)
-        .then(|| format!("{verb:?} matches no request: verbs are in lower case, better: {lower:?}"))
+    (lower != verb).then(|| {
+        format!("{verb:?} matches no request, because verbs are in lower case: use {lower:?}")
+    })
 }
 
 fn doubt_of_namespace(namespace: &str) -> Option<String> {
     if namespace.contains('*') {
-        let what = "* has no meaning in namespaces, better: each namespace by its name";
-        return Some(format!("{namespace:?} matches no namespace: {what}"));
+        let what = "* has no meaning in namespaces: list each namespace by its name";
+        return Some(format!("{namespace:?} matches no namespace, because {what}"));
     }
     let lower = namespace.to_ascii_lowercase();
     (lower != namespace).then(|| {
         format!(
-            "{namespace:?} matches no namespace: their names are in lower case, better: {lower:?}"
+            "{namespace:?} matches no namespace, because their names are in lower case: use \
+             {lower:?}"
         )
     })
 }
@@ -456,7 +457,7 @@ fn doubt_of_resource(resource: &str) -> Option<String> {
     let (name, _) = resource.split_once('/').unwrap_or((resource, ""));
     if let Some((name, group)) = name.split_once('.') {
         return Some(format!(
-            "{resource:?} matches no resource: the API group is a key of its own, better: \
+            "{resource:?} matches no resource, because the API group is a key of its own: use \
              {name:?} with the group {group:?}"
         ));
     }
@@ -464,7 +465,8 @@ fn doubt_of_resource(resource: &str) -> Option<String> {
     (lower != name).then(|| {
         let better = resource.replacen(name, &lower, 1);
         format!(
-            "{resource:?} matches no resource: their names are in lower case, better: {better:?}"
+            "{resource:?} matches no resource, because their names are in lower case: use \
+             {better:?}"
         )
     })
 }
@@ -491,9 +493,10 @@ fn doubt_of_core(resource: &str) -> Option<String> {
         return None;
     }
     let of = ELSEWHERE.iter().find(|(_, names)| is_in(names));
-    let better = of.map_or("name its group".into(), |(group, _)| format!("the group {group:?}"));
+    let better =
+        of.map_or("name its group".into(), |(group, _)| format!("use the group {group:?}"));
     Some(format!(
-        "{resource:?} matches no resource: the core group \"\" has none, better: {better}"
+        "{resource:?} matches no resource, because the core group \"\" does not have it: {better}"
     ))
 }
 

@@ -167,7 +167,7 @@ fn steps(text: &str) -> Result<Vec<Step>, String> {
         (b"objectRef", [Step::Name(name)]) if of_object(name) => {}
         (b"annotations", []) => {
             return Err(format!(
-                "{text:?} is too much: write annotations.* or annotations[\"KEY\"]"
+                "{text:?} covers too much: write annotations.* or annotations[\"KEY\"]"
             ));
         }
         _ if ROOTS.iter().any(|own| own.as_bytes() == root) => {}
