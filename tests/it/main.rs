@@ -149,7 +149,6 @@ mod operate {
     mod healthcheck;
     mod lives;
     mod log;
-    mod losses;
     mod named_files;
     mod reload;
     mod replay;
@@ -190,6 +189,7 @@ mod deploy {
 /// The documents and the sources themselves: what the documents say is what the program does.
 mod docs {
     mod auditors;
+    mod captures;
     mod chart;
     mod dependencies;
     mod documents;

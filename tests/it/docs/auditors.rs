@@ -18,16 +18,16 @@ const PAGES: [&str; 4] = [
 ];
 
 /// A relay whose output `archive` gets events and checkpoints.
-struct Logged {
-    spool: Spool,
-    sink: TcpSink,
+pub(super) struct Logged {
+    pub(super) spool: Spool,
+    pub(super) sink: TcpSink,
     verifier: String,
-    events: Vec<Vec<u8>>,
-    relay: Relay,
+    pub(super) events: Vec<Vec<u8>>,
+    pub(super) relay: Relay,
 }
 
 impl Logged {
-    fn start(place: &Path, name: &str, witness: &mut Option<Witness>) -> Self {
+    pub(super) fn start(place: &Path, name: &str, witness: &mut Option<Witness>) -> Self {
         let origin = format!("example.org/prod-eu/{name}");
         let key = place.join(name);
         let arguments = ["evidence", "keygen", "--origin", &origin, "--out", text(&key)];
@@ -50,20 +50,19 @@ impl Logged {
         Self { spool, sink, verifier, events: Vec::new(), relay }
     }
 
-    fn post(&mut self, seed: u64) {
-        let body = generated_batch(seed, 200, 500);
-        assert_eq!(self.relay.post(&body).status, 200);
-        self.events.extend(events_of(&body));
+    pub(super) fn post(&mut self, body: &[u8]) {
+        assert_eq!(self.relay.post(body).status, 200);
+        self.events.extend(events_of(body));
         self.relay.wait_until_delivered(PATIENCE);
         wait_until("the last line", PATIENCE, || self.sink.has(self.events.last().unwrap()));
     }
 
-    fn checkpoint(&self) -> Option<String> {
+    pub(super) fn checkpoint(&self) -> Option<String> {
         std::fs::read_to_string(self.spool.path().join("evidence/checkpoint")).ok()
     }
 
     /// Waits until a checkpoint covers all entries, and all witnesses have cosigned it.
-    fn wait_until_signed(&self, signatures: usize) {
+    pub(super) fn wait_until_signed(&self, signatures: usize) {
         let directory = text(self.spool.path());
         let last = (self.events.len() - 1).to_string();
         wait_until("a checkpoint", PATIENCE, || {
@@ -73,16 +72,16 @@ impl Logged {
                 && self.checkpoint().is_some_and(|note| count(note) == signatures)
         });
     }
+}
 
-    fn store(&self, file: &Path) {
-        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
-        let lines: Vec<_> =
-            self.sink.lines().into_iter().flat_map(|line| [line, vec![b'\n']].concat()).collect();
-        let file = std::fs::File::create(file).unwrap();
-        let mut gzip = flate2::write::GzEncoder::new(file, flate2::Compression::fast());
-        std::io::Write::write_all(&mut gzip, &lines).unwrap();
-        gzip.finish().unwrap();
-    }
+/// Writes lines that a consumer has stored to a file, in a directory that it makes.
+pub(super) fn store(file: &Path, lines: &[Vec<u8>]) {
+    std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+    let lines: Vec<u8> = lines.iter().flat_map(|line| [line, &b"\n"[..]].concat()).collect();
+    let file = std::fs::File::create(file).unwrap();
+    let mut gzip = flate2::write::GzEncoder::new(file, flate2::Compression::fast());
+    std::io::Write::write_all(&mut gzip, &lines).unwrap();
+    gzip.finish().unwrap();
 }
 
 /// Runs a command of a page with bash. Returns the exit status, and what was printed.
@@ -110,12 +109,12 @@ fn each_command_of_the_pages_works_against_a_running_relay() {
     let mut other = Logged::start(place, "relay-1", &mut witness);
     let witness = witness.expect("the first relay has one");
     std::fs::write(place.join("witness.vkey"), &witness.verifier).unwrap();
-    first.post(1);
+    first.post(&generated_batch(1, 200, 500));
     first.wait_until_signed(2);
     std::fs::create_dir(place.join("kept")).unwrap();
     std::fs::write(place.join("kept/2026-11-20"), first.checkpoint().unwrap()).unwrap();
-    first.post(2);
-    other.post(3);
+    first.post(&generated_batch(2, 200, 500));
+    other.post(&generated_batch(3, 200, 500));
     first.wait_until_signed(2);
     other.wait_until_signed(1);
     // A checkpoint leaves through the output as well.
@@ -123,9 +122,9 @@ fn each_command_of_the_pages_works_against_a_running_relay() {
         logged.sink.lines().iter().any(|it| it.starts_with(br#"{"kind":"Checkpoint""#))
     };
     wait_until("a checkpoint among the lines", PATIENCE, || has_note(&first));
-    first.store(&place.join("lines/first.gz"));
-    first.store(&place.join("both/first.gz"));
-    other.store(&place.join("both/other.gz"));
+    store(&place.join("lines/first.gz"), &first.sink.lines());
+    store(&place.join("both/first.gz"), &first.sink.lines());
+    store(&place.join("both/other.gz"), &other.sink.lines());
     std::fs::write(place.join("event.json"), &first.events[47]).unwrap();
     for (name, logged) in [("evidence-0", &first), ("evidence-1", &other)] {
         let copied = ["evidence", "copy", text(logged.spool.path()), name];

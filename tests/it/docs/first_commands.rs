@@ -18,14 +18,13 @@ const BATCH: &str = "tests/corpus/01-batch400-metadata.json";
 
 /// Commands of the two pages that another test runs: how they begin, the file of the test, and
 /// words of that file.
-const ELSEWHERE: [(&str, &str, &str); 4] = [
+const ELSEWHERE: [(&str, &str, &str); 3] = [
     ("kube-audit-forwarder check relay.toml", "tests/it/docs/pages.rs", "check relay.toml --else"),
     (
         "kube-audit-forwarder config --config",
         "tests/it/docs/pages.rs",
         "config --config relay.toml",
     ),
-    ("kube-audit-forwarder demo", "tests/it/operate/demo.rs", "\"demo\""),
     ("kube-audit-forwarder run --config", "tests/it/support/relay.rs", "--config"),
 ];
 
