@@ -149,6 +149,7 @@ mod operate {
     mod healthcheck;
     mod lives;
     mod log;
+    mod losses;
     mod named_files;
     mod reload;
     mod replay;
@@ -197,6 +198,7 @@ mod docs {
     mod first_commands;
     mod layers;
     mod links;
+    mod losses;
     mod metrics;
     mod moving_in;
     pub(crate) mod pages;

@@ -14,15 +14,16 @@ const HEAD: &str = "\
 
 <!-- Generated from crates/telemetry/src/catalog.rs; do not edit. -->
 
-The relay shows these metrics at `/metrics` of its admin address. Each series exists from the start,
-at 0, so that `increase()` sees the first event. The exceptions are `output_up`, which appears with
-the first attempt of its output, and the series of certificates, which appear once a certificate is
-loaded or seen.
+Every metric that the relay shows at `/metrics` of its admin address. Each series is there from the
+start, with 0, so that `increase()` sees the first event. The exceptions are `output_up`, which
+appears with the first attempt of its output, and the series of certificates, which appear once a
+certificate is loaded or seen.
 
 Counters start at 0 with the process. When a reload removes an output or a listener, its counters
-stay and its backlog becomes 0. Its gauges of states are removed, as noted below for each of them.
+stay and its backlog becomes 0. Its states leave `/metrics`, as noted below for each of them.
 
-With several replicas, each replica counts only what it received itself.
+With several replicas, each replica counts what it got itself. Losses that no counter shows are in
+[one list](../concepts/guarantees.md#what-no-counter-counts).
 ";
 
 /// Returns the text of the page `docs/reference/metrics.md`.
@@ -50,8 +51,11 @@ pub fn reference() -> String {
 fn describe(page: &mut String, metric: &Metric) {
     let Metric { name, kind, help, unit, meaning, action, buckets, is_state, .. } = metric;
     page.push_str(&format!("\n### `{name}`\n\n"));
-    let state =
-        if *is_state { " Removed when a reload removes its output or listener." } else { "" };
+    let state = if *is_state {
+        " Leaves `/metrics` when a reload removes its output or listener."
+    } else {
+        ""
+    };
     paragraph(page, "", &format!("{help}{state}"));
     let mut items = vec![format!("Kind: {}. Unit: {unit}.", kind.name())];
     items.extend(metric.labels().map(label));
