@@ -195,6 +195,7 @@ mod docs {
     mod dependencies;
     mod documents;
     mod examples;
+    mod exit_statuses;
     mod first_commands;
     mod layers;
     mod links;

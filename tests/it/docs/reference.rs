@@ -145,23 +145,3 @@ fn the_page_of_commands_has_the_help_that_the_program_prints() {
     }
     assert_file("docs/reference/commands.md", &page);
 }
-
-/// The table of exit statuses has a row for each command that does something by itself.
-#[test]
-fn each_command_has_its_exit_statuses() {
-    let read = |name: &str| {
-        std::fs::read_to_string(repository().join("docs/reference").join(name)).unwrap()
-    };
-    let (commands, page) = (read("commands.md"), read("exit-statuses.md"));
-    let names: Vec<&str> = commands
-        .lines()
-        .filter_map(|line| line.strip_prefix("## `kube-audit-forwarder ")?.strip_suffix('`'))
-        .collect();
-    assert!(names.len() > 20, "{names:?}");
-    let rows: Vec<&str> = page.lines().filter(|line| line.starts_with("| `")).collect();
-    for name in &names {
-        let is_group = names.iter().any(|other| other.starts_with(&format!("{name} ")));
-        let has_row = rows.iter().any(|row| row.contains(&format!("`{name}`")));
-        assert!(is_group || has_row, "docs/reference/exit-statuses.md has no row for {name}");
-    }
-}
