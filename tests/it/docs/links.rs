@@ -57,3 +57,33 @@ fn the_contents_name_every_page_once_and_every_page_begins_with_its_title() {
         assert!(title.is_some_and(|(_, line)| line.starts_with("# ")), "{}", page.path);
     }
 }
+
+/// The contents of the book have sections of at most nine pages, and two levels of pages. A page
+/// that is written by hand is read in one go.
+#[test]
+fn the_contents_have_two_levels_and_no_section_and_no_page_is_long() {
+    let contents = Page::read("docs/SUMMARY.md");
+    let (mut section, mut entries) = ("", 0);
+    for (number, line) in contents.prose().filter(|(_, line)| !line.is_empty()) {
+        if let Some(heading) = line.strip_prefix("# ") {
+            (section, entries) = (heading, 0);
+            continue;
+        }
+        let depth = line.len() - line.trim_start().len();
+        let is_entry = line.trim_start().starts_with("- [");
+        assert!(is_entry && [0, 2].contains(&depth), "line {number} is on a third level: {line}");
+        assert!(depth == 0 || entries > 0, "line {number} is below no page: {line}");
+        entries += 1;
+        assert!(entries <= 9, "more than nine pages in the section {section}: {line}");
+    }
+    for page in pages().into_iter().filter(|page| page.path.starts_with("docs/")) {
+        let lines = page.text.lines().count();
+        let is_generated = page.text.contains("<!-- Generated from ");
+        let is_list = LISTS.contains(&page.path.as_str());
+        assert!(lines <= 250 || is_generated || is_list, "{}: {lines} lines", page.path);
+    }
+}
+
+/// Pages that nobody reads from the first line to the last: a row for each source file, and one for
+/// each field of an object. Tests compare both with the sources.
+const LISTS: [&str; 2] = ["docs/internals/code-map.md", "docs/reference/status-json.md"];
