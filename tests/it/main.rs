@@ -209,6 +209,7 @@ mod docs {
     mod sizing;
     mod status_json;
     mod threat_model;
+    mod words;
 }
 
 mod support;
