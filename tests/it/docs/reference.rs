@@ -145,3 +145,19 @@ fn the_page_of_commands_has_the_help_that_the_program_prints() {
     }
     assert_file("docs/reference/commands.md", &page);
 }
+
+/// The help of `policy` says in words what each of its commands does, also in the list of all
+/// commands.
+#[test]
+fn the_help_of_policy_names_its_commands() {
+    let words = [("explain", "explain"), ("cost", "count"), ("advise", "suggest")];
+    let help = printed(&["policy", "--help"], &[]);
+    assert_eq!(subcommands(&help), words.map(|(command, _)| command), "a word for each command");
+    let about = help.split("\n\n").next().unwrap_or_default();
+    for (command, word) in words {
+        assert!(about.to_lowercase().contains(word), "{command}: no {word} in: {about}");
+    }
+    let list = printed(&["--help"], &[]);
+    let row = list.lines().find(|line| line.starts_with("  policy ")).expect("a row");
+    assert!(row.contains(about), "{row}");
+}
