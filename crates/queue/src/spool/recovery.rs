@@ -38,9 +38,9 @@
 //! | 20 | the last segment can't be written, cut or synced | it is read as it is, and new records go into a new segment | an old file may belong to another user |
 //! | | **other files** | | |
 //! | 21 | `*.incoming`, `*.spare` | the upkeep deletes them | nobody was told that something in them is safe |
-//! | 24 | a file in `set-aside/` whose event is before its output's place | the output tries the event again | it was set aside, and the cursors file has been saved since then |
+//! | 24 | a file in `set-aside/` whose event is before its output's place, also in cases 2 and 3 | the output tries the event again | it was set aside, and the log may not have it any more |
 //! | 25 | a file in `set-aside/` whose event is not before its output's place | it is deleted | the output gets the event from the log |
-//! | 26 | a file in `set-aside/` of an output that the cursors file does not name, or of one that the config does not name | it is deleted; as 5 if the cursors file names the output | as 5 |
+//! | 26 | a file in `set-aside/` of an output that whole cursors do not name, or of one that the config does not name | it is deleted; as 5 if the cursors file names the output | as 5 |
 //! | | **a read fails** ([`Patient`]) | | |
 //! | 22 | and of a segment, `cursors` or `synced` nothing can be read for half a minute | the start is refused, and nothing is changed | the disk is away, and what it holds may be whole |
 //! | 23 | and other parts of the file can be read | damage | a sector is bad, and must not keep the relay from starting |
@@ -325,8 +325,11 @@ fn join_all(
         let mut cursor = join(state, disk, found, output);
         let backlog = state.log.backlog(&cursor);
         if !output.is_recorder() {
+            // Only whole cursors show that an output is new. Without them, its segments may have
+            // been deleted, so the files are the only copy of events that nobody has counted.
+            let is_whole = matches!(found, cursors::Found::Whole(_));
             let is_named = found.contents().is_some_and(|it| it.outputs.contains_key(&output.name));
-            if let Some(events) = aside.get_mut(&output.name).filter(|_| is_named) {
+            if let Some(events) = aside.get_mut(&output.name).filter(|_| is_named || !is_whole) {
                 // Case 24.
                 let place = cursor.claims.watermark();
                 cursor.found = events.extract_if(.., |(at, _)| *at < place).collect();

@@ -19,6 +19,28 @@ fn an_event_that_is_set_aside_is_kept_for_the_next_start_and_told_so() {
     assert!(kept.clone().any(|it| it == ("out", 2)), "{:?}", kept.collect::<Vec<_>>());
 }
 
+/// The segment with the event is deleted, because the output has finished everything else.
+#[test]
+fn an_event_that_is_set_aside_outlives_the_cursors_file() {
+    let config = settings(1 << 20, 64 << 10, WhenFull::Reject);
+    let open = |disk| Scene::open(disk, &config, &[("out", true)], |_| {});
+    let mut scene = open(SimulatedDisk::new(1));
+    scene.send(2000).expect("there is room");
+    let cursor = &mut scene.cursors[0];
+    let first = cursor.next(ALL).expect("an event").claim;
+    cursor.shelf().store(first.start, b"{}").expect("the disk is well");
+    cursor.set_aside(first);
+    (1..100).for_each(|_| scene.send(2000).expect("there is room"));
+    scene.deliver_to(0);
+    scene.work(Chore::Save);
+    scene.work(Chore::Reclaim);
+    scene.disk.remove(cursors::FILE).expect("it was saved");
+    let scene = open(scene.disk);
+    let backlog = scene.queue.backlogs()[0].1.events;
+    assert!(backlog < 100, "the log still has all events");
+    assert_eq!(scene.cursors[0].take_aside(), [(first.start, 2)]);
+}
+
 /// The file of an event is written before its claim is final. The process is killed in between.
 #[test]
 fn an_event_whose_claim_was_not_final_comes_from_the_log_alone() {
