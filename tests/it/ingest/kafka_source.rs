@@ -234,6 +234,30 @@ fn a_full_queue_stops_the_reading_and_not_the_membership() {
     relay.finish(Backlog::Empty);
 }
 
+/// Method: a message has as many bytes as an empty queue has room for, and no line break, which the
+/// queue adds.
+#[test]
+fn a_message_that_never_fits_into_the_queue_is_passed_over() {
+    let cluster = Cluster::start(1, 1);
+    let consumer = Tallying::tcp();
+    let [first, last] = [0, 1].map(|number| Id { sender: 0, number });
+    let mut large = event(Id { sender: 1, number: 0 });
+    large.pop();
+    large.extend(b",\"pad\":\"");
+    large.resize(65_536 - 256 - 2, b'a');
+    large.extend(b"\"}");
+    cluster.put(0, &[event(first), large, event(last)]);
+    let queue = WORKER.replace("{ acknowledge", "{ max_bytes = \"64KiB\", acknowledge");
+    let relay =
+        Relay::start(&format!("{queue}{}{}", cluster.source(""), consumer.output("lines", "")));
+    wait_until_committed(&cluster, &[3]);
+    consumer.tally.wait_for_count(2, PATIENCE);
+    assert_eq!(consumer.tally.ids(), [first, last].into());
+    let metrics = relay.metrics();
+    assert_eq!(metrics.value("requests_rejected_total", &[("reason", "too_large")]), 1.0);
+    relay.finish(Backlog::Empty);
+}
+
 #[test]
 fn no_more_is_taken_than_max_in_flight() {
     let cluster = Cluster::start(1, 1);

@@ -552,7 +552,9 @@ impl Intake<'_> {
         });
         group.messages.next = message.offset() + 1;
         group.messages.count += 1;
-        let refused = if payload.len() as u64 > self.reader.max_body {
+        // The queue adds a line break to a message without one. A message that fills an empty queue
+        // must not wait for room that never comes.
+        let refused = if payload.len() as u64 >= self.reader.max_body {
             Some((Rejection::TooLarge, 413, "larger than limits.max_body".to_owned()))
         } else {
             let invalid = group.add(payload).err();
