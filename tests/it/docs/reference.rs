@@ -78,9 +78,12 @@ fn heading(section: &str, rows: &[Row]) -> String {
     format!("{depth} `{open}{section}{close}`")
 }
 
+fn rows() -> Vec<Row> {
+    printed(&["config", "--reference"], &[]).lines().skip(2).map(row).collect()
+}
+
 fn config_page() -> String {
-    let printed = printed(&["config", "--reference"], &[]);
-    let rows: Vec<Row> = printed.lines().skip(2).map(row).collect();
+    let rows = rows();
     let mut page = CONFIG_HEAD.to_owned();
     let mut section = None;
     for Row { section: own, key, types, kind, default, meaning } in &rows {
@@ -97,6 +100,27 @@ fn config_page() -> String {
         writeln!(page, "| `{key}` |{types} {kind} | {default} | {meaning} |").unwrap();
     }
     page
+}
+
+/// The lines around the keys on the page of a destination.
+const KEYS: [&str; 2] = [
+    "<!-- Generated: KUBE_AUDIT_FORWARDER_BLESS=1 ./test it docs:: -->\n",
+    "<!-- The end of the generated part. -->\n",
+];
+
+/// Returns the page of this type of output with the keys that the program prints for the type.
+/// Keys that every type has are not on it.
+fn destination_page(page: &str, rows: &[Row], of: &str) -> String {
+    let [begin, end] = KEYS;
+    let (before, rest) = page.split_once(begin).expect("the page has a place for its keys");
+    let (_, after) = rest.split_once(end).expect("the generated part has an end");
+    let mut keys = "\n| key | kind | default | meaning |\n|---|---|---|---|\n".to_owned();
+    let has = |row: &&Row| row.section == "output" && row.types.split(", ").any(|it| it == of);
+    for Row { key, kind, default, meaning, .. } in rows.iter().filter(has) {
+        writeln!(keys, "| `{key}` | {kind} | {default} | {meaning} |").unwrap();
+    }
+    let all = "[Keys that all outputs have](../reference/config.md#output)";
+    format!("{before}{begin}{keys}\n{all}\n\n{end}{after}")
 }
 
 const COMMANDS_HEAD: &str = "\
@@ -134,6 +158,18 @@ fn add_command(page: &mut String, path: &[&str]) {
 #[test]
 fn the_page_of_the_config_has_the_keys_that_the_program_prints() {
     assert_file("docs/reference/config.md", &config_page());
+}
+
+#[test]
+fn the_page_of_each_type_of_output_has_the_keys_of_the_type() {
+    let rows = rows();
+    let declared = rows.iter().find(|row| row.section == "output" && row.key == "type");
+    let types = declared.expect("an output has a type").kind.split('"').skip(1).step_by(2);
+    for of in types {
+        let path = format!("docs/destinations/{of}.md");
+        let page = std::fs::read_to_string(repository().join(&path)).unwrap();
+        assert_file(&path, &destination_page(&page, &rows, of));
+    }
 }
 
 #[test]
