@@ -379,18 +379,14 @@ def shown_paths():
 
 
 def shown_problems(rendered):
-    """Yields the paths that the pages and connect.sh show, and that lead to no relay.
-
-    The page about upgrades also shows URLs that work only with deploy/two-ports.
-    """
+    """Yields the paths that the pages and connect.sh show, and that lead to no relay."""
     count = 0
     for where, path in shown_paths():
         count += 1
-        names = ("base", "two-ports") if where == "docs/operating/upgrade.md" else ("base",)
-        found = [service_proxy(rendered[name], path) for name in names]
-        if not any(isinstance(it, tuple) for it in found):
-            yield f"{where}: {path}: {found[0]}"
-    if count < 8:
+        found = service_proxy(rendered["base"], path)
+        if not isinstance(found, tuple):
+            yield f"{where}: {path}: {found}"
+    if count < 5:
         yield f"only {count} URLs are shown"
 
 
@@ -827,7 +823,7 @@ def moving_in_problems(page, rendered):
     """
     labels, deleted = {}, False
     pods = {"the tutorial's HAProxy": TUTORIAL_POD, "HAProxy of deploy/way-back": pod_of(rendered["way-back"])}
-    ahead = re.sub(r"^\*\*Way back:\*\*.*?(?=^## )", "", page, flags=re.MULTILINE | re.DOTALL)
+    ahead = re.sub(r"^\*\*To undo:\*\*.*?(?=^## )", "", page, flags=re.MULTILINE | re.DOTALL)
     words = []
     for words in commands_of(ahead):
         if words[:3] == ["kubectl", "apply", "-k"]:

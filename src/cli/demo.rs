@@ -42,7 +42,7 @@ async fn show(length: Duration) -> Result<(), u8> {
     let mut draw = tokio::time::interval(display.every());
     let mut running = std::pin::pin!(demo::run(length, told, stop.clone()));
     print(&format!(
-        "{} s of kube-apiserver's batches → the relay → a consumer, which will be away for a while\n",
+        "{} s of kube-apiserver's batches → the relay → a consumer, which will be down for a while\n",
         length.as_secs()
     ))?;
     let ended = loop {
@@ -63,7 +63,7 @@ fn said(summary: &Summary) -> String {
     let Summary { sent, delivered, repeated, lost, away, queue_events_max, queue_bytes_max } =
         summary;
     format!(
-        "\nthe consumer was away for {:.1} s; the queue held up to {} events ({}), and is empty again\n\n\
+        "\nthe consumer was down for {:.1} s; the queue held up to {} events ({}), and is empty again\n\n\
          sent: {sent}\ndelivered: {delivered}\nrepeated: {repeated}\nlost: {lost}\n\n\
          Read next in docs/: start.md for a config of your own, concepts/guarantees.md for what was promised here,\n\
          concepts/queue-and-disk.md for a queue that survives a crash, operating/monitoring.md for alerts.\n",
@@ -130,7 +130,7 @@ impl Display {
         let what = match figures.phase {
             Phase::Starting => "  starting",
             Phase::Flowing => "",
-            Phase::Away => "  the consumer is away",
+            Phase::Away => "  the consumer is down",
             Phase::Emptying => "  sending has ended, the queue empties",
         };
         format!(

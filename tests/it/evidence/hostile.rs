@@ -369,7 +369,7 @@ fn stored_lines_without_an_end_are_named_and_hide_no_fault() {
     let directory = directory.path().display().to_string();
     let arguments = ["evidence", "verify", "--directory", &directory, "--key", &key];
     let arguments = [&arguments[..], &["--output", "a", "--events"]].concat();
-    let (long, other) = (": a line is longer than 1024 MiB", ": most of its lines are no events");
+    let (long, other) = (": a line is longer than 1024 MiB", ": most of its lines are not events");
     for (events, why) in
         [("/dev/zero", long), ("<(yes)", other), ("<(yes '')", other), ("<(yes | gzip -1)", other)]
     {

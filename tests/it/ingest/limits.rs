@@ -455,7 +455,7 @@ fn bytes_beyond_max_in_flight_are_429_and_the_sender_who_came_first_goes_on() {
     for _ in 0..3 {
         let response = refused.post("/audit", JSON, &second).unwrap();
         let message = assert_refusal(&response, 429);
-        assert!(message.contains("under way"), "{message}");
+        assert!(message.contains("in progress"), "{message}");
     }
     assert_kept(&mut refused);
     wait_for_gauge(&relay, "in_flight_bytes", 800_000.0);

@@ -31,7 +31,7 @@ fn in_a_pipe_it_prints_lines_and_loses_nothing_though_the_consumer_goes_away() {
     assert_eq!((code, stderr.as_str()), (Some(0), ""), "{text}");
     assert_nothing_lost(&text);
     assert!(status_page(&text).is_some(), "{text}");
-    assert!(text.contains("the consumer was away for 0.") && !text.contains('\u{1b}'), "{text}");
+    assert!(text.contains("the consumer was down for 0.") && !text.contains('\u{1b}'), "{text}");
     let first = text.lines().find(|line| line.contains(" in ") && line.contains(" queue "));
     assert!(first.is_some_and(|line| line.contains("lost 0")), "{text}");
 }

@@ -245,7 +245,7 @@ fn what_kube_apiserver_counts_is_compared_with_what_the_relay_counts() {
     said.assert_has("AuditWebhookError");
     said.assert_has("everything that was generated has arrived, or is counted");
 
-    // Errors of the audit log are no loss of the webhook.
+    // Errors of the audit log are not losses of the webhook.
     whole.apiserver.count(0, |it| {
         it.generated = Some(40);
         it.lost = vec![("log".to_owned(), 9)];
@@ -417,7 +417,7 @@ fn saved_metrics_are_compared_by_their_totals() {
     for (text, what) in [
         ("<html>\n", "line 1"),
         ("", "apiserver_audit_event_total is missing"),
-        (no_number, "apiserver_audit_event_total is NaN, which is no valid number"),
+        (no_number, "apiserver_audit_event_total is NaN, which is not a valid number"),
     ] {
         std::fs::write(&file, text).unwrap();
         let said = doctor(&arguments);

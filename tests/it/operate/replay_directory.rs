@@ -289,7 +289,7 @@ fn a_relay_that_starts_meanwhile_is_told_and_nothing_is_left_out() {
     let relay = Relay::start(&place.config(&[("away", DEAD)]));
     let (status, stderr) = running.wait();
     assert_eq!(status.code(), Some(0), "{stderr}");
-    let told = "a relay has been started with this directory meanwhile";
+    let told = "a relay has since been started with this directory";
     assert!(stderr.contains(told), "{stderr}");
     assert_same_set(&accepted_events(&sink), &events(0..1000));
     relay.finish(Backlog::Stable);
@@ -608,21 +608,21 @@ fn command_in(code: &str, command: &str) -> Vec<String> {
     line.split_whitespace().skip(1).map(str::to_owned).collect()
 }
 
-const RUNBOOK: &str = "docs/runbooks/KubeAuditForwarderReplicaGone.md";
+const PAGE: &str = "docs/operating/replay-queue.md";
 const JOB: &str = "deploy/jobs/replay-left-over-volume.yaml";
 
-/// Method: does what the runbook says about a volume that is left over. The command of the Job is
+/// Method: does what the page says about a volume that is left over. The command of the Job is
 /// taken from the manifest and must be the one that the page shows. It is run with the directory of
 /// a killed relay in the place of the volume, and the address of a second relay in the place of the
 /// Service. Each end that the page's table names is brought about.
 #[test]
-fn the_runbook_of_a_volume_that_is_left_over_does_what_it_says() {
+fn the_page_about_a_volume_that_is_left_over_does_what_it_says() {
     let job = std::fs::read_to_string(repository().join(JOB)).unwrap();
     let list = job.split_once("          command:\n").unwrap().1;
     let words = list.lines().map_while(|line| line.strip_prefix("            - "));
     let words: Vec<String> = words.map(str::to_owned).collect();
     assert_eq!(words[0], "/usr/bin/kube-audit-forwarder");
-    let code = block_on(RUNBOOK, "sh", "replay /spool");
+    let code = block_on(PAGE, "sh", "replay /spool");
     assert_eq!(command_in(&code, "replay"), words[1..]);
 
     let place = left(500);
@@ -640,7 +640,7 @@ fn the_runbook_of_a_volume_that_is_left_over_does_what_it_says() {
         let words: Vec<&str> = replaced.collect();
         place.run(&words)
     };
-    // Step 1 says that this shows the backlog before, and step 3 that it shows the same after.
+    // The page says that this shows the same backlog before and after.
     let inspect =
         || run_command(&["queue", "inspect", "--json", place.directory()], Path::new("/"));
     let backlog = || {
@@ -661,7 +661,7 @@ fn the_runbook_of_a_volume_that_is_left_over_does_what_it_says() {
     other.wait_until_delivered(PATIENCE);
     assert_same_set(&accepted_events(&sink), &events(0..500));
 
-    let page = std::fs::read_to_string(repository().join(RUNBOOK)).unwrap();
+    let page = std::fs::read_to_string(repository().join(PAGE)).unwrap();
     let row = |words: &str| {
         let row =
             page.lines().find(|line| line.trim_start().starts_with("| `") && line.contains(words));
@@ -701,11 +701,11 @@ fn the_runbook_of_a_volume_that_is_left_over_does_what_it_says() {
     said.assert(1, &["stopped: ", "given up after the last attempt: http://127.0.0.1"]);
 }
 
-/// The manifest of the Job as the runbook changes it, and what else must hold for its pod: the
+/// The manifest of the Job as the page changes it, and what else must hold for its pod: the
 /// Service may not send requests to it, and the relays must take its requests.
 #[test]
 fn the_job_of_a_volume_that_is_left_over_fits_the_relays() {
-    let code = block_on(RUNBOOK, "sh", JOB);
+    let code = block_on(PAGE, "sh", JOB);
     let sed = code.split_once("sed ").unwrap().1.split(" |").next().unwrap();
     let script = format!("sed {sed}");
     let changed = Command::new("sh").args(["-c", &script]).current_dir(repository()).output();
@@ -741,7 +741,6 @@ fn the_job_of_a_volume_that_is_left_over_fits_the_relays() {
 /// is used with other addresses and directories, and with the consumer of the test.
 #[test]
 fn one_output_alone_gets_what_it_has_not_finished_as_the_page_says() {
-    const PAGE: &str = "docs/operating/replay-queue.md";
     let place = left(300);
     let sink = HttpSink::accepting();
     let config = block_on(PAGE, "toml", "only-siem.toml")
